@@ -1,0 +1,1 @@
+"""The run configurations, installed as data of `cat_fast.configs`."""
