@@ -1,0 +1,1 @@
+"""Attention over packed sequences: `op` is what models call, `reference` the formula."""
