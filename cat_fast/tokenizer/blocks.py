@@ -1,0 +1,173 @@
+"""Convolutional blocks of the nested VAE.
+
+Layer names and arithmetic follow diffusers' AutoencoderKL (`ResnetBlock2D`, `DownEncoderBlock2D`,
+`UpDecoderBlock2D`, `UNetMidBlock2D`), so that LDM and Stable Diffusion weights load; normalisation and
+activation go through the fused `group_norm_silu` operator.
+
+Shapes: B batch, C channels, H and W the side of the feature map.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cat_fast.kernels.group_norm_silu.op import group_norm_silu
+
+NORM_EPS = 1e-6
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm, followed by SiLU when `activation` is set, as one operator. (B, C, H, W) -> the same."""
+
+    def __init__(self, num_groups: int, num_channels: int, activation: bool = True) -> None:
+        super().__init__(num_groups, num_channels, eps=NORM_EPS)
+        self.activation = activation
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return group_norm_silu(x_BCHW, self.weight, self.bias, self.num_groups, self.eps, self.activation)
+
+
+class ResnetBlock(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the channels change."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm_num_groups: int) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(norm_num_groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = GroupNorm(norm_num_groups, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x_BCHW))
+        h = self.conv2(self.norm2(h))
+        shortcut = x_BCHW if self.conv_shortcut is None else self.conv_shortcut(x_BCHW)
+        return shortcut + h
+
+
+class Attention(nn.Module):
+    """Residual self-attention over the H x W positions, `channels // head_dim` heads."""
+
+    def __init__(self, channels: int, head_dim: int, norm_num_groups: int) -> None:
+        super().__init__()
+        if channels % head_dim:
+            raise ValueError(f"mid block width {channels} is not divisible by attention head dim {head_dim}")
+        self.head_dim = head_dim
+        self.group_norm = GroupNorm(norm_num_groups, channels, activation=False)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        B, C, H, W = x_BCHW.shape
+        h_BNC = self.group_norm(x_BCHW).flatten(2).transpose(1, 2)
+
+        def heads(t_BNC: Tensor) -> Tensor:
+            return t_BNC.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+
+        out = F.scaled_dot_product_attention(
+            heads(self.to_q(h_BNC)), heads(self.to_k(h_BNC)), heads(self.to_v(h_BNC))
+        )
+        out_BNC = self.to_out[0](out.transpose(1, 2).flatten(2))
+        return x_BCHW + out_BNC.transpose(1, 2).reshape(B, C, H, W)
+
+
+class MidBlock(nn.Module):
+    """`num_layers` attentions between `num_layers + 1` residual blocks, at constant width."""
+
+    def __init__(self, channels: int, num_layers: int, attention_head_dim: int, norm_num_groups: int) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList(
+            Attention(channels, attention_head_dim, norm_num_groups) for _ in range(num_layers)
+        )
+        self.resnets = nn.ModuleList(
+            ResnetBlock(channels, channels, norm_num_groups) for _ in range(num_layers + 1)
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        h = self.resnets[0](x_BCHW)
+        for attention, resnet in zip(self.attentions, list(self.resnets)[1:], strict=True):
+            h = resnet(attention(h))
+        return h
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution, padded on the right and bottom only. (B, C, H, W) -> (B, C, H/2, W/2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling, then a convolution. (B, C, H, W) -> (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+
+
+class DownBlock(nn.Module):
+    """Residual blocks, then a downsampling the caller may leave out (the tap of a ratio lies before it)."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int, norm_num_groups: int, downsample: bool
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.resnets = nn.ModuleList(
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, norm_num_groups)
+            for i in range(num_layers)
+        )
+        self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x_BCHW = resnet(x_BCHW)
+        return x_BCHW
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = self.features(x_BCHW)
+        for downsampler in self.downsamplers:
+            x_BCHW = downsampler(x_BCHW)
+        return x_BCHW
+
+
+class UpBlock(nn.Module):
+    """Residual blocks, then upsampling where the block has it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, num_layers: int, norm_num_groups: int, upsample: bool
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.resnets = nn.ModuleList(
+            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, norm_num_groups)
+            for i in range(num_layers)
+        )
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        for resnet in self.resnets:
+            x_BCHW = resnet(x_BCHW)
+        for upsampler in self.upsamplers:
+            x_BCHW = upsampler(x_BCHW)
+        return x_BCHW
+
+
+def ghost(module: nn.Module, channels: int, like: Tensor) -> Tensor:
+    """Run `module` on a tiny zero tensor and return zero, with the module's parameters in the graph.
+
+    The value is 0 and every gradient it sends is 0: a rank that skips a block still *produces* its
+    gradients, in the same order as a rank that runs it, which is what ZeRO's bucketed reduction needs.
+    """
+    zeros = torch.zeros(1, channels, 2, 2, dtype=like.dtype, device=like.device)
+    return 0.0 * module(zeros).sum()
