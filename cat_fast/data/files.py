@@ -1,0 +1,60 @@
+"""Whole files or none: what is written here appears under its name only once it is complete."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cat_fast.errors import UserError
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
+
+    A process killed half way leaves at most a hidden `.NAME.*.part` file, an exception not even that, and
+    whatever stood under `path` before is untouched. Missing parent folders are made.
+
+    Raises:
+        UserError: the file cannot be written there (no permission, disk full, a folder of that name).
+    """
+    path = Path(path)
+    part = _create_part(path)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Finds out before the work, not after it, that `path` cannot be written.
+
+    Raises:
+        UserError: as `atomic_write`.
+    """
+    _create_part(Path(path)).unlink()
+
+
+def _create_part(path: Path) -> Path:
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; expected the name of a file to write")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not tempfile: its files are readable by their owner alone, and so would the result be.
+        part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+        part.touch(exist_ok=False)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return part
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror or error})")

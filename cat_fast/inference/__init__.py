@@ -1,0 +1,1 @@
+"""Trained models at work: photographs to latents and back, packed-sequence generation."""

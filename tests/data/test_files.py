@@ -1,0 +1,72 @@
+"""A file written here is whole or absent, whatever happens half way."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.errors import UserError
+
+
+def test_the_result_appears_under_its_name_and_nothing_else_remains(tmp_path):
+    with atomic_write(tmp_path / "new" / "a.bin") as part:
+        part.write_bytes(b"whole")
+        assert not (tmp_path / "new" / "a.bin").exists()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.bin"]
+    assert (tmp_path / "new" / "a.bin").read_bytes() == b"whole"
+
+
+def test_an_exception_leaves_the_old_file_and_no_litter(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"old")
+
+    def fail_half_way():
+        with atomic_write(tmp_path / "a.bin") as part:
+            part.write_bytes(b"ne")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+
+
+def test_sigkill_half_way_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"old")
+    script = f"""
+        import os, signal
+        from cat_fast.data.files import atomic_write
+        with atomic_write({str(tmp_path / "a.bin")!r}) as part:
+            part.write_bytes(b"ne")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    finished = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=False, timeout=60)
+    assert finished.returncode == -signal.SIGKILL
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+
+
+def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    with atomic_write(tmp_path / "a.bin") as part:
+        part.touch()
+    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "plain").stat().st_mode
+    )
+
+
+@pytest.mark.parametrize("use", [require_writable, lambda path: atomic_write(path).__enter__()])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, use):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/a\.bin: cannot be written"):
+        use(tmp_path / "file" / "a.bin")
+    with pytest.raises(UserError, match="is a folder"):
+        use(tmp_path)
+
+
+def test_asking_whether_it_is_writable_writes_nothing(tmp_path):
+    require_writable(tmp_path / "a.bin")
+    assert os.listdir(tmp_path) == []
