@@ -1,0 +1,7 @@
+"""DiT over packed sequences: the model, its training loss and its sampler."""
+
+from cat_fast.generator.diffusion import EpsilonLoss, epsilon_loss, paper_schedule
+from cat_fast.generator.dit import DiT
+from cat_fast.generator.sampling import SampleRequest, sample
+
+__all__ = ["DiT", "EpsilonLoss", "SampleRequest", "epsilon_loss", "paper_schedule", "sample"]

@@ -1,0 +1,238 @@
+"""`DiT`: the class-conditional diffusion transformer (Peebles & Xie, 2023) over packed mixed-ratio sequences.
+
+One forward pass takes latents of any mix of ratios as one run of tokens. What differs from the original is
+only what that asks for: attention stays inside each sequence, positions are those in the picture, modulation
+is computed once a sequence, and the ratio is part of the conditioning. Module names are the original's, so
+its weights load.
+
+Shapes: S sequences, T tokens, D hidden size, H heads, C = patch_size^2 * in_channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+from cat_fast.errors import UserError
+from cat_fast.generator.embeddings import (
+    LabelEmbedder,
+    PatchEmbed,
+    RatioEmbedder,
+    TimestepEmbedder,
+    position_embedding,
+)
+from cat_fast.kernels.varlen_attention.op import varlen_attention
+from cat_fast.packing import PackedSequence
+
+
+class DiT(ModelMixin, ConfigMixin):
+    """Predicts the noise in packed latents, given a timestep and a label for each sequence.
+
+    Args:
+        in_channels: channels of a latent.
+        patch_size: side of a token in latent pixels.
+        hidden_size: width D; divisible by 4 and by `num_heads`.
+        depth: number of blocks.
+        num_heads: attention heads; head dimension is hidden_size / num_heads (72 in DiT-XL).
+        mlp_ratio: width of the MLP relative to D.
+        num_classes: classes; index `num_classes` is the null class.
+        class_dropout_prob: probability of training on the null class instead of the label.
+        ratios: the compression ratios that latents may have.
+        position_frame: side of the coordinate frame that every picture is laid into; as many units as the
+            largest grid has tokens a side (32 for 8x at 512 px).
+        shift_factor, scaling_factor: the model sees (latent - shift_factor) * scaling_factor. Kept here for
+            whoever decodes its samples; the forward pass does not apply them.
+        tokenizer_fingerprint: of the tokenizer whose latents it was trained on, if known.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        *,
+        in_channels: int = 16,
+        patch_size: int = 2,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 1000,
+        class_dropout_prob: float = 0.1,
+        ratios: Sequence[int] = (8, 16, 32),
+        position_frame: int = 32,
+        shift_factor: float = 0.0,
+        scaling_factor: float = 1.0,
+        tokenizer_fingerprint: str | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_heads or hidden_size % 4:
+            raise UserError(f"hidden_size {hidden_size} must be divisible by 4 and by num_heads {num_heads}")
+        if not 0 <= class_dropout_prob < 1:
+            raise UserError(f"class_dropout_prob {class_dropout_prob} must lie in [0, 1)")
+        token_dim = patch_size**2 * in_channels
+        self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
+        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        self.ratio_embedder = RatioEmbedder(tuple(ratios), hidden_size)
+        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
+        self.final_layer = FinalLayer(hidden_size, token_dim)
+        self.gradient_checkpointing = False
+        self._initialise()
+
+    def forward(
+        self,
+        packed: PackedSequence,
+        timesteps: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Predicted noise, (T, C), features in the order of the packed tokens.
+
+        Args:
+            packed: noisy latents, packed with this model's patch size.
+            timesteps: (S,) in 0 .. 999; `packed.timestep` if not given.
+            labels: (S,) int64 in 0 .. num_classes (the last is the null class); `packed.label` if not given.
+            generator: source of the label dropout in training; torch's default generator if not given.
+
+        Raises:
+            UserError: tokens of another width, a ratio, label or row count the model does not know.
+        """
+        timesteps = packed.timestep if timesteps is None else timesteps
+        labels = packed.label if labels is None else labels
+        timesteps, labels = self._check(packed, timesteps, labels)
+
+        index = packed.sequence_index()
+        positions = position_embedding(packed, self.config.hidden_size, self.config.position_frame)
+        x = self.x_embedder(packed.tokens.to(self.dtype)) + positions.to(self.dtype)
+        c = (
+            self.t_embedder(timesteps)
+            + self.y_embedder(labels, generator)
+            + self.ratio_embedder(packed.ratio)
+        )
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(
+                    block, x, c, index, packed.cu_seqlens, packed.max_seqlen
+                )
+            else:
+                x = block(x, c, index, packed.cu_seqlens, packed.max_seqlen)
+        return self.final_layer(x, c, index)
+
+    def _check(
+        self, packed: PackedSequence, timesteps: torch.Tensor | None, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if packed.tokens.shape[1] != self.final_layer.linear.out_features:
+            raise UserError(
+                f"tokens have {packed.tokens.shape[1]} features, but {self.config.in_channels} channels at "
+                f"patch size {self.config.patch_size} make {self.final_layer.linear.out_features}"
+            )
+        if timesteps is None or timesteps.shape != packed.ratio.shape:
+            raise UserError(
+                f"timesteps: expected ({len(packed)},), one for each sequence, got {_shape(timesteps)}"
+            )
+        if labels is None or labels.shape != packed.ratio.shape:
+            raise UserError(f"labels: expected ({len(packed)},), one for each sequence, got {_shape(labels)}")
+        if (
+            packed.ratio.device.type == "cpu" and not torch.compiler.is_compiling()
+        ):  # a GPU would have to stop
+            unknown = set(packed.ratio.tolist()) - set(self.config.ratios)
+            if unknown:
+                raise UserError(f"ratio {min(unknown)} is not among this model's {tuple(self.config.ratios)}")
+            if labels.min() < 0 or labels.max() > self.config.num_classes:
+                raise UserError(
+                    f"labels: expected 0 .. {self.config.num_classes}, "
+                    f"got {int(labels.min())} .. {int(labels.max())}"
+                )
+        return timesteps, labels
+
+    def _initialise(self) -> None:
+        """As the original: Xavier weights, zero biases, and every block and the output start as zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        proj = self.x_embedder.proj
+        nn.init.xavier_uniform_(proj.weight.view(proj.weight.shape[0], -1))
+        nn.init.zeros_(proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.zeros_(self.ratio_embedder.embedding_table.weight)
+        for linear in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
+            nn.init.normal_(linear.weight, std=0.02)
+        modulations = [block.adaLN_modulation[1] for block in self.blocks]
+        for linear in (*modulations, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+
+class DiTBlock(nn.Module):
+    """x += gate * attention(modulate(norm(x))), then the same with an MLP (adaLN-Zero)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(hidden_size, num_heads)
+        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
+
+    def forward(
+        self, x: torch.Tensor, c: torch.Tensor, index: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    ) -> torch.Tensor:
+        """x (T, D), conditioning c (S, D), index (T,) of each token's sequence -> (T, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
+        attended = self.attn(_modulate(self.norm1(x), shift1, scale1, index), cu_seqlens, max_seqlen)
+        x = torch.addcmul(x, gate1.index_select(0, index), attended)
+        hidden = self.mlp(_modulate(self.norm2(x), shift2, scale2, index))
+        return torch.addcmul(x, gate2.index_select(0, index), hidden)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention in which a token sees its own sequence only."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> torch.Tensor:
+        q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)  # [T, H, D / H]
+        return self.proj(varlen_attention(q, k, v, cu_seqlens, max_seqlen).flatten(1))
+
+
+class Mlp(nn.Module):
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, inner_size)
+        self.act = nn.GELU(approximate="tanh")
+        self.fc2 = nn.Linear(inner_size, hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class FinalLayer(nn.Module):
+    """Modulated norm and the linear layer to (T, C)."""
+
+    def __init__(self, hidden_size: int, token_dim: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(hidden_size, token_dim)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+
+    def forward(self, x: torch.Tensor, c: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(_modulate(self.norm_final(x), shift, scale, index))
+
+
+def _modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """x (T, D) * (1 + scale) + shift with the row of each token's sequence; scale and shift are (S, D)."""
+    return torch.addcmul(shift.index_select(0, index), x, (1 + scale).index_select(0, index))
+
+
+def _shape(value: torch.Tensor | None) -> str:
+    return "none" if value is None else str(tuple(value.shape))

@@ -1,0 +1,162 @@
+"""Sampling packed sequences of mixed ratios with classifier-free guidance and any diffusers scheduler."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+from cat_fast.errors import UserError
+from cat_fast.generator.dit import DiT
+from cat_fast.packing import PackedSequence
+
+Sampler = Literal["ddpm", "ddim", "dpm++"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRequest:
+    """One picture to draw."""
+
+    label: int
+    """Class index."""
+    ratio: int
+    """Compression ratio of the latent."""
+    grid: tuple[int, int]
+    """Height and width of the latent in tokens."""
+    seed: int
+    """Everything random in this picture comes from it, and from nothing else."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+def make_sampler(schedule: DDPMScheduler, name: Sampler) -> Any:
+    """The diffusers scheduler called `name` on the noise levels the model was trained with.
+
+    Raises:
+        UserError: another name than "ddpm", "ddim" or "dpm++".
+    """
+    if name == "ddpm":
+        return DDPMScheduler.from_config(schedule.config)
+    if name == "ddim":
+        return DDIMScheduler.from_config(schedule.config)
+    if name == "dpm++":
+        return DPMSolverMultistepScheduler.from_config(schedule.config, algorithm_type="dpmsolver++")
+    raise UserError(f"scheduler {name!r}: expected 'ddpm', 'ddim' or 'dpm++'")
+
+
+@torch.no_grad()
+def sample(
+    model: DiT,
+    requests: Sequence[SampleRequest],
+    schedule: DDPMScheduler,
+    *,
+    sampler: Sampler = "ddpm",
+    steps: int = 250,
+    guidance: float = 1.5,
+    on_step: Callable[[], None] | None = None,
+) -> list[torch.Tensor]:
+    """Draw latents (c, h, w), float32, one for each request, in the model's scale.
+
+    All requests take each step in one forward pass, with their unconditional twins beside them where
+    `guidance` is
+    not 1: eps = eps_null + guidance * (eps_label - eps_null). A picture depends on its own request only, up
+    to the rounding of matrix products of another height.
+
+    Args:
+        model: in eval mode, or label dropout would act.
+        schedule: what the model was trained with.
+        sampler, steps: which solver, and how many steps of it.
+        guidance: 1 is none.
+        on_step: called after every step.
+
+    Raises:
+        UserError: no request, steps outside 1 .. num_train_timesteps, or a model in training mode.
+    """
+    if not requests or not 1 <= steps <= schedule.config.num_train_timesteps:
+        raise UserError(
+            f"expected at least one request and steps in 1 .. {schedule.config.num_train_timesteps}, "
+            f"got {len(requests)} requests and {steps} steps"
+        )
+    if model.training:
+        raise UserError("the model is in training mode, which drops labels; call model.eval() first")
+    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
+    packed = _initial_noise(model, requests, generators)
+    solver = _PackedSolver(make_sampler(schedule, sampler), steps, requests, generators)
+    for timestep in solver.timesteps:
+        tokens = solver.step(_guided_noise(model, packed, timestep, guidance), timestep, packed.tokens)
+        packed = packed.replace(tokens=tokens)
+        if on_step is not None:
+            on_step()
+    return packed.to_latents(model.config.patch_size)
+
+
+def _initial_noise(
+    model: DiT, requests: Sequence[SampleRequest], generators: Sequence[torch.Generator]
+) -> PackedSequence:
+    p, channels = model.config.patch_size, model.config.in_channels
+    noise = [
+        torch.randn(channels, p * request.grid[0], p * request.grid[1], generator=generator)
+        for request, generator in zip(requests, generators, strict=True)
+    ]
+    ratios, labels = [request.ratio for request in requests], [request.label for request in requests]
+    return PackedSequence.from_latents(noise, ratios, p, labels=labels).to(model.device)
+
+
+def _guided_noise(
+    model: DiT, packed: PackedSequence, timestep: torch.Tensor, guidance: float
+) -> torch.Tensor:
+    """(T, C) float32 noise estimate at one timestep for all sequences."""
+    packed = packed.replace(timestep=timestep.to(packed.device).expand(len(packed)))
+    if guidance == 1:
+        return model(packed).float()
+    null = packed.replace(label=torch.full_like(packed.label, model.config.num_classes))
+    conditional, unconditional = model(PackedSequence.concat([packed, null])).float().chunk(2)
+    return torch.lerp(unconditional, conditional, guidance)
+
+
+class _PackedSolver:
+    """A diffusers scheduler stepping over packed tokens.
+
+    Schedulers want one dense batch, and multistep ones remember past outputs: so sequences of equal length
+    are stacked, and each length has a scheduler of its own.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        steps: int,
+        requests: Sequence[SampleRequest],
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        scheduler.set_timesteps(steps)
+        self.timesteps = scheduler.timesteps
+        self._lengths = [request.num_tokens for request in requests]
+        self._groups: dict[int, list[int]] = defaultdict(list)
+        for s, length in enumerate(self._lengths):
+            self._groups[length].append(s)
+        self._generators = generators
+        self._schedulers = {length: copy.deepcopy(scheduler) for length in self._groups}
+
+    def step(self, noise: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """One step: estimated noise (T, C) and tokens (T, C) -> tokens (T, C)."""
+        noises, samples = noise.split(self._lengths), tokens.split(self._lengths)
+        result: list[torch.Tensor] = [tokens] * len(samples)
+        for length, members in self._groups.items():
+            previous = (
+                self._schedulers[length]
+                .step(
+                    torch.stack([noises[s] for s in members]),
+                    timestep,
+                    torch.stack([samples[s] for s in members]),
+                    generator=[self._generators[s] for s in members],
+                )
+                .prev_sample
+            )
+            for s, one in zip(members, previous, strict=True):
+                result[s] = one
+        return torch.cat(result)

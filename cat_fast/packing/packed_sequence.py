@@ -1,0 +1,250 @@
+"""`PackedSequence`: latents of several ratios as one run of tokens, without a token of padding.
+
+The tokens of all pictures lie one after another; ``cu_seqlens`` says where each begins, ``grid`` and
+``ratio`` what shape it had, and the optional fields what else belongs to it.
+
+    packed = PackedSequence.from_latents(latents, ratios=[8, 32], labels=[3, 7])
+    noisy = packed.replace(tokens=packed.tokens + noise)
+    latents = noisy.to_latents()
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import torch
+
+from cat_fast.errors import UserError
+from cat_fast.packing.patches import patchify, unpatchify
+
+_PER_SEQUENCE = ("grid", "ratio", "label", "timestep")  # tensors with one row a sequence
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedSequence:
+    """S sequences of T tokens in all.
+
+    Raises:
+        UserError: if the fields do not fit each other. Shapes are checked always; values (does ``cu_seqlens``
+            begin at 0, end at T, agree with ``grid``) where the tensors are on the CPU, as on a GPU that
+            would wait for it.
+    """
+
+    tokens: torch.Tensor
+    """(T, C) float; C = patch_size^2 * latent channels, in the order of `cat_fast.packing.patches`."""
+    cu_seqlens: torch.Tensor
+    """(S + 1,) int32; sequence s holds tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
+    grid: torch.Tensor
+    """(S, 2) int32; height and width of each sequence in tokens."""
+    ratio: torch.Tensor
+    """(S,) int32; compression ratio of each latent: 8, 16 or 32."""
+    label: torch.Tensor | None = None
+    """(S,) int64 class index."""
+    timestep: torch.Tensor | None = None
+    """(S,) diffusion timestep, integer or float."""
+    key: tuple[str, ...] | None = None
+    """S names, for bookkeeping."""
+    max_seqlen: int = 0
+    """Length of the longest sequence; counted here once, so that no later use has to wait for the device."""
+
+    def __post_init__(self) -> None:
+        self._check_shapes()
+        if self.cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_values()
+        if not self.max_seqlen:
+            object.__setattr__(self, "max_seqlen", int(self.cu_seqlens.diff().max()))
+
+    def __len__(self) -> int:
+        """The number of sequences, S."""
+        return self.ratio.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens, T."""
+        return self.tokens.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.tokens.device
+
+    @classmethod
+    def from_latents(
+        cls,
+        latents: Sequence[torch.Tensor],
+        ratios: Sequence[int],
+        patch_size: int = 2,
+        *,
+        labels: Sequence[int] | torch.Tensor | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> Self:
+        """Pack (c, h, w) latents, all of one dtype, device and channel count, in the order given.
+
+        Raises:
+            UserError: no latent, another rank than 3, sides that `patch_size` does not divide, channel counts
+                that differ, or lists of different lengths.
+        """
+        _check_latents(latents, ratios, patch_size)
+        device = latents[0].device
+        grids = [(x.shape[1] // patch_size, x.shape[2] // patch_size) for x in latents]
+        lengths = torch.tensor([0] + [h * w for h, w in grids])
+        return cls(
+            tokens=torch.cat([patchify(x, patch_size) for x in latents]),
+            cu_seqlens=lengths.cumsum(0, dtype=torch.int32).to(device),
+            grid=torch.tensor(grids, dtype=torch.int32, device=device),
+            ratio=torch.tensor([int(r) for r in ratios], dtype=torch.int32, device=device),
+            label=None if labels is None else torch.as_tensor(labels, dtype=torch.int64, device=device),
+            key=None if keys is None else tuple(keys),
+            max_seqlen=int(lengths.max()),
+        )
+
+    def to_latents(self, patch_size: int = 2) -> list[torch.Tensor]:
+        """The (c, h, w) latents, in order: the exact inverse of `from_latents`."""
+        if self.tokens.shape[1] % patch_size**2:
+            raise UserError(
+                f"tokens have {self.tokens.shape[1]} features, not a multiple of patch_size^2 = "
+                f"{patch_size**2}; pass the patch_size they were packed with"
+            )
+        grids = [(h, w) for h, w in self.grid.tolist()]
+        parts = self.tokens.split([h * w for h, w in grids])
+        return [unpatchify(part, grid, patch_size) for part, grid in zip(parts, grids, strict=True)]
+
+    def split(self) -> list[Self]:
+        """Each sequence as a PackedSequence of its own; tokens are views."""
+        bounds = self.cu_seqlens.tolist()
+        return [self._one(s, begin, end) for s, (begin, end) in enumerate(pairwise(bounds))]
+
+    @classmethod
+    def concat(cls, packs: Sequence[Self]) -> Self:
+        """One pack of all sequences of `packs`, in order.
+
+        Raises:
+            UserError: if there is none, or an optional field is set in some packs only.
+        """
+        if not packs:
+            raise UserError("nothing to concatenate: expected at least one PackedSequence")
+        lengths = torch.cat([pack.cu_seqlens.diff() for pack in packs])
+        fields: dict[str, Any] = {name: _join(packs, name) for name in _PER_SEQUENCE}
+        keys = _join(packs, "key")
+        return cls(
+            tokens=torch.cat([pack.tokens for pack in packs]),
+            cu_seqlens=torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)),
+            key=keys,
+            max_seqlen=max(pack.max_seqlen for pack in packs),
+            **fields,
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move every tensor to `device`; cast the tokens, and nothing else, to `dtype`."""
+        moved = {
+            name: value.to(device=device, non_blocking=True)
+            for name in ("cu_seqlens", *_PER_SEQUENCE)
+            if (value := getattr(self, name)) is not None
+        }
+        tokens = self.tokens.to(device=device, dtype=dtype, non_blocking=True)
+        return dataclasses.replace(self, tokens=tokens, **moved)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with the named fields changed."""
+        if "cu_seqlens" in changes:
+            changes.setdefault("max_seqlen", 0)
+        return dataclasses.replace(self, **changes)
+
+    def sequence_index(self) -> torch.Tensor:
+        """(T,) int64: the sequence that each token belongs to."""
+        index = torch.arange(len(self), device=self.cu_seqlens.device)
+        # output_size known here keeps a GPU from stopping to count
+        return index.repeat_interleave(self.cu_seqlens.diff(), output_size=self.num_tokens)
+
+    def _one(self, s: int, begin: int, end: int) -> Self:
+        rows = {
+            name: value[s : s + 1] for name in _PER_SEQUENCE if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens[begin:end],
+            cu_seqlens=torch.tensor([0, end - begin], dtype=torch.int32, device=self.cu_seqlens.device),
+            key=None if self.key is None else self.key[s : s + 1],
+            max_seqlen=end - begin,
+            **rows,
+        )
+
+    def _check_shapes(self) -> None:
+        if self.tokens.ndim != 2 or not self.tokens.is_floating_point():
+            raise UserError(f"tokens: expected (T, C) of a float dtype, got {_spell(self.tokens)}")
+        if self.ratio.ndim != 1 or self.ratio.dtype != torch.int32 or len(self) == 0:
+            raise UserError(f"ratio: expected (S,) int32 with S >= 1, got {_spell(self.ratio)}")
+        for name, shape in (("cu_seqlens", (len(self) + 1,)), ("grid", (len(self), 2))):
+            value = getattr(self, name)
+            if value.shape != shape or value.dtype != torch.int32:
+                raise UserError(f"{name}: expected {shape} int32, got {_spell(value)}")
+        for name in ("label", "timestep", "key"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self):
+                raise UserError(
+                    f"{name}: expected one for each of the {len(self)} sequences, got {len(value)}"
+                )
+        if self.label is not None and self.label.dtype != torch.int64:
+            raise UserError(f"label: expected (S,) int64, got {_spell(self.label)}")
+
+    def _check_values(self) -> None:
+        lengths = self.cu_seqlens.diff()
+        if self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != self.num_tokens or (lengths <= 0).any():
+            raise UserError(
+                f"cu_seqlens: expected to rise from 0 to the {self.num_tokens} tokens, "
+                f"got {self.cu_seqlens.tolist()}"
+            )
+        wrong = (self.grid.prod(1) != lengths).nonzero()
+        if len(wrong):
+            s = int(wrong[0])
+            h, w = self.grid[s].tolist()
+            raise UserError(
+                f"grid: sequence {s} is {h} x {w} tokens, but cu_seqlens gives it {int(lengths[s])}"
+            )
+        if self.max_seqlen and self.max_seqlen != int(lengths.max()):
+            raise UserError(
+                f"max_seqlen: the longest sequence has {int(lengths.max())} tokens, not {self.max_seqlen}"
+            )
+
+
+def _join(packs: Sequence[PackedSequence], name: str) -> Any:
+    values = [getattr(pack, name) for pack in packs]
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    if len(present) < len(values):
+        raise UserError(f"cannot concatenate: {name} is set in {len(present)} of {len(values)} packs")
+    if isinstance(present[0], tuple):
+        return tuple(item for value in present for item in value)
+    return torch.cat(present)
+
+
+def _check_latents(latents: Sequence[torch.Tensor], ratios: Sequence[int], patch_size: int) -> None:
+    if not latents or len(latents) != len(ratios):
+        raise UserError(
+            f"expected one ratio for each latent, got {len(latents)} latents and {len(ratios)} ratios"
+        )
+    for i, latent in enumerate(latents):
+        if (
+            latent.ndim != 3
+            or 0 in latent.shape
+            or latent.shape[1] % patch_size
+            or latent.shape[2] % patch_size
+        ):
+            raise UserError(
+                f"latent {i}: expected (c, h, w) with sides divisible by patch_size {patch_size}, "
+                f"got {tuple(latent.shape)}"
+            )
+        if (latent.shape[0], latent.dtype, latent.device) != (
+            latents[0].shape[0],
+            latents[0].dtype,
+            latents[0].device,
+        ):
+            raise UserError(
+                f"latent {i}: {_spell(latent)} differs in channels, dtype or device from the first"
+            )
+
+
+def _spell(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

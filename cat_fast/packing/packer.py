@@ -1,0 +1,138 @@
+"""`TokenBudgetPacker`: a stream of pictures in, batches of at most `max_tokens` tokens out.
+
+packer = TokenBudgetPacker(max_tokens=16_384)
+for keys in packer.pack((sample.key, tokens_of(sample)) for sample in stream):
+    ...
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+from cat_fast.errors import UserError
+from cat_fast.packing.reference_packer import ReferenceBestFitPacker
+
+try:
+    from cat_fast._bindings import BestFitPacker
+except ImportError:  # not built: the twin packs the same batches, slower
+    BestFitPacker = ReferenceBestFitPacker
+
+Item = TypeVar("Item", bound=Hashable)
+
+NATIVE = BestFitPacker is not ReferenceBestFitPacker
+"""Whether the native core packs."""
+
+
+@dataclass
+class PackingStatistics:
+    """What a packer has put out so far."""
+
+    max_tokens: int
+    batches: int = 0
+    sequences: int = 0
+    tokens: int = 0
+
+    @property
+    def fill(self) -> float:
+        """Tokens as a fraction of the budget of all batches; 0 before the first."""
+        return self.tokens / (self.batches * self.max_tokens) if self.batches else 0.0
+
+
+class TokenBudgetPacker(Generic[Item]):
+    """Packs items of known lengths into batches, best fit among the oldest `window` pending.
+
+    Every batch begins with the oldest pending item, so nothing waits forever; nothing is truncated or
+    dropped; and a batch depends on the order of arrival alone, so equal streams give equal batches on every
+    machine.
+
+    Args:
+        max_tokens: most tokens in a batch.
+        max_sequences: most items in a batch; unlimited if None.
+        window: how many pending items a batch may choose from, which is also the most it can hold: keep it
+            above max_tokens / (mean length), by a few dozen for a good fill.
+
+    Raises:
+        UserError: an argument below 1.
+    """
+
+    def __init__(self, max_tokens: int, max_sequences: int | None = None, window: int = 256) -> None:
+        self._settings = {"max_tokens": max_tokens, "max_sequences": max_sequences, "window": window}
+        try:
+            # no batch can hold more sequences than tokens
+            self._core = BestFitPacker(
+                max_tokens, max_tokens if max_sequences is None else max_sequences, window
+            )
+        except ValueError as error:
+            raise UserError(f"packer: {error}") from error
+        self._added = 0
+        self._pending: dict[int, tuple[Item, int]] = {}
+        self.statistics = PackingStatistics(max_tokens)
+
+    def __len__(self) -> int:
+        """The number of pending items."""
+        return len(self._pending)
+
+    def add(self, item: Item, length: int) -> None:
+        """Append an item of `length` tokens.
+
+        Raises:
+            UserError: a length outside 1 .. max_tokens.
+        """
+        try:
+            self._core.add(length)
+        except ValueError as error:
+            raise UserError(f"{item}: {error}") from error
+        self._pending[self._added] = (item, length)
+        self._added += 1
+
+    def next(self, *, flush: bool = False) -> list[Item] | None:
+        """The next batch, or None if fewer than `window` items are pending (with `flush`: if none is)."""
+        ids = self._core.next(flush)
+        if ids is None:
+            return None
+        batch = [self._pending.pop(id_) for id_ in ids]
+        self.statistics.batches += 1
+        self.statistics.sequences += len(batch)
+        self.statistics.tokens += sum(length for _, length in batch)
+        return [item for item, _ in batch]
+
+    def pack(self, items: Iterable[tuple[Item, int]]) -> Iterator[list[Item]]:
+        """Batches of a stream of (item, length), and of what was pending before it.
+
+        Reads no further ahead than the window, and flushes at the end. Saving `state_dict` between two
+        batches loses
+        nothing: what was read but not yet put out is in it.
+        """
+        for item, length in items:
+            self.add(item, length)
+            while (batch := self.next()) is not None:
+                yield batch
+        while (batch := self.next(flush=True)) is not None:
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on, as plain data: JSON where the items are."""
+        pending = [[id_, length, item] for id_, (item, length) in self._pending.items()]
+        return {
+            "settings": dict(self._settings),
+            "added": self._added,
+            "pending": pending,
+            "statistics": asdict(self.statistics),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()`.
+
+        Raises:
+            UserError: the state is of a packer with other settings, whose batches would not go on the same
+                way.
+        """
+        if state["settings"] != self._settings:
+            raise UserError(
+                f"packer: the saved state is of {state['settings']}, this one has {self._settings}"
+            )
+        pending = [(id_, length) for id_, length, _ in state["pending"]]
+        self._core.restore({"next_id": state["added"], "pending": pending})
+        self._added = state["added"]
+        self._pending = {id_: (item, length) for id_, length, item in state["pending"]}
+        self.statistics = PackingStatistics(**state["statistics"])

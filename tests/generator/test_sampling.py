@@ -1,0 +1,86 @@
+"""Sampling: a picture is its request's alone, and the solvers are diffusers' own."""
+
+import pytest
+import torch
+
+from cat_fast.errors import UserError
+from cat_fast.generator import SampleRequest, paper_schedule, sample
+from cat_fast.generator.sampling import make_sampler
+from cat_fast.packing import PackedSequence
+
+REQUESTS = [
+    SampleRequest(label=1, ratio=16, grid=(4, 4), seed=11),
+    SampleRequest(label=7, ratio=32, grid=(2, 2), seed=12),
+    SampleRequest(label=3, ratio=8, grid=(8, 8), seed=13),
+    SampleRequest(label=1, ratio=16, grid=(4, 4), seed=14),
+]
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_a_sample_does_not_depend_on_its_neighbours(tiny_dit, sampler):
+    options = {"schedule": paper_schedule(), "sampler": sampler, "steps": 8, "guidance": 2.0}
+    together = sample(tiny_dit, REQUESTS, **options)
+    assert [tuple(latent.shape) for latent in together] == [(4, 8, 8), (4, 4, 4), (4, 16, 16), (4, 8, 8)]
+    reordered = sample(tiny_dit, REQUESTS[::-1], **options)[::-1]
+    for request, latent, moved in zip(REQUESTS, together, reordered, strict=True):
+        (alone,) = sample(tiny_dit, [request], **options)
+        torch.testing.assert_close(latent, alone, atol=1e-4 * float(alone.abs().max()), rtol=0)
+        torch.testing.assert_close(moved, alone, atol=1e-4 * float(alone.abs().max()), rtol=0)
+    assert not torch.allclose(together[0], together[3], atol=0.1)  # same request, another seed
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sampling_equals_a_plain_loop_over_one_picture(tiny_dit, sampler, guidance):
+    request = REQUESTS[0]
+    (got,) = sample(tiny_dit, [request], paper_schedule(), sampler=sampler, steps=6, guidance=guidance)
+
+    generator = torch.Generator().manual_seed(request.seed)
+    solver = make_sampler(paper_schedule(), sampler)
+    solver.set_timesteps(6)
+    x = torch.randn(4, 8, 8, generator=generator)
+    with torch.no_grad():
+        for t in solver.timesteps:
+            packed = PackedSequence.from_latents([x], [request.ratio])
+            labelled, null = (
+                tiny_dit(packed, t.expand(1), torch.tensor([label])) for label in (request.label, 10)
+            )
+            noise = null + guidance * (labelled - null)
+            tokens = solver.step(noise, t, packed.tokens, generator=generator).prev_sample
+            (x,) = packed.replace(tokens=tokens).to_latents()
+    torch.testing.assert_close(got, x, atol=1e-4 * float(x.abs().max()), rtol=0)
+
+
+def test_every_solver_recovers_a_distribution_whose_noise_is_known():
+    """Where all data is one latent, the exact noise is known, and every solver must arrive at it."""
+    target = 0.7
+    schedule = paper_schedule()
+
+    class Oracle(torch.nn.Module):
+        config = type("config", (), {"patch_size": 2, "in_channels": 4, "num_classes": 10})
+        device = torch.device("cpu")
+
+        def forward(self, packed):
+            alpha_bar = schedule.alphas_cumprod[packed.timestep][packed.sequence_index(), None]
+            return (packed.tokens - alpha_bar.sqrt() * target) / (1 - alpha_bar).sqrt()
+
+    for sampler in ("ddpm", "ddim", "dpm++"):
+        for latent in sample(Oracle().eval(), REQUESTS, schedule, sampler=sampler, steps=25):
+            torch.testing.assert_close(latent, torch.full_like(latent, target), atol=0.02, rtol=0)
+
+
+def test_progress_is_told_once_a_step(tiny_dit):
+    ticks = []
+    sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=5, on_step=lambda: ticks.append(1))
+    assert len(ticks) == 5
+
+
+def test_what_cannot_be_sampled_is_refused(tiny_dit):
+    with pytest.raises(UserError, match="scheduler 'euler': expected 'ddpm', 'ddim' or 'dpm\\+\\+'"):
+        sample(tiny_dit, REQUESTS, paper_schedule(), sampler="euler")
+    with pytest.raises(UserError, match="got 4 requests and 1001 steps"):
+        sample(tiny_dit, REQUESTS, paper_schedule(), steps=1001)
+    with pytest.raises(UserError, match="at least one request"):
+        sample(tiny_dit, [], paper_schedule())
+    with pytest.raises(UserError, match="training mode"):
+        sample(tiny_dit.train(), REQUESTS, paper_schedule())

@@ -1,0 +1,117 @@
+"""PackedSequence: nothing is lost, nothing is padded, and what does not fit is said."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from cat_fast.errors import UserError
+from cat_fast.packing import PackedSequence
+from cat_fast.packing.patches import patchify, unpatchify
+
+SHAPES = [(4, 16, 16), (4, 4, 4), (4, 8, 6), (4, 2, 10)]
+RATIOS = [8, 32, 16, 16]
+
+
+def pack(**fields):
+    torch.manual_seed(0)
+    latents = [torch.randn(shape) for shape in SHAPES]
+    fields = {"labels": [3, 1, 4, 1], "keys": list("abcd")} | fields
+    return latents, PackedSequence.from_latents(latents, RATIOS, **fields)
+
+
+def test_packing_latents_and_unpacking_them_is_exact():
+    latents, packed = pack()
+    assert len(packed) == 4
+    assert packed.num_tokens == 64 + 4 + 12 + 5  # not one token of padding
+    assert packed.cu_seqlens.tolist() == [0, 64, 68, 80, 85]
+    assert packed.grid.tolist() == [[8, 8], [2, 2], [4, 3], [1, 5]]
+    assert packed.max_seqlen == 64
+    for latent, back in zip(latents, packed.to_latents(), strict=True):
+        assert torch.equal(latent, back)
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_patchify_has_the_channel_order_of_dits_final_layer(patch_size):
+    latent = torch.randn(3, 8, 4)
+    h, w = 8 // patch_size, 4 // patch_size
+    tokens = patchify(latent, patch_size)
+    n_h_w_p_q_c = tokens.view(h, w, patch_size, patch_size, 3)
+    for c, y, x in product(range(3), range(8), range(4)):
+        (i, p), (j, q) = divmod(y, patch_size), divmod(x, patch_size)
+        assert n_h_w_p_q_c[i, j, p, q, c] == latent[c, y, x]
+    assert torch.equal(unpatchify(tokens, (h, w), patch_size), latent)
+
+
+def test_split_and_concat_are_inverse():
+    _, packed = pack()
+    parts = packed.split()
+    assert [part.key for part in parts] == [("a",), ("b",), ("c",), ("d",)]
+    assert [part.max_seqlen for part in parts] == [64, 4, 12, 5]
+    whole = PackedSequence.concat(parts)
+    for name in ("tokens", "cu_seqlens", "grid", "ratio", "label"):
+        assert torch.equal(getattr(whole, name), getattr(packed, name)), name
+        assert getattr(whole, name).dtype == getattr(packed, name).dtype, name
+    assert (whole.key, whole.max_seqlen) == (packed.key, packed.max_seqlen)
+
+
+def test_sequence_index_names_the_owner_of_every_token():
+    _, packed = pack()
+    assert packed.sequence_index().tolist() == [0] * 64 + [1] * 4 + [2] * 12 + [3] * 5
+
+
+def test_to_casts_the_tokens_and_nothing_else():
+    _, packed = pack()
+    half = packed.to(dtype=torch.bfloat16)
+    assert half.tokens.dtype == torch.bfloat16
+    assert (half.label.dtype, half.cu_seqlens.dtype) == (torch.int64, torch.int32)
+    meta = packed.to("meta")
+    assert {meta.tokens.device.type, meta.cu_seqlens.device.type, meta.label.device.type} == {"meta"}
+    assert meta.max_seqlen == packed.max_seqlen
+
+
+def test_replace_checks_again():
+    _, packed = pack()
+    assert packed.replace(timestep=torch.arange(4)).timestep.tolist() == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="timestep: expected one for each of the 4 sequences, got 3"):
+        packed.replace(timestep=torch.arange(3))
+    with pytest.raises(UserError, match="cu_seqlens: expected to rise from 0 to the 84 tokens"):
+        packed.replace(tokens=packed.tokens[1:])
+
+
+def test_replacing_the_lengths_counts_the_longest_anew():
+    _, packed = pack()
+    swapped = packed.replace(
+        cu_seqlens=torch.tensor([0, 5, 17, 21, 85], dtype=torch.int32), grid=packed.grid.flip(0)
+    )
+    assert swapped.max_seqlen == 64
+
+
+@pytest.mark.parametrize(
+    ("latents", "ratios", "message"),
+    [
+        ([], [], "one ratio for each latent"),
+        ([torch.zeros(4, 4, 4)], [8, 16], "1 latents and 2 ratios"),
+        ([torch.zeros(4, 4, 5)], [8], r"divisible by patch_size 2, got \(4, 4, 5\)"),
+        ([torch.zeros(4, 4)], [8], r"expected \(c, h, w\)"),
+        ([torch.zeros(4, 4, 4), torch.zeros(8, 4, 4)], [8, 8], "latent 1: .* differs in channels"),
+        ([torch.zeros(4, 4, 4, dtype=torch.int64)], [8], "float dtype"),
+    ],
+)
+def test_latents_that_cannot_be_packed_are_refused(latents, ratios, message):
+    with pytest.raises(UserError, match=message):
+        PackedSequence.from_latents(latents, ratios)
+
+
+def test_fields_that_disagree_are_refused():
+    _, packed = pack()
+    with pytest.raises(UserError, match=r"grid: sequence 1 is 2 x 3 tokens, but cu_seqlens gives it 4"):
+        packed.replace(grid=torch.tensor([[8, 8], [2, 3], [4, 3], [1, 5]], dtype=torch.int32))
+    with pytest.raises(UserError, match=r"grid: expected \(4, 2\) int32, got \(4, 2\) int64"):
+        packed.replace(grid=packed.grid.long())
+    with pytest.raises(UserError, match="max_seqlen: the longest sequence has 64 tokens, not 65"):
+        packed.replace(max_seqlen=65)
+    with pytest.raises(UserError, match="label is set in 1 of 2 packs"):
+        PackedSequence.concat([packed, packed.replace(label=None)])
+    with pytest.raises(UserError, match="not a multiple of patch_size"):
+        packed.to_latents(patch_size=3)
