@@ -1,0 +1,83 @@
+// cat_fast._bindings: what is native but no torch operator. Not linked with torch.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "packing/best_fit.h"
+
+namespace py = pybind11;
+using cat_fast::BestFitPacker;
+
+namespace {
+
+py::array_t<int64_t> to_array(const std::vector<int64_t>& values) {
+  return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+std::pair<py::array_t<int64_t>, py::array_t<int64_t>> plan(
+    const BestFitPacker& packer, const py::array_t<int64_t, py::array::c_style>& lengths) {
+  if (lengths.ndim() != 1) throw std::invalid_argument("lengths must be one-dimensional");
+  std::vector<int64_t> ids, offsets;
+  {
+    py::gil_scoped_release release;
+    packer.plan(lengths.data(), lengths.size(), ids, offsets);
+  }
+  return {to_array(ids), to_array(offsets)};
+}
+
+py::dict state(const BestFitPacker& packer) {
+  py::dict result;
+  result["next_id"] = packer.next_id();
+  result["pending"] = packer.pending();
+  return result;
+}
+
+// Instruction sets that a CPU backend may choose between at run time.
+py::dict cpu_features() {
+  py::dict result;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  result["avx2"] = static_cast<bool>(__builtin_cpu_supports("avx2"));
+  result["fma"] = static_cast<bool>(__builtin_cpu_supports("fma"));
+  result["avx512f"] = static_cast<bool>(__builtin_cpu_supports("avx512f"));
+  result["avx512bw"] = static_cast<bool>(__builtin_cpu_supports("avx512bw"));
+  result["avx512vl"] = static_cast<bool>(__builtin_cpu_supports("avx512vl"));
+  result["avx512_bf16"] = static_cast<bool>(__builtin_cpu_supports("avx512bf16"));
+  result["amx_tile"] = static_cast<bool>(__builtin_cpu_supports("amx-tile"));
+  result["amx_bf16"] = static_cast<bool>(__builtin_cpu_supports("amx-bf16"));
+#endif
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_bindings, m) {
+  m.doc() = "Native parts that are no torch operators: the packer's core and the CPU feature report.";
+
+  py::class_<BestFitPacker>(m, "BestFitPacker",
+                            "Packs sequences into batches of at most max_tokens tokens and max_sequences "
+                            "sequences, best fit among the first `window` pending.")
+      .def(py::init<int64_t, int64_t, int64_t>(), py::arg("max_tokens"), py::arg("max_sequences"),
+           py::arg("window"))
+      .def("add", &BestFitPacker::add, py::arg("length"),
+           "Append a sequence; its id is the number added before it. ValueError if it is over max_tokens.")
+      .def("next", &BestFitPacker::next, py::arg("flush") = false,
+           "The ids of one batch, or None if none is pending or fewer than `window` are and not `flush`.")
+      .def("pending", &BestFitPacker::pending, "(id, length) of every pending sequence, oldest first.")
+      .def("state", &state, "The packer's state as plain ints and lists, for restore().")
+      .def(
+          "restore",
+          [](BestFitPacker& packer, const py::dict& saved) {
+            packer.restore(saved["next_id"].cast<int64_t>(),
+                           saved["pending"].cast<BestFitPacker::Pending>());
+          },
+          py::arg("state"), "Go on from a saved state(). ValueError if it is no state of such a packer.")
+      .def("plan", &plan, py::arg("lengths"),
+           "(ids, offsets) of the batches of a whole int64 array: batch b is ids[offsets[b]:offsets[b + 1]]. "
+           "Leaves the packer as it is.")
+      .def("__len__", &BestFitPacker::pending_count);
+
+  m.def("cpu_features", &cpu_features,
+        "Which instruction sets this CPU has; empty on other architectures than x86-64.");
+}

@@ -1,0 +1,59 @@
+// Arithmetic that compilers vectorise in plain loops: no calls, no branches.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+// A function so marked is compiled for several instruction sets, the best chosen when the library loads.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CAT_FAST_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define CAT_FAST_CLONES
+#endif
+
+namespace cat_fast {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float to_float(float value) { return value; }
+inline float to_float(BFloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+
+template <typename T>
+inline T from_float(float value);
+
+template <>
+inline float from_float<float>(float value) {
+  return value;
+}
+
+template <>  // round to nearest even; NaN stays NaN
+inline BFloat16 from_float<BFloat16>(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return {static_cast<uint16_t>(value != value ? 0x7fc0 : rounded)};
+}
+
+// e^x within 2 ulp for |x| <= 87, held at the ends beyond: e^x = 2^n e^r, n = round(x / ln 2),
+// |r| <= ln(2) / 2, e^r by its Taylor polynomial. Adding 1.5 * 2^23 rounds to an integer.
+inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 87.0f ? 87.0f : x;
+  constexpr float kRound = 12582912.0f;
+  const float n = (x * 1.44269504f + kRound) - kRound;
+  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+}  // namespace cat_fast

@@ -1,0 +1,270 @@
+// GroupNorm + SiLU on the CPU, fp32 and bf16, contiguous and channels-last.
+//
+// Statistics are two-pass within a chunk (which stays in cache) and combined across chunks as counts, means
+// and sums of squared distances, so x is read from memory twice and written once, without the cancellation of
+// E[x^2] - E[x]^2. Sums run in fixed order: the result does not depend on the number of threads.
+
+#include <torch/csrc/stable/library.h>
+
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "group_norm_silu/arguments.h"
+#include "group_norm_silu/rows.h"
+
+namespace cat_fast::group_norm_silu {
+namespace {
+
+constexpr int64_t kChunkElements = 32768;  // 128 KiB of fp32: the second pass finds it in the L2 cache
+constexpr int64_t kLanes = 64;             // independent sums over a contiguous channel, for SIMD
+
+// One chunk of one channel (contiguous) or of all channels (channels-last) of a sample.
+struct Tile {
+  int64_t sample, first_channel, channels;
+  int64_t offset;     // of its first element in x
+  int64_t positions;  // elements of each channel
+  int64_t partial;    // where its first channel's partial results go
+};
+
+template <typename F>
+void for_each_tile(const Shape& shape, const F& f) {
+  const int64_t chunks = shape.chunks();
+  const int64_t rows = shape.channels_last ? 1 : shape.channels;
+  const int64_t channels = shape.channels_last ? shape.channels : 1;
+  const int64_t elements = std::min(shape.chunk, shape.spatial) * channels;
+  const int64_t grain = std::max<int64_t>(1, kChunkElements / elements);
+  torch::stable::parallel_for(0, shape.samples * rows * chunks, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t k = index % chunks, c = index / chunks % rows, n = index / chunks / rows;
+      f(Tile{n, c, channels, ((n * rows + c) * shape.spatial + k * shape.chunk) * channels, shape.positions(k),
+             (n * chunks + k) * shape.channels + c});
+    }
+  });
+}
+
+// Sums over the positions of a tile, one for each channel. add(offset, rows, width, sums) adds `rows` rows of
+// `width` elements to as many sums; a contiguous channel is folded into kLanes of them first.
+template <typename Add>
+void sum_channels(const Shape& shape, const Tile& tile, const Add& add, float* sums) {
+  if (shape.channels_last) {
+    std::fill_n(sums, tile.channels, 0.0f);
+    add(tile.offset, tile.positions, tile.channels, sums);
+    return;
+  }
+  float lanes[kLanes] = {};
+  const int64_t rows = tile.positions / kLanes, rest = tile.positions % kLanes;
+  add(tile.offset, rows, kLanes, lanes);
+  add(tile.offset + rows * kLanes, 1, rest, lanes);
+  double total = 0;
+  for (float lane : lanes) total += lane;
+  *sums = static_cast<float>(total);
+}
+
+// Calls f(sample, group) for every group.
+template <typename F>
+void for_each_group(const Shape& shape, const F& f) {
+  torch::stable::parallel_for(0, shape.samples * shape.groups, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) f(index / shape.groups, index % shape.groups);
+  });
+}
+
+// The mean and rstd of every group, (N, groups).
+template <typename T, bool kChannelsLast>
+void group_statistics(const Shape& shape, const T* x, float eps, float* mean, float* rstd) {
+  std::vector<float> means(shape.partials()), squares(shape.partials());
+  for_each_tile(shape, [&](const Tile& tile) {
+    float* center = &means[tile.partial];
+    sum_channels(
+        shape, tile,
+        [&](int64_t offset, int64_t rows, int64_t width, float* sums) { add_values(x + offset, rows, width, sums); },
+        center);
+    for (int64_t c = 0; c < tile.channels; ++c) center[c] /= static_cast<float>(tile.positions);
+    sum_channels(
+        shape, tile,
+        [&](int64_t offset, int64_t rows, int64_t width, float* sums) {
+          add_squares<T, kChannelsLast>(x + offset, center, rows, width, sums);
+        },
+        &squares[tile.partial]);
+  });
+  const int64_t per_group = shape.channels_per_group();
+  for_each_group(shape, [&](int64_t n, int64_t g) {
+    const auto over_partials = [&](const auto& term) {
+      double total = 0;
+      for (int64_t k = 0; k < shape.chunks(); ++k) {
+        const int64_t first = (n * shape.chunks() + k) * shape.channels + g * per_group;
+        for (int64_t i = first; i < first + per_group; ++i) total += term(i, static_cast<double>(shape.positions(k)));
+      }
+      return total / static_cast<double>(shape.group_size());
+    };
+    const double group_mean = over_partials([&](int64_t i, double count) { return count * means[i]; });
+    const double variance = over_partials([&](int64_t i, double count) {
+      const double distance = means[i] - group_mean;
+      return squares[i] + count * distance * distance;
+    });
+    mean[n * shape.groups + g] = static_cast<float>(group_mean);
+    rstd[n * shape.groups + g] = static_cast<float>(1.0 / std::sqrt(variance + eps));
+  });
+}
+
+// (N, groups) spread to (N, C).
+std::vector<float> per_channel(const Shape& shape, const float* per_group) {
+  std::vector<float> result(shape.samples * shape.channels);
+  const int64_t size = shape.channels_per_group();
+  for (size_t i = 0; i < result.size(); ++i) result[i] = per_group[static_cast<int64_t>(i) / size];
+  return result;
+}
+
+// The channel data that a tile begins with.
+struct Channels {
+  std::vector<float> mean, rstd;  // (N, C)
+  const float *weight, *bias;     // (C,)
+
+  ChannelData at(const Shape& shape, const Tile& tile) const {
+    const int64_t i = tile.sample * shape.channels + tile.first_channel;
+    return {&mean[i], &rstd[i], weight + tile.first_channel, bias + tile.first_channel};
+  }
+};
+
+// A tile as rows of an element-wise loop.
+std::pair<int64_t, int64_t> rows_of(const Shape& shape, const Tile& tile) {
+  return shape.channels_last ? std::pair(tile.positions, tile.channels) : std::pair(int64_t{1}, tile.positions);
+}
+
+template <typename T, bool kChannelsLast, bool kActivation>
+void forward(const Shape& shape, const T* x, const float* weight, const float* bias, float eps, T* y, float* mean,
+             float* rstd) {
+  group_statistics<T, kChannelsLast>(shape, x, eps, mean, rstd);
+  const Channels channels{per_channel(shape, mean), per_channel(shape, rstd), weight, bias};
+  for_each_tile(shape, [&](const Tile& tile) {
+    const auto [rows, width] = rows_of(shape, tile);
+    normalize<T, kChannelsLast, kActivation>(x + tile.offset, channels.at(shape, tile), rows, width, y + tile.offset);
+  });
+}
+
+template <typename T, bool kChannelsLast, bool kActivation>
+void backward(const Shape& shape, const T* dy, const T* x, const float* weight, const float* bias,
+              const float* mean, const float* rstd, T* dx, float* dweight, float* dbias) {
+  const Channels channels{per_channel(shape, mean), per_channel(shape, rstd), weight, bias};
+
+  std::vector<float> partial_dz(shape.partials()), partial_dz_xhat(shape.partials());
+  for_each_tile(shape, [&](const Tile& tile) {
+    const ChannelData channel = channels.at(shape, tile);
+    if constexpr (kChannelsLast) {
+      add_gradients<T, true, kActivation>(x + tile.offset, dy + tile.offset, channel, tile.positions, tile.channels,
+                                          &partial_dz[tile.partial], &partial_dz_xhat[tile.partial]);
+    } else {
+      float lanes_xhat[kLanes] = {};
+      const auto add = [&](int64_t offset, int64_t rows, int64_t width, float* lanes) {
+        add_gradients<T, false, kActivation>(x + offset, dy + offset, channel, rows, width, lanes, lanes_xhat);
+      };
+      sum_channels(shape, tile, add, &partial_dz[tile.partial]);
+      double total = 0;
+      for (float lane : lanes_xhat) total += lane;
+      partial_dz_xhat[tile.partial] = static_cast<float>(total);
+    }
+  });
+
+  // Over chunks: (N, C) in double, for the sums over groups and over samples that follow.
+  std::vector<double> dz(shape.samples * shape.channels), dz_xhat(shape.samples * shape.channels);
+  for (int64_t n = 0; n < shape.samples; ++n) {
+    for (int64_t k = 0; k < shape.chunks(); ++k) {
+      const int64_t first = (n * shape.chunks() + k) * shape.channels;
+      for (int64_t c = 0; c < shape.channels; ++c) {
+        dz[n * shape.channels + c] += partial_dz[first + c];
+        dz_xhat[n * shape.channels + c] += partial_dz_xhat[first + c];
+      }
+    }
+  }
+  for (int64_t c = 0; c < shape.channels; ++c) {
+    double sum = 0, sum_xhat = 0;
+    for (int64_t n = 0; n < shape.samples; ++n) {
+      sum += dz[n * shape.channels + c];
+      sum_xhat += dz_xhat[n * shape.channels + c];
+    }
+    dbias[c] = static_cast<float>(sum);
+    dweight[c] = static_cast<float>(sum_xhat);
+  }
+  std::vector<float> mean_dz(shape.samples * shape.groups), mean_dz_xhat(shape.samples * shape.groups);
+  for_each_group(shape, [&](int64_t n, int64_t g) {
+    double sum = 0, sum_xhat = 0;
+    for (int64_t c = g * shape.channels_per_group(); c < (g + 1) * shape.channels_per_group(); ++c) {
+      sum += weight[c] * dz[n * shape.channels + c];
+      sum_xhat += weight[c] * dz_xhat[n * shape.channels + c];
+    }
+    mean_dz[n * shape.groups + g] = static_cast<float>(sum / static_cast<double>(shape.group_size()));
+    mean_dz_xhat[n * shape.groups + g] = static_cast<float>(sum_xhat / static_cast<double>(shape.group_size()));
+  });
+
+  const std::vector<float> channel_dz = per_channel(shape, mean_dz.data());
+  const std::vector<float> channel_dz_xhat = per_channel(shape, mean_dz_xhat.data());
+  for_each_tile(shape, [&](const Tile& tile) {
+    const auto [rows, width] = rows_of(shape, tile);
+    const int64_t i = tile.sample * shape.channels + tile.first_channel;
+    input_gradient<T, kChannelsLast, kActivation>(x + tile.offset, dy + tile.offset, channels.at(shape, tile),
+                                                  &channel_dz[i], &channel_dz_xhat[i], rows, width,
+                                                  dx + tile.offset);
+  });
+}
+
+// Calls f.operator()<T, kChannelsLast, kActivation>() with what the arguments say.
+template <typename F>
+void dispatch(ScalarType dtype, bool channels_last, bool activation, const F& f) {
+  const auto with_flags = [&]<typename T>() {
+    if (channels_last) {
+      activation ? f.template operator()<T, true, true>() : f.template operator()<T, true, false>();
+    } else {
+      activation ? f.template operator()<T, false, true>() : f.template operator()<T, false, false>();
+    }
+  };
+  if (dtype == ScalarType::Float) {
+    with_flags.template operator()<float>();
+  } else {
+    STD_TORCH_CHECK(dtype == ScalarType::BFloat16, "group_norm_silu on the CPU takes float32 and bfloat16");
+    with_flags.template operator()<BFloat16>();
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> group_norm_silu_cpu(Tensor x, Tensor weight, Tensor bias, int64_t groups,
+                                                       double eps, bool activation) {
+  const Shape shape = shape_of(x, groups, kChunkElements);
+  const Tensor weight_float = as_float(weight, shape), bias_float = as_float(bias, shape);
+  Tensor y = torch::stable::empty_like(x);
+  Tensor mean = zeros_float(x, {shape.samples, groups}), rstd = zeros_float(x, {shape.samples, groups});
+  if (shape.empty()) return {y, mean, rstd};
+  dispatch(x.scalar_type(), shape.channels_last, activation, [&]<typename T, bool kChannelsLast, bool kActivation>() {
+    forward<T, kChannelsLast, kActivation>(
+        shape, static_cast<const T*>(x.const_data_ptr()), weight_float.const_data_ptr<float>(),
+        bias_float.const_data_ptr<float>(), static_cast<float>(eps), static_cast<T*>(y.mutable_data_ptr()),
+        mean.mutable_data_ptr<float>(), rstd.mutable_data_ptr<float>());
+  });
+  return {y, mean, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cpu(Tensor grad_y, Tensor x, Tensor weight, Tensor bias,
+                                                                Tensor mean, Tensor rstd, int64_t groups,
+                                                                bool activation) {
+  const Shape shape = shape_of(x, groups, kChunkElements);
+  const Tensor weight_float = as_float(weight, shape), bias_float = as_float(bias, shape);
+  const Tensor dy = in_order_of(x, grad_y);
+  Tensor dx = torch::stable::empty_like(x);
+  Tensor dweight = zeros_float(x, {shape.channels}), dbias = zeros_float(x, {shape.channels});
+  if (!shape.empty()) {
+    dispatch(x.scalar_type(), shape.channels_last, activation, [&]<typename T, bool kChannelsLast, bool kActivation>() {
+      backward<T, kChannelsLast, kActivation>(
+          shape, static_cast<const T*>(dy.const_data_ptr()), static_cast<const T*>(x.const_data_ptr()),
+          weight_float.const_data_ptr<float>(), bias_float.const_data_ptr<float>(), mean.const_data_ptr<float>(),
+          rstd.const_data_ptr<float>(), static_cast<T*>(dx.mutable_data_ptr()), dweight.mutable_data_ptr<float>(),
+          dbias.mutable_data_ptr<float>());
+    });
+  }
+  return {dx, torch::stable::to(dweight, weight.scalar_type()), torch::stable::to(dbias, bias.scalar_type())};
+}
+
+}  // namespace
+}  // namespace cat_fast::group_norm_silu
+
+STABLE_TORCH_LIBRARY_IMPL(cat_fast, CPU, m) {
+  m.impl("group_norm_silu", TORCH_BOX(&cat_fast::group_norm_silu::group_norm_silu_cpu));
+  m.impl("group_norm_silu_backward", TORCH_BOX(&cat_fast::group_norm_silu::group_norm_silu_backward_cpu));
+}

@@ -1,0 +1,102 @@
+// The inner loops of GroupNorm + SiLU on the CPU, over rows of elements that follow each other in memory.
+//
+// With xhat = (x - mean) * rstd and z = weight * xhat + bias, the output is y = silu(z), and the gradient at z
+// is dz = dy * silu'(z). Channel data is indexed like the row in channels-last memory (kPerElement), and is
+// one value for all of the row otherwise.
+#pragma once
+
+#include <cstdint>
+
+#include "common/cpu_math.h"
+
+namespace cat_fast::group_norm_silu {
+
+struct ChannelData {
+  const float *mean, *rstd, *weight, *bias;
+};
+
+// sums[i] += x[row][i]
+template <typename T>
+CAT_FAST_CLONES void add_values(const T* __restrict x, int64_t rows, int64_t width, float* __restrict sums) {
+  for (int64_t row = 0; row < rows; ++row, x += width) {
+    for (int64_t i = 0; i < width; ++i) sums[i] += to_float(x[i]);
+  }
+}
+
+// sums[i] += (x[row][i] - center)^2
+template <typename T, bool kPerElement>
+CAT_FAST_CLONES void add_squares(const T* __restrict x, const float* __restrict center, int64_t rows, int64_t width,
+                                 float* __restrict sums) {
+  for (int64_t row = 0; row < rows; ++row, x += width) {
+    for (int64_t i = 0; i < width; ++i) {
+      const float distance = to_float(x[i]) - center[kPerElement ? i : 0];
+      sums[i] += distance * distance;
+    }
+  }
+}
+
+// y = silu(z), or z without activation
+template <typename T, bool kPerElement, bool kActivation>
+CAT_FAST_CLONES void normalize(const T* __restrict x, ChannelData channel, int64_t rows, int64_t width,
+                               T* __restrict y) {
+  const float* __restrict mean = channel.mean;
+  const float* __restrict rstd = channel.rstd;
+  const float* __restrict weight = channel.weight;
+  const float* __restrict bias = channel.bias;
+  for (int64_t row = 0; row < rows; ++row, x += width, y += width) {
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t c = kPerElement ? i : 0;
+      const float z = (to_float(x[i]) - mean[c]) * rstd[c] * weight[c] + bias[c];
+      y[i] = from_float<T>(kActivation ? z * sigmoid(z) : z);
+    }
+  }
+}
+
+// silu'(z) = s (1 + z (1 - s)) with s = sigmoid(z); 1 without activation
+template <bool kActivation>
+inline float activation_gradient(float z) {
+  if constexpr (!kActivation) return 1.0f;
+  const float s = sigmoid(z);
+  return s * (1.0f + z * (1.0f - s));
+}
+
+// sums_dz[i] += dz, sums_dz_xhat[i] += dz * xhat: the gradients of bias and weight, before summing over samples
+template <typename T, bool kPerElement, bool kActivation>
+CAT_FAST_CLONES void add_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel, int64_t rows,
+                                   int64_t width, float* __restrict sums_dz, float* __restrict sums_dz_xhat) {
+  const float* __restrict mean = channel.mean;
+  const float* __restrict rstd = channel.rstd;
+  const float* __restrict weight = channel.weight;
+  const float* __restrict bias = channel.bias;
+  for (int64_t row = 0; row < rows; ++row, x += width, dy += width) {
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t c = kPerElement ? i : 0;
+      const float xhat = (to_float(x[i]) - mean[c]) * rstd[c];
+      const float dz = to_float(dy[i]) * activation_gradient<kActivation>(weight[c] * xhat + bias[c]);
+      sums_dz[i] += dz;
+      sums_dz_xhat[i] += dz * xhat;
+    }
+  }
+}
+
+// dx = rstd * (weight * dz - mean_g(weight * dz) - xhat * mean_g(weight * dz * xhat)), the two means over the
+// group being given
+template <typename T, bool kPerElement, bool kActivation>
+CAT_FAST_CLONES void input_gradient(const T* __restrict x, const T* __restrict dy, ChannelData channel,
+                                    const float* __restrict mean_dz, const float* __restrict mean_dz_xhat,
+                                    int64_t rows, int64_t width, T* __restrict dx) {
+  const float* __restrict mean = channel.mean;
+  const float* __restrict rstd = channel.rstd;
+  const float* __restrict weight = channel.weight;
+  const float* __restrict bias = channel.bias;
+  for (int64_t row = 0; row < rows; ++row, x += width, dy += width, dx += width) {
+    for (int64_t i = 0; i < width; ++i) {
+      const int64_t c = kPerElement ? i : 0;
+      const float xhat = (to_float(x[i]) - mean[c]) * rstd[c];
+      const float dz = to_float(dy[i]) * activation_gradient<kActivation>(weight[c] * xhat + bias[c]);
+      dx[i] = from_float<T>(rstd[c] * (weight[c] * dz - mean_dz[c] - xhat * mean_dz_xhat[c]));
+    }
+  }
+}
+
+}  // namespace cat_fast::group_norm_silu
