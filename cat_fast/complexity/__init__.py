@@ -1,0 +1,50 @@
+"""Description → score → ratio: how much detail a picture holds, judged from words, and the tokens it earns.
+
+Knows nothing of the tokenizer: the decision is made before a pixel is encoded.
+"""
+
+from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
+from cat_fast.complexity.choose import ComplexityResult, Scorer, choose_ratio, choose_ratios, summarize
+from cat_fast.complexity.description import Description
+from cat_fast.complexity.embedded_scorer import EmbeddedScorer, default_scorer, default_thresholds
+from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, jpeg_bytes, jpeg_ratio
+from cat_fast.complexity.ratio import (
+    RATIOS,
+    SCORES,
+    RatioThresholds,
+    average_latent_side,
+    average_ratio,
+    mean_tokens,
+    ratio_mix,
+    tokens_per_image,
+)
+from cat_fast.complexity.rubric import parse_score, prompt, rubric_text
+
+__all__ = [
+    "JPEG_THRESHOLDS",
+    "RATIOS",
+    "SCORED_CAPTIONS",
+    "SCORES",
+    "ComplexityResult",
+    "Description",
+    "EmbeddedScorer",
+    "RatioThresholds",
+    "Scorer",
+    "average_latent_side",
+    "average_ratio",
+    "choose_ratio",
+    "choose_ratios",
+    "default_scorer",
+    "default_thresholds",
+    "jpeg_bytes",
+    "jpeg_ratio",
+    "mean_tokens",
+    "parse_score",
+    "prompt",
+    "ratio_mix",
+    "read_descriptions",
+    "read_scored",
+    "rubric_text",
+    "summarize",
+    "tokens_per_image",
+]

@@ -1,0 +1,83 @@
+"""Description in, ratio out: the whole decision that the tokenizer waits for."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from cat_fast.complexity.description import Description
+from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
+from cat_fast.complexity.ratio import (
+    RatioThresholds,
+    average_latent_side,
+    average_ratio,
+    mean_tokens,
+    ratio_mix,
+    tokens_per_image,
+)
+
+
+class Scorer(Protocol):
+    """Whatever scores descriptions: the embedded scorer, a language model."""
+
+    def score_many(self, descriptions: Sequence[Description]) -> list[int]:
+        """Complexity score 1..9 of each description, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ComplexityResult:
+    """A description with its score 1..9 and compression ratio 8, 16 or 32."""
+
+    description: Description
+    score: int
+    ratio: int
+
+    def tokens(self, resolution: int = 512, patch_size: int = 2) -> int:
+        """Tokens that the picture gets; UserError where `resolution` does not divide into patches."""
+        return tokens_per_image(self.ratio, resolution, patch_size)
+
+
+def choose_ratio(
+    description: Description, scorer: Scorer | None = None, thresholds: RatioThresholds | None = None
+) -> ComplexityResult:
+    """Score a description and choose its ratio, by default with the scorer and thresholds that ship."""
+    return choose_ratios([description], scorer, thresholds)[0]
+
+
+def choose_ratios(
+    descriptions: Sequence[Description],
+    scorer: Scorer | None = None,
+    thresholds: RatioThresholds | None = None,
+) -> list[ComplexityResult]:
+    """`choose_ratio` for many descriptions, in order."""
+    thresholds = thresholds or default_thresholds()
+    scores = (scorer or default_scorer()).score_many(descriptions)
+    return [
+        ComplexityResult(description, score, thresholds.ratio(score))
+        for description, score in zip(descriptions, scores, strict=True)
+    ]
+
+
+def summarize(
+    results: Sequence[ComplexityResult], resolution: int = 512, patch_size: int = 2
+) -> dict[str, Any]:
+    """JSON values: every result, and over them all the mix of ratios and its cost against a fixed 16x.
+
+    Raises:
+        UserError: there are no results.
+    """
+    mix = ratio_mix(result.ratio for result in results)
+    return {
+        "resolution": resolution,
+        "patch_size": patch_size,
+        "mix": {str(ratio): share for ratio, share in mix.items()},
+        "mean_tokens": mean_tokens(mix, resolution, patch_size),
+        "fixed_16x_tokens": tokens_per_image(16, resolution, patch_size),
+        "average_ratio": average_ratio(mix),
+        "average_latent_side": average_latent_side(mix, resolution),
+        "images": [
+            asdict(result.description)
+            | {"score": result.score, "ratio": result.ratio, "tokens": result.tokens(resolution, patch_size)}
+            for result in results
+        ],
+    }

@@ -1,0 +1,81 @@
+"""What the scores 1 to 9 mean: the rubric for people who score and for language models that are asked to.
+
+The wording is this project's own; what it weighs (objects, colours, texture, depth, regularity, and what
+human eyes are picky about) and the form of the reply are those of the published method.
+"""
+
+import re
+
+from cat_fast.complexity.description import Description
+from cat_fast.complexity.ratio import SCORES
+from cat_fast.errors import UserError
+
+ANCHORS = {
+    1: Description("a gradient from blue to white"),
+    2: Description("a black cat sitting on a white bedsheet"),
+    3: Description("metal digits reading 640 on plaster", has_text=True),
+    4: Description("white and gray marble with thin veins"),
+    5: Description("a rope bridge over a jungle river"),
+    6: Description("a buffet with platters of cheese, cold cuts, fruit, bread and salads"),
+    7: Description("a refrigerator covered in magnets, photos, notes and a calendar", has_text=True),
+    8: Description("a trade fair hall with booths, banners and visitors", has_text=True, has_faces=True),
+    9: Description("a newspaper front page with a large headline and several columns of text", has_text=True),
+}
+"""One example for each score; all are among the scored captions that ship with the project."""
+
+_FACTORS = (
+    "Objects: how many different things are there, and how many of each?",
+    "Colour: a few flat colours, or many that change from place to place?",
+    "Texture: smooth surfaces, or fine structure such as fur, foliage, fabric or print?",
+    "Depth: one subject before an empty background, or detail from front to back?",
+    "Regularity: do symmetry and repetition make the rest of the picture easy to guess from a part?",
+    "Perception: do people notice small errors at once, as they do in faces, letters and digits?",
+)
+
+_FLAG_SENTENCES = {
+    (False, False): "Neither text nor a face can be seen in the picture.",
+    (True, False): "Text or a number can be seen in the picture, but no face.",
+    (False, True): "A face can be seen in the picture, but neither text nor a number.",
+    (True, True): "Both a face and text or a number can be seen in the picture.",
+}
+
+_REPLY = re.compile(
+    r"\bscore[\s*]*:[\s*]*(\d+)\b(?!\.\d)", re.IGNORECASE
+)  # models like to set it in **bold**
+
+
+def rubric_text() -> str:
+    """The rubric: what to weigh, the scale with one example a score, and the form of the reply."""
+    return "\n".join(
+        [
+            "Judge from its description how much detail a picture holds, that is, how much room a faithful"
+            " copy of it needs. Weigh:",
+            *(f"- {factor}" for factor in _FACTORS),
+            "",
+            "Give a whole number from 1, almost nothing to draw, to 9, as dense as pictures get. Examples:",
+            *(f"{score}: {_one_line(anchor)}" for score, anchor in ANCHORS.items()),
+            "",
+            'Begin the reply with "Score: N out of 9", N being that number; then give the reasons.',
+        ]
+    )
+
+
+def prompt(description: Description) -> str:
+    """What a language model is asked: the rubric, then the description, last so that prefix caches help."""
+    return f"{rubric_text()}\n\nThe picture: {_one_line(description)}\n"
+
+
+def parse_score(reply: str) -> int:
+    """Score 1..9 from a reply such as "Score: 7 out of 9. There are ..."; UserError where there is none."""
+    found = _REPLY.search(reply)
+    score = int(found.group(1)) if found else 0
+    if score not in SCORES:
+        shown = " ".join(reply.split())[:80]
+        raise UserError(f'no score in the reply {shown!r}: expected "Score: N out of 9" with N from 1 to 9')
+    return score
+
+
+def _one_line(description: Description) -> str:
+    caption = " ".join(description.caption.split())
+    stop = "" if caption.endswith((".", "!", "?")) else "."
+    return f"{caption}{stop} {_FLAG_SENTENCES[description.has_text, description.has_faces]}"

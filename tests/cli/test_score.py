@@ -1,0 +1,87 @@
+"""`cat-fast score` as a person uses it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from cat_fast.cli.score import score
+from cat_fast.complexity import RatioThresholds, default_scorer, default_thresholds, read_scored
+from cat_fast.errors import UserError
+
+
+def run(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(score)
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def test_captions_come_back_with_score_ratio_and_tokens(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "scores.json"
+    result = run("a plane in a clear sky", "a page of [bold] dense print", "--has-text", "--json", str(out))
+    assert result.exit_code == 0, result.output
+    assert "a page of [bold] dense print" in result.output
+    assert "2 captions:" in result.output
+    assert "against 256 at a fixed 16x" in result.output
+    written = json.loads(out.read_text())
+    assert [image["caption"] for image in written["images"]] == [
+        "a plane in a clear sky",
+        "a page of [bold] dense print",
+    ]
+    thresholds = RatioThresholds(*written["thresholds"])
+    assert thresholds == default_thresholds()
+    assert all(image["ratio"] == thresholds.ratio(image["score"]) for image in written["images"])
+    assert all(image["has_text"] and not image["has_faces"] for image in written["images"])
+    assert written["mean_tokens"] == sum(image["tokens"] for image in written["images"]) / 2
+
+
+def test_a_file_of_captions_keeps_to_the_budget(tmp_path: Path) -> None:
+    from cat_fast.complexity import SCORED_CAPTIONS
+
+    result = run("--file", str(SCORED_CAPTIONS), "--json", str(tmp_path / "scores.json"))
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert [i["score"] for i in written["images"]] == default_scorer().score_many(read_scored()[0])
+    assert abs(written["mean_tokens"] / written["fixed_16x_tokens"] - 1) < 0.05
+
+
+def test_labels_files_and_captions_go_together_under_other_thresholds(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a dog on a lawn\n")
+    result = run(
+        "a cat", "--label", "golden retriever", "--file", str(tmp_path / "captions.txt"), "--thresholds", "0,0"
+    )
+    assert result.exit_code == 0, result.output
+    for caption in ("a cat", "this is an image of golden retriever", "a dog on a lawn"):
+        assert caption in result.output
+    assert "8x 100%" in result.output
+    assert "+300.0%" in result.output
+
+
+def test_explain_shows_the_rubric_and_what_weighed() -> None:
+    plain, explained = run("two flags on a roof"), run("two flags on a roof", "--explain")
+    assert "out of 9" in explained.output
+    assert "weighed most" in explained.output
+    assert "out of 9" not in plain.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "nothing to score"),
+        ([" "], "non-empty text"),
+        (["a cat", "--thresholds", "7,4"], "0 <= a <= b <= 9"),
+        (["a cat", "--thresholds", ""], "such as 4,7"),
+        (["--file", "none.txt"], "cannot be read"),
+    ],
+)
+def test_unusable_input_is_told_in_one_line(arguments: list[str], complaint: str) -> None:
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError)
+    assert complaint in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_help_teaches_by_example() -> None:
+    assert "cat-fast score --file captions.jsonl" in run("--help").output

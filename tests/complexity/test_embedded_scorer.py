@@ -1,0 +1,206 @@
+"""The shipped scorer: what its files hold, how good it is, that it is the same everywhere, that it refits."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cat_fast.complexity import (
+    SCORED_CAPTIONS,
+    Description,
+    EmbeddedScorer,
+    choose_ratio,
+    choose_ratios,
+    default_scorer,
+    default_thresholds,
+    mean_tokens,
+    read_scored,
+)
+from cat_fast.complexity.embedded_scorer import REPORT_FILE, SCORER_FILE
+from cat_fast.complexity.fitting import Fit, Quality, fit
+from cat_fast.data.photographs import photographs
+from cat_fast.errors import UserError
+
+FIXED_16X_TOKENS = 256
+
+
+@pytest.fixture(scope="module")
+def captions() -> tuple[list[Description], list[int]]:
+    return read_scored()
+
+
+@pytest.fixture(scope="module")
+def refit(captions: tuple[list[Description], list[int]]) -> Fit:
+    return fit(*captions)
+
+
+@pytest.fixture(scope="module")
+def report() -> dict:
+    return json.loads(REPORT_FILE.read_text())
+
+
+def test_the_scorer_ships_as_small_plain_arrays() -> None:
+    assert SCORER_FILE.stat().st_size < 3e6
+    with np.load(SCORER_FILE, allow_pickle=False) as stored:  # raises on an object array
+        assert all(stored[name].dtype.kind in "fU" for name in stored.files)
+        assert all(np.isfinite(stored[name]).all() for name in stored.files if stored[name].dtype.kind == "f")
+
+
+def test_the_report_is_of_the_captions_that_ship(report: dict, captions: tuple) -> None:
+    assert hashlib.sha256(SCORED_CAPTIONS.read_bytes()).hexdigest() == report["captions_sha256"]
+    assert len(captions[0]) == len({description.caption for description in captions[0]}) == report["captions"]
+
+
+def test_fitting_again_gives_what_ships(refit: Fit, report: dict) -> None:
+    shipped = EmbeddedScorer.load()
+    for name in ("words", "chars"):
+        np.testing.assert_array_equal(getattr(refit.scorer.space, name), getattr(shipped.space, name))
+    np.testing.assert_allclose(refit.scorer.coefficients, shipped.coefficients, atol=1e-6)
+    np.testing.assert_allclose(refit.scorer.knots, shipped.knots, atol=1e-6)
+    assert refit.thresholds == default_thresholds()
+    for name, value in report["cross_validation"].items():
+        assert getattr(refit.quality, name) == pytest.approx(value, abs=0.005)
+
+
+def test_a_caption_it_has_not_seen_is_scored_about_right(captions: tuple) -> None:
+    # Another split than the fit's own folds: every fourth caption held out.
+    descriptions, scores = captions
+    held_out = np.arange(len(scores)) % 4 == 0
+    scorer = fit(
+        [d for d, out in zip(descriptions, held_out, strict=True) if not out],
+        np.array(scores)[~held_out].tolist(),
+    ).scorer
+    unseen = [d for d, out in zip(descriptions, held_out, strict=True) if out]
+    quality = Quality.of(np.array([scorer.expected(d) for d in unseen]), np.array(scores)[held_out])
+    assert quality.pearson > 0.80
+    assert quality.mae < 1.0
+    assert quality.within_one > 0.78
+
+
+def test_unseen_captions_get_each_score_as_often_as_it_was_given(refit: Fit, captions: tuple) -> None:
+    assert Counter(refit.out_of_fold.tolist()) == Counter(captions[1])
+
+
+def test_the_thresholds_keep_the_budget_for_unseen_and_seen_captions(refit: Fit, captions: tuple) -> None:
+    thresholds = default_thresholds()
+    for scores in (refit.out_of_fold, default_scorer().score_many(captions[0])):
+        mix = thresholds.mix(scores)
+        assert all(mix.values())
+        assert mean_tokens(mix) == pytest.approx(FIXED_16X_TOKENS, rel=0.05)
+
+
+def test_no_caption_of_a_demo_photograph_was_fitted(captions: tuple) -> None:
+    fitted = {" ".join(description.caption.lower().split()) for description in captions[0]}
+    shown = {" ".join(photograph.caption.lower().split()) for photograph in photographs()}
+    assert len(shown) >= 24
+    assert not shown & fitted
+
+
+def test_scores_are_the_same_in_every_process_and_order(captions: tuple) -> None:
+    descriptions = captions[0][::10]
+    here = [default_scorer().expected(description) for description in descriptions]
+    code = (
+        "from cat_fast.complexity import *\n"
+        "scorer = EmbeddedScorer.load()\n"
+        "print([scorer.expected(d) for d in read_scored()[0][::10]])"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "3"}
+    there = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(there.stdout) == here
+    assert default_scorer().score_many(descriptions[::-1]) == default_scorer().score_many(descriptions)[::-1]
+
+
+def test_whole_scores_round_the_expected_ones(captions: tuple) -> None:
+    for description, score in zip(captions[0], default_scorer().score_many(captions[0]), strict=True):
+        expected = default_scorer().expected(description)
+        assert abs(score - expected) <= 0.5
+        assert 1 <= score <= 9
+
+
+@pytest.mark.parametrize(
+    ("simple", "busy"),
+    [
+        (Description("a clear blue sky"), Description("a crowded street market with many stalls and signs")),
+        (Description("a newspaper"), Description("a newspaper", has_text=True)),
+        (Description("someone in a park"), Description("someone in a park", has_faces=True)),
+    ],
+)
+def test_more_to_see_scores_higher(simple: Description, busy: Description) -> None:
+    assert default_scorer().expected(simple) < default_scorer().expected(busy)
+
+
+@pytest.mark.parametrize("caption", ["x", "?!", "щось зовсім інше", "🦊", "word " * 20_000, "a\x00b"])
+def test_any_caption_gets_a_score(caption: str) -> None:
+    assert 1 <= default_scorer().score(Description(caption)) <= 9
+
+
+def test_contributions_add_up_to_the_prediction() -> None:
+    described = Description("two dogs on a beach, and a kite", has_text=True)
+    parts = default_scorer().contributions(described)
+    total = sum(value for _, value in parts) + default_scorer().intercept
+    assert total == pytest.approx(default_scorer().predict([described])[0])
+    assert "has text" in dict(parts)
+    assert "has faces" not in dict(parts)
+
+
+def test_a_saved_scorer_loads_as_the_same(tmp_path: Path, refit: Fit, captions: tuple) -> None:
+    refit.scorer.save(tmp_path / "scorer.npz")
+    loaded = EmbeddedScorer.load(tmp_path / "scorer.npz")
+    np.testing.assert_array_equal(loaded.predict(captions[0]), refit.scorer.predict(captions[0]))
+
+
+def test_what_is_no_scorer_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such scorer"):
+        EmbeddedScorer.load(tmp_path / "none.npz")
+    (tmp_path / "text.npz").write_text("not arrays")
+    np.savez(tmp_path / "other.npz", words=np.zeros(3))
+    np.save(tmp_path / "single.npy", np.zeros(3))
+    np.savez(tmp_path / "pickled.npz", words=np.array([{}], dtype=object))
+    (tmp_path / "empty.npz").touch()
+    (tmp_path / "half.npz").write_bytes(SCORER_FILE.read_bytes()[:50_000])
+    damaged = bytearray(SCORER_FILE.read_bytes())
+    damaged[5_000:6_000] = bytes(1_000)
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    for name in (
+        "text.npz",
+        "other.npz",
+        "single.npy",
+        "pickled.npz",
+        "empty.npz",
+        "half.npz",
+        "damaged.npz",
+    ):
+        with pytest.raises(UserError, match="not a scorer file"):
+            EmbeddedScorer.load(tmp_path / name)
+
+
+def test_too_little_to_fit_on_is_refused(captions: tuple) -> None:
+    with pytest.raises(UserError, match="at least 5 captions of every score"):
+        fit(captions[0][:20], captions[1][:20])
+    with pytest.raises(UserError, match="one score"):
+        fit(captions[0], captions[1][:-1])
+
+
+def test_choosing_takes_another_scorer_and_thresholds() -> None:
+    class AlwaysFive:
+        def score_many(self, descriptions: list[Description]) -> list[int]:
+            return [5] * len(descriptions)
+
+    cat = Description("a cat")
+    assert choose_ratio(cat, AlwaysFive(), default_thresholds()).ratio == 16
+    result = choose_ratio(cat, AlwaysFive())
+    assert (result.description, result.score, result.tokens()) == (cat, 5, 256)
+    assert choose_ratios([]) == []
+
+
+def test_importing_the_room_loads_neither_torch_nor_scikit_learn() -> None:
+    code = "import sys, cat_fast.complexity; sys.exit(bool({'torch', 'sklearn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,150 @@
+"""Thresholds, token counts and the budget equation, against the published figures."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cat_fast.complexity import (
+    RatioThresholds,
+    average_latent_side,
+    average_ratio,
+    mean_tokens,
+    ratio_mix,
+    tokens_per_image,
+)
+from cat_fast.errors import UserError
+
+PUBLISHED = RatioThresholds(4, 7)
+
+
+def mix(percent_8: float, percent_16: float, percent_32: float) -> dict[int, float]:
+    return {8: percent_8 / 100, 16: percent_16 / 100, 32: percent_32 / 100}
+
+
+def test_published_thresholds_split_the_scale() -> None:
+    assert PUBLISHED.ratios(range(1, 10)) == [32, 32, 32, 32, 16, 16, 16, 8, 8]
+
+
+@given(st.tuples(st.integers(0, 9), st.integers(0, 9)).map(sorted), st.integers(1, 8))
+def test_a_higher_score_never_gets_fewer_tokens(pair: list[int], score: int) -> None:
+    thresholds = RatioThresholds(*pair)
+    assert thresholds.ratio(score + 1) <= thresholds.ratio(score)
+
+
+@pytest.mark.parametrize(("pair", "only"), [((9, 9), 32), ((0, 9), 16), ((0, 0), 8)])
+def test_the_ends_of_the_scale_give_one_ratio_to_all(pair: tuple[int, int], only: int) -> None:
+    assert set(RatioThresholds(*pair).ratios(range(1, 10))) == {only}
+
+
+@pytest.mark.parametrize("pair", [(5, 4), (-1, 4), (4, 10), (4.0, 7), (True, 7), ("4", 7)])
+def test_thresholds_out_of_order_or_range_are_refused(pair: tuple) -> None:
+    with pytest.raises(UserError, match="0 <= a <= b <= 9"):
+        RatioThresholds(*pair)
+
+
+def test_thresholds_are_read_from_text() -> None:
+    assert RatioThresholds.parse("4, 7") == PUBLISHED
+    for text in ("4", "4,7,9", "low,high", ""):
+        with pytest.raises(UserError, match="such as 4,7"):
+            RatioThresholds.parse(text)
+
+
+@pytest.mark.parametrize("score", [0, 10, 4.5, "4", None])
+def test_scores_off_the_scale_are_refused(score: object) -> None:
+    with pytest.raises(UserError, match="from 1 to 9"):
+        PUBLISHED.ratio(score)  # type: ignore[arg-type]
+
+
+def test_numpy_scores_are_scores() -> None:
+    assert PUBLISHED.ratios(np.array([1, 9])) == [32, 8]
+
+
+def test_tokens_at_512_px_are_the_published_ones() -> None:
+    assert [tokens_per_image(ratio) for ratio in (8, 16, 32)] == [1024, 256, 64]
+
+
+@pytest.mark.parametrize(("resolution", "patch_size"), [(256, 1), (128, 2), (768, 4)])
+def test_halving_the_ratio_quadruples_the_tokens(resolution: int, patch_size: int) -> None:
+    for ratio in (8, 16):
+        fine, coarse = (tokens_per_image(f, resolution, patch_size) for f in (ratio, 2 * ratio))
+        assert fine == 4 * coarse > 0
+
+
+def test_pictures_that_do_not_divide_into_patches_are_refused_with_a_size_that_does() -> None:
+    with pytest.raises(UserError, match="multiple of 64 px"):
+        tokens_per_image(32, resolution=500)
+    with pytest.raises(UserError, match="one of 8, 16 and 32"):
+        tokens_per_image(4)
+
+
+def test_published_mix_costs_nearly_a_fixed_16x() -> None:
+    # Section 3 of the paper: 10/48/42 % under (4, 7). By hand: 102.4 + 122.88 + 26.88.
+    assert mean_tokens(mix(10, 48, 42)) == pytest.approx(252.16)
+    assert mean_tokens(mix(10, 48, 42)) == pytest.approx(256, rel=0.05)
+    # The other published pair, (2, 8), is farther off than the 5 % that `fit` allows.
+    assert mean_tokens(mix(0.5, 89.5, 10)) == pytest.approx(240.64)
+
+
+@pytest.mark.parametrize(
+    ("shares", "side"),
+    [
+        ((9, 54, 37), 31.87),
+        ((6, 49, 45), 29.32),
+        ((17, 83, 0), 39.29),
+        ((96, 4, 0), 63.02),
+        ((10, 54, 36), 32.43),
+        ((0, 0, 100), 16),
+    ],
+)
+def test_average_latent_side_is_the_published_root_mean_square(shares: tuple, side: float) -> None:
+    # Shares are printed as whole percents: half a percent of the 8x share moves the side by about 0.3.
+    assert average_latent_side(mix(*shares)) == pytest.approx(side, abs=0.3)
+    assert average_ratio(mix(*shares)) == pytest.approx(512 / side, rel=0.01)
+
+
+@given(st.lists(st.sampled_from([8, 16, 32]), min_size=1))
+def test_mean_tokens_follow_the_average_latent_side(ratios: list[int]) -> None:
+    shares = ratio_mix(ratios)
+    assert mean_tokens(shares) == pytest.approx(np.mean([tokens_per_image(f) for f in ratios]))
+    assert mean_tokens(shares, patch_size=1) == pytest.approx(average_latent_side(shares) ** 2)
+
+
+@pytest.mark.parametrize("broken", [{8: 0.5}, {8: 1.5, 16: -0.5}, {4: 1.0}, {}])
+def test_what_is_no_mix_of_ratios_is_refused(broken: dict) -> None:
+    with pytest.raises(UserError):
+        mean_tokens(broken)
+
+
+def test_fit_finds_the_published_pair_from_the_published_mix() -> None:
+    scores = [4] * 42 + [7] * 48 + [8] * 10
+    fitted = RatioThresholds.fit(scores)
+    assert fitted.mix(scores) == pytest.approx(mix(10, 48, 42))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=60))
+def test_fit_is_the_best_that_exhaustive_search_finds_or_says_so(scores: list[int]) -> None:
+    off_budget = [
+        abs(mean_tokens(shares) / 256 - 1)
+        for a, b in itertools.combinations(range(10), 2)
+        if all((shares := RatioThresholds(a, b).mix(scores)).values())
+    ]
+    if off_budget and min(off_budget) <= 0.05:
+        fitted = RatioThresholds.fit(scores).mix(scores)
+        assert all(fitted.values())
+        assert abs(mean_tokens(fitted) / 256 - 1) == pytest.approx(min(off_budget))
+    else:
+        with pytest.raises(UserError):
+            RatioThresholds.fit(scores)
+
+
+def test_fit_out_of_reach_names_the_nearest_pair() -> None:
+    with pytest.raises(UserError, match=r"nearest pair is \(2, 8\) at \+52\.5%"):
+        # 50 % at 32x, 20 % at 16x, 30 % at 8x: 0.5 / 4 + 0.2 + 0.3 * 4 = 1.525
+        RatioThresholds.fit([1] * 30 + [2, 8] * 20 + [9] * 30)
+    with pytest.raises(UserError, match="three different scores"):
+        RatioThresholds.fit([3, 5, 5])
+    with pytest.raises(UserError, match="no pictures"):
+        RatioThresholds.fit([])
