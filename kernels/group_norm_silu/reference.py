@@ -14,7 +14,9 @@ def group_norm_silu_reference(
 ) -> torch.Tensor:
     """y = silu(γ · (x − μ_g) / √(σ²_g + eps) + β), the mean and biased variance taken over each group.
 
-    x is (N, C, *spatial), weight and bias are (C,); y has x's shape, dtype and memory format.
+    x is (N, C, *spatial), weight and bias are (C,). Computed in the wider dtype of x and weight, so that
+    fp32 parameters keep their precision beside bf16 activations; y has x's dtype.
     """
-    y = F.group_norm(x, groups, weight, bias, eps)
-    return F.silu(y) if activation else y
+    dtype = torch.promote_types(x.dtype, weight.dtype)
+    y = F.group_norm(x.to(dtype), groups, weight.to(dtype), bias.to(dtype), eps)
+    return (F.silu(y) if activation else y).to(x.dtype)

@@ -2,6 +2,7 @@
 
 import torch
 
+from .. import backends
 from .reference import varlen_attention_reference
 
 
@@ -13,4 +14,5 @@ def varlen_attention(
     q, k, v: (T, H, D) of one dtype. cu_seqlens: int32 (S + 1,), rising from 0 to T. max_seqlen: the
     longest sequence, in tokens. Returns (T, H, D).
     """
+    backends.choose("varlen_attention", q)  # the reference is all there is; forcing another raises here
     return varlen_attention_reference(q, k, v, cu_seqlens)

@@ -1,0 +1,50 @@
+"""Loading the compiled operators: once, and never at the price of an import that fails."""
+
+import functools
+import importlib.util
+import warnings
+
+import torch
+from packaging.version import Version
+
+OLDEST_TORCH = Version("2.10")  # the stable ABI that setup.py targets
+
+
+@functools.cache
+def load(name: str) -> str | None:
+    """Load the operator library `name` ("_ops" or "_ops_cuda") and say why not, or None if it is loaded.
+
+    A library that is there but does not fit the installed torch is refused with one warning; the
+    reference backend then serves.
+    """
+    path = find(name)
+    if path is None:
+        return f"cat_fast.{name} is not built (pip install -e . --no-build-isolation)"
+    obstacle = _load(name, path)
+    if obstacle is not None:
+        warnings.warn(
+            f"{path} is refused: {obstacle}; the reference backend serves. Rebuild it with "
+            "`pip install -e . --no-build-isolation`.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return obstacle
+
+
+def find(name: str) -> str | None:
+    """The path of a library, which lies beside the package's own files."""
+    spec = importlib.util.find_spec(f"cat_fast.{name}")
+    return spec.origin if spec is not None else None
+
+
+def _load(name: str, path: str) -> str | None:
+    installed = Version(torch.__version__)
+    if installed < OLDEST_TORCH:
+        return f"it needs torch >= {OLDEST_TORCH}, this is {installed}"
+    if name == "_ops_cuda" and (obstacle := load("_ops")) is not None:
+        return f"it extends cat_fast._ops, and {obstacle}"
+    try:
+        torch.ops.load_library(path)
+    except (OSError, RuntimeError) as error:  # built for another torch, CUDA runtime or platform
+        return str(error).splitlines()[0]
+    return None
