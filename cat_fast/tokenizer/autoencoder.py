@@ -160,6 +160,9 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):
         ratios: the ratios this model serves; one ratio makes a fixed-rate autoencoder, built without the
             blocks it would not use.
         scaling_factor: latents are multiplied by it before a diffusion model sees them.
+        initial_logvar: log-variance of the posterior before training. At 0 the noise drowns the untrained
+            mean and short runs spend their first hundred steps finding that out; -6 is a standard deviation
+            of 0.05.
 
     Raises:
         ValueError: ratios that are no powers of two within the depth, widths the groups do not divide.
@@ -181,6 +184,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):
         mid_block_attention_head_dim: int = 1,
         ratios: tuple[int, ...] = (8, 16, 32),
         scaling_factor: float = 1.0,
+        initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
         _check_ratios(ratios, len(block_out_channels))
@@ -199,6 +203,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):
         self.decoder = NestedDecoder(widths, out_channels, latent_channels, layers_per_block + 1)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        if initial_logvar:
+            self.quant_conv.bias.data[latent_channels:] += initial_logvar
 
     def encode(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> AutoencoderKLOutput:
         """Posterior of pictures in [-1, 1], (B, 3, H, W) -> latents (B, c, H/ratio, W/ratio).

@@ -68,14 +68,18 @@ class TokenizerObjective:
         reconstructions: Tensor,
         posterior: DiagonalGaussianDistribution,
         fake_logits: Tensor | None = None,
+        perceptual_pair: tuple[Tensor, ...] | None = None,
     ) -> Loss:
-        """Pictures and reconstructions (B, 3, H, W); `fake_logits` (B,) once the GAN has started."""
+        """Pictures and reconstructions (B, 3, H, W); `fake_logits` (B,) once the GAN has started.
+
+        `perceptual_pair` (picture, reconstruction) is what the perceptual term looks at, if not the whole.
+        """
         config = self.config
         loss = Loss(torch.zeros((), device=pictures.device))
         loss.add("l1", F.l1_loss(reconstructions.float(), pictures.float()), config.l1_weight)
         loss.add("kl", posterior.kl().mean(), config.kl_weight)
-        distance = self.perceptual(reconstructions, pictures).mean()
-        loss.add("perceptual", distance, config.perceptual_weight)
+        target, seen = perceptual_pair or (pictures, reconstructions)
+        loss.add("perceptual", self.perceptual(seen, target).mean(), config.perceptual_weight)
         if fake_logits is not None:
             loss.add("gan", generator_loss(fake_logits), config.gan_weight)
         return loss

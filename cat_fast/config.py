@@ -1,0 +1,74 @@
+"""Run configurations: a YAML file plus `key=value` overrides fill a dataclass, which validates itself."""
+
+import difflib
+from pathlib import Path
+from typing import TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from cat_fast.errors import UserError
+
+T = TypeVar("T")
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: the file is missing, is no YAML, or holds no mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise UserError(f"configuration {path}: no such file{hint}")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:
+        raise UserError(f"configuration {path}: {first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"configuration {path}: a mapping of settings was expected")
+    return {str(key): value for key, value in values.items()}
+
+
+def fill(schema: type[T], values: dict, overrides: list[str], source: str = "configuration") -> T:
+    """An instance of the dataclass `schema` from a mapping and dotted `key=value` overrides.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one), a value of the wrong type, or one that the
+            dataclass refuses.
+    """
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise UserError(f"override {override!r}: key=value was expected, such as schedule.total_steps=100")
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(schema), values, OmegaConf.from_dotlist(overrides))
+        filled = OmegaConf.to_object(config)
+    except ConfigKeyError as error:
+        raise UserError(f"{source}: {_unknown_key(error, schema)}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{source}: {error.full_key or 'value'}: {first_line(error)}") from error
+    assert isinstance(filled, schema)
+    return filled
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _unknown_key(error: ConfigKeyError, schema: type) -> str:
+    key = str(error.full_key or error.key)
+    known = list(_dotted_keys(OmegaConf.to_container(OmegaConf.structured(schema))))
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _dotted_keys(values: object, prefix: str = "") -> list[str]:
+    if not isinstance(values, dict):
+        return []
+    keys = []
+    for name, value in values.items():
+        keys.append(f"{prefix}{name}")
+        keys.extend(_dotted_keys(value, f"{prefix}{name}."))
+    return keys

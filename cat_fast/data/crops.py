@@ -1,0 +1,59 @@
+"""Random square crops of pictures held in memory."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cat_fast.data.images import image_to_tensor, load_image
+
+
+class CropDataset:
+    """Square training crops.
+
+    Args:
+        paths: pictures; each is decoded once and kept as 8-bit RGB with its short side at most `max_side`.
+        image_size: side of a crop in pixels.
+        min_crop: smallest crop side as a share of the short side, before resizing to `image_size`; never
+            fewer pixels than `image_size` unless the picture itself is smaller.
+        mirrored: per picture, whether it may be flipped left to right (text may not).
+    """
+
+    def __init__(
+        self, paths: list[str | Path], image_size: int, min_crop: float, max_side: int, mirrored: list[bool]
+    ) -> None:
+        self.pictures = [_shrunk(load_image(path), max_side) for path in paths]
+        self.image_size = image_size
+        self.min_crop = min_crop
+        self.mirrored = mirrored
+
+    def crop(self, index: int, rng: np.random.Generator) -> Tensor:
+        """A random crop of one picture, (3, image_size, image_size) in [-1, 1]."""
+        picture = self.pictures[index]
+        short = min(picture.size)
+        side = min(short, max(self.image_size, round(short * rng.uniform(self.min_crop, 1.0))))
+        left = int(rng.integers(picture.width - side + 1))
+        top = int(rng.integers(picture.height - side + 1))
+        crop = picture.resize(
+            (self.image_size, self.image_size),
+            Image.Resampling.BICUBIC,
+            box=(left, top, left + side, top + side),
+        )
+        if self.mirrored[index] and rng.random() < 0.5:
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image_to_tensor(crop)
+
+    def batch(self, indices: list[int], rng: np.random.Generator) -> Tensor:
+        """(len(indices), 3, image_size, image_size) in [-1, 1]."""
+        return torch.stack([self.crop(index, rng) for index in indices])
+
+
+def _shrunk(picture: Image.Image, max_side: int) -> Image.Image:
+    scale = max_side / min(picture.size)
+    if scale >= 1:
+        return picture
+    return picture.resize(
+        (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS
+    )

@@ -1,0 +1,46 @@
+"""The image index: one line of JSON a picture, with its description, score and ratio."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cat_fast.data.files import atomic_write
+from cat_fast.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """A described and scored picture."""
+
+    key: str
+    path: str
+    caption: str
+    has_text: bool
+    has_faces: bool
+    score: int
+    ratio: int
+    category: str = ""
+
+
+def write_index(path: str | Path, records: list[ImageRecord]) -> None:
+    with atomic_write(path) as part:
+        part.write_text("".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records))
+
+
+def read_index(path: str | Path) -> list[ImageRecord]:
+    """Records of an index; relative picture paths are taken from the index's own folder.
+
+    Raises:
+        UserError: no such file, or a line that is not a record.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"image index {path}: no such file")
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            record = ImageRecord(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"image index {path}, line {number}: {error}") from error
+        records.append(record)
+    return [ImageRecord(**{**asdict(r), "path": str(path.parent / r.path)}) for r in records]

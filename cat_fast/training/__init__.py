@@ -1,0 +1,1 @@
+"""The loop every run shares, its checkpoints and engines, and one task file a model."""

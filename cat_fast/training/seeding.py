@@ -1,0 +1,18 @@
+"""Randomness of a step as a function of (run seed, step, rank).
+
+Nothing random is carried from one step to the next, so a resumed run needs no generator state to go on
+exactly as a straight one would.
+"""
+
+import numpy as np
+import torch
+
+
+def step_rng(seed: int, step: int, rank: int) -> np.random.Generator:
+    """Source of the data's randomness: crops, flips."""
+    return np.random.default_rng([seed, step, rank])
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch's global generators for one step of one rank."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank, 1]).generate_state(1, np.uint64)[0] >> 1))

@@ -1,0 +1,154 @@
+"""What a training run is told: one dataclass a section of its YAML file, checked when it is made."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cat_fast.data.ratio_sampler import RatioSamplerConfig
+from cat_fast.errors import UserError
+from cat_fast.tokenizer.losses import LossConfig
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """AdamW; `max_grad_norm` is the global gradient norm to clip to."""
+
+    lr: float = 1e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.1
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"optimizer.lr: {self.lr} must be positive")
+        require(len(self.betas) == 2, f"optimizer.betas: two numbers expected, got {self.betas}")
+        require(self.max_grad_norm > 0, f"optimizer.max_grad_norm: {self.max_grad_norm} must be positive")
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    """Linear warm-up, then `constant`, or `cosine` down to `min_ratio` of the rate at `total_steps`."""
+
+    total_steps: int = 1000
+    warmup_steps: int = 0
+    kind: str = "constant"
+    min_ratio: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(self.total_steps > 0, f"schedule.total_steps: {self.total_steps} must be positive")
+        require(self.warmup_steps >= 0, f"schedule.warmup_steps: {self.warmup_steps} is negative")
+        require(self.kind in ("constant", "cosine"), f"schedule.kind: {self.kind!r} is not constant or cosine")
+        require(0 <= self.min_ratio <= 1, f"schedule.min_ratio: {self.min_ratio} is not within 0..1")
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """Every how many steps a checkpoint is written, how many are kept, and whether a rerun goes on."""
+
+    every_steps: int = 1000
+    keep_last: int = 2
+    resume: str = "auto"
+
+    def __post_init__(self) -> None:
+        require(self.every_steps > 0, f"checkpoint.every_steps: {self.every_steps} must be positive")
+        require(self.keep_last > 0, f"checkpoint.keep_last: {self.keep_last} must be positive")
+        require(self.resume in ("auto", "never"), f"checkpoint.resume: {self.resume!r} is not auto or never")
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """What every run has; the tasks add their own sections."""
+
+    task: str
+    output_dir: str
+    seed: int = 0
+    ema_decay: float = 0.999
+    deepspeed: str = "deepspeed/zero2.json"
+    """A DeepSpeed JSON file, looked up beside the working folder, then among the packaged configs."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model's constructor."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
+        require(bool(self.output_dir), "output_dir: where should the run be written?")
+
+
+@dataclass(kw_only=True)
+class ImageDataConfig:
+    """Pictures and how a rank's batch is drawn from them."""
+
+    index: str = "photographs"
+    """An image index (JSON lines), or `photographs` for the training split of the pictures that ship."""
+    image_size: int = 128
+    """Side of the square crops, in pixels."""
+    batch_size: int = 4
+    """Crops a rank sees in a step, all at one ratio."""
+    min_crop: float = 0.25
+    """Smallest side of a random crop, as a share of the picture's short side."""
+    max_side: int = 512
+    """Pictures are held in memory with their short side shrunk to this many pixels."""
+
+    def __post_init__(self) -> None:
+        require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")
+        require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
+        require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")
+
+
+@dataclass(kw_only=True)
+class DiscriminatorConfig:
+    """Size of the patch discriminator and its own optimiser."""
+
+    resolution: int = 256
+    channel_base: int = 32768
+    channel_max: int = 512
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+@dataclass(kw_only=True)
+class TokenizerRun(RunConfig):
+    """A run of the nested VAE."""
+
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    sampler: RatioSamplerConfig = field(default_factory=RatioSamplerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    perceptual_crop: int = 0
+    """Side of the random window the perceptual term looks at; 0 for the whole picture."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+
+@dataclass(kw_only=True)
+class LatentDataConfig:
+    """Latent shards and the token budget."""
+
+    latents: str = ""
+    """Folder of latent shards written by one tokenizer."""
+    max_tokens: int = 16384
+    """Token budget of a rank in one step."""
+    window: int = 256
+    """How many latents the packer may look ahead."""
+
+    def __post_init__(self) -> None:
+        require(self.max_tokens > 0, f"data.max_tokens: {self.max_tokens} must be positive")
+
+
+@dataclass(kw_only=True)
+class GeneratorRun(RunConfig):
+    """A run of the diffusion transformer on packed latents."""
+
+    data: LatentDataConfig = field(default_factory=LatentDataConfig)
+    weighting: str = "token"
+    """Whether tokens or images weigh equally in the loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.weighting in ("token", "image"), f"weighting: {self.weighting!r} is not token or image")
+
+
+RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun}
