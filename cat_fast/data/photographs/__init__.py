@@ -38,7 +38,7 @@ def photographs(split: str | None = None) -> list[Photograph]:
         ValueError: the split is neither.
     """
     if split not in (None, *SPLITS):
-        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}, or None for all photographs")
+        raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}, or None")
     folder = resources.files(__name__)
     lines = folder.joinpath("photographs.jsonl").read_text(encoding="utf-8").splitlines()
     records = sorted((json.loads(line) for line in lines), key=lambda record: record["key"])
