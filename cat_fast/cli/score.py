@@ -70,8 +70,8 @@ def score(
 ) -> None:
     """Score how much detail captions promise, from 1 to 9, and choose each picture's compression ratio.
 
-    The embedded scorer judges, a small model on the caption's words and both flags.
-    Tokens are those of a 512 px picture; a fixed 16x tokenizer spends 256 on each.
+    The embedded scorer judges, a small model on words and flags.
+    Tokens are for a 512 px picture; a fixed 16x tokenizer spends 256.
 
     Examples:
 
