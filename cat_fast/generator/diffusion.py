@@ -6,7 +6,7 @@ Latents here are as the model sees them: shifted and scaled (`DiT.config.shift_f
 from typing import Literal, NamedTuple
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
 from cat_fast.errors import UserError
@@ -78,15 +78,15 @@ def epsilon_loss(
     """
     if weighting not in ("token", "image"):
         raise UserError(f"weighting {weighting!r}: expected 'token' or 'image'")
-    if scheduler.config.prediction_type != "epsilon":
-        raise UserError(f"prediction_type {scheduler.config.prediction_type!r}: expected 'epsilon'")
+    if scheduler.config["prediction_type"] != "epsilon":
+        raise UserError(f"prediction_type {scheduler.config['prediction_type']!r}: expected 'epsilon'")
     source = packed.device if generator is None else generator.device
-    steps = scheduler.config.num_train_timesteps
+    steps = scheduler.config["num_train_timesteps"]
     timesteps = torch.randint(steps, (len(packed),), generator=generator, device=source).to(packed.device)
     noise = torch.randn(packed.tokens.shape, generator=generator, device=source).to(packed.tokens)
 
     index = packed.sequence_index()
-    noisy = scheduler.add_noise(packed.tokens, noise, timesteps[index])
+    noisy = scheduler.add_noise(packed.tokens, noise, timesteps[index])  # type: ignore[arg-type]
     predicted = model(packed.replace(tokens=noisy), timesteps, labels, generator=generator)
 
     # the error in fp32 whatever the model computes in: it spans four orders of magnitude over the timesteps

@@ -9,10 +9,11 @@ Shapes: S sequences, T tokens, D hidden size, H heads, C = patch_size^2 * in_cha
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from cat_fast.errors import UserError
@@ -27,7 +28,7 @@ from cat_fast.kernels.varlen_attention.op import varlen_attention
 from cat_fast.packing import PackedSequence
 
 
-class DiT(ModelMixin, ConfigMixin):
+class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
     """Predicts the noise in packed latents, given a timestep and a label for each sequence.
 
     Args:
@@ -47,7 +48,9 @@ class DiT(ModelMixin, ConfigMixin):
         tokenizer_fingerprint: of the tokenizer whose latents it was trained on, if known.
     """
 
+    config: Any  # diffusers calls its attribute dictionary a dict
     _supports_gradient_checkpointing = True
+    _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
 
     @register_to_config
     def __init__(
@@ -154,18 +157,18 @@ class DiT(ModelMixin, ConfigMixin):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        proj = self.x_embedder.proj
-        nn.init.xavier_uniform_(proj.weight.view(proj.weight.shape[0], -1))
-        nn.init.zeros_(proj.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         nn.init.zeros_(self.ratio_embedder.embedding_table.weight)
-        for linear in (self.t_embedder.mlp[0], self.t_embedder.mlp[2]):
-            nn.init.normal_(linear.weight, std=0.02)
-        modulations = [block.adaLN_modulation[1] for block in self.blocks]
-        for linear in (*modulations, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for module in self.t_embedder.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.zeros_(self.final_layer.linear.weight)
+        for name, parameter in self.named_parameters():
+            if ".adaLN_modulation." in name:
+                nn.init.zeros_(parameter)
 
 
 class DiTBlock(nn.Module):

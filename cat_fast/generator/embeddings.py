@@ -72,7 +72,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
         # DiT puts the cosines first here, unlike in its position embedding
         sin, cos = sincos_embedding(timesteps, self.frequency_dim).chunk(2, dim=1)
-        return self.mlp(torch.cat((cos, sin), dim=1).to(self.mlp[0].weight.dtype))
+        return self.mlp(torch.cat((cos, sin), dim=1).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
 from cat_fast.errors import UserError
 from cat_fast.generator.dit import DiT
@@ -77,9 +79,9 @@ def sample(
     Raises:
         UserError: no request, steps outside 1 .. num_train_timesteps, or a model in training mode.
     """
-    if not requests or not 1 <= steps <= schedule.config.num_train_timesteps:
+    if not requests or not 1 <= steps <= schedule.config["num_train_timesteps"]:
         raise UserError(
-            f"expected at least one request and steps in 1 .. {schedule.config.num_train_timesteps}, "
+            f"expected at least one request and steps in 1 .. {schedule.config['num_train_timesteps']}, "
             f"got {len(requests)} requests and {steps} steps"
         )
     if model.training:
@@ -114,7 +116,7 @@ def _guided_noise(
     packed = packed.replace(timestep=timestep.to(packed.device).expand(len(packed)))
     if guidance == 1:
         return model(packed).float()
-    null = packed.replace(label=torch.full_like(packed.label, model.config.num_classes))
+    null = packed.replace(label=torch.full((len(packed),), model.config.num_classes, device=packed.device))
     conditional, unconditional = model(PackedSequence.concat([packed, null])).float().chunk(2)
     return torch.lerp(unconditional, conditional, guidance)
 
