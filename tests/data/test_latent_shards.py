@@ -1,0 +1,172 @@
+"""Latent shards: what is written is read, a kill loses little and doubles nothing, strangers are refused."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from cat_fast.data.latent_shards import LatentDataset, LatentShardWriter
+from cat_fast.errors import UserError
+
+NAMES = ["sky", "street", "page"]
+SIDES = {8: 16, 16: 8, 32: 4}
+
+
+def make_latents(count):
+    generator = torch.Generator().manual_seed(0)
+    for i in range(count):
+        ratio = (8, 16, 32)[i % 3]
+        yield (
+            f"photo-{i:02d}",
+            3 + 2 * torch.randn(4, SIDES[ratio], SIDES[ratio], generator=generator),
+            i % 3,
+            ratio,
+        )
+
+
+def open_writer(folder, fingerprint="abc", **changes):
+    options = {"resolution": 128, "class_names": NAMES, "latents_per_shard": 4} | changes
+    return LatentShardWriter(folder, fingerprint, **options)
+
+
+def write(folder, count=10, stop_before=None):
+    """Encodes as a run would, and dies before the latent `stop_before`."""
+    encoded = []
+    with open_writer(folder) as writer:
+        for i, (key, latent, label, ratio) in enumerate(make_latents(count)):
+            if i == stop_before:
+                raise KeyboardInterrupt
+            if key not in writer:
+                writer.add(key, latent, label=label, ratio=ratio, caption=f"caption {i}")
+                encoded.append(key)
+    return encoded
+
+
+def assert_complete(folder, count=10):
+    dataset = LatentDataset(folder, "abc")
+    expected = {key: (latent, label, ratio) for key, latent, label, ratio in make_latents(count)}
+    assert sorted(entry.key for entry in dataset.entries) == sorted(expected)  # each once
+    for sample in (dataset[i] for i in range(len(dataset))):
+        latent, label, ratio = expected[sample.key]
+        assert (sample.label, sample.ratio) == (label, ratio)
+        torch.testing.assert_close(sample.latent / dataset.scaling_factor + dataset.shift_factor, latent)
+
+
+def test_what_is_written_is_read(tmp_path):
+    write(tmp_path)
+    assert_complete(tmp_path)
+    dataset = LatentDataset(tmp_path)
+    assert (dataset.fingerprint, dataset.resolution, dataset.class_names) == ("abc", 128, NAMES)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 3  # 4 + 4 + 2
+    assert dataset.entries[1].caption == "caption 1"
+    assert dataset.token_counts(patch_size=2)[:4] == [64, 16, 4, 64]
+
+
+def test_latents_come_out_with_zero_mean_and_unit_deviation(tmp_path):
+    write(tmp_path, count=30)
+    dataset = LatentDataset(tmp_path)
+    raw = torch.cat([latent.flatten() for _, latent, _, _ in make_latents(30)]).double()
+    assert dataset.shift_factor == pytest.approx(raw.mean().item(), rel=1e-9)
+    assert dataset.scaling_factor == pytest.approx(1 / raw.std(correction=0).item(), rel=1e-9)
+    seen = torch.cat([dataset[i].latent.flatten() for i in range(len(dataset))])
+    assert seen.mean().abs() < 1e-5
+    assert seen.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("stop_before", [1, 4, 6, 9])
+def test_a_cut_run_goes_on_and_doubles_nothing(tmp_path, stop_before):
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, stop_before=stop_before)
+    whole = stop_before // 4 * 4
+    assert len(write(tmp_path)) == 10 - whole  # whole shards are not encoded again
+    assert_complete(tmp_path)
+    assert write(tmp_path) == []
+
+
+def test_a_truncated_shard_is_named_and_rewritten(tmp_path):
+    write(tmp_path)
+    shard = tmp_path / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors is damaged: \d+ bytes of \d+"):
+        LatentDataset(tmp_path)
+    assert write(tmp_path) == [f"photo-{i:02d}" for i in range(4, 8)]
+    assert_complete(tmp_path)
+
+
+def test_a_shard_without_its_record_is_no_shard(tmp_path):
+    """The kill came between the two files."""
+    write(tmp_path)
+    (tmp_path / "shard-00002.json").unlink()
+    assert len(LatentDataset(tmp_path)) == 8
+    assert write(tmp_path) == ["photo-08", "photo-09"]
+    assert_complete(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    write(tmp_path)
+    (tmp_path / "shard-00000.safetensors").unlink()
+    with pytest.raises(UserError, match=r"shard-00000\.safetensors is missing"):
+        LatentDataset(tmp_path)
+
+
+def test_a_shard_whose_bytes_changed_is_named(tmp_path):
+    write(tmp_path)
+    shard = tmp_path / "shard-00002.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 0xFF
+    shard.write_bytes(content)
+    dataset = LatentDataset(tmp_path)
+    dataset[0]
+    with pytest.raises(UserError, match=r"shard-00002\.safetensors is damaged"):
+        dataset[9]
+    LatentDataset(tmp_path, verify=False)[9]
+
+
+def test_latents_of_another_tokenizer_are_refused(tmp_path):
+    write(tmp_path)
+    with pytest.raises(UserError, match="latents of tokenizer abc, not of xyz"):
+        LatentDataset(tmp_path, "xyz")
+    with pytest.raises(UserError, match="fingerprint 'abc', not 'xyz'"):
+        open_writer(tmp_path, "xyz")
+    with pytest.raises(UserError, match="resolution 128, not 256"):
+        open_writer(tmp_path, resolution=256)
+
+
+def test_folders_without_latents_are_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no latents"):
+        LatentDataset(tmp_path)
+    open_writer(tmp_path)
+    with pytest.raises(UserError, match="no whole shard"):
+        LatentDataset(tmp_path)
+    (tmp_path / "latents.json").write_text('{"fingerp')
+    with pytest.raises(UserError, match=r"latents\.json cannot be read"):
+        LatentDataset(tmp_path)
+
+
+def test_latents_that_cannot_be_stored_are_refused(tmp_path):
+    writer = open_writer(tmp_path)
+    latent = torch.zeros(4, 8, 8)
+    writer.add("a", latent, label=0, ratio=16)
+    with pytest.raises(UserError, match="'a' is there already"):
+        writer.add("a", latent, label=0, ratio=16)
+    with pytest.raises(UserError, match="'b': expected finite"):
+        writer.add("b", torch.full((4, 8, 8), float("nan")), label=0, ratio=16)
+    with pytest.raises(UserError, match="label 3 is none of the 3 classes"):
+        writer.add("b", latent, label=3, ratio=16)
+
+
+def test_the_dataset_travels_to_loader_workers(tmp_path):
+    write(tmp_path)
+    dataset = LatentDataset(tmp_path)
+    first = dataset[0]
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[0].latent, first.latent)
+
+
+def test_the_record_says_what_a_shard_holds(tmp_path):
+    write(tmp_path)
+    record = json.loads((tmp_path / "shard-00000.json").read_text())
+    assert record["latents"][2] == {
+        "key": "photo-02", "label": 2, "ratio": 32, "shape": [4, 4, 4], "caption": "caption 2",
+    }  # fmt: skip
