@@ -1,1 +1,5 @@
-"""Trained models at work: photographs to latents and back, packed-sequence generation."""
+"""From a label to a picture."""
+
+from cat_fast.inference.pipeline import CATOutput, CATPipeline
+
+__all__ = ["CATOutput", "CATPipeline"]

@@ -1,0 +1,237 @@
+"""Photographs to a file of latents and back, batch by batch; one bad picture never costs the others."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cat_fast.complexity import tokens_per_image
+from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop, tensor_to_image
+from cat_fast.errors import UserError
+from cat_fast.inference.latent_file import LatentFile, LatentRecord, write_latents
+from cat_fast.inference.photo_ratio import RatioChoice, RatioChooser
+from cat_fast.tokenizer import NestedAutoencoderKL
+
+IMAGE_FORMATS = ("png", "jpg", "webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPhoto:
+    """What became of one photograph: a latent, or an error that says why not."""
+
+    file: Path
+    key: str
+    """Name of its latent in the file, unique there."""
+    choice: RatioChoice | None = None
+    tokens: int | None = None
+    """Tokens of its latent for a DiT of patch size 2."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedLatent:
+    """What became of one latent: a picture file, or an error that says why not."""
+
+    key: str
+    ratio: int
+    size: int
+    """Side of the picture in pixels."""
+    file: Path | None = None
+    error: str | None = None
+
+
+def encode_files(
+    photos: Sequence[Path],
+    out: Path,
+    *,
+    tokenizer: NestedAutoencoderKL,
+    choose: RatioChooser,
+    size: int = 256,
+    batch_size: int = 8,
+    on_done: Callable[[EncodedPhoto], None] = lambda photo: None,
+) -> list[EncodedPhoto]:
+    """Encodes the centre square of each photograph, scaled to size x size, and writes all latents to `out`.
+
+    Pictures of equal ratio share a batch; the latent is the posterior's mode. `out` is written once, at the
+    end and atomically; it is not touched when every photograph failed.
+
+    Returns:
+        One result a photograph, in their order; `on_done` has been told of each as it came.
+
+    Raises:
+        UserError: `size` does not divide into patches at every ratio, or `out` cannot be written.
+    """
+    _require_patches(size, max(tokenizer.config["ratios"]))
+    require_writable(out)
+    results: dict[str, EncodedPhoto] = {}
+    latents: dict[str, Tensor] = {}
+
+    def done(result: EncodedPhoto) -> None:
+        results[result.key] = result
+        on_done(result)
+
+    waiting: dict[int, list[tuple[EncodedPhoto, Tensor]]] = defaultdict(list)
+
+    def flush(ratio: int) -> None:
+        batch, pictures = zip(*waiting.pop(ratio), strict=True)
+        for photo, latent in zip(batch, _encode(tokenizer, pictures, ratio), strict=True):
+            latents[photo.key] = latent
+            done(photo)
+
+    keys = _unique_keys(photos)
+    for file, key in zip(photos, keys, strict=True):
+        try:
+            image = load_image(file)
+            choice = choose(file, image)
+        except UserError as error:
+            done(EncodedPhoto(file=file, key=key, error=str(error)))
+            continue
+        tokens = tokens_per_image(choice.ratio, size)
+        photo = EncodedPhoto(file=file, key=key, choice=choice, tokens=tokens)
+        waiting[choice.ratio].append((photo, image_to_tensor(resize_center_crop(image, size))))
+        if len(waiting[choice.ratio]) == batch_size:
+            flush(choice.ratio)
+    for ratio in list(waiting):
+        flush(ratio)
+
+    ordered = [results[key] for key in keys]
+    records = {photo.key: _record(photo, size) for photo in ordered if photo.choice}
+    if records:
+        latents = {key: latents[key] for key in records}
+        write_latents(out, latents, records, tokenizer=tokenizer.fingerprint())
+    return ordered
+
+
+def decode_file(
+    latents: Path,
+    out: Path,
+    *,
+    tokenizer: NestedAutoencoderKL,
+    image_format: str = "png",
+    force: bool = False,
+    batch_size: int = 8,
+    on_done: Callable[[DecodedLatent], None] = lambda latent: None,
+) -> list[DecodedLatent]:
+    """Decodes every latent of a file to `out`/KEY.`image_format`, each picture written atomically.
+
+    Args:
+        latents: a file that `encode_files` wrote.
+        out: folder, made where it is missing.
+        image_format: "png", "jpg" (quality 95) or "webp" (quality 95).
+        force: decode latents of another tokenizer too; of another number of channels they fail even so.
+
+    Returns:
+        One result a latent, in the file's order; `on_done` has been told of each as it came.
+
+    Raises:
+        UserError: not a file of latents, latents of another tokenizer, or a folder that cannot be written.
+    """
+    if image_format not in IMAGE_FORMATS:
+        raise UserError(f"unknown picture format {image_format!r}; expected {', '.join(IMAGE_FORMATS)}")
+    stored = LatentFile.open(latents)
+    made_by, present = stored.tokenizer, tokenizer.fingerprint()
+    if made_by != present and not force:
+        raise UserError(
+            f"{latents}: made by tokenizer {made_by}, but the checkpoint is {present}; decode with the "
+            "checkpoint that encoded it, or pass --force to see what comes out"
+        )
+    require_writable(out / "picture")
+    results: dict[str, DecodedLatent] = {}
+
+    def done(result: DecodedLatent) -> None:
+        results[result.key] = result
+        on_done(result)
+
+    batches: dict[tuple[int, tuple[int, ...]], list[str]] = defaultdict(list)
+    for key, record in stored.records.items():
+        problem = _undecodable(key, record, stored.shapes[key], tokenizer)
+        if problem:
+            done(DecodedLatent(key=key, ratio=record.ratio, size=record.size, error=f"{key}: {problem}"))
+        else:
+            batches[record.ratio, stored.shapes[key]].append(key)
+    for (ratio, _), keys in batches.items():
+        for batch in _chunks(keys, batch_size):
+            pictures = _decode(tokenizer, [stored.load(key) for key in batch], ratio)
+            for key, picture in zip(batch, pictures, strict=True):
+                done(_save(key, picture, ratio, out / f"{key}.{image_format}"))
+    return [results[key] for key in stored.records]
+
+
+def _require_patches(size: int, deepest_ratio: int) -> None:
+    smallest = 2 * deepest_ratio  # one 2 x 2 patch of the smallest latent
+    if size < 1 or size % smallest:
+        raise UserError(f"size {size}: expected a multiple of {smallest} px, such as 256 or 512")
+
+
+def _unique_keys(photos: Sequence[Path]) -> list[str]:
+    """File names without suffix; the second "cat" becomes "cat-2"."""
+    taken = {"__metadata__"}  # safetensors keeps this name for itself
+    keys = []
+    for photo in photos:
+        stem = os.fsencode(photo.stem).decode("utf-8", "replace")
+        key, number = stem, 1
+        while key in taken:
+            number += 1
+            key = f"{stem}-{number}"
+        taken.add(key)
+        keys.append(key)
+    return keys
+
+
+def _record(photo: EncodedPhoto, size: int) -> LatentRecord:
+    assert photo.choice is not None
+    source = os.fsencode(photo.file.name).decode("utf-8", "replace")
+    choice = photo.choice
+    return LatentRecord(ratio=choice.ratio, size=size, source=source, score=choice.score, why=choice.why)
+
+
+@torch.inference_mode()
+def _encode(tokenizer: NestedAutoencoderKL, pictures: Sequence[Tensor], ratio: int) -> list[Tensor]:
+    x_BCHW = torch.stack(list(pictures)).to(tokenizer.device, tokenizer.dtype)
+    z_BCHW = tokenizer.encode(x_BCHW, ratio).latent_dist.mode().float().cpu()
+    return [z_CHW.clone() for z_CHW in z_BCHW]  # each its own memory, as safetensors wants it
+
+
+@torch.inference_mode()
+def _decode(tokenizer: NestedAutoencoderKL, latents: list[Tensor], ratio: int) -> Tensor:
+    z_BCHW = torch.stack(latents).to(tokenizer.device, tokenizer.dtype)
+    return tokenizer.decode(z_BCHW, ratio).sample.float().cpu()
+
+
+def _undecodable(
+    key: str, record: LatentRecord, shape: tuple[int, ...], tokenizer: NestedAutoencoderKL
+) -> str | None:
+    """What keeps a latent from being decoded; the file may come from anywhere."""
+    if key in (".", "..") or set(key) & {"/", "\\", "\0"}:
+        return "its name is not that of a file; rename it in the file of latents"
+    if record.ratio not in tokenizer.config["ratios"]:
+        return f"the tokenizer has no ratio {record.ratio}"
+    side = record.size // record.ratio
+    if shape != (expected := (tokenizer.config["latent_channels"], side, side)):
+        return f"a latent of shape {shape}, where this tokenizer expects {expected}"
+    return None
+
+
+def _save(key: str, picture: Tensor, ratio: int, file: Path) -> DecodedLatent:
+    size = picture.shape[-1]
+    try:
+        image: Image.Image = tensor_to_image(picture)
+        image_format = file.suffix[1:].upper().replace("JPG", "JPEG")
+        with atomic_write(file) as part:
+            image.save(part, format=image_format, quality=95)
+    except ValueError as error:
+        return DecodedLatent(key=key, ratio=ratio, size=size, error=f"{key}: {error}")
+    return DecodedLatent(key=key, ratio=ratio, size=size, file=file)
+
+
+def _chunks(keys: list[str], length: int) -> Iterator[list[str]]:
+    for start in range(0, len(keys), length):
+        yield keys[start : start + length]

@@ -1,0 +1,102 @@
+"""Latents on disk: one safetensors file, a (c, h, w) float32 tensor a picture, what made them in the header.
+
+Under the header's key "cat_fast.latents" lies JSON: {"version", "tokenizer": fingerprint, "images": {key:
+{"ratio", "size", "source", "score", "why"}}}. Tensors can be read without it by any safetensors reader.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cat_fast.data.files import atomic_write
+from cat_fast.errors import UserError
+
+_HEADER = "cat_fast.latents"
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentRecord:
+    """What is known about one latent beside its values."""
+
+    ratio: int
+    size: int
+    """Side in pixels of the square that was encoded."""
+    source: str
+    """File name of the photograph."""
+    score: int | None = None
+    why: str = ""
+    """What the choice of ratio rests on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentFile:
+    """The header of a file of latents; tensors stay on disk until `load`."""
+
+    path: Path
+    tokenizer: str
+    """Fingerprint of the tokenizer that made the latents."""
+    records: Mapping[str, LatentRecord]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def open(cls, path: Path) -> LatentFile:
+        """Reads the header.
+
+        Raises:
+            UserError: missing, damaged, or not written by `write_latents`.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; expected latents written by `cat-fast encode`")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header: dict[str, str] = file.metadata() or {}
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from error
+        if _HEADER not in header:
+            raise UserError(f"{path}: holds no latents of `cat-fast encode` (its header does not say so)")
+        try:
+            content: dict[str, Any] = json.loads(header[_HEADER])
+            version, tokenizer = content["version"], content["tokenizer"]
+            records = {key: LatentRecord(**record) for key, record in content["images"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: its header is damaged ({error!r}); encode the pictures again"
+            ) from error
+        if version != _VERSION:
+            raise UserError(f"{path}: written in version {version} of the format; this reads {_VERSION}")
+        if records.keys() != shapes.keys():
+            raise UserError(f"{path}: its header does not match its tensors; encode the pictures again")
+        return cls(path=path, tokenizer=tokenizer, records=records, shapes=shapes)
+
+    def load(self, key: str) -> Tensor:
+        """The latent of `key`, (c, h, w) float32 on the CPU."""
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(key)
+
+
+def write_latents(
+    path: Path, latents: Mapping[str, Tensor], records: Mapping[str, LatentRecord], *, tokenizer: str
+) -> None:
+    """Writes latents (c, h, w) and their records, wholly or not at all.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    images = {key: asdict(record) for key, record in records.items()}
+    header = json.dumps({"version": _VERSION, "tokenizer": tokenizer, "images": images})
+    tensors = {key: latent.float().cpu().contiguous() for key, latent in latents.items()}
+    with atomic_write(path) as part:
+        try:
+            save_file(tensors, part, metadata={_HEADER: header})
+        except SafetensorError as error:  # its name for a full disk
+            raise UserError(f"{path}: cannot be written ({error})") from error

@@ -1,0 +1,145 @@
+"""CATPipeline: a label becomes a picture at the ratio its complexity earns, the same one each time."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from cat_fast.complexity import Description, RatioThresholds
+from cat_fast.errors import UserError
+from cat_fast.generator import DiT, paper_schedule
+from cat_fast.inference import CATPipeline
+from cat_fast.tokenizer import NestedAutoencoderKL
+
+LABELS = ["clear blue sky", "village street", "newspaper page"]
+DESCRIPTIONS = [
+    Description("a clear blue sky"),
+    Description("several people walking down a village street past shops and parked bicycles"),
+    Description("a newspaper page with columns of text, tables and many photographs", True, True),
+]
+FAST = {"steps": 4, "scheduler": "ddim"}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    tokenizer = NestedAutoencoderKL(
+        sample_size=64,
+        block_out_channels=(8, 8, 8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_num_layers=1,
+        mid_block_attention_head_dim=8,
+    )
+    generator = DiT(
+        in_channels=4, hidden_size=48, depth=1, num_heads=2, num_classes=3, position_frame=4,
+        shift_factor=0.3, scaling_factor=0.5, tokenizer_fingerprint=tokenizer.fingerprint(),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    return tokenizer, generator
+
+
+@pytest.fixture
+def pipeline(parts):
+    return CATPipeline(
+        *parts, paper_schedule(), LABELS, RatioThresholds(3, 7), resolution=64, descriptions=DESCRIPTIONS
+    )
+
+
+def pixels(output):
+    return [np.asarray(image).astype(int) for image in output.images]
+
+
+def test_every_ratio_gives_a_picture_of_the_asked_size(pipeline):
+    for ratio, tokens in ((8, 16), (16, 4), (32, 1)):
+        output = pipeline(["village street"], ratio=ratio, **FAST)
+        assert (output.images[0].size, output.images[0].mode) == ((64, 64), "RGB")
+        assert (output.ratios, output.tokens) == ([ratio], [tokens])
+    assert pipeline("village street", ratio=16, size=128, **FAST).images[0].size == (128, 128)
+
+
+def test_auto_spends_more_tokens_on_what_is_complex(pipeline):
+    output = pipeline(LABELS, **FAST)
+    assert output.ratios[0] == 32
+    assert output.ratios[2] == 8
+    assert output.tokens[0] <= output.tokens[1] <= output.tokens[2]
+
+
+def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(pipeline):
+    together = pixels(pipeline(LABELS * 2, seed=10, guidance=2.0, **FAST))
+    for i, label in enumerate(LABELS * 2):
+        (alone,) = pixels(pipeline([label], seed=10 + i, guidance=2.0, **FAST))
+        assert np.abs(alone - together[i]).max() <= 1  # one level of rounding
+    cut_up = pixels(pipeline(LABELS * 2, seed=10, guidance=2.0, max_tokens=32, **FAST))
+    for one, other in zip(together, cut_up, strict=True):
+        assert np.abs(one - other).max() <= 1
+    assert np.abs(together[2] - together[5]).max() > 1
+
+
+def test_latents_are_put_back_into_the_tokenizers_scale(pipeline, monkeypatch):
+    seen = []
+    decode = pipeline.tokenizer.decode
+    monkeypatch.setattr(pipeline.tokenizer, "decode", lambda z, ratio: seen.append(z) or decode(z, ratio))
+    monkeypatch.setattr("cat_fast.inference.pipeline.sample", lambda *_, **__: [torch.full((4, 4, 4), 2.0)])
+    pipeline(["village street"], ratio=16, **FAST)
+    torch.testing.assert_close(seen[0], torch.full((1, 4, 4, 4), 2.0 / 0.5 + 0.3))
+
+
+def test_a_saved_pipeline_draws_the_same_pictures(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    loaded = CATPipeline.from_pretrained(tmp_path)
+    assert (loaded.labels, loaded.thresholds, loaded.resolution) == (LABELS, RatioThresholds(3, 7), 64)
+    assert loaded.descriptions == DESCRIPTIONS
+    for one, other in zip(pixels(pipeline(LABELS, **FAST)), pixels(loaded(LABELS, **FAST)), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_progress_counts_the_steps_of_all_batches(pipeline):
+    seen = []
+    pipeline(
+        [1, 1, 1], ratio=8, max_tokens=32, on_step=lambda done, total: seen.append((done, total)), **FAST
+    )
+    assert seen == [(i, 12) for i in range(1, 13)]
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(pipeline, tmp_path):
+    with pytest.raises(UserError, match=r"is no pipeline: pipeline\.json is missing"):
+        CATPipeline.from_pretrained(tmp_path)
+    pipeline.save_pretrained(tmp_path)
+    (tmp_path / "generator" / "config.json").unlink()
+    with pytest.raises(UserError, match="is no whole pipeline"):
+        CATPipeline.from_pretrained(tmp_path)
+
+
+def test_a_generator_of_another_tokenizer_is_refused(parts, pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    config = tmp_path / "generator" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_fingerprint": "another"}))
+    with pytest.raises(UserError, match="trained on latents of tokenizer another"):
+        CATPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"labels": ["newspaper pag"]}, r"near it are \['newspaper page'"),
+        ({"labels": [3]}, r"class 3: expected 0 \.\. 2"),
+        ({"labels": ["village street"], "ratio": 4}, "ratio 4: expected 'auto' or one of 8, 16, 32"),
+        ({"labels": ["village street"], "ratio": 32, "size": 96}, "multiple of 64"),
+        ({"labels": ["village street"], "scheduler": "euler"}, "scheduler 'euler'"),
+        ({"labels": []}, "no label"),
+    ],
+)
+def test_calls_that_cannot_be_met_are_refused(pipeline, call, message):
+    with pytest.raises(UserError, match=message):
+        pipeline(**FAST | call)
+
+
+def test_labels_must_match_the_generator(parts):
+    with pytest.raises(UserError, match="3 classes: expected as many different labels, got 2"):
+        CATPipeline(*parts, paper_schedule(), LABELS[:2], RatioThresholds(3, 7), resolution=64)
