@@ -126,7 +126,7 @@ def find_toolkit() -> Path | None:
         candidates = [Path("/usr/local/cuda")]
         if nvcc := shutil.which("nvcc"):
             command = [nvcc, "--dryrun", "-E", "-x", "cu", os.devnull]
-            dry_run = subprocess.run(command, capture_output=True, text=True)
+            dry_run = subprocess.run(command, capture_output=True, text=True, check=False)
             if top := re.search(r"TOP=(\S+)", dry_run.stderr):
                 candidates.insert(0, Path(top[1]).resolve())
     return next((home for home in candidates if (home / "bin" / "nvcc").exists()), None)
@@ -147,7 +147,9 @@ def build_cuda(torch_cuda: str | None, cuda_home: Path | None) -> bool:
     elif cuda_home is None:
         obstacle = "there is no nvcc (set CUDA_HOME to the CUDA toolkit)"
     elif (toolkit := toolkit_version(cuda_home)).split(".")[0] != torch_cuda.split(".")[0]:
-        obstacle = f"nvcc is of CUDA {toolkit} and torch of CUDA {torch_cuda}: their major versions must agree"
+        obstacle = (
+            f"nvcc is of CUDA {toolkit}, torch of CUDA {torch_cuda}: the major versions must agree"
+        )
     else:
         return True
     if wanted == "1":

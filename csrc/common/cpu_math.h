@@ -1,6 +1,7 @@
 // Arithmetic that compilers vectorise in plain loops: no calls, no branches.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 
@@ -35,11 +36,19 @@ inline BFloat16 from_float<BFloat16>(float value) {
   return {static_cast<uint16_t>(value != value ? 0x7fc0 : rounded)};
 }
 
+// x held to [-limit, limit] (NaN too). Floats of one sign are ordered like their bits, and an integer minimum
+// is one instruction, where a float comparison lets the compiler split the loop's arithmetic in two and run
+// both halves on every element; the unused half then met subnormal numbers and took ten times as long.
+inline float clamp_magnitude(float x, float limit) {
+  const int32_t bits = std::bit_cast<int32_t>(x);
+  const int32_t magnitude = std::min(bits & 0x7fffffff, std::bit_cast<int32_t>(limit));
+  return std::bit_cast<float>((bits & ~0x7fffffff) | magnitude);
+}
+
 // e^x within 2 ulp for |x| <= 87, held at the ends beyond: e^x = 2^n e^r, n = round(x / ln 2),
 // |r| <= ln(2) / 2, e^r by its Taylor polynomial. Adding 1.5 * 2^23 rounds to an integer.
 inline float exponential(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 87.0f ? 87.0f : x;
+  x = clamp_magnitude(x, 87.0f);
   constexpr float kRound = 12582912.0f;
   const float n = (x * 1.44269504f + kRound) - kRound;
   const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;

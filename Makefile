@@ -1,0 +1,57 @@
+# Everything here makes the virtual environment it needs. `make help` lists the targets.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+
+# Stamps: the environment with its dependencies, and the package built into it.
+ENVIRONMENT := $(VENV)/.environment
+PACKAGE := $(VENV)/.package
+
+.PHONY: help install demo test test-slow test-gpu lint build clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(PACKAGE) ## Make .venv with the pinned dependencies and this package in it
+
+demo: $(PACKAGE) ## Train a small tokenizer and generator on the shipped photographs; see runs/demo/report.html
+	$(BIN)/cat-fast demo --out runs/demo
+
+test: $(PACKAGE) ## Run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(PACKAGE) ## Run the tests that take minutes
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(PACKAGE) ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(PACKAGE) ## Check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+build: $(PACKAGE) ## Recompile the C++ and CUDA sources that changed
+
+clean: ## Remove compiled libraries and caches; .venv and runs stay
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -f cat_fast/*.so $(PACKAGE)
+
+# torch comes first: the package is compiled against it, and other packages look for it when they install.
+$(ENVIRONMENT): constraints.txt
+	@$(if $(PYTHON),,echo "Python 3.11 or newer is needed, and no python3 is on PATH." >&2; exit 1)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@command -v $${CXX:-c++} > /dev/null || { echo "A C++20 compiler is needed, such as g++." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt torch torchvision setuptools wheel
+	$(PIP) install --requirement constraints.txt
+	touch $@
+
+$(PACKAGE): $(ENVIRONMENT) pyproject.toml setup.py $(SOURCES)
+	$(PIP) install --no-build-isolation --no-deps --editable .
+	touch $@
