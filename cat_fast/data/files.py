@@ -49,7 +49,7 @@ def _create_part(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: its files are readable by their owner alone, and so would the result be.
-        part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+        part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
         part.touch(exist_ok=False)
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -1,6 +1,6 @@
 """Photographs in and out: any ordinary picture file becomes 8-bit sRGB as a person sees it.
 
-`load_image` -> `resize_center_crop` -> `image_to_tensor` is the way in, `tensor_to_image` the way back,
+`load_image` -> `resize_center_crop` -> `image_to_tensor` is the way in, `tensor_to_image` the way back;
 `find_images` turns what a user typed (files, folders) into a list of files.
 """
 
@@ -72,10 +72,14 @@ def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:
     """RGB picture -> (3, H, W) float32 in [-1, 1]; 0 -> -1 and 255 -> 1."""
+    return image_to_bytes(image).float().div_(127.5).sub_(1.0)
+
+
+def image_to_bytes(image: Image.Image) -> torch.Tensor:
+    """RGB picture -> its (3, H, W) uint8 pixels, contiguous."""
     import torch
 
-    pixels_HWC = np.array(image.convert("RGB"), dtype=np.float32)
-    return torch.from_numpy(pixels_HWC).permute(2, 0, 1).contiguous().div_(127.5).sub_(1.0)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def tensor_to_image(x: torch.Tensor) -> Image.Image:

@@ -1,0 +1,269 @@
+"""`cat-fast encode` and `cat-fast decode`: photographs to latents and back."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cat_fast.cli import console
+from cat_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from cat_fast.inference.codec import DecodedLatent, EncodedPhoto
+
+_TABLE_ROWS = 50
+"""More pictures than this are not listed one by one (--json lists all)."""
+
+_Checkpoint = Annotated[
+    Path,
+    typer.Option(
+        "--checkpoint", "-c", metavar="DIR", help="Folder of a trained tokenizer.", show_default=False
+    ),
+]
+_BatchSize = Annotated[
+    int, typer.Option(min=1, help="Pictures a forward pass; lower it when memory runs out.")
+]
+_Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
+
+
+def encode(
+    photos: Annotated[
+        list[Path],
+        typer.Argument(metavar="PHOTO...", help="JPEG, PNG or WebP files, or folders.", show_default=False),
+    ],
+    checkpoint: _Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of latents to write.")] = Path(
+        "latents.safetensors"
+    ),
+    ratio: Annotated[
+        str, typer.Option(metavar="8|16|32|auto", help="Compression ratio of every picture.")
+    ] = "auto",
+    size: Annotated[
+        int, typer.Option(help="Side in pixels to scale to, a multiple of 64, such as 256 or 512.")
+    ] = 256,
+    caption: Annotated[
+        str | None, typer.Option(help="What is in the pictures, for all of them.", show_default=False)
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='What is in each: a line each of {"file": ..., "caption": ...}, with "has_text" and'
+            ' "has_faces" where they differ from the flags.',
+            show_default=False,
+        ),
+    ] = None,
+    has_text: Annotated[bool, typer.Option("--has-text", help="The captioned pictures show text.")] = False,
+    has_faces: Annotated[
+        bool, typer.Option("--has-faces", help="The captioned pictures show faces.")
+    ] = False,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Scores up to A get 32x, above B 8x, between them 16x. Default: the pair fitted to the"
+            " scorer.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: _BatchSize = 8,
+    device: _Device = "auto",
+    json_output: _Json = False,
+) -> None:
+    """Encode photographs as latents: simple pictures at 32x, busy ones at 8x.
+
+    With --ratio auto a caption decides: from --captions, else --caption, else PHOTO.txt beside PHOTO.jpg. A
+    picture without one is judged by its size as a JPEG, and the output says so.
+
+    The short side is scaled to --size and the long one cropped about the middle, after EXIF rotation; colour
+    profiles become sRGB, transparency white.
+
+    A picture that cannot be read is reported and the others are written all the same (exit code 1).
+
+    Examples:
+
+        cat-fast encode holiday/ -c runs/demo/tokenizer -o holiday.safetensors
+
+        cat-fast encode page.png -c runs/demo/tokenizer --caption "a newspaper page" --has-text --size 512
+
+        cat-fast encode *.jpg -c runs/demo/tokenizer --ratio 16 --json
+    """
+    from cat_fast.data.images import find_images
+
+    fixed = _parse_ratio(ratio)
+    files = find_images(photos)
+
+    from cat_fast.complexity import RatioThresholds
+    from cat_fast.inference.checkpoint import load_tokenizer
+    from cat_fast.inference.codec import encode_files
+    from cat_fast.inference.photo_ratio import (
+        PhotoDescriptions,
+        adaptive_ratio,
+        fixed_ratio,
+        read_photo_captions,
+        require_served,
+    )
+
+    rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else {}
+    said = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
+    borders = RatioThresholds.parse(thresholds) if thresholds is not None else None
+    tokenizer = load_tokenizer(checkpoint, device)
+    require_served(fixed, tokenizer.config["ratios"])
+    choose = fixed_ratio(fixed) if fixed else adaptive_ratio(said, borders)
+    with console.progress("pictures") as bar:
+        task = bar.add_task("encoding", total=len(files))
+        results = encode_files(
+            files,
+            out,
+            tokenizer=tokenizer,
+            choose=choose,
+            size=size,
+            batch_size=batch_size,
+            on_done=lambda _: bar.advance(task),
+        )
+    encoded = [result for result in results if result.choice]
+    if json_output:
+        _print_json({"out": str(out) if encoded else None, "size": size, "images": list(map(_row, results))})
+    elif encoded:
+        console.out.print(_encoded_table(encoded))
+        _print_encoded_summary(encoded, size, out)
+    _end([result.error for result in results if result.error], len(results), "written")
+
+
+def decode(
+    latents: Annotated[Path, typer.Argument(help="File that `cat-fast encode` wrote.", show_default=False)],
+    checkpoint: _Checkpoint,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.", show_default=False)],
+    image_format: Annotated[
+        str, typer.Option("--format", metavar="png|jpg|webp", help="Picture format.")
+    ] = "png",
+    force: Annotated[bool, typer.Option("--force", help="Decode latents of another tokenizer too.")] = False,
+    batch_size: _BatchSize = 8,
+    device: _Device = "auto",
+    json_output: _Json = False,
+) -> None:
+    """Decode latents to pictures, one file each, named after the photograph.
+
+    The checkpoint must be the one that encoded them: the file of latents knows its fingerprint.
+
+    Examples:
+
+        cat-fast decode holiday.safetensors -c runs/demo/tokenizer -o holiday-decoded
+
+        cat-fast decode holiday.safetensors -c runs/demo/tokenizer -o out --format webp
+    """
+    from cat_fast.inference.checkpoint import load_tokenizer
+    from cat_fast.inference.codec import decode_file
+    from cat_fast.inference.latent_file import LatentFile
+
+    count = len(LatentFile.open(latents).records)
+    tokenizer = load_tokenizer(checkpoint, device)
+    with console.progress("pictures") as bar:
+        task = bar.add_task("decoding", total=count)
+        results = decode_file(
+            latents,
+            out,
+            tokenizer=tokenizer,
+            image_format=image_format,
+            force=force,
+            batch_size=batch_size,
+            on_done=lambda _: bar.advance(task),
+        )
+    decoded = [result for result in results if result.file]
+    if json_output:
+        _print_json({"out": str(out), "images": list(map(_row, results))})
+    elif decoded:
+        console.out.print(_decoded_table(decoded))
+        console.out.print(Text(f"{_pictures(len(decoded))} in {out}"))
+    _end([result.error for result in results if result.error], len(results), "decoded")
+
+
+def _parse_ratio(text: str) -> int | None:
+    """8, 16 or 32; None for "auto"."""
+    if text == "auto":
+        return None
+    if text in ("8", "16", "32"):
+        return int(text)
+    raise UserError(f"--ratio {text}: expected 8, 16, 32 or auto")
+
+
+def _end(errors: list[str], count: int, done: str) -> None:
+    """Reports what failed; exit code 1 where something else succeeded, 2 where nothing did."""
+    for error in errors:
+        console.print_error(error)
+    if not errors:
+        return
+    if len(errors) < count:
+        console.err.print(f"{len(errors)} of {_pictures(count)} failed; the others are {done}")
+        raise typer.Exit(1)
+    raise typer.Exit(2)
+
+
+def _encoded_table(encoded: "list[EncodedPhoto]") -> Table:
+    table = Table("file")
+    for column in ("ratio", "tokens", "score"):
+        table.add_column(column, justify="right")
+    table.add_column("why")
+    for photo in encoded[:_TABLE_ROWS]:
+        assert photo.choice is not None
+        score = "" if photo.choice.score is None else str(photo.choice.score)
+        cells = [str(photo.file), f"{photo.choice.ratio}x", str(photo.tokens), score, photo.choice.why]
+        table.add_row(*map(Text, cells))  # as Text, brackets in a name are no markup
+    _mention_rest(table, len(encoded))
+    return table
+
+
+def _print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -> None:
+    from cat_fast.complexity import tokens_per_image
+
+    choices = [photo.choice for photo in encoded if photo.choice]
+    counts = Counter(choice.ratio for choice in choices)
+    mix = ", ".join(f"{counts[ratio]} at {ratio}x" for ratio in sorted(counts))
+    mean = sum(photo.tokens or 0 for photo in encoded) / len(encoded)
+    fixed = tokens_per_image(16, size)
+    console.out.print(
+        f"{_pictures(len(encoded))}: {mix}; mean {mean:.1f} tokens against {fixed} at a fixed 16x"
+        f" ({mean / fixed - 1:+.1%})"
+    )
+    if guessed := sum(choice.source == "jpeg size" for choice in choices):
+        console.out.print(
+            f"{guessed} without a caption: ratio from the JPEG size, a weaker signal;"
+            " give --caption, --captions or PHOTO.txt"
+        )
+    console.out.print(Text(f"Latents in {out}"))
+
+
+def _decoded_table(decoded: "list[DecodedLatent]") -> Table:
+    table = Table("file")
+    for column in ("ratio", "size"):
+        table.add_column(column, justify="right")
+    for latent in decoded[:_TABLE_ROWS]:
+        cells = [str(latent.file), f"{latent.ratio}x", f"{latent.size} px"]
+        table.add_row(*map(Text, cells))
+    _mention_rest(table, len(decoded))
+    return table
+
+
+def _mention_rest(table: Table, count: int) -> None:
+    if count > _TABLE_ROWS:
+        table.add_row(Text(f"... and {count - _TABLE_ROWS} more (--json lists all)", style="dim"))
+
+
+def _row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:
+    fields = asdict(result)
+    choice = fields.pop("choice", None) or {}
+    return fields | choice | {"file": str(result.file) if result.file else None}
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, indent=2))
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"

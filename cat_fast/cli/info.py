@@ -1,0 +1,111 @@
+"""`cat-fast info`: what this installation is made of and what it will run on."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cat_fast.cli import console
+
+_PACKAGES = ("cat-fast", "torch", "triton", "xformers", "deepspeed", "diffusers", "transformers")
+
+
+def info(
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show versions, devices, CPU features, and which kernel backends are active and why others are not.
+
+    CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one backend for every operator that has it.
+
+    Examples:
+
+        cat-fast info
+
+        cat-fast info --json > environment.json
+    """
+    report = environment()
+    if json_output:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    facts = Table(show_header=False, box=None)
+    facts.add_row("python", report["python"])
+    for name, installed in report["packages"].items():
+        facts.add_row(name, installed or Text("not installed", style="yellow"))
+    facts.add_row("platform", report["platform"])
+    facts.add_row("cpu", Text(_cpu_line(report["cpu"])))
+    for line in map(_gpu_line, report["gpus"]):
+        facts.add_row("gpu", Text(line))
+    if not report["gpus"]:
+        facts.add_row("gpu", "none")
+    console.out.print(facts)
+
+    kernels = Table("operator", "backend", "status")
+    for row in report["kernels"]:
+        style = "green" if row["status"] == "active" else "dim"
+        kernels.add_row(row["op"], row["backend"], Text(row["status"], style=style))
+    console.out.print(kernels)
+    console.out.print("The first active backend of an operator that takes a tensor's device and dtype runs.")
+
+
+def environment() -> dict[str, Any]:
+    """The same as JSON values: python, platform, packages, cpu, gpus, kernels."""
+    import torch
+
+    from cat_fast.kernels import backends
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "cpu": {
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "features": _cpu_features(),
+            "threads": torch.get_num_threads(),
+        },
+        "gpus": _gpus(),
+        "kernels": [
+            {"op": op, "backend": backend, "status": status} for op, backend, status in backends.report()
+        ],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_features() -> list[str] | None:
+    """Instruction sets of this CPU, or None where the compiled part that knows is missing."""
+    try:
+        from cat_fast._bindings import cpu_features
+    except ImportError:
+        return None
+    return [name for name, present in cpu_features().items() if present]
+
+
+def _gpus() -> list[dict[str, Any]]:
+    import torch
+
+    return [
+        {
+            "name": gpu.name,
+            "compute_capability": f"{gpu.major}.{gpu.minor}",
+            "memory_gib": round(gpu.total_memory / 2**30, 1),
+        }
+        for gpu in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ]
+
+
+def _cpu_line(cpu: dict[str, Any]) -> str:
+    features = "compiled parts are missing" if cpu["features"] is None else " ".join(cpu["features"])
+    return f"{cpu['threads']} threads; torch uses {cpu['capability']}; {features}"
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    return f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability {gpu['compute_capability']}"

@@ -1,0 +1,72 @@
+"""The command `cat-fast`. Commands are light to import: what needs torch imports it when it runs."""
+
+import logging
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cat_fast import __version__
+from cat_fast.cli.codec import decode, encode
+from cat_fast.cli.console import err, out, print_error
+from cat_fast.cli.info import info
+from cat_fast.cli.score import score
+from cat_fast.errors import UserError
+
+
+class _OneLineErrors(TyperGroup):
+    """Ends every command that cannot go on with one line and an exit code of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print_error(error)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as interrupt:
+            err.print("interrupted: nothing half-written was left behind")
+            raise typer.Exit(130) from interrupt
+
+
+app = typer.Typer(
+    name="cat-fast",
+    cls=_OneLineErrors,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(score)
+app.command()(encode)
+app.command()(decode)
+app.command()(info)
+
+
+def main() -> None:
+    """Entry point of the `cat-fast` script.
+
+    Exit codes: 0 done; 1 some inputs failed, the others are done; 2 unusable input or arguments, one line on
+    standard error says why; 130 interrupted.
+    """
+    app(prog_name="cat-fast")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"cat-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _cat_fast(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Content-adaptive image tokenization: simple pictures get few tokens, busy ones many.
+
+    A caption decides the budget (score), the tokenizer spends it (encode, decode).
+    """
+    # xformers greets every import that finds no GPU build with six lines; `cat-fast info` has the facts.
+    logging.getLogger("xformers").setLevel(logging.ERROR)
