@@ -1,0 +1,327 @@
+"""Stories of `cat-fast encode` and `cat-fast decode`, told to the end: what is written, said and returned."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from cat_fast.complexity import Description, choose_ratio
+from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop, tensor_to_image
+from cat_fast.tokenizer import NestedAutoencoderKL
+from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
+
+SIMPLE, BUSY = (
+    "a plane in the sky",
+    "a newspaper page full of text, charts, tables and small photographs of people",
+)
+
+
+@pytest.fixture
+def latents(cat_fast, checkpoint, photos, tmp_path):
+    """The three photographs encoded at 16x."""
+    path = tmp_path / "latents.safetensors"
+    result = cat_fast("encode", photos, "-c", checkpoint, "-o", path, "--ratio", 16, "--size", 64)
+    assert result.exit_code == 0, result.output
+    return path
+
+
+class TestEncode:
+    @pytest.mark.parametrize("ratio", [8, 16, 32])
+    def test_latents_are_the_tokenizers_own(self, cat_fast, checkpoint, photos, tmp_path, ratio):
+        out = tmp_path / "new folder" / "latents.safetensors"
+        result = cat_fast("encode", photos, "-c", checkpoint, "-o", out, "--ratio", ratio, "--size", 64)
+        assert result.exit_code == 0, result.output
+
+        written = load_file(out)
+        assert sorted(written) == ["a", "b", "c"]
+        tokenizer = NestedAutoencoderKL.from_pretrained(checkpoint)
+        for key, name in (("a", "a.jpg"), ("b", "b.png"), ("c", "c.webp")):
+            x = image_to_tensor(resize_center_crop(load_image(photos / name), 64))
+            with torch.no_grad():
+                expected = tokenizer.encode(x[None], ratio).latent_dist.mode()[0]
+            assert written[key].shape == (4, 64 // ratio, 64 // ratio)
+            torch.testing.assert_close(written[key], expected, rtol=1e-4, atol=1e-5)
+
+    def test_the_header_says_what_made_each_latent(self, latents, checkpoint):
+        with safe_open(latents, framework="pt") as file:
+            header = json.loads(file.metadata()["cat_fast.latents"])
+        assert header["tokenizer"] == NestedAutoencoderKL.from_pretrained(checkpoint).fingerprint()
+        assert header["images"]["b"] == {
+            "ratio": 16,
+            "size": 64,
+            "source": "b.png",
+            "score": None,
+            "why": "fixed 16x",
+        }
+
+    @pytest.mark.parametrize(("caption", "flags"), [(SIMPLE, []), (BUSY, ["--has-text"])])
+    def test_one_caption_for_all_decides_their_ratio(
+        self, cat_fast, checkpoint, photos, tmp_path, caption, flags
+    ):
+        out = tmp_path / "out.safetensors"
+        command = [
+            "encode",
+            photos,
+            "-c",
+            checkpoint,
+            "-o",
+            out,
+            "--size",
+            64,
+            "--caption",
+            caption,
+            "--json",
+        ]
+        images = parse_json(cat_fast(*command, *flags))["images"]
+        chosen = choose_ratio(Description(caption, has_text=bool(flags)))
+        assert {(image["ratio"], image["score"]) for image in images} == {(chosen.ratio, chosen.score)}
+        assert {latent.shape[-1] for latent in load_file(out).values()} == {64 // chosen.ratio}
+
+    def test_simple_and_busy_captions_get_different_ratios(self):
+        simple, busy = choose_ratio(Description(SIMPLE)), choose_ratio(Description(BUSY, has_text=True))
+        assert (simple.ratio, busy.ratio) == (32, 8)
+
+    def test_a_captions_file_a_text_file_beside_and_no_caption_at_all(
+        self, cat_fast, checkpoint, photos, tmp_path
+    ):
+        rows = [{"file": "a.jpg", "caption": BUSY, "has_text": True}]
+        (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (photos / "b.txt").write_text(SIMPLE + "\n")
+        command = ["encode", photos, "-c", checkpoint, "-o", tmp_path / "out.safetensors", "--size", 64]
+        command += ["--captions", tmp_path / "captions.jsonl"]
+
+        a, b, c = parse_json(cat_fast(*command, "--json"))["images"]
+        assert (a["ratio"], a["tokens"], a["source"]) == (8, 16, "caption")
+        assert (b["ratio"], b["tokens"], b["source"]) == (32, 1, "caption")
+        # c is a smooth blur: a small JPEG.
+        assert (c["ratio"], c["score"], c["source"]) == (32, None, "jpeg size")
+
+        told = cat_fast(*command).stdout
+        assert "1 without a caption: ratio from the JPEG size" in told
+        assert "3 pictures: 1 at 8x, 2 at 32x; mean 6.0 tokens against 4 at a fixed 16x (+50.0%)" in told
+        assert "out.safetensors" in told
+
+    def test_pictures_of_one_name_are_all_kept(self, cat_fast, checkpoint, photos, tmp_path):
+        (photos / "more").mkdir()
+        Image.new("RGB", (64, 64), "red").save(photos / "more" / "a.png")
+        out = tmp_path / "out.safetensors"
+        result = cat_fast("encode", photos, "-c", checkpoint, "-o", out, "--ratio", 32, "--size", 64)
+        assert result.exit_code == 0, result.output
+        assert sorted(load_file(out)) == ["a", "a-2", "b", "c"]
+
+    def test_batching_changes_nothing(self, cat_fast, checkpoint, photos, latents, tmp_path):
+        out = tmp_path / "single.safetensors"
+        command = ["encode", photos, "-c", checkpoint, "-o", out, "--ratio", 16, "--size", 64]
+        assert cat_fast(*command, "--batch-size", 1).exit_code == 0
+        together, single = load_file(latents), load_file(out)
+        for key in together:
+            torch.testing.assert_close(together[key], single[key], rtol=1e-4, atol=1e-5)
+
+
+class TestBadPictures:
+    def test_one_bad_picture_does_not_cost_the_others(self, cat_fast, checkpoint, photos, tmp_path):
+        (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
+        (photos / "empty.png").touch()
+        out = tmp_path / "out.safetensors"
+        command = ["encode", photos, tmp_path / "missing.jpg", "-c", checkpoint, "-o", out]
+        result = cat_fast(*command, "--ratio", 16, "--size", 64)
+        assert result.exit_code == 1
+        assert sorted(load_file(out)) == ["a", "b", "c"]
+        *errors, last = result.stderr.splitlines()
+        assert [line.startswith("error: ") for line in errors] == [True] * 3
+        for name, line in zip(("broken.jpg", "empty.png", "missing.jpg"), errors, strict=True):
+            assert name in line
+        assert last == "3 of 6 pictures failed; the others are written"
+
+    def test_json_lists_failures_too(self, cat_fast, checkpoint, photos, tmp_path):
+        (photos / "empty.png").touch()
+        command = ["encode", photos, "-c", checkpoint, "-o", tmp_path / "o.safetensors", "--ratio", 16]
+        images = parse_json(cat_fast(*command, "--size", 64, "--json"))["images"]
+        assert [bool(image["error"]) for image in images] == [False, False, False, True]
+
+    def test_an_unreadable_caption_file_costs_only_its_picture(self, cat_fast, checkpoint, photos, tmp_path):
+        (photos / "a.txt").write_bytes(b"caf\xe9")
+        command = ["encode", photos, "-c", checkpoint, "-o", tmp_path / "o.safetensors", "--size", 64]
+        result = cat_fast(*command)
+        assert result.exit_code == 1
+        assert "a.txt" in result.stderr
+        assert sorted(load_file(tmp_path / "o.safetensors")) == ["b", "c"]
+
+    def test_when_all_are_bad_nothing_is_written(self, cat_fast, checkpoint, tmp_path):
+        (tmp_path / "a.jpg").touch()
+        out = tmp_path / "out.safetensors"
+        out.write_bytes(b"earlier work")
+        assert_one_line_error(cat_fast("encode", tmp_path / "a.jpg", "-c", checkpoint, "-o", out), "empty")
+        assert out.read_bytes() == b"earlier work"
+
+    def test_interruption_leaves_what_was_there(self, cat_fast, checkpoint, photos, tmp_path, monkeypatch):
+        out = tmp_path / "out" / "latents.safetensors"
+        out.parent.mkdir()
+        out.write_bytes(b"earlier work")
+
+        def interrupted(path):
+            if path.name == "b.png":
+                raise KeyboardInterrupt
+            return load_image(path)
+
+        monkeypatch.setattr("cat_fast.inference.codec.load_image", interrupted)
+        result = cat_fast("encode", photos, "-c", checkpoint, "-o", out, "--size", 64, "--batch-size", 1)
+        assert result.exit_code == 130
+        assert len(result.stderr.splitlines()) == 1
+        assert [path.name for path in out.parent.iterdir()] == ["latents.safetensors"]
+        assert out.read_bytes() == b"earlier work"
+
+
+class TestRefusals:
+    def test_unknown_ratio(self, cat_fast, checkpoint, photos):
+        for ratio in ("12", "0", "-8", "8x", ""):
+            result = cat_fast("encode", photos, "-c", checkpoint, f"--ratio={ratio}")
+            assert_one_line_error(result, "8, 16, 32 or auto")
+
+    def test_a_ratio_the_tokenizer_lacks(self, cat_fast, photos, tmp_path):
+        tiny_tokenizer(ratios=(16,)).save_pretrained(tmp_path / "fixed")
+        command = ["encode", photos, "-c", tmp_path / "fixed", "-o", tmp_path / "o.safetensors"]
+        assert_one_line_error(cat_fast(*command, "--ratio", 8), "no ratio 8", "16")
+        assert_one_line_error(cat_fast(*command), "adaptive ratios need")
+        assert cat_fast(*command, "--ratio", 16, "--size", 64).exit_code == 0
+
+    def test_size_that_does_not_divide(self, cat_fast, checkpoint, photos, tmp_path):
+        command = ["encode", photos, "-c", checkpoint, "-o", tmp_path / "o.safetensors"]
+        for size in (100, 0, -64):
+            assert_one_line_error(cat_fast(*command, f"--size={size}"), "multiple of 64")
+
+    def test_missing_checkpoint(self, cat_fast, photos, tmp_path):
+        assert_one_line_error(cat_fast("encode", photos, "-c", tmp_path / "no"), "no such folder")
+
+    def test_a_folder_that_is_no_checkpoint_points_to_one_inside(self, cat_fast, checkpoint, photos):
+        result = cat_fast("encode", photos, "-c", checkpoint.parent)
+        assert_one_line_error(result, "no config.json", f"did you mean {checkpoint.parent}")
+
+    def test_another_models_checkpoint(self, cat_fast, photos, tmp_path):
+        (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+        assert_one_line_error(cat_fast("encode", photos, "-c", tmp_path), "NestedAutoencoderKL")
+
+    def test_damaged_weights(self, cat_fast, checkpoint, photos, tmp_path):
+        damaged = tmp_path / "damaged"
+        damaged.mkdir()
+        for file in checkpoint.iterdir():
+            (damaged / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".json" else 5000])
+        assert_one_line_error(cat_fast("encode", photos, "-c", damaged), "cannot be loaded")
+
+    def test_no_weights(self, cat_fast, checkpoint, photos, tmp_path):
+        (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+        assert_one_line_error(cat_fast("encode", photos, "-c", tmp_path), "cannot be loaded")
+
+    def test_empty_folder(self, cat_fast, checkpoint, tmp_path):
+        (tmp_path / "empty").mkdir()
+        assert_one_line_error(cat_fast("encode", tmp_path / "empty", "-c", checkpoint), "holds no picture")
+
+    def test_output_that_cannot_be_written(self, cat_fast, checkpoint, photos, tmp_path):
+        (tmp_path / "file").touch()
+        out = tmp_path / "file" / "latents.safetensors"
+        assert_one_line_error(cat_fast("encode", photos, "-c", checkpoint, "-o", out), "cannot be written")
+        assert_one_line_error(cat_fast("encode", photos, "-c", checkpoint, "-o", tmp_path), "is a folder")
+
+    @pytest.mark.parametrize("line", ['{"caption": "a dog"}', '{"file": "a.jpg"}', "not json", ""])
+    def test_malformed_captions_file(self, cat_fast, checkpoint, photos, tmp_path, line):
+        (tmp_path / "captions.jsonl").write_text(line + "\n")
+        result = cat_fast("encode", photos, "-c", checkpoint, "--captions", tmp_path / "captions.jsonl")
+        assert_one_line_error(result, "captions.jsonl")
+
+    def test_blank_caption(self, cat_fast, checkpoint, photos):
+        assert_one_line_error(cat_fast("encode", photos, "-c", checkpoint, "--caption", " "), "caption")
+
+    def test_unusable_device(self, cat_fast, checkpoint, photos):
+        assert_one_line_error(cat_fast("encode", photos, "-c", checkpoint, "--device", "toaster"), "toaster")
+
+
+class TestDecode:
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+    def test_pictures_are_the_tokenizers_own(self, cat_fast, checkpoint, latents, tmp_path, suffix):
+        out = tmp_path / "new" / "pictures"
+        result = cat_fast("decode", latents, "-c", checkpoint, "-o", out, "--format", suffix)
+        assert result.exit_code == 0, result.output
+        assert sorted(path.name for path in out.iterdir()) == [f"{key}.{suffix}" for key in "abc"]
+
+        tokenizer = NestedAutoencoderKL.from_pretrained(checkpoint)
+        for key, latent in load_file(latents).items():
+            with torch.no_grad():
+                picture = tensor_to_image(tokenizer.decode(latent[None], 16).sample[0])
+            picture.save(tmp_path / f"expected.{suffix}", quality=95)
+            actual = np.asarray(load_image(out / f"{key}.{suffix}")).astype(int)
+            expected = np.asarray(load_image(tmp_path / f"expected.{suffix}"))
+            assert actual.shape == (64, 64, 3)
+            assert np.abs(actual - expected).mean() < 0.1
+
+    def test_mixed_ratios_come_back_at_one_size(self, cat_fast, checkpoint, photos, tmp_path):
+        for name, caption in (("a", SIMPLE), ("b", BUSY)):
+            (photos / f"{name}.txt").write_text(caption)
+        path, out = tmp_path / "l.safetensors", tmp_path / "out"
+        assert cat_fast("encode", photos, "-c", checkpoint, "-o", path, "--size", 64).exit_code == 0
+        images = parse_json(cat_fast("decode", path, "-c", checkpoint, "-o", out, "--json"))["images"]
+        assert len({image["ratio"] for image in images}) > 1
+        assert {Image.open(image["file"]).size for image in images} == {(64, 64)}
+
+    def test_latents_of_another_tokenizer_are_refused_unless_forced(self, cat_fast, latents, tmp_path):
+        tiny_tokenizer(seed=1).save_pretrained(tmp_path / "other")
+        command = ["decode", latents, "-c", tmp_path / "other", "-o", tmp_path / "out"]
+        assert_one_line_error(cat_fast(*command), "made by tokenizer", "--force")
+        assert not (tmp_path / "out").exists()
+        assert cat_fast(*command, "--force").exit_code == 0
+        assert len(list((tmp_path / "out").iterdir())) == 3
+
+    def test_latents_of_other_width_fail_even_so(self, cat_fast, latents, tmp_path):
+        tiny_tokenizer(latent_channels=8).save_pretrained(tmp_path / "other")
+        result = cat_fast("decode", latents, "-c", tmp_path / "other", "-o", tmp_path / "out", "--force")
+        assert result.exit_code == 2
+        assert "expects (8, 4, 4)" in result.stderr
+
+    def test_one_spoilt_latent_does_not_cost_the_others(self, cat_fast, checkpoint, latents, tmp_path):
+        rewrite(latents, tensors={"b": torch.full((4, 4, 4), torch.nan)})
+        result = cat_fast("decode", latents, "-c", checkpoint, "-o", tmp_path / "out")
+        assert result.exit_code == 1
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+        assert "error: b: the picture holds NaN" in result.stderr
+
+    def test_a_name_never_leads_out_of_the_folder(self, cat_fast, checkpoint, latents, tmp_path):
+        rewrite(latents, names={"b": "../../escaped"})
+        result = cat_fast("decode", latents, "-c", checkpoint, "-o", tmp_path / "deep" / "er" / "out")
+        assert result.exit_code == 1
+        assert "../../escaped" in result.stderr
+        assert not list(tmp_path.rglob("escaped*"))
+
+    @pytest.mark.parametrize("content", [b"", b"not safetensors at all", b"\xff" * 64])
+    def test_damaged_file(self, cat_fast, checkpoint, tmp_path, content):
+        (tmp_path / "l.safetensors").write_bytes(content)
+        result = cat_fast("decode", tmp_path / "l.safetensors", "-c", checkpoint, "-o", tmp_path / "out")
+        assert_one_line_error(result, "l.safetensors")
+
+    def test_safetensors_of_something_else(self, cat_fast, checkpoint, tmp_path):
+        weights = next(checkpoint.glob("*.safetensors"))
+        result = cat_fast("decode", weights, "-c", checkpoint, "-o", tmp_path / "out")
+        assert_one_line_error(result, "holds no latents")
+
+    def test_missing_file_unknown_format_and_unwritable_folder(self, cat_fast, checkpoint, latents, tmp_path):
+        options = ["-c", checkpoint, "-o", tmp_path / "out"]
+        assert_one_line_error(cat_fast("decode", tmp_path / "no.safetensors", *options), "no such file")
+        assert_one_line_error(cat_fast("decode", latents, *options, "--format", "bmp"), "png, jpg, webp")
+        (tmp_path / "file").touch()
+        result = cat_fast("decode", latents, "-c", checkpoint, "-o", tmp_path / "file")
+        assert_one_line_error(result, "cannot be written")
+
+
+def rewrite(path, *, tensors=None, names=None):
+    """Changes tensors or names in a file of latents, as another program might."""
+    from safetensors.torch import save_file
+
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["cat_fast.latents"])
+    content = load_file(path) | (tensors or {})
+    for old, new in (names or {}).items():
+        content[new] = content.pop(old)
+        header["images"][new] = header["images"].pop(old)
+    save_file(content, path, metadata={"cat_fast.latents": json.dumps(header)})

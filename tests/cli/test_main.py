@@ -1,0 +1,70 @@
+"""The command as a whole: help that teaches, codes that scripts can rely on, a start that takes no torch."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cat_fast.cli.main import app
+
+HEAVY = ("torch", "diffusers", "transformers", "deepspeed", "sklearn", "matplotlib")
+
+
+@pytest.mark.parametrize("command", ["score", "encode", "decode", "info"])
+def test_every_command_has_help_with_an_example(cat_fast, command):
+    result = cat_fast(command, "--help")
+    assert result.exit_code == 0
+    assert "Examples:" in result.stdout
+    assert f"cat-fast {command}" in result.stdout.split("Examples:")[1]
+    assert command in cat_fast("--help").stdout
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["encode", "--help"], ["--version"], ["encode", "x", "-c", "x", "--ratio", "7"]]
+)
+def test_help_and_usage_errors_do_not_wait_for_torch(args):
+    script = (
+        "import sys\n"
+        "from cat_fast.cli.main import app\n"
+        f"try:\n    app({args!r})\nexcept SystemExit:\n    pass\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert finished.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(cat_fast):
+    assert cat_fast("--version").stdout == f"cat-fast {version('cat-fast')}\n"
+
+
+def test_usage_errors_exit_with_2(cat_fast):
+    for args in ([], ["no-such-command"], ["encode"], ["decode", "--no-such-option"]):
+        assert cat_fast(*args).exit_code == 2
+
+
+def test_the_process_reports_one_line_and_the_code(tmp_path):
+    script = "from cat_fast.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "encode", str(tmp_path), "-c", str(tmp_path / "no")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert finished.stderr.startswith(f"error: {tmp_path}: the folder holds no picture")
+    assert finished.stderr.count("\n") == 1
+
+
+def test_a_defect_of_the_program_is_not_dressed_up_as_the_users_fault():
+    @app.command("fail-for-test", hidden=True)
+    def fail() -> None:
+        raise ZeroDivisionError("a defect")
+
+    try:
+        result = CliRunner().invoke(app, ["fail-for-test"])
+    finally:
+        app.registered_commands.pop()
+    assert isinstance(result.exception, ZeroDivisionError)
+    assert typer.__name__ not in result.stderr
