@@ -41,7 +41,9 @@ def fill(schema: type[T], values: dict, overrides: list[str], source: str = "con
     """
     for override in overrides:
         if "=" not in override or override.startswith("="):
-            raise UserError(f"override {override!r}: key=value was expected, such as schedule.total_steps=100")
+            raise UserError(
+                f"override {override!r}: key=value was expected, such as schedule.total_steps=100"
+            )
     try:
         config = OmegaConf.merge(OmegaConf.structured(schema), values, OmegaConf.from_dotlist(overrides))
         filled = OmegaConf.to_object(config)

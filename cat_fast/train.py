@@ -7,6 +7,7 @@ input that cannot be used.
 """
 
 import argparse
+import os
 import sys
 
 from cat_fast.config import fill, read_yaml
@@ -24,7 +25,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         train(given.config, given.overrides)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        rank = os.environ.get("RANK", "0")
+        print("error:" if rank == "0" else f"error (rank {rank}):", error, file=sys.stderr, flush=True)
         return 2
     return 0
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from cat_fast.cli import console
+from cat_fast import console
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from cat_fast.cli import console
+from cat_fast import console
 
 _PACKAGES = ("cat-fast", "torch", "triton", "xformers", "deepspeed", "diffusers", "transformers")
 

@@ -8,9 +8,10 @@ from typer.core import TyperGroup
 
 from cat_fast import __version__
 from cat_fast.cli.codec import decode, encode
-from cat_fast.cli.console import err, out, print_error
+from cat_fast.cli.demo import demo
 from cat_fast.cli.info import info
 from cat_fast.cli.score import score
+from cat_fast.console import err, out, print_error
 from cat_fast.errors import UserError
 
 
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(demo)
 app.command()(score)
 app.command()(encode)
 app.command()(decode)

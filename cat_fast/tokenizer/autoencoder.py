@@ -9,7 +9,9 @@ mid block; the decoder mirrors it, so the output always has the size of the inpu
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
@@ -79,7 +81,8 @@ class NestedEncoder(nn.Module):
         tap = level_of(ratio)
         h = self.conv_in(x_BCHW)
         nothing = h.new_zeros(())
-        for level, block in enumerate(self.down_blocks):
+        blocks = cast(Iterable[DownBlock], self.down_blocks)
+        for level, block in enumerate(blocks):
             if level < tap:
                 h = block(h)
             elif level == tap:
@@ -115,7 +118,9 @@ class NestedDecoder(nn.Module):
             {str(f): ResnetBlock(widths.mid, inputs[level_of(f)], widths.groups) for f in widths.matched}
         )
         self.up_blocks = nn.ModuleList(
-            UpBlock(inputs[level], widths.channels[level], layers_per_block, widths.groups, upsample=level > 0)
+            UpBlock(
+                inputs[level], widths.channels[level], layers_per_block, widths.groups, upsample=level > 0
+            )
             for level in levels
         )
         self.conv_norm_out = GroupNorm(widths.groups, widths.channels[0])
@@ -135,7 +140,7 @@ class NestedDecoder(nn.Module):
                 h = matching(h)
             elif ghost_pass:
                 nothing = nothing + ghost(matching, self.widths.mid, like=h)
-        for i, block in enumerate(self.up_blocks):
+        for i, block in enumerate(cast(Iterable[UpBlock], self.up_blocks)):
             if i >= entry:
                 h = block(h)
             elif ghost_pass:
@@ -145,7 +150,7 @@ class NestedDecoder(nn.Module):
         return self.conv_out(self.conv_norm_out(h))
 
 
-class NestedAutoencoderKL(ModelMixin, ConfigMixin):
+class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """KL autoencoder that compresses each side by 8, 16 or 32 with one set of weights.
 
     Args:
@@ -168,8 +173,6 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):
         ValueError: ratios that are no powers of two within the depth, widths the groups do not divide.
     """
 
-    config_name = "config.json"
-
     @register_to_config
     def __init__(
         self,
@@ -190,21 +193,24 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):
         _check_ratios(ratios, len(block_out_channels))
         for width in block_out_channels:
             if width % norm_num_groups:
-                raise ValueError(f"block_out_channels {width} is not divisible by norm_num_groups {norm_num_groups}")
+                raise ValueError(
+                    f"block_out_channels {width} is not divisible by norm_num_groups {norm_num_groups}"
+                )
+        self.ratios = tuple(sorted(ratios))
         widths = Widths(
             channels=tuple(block_out_channels),
             mid=block_out_channels[-1],
             mid_layers=mid_block_num_layers,
             head_dim=mid_block_attention_head_dim,
             groups=norm_num_groups,
-            ratios=tuple(sorted(ratios)),
+            ratios=self.ratios,
         )
         self.encoder = NestedEncoder(widths, in_channels, latent_channels, layers_per_block)
         self.decoder = NestedDecoder(widths, out_channels, latent_channels, layers_per_block + 1)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-        if initial_logvar:
+        if initial_logvar and self.quant_conv.bias is not None:
             self.quant_conv.bias.data[latent_channels:] += initial_logvar
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
     def encode(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> AutoencoderKLOutput:
         """Posterior of pictures in [-1, 1], (B, 3, H, W) -> latents (B, c, H/ratio, W/ratio).
@@ -217,7 +223,9 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):
         self._check_ratio(ratio)
         height, width = x_BCHW.shape[-2:]
         if height % ratio or width % ratio:
-            raise ValueError(f"picture of {height} x {width} px: both sides must be multiples of the ratio {ratio}")
+            raise ValueError(
+                f"picture of {height} x {width} px: both sides must be multiples of the ratio {ratio}"
+            )
         moments = self.quant_conv(self.encoder(x_BCHW, ratio, ghost_pass))
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
 
@@ -247,8 +255,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):
         return digest.hexdigest()[:16]
 
     def _check_ratio(self, ratio: int) -> None:
-        if ratio not in self.config.ratios:
-            served = ", ".join(str(f) for f in self.config.ratios)
+        if ratio not in self.ratios:
+            served = ", ".join(map(str, self.ratios))
             raise ValueError(f"ratio {ratio} is not served by this tokenizer (it has {served})")
 
 
@@ -261,5 +269,3 @@ def _check_ratios(ratios: tuple[int, ...], num_blocks: int) -> None:
             )
     if not ratios or len(set(ratios)) != len(ratios):
         raise ValueError(f"ratios {tuple(ratios)}: give at least one, each once")
-
-

@@ -82,7 +82,9 @@ class DiscriminatorBlock(nn.Module):
         half = math.sqrt(0.5)
         self.conv0 = EqualizedConv(in_channels, in_channels, 3)
         self.conv1 = EqualizedConv(in_channels, out_channels, 3, down=2, gain=half)
-        self.skip = EqualizedConv(in_channels, out_channels, 1, bias=False, activation=False, down=2, gain=half)
+        self.skip = EqualizedConv(
+            in_channels, out_channels, 1, bias=False, activation=False, down=2, gain=half
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.fromrgb is not None:
@@ -145,7 +147,7 @@ def random_crops(pictures: list[Tensor], resolution: int) -> list[Tensor]:
     lefts = torch.randint(0, width - resolution + 1, (B,)).tolist()
     return [
         torch.stack(
-            [x[:, t : t + resolution, l : l + resolution] for x, t, l in zip(batch, tops, lefts, strict=True)]
+            [x[:, i : i + resolution, j : j + resolution] for x, i, j in zip(batch, tops, lefts, strict=True)]
         )
         for batch in pictures
     ]

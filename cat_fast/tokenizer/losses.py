@@ -4,7 +4,7 @@ Every term is a mean over the batch and is reported raw; the objective adds them
 GAN's two halves are the standard non-saturating ones and are computed in float32.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -68,7 +68,7 @@ class TokenizerObjective:
         reconstructions: Tensor,
         posterior: DiagonalGaussianDistribution,
         fake_logits: Tensor | None = None,
-        perceptual_pair: tuple[Tensor, ...] | None = None,
+        perceptual_pair: Sequence[Tensor] | None = None,
     ) -> Loss:
         """Pictures and reconstructions (B, 3, H, W); `fake_logits` (B,) once the GAN has started.
 

@@ -96,7 +96,9 @@ class STLPIPS(nn.Module):
         """
         spec = importlib.util.find_spec("stlpips_pytorch")
         if spec is None or spec.origin is None:
-            raise UserError("perceptual loss st_lpips_alex: its weights come with `pip install stlpips-pytorch`")
+            raise UserError(
+                "perceptual loss st_lpips_alex: its weights come with `pip install stlpips-pytorch`"
+            )
         published = torch.load(Path(spec.origin).parent / _WEIGHTS, map_location="cpu", weights_only=True)
         model = cls()
         model.load_state_dict({ours: published[theirs] for ours, theirs in model._published_names().items()})

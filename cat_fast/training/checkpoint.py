@@ -45,7 +45,7 @@ class CheckpointStore:
         self.ranks.barrier()
 
     def latest(self) -> tuple[int, Path] | None:
-        """Step and folder of the newest whole checkpoint, the same on all ranks; damaged ones are passed over."""
+        """Step and folder of the newest whole checkpoint, on all ranks; damaged ones are passed over."""
         found = self._newest_whole() if self.ranks.is_main else None
         step = self.ranks.broadcast(found)
         return None if step is None else (step, self.folder / f"step_{step:08d}")

@@ -5,6 +5,7 @@ DeepSpeed is imported here only after its accelerator is settled: on a machine w
 
 import logging
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,14 @@ def start() -> Ranks:
         # DeepSpeed would compile a shared-memory backend at first use (a minute, and a lock that outlives a
         # kill); gloo alone carries what two CPU ranks exchange.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", _free_port())
+    os.environ.setdefault("MASTER_PORT", free_port())
     deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", verbose=False)
     ranks = Ranks(
         rank=int(os.environ["RANK"]),
@@ -76,13 +82,12 @@ def start() -> Ranks:
 def _share_cores() -> None:
     """Ranks of one machine share its cores, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+        local = int(os.environ.get("LOCAL_SIZE", "1"))  # set by the launcher
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
 
 
-def _free_port() -> str:
-    import socket
-
+def free_port() -> str:
+    """A TCP port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

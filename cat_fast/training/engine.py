@@ -58,9 +58,13 @@ def read_deepspeed_config(name: str) -> dict[str, Any]:
                 raise UserError(f"deepspeed: {path} is no JSON ({error})") from error
             stage = config.get("zero_optimization", {}).get("stage", 0)
             if stage not in (0, 1, 2):
-                raise UserError(f"deepspeed: {path} asks for ZeRO stage {stage}; this trainer runs stages 0, 1 and 2")
+                raise UserError(
+                    f"deepspeed: {path} asks for ZeRO stage {stage}; this trainer runs stages 0, 1 and 2"
+                )
             return config
-    raise UserError(f"deepspeed: {name} is neither a file nor among the packaged configs (deepspeed/zero1.json, …)")
+    raise UserError(
+        f"deepspeed: {name} is neither a file nor among the packaged configs (deepspeed/zero1.json, …)"
+    )
 
 
 def learning_rate(base: float, schedule: ScheduleConfig, step: int) -> float:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 from cat_fast.data.latent_shards import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
-from cat_fast.generator.diffusion import epsilon_loss, paper_schedule
+from cat_fast.generator.diffusion import Weighting, epsilon_loss, paper_schedule
 from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
@@ -20,7 +21,7 @@ from cat_fast.training.settings import GeneratorRun
 
 
 class LatentStream:
-    """One rank's endless stream of latents: each epoch is a permutation of (seed, epoch), dealt to the ranks in turn."""
+    """One rank's endless stream of latents: each epoch is a new permutation, dealt to the ranks in turn."""
 
     def __init__(self, size: int, seed: int, ranks: Ranks) -> None:
         self.size, self.seed, self.ranks = size, seed, ranks
@@ -44,41 +45,40 @@ class GeneratorTask:
         torch.manual_seed(config.seed)
         self.arguments = self._model_arguments()
         model = build_model(self.arguments)
-        longest = max(self._length(i) for i in range(len(self.latents)))
-        if longest > config.data.max_tokens:
+        self.lengths = self.latents.token_counts(model.config.patch_size)
+        if max(self.lengths) > config.data.max_tokens:
             raise UserError(
-                f"data.max_tokens: {config.data.max_tokens} is less than the longest sequence, {longest} tokens"
+                f"data.max_tokens: {config.data.max_tokens} is less than the longest sequence, "
+                f"{max(self.lengths)} tokens"
             )
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
         self.schedule = paper_schedule()
         self.stream = LatentStream(len(self.latents), config.seed, ranks)
-        self.packer: TokenBudgetPacker[int] = TokenBudgetPacker(config.data.max_tokens, window=config.data.window)
+        self.packer: TokenBudgetPacker[int] = TokenBudgetPacker(
+            config.data.max_tokens, window=config.data.window
+        )
 
     def _model_arguments(self) -> dict:
         """The `model:` section, completed by what the latents say of themselves."""
-        manifest = self.latents.manifest
+        latents = self.latents
         return {
-            "in_channels": self.latents[0].latent.shape[0],
-            "num_classes": len(manifest.class_names),
-            "shift_factor": manifest.shift_factor,
-            "scaling_factor": manifest.scaling_factor,
-            "tokenizer_fingerprint": manifest.fingerprint,
+            "in_channels": latents.entries[0].shape[0],
+            "num_classes": len(latents.class_names),
+            "shift_factor": latents.shift_factor,
+            "scaling_factor": latents.scaling_factor,
+            "tokenizer_fingerprint": latents.fingerprint,
             **self.config.model,
         }
-
-    def _length(self, index: int) -> int:
-        _, height, width = self.latents.shape(index)
-        patch = self.arguments.get("patch_size", 2)
-        return (height // patch) * (width // patch)
 
     def train_step(self, step: int) -> dict[str, float]:
         config = self.config
         packed = self._next_batch().to(self.ranks.device)
         seed_step(config.seed, step, self.ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
-        result = epsilon_loss(self.engine, packed, None, self.schedule, weighting=config.weighting)
-        # Ranks hold different numbers of tokens; their gradients are averaged, so each is weighed by its share.
+        weighting = cast(Weighting, config.weighting)
+        result = epsilon_loss(self.engine, packed, None, self.schedule, weighting=weighting)
+        # Ranks hold different numbers of tokens and gradients are averaged: weigh each by its share.
         totals = torch.tensor(
             [result.loss.item() * result.weight, result.weight, packed.num_tokens, len(packed)],
             dtype=torch.float64,
@@ -94,15 +94,14 @@ class GeneratorTask:
     def _next_batch(self) -> PackedSequence:
         while (batch := self.packer.next()) is None:
             index = next(self.stream)
-            self.packer.add(index, self._length(index))
+            self.packer.add(index, self.lengths[index])
         samples = [self.latents[i] for i in batch]
-        shift, scale = self.arguments["shift_factor"], self.arguments["scaling_factor"]
         return PackedSequence.from_latents(
-            [(s.latent - shift) * scale for s in samples],
-            [s.ratio for s in samples],
-            self.arguments.get("patch_size", 2),
-            labels=[s.label for s in samples],
-            keys=[s.key for s in samples],
+            [sample.latent for sample in samples],
+            [sample.ratio for sample in samples],
+            self.engine.module.config.patch_size,
+            labels=[sample.label for sample in samples],
+            keys=[sample.key for sample in samples],
         )
 
     def save(self, folder: Path) -> None:

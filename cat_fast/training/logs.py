@@ -5,50 +5,31 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch.utils.tensorboard import SummaryWriter
 
+from cat_fast.console import progress
+from cat_fast.data.files import atomic_write
+
 METRICS = "metrics.jsonl"
-
-
-def progress_bar(transient: bool = False) -> Progress:
-    """The project's progress bar: what, how far, how fast, how long still."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        transient=transient,
-    )
 
 
 class RunLog:
     """Writes one record a step: `{"step": …, "seconds": …, metric: value, …}`.
 
-    Records of steps that a resumed run will do again are dropped when it opens, so that no step is told twice.
+    Records of steps that a resumed run will do again are dropped when it opens: no step is told twice.
     """
 
     def __init__(self, folder: Path, name: str, first_step: int, total_steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS
         kept = [r for r in read_metrics(folder) if r["step"] < first_step]
-        path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+        with atomic_write(path) as part:
+            part.write_text("".join(json.dumps(r) + "\n" for r in kept))
         self.file = path.open("a", buffering=1)
         self.tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
-        self.progress = progress_bar()
-        self.bar = self.progress.add_task(name, total=total_steps, completed=first_step, rate="")
-        self.first_step = first_step
-        self.started = self.last = time.perf_counter()
+        self.progress = progress("steps")
+        self.bar = self.progress.add_task(name, total=total_steps, completed=first_step)
+        self.last = time.perf_counter()
 
     def __enter__(self) -> "RunLog":
         self.progress.start()
@@ -71,8 +52,7 @@ class RunLog:
         self.file.write(json.dumps(record) + "\n")
         for name, value in metrics.items():
             self.tensorboard.add_scalar(name, value, step)
-        rate = (step + 1 - self.first_step) / (now - self.started)
-        self.progress.update(self.bar, completed=step + 1, rate=f"{rate:.2f} steps/s")
+        self.progress.update(self.bar, completed=step + 1)
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

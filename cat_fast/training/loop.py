@@ -33,7 +33,7 @@ class Task(Protocol):
 
 
 def run(task: Task, config: RunConfig, ranks: Ranks) -> None:
-    """Train to `schedule.total_steps`, from the newest whole checkpoint if there is one, and export the model.
+    """Train to `schedule.total_steps`, from the newest whole checkpoint if there is one; export the model.
 
     Raises:
         UserError: the loss is not finite; the last checkpoint is kept.

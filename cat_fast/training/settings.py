@@ -41,7 +41,9 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         require(self.total_steps > 0, f"schedule.total_steps: {self.total_steps} must be positive")
         require(self.warmup_steps >= 0, f"schedule.warmup_steps: {self.warmup_steps} is negative")
-        require(self.kind in ("constant", "cosine"), f"schedule.kind: {self.kind!r} is not constant or cosine")
+        require(
+            self.kind in ("constant", "cosine"), f"schedule.kind: {self.kind!r} is not constant or cosine"
+        )
         require(0 <= self.min_ratio <= 1, f"schedule.min_ratio: {self.min_ratio} is not within 0..1")
 
 

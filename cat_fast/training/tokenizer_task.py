@@ -35,7 +35,9 @@ class TokenizerTask:
         torch.manual_seed(config.seed)
         model = build_model(config.model)
         discriminator = StyleGANDiscriminator(
-            config.discriminator.resolution, config.discriminator.channel_base, config.discriminator.channel_max
+            config.discriminator.resolution,
+            config.discriminator.channel_base,
+            config.discriminator.channel_max,
         )
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
         self.discriminator = make_engine(discriminator, config.discriminator.optimizer, config.deepspeed)
@@ -47,8 +49,8 @@ class TokenizerTask:
             [r.ratio for r in records], config.data.batch_size, ranks.world_size, config.seed, config.sampler
         )
         for ratio in self.sampler.pools:
-            if ratio not in model.config.ratios:
-                raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.config.ratios} lacks")
+            if ratio not in model.ratios:
+                raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
         self.crops = CropDataset(
             [r.path for r in records],
             config.data.image_size,
@@ -69,9 +71,7 @@ class TokenizerTask:
             self.ema.update()
         return self._mean_over_ranks(ratio, terms)
 
-    def _generator_step(
-        self, step: int, pictures: Tensor, ratio: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _generator_step(self, step: int, pictures: Tensor, ratio: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         reconstructions, posterior = self.engine(pictures, ratio, ghost_pass=True)
@@ -79,17 +79,15 @@ class TokenizerTask:
         if self.objective.gan_active(step):
             discriminator = self.discriminator.module.requires_grad_(False)
             fake_logits = discriminator(*random_crops([reconstructions], discriminator.resolution))
-        seen = pictures, reconstructions
+        pair = [pictures, reconstructions]
         if config.perceptual_crop:
-            seen = tuple(random_crops([pictures, reconstructions], config.perceptual_crop))
-        loss = self.objective(pictures, reconstructions, posterior, fake_logits, perceptual_pair=seen)
+            pair = random_crops(pair, config.perceptual_crop)
+        loss = self.objective(pictures, reconstructions, posterior, fake_logits, perceptual_pair=pair)
         self.engine.backward(loss.total)
         self.engine.step()
         return reconstructions.detach(), {"loss": loss.total.detach(), **loss.terms}
 
-    def _discriminator_step(
-        self, step: int, pictures: Tensor, reconstructions: Tensor
-    ) -> dict[str, Tensor]:
+    def _discriminator_step(self, step: int, pictures: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         config = self.config
         base = config.discriminator.optimizer.lr
         set_learning_rate(self.discriminator, learning_rate(base, config.schedule, step))

@@ -1,4 +1,4 @@
-"""One rank of the ghost-pass proof: trains a tiny nested VAE with a ratio no other rank draws, saves its weights.
+"""One rank of the ghost-pass proof: trains a tiny nested VAE at ratios no other rank draws, saves it.
 
 Started twice by `test_ghost_pass.py` with RANK, WORLD_SIZE and MASTER_PORT set: ghost_worker.py STAGE OUT.
 """

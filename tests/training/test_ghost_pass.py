@@ -1,4 +1,4 @@
-"""Ranks at different ratios: every rank produces every gradient, in one order, and ZeRO averages them right."""
+"""Ranks at different ratios: each produces every gradient, in one order, and ZeRO averages them right."""
 
 import os
 import socket
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.ghost_worker import LR, RATIOS, STEPS, loss_of, tiny_model
 from safetensors.torch import load_file
+
+from tests.training.ghost_worker import LR, RATIOS, STEPS, loss_of, tiny_model
 
 WORKER = Path(__file__).with_name("ghost_worker.py")
 
@@ -43,7 +44,9 @@ def test_the_ghost_pass_changes_neither_output_nor_gradients(ratio):
         model = tiny_model()
         output, _ = model(pictures, ratio, sample_posterior=False, ghost_pass=ghost_pass)
         output.square().mean().backward()
-        gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()}
+        gradients = {
+            n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in model.named_parameters()
+        }
         results.append((output.detach(), gradients))
     (plain, plain_gradients), (ghost, ghost_gradients) = results
     assert torch.equal(plain, ghost)
@@ -69,7 +72,13 @@ def test_two_ranks_that_never_draw_the_same_ratio_equal_plain_torch(stage, bucke
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    base = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    base = {
+        **os.environ,
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": "1",
+    }
     workers = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(stage), str(bucket), str(out)],
@@ -89,4 +98,6 @@ def test_two_ranks_that_never_draw_the_same_ratio_equal_plain_torch(stage, bucke
     # AdamW moves each weight by about LR a step, so a gradient averaged wrongly shows at 1e-3.
     trained, expected = load_file(out), reference()
     for name, value in expected.items():
-        torch.testing.assert_close(trained[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            trained[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -1,4 +1,4 @@
-"""How the command line speaks: results on standard output, progress and errors on standard error."""
+"""How the program speaks: results on standard output, progress and errors on standard error."""
 
 from rich.console import Console
 from rich.progress import (

@@ -1,0 +1,114 @@
+"""Every figure of the demo's report, as JSON values."""
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cat_fast.complexity import (
+    RatioThresholds,
+    default_scorer,
+    default_thresholds,
+    mean_tokens,
+    ratio_mix,
+    read_scored,
+    tokens_per_image,
+)
+from cat_fast.data.image_index import ImageRecord
+from cat_fast.evaluation.reconstruction import Reconstruction, summarize
+from cat_fast.training.logs import read_metrics
+
+LAST = 20
+"""Training losses are told as the mean over this many last steps."""
+
+
+def collect_metrics(
+    out: Path,
+    settings: dict[str, Any],
+    train: Sequence[ImageRecord],
+    results: Sequence[Reconstruction],
+    samples: Sequence[dict[str, Any]],
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    return {
+        "settings": settings,
+        "machine": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "platform": platform.platform(),
+            "torch": torch.__version__,
+        },
+        "complexity": _complexity([*train, *(r.record for r in results)]),
+        "held_out": summarize(results),
+        "pictures": [_picture(r) for r in results],
+        "tokenizer_training": _training(out / "runs" / "tokenizer"),
+        "generator_training": _training(out / "runs" / "generator"),
+        "samples": [{k: s[k] for k in ("label", "ratio", "tokens")} for s in samples],
+        "seconds": seconds,
+    }
+
+
+def _complexity(records: Sequence[ImageRecord]) -> dict[str, Any]:
+    """The budget over the caption set, and what the photographs are given (at 512 px)."""
+    thresholds = default_thresholds()
+    descriptions, _ = read_scored()
+    return {
+        "thresholds": [thresholds.a, thresholds.b],
+        "fixed_16x_tokens": tokens_per_image(16),
+        "captions": _budget(thresholds, default_scorer().score_many(descriptions)),
+        "photographs": _budget(thresholds, [r.score for r in records]),
+    }
+
+
+def _budget(thresholds: RatioThresholds, scores: Sequence[int]) -> dict[str, Any]:
+    mix = ratio_mix(thresholds.ratios(scores))
+    tokens = mean_tokens(mix)
+    return {
+        "count": len(scores),
+        "mix": {str(f): share for f, share in mix.items()},
+        "mean_tokens": tokens,
+        "relative_to_fixed_16x": tokens / tokens_per_image(16),
+    }
+
+
+def _picture(result: Reconstruction) -> dict[str, Any]:
+    record = result.record
+    return {
+        "key": record.key,
+        "caption": record.caption,
+        "score": record.score,
+        "ratio": record.ratio,
+        "mean_colour_psnr": result.mean_colour_psnr,
+        "at": {
+            str(f): {"psnr": a.psnr, "perceptual": a.perceptual, "tokens": a.tokens}
+            for f, a in result.at.items()
+        },
+    }
+
+
+def _training(run: Path) -> dict[str, Any]:
+    records = read_metrics(run)
+    last = records[-LAST:]
+    names = sorted({name for r in last for name in r} - {"step", "seconds"})
+    final = {}
+    for name in names:
+        values = [r[name] for r in last if name in r]
+        final[name] = sum(values) / len(values)
+    return {
+        "steps": len(records),
+        "seconds": round(sum(r["seconds"] for r in records), 1),
+        "first_loss": records[0]["loss"],
+        "final_loss": final["loss"],
+        "final_over_first": final["loss"] / records[0]["loss"],
+        "final": final,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

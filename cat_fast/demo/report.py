@@ -1,0 +1,123 @@
+"""The demo's report: one HTML file that needs nothing beside it."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
+
+from cat_fast.data.files import atomic_write
+from cat_fast.data.images import tensor_to_image
+from cat_fast.evaluation.reconstruction import Reconstruction
+from cat_fast.training.logs import read_metrics
+
+COLOURS = {8: "#c2410c", 16: "#0369a1", 32: "#4d7c0f"}
+
+
+def write_report(
+    path: Path,
+    metrics: dict[str, Any],
+    results: Sequence[Reconstruction],
+    samples: Sequence[dict[str, Any]],
+    runs: Path,
+) -> None:
+    """Write `path` whole, with pictures and plots embedded."""
+    environment = Environment(
+        loader=PackageLoader("cat_fast.demo"),
+        autoescape=select_autoescape(),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ratios = sorted(results[0].at)
+    html = environment.get_template("report.html.j2").render(
+        metrics=metrics,
+        ratios=ratios,
+        colours=COLOURS,
+        rows=[_row(r) for r in results],
+        labels=list(dict.fromkeys(s["label"] for s in samples)),
+        samples={(s["label"], s["ratio"]): picture_uri(s["image"]) for s in samples},
+        tokens={s["ratio"]: s["tokens"] for s in samples},
+        tokenizer_plot=tokenizer_curves(runs / "tokenizer"),
+        generator_plot=generator_curve(runs / "generator"),
+    )
+    with atomic_write(path) as part:
+        part.write_text(html, encoding="utf-8")
+
+
+def _row(result: Reconstruction) -> dict[str, Any]:
+    return {
+        "record": result.record,
+        "mean_colour_psnr": result.mean_colour_psnr,
+        "original": picture_uri(tensor_to_image(result.original)),
+        "at": {
+            ratio: {"at": a, "picture": picture_uri(tensor_to_image(a.picture))}
+            for ratio, a in result.at.items()
+        },
+    }
+
+
+def picture_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90)
+    return _uri("image/jpeg", buffer.getvalue())
+
+
+def tokenizer_curves(run: Path) -> str:
+    """L1 per ratio, and the perceptual and GAN terms, over the steps."""
+    records = read_metrics(run)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4))
+    for ratio, colour in COLOURS.items():
+        _curve(left, records, f"l1_{ratio}x", f"{ratio}x", colour)
+    left.set_title("L1 by ratio")
+    _curve(right, records, "perceptual", "perceptual (ST-LPIPS, AlexNet)", "#7c3aed")
+    _curve(right, records, "gan", "GAN, generator's side", "#db2777")
+    _curve(right, records, "discriminator", "GAN, discriminator's side", "#6b7280")
+    right.set_title("other terms, unweighted")
+    return _finish(figure, (left, right))
+
+
+def generator_curve(run: Path) -> str:
+    records = read_metrics(run)
+    figure, axis = plt.subplots(figsize=(11, 3.0))
+    _curve(axis, records, "loss", "MSE of the predicted noise", "#0f766e")
+    axis.set_title("generator")
+    return _finish(figure, (axis,))
+
+
+def _curve(axis: plt.Axes, records: list[dict[str, float]], name: str, label: str, colour: str) -> None:
+    """The raw values faintly, and their running mean over 5 % of the run."""
+    points = np.array([(r["step"], r[name]) for r in records if name in r])
+    if not len(points):
+        return
+    steps, values = points.T
+    axis.plot(steps, values, color=colour, alpha=0.18, linewidth=0.8)
+    width = max(1, len(values) // 20)
+    mean = np.convolve(values, np.ones(width) / width, mode="valid")
+    axis.plot(steps[width - 1 :], mean, color=colour, label=label, linewidth=1.8)
+
+
+def _finish(figure: plt.Figure, axes: Sequence[plt.Axes]) -> str:
+    for axis in axes:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if axis.lines:
+            axis.legend(frameon=False)
+    figure.tight_layout()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    return _uri("image/png", buffer.getvalue())
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,192 @@
+"""The demo's five phases, each of which goes on where an earlier run of the same folder stopped."""
+
+import importlib.resources
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from cat_fast.complexity import Description, default_thresholds
+from cat_fast.complexity.indexing import index_photographs
+from cat_fast.console import err, progress
+from cat_fast.data.files import atomic_write
+from cat_fast.data.image_index import ImageRecord, write_index
+from cat_fast.data.photographs import CATEGORIES, photographs
+from cat_fast.demo.latents import encode_crops
+from cat_fast.demo.metrics import collect_metrics
+from cat_fast.demo.report import write_report
+from cat_fast.errors import UserError
+from cat_fast.evaluation.reconstruction import reconstruct
+from cat_fast.generator import DiT
+from cat_fast.generator.diffusion import paper_schedule
+from cat_fast.inference import CATPipeline
+from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.training.launch import launch
+from cat_fast.training.logs import read_metrics
+from cat_fast.training.loop import EXPORT
+
+MARKED = {"text": "has_text", "face": "has_faces"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """What makes one demo differ from another; a folder is only continued with the settings it began with."""
+
+    tokenizer_steps: int
+    generator_steps: int
+    ranks: int
+    resolution: int = 256
+    crops_per_picture: int = 6
+    sampling_steps: int = 50
+    guidance: float = 2.0
+    overrides: list[str] = field(default_factory=list)
+    """Further `key=value` for the tokenizer's configuration."""
+
+
+class Demo:
+    """One folder and what the phases share."""
+
+    def __init__(self, out: Path, settings: DemoSettings, bars: Progress) -> None:
+        self.out, self.settings, self.bars = out, settings, bars
+        self.seconds: dict[str, float] = {}
+
+    def describe(self) -> tuple[list[ImageRecord], list[ImageRecord]]:
+        """Score every photograph; the held-out ones never reach a training index."""
+        train = index_photographs(photographs("train"))
+        held_out = index_photographs(photographs("held_out"))
+        write_index(self.out / "train.jsonl", train)
+        write_index(self.out / "held_out.jsonl", held_out)
+        return train, held_out
+
+    def train(self, kind: str, steps: int, overrides: list[str]) -> Path:
+        """Train through the DeepSpeed launcher and return the exported model's folder."""
+        run = self.out / "runs" / kind
+        model = run / EXPORT
+        if model.is_dir():
+            return model
+        bar = self.bars.add_task(f"train the {kind}", total=steps, completed=len(read_metrics(run)))
+
+        def on_step(done: int, metrics: dict[str, float]) -> None:
+            self.bars.update(bar, completed=done, description=f"train the {kind}, loss {metrics['loss']:.3f}")
+
+        with importlib.resources.as_file(importlib.resources.files("cat_fast.configs")) as configs:
+            launch(
+                configs / kind / "nano.yaml",
+                [f"output_dir={run}", f"schedule.total_steps={steps}", *overrides],
+                run_folder=run,
+                log=self.out / "logs" / f"{kind}.log",
+                ranks=self.settings.ranks,
+                on_step=on_step,
+            )
+        return model
+
+    def assemble(self, tokenizer: NestedAutoencoderKL, generator: Path) -> CATPipeline:
+        descriptions = [
+            Description.from_label(c, **{MARKED[c]: True} if c in MARKED else {}) for c in CATEGORIES
+        ]
+        pipeline = CATPipeline(
+            tokenizer,
+            DiT.from_pretrained(generator),
+            paper_schedule(),
+            CATEGORIES,
+            default_thresholds(),
+            resolution=self.settings.resolution,
+            descriptions=descriptions,
+        )
+        pipeline.save_pretrained(self.out / "pipeline")
+        return pipeline
+
+    def draw(self, pipeline: CATPipeline) -> list[dict[str, Any]]:
+        """One picture of each class at each ratio, from one seed a class."""
+        settings, ratios = self.settings, sorted(pipeline.tokenizer.ratios)
+        bar = self.bars.add_task("draw samples", total=settings.sampling_steps * len(ratios))
+        samples = []
+        for ratio in ratios:
+            drawn = pipeline(
+                list(CATEGORIES),
+                ratio=ratio,
+                steps=settings.sampling_steps,
+                guidance=settings.guidance,
+                scheduler="ddim",
+                on_step=lambda done, total: self.bars.advance(bar),
+            )
+            for label, image, tokens in zip(CATEGORIES, drawn.images, drawn.tokens, strict=True):
+                samples.append({"label": label, "ratio": ratio, "tokens": tokens, "image": image})
+        return samples
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = round(time.perf_counter() - started, 1)
+
+
+def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
+    """Do the whole job into `out` and return the metrics.
+
+    `out` then holds report.html, metrics.json, pipeline/ (for `CATPipeline.from_pretrained`), latents/, runs/
+    (checkpoints and logs of both trainings), logs/ and the image indices. Called again after an interruption
+    it goes on from the last checkpoint.
+
+    Raises:
+        UserError: `out` holds a demo made with other settings, or cannot be written, or a training failed.
+    """
+    _claim(out, settings)
+    with progress("steps") as bars:
+        demo = Demo(out, settings, bars)
+        with demo.timed("describe"):
+            train, held_out = demo.describe()
+        with demo.timed("train_tokenizer"):
+            overrides = [f"data.index={out / 'train.jsonl'}", *_scaled(settings), *settings.overrides]
+            tokenizer_folder = demo.train("tokenizer", settings.tokenizer_steps, overrides)
+        tokenizer = NestedAutoencoderKL.from_pretrained(tokenizer_folder)
+        with demo.timed("encode"):
+            bar = bars.add_task("encode latents", total=len(train))
+            encode_crops(
+                tokenizer,
+                train,
+                out / "latents",
+                resolution=settings.resolution,
+                crops=settings.crops_per_picture,
+                on_done=lambda: bars.advance(bar),
+            )
+        with demo.timed("train_generator"):
+            overrides = [f"data.latents={out / 'latents'}"]
+            generator_folder = demo.train("generator", settings.generator_steps, overrides)
+        with demo.timed("reconstruct"):
+            bar = bars.add_task("reconstruct held-out", total=len(held_out))
+            results = reconstruct(tokenizer, held_out, settings.resolution, lambda: bars.advance(bar))
+        with demo.timed("sample"):
+            samples = demo.draw(demo.assemble(tokenizer, generator_folder))
+    metrics = collect_metrics(out, asdict(settings), train, results, samples, demo.seconds)
+    write_report(out / "report.html", metrics, results, samples, out / "runs")
+    with atomic_write(out / "metrics.json") as part:
+        part.write_text(json.dumps(metrics, indent=2, ensure_ascii=False))
+    return metrics
+
+
+def _scaled(settings: DemoSettings) -> list[str]:
+    """The GAN starts at 70 % of the tokenizer's run, whatever its length."""
+    return [f"loss.gan_loss_starting_step={int(0.7 * settings.tokenizer_steps)}"]
+
+
+def _claim(out: Path, settings: DemoSettings) -> None:
+    """Refuse to mix two demos in one folder."""
+    file = out / "settings.json"
+    wanted = asdict(settings)
+    if file.is_file():
+        found = json.loads(file.read_text())
+        if found != wanted:
+            differing = ", ".join(k for k in wanted if found.get(k) != wanted[k])
+            raise UserError(
+                f"{out} holds a demo with other settings ({differing}); take another --out or delete it"
+            )
+        err.print(f"going on in {out}")
+        return
+    with atomic_write(file) as part:
+        part.write_text(json.dumps(wanted, indent=2))

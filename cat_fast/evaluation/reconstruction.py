@@ -1,0 +1,97 @@
+"""How well does a tokenizer reconstruct each picture at each ratio, and at the ratio chosen for it?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cat_fast.complexity import tokens_per_image
+from cat_fast.data.image_index import ImageRecord
+from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop
+from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
+from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.perceptual import STLPIPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtRatio:
+    """One picture through the tokenizer at one ratio."""
+
+    picture: Tensor
+    """(3, H, W) in [-1, 1]."""
+    tokens: int
+    psnr: float
+    perceptual: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """One picture at every ratio."""
+
+    record: ImageRecord
+    original: Tensor
+    """(3, H, W) in [-1, 1]."""
+    mean_colour_psnr: float
+    at: dict[int, AtRatio]
+
+    @property
+    def chosen(self) -> AtRatio:
+        return self.at[self.record.ratio]
+
+
+@torch.no_grad()
+def reconstruct(
+    tokenizer: NestedAutoencoderKL,
+    records: Sequence[ImageRecord],
+    size: int,
+    on_done: Callable[[], None] = lambda: None,
+) -> list[Reconstruction]:
+    """Centre squares of the pictures, scaled to size x size, through the posterior's mode at every ratio."""
+    tokenizer.eval()
+    distance = STLPIPS.pretrained()
+    results = []
+    for record in records:
+        original = image_to_tensor(resize_center_crop(load_image(record.path), size))[None]
+        at = {}
+        for ratio in tokenizer.ratios:
+            latent = tokenizer.encode(original, ratio).latent_dist.mode()
+            decoded = tokenizer.decode(latent, ratio).sample.clamp(-1, 1)
+            at[ratio] = AtRatio(
+                picture=decoded[0],
+                tokens=tokens_per_image(ratio, size),
+                psnr=psnr(decoded, original).item(),
+                perceptual=distance(decoded, original).item(),
+            )
+        results.append(
+            Reconstruction(
+                record=record, original=original[0], mean_colour_psnr=mean_colour_psnr(original).item(), at=at
+            )
+        )
+        on_done()
+    return results
+
+
+def summarize(results: Sequence[Reconstruction]) -> dict:
+    """Means over pictures, as JSON values: per ratio, and at the ratio chosen for each picture."""
+    n = len(results)
+    fixed = sum(r.at[16].tokens for r in results) if 16 in results[0].at else None
+    spent = sum(r.chosen.tokens for r in results)
+    return {
+        "pictures": n,
+        "mean_colour_psnr": sum(r.mean_colour_psnr for r in results) / n,
+        "chosen": {
+            "psnr": sum(r.chosen.psnr for r in results) / n,
+            "perceptual": sum(r.chosen.perceptual for r in results) / n,
+            "tokens": spent / n,
+            "tokens_vs_fixed_16x": spent / fixed if fixed else None,
+        },
+        "per_ratio": {
+            str(ratio): {
+                "psnr": sum(r.at[ratio].psnr for r in results) / n,
+                "perceptual": sum(r.at[ratio].perceptual for r in results) / n,
+                "tokens": sum(r.at[ratio].tokens for r in results) / n,
+            }
+            for ratio in results[0].at
+        },
+    }

@@ -1,0 +1,104 @@
+"""Start a training run through the DeepSpeed launcher and watch it from outside."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from cat_fast.errors import UserError
+from cat_fast.training.distributed import free_port
+from cat_fast.training.logs import read_metrics
+
+_POLL_SECONDS = 0.5
+_GRACE_SECONDS = 10
+
+
+def default_ranks() -> int:
+    """One rank a GPU; without a GPU two, or one on a single core."""
+    import torch
+
+    return torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
+
+
+def launch(
+    config: str | Path,
+    overrides: list[str],
+    *,
+    run_folder: Path,
+    log: Path,
+    ranks: int,
+    on_step: Callable[[int, dict[str, float]], None] = lambda done, metrics: None,
+) -> None:
+    """Run `deepspeed --module cat_fast.train CONFIG …` to its end.
+
+    The launcher's output goes to `log`; `on_step(steps done, last metrics)` is called as the run's metrics
+    appear. An exception here, Ctrl-C too, ends all ranks before it goes on; what they saved stays.
+
+    Raises:
+        UserError: the run failed; the message is its own last error line.
+    """
+    command = [
+        *(sys.executable, "-m", "deepspeed.launcher.runner"),
+        *("--num_gpus", str(ranks), "--master_port", free_port()),
+        *("--module", "cat_fast.train", str(config), *overrides),
+    ]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        environment.setdefault("DS_ACCELERATOR", _accelerator())
+    with log.open("a") as output:
+        # A session of its own, so that Ctrl-C reaches this process alone and it ends the ranks in order.
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+        try:
+            _watch(process, run_folder, on_step)
+        finally:
+            _end(process)
+    if process.returncode:
+        raise UserError(
+            f"training ended with exit code {process.returncode}: {_last_error(log)} (all of it: {log})"
+        )
+
+
+def _watch(
+    process: subprocess.Popen, run_folder: Path, on_step: Callable[[int, dict[str, float]], None]
+) -> None:
+    running = True
+    while running:
+        try:
+            process.wait(_POLL_SECONDS)
+            running = False
+        except subprocess.TimeoutExpired:
+            pass
+        records = read_metrics(run_folder)
+        if records:
+            on_step(int(records[-1]["step"]) + 1, records[-1])
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Nothing of the launcher's session outlives this call."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, kind)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _last_error(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    errors = [line for line in lines if line.startswith("error:") or "Error:" in line]
+    return errors[-1] if errors else "no error line was printed"
+
+
+def _accelerator() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
