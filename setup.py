@@ -147,9 +147,7 @@ def build_cuda(torch_cuda: str | None, cuda_home: Path | None) -> bool:
     elif cuda_home is None:
         obstacle = "there is no nvcc (set CUDA_HOME to the CUDA toolkit)"
     elif (toolkit := toolkit_version(cuda_home)).split(".")[0] != torch_cuda.split(".")[0]:
-        obstacle = (
-            f"nvcc is of CUDA {toolkit}, torch of CUDA {torch_cuda}: the major versions must agree"
-        )
+        obstacle = f"nvcc is of CUDA {toolkit}, torch of CUDA {torch_cuda}: the major versions must agree"
     else:
         return True
     if wanted == "1":

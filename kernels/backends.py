@@ -38,12 +38,12 @@ class Backend:
             return "no CUDA device"
         return None
 
-    def rejects(self, x: torch.Tensor) -> str | None:
-        """The constraint that x breaks, or None."""
-        if self.device is not None and x.device.type != self.device:
-            return f"it takes {self.device} tensors, not {x.device.type}"
-        if self.dtypes is not None and x.dtype not in self.dtypes:
-            return f"it takes {' or '.join(map(str, self.dtypes))}, not {x.dtype}"
+    def rejects(self, device: str, dtype: torch.dtype) -> str | None:
+        """The constraint that tensors of this device type and dtype break, or None."""
+        if self.device not in (None, device):
+            return f"it takes {self.device} tensors, not {device}"
+        if self.dtypes is not None and dtype not in self.dtypes:
+            return f"it takes {' or '.join(map(str, self.dtypes))}, not {dtype}"
         return self.missing()
 
 
@@ -71,13 +71,19 @@ TABLE = (
 def choose(op: str, x: torch.Tensor) -> str:
     """The name of the backend that runs `op` on tensors of x's device and dtype.
 
-    Raises UserError, naming the constraint, if CAT_FAST_BACKEND forces one that cannot.
+    Raises UserError, naming the constraint, if CAT_FAST_BACKEND forces one that cannot. torch.compile
+    takes the answer at tracing time as a constant.
     """
+    return _choose(op, x.device.type, x.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _choose(op: str, device: str, dtype: torch.dtype) -> str:
     forced = forced_backend()
     for backend in TABLE:
         if backend.op != op or forced not in (None, backend.name):
             continue
-        obstacle = backend.rejects(x)
+        obstacle = backend.rejects(device, dtype)
         if obstacle is None:
             return backend.name
         if forced is not None:

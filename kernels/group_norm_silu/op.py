@@ -5,12 +5,11 @@ with an implementation a device; here it gets its fake implementation and its gr
 torch.compile, checkpointing and FLOP counters see it.
 """
 
-import functools
 from typing import Any
 
 import torch
 
-from .. import backends
+from .. import backends, library
 from .reference import group_norm_silu_reference
 
 
@@ -30,7 +29,6 @@ def group_norm_silu(
     """
     if backends.choose("group_norm_silu", x) == "reference":
         return group_norm_silu_reference(x, weight, bias, groups, eps, activation)
-    _register()
     y, _mean, _rstd = torch.ops.cat_fast.group_norm_silu(_dense(x), weight, bias, groups, eps, activation)
     return y
 
@@ -43,14 +41,6 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
     if channels_last is not None and x.is_contiguous(memory_format=channels_last):
         return x
     return x.contiguous()
-
-
-@functools.cache
-def _register() -> None:
-    """Complete the operator's registration; possible only once its library is loaded."""
-    torch.library.register_fake("cat_fast::group_norm_silu", _fake)
-    torch.library.register_fake("cat_fast::group_norm_silu_backward", _fake_backward)
-    torch.library.register_autograd("cat_fast::group_norm_silu", _backward, setup_context=_setup_context)
 
 
 def _fake(
@@ -87,3 +77,9 @@ def _backward(
         grad_y, *ctx.saved_tensors, ctx.groups, ctx.activation
     )
     return (*gradients, None, None, None)
+
+
+if library.load("_ops") is None:
+    torch.library.register_fake("cat_fast::group_norm_silu", _fake)
+    torch.library.register_fake("cat_fast::group_norm_silu_backward", _fake_backward)
+    torch.library.register_autograd("cat_fast::group_norm_silu", _backward, setup_context=_setup_context)

@@ -1,0 +1,213 @@
+"""group_norm_silu: every backend of this machine against float64, forward and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from cat_fast.errors import UserError
+from cat_fast.kernels import backends
+from cat_fast.kernels.group_norm_silu.op import group_norm_silu
+from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+# (shape, groups): odd sizes, two channels a group, more than one chunk, no spatial dimension, one sample.
+CONTIGUOUS = [
+    ((2, 64, 7, 5), 32),
+    ((3, 6, 9, 1), 3),
+    ((1, 12, 211, 199), 4),
+    ((2, 8, 63), 2),
+    ((2, 12, 3, 5, 7), 3),
+    ((4, 12), 2),
+]
+CHANNELS_LAST = [(shape, groups) for shape, groups in CONTIGUOUS if len(shape) in (4, 5)]
+CASES = [(*case, False) for case in CONTIGUOUS] + [(*case, True) for case in CHANNELS_LAST]
+ATOL = {torch.float32: 2e-5, torch.bfloat16: 4e-2}
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return request.param
+
+
+@pytest.fixture
+def compiled(device):
+    """Skips where the device has no compiled backend, so that the reference is not compared with itself."""
+    name = {"cpu": "cpp", "cuda": "cuda"}[device]
+    status = {backend: status for op, backend, status in backends.report() if op == "group_norm_silu"}[name]
+    if status != "active":
+        pytest.skip(f"group_norm_silu {name}: {status}")
+    return name
+
+
+def inputs(shape, *, device, dtype=torch.float32, channels_last=False, mean=0.5):
+    torch.manual_seed(0)
+    x = (torch.randn(shape) * 2 + mean).to(dtype)
+    if channels_last:
+        x = x.to(memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()])
+    weight, bias = torch.randn(shape[1]), torch.randn(shape[1])
+    grad = torch.randn(shape).to(dtype)
+    return [t.to(device) for t in (x, weight, bias, grad)]
+
+
+def value_and_gradients(function, x, weight, bias, grad):
+    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
+    y = function(*leaves)
+    return y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))
+
+
+def float64_truth(x, weight, bias, grad, groups, eps, activation):
+    def formula(x, weight, bias):
+        grouped = x.reshape(x.shape[0], groups, -1)
+        centred = grouped - grouped.mean(-1, keepdim=True)
+        variance = centred.square().mean(-1, keepdim=True)
+        per_channel = (1, -1, *[1] * (x.dim() - 2))
+        z = (centred / (variance + eps).sqrt()).view_as(x) * weight.view(per_channel) + bias.view(per_channel)
+        return z * torch.sigmoid(z) if activation else z
+
+    doubles = [t.double().contiguous() for t in (x, weight, bias, grad)]
+    return value_and_gradients(formula, *doubles)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("activation", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("shape", "groups", "channels_last"), CASES, ids=str)
+def test_value_and_gradients_match_float64(device, shape, groups, channels_last, dtype, activation):
+    tensors = inputs(shape, device=device, dtype=dtype, channels_last=channels_last)
+    got = value_and_gradients(lambda *leaves: group_norm_silu(*leaves, groups, 1e-5, activation), *tensors)
+    want = float64_truth(*tensors, groups, 1e-5, activation)
+    for name, ours, truth in zip(("y", "dx", "dweight", "dbias"), got, want, strict=True):
+        scale = truth.abs().max().clamp(min=1.0)
+        assert_close(
+            ours.double() / scale, truth / scale, atol=ATOL[dtype], rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert got[0].stride() == tensors[0].stride()
+    assert got[1].stride() == tensors[0].stride()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_mean_far_from_zero_does_not_cancel(device):
+    x, weight, bias, grad = inputs((2, 8, 33, 17), device=device, mean=1e4)
+    got = group_norm_silu(x, weight, bias, 4, 1e-5)
+    assert_close(got.double(), float64_truth(x, weight, bias, grad, 4, 1e-5, True)[0], atol=5e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("value", [1e30, 90.0, 88.0, 0.0, -1e-30, -86.0, -100.0, -1e30])
+def test_activation_is_right_from_end_to_end_of_the_range(device, value):
+    bias = torch.full((1,), value, device=device)
+    got = group_norm_silu(torch.zeros(1, 1, 40, device=device), torch.ones_like(bias), bias, 1, 1e-5)
+    assert_close(
+        got, F.silu(bias.double()).float().expand(1, 1, 40), atol=1e-7 + 1e-37 * abs(value), rtol=1e-6
+    )
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_not_hidden(device, value):
+    x = torch.zeros(1, 2, 100, device=device)
+    x[0, 1, 7] = value
+    parameters = torch.ones(2, device=device), torch.zeros(2, device=device)
+    got = group_norm_silu(x, *parameters, 2, 1e-5)
+    assert got[0, 0].isfinite().all()
+    assert got[0, 1].isnan().all()
+    assert group_norm_silu(x.bfloat16(), *parameters, 2, 1e-5)[0, 1].isnan().all()
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
+def test_an_empty_batch_gives_empty_output_and_zero_gradients(device, shape):
+    x, weight, bias, grad = inputs(shape, device=device)
+    y, dx, dweight, dbias = value_and_gradients(
+        lambda *t: group_norm_silu(*t, 2, 1e-5), x, weight, bias, grad
+    )
+    assert y.shape == dx.shape == shape
+    assert dweight.abs().sum() == dbias.abs().sum() == 0
+
+
+@pytest.mark.usefixtures("compiled")
+def test_gradients_may_arrive_in_another_memory_format_and_input_as_a_view(device):
+    x, weight, bias, grad = inputs((2, 16, 9, 11), device=device, channels_last=True)
+    assert grad.is_contiguous()
+    want = float64_truth(x, weight, bias, grad, 4, 1e-5, True)
+    view = torch.cat([x, x], dim=3)[..., :11]  # neither contiguous nor channels-last
+    for x_given in (x, view):
+        got = value_and_gradients(lambda *t: group_norm_silu(*t, 4, 1e-5), x_given, weight, bias, grad)
+        for ours, truth in zip(got, want, strict=True):
+            assert_close(ours.double(), truth, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_result_does_not_depend_on_the_number_of_threads():
+    x, weight, bias, grad = inputs((2, 12, 211, 199), device="cpu", channels_last=True)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(
+                value_and_gradients(lambda *t: group_norm_silu(*t, 4, 1e-5), x, weight, bias, grad)
+            )
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_reads_no_memory_it_did_not_write(device):
+    """With NaN in every fresh allocation, an unwritten output or partial sum shows."""
+    x, weight, bias, grad = inputs((2, 12, 37, 41), device=device)
+    plain = value_and_gradients(lambda *t: group_norm_silu(*t, 3, 1e-5), x, weight, bias, grad)
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    try:
+        poisoned = value_and_gradients(lambda *t: group_norm_silu(*t, 3, 1e-5), x, weight, bias, grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(plain, poisoned, strict=True))
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_operator_is_registered_as_torch_expects(device, channels_last):
+    x, weight, bias, _ = inputs((2, 8, 5, 3), device=device, channels_last=channels_last)
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    torch.library.opcheck(torch.ops.cat_fast.group_norm_silu.default, (*leaves, 4, 1e-5, True))
+    torch.library.opcheck(
+        torch.ops.cat_fast.group_norm_silu_backward.default,
+        (*[t.detach() for t in (x, x, weight, bias)], *torch.ones(2, 2, 4, device=device).unbind(), 4, True),
+    )
+
+
+@pytest.mark.usefixtures("compiled")
+def test_compiles_without_a_graph_break(device):
+    x, weight, bias, _ = inputs((2, 8, 5, 3), device=device)
+    compiled = torch.compile(
+        lambda x: group_norm_silu(x, weight, bias, 4, 1e-5), backend="aot_eager", fullgraph=True
+    )
+    assert_close(compiled(x), group_norm_silu(x, weight, bias, 4, 1e-5))
+
+
+def test_what_no_compiled_backend_takes_runs_on_the_reference(monkeypatch):
+    monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
+    x, weight, bias, _ = inputs((2, 8, 5), device="cpu")
+    got = group_norm_silu(x.double(), weight.double(), bias.double(), 4, 1e-5)
+    assert torch.equal(got, group_norm_silu_reference(x.double(), weight.double(), bias.double(), 4, 1e-5))
+
+
+def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
+    x, weight, bias, _ = inputs((2, 8, 5), device="cpu")
+    monkeypatch.setenv("CAT_FAST_BACKEND", "cuda")
+    with pytest.raises(
+        UserError, match=r"CAT_FAST_BACKEND=cuda: group_norm_silu .* takes cuda tensors, not cpu"
+    ):
+        group_norm_silu(x, weight, bias, 4, 1e-5)
+    monkeypatch.setenv("CAT_FAST_BACKEND", "triton")
+    with pytest.raises(UserError, match="has no such backend: it has cuda, cpp, reference"):
+        group_norm_silu(x, weight, bias, 4, 1e-5)
+    monkeypatch.setenv("CAT_FAST_BACKEND", "fortran")
+    with pytest.raises(UserError, match="unknown"):
+        group_norm_silu(x, weight, bias, 4, 1e-5)
