@@ -1,5 +1,7 @@
 """How the program speaks: results on standard output, progress and errors on standard error."""
 
+from datetime import timedelta
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -7,9 +9,9 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -32,23 +34,28 @@ def progress(unit: str) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(unit),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        _RateAndTimeLeft(unit),
         console=err,
         transient=True,
         disable=not err.is_terminal,
     )
 
 
-class _Rate(ProgressColumn):
+class _RateAndTimeLeft(ProgressColumn):
+    """Both from the mean since the start: work comes in batches, over which rich's own running rate leaps."""
+
     def __init__(self, unit: str) -> None:
         super().__init__()
         self.unit = unit
+        self._done_before: dict[TaskID, float] = {}
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(
-            f"{speed:.1f} {self.unit}/s" if speed else f"- {self.unit}/s", style="progress.data.speed"
-        )
+        # What an earlier, interrupted run has done says nothing about the speed of this one.
+        before = self._done_before.setdefault(task.id, task.completed)
+        done, elapsed = task.completed - before, task.finished_time or task.elapsed or 0.0
+        if done <= 0 or elapsed <= 0:
+            return Text(f"- {self.unit}/s, -:--:-- left")
+        rate = done / elapsed
+        left = "-:--:--" if task.remaining is None else timedelta(seconds=round(task.remaining / rate))
+        return Text(f"{rate:.3g} {self.unit}/s, {left} left")

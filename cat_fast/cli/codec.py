@@ -22,7 +22,11 @@ _TABLE_ROWS = 50
 _Checkpoint = Annotated[
     Path,
     typer.Option(
-        "--checkpoint", "-c", metavar="DIR", help="Folder of a trained tokenizer.", show_default=False
+        "--checkpoint",
+        "-c",
+        metavar="DIR",
+        help="Folder of a trained tokenizer; `cat-fast demo` leaves one in runs/demo/pipeline/tokenizer.",
+        show_default=False,
     ),
 ]
 _BatchSize = Annotated[
@@ -88,16 +92,17 @@ def encode(
 
     Examples:
 
-        cat-fast encode holiday/ -c runs/demo/tokenizer -o holiday.safetensors
+        cat-fast encode holiday/ -c DIR -o holiday.safetensors
 
-        cat-fast encode page.png -c runs/demo/tokenizer --caption "a newspaper page" --has-text --size 512
+        cat-fast encode page.png -c DIR --caption "a newspaper page" --has-text --size 512
 
-        cat-fast encode *.jpg -c runs/demo/tokenizer --ratio 16 --json
+        cat-fast encode *.jpg -c DIR --ratio 16 --json
     """
+    fixed = _parse_ratio(ratio)
+
     from cat_fast.data.images import find_images
 
-    fixed = _parse_ratio(ratio)
-    files = find_images(photos)
+    files = find_images(photos)  # what is wrong with them is known before torch is there
 
     from cat_fast.complexity import RatioThresholds
     from cat_fast.inference.checkpoint import load_tokenizer
@@ -154,9 +159,9 @@ def decode(
 
     Examples:
 
-        cat-fast decode holiday.safetensors -c runs/demo/tokenizer -o holiday-decoded
+        cat-fast decode holiday.safetensors -c DIR -o holiday-decoded
 
-        cat-fast decode holiday.safetensors -c runs/demo/tokenizer -o out --format webp
+        cat-fast decode holiday.safetensors -c DIR -o out --format webp
     """
     from cat_fast.inference.checkpoint import load_tokenizer
     from cat_fast.inference.codec import decode_file

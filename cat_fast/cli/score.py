@@ -2,26 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cat_fast.complexity import (
-    ComplexityResult,
-    Description,
-    RatioThresholds,
-    choose_ratios,
-    default_scorer,
-    default_thresholds,
-    read_descriptions,
-    rubric_text,
-    summarize,
-)
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from cat_fast.complexity import ComplexityResult, Description
 
 
 def score(
@@ -83,6 +75,16 @@ def score(
 
         cat-fast score --file captions.jsonl --json scores.json
     """
+    from cat_fast.complexity import (
+        Description,
+        RatioThresholds,
+        choose_ratios,
+        default_thresholds,
+        read_descriptions,
+        rubric_text,
+        summarize,
+    )
+
     chosen = RatioThresholds.parse(thresholds) if thresholds is not None else default_thresholds()
     descriptions = [Description(caption, has_text, has_faces) for caption in captions or []]
     descriptions += [Description.from_label(name, has_text, has_faces) for name in label or []]
@@ -111,7 +113,7 @@ def score(
         console.print(f"\n{rubric_text()}", highlight=False, markup=False)
 
 
-def _table(results: list[ComplexityResult], explain: bool) -> Table:
+def _table(results: "list[ComplexityResult]", explain: bool) -> Table:
     table = Table("caption", "flags")
     for column in ("score", "ratio", "tokens"):
         table.add_column(column, justify="right")
@@ -132,8 +134,10 @@ def _cost(summary: dict[str, Any]) -> str:
     return f"mean {mean:.1f} tokens against {fixed} at a fixed 16x ({mean / fixed - 1:+.1%})"
 
 
-def _strongest(description: Description) -> str:
+def _strongest(description: "Description") -> str:
     """The three columns that moved the score most, of those that say something to a reader."""
+    from cat_fast.complexity import default_scorer
+
     parts = default_scorer().contributions(description)
     told = [(name, value) for name, value in parts if not name.startswith(("letters", "length"))]
     return ", ".join(f"{name} {value:+.2f}" for name, value in told[:3])
