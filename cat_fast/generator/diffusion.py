@@ -18,9 +18,10 @@ Weighting = Literal["token", "image"]
 def paper_schedule() -> DDPMScheduler:
     """DDPM with 1000 steps, epsilon prediction, cosine betas and leading spacing (the paper's section 4).
 
-    beta_start and beta_end are the published values; the cosine schedule does not read them. Predicted clean
-    latents
-    are not clipped: unlike pixels they are not bounded by 1.
+    beta_start and beta_end are the published values; the cosine schedule does not read them. The schedule's
+    last
+    steps hold almost no signal, and dividing by it magnifies the error of the noise estimate: so clean
+    latents predicted in sampling are clipped, at 16 of their standard deviations, where no real one lies.
     """
     return DDPMScheduler(
         num_train_timesteps=1000,
@@ -29,7 +30,8 @@ def paper_schedule() -> DDPMScheduler:
         beta_schedule="squaredcos_cap_v2",
         prediction_type="epsilon",
         timestep_spacing="leading",
-        clip_sample=False,
+        clip_sample=True,
+        clip_sample_range=16.0,
     )
 
 

@@ -153,6 +153,14 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_dit, random_mix):
         assert torch.equal(checkpointed[2][name], gradient), name
 
 
+def test_bfloat16_stays_close_and_keeps_its_dtype(tiny_dit, random_mix):
+    packed = random_mix(seed=6)
+    expected = tiny_dit(packed)
+    got = tiny_dit.to(torch.bfloat16)(packed)
+    assert got.dtype == torch.bfloat16
+    assert relative_error(got.float(), expected) < 0.03
+
+
 def test_save_and_load_give_the_same_model(tiny_dit, random_mix, tmp_path):
     tiny_dit.save_pretrained(tmp_path)
     loaded = DiT.from_pretrained(tmp_path).eval()

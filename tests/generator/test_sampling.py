@@ -51,8 +51,16 @@ def test_sampling_equals_a_plain_loop_over_one_picture(tiny_dit, sampler, guidan
     torch.testing.assert_close(got, x, atol=1e-4 * float(x.abs().max()), rtol=0)
 
 
-def test_every_solver_recovers_a_distribution_whose_noise_is_known():
-    """Where all data is one latent, the exact noise is known, and every solver must arrive at it."""
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [("ddpm", 25), ("ddpm", 1000), ("ddim", 25), ("ddim", 1000), ("dpm++", 25), ("dpm++", 250)],
+)
+def test_every_solver_recovers_a_distribution_whose_noise_is_known(sampler, steps):
+    """Where all data is one latent, the exact noise is known, and every solver must arrive at it.
+
+    The estimate is off by a little, as a trained model's: over the nearly signal-free end of the schedule
+    this is magnified thousandfold unless the solver is kept from it.
+    """
     target = 0.7
     schedule = paper_schedule()
 
@@ -62,11 +70,11 @@ def test_every_solver_recovers_a_distribution_whose_noise_is_known():
 
         def forward(self, packed):
             alpha_bar = schedule.alphas_cumprod[packed.timestep][packed.sequence_index(), None]
-            return (packed.tokens - alpha_bar.sqrt() * target) / (1 - alpha_bar).sqrt()
+            exact = (packed.tokens - alpha_bar.sqrt() * target) / (1 - alpha_bar).sqrt()
+            return exact + 0.01 * torch.sin(31 * packed.tokens)
 
-    for sampler in ("ddpm", "ddim", "dpm++"):
-        for latent in sample(Oracle().eval(), REQUESTS, schedule, sampler=sampler, steps=25):
-            torch.testing.assert_close(latent, torch.full_like(latent, target), atol=0.02, rtol=0)
+    for latent in sample(Oracle().eval(), REQUESTS, schedule, sampler=sampler, steps=steps):
+        torch.testing.assert_close(latent, torch.full_like(latent, target), atol=0.03, rtol=0)
 
 
 def test_progress_is_told_once_a_step(tiny_dit):
@@ -80,6 +88,8 @@ def test_what_cannot_be_sampled_is_refused(tiny_dit):
         sample(tiny_dit, REQUESTS, paper_schedule(), sampler="euler")
     with pytest.raises(UserError, match="got 4 requests and 1001 steps"):
         sample(tiny_dit, REQUESTS, paper_schedule(), steps=1001)
+    with pytest.raises(UserError, match="cannot take 1000 different steps"):
+        sample(tiny_dit, REQUESTS, paper_schedule(), sampler="dpm++", steps=1000)
     with pytest.raises(UserError, match="at least one request"):
         sample(tiny_dit, [], paper_schedule())
     with pytest.raises(UserError, match="training mode"):
