@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from cat_fast.inference.codec import DecodedLatent, EncodedPhoto
 
 _TABLE_ROWS = 50
-"""More pictures than this are not listed one by one (--json lists all)."""
+"""More pictures than this are not listed one by one; --json lists all."""
 
 _Checkpoint = Annotated[
     Path,
@@ -211,14 +212,13 @@ def _end(errors: list[str], count: int, done: str) -> None:
 
 
 def _encoded_table(encoded: "list[EncodedPhoto]") -> Table:
-    table = Table("file")
-    for column in ("ratio", "tokens", "score"):
-        table.add_column(column, justify="right")
+    table = _file_table("ratio", "tokens", "score")
     table.add_column("why")
     for photo in encoded[:_TABLE_ROWS]:
         assert photo.choice is not None
         score = "" if photo.choice.score is None else str(photo.choice.score)
-        cells = [str(photo.file), f"{photo.choice.ratio}x", str(photo.tokens), score, photo.choice.why]
+        why = shorten(photo.choice.why, 60, placeholder=" ...")
+        cells = [photo.file.name, f"{photo.choice.ratio}x", str(photo.tokens), score, why]
         table.add_row(*map(Text, cells))  # as Text, brackets in a name are no markup
     _mention_rest(table, len(encoded))
     return table
@@ -245,19 +245,26 @@ def _print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) 
 
 
 def _decoded_table(decoded: "list[DecodedLatent]") -> Table:
-    table = Table("file")
-    for column in ("ratio", "size"):
-        table.add_column(column, justify="right")
+    table = _file_table("ratio", "size")
     for latent in decoded[:_TABLE_ROWS]:
-        cells = [str(latent.file), f"{latent.ratio}x", f"{latent.size} px"]
+        assert latent.file is not None
+        cells = [latent.file.name, f"{latent.ratio}x", f"{latent.size} px"]
         table.add_row(*map(Text, cells))
     _mention_rest(table, len(decoded))
     return table
 
 
+def _file_table(*figures: str) -> Table:
+    table = Table()
+    table.add_column("file", overflow="fold")
+    for column in figures:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
 def _mention_rest(table: Table, count: int) -> None:
     if count > _TABLE_ROWS:
-        table.add_row(Text(f"... and {count - _TABLE_ROWS} more (--json lists all)", style="dim"))
+        table.add_row(Text(f"and {count - _TABLE_ROWS} more (see --json)", style="dim"))
 
 
 def _row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:

@@ -34,7 +34,7 @@ class RatioChoice:
     source: str
     """One of "fixed", "caption" and "jpeg size"."""
     why: str
-    """The same for people, with the caption where there is one."""
+    """The same for people: the caption where there is one."""
     score: int | None = None
     """Complexity score 1..9, where a caption was scored."""
 
@@ -58,10 +58,9 @@ def adaptive_ratio(
         description = descriptions.find(photo)
         if description is None:
             ratio = jpeg_ratio(image_to_bytes(resize_center_crop(image, JPEG_SIDE)))
-            return RatioChoice(ratio=ratio, source="jpeg size", why="no caption: judged by JPEG size")
+            return RatioChoice(ratio=ratio, source="jpeg size", why="no caption; by JPEG size")
         result = choose_ratio(description, thresholds=thresholds)
-        why = f"score {result.score}: {description.caption}"
-        return RatioChoice(ratio=result.ratio, source="caption", why=why, score=result.score)
+        return RatioChoice(ratio=result.ratio, source="caption", why=description.caption, score=result.score)
 
     return choose
 

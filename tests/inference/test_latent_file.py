@@ -1,0 +1,88 @@
+"""Latents come back from disk as they went, and no other file is taken for one of latents."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cat_fast.errors import UserError
+from cat_fast.inference.latent_file import LatentFile, LatentRecord, write_latents
+
+RECORDS = {
+    "cat": LatentRecord(ratio=8, size=64, source="cat.jpg", score=7, why="ein Kätzchen"),
+    "dög": LatentRecord(ratio=32, size=64, source="dög.png"),
+}
+
+
+@pytest.fixture
+def latents():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "cat": torch.randn(4, 8, 8, generator=generator),
+        "dög": torch.randn(4, 2, 2, generator=generator),
+    }
+
+
+@pytest.fixture
+def path(tmp_path, latents):
+    write_latents(tmp_path / "a.safetensors", latents, RECORDS, tokenizer="0123abcd")
+    return tmp_path / "a.safetensors"
+
+
+def test_everything_comes_back(path, latents):
+    stored = LatentFile.open(path)
+    assert stored.tokenizer == "0123abcd"
+    assert stored.records == RECORDS
+    assert stored.shapes == {"cat": (4, 8, 8), "dög": (4, 2, 2)}
+    for key, latent in latents.items():
+        torch.testing.assert_close(stored.load(key), latent, rtol=0, atol=0)
+
+
+def test_any_safetensors_reader_can_read_the_tensors(path, latents):
+    plain = load_file(path)
+    assert plain.keys() == latents.keys()
+    assert all(torch.equal(plain[key], latents[key]) for key in latents)
+
+
+def test_half_precision_and_strided_latents_are_stored_as_contiguous_float32(tmp_path, latents):
+    odd = {"cat": latents["cat"].bfloat16().transpose(1, 2), "dög": latents["dög"][:, :, ::2]}
+    write_latents(tmp_path / "b.safetensors", odd, RECORDS, tokenizer="0")
+    stored = LatentFile.open(tmp_path / "b.safetensors")
+    for key, latent in odd.items():
+        torch.testing.assert_close(stored.load(key), latent.float(), rtol=0, atol=0)
+
+
+def test_a_failed_write_leaves_the_old_file(path, latents):
+    before = path.read_bytes()
+    with pytest.raises(AttributeError):
+        write_latents(path, latents | {"not a tensor": None}, RECORDS, tokenizer="0")
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda header: "not json", "header is damaged"),
+        (lambda header: "[]", "header is damaged"),
+        (lambda header: json.dumps({"version": 1, "tokenizer": "0"}), "header is damaged"),
+        (lambda header: header.replace('"ratio"', '"rate"'), "header is damaged"),
+        (lambda header: header.replace('"version": 1', '"version": 2'), "version 2"),
+        (lambda header: header.replace('"cat"', '"cow"'), "does not match its tensors"),
+    ],
+)
+def test_another_header_is_refused(path, latents, change, reason):
+    images = {key: vars(record) for key, record in RECORDS.items()}
+    header = json.dumps({"version": 1, "tokenizer": "0", "images": images})
+    save_file(latents, path, metadata={"cat_fast.latents": change(header)})
+    with pytest.raises(UserError, match=reason):
+        LatentFile.open(path)
+
+
+def test_a_file_cut_short_is_refused(path):
+    whole = path.read_bytes()
+    for length in (4, 40, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="damaged"):
+            LatentFile.open(path)
