@@ -25,7 +25,7 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
-CXX_FLAGS = ["-O3", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo", "-Xptxas=-v", "-Xcompiler=-fvisibility=hidden"]
 STABLE_ABI_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 DEFAULT_ARCHITECTURES = "8.0;9.0a"  # A100 and H100

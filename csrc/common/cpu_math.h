@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "common/bfloat16.h"
+
 // A function so marked is compiled for several instruction sets, the best chosen when the library loads.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define CAT_FAST_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
@@ -13,28 +15,6 @@
 #endif
 
 namespace cat_fast {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float to_float(float value) { return value; }
-inline float to_float(BFloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
-
-template <typename T>
-inline T from_float(float value);
-
-template <>
-inline float from_float<float>(float value) {
-  return value;
-}
-
-template <>  // round to nearest even; NaN stays NaN
-inline BFloat16 from_float<BFloat16>(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  return {static_cast<uint16_t>(value != value ? 0x7fc0 : rounded)};
-}
 
 // x held to [-limit, limit] (NaN too). Floats of one sign are ordered like their bits, and an integer minimum
 // is one instruction, where a float comparison lets the compiler split the loop's arithmetic in two and run

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <initializer_list>
 
 #include "group_norm_silu/shape.h"
@@ -28,7 +29,7 @@ inline bool is_channels_last(const Tensor& x) {
 // channels-last memory).
 inline Shape shape_of(const Tensor& x, int64_t groups, int64_t chunk_elements) {
   STD_TORCH_CHECK(x.dim() >= 2, "group_norm_silu: x has no channels: (N, C, *spatial) is needed");
-  Shape shape{x.size(0), x.size(1), 1, groups, false, 1};
+  Shape shape{x.size(0), x.size(1), 1, groups, false, 1, 1};
   for (int64_t dim = 2; dim < x.dim(); ++dim) shape.spatial *= x.size(dim);
   STD_TORCH_CHECK(groups > 0 && shape.channels % groups == 0, "group_norm_silu: ", shape.channels,
                   " channels do not divide into ", groups, " groups");
@@ -37,6 +38,7 @@ inline Shape shape_of(const Tensor& x, int64_t groups, int64_t chunk_elements) {
     shape.channels_last = true;
   }
   shape.chunk = shape.channels_last ? std::max<int64_t>(1, chunk_elements / shape.channels) : chunk_elements;
+  shape.chunks = (shape.spatial + shape.chunk - 1) / shape.chunk;
   return shape;
 }
 

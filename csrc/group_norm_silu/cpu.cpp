@@ -6,8 +6,10 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <cmath>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "group_norm_silu/arguments.h"
@@ -29,7 +31,7 @@ struct Tile {
 
 template <typename F>
 void for_each_tile(const Shape& shape, const F& f) {
-  const int64_t chunks = shape.chunks();
+  const int64_t chunks = shape.chunks;
   const int64_t rows = shape.channels_last ? 1 : shape.channels;
   const int64_t channels = shape.channels_last ? shape.channels : 1;
   const int64_t elements = std::min(shape.chunk, shape.spatial) * channels;
@@ -97,8 +99,8 @@ void group_statistics(const Shape& shape, const T* x, float eps, float* mean, fl
   for_each_group(shape, [&](int64_t n, int64_t g) {
     const auto over_partials = [&](const auto& term) {
       double total = 0;
-      for (int64_t k = 0; k < shape.chunks(); ++k) {
-        const int64_t first = (n * shape.chunks() + k) * shape.channels + g * per_group;
+      for (int64_t k = 0; k < shape.chunks; ++k) {
+        const int64_t first = (n * shape.chunks + k) * shape.channels + g * per_group;
         for (int64_t i = first; i < first + per_group; ++i) total += term(i, static_cast<double>(shape.positions(k)));
       }
       return total / static_cast<double>(shape.group_size());
@@ -172,8 +174,8 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
   // Over chunks: (N, C) in double, for the sums over groups and over samples that follow.
   std::vector<double> dz(shape.samples * shape.channels), dz_xhat(shape.samples * shape.channels);
   for (int64_t n = 0; n < shape.samples; ++n) {
-    for (int64_t k = 0; k < shape.chunks(); ++k) {
-      const int64_t first = (n * shape.chunks() + k) * shape.channels;
+    for (int64_t k = 0; k < shape.chunks; ++k) {
+      const int64_t first = (n * shape.chunks + k) * shape.channels;
       for (int64_t c = 0; c < shape.channels; ++c) {
         dz[n * shape.channels + c] += partial_dz[first + c];
         dz_xhat[n * shape.channels + c] += partial_dz_xhat[first + c];

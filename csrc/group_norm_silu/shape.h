@@ -2,8 +2,9 @@
 // are taken over.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
+
+#include "common/host_device.h"
 
 namespace cat_fast::group_norm_silu {
 
@@ -14,14 +15,13 @@ namespace cat_fast::group_norm_silu {
 struct Shape {
   int64_t samples, channels, spatial, groups;
   bool channels_last;
-  int64_t chunk;
+  int64_t chunk, chunks;  // positions in one, and how many there are
 
-  int64_t channels_per_group() const { return channels / groups; }
-  int64_t group_size() const { return channels_per_group() * spatial; }
-  int64_t chunks() const { return (spatial + chunk - 1) / chunk; }
-  int64_t positions(int64_t k) const { return std::min(chunk, spatial - k * chunk); }
-  int64_t partials() const { return samples * chunks() * channels; }
-  bool empty() const { return samples * channels * spatial == 0; }
+  CAT_FAST_HOST_DEVICE int64_t channels_per_group() const { return channels / groups; }
+  CAT_FAST_HOST_DEVICE int64_t group_size() const { return channels_per_group() * spatial; }
+  CAT_FAST_HOST_DEVICE int64_t positions(int64_t k) const { return k + 1 < chunks ? chunk : spatial - k * chunk; }
+  CAT_FAST_HOST_DEVICE int64_t partials() const { return samples * chunks * channels; }
+  CAT_FAST_HOST_DEVICE bool empty() const { return samples * channels * spatial == 0; }
 };
 
 }  // namespace cat_fast::group_norm_silu

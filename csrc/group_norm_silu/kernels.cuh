@@ -1,0 +1,302 @@
+// The CUDA kernels of GroupNorm + SiLU.
+//
+// A block works on a tile: one chunk of positions, of one channel in contiguous memory or of `columns` * V
+// neighbouring channels in channels-last memory. A thread reads V elements at once (16 bytes where memory
+// allows). Partial results lie at [n][chunk][channel], and are added in a fixed order: no atomics, so that two
+// runs agree to the bit. Names and formulas are those of rows.h.
+#pragma once
+
+#include "common/bfloat16.h"
+#include "common/launch.cuh"
+#include "group_norm_silu/shape.h"
+
+namespace cat_fast::group_norm_silu {
+
+constexpr int kThreads = 256;
+
+template <typename T, int V>
+struct alignas(sizeof(T) * V) Pack {
+  T values[V];
+};
+
+template <int V, typename T>
+__device__ __forceinline__ Pack<T, V> load(const T* pointer) {
+  return *reinterpret_cast<const Pack<T, V>*>(pointer);
+}
+
+template <int V, typename T>
+__device__ __forceinline__ void store(T* pointer, const Pack<T, V>& pack) {
+  *reinterpret_cast<Pack<T, V>*>(pointer) = pack;
+}
+
+// The sum of `value` over the block, in every thread.
+__device__ __forceinline__ float block_sum(float value) {
+  __shared__ float warps[kThreads / 32];
+  for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
+  __syncthreads();  // the last call's readers are done
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
+  __syncthreads();
+  float total = 0;
+  for (float warp : warps) total += warp;
+  return total;
+}
+
+// The elements that a thread visits: offset(i) for i < count, V elements each, of channel `channel` on.
+struct Walk {
+  int64_t first, stride;
+  int64_t count;
+  int channel;      // the first of the thread's V channels (channels-last), or the tile's only one
+  int row, column;  // of the thread in the block, where blocks are rows of `columns` threads (channels-last)
+  int64_t partial;  // where the partial result of `channel` goes
+  int positions;    // elements of each channel in the tile
+
+  __device__ __forceinline__ int64_t offset(int64_t i) const { return first + i * stride; }
+};
+
+// grid: (chunks, channels or column tiles, samples)
+template <int V, bool kChannelsLast>
+__device__ __forceinline__ Walk walk(const Shape& shape, int columns) {
+  const int64_t k = blockIdx.x, n = blockIdx.z;
+  Walk w;
+  w.positions = static_cast<int>(shape.positions(k));
+  if (kChannelsLast) {
+    w.row = threadIdx.x / columns;
+    w.column = threadIdx.x % columns;
+    w.channel = (blockIdx.y * columns + w.column) * V;
+    const int rows = kThreads / columns;
+    const bool active = w.row < rows && w.channel < shape.channels;
+    w.first = (n * shape.spatial + k * shape.chunk + w.row) * shape.channels + w.channel;
+    w.stride = rows * shape.channels;
+    w.count = active ? (w.positions - w.row + rows - 1) / rows : 0;
+    if (w.count < 0) w.count = 0;
+  } else {
+    w.row = w.column = 0;
+    w.channel = blockIdx.y;
+    w.first = (n * shape.channels + w.channel) * shape.spatial + k * shape.chunk + threadIdx.x * V;
+    w.stride = kThreads * V;
+    const int remaining = w.positions - static_cast<int>(threadIdx.x) * V;
+    w.count = remaining > 0 ? (remaining + kThreads * V - 1) / (kThreads * V) : 0;
+  }
+  w.partial = (n * shape.chunks + k) * shape.channels + w.channel;
+  return w;
+}
+
+// Adds up sums[V] over the tile: over all threads and elements of a contiguous tile (the total is then in every
+// sums[j]), over the rows of threads for each channel in channels-last memory.
+template <int V, bool kChannelsLast>
+__device__ __forceinline__ void tile_sum(float (&sums)[V], const Walk& w, int columns) {
+  if (!kChannelsLast) {
+    float total = 0;
+    for (int j = 0; j < V; ++j) total += sums[j];
+    total = block_sum(total);
+    for (int j = 0; j < V; ++j) sums[j] = total;
+    return;
+  }
+  __shared__ float shared[kThreads * V];
+  __syncthreads();
+  for (int j = 0; j < V; ++j) shared[threadIdx.x * V + j] = sums[j];
+  __syncthreads();
+  for (int j = 0; j < V; ++j) {
+    float total = 0;
+    for (int row = 0; row < kThreads / columns; ++row) total += shared[(row * columns + w.column) * V + j];
+    sums[j] = total;
+  }
+}
+
+// Whether this thread writes the tile's partial results, and how many.
+template <int V, bool kChannelsLast>
+__device__ __forceinline__ int results(const Shape& shape, const Walk& w) {
+  if (!kChannelsLast) return threadIdx.x == 0 ? 1 : 0;
+  return w.row == 0 && w.channel < shape.channels ? V : 0;
+}
+
+// mean and sum of squared distances from it, of every channel of the tile
+template <typename T, int V, bool kChannelsLast>
+__global__ void __launch_bounds__(kThreads)
+    partial_moments(Shape shape, int columns, const T* x, float* means, float* squares) {
+  const Walk w = walk<V, kChannelsLast>(shape, columns);
+  float mean[V] = {};
+  for (int64_t i = 0; i < w.count; ++i) {
+    const auto values = load<V>(x + w.offset(i));
+    for (int j = 0; j < V; ++j) mean[j] += to_float(values.values[j]);
+  }
+  tile_sum<V, kChannelsLast>(mean, w, columns);
+  for (int j = 0; j < V; ++j) mean[j] /= static_cast<float>(w.positions);
+  float square[V] = {};
+  for (int64_t i = 0; i < w.count; ++i) {
+    const auto values = load<V>(x + w.offset(i));
+    for (int j = 0; j < V; ++j) {
+      const float distance = to_float(values.values[j]) - mean[j];
+      square[j] += distance * distance;
+    }
+  }
+  tile_sum<V, kChannelsLast>(square, w, columns);
+  for (int j = 0; j < results<V, kChannelsLast>(shape, w); ++j) {
+    means[w.partial + j] = mean[j];
+    squares[w.partial + j] = square[j];
+  }
+}
+
+// Calls term(partial index, channel, positions) for this thread's share of a group's partial results.
+template <typename Term>
+__device__ __forceinline__ void over_group(const Shape& shape, int64_t n, int64_t g, const Term& term) {
+  const unsigned per_group = static_cast<unsigned>(shape.channels) / static_cast<unsigned>(shape.groups);
+  const unsigned count = static_cast<unsigned>(shape.chunks) * per_group;
+  for (unsigned i = threadIdx.x; i < count; i += kThreads) {
+    const int64_t k = i / per_group, c = g * per_group + i % per_group;
+    term((n * shape.chunks + k) * shape.channels + c, c, static_cast<float>(shape.positions(k)));
+  }
+}
+
+// grid: (groups, samples)
+__global__ void __launch_bounds__(kThreads)
+    combine_moments(Shape shape, const float* means, const float* squares, float eps, float* mean, float* rstd) {
+  const int64_t g = blockIdx.x, n = blockIdx.y;
+  const float size = static_cast<float>(shape.group_size());
+  float sum = 0;
+  over_group(shape, n, g, [&](int64_t i, int64_t, float count) { sum += means[i] * (count / size); });
+  const float group_mean = block_sum(sum);
+  float square = 0;
+  over_group(shape, n, g, [&](int64_t i, int64_t, float count) {
+    const float distance = means[i] - group_mean;
+    square += squares[i] + count * distance * distance;
+  });
+  const float variance = block_sum(square) / size;
+  if (threadIdx.x == 0) {
+    mean[n * shape.groups + g] = group_mean;
+    rstd[n * shape.groups + g] = 1.0f / sqrtf(variance + eps);
+  }
+}
+
+// Channel data of a thread, in registers.
+template <int V>
+struct Channels {
+  float mean[V], rstd[V], weight[V], bias[V];
+};
+
+template <int V, bool kChannelsLast>
+__device__ __forceinline__ Channels<V> channels_of(const Shape& shape, const Walk& w, const float* mean,
+                                                   const float* rstd, const float* weight, const float* bias) {
+  Channels<V> result;
+  const int channels = static_cast<int>(shape.channels), groups = static_cast<int>(shape.groups);
+  for (int j = 0; j < V; ++j) {
+    const int c = kChannelsLast ? w.channel + j : w.channel;
+    const int safe = c < channels ? c : 0;  // threads past the last channel walk nothing
+    const int64_t g = blockIdx.z * shape.groups + safe / (channels / groups);
+    result.mean[j] = mean[g];
+    result.rstd[j] = rstd[g];
+    result.weight[j] = weight[safe];
+    result.bias[j] = bias[safe];
+  }
+  return result;
+}
+
+__device__ __forceinline__ float sigmoid(float z) { return 1.0f / (1.0f + __expf(-z)); }
+
+template <bool kActivation>
+__device__ __forceinline__ float activation_gradient(float z) {
+  if (!kActivation) return 1.0f;
+  const float s = sigmoid(z);
+  return s * (1.0f + z * (1.0f - s));
+}
+
+template <typename T, int V, bool kChannelsLast, bool kActivation>
+__global__ void __launch_bounds__(kThreads)
+    normalize(Shape shape, int columns, const T* x, const float* weight, const float* bias, const float* mean,
+              const float* rstd, T* y) {
+  const Walk w = walk<V, kChannelsLast>(shape, columns);
+  const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
+  for (int64_t i = 0; i < w.count; ++i) {
+    auto values = load<V>(x + w.offset(i));
+    for (int j = 0; j < V; ++j) {
+      const float xhat = (to_float(values.values[j]) - channel.mean[j]) * channel.rstd[j];
+      const float z = xhat * channel.weight[j] + channel.bias[j];
+      values.values[j] = from_float<T>(kActivation ? z * sigmoid(z) : z);
+    }
+    store<V>(y + w.offset(i), values);
+  }
+}
+
+template <typename T, int V, bool kChannelsLast, bool kActivation>
+__global__ void __launch_bounds__(kThreads)
+    partial_gradients(Shape shape, int columns, const T* dy, const T* x, const float* weight, const float* bias,
+                      const float* mean, const float* rstd, float* sums_dz, float* sums_dz_xhat) {
+  const Walk w = walk<V, kChannelsLast>(shape, columns);
+  const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
+  float sum_dz[V] = {}, sum_dz_xhat[V] = {};
+  for (int64_t i = 0; i < w.count; ++i) {
+    const auto values = load<V>(x + w.offset(i));
+    const auto gradients = load<V>(dy + w.offset(i));
+    for (int j = 0; j < V; ++j) {
+      const float xhat = (to_float(values.values[j]) - channel.mean[j]) * channel.rstd[j];
+      const float z = xhat * channel.weight[j] + channel.bias[j];
+      const float dz = to_float(gradients.values[j]) * activation_gradient<kActivation>(z);
+      sum_dz[j] += dz;
+      sum_dz_xhat[j] += dz * xhat;
+    }
+  }
+  tile_sum<V, kChannelsLast>(sum_dz, w, columns);
+  tile_sum<V, kChannelsLast>(sum_dz_xhat, w, columns);
+  for (int j = 0; j < results<V, kChannelsLast>(shape, w); ++j) {
+    sums_dz[w.partial + j] = sum_dz[j];
+    sums_dz_xhat[w.partial + j] = sum_dz_xhat[j];
+  }
+}
+
+// The means over each group that the input's gradient needs. grid: (groups, samples)
+__global__ void __launch_bounds__(kThreads)
+    combine_group_gradients(Shape shape, const float* sums_dz, const float* sums_dz_xhat, const float* weight,
+                            float* mean_dz, float* mean_dz_xhat) {
+  const int64_t g = blockIdx.x, n = blockIdx.y;
+  float dz = 0, dz_xhat = 0;
+  over_group(shape, n, g, [&](int64_t i, int64_t c, float) {
+    dz += weight[c] * sums_dz[i];
+    dz_xhat += weight[c] * sums_dz_xhat[i];
+  });
+  dz = block_sum(dz);
+  dz_xhat = block_sum(dz_xhat);
+  if (threadIdx.x == 0) {
+    mean_dz[n * shape.groups + g] = dz / static_cast<float>(shape.group_size());
+    mean_dz_xhat[n * shape.groups + g] = dz_xhat / static_cast<float>(shape.group_size());
+  }
+}
+
+// The gradients of weight and bias: over samples and chunks. grid: (channels)
+__global__ void __launch_bounds__(kThreads)
+    combine_channel_gradients(Shape shape, const float* sums_dz, const float* sums_dz_xhat, float* dweight,
+                              float* dbias) {
+  float dz = 0, dz_xhat = 0;
+  for (int64_t i = threadIdx.x; i < shape.samples * shape.chunks; i += kThreads) {
+    dz += sums_dz[i * shape.channels + blockIdx.x];
+    dz_xhat += sums_dz_xhat[i * shape.channels + blockIdx.x];
+  }
+  dz = block_sum(dz);
+  dz_xhat = block_sum(dz_xhat);
+  if (threadIdx.x == 0) {
+    dbias[blockIdx.x] = dz;
+    dweight[blockIdx.x] = dz_xhat;
+  }
+}
+
+template <typename T, int V, bool kChannelsLast, bool kActivation>
+__global__ void __launch_bounds__(kThreads)
+    input_gradient(Shape shape, int columns, const T* dy, const T* x, const float* weight, const float* bias,
+                   const float* mean, const float* rstd, const float* mean_dz, const float* mean_dz_xhat, T* dx) {
+  const Walk w = walk<V, kChannelsLast>(shape, columns);
+  const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
+  const auto group = channels_of<V, kChannelsLast>(shape, w, mean_dz, mean_dz_xhat, weight, bias);
+  for (int64_t i = 0; i < w.count; ++i) {
+    auto values = load<V>(x + w.offset(i));
+    const auto gradients = load<V>(dy + w.offset(i));
+    for (int j = 0; j < V; ++j) {
+      const float xhat = (to_float(values.values[j]) - channel.mean[j]) * channel.rstd[j];
+      const float z = xhat * channel.weight[j] + channel.bias[j];
+      const float dz = to_float(gradients.values[j]) * activation_gradient<kActivation>(z);
+      values.values[j] =
+          from_float<T>(channel.rstd[j] * (channel.weight[j] * dz - group.mean[j] - xhat * group.rstd[j]));
+    }
+    store<V>(dx + w.offset(i), values);
+  }
+}
+
+}  // namespace cat_fast::group_norm_silu

@@ -1,0 +1,40 @@
+// The CUDA implementation compiled for CPU threads, with a C interface for the test beside it.
+
+#include "group_norm_silu/cuda.cu"
+
+using namespace cat_fast::group_norm_silu;
+
+extern "C" {
+
+int64_t workspace_floats(const Shape* shape) { return workspace_size(*shape); }
+
+void forward(int bfloat16, const Shape* shape, const void* x, const float* weight, const float* bias, float eps,
+             int activation, void* y, float* mean, float* rstd, float* workspace) {
+  forward_cuda(bfloat16 ? Dtype::kBFloat16 : Dtype::kFloat, *shape, x, weight, bias, eps, activation, y, mean, rstd,
+               workspace, nullptr);
+}
+
+void backward(int bfloat16, const Shape* shape, const void* dy, const void* x, const float* weight, const float* bias,
+              const float* mean, const float* rstd, int activation, void* dx, float* dweight, float* dbias,
+              float* workspace) {
+  backward_cuda(bfloat16 ? Dtype::kBFloat16 : Dtype::kFloat, *shape, dy, x, weight, bias, mean, rstd, activation, dx,
+                dweight, dbias, workspace, nullptr);
+}
+}
+
+#if defined(RACE_CHECK)
+#include <vector>
+
+int main() {  // run under -fsanitize=thread, which makes the exit status tell of races
+  for (const bool channels_last : {false, true}) {
+    const Shape shape{1, 8, 1200, 2, channels_last, channels_last ? 150 : 1200, channels_last ? 8 : 1};
+    const size_t size = shape.samples * shape.channels * shape.spatial;
+    std::vector<float> x(size, 0.5f), y(size), dx(size), weight(8, 1.0f), bias(8), dweight(8), dbias(8);
+    std::vector<float> mean(2), rstd(2), workspace(workspace_size(shape));
+    forward(0, &shape, x.data(), weight.data(), bias.data(), 1e-5f, 1, y.data(), mean.data(), rstd.data(),
+            workspace.data());
+    backward(0, &shape, y.data(), x.data(), weight.data(), bias.data(), mean.data(), rstd.data(), 1, dx.data(),
+             dweight.data(), dbias.data(), workspace.data());
+  }
+}
+#endif
