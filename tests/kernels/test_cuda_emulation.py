@@ -1,4 +1,4 @@
-"""The CUDA kernels, executed on CPU threads (csrc/emulation): what a machine without a GPU can know of them."""
+"""The CUDA kernels, executed on CPU threads (csrc/emulation), so that no GPU is needed to test them."""
 
 import ctypes
 import shutil
