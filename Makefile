@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 # Stamps: the environment with its dependencies, and the package built into it.
 ENVIRONMENT := $(VENV)/.environment

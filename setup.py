@@ -25,11 +25,18 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
-CXX_FLAGS = ["-O3", "-g0", "-std=c++20", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wall"]
+CXX_FLAGS = [
+    "-O3",
+    "-g0",
+    "-std=c++20",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo", "-Xptxas=-v", "-Xcompiler=-fvisibility=hidden"]
 STABLE_ABI_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
 DEFAULT_ARCHITECTURES = "8.0;9.0a"  # A100 and H100
-HEADERS = sorted(glob("csrc/**/*.h", recursive=True))
 
 
 def main() -> None:
@@ -72,7 +79,6 @@ def native_extensions() -> dict:
         ["csrc/bindings.cpp"],
         include_dirs=["csrc", pybind11.get_include()],
         extra_compile_args={"cxx": CXX_FLAGS},
-        depends=HEADERS,
         language="c++",
     )
     ops = CppExtension(
@@ -80,7 +86,6 @@ def native_extensions() -> dict:
         ["csrc/ops.cpp", *sorted(glob("csrc/*/cpu.cpp"))],
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": [*CXX_FLAGS, STABLE_ABI_FLAG]},
-        depends=HEADERS,
         py_limited_api=True,
     )
     extensions = [bindings, ops]
@@ -93,7 +98,6 @@ def native_extensions() -> dict:
                 "cxx": [*CXX_FLAGS, STABLE_ABI_FLAG, "-DUSE_CUDA"],
                 "nvcc": NVCC_FLAGS,
             },
-            depends=HEADERS,
             py_limited_api=True,
         )
         extensions.append(ops_cuda)

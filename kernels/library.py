@@ -8,6 +8,7 @@ import torch
 from packaging.version import Version
 
 OLDEST_TORCH = Version("2.10")  # the stable ABI that setup.py targets
+OPERATORS = ("group_norm_silu", "group_norm_silu_backward")  # what a library of this source implements
 
 
 @functools.cache
@@ -47,4 +48,14 @@ def _load(name: str, path: str) -> str | None:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:  # built for another torch, CUDA runtime or platform
         return str(error).splitlines()[0]
+    device = "CUDA" if name == "_ops_cuda" else "CPU"
+    for operator in OPERATORS:
+        if not _implements(operator, device):
+            return f"it was built from other sources, without {operator} on {device}"
     return None
+
+
+def _implements(operator: str, device: str) -> bool:
+    qualified = f"cat_fast::{operator}"
+    has_schema = hasattr(torch.ops.cat_fast, operator)
+    return has_schema and torch._C._dispatch_has_kernel_for_dispatch_key(qualified, device)

@@ -61,6 +61,17 @@ def test_a_torch_older_than_the_stable_abi_is_refused_with_one_warning():
     assert result["right"]
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("cat_fast._ops") is None, reason="the C++ operators are not built"
+)
+def test_a_library_built_from_older_sources_is_refused_with_one_warning():
+    result = run("library.OPERATORS += ('operator_of_tomorrow',)")
+    assert len(result["warnings"]) == 1
+    assert "without operator_of_tomorrow on CPU" in result["warnings"][0]
+    assert result["backend"] == "reference"
+    assert result["right"]
+
+
 def test_a_library_that_was_never_built_is_no_cause_for_a_warning():
     result = run("library.find = lambda name: None")
     assert result["warnings"] == []
