@@ -1,5 +1,17 @@
-"""From a label to a picture."""
+"""From photographs to latents and back, and from a label to a picture."""
 
-from cat_fast.inference.pipeline import CATOutput, CATPipeline
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cat_fast.inference.pipeline import CATOutput, CATPipeline
 
 __all__ = ["CATOutput", "CATPipeline"]
+
+
+def __getattr__(name: str) -> object:
+    # The pipeline brings the diffusion schedulers along, which encoding and decoding never need.
+    if name in __all__:
+        from cat_fast.inference import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module 'cat_fast.inference' has no attribute {name!r}")

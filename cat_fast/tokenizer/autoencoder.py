@@ -20,6 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from cat_fast.tokenizer.blocks import DownBlock, GroupNorm, MidBlock, ResnetBlock, UpBlock, ghost
+from cat_fast.tokenizer.initialisation import initialise, mark_channels
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,9 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.encoder = NestedEncoder(widths, in_channels, latent_channels, layers_per_block)
         self.decoder = NestedDecoder(widths, out_channels, latent_channels, layers_per_block + 1)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
+        initialise(self)
+        mark_channels(self.encoder.conv_in)
+        mark_channels(self.decoder.conv_in)
         if initial_logvar and self.quant_conv.bias is not None:
             self.quant_conv.bias.data[latent_channels:] += initial_logvar
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)

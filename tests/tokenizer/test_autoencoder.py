@@ -1,0 +1,160 @@
+"""The nested VAE: what it computes, what it leaves out, and how it meets diffusers' AutoencoderKL."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from cat_fast import NestedAutoencoderKL
+
+PAPER = {"mid_block_num_layers": 8, "mid_block_attention_head_dim": 1}
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    arguments = {
+        "sample_size": 64,
+        "block_out_channels": (8, 8, 8, 16, 16, 16),
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "mid_block_num_layers": 1,
+        "mid_block_attention_head_dim": 16,
+        "ratios": (8, 16, 32),
+    }
+    return NestedAutoencoderKL(**arguments | changes)
+
+
+def perturbed(model):
+    """Away from the initialisation, where residual branches are zero and say nothing."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+@pytest.mark.parametrize("ratio", [8, 16, 32])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64)])
+def test_latent_and_picture_have_the_sides_the_ratio_says(ratio, height, width):
+    model = tiny()
+    posterior = model.encode(torch.rand(2, 3, height, width), ratio).latent_dist
+    assert posterior.mean.shape == (2, 4, height // ratio, width // ratio)
+    assert model.decode(posterior.mode(), ratio).sample.shape == (2, 3, height, width)
+
+
+@pytest.mark.parametrize("ratio", [8, 16, 32])
+def test_only_the_layers_of_a_ratio_run(ratio):
+    model, ran = tiny(), set()
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda *_, name=name: ran.add(name))
+    model(torch.rand(1, 3, 64, 64), ratio)
+    level = {8: 3, 16: 4, 32: 5}[ratio]
+    for k in range(6):
+        used = f"encoder.down_blocks.{k}.resnets.0" in ran
+        assert used == (k <= level), f"encoder block {k}"
+        assert (f"decoder.up_blocks.{k}" in ran) == (k >= 5 - level), f"decoder block {k}"
+        assert (f"encoder.down_blocks.{k}.downsamplers.0" in ran) == (k < level)
+    for f in (8, 16):
+        assert (f"encoder.channel_matching.{f}" in ran) == (f == ratio)
+
+
+def test_a_latent_depends_on_its_own_picture_only():
+    model = perturbed(tiny())
+    pictures = torch.rand(3, 3, 64, 64)
+    together = model.encode(pictures, 16).latent_dist.mean
+    alone = torch.cat([model.encode(x[None], 16).latent_dist.mean for x in pictures])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("latent_channels", "parameters"), [(4, 172_097_447), (8, 172_153_003), (16, 172_264_595)])
+def test_without_matching_the_paper_size_counts_what_the_plain_six_block_autoencoder_counts(
+    latent_channels, parameters
+):
+    with torch.device("meta"):
+        model = NestedAutoencoderKL(latent_channels=latent_channels, ratios=(32,), **PAPER)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("latent_channels", "published"), [(4, 187.45e6), (8, 187.50e6), (16, 187.61e6)])
+def test_the_nested_paper_size_is_within_one_and_a_half_percent_of_the_published_one(latent_channels, published):
+    with torch.device("meta"):
+        model = NestedAutoencoderKL(latent_channels=latent_channels, **PAPER)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(published, rel=0.015)
+
+
+def test_weights_of_a_diffusers_autoencoder_give_diffusers_outputs():
+    torch.manual_seed(0)
+    theirs = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 16, 32, 32),
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=8,
+    ).eval()
+    ours = NestedAutoencoderKL(
+        block_out_channels=(16, 16, 32, 32),
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_num_layers=1,
+        mid_block_attention_head_dim=32,
+        ratios=(8,),
+    ).eval()
+    ours.load_state_dict(theirs.state_dict())
+    picture = torch.rand(2, 3, 64, 48) * 2 - 1
+    with torch.no_grad():
+        expected = theirs.encode(picture).latent_dist
+        posterior = ours.encode(picture, 8).latent_dist
+        torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            ours.decode(posterior.mode(), 8).sample, theirs.decode(expected.mode()).sample, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_saved_and_loaded_it_is_the_same_model(tmp_path):
+    model = perturbed(tiny())
+    model.save_pretrained(tmp_path)
+    loaded = NestedAutoencoderKL.from_pretrained(tmp_path)
+    picture = torch.rand(1, 3, 64, 64)
+    assert torch.equal(loaded.encode(picture, 8).latent_dist.mean, model.encode(picture, 8).latent_dist.mean)
+    assert loaded.fingerprint() == model.fingerprint()
+    assert loaded.ratios == (8, 16, 32)
+
+
+def test_the_fingerprint_tells_weights_and_settings_apart():
+    model = tiny()
+    before = model.fingerprint()
+    with torch.no_grad():
+        model.decoder.conv_out.bias[0] += 1e-6
+    assert model.fingerprint() != before
+    assert tiny().fingerprint() == before != tiny(scaling_factor=0.5).fingerprint()
+
+
+def test_untrained_it_keeps_the_posterior_narrow_when_asked():
+    posterior = tiny(initial_logvar=-6.0).encode(torch.zeros(1, 3, 64, 64), 8).latent_dist
+    assert posterior.logvar.detach().mean().item() == pytest.approx(-6, abs=1.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ratios": (64,)}, "power of two from 2 to 32"),
+        ({"ratios": (12,)}, "power of two"),
+        ({"ratios": ()}, "at least one"),
+        ({"norm_num_groups": 3}, "not divisible"),
+        ({"mid_block_attention_head_dim": 5}, "not divisible"),
+    ],
+)
+def test_an_impossible_shape_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**arguments)
+
+
+def test_a_ratio_or_a_side_it_does_not_serve_is_refused():
+    model = tiny(ratios=(8, 16))
+    with pytest.raises(ValueError, match="ratio 32 is not served.*8, 16"):
+        model.encode(torch.rand(1, 3, 64, 64), 32)
+    with pytest.raises(ValueError, match="multiples of the ratio 16"):
+        model.encode(torch.rand(1, 3, 64, 72), 16)

@@ -1,0 +1,141 @@
+"""The objective's terms against their formulas and against the networks they come from."""
+
+import importlib
+import sys
+import types
+
+import pytest
+import torch
+
+from cat_fast.errors import UserError
+from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
+from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective, discriminator_loss, generator_loss
+from cat_fast.tokenizer.perceptual import STLPIPS
+
+
+@pytest.fixture(scope="module")
+def distance():
+    return STLPIPS.pretrained()
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """The authors' own network. Their module imports notebook helpers it never calls; empty ones do."""
+    for name, attribute in (("IPython", "embed"), ("torchsummary", "summary")):
+        module = types.ModuleType(name)
+        setattr(module, attribute, None)
+        monkeypatch.setitem(sys.modules, name, module)
+    stlpips = importlib.import_module("stlpips_pytorch.stlpips")
+    return stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
+
+
+def pictures(seed, batch=2, side=64):
+    return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_the_perceptual_distance_is_the_published_one(distance, published):
+    x, y = pictures(0), pictures(1)
+    with torch.no_grad():
+        torch.testing.assert_close(distance(x, y), published(x.clone(), y.clone()).flatten(), rtol=1e-4, atol=1e-6)
+
+
+def test_equal_pictures_are_at_distance_zero_with_a_finite_gradient(distance):
+    x = pictures(0).requires_grad_()
+    value = distance(x, x.detach())
+    value.sum().backward()
+    assert value.detach().abs().max() < 1e-6
+    assert torch.isfinite(x.grad).all()
+
+
+def test_more_blur_is_further_away(distance):
+    x = pictures(0)
+    blurred = [torch.nn.functional.avg_pool2d(x, k, 1, k // 2, count_include_pad=False) for k in (3, 7, 15)]
+    near, middle, far = (distance(b, x).mean().item() for b in blurred)
+    assert 0 < near < middle < far
+
+
+def test_the_perceptual_network_never_trains(distance):
+    distance.train()
+    assert not distance.training
+    assert not any(p.requires_grad for p in distance.parameters())
+
+
+def test_a_missing_weights_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install stlpips-pytorch"):
+        STLPIPS.pretrained()
+
+
+def test_gan_losses_are_binary_cross_entropy():
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = bce(real, torch.ones(2)) + bce(fake, torch.zeros(2))
+    torch.testing.assert_close(discriminator_loss(real, fake), expected)
+    torch.testing.assert_close(generator_loss(fake), bce(fake, torch.ones(2)))
+
+
+def test_the_objective_adds_its_terms_with_their_weights():
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    config = LossConfig(l1_weight=2.0, kl_weight=0.1, perceptual_weight=0.5, gan_weight=0.25)
+    objective = TokenizerObjective(config)
+    x, y = pictures(0), pictures(1)
+    posterior = DiagonalGaussianDistribution(torch.randn(2, 8, 4, 4))
+    loss = objective(x, y, posterior, fake_logits=torch.tensor([0.3, -0.2]))
+    terms = loss.terms
+    assert set(terms) == {"l1", "kl", "perceptual", "gan"}
+    torch.testing.assert_close(terms["l1"], (x - y).abs().mean())
+    torch.testing.assert_close(terms["kl"], posterior.kl().mean())
+    expected = 2 * terms["l1"] + 0.1 * terms["kl"] + 0.5 * terms["perceptual"] + 0.25 * terms["gan"]
+    torch.testing.assert_close(loss.total, expected)
+
+
+def test_the_gan_starts_at_its_step():
+    objective = TokenizerObjective(LossConfig(gan_loss_starting_step=10))
+    assert [objective.gan_active(step) for step in (0, 9, 10, 11)] == [False, False, True, True]
+    assert not TokenizerObjective(LossConfig(gan_weight=0.0)).gan_active(10**6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"perceptual": "vgg"}, "st_lpips_alex"), ({"kl_weight": -1.0}, "negative")]
+)
+def test_an_unknown_or_negative_setting_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        LossConfig(**arguments)
+
+
+def test_the_discriminator_has_the_published_names_and_halves_down_to_four():
+    model = StyleGANDiscriminator(resolution=32, channel_base=512, channel_max=32)
+    names = set(model.state_dict())
+    assert {"b32.fromrgb.weight", "b32.conv0.weight", "b16.conv1.bias", "b8.skip.weight", "b4.fc.weight"} <= names
+    assert not any("b16.fromrgb" in name for name in names)
+    assert model(pictures(0, side=32)).shape == (2,)
+
+
+def test_the_discriminator_judges_each_crop_by_itself():
+    torch.manual_seed(0)
+    model = StyleGANDiscriminator(resolution=16, channel_base=256, channel_max=16)
+    x = pictures(0, batch=3, side=16)
+    torch.testing.assert_close(model(x), torch.cat([model(x[i : i + 1]) for i in range(3)]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_discriminator_can_tell_two_kinds_of_pictures_apart():
+    torch.manual_seed(0)
+    model = StyleGANDiscriminator(resolution=16, channel_base=128, channel_max=16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, betas=(0.0, 0.99))
+    for step in range(40):
+        real = pictures(step, batch=8, side=16)
+        fake = torch.nn.functional.avg_pool2d(real, 5, 1, 2)
+        loss = discriminator_loss(*model(torch.cat([real, fake])).chunk(2))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.5  # chance is 2 log 2 = 1.39
+
+
+def test_crops_of_several_batches_show_the_same_window():
+    x = pictures(0, batch=4, side=48)
+    first, second = random_crops([x, x * 2], 16)
+    assert first.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(second, first * 2)
+    assert random_crops([x], 48)[0] is x
