@@ -1,0 +1,113 @@
+"""Imports run downward: a room of cat_fast knows the rooms below it, and no room above."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+ROOMS = (
+    "cli",
+    "train",
+    "demo",
+    "training",
+    "evaluation",
+    "inference",
+    "generator",
+    "dual_token",
+    "tokenizer",
+    "packing",
+    "complexity",
+    "data",
+    "kernels",
+)
+"""From the top of the house to the bottom; CONTRIBUTING.md draws the same."""
+FLOOR = ("errors", "config", "console")
+"""Modules that every room may import."""
+NATIVE = ("_bindings",)
+"""Compiled from csrc/, which lies below everything."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name, kernels/ under the name it is installed as."""
+    found = {}
+    for folder, package in ((ROOT / "cat_fast", "cat_fast"), (ROOT / "kernels", "cat_fast.kernels")):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join([package, *parts])] = path
+    return found
+
+
+def imports(name: str, source: str) -> Iterator[str]:
+    """Dotted names of all that a module imports, wherever the statement stands (functions, TYPE_CHECKING)."""
+    package = name.split(".")[:-1]  # that of an __init__ too: its own name ends in .__init__
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            home = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{home}.{alias.name}" for alias in node.names)
+
+
+def violations(name: str, source: str) -> list[str]:
+    """The imports of one module that do not run downward."""
+    room = name.split(".")[1]
+    return [
+        f"{name} imports {target}"
+        for target in imports(name, source)
+        if target.split(".")[0] in ("cat_fast", "kernels") and not _allowed(room, target)
+    ]
+
+
+def _allowed(room: str, target: str) -> bool:
+    package, _, rest = target.partition(".")
+    other = rest.split(".")[0]
+    if package == "kernels":  # it would be a second copy of cat_fast.kernels
+        return False
+    if other in FLOOR or other in NATIVE or other == "__version__":
+        return True
+    if room in FLOOR or other not in ROOMS:  # the public names of the root are for users of the package
+        return False
+    return ROOMS.index(other) >= ROOMS.index(room)
+
+
+# The root gathers the public names of all rooms, so it is exempt.
+@pytest.mark.parametrize("name", sorted(modules().keys() - {"cat_fast.__init__"}))
+def test_imports_run_downward(name):
+    assert name.split(".")[1] in ROOMS + FLOOR, f"{name} is in no room: give it a place in ROOMS"
+    assert violations(name, modules()[name].read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("cat_fast.complexity.choose", "from cat_fast.tokenizer import NestedAutoencoderKL"),
+        ("cat_fast.tokenizer.losses", "import cat_fast.training.loop"),
+        ("cat_fast.tokenizer.losses", "def late():\n    from cat_fast import evaluation"),
+        ("cat_fast.inference.pipeline", "if TYPE_CHECKING:\n    from ..training import settings"),
+        ("cat_fast.generator.__init__", "from ..inference import CATPipeline"),
+        ("cat_fast.generator.dit", "from cat_fast import NestedAutoencoderKL"),
+        ("cat_fast.tokenizer.blocks", "from kernels.group_norm_silu.op import group_norm_silu"),
+        ("cat_fast.kernels.adaln.op", "from cat_fast.packing import PackedSequence"),
+        ("cat_fast.console", "from cat_fast.data import files"),
+    ],
+)
+def test_an_upward_import_is_found(name, source):
+    assert len(violations(name, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("cat_fast.train", "from cat_fast.training import loop"),
+        ("cat_fast.generator.dit", "from cat_fast.kernels.varlen_attention.op import varlen_attention"),
+        ("cat_fast.kernels.adaln.op", "from .. import backends\nfrom .reference import adaln_reference"),
+        ("cat_fast.kernels.backends", "from cat_fast.errors import UserError"),
+        ("cat_fast.cli.main", "from cat_fast import __version__\nimport torch"),
+    ],
+)
+def test_a_downward_import_is_allowed(name, source):
+    assert violations(name, source) == []
