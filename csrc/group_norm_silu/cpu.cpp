@@ -64,8 +64,8 @@ void sum_channels(const Shape& shape, const Tile& tile, const Add& add, float* s
   }
   float lanes[kLanes] = {};
   const int64_t rows = tile.positions / kLanes, rest = tile.positions % kLanes;
-  add(tile.offset, rows, kLanes, lanes);
-  add(tile.offset + rows * kLanes, 1, rest, lanes);
+  if (rows > 0) add(tile.offset, rows, kLanes, lanes);
+  if (rest > 0) add(tile.offset + rows * kLanes, 1, rest, lanes);
   *sums = fold(lanes);
 }
 
