@@ -1,0 +1,151 @@
+"""What the documents say is so: their examples run, and every command, path and link in them exists."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import typer
+
+from cat_fast import __version__
+from cat_fast.cli.main import app
+from cat_fast.config import fill, read_yaml
+from cat_fast.training.settings import RUNS
+
+ROOT = Path(__file__).parents[1]
+README, CONTRIBUTING, CHANGELOG = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+)
+DOCUMENTS = {"README.md": README, "CONTRIBUTING.md": CONTRIBUTING}
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """(language, contents) of every fenced block, in order."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def code(text: str) -> str:
+    """All that a document sets as code, fenced or in line."""
+    fenced = [content for _, content in blocks(text)]
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    # a span may be broken over two lines, as prose is
+    return "\n".join([*fenced, *(" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))])
+
+
+def sessions(text: str) -> list[tuple[str, str]]:
+    """(command, the output shown) of every `$ command` in console blocks."""
+    consoles = "".join(content for language, content in blocks(text) if language == "console")
+    parts = re.split(r"^\$ (.*)\n", consoles, flags=re.MULTILINE)
+    return list(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def run(*command: str, folder: Path) -> str:
+    """Standard output of a command on an 80-column terminal, trailing spaces removed."""
+    environment = os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", cwd=folder, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return re.sub(r" +$", "", done.stdout, flags=re.MULTILINE)
+
+
+def python_examples() -> list[tuple[str, str]]:
+    """(example, its output) of every Python block; a text block right behind it is what it prints."""
+    found = [*blocks(README), ("", "")]
+    return [
+        (content, output if language == "text" else "")
+        for (kind, content), (language, output) in pairwise(found)
+        if kind == "python"
+    ]
+
+
+def test_there_is_a_python_example_of_fifteen_lines():
+    ((example, _),) = python_examples()
+    lines = [line for line in example.splitlines() if line and not line.startswith("#")]
+    assert len(lines) <= 15
+    for name in (
+        "NestedAutoencoderKL",
+        "DiT",
+        "PackedSequence",
+        "TokenBudgetPacker",
+        "RatioThresholds",
+        "Description",
+    ):
+        assert name in example
+
+
+@pytest.mark.parametrize(("example", "output"), python_examples())
+def test_python_examples_print_what_is_shown(example, output, tmp_path):
+    assert run(sys.executable, "-c", example, folder=tmp_path) == output
+
+
+@pytest.mark.parametrize(
+    ("command", "output"), [s for s in sessions(README) if s[0].startswith("cat-fast score")]
+)
+def test_scores_are_those_shown(command, output, tmp_path):
+    start = "from cat_fast.cli.main import main; main()"
+    assert run(sys.executable, "-c", start, *shlex.split(command)[1:], folder=tmp_path) == output
+
+
+@pytest.mark.parametrize("text", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_make_targets_exist(text):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", code(text)))
+    assert named
+    assert named <= targets
+
+
+def test_cat_fast_commands_and_their_options_exist():
+    commands = typer.main.get_command(app).commands
+    lines = re.findall(r"\bcat-fast (\w.*)", code(README))
+    assert {line.split()[0] for line in lines} - {"COMMAND"} == set(commands)
+    for line in lines:
+        name, *rest = re.sub(r'"[^"]*"', "", line).split()
+        known = {option for p in commands[name].params for option in p.opts} if name in commands else set()
+        assert {word for word in rest if word.startswith("-")} <= known | {"--help"}, line
+
+
+def test_training_commands_name_a_config_and_keys_of_it():
+    commands = re.findall(r"^\$ deepspeed .*--module cat_fast.train (.*)$", README, re.MULTILINE)
+    assert commands
+    for command in commands:
+        path, *overrides = shlex.split(command)
+        values = read_yaml(ROOT / path)
+        fill(RUNS[values["task"]], values, overrides)
+
+
+@pytest.mark.parametrize("text", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_paths_exist(text):
+    start = r"(?<![\w/.-])(?:cat_fast|kernels|csrc|configs|tests|scripts|benchmarks|docs|\.ci)/"
+    named = set(re.findall(rf"{start}[\w./<>*-]*", code(text)))
+    assert named
+    assert [path for path in sorted(named) if not set(path) & set("<>*") and not (ROOT / path).exists()] == []
+
+
+def links(text: str) -> list[str]:
+    """Targets of links and pictures that are files of the repository."""
+    targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+    return [target for target in targets if not re.match(r"[a-z]+:", target)]
+
+
+@pytest.mark.parametrize(
+    ("document", "target"), [(name, target) for name, text in DOCUMENTS.items() for target in links(text)]
+)
+def test_links_and_pictures_lead_somewhere(document, target):
+    assert (ROOT / target).exists(), f"{document} shows {target}, which is missing"
+
+
+@pytest.mark.parametrize("text", DOCUMENTS.values(), ids=DOCUMENTS)
+def test_every_room_is_on_the_map(text):
+    rooms = [init.parent.name for init in (ROOT / "cat_fast").glob("*/__init__.py")]
+    assert len(rooms) > 5
+    assert [room for room in rooms if not re.search(rf"\b{room}\b", code(text))] == []
+
+
+def test_the_changelog_tells_of_this_version():
+    assert re.search(rf"^## \[{re.escape(__version__)}\]", CHANGELOG, re.MULTILINE)
