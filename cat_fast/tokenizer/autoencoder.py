@@ -20,7 +20,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from cat_fast.tokenizer.blocks import DownBlock, GroupNorm, MidBlock, ResnetBlock, UpBlock, ghost
-from cat_fast.tokenizer.initialisation import initialise, mark_channels
+from cat_fast.tokenizer.initialisation import pyramid_initialise
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         ratios: the ratios this model serves; one ratio makes a fixed-rate autoencoder, built without the
             blocks it would not use.
         scaling_factor: latents are multiplied by it before a diffusion model sees them.
+        initialisation: `default` is torch's, as in diffusers; `pyramid` makes the untrained model a low-pass
+            autoencoder, which short runs need (`cat_fast.tokenizer.initialisation`).
         initial_logvar: log-variance of the posterior before training. At 0 the noise drowns the untrained
             mean and short runs spend their first hundred steps finding that out; -6 is a standard deviation
             of 0.05.
@@ -188,10 +190,13 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mid_block_attention_head_dim: int = 1,
         ratios: tuple[int, ...] = (8, 16, 32),
         scaling_factor: float = 1.0,
+        initialisation: str = "default",
         initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
         _check_ratios(ratios, len(block_out_channels))
+        if initialisation not in ("default", "pyramid"):
+            raise ValueError(f"initialisation {initialisation!r} is not default or pyramid")
         for width in block_out_channels:
             if width % norm_num_groups:
                 raise ValueError(
@@ -209,12 +214,11 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.encoder = NestedEncoder(widths, in_channels, latent_channels, layers_per_block)
         self.decoder = NestedDecoder(widths, out_channels, latent_channels, layers_per_block + 1)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
-        initialise(self)
-        mark_channels(self.encoder.conv_in)
-        mark_channels(self.decoder.conv_in)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+        if initialisation == "pyramid":
+            pyramid_initialise(self)
         if initial_logvar and self.quant_conv.bias is not None:
             self.quant_conv.bias.data[latent_channels:] += initial_logvar
-        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
     def encode(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> AutoencoderKLOutput:
         """Posterior of pictures in [-1, 1], (B, 3, H, W) -> latents (B, c, H/ratio, W/ratio).

@@ -1,63 +1,107 @@
-"""How the untrained nested VAE treats a picture: as an image pyramid.
+"""Pyramid initialisation: the untrained nested VAE already is a low-pass autoencoder.
 
-With torch's default initialisation each convolution on the residual stream shrinks it, while every residual
+With torch's default initialisation each convolution on the residual stream shrinks it while every residual
 branch, being normalised, adds at full scale: after six blocks nothing is left of the picture's own colours,
 and short runs spend most of their steps digging them out again. Here the residual branches start at zero and
-the stream's convolutions keep what they carry: downsampling averages, upsampling repeats, and changes of
-width copy channels as far as there are any.
+the stream carries the colours through: downsampling averages, upsampling repeats, changes of width copy
+channels. The first three latent channels then are the picture at 1/f of its size.
 
-The first layer of encoder and of decoder gives each channel a constant of its own. GroupNorm divides by the
-spread over a group's channels and positions: beside constants of size one, that spread hardly depends on the
-picture, and its brightness and contrast survive the normalisation.
+What makes this exact through the last GroupNorm and SiLU is the *quad*: a value x travels as the four channels
+
+    x + d,  -(x + d),  x - d,  -(x - d)        because silu(u) - silu(-u) = u.
+
+The first two give x + d, the others x - d; beside the constant d the group's spread sqrt(d^2 + E[x^2]) hardly
+depends on the picture, so its brightness and contrast survive the normalisation.
 """
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from cat_fast.tokenizer.blocks import Attention, Downsample, ResnetBlock, Upsample
 
+if TYPE_CHECKING:
+    from cat_fast.tokenizer.autoencoder import NestedAutoencoderKL
+
+_SIGNS = (1.0, -1.0, 1.0, -1.0)
+_D = 2.0
+_OFFSETS = (_D, -_D, -_D, _D)
+_SPREAD = (_D**2 + 0.3) ** 0.5  # 0.3 is about the mean square of pictures in [-1, 1]
+
 
 @torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """Apply to a whole autoencoder; submodules of other kinds keep torch's initialisation."""
-    for part in module.modules():
+def pyramid_initialise(model: "NestedAutoencoderKL") -> None:
+    """Initialise a whole autoencoder. Best with widths and groups that hold whole quads (multiples of 4)."""
+    for part in model.modules():
         if isinstance(part, ResnetBlock):
             _zero(part.conv2)
             if part.conv_shortcut is not None:
-                _keep(part.conv_shortcut)
+                _copy(part.conv_shortcut)
         elif isinstance(part, Attention):
             _zero(part.to_out[0])
         elif isinstance(part, Downsample):
             _average(part.conv)
         elif isinstance(part, Upsample):
-            _keep(part.conv)
+            _copy(part.conv)
+    encoder, decoder = model.encoder, model.decoder
+    colours = encoder.conv_in.in_channels
+    _open_stream(encoder.conv_in)
+    _close_stream(encoder.conv_out, _carried(encoder.conv_in.out_channels, encoder.widths.channels), colours)
+    _copy(model.quant_conv)
+    _copy(model.post_quant_conv)
+    _open_stream(decoder.conv_in)
+    _close_stream(decoder.conv_out, list(range(decoder.conv_out.in_channels)), colours)
 
 
-def mark_channels(conv: nn.Conv2d) -> None:
-    """Random constants of standard deviation 1 as the bias of the layer that opens a residual stream."""
+def _open_stream(conv: nn.Conv2d) -> None:
+    """Input channel i becomes quad i, and again while there is room."""
+    _zero(conv)
     assert conv.bias is not None
-    nn.init.normal_(conv.bias)
+    for channel in range(conv.out_channels):
+        quad, place = divmod(channel, 4)
+        conv.weight[channel, quad % conv.in_channels, 1, 1] = _SIGNS[place]
+        conv.bias[channel] = _OFFSETS[place]
+
+
+def _close_stream(conv: nn.Conv2d, carried: list[int], values: int) -> None:
+    """Output i is the mean of the quads that carry value i; outputs past `values` keep their random weights.
+
+    Args:
+        carried: for each input channel, the channel of the stream's opening that it is a copy of.
+    """
+    assert conv.bias is not None
+    conv.bias.zero_()
+    for value in range(values):
+        members = [c for c, origin in enumerate(carried) if (origin // 4) % values == value]
+        conv.weight[value] = 0.0
+        for channel in members:
+            conv.weight[value, channel, 1, 1] = _SIGNS[carried[channel] % 4] * 2 * _SPREAD / len(members)
+
+
+def _carried(opening: int, widths: tuple[int, ...]) -> list[int]:
+    """Which of the stream's first `opening` channels each of the last ones is, after `_copy` at every change."""
+    carried = list(range(opening))
+    for width in widths:
+        carried = [carried[channel % len(carried)] for channel in range(width)]
+    return carried
+
+
+def _copy(conv: nn.Conv2d) -> None:
+    """Channel i to channel i (modulo the input's width when it grows), the centre tap only."""
+    _zero(conv)
+    centre = conv.kernel_size[0] // 2
+    for channel in range(conv.out_channels):
+        conv.weight[channel, channel % conv.in_channels, centre, centre] = 1.0
+
+
+def _average(conv: nn.Conv2d) -> None:
+    """Each channel's mean over the 2 x 2 positions that become one; the kernel's last row and column are 0."""
+    _zero(conv)
+    for channel in range(conv.out_channels):
+        conv.weight[channel, channel, :2, :2] = 0.25
 
 
 def _zero(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-
-
-def _keep(conv: nn.Conv2d) -> None:
-    """Channel i to channel i (modulo the input's width when it grows), the centre tap only."""
-    conv.weight.zero_()
-    centre = conv.kernel_size[0] // 2
-    for channel in range(conv.out_channels):
-        conv.weight[channel, channel % conv.in_channels, centre, centre] = 1.0
-    if conv.bias is not None:
-        conv.bias.zero_()
-
-
-def _average(conv: nn.Conv2d) -> None:
-    """Each channel's mean over the kernel."""
-    conv.weight.zero_()
-    for channel in range(conv.out_channels):
-        conv.weight[channel, channel] = 1.0 / (conv.kernel_size[0] * conv.kernel_size[1])
-    if conv.bias is not None:
-        conv.bias.zero_()
