@@ -5,6 +5,7 @@ does not import torch.
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from cat_fast.tokenizer import NestedAutoencoderKL
 
 __version__ = "0.1.0"
+
+# xformers greets every import that finds no GPU build with six lines; `cat-fast info` has the facts.
+logging.getLogger("xformers").setLevel(logging.ERROR)
 
 _HOMES = {
     "CATPipeline": "cat_fast.inference",

@@ -12,12 +12,12 @@ def demo(
     folder: Annotated[
         Path, typer.Option("--out", help="Where everything goes; a rerun continues there.")
     ] = Path("runs/demo"),
-    tokenizer_steps: Annotated[int, typer.Option(min=1, help="Training steps of the tokenizer.")] = 500,
+    tokenizer_steps: Annotated[int, typer.Option(min=1, help="Training steps of the tokenizer.")] = 400,
     generator_steps: Annotated[int, typer.Option(min=1, help="Training steps of the generator.")] = 400,
     ranks: Annotated[
         int, typer.Option(min=0, help="Processes to train with; 0: one a GPU, else two on a CPU.")
     ] = 0,
-    sampling_steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the drawn pictures.")] = 50,
+    sampling_steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the drawn pictures.")] = 30,
 ) -> None:
     """Train a small tokenizer and generator on the photographs that ship, and report on them.
 

@@ -1,6 +1,5 @@
 """The command `cat-fast`. Commands are light to import: what needs torch imports it when it runs."""
 
-import logging
 from typing import Annotated, Any
 
 import typer
@@ -70,5 +69,3 @@ def _cat_fast(
 
     A caption decides the budget (score), the tokenizer spends it (encode, decode).
     """
-    # xformers greets every import that finds no GPU build with six lines; `cat-fast info` has the facts.
-    logging.getLogger("xformers").setLevel(logging.ERROR)

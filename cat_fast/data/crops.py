@@ -19,15 +19,24 @@ class CropDataset:
         min_crop: smallest crop side as a share of the short side, before resizing to `image_size`; never
             fewer pixels than `image_size` unless the picture itself is smaller.
         mirrored: per picture, whether it may be flipped left to right (text may not).
+        colour_jitter: strength in [0, 1) of random changes of colour, for sets too small to show all colours:
+            channels change places, and each is scaled by 1 - jitter to 1 and shifted by at most jitter.
     """
 
     def __init__(
-        self, paths: list[str | Path], image_size: int, min_crop: float, max_side: int, mirrored: list[bool]
+        self,
+        paths: list[str | Path],
+        image_size: int,
+        min_crop: float,
+        max_side: int,
+        mirrored: list[bool],
+        colour_jitter: float = 0.0,
     ) -> None:
         self.pictures = [_shrunk(load_image(path), max_side) for path in paths]
         self.image_size = image_size
         self.min_crop = min_crop
         self.mirrored = mirrored
+        self.colour_jitter = colour_jitter
 
     def crop(self, index: int, rng: np.random.Generator) -> Tensor:
         """A random crop of one picture, (3, image_size, image_size) in [-1, 1]."""
@@ -43,7 +52,13 @@ class CropDataset:
         )
         if self.mirrored[index] and rng.random() < 0.5:
             crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image_to_tensor(crop)
+        x = image_to_tensor(crop)
+        return self._jitter(x, rng) if self.colour_jitter else x
+
+    def _jitter(self, x: Tensor, rng: np.random.Generator) -> Tensor:
+        gain = 1 - self.colour_jitter * torch.from_numpy(rng.random((3, 1, 1), dtype=np.float32))
+        shift = self.colour_jitter * torch.from_numpy(2 * rng.random((3, 1, 1), dtype=np.float32) - 1)
+        return (x[torch.from_numpy(rng.permutation(3))] * gain + shift).clamp(-1, 1)
 
     def batch(self, indices: list[int], rng: np.random.Generator) -> Tensor:
         """(len(indices), 3, image_size, image_size) in [-1, 1]."""

@@ -41,7 +41,7 @@ class DemoSettings:
     generator_steps: int
     ranks: int
     resolution: int = 256
-    crops_per_picture: int = 6
+    crops_per_picture: int = 4
     sampling_steps: int = 50
     guidance: float = 2.0
     overrides: list[str] = field(default_factory=list)

@@ -6,7 +6,7 @@ and short runs spend most of their steps digging them out again. Here the residu
 the stream carries the colours through: downsampling averages, upsampling repeats, changes of width copy
 channels. The first three latent channels then are the picture at 1/f of its size.
 
-What makes this exact through the last GroupNorm and SiLU is the *quad*: a value x travels as the four channels
+What makes this exact through the last GroupNorm and SiLU is the *quad*: a value x travels as four channels
 
     x + d,  -(x + d),  x - d,  -(x - d)        because silu(u) - silu(-u) = u.
 
@@ -80,7 +80,7 @@ def _close_stream(conv: nn.Conv2d, carried: list[int], values: int) -> None:
 
 
 def _carried(opening: int, widths: tuple[int, ...]) -> list[int]:
-    """Which of the stream's first `opening` channels each of the last ones is, after `_copy` at every change."""
+    """Which of the stream's first `opening` channels each of the last ones is, after every `_copy`."""
     carried = list(range(opening))
     for width in widths:
         carried = [carried[channel % len(carried)] for channel in range(width)]
@@ -96,7 +96,7 @@ def _copy(conv: nn.Conv2d) -> None:
 
 
 def _average(conv: nn.Conv2d) -> None:
-    """Each channel's mean over the 2 x 2 positions that become one; the kernel's last row and column are 0."""
+    """Each channel's mean over the 2 x 2 positions that become one; the rest of the kernel is 0."""
     _zero(conv)
     for channel in range(conv.out_channels):
         conv.weight[channel, channel, :2, :2] = 0.25

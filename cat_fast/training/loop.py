@@ -1,7 +1,10 @@
 """The loop that every run shares: resume, step, log, checkpoint, export."""
 
+import fcntl
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
@@ -36,16 +39,19 @@ def run(task: Task, config: RunConfig, ranks: Ranks) -> None:
     """Train to `schedule.total_steps`, from the newest whole checkpoint if there is one; export the model.
 
     Raises:
-        UserError: the loss is not finite; the last checkpoint is kept.
+        UserError: the loss is not finite (the last checkpoint is kept), or another process trains in the
+            same folder.
     """
     folder = Path(config.output_dir)
+    with _sole_writer(folder) if ranks.is_main else nullcontext():
+        _train(task, config, ranks, folder)
+
+
+def _train(task: Task, config: RunConfig, ranks: Ranks, folder: Path) -> None:
     store = CheckpointStore(folder / "checkpoints", ranks, config.checkpoint.keep_last)
     first = _resume(task, store, config)
     total = config.schedule.total_steps
-    log = RunLog(folder, config.task, first, total) if ranks.is_main else None
-    try:
-        if log:
-            log.__enter__()
+    with RunLog(folder, config.task, first, total) if ranks.is_main else nullcontext() as log:
         for step in range(first, total):
             metrics = task.train_step(step)
             _require_finite(metrics, step, folder)
@@ -53,10 +59,19 @@ def run(task: Task, config: RunConfig, ranks: Ranks) -> None:
                 log.step(step, metrics)
             if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == total:
                 store.save(step + 1, task.save)
-    finally:
-        if log:
-            log.__exit__(None, None, None)
     _export(task, folder / EXPORT, ranks)
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the run's folder; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is training here; wait for it or end it") from error
+        yield
 
 
 def _resume(task: Task, store: CheckpointStore, config: RunConfig) -> int:

@@ -96,11 +96,14 @@ class ImageDataConfig:
     """Smallest side of a random crop, as a share of the picture's short side."""
     max_side: int = 512
     """Pictures are held in memory with their short side shrunk to this many pixels."""
+    colour_jitter: float = 0.0
+    """Strength of random changes of colour; for sets of a few dozen pictures."""
 
     def __post_init__(self) -> None:
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")
         require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
         require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")
+        require(0 <= self.colour_jitter < 1, f"data.colour_jitter: {self.colour_jitter} is not within [0, 1)")
 
 
 @dataclass(kw_only=True)

@@ -57,12 +57,14 @@ class TokenizerTask:
             config.data.min_crop,
             config.data.max_side,
             mirrored=[not r.has_text for r in records],
+            colour_jitter=config.data.colour_jitter,
         )
 
     def train_step(self, step: int) -> dict[str, float]:
         config, rank = self.config, self.ranks.rank
         ratio, indices = self.sampler.plan()[rank]
-        pictures = self.crops.batch(indices, step_rng(config.seed, step, rank)).to(self.ranks.device)
+        pictures = self.crops.batch(indices, step_rng(config.seed, step, rank))
+        pictures = pictures.to(self.ranks.device, memory_format=torch.channels_last)
         seed_step(config.seed, step, rank)
         reconstructions, terms = self._generator_step(step, pictures, ratio)
         if self.objective.gan_active(step):
