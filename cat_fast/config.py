@@ -4,8 +4,9 @@ import difflib
 from pathlib import Path
 from typing import TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from cat_fast.errors import UserError
 
@@ -39,13 +40,9 @@ def fill(schema: type[T], values: dict, overrides: list[str], source: str = "con
         UserError: an unknown key (with the nearest known one), a value of the wrong type, or one that the
             dataclass refuses.
     """
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise UserError(
-                f"override {override!r}: key=value was expected, such as schedule.total_steps=100"
-            )
+    layers = [_read_override(override) for override in overrides]
     try:
-        config = OmegaConf.merge(OmegaConf.structured(schema), values, OmegaConf.from_dotlist(overrides))
+        config = OmegaConf.merge(OmegaConf.structured(schema), values, *layers)
         filled = OmegaConf.to_object(config)
     except ConfigKeyError as error:
         raise UserError(f"{source}: {_unknown_key(error, schema)}") from error
@@ -57,6 +54,15 @@ def fill(schema: type[T], values: dict, overrides: list[str], source: str = "con
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _read_override(override: str) -> DictConfig:
+    if "=" not in override or override.startswith("="):
+        raise UserError(f"override {override!r}: key=value was expected, such as schedule.total_steps=100")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except YAMLError as error:
+        raise UserError(f"override {override!r}: the value is no YAML ({first_line(error)})") from error
 
 
 def _unknown_key(error: ConfigKeyError, schema: type) -> str:
