@@ -49,6 +49,7 @@ def launch(
     if "CUDA_VISIBLE_DEVICES" not in environment:
         environment.setdefault("DS_ACCELERATOR", _accelerator())
     with log.open("a") as output:
+        before = output.tell()
         # A session of its own, so that Ctrl-C reaches this process alone and it ends the ranks in order.
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
@@ -59,7 +60,7 @@ def launch(
             _end(process)
     if process.returncode:
         raise UserError(
-            f"training ended with exit code {process.returncode}: {_last_error(log)} (all of it: {log})"
+            f"training ended with exit code {process.returncode}: {_last_error(log, before)} (all of it: {log})"
         )
 
 
@@ -92,9 +93,10 @@ def _end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _last_error(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    errors = [line for line in lines if line.startswith("error:") or "Error:" in line]
+def _last_error(log: Path, start: int) -> str:
+    """The last line that reads like an error, of any rank, from byte `start` on: this run's part of the log."""
+    lines = [line.strip() for line in log.read_bytes()[start:].decode(errors="replace").splitlines()]
+    errors = [line for line in lines if line.startswith(("error:", "error (rank")) or "Error:" in line]
     return errors[-1] if errors else "no error line was printed"
 
 
