@@ -1,5 +1,6 @@
 """The image index: one line of JSON a picture, with its description, score and ratio."""
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ class ImageRecord:
 
 def write_index(path: str | Path, records: list[ImageRecord]) -> None:
     with atomic_write(path) as part:
-        part.write_text("".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records))
+        lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
+        part.write_text("".join(lines), encoding="utf-8")
 
 
 def read_index(path: str | Path) -> list[ImageRecord]:
@@ -36,8 +38,12 @@ def read_index(path: str | Path) -> list[ImageRecord]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"image index {path}: no such file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"image index {path}: JSON lines were expected, this is no text") from error
     records = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text), start=1):
         try:
             record = ImageRecord(**json.loads(line))
         except (ValueError, TypeError) as error:
