@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from cat_fast.data.files import atomic_write
@@ -33,7 +33,7 @@ def write_report(
     """Write `path` whole, with pictures and plots embedded."""
     environment = Environment(
         loader=PackageLoader("cat_fast.demo"),
-        autoescape=select_autoescape(),
+        autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
