@@ -1,0 +1,53 @@
+"""A run's settings check themselves, and say which key is wrong and why."""
+
+import pytest
+
+from cat_fast.config import fill
+from cat_fast.errors import UserError
+from cat_fast.training.settings import RUNS
+
+BASE = {"output_dir": "somewhere"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr=0", "optimizer.lr: 0.0 must be positive"),
+        ("optimizer.betas=[0.9]", "optimizer.betas: two numbers"),
+        ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm"),
+        ("schedule.total_steps=0", "schedule.total_steps: 0 must be positive"),
+        ("schedule.warmup_steps=-1", "schedule.warmup_steps: -1 is negative"),
+        ("schedule.kind=linear", "schedule.kind: 'linear' is not constant or cosine"),
+        ("schedule.min_ratio=1.5", "schedule.min_ratio"),
+        ("checkpoint.every_steps=0", "checkpoint.every_steps"),
+        ("checkpoint.keep_last=0", "checkpoint.keep_last"),
+        ("checkpoint.resume=maybe", "checkpoint.resume: 'maybe' is not auto or never"),
+        ("ema_decay=1", "ema_decay: 1.0 is not within"),
+        ("output_dir=''", "output_dir: where"),
+    ],
+)
+@pytest.mark.parametrize("task", sorted(RUNS))
+def test_every_kind_of_run_refuses(task, override, message):
+    with pytest.raises(UserError, match=message):
+        fill(RUNS[task], {"task": task, **BASE}, [override])
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        ("tokenizer", "data.image_size=0", "data.image_size: 0 must be positive"),
+        ("tokenizer", "data.batch_size=-1", "data.batch_size"),
+        ("tokenizer", "data.min_crop=0", "data.min_crop"),
+        ("tokenizer", "data.min_crop=1.1", "data.min_crop"),
+        ("tokenizer", "sampler.pool=mine", "sampler.pool"),
+        ("tokenizer", "sampler.shares={8: -1}", "sampler.shares"),
+        ("tokenizer", "loss.perceptual=magic", "loss.perceptual"),
+        ("tokenizer", "loss.gan_weight=-1", "loss.gan_weight"),
+        ("tokenizer", "discriminator.optimizer.lr=0", "optimizer.lr"),
+        ("generator", "data.max_tokens=0", "data.max_tokens"),
+        ("generator", "weighting=pixel", "weighting: 'pixel' is not token or image"),
+    ],
+)
+def test_each_kind_refuses_its_own(task, override, message):
+    with pytest.raises(UserError, match=message):
+        fill(RUNS[task], {"task": task, **BASE}, [override])
