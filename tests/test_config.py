@@ -181,5 +181,5 @@ def test_a_deepspeed_configuration_that_cannot_be_run_is_refused(tmp_path, text,
 
 
 def test_a_deepspeed_configuration_that_is_nowhere_is_refused():
-    with pytest.raises(UserError, match="nowhere.json is neither a file nor among the packaged"):
+    with pytest.raises(UserError, match=r"nowhere\.json is neither a file nor among the packaged"):
         read_deepspeed_config("nowhere.json")

@@ -59,9 +59,8 @@ def launch(
         finally:
             _end(process)
     if process.returncode:
-        raise UserError(
-            f"training ended with exit code {process.returncode}: {_last_error(log, before)} (all of it: {log})"
-        )
+        told = _last_error(log, before)
+        raise UserError(f"training ended with exit code {process.returncode}: {told} (all of it: {log})")
 
 
 def _watch(
@@ -94,7 +93,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def _last_error(log: Path, start: int) -> str:
-    """The last line that reads like an error, of any rank, from byte `start` on: this run's part of the log."""
+    """The last line that reads like an error, of any rank, from byte `start` on: this run's part."""
     lines = [line.strip() for line in log.read_bytes()[start:].decode(errors="replace").splitlines()]
     errors = [line for line in lines if line.startswith(("error:", "error (rank")) or "Error:" in line]
     return errors[-1] if errors else "no error line was printed"

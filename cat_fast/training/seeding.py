@@ -2,8 +2,8 @@
 
 Nothing random is carried from one step to the next, so a resumed run needs no generator state to go on
 exactly as a straight one would.
-Each stream ends its seed in a number of its own: numpy pads seeds with zeros, so (seed, step, rank 0) would be
-the stream from which the ratio sampler draws with (seed, step), and crops would follow the ratio.
+Each stream ends its seed in a number of its own: numpy pads seeds with zeros, so (seed, step, rank 0) would
+be the stream from which the ratio sampler draws with (seed, step), and crops would follow the ratio.
 """
 
 import numpy as np
