@@ -12,12 +12,15 @@ def demo(
     folder: Annotated[
         Path, typer.Option("--out", help="Where everything goes; a rerun continues there.")
     ] = Path("runs/demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Toy sizes, about a minute: does the installation work?")
+    ] = False,
     tokenizer_steps: Annotated[int, typer.Option(min=1, help="Training steps of the tokenizer.")] = 400,
     generator_steps: Annotated[int, typer.Option(min=1, help="Training steps of the generator.")] = 400,
+    sampling_steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the drawn pictures.")] = 30,
     ranks: Annotated[
         int, typer.Option(min=0, help="Processes to train with; 0: one a GPU, else two on a CPU.")
     ] = 0,
-    sampling_steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the drawn pictures.")] = 30,
 ) -> None:
     """Train a small tokenizer and generator on the photographs that ship, and report on them.
 
@@ -31,11 +34,16 @@ def demo(
     from cat_fast.demo import DemoSettings, run_demo
     from cat_fast.training.launch import default_ranks
 
-    settings = DemoSettings(
-        tokenizer_steps=tokenizer_steps,
-        generator_steps=generator_steps,
-        ranks=ranks or default_ranks(),
-        sampling_steps=sampling_steps,
+    ranks = ranks or default_ranks()
+    settings = (
+        DemoSettings.quick(ranks)
+        if quick
+        else DemoSettings(
+            ranks=ranks,
+            tokenizer_steps=tokenizer_steps,
+            generator_steps=generator_steps,
+            sampling_steps=sampling_steps,
+        )
     )
     metrics = run_demo(folder.resolve(), settings)
     held, generator = metrics["held_out"], metrics["generator_training"]

@@ -37,15 +37,50 @@ MARKED = {"text": "has_text", "face": "has_faces"}
 class DemoSettings:
     """What makes one demo differ from another; a folder is only continued with the settings it began with."""
 
-    tokenizer_steps: int
-    generator_steps: int
     ranks: int
-    resolution: int = 256
+    tokenizer_steps: int = 400
+    generator_steps: int = 400
+    sampling_steps: int = 30
+    resolution: int = 512
+    """Side, in pixels, at which held-out photographs are reconstructed."""
+    sample_resolution: int = 256
+    """Side of the crops the generator learns from, and of what it draws."""
     crops_per_picture: int = 4
-    sampling_steps: int = 50
     guidance: float = 2.0
-    overrides: list[str] = field(default_factory=list)
+    tokenizer_overrides: list[str] = field(default_factory=list)
     """Further `key=value` for the tokenizer's configuration."""
+    generator_overrides: list[str] = field(default_factory=list)
+
+    @classmethod
+    def quick(cls, ranks: int) -> "DemoSettings":
+        """Every part at toy size, in about a minute: shows that an installation works and no more."""
+        return cls(
+            ranks=ranks,
+            tokenizer_steps=12,
+            generator_steps=12,
+            sampling_steps=4,
+            resolution=128,
+            sample_resolution=128,
+            crops_per_picture=2,
+            tokenizer_overrides=[
+                "model.block_out_channels=[4,4,8,8,16,16]",
+                "model.norm_num_groups=2",
+                "model.latent_channels=4",
+                "model.mid_block_attention_head_dim=16",
+                "data.image_size=64",
+                "data.batch_size=2",
+                "discriminator.channel_base=128",
+                "checkpoint.every_steps=4",
+            ],
+            generator_overrides=[
+                "model.hidden_size=32",
+                "model.depth=2",
+                "model.num_heads=2",
+                "data.max_tokens=256",
+                "data.window=32",
+                "checkpoint.every_steps=4",
+            ],
+        )
 
 
 class Demo:
@@ -95,7 +130,7 @@ class Demo:
             paper_schedule(),
             CATEGORIES,
             default_thresholds(),
-            resolution=self.settings.resolution,
+            resolution=self.settings.sample_resolution,
             descriptions=descriptions,
         )
         pipeline.save_pretrained(self.out / "pipeline")
@@ -122,6 +157,8 @@ class Demo:
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
+        if not err.is_terminal:  # where no bar is drawn, a line says what is being done
+            err.print(f"{time.strftime('%H:%M:%S')} {phase.replace('_', ' ')}")
         yield
         self.seconds[phase] = round(time.perf_counter() - started, 1)
 
@@ -142,7 +179,9 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
         with demo.timed("describe"):
             train, held_out = demo.describe()
         with demo.timed("train_tokenizer"):
-            overrides = [f"data.index={out / 'train.jsonl'}", *_scaled(settings), *settings.overrides]
+            gan_start = int(0.7 * settings.tokenizer_steps)
+            overrides = [f"data.index={out / 'train.jsonl'}", f"loss.gan_loss_starting_step={gan_start}"]
+            overrides += settings.tokenizer_overrides
             tokenizer_folder = demo.train("tokenizer", settings.tokenizer_steps, overrides)
         tokenizer = NestedAutoencoderKL.from_pretrained(tokenizer_folder)
         with demo.timed("encode"):
@@ -151,12 +190,12 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
                 tokenizer,
                 train,
                 out / "latents",
-                resolution=settings.resolution,
+                resolution=settings.sample_resolution,
                 crops=settings.crops_per_picture,
                 on_done=lambda: bars.advance(bar),
             )
         with demo.timed("train_generator"):
-            overrides = [f"data.latents={out / 'latents'}"]
+            overrides = [f"data.latents={out / 'latents'}", *settings.generator_overrides]
             generator_folder = demo.train("generator", settings.generator_steps, overrides)
         with demo.timed("reconstruct"):
             bar = bars.add_task("reconstruct held-out", total=len(held_out))
@@ -168,11 +207,6 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
     with atomic_write(out / "metrics.json") as part:
         part.write_text(json.dumps(metrics, indent=2, ensure_ascii=False))
     return metrics
-
-
-def _scaled(settings: DemoSettings) -> list[str]:
-    """The GAN starts at 70 % of the tokenizer's run, whatever its length."""
-    return [f"loss.gan_loss_starting_step={int(0.7 * settings.tokenizer_steps)}"]
 
 
 def _claim(out: Path, settings: DemoSettings) -> None:

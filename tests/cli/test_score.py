@@ -50,7 +50,13 @@ def test_a_file_of_captions_keeps_to_the_budget(tmp_path: Path) -> None:
 def test_labels_files_and_captions_go_together_under_other_thresholds(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a dog on a lawn\n")
     result = run(
-        "a cat", "--label", "golden retriever", "--file", str(tmp_path / "captions.txt"), "--thresholds", "0,0"
+        "a cat",
+        "--label",
+        "golden retriever",
+        "--file",
+        str(tmp_path / "captions.txt"),
+        "--thresholds",
+        "0,0",
     )
     assert result.exit_code == 0, result.output
     for caption in ("a cat", "this is an image of golden retriever", "a dog on a lawn"):

@@ -1,0 +1,104 @@
+"""`cat-fast demo --quick` as a user meets it: interrupted, started again, and looked at."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cat_fast import CATPipeline, NestedAutoencoderKL
+from cat_fast.training.logs import read_metrics
+
+COMMAND = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "demo", "--quick", "--out"]
+
+
+def start(out: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [*COMMAND, str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+    )
+
+
+def processes_naming(path: Path) -> list[str]:
+    found = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = cmdline.read_bytes().decode(errors="replace").replace("\0", " ")
+        except OSError:
+            continue
+        if str(path) in text:
+            found.append(text)
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Ctrl-C while the tokenizer trains, then the same command to its end."""
+    out = tmp_path_factory.mktemp("demo") / "out"
+    first = start(out)
+    deadline = time.monotonic() + 200
+    while len(read_metrics(out / "runs" / "tokenizer")) < 6:
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    first.send_signal(signal.SIGINT)
+    interrupted = (*first.communicate(timeout=60), first.returncode)
+    left = processes_naming(out)
+    second = start(out)
+    said, errors = second.communicate(timeout=400)
+    assert second.returncode == 0, errors
+    return out, interrupted, left, said
+
+
+def test_ctrl_c_ends_everything_with_one_line(finished):
+    _, (_, errors, code), left, _ = finished
+    assert code == 130
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("interrupted")
+    assert left == []
+
+
+def test_the_rerun_goes_on_from_a_checkpoint(finished):
+    out, *_ = finished
+    assert "resumed from" in (out / "logs" / "tokenizer.log").read_text()
+    for kind in ("tokenizer", "generator"):
+        assert [r["step"] for r in read_metrics(out / "runs" / kind)] == list(range(12))
+
+
+def test_it_ends_with_five_lines_that_name_what_is_there(finished):
+    out, _, _, said = finished
+    lines = said.strip().splitlines()
+    assert [line.split()[0] for line in lines] == ["report", "tokenizer", "generator", "tokens", "next"]
+    for name in ("report.html", "metrics.json", "pipeline/tokenizer"):
+        assert str(out / name) in said
+        assert (out / name).exists()
+
+
+def test_the_models_load_and_the_metrics_hold_the_figures(finished):
+    out, *_ = finished
+    tokenizer = NestedAutoencoderKL.from_pretrained(out / "pipeline" / "tokenizer")
+    pipeline = CATPipeline.from_pretrained(out / "pipeline")
+    assert pipeline.tokenizer.fingerprint() == tokenizer.fingerprint()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert len(metrics["pictures"]) == metrics["held_out"]["pictures"] == 8
+    assert set(metrics["held_out"]["per_ratio"]) == {"8", "16", "32"}
+    assert {s["tokens"] for s in metrics["samples"]} == {64, 16, 4}
+    assert metrics["complexity"]["captions"]["relative_to_fixed_16x"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_folder_is_not_continued_with_other_settings(finished):
+    out, *_ = finished
+    other = subprocess.run(
+        [*(a for a in COMMAND if a != "--quick"), str(out)], capture_output=True, text=True, timeout=100
+    )
+    assert other.returncode == 2
+    assert other.stderr.startswith("error: ")
+    assert "other settings" in other.stderr
+    assert len(other.stderr.strip().splitlines()) == 1
