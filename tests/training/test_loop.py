@@ -145,3 +145,16 @@ def test_an_export_that_fails_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError, match="no space"):
         run(FullDisk(), settings(tmp_path), Ranks())
     assert exported(tmp_path) == sum(range(10))
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path):
+    class Meddler(Counter):
+        def train_step(self, step: int) -> dict[str, float]:
+            with pytest.raises(UserError, match="another process is training here"):
+                run(Counter(), settings(tmp_path), Ranks())
+            return super().train_step(step)
+
+    run(Meddler(), settings(tmp_path, total=2), Ranks())
+    assert exported(tmp_path) == 1
+    # The lock goes with the run that held it, not with its file.
+    run(Counter(), settings(tmp_path, total=2), Ranks())

@@ -1,0 +1,52 @@
+"""From described pictures to an index: the description decides score and ratio, the rest is carried over."""
+
+from pathlib import Path
+
+import pytest
+
+from cat_fast.complexity import Description, RatioThresholds, choose_ratios
+from cat_fast.complexity.indexing import index_photographs, load_index
+from cat_fast.data.image_index import write_index
+from cat_fast.data.photographs import photographs
+from cat_fast.errors import UserError
+
+
+class WordCount:
+    """Scores a caption by its number of words."""
+
+    def score_many(self, descriptions):
+        return [min(9, len(d.caption.split())) for d in descriptions]
+
+
+def test_a_record_is_its_photograph_with_the_score_and_ratio_of_its_description():
+    pictures = photographs("held_out")
+    records = index_photographs(pictures)
+    chosen = choose_ratios([Description(p.caption, p.has_text, p.has_faces) for p in pictures])
+    for picture, record, choice in zip(pictures, records, chosen, strict=True):
+        assert (record.score, record.ratio) == (choice.score, choice.ratio)
+        for name in ("key", "caption", "has_text", "has_faces", "category"):
+            assert getattr(record, name) == getattr(picture, name)
+        assert Path(record.path) == picture.path
+
+
+def test_another_scorer_decides_when_it_is_given():
+    pictures = photographs("held_out")
+    scores = [r.score for r in index_photographs(pictures, WordCount())]
+    assert scores == [min(9, len(p.caption.split())) for p in pictures]
+
+
+def test_another_thresholds_pair_gives_other_ratios_for_the_same_scores():
+    pictures = photographs("held_out")
+    for (a, b), ratio in {(9, 9): 32, (0, 9): 16, (0, 0): 8}.items():
+        records = index_photographs(pictures, thresholds=RatioThresholds(a, b))
+        assert {r.ratio for r in records} == {ratio}
+
+
+def test_the_name_photographs_means_the_training_split_and_anything_else_a_file(tmp_path):
+    train = index_photographs(photographs("train"))
+    assert load_index("photographs") == train
+    assert not {r.key for r in train} & {p.key for p in photographs("held_out")}
+    write_index(tmp_path / "mine.jsonl", train[:2])
+    assert load_index(str(tmp_path / "mine.jsonl")) == train[:2]
+    with pytest.raises(UserError, match="no such file"):
+        load_index(str(tmp_path / "photographs"))

@@ -1,0 +1,152 @@
+"""Training crops: true windows of the picture, decided by the generator alone, and text is never mirrored."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cat_fast.data.crops import CropDataset
+
+# 8-bit rounding, and a bicubic edge that bends the outermost pixel.
+ROUNDING = 2 / 255
+
+
+@pytest.fixture
+def ramp(tmp_path):
+    """Writes a picture whose red says how far right, and whose green how far down, each pixel is."""
+
+    def write(width: int, height: int, name: str = "ramp.png") -> str:
+        right = np.tile(np.linspace(0, 255, width), (height, 1))
+        down = np.tile(np.linspace(0, 255, height)[:, None], (1, width))
+        pixels = np.stack([right, down, np.full_like(right, 64)], axis=-1)
+        Image.fromarray(pixels.round().astype(np.uint8)).save(tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+def dataset(paths, image_size=32, min_crop=0.25, max_side=512, mirrored=False, **changes) -> CropDataset:
+    return CropDataset(paths, image_size, min_crop, max_side, [mirrored] * len(paths), **changes)
+
+
+def rngs(count: int):
+    return [np.random.default_rng(seed) for seed in range(count)]
+
+
+def span(channel: torch.Tensor, along: int) -> float:
+    """How much of the picture, as a share, a ramp's crop covers along one side: slope times pixels."""
+    profile = channel.double().mean(1 - along)
+    inner = profile[4:-4]
+    slope = (inner[-1] - inner[0]) / (len(inner) - 1)
+    return float(slope * len(profile) / 2)
+
+
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 96), (80, 80), (20, 30), (33, 32)])
+def test_every_crop_is_a_square_of_the_asked_size_within_range(ramp, width, height):
+    crops = dataset([ramp(width, height)])
+    for rng in rngs(20):
+        crop = crops.crop(0, rng)
+        assert crop.shape == (3, 32, 32)
+        assert crop.dtype == torch.float32
+        assert -1 <= crop.min() <= crop.max() <= 1
+
+
+def test_a_crop_is_an_undistorted_window_of_the_picture(ramp):
+    crops = dataset([ramp(400, 200)], min_crop=0.25)
+    sides = []
+    for rng in rngs(60):
+        red, green, blue = crops.crop(0, rng)
+        wide, high = 400 * span(red, along=1), 200 * span(green, along=0)
+        assert wide == pytest.approx(high, rel=0.08, abs=2), "both sides are scaled alike"
+        assert 50 - 3 <= high <= 200 + 3
+        sides.append(high)
+        # Positions rise to the right and downwards: not mirrored, not turned.
+        assert (red[:, 4:] - red[:, :-4]).min() > -ROUNDING
+        assert (green[4:] - green[:-4]).min() > -ROUNDING
+        assert (blue - (2 * 64 / 255 - 1)).abs().max() < ROUNDING
+    assert min(sides) < 80
+    assert max(sides) > 170
+
+
+def test_windows_reach_every_border(ramp):
+    crops = dataset([ramp(200, 200)], min_crop=0.2)
+    corners = torch.stack([crops.crop(0, rng)[:2] for rng in rngs(200)])
+    for channel in range(2):
+        assert corners[:, channel].min() < -0.9
+        assert corners[:, channel].max() > 0.9
+
+
+def test_a_crop_is_never_enlarged_unless_the_picture_is_too_small(ramp):
+    large, small = dataset([ramp(100, 100)], image_size=80, min_crop=0.1), dataset([ramp(40, 40)])
+    for rng in rngs(20):
+        assert 100 * span(large.crop(0, rng)[0], along=1) >= 80 * 0.95
+    whole = dataset([ramp(20, 20)], image_size=32)
+    first = whole.crop(0, np.random.default_rng(0))
+    assert all(torch.equal(whole.crop(0, rng), first) for rng in rngs(5)), "there is one window only"
+    assert 40 * span(small.crop(0, np.random.default_rng(0))[0], along=1) >= 32 * 0.95
+
+
+def test_the_same_generator_state_gives_the_same_crop_and_another_another(ramp):
+    crops = dataset([ramp(128, 96)], mirrored=True, colour_jitter=0.4)
+    first, again, other = (crops.crop(0, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_half_of_the_crops_of_a_picture_that_may_be_are_mirrored(ramp):
+    crops = dataset([ramp(96, 96)], mirrored=True)
+    mirrored = sum(span(crops.crop(0, rng)[0], along=1) < 0 for rng in rngs(200))
+    assert 70 <= mirrored <= 130
+
+
+def test_text_is_never_mirrored_also_beside_pictures_that_may_be(ramp):
+    paths = [ramp(96, 96, "photo.png"), ramp(96, 96, "text.png")]
+    crops = CropDataset(paths, 32, 0.25, 512, mirrored=[True, False])
+    assert all(span(crops.crop(1, rng)[0], along=1) > 0 for rng in rngs(50))
+
+
+def test_colour_jitter_permutes_scales_and_shifts_whole_channels(ramp):
+    jitter, path = 0.3, ramp(64, 64)
+    whole = {"image_size": 64, "min_crop": 1.0}
+    plain = dataset([path], **whole).crop(0, np.random.default_rng(0)).double()
+    crops = dataset([path], colour_jitter=jitter, **whole)
+    orders = set()
+    for rng in rngs(30):
+        crop = crops.crop(0, rng).double()
+        assert -1 <= crop.min() <= crop.max() <= 1
+        order = tuple(ramp_of(channel) for channel in crop)
+        for channel, number in zip(crop, order, strict=True):
+            inside = channel.abs() < 1  # clamped values say nothing
+            if number == 2:  # of a constant, gain and shift cannot be told apart
+                assert channel.std() < 1e-6
+                continue
+            gain, shift = np.polyfit(plain[number][inside], channel[inside], 1)
+            torch.testing.assert_close(
+                channel[inside], gain * plain[number][inside] + shift, atol=1e-5, rtol=0
+            )
+            assert 1 - jitter <= gain <= 1
+            assert abs(shift) <= jitter
+        orders.add(order)
+    assert len(orders) == 6, "all orders of the channels come up"
+
+
+def ramp_of(channel: torch.Tensor) -> int:
+    """Which channel of a ramp it was: 0 changes along its rows, 1 along its columns, 2 is constant."""
+    return 0 if channel.std(1).max() > 0.1 else 1 if channel.std(0).max() > 0.1 else 2
+
+
+def test_large_pictures_are_held_with_their_short_side_at_max_side(ramp):
+    crops = dataset([ramp(400, 200)], max_side=100)
+    assert crops.pictures[0].size == (200, 100)
+    assert crops.pictures[0].mode == "RGB"
+    assert dataset([ramp(90, 60)], max_side=100).pictures[0].size == (90, 60)
+
+
+def test_a_batch_holds_the_pictures_asked_for_in_order(tmp_path):
+    paths = []
+    for name, value in {"black": 0, "grey": 128, "white": 255}.items():
+        Image.new("RGB", (40, 40), (value,) * 3).save(tmp_path / f"{name}.png")
+        paths.append(str(tmp_path / f"{name}.png"))
+    batch = dataset(paths).batch([2, 0, 2, 1], np.random.default_rng(0))
+    assert batch.shape == (4, 3, 32, 32)
+    assert batch.mean((1, 2, 3)).tolist() == pytest.approx([1, -1, 1, 2 * 128 / 255 - 1], abs=1e-6)
