@@ -56,4 +56,4 @@ def demo(
         "tokens": f"{chosen['tokens_vs_fixed_16x']:.0%} of a fixed 16x tokenizer's, held-out photographs",
         "next": f"cat-fast encode PHOTO --checkpoint {pipeline / 'tokenizer'} --out latents.safetensors",
     }.items():
-        out.print(f"{name:<10}  {text}", soft_wrap=True)
+        out.print(f"{name:<10}  {text}", soft_wrap=True, markup=False)
