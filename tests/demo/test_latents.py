@@ -1,0 +1,90 @@
+"""Latents for the generator: so many of each picture at each ratio, and an interrupted run goes on."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from cat_fast.complexity.indexing import index_photographs
+from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.data.photographs import CATEGORIES, photographs
+from cat_fast.demo.latents import encode_crops
+from tests.cli.conftest import tiny_tokenizer
+
+CROPS = 4
+
+
+@pytest.fixture(scope="module")
+def records():
+    return index_photographs(photographs("train")[:3])
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def encode(tokenizer, records, folder, **changes):
+    encode_crops(tokenizer, records, folder, **{"resolution": 64, "crops": CROPS} | changes)
+
+
+def latents(folder) -> dict[str, torch.Tensor]:
+    dataset = LatentDataset(folder)
+    raw = {}
+    for number, entry in enumerate(dataset.entries):
+        raw[entry.key] = dataset[number].latent / dataset.scaling_factor + dataset.shift_factor
+    return raw
+
+
+def test_a_picture_gets_all_crops_at_its_own_ratio_and_half_as_many_at_the_others(
+    tokenizer, records, tmp_path
+):
+    encode(tokenizer, records, tmp_path)
+    dataset = LatentDataset(tmp_path, tokenizer.fingerprint())
+    for record in records:
+        entries = [e for e in dataset.entries if e.key.startswith(f"{record.key}-")]
+        expected = {f: CROPS if f == record.ratio else CROPS // 2 for f in (8, 16, 32)}
+        assert Counter(e.ratio for e in entries) == expected
+        assert {CATEGORIES[e.label] for e in entries} == {record.category}
+        assert {e.caption for e in entries} == {record.caption}
+        assert all(e.shape == (4, 64 // e.ratio, 64 // e.ratio) for e in entries)
+    assert dataset.class_names == list(CATEGORIES)
+    assert dataset.resolution == 64
+
+
+def test_crops_of_a_picture_differ(tokenizer, records, tmp_path):
+    encode(tokenizer, records[:1], tmp_path)
+    values = list(latents(tmp_path).values())
+    same_ratio = [v for v in values if v.shape == values[0].shape]
+    assert len({v.mean().item() for v in same_ratio}) == len(same_ratio)
+
+
+def test_interrupted_it_goes_on_and_ends_with_what_a_straight_run_makes(tokenizer, records, tmp_path):
+    class Interruption(Exception):
+        pass
+
+    def interrupt():
+        raise Interruption
+
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    encode(tokenizer, records, straight)
+    encode(tokenizer, records[:1], resumed)
+    with pytest.raises(Interruption):
+        encode(tokenizer, records, resumed, on_done=interrupt)
+    before = {p.name: p.read_bytes() for p in resumed.glob("shard-00000.*")}
+    encode(tokenizer, records, resumed)
+    assert {name: (resumed / name).read_bytes() for name in before} == before, "nothing is made twice"
+    expected, found = latents(straight), latents(resumed)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, atol=1e-4, rtol=1e-4)
+
+
+def test_done_already_it_encodes_nothing_and_still_tells_its_progress(
+    tokenizer, records, tmp_path, monkeypatch
+):
+    encode(tokenizer, records, tmp_path)
+    monkeypatch.setattr(type(tokenizer), "encode", lambda *_: pytest.fail("encoded again"))
+    told = []
+    encode(tokenizer, records, tmp_path, on_done=lambda: told.append(1))
+    assert len(told) == len(records)

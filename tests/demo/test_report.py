@@ -1,0 +1,198 @@
+"""The report: one file that needs nothing, each held-out picture once, each figure as metrics.json has it."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cat_fast.data.images import tensor_to_image
+from cat_fast.demo.report import picture_uri
+from tests.demo.conftest import CAPTION, LABELS, SIZE
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Page(HTMLParser):
+    """The page's pieces in order: (innermost tag, attributes, text), and every start tag."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.rows: list[list[str]] = []
+        self.captions: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "figcaption":
+            self.captions.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+        if "figcaption" in self.open:
+            self.captions[-1] += data
+
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+    def images(self) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.tags if tag == "img"]
+
+
+@pytest.fixture(scope="session")
+def html(miniature) -> str:
+    return miniature.report.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def page(html) -> Page:
+    return Page(html)
+
+
+def opened(uri: str) -> Image.Image:
+    kind, data = re.fullmatch(r"data:image/(jpeg|png);base64,(.+)", uri).groups()
+    image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+    image.load()
+    assert image.format.lower() == kind
+    return image.convert("RGB")
+
+
+def distance(image: Image.Image, uri: str) -> float:
+    """Mean absolute difference of the 8-bit values."""
+    shown = opened(uri)
+    assert shown.size == image.size
+    return float(np.abs(np.asarray(shown, dtype=float) - np.asarray(image, dtype=float)).mean())
+
+
+def test_every_tag_is_closed(page):
+    assert page.open == []
+
+
+def test_nothing_is_fetched_from_anywhere(html, page):
+    assert not re.search(r"https?://|file:|//[a-z]+\.|url\(|@import", html.replace("http://www.w3.org/", ""))
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "video"}
+    for _, attributes in page.tags:
+        assert not {"srcset", "background", "action"} & attributes.keys()
+        assert attributes.get("href", "#").startswith("#")
+
+
+def test_every_image_is_embedded_and_opens(page, miniature):
+    images = page.images()
+    plots = 2
+    assert len(images) == 4 * len(miniature.results) + len(miniature.samples) + plots
+    for attributes in images:
+        opened(attributes["src"])
+        assert attributes["alt"]
+
+
+def test_each_held_out_picture_is_a_row_of_itself_and_its_three_reconstructions(page, miniature):
+    shown = page.images()
+    for number, result in enumerate(miniature.results):
+        row = shown[4 * number : 4 * number + 4]
+        assert [image["alt"] for image in row] == ["original", "8x", "16x", "32x"]
+        pictures = [result.original, *(result.at[ratio].picture for ratio in (8, 16, 32))]
+        for place, picture in enumerate(pictures):
+            # JPEG blurs an untrained tokenizer's noise: the right picture is the nearest one.
+            distances = [distance(tensor_to_image(picture), image["src"]) for image in row]
+            assert min(distances) == distances[place]
+            assert distances[place] < 15
+
+
+def test_exactly_one_reconstruction_a_row_is_marked_and_it_is_the_chosen_one(page, miniature):
+    shown = page.images()
+    cells = [caption for caption in page.captions if "dB" in caption]
+    for number, result in enumerate(miniature.results):
+        framed = [
+            i["alt"] for i in shown[4 * number : 4 * number + 4] if "border-color" in i.get("style", "")
+        ]
+        assert framed == [f"{result.record.ratio}x"]
+        marked = [c.split(",")[0].strip() for c in cells[3 * number : 3 * number + 3] if "chosen" in c]
+        assert marked == framed
+
+
+def test_captions_are_shown_as_text_whatever_they_hold(html, page, miniature):
+    assert f"“{CAPTION}”" in page.words()
+    assert "<b>&#34;no" not in html
+    assert not [tag for tag, _ in page.tags if tag == "b"][4:], "four cards are all that is bold"
+
+
+def test_the_figures_under_the_pictures_are_those_of_the_metrics(page, miniature):
+    cells = iter([caption for caption in page.captions if "dB" in caption])
+    for picture in miniature.metrics["pictures"]:
+        for ratio, at in picture["at"].items():
+            wanted = (
+                f"{ratio}x, {at['tokens']} tokens, {at['psnr']:.1f} dB, perceptual {at['perceptual']:.2f}"
+            )
+            assert " ".join(next(cells).split()).removesuffix(" chosen") == wanted
+    assert next(cells, None) is None
+
+
+def test_the_tables_and_cards_say_what_the_metrics_say(page, miniature):
+    metrics = miniature.metrics
+    held = metrics["held_out"]
+    for ratio, mean in held["per_ratio"].items():
+        figures = [f"{mean['tokens']:.0f}", f"{mean['psnr']:.2f}", f"{mean['perceptual']:.3f}"]
+        assert [f"{ratio}x for all", *figures] in page.rows
+    chosen = held["chosen"]
+    figures = [f"{chosen['tokens']:.0f}", f"{chosen['psnr']:.2f}", f"{chosen['perceptual']:.3f}"]
+    assert ["chosen per picture", *figures] in page.rows
+    for name, budget in (("captions", "captions"), ("photographs that ship", "photographs")):
+        budget = metrics["complexity"][budget]
+        mix = [f"{100 * budget['mix'].get(f, 0):.0f} %" for f in ("8", "16", "32")]
+        tokens = [f"{budget['mean_tokens']:.0f}", f"{100 * budget['relative_to_fixed_16x']:.0f} %"]
+        assert [name, str(budget["count"]), *mix, *tokens] in page.rows
+    for phase, seconds in metrics["seconds"].items():
+        assert [phase.replace("_", " "), str(seconds)] in page.rows
+    generator = metrics["generator_training"]
+    for words in (
+        f"{chosen['psnr']:.1f} dB",
+        f" {chosen['psnr'] - held['mean_colour_psnr']:+.1f} dB over each picture's mean colour",
+        f"{100 * chosen['tokens_vs_fixed_16x']:.0f} %",
+        f"trained for {metrics['tokenizer_training']['steps']} steps",
+        f"for {generator['steps']} on",
+        f"fell from {generator['first_loss']:.2f} to {generator['final_loss']:.2f}",
+    ):
+        assert words in page.words(), words
+
+
+def test_a_sample_of_each_class_is_shown_under_its_ratio_and_token_count(page, miniature):
+    shown = [image for image in page.images() if " at " in image["alt"]]
+    assert [image["alt"] for image in shown] == [f"{label} at {f}x" for label in LABELS for f in (8, 16, 32)]
+    by_name = {f"{s['label']} at {s['ratio']}x": s["image"] for s in miniature.samples}
+    assert all(distance(by_name[image["alt"]], image["src"]) < 2 for image in shown)
+    for f in (8, 16, 32):
+        assert f"{f}x, {(SIZE // f // 2) ** 2} tokens" in page.captions
+
+
+def test_the_plots_differ_and_have_something_drawn(page):
+    plots = [opened(i["src"]) for i in page.images() if i["src"].startswith("data:image/png")]
+    assert len(plots) == 2
+    for plot in plots:
+        assert plot.width > 1000
+        assert len(plot.getcolors(maxcolors=1 << 24)) > 50
+
+
+def test_a_picture_survives_being_embedded():
+    gradient = Image.linear_gradient("L").convert("RGB")
+    assert distance(gradient, picture_uri(gradient)) < 2
