@@ -16,7 +16,7 @@ def demo(
         bool, typer.Option("--quick", help="Toy sizes, about a minute: does the installation work?")
     ] = False,
     tokenizer_steps: Annotated[int, typer.Option(min=1, help="Training steps of the tokenizer.")] = 400,
-    generator_steps: Annotated[int, typer.Option(min=1, help="Training steps of the generator.")] = 400,
+    generator_steps: Annotated[int, typer.Option(min=1, help="Training steps of the generator.")] = 300,
     sampling_steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the drawn pictures.")] = 30,
     ranks: Annotated[
         int, typer.Option(min=0, help="Processes to train with; 0: one a GPU, else two on a CPU.")

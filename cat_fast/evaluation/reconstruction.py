@@ -53,16 +53,20 @@ def reconstruct(
     results = []
     for record in records:
         original = image_to_tensor(resize_center_crop(load_image(record.path), size))[None]
-        at = {}
-        for ratio in tokenizer.ratios:
-            latent = tokenizer.encode(original, ratio).latent_dist.mode()
-            decoded = tokenizer.decode(latent, ratio).sample.clamp(-1, 1)
-            at[ratio] = AtRatio(
-                picture=decoded[0],
-                tokens=tokens_per_image(ratio, size),
-                psnr=psnr(decoded, original).item(),
-                perceptual=distance(decoded, original).item(),
+        decoded = torch.cat([_through(tokenizer, original, ratio) for ratio in tokenizer.ratios])
+        figures = zip(
+            tokenizer.ratios,
+            decoded,
+            psnr(decoded, original).tolist(),
+            distance(decoded, original).tolist(),
+            strict=True,
+        )
+        at = {
+            ratio: AtRatio(
+                picture=picture, tokens=tokens_per_image(ratio, size), psnr=decibels, perceptual=far
             )
+            for ratio, picture, decibels, far in figures
+        }
         results.append(
             Reconstruction(
                 record=record, original=original[0], mean_colour_psnr=mean_colour_psnr(original).item(), at=at
@@ -70,6 +74,11 @@ def reconstruct(
         )
         on_done()
     return results
+
+
+def _through(tokenizer: NestedAutoencoderKL, pictures: Tensor, ratio: int) -> Tensor:
+    latents = tokenizer.encode(pictures, ratio).latent_dist.mode()
+    return tokenizer.decode(latents, ratio).sample.clamp(-1, 1)
 
 
 def summarize(results: Sequence[Reconstruction]) -> dict:

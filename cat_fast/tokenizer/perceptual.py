@@ -121,7 +121,7 @@ class STLPIPS(nn.Module):
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
         """Distance per picture, (B,); pictures in [-1, 1], (B, 3, H, W) with H, W >= 32.
 
-        Only `x` receives a gradient: `y` is the target.
+        Only `x` receives a gradient: `y` is the target. One target, (1, 3, H, W), serves a whole batch.
         """
         distance = x_BCHW.new_zeros(x_BCHW.shape[0])
         with torch.no_grad():
