@@ -14,15 +14,13 @@ The first two give x + d, the others x - d; beside the constant d the group's sp
 depends on the picture, so its brightness and contrast survive the normalisation.
 """
 
-from typing import TYPE_CHECKING
+import itertools
 
 import torch
 from torch import nn
 
 from cat_fast.tokenizer.blocks import Attention, Downsample, ResnetBlock, Upsample
-
-if TYPE_CHECKING:
-    from cat_fast.tokenizer.autoencoder import NestedAutoencoderKL
+from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder
 
 _SIGNS = (1.0, -1.0, 1.0, -1.0)
 _D = 2.0
@@ -31,9 +29,11 @@ _SPREAD = (_D**2 + 0.3) ** 0.5  # 0.3 is about the mean square of pictures in [-
 
 
 @torch.no_grad()
-def pyramid_initialise(model: "NestedAutoencoderKL") -> None:
-    """Initialise a whole autoencoder. Best with widths and groups that hold whole quads (multiples of 4)."""
-    for part in model.modules():
+def pyramid_initialise(
+    encoder: NestedEncoder, decoder: NestedDecoder, quant_conv: nn.Conv2d, post_quant_conv: nn.Conv2d
+) -> None:
+    """Initialise the parts of an autoencoder; widths and groups should hold whole quads (multiples of 4)."""
+    for part in itertools.chain(encoder.modules(), decoder.modules()):
         if isinstance(part, ResnetBlock):
             _zero(part.conv2)
             if part.conv_shortcut is not None:
@@ -44,14 +44,16 @@ def pyramid_initialise(model: "NestedAutoencoderKL") -> None:
             _average(part.conv)
         elif isinstance(part, Upsample):
             _copy(part.conv)
-    encoder, decoder = model.encoder, model.decoder
     colours = encoder.conv_in.in_channels
     _open_stream(encoder.conv_in)
-    _close_stream(encoder.conv_out, _carried(encoder.conv_in.out_channels, encoder.widths.channels), colours)
-    _copy(model.quant_conv)
-    _copy(model.post_quant_conv)
+    origins = _origins(encoder.conv_in.out_channels, encoder.widths.channels)
+    _close_stream(encoder.conv_out, [(origin // 4) % colours for origin in origins], colours)
+    _copy(quant_conv)
+    _copy(post_quant_conv)
     _open_stream(decoder.conv_in)
-    _close_stream(decoder.conv_out, list(range(decoder.conv_out.in_channels)), colours)
+    latents = decoder.conv_in.in_channels
+    carried = [(channel // 4) % latents for channel in range(decoder.conv_out.in_channels)]
+    _close_stream(decoder.conv_out, carried, colours)
 
 
 def _open_stream(conv: nn.Conv2d) -> None:
@@ -65,26 +67,26 @@ def _open_stream(conv: nn.Conv2d) -> None:
 
 
 def _close_stream(conv: nn.Conv2d, carried: list[int], values: int) -> None:
-    """Output i is the mean of the quads that carry value i; outputs past `values` keep their random weights.
+    """Output i < `values` is the mean of the quads that carry value i; other outputs stay random.
 
     Args:
-        carried: for each input channel, the channel of the stream's opening that it is a copy of.
+        carried: for each input channel, which value it carries; its place in the quad is its number modulo 4.
     """
     assert conv.bias is not None
     conv.bias.zero_()
     for value in range(values):
-        members = [c for c, origin in enumerate(carried) if (origin // 4) % values == value]
+        members = [channel for channel, i in enumerate(carried) if i == value]
         conv.weight[value] = 0.0
         for channel in members:
-            conv.weight[value, channel, 1, 1] = _SIGNS[carried[channel] % 4] * 2 * _SPREAD / len(members)
+            conv.weight[value, channel, 1, 1] = _SIGNS[channel % 4] * 2 * _SPREAD / len(members)
 
 
-def _carried(opening: int, widths: tuple[int, ...]) -> list[int]:
+def _origins(opening: int, widths: tuple[int, ...]) -> list[int]:
     """Which of the stream's first `opening` channels each of the last ones is, after every `_copy`."""
-    carried = list(range(opening))
+    origins = list(range(opening))
     for width in widths:
-        carried = [carried[channel % len(carried)] for channel in range(width)]
-    return carried
+        origins = [origins[channel % len(origins)] for channel in range(width)]
+    return origins
 
 
 def _copy(conv: nn.Conv2d) -> None:

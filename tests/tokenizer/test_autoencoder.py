@@ -66,7 +66,9 @@ def test_a_latent_depends_on_its_own_picture_only():
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("latent_channels", "parameters"), [(4, 172_097_447), (8, 172_153_003), (16, 172_264_595)])
+@pytest.mark.parametrize(
+    ("latent_channels", "parameters"), [(4, 172_097_447), (8, 172_153_003), (16, 172_264_595)]
+)
 def test_without_matching_the_paper_size_counts_what_the_plain_six_block_autoencoder_counts(
     latent_channels, parameters
 ):
@@ -76,7 +78,9 @@ def test_without_matching_the_paper_size_counts_what_the_plain_six_block_autoenc
 
 
 @pytest.mark.parametrize(("latent_channels", "published"), [(4, 187.45e6), (8, 187.50e6), (16, 187.61e6)])
-def test_the_nested_paper_size_is_within_one_and_a_half_percent_of_the_published_one(latent_channels, published):
+def test_the_nested_paper_size_is_within_one_and_a_half_percent_of_the_published_one(
+    latent_channels, published
+):
     with torch.device("meta"):
         model = NestedAutoencoderKL(latent_channels=latent_channels, **PAPER)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(published, rel=0.015)
@@ -109,7 +113,10 @@ def test_weights_of_a_diffusers_autoencoder_give_diffusers_outputs():
         torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(
-            ours.decode(posterior.mode(), 8).sample, theirs.decode(expected.mode()).sample, rtol=1e-4, atol=1e-5
+            ours.decode(posterior.mode(), 8).sample,
+            theirs.decode(expected.mode()).sample,
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
@@ -158,3 +165,20 @@ def test_a_ratio_or_a_side_it_does_not_serve_is_refused():
         model.encode(torch.rand(1, 3, 64, 64), 32)
     with pytest.raises(ValueError, match="multiples of the ratio 16"):
         model.encode(torch.rand(1, 3, 64, 72), 16)
+
+
+@pytest.mark.parametrize("ratio", [8, 16, 32])
+def test_pyramid_initialised_it_already_is_a_low_pass_autoencoder(ratio):
+    model = tiny(block_out_channels=(16, 32, 48, 96, 128, 128), initialisation="pyramid").eval()
+    coarse = torch.rand(2, 3, 64 // ratio, 64 // ratio, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    picture = torch.nn.functional.interpolate(coarse, scale_factor=float(ratio), mode="nearest")
+    with torch.no_grad():
+        posterior = model.encode(picture, ratio).latent_dist
+        again = model.decode(posterior.mode(), ratio).sample
+    error = (again - picture).square().mean() / picture.var()
+    assert error < 0.02
+    plain = tiny(block_out_channels=(16, 32, 48, 96, 128, 128)).eval()
+    with torch.no_grad():
+        assert (
+            plain(picture, ratio, sample_posterior=False)[0] - picture
+        ).square().mean() > picture.var() / 2

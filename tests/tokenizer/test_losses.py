@@ -36,7 +36,9 @@ def pictures(seed, batch=2, side=64):
 def test_the_perceptual_distance_is_the_published_one(distance, published):
     x, y = pictures(0), pictures(1)
     with torch.no_grad():
-        torch.testing.assert_close(distance(x, y), published(x.clone(), y.clone()).flatten(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            distance(x, y), published(x.clone(), y.clone()).flatten(), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_equal_pictures_are_at_distance_zero_with_a_finite_gradient(distance):
@@ -107,7 +109,13 @@ def test_an_unknown_or_negative_setting_is_refused(arguments, message):
 def test_the_discriminator_has_the_published_names_and_halves_down_to_four():
     model = StyleGANDiscriminator(resolution=32, channel_base=512, channel_max=32)
     names = set(model.state_dict())
-    assert {"b32.fromrgb.weight", "b32.conv0.weight", "b16.conv1.bias", "b8.skip.weight", "b4.fc.weight"} <= names
+    assert {
+        "b32.fromrgb.weight",
+        "b32.conv0.weight",
+        "b16.conv1.bias",
+        "b8.skip.weight",
+        "b4.fc.weight",
+    } <= names
     assert not any("b16.fromrgb" in name for name in names)
     assert model(pictures(0, side=32)).shape == (2,)
 
@@ -116,7 +124,9 @@ def test_the_discriminator_judges_each_crop_by_itself():
     torch.manual_seed(0)
     model = StyleGANDiscriminator(resolution=16, channel_base=256, channel_max=16)
     x = pictures(0, batch=3, side=16)
-    torch.testing.assert_close(model(x), torch.cat([model(x[i : i + 1]) for i in range(3)]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model(x), torch.cat([model(x[i : i + 1]) for i in range(3)]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_discriminator_can_tell_two_kinds_of_pictures_apart():
