@@ -1,5 +1,6 @@
 """`cat-fast demo`: the main job in one command."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +16,15 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Toy sizes, about a minute: does the installation work?")
     ] = False,
-    tokenizer_steps: Annotated[int, typer.Option(min=1, help="Training steps of the tokenizer.")] = 400,
-    generator_steps: Annotated[int, typer.Option(min=1, help="Training steps of the generator.")] = 300,
-    sampling_steps: Annotated[int, typer.Option(min=1, help="DDIM steps of the drawn pictures.")] = 30,
+    tokenizer_steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of the tokenizer; 400 unless --quick.")
+    ] = None,
+    generator_steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of the generator; 300 unless --quick.")
+    ] = None,
+    sampling_steps: Annotated[
+        int | None, typer.Option(min=1, help="DDIM steps of the drawn pictures; 30 unless --quick.")
+    ] = None,
     ranks: Annotated[
         int, typer.Option(min=0, help="Processes to train with; 0: one a GPU, else two on a CPU.")
     ] = 0,
@@ -35,15 +42,12 @@ def demo(
     from cat_fast.training.launch import default_ranks
 
     ranks = ranks or default_ranks()
-    settings = (
-        DemoSettings.quick(ranks)
-        if quick
-        else DemoSettings(
-            ranks=ranks,
-            tokenizer_steps=tokenizer_steps,
-            generator_steps=generator_steps,
-            sampling_steps=sampling_steps,
-        )
+    settings = DemoSettings.quick(ranks) if quick else DemoSettings(ranks=ranks)
+    settings = replace(
+        settings,
+        tokenizer_steps=tokenizer_steps or settings.tokenizer_steps,
+        generator_steps=generator_steps or settings.generator_steps,
+        sampling_steps=sampling_steps or settings.sampling_steps,
     )
     metrics = run_demo(folder.resolve(), settings)
     held, generator = metrics["held_out"], metrics["generator_training"]

@@ -220,7 +220,7 @@ def _claim(out: Path, settings: DemoSettings) -> None:
             raise UserError(
                 f"{out} holds a demo with other settings ({differing}); take another --out or delete it"
             )
-        err.print(f"going on in {out}")
+        err.print(f"going on in {out}", markup=False, soft_wrap=True)
         return
     with atomic_write(file) as part:
         part.write_text(json.dumps(wanted, indent=2))

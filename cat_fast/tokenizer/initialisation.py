@@ -3,8 +3,8 @@
 With torch's default initialisation each convolution on the residual stream shrinks it while every residual
 branch, being normalised, adds at full scale: after six blocks nothing is left of the picture's own colours,
 and short runs spend most of their steps digging them out again. Here the residual branches start at zero and
-the stream carries the colours through: downsampling averages, upsampling repeats, changes of width copy
-channels. The first three latent channels then are the picture at 1/f of its size.
+the stream carries the colours through: downsampling averages, upsampling interpolates, changes of width
+copy channels. The first three latent channels then are the picture at 1/f of its size.
 
 What makes this exact through the last GroupNorm and SiLU is the *quad*: a value x travels as four channels
 
@@ -43,7 +43,7 @@ def pyramid_initialise(
         elif isinstance(part, Downsample):
             _average(part.conv)
         elif isinstance(part, Upsample):
-            _copy(part.conv)
+            _blur(part.conv)
     colours = encoder.conv_in.in_channels
     _open_stream(encoder.conv_in)
     origins = _origins(encoder.conv_in.out_channels, encoder.widths.channels)
@@ -102,6 +102,14 @@ def _average(conv: nn.Conv2d) -> None:
     _zero(conv)
     for channel in range(conv.out_channels):
         conv.weight[channel, channel, :2, :2] = 0.25
+
+
+def _blur(conv: nn.Conv2d) -> None:
+    """Each channel through the binomial filter, which makes the repeated positions an interpolation."""
+    _zero(conv)
+    taps = torch.tensor([1.0, 2.0, 1.0]) / 4
+    for channel in range(conv.out_channels):
+        conv.weight[channel, channel] = torch.outer(taps, taps)
 
 
 def _zero(layer: nn.Module) -> None:

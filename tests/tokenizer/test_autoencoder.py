@@ -161,7 +161,7 @@ def test_an_impossible_shape_is_refused(arguments, message):
 
 def test_a_ratio_or_a_side_it_does_not_serve_is_refused():
     model = tiny(ratios=(8, 16))
-    with pytest.raises(ValueError, match="ratio 32 is not served.*8, 16"):
+    with pytest.raises(ValueError, match=r"ratio 32 is not served.*8, 16"):
         model.encode(torch.rand(1, 3, 64, 64), 32)
     with pytest.raises(ValueError, match="multiples of the ratio 16"):
         model.encode(torch.rand(1, 3, 64, 72), 16)
