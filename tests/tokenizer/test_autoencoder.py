@@ -63,7 +63,9 @@ def test_a_latent_depends_on_its_own_picture_only():
     pictures = torch.rand(3, 3, 64, 64)
     together = model.encode(pictures, 16).latent_dist.mean
     alone = torch.cat([model.encode(x[None], 16).latent_dist.mean for x in pictures])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        together, alone, rtol=1e-4, atol=1e-5
+    )  # convolutions sum in batch-dependent order
 
 
 @pytest.mark.parametrize(
