@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.moments import Moments
+from cat_fast.data.moments import Moments, per_channel
 from cat_fast.errors import UserError
 
 HEADER = "latents.json"
@@ -57,7 +57,7 @@ class LatentSample:
 
     key: str
     latent: torch.Tensor
-    """(c, h, w) float32, shifted and scaled to zero mean and unit standard deviation over the data set."""
+    """(c, h, w) float32, each channel with zero mean and unit standard deviation over the data set."""
     label: int
     ratio: int
 
@@ -150,7 +150,7 @@ class LatentShardWriter:
         path.with_suffix(".json").unlink(missing_ok=True)  # a lost shard's record must not vouch for this one
         with atomic_write(path) as part:
             save_file(self._buffer, part)
-        moments = Moments.of(torch.cat([latent.flatten() for latent in self._buffer.values()]))
+        moments = Moments.of(self._buffer.values())
         record = {
             "shard": path.name,
             "bytes": path.stat().st_size,
@@ -180,7 +180,7 @@ class LatentShardWriter:
 class LatentDataset(Dataset[LatentSample]):
     """The latents of a folder, in the order of their shards; map-style, and safe to hand to loader workers.
 
-    Latents come out in the generator's scale: (latent - shift_factor) * scaling_factor.
+    Latents come out in the generator's scale, (latent - shift_factor) * scaling_factor, channel by channel.
 
     Args:
         folder: what a `LatentShardWriter` wrote.
@@ -221,10 +221,10 @@ class LatentDataset(Dataset[LatentSample]):
                 self.entries.append(LatentEntry(**entry | {"shape": tuple(entry["shape"])}))
                 self._shard_of.append(record["shard"])
         moments = Moments.merge([Moments(**record["moments"]) for record in records])
-        self.shift_factor = moments.mean
-        """Mean over all values of all latents."""
-        self.scaling_factor = 1 / moments.std if moments.std > 0 else 1.0
-        """One over their standard deviation."""
+        self.shift_factor = list(moments.mean)
+        """Mean of each channel over all latents."""
+        self.scaling_factor = [1 / std if std > 0 else 1.0 for std in moments.std]
+        """One over its standard deviation."""
         self._sha256 = {record["shard"]: record["sha256"] for record in records if verify}
         self._open: dict[str, Any] = {}
 
@@ -234,7 +234,7 @@ class LatentDataset(Dataset[LatentSample]):
     def __getitem__(self, index: int) -> LatentSample:
         entry = self.entries[index]
         latent = self._shard(self._shard_of[index]).get_tensor(entry.key)
-        latent = (latent - self.shift_factor) * self.scaling_factor
+        latent = (latent - per_channel(self.shift_factor)) * per_channel(self.scaling_factor)
         return LatentSample(key=entry.key, latent=latent, label=entry.label, ratio=entry.ratio)
 
     def token_counts(self, patch_size: int = 2) -> list[int]:

@@ -1,41 +1,51 @@
-"""Mean and standard deviation of data that is seen in pieces."""
+"""Mean and standard deviation of each channel of data that is seen in pieces."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations, which merge without loss (Chan, Golub & LeVeque, 1979)."""
+    """Mean and sum of squared deviations a channel; they merge without loss (Chan, Golub & LeVeque, 1979).
+
+    `count` values were seen of every channel.
+    """
 
     count: int
-    mean: float
-    squares: float
+    mean: Sequence[float]
+    squares: Sequence[float]
 
     @classmethod
-    def of(cls, values: torch.Tensor) -> Self:
-        """Of all elements of a tensor, in float64."""
-        values = values.double()
-        mean = values.mean()
-        return cls(values.numel(), mean.item(), (values - mean).square().sum().item())
+    def of(cls, values: Iterable[torch.Tensor]) -> Self:
+        """Of tensors (c, ...) that share their channels, in float64."""
+        merged = torch.cat([value.flatten(1) for value in values], dim=1).double()
+        mean = merged.mean(1)
+        squares = (merged - mean[:, None]).square().sum(1)
+        return cls(merged.shape[1], mean.tolist(), squares.tolist())
 
     @classmethod
     def merge(cls, parts: Iterable["Moments"]) -> Self:
         """Of the union of the parts."""
-        count, mean, squares = 0, 0.0, 0.0
-        for part in parts:
+        first, *others = parts
+        count, mean, squares = first.count, np.array(first.mean), np.array(first.squares)
+        for part in others:
             total = count + part.count
-            delta = part.mean - mean
-            squares += part.squares + delta**2 * count * part.count / total
+            delta = np.array(part.mean) - mean
+            squares += np.array(part.squares) + delta**2 * count * part.count / total
             mean += delta * part.count / total
             count = total
-        return cls(count, mean, squares)
+        return cls(count, mean.tolist(), squares.tolist())
 
     @property
-    def std(self) -> float:
-        """Standard deviation of the population."""
-        return math.sqrt(self.squares / self.count)
+    def std(self) -> list[float]:
+        """Standard deviation of the population, a channel."""
+        return np.sqrt(np.array(self.squares) / self.count).tolist()
+
+
+def per_channel(values: float | Sequence[float]) -> torch.Tensor:
+    """One value for all channels or one a channel, as (1, 1, 1) or (c, 1, 1): broadcasts over (c, h, w)."""
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)

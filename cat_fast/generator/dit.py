@@ -43,8 +43,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         ratios: the compression ratios that latents may have.
         position_frame: side of the coordinate frame that every picture is laid into; as many units as the
             largest grid has tokens a side (32 for 8x at 512 px).
-        shift_factor, scaling_factor: the model sees (latent - shift_factor) * scaling_factor. Kept here for
-            whoever decodes its samples; the forward pass does not apply them.
+        shift_factor, scaling_factor: the model sees (latent - shift_factor) * scaling_factor, one number or
+            one a channel. Kept here for whoever decodes its samples; the forward pass does not apply them.
         tokenizer_fingerprint: of the tokenizer whose latents it was trained on, if known.
     """
 
@@ -66,8 +66,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         class_dropout_prob: float = 0.1,
         ratios: Sequence[int] = (8, 16, 32),
         position_frame: int = 32,
-        shift_factor: float = 0.0,
-        scaling_factor: float = 1.0,
+        shift_factor: float | Sequence[float] = 0.0,
+        scaling_factor: float | Sequence[float] = 1.0,
         tokenizer_fingerprint: str | None = None,
     ) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from PIL import Image
 from cat_fast.complexity import Description, RatioThresholds, choose_ratios, tokens_per_image
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images import tensor_to_image
+from cat_fast.data.moments import per_channel
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, SampleRequest, sample
 from cat_fast.generator.sampling import Sampler
@@ -241,7 +242,8 @@ class CATPipeline:
         images: dict[int, Image.Image] = {}
         for ratio, members in groups.items():
             for chunk in (members[j : j + _DECODE_BATCH] for j in range(0, len(members), _DECODE_BATCH)):
-                z = torch.stack([latents[i] for i in chunk]) / config.scaling_factor + config.shift_factor
+                z = torch.stack([latents[i] for i in chunk])
+                z = z / per_channel(config.scaling_factor).to(z) + per_channel(config.shift_factor).to(z)
                 pictures = self.tokenizer.decode(z.to(self.tokenizer.dtype), ratio).sample
                 images |= zip(chunk, map(tensor_to_image, pictures), strict=True)
         return [images[i] for i in range(len(latents))]

@@ -7,6 +7,7 @@ import torch
 
 from cat_fast.complexity.indexing import index_photographs
 from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.data.moments import per_channel
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.demo.latents import encode_crops
 from tests.cli.conftest import tiny_tokenizer
@@ -32,7 +33,8 @@ def latents(folder) -> dict[str, torch.Tensor]:
     dataset = LatentDataset(folder)
     raw = {}
     for number, entry in enumerate(dataset.entries):
-        raw[entry.key] = dataset[number].latent / dataset.scaling_factor + dataset.shift_factor
+        scaled = dataset[number].latent / per_channel(dataset.scaling_factor)
+        raw[entry.key] = scaled + per_channel(dataset.shift_factor)
     return raw
 
 

@@ -35,7 +35,8 @@ def parts():
     )
     generator = DiT(
         in_channels=4, hidden_size=48, depth=1, num_heads=2, num_classes=3, position_frame=4,
-        shift_factor=0.3, scaling_factor=0.5, tokenizer_fingerprint=tokenizer.fingerprint(),
+        shift_factor=[0.3, -0.1, 0.0, 0.2], scaling_factor=[0.5, 1.0, 2.0, 0.8],
+        tokenizer_fingerprint=tokenizer.fingerprint(),
     )  # fmt: skip
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -87,7 +88,8 @@ def test_latents_are_put_back_into_the_tokenizers_scale(pipeline, monkeypatch):
     monkeypatch.setattr(pipeline.tokenizer, "decode", lambda z, ratio: seen.append(z) or decode(z, ratio))
     monkeypatch.setattr("cat_fast.inference.pipeline.sample", lambda *_, **__: [torch.full((4, 4, 4), 2.0)])
     pipeline(["village street"], ratio=16, **FAST)
-    torch.testing.assert_close(seen[0], torch.full((1, 4, 4, 4), 2.0 / 0.5 + 0.3))
+    expected = torch.tensor([2 / 0.5 + 0.3, 2 / 1.0 - 0.1, 2 / 2.0 + 0.0, 2 / 0.8 + 0.2])
+    torch.testing.assert_close(seen[0], expected.view(1, 4, 1, 1).expand(1, 4, 4, 4))
 
 
 def test_a_saved_pipeline_draws_the_same_pictures(pipeline, tmp_path):
