@@ -20,7 +20,7 @@ def demo(
         int | None, typer.Option(min=1, help="Training steps of the tokenizer; 400 unless --quick.")
     ] = None,
     generator_steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of the generator; 300 unless --quick.")
+        int | None, typer.Option(min=1, help="Training steps of the generator; 450 unless --quick.")
     ] = None,
     sampling_steps: Annotated[
         int | None, typer.Option(min=1, help="DDIM steps of the drawn pictures; 30 unless --quick.")

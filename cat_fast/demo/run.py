@@ -39,7 +39,7 @@ class DemoSettings:
 
     ranks: int
     tokenizer_steps: int = 400
-    generator_steps: int = 300
+    generator_steps: int = 450
     sampling_steps: int = 30
     resolution: int = 512
     """Side, in pixels, at which held-out photographs are reconstructed."""
