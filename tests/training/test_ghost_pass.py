@@ -90,7 +90,7 @@ def test_two_ranks_that_never_draw_the_same_ratio_equal_plain_torch(stage, bucke
         for rank in (0, 1)
     ]
     try:
-        outputs = [worker.communicate(timeout=240)[0] for worker in workers]
+        outputs = [worker.communicate(timeout=500)[0] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

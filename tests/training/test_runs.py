@@ -81,7 +81,7 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen:
 
 def kill_in_mid_step(process: subprocess.Popen, run: Path, log: Path) -> None:
     """SIGKILL to the launcher and all ranks, once a step past a checkpoint has been logged."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while len(read_metrics(run)) < KILL_AFTER:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
@@ -92,7 +92,7 @@ def kill_in_mid_step(process: subprocess.Popen, run: Path, log: Path) -> None:
 
 def finish(process: subprocess.Popen, log: Path) -> None:
     try:
-        assert process.wait(timeout=240) == 0, log.read_text()
+        assert process.wait(timeout=500) == 0, log.read_text()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
