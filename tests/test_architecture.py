@@ -24,7 +24,7 @@ ROOMS = (
     "kernels",
 )
 """From the top of the house to the bottom; CONTRIBUTING.md draws the same."""
-FLOOR = ("errors", "config", "console")
+FLOOR = ("errors", "config", "console", "processor")
 """Modules that every room may import."""
 NATIVE = ("_bindings",)
 """Compiled from csrc/, which lies below everything."""

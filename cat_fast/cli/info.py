@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cat_fast import console
+from cat_fast.processor import processor_name
 
 _PACKAGES = ("cat-fast", "torch", "triton", "xformers", "deepspeed", "diffusers", "transformers")
 
@@ -62,6 +63,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "cpu": {
+            "processor": processor_name(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "features": _cpu_features(),
             "threads": torch.get_num_threads(),
@@ -104,7 +106,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 def _cpu_line(cpu: dict[str, Any]) -> str:
     features = "compiled parts are missing" if cpu["features"] is None else " ".join(cpu["features"])
-    return f"{cpu['threads']} threads; torch uses {cpu['capability']}; {features}"
+    return f"{cpu['processor']}; {cpu['threads']} threads; torch uses {cpu['capability']}; {features}"
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from cat_fast.complexity import (
 )
 from cat_fast.data.image_index import ImageRecord
 from cat_fast.evaluation.reconstruction import Reconstruction, summarize
+from cat_fast.processor import processor_name
 from cat_fast.training.logs import read_metrics
 
 LAST = 20
@@ -36,7 +37,7 @@ def collect_metrics(
     return {
         "settings": settings,
         "machine": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
             "platform": platform.platform(),
             "torch": torch.__version__,
@@ -105,10 +106,3 @@ def _training(run: Path) -> dict[str, Any]:
         "final_over_first": final["loss"] / records[0]["loss"],
         "final": final,
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Benchmarks: one script a question, all on `harness`. Run `python benchmarks/NAME.py --help`."""

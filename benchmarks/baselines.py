@@ -1,0 +1,28 @@
+"""Baselines that the package has no use of its own for; the others are its references."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+def sdpa_per_sequence(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int]
+) -> torch.Tensor:
+    """Attention over packed sequences as a plain loop: one SDPA call a sequence. q, k, v: (T, H, D)."""
+    outputs = []
+    for sequence in zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True):
+        q_HLD, k_HLD, v_HLD = (x.transpose(0, 1) for x in sequence)
+        outputs.append(F.scaled_dot_product_attention(q_HLD, k_HLD, v_HLD).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Attention over padded sequences: one SDPA call that masks the padding.
+
+    q, k, v: (S, L, H, D). real: (S, L), False at padding. Returns (S, L, H, D), without meaning at padding.
+    """
+    q_SHLD, k_SHLD, v_SHLD = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q_SHLD, k_SHLD, v_SHLD, attn_mask=real[:, None, None, :]).transpose(
+        1, 2
+    )

@@ -1,0 +1,310 @@
+"""Fair comparisons of speed: every rival must first be right, and then they take turns.
+
+A benchmark is a script with a dictionary from key to a function that sets up a `Case`, which it gives to
+`main`. The program prints each comparison as it is measured and writes them all as JSON:
+
+    "<key>.ratio_vs_<baseline>"   how many times as fast as the baseline ours is: the median over the pairs
+    "cases"                       under each key: errors, seconds a call, ratios, pairs, peak memory, work
+    "about"                       machine, versions, effort, load of the machine before and after
+
+Where a result is wrong, the case has no ratio and the program ends with exit code 1.
+"""
+
+import argparse
+import gc
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from cat_fast import console
+from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.errors import UserError
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One way of doing the work of a case."""
+
+    run: Callable[[], Any]
+    """Does it once; all of it is timed."""
+    outputs: Callable[[Any], Sequence[torch.Tensor]]
+    """What `run` returned, as tensors laid out like the case's truth; not timed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One comparison: the same work done our way and in other ways."""
+
+    ours: Contestant
+    baselines: Mapping[str, Contestant]
+    truth: Callable[[], Sequence[torch.Tensor]]
+    """What all of them should compute, in a wider dtype."""
+    tolerance: float
+    """The largest max|output - truth| / max|truth| that counts as right, for each tensor."""
+    bytes_moved: int | None = None
+    """What ours reads and writes, in bytes, where memory is the limit."""
+    copied: torch.Tensor | None = None
+    """The tensor whose copy is the yardstick of the bandwidth, beside `bytes_moved`."""
+    flops: int | None = None
+    """Floating-point operations of the work, where arithmetic is the limit."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts for the JSON, such as the backend and the dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long each comparison goes on: for `seconds`, but within these numbers of pairs."""
+
+    least_pairs: int
+    most_pairs: int
+    seconds: float
+
+
+FULL = Effort(least_pairs=7, most_pairs=101, seconds=10.0)
+QUICK = Effort(least_pairs=1, most_pairs=21, seconds=0.7)
+TURN_SECONDS = 0.005
+"""Shorter work is repeated within a turn, until a turn takes about this long."""
+BASELINE_SLACK = 10.0
+"""Baselines may be off by this many times the tolerance: they must do the same work, not do it as well.
+(Channels-last GroupNorm of torch 2.14 is off by 2e-5 where ours is by 5e-7.)"""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Quartiles interpolate linearly, so that they lie among the values."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `measure` found; the mappings are by contestant ("ours" and the baselines)."""
+
+    errors: Mapping[str, float]
+    tolerance: float
+    seconds: Mapping[str, Spread] = field(default_factory=dict)
+    """Of one call."""
+    ratios: Mapping[str, Spread] = field(default_factory=dict)
+    """By baseline: its time over ours, pair by pair. Empty unless all are right."""
+    pairs: Mapping[str, int] = field(default_factory=dict)
+    peak_bytes: Mapping[str, int | None] = field(default_factory=dict)
+    """By how much a call raises the memory in use, at its height; None where the system does not tell."""
+    work: Mapping[str, float] = field(default_factory=dict)
+    """What is known of bytes_moved, gb_per_second, of_copy_bandwidth, flops and gflops_per_second of ours."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def right(self) -> bool:
+        return not self.wrong()
+
+    def wrong(self) -> dict[str, float]:
+        """The contestants that are not right, with their errors; NaN is wrong too."""
+        slack = dict.fromkeys(self.errors, BASELINE_SLACK) | {"ours": 1.0}
+        return {name: e for name, e in self.errors.items() if not e <= self.tolerance * slack[name]}
+
+
+def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Result:
+    """Check all contestants of a case, then time ours against each baseline in pairs of turns."""
+    everyone = {"ours": case.ours, **case.baselines}
+    truth = case.truth()
+    errors = {name: error_of(c.outputs(c.run()), truth) for name, c in everyone.items()}
+    checked = Result(errors=errors, tolerance=case.tolerance, details=case.details)
+    if not checked.right:
+        return checked
+    del truth
+
+    # The run that shows the peak is also the second one, after which nothing is compiled or first touched.
+    peaks, calls = {}, {}
+    for name, contestant in everyone.items():
+        start = clock()
+        peaks[name] = machine.peak_bytes(contestant.run)
+        calls[name] = max(1, math.ceil(TURN_SECONDS / max(clock() - start, 1e-6)))
+
+    times: dict[str, list[float]] = {name: [] for name in everyone}
+    ratios = {}
+    for name in case.baselines:
+        turns = [partial(seconds_a_call, everyone[n].run, calls[n], clock) for n in ("ours", name)]
+        pairs = take_turns(turns, effort, clock)
+        times["ours"] += [ours for ours, _ in pairs]
+        times[name] = [theirs for _, theirs in pairs]
+        ratios[name] = Spread.of([theirs / ours for ours, theirs in pairs])
+    seconds = {name: Spread.of(values) for name, values in times.items()}
+    return replace(
+        checked,
+        seconds=seconds,
+        ratios=ratios,
+        pairs={name: len(times[name]) for name in case.baselines},
+        peak_bytes=peaks,
+        work=_work(case, seconds["ours"].median, effort, clock),
+    )
+
+
+def error_of(outputs: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
+    """The largest max|output - truth| / max|truth| over the tensors; NaN if an output holds one."""
+    worst = 0.0
+    for ours, true in zip(outputs, truth, strict=True):
+        if ours.shape != true.shape:
+            return math.inf
+        scale = true.abs().max().item() or 1.0
+        error = (ours.to(true.dtype) - true).abs().max().item() / scale
+        if math.isnan(error):
+            return error
+        worst = max(worst, error)
+    return worst
+
+
+def take_turns(
+    turns: Sequence[Callable[[], float]], effort: Effort, clock: Clock
+) -> list[tuple[float, float]]:
+    """What two turns return, pair by pair. Who goes first alternates, so that neither gains by the order."""
+    pairs: list[tuple[float, float]] = []
+    start = clock()
+    while len(pairs) < effort.least_pairs or (
+        len(pairs) < effort.most_pairs and clock() - start < effort.seconds
+    ):
+        if len(pairs) % 2 == 0:
+            pairs.append((turns[0](), turns[1]()))
+        else:
+            pairs.append((turns[1](), turns[0]())[::-1])
+    return pairs
+
+
+def seconds_a_call(run: Callable[[], Any], calls: int, clock: Clock) -> float:
+    machine.synchronize()
+    start = clock()
+    for _ in range(calls):
+        run()
+    machine.synchronize()
+    return (clock() - start) / calls
+
+
+def _work(case: Case, seconds: float, effort: Effort, clock: Clock) -> dict[str, float]:
+    work: dict[str, float] = {}
+    if case.bytes_moved is not None:
+        work |= {"bytes_moved": case.bytes_moved, "gb_per_second": case.bytes_moved / seconds / 1e9}
+    if case.bytes_moved is not None and case.copied is not None:
+        # The copy allocates its result anew, as operators do: fresh pages are a good part of the cost.
+        copy = statistics.median(
+            seconds_a_call(case.copied.clone, 1, clock) for _ in range(2 * effort.least_pairs + 1)
+        )
+        copied_per_second = 2 * case.copied.nbytes / copy
+        work["of_copy_bandwidth"] = case.bytes_moved / seconds / copied_per_second
+    if case.flops is not None:
+        work |= {"flops": case.flops, "gflops_per_second": case.flops / seconds / 1e9}
+    return work
+
+
+def main(
+    benchmark: str, cases: Mapping[str, Callable[[], Case]], arguments: Sequence[str] | None = None
+) -> int:
+    """The command line of a benchmark; returns the exit code: 1 if a result was wrong, 2 for bad usage."""
+    parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--quick", action="store_true", help="few pairs: a rough answer soon")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose key contains it")
+    given = parser.parse_args(arguments)
+    chosen = {key: setup for key, setup in cases.items() if given.only in key}
+    try:
+        if not chosen:
+            raise UserError(f"--only {given.only}: no case has that in its key; there are {', '.join(cases)}")
+        if given.json is not None:
+            require_writable(given.json)
+        results, about = run(chosen, QUICK if given.quick else FULL)
+        if given.json is not None:
+            written = as_json({"benchmark": benchmark, **about}, results)
+            with atomic_write(given.json) as path:
+                path.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
+    except UserError as error:
+        console.print_error(error)
+        return 2
+    return 0 if all(result.right for result in results.values()) else 1
+
+
+def run(cases: Mapping[str, Callable[[], Case]], effort: Effort) -> tuple[dict[str, Result], dict[str, Any]]:
+    """Measure and print the cases one after another; their results, and what they were measured with."""
+    about = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "effort": vars(effort),
+        **machine.describe(),
+        "load_before": os.getloadavg()[0],
+    }
+    results = {}
+    for key, setup in cases.items():
+        results[key] = measure(setup(), effort)
+        gc.collect()  # the tensors of one case make no room scarce for the next
+        for line in lines(key, results[key]):
+            print(line, flush=True)
+    return results, about | {"load_after": os.getloadavg()[0]}
+
+
+def lines(key: str, result: Result) -> list[str]:
+    """A result for people: one line a baseline, then one of facts; no ratio where something is wrong."""
+    if not result.right:
+        wrong = ", ".join(f"{name} is off by {error:.1e}" for name, error in result.wrong().items())
+        return [f"{key}: WRONG: {wrong}, allowed is {result.tolerance:.0e}; not timed"]
+    told = [key]
+    milliseconds = {name: spread.median * 1e3 for name, spread in result.seconds.items()}
+    for name, ratio in result.ratios.items():
+        told.append(
+            f"  {ratio.median:7.2f} x as fast as {name} (quartiles {ratio.low:.2f} to {ratio.high:.2f}, "
+            f"{result.pairs[name]} pairs): {milliseconds['ours']:.2f} ms against {milliseconds[name]:.2f}"
+        )
+    facts = [f"error {result.errors['ours']:.1e}"]
+    work = result.work
+    if "bytes_moved" in work:
+        facts.append(f"{work['bytes_moved'] / 1e6:.1f} MB moved at {work['gb_per_second']:.1f} GB/s")
+    if "of_copy_bandwidth" in work:
+        facts.append(f"{work['of_copy_bandwidth']:.0%} of a copy's bandwidth")
+    if "flops" in work:
+        facts.append(f"{work['flops'] / 1e9:.2f} GFLOP at {work['gflops_per_second']:.1f} GFLOP/s")
+    peaks = [f"{name} {peak / 2**20:.0f}" for name, peak in result.peak_bytes.items() if peak is not None]
+    if peaks:
+        facts.append("peak memory in MiB: " + ", ".join(peaks))
+    return [*told, "    " + "; ".join(facts)]
+
+
+def as_json(about: Mapping[str, Any], results: Mapping[str, Result]) -> dict[str, Any]:
+    """The file's contents, to four significant digits; null where there is no finite number."""
+    ratios = {
+        f"{key}.ratio_vs_{name}": ratio.median
+        for key, result in results.items()
+        for name, ratio in result.ratios.items()
+    }
+    cases = {key: {"right": result.right, **_plain(result)} for key, result in results.items()}
+    return {**_rounded(ratios), "cases": _rounded(cases), "about": _rounded(about)}
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    spreads = {name: getattr(result, name) for name in ("seconds", "ratios")}
+    return vars(result) | {name: {k: vars(v) for k, v in by.items()} for name, by in spreads.items()}
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value

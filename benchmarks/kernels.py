@@ -1,0 +1,200 @@
+"""Speed of the operators, each against what one would use without it.
+
+    python benchmarks/kernels.py --json FILE [--quick] [--only TEXT]
+
+Keys are <operator>.<shape>.<forward|forward_backward>.ratio_vs_<eager|compile|sdpa|padded|loop>. A further
+operator is a function that returns its `Setup`, and an entry of `TABLE` for each size.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+if __name__ == "__main__":  # else this file, beside the script, would be found as `kernels`
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import baselines, harness
+from cat_fast.kernels import backends
+from cat_fast.kernels.group_norm_silu.op import group_norm_silu
+from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
+from cat_fast.kernels.varlen_attention.op import varlen_attention
+from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PASSES = ("forward", "forward_backward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A way to compute an operator, and what it is given, in the layout it wants."""
+
+    function: Callable[..., torch.Tensor]
+    inputs: Sequence[torch.Tensor]
+    """All of them have gradients."""
+    grad: torch.Tensor
+    """Of the output."""
+    restore: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    """An output or a gradient, laid out as ours is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """An operator at one size. The mappings to numbers are by pass."""
+
+    ours: Rival
+    baselines: Mapping[str, Rival]
+    reference: Callable[..., torch.Tensor]
+    """The truth, given ours' inputs in float64."""
+    tolerance: float = 1e-5
+    bytes_moved: Mapping[str, int] = field(default_factory=dict)
+    copied: torch.Tensor | None = None
+    flops: Mapping[str, int] = field(default_factory=dict)
+
+
+def group_norm_silu_channels_last(*shape: int) -> Setup:
+    """GroupNorm + SiLU of x: (N, C, H, W), fp32, channels-last, in 32 groups."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (
+        torch.randn(shape, generator=generator).to(DEVICE, memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    weight, bias = torch.randn(2, shape[1], generator=generator).to(DEVICE).unbind()
+    options = {"groups": 32, "eps": 1e-6}
+    eager = partial(group_norm_silu_reference, **options)
+    rival = partial(Rival, inputs=(x, weight, bias), grad=grad)
+    return Setup(
+        ours=rival(function=partial(group_norm_silu, **options)),
+        baselines={
+            "eager": rival(function=eager),
+            "compile": rival(function=torch.compile(eager, dynamic=False)),
+        },
+        reference=eager,
+        # Forward reads x twice and writes y; backward reads x and dy twice and writes dx.
+        bytes_moved={"forward": 3 * x.nbytes, "forward_backward": 8 * x.nbytes},
+        copied=x,
+    )
+
+
+def varlen_attention_packed(heads: int, dim: int, lengths: Sequence[int]) -> Setup:
+    """Attention over packed sequences of these lengths, fp32."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = torch.randn(4, sum(lengths), heads, dim, generator=generator).to(DEVICE).unbind()
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE, torch.int32)
+    rival = partial(Rival, inputs=(q, k, v), grad=grad)
+
+    def pad(x: torch.Tensor) -> torch.Tensor:  # [T, H, D] -> [S, L, H, D]
+        return pad_sequence(x.split(list(lengths)), batch_first=True)
+
+    real = pad(torch.ones(sum(lengths), dtype=torch.bool, device=DEVICE))
+    multiplied = 4 * heads * dim * sum(length**2 for length in lengths)  # q k^T and the weights times v
+    return Setup(
+        ours=rival(function=partial(varlen_attention, cu_seqlens=cu_seqlens, max_seqlen=max(lengths))),
+        baselines={
+            "padded": Rival(
+                function=partial(baselines.padded_sdpa, real=real),
+                inputs=[pad(x) for x in (q, k, v)],
+                grad=pad(grad),
+                restore=lambda x: x[real],
+            ),
+            "loop": rival(function=partial(baselines.sdpa_per_sequence, lengths=lengths)),
+        },
+        reference=partial(varlen_attention_reference, cu_seqlens=cu_seqlens),
+        # Backward multiplies four times where forward does twice: dv, dp, dq and dk.
+        flops={"forward": multiplied, "forward_backward": 3 * multiplied},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An operator at one size, and what it is compared with on each pass."""
+
+    op: str
+    shape: str
+    """As it stands in the key."""
+    setup: Callable[[], Setup]
+    forward: Sequence[str] = ()
+    forward_backward: Sequence[str] = ()
+
+
+TABLE = (
+    *(
+        Entry(
+            op="group_norm_silu",
+            shape="x".join(map(str, shape)) + "_channels_last",
+            setup=partial(group_norm_silu_channels_last, *shape),
+            forward=("eager", "compile"),
+            forward_backward=("eager",),
+        )
+        for shape in ((1, 64, 512, 512), (1, 256, 128, 128))
+    ),
+    Entry(
+        op="varlen_attention",
+        shape="16x72_64x7+256x8+1024",
+        setup=partial(varlen_attention_packed, 16, 72, [64] * 7 + [256] * 8 + [1024]),
+        forward=("padded", "loop"),
+        forward_backward=("padded", "loop"),
+    ),
+)
+
+
+def cases(table: Sequence[Entry] = TABLE) -> dict[str, Callable[[], harness.Case]]:
+    """What the harness measures: a case for each entry and pass that has a baseline."""
+    return {
+        f"{entry.op}.{entry.shape}.{name}": partial(case, entry, name)
+        for entry in table
+        for name in PASSES
+        if getattr(entry, name)
+    }
+
+
+def case(entry: Entry, name: str) -> harness.Case:
+    """One pass of one entry, set up."""
+    setup = entry.setup()
+    ours = setup.ours
+
+    def truth() -> Sequence[torch.Tensor]:
+        doubles = [x.double() for x in ours.inputs]
+        exact = Rival(function=setup.reference, inputs=doubles, grad=ours.grad.double())
+        return contestant(exact, name).run()
+
+    return harness.Case(
+        ours=contestant(ours, name),
+        baselines={vs: contestant(setup.baselines[vs], name) for vs in getattr(entry, name)},
+        truth=truth,
+        tolerance=setup.tolerance,
+        bytes_moved=setup.bytes_moved.get(name),
+        copied=setup.copied,
+        flops=setup.flops.get(name),
+        details={
+            "backend": backends.choose(entry.op, ours.inputs[0]),
+            "dtype": str(ours.inputs[0].dtype).removeprefix("torch."),
+            "device": DEVICE,
+        },
+    )
+
+
+def contestant(rival: Rival, name: str) -> harness.Contestant:
+    """A rival at one pass: its output without autograd, or its output and the gradients of all inputs."""
+
+    def forward() -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            return (rival.function(*rival.inputs),)
+
+    def forward_backward() -> tuple[torch.Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in rival.inputs]
+        y = rival.function(*leaves)
+        return y.detach(), *torch.autograd.grad(y, leaves, rival.grad)
+
+    return harness.Contestant(
+        run={"forward": forward, "forward_backward": forward_backward}[name],
+        outputs=lambda tensors: [rival.restore(x) for x in tensors],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(harness.main("kernels", cases()))

@@ -1,0 +1,236 @@
+"""The harness: what is wrong is not timed, and what is right is told as medians of interleaved pairs."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from benchmarks import harness, machine
+from benchmarks.harness import Case, Contestant, Effort, Result, Spread
+from cat_fast.kernels import backends
+
+TRUTH = (torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64),)
+EFFORT = Effort(least_pairs=3, most_pairs=3, seconds=0.0)
+
+
+class Clock:
+    """Stands still unless a contestant says that it took time."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.order = []
+
+    def __call__(self):
+        return self.now
+
+    def contestant(self, name, *seconds, off_by=0.0):
+        """Takes `seconds`, call by call, the last of them again and again."""
+        remaining = list(seconds)
+
+        def run():
+            self.now += remaining.pop(0) if len(remaining) > 1 else remaining[0]
+            self.order.append(name)
+            return TRUTH[0].float() + off_by
+
+        return Contestant(run=run, outputs=lambda y: [y])
+
+
+def case(clock, *, ours=(1.0,), theirs=(3.0,), ours_off_by=0.0, theirs_off_by=0.0, **work):
+    return Case(
+        ours=clock.contestant("ours", *ours, off_by=ours_off_by),
+        baselines={"eager": clock.contestant("eager", *theirs, off_by=theirs_off_by)},
+        truth=lambda: TRUTH,
+        tolerance=1e-5,
+        **work,
+    )
+
+
+@pytest.fixture
+def run_program(tmp_path, capsys):
+    """Exit code, what was printed and the JSON, or None, of a benchmark of these cases."""
+
+    def run(cases, *arguments):
+        path = tmp_path / "results" / "toy.json"
+        code = harness.main("toy", cases, ["--quick", "--json", str(path), *arguments])
+        return code, capsys.readouterr(), json.loads(path.read_text()) if path.exists() else None
+
+    return run
+
+
+def toy(**changes):
+    """A case that takes real time, if hardly any."""
+    return lambda: case(Clock(), **changes)
+
+
+def test_turns_alternate_and_everybody_is_checked_and_warmed_up_first():
+    clock = Clock()
+    harness.measure(case(clock), EFFORT, clock)
+    checked, warmed = clock.order[:2], clock.order[2:4]
+    assert checked == warmed == ["ours", "eager"]
+    assert clock.order[4:] == ["ours", "eager", "eager", "ours", "ours", "eager"]
+
+
+def test_the_ratio_is_the_median_over_pairs_and_not_the_ratio_of_medians():
+    clock = Clock()
+    # After the check and the warm-up: pairs of (1, 4), (2, 4) and (3, 27) seconds.
+    result = harness.measure(case(clock, ours=(9, 9, 1, 2, 3), theirs=(9, 9, 4, 4, 27)), EFFORT, clock)
+    assert result.ratios["eager"] == Spread(median=4.0, low=3.0, high=6.5)  # of 4, 2 and 9
+    assert result.seconds["ours"] == Spread(median=2.0, low=1.5, high=2.5)
+    assert result.seconds["eager"].median == 4.0
+    assert result.pairs == {"eager": 3}
+
+
+@pytest.mark.parametrize(
+    ("values", "spread"),
+    [
+        ([5.0], Spread(5.0, 5.0, 5.0)),
+        ([1.0, 2.0], Spread(1.5, 1.25, 1.75)),
+        ([5.0, 1.0, 3.0, 2.0, 4.0], Spread(3.0, 2.0, 4.0)),
+        ([1.0, 1.0, 1.0, 101.0], Spread(1.0, 1.0, 26.0)),
+    ],
+)
+def test_spread_is_the_median_and_the_quartiles(values, spread):
+    assert Spread.of(values) == spread
+
+
+def test_pairs_go_on_for_the_seconds_given_within_their_bounds():
+    for seconds, least, most, pairs in [(10, 1, 9, 3), (10, 5, 9, 5), (100, 1, 9, 9)]:
+        clock = Clock()
+        effort = Effort(least_pairs=least, most_pairs=most, seconds=seconds)
+        assert harness.measure(case(clock), effort, clock).pairs["eager"] == pairs  # of four seconds each
+
+
+def test_short_work_is_repeated_within_a_turn():
+    clock = Clock()
+    result = harness.measure(case(clock, ours=(harness.TURN_SECONDS / 4,)), EFFORT, clock)
+    assert clock.order[4:9] == ["ours"] * 4 + ["eager"]
+    assert result.seconds["ours"].median == pytest.approx(harness.TURN_SECONDS / 4)
+
+
+@pytest.mark.parametrize("off_by", [1e-2, float("nan"), float("inf")])
+def test_a_wrong_candidate_prints_no_speed_up_and_fails(run_program, off_by):
+    code, printed, written = run_program({"right": toy(), "wrong": toy(ours_off_by=off_by)})
+    assert code == 1
+    about_wrong = printed.out[printed.out.index("wrong:") :]
+    assert "WRONG: ours is off by" in about_wrong
+    assert "as fast as" not in about_wrong
+    assert "right.ratio_vs_eager" in written
+    assert "wrong.ratio_vs_eager" not in written
+    assert written["cases"]["wrong"]["right"] is False
+    assert written["cases"]["wrong"]["seconds"] == {}
+
+
+def test_a_baseline_may_be_less_exact_but_not_do_other_work():
+    for off_by, right in [(2e-5 * 4, True), (2e-4 * 4, False), (float("nan"), False)]:
+        clock = Clock()
+        result = harness.measure(case(clock, theirs_off_by=off_by), EFFORT, clock)
+        assert result.right == right
+        assert bool(result.ratios) == right
+
+
+def test_nothing_wrong_is_ever_timed():
+    clock = Clock()
+    harness.measure(case(clock, ours_off_by=1.0), EFFORT, clock)
+    assert clock.order == ["ours", "eager"]
+
+
+def test_error_is_relative_to_the_largest_true_value_of_each_tensor():
+    small, large = torch.tensor([0.0, 0.1]), torch.tensor([100.0, 0.0])
+    assert harness.error_of([small + 0.01, large], [small, large]) == pytest.approx(0.1)
+    assert harness.error_of([small, large + 0.01], [small, large]) == pytest.approx(1e-4, rel=1e-3)
+    assert harness.error_of([torch.zeros(2)], [torch.zeros(2)]) == 0
+    assert harness.error_of([torch.ones(2)], [torch.zeros(2)]) == 1
+    assert math.isnan(harness.error_of([torch.tensor([0.0, math.nan])], [small]))
+    assert harness.error_of([small[None]], [small]) == math.inf  # a shape that would broadcast
+    with pytest.raises(ValueError, match="longer"):
+        harness.error_of([small], [small, large])
+
+
+def test_the_work_is_told_per_second():
+    clock = Clock()
+    copied = torch.zeros(250)
+    result = harness.measure(case(clock, ours=(2.0,), bytes_moved=4 * 10**9, flops=6 * 10**9), EFFORT, clock)
+    assert result.work == {
+        "bytes_moved": 4e9, "gb_per_second": 2.0, "flops": 6e9, "gflops_per_second": 3.0
+    }  # fmt: skip
+    ticking = iter(range(10**6))
+    result = harness.measure(
+        case(Clock(), bytes_moved=6000, copied=copied), EFFORT, clock=lambda: float(next(ticking))
+    )
+    # By this clock every turn takes a second: ours moves 6000 bytes in one, the copy 2 * 1000.
+    assert result.work["of_copy_bandwidth"] == pytest.approx(3.0)
+
+
+def test_the_file_says_what_was_measured_and_on_what(run_program):
+    code, printed, written = run_program({"op.1x2.forward": toy(flops=100), "op.1x2.backward": toy()})
+    assert code == 0
+    assert "as fast as eager" in printed.out
+    assert {key for key in written if "." in key} == {
+        "op.1x2.forward.ratio_vs_eager",
+        "op.1x2.backward.ratio_vs_eager",
+    }
+    measured = written["cases"]["op.1x2.forward"]
+    assert measured.keys() == {"right", *Result.__dataclass_fields__}
+    assert measured["ratios"]["eager"].keys() == {"median", "low", "high"}
+    assert measured["ratios"]["eager"]["median"] == written["op.1x2.forward.ratio_vs_eager"] > 0
+    assert measured["seconds"].keys() == measured["peak_bytes"].keys() == {"ours", "eager"}
+    about = written["about"]
+    assert about["benchmark"] == "toy"
+    assert about["packages"]["torch"] in torch.__version__
+    assert about["cpu"]["threads"] == torch.get_num_threads()
+    assert about.keys() >= {"date", "effort", "load_before", "load_after", "python", "platform"}
+
+
+def test_the_file_names_neither_the_host_nor_a_path(monkeypatch):
+    reason = "/home/someone/cat_fast/_ops.abi3.so: undefined symbol"
+    monkeypatch.setattr(
+        backends.Backend, "missing", lambda self: reason if self.name != "reference" else None
+    )
+    described = machine.describe()
+    assert "group_norm_silu.reference" in described["kernels"]
+    assert not [text for text in strings(described) if "/home" in text]
+    assert platform.node() not in set(strings(described))
+
+
+def strings(value):
+    if isinstance(value, Mapping):
+        return [text for inner in value.values() for text in strings(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in strings(inner)]
+    return [str(value)]
+
+
+def test_only_chooses_cases_and_an_empty_choice_is_refused(run_program):
+    code, printed, written = run_program({"a.forward": toy(), "b.forward": toy()}, "--only", "b.")
+    assert code == 0
+    assert written["cases"].keys() == {"b.forward"}
+    code, printed, _ = run_program({"a.forward": toy()}, "--only", "c")
+    assert code == 2
+    assert printed.err.startswith("error: --only c: no case has that in its key; there are a.forward")
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
+    clock = Clock()
+    (tmp_path / "file").touch()
+    assert harness.main("toy", {"a": lambda: case(clock)}, ["--json", str(tmp_path / "file" / "x.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert clock.order == []
+
+
+@pytest.mark.skipif(machine.peak_bytes(lambda: None) is None, reason="the system does not tell peak memory")
+def test_peak_memory_is_what_a_call_holds_at_most_and_not_what_it_leaves():
+    size = 16 * 2**20
+
+    def one_after_the_other():
+        for _ in range(3):
+            torch.ones(size, dtype=torch.uint8)
+
+    def at_once():
+        return [torch.ones(size, dtype=torch.uint8) for _ in range(3)]
+
+    for _ in range(2):  # freed memory that the process kept would hide what the second round takes
+        assert machine.peak_bytes(one_after_the_other) == pytest.approx(size, rel=0.1)
+        assert machine.peak_bytes(at_once) == pytest.approx(3 * size, rel=0.1)
