@@ -136,12 +136,16 @@ def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Res
         return checked
     del truth
 
-    # The run that shows the peak is also the second one, after which nothing is compiled or first touched.
+    # This second run shows the peak, without what compiling took, and how often to repeat within a turn.
     peaks, calls = {}, {}
     for name, contestant in everyone.items():
-        start = clock()
-        peaks[name] = machine.peak_bytes(contestant.run)
-        calls[name] = max(1, math.ceil(TURN_SECONDS / max(clock() - start, 1e-6)))
+        taken: list[float] = []
+
+        def timed(contestant: Contestant = contestant, taken: list[float] = taken) -> None:
+            taken.append(seconds_a_call(contestant.run, 1, clock))
+
+        peaks[name] = machine.peak_bytes(timed)
+        calls[name] = max(1, math.ceil(TURN_SECONDS / max(taken[0], 1e-6)))
 
     times: dict[str, list[float]] = {name: [] for name in everyone}
     ratios = {}

@@ -1,7 +1,7 @@
 """The machine that a benchmark runs on: what it is, and the most memory that a piece of work takes on it."""
 
 import ctypes
-import gc
+import platform
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +16,11 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, GPUs, threads and versions, without the machine's name or any path."""
+    """Processor, GPUs, threads and versions; no names of hosts or of kernels built for one, and no path."""
     found = environment()
     # The reasons why other backends are not active may hold paths.
     active = [f"{row['op']}.{row['backend']}" for row in found["kernels"] if row["status"] == "active"]
-    return found | {"kernels": active}
+    return found | {"kernels": active, "platform": f"{platform.system()} {platform.machine()}"}
 
 
 def synchronize() -> None:
@@ -33,14 +33,13 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
     """By how much one call raises the memory in use, at its height; None where the system does not tell.
 
     Memory of the GPU once it is in use, else of the process: not that of torch's allocator alone, so that
-    the buffers of other libraries count.
+    the buffers of other libraries count. For tensors below 32 MiB so do the gaps of the C library's heap.
     """
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return torch.cuda.max_memory_allocated() - before
-    gc.collect()
     with suppress(OSError, AttributeError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)  # else freed memory that the process kept would hide what is taken
     try:

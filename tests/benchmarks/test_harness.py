@@ -192,7 +192,8 @@ def test_the_file_names_neither_the_host_nor_a_path(monkeypatch):
     described = machine.describe()
     assert "group_norm_silu.reference" in described["kernels"]
     assert not [text for text in strings(described) if "/home" in text]
-    assert platform.node() not in set(strings(described))
+    assert platform.node() not in strings(described)
+    assert not [text for text in strings(described) if platform.release() in text]
 
 
 def strings(value):
@@ -222,7 +223,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, caps
 
 @pytest.mark.skipif(machine.peak_bytes(lambda: None) is None, reason="the system does not tell peak memory")
 def test_peak_memory_is_what_a_call_holds_at_most_and_not_what_it_leaves():
-    size = 16 * 2**20
+    size = 64 * 2**20  # too large for the C library's heap, whose gaps would count
 
     def one_after_the_other():
         for _ in range(3):
