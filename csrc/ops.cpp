@@ -11,4 +11,7 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def(
       "group_norm_silu_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd,"
       " int groups, bool activation) -> (Tensor, Tensor, Tensor)");
+  m.def("scalar_attention(Tensor q, Tensor k, Tensor v) -> Tensor");
+  // -> the gradients of q, k and v
+  m.def("scalar_attention_backward(Tensor grad_y, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)");
 }

@@ -63,6 +63,14 @@ TABLE = (
         library="_ops",
     ),
     Backend(op="group_norm_silu", name="reference"),
+    Backend(
+        op="scalar_attention",
+        name="cpp",
+        device="cpu",
+        dtypes=(torch.float32, torch.bfloat16),
+        library="_ops",
+    ),
+    Backend(op="scalar_attention", name="reference"),
     # One SDPA call for each run of equal lengths; there is no compiled backend of this operator.
     Backend(op="varlen_attention", name="reference"),
 )

@@ -8,7 +8,11 @@ import torch
 from packaging.version import Version
 
 OLDEST_TORCH = Version("2.10")  # the stable ABI that setup.py targets
-OPERATORS = ("group_norm_silu", "group_norm_silu_backward")  # what a library of this source implements
+GROUP_NORM_SILU = ("group_norm_silu", "group_norm_silu_backward")
+OPERATORS = {  # what each library of this source implements
+    "_ops": (*GROUP_NORM_SILU, "scalar_attention", "scalar_attention_backward"),
+    "_ops_cuda": GROUP_NORM_SILU,
+}
 
 
 @functools.cache
@@ -49,7 +53,7 @@ def _load(name: str, path: str) -> str | None:
     except (OSError, RuntimeError) as error:  # built for another torch, CUDA runtime or platform
         return str(error).splitlines()[0]
     device = "CUDA" if name == "_ops_cuda" else "CPU"
-    for operator in OPERATORS:
+    for operator in OPERATORS[name]:
         if not _implements(operator, device):
             return f"it was built from other sources, without {operator} on {device}"
     return None

@@ -2,7 +2,8 @@
 
 Layer names and arithmetic follow diffusers' AutoencoderKL (`ResnetBlock2D`, `DownEncoderBlock2D`,
 `UpDecoderBlock2D`, `UNetMidBlock2D`), so that LDM and Stable Diffusion weights load; normalisation and
-activation go through the fused `group_norm_silu` operator.
+activation go through the fused `group_norm_silu` operator, attention with heads of one dimension through
+`scalar_attention`.
 
 Shapes: B batch, C channels, H and W the side of the feature map.
 """
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
+from cat_fast.kernels.scalar_attention.op import scalar_attention
 
 NORM_EPS = 1e-6
 
@@ -66,11 +68,13 @@ class Attention(nn.Module):
         def heads(t_BNC: Tensor) -> Tensor:
             return t_BNC.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
 
-        out = F.scaled_dot_product_attention(
-            heads(self.to_q(h_BNC)), heads(self.to_k(h_BNC)), heads(self.to_v(h_BNC))
-        )
-        out_BNC = self.to_out[0](out.transpose(1, 2).flatten(2))
-        return x_BCHW + out_BNC.transpose(1, 2).reshape(B, C, H, W)
+        q_BNC, k_BNC, v_BNC = self.to_q(h_BNC), self.to_k(h_BNC), self.to_v(h_BNC)
+        if self.head_dim == 1:
+            out_BNC = scalar_attention(q_BNC, k_BNC, v_BNC)
+        else:
+            out = F.scaled_dot_product_attention(heads(q_BNC), heads(k_BNC), heads(v_BNC))
+            out_BNC = out.transpose(1, 2).flatten(2)
+        return x_BCHW + self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
 
 class MidBlock(nn.Module):

@@ -1,0 +1,1 @@
+"""Attention with heads of one dimension: `op` is what models call, `reference` the formula."""

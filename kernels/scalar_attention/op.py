@@ -1,0 +1,68 @@
+"""Attention with heads of one dimension: `scalar_attention` runs it with the best backend there is.
+
+The compiled backend, torch.ops.cat_fast.scalar_attention (schema in csrc/ops.cpp), takes time linear in the
+sequence's length; README.md, beside this file, tells how and how exact it is.
+"""
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+from .. import backends, library
+from .reference import scalar_attention_reference
+
+
+def scalar_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Softmax attention of every position to all, H heads of dimension 1 and scale 1.
+
+    q, k, v: (B, N, H) of one dtype, in any memory order. Returns (B, N, H) of that dtype, contiguous where
+    the compiled backend ran; sums are fp32. A value that is not finite makes its head NaN. Differentiable
+    once; where second derivatives are needed, use the reference.
+
+    Raises ValueError if shapes or dtypes differ.
+    """
+    if q.dim() != 3 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
+        given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
+        raise ValueError(f"scalar_attention takes q, k, v of one shape (B, N, H) and one dtype, not {given}")
+    if backends.choose("scalar_attention", q) == "reference":
+        return scalar_attention_reference(q, k, v)
+    return torch.ops.cat_fast.scalar_attention(q, k, v)
+
+
+def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _fake_backward(
+    grad_y: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _fake(q, k, v), _fake(q, k, v), _fake(q, k, v)
+
+
+def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.ops.cat_fast.scalar_attention_backward(grad_y, *ctx.saved_tensors)
+
+
+def _flops(q_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """As torch counts attention: two products of N x N x 1 for each head, whatever the method."""
+    batch, count, heads = q_shape
+    return 2 * (2 * batch * heads * count**2)
+
+
+def _flops_backward(grad_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """As torch counts attention: five products of N x N x 1 for each head, the scores anew among them."""
+    batch, count, heads = grad_shape
+    return 5 * (2 * batch * heads * count**2)
+
+
+if library.load("_ops") is None:
+    torch.library.register_fake("cat_fast::scalar_attention", _fake)
+    torch.library.register_fake("cat_fast::scalar_attention_backward", _fake_backward)
+    torch.library.register_autograd("cat_fast::scalar_attention", _backward, setup_context=_setup_context)
+    register_flop_formula(torch.ops.cat_fast.scalar_attention)(_flops)
+    register_flop_formula(torch.ops.cat_fast.scalar_attention_backward)(_flops_backward)
