@@ -64,7 +64,7 @@ def test_a_latent_depends_on_its_own_picture_only():
     together = model.encode(pictures, 16).latent_dist.mean
     alone = torch.cat([model.encode(x[None], 16).latent_dist.mean for x in pictures])
     torch.testing.assert_close(
-        together, alone, rtol=1e-4, atol=1e-5
+        together, alone, rtol=1e-4, atol=1e-4
     )  # convolutions sum in batch-dependent order
 
 
@@ -112,8 +112,8 @@ def test_weights_of_a_diffusers_autoencoder_give_diffusers_outputs():
     with torch.no_grad():
         expected = theirs.encode(picture).latent_dist
         posterior = ours.encode(picture, 8).latent_dist
-        torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(
             ours.decode(posterior.mode(), 8).sample,
             theirs.decode(expected.mode()).sample,
