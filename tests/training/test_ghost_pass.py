@@ -55,7 +55,9 @@ def test_the_ghost_pass_changes_neither_output_nor_gradients(ratio):
 
 
 def reference() -> dict[str, torch.Tensor]:
-    """Plain torch: the mean of both ranks' gradients, one AdamW."""
+    """Plain torch: the mean of both ranks' gradients, one AdamW; on one thread, as the ranks compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     model = tiny_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     for step in range(STEPS):
@@ -63,6 +65,7 @@ def reference() -> dict[str, torch.Tensor]:
         for rank in (0, 1):
             (loss_of(model, step, rank) / 2).backward()
         optimizer.step()
+    torch.set_num_threads(threads)
     return model.state_dict()
 
 
