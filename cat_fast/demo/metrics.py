@@ -39,7 +39,7 @@ def collect_metrics(
         "machine": {
             "processor": processor_name(),
             "cores": len(os.sched_getaffinity(0)),
-            "platform": platform.platform(),
+            "platform": f"{platform.system()} {platform.machine()}",
             "torch": torch.__version__,
         },
         "complexity": _complexity([*train, *(r.record for r in results)]),
