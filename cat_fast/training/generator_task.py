@@ -16,6 +16,7 @@ from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import GeneratorRun
 
@@ -44,7 +45,7 @@ class GeneratorTask:
         self.latents = LatentDataset(config.data.latents)
         torch.manual_seed(config.seed)
         self.arguments = self._model_arguments()
-        model = build_model(self.arguments)
+        model = build_model(DiT, self.arguments)
         self.lengths = self.latents.token_counts(model.config.patch_size)
         if max(self.lengths) > config.data.max_tokens:
             raise UserError(
@@ -123,18 +124,6 @@ class GeneratorTask:
 
     def export(self, folder: Path) -> None:
         if self.ema:
-            averaged = build_model(self.arguments)
+            averaged = build_model(DiT, self.arguments)
             self.ema.copy_to(averaged)
             averaged.save_pretrained(folder)
-
-
-def build_model(arguments: dict) -> DiT:
-    """The DiT of a `model:` section.
-
-    Raises:
-        UserError: an unknown argument or values the model refuses.
-    """
-    try:
-        return DiT(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model: {error}") from error

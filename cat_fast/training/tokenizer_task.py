@@ -23,6 +23,7 @@ from cat_fast.tokenizer.losses import TokenizerObjective, discriminator_loss
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step, step_rng
 from cat_fast.training.settings import TokenizerRun
 
@@ -33,7 +34,7 @@ class TokenizerTask:
     def __init__(self, config: TokenizerRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         torch.manual_seed(config.seed)
-        model = build_model(config.model)
+        model = build_model(NestedAutoencoderKL, config.model)
         discriminator = StyleGANDiscriminator(
             config.discriminator.resolution,
             config.discriminator.channel_base,
@@ -136,18 +137,6 @@ class TokenizerTask:
 
     def export(self, folder: Path) -> None:
         if self.ema:
-            averaged = build_model(self.config.model)
+            averaged = build_model(NestedAutoencoderKL, self.config.model)
             self.ema.copy_to(averaged)
             averaged.save_pretrained(folder)
-
-
-def build_model(arguments: dict) -> NestedAutoencoderKL:
-    """The autoencoder of a `model:` section.
-
-    Raises:
-        UserError: an unknown argument or values the model refuses.
-    """
-    try:
-        return NestedAutoencoderKL(**arguments)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model: {error}") from error
