@@ -1,11 +1,16 @@
 """Which backend runs an operator: one table of what there is and what each can take.
 
 The first backend of the table that takes the arguments runs; the reference, last, takes everything.
-CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one, which then raises where it cannot.
+CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one, which then raises where it cannot. Triton kernels also
+run on CPU tensors, in Triton's interpreter and thousands of times slower, where TRITON_INTERPRET=1 was set
+before the start: for tests, and only forced.
 """
 
+import functools
+import importlib.util
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -27,6 +32,8 @@ class Backend:
     """The device type it runs on; None is any."""
     dtypes: tuple[torch.dtype, ...] | None = None
     """The dtypes it takes; None is any."""
+    limits: Mapping[str, range] = field(default_factory=dict)
+    """The sizes it takes, by the name under which an operator gives them to `choose`."""
     library: str | None = None
     """The compiled library that it lives in."""
 
@@ -34,17 +41,37 @@ class Backend:
         """Why it cannot run on this machine at all, or None."""
         if self.library is not None and (obstacle := library.load(self.library)) is not None:
             return obstacle
+        if self.name == "triton":
+            return triton_obstacle()
         if self.device == "cuda" and not torch.cuda.is_available():
             return "no CUDA device"
         return None
 
-    def rejects(self, device: str, dtype: torch.dtype) -> str | None:
-        """The constraint that tensors of this device type and dtype break, or None."""
-        if self.device not in (None, device):
+    def rejects(self, device: str, dtype: torch.dtype, sizes: Mapping[str, int], forced: bool) -> str | None:
+        """The constraint that tensors of this device type, dtype and these sizes break, or None."""
+        interpreted = self.name == "triton" and forced and triton_is_interpreted()
+        if self.device not in (None, device) and not (interpreted and device == "cpu"):
             return f"it takes {self.device} tensors, not {device}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"it takes {' or '.join(map(str, self.dtypes))}, not {dtype}"
+        for name, allowed in self.limits.items():
+            if sizes[name] not in allowed:
+                return f"it takes {name} {_spell(allowed)}, not {sizes[name]}"
         return self.missing()
+
+    def constraints(self) -> str:
+        """What it takes, in words: "any tensor", or device, dtypes and sizes."""
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes or ())
+        sizes = [f"{name} {_spell(allowed)}" for name, allowed in self.limits.items()]
+        return "; ".join(filter(None, [self.device, dtypes, *sizes])) or "any tensor"
+
+
+def _spell(allowed: range) -> str:
+    step = f" in steps of {allowed.step}" if allowed.step > 1 else ""
+    return f"{allowed[0]} to {allowed[-1]}{step}"
+
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 TABLE = (
@@ -76,22 +103,22 @@ TABLE = (
 )
 
 
-def choose(op: str, x: torch.Tensor) -> str:
-    """The name of the backend that runs `op` on tensors of x's device and dtype.
+def choose(op: str, x: torch.Tensor, **sizes: int) -> str:
+    """The name of the backend that runs `op` on tensors of x's device and dtype, and of these sizes.
 
     Raises UserError, naming the constraint, if CAT_FAST_BACKEND forces one that cannot. torch.compile
     takes the answer at tracing time as a constant.
     """
-    return _choose(op, x.device.type, x.dtype)
+    return _choose(op, x.device.type, x.dtype, tuple(sizes.items()))
 
 
 @torch.compiler.assume_constant_result
-def _choose(op: str, device: str, dtype: torch.dtype) -> str:
+def _choose(op: str, device: str, dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]) -> str:
     forced = forced_backend()
     for backend in TABLE:
         if backend.op != op or forced not in (None, backend.name):
             continue
-        obstacle = backend.rejects(device, dtype)
+        obstacle = backend.rejects(device, dtype, dict(sizes), forced is not None)
         if obstacle is None:
             return backend.name
         if forced is not None:
@@ -106,6 +133,21 @@ def forced_backend() -> str | None:
     if forced not in (None, *NAMES):
         raise UserError(f"CAT_FAST_BACKEND={forced} is unknown: use {', '.join(NAMES)}, or leave it unset")
     return forced
+
+
+def triton_is_interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def triton_obstacle() -> str | None:
+    """Why no Triton kernel can run here, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not torch.cuda.is_available() and not triton_is_interpreted():
+        return "no CUDA device"
+    return None
 
 
 def report() -> list[tuple[str, str, str]]:

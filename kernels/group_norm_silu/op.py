@@ -1,15 +1,13 @@
 """GroupNorm + SiLU: `group_norm_silu` runs it with the best backend there is.
 
-The compiled backends are one torch operator, torch.ops.cat_fast.group_norm_silu (schema in csrc/ops.cpp),
-with an implementation a device; here it gets its fake implementation and its gradient, so that
-torch.compile, checkpointing and FLOP counters see it.
 """
 
 from typing import Any
 
 import torch
 
-from .. import backends, library
+from .. import backends
+from ..registration import Operator
 from .reference import group_norm_silu_reference
 
 
@@ -27,9 +25,10 @@ def group_norm_silu(
     or fp32. Statistics are fp32; y has x's shape, dtype and memory format. Differentiable once; where
     second derivatives are needed, use the reference.
     """
-    if backends.choose("group_norm_silu", x) == "reference":
+    backend = backends.choose("group_norm_silu", x)
+    if backend == "reference":
         return group_norm_silu_reference(x, weight, bias, groups, eps, activation)
-    y, _mean, _rstd = torch.ops.cat_fast.group_norm_silu(_dense(x), weight, bias, groups, eps, activation)
+    y, _mean, _rstd = OPERATOR(backend, _dense(x), weight, bias, groups, eps, activation)
     return y
 
 
@@ -71,15 +70,16 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 
 def _backward(
-    ctx: Any, grad_y: torch.Tensor, _grad_mean: torch.Tensor | None, _grad_rstd: torch.Tensor | None
+    operator: Any, ctx: Any, grad_y: torch.Tensor, *_: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
-    gradients = torch.ops.cat_fast.group_norm_silu_backward(
-        grad_y, *ctx.saved_tensors, ctx.groups, ctx.activation
-    )
-    return (*gradients, None, None, None)
+    return (*operator(grad_y, *ctx.saved_tensors, ctx.groups, ctx.activation), None, None, None)
 
 
-if library.load("_ops") is None:
-    torch.library.register_fake("cat_fast::group_norm_silu", _fake)
-    torch.library.register_fake("cat_fast::group_norm_silu_backward", _fake_backward)
-    torch.library.register_autograd("cat_fast::group_norm_silu", _backward, setup_context=_setup_context)
+OPERATOR = Operator(
+    name="group_norm_silu",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+OPERATOR.register_compiled()

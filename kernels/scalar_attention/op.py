@@ -7,9 +7,9 @@ sequence's length; README.md, beside this file, tells how and how exact it is.
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
-from .. import backends, library
+from .. import backends
+from ..registration import Operator
 from .reference import scalar_attention_reference
 
 
@@ -25,9 +25,10 @@ def scalar_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     if q.dim() != 3 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
         raise ValueError(f"scalar_attention takes q, k, v of one shape (B, N, H) and one dtype, not {given}")
-    if backends.choose("scalar_attention", q) == "reference":
+    backend = backends.choose("scalar_attention", q)
+    if backend == "reference":
         return scalar_attention_reference(q, k, v)
-    return torch.ops.cat_fast.scalar_attention(q, k, v)
+    return OPERATOR(backend, q, k, v)
 
 
 def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -44,8 +45,8 @@ def _setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Ten
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return torch.ops.cat_fast.scalar_attention_backward(grad_y, *ctx.saved_tensors)
+def _backward(operator: Any, ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return operator(grad_y, *ctx.saved_tensors)
 
 
 def _flops(q_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
@@ -60,9 +61,13 @@ def _flops_backward(grad_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     return 5 * (2 * batch * heads * count**2)
 
 
-if library.load("_ops") is None:
-    torch.library.register_fake("cat_fast::scalar_attention", _fake)
-    torch.library.register_fake("cat_fast::scalar_attention_backward", _fake_backward)
-    torch.library.register_autograd("cat_fast::scalar_attention", _backward, setup_context=_setup_context)
-    register_flop_formula(torch.ops.cat_fast.scalar_attention)(_flops)
-    register_flop_formula(torch.ops.cat_fast.scalar_attention_backward)(_flops_backward)
+OPERATOR = Operator(
+    name="scalar_attention",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+    flops=_flops,
+    flops_backward=_flops_backward,
+)
+OPERATOR.register_compiled()
