@@ -38,7 +38,9 @@ class Operator:
         if library.load("_ops") is None:
             self._register("")
 
-    def register_triton(self, implementations: Callable[[], tuple[Callable[..., Any], Callable[..., Any]]]) -> None:
+    def register_triton(
+        self, implementations: Callable[[], tuple[Callable[..., Any], Callable[..., Any]]]
+    ) -> None:
         """Define cat_fast::<name>_triton and its backward where Triton can run.
 
         `implementations` imports and returns the forward and the backward function, whose annotations are the

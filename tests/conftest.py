@@ -1,4 +1,4 @@
-"""For all tests: where there is no GPU, Triton runs kernels in its interpreter, which must be said before it loads."""
+"""For all tests: where there is no GPU, Triton interprets its kernels, which must be said before it loads."""
 
 import os
 

@@ -1,6 +1,4 @@
-"""GroupNorm + SiLU: `group_norm_silu` runs it with the best backend there is.
-
-"""
+"""GroupNorm + SiLU: `group_norm_silu` runs it with the best backend there is."""
 
 from typing import Any
 

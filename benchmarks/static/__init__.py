@@ -1,0 +1,1 @@
+"""GPU kernels compiled without a GPU, and held to budgets."""

@@ -1,0 +1,54 @@
+"""What each kind of GPU kernel may cost."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.static.compiler import Kernel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a kernel may cost."""
+
+    kind: str
+    occupancy: float = 0.0
+    """The least part of a multiprocessor's threads that fits, by registers and shared memory."""
+    blocks: int = 1
+    """The least blocks that fit a multiprocessor."""
+    wide_access: bool = False
+    """Whether global memory must be read or written 16 bytes at a time."""
+    matrix_instructions: bool = False
+
+    def violations(self, kernel: Kernel) -> list[str]:
+        """What `kernel` breaks, in words."""
+        found = []
+        if kernel.spill_bytes:
+            found.append(f"spills {kernel.spill_bytes} bytes")
+        if kernel.occupancy < self.occupancy:
+            found.append(f"occupancy {kernel.occupancy:.0%} is under {self.occupancy:.0%}")
+        if kernel.blocks < self.blocks:
+            found.append(f"{kernel.blocks} blocks fit a multiprocessor, not {self.blocks}")
+        if self.wide_access and not kernel.wide_accesses:
+            found.append("no 128-bit access to global memory")
+        if self.matrix_instructions and not kernel.matrix_instructions:
+            found.append("no matrix instructions")
+        return found
+
+
+MEMORY = Budget(kind="memory-bound", occupancy=0.5, wide_access=True)
+SMALL = Budget(kind="combines partial results")
+ATTENTION_FORWARD = Budget(kind="attention forward", blocks=2, wide_access=True, matrix_instructions=True)
+ATTENTION_BACKWARD = Budget(kind="attention backward", blocks=1, wide_access=True, matrix_instructions=True)
+ATTENTION_EXACT = Budget(kind="attention in fp32")
+ARITHMETIC = Budget(kind="arithmetic-bound", occupancy=0.25)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A launcher at one size."""
+
+    launch: Callable[[], Any]
+    """Calls it with meta tensors."""
+    budgets: Mapping[str, Budget]
+    """By the name of each kernel that it launches."""

@@ -1,0 +1,117 @@
+"""Compile what a Triton launcher would launch, and read each kernel's costs from its binary."""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+WARP = 32
+REGISTERS, THREADS = 65536, 2048
+"""Of a multiprocessor: 32-bit registers, resident threads."""
+SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024}
+"""Of a multiprocessor, by architecture; each block takes 1 KiB more than it asks for."""
+MATRIX_INSTRUCTION = re.compile(r"\b(HMMA|HGMMA)\.")
+WIDE_ACCESS = re.compile(r"\b(?:LDG|STG|LDGSTS)\.E\S*\.128|\bUTMALDG|\bUTMASTG")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One compiled kernel."""
+
+    name: str
+    architecture: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    threads: int
+    blocks: int
+    """That fit a multiprocessor, by registers, shared memory and threads."""
+    occupancy: float
+    """The part of a multiprocessor's threads that those are."""
+    wide_accesses: int
+    """128-bit or bulk loads and stores of global memory."""
+    matrix_instructions: int
+
+
+def compile_launched(launch: Callable[[], object], architecture: int) -> list[Kernel]:
+    """The kernels that `launch` launches, each once for a set of arguments. Its tensors may be on meta."""
+    with recording(architecture) as compiled:
+        launch()
+    unique = {id(kernel): kernel for kernel in compiled}
+    return [examine(kernel, architecture) for kernel in unique.values()]
+
+
+@contextmanager
+def recording(architecture: int) -> Iterator[list[Any]]:
+    """Compiles what is launched inside, and lists it, instead of running it."""
+    compiled: list[Any] = []
+    run, driver = JITFunction.run, triton.runtime.driver._active
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        compiled.append(kernel)
+        return kernel
+
+    JITFunction.run = compile_only
+    triton.runtime.driver.set_active(_Target(architecture))
+    try:
+        yield compiled
+    finally:
+        JITFunction.run = run
+        triton.runtime.driver._active = driver
+
+
+class _Target:
+    """A driver that knows what to compile for, and no more. Each architecture is a device of its own, as
+    Triton keeps its compiled kernels by device."""
+
+    def __init__(self, architecture: int) -> None:
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, WARP)
+
+    def get_current_device(self) -> int:
+        return self.architecture
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def examine(compiled: Any, architecture: int) -> Kernel:
+    """Read a compiled kernel's costs from its binary."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        usage = _cuobjdump("--dump-resource-usage", cubin.name)
+        code = _cuobjdump("--dump-sass", cubin.name)
+    registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
+    threads = compiled.metadata.num_warps * WARP
+    shared = compiled.metadata.shared
+    granted = -(-registers // 8) * 8 * threads
+    blocks = min(REGISTERS // granted, THREADS // threads, SHARED_BYTES[architecture] // (shared + 1024))
+    return Kernel(
+        name=compiled.metadata.name,
+        architecture=architecture,
+        registers=registers,
+        spill_bytes=stack,
+        shared_bytes=shared,
+        threads=threads,
+        blocks=blocks,
+        occupancy=blocks * threads / THREADS,
+        wide_accesses=len(WIDE_ACCESS.findall(code)),
+        matrix_instructions=len(MATRIX_INSTRUCTION.findall(code)),
+    )
+
+
+def _cuobjdump(option: str, path: str) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,66 @@
+"""The Triton kernels, compiled for sm_80 and sm_90 without a GPU, keep to their budgets."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.static.budgets import Budget
+from benchmarks.static.compiler import Kernel
+
+ROOT = Path(__file__).parents[2]
+FRUGAL = Kernel(
+    name="k",
+    architecture=80,
+    registers=32,
+    spill_bytes=0,
+    shared_bytes=0,
+    threads=128,
+    blocks=16,
+    occupancy=1.0,
+    wide_accesses=2,
+    matrix_instructions=0,
+)
+
+
+def compile_all(tmp_path, *options):
+    """In a process of its own, as this one may have Triton interpret kernels."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    path = tmp_path / "static.json"
+    command = [sys.executable, ROOT / "benchmarks/gpu_static.py", "--json", path, *options]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert path.exists(), ran.stderr[-2000:]
+    return ran, json.loads(path.read_text())
+
+
+def test_every_triton_kernel_keeps_to_its_budget(tmp_path):
+    ran, report = compile_all(tmp_path)
+    assert ran.returncode == 0, ran.stdout
+    assert report["kernels"]
+    assert not [row for row in report["kernels"] if row["violations"]]
+    committed = json.loads((ROOT / "benchmarks/results/gpu_static.json").read_text())
+    assert list(map(identity, committed["kernels"])) == list(map(identity, report["kernels"]))
+
+
+def identity(row):
+    return row["case"], row["name"], row["architecture"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "kernel", "said"),
+    [
+        ({}, {"spill_bytes": 8}, "spills 8 bytes"),
+        ({"occupancy": 0.5}, {"occupancy": 0.4}, "occupancy 40% is under 50%"),
+        ({"blocks": 2}, {"blocks": 1}, "1 blocks fit"),
+        ({"wide_access": True}, {"wide_accesses": 0}, "no 128-bit access"),
+        ({"matrix_instructions": True}, {}, "no matrix instructions"),
+    ],
+    ids=str,
+)
+def test_a_kernel_over_budget_is_named(budget, kernel, said):
+    assert Budget(kind="test", **budget).violations(FRUGAL) == [] or "matrix_instructions" in budget
+    (violation,) = Budget(kind="test", **budget).violations(Kernel(**{**vars(FRUGAL), **kernel}))
+    assert said in violation
