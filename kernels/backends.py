@@ -1,9 +1,10 @@
 """Which backend runs an operator: one table of what there is and what each can take.
 
 The first backend of the table that takes the arguments runs; the reference, last, takes everything.
-CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one, which then raises where it cannot. Triton kernels also
-run on CPU tensors, in Triton's interpreter and thousands of times slower, where TRITON_INTERPRET=1 was set
-before the start: for tests, and only forced.
+CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one on every operator, which then raises where it cannot;
+CAT_FAST_BACKEND=adaln=triton,group_norm_silu=cuda forces operators one by one and leaves the others free.
+Triton kernels also run on CPU tensors, in Triton's interpreter and thousands of times slower, where
+TRITON_INTERPRET=1 was set before the start: for tests, and only forced.
 """
 
 import functools
@@ -114,7 +115,7 @@ def choose(op: str, x: torch.Tensor, **sizes: int) -> str:
 
 @torch.compiler.assume_constant_result
 def _choose(op: str, device: str, dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]) -> str:
-    forced = forced_backend()
+    forced = forced_backend(op)
     for backend in TABLE:
         if backend.op != op or forced not in (None, backend.name):
             continue
@@ -127,12 +128,22 @@ def _choose(op: str, device: str, dtype: torch.dtype, sizes: tuple[tuple[str, in
     raise UserError(f"CAT_FAST_BACKEND={forced}: {op} has no such backend: it has {has}")
 
 
-def forced_backend() -> str | None:
-    """The backend that CAT_FAST_BACKEND names, or None."""
-    forced = os.environ.get("CAT_FAST_BACKEND") or None
-    if forced not in (None, *NAMES):
-        raise UserError(f"CAT_FAST_BACKEND={forced} is unknown: use {', '.join(NAMES)}, or leave it unset")
-    return forced
+def forced_backend(op: str) -> str | None:
+    """The backend that CAT_FAST_BACKEND forces on `op`, or None."""
+    setting = os.environ.get("CAT_FAST_BACKEND", "")
+    if "=" not in setting:
+        forced = {op: setting} if setting else {}
+    else:
+        forced = dict(part.partition("=")[::2] for part in setting.split(","))
+        if unknown := forced.keys() - {backend.op for backend in TABLE}:
+            raise UserError(f"CAT_FAST_BACKEND={setting}: there is no operator {min(unknown)}")
+    for name in forced.values():
+        if name not in NAMES:
+            raise UserError(
+                f"CAT_FAST_BACKEND={setting}: backend {name!r} is unknown: use one of "
+                f"{', '.join(NAMES)}, or operator=backend pairs with commas between, or leave it unset"
+            )
+    return forced.get(op)
 
 
 def triton_is_interpreted() -> bool:
@@ -150,13 +161,25 @@ def triton_obstacle() -> str | None:
     return None
 
 
-def report() -> list[tuple[str, str, str]]:
-    """(op, backend, status) for every row of the table: "active", or why it is not."""
-    forced = forced_backend()
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What `report` says of one row of the table."""
+
+    op: str
+    backend: str
+    takes: str
+    """Its constraints."""
+    status: str
+    """"active", or why it is not."""
+
+
+def report() -> list[Status]:
+    """The table, with what each backend takes and whether it can run here."""
     rows = []
     for backend in TABLE:
         status = backend.missing() or "active"
+        forced = forced_backend(backend.op)
         if forced not in (None, backend.name):
-            status = f"CAT_FAST_BACKEND={forced} is set"
-        rows.append((backend.op, backend.name, status))
+            status = f"{forced} is forced"
+        rows.append(Status(op=backend.op, backend=backend.name, takes=backend.constraints(), status=status))
     return rows

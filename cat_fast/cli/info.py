@@ -2,6 +2,7 @@
 
 import json
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
@@ -20,7 +21,8 @@ def info(
 ) -> None:
     """Show versions, devices, CPU features, and which kernel backends are active and why others are not.
 
-    CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one backend for every operator that has it.
+    CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one backend on every operator, and
+    CAT_FAST_BACKEND=adaln=triton,group_norm_silu=cuda forces operators one by one.
 
     Examples:
 
@@ -44,12 +46,12 @@ def info(
         facts.add_row("gpu", "none")
     console.out.print(facts)
 
-    kernels = Table("operator", "backend", "status")
+    kernels = Table("operator", "backend", "takes", "status")
     for row in report["kernels"]:
         style = "green" if row["status"] == "active" else "dim"
-        kernels.add_row(row["op"], row["backend"], Text(row["status"], style=style))
+        kernels.add_row(row["op"], row["backend"], row["takes"], Text(row["status"], style=style))
     console.out.print(kernels)
-    console.out.print("The first active backend of an operator that takes a tensor's device and dtype runs.")
+    console.out.print("The first active backend of an operator that takes the tensors runs.")
 
 
 def environment() -> dict[str, Any]:
@@ -69,9 +71,7 @@ def environment() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "gpus": _gpus(),
-        "kernels": [
-            {"op": op, "backend": backend, "status": status} for op, backend, status in backends.report()
-        ],
+        "kernels": [asdict(row) for row in backends.report()],
     }
 
 

@@ -1,6 +1,7 @@
 """`cat-fast info` agrees with what the packages and the kernels say of themselves."""
 
 import platform
+from dataclasses import asdict
 
 import torch
 
@@ -14,16 +15,15 @@ def test_json_holds_versions_devices_and_every_backend(cat_fast):
     assert report["packages"]["torch"] == torch.__version__.split("+")[0]
     assert {"triton", "xformers", "deepspeed", "diffusers", "transformers"} <= report["packages"].keys()
     assert len(report["gpus"]) == torch.cuda.device_count()
-    rows = [(row["op"], row["backend"], row["status"]) for row in report["kernels"]]
-    assert rows == backends.report()
+    assert report["kernels"] == [asdict(row) for row in backends.report()]
 
 
 def test_tables_say_why_a_backend_is_not_active(cat_fast, monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
     told = cat_fast("info").stdout
-    assert "CAT_FAST_BACKEND=reference is set" in told
-    for op, _, _ in backends.report():
-        assert op in told
+    assert "reference is forced" in told
+    for row in backends.report():
+        assert row.op in told
 
 
 def test_an_unknown_backend_is_one_line(cat_fast, monkeypatch):

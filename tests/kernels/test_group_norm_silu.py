@@ -36,7 +36,7 @@ def device(request):
 def compiled(device):
     """Skips where the device has no compiled backend, so that the reference is not compared with itself."""
     name = {"cpu": "cpp", "cuda": "cuda"}[device]
-    status = {backend: status for op, backend, status in backends.report() if op == "group_norm_silu"}[name]
+    status = {row.backend: row.status for row in backends.report() if row.op == "group_norm_silu"}[name]
     if status != "active":
         pytest.skip(f"group_norm_silu {name}: {status}")
     return name
