@@ -113,7 +113,8 @@ class Result:
     peak_bytes: Mapping[str, int | None] = field(default_factory=dict)
     """By how much a call raises the memory in use, at its height; None where the system does not tell."""
     work: Mapping[str, float] = field(default_factory=dict)
-    """What is known of bytes_moved, gb_per_second, of_copy_bandwidth, flops and gflops_per_second of ours."""
+    """What is known of bytes_moved, gb_per_second, of_copy_bandwidth, of_peak_bandwidth, flops,
+    gflops_per_second and of_peak_flops of ours; a peak is that of the GPU's data sheet."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -218,6 +219,12 @@ def _work(case: Case, seconds: float, effort: Effort, clock: Clock) -> dict[str,
         work["of_copy_bandwidth"] = case.bytes_moved / seconds / copied_per_second
     if case.flops is not None:
         work |= {"flops": case.flops, "gflops_per_second": case.flops / seconds / 1e9}
+    if (peak := machine.peak()) is not None:
+        if case.bytes_moved is not None:
+            work["of_peak_bandwidth"] = case.bytes_moved / seconds / peak.bytes_per_second
+        if case.flops is not None:
+            fastest = peak.flops_per_second(case.details.get("dtype", "float32"))
+            work["of_peak_flops"] = case.flops / seconds / fastest
     return work
 
 
@@ -284,6 +291,9 @@ def lines(key: str, result: Result) -> list[str]:
         facts.append(f"{work['of_copy_bandwidth']:.0%} of a copy's bandwidth")
     if "flops" in work:
         facts.append(f"{work['flops'] / 1e9:.2f} GFLOP at {work['gflops_per_second']:.1f} GFLOP/s")
+    for name, unit in (("of_peak_bandwidth", "bandwidth"), ("of_peak_flops", "arithmetic")):
+        if name in work:
+            facts.append(f"{work[name]:.0%} of the card's {unit}")
     peaks = [f"{name} {peak / 2**20:.0f}" for name, peak in result.peak_bytes.items() if peak is not None]
     if peaks:
         facts.append("peak memory in MiB: " + ", ".join(peaks))

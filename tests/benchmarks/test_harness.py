@@ -235,3 +235,15 @@ def test_peak_memory_is_what_a_call_holds_at_most_and_not_what_it_leaves():
     for _ in range(2):  # freed memory that the process kept would hide what the second round takes
         assert machine.peak_bytes(one_after_the_other) == pytest.approx(size, rel=0.1)
         assert machine.peak_bytes(at_once) == pytest.approx(3 * size, rel=0.1)
+
+
+def test_on_a_known_gpu_the_share_of_its_peak_is_told(monkeypatch):
+    peak = machine.Peak(bytes_per_second=100, tensor_flops_per_second=8, float32_flops_per_second=4)
+    monkeypatch.setattr(machine, "peak", lambda: peak)
+    clock = Clock()
+    work = {"bytes_moved": 200, "flops": 16, "details": {"dtype": "bfloat16"}}
+    result = harness.measure(case(clock, ours=(4.0,), **work), EFFORT, clock)
+    assert (result.work["of_peak_bandwidth"], result.work["of_peak_flops"]) == (0.5, 0.5)
+    assert "50% of the card's bandwidth; 50% of the card's arithmetic" in "\n".join(
+        harness.lines("k", result)
+    )
