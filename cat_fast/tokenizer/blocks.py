@@ -119,24 +119,30 @@ class Upsample(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, then a downsampling the caller may leave out (the tap of a ratio lies before it)."""
+    """Residual blocks, each followed by attention with one head if `attention` is set, then a downsampling.
+
+    The tap of a ratio lies before the downsampling, at `features`.
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_layers: int, norm_num_groups: int, downsample: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        norm_num_groups: int,
+        *,
+        attention: bool,
+        downsample: bool,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.resnets = nn.ModuleList(
-            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, norm_num_groups)
-            for i in range(num_layers)
-        )
+        self.resnets = _resnets(in_channels, out_channels, num_layers, norm_num_groups)
+        self.attentions = _attentions(out_channels, num_layers * attention, norm_num_groups)
         self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        for resnet in self.resnets:
-            x_BCHW = resnet(x_BCHW)
-        return x_BCHW
+        return _run_layers(self.resnets, self.attentions, x_BCHW)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = self.features(x_BCHW)
@@ -146,25 +152,49 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, then upsampling where the block has it."""
+    """Residual blocks, each followed by attention with one head if `attention` is set, then an upsampling."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, num_layers: int, norm_num_groups: int, upsample: bool
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        norm_num_groups: int,
+        *,
+        attention: bool,
+        upsample: bool,
     ) -> None:
         super().__init__()
         self.in_channels = in_channels
-        self.resnets = nn.ModuleList(
-            ResnetBlock(in_channels if i == 0 else out_channels, out_channels, norm_num_groups)
-            for i in range(num_layers)
-        )
+        self.resnets = _resnets(in_channels, out_channels, num_layers, norm_num_groups)
+        self.attentions = _attentions(out_channels, num_layers * attention, norm_num_groups)
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        for resnet in self.resnets:
-            x_BCHW = resnet(x_BCHW)
+        x_BCHW = _run_layers(self.resnets, self.attentions, x_BCHW)
         for upsampler in self.upsamplers:
             x_BCHW = upsampler(x_BCHW)
         return x_BCHW
+
+
+def _resnets(in_channels: int, out_channels: int, num_layers: int, norm_num_groups: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        ResnetBlock(in_channels if i == 0 else out_channels, out_channels, norm_num_groups)
+        for i in range(num_layers)
+    )
+
+
+def _attentions(channels: int, num_layers: int, norm_num_groups: int) -> nn.ModuleList:
+    """With one head, as the autoencoders of LDM that have attention outside the mid block."""
+    return nn.ModuleList(Attention(channels, channels, norm_num_groups) for _ in range(num_layers))
+
+
+def _run_layers(resnets: nn.ModuleList, attentions: nn.ModuleList, x_BCHW: Tensor) -> Tensor:
+    for i, resnet in enumerate(resnets):
+        x_BCHW = resnet(x_BCHW)
+        if attentions:
+            x_BCHW = attentions[i](x_BCHW)
+    return x_BCHW
 
 
 def ghost(module: nn.Module, channels: int, like: Tensor) -> Tensor:

@@ -1,0 +1,150 @@
+"""Batches of mixed ratios, tiles, slices and gradient checkpoints: the same model, the same results."""
+
+import pytest
+import torch
+
+from tests.tokenizer.test_autoencoder import perturbed, tiny
+
+RATIOS = (32, 8, 16, 8)
+
+
+def pictures(*sides):
+    generator = torch.Generator().manual_seed(2)
+    return [torch.rand(3, height, width, generator=generator) * 2 - 1 for height, width in sides]
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_mixed_batch_is_each_picture_alone_in_its_order():
+    model = perturbed(tiny())
+    batch = torch.stack(pictures(*[(64, 64)] * 4))
+    posteriors = model.encode(batch, RATIOS)
+    latents = [posterior.mode()[0] for posterior in posteriors]
+    again = model.decode(latents, RATIOS)
+    for picture, ratio, posterior, decoded in zip(batch, RATIOS, posteriors, again, strict=True):
+        alone = model.encode(picture[None], ratio).latent_dist
+        close(posterior.mean, alone.mean)
+        close(posterior.logvar, alone.logvar)
+        close(decoded, model.decode(alone.mode(), ratio).sample[0])
+
+
+@torch.no_grad()
+def test_pictures_of_a_mixed_batch_may_differ_in_size_and_share_calls_where_they_do_not():
+    model, calls = perturbed(tiny()), []
+    model.encoder.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape))
+    sides = [(64, 96), (32, 32), (64, 96), (32, 32)]
+    posteriors = model.encode(pictures(*sides), [16, 32, 16, 8])
+    assert [tuple(p.mean.shape[2:]) for p in posteriors] == [(4, 6), (1, 1), (4, 6), (4, 4)]
+    assert sorted(calls) == [(1, 3, 32, 32), (1, 3, 32, 32), (2, 3, 64, 96)]
+
+
+def test_another_number_of_ratios_than_of_pictures_is_refused():
+    with pytest.raises(ValueError, match="2 pictures or latents but 1 ratios"):
+        tiny().encode(torch.rand(2, 3, 32, 32), [8])
+
+
+@torch.no_grad()
+def test_slices_give_what_the_batch_gives():
+    model = perturbed(tiny())
+    batch = torch.stack(pictures(*[(64, 64)] * 3))
+    whole = model.encode(batch, 16).latent_dist.mean
+    model.enable_slicing()
+    shapes = []
+    model.encoder.register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape[0]))
+    close(model.encode(batch, 16).latent_dist.mean, whole)
+    assert shapes == [1, 1, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [8, 32])
+def test_where_a_picture_fits_one_tile_tiling_changes_nothing(ratio):
+    model = perturbed(tiny())
+    batch = torch.stack(pictures((64, 96)))
+    latent = model.encode(batch, ratio).latent_dist.mean
+    picture = model.decode(latent, ratio).sample
+    model.enable_tiling(size=96, overlap=32)
+    assert torch.equal(model.encode(batch, ratio).latent_dist.mean, latent)
+    assert torch.equal(model.decode(latent, ratio).sample, picture)
+
+
+@torch.no_grad()
+def test_tiles_of_a_local_function_blend_to_the_whole():
+    """A function that sees each cell by itself gives in tiles what it gives in one piece, for any cut."""
+    from cat_fast.tokenizer.tiling import tiled
+
+    x = torch.rand(2, 3, 7 * 8, 11 * 8)
+    average = torch.nn.AvgPool2d(8)
+    for size, overlap in ((2, 1), (3, 1), (5, 2), (4, 2), (16, 3)):
+        got = tiled(average, x, cell_in=8, cell_out=1, size=size, overlap=overlap)
+        torch.testing.assert_close(got, average(x))
+    up = torch.nn.Upsample(scale_factor=4)
+    got = tiled(up, x[..., :13, :9], cell_in=1, cell_out=4, size=6, overlap=2)
+    torch.testing.assert_close(got, up(x[..., :13, :9]))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [8, 16, 32])
+def test_tiled_reconstructions_have_no_seam(ratio):
+    """Where tiles meet, the step from pixel to pixel is no larger than elsewhere; unblended it would be."""
+    model = tiny(block_out_channels=(16, 32, 48, 96, 128, 128), initialisation="pyramid").eval()
+    across = torch.linspace(-1, 1, 256)
+    picture = (0.6 * torch.sin(4 * across[:, None] * across + across)).expand(1, 3, 256, 256)
+    model.enable_tiling(size=128, overlap=64)
+    latent = model.encode(picture, ratio).latent_dist.mean
+    tiles = model.decode(latent, ratio).sample
+    steps = tiles.diff(dim=-1).abs().amax(dim=(0, 1, 2))[ratio:-ratio]
+    smooth = torch.nn.functional.max_pool1d(steps[None], 2 * ratio + 1, 1, ratio)[0]
+    edges = torch.tensor([64, 128, 192]) - ratio  # where a tile begins or ends
+    assert (steps[edges] <= 1.5 * smooth.median()).all()
+    model.disable_tiling()
+    hard = torch.cat([model.decode(part, ratio).sample for part in latent.chunk(2, -1)], dim=-1)
+    assert hard.diff(dim=-1).abs().amax(dim=(0, 1, 2))[127] > 2 * steps[edges].max()
+
+
+@pytest.mark.parametrize(
+    ("size", "overlap", "message"), [(48, 16, "multiples of the ratio 32"), (64, 64, "at most half")]
+)
+def test_tiles_that_cannot_be_are_refused(size, overlap, message):
+    with pytest.raises(ValueError, match=message):
+        tiny().enable_tiling(size, overlap)
+
+
+@pytest.mark.parametrize("ghost_pass", [False, True])
+@pytest.mark.parametrize("ratio", [8, 32])
+def test_checkpointed_gradients_are_the_plain_ones(ratio, ghost_pass):
+    model = perturbed(tiny()).train()
+    batch = torch.stack(pictures((64, 64)))
+
+    def gradients():
+        model.zero_grad()
+        y, _ = model(batch, ratio, sample_posterior=False, ghost_pass=ghost_pass)
+        y.square().mean().backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    plain = gradients()
+    model.enable_gradient_checkpointing()
+    runs = []
+    model.encoder.mid_block.register_forward_pre_hook(lambda *_: runs.append(1))
+    checkpointed = gradients()
+    assert len(runs) == 2  # forward, and again for the backward pass
+    for name, gradient in plain.items():
+        assert (gradient is None) == (checkpointed[name] is None)
+        if gradient is not None:
+            torch.testing.assert_close(checkpointed[name], gradient)
+
+
+def test_channel_matching_is_a_choice_where_widths_allow_it():
+    lean = tiny(encoder_matching=(8,), decoder_matching=())
+    assert list(lean.encoder.channel_matching) == ["8"]
+    assert not lean.decoder.channel_matching
+    assert lean.decode(lean.encode(torch.rand(1, 3, 32, 32), 8).latent_dist.mode(), 8).sample.shape[2:] == (
+        32,
+        32,
+    )
+    with pytest.raises(ValueError, match="encoder_matching: ratio 8 is 8 channels wide and the mid block 16"):
+        tiny(block_out_channels=(8, 8, 8, 8, 16, 16), encoder_matching=())
+    with pytest.raises(ValueError, match="ratio 64 is none of"):
+        tiny(decoder_matching=(64,))
