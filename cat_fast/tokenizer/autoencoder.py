@@ -9,10 +9,13 @@ mid block; the decoder mirrors it, so the output always has the size of the inpu
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
-from typing import overload
+from pathlib import Path
+from typing import Any, Self, overload
 
 import torch
+from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -21,7 +24,18 @@ from torch import Tensor, nn
 
 from cat_fast.tokenizer.initialisation import pyramid_initialise
 from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder, Widths
+from cat_fast.tokenizer.pretrained import Published, from_autoencoder_kl, from_ldm_checkpoint
 from cat_fast.tokenizer.tiling import Tiling, tiled
+
+_HUB_OPTIONS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+)
 
 
 class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -110,6 +124,35 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
             pyramid_initialise(self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
         if initial_logvar and self.quant_conv.bias is not None:
             self.quant_conv.bias.data[latent_channels:] += initial_logvar
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **options: Any
+    ) -> Self:
+        """A trained model, in evaluation mode, from a folder or a name on the Hugging Face hub.
+
+        Also loads, as a model with one ratio, a folder of diffusers' AutoencoderKL (such as sd-vae-ft-mse of
+        Stable Diffusion) and the `.ckpt` file of an LDM autoencoder, of which only tensors are read.
+        `options` are those of diffusers.
+
+        Raises:
+            UserError: a checkpoint whose layers have no counterpart here.
+        """
+        name = str(pretrained_model_name_or_path)
+        if Path(name).suffix == ".ckpt":
+            return cls._of(from_ldm_checkpoint(Path(name)), **options)
+        where = {key: options[key] for key in _HUB_OPTIONS if key in options}
+        config: Any = cls.load_config(name, **where)
+        if config.get("_class_name") != AutoencoderKL.__name__:
+            return super().from_pretrained(name, **options)
+        return cls._of(from_autoencoder_kl(AutoencoderKL.from_pretrained(name, **options)))
+
+    @classmethod
+    def _of(cls, published: Published, torch_dtype: torch.dtype | None = None) -> Self:
+        model = cls(**published.arguments)
+        model.load_state_dict(published.state)
+        dtype = torch_dtype or next(iter(published.state.values())).dtype
+        return model.to(dtype).eval()
 
     @overload
     def encode(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> AutoencoderKLOutput: ...

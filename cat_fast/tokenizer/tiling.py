@@ -22,7 +22,7 @@ class Tiling:
     def __post_init__(self) -> None:
         if not 0 < self.overlap <= self.size // 2:
             raise ValueError(
-                f"tile overlap {self.overlap}: more than 0 and at most half the tile size {self.size} is needed"
+                f"tile overlap {self.overlap}: more than 0, and at most half of the size {self.size}"
             )
 
     def require_multiples_of(self, ratio: int) -> None:

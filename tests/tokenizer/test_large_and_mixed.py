@@ -105,7 +105,7 @@ def test_tiled_reconstructions_have_no_seam(ratio):
 
 
 @pytest.mark.parametrize(
-    ("size", "overlap", "message"), [(48, 16, "multiples of the ratio 32"), (64, 64, "at most half")]
+    ("size", "overlap", "message"), [(48, 16, "multiples of the ratio 32"), (64, 64, "at most half of")]
 )
 def test_tiles_that_cannot_be_are_refused(size, overlap, message):
     with pytest.raises(ValueError, match=message):
