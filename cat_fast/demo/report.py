@@ -78,7 +78,7 @@ def tokenizer_curves(run: Path) -> str:
     for ratio, colour in COLOURS.items():
         _curve(left, records, f"l1_{ratio}x", f"{ratio}x", colour)
     left.set_title("L1 by ratio")
-    _curve(right, records, "perceptual", "perceptual (ST-LPIPS, AlexNet)", "#7c3aed")
+    _curve(right, records, "st_lpips_alex", "perceptual (ST-LPIPS, AlexNet)", "#7c3aed")
     _curve(right, records, "gan", "GAN, generator's side", "#db2777")
     _curve(right, records, "discriminator", "GAN, discriminator's side", "#6b7280")
     right.set_title("other terms, unweighted")

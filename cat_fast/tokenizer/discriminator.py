@@ -10,10 +10,15 @@ about each other.
 """
 
 import math
+import re
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from cat_fast.errors import UserError
+from cat_fast.tokenizer.tensor_pickle import load_pickle, module_state
 
 _LRELU_GAIN = math.sqrt(2)
 
@@ -128,6 +133,35 @@ class StyleGANDiscriminator(nn.Module):
         for side in self.block_resolutions:
             self.add_module(f"b{side}", DiscriminatorBlock(width(side), width(side // 2), side == resolution))
         self.b4 = DiscriminatorEpilogue(width(4))
+
+    @classmethod
+    def from_pickle(cls, path: Path) -> "StyleGANDiscriminator":
+        """The discriminator of a published StyleGAN2-ADA pickle, of which only tensors are read.
+
+        Raises:
+            UserError: no such pickle, or one without a residual discriminator for RGB pictures.
+        """
+        networks = load_pickle(path)
+        if not isinstance(networks, dict) or "D" not in networks:
+            raise UserError(f"{path}: there is no discriminator D in it")
+        state = module_state(networks["D"])
+        sides = [int(match[1]) for name in state if (match := re.match(r"b(\d+)\.fromrgb\.weight", name))]
+        if not sides:
+            raise UserError(f"{path}: D is no residual StyleGAN2 discriminator")
+        widths = [w.shape[0] for name, w in state.items() if name.endswith("conv0.weight")]
+        model = cls(
+            sides[0],
+            channel_base=state[f"b{sides[0]}.conv0.weight"].shape[0] * sides[0],
+            channel_max=max(widths),
+        )
+        ours = model.state_dict()
+        wrong = [
+            name for name, value in ours.items() if getattr(state.get(name), "shape", None) != value.shape
+        ]
+        if wrong:
+            raise UserError(f"{path}: {wrong[0]} is missing or has another shape than expected")
+        model.load_state_dict({name: state[name] for name in ours})
+        return model
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         for side in self.block_resolutions:

@@ -1,11 +1,12 @@
-"""The tokenizer's objective: L1 + beta * KL + perceptual + delta * GAN (spec: "Objective").
+"""The tokenizer's objective: L1 + beta * KL + perceptual + features + delta * GAN (spec: "Objective").
 
-Every term is a mean over the batch and is reported raw; the objective adds them with their weights. The
-GAN's two halves are the standard non-saturating ones and are computed in float32.
+Each term is a mean over the batch, computed in float32, and reported as it is and as it weighs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,51 +14,132 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from cat_fast.errors import UserError
-from cat_fast.tokenizer.perceptual import STLPIPS
-
-PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
-PERCEPTUAL: dict[str, Callable[[], PerceptualDistance]] = {STLPIPS.name: STLPIPS.pretrained}
+from cat_fast.tokenizer.adversarial import GAN_LOSSES, balance
+from cat_fast.tokenizer.features import ResNetFeatures
+from cat_fast.tokenizer.perceptual import PERCEPTUAL, STLPIPS, perceptual_distance
 
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Weights of the terms; the published ones are 1, 1e-6, 1, 0.5 from step 50,000."""
+    """Weights of the terms; the published ones are 1, 1e-6, 1, 0.2 and 0.5 from step 50,000."""
 
     l1_weight: float = 1.0
     kl_weight: float = 1e-6
     perceptual: str = STLPIPS.name
+    """`lpips_vgg` is the paper's, `st_lpips_alex` comes with its weights; `auto`: the first that is there."""
     perceptual_weight: float = 1.0
+    features_weight: float = 0.0
+    features_weights: str = ""
+    """Checkpoint of the feature network, such as MoCo-v2's `moco_v2_800ep_pretrain.pth.tar`."""
+    features_trunk: str = "resnet50"
     gan_weight: float = 0.5
     gan_loss_starting_step: int = 50_000
+    gan_loss: str = "non_saturating"
+    adaptive_gan_weight: bool = False
+    """Balance the GAN's gradient at the reconstruction with that of the other terms."""
+    r1_weight: float = 0.0
+    r1_every_steps: int = 16
+    """R1 is computed in every so many steps, and weighs as many times as much."""
+    lecam_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.perceptual not in PERCEPTUAL:
-            raise UserError(f"loss.perceptual: {self.perceptual!r} is not one of {', '.join(PERCEPTUAL)}")
-        for name in ("l1_weight", "kl_weight", "perceptual_weight", "gan_weight", "gan_loss_starting_step"):
-            if getattr(self, name) < 0:
-                raise UserError(f"loss.{name}: {getattr(self, name)} is negative")
+        for name, known in (("perceptual", PERCEPTUAL), ("gan_loss", GAN_LOSSES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"loss.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+        for name, value in vars(self).items():
+            if isinstance(value, int | float) and value < 0:
+                raise UserError(f"loss.{name}: {value} is negative")
+        if self.r1_every_steps < 1:
+            raise UserError(f"loss.r1_every_steps: {self.r1_every_steps} must be at least 1")
+        if self.features_weight and not self.features_weights:
+            raise UserError(
+                "loss.features_weight is set, but loss.features_weights names no file: download MoCo-v2's "
+                "ResNet-50 (moco_v2_800ep_pretrain.pth.tar) and give its path, or set features_weight to 0"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the terms look at."""
+
+    pictures: Tensor
+    """(B, 3, H, W) in [-1, 1]."""
+    reconstructions: Tensor
+    posterior: DiagonalGaussianDistribution
+    window: Sequence[Tensor]
+    """Pictures and reconstructions as the feature networks see them: whole, or the same crop of both."""
+
+
+class Term(Protocol):
+    """One summand of the objective."""
+
+    name: str
+    weight: float
+
+    def __call__(self, batch: Batch) -> Tensor: ...
+
+
+@dataclass
+class L1:
+    """Mean absolute difference of pixels."""
+
+    weight: float
+    name: str = "l1"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return F.l1_loss(batch.reconstructions.float(), batch.pictures.float())
+
+
+@dataclass
+class KL:
+    """Divergence of the posterior from the unit normal, summed over a latent, mean over the batch."""
+
+    weight: float
+    name: str = "kl"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.posterior.kl().mean()
+
+
+class Distance:
+    """A frozen network's distance between pictures and reconstructions, under the network's own name."""
+
+    def __init__(self, name: str, network: torch.nn.Module, weight: float) -> None:
+        self.name, self.network, self.weight = name, network, weight
+
+    def __call__(self, batch: Batch) -> Tensor:
+        target, seen = batch.window
+        return self.network(seen.float(), target.float()).mean()
 
 
 @dataclass
 class Loss:
-    """A scalar to differentiate and the raw value of each term in it."""
+    """A scalar to differentiate, and each term in it as it is and as it weighs."""
 
     total: Tensor
-    terms: dict[str, Tensor] = field(default_factory=dict)
+    raw: dict[str, Tensor] = field(default_factory=dict)
+    weighted: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, name: str, value: Tensor, weight: float) -> None:
-        self.total = self.total + weight * value
-        self.terms[name] = value.detach()
+    def add(self, name: str, value: Tensor, weight: float | Tensor) -> None:
+        contribution = weight * value
+        self.total = self.total + contribution
+        self.raw[name] = value.detach()
+        self.weighted[name] = contribution.detach()
 
 
 class TokenizerObjective:
-    """Loss of a batch of reconstructions; holds the frozen perceptual network."""
+    """Loss of a batch of reconstructions; holds the frozen networks."""
 
     def __init__(self, config: LossConfig, device: torch.device | str = "cpu") -> None:
         self.config = config
-        self.perceptual = PERCEPTUAL[config.perceptual]()
-        if isinstance(self.perceptual, torch.nn.Module):
-            self.perceptual.to(device)
+        self.terms: list[Term] = [L1(config.l1_weight), KL(config.kl_weight)]
+        if config.perceptual_weight:
+            name, network = perceptual_distance(config.perceptual)
+            self.terms.append(Distance(name, network.to(device), config.perceptual_weight))
+        if config.features_weight:
+            features = ResNetFeatures(Path(config.features_weights), config.features_trunk).to(device)
+            self.terms.append(Distance("features", features, config.features_weight))
+        self.generator_loss, self.discriminator_loss = GAN_LOSSES[config.gan_loss]
 
     def gan_active(self, step: int) -> bool:
         return self.config.gan_weight > 0 and step >= self.config.gan_loss_starting_step
@@ -68,28 +150,25 @@ class TokenizerObjective:
         reconstructions: Tensor,
         posterior: DiagonalGaussianDistribution,
         fake_logits: Tensor | None = None,
-        perceptual_pair: Sequence[Tensor] | None = None,
+        window: Sequence[Tensor] | None = None,
     ) -> Loss:
         """Pictures and reconstructions (B, 3, H, W); `fake_logits` (B,) once the GAN has started.
 
-        `perceptual_pair` (picture, reconstruction) is what the perceptual term looks at, if not the whole.
+        `window` (picture, reconstruction) is what the feature networks look at, if not the whole.
         """
-        config = self.config
+        batch = Batch(
+            pictures=pictures,
+            reconstructions=reconstructions,
+            posterior=posterior,
+            window=window or (pictures, reconstructions),
+        )
         loss = Loss(torch.zeros((), device=pictures.device))
-        loss.add("l1", F.l1_loss(reconstructions.float(), pictures.float()), config.l1_weight)
-        loss.add("kl", posterior.kl().mean(), config.kl_weight)
-        target, seen = perceptual_pair or (pictures, reconstructions)
-        loss.add("perceptual", self.perceptual(seen, target).mean(), config.perceptual_weight)
+        for term in self.terms:
+            loss.add(term.name, term(batch), term.weight)
         if fake_logits is not None:
-            loss.add("gan", generator_loss(fake_logits), config.gan_weight)
+            gan = self.generator_loss(fake_logits)
+            weight: float | Tensor = self.config.gan_weight
+            if self.config.adaptive_gan_weight:
+                weight = weight * balance(loss.total, gan, reconstructions)
+            loss.add("gan", gan, weight)
         return loss
-
-
-def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating: -log sigmoid(D(fake))."""
-    return F.softplus(-fake_logits.float()).mean()
-
-
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Standard: -log sigmoid(D(real)) - log(1 - sigmoid(D(fake)))."""
-    return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()

@@ -1,12 +1,14 @@
-"""Perceptual distance with pretrained features: shift-tolerant LPIPS on AlexNet.
+"""Perceptual distances with pretrained features: LPIPS, and shift-tolerant LPIPS on AlexNet.
 
-Ghildyal and Liu, "Shift-tolerant LPIPS" (ECCV 2022). The weights ship inside the `stlpips-pytorch` package
-and are read from there, so no network is needed; the network below is our own. It is *not* the VGG LPIPS of
-the paper, and is named `st_lpips_alex` wherever a figure of it appears.
+LPIPS (Zhang et al., 2018), the paper's on VGG, is that of the `lpips` package, whose trunks are downloaded.
+Shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022) ships with all its weights inside the `stlpips-pytorch`
+package and is read from there, so that no download is needed; the network below is our own. They are not the
+same measure: each figure carries the name of its own, `lpips_vgg` or `st_lpips_alex`.
 """
 
 import importlib.util
 from pathlib import Path
+from urllib.error import URLError
 
 import torch
 import torch.nn.functional as F
@@ -134,3 +136,56 @@ class STLPIPS(nn.Module):
         features = self.net((x_BCHW - self.shift) / self.scale)
         # The epsilon sits inside the root so that the gradient of an all-zero feature stays finite.
         return [f * (f.square().sum(1, keepdim=True) + 1e-20).rsqrt() for f in features]
+
+
+class LPIPS(nn.Module):
+    """LPIPS of the `lpips` package, with STLPIPS' signature: (B,) from pictures in [-1, 1].
+
+    Raises:
+        UserError: its trunk is neither in torch's cache nor to be downloaded.
+    """
+
+    def __init__(self, trunk: str) -> None:
+        super().__init__()
+        import lpips
+
+        try:
+            self.net = lpips.LPIPS(net=trunk, verbose=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise UserError(
+                f"perceptual loss lpips_{trunk}: its trunk {TRUNKS[trunk]} is not in {_cache()} and cannot "
+                f"be downloaded ({error}); put it there, or use {STLPIPS.name}, which needs no download"
+            ) from None
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "LPIPS":
+        return super().train(False)
+
+    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+        return self.net(x_BCHW, y_BCHW).flatten(1).mean(1)
+
+
+TRUNKS = {
+    "vgg": "vgg16-397923af.pth",
+    "alex": "alexnet-owt-7be5be79.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+}
+"""The file of each trunk in torch's cache."""
+PERCEPTUAL = ("auto", STLPIPS.name, *(f"lpips_{trunk}" for trunk in TRUNKS))
+
+
+def perceptual_distance(name: str) -> tuple[str, nn.Module]:
+    """The distance `name` of PERCEPTUAL, and what it is called; `auto` is lpips_vgg if its trunk is at hand.
+
+    Raises:
+        UserError: weights that are neither here nor to be had.
+    """
+    if name == "auto":
+        name = "lpips_vgg" if (_cache() / TRUNKS["vgg"]).is_file() else STLPIPS.name
+    if name == STLPIPS.name:
+        return name, STLPIPS.pretrained()
+    return name, LPIPS(name.removeprefix("lpips_"))
+
+
+def _cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"

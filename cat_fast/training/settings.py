@@ -108,8 +108,10 @@ class ImageDataConfig:
 
 @dataclass(kw_only=True)
 class DiscriminatorConfig:
-    """Size of the patch discriminator and its own optimiser."""
+    """The patch discriminator, and its own optimiser."""
 
+    pretrained: str = ""
+    """A published StyleGAN2-ADA pickle to start from; it sets the sizes below."""
     resolution: int = 256
     channel_base: int = 32768
     channel_max: int = 512

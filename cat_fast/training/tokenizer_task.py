@@ -18,14 +18,15 @@ from cat_fast.data.crops import CropDataset
 from cat_fast.data.ratio_sampler import RatioSampler
 from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.adversarial import LeCam, r1_penalty
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
-from cat_fast.tokenizer.losses import TokenizerObjective, discriminator_loss
+from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step, step_rng
-from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.settings import DiscriminatorConfig, TokenizerRun
 
 
 class TokenizerTask:
@@ -35,14 +36,11 @@ class TokenizerTask:
         self.config, self.ranks = config, ranks
         torch.manual_seed(config.seed)
         model = build_model(NestedAutoencoderKL, config.model)
-        discriminator = StyleGANDiscriminator(
-            config.discriminator.resolution,
-            config.discriminator.channel_base,
-            config.discriminator.channel_max,
-        )
+        discriminator = _discriminator(config.discriminator)
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
         self.discriminator = make_engine(discriminator, config.discriminator.optimizer, config.deepspeed)
         self.objective = TokenizerObjective(config.loss, ranks.device)
+        self.lecam = LeCam()
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
 
         records = load_index(config.data.index)
@@ -82,13 +80,14 @@ class TokenizerTask:
         if self.objective.gan_active(step):
             discriminator = self.discriminator.module.requires_grad_(False)
             fake_logits = discriminator(*random_crops([reconstructions], discriminator.resolution))
-        pair = [pictures, reconstructions]
+        window = [pictures, reconstructions]
         if config.perceptual_crop:
-            pair = random_crops(pair, config.perceptual_crop)
-        loss = self.objective(pictures, reconstructions, posterior, fake_logits, perceptual_pair=pair)
+            window = random_crops(window, config.perceptual_crop)
+        loss = self.objective(pictures, reconstructions, posterior, fake_logits, window)
         self.engine.backward(loss.total)
         self.engine.step()
-        return reconstructions.detach(), {"loss": loss.total.detach(), **loss.terms}
+        weighted = {f"weighted/{name}": value for name, value in loss.weighted.items()}
+        return reconstructions.detach(), {"loss": loss.total.detach(), **loss.raw, **weighted}
 
     def _discriminator_step(self, step: int, pictures: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -96,15 +95,28 @@ class TokenizerTask:
         set_learning_rate(self.discriminator, learning_rate(base, config.schedule, step))
         self.discriminator.module.requires_grad_(True)
         crops = random_crops([pictures, reconstructions], self.discriminator.module.resolution)
+        penalised = config.loss.r1_weight > 0 and step % config.loss.r1_every_steps == 0
+        crops[0].requires_grad_(penalised)
         real, fake = self.discriminator(torch.cat(crops)).chunk(2)
-        loss = discriminator_loss(real, fake)
+        loss = self.objective.discriminator_loss(real, fake)
+        terms = {
+            "discriminator": loss.detach(),
+            "discriminator_accuracy": torch.cat([real > 0, fake < 0]).float().mean(),
+        }
+        if penalised:
+            terms["r1"] = r1_penalty(real, crops[0])
+            loss = loss + config.loss.r1_weight * config.loss.r1_every_steps * terms["r1"]
+        if config.loss.lecam_weight:
+            terms["lecam"] = self.lecam.penalty(real, fake)
+            loss = loss + config.loss.lecam_weight * terms["lecam"]
+            logits = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
+            self.lecam.update(*(self.ranks.sum(logits) / self.ranks.world_size).tolist())
         self.discriminator.backward(loss)
         self.discriminator.step()
-        accuracy = torch.cat([real > 0, fake < 0]).float().mean()
-        return {"discriminator": loss.detach(), "discriminator_accuracy": accuracy}
+        return {name: value.detach() for name, value in terms.items()}
 
     def _mean_over_ranks(self, ratio: int, terms: dict[str, Tensor]) -> dict[str, float]:
-        """Mean of each term over all ranks, and of `l1` and `perceptual` over the ranks at each ratio."""
+        """Mean of each term over all ranks, and over the ranks at each ratio."""
         ratios = sorted(self.sampler.pools)
         names = list(terms)
         table = torch.zeros(len(ratios), len(names) + 1, dtype=torch.float64, device=self.ranks.device)
@@ -114,8 +126,7 @@ class TokenizerTask:
         metrics = dict(zip(names, mean.tolist(), strict=False))
         for row, f in zip(table.tolist(), ratios, strict=True):
             if row[-1]:
-                for name in ("l1", "perceptual"):
-                    metrics[f"{name}_{f}x"] = row[names.index(name)] / row[-1]
+                metrics |= {f"{name}_{f}x": value / row[-1] for name, value in zip(names, row, strict=False)}
         return metrics
 
     def save(self, folder: Path) -> None:
@@ -124,7 +135,11 @@ class TokenizerTask:
         self.discriminator.save_checkpoint(str(folder / "discriminator"), tag="state")
         if self.ema:
             self.ema.save(folder / "ema.safetensors")
-            state = {"sampler": self.sampler.state_dict(), "ema_updates": self.ema.updates}
+            state = {
+                "sampler": self.sampler.state_dict(),
+                "ema_updates": self.ema.updates,
+                "lecam": self.lecam.state_dict(),
+            }
             (folder / "task.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
@@ -132,6 +147,7 @@ class TokenizerTask:
         self.discriminator.load_checkpoint(str(folder / "discriminator"), tag="state")
         state = json.loads((folder / "task.json").read_text())
         self.sampler.load_state_dict(state["sampler"])
+        self.lecam.load_state_dict(state["lecam"])
         if self.ema:
             self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
@@ -140,3 +156,9 @@ class TokenizerTask:
             averaged = build_model(NestedAutoencoderKL, self.config.model)
             self.ema.copy_to(averaged)
             averaged.save_pretrained(folder)
+
+
+def _discriminator(config: DiscriminatorConfig) -> StyleGANDiscriminator:
+    if config.pretrained:
+        return StyleGANDiscriminator.from_pickle(Path(config.pretrained))
+    return StyleGANDiscriminator(config.resolution, config.channel_base, config.channel_max)

@@ -38,7 +38,7 @@ class Miniature:
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory) -> Miniature:
     out = tmp_path_factory.mktemp("demo")
-    write_run(out / "runs" / "tokenizer", 60, {"l1_8x": 0.3, "l1_32x": 0.5, "perceptual": 0.7})
+    write_run(out / "runs" / "tokenizer", 60, {"l1_8x": 0.3, "l1_32x": 0.5, "st_lpips_alex": 0.7})
     write_run(out / "runs" / "generator", 30, {})
     records = index_photographs(photographs("held_out")[:3])
     records[1] = replace(records[1], caption=CAPTION)

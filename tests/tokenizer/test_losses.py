@@ -6,10 +6,12 @@ import types
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from cat_fast.errors import UserError
+from cat_fast.tokenizer.adversarial import non_saturating_discriminator
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
-from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective, discriminator_loss, generator_loss
+from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
 from cat_fast.tokenizer.perceptual import STLPIPS
 
 
@@ -68,28 +70,25 @@ def test_a_missing_weights_package_is_named(monkeypatch):
         STLPIPS.pretrained()
 
 
-def test_gan_losses_are_binary_cross_entropy():
-    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0])
-    bce = torch.nn.functional.binary_cross_entropy_with_logits
-    expected = bce(real, torch.ones(2)) + bce(fake, torch.zeros(2))
-    torch.testing.assert_close(discriminator_loss(real, fake), expected)
-    torch.testing.assert_close(generator_loss(fake), bce(fake, torch.ones(2)))
+@pytest.fixture
+def posterior():
+    torch.manual_seed(3)
+    return DiagonalGaussianDistribution(torch.randn(2, 8, 4, 4))
 
 
-def test_the_objective_adds_its_terms_with_their_weights():
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
+def test_the_objective_adds_its_terms_with_their_weights(posterior):
     config = LossConfig(l1_weight=2.0, kl_weight=0.1, perceptual_weight=0.5, gan_weight=0.25)
     objective = TokenizerObjective(config)
     x, y = pictures(0), pictures(1)
-    posterior = DiagonalGaussianDistribution(torch.randn(2, 8, 4, 4))
     loss = objective(x, y, posterior, fake_logits=torch.tensor([0.3, -0.2]))
-    terms = loss.terms
-    assert set(terms) == {"l1", "kl", "perceptual", "gan"}
-    torch.testing.assert_close(terms["l1"], (x - y).abs().mean())
-    torch.testing.assert_close(terms["kl"], posterior.kl().mean())
-    expected = 2 * terms["l1"] + 0.1 * terms["kl"] + 0.5 * terms["perceptual"] + 0.25 * terms["gan"]
-    torch.testing.assert_close(loss.total, expected)
+    raw = loss.raw
+    assert set(raw) == set(loss.weighted) == {"l1", "kl", "st_lpips_alex", "gan"}
+    torch.testing.assert_close(raw["l1"], (x - y).abs().mean())
+    torch.testing.assert_close(raw["kl"], posterior.kl().mean())
+    weights = {"l1": 2.0, "kl": 0.1, "st_lpips_alex": 0.5, "gan": 0.25}
+    for name, weight in weights.items():
+        torch.testing.assert_close(loss.weighted[name], weight * raw[name])
+    torch.testing.assert_close(loss.total, sum(loss.weighted.values()))
 
 
 def test_the_gan_starts_at_its_step():
@@ -98,8 +97,25 @@ def test_the_gan_starts_at_its_step():
     assert not TokenizerObjective(LossConfig(gan_weight=0.0)).gan_active(10**6)
 
 
+def test_a_balanced_gan_pulls_as_hard_as_the_other_terms(posterior):
+    objective = TokenizerObjective(LossConfig(gan_weight=0.5, adaptive_gan_weight=True))
+    x, y = pictures(0), pictures(1).requires_grad_()
+    fake_logits = 100 * y.mean((1, 2, 3))
+    loss = objective(x, y, posterior, fake_logits)
+    (together,) = torch.autograd.grad(loss.total, y)
+    (without,) = torch.autograd.grad(objective(x, y, posterior).total, y)
+    assert (together - without).norm().item() == pytest.approx(0.5 * without.norm().item(), rel=1e-2)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"perceptual": "vgg"}, "st_lpips_alex"), ({"kl_weight": -1.0}, "negative")]
+    ("arguments", "message"),
+    [
+        ({"perceptual": "vgg"}, "st_lpips_alex"),
+        ({"gan_loss": "wasserstein"}, "hinge"),
+        ({"kl_weight": -1.0}, "negative"),
+        ({"r1_every_steps": 0}, "at least 1"),
+        ({"features_weight": 0.2}, "moco_v2_800ep_pretrain"),
+    ],
 )
 def test_an_unknown_or_negative_setting_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
@@ -136,7 +152,7 @@ def test_the_discriminator_can_tell_two_kinds_of_pictures_apart():
     for step in range(40):
         real = pictures(step, batch=8, side=16)
         fake = torch.nn.functional.avg_pool2d(real, 5, 1, 2)
-        loss = discriminator_loss(*model(torch.cat([real, fake])).chunk(2))
+        loss = non_saturating_discriminator(*model(torch.cat([real, fake])).chunk(2))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -130,4 +130,4 @@ def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp
     if kind == "tokenizer":
         records = read_metrics(straight)
         assert "discriminator" not in records[5]
-        assert {"l1", "kl", "perceptual", "gan", "discriminator"} <= records[6].keys()
+        assert {"l1", "kl", "st_lpips_alex", "gan", "weighted/gan", "discriminator"} <= records[6].keys()

@@ -1,0 +1,93 @@
+"""Distance between the features of a ResNet: the paper's term on MoCo-v2's ResNet-50.
+
+The sources name the network and the weight (0.2), not the layers. Here, as in LPIPS without its learned
+weights: the four stages' feature maps, each position scaled to unit length, mean squared difference, summed
+over stages.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import get_model
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from cat_fast.errors import UserError
+from cat_fast.tokenizer.tensor_pickle import load_checkpoint
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+_MOCO_PREFIX = "module.encoder_q."
+
+
+class ResNetFeatures(nn.Module):
+    """Distance per picture, (B,), of pictures in [-1, 1], (B, 3, H, W); only the first gets a gradient.
+
+    Args:
+        trunk: a ResNet of torchvision by name, such as `resnet50`, or one of timm as `timm/resnet50`.
+        weights: its checkpoint: MoCo's own layout, or a plain state dict of the trunk.
+
+    Raises:
+        UserError: no such trunk, no such file, or weights of another network.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, weights: str | Path, trunk: str = "resnet50") -> None:
+        super().__init__()
+        network = _trunk(trunk)
+        state = _trunk_state(Path(weights))
+        for name, value in network.state_dict().items():
+            if not name.startswith("fc.") and getattr(state.get(name), "shape", None) != value.shape:
+                raise UserError(f"{weights}: no weights of {trunk}: {name} is missing or of another shape")
+        network.load_state_dict(state, strict=False)
+        self.network = create_feature_extractor(network.eval(), return_nodes=list(STAGES))
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "ResNetFeatures":
+        return super().train(False)
+
+    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+        with torch.no_grad():
+            targets = self._unit_features(y_BCHW)
+        distance = x_BCHW.new_zeros(x_BCHW.shape[0])
+        for feature, target in zip(self._unit_features(x_BCHW), targets, strict=True):
+            distance = distance + (feature - target).square().sum(1).mean((1, 2))
+        return distance
+
+    def _unit_features(self, x_BCHW: Tensor) -> list[Tensor]:
+        stages = self.network((0.5 * (x_BCHW + 1) - self.mean) / self.std)
+        return [F.normalize(stages[name], dim=1) for name in STAGES]
+
+
+def _trunk(name: str) -> nn.Module:
+    library, _, model = name.rpartition("/")
+    try:
+        if library == "timm":
+            import timm
+
+            network = timm.create_model(model, pretrained=False)
+        else:
+            network = get_model(name, weights=None)
+    except (ImportError, ValueError, RuntimeError) as error:
+        raise UserError(f"loss.features_trunk: {name}: {str(error).splitlines()[0]}") from None
+    if not all(hasattr(network, stage) for stage in STAGES):
+        raise UserError(f"loss.features_trunk: {name} is no ResNet: it has no {', '.join(STAGES)}")
+    return network
+
+
+def _trunk_state(path: Path) -> dict[str, Tensor]:
+    checkpoint: Any = load_checkpoint(path)
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
+    if any(name.startswith(_MOCO_PREFIX) for name in state):
+        state = {
+            name.removeprefix(_MOCO_PREFIX): value
+            for name, value in state.items()
+            if name.startswith(_MOCO_PREFIX)
+        }
+    return {name: value for name, value in state.items() if not name.startswith("fc.")}

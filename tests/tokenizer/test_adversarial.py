@@ -1,0 +1,128 @@
+"""The GAN's losses and penalties, against their formulas and other libraries."""
+
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+
+from cat_fast.errors import UserError
+from cat_fast.tokenizer.adversarial import GAN_LOSSES, LeCam, r1_penalty
+from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
+
+REAL, FAKE = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.5, -3.0, 1.5])
+
+
+def test_the_standard_losses_are_binary_cross_entropy():
+    generator, discriminator = GAN_LOSSES["non_saturating"]
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = bce(REAL, torch.ones(3)) + bce(FAKE, torch.zeros(3))
+    torch.testing.assert_close(discriminator(REAL, FAKE), expected)
+    torch.testing.assert_close(generator(FAKE), bce(FAKE, torch.ones(3)))
+
+
+def test_the_hinge_losses_stop_at_a_margin_of_one():
+    generator, discriminator = GAN_LOSSES["hinge"]
+    expected = (0 + 2 + 0.5) / 3 + (1.5 + 0 + 2.5) / 3
+    assert discriminator(REAL, FAKE).item() == pytest.approx(expected)
+    assert generator(FAKE).item() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("loss", GAN_LOSSES)
+def test_losses_of_half_precision_logits_are_float32(loss):
+    generator, discriminator = GAN_LOSSES[loss]
+    assert generator(FAKE.bfloat16()).dtype == torch.float32
+    assert discriminator(REAL.bfloat16(), FAKE.bfloat16()).dtype == torch.float32
+
+
+def test_r1_of_a_linear_discriminator_is_its_weight_squared():
+    weight = torch.randn(3, 4, 4, requires_grad=True)
+    real = torch.randn(5, 3, 4, 4, requires_grad=True)
+    penalty = r1_penalty((real * weight).sum((1, 2, 3)), real)
+    torch.testing.assert_close(penalty, 0.5 * weight.square().sum())
+    torch.testing.assert_close(torch.autograd.grad(penalty, weight)[0], weight)
+
+
+def test_r1_goes_through_the_discriminator_to_its_weights():
+    torch.manual_seed(0)
+    model = StyleGANDiscriminator(resolution=16, channel_base=128, channel_max=16).double()
+    real = torch.rand(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    weight = model.b16.conv0.weight
+
+    (gradient,) = torch.autograd.grad(r1_penalty(model(real), real), weight)
+    step = 1e-2
+    with torch.no_grad():
+        weight[0, 0, 0, 0] += step
+    up = r1_penalty(model(real), real).item()
+    with torch.no_grad():
+        weight[0, 0, 0, 0] -= 2 * step
+    down = r1_penalty(model(real), real).item()
+    assert gradient[0, 0, 0, 0].item() == pytest.approx((up - down) / (2 * step), rel=1e-2)
+
+
+def test_lecam_pulls_logits_to_the_other_sides_mean():
+    lecam = LeCam(decay=0.9)
+    torch.testing.assert_close(lecam.penalty(REAL, FAKE), REAL.square().mean() + FAKE.square().mean())
+    lecam.update(1.0, -2.0)
+    expected = (REAL + 0.2).square().mean() + (FAKE - 0.1).square().mean()
+    torch.testing.assert_close(lecam.penalty(REAL, FAKE), expected)
+    again = LeCam()
+    again.load_state_dict(lecam.state_dict())
+    assert (again.real, again.fake) == (lecam.real, lecam.fake)
+
+
+def stylegan_pickle(path, networks):
+    """As NVlabs writes them: modules are rebuilt by a function that gets their source and state."""
+
+    def reduce(module):
+        return _reconstruct_persistent_obj, ({"type": "class", "state": dict(module.__dict__)},)
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, value):
+            return reduce(value) if isinstance(value, torch.nn.Module) else NotImplemented
+
+    with path.open("wb") as file:
+        Pickler(file).dump(networks)
+
+
+def _reconstruct_persistent_obj(meta):
+    raise AssertionError("the reader ran the pickle's function")
+
+
+@pytest.fixture
+def persistence(monkeypatch):
+    module = types.ModuleType("torch_utils.persistence")
+    module._reconstruct_persistent_obj = _reconstruct_persistent_obj
+    monkeypatch.setattr(_reconstruct_persistent_obj, "__module__", module.__name__)
+    monkeypatch.setitem(sys.modules, "torch_utils", types.ModuleType("torch_utils"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("persistence")
+def test_a_published_discriminator_is_read_from_its_pickle(tmp_path):
+    torch.manual_seed(0)
+    theirs = StyleGANDiscriminator(resolution=32, channel_base=256, channel_max=24)
+    theirs.b32.register_buffer("resample_filter", torch.ones(4, 4))  # their blocks have one too
+    stylegan_pickle(tmp_path / "network.pkl", {"G": None, "D": theirs, "training_set_kwargs": {}})
+    ours = StyleGANDiscriminator.from_pickle(tmp_path / "network.pkl")
+    crops = torch.rand(2, 3, 32, 32)
+    assert ours.resolution == 32
+    torch.testing.assert_close(ours(crops), theirs(crops))
+
+
+@pytest.mark.usefixtures("persistence")
+def test_a_pickle_without_such_a_discriminator_is_named(tmp_path):
+    path = tmp_path / "network.pkl"
+    stylegan_pickle(path, {"G": None})
+    with pytest.raises(UserError, match="no discriminator D"):
+        StyleGANDiscriminator.from_pickle(path)
+    stylegan_pickle(path, {"D": torch.nn.Linear(2, 2)})
+    with pytest.raises(UserError, match="no residual StyleGAN2"):
+        StyleGANDiscriminator.from_pickle(path)
+    odd = StyleGANDiscriminator(resolution=16, channel_base=128, channel_max=16)
+    odd.b4.fc = torch.nn.Linear(3, 2)
+    stylegan_pickle(path, {"D": odd})
+    with pytest.raises(UserError, match=r"b4.fc.weight is missing or has another shape"):
+        StyleGANDiscriminator.from_pickle(path)
