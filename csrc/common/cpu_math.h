@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "common/bfloat16.h"
+#include "common/float16.h"
 
 // A function so marked is compiled for several instruction sets, the best chosen when the library loads.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
