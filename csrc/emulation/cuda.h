@@ -1,16 +1,24 @@
-// Runs CUDA C++ on CPU threads, for tests: one thread a CUDA thread, the blocks of a grid one after another.
+// Runs CUDA C++ on the CPU, for tests: a fiber for each CUDA thread, the blocks of a grid one after another.
 //
 // It knows what this project's kernels use (static shared memory, __syncthreads, full-warp shuffles) and has no
-// notion of speed. Built with -fsanitize=thread it reports a missing __syncthreads as a data race.
+// notion of speed. Built with -fsanitize=thread it reports a missing __syncthreads as a data race: the fibers
+// take turns on one CPU thread, but ThreadSanitizer is told of no order among them except at barriers.
 #pragma once
 
+#include <ucontext.h>
+
 #include <array>
-#include <barrier>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
-#include <thread>
+#include <utility>
 #include <vector>
+
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
 
 #define __global__
 #define __device__
@@ -26,66 +34,153 @@ struct dim3 {
 
 using cudaStream_t = void*;
 
-inline thread_local dim3 threadIdx, blockIdx;
-inline dim3 blockDim, gridDim;
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cat_fast::emulation {
 
-constexpr unsigned kWarp = 32;
+// Marks what looks after the fibers themselves: ThreadSanitizer is to watch kernels only.
+#define CAT_FAST_UNWATCHED __attribute__((no_sanitize("thread")))
 
-struct Warp {
-  explicit Warp(unsigned threads) : barrier(threads) {}
-  std::barrier<> barrier;
-  std::array<float, kWarp> lanes;
+// What ThreadSanitizer is told of fibers and barriers; nothing in a build without it.
+#if defined(__SANITIZE_THREAD__)
+inline void* current_fiber() { return __tsan_get_current_fiber(); }
+inline void* create_fiber() { return __tsan_create_fiber(0); }
+inline void destroy_fiber(void* fiber) { __tsan_destroy_fiber(fiber); }
+inline void announce_switch(void* to, bool in_order) {
+  __tsan_switch_to_fiber(to, in_order ? 0 : __tsan_switch_to_fiber_no_sync);
+}
+inline void arrive(void* place) { __tsan_release(place); }
+inline void leave(void* place) { __tsan_acquire(place); }
+#else
+inline void* current_fiber() { return nullptr; }
+inline void* create_fiber() { return nullptr; }
+inline void destroy_fiber(void*) {}
+inline void announce_switch(void*, bool) {}
+inline void arrive(void*) {}
+inline void leave(void*) {}
+#endif
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  void* announced;
 };
 
-inline std::unique_ptr<std::barrier<>> block_barrier;
-inline std::vector<std::unique_ptr<Warp>> warps;
+inline Fiber caller;  // of launch
+inline Fiber* fibers;
+inline unsigned fiber_count, current;  // and which of them runs
+inline std::function<void()> work;
+
+// The next fiber runs, and the others, until it is this one's turn again.
+CAT_FAST_UNWATCHED inline void yield() {
+  Fiber& self = fibers[current];
+  current = (current + 1) % fiber_count;
+  threadIdx.x = current;
+  announce_switch(fibers[current].announced, false);
+  swapcontext(&self.context, &fibers[current].context);
+}
+
+class Barrier {
+ public:
+  explicit Barrier(unsigned size) : size_(size) {}
+
+  CAT_FAST_UNWATCHED void wait() {
+    const unsigned turn = turn_;
+    arrive(&places_[turn % 2]);  // two places: who leaves late comes after this turn only, not after the next
+    if (++arrived_ == size_) {
+      arrived_ = 0;
+      ++turn_;
+    }
+    while (turn_ == turn) yield();
+    leave(&places_[turn % 2]);
+  }
+
+ private:
+  unsigned size_, arrived_ = 0, turn_ = 0;
+  std::array<uint64_t, 2> places_;
+};
+
+struct Warp {
+  static constexpr unsigned kSize = 32;
+  Barrier barrier{kSize};
+  std::array<float, kSize> lanes;
+};
+
+inline Barrier block_barrier{0};
+inline std::vector<Warp> warps;
+
+CAT_FAST_UNWATCHED inline void enter_block(unsigned x, unsigned y, unsigned z) {
+  blockIdx.x = x;
+  blockIdx.y = y;
+  blockIdx.z = z;
+}
+
+inline void fiber_main() {
+  work();
+  announce_switch(caller.announced, true);
+  setcontext(&caller.context);
+}
+
+// Calls `f` in each of `count` fibers. Their last act must be to wait for each other.
+inline void run_fibers(unsigned count, std::function<void()> f) {
+  constexpr size_t kStackBytes = 1 << 16;
+  work = std::move(f);
+  std::vector<Fiber> owned(count);
+  fibers = owned.data();
+  fiber_count = count;
+  current = threadIdx.x = 0;
+  for (Fiber& fiber : owned) {
+    fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    makecontext(&fiber.context, fiber_main, 0);
+  }
+  caller.announced = current_fiber();
+  for (Fiber& fiber : owned) fiber.announced = create_fiber();  // last, as they then know of all the above
+  announce_switch(fibers[0].announced, true);
+  swapcontext(&caller.context, &fibers[0].context);
+  for (Fiber& fiber : owned) destroy_fiber(fiber.announced);
+}
 
 }  // namespace cat_fast::emulation
 
-inline void __syncthreads() { cat_fast::emulation::block_barrier->arrive_and_wait(); }
+inline void __syncthreads() { cat_fast::emulation::block_barrier.wait(); }
 
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
-  const unsigned lane = threadIdx.x % cat_fast::emulation::kWarp;
-  cat_fast::emulation::Warp& warp = *cat_fast::emulation::warps[threadIdx.x / cat_fast::emulation::kWarp];
+  using cat_fast::emulation::Warp;
+  const unsigned lane = threadIdx.x % Warp::kSize;
+  Warp& warp = cat_fast::emulation::warps[threadIdx.x / Warp::kSize];
   warp.lanes[lane] = value;
-  warp.barrier.arrive_and_wait();
+  warp.barrier.wait();
   const float other = warp.lanes[lane ^ static_cast<unsigned>(mask)];
-  warp.barrier.arrive_and_wait();
+  warp.barrier.wait();
   return other;
 }
 
 inline float __expf(float x) { return std::exp(x); }
+inline float __fdividef(float x, float y) { return x / y; }
 
 namespace cat_fast {
 
-// Blocks are one-dimensional and of whole warps. Threads are started once and walk the blocks together.
+// Blocks are one-dimensional and of whole warps. Fibers walk the blocks together.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t, Arguments... arguments) {
   gridDim = grid;
   blockDim = block;
-  emulation::block_barrier = std::make_unique<std::barrier<>>(block.x);
-  emulation::warps.clear();
-  for (unsigned i = 0; i < block.x / emulation::kWarp; ++i) {
-    emulation::warps.push_back(std::make_unique<emulation::Warp>(emulation::kWarp));
-  }
-  std::vector<std::thread> threads;
-  for (unsigned thread = 0; thread < block.x; ++thread) {
-    threads.emplace_back([=] {
-      threadIdx = dim3(thread);
-      for (unsigned z = 0; z < grid.z; ++z) {
-        for (unsigned y = 0; y < grid.y; ++y) {
-          for (unsigned x = 0; x < grid.x; ++x) {
-            blockIdx = dim3(x, y, z);
-            kernel(arguments...);
-            __syncthreads();  // shared memory belongs to the next block from here on
-          }
+  emulation::block_barrier = emulation::Barrier(block.x);
+  emulation::warps = std::vector<emulation::Warp>(block.x / emulation::Warp::kSize);
+  emulation::run_fibers(block.x, [=] {
+    for (unsigned z = 0; z < grid.z; ++z) {
+      for (unsigned y = 0; y < grid.y; ++y) {
+        for (unsigned x = 0; x < grid.x; ++x) {
+          emulation::enter_block(x, y, z);
+          kernel(arguments...);
+          __syncthreads();  // shared memory belongs to the next block from here on
         }
       }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
+    }
+  });
 }
 
 }  // namespace cat_fast

@@ -1,4 +1,4 @@
-// The CUDA implementation compiled for CPU threads, with a C interface for the test beside it.
+// The CUDA implementation compiled for the CPU, with a C interface for the test beside it.
 
 #include "group_norm_silu/cuda.cu"
 
@@ -8,16 +8,16 @@ extern "C" {
 
 int64_t workspace_floats(const Shape* shape) { return workspace_size(*shape); }
 
-void forward(int bfloat16, const Shape* shape, const void* x, const float* weight, const float* bias, float eps,
+void forward(int dtype, const Shape* shape, const void* x, const float* weight, const float* bias, float eps,
              int activation, void* y, float* mean, float* rstd, float* workspace) {
-  forward_cuda(bfloat16 ? Dtype::kBFloat16 : Dtype::kFloat, *shape, x, weight, bias, eps, activation, y, mean, rstd,
+  forward_cuda(static_cast<Dtype>(dtype), *shape, x, weight, bias, eps, activation, y, mean, rstd,
                workspace, nullptr);
 }
 
-void backward(int bfloat16, const Shape* shape, const void* dy, const void* x, const float* weight, const float* bias,
+void backward(int dtype, const Shape* shape, const void* dy, const void* x, const float* weight, const float* bias,
               const float* mean, const float* rstd, int activation, void* dx, float* dweight, float* dbias,
               float* workspace) {
-  backward_cuda(bfloat16 ? Dtype::kBFloat16 : Dtype::kFloat, *shape, dy, x, weight, bias, mean, rstd, activation, dx,
+  backward_cuda(static_cast<Dtype>(dtype), *shape, dy, x, weight, bias, mean, rstd, activation, dx,
                 dweight, dbias, workspace, nullptr);
 }
 }
