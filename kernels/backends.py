@@ -76,20 +76,8 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 TABLE = (
-    Backend(
-        op="group_norm_silu",
-        name="cuda",
-        device="cuda",
-        dtypes=(torch.float32, torch.bfloat16),
-        library="_ops_cuda",
-    ),
-    Backend(
-        op="group_norm_silu",
-        name="cpp",
-        device="cpu",
-        dtypes=(torch.float32, torch.bfloat16),
-        library="_ops",
-    ),
+    Backend(op="group_norm_silu", name="cuda", device="cuda", dtypes=FLOATS, library="_ops_cuda"),
+    Backend(op="group_norm_silu", name="cpp", device="cpu", dtypes=FLOATS, library="_ops"),
     Backend(op="group_norm_silu", name="reference"),
     Backend(
         op="scalar_attention",

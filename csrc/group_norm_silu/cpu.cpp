@@ -1,4 +1,4 @@
-// GroupNorm + SiLU on the CPU, fp32 and bf16, contiguous and channels-last.
+// GroupNorm + SiLU on the CPU, fp32, bf16 and fp16, contiguous and channels-last.
 //
 // Statistics are two-pass within a chunk (which stays in cache) and combined across chunks as counts, means
 // and sums of squared distances, so x is read from memory twice and written once, without the cancellation of
@@ -225,9 +225,11 @@ void dispatch(ScalarType dtype, bool channels_last, bool activation, const F& f)
   };
   if (dtype == ScalarType::Float) {
     with_flags.template operator()<float>();
-  } else {
-    STD_TORCH_CHECK(dtype == ScalarType::BFloat16, "group_norm_silu on the CPU takes float32 and bfloat16");
+  } else if (dtype == ScalarType::BFloat16) {
     with_flags.template operator()<BFloat16>();
+  } else {
+    STD_TORCH_CHECK(dtype == ScalarType::Half, "group_norm_silu on the CPU takes float32, bfloat16 and float16");
+    with_flags.template operator()<Float16>();
   }
 }
 

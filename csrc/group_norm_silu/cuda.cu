@@ -40,13 +40,13 @@ template <typename T, int V, bool kChannelsLast, bool kActivation>
 void backward(const Shape& shape, const T* dy, const T* x, const float* weight, const float* bias, const float* mean,
               const float* rstd, T* dx, float* dweight, float* dbias, float* workspace, cudaStream_t stream) {
   const auto [grid, columns] = tiling<V>(shape);
-  float *sums_dz = workspace, *sums_dz_xhat = sums_dz + shape.partials();
-  float *mean_dz = sums_dz_xhat + shape.partials(), *mean_dz_xhat = mean_dz + shape.samples * shape.groups;
+  float *sums_dz = workspace, *sums_dz_distance = sums_dz + shape.partials();
+  float *mean_dz = sums_dz_distance + shape.partials(), *mean_dz_xhat = mean_dz + shape.samples * shape.groups;
   launch(partial_gradients<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, dy, x, weight,
-         bias, mean, rstd, sums_dz, sums_dz_xhat);
-  launch(combine_group_gradients, dim3(shape.groups, shape.samples), kThreads, stream, shape, sums_dz, sums_dz_xhat,
-         weight, mean_dz, mean_dz_xhat);
-  launch(combine_channel_gradients, dim3(shape.channels), kThreads, stream, shape, sums_dz, sums_dz_xhat, dweight,
+         bias, mean, rstd, sums_dz, sums_dz_distance);
+  launch(combine_group_gradients, dim3(shape.groups, shape.samples), kThreads, stream, shape, sums_dz, sums_dz_distance,
+         weight, rstd, mean_dz, mean_dz_xhat);
+  launch(combine_channel_gradients, dim3(shape.channels), kThreads, stream, shape, sums_dz, sums_dz_distance, rstd, dweight,
          dbias);
   launch(input_gradient<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, dy, x, weight, bias,
          mean, rstd, mean_dz, mean_dz_xhat, dx);
@@ -76,10 +76,10 @@ void dispatch(Dtype dtype, const Shape& shape, bool activation, std::initializer
       with_flags.template operator()<T, 1>();
     }
   };
-  if (dtype == Dtype::kFloat) {
-    with_width.template operator()<float>();
-  } else {
-    with_width.template operator()<BFloat16>();
+  switch (dtype) {
+    case Dtype::kFloat: return with_width.template operator()<float>();
+    case Dtype::kBFloat16: return with_width.template operator()<BFloat16>();
+    case Dtype::kFloat16: return with_width.template operator()<Float16>();
   }
 }
 

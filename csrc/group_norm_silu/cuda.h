@@ -5,7 +5,7 @@
 
 namespace cat_fast::group_norm_silu {
 
-enum class Dtype { kFloat, kBFloat16 };
+enum class Dtype { kFloat, kBFloat16, kFloat16 };
 
 // Partial sums of the CUDA kernels are taken over this many elements.
 constexpr int64_t kCudaChunkElements = 16384;

@@ -21,9 +21,12 @@ Shape cuda_shape_of(const Tensor& x, int64_t groups) {
 }
 
 Dtype dtype_of(const Tensor& x) {
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
-                  "group_norm_silu on CUDA takes float32 and bfloat16");
-  return x.scalar_type() == ScalarType::Float ? Dtype::kFloat : Dtype::kBFloat16;
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Dtype::kFloat;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    case ScalarType::Half: return Dtype::kFloat16;
+    default: STD_TORCH_CHECK(false, "group_norm_silu on CUDA takes float32, bfloat16 and float16");
+  }
 }
 
 void* current_stream(const Tensor& x) {

@@ -7,12 +7,14 @@
 #pragma once
 
 #include "common/bfloat16.h"
+#include "common/float16.h"
 #include "common/launch.cuh"
 #include "group_norm_silu/shape.h"
 
 namespace cat_fast::group_norm_silu {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // on a multiprocessor at the least: half of what it can hold
 
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -41,24 +43,25 @@ __device__ __forceinline__ float block_sum(float value) {
   return total;
 }
 
-// The elements that a thread visits: offset(i) for i < count, V elements each, of channel `channel` on.
+// The elements that a thread visits: V each at first, first + stride, ... `count` times, of channel `channel` on.
 struct Walk {
-  int64_t first, stride;
-  int64_t count;
+  int64_t first;
+  int stride, count;
   int channel;      // the first of the thread's V channels (channels-last), or the tile's only one
   int row, column;  // of the thread in the block, where blocks are rows of `columns` threads (channels-last)
-  int64_t partial;  // where the partial result of `channel` goes
-  int positions;    // elements of each channel in the tile
 
-  __device__ __forceinline__ int64_t offset(int64_t i) const { return first + i * stride; }
+  // Where the partial result of `channel` goes.
+  __device__ __forceinline__ int64_t partial(const Shape& shape) const {
+    return (blockIdx.z * shape.chunks + blockIdx.x) * shape.channels + channel;
+  }
 };
 
 // grid: (chunks, channels or column tiles, samples)
 template <int V, bool kChannelsLast>
 __device__ __forceinline__ Walk walk(const Shape& shape, int columns) {
   const int64_t k = blockIdx.x, n = blockIdx.z;
+  const int positions = static_cast<int>(shape.positions(k));
   Walk w;
-  w.positions = static_cast<int>(shape.positions(k));
   if (kChannelsLast) {
     w.row = threadIdx.x / columns;
     w.column = threadIdx.x % columns;
@@ -66,18 +69,17 @@ __device__ __forceinline__ Walk walk(const Shape& shape, int columns) {
     const int rows = kThreads / columns;
     const bool active = w.row < rows && w.channel < shape.channels;
     w.first = (n * shape.spatial + k * shape.chunk + w.row) * shape.channels + w.channel;
-    w.stride = rows * shape.channels;
-    w.count = active ? (w.positions - w.row + rows - 1) / rows : 0;
+    w.stride = rows * static_cast<int>(shape.channels);
+    w.count = active ? (positions - w.row + rows - 1) / rows : 0;
     if (w.count < 0) w.count = 0;
   } else {
     w.row = w.column = 0;
     w.channel = blockIdx.y;
     w.first = (n * shape.channels + w.channel) * shape.spatial + k * shape.chunk + threadIdx.x * V;
     w.stride = kThreads * V;
-    const int remaining = w.positions - static_cast<int>(threadIdx.x) * V;
+    const int remaining = positions - static_cast<int>(threadIdx.x) * V;
     w.count = remaining > 0 ? (remaining + kThreads * V - 1) / (kThreads * V) : 0;
   }
-  w.partial = (n * shape.chunks + k) * shape.channels + w.channel;
   return w;
 }
 
@@ -96,10 +98,9 @@ __device__ __forceinline__ void tile_sum(float (&sums)[V], const Walk& w, int co
   __syncthreads();
   for (int j = 0; j < V; ++j) shared[threadIdx.x * V + j] = sums[j];
   __syncthreads();
-  for (int j = 0; j < V; ++j) {
-    float total = 0;
-    for (int row = 0; row < kThreads / columns; ++row) total += shared[(row * columns + w.column) * V + j];
-    sums[j] = total;
+  for (int j = 0; j < V; ++j) sums[j] = 0;
+  for (int row = 0; row < kThreads / columns; ++row) {
+    for (int j = 0; j < V; ++j) sums[j] += shared[(row * columns + w.column) * V + j];
   }
 }
 
@@ -112,19 +113,21 @@ __device__ __forceinline__ int results(const Shape& shape, const Walk& w) {
 
 // mean and sum of squared distances from it, of every channel of the tile
 template <typename T, int V, bool kChannelsLast>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     partial_moments(Shape shape, int columns, const T* x, float* means, float* squares) {
   const Walk w = walk<V, kChannelsLast>(shape, columns);
   float mean[V] = {};
-  for (int64_t i = 0; i < w.count; ++i) {
-    const auto values = load<V>(x + w.offset(i));
+  int64_t offset = w.first;
+  for (int i = w.count; i > 0; --i, offset += w.stride) {
+    const auto values = load<V>(x + offset);
     for (int j = 0; j < V; ++j) mean[j] += to_float(values.values[j]);
   }
   tile_sum<V, kChannelsLast>(mean, w, columns);
-  for (int j = 0; j < V; ++j) mean[j] /= static_cast<float>(w.positions);
+  for (int j = 0; j < V; ++j) mean[j] /= static_cast<float>(shape.positions(blockIdx.x));
   float square[V] = {};
-  for (int64_t i = 0; i < w.count; ++i) {
-    const auto values = load<V>(x + w.offset(i));
+  offset = w.first;
+  for (int i = w.count; i > 0; --i, offset += w.stride) {
+    const auto values = load<V>(x + offset);
     for (int j = 0; j < V; ++j) {
       const float distance = to_float(values.values[j]) - mean[j];
       square[j] += distance * distance;
@@ -132,8 +135,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   tile_sum<V, kChannelsLast>(square, w, columns);
   for (int j = 0; j < results<V, kChannelsLast>(shape, w); ++j) {
-    means[w.partial + j] = mean[j];
-    squares[w.partial + j] = square[j];
+    means[w.partial(shape) + j] = mean[j];
+    squares[w.partial(shape) + j] = square[j];
   }
 }
 
@@ -168,30 +171,37 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Channel data of a thread, in registers.
+// What a thread knows of its channels, in registers: with distance = x - mean, z = scale * distance + bias.
 template <int V>
 struct Channels {
-  float mean[V], rstd[V], weight[V], bias[V];
+  float mean[V], scale[V], bias[V];
 };
+
+// The index of the group of a thread's j-th channel in (N, groups).
+template <bool kChannelsLast>
+__device__ __forceinline__ int group_of(const Shape& shape, const Walk& w, int j) {
+  const int channels = static_cast<int>(shape.channels), groups = static_cast<int>(shape.groups);
+  const int c = kChannelsLast ? w.channel + j : w.channel;
+  return blockIdx.z * groups + (c < channels ? c / (channels / groups) : 0);  // threads past the last walk nothing
+}
 
 template <int V, bool kChannelsLast>
 __device__ __forceinline__ Channels<V> channels_of(const Shape& shape, const Walk& w, const float* mean,
                                                    const float* rstd, const float* weight, const float* bias) {
   Channels<V> result;
-  const int channels = static_cast<int>(shape.channels), groups = static_cast<int>(shape.groups);
   for (int j = 0; j < V; ++j) {
+    const int g = group_of<kChannelsLast>(shape, w, j);
     const int c = kChannelsLast ? w.channel + j : w.channel;
-    const int safe = c < channels ? c : 0;  // threads past the last channel walk nothing
-    const int64_t g = blockIdx.z * shape.groups + safe / (channels / groups);
+    const int safe = c < shape.channels ? c : 0;
     result.mean[j] = mean[g];
-    result.rstd[j] = rstd[g];
-    result.weight[j] = weight[safe];
+    result.scale[j] = rstd[g] * weight[safe];
     result.bias[j] = bias[safe];
   }
   return result;
 }
 
-__device__ __forceinline__ float sigmoid(float z) { return 1.0f / (1.0f + __expf(-z)); }
+// Fast division calls no subroutine, around which registers would be spilled.
+__device__ __forceinline__ float sigmoid(float z) { return __fdividef(1.0f, 1.0f + __expf(-z)); }
 
 template <bool kActivation>
 __device__ __forceinline__ float activation_gradient(float z) {
@@ -201,60 +211,62 @@ __device__ __forceinline__ float activation_gradient(float z) {
 }
 
 template <typename T, int V, bool kChannelsLast, bool kActivation>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     normalize(Shape shape, int columns, const T* x, const float* weight, const float* bias, const float* mean,
               const float* rstd, T* y) {
   const Walk w = walk<V, kChannelsLast>(shape, columns);
   const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
-  for (int64_t i = 0; i < w.count; ++i) {
-    auto values = load<V>(x + w.offset(i));
+  int64_t offset = w.first;
+  for (int i = w.count; i > 0; --i, offset += w.stride) {
+    auto values = load<V>(x + offset);
     for (int j = 0; j < V; ++j) {
-      const float xhat = (to_float(values.values[j]) - channel.mean[j]) * channel.rstd[j];
-      const float z = xhat * channel.weight[j] + channel.bias[j];
+      const float z = (to_float(values.values[j]) - channel.mean[j]) * channel.scale[j] + channel.bias[j];
       values.values[j] = from_float<T>(kActivation ? z * sigmoid(z) : z);
     }
-    store<V>(y + w.offset(i), values);
+    store<V>(y + offset, values);
   }
 }
 
+// The sums of dz, and of dz times the distance: what dz * xhat sums up to, but for rstd.
 template <typename T, int V, bool kChannelsLast, bool kActivation>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     partial_gradients(Shape shape, int columns, const T* dy, const T* x, const float* weight, const float* bias,
-                      const float* mean, const float* rstd, float* sums_dz, float* sums_dz_xhat) {
+                      const float* mean, const float* rstd, float* sums_dz, float* sums_dz_distance) {
   const Walk w = walk<V, kChannelsLast>(shape, columns);
   const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
-  float sum_dz[V] = {}, sum_dz_xhat[V] = {};
-  for (int64_t i = 0; i < w.count; ++i) {
-    const auto values = load<V>(x + w.offset(i));
-    const auto gradients = load<V>(dy + w.offset(i));
+  float sum_dz[V] = {}, sum_dz_distance[V] = {};
+  int64_t offset = w.first;
+  for (int i = w.count; i > 0; --i, offset += w.stride) {
+    const auto values = load<V>(x + offset);
+    const auto gradients = load<V>(dy + offset);
     for (int j = 0; j < V; ++j) {
-      const float xhat = (to_float(values.values[j]) - channel.mean[j]) * channel.rstd[j];
-      const float z = xhat * channel.weight[j] + channel.bias[j];
+      const float distance = to_float(values.values[j]) - channel.mean[j];
+      const float z = distance * channel.scale[j] + channel.bias[j];
       const float dz = to_float(gradients.values[j]) * activation_gradient<kActivation>(z);
       sum_dz[j] += dz;
-      sum_dz_xhat[j] += dz * xhat;
+      sum_dz_distance[j] += dz * distance;
     }
   }
   tile_sum<V, kChannelsLast>(sum_dz, w, columns);
-  tile_sum<V, kChannelsLast>(sum_dz_xhat, w, columns);
+  tile_sum<V, kChannelsLast>(sum_dz_distance, w, columns);
   for (int j = 0; j < results<V, kChannelsLast>(shape, w); ++j) {
-    sums_dz[w.partial + j] = sum_dz[j];
-    sums_dz_xhat[w.partial + j] = sum_dz_xhat[j];
+    sums_dz[w.partial(shape) + j] = sum_dz[j];
+    sums_dz_distance[w.partial(shape) + j] = sum_dz_distance[j];
   }
 }
 
 // The means over each group that the input's gradient needs. grid: (groups, samples)
 __global__ void __launch_bounds__(kThreads)
-    combine_group_gradients(Shape shape, const float* sums_dz, const float* sums_dz_xhat, const float* weight,
-                            float* mean_dz, float* mean_dz_xhat) {
+    combine_group_gradients(Shape shape, const float* sums_dz, const float* sums_dz_distance, const float* weight,
+                            const float* rstd, float* mean_dz, float* mean_dz_xhat) {
   const int64_t g = blockIdx.x, n = blockIdx.y;
-  float dz = 0, dz_xhat = 0;
+  float dz = 0, dz_distance = 0;
   over_group(shape, n, g, [&](int64_t i, int64_t c, float) {
     dz += weight[c] * sums_dz[i];
-    dz_xhat += weight[c] * sums_dz_xhat[i];
+    dz_distance += weight[c] * sums_dz_distance[i];
   });
   dz = block_sum(dz);
-  dz_xhat = block_sum(dz_xhat);
+  const float dz_xhat = block_sum(dz_distance) * rstd[n * shape.groups + g];
   if (threadIdx.x == 0) {
     mean_dz[n * shape.groups + g] = dz / static_cast<float>(shape.group_size());
     mean_dz_xhat[n * shape.groups + g] = dz_xhat / static_cast<float>(shape.group_size());
@@ -263,12 +275,14 @@ __global__ void __launch_bounds__(kThreads)
 
 // The gradients of weight and bias: over samples and chunks. grid: (channels)
 __global__ void __launch_bounds__(kThreads)
-    combine_channel_gradients(Shape shape, const float* sums_dz, const float* sums_dz_xhat, float* dweight,
-                              float* dbias) {
+    combine_channel_gradients(Shape shape, const float* sums_dz, const float* sums_dz_distance, const float* rstd,
+                              float* dweight, float* dbias) {
+  const int64_t g = blockIdx.x / shape.channels_per_group();
   float dz = 0, dz_xhat = 0;
-  for (int64_t i = threadIdx.x; i < shape.samples * shape.chunks; i += kThreads) {
+  const unsigned chunks = static_cast<unsigned>(shape.chunks), count = static_cast<unsigned>(shape.samples) * chunks;
+  for (unsigned i = threadIdx.x; i < count; i += kThreads) {
     dz += sums_dz[i * shape.channels + blockIdx.x];
-    dz_xhat += sums_dz_xhat[i * shape.channels + blockIdx.x];
+    dz_xhat += sums_dz_distance[i * shape.channels + blockIdx.x] * rstd[i / chunks * shape.groups + g];
   }
   dz = block_sum(dz);
   dz_xhat = block_sum(dz_xhat);
@@ -279,23 +293,30 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T, int V, bool kChannelsLast, bool kActivation>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     input_gradient(Shape shape, int columns, const T* dy, const T* x, const float* weight, const float* bias,
                    const float* mean, const float* rstd, const float* mean_dz, const float* mean_dz_xhat, T* dx) {
   const Walk w = walk<V, kChannelsLast>(shape, columns);
   const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
-  const auto group = channels_of<V, kChannelsLast>(shape, w, mean_dz, mean_dz_xhat, weight, bias);
-  for (int64_t i = 0; i < w.count; ++i) {
-    auto values = load<V>(x + w.offset(i));
-    const auto gradients = load<V>(dy + w.offset(i));
+  // z and dx = scale * dz - rstd * (mean_dz + xhat * mean_dz_xhat) as straight lines in x, for few registers
+  float shift[V], constant[V], slope[V];
+  for (int j = 0; j < V; ++j) {
+    const int g = group_of<kChannelsLast>(shape, w, j);
+    shift[j] = channel.bias[j] - channel.scale[j] * channel.mean[j];
+    slope[j] = -rstd[g] * rstd[g] * mean_dz_xhat[g];
+    constant[j] = -rstd[g] * mean_dz[g] - slope[j] * channel.mean[j];
+  }
+  int64_t offset = w.first;
+  for (int i = w.count; i > 0; --i, offset += w.stride) {
+    auto values = load<V>(x + offset);
+    const auto gradients = load<V>(dy + offset);
     for (int j = 0; j < V; ++j) {
-      const float xhat = (to_float(values.values[j]) - channel.mean[j]) * channel.rstd[j];
-      const float z = xhat * channel.weight[j] + channel.bias[j];
-      const float dz = to_float(gradients.values[j]) * activation_gradient<kActivation>(z);
-      values.values[j] =
-          from_float<T>(channel.rstd[j] * (channel.weight[j] * dz - group.mean[j] - xhat * group.rstd[j]));
+      const float value = to_float(values.values[j]);
+      const float dz =
+          to_float(gradients.values[j]) * activation_gradient<kActivation>(channel.scale[j] * value + shift[j]);
+      values.values[j] = from_float<T>(channel.scale[j] * dz + (slope[j] * value + constant[j]));
     }
-    store<V>(dx + w.offset(i), values);
+    store<V>(dx + offset, values);
   }
 }
 
