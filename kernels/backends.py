@@ -77,6 +77,7 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 TABLE = (
     Backend(op="group_norm_silu", name="cuda", device="cuda", dtypes=FLOATS, library="_ops_cuda"),
+    Backend(op="group_norm_silu", name="triton", device="cuda", dtypes=FLOATS),
     Backend(op="group_norm_silu", name="cpp", device="cpu", dtypes=FLOATS, library="_ops"),
     Backend(op="group_norm_silu", name="reference"),
     Backend(

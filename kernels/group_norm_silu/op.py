@@ -1,5 +1,6 @@
 """GroupNorm + SiLU: `group_norm_silu` runs it with the best backend there is."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,6 +74,12 @@ def _backward(
     return (*operator(grad_y, *ctx.saved_tensors, ctx.groups, ctx.activation), None, None, None)
 
 
+def _triton() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from . import triton
+
+    return triton.group_norm_silu_triton, triton.group_norm_silu_backward_triton
+
+
 OPERATOR = Operator(
     name="group_norm_silu",
     fake=_fake,
@@ -81,3 +88,4 @@ OPERATOR = Operator(
     backward=_backward,
 )
 OPERATOR.register_compiled()
+OPERATOR.register_triton(_triton)
