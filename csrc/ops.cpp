@@ -14,4 +14,18 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def("scalar_attention(Tensor q, Tensor k, Tensor v) -> Tensor");
   // -> the gradients of q, k and v
   m.def("scalar_attention_backward(Tensor grad_y, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)");
+  // -> y, and the mean and rstd of each token (T,) in fp32, which backward takes
+  m.def("adaln(Tensor x, Tensor shift, Tensor scale, Tensor cu_seqlens, float eps) -> (Tensor, Tensor, Tensor)");
+  // -> the gradients of x, shift and scale
+  m.def(
+      "adaln_backward(Tensor grad_y, Tensor x, Tensor scale, Tensor cu_seqlens, Tensor mean, Tensor rstd)"
+      " -> (Tensor, Tensor, Tensor)");
+  // -> x_new, y, and the mean and rstd of each token of x_new
+  m.def(
+      "gate_residual_adaln(Tensor x, Tensor h, Tensor gate, Tensor shift, Tensor scale, Tensor cu_seqlens, float eps)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  // -> the gradients of x, h, gate, shift and scale
+  m.def(
+      "gate_residual_adaln_backward(Tensor grad_x_new, Tensor grad_y, Tensor x_new, Tensor h, Tensor gate,"
+      " Tensor scale, Tensor cu_seqlens, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

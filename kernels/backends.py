@@ -88,6 +88,15 @@ TABLE = (
         library="_ops",
     ),
     Backend(op="scalar_attention", name="reference"),
+    *(
+        backend
+        for op in ("adaln", "gate_residual_adaln")
+        for backend in (
+            Backend(op=op, name="triton", device="cuda", dtypes=FLOATS),
+            Backend(op=op, name="cpp", device="cpu", dtypes=FLOATS, library="_ops"),
+            Backend(op=op, name="reference"),
+        )
+    ),
     # One SDPA call for each run of equal lengths; there is no compiled backend of this operator.
     Backend(op="varlen_attention", name="reference"),
 )

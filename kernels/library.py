@@ -9,8 +9,9 @@ from packaging.version import Version
 
 OLDEST_TORCH = Version("2.10")  # the stable ABI that setup.py targets
 GROUP_NORM_SILU = ("group_norm_silu", "group_norm_silu_backward")
+ADALN = ("adaln", "adaln_backward", "gate_residual_adaln", "gate_residual_adaln_backward")
 OPERATORS = {  # what each library of this source implements
-    "_ops": (*GROUP_NORM_SILU, "scalar_attention", "scalar_attention_backward"),
+    "_ops": (*GROUP_NORM_SILU, "scalar_attention", "scalar_attention_backward", *ADALN),
     "_ops_cuda": GROUP_NORM_SILU,
 }
 

@@ -3,5 +3,6 @@
 from collections.abc import Mapping
 
 from benchmarks.static.budgets import Case
+from benchmarks.static.cases import adaln
 
-CASES: Mapping[str, Case] = {}
+CASES: Mapping[str, Case] = {**adaln.CASES}

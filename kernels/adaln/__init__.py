@@ -1,0 +1,1 @@
+"""Adaptive LayerNorm over packed tokens, one modulation row a sequence: `op` is what models call."""

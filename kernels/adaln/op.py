@@ -1,0 +1,195 @@
+"""Adaptive LayerNorm over packed tokens: `adaln`, and `gate_residual_adaln` with what comes before it fused in.
+
+Both take one modulation row a sequence, as a view into wherever it lies, and never expand it to tokens.
+
+Shapes: S sequences, T tokens, D features.
+"""
+
+from typing import Any
+
+import torch
+
+from .. import backends
+from ..registration import Operator
+from .reference import adaln_reference, gate_residual_adaln_reference
+
+
+def adaln(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """LayerNorm(x) * (1 + scale) + shift, every token with the row of its sequence.
+
+    x: (T, D). shift, scale: (S, D), of x's dtype or fp32, in any strides. cu_seqlens: int32 (S + 1,), rising
+    from 0 to T; sequences may be empty. Statistics are fp32; y has x's shape and dtype, under autocast too.
+    Differentiable once; where second derivatives are needed, use the reference.
+
+    Raises ValueError if shapes or dtypes do not fit; on the CPU RuntimeError if the values of cu_seqlens do not.
+    """
+    shift, scale = _in_stream_dtype(x, shift, scale)
+    _check(x, cu_seqlens, shift=shift, scale=scale)
+    backend = backends.choose("adaln", x)
+    if backend == "reference":
+        return adaln_reference(x, shift, scale, cu_seqlens, eps)
+    y, _mean, _rstd = ADALN(backend, x, shift, scale, cu_seqlens, eps)
+    return y
+
+
+def gate_residual_adaln(
+    x: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x_new, y): x_new = x + gate * h, and y = adaln(x_new, shift, scale), in one pass over the tokens.
+
+    h: (T, D), of x's dtype; gate: (S, D), of the dtype of shift and scale. Everything else as in `adaln`.
+    """
+    h, gate, shift, scale = _in_stream_dtype(x, h, gate, shift, scale)
+    _check(x, cu_seqlens, gate=gate, shift=shift, scale=scale)
+    if h.shape != x.shape or h.dtype != x.dtype:
+        raise ValueError(f"h: expected {_spell(x)} as x is, got {_spell(h)}")
+    backend = backends.choose("gate_residual_adaln", x)
+    if backend == "reference":
+        return gate_residual_adaln_reference(x, h, gate, shift, scale, cu_seqlens, eps)
+    x_new, y, _mean, _rstd = GATE_RESIDUAL_ADALN(backend, x, h, gate, shift, scale, cu_seqlens, eps)
+    return x_new, y
+
+
+def _in_stream_dtype(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under autocast, what linear layers return in its dtype is brought to that of x, the residual stream."""
+    return tuple(t.to(x.dtype) for t in others) if torch.is_autocast_enabled(x.device.type) else others
+
+
+def _check(x: torch.Tensor, cu_seqlens: torch.Tensor, **modulation: torch.Tensor) -> None:
+    if x.dim() != 2 or not x.is_floating_point():
+        raise ValueError(f"x: expected (T, D) of a float dtype, got {_spell(x)}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(f"cu_seqlens: expected (S + 1,) int32, got {_spell(cu_seqlens)}")
+    shape = (cu_seqlens.shape[0] - 1, x.shape[1])
+    dtype = modulation["scale"].dtype
+    for name, rows in modulation.items():
+        if rows.shape != shape or rows.dtype != dtype or dtype not in (x.dtype, torch.float32):
+            raise ValueError(
+                f"{name}: expected {tuple(shape)}, a row for each sequence, of {x.dtype} or all of "
+                f"torch.float32, got {_spell(rows)}"
+            )
+
+
+def _spell(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = x.new_empty(x.shape[0], dtype=torch.float32)
+    return mean, torch.empty_like(mean)
+
+
+def _fake(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, ...]:
+    return _dense(x), *_statistics(x)
+
+
+def _fake_backward(
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    return _dense(x), _dense(scale), _dense(scale)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    x, _shift, scale, cu_seqlens, _eps = inputs
+    _y, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, scale, cu_seqlens, mean, rstd)
+
+
+def _backward(
+    operator: Any, ctx: Any, grad_y: torch.Tensor, *_: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    return (*operator(grad_y, *ctx.saved_tensors), None, None)
+
+
+ADALN = Operator(
+    name="adaln",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+
+
+def _fake_gated(
+    x: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    return _dense(x), _dense(x), *_statistics(x)
+
+
+def _fake_gated_backward(
+    grad_x_new: torch.Tensor,
+    grad_y: torch.Tensor,
+    x_new: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    return _dense(x_new), _dense(x_new), _dense(scale), _dense(scale), _dense(scale)
+
+
+def _setup_gated_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    _x, h, gate, _shift, scale, cu_seqlens, _eps = inputs
+    x_new, _y, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x_new, h, gate, scale, cu_seqlens, mean, rstd)
+
+
+def _gated_backward(
+    operator: Any, ctx: Any, grad_x_new: torch.Tensor, grad_y: torch.Tensor, *_: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    return (*operator(grad_x_new, grad_y, *ctx.saved_tensors), None, None)
+
+
+GATE_RESIDUAL_ADALN = Operator(
+    name="gate_residual_adaln",
+    fake=_fake_gated,
+    fake_backward=_fake_gated_backward,
+    setup_context=_setup_gated_context,
+    backward=_gated_backward,
+)
+
+
+def _triton_adaln() -> tuple[Any, Any]:
+    from .triton import adaln_backward, adaln_forward
+
+    return adaln_forward, adaln_backward
+
+
+def _triton_gate_residual_adaln() -> tuple[Any, Any]:
+    from .triton import gate_residual_adaln_backward, gate_residual_adaln_forward
+
+    return gate_residual_adaln_forward, gate_residual_adaln_backward
+
+
+for _operator, _triton in ((ADALN, _triton_adaln), (GATE_RESIDUAL_ADALN, _triton_gate_residual_adaln)):
+    _operator.register_compiled()
+    _operator.register_triton(_triton)

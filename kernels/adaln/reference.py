@@ -1,0 +1,42 @@
+"""adaLN over packed tokens in plain torch: what every backend is compared with, and the last fallback."""
+
+import torch
+import torch.nn.functional as F
+
+
+def adaln_reference(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """y_t = (x_t − μ_t) / √(σ²_t + eps) · (1 + scale_s) + shift_s, token t being of sequence s.
+
+    x is (T, D), shift and scale are (S, D), expanded to tokens here. Computed in fp32 or wider; y has x's
+    dtype.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    index = _sequence_index(x, cu_seqlens)
+    xhat = F.layer_norm(x.to(dtype), x.shape[1:], eps=eps)
+    shift_TD, scale_TD = (rows.to(dtype).index_select(0, index) for rows in (shift, 1 + scale.to(dtype)))
+    return torch.addcmul(shift_TD, xhat, scale_TD).to(x.dtype)
+
+
+def gate_residual_adaln_reference(
+    x: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x'_t = x_t + gate_s · h_t, and its adaLN y: (x', y), both of x's dtype."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    gate_TD = gate.to(dtype).index_select(0, _sequence_index(x, cu_seqlens))
+    x_new = torch.addcmul(x.to(dtype), gate_TD, h.to(dtype)).to(x.dtype)
+    return x_new, adaln_reference(x_new, shift, scale, cu_seqlens, eps)
+
+
+def _sequence_index(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """(T,) int64: the sequence that each token of x (T, D) belongs to."""
+    index = torch.arange(cu_seqlens.shape[0] - 1, device=x.device)
+    # output_size known here keeps a GPU from stopping to count
+    return index.repeat_interleave(cu_seqlens.diff(), output_size=x.shape[0])

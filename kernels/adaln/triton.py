@@ -1,0 +1,278 @@
+"""adaLN over packed tokens in Triton: kernels, and the functions that launch them.
+
+A program takes a chunk of consecutive tokens, whatever sequences they are of, one token after another. It finds
+the first token's sequence in cu_seqlens by bisection and walks on from there, so that neither the host nor a
+table has to know the lengths. In backward it writes a row of sums for each sequence that it meets: chunk c and
+sequence s have row c + s to themselves, as from each meeting to the next one of the two grows and none shrinks.
+A second kernel adds the rows of each sequence, in order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..triton_runtime import multiprocessors, on_device_of
+
+COMBINED_COLUMNS, COMBINED_ROWS = 64, 16
+"""Of the partial sums, that a program adds up at once."""
+
+
+def adaln_forward(
+    x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y, mean, rstd): LayerNorm(x) * (1 + scale) + shift, and the statistics of each token, (T,) fp32."""
+    _x_new, y, mean, rstd = _forward(x, None, None, shift, scale, cu_seqlens, eps)
+    return y, mean, rstd
+
+
+def gate_residual_adaln_forward(
+    x: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x_new, y, mean, rstd): x_new = x + gate * h, and what `adaln_forward` makes of it."""
+    return _forward(x, h, gate, shift, scale, cu_seqlens, eps)
+
+
+def adaln_backward(
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, shift and scale."""
+    dx, _dh, (dshift, dscale) = _backward(None, grad_y, x, None, None, scale, cu_seqlens, mean, rstd)
+    return dx, dshift, dscale
+
+
+def gate_residual_adaln_backward(
+    grad_x_new: torch.Tensor,
+    grad_y: torch.Tensor,
+    x_new: torch.Tensor,
+    h: torch.Tensor,
+    gate: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of x, h, gate, shift and scale."""
+    dx, dh, (dshift, dscale, dgate) = _backward(
+        grad_x_new, grad_y, x_new, h, gate, scale, cu_seqlens, mean, rstd
+    )
+    assert dh is not None
+    return dx, dh, dgate, dshift, dscale
+
+
+def _forward(
+    x: torch.Tensor,
+    h: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(x_new, y, mean, rstd). Without h and gate, x_new is x."""
+    x = x.contiguous()
+    tokens, features = x.shape
+    x_new = x if h is None else torch.empty_like(x)
+    y = torch.empty_like(x)
+    mean = x.new_empty(tokens, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
+    chunk = _chunk(x, waves=8, least=1, most=16)
+    shift, scale = _rows(shift), _rows(scale)
+    gate = None if gate is None else _rows(gate)
+    if x.numel():
+        with on_device_of(x):
+            adaln_forward_kernel[(triton.cdiv(tokens, chunk),)](
+                x, None if h is None else h.contiguous(), gate, shift, scale, cu_seqlens.contiguous(),
+                x_new, y, mean, rstd, eps, tokens, cu_seqlens.shape[0] - 1, chunk, features,
+                0 if gate is None else gate.stride(0), shift.stride(0), scale.stride(0),
+                BLOCK=triton.next_power_of_2(features), GATED=gate is not None, num_warps=_warps(features),
+            )  # fmt: skip
+    return x_new, y, mean, rstd
+
+
+def _backward(
+    grad_x_new: torch.Tensor | None,
+    grad_y: torch.Tensor,
+    x: torch.Tensor,
+    h: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
+    """dx, dh, and the gradients of shift, scale and, if there is one, gate. x is x_new of forward."""
+    x, cu_seqlens = x.contiguous(), cu_seqlens.contiguous()
+    tokens, features = x.shape
+    sequences = cu_seqlens.shape[0] - 1
+    gated = gate is not None
+    dx = torch.empty_like(x)
+    dh = torch.empty_like(x) if gated else None
+    sums = [torch.empty_like(scale, memory_format=torch.contiguous_format) for _ in range(2 + gated)]
+    chunk = _chunk(x, waves=4, least=8, most=64)
+    chunks = triton.cdiv(tokens, chunk)
+    partial = x.new_empty((chunks + sequences, len(sums), features), dtype=torch.float32)
+    scale = _rows(scale)
+    gate = None if gate is None else _rows(gate)
+    with on_device_of(x):
+        if x.numel():
+            adaln_backward_kernel[(chunks,)](
+                None if grad_x_new is None else grad_x_new.contiguous(), grad_y.contiguous(), x,
+                None if h is None else h.contiguous(), gate, scale, cu_seqlens, mean, rstd,
+                dx, dh, partial, tokens, sequences, chunk, features,
+                0 if gate is None else gate.stride(0), scale.stride(0),
+                BLOCK=triton.next_power_of_2(features), GATED=gated, num_warps=_warps(features),
+            )  # fmt: skip
+        if sequences * features:
+            adaln_combine_kernel[(sequences, triton.cdiv(features, COMBINED_COLUMNS))](
+                partial, cu_seqlens, *sums, *[None] * (not gated), chunk, features,
+                ROWS=COMBINED_ROWS, COLUMNS=COMBINED_COLUMNS, GATED=gated, num_warps=4,
+            )  # fmt: skip
+    return dx, dh, sums
+
+
+def _rows(rows: torch.Tensor) -> torch.Tensor:
+    """Modulation as the kernels read it: any stride from row to row, none within one."""
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def _chunk(x: torch.Tensor, *, waves: int, least: int, most: int) -> int:
+    """Tokens for a program: few enough for `waves` programs a multiprocessor, within bounds."""
+    return min(max(triton.cdiv(x.shape[0], waves * multiprocessors(x)), least), most)
+
+
+def _warps(features: int) -> int:
+    """As many warps as give each thread eight features, 128 bits of half precision."""
+    return min(max(triton.next_power_of_2(features) // 256, 1), 16)
+
+
+@triton.jit
+def _sequence_of(token, cu_seqlens, sequences):
+    """The last sequence that begins at or before `token`; those before it that begin there are empty."""
+    low, high = sequences * 0, sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        begun = tl.load(cu_seqlens + middle) <= token
+        low, high = tl.where(begun, middle, low), tl.where(begun, high, middle)
+    return low
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "chunk"])
+def adaln_forward_kernel(
+    x, h, gate, shift, scale, cu_seqlens, x_new, y, mean, rstd, eps, tokens, sequences, chunk, features,
+    gate_stride, shift_stride, scale_stride, BLOCK: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, BLOCK)
+    inside = columns < features
+    token = tl.program_id(0) * chunk
+    end = tl.minimum(token + chunk, tokens)
+    s = _sequence_of(token, cu_seqlens, sequences)
+    while token < end:
+        stop = tl.minimum(end, tl.load(cu_seqlens + s + 1))
+        row = s.to(tl.int64)
+        scale_row = tl.load(scale + row * scale_stride + columns, mask=inside, other=0).to(tl.float32)
+        shift_row = tl.load(shift + row * shift_stride + columns, mask=inside, other=0).to(tl.float32)
+        if GATED:
+            gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0).to(tl.float32)
+        for t in range(token, stop):
+            at = t.to(tl.int64) * features + columns
+            value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
+            if GATED:
+                value += gate_row * tl.load(h + at, mask=inside, other=0).to(tl.float32)
+                stored = value.to(x_new.dtype.element_ty)  # backward will see no other digits
+                tl.store(x_new + at, stored, mask=inside)
+                value = stored.to(tl.float32)
+            center = tl.sum(value, 0) / features
+            distance = tl.where(inside, value - center, 0.0)
+            scaling = 1.0 / tl.sqrt(tl.sum(distance * distance, 0) / features + eps)
+            modulated = distance * scaling * (1.0 + scale_row) + shift_row
+            tl.store(y + at, modulated.to(y.dtype.element_ty), mask=inside)
+            tl.store(mean + t, center)
+            tl.store(rstd + t, scaling)
+        token = stop
+        s += 1
+
+
+@triton.jit(do_not_specialize=["tokens", "sequences", "chunk"])
+def adaln_backward_kernel(
+    dx_new, dy, x, h, gate, scale, cu_seqlens, mean, rstd, dx, dh, partial, tokens, sequences, chunk, features,
+    gate_stride, scale_stride, BLOCK: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, BLOCK)
+    inside = columns < features
+    token = tl.program_id(0) * chunk
+    end = tl.minimum(token + chunk, tokens)
+    s = _sequence_of(token, cu_seqlens, sequences)
+    while token < end:
+        stop = tl.minimum(end, tl.load(cu_seqlens + s + 1))
+        row = s.to(tl.int64)
+        scale_row = 1.0 + tl.load(scale + row * scale_stride + columns, mask=inside, other=0).to(tl.float32)
+        if GATED:
+            gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0).to(tl.float32)
+            dgate = tl.zeros([BLOCK], tl.float32)
+        dshift = tl.zeros([BLOCK], tl.float32)
+        dscale = tl.zeros([BLOCK], tl.float32)
+        for t in range(token, stop):
+            at = t.to(tl.int64) * features + columns
+            scaling = tl.load(rstd + t)
+            xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - tl.load(mean + t)) * scaling
+            dxhat = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
+            dshift += dxhat
+            dscale += dxhat * xhat
+            dxhat *= scale_row
+            along = tl.sum(dxhat * xhat, 0) / features
+            gradient = scaling * (dxhat - tl.sum(dxhat, 0) / features - xhat * along)
+            if GATED:
+                gradient += tl.load(dx_new + at, mask=inside, other=0).to(tl.float32)
+                dgate += gradient * tl.load(h + at, mask=inside, other=0).to(tl.float32)
+                tl.store(dh + at, (gate_row * gradient).to(dh.dtype.element_ty), mask=inside)
+            tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
+        kinds: tl.constexpr = 3 if GATED else 2
+        sums = partial + (tl.program_id(0) + row) * kinds * features + columns
+        tl.store(sums, dshift, mask=inside)
+        tl.store(sums + features, dscale, mask=inside)
+        if GATED:
+            tl.store(sums + 2 * features, dgate, mask=inside)
+        token = stop
+        s += 1
+
+
+@triton.jit(do_not_specialize=["chunk"])
+def adaln_combine_kernel(
+    partial, cu_seqlens, dshift, dscale, dgate, chunk, features,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    s = tl.program_id(0).to(tl.int64)
+    begin, end = tl.load(cu_seqlens + s), tl.load(cu_seqlens + s + 1)
+    first = begin // chunk
+    last = tl.where(begin < end, (end + chunk - 1) // chunk, first)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    kinds: tl.constexpr = 3 if GATED else 2
+    sums = partial + s * kinds * features
+    to = s * features + columns
+    _combine(sums, first, last, kinds * features, columns, features, dshift + to, ROWS, COLUMNS)
+    _combine(sums + features, first, last, kinds * features, columns, features, dscale + to, ROWS, COLUMNS)
+    if GATED:
+        _combine(sums + 2 * features, first, last, kinds * features, columns, features, dgate + to, ROWS, COLUMNS)
+
+
+@triton.jit
+def _combine(sums, first, last, stride, columns, features, to, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """to = the sum of rows first to last of `sums`, 0 if there are none."""
+    inside = columns < features
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for row in range(first, last, ROWS):
+        rows = row + tl.arange(0, ROWS)
+        at = rows[:, None].to(tl.int64) * stride + columns[None, :]
+        total += tl.load(sums + at, mask=(rows < last)[:, None] & inside[None, :], other=0)
+    tl.store(to, tl.sum(total, 0).to(to.dtype.element_ty), mask=inside)
