@@ -95,7 +95,7 @@ def _forward(
                 x, None if h is None else h.contiguous(), gate, shift, scale, cu_seqlens.contiguous(),
                 x_new, y, mean, rstd, eps, tokens, cu_seqlens.shape[0] - 1, chunk, features,
                 0 if gate is None else gate.stride(0), shift.stride(0), scale.stride(0),
-                BLOCK=triton.next_power_of_2(features), GATED=gate is not None, num_warps=_warps(features),
+                BLOCK=triton.next_power_of_2(features), GATED=gate is not None, num_warps=_warps(x),
             )  # fmt: skip
     return x_new, y, mean, rstd
 
@@ -131,7 +131,7 @@ def _backward(
                 None if h is None else h.contiguous(), gate, scale, cu_seqlens, mean, rstd,
                 dx, dh, partial, tokens, sequences, chunk, features,
                 0 if gate is None else gate.stride(0), scale.stride(0),
-                BLOCK=triton.next_power_of_2(features), GATED=gated, num_warps=_warps(features),
+                BLOCK=triton.next_power_of_2(features), GATED=gated, num_warps=_warps(x), maxnreg=_registers(x),
             )  # fmt: skip
         if sequences * features:
             adaln_combine_kernel[(sequences, triton.cdiv(features, COMBINED_COLUMNS))](
@@ -151,9 +151,17 @@ def _chunk(x: torch.Tensor, *, waves: int, least: int, most: int) -> int:
     return min(max(triton.cdiv(x.shape[0], waves * multiprocessors(x)), least), most)
 
 
-def _warps(features: int) -> int:
-    """As many warps as give each thread eight features, 128 bits of half precision."""
-    return min(max(triton.next_power_of_2(features) // 256, 1), 16)
+def _warps(x: torch.Tensor) -> int:
+    """As many warps as give each thread 128 bits of a token."""
+    return min(max(triton.next_power_of_2(x.shape[1]) * x.element_size() // 512, 1), 16)
+
+
+def _registers(x: torch.Tensor) -> int | None:
+    """The most registers a thread may have in backward. With 64, half of the threads that a multiprocessor can
+    hold are there at once; aligned tokens of 128 bits a thread need no more, and without a cap would take more.
+    """
+    token_bytes = x.shape[1] * x.element_size()
+    return 64 if token_bytes % 16 == 0 and token_bytes <= 16 * 512 else None
 
 
 @triton.jit
@@ -184,8 +192,9 @@ def adaln_forward_kernel(
         shift_row = tl.load(shift + row * shift_stride + columns, mask=inside, other=0).to(tl.float32)
         if GATED:
             gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0).to(tl.float32)
-        for t in range(token, stop):
-            at = t.to(tl.int64) * features + columns
+        first = token.to(tl.int64) * features + columns
+        for i in range(stop - token):
+            at = first + i * features
             value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
             if GATED:
                 value += gate_row * tl.load(h + at, mask=inside, other=0).to(tl.float32)
@@ -197,8 +206,8 @@ def adaln_forward_kernel(
             scaling = 1.0 / tl.sqrt(tl.sum(distance * distance, 0) / features + eps)
             modulated = distance * scaling * (1.0 + scale_row) + shift_row
             tl.store(y + at, modulated.to(y.dtype.element_ty), mask=inside)
-            tl.store(mean + t, center)
-            tl.store(rstd + t, scaling)
+            tl.store(mean + token + i, center)
+            tl.store(rstd + token + i, scaling)
         token = stop
         s += 1
 
@@ -216,26 +225,28 @@ def adaln_backward_kernel(
     while token < end:
         stop = tl.minimum(end, tl.load(cu_seqlens + s + 1))
         row = s.to(tl.int64)
-        scale_row = 1.0 + tl.load(scale + row * scale_stride + columns, mask=inside, other=0).to(tl.float32)
         if GATED:
-            gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0).to(tl.float32)
             dgate = tl.zeros([BLOCK], tl.float32)
         dshift = tl.zeros([BLOCK], tl.float32)
         dscale = tl.zeros([BLOCK], tl.float32)
-        for t in range(token, stop):
-            at = t.to(tl.int64) * features + columns
-            scaling = tl.load(rstd + t)
-            xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - tl.load(mean + t)) * scaling
+        first = token.to(tl.int64) * features + columns
+        for i in range(stop - token):
+            at = first + i * features
+            scaling = tl.load(rstd + token + i)
+            xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - tl.load(mean + token + i)) * scaling
             dxhat = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
             dshift += dxhat
             dscale += dxhat * xhat
-            dxhat *= scale_row
+            scale_row = tl.load(scale + row * scale_stride + columns, mask=inside, other=0)
+            dxhat *= 1.0 + scale_row.to(tl.float32)
             along = tl.sum(dxhat * xhat, 0) / features
             gradient = scaling * (dxhat - tl.sum(dxhat, 0) / features - xhat * along)
             if GATED:
                 gradient += tl.load(dx_new + at, mask=inside, other=0).to(tl.float32)
                 dgate += gradient * tl.load(h + at, mask=inside, other=0).to(tl.float32)
-                tl.store(dh + at, (gate_row * gradient).to(dh.dtype.element_ty), mask=inside)
+                gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0)
+                dh_t = gate_row.to(tl.float32) * gradient
+                tl.store(dh + at, dh_t.to(dh.dtype.element_ty), mask=inside)
             tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
         kinds: tl.constexpr = 3 if GATED else 2
         sums = partial + (tl.program_id(0) + row) * kinds * features + columns
