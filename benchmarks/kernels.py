@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 if __name__ == "__main__":  # else this file, beside the script, would be found as `kernels`
@@ -22,6 +23,8 @@ from benchmarks import baselines, harness
 from cat_fast.kernels import backends
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
+from cat_fast.kernels.scalar_attention.op import scalar_attention
+from cat_fast.kernels.scalar_attention.reference import scalar_attention_reference
 from cat_fast.kernels.varlen_attention.op import varlen_attention
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 
@@ -80,6 +83,31 @@ def group_norm_silu_channels_last(*shape: int) -> Setup:
     )
 
 
+def scalar_attention_normal(heads: int, count: int) -> Setup:
+    """Attention of `count` positions in heads of one dimension: q, k, v of unit variance, fp32."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = torch.randn(4, 1, count, heads, generator=generator).to(DEVICE).unbind()
+
+    def apart(x: torch.Tensor) -> torch.Tensor:  # [B, N, H] -> [B, H, N, 1]
+        return x.transpose(1, 2).unsqueeze(-1).contiguous()
+
+    return Setup(
+        ours=Rival(function=scalar_attention, inputs=(q, k, v), grad=grad),
+        baselines={
+            "sdpa": Rival(
+                function=partial(F.scaled_dot_product_attention, scale=1.0),
+                inputs=[apart(x) for x in (q, k, v)],
+                grad=apart(grad),
+                restore=lambda x: x.squeeze(-1).transpose(1, 2),
+            )
+        },
+        reference=scalar_attention_reference,
+        # Forward reads q, k, v and writes y; backward reads q, k, v, dy and writes dq, dk, dv.
+        bytes_moved={"forward": 4 * q.nbytes, "forward_backward": 11 * q.nbytes},
+        copied=q,
+    )
+
+
 def varlen_attention_packed(heads: int, dim: int, lengths: Sequence[int]) -> Setup:
     """Attention over packed sequences of these lengths, fp32."""
     generator = torch.Generator().manual_seed(0)
@@ -131,6 +159,16 @@ TABLE = (
             forward_backward=("eager",),
         )
         for shape in ((1, 64, 512, 512), (1, 256, 128, 128))
+    ),
+    *(
+        Entry(
+            op="scalar_attention",
+            shape=f"512x{count}",
+            setup=partial(scalar_attention_normal, 512, count),
+            forward=("sdpa",),
+            forward_backward=("sdpa",) if count == 1024 else (),
+        )
+        for count in (4096, 1024, 256)
     ),
     Entry(
         op="varlen_attention",
