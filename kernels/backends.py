@@ -84,7 +84,7 @@ TABLE = (
         op="scalar_attention",
         name="cpp",
         device="cpu",
-        dtypes=(torch.float32, torch.bfloat16),
+        dtypes=FLOATS,
         library="_ops",
     ),
     Backend(op="scalar_attention", name="reference"),

@@ -1,4 +1,4 @@
-// Attention with heads of one dimension on the CPU, fp32 and bf16, in time linear in the sequence's length.
+// Attention with heads of one dimension on the CPU, fp32, bf16 and fp16, in time linear in the sequence's length.
 //
 // Per head, y_i = sum over j of p_ij v_j with p_ij = e^(q_i k_j) / Z_i, Z_i = sum over j of e^(q_i k_j), and
 //   dv_j = sum over i of dy_i p_ij
@@ -14,13 +14,17 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <numeric>
 #include <tuple>
 #include <vector>
 
+#include "common/float16.h"
 #include "scalar_attention/exponential_sums.h"
+#include "scalar_attention/heads.h"
 
 namespace cat_fast::scalar_attention {
 namespace {
@@ -28,22 +32,19 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kHeads = 8;  // heads that are read and written together: half a cache line of fp32
-
 struct Statistics {
   float low, high, mean;
   bool finite;
 
-  explicit Statistics(const std::vector<float>& values) {
-    constexpr int64_t kColumns = 64;
+  Statistics(const float* values, int64_t count) {
+    constexpr int64_t kColumns = 32;
     float lows[kColumns], highs[kColumns], sums[kColumns] = {};
     int32_t special[kColumns] = {};
     std::fill_n(lows, kColumns, std::numeric_limits<float>::infinity());
     std::fill_n(highs, kColumns, -std::numeric_limits<float>::infinity());
-    const auto count = static_cast<int64_t>(values.size());
     const int64_t rows = count / kColumns, rest = count % kColumns;
-    add_statistics(values.data(), rows, kColumns, lows, highs, sums, special);
-    add_statistics(values.data() + rows * kColumns, 1, rest, lows, highs, sums, special);
+    add_statistics(values, rows, kColumns, lows, highs, sums, special);
+    add_statistics(values + rows * kColumns, 1, rest, lows, highs, sums, special);
     low = *std::min_element(lows, lows + kColumns);
     high = *std::max_element(highs, highs + kColumns);
     mean = static_cast<float>(std::accumulate(sums, sums + kColumns, 0.0) / static_cast<double>(count));
@@ -51,84 +52,7 @@ struct Statistics {
   }
 
   float middle() const { return 0.5f * low + 0.5f * high; }
-  float magnitude() const { return std::max(std::fabs(low), std::fabs(high)); }
 };
-
-// One head's tensors: vectors of as many elements as there are positions.
-struct Head {
-  std::vector<float> q, k, v, dy;  // dy only in backward
-  std::vector<float> y, dq, dk, dv;
-
-  explicit Head(int64_t count) : q(count), k(count), v(count), dy(count), y(count), dq(count), dk(count), dv(count) {}
-  int64_t count() const { return static_cast<int64_t>(q.size()); }
-};
-
-// What a head's sums need to know of its inputs. Keys are taken from the middle of their range here, and values
-// from their mean.
-struct Prepared {
-  Statistics q, k, v;
-  bool finite;
-
-  explicit Prepared(Head& head) : q(head.q), k(head.k), v(head.v), finite(q.finite && k.finite && v.finite) {
-    const float middle = k.middle();
-    subtract(head.k.data(), middle, head.count());
-    subtract(head.v.data(), v.mean, head.count());
-    k.low -= middle;
-    k.high -= middle;
-  }
-
-  Targets queries(const Head& head) const { return {head.count(), head.q.data(), q.low, q.high}; }
-  Targets keys(const Head& head) const { return {head.count(), head.k.data(), k.low, k.high}; }
-};
-
-void forward(Head& head) {
-  const Prepared prepared(head);
-  if (!prepared.finite) {
-    std::fill(head.y.begin(), head.y.end(), std::numeric_limits<float>::quiet_NaN());
-    return;
-  }
-  const std::vector<float> ones(head.count(), 1.0f), zeros(head.count());
-  const Sources<2> keys{head.count(), head.k.data(), prepared.k.magnitude(), zeros.data(), true,
-                        {ones.data(), head.v.data()}};
-  Sums<2> sums;
-  exponential_sums(keys, prepared.queries(head), sums);
-  for (int64_t i = 0; i < head.count(); ++i) head.y[i] = prepared.v.mean + sums.values[1][i] / sums.values[0][i];
-}
-
-void backward(Head& head) {
-  const Prepared prepared(head);
-  if (!prepared.finite || !Statistics(head.dy).finite) {
-    for (std::vector<float>* gradient : {&head.dq, &head.dk, &head.dv}) {
-      std::fill(gradient->begin(), gradient->end(), std::numeric_limits<float>::quiet_NaN());
-    }
-    return;
-  }
-  const int64_t count = head.count();
-  const std::vector<float> ones(count, 1.0f), zeros(count);
-  std::vector<float> kv(count);
-  for (int64_t j = 0; j < count; ++j) kv[j] = head.k[j] * head.v[j];
-  const Sources<4> keys{count, head.k.data(), prepared.k.magnitude(), zeros.data(), true,
-                        {ones.data(), head.v.data(), head.k.data(), kv.data()}};
-  Sums<4> at_queries;
-  exponential_sums(keys, prepared.queries(head), at_queries);
-
-  std::vector<float> dy_z(count), dy_z_q(count), dy_z_q_y(count);  // dy / Z, without the exponent of Z
-  for (int64_t i = 0; i < count; ++i) {
-    const float z = at_queries.values[0][i];
-    const float y = at_queries.values[1][i] / z, mean_k = at_queries.values[2][i] / z;
-    head.dq[i] = head.dy[i] * (at_queries.values[3][i] / z - y * mean_k);
-    dy_z[i] = head.dy[i] / z;
-    dy_z_q[i] = dy_z[i] * head.q[i];
-    dy_z_q_y[i] = dy_z_q[i] * y;
-  }
-
-  const Sources<3> queries{count, head.q.data(), prepared.q.magnitude(), at_queries.exponents.data(), false,
-                           {dy_z.data(), dy_z_q.data(), dy_z_q_y.data()}};
-  Sums<3> at_keys;
-  exponential_sums(queries, prepared.keys(head), at_keys);
-  for (int64_t j = 0; j < count; ++j) head.dk[j] = head.v[j] * at_keys.values[1][j] - at_keys.values[2][j];
-  head.dv = at_keys.values[0];
-}
 
 // (B, N, H), contiguous.
 struct Shape {
@@ -136,41 +60,94 @@ struct Shape {
   bool empty() const { return batch * count * heads == 0; }
 };
 
-// `width` heads from `first` on of one sample, copied to and from a tensor.
-struct Group {
-  int64_t offset, width, stride;
-
-  template <typename T>
-  void read(const T* tensor, std::vector<Head>& heads, std::vector<float> Head::* member) const {
-    const int64_t count = heads.front().count();
-    float* columns[kHeads];
-    for (int64_t h = 0; h < width; ++h) columns[h] = (heads[h].*member).data();
-    for (int64_t n = 0; n < count; ++n) {
-      for (int64_t h = 0; h < width; ++h) columns[h][n] = to_float(tensor[offset + n * stride + h]);
-    }
-  }
-
-  template <typename T>
-  void write(const std::vector<Head>& heads, std::vector<float> Head::* member, T* tensor) const {
-    const int64_t count = heads.front().count();
-    const float* columns[kHeads];
-    for (int64_t h = 0; h < width; ++h) columns[h] = (heads[h].*member).data();
-    for (int64_t n = 0; n < count; ++n) {
-      for (int64_t h = 0; h < width; ++h) tensor[offset + n * stride + h] = from_float<T>(columns[h][n]);
-    }
-  }
+// One head's tensors, `count` elements each. Gradients take the place of what they are of, and y that of q.
+struct Head {
+  int64_t count;
+  float *q, *k, *v, *dy;  // dy only in backward
 };
 
-// Calls f(group, heads) for groups of at most kHeads heads, `heads` being as many buffers.
+// What a thread works with, from head to head.
+struct Workspace {
+  Axis queries, keys;
+  Scratch scratch;
+  std::vector<float> no_offsets, v, dy, dy_z, dy_z_q_y, dq, exponents, unused;
+  std::array<std::vector<float>, 2> forward;
+  std::array<std::vector<float>, 4> at_queries;
+  std::array<std::vector<float>, 3> at_keys;
+};
+
+// Orders a head's queries, keys and values. Keys are taken from the middle of their range, and values from their
+// mean, which is returned; NaN if anything is not finite.
+float prepare(Head& head, Workspace& work) {
+  const Statistics q(head.q, head.count), k(head.k, head.count), v(head.v, head.count);
+  if (!q.finite || !k.finite || !v.finite) return std::numeric_limits<float>::quiet_NaN();
+  const float middle = k.middle(), low = k.low - middle, high = k.high - middle;
+  subtract(head.k, middle, head.count);
+  subtract(head.v, v.mean, head.count);
+  work.queries.order(head.q, head.count, q.low, q.high, std::max(std::fabs(low), std::fabs(high)));
+  work.keys.order(head.k, head.count, low, high, std::max(std::fabs(q.low), std::fabs(q.high)));
+  work.keys.scatter(head.v, work.v);
+  work.no_offsets.resize(work.keys.size());
+  return v.mean;
+}
+
+void forward(Head& head, Workspace& work) {
+  const float mean = prepare(head, work);
+  if (std::isnan(mean)) return static_cast<void>(std::fill_n(head.q, head.count, mean));
+  const Sources keys{work.keys, work.keys.present.data(), work.v.data(), work.no_offsets.data(), true};
+  exponential_sums<2>(keys, work.queries, work.scratch, work.forward, work.exponents);
+  auto& [z, y_z] = work.forward;
+  for (int64_t i = 0; i < work.queries.size(); ++i) y_z[i] = mean + y_z[i] / z[i];
+  work.queries.gather(y_z, head.q);
+}
+
+void backward(Head& head, Workspace& work) {
+  const float mean = prepare(head, work);
+  if (std::isnan(mean) || !Statistics(head.dy, head.count).finite) {
+    for (float* gradient : {head.q, head.k, head.v}) {
+      std::fill_n(gradient, head.count, std::numeric_limits<float>::quiet_NaN());
+    }
+    return;
+  }
+  const Sources keys{work.keys, work.keys.present.data(), work.v.data(), work.no_offsets.data(), true};
+  exponential_sums<4>(keys, work.queries, work.scratch, work.at_queries, work.exponents);
+  const auto& [z, y_z, k_z, kv_z] = work.at_queries;
+  work.queries.scatter(head.dy, work.dy);
+  for (std::vector<float>* values : {&work.dy_z, &work.dy_z_q_y, &work.dq}) values->resize(work.queries.size());
+  for (int64_t i = 0; i < work.queries.size(); ++i) {
+    const float y = y_z[i] / z[i];
+    work.dq[i] = work.dy[i] * (kv_z[i] / z[i] - y * (k_z[i] / z[i]));
+    work.dy_z[i] = work.dy[i] / z[i];  // without the exponent of Z
+    work.dy_z_q_y[i] = work.dy_z[i] * work.queries.positions[i] * y;
+  }
+  work.queries.gather(work.dq, head.q);
+
+  const Sources queries{work.queries, work.dy_z.data(), work.dy_z_q_y.data(), work.exponents.data(), false};
+  exponential_sums<3>(queries, work.keys, work.scratch, work.at_keys, work.unused);
+  auto& [dv, dy_q_y, dy_q] = work.at_keys;
+  for (int64_t j = 0; j < work.keys.size(); ++j) dy_q[j] = work.v[j] * dy_q[j] - dy_q_y[j];
+  work.keys.gather(dy_q, head.k);
+  work.keys.gather(dv, head.v);
+}
+
+// kHeads heads of one sample, or those that are left.
+struct Group {
+  int64_t offset, width, stride;  // of its first element in a tensor, in heads, from position to position
+};
+
+// Calls f(group, columns, pitch, work) for every group: arrays for `tensors` tensors of kHeads heads each, whose
+// columns are `pitch` floats apart, and the thread's workspace.
 template <typename F>
-void for_each_group(const Shape& shape, const F& f) {
+void for_each_group(const Shape& shape, int64_t tensors, const F& f) {
   const int64_t groups = (shape.heads + kHeads - 1) / kHeads;
+  const int64_t pitch = (shape.count + 15) / 16 * 16 + 16;  // no power of two, which would crowd the L1 cache
   torch::stable::parallel_for(0, shape.batch * groups, 1, [&](int64_t begin, int64_t end) {
-    std::vector<Head> heads(std::min(kHeads, shape.heads), Head(shape.count));
+    std::vector<float> columns(tensors * kHeads * pitch);
+    Workspace work;
     for (int64_t index = begin; index < end; ++index) {
       const int64_t n = index / groups, first = index % groups * kHeads;
-      const int64_t offset = n * shape.count * shape.heads + first;
-      f(Group{offset, std::min(kHeads, shape.heads - first), shape.heads}, heads);
+      const Group group{n * shape.count * shape.heads + first, std::min(kHeads, shape.heads - first), shape.heads};
+      f(group, columns.data(), pitch, work);
     }
   });
 }
@@ -183,6 +160,7 @@ Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
   }
   STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
                   "scalar_attention: q, k and v must have one dtype");
+  STD_TORCH_CHECK(q.size(1) <= int64_t{1} << 30, "scalar_attention on the CPU takes at most 2^30 positions");
   return {q.size(0), q.size(1), q.size(2)};
 }
 
@@ -190,20 +168,36 @@ template <typename F>
 void dispatch(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Float) {
     f.template operator()<float>();
-  } else {
-    STD_TORCH_CHECK(dtype == ScalarType::BFloat16, "scalar_attention on the CPU takes float32 and bfloat16");
+  } else if (dtype == ScalarType::BFloat16) {
     f.template operator()<BFloat16>();
+  } else {
+    STD_TORCH_CHECK(dtype == ScalarType::Half, "scalar_attention on the CPU takes float32, bfloat16 and float16");
+    f.template operator()<Float16>();
   }
 }
 
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-
-template <typename T>
-T* mutable_data(Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
+// Applies f(head, workspace) to every head of the inputs, and writes the first arrays of a head to the outputs.
+template <typename T, typename F>
+void for_each_head(const Shape& shape, std::initializer_list<const Tensor*> inputs,
+                   std::initializer_list<Tensor*> outputs, const F& f) {
+  std::vector<const T*> read;
+  std::vector<T*> write;
+  for (const Tensor* tensor : inputs) read.push_back(static_cast<const T*>(tensor->const_data_ptr()));
+  for (Tensor* tensor : outputs) write.push_back(static_cast<T*>(tensor->mutable_data_ptr()));
+  for_each_group(shape, read.size(), [&](const Group& group, float* columns, int64_t pitch, Workspace& work) {
+    const int64_t size = kHeads * pitch;  // of a tensor's columns
+    for (size_t i = 0; i < read.size(); ++i) {
+      read_heads(read[i] + group.offset, shape.count, group.stride, group.width, columns + i * size, pitch);
+    }
+    for (int64_t h = 0; h < group.width; ++h) {
+      float* const q = columns + h * pitch;
+      Head head{shape.count, q, q + size, q + 2 * size, read.size() > 3 ? q + 3 * size : nullptr};
+      f(head, work);
+    }
+    for (size_t i = 0; i < write.size(); ++i) {
+      write_heads(columns + i * size, pitch, shape.count, group.stride, group.width, write[i] + group.offset);
+    }
+  });
 }
 
 Tensor scalar_attention_cpu(Tensor q_given, Tensor k_given, Tensor v_given) {
@@ -212,16 +206,7 @@ Tensor scalar_attention_cpu(Tensor q_given, Tensor k_given, Tensor v_given) {
                v = torch::stable::contiguous(v_given);
   Tensor y = torch::stable::empty_like(q);
   if (shape.empty()) return y;
-  dispatch(q.scalar_type(), [&]<typename T>() {
-    T* const output = mutable_data<T>(y);
-    for_each_group(shape, [&](const Group& group, std::vector<Head>& heads) {
-      group.read(data<T>(q), heads, &Head::q);
-      group.read(data<T>(k), heads, &Head::k);
-      group.read(data<T>(v), heads, &Head::v);
-      for (int64_t h = 0; h < group.width; ++h) forward(heads[h]);
-      group.write(heads, &Head::y, output);
-    });
-  });
+  dispatch(q.scalar_type(), [&]<typename T>() { for_each_head<T>(shape, {&q, &k, &v}, {&y}, forward); });
   return y;
 }
 
@@ -232,19 +217,8 @@ std::tuple<Tensor, Tensor, Tensor> scalar_attention_backward_cpu(Tensor grad_y, 
                v = torch::stable::contiguous(v_given), dy = torch::stable::contiguous(grad_y);
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
   if (shape.empty()) return {dq, dk, dv};
-  dispatch(q.scalar_type(), [&]<typename T>() {
-    T *const grad_q = mutable_data<T>(dq), *const grad_k = mutable_data<T>(dk), *const grad_v = mutable_data<T>(dv);
-    for_each_group(shape, [&](const Group& group, std::vector<Head>& heads) {
-      group.read(data<T>(q), heads, &Head::q);
-      group.read(data<T>(k), heads, &Head::k);
-      group.read(data<T>(v), heads, &Head::v);
-      group.read(data<T>(dy), heads, &Head::dy);
-      for (int64_t h = 0; h < group.width; ++h) backward(heads[h]);
-      group.write(heads, &Head::dq, grad_q);
-      group.write(heads, &Head::dk, grad_k);
-      group.write(heads, &Head::dv, grad_v);
-    });
-  });
+  dispatch(q.scalar_type(),
+           [&]<typename T>() { for_each_head<T>(shape, {&q, &k, &v, &dy}, {&dq, &dk, &dv}, backward); });
   return {dq, dk, dv};
 }
 

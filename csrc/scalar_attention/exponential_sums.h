@@ -3,7 +3,9 @@
 // The range of the targets is cut into blocks with |t - centre| |s| <= kReach. Within a block, e^((t - centre) s)
 // is a polynomial of t in the kNodes Chebyshev nodes of the block, so y is needed at the nodes only; and because
 // all blocks are alike, e^(node s) = e^(centre s) e^((node - centre) s) takes an exponential a block and one a
-// node of *one* block. kernels/scalar_attention/README.md derives the error bound.
+// node of *one* block. The range of the sources is cut in the same way, with |s - centre| |t| <= kReach: e^(t s) is
+// a polynomial of s, too, and the sources of a block can be moved to its nodes, so that nodes meet nodes only.
+// kernels/scalar_attention/README.md derives the error bound.
 #pragma once
 
 #include <algorithm>
@@ -11,176 +13,227 @@
 #include <cmath>
 #include <cstdint>
 #include <numbers>
+#include <numeric>
 #include <vector>
 
 #include "scalar_attention/loops.h"
 
 namespace cat_fast::scalar_attention {
 
-constexpr float kReach = 0.8f;        // each term e^(t s) is then right to 1.6e-7 of itself, before rounding
+constexpr float kReach = 0.8f;        // each term e^(t s) is then right to 1.6e-7 of itself in t and in s
 constexpr int64_t kMaxBlocks = 1024;  // keeps the table in the L2 cache
 
-template <int kChannels>
-struct Sources {
-  int64_t count;
-  const float* positions;
-  float magnitude;       // the largest |position|
-  const float* offsets;  // o_j
-  // Whether e^(t s_j - o_j) may be large: then e^(|t| magnitude) is divided out and told as the exponent.
-  // The offsets of sources that are not scaled keep it at e^(2 kReach) or below.
-  bool scaled;
-  std::array<const float*, kChannels> values;
+// Positions, of queries or of keys, ordered by block and padded: block b's are begin[b] to begin[b + 1], and where
+// `present` is 0, not 1, there is none. Without blocks (their count is 0) they are in the order given.
+struct Axis {
+  Blocks blocks;
+  float magnitude;             // the largest |position|
+  int64_t given;               // how many there are
+  std::vector<int32_t> begin;  // multiples of kLanes
+  std::vector<int32_t> place;  // where each position given has gone
+  std::vector<float> positions, present;
 
-  float exponent(float target) const { return scaled ? std::fabs(target) * magnitude : 0.0f; }
-};
+  int64_t size() const { return begin.back(); }
 
-struct Targets {
-  int64_t count;
-  const float* positions;
-  float first, last;  // the range of the positions
-};
+  // Takes positions in [low, high], to meet others of at most the magnitude `other`.
+  void order(const float* unordered, int64_t count, float low, float high, float other);
 
-// The value of channel c at target i is values[c][i] * e^exponents[i].
-template <int kChannels>
-struct Sums {
-  std::array<std::vector<float>, kChannels> values;
-  std::vector<float> exponents;
-
-  void resize(int64_t count) {
-    for (std::vector<float>& channel : values) channel.resize(count);
-    exponents.resize(count);
+  // values[i], one for each position given, to where it has gone, and back; the padding becomes 0.
+  void scatter(const float* values, std::vector<float>& ordered) const {
+    ordered.resize(size());
+    for (size_t b = 1; b < begin.size(); ++b) {
+      if (begin[b] > begin[b - 1]) std::fill_n(&ordered[begin[b] - kLanes], kLanes, 0.0f);
+    }
+    for (int64_t i = 0; i < given; ++i) ordered[place[i]] = values[i];
   }
+
+  void gather(const std::vector<float>& ordered, float* values) const {
+    for (int64_t i = 0; i < given; ++i) values[i] = ordered[place[i]];
+  }
+
+ private:
+  std::vector<float> centres_;
+  std::vector<int32_t> block_, rank_;
 };
 
-template <int kChannels>
-void exponential_sums(const Sources<kChannels>& sources, const Targets& targets, Sums<kChannels>& sums);
+// The values u_0 and u_1 of sources on an axis, in its order; u_(c + 2) = s u_c. Where e^(t s_j - o_j) may be large,
+// `scaled`, e^(|t| magnitude) is divided out. Otherwise `offsets` are such that it is e^(2 kReach) at most, and
+// alike within a block.
+struct Sources {
+  const Axis& axis;
+  const float *u, *w;
+  const float* offsets;
+  bool scaled;
 
-// The blocks that the targets' range is cut into, 0 if summing directly is cheaper.
-inline int64_t count_blocks(float range, float magnitude, int64_t sources) {
+  float exponent(float target) const { return scaled ? std::fabs(target) * axis.magnitude : 0.0f; }
+};
+
+// What a thread works with, from head to head.
+struct Scratch {
+  std::vector<float> zeros, positions, residuals, offsets, values, table;
+};
+
+// sums[c][i] e^(exponents[i]) is the sum of channel c at target i, in the order of the axis.
+template <int kChannels>
+void exponential_sums(const Sources& sources, const Axis& targets, Scratch& scratch,
+                      std::array<std::vector<float>, kChannels>& sums, std::vector<float>& exponents);
+
+// The blocks that a range is cut into, 0 if they were too many for `count` positions on the other side.
+inline int64_t count_blocks(float range, float magnitude, int64_t count) {
   const float blocks = std::max(1.0f, std::ceil(range * magnitude / (2.0f * kReach)));
-  const int64_t most = std::min(kMaxBlocks, sources / 2);
+  const int64_t most = std::min(kMaxBlocks, count / 2);
   return blocks <= static_cast<float>(most) ? static_cast<int64_t>(blocks) : 0;  // 0 too where the range overflows
 }
 
-template <int kChannels>
-void sum_directly(const Sources<kChannels>& sources, const Targets& targets, Sums<kChannels>& sums) {
-  for (int64_t begin = 0; begin < targets.count; begin += kTargetTile) {
-    const int64_t size = std::min(kTargetTile, targets.count - begin);
-    float positions[kTargetTile] = {}, exponents[kTargetTile] = {}, totals[kChannels * kTargetTile] = {};
-    std::copy_n(targets.positions + begin, size, positions);
-    for (int64_t i = 0; i < size; ++i) exponents[i] = sources.exponent(positions[i]);
-    for (int64_t j = 0; j < sources.count; j += kSourceTile) {
-      std::array<const float*, kChannels> values = sources.values;
-      for (const float*& channel : values) channel += j;
-      add_direct<kChannels>(sources.positions + j, sources.offsets + j, values.data(),
-                            std::min(kSourceTile, sources.count - j), positions, exponents, totals);
-    }
-    std::copy_n(exponents, size, &sums.exponents[begin]);
-    for (int64_t c = 0; c < kChannels; ++c) std::copy_n(totals + c * kTargetTile, size, &sums.values[c][begin]);
+inline void Axis::order(const float* unordered, int64_t count, float low, float high, float other) {
+  const auto padded = [](int64_t n) { return static_cast<int32_t>((n + kLanes - 1) / kLanes * kLanes); };
+  given = count;
+  magnitude = std::max(std::fabs(low), std::fabs(high));
+  blocks.count = count_blocks(high - low, other, count);
+  blocks.first = low;
+  blocks.width = blocks.count > 0 ? (high - low) / static_cast<float>(blocks.count) : 0.0f;
+  const int64_t runs = std::max<int64_t>(1, blocks.count);
+  centres_.resize(runs);
+  for (int64_t b = 0; b < runs; ++b) centres_[b] = low + (static_cast<float>(b) + 0.5f) * blocks.width;
+  blocks.centres = centres_.data();
+  place.resize(count);
+  begin.assign(runs + 1, 0);
+  if (blocks.count == 0) {
+    begin[1] = padded(count);
+    std::iota(place.begin(), place.end(), 0);
+  } else {
+    block_.resize(count);
+    rank_.resize(count);
+    find_blocks(unordered, count, blocks, block_.data());
+    for (int64_t i = 0; i < count; ++i) rank_[i] = begin[block_[i] + 1]++;
+    for (int64_t b = 0; b < runs; ++b) begin[b + 1] = begin[b] + padded(begin[b + 1]);
+    for (int64_t i = 0; i < count; ++i) place[i] = begin[block_[i]] + rank_[i];
+  }
+  positions.resize(size());
+  present.resize(size());
+  for (int64_t b = 0; b < runs; ++b) {
+    if (begin[b + 1] > begin[b]) std::fill_n(&positions[begin[b + 1] - kLanes], kLanes, blocks.centres[b]);
+  }
+  std::fill(present.begin(), present.end(), 0.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    positions[place[i]] = unordered[i];
+    present[place[i]] = 1.0f;
   }
 }
 
-// Blocks of equal width over the range of the targets.
-struct Blocks {
-  int64_t count;
-  float first, width;
+// T_k at the Chebyshev nodes x_r = cos(pi (r + 1/2) / kNodes) makes the basis; the nodes are T_1.
+inline double chebyshev_at_node(int64_t k, int64_t r) {
+  return std::cos(static_cast<double>(k) * std::numbers::pi * (static_cast<double>(r) + 0.5) / kNodes);
+}
 
-  float centre(int64_t b) const { return first + (static_cast<float>(b) + 0.5f) * width; }
-};
-
-// T_k at the Chebyshev nodes x_r = cos(pi (r + 1/2) / kNodes); row 1 is the nodes.
-inline std::array<std::array<float, kNodes>, kNodes> chebyshev_at_nodes() {
-  std::array<std::array<float, kNodes>, kNodes> values;
+inline Basis chebyshev_basis() {
+  Basis basis;
   for (int64_t k = 0; k < kNodes; ++k) {
     for (int64_t r = 0; r < kNodes; ++r) {
-      const double angle = std::numbers::pi * (static_cast<double>(r) + 0.5) / static_cast<double>(kNodes);
-      values[k][r] = static_cast<float>(std::cos(static_cast<double>(k) * angle));
+      basis.node[r][k] = static_cast<float>((k == 0 ? 1.0 : 2.0) / kNodes * chebyshev_at_node(k, r));
+      basis.degree[k][r] = basis.node[r][k];
     }
   }
-  return values;
+  return basis;
 }
 
-// The sums at the nodes of every block, [block][channel][node].
+inline const Basis& basis() {
+  static const Basis basis = chebyshev_basis();
+  return basis;
+}
+
+// The nodes of a block of this width, about its centre.
+inline std::array<float, kNodes> nodes_of(float width) {
+  std::array<float, kNodes> nodes;
+  for (int64_t r = 0; r < kNodes; ++r) nodes[r] = static_cast<float>(chebyshev_at_node(1, r)) * 0.5f * width;
+  return nodes;
+}
+
 template <int kChannels>
-std::vector<float> tabulate(const Sources<kChannels>& sources, const Blocks& blocks, const float* unit_nodes) {
-  constexpr int64_t kWidth = kChannels * kNodes;
-  std::vector<float> table(blocks.count * kWidth);
-  float nodes[kNodes], terms[kSourceTile * kWidth], weights[kSourceTile];
-  for (int64_t r = 0; r < kNodes; ++r) nodes[r] = unit_nodes[r] * 0.5f * blocks.width;
-  for (int64_t j = 0; j < sources.count; j += kSourceTile) {
-    const int64_t size = std::min(kSourceTile, sources.count - j);
-    std::array<const float*, kChannels> values = sources.values;
-    for (const float*& channel : values) channel += j;
-    node_terms<kChannels>(sources.positions + j, values.data(), nodes, size, terms);
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const float centre = blocks.centre(b);
-      source_weights(sources.positions + j, sources.offsets + j, centre, sources.exponent(centre), size, weights);
-      add_weighted<kChannels>(weights, terms, size, &table[b * kWidth]);
+void sum_directly(const Sources& sources, const Axis& targets, std::array<std::vector<float>, kChannels>& sums,
+                  std::vector<float>& exponents) {
+  for (int64_t begin = 0; begin < targets.size(); begin += kTargetTile) {
+    const int64_t size = std::min(kTargetTile, targets.size() - begin);
+    float positions[kTargetTile] = {}, scales[kTargetTile] = {}, totals[kChannels * kTargetTile] = {};
+    std::copy_n(&targets.positions[begin], size, positions);
+    for (int64_t i = 0; i < size; ++i) scales[i] = sources.exponent(positions[i]);
+    for (int64_t j = 0; j < sources.axis.size(); j += kSourceTile) {
+      add_direct<kChannels>(&sources.axis.positions[j], sources.offsets + j, sources.u + j, sources.w + j,
+                            std::min(kSourceTile, sources.axis.size() - j), positions, scales, totals);
     }
+    std::copy_n(scales, size, &exponents[begin]);
+    for (int64_t c = 0; c < kChannels; ++c) std::copy_n(totals + c * kTargetTile, size, &sums[c][begin]);
   }
-  return table;
 }
 
-// Targets ordered by block, so that the polynomial of a block is read once for all of them.
-struct Buckets {
-  std::vector<int64_t> begin;  // of each block's targets, and the end of the last's
-  std::vector<int64_t> order;  // the targets' indices
-  std::vector<float> x;        // where in its block each lies, from -1 to 1, in that order
-
-  Buckets(const Targets& targets, const Blocks& blocks)
-      : begin(blocks.count + 1), order(targets.count), x(targets.count) {
-    const float per_width = blocks.width > 0 ? 1.0f / blocks.width : 0.0f;
-    std::vector<int64_t> block(targets.count);
-    for (int64_t i = 0; i < targets.count; ++i) {
-      const auto index = static_cast<int64_t>((targets.positions[i] - blocks.first) * per_width);
-      block[i] = std::clamp<int64_t>(index, 0, blocks.count - 1);
-      ++begin[block[i] + 1];
-    }
-    for (int64_t b = 0; b < blocks.count; ++b) begin[b + 1] += begin[b];
-    std::vector<int64_t> next(begin.begin(), begin.end() - 1);
-    for (int64_t i = 0; i < targets.count; ++i) {
-      const int64_t place = next[block[i]]++;
-      order[place] = i;
-      x[place] = 2.0f * (targets.positions[i] - blocks.centre(block[i])) * per_width;
-    }
-  }
+// Sources one by one, or the nodes that they were moved to.
+struct Points {
+  int64_t count;
+  const float *positions, *residuals;  // their sum is meant
+  const float *offsets, *u, *w;
 };
 
-template <int kChannels>
-void sum_by_table(const Sources<kChannels>& sources, const Targets& targets, int64_t block_count,
-                  Sums<kChannels>& sums) {
-  static const auto chebyshev = chebyshev_at_nodes();
-  const Blocks blocks{block_count, targets.first, (targets.last - targets.first) / static_cast<float>(block_count)};
-  const std::vector<float> table = tabulate(sources, blocks, chebyshev[1].data());
-  const Buckets buckets(targets, blocks);
-  std::vector<float> ordered(targets.count);
-  for (int64_t c = 0; c < kChannels; ++c) {
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const float* at_nodes = &table[(b * kChannels + c) * kNodes];
-      float coefficients[kNodes] = {};
-      for (int64_t k = 0; k < kNodes; ++k) {
-        for (int64_t r = 0; r < kNodes; ++r) coefficients[k] += at_nodes[r] * chebyshev[k][r];
-        coefficients[k] *= (k == 0 ? 1.0f : 2.0f) / static_cast<float>(kNodes);
-      }
-      const int64_t begin = buckets.begin[b];
-      chebyshev_series(coefficients, buckets.x.data() + begin, buckets.begin[b + 1] - begin, ordered.data() + begin);
-    }
-    for (int64_t i = 0; i < targets.count; ++i) sums.values[c][buckets.order[i]] = ordered[i];
+inline Points points_of(const Sources& sources, Scratch& scratch) {
+  const Axis& axis = sources.axis;
+  const int64_t count = axis.blocks.count * kNodes;
+  if (count == 0 || count >= axis.given) {
+    scratch.zeros.resize(axis.size());
+    return {axis.size(), axis.positions.data(), scratch.zeros.data(), sources.offsets, sources.u, sources.w};
   }
-  for (int64_t b = 0; b < blocks.count; ++b) {
-    const float exponent = sources.exponent(blocks.centre(b));
-    for (int64_t i = buckets.begin[b]; i < buckets.begin[b + 1]; ++i) sums.exponents[buckets.order[i]] = exponent;
+  scratch.positions.resize(count);
+  scratch.residuals.resize(count);
+  scratch.offsets.assign(count, 0.0f);
+  scratch.values.resize(2 * count);
+  const std::array<float, kNodes> nodes = nodes_of(axis.blocks.width);
+  for (int64_t b = 0; b < axis.blocks.count; ++b) {
+    std::fill_n(&scratch.positions[b * kNodes], kNodes, axis.blocks.centres[b]);
+    std::copy_n(nodes.data(), kNodes, &scratch.residuals[b * kNodes]);
+    if (axis.begin[b] < axis.begin[b + 1]) {
+      std::fill_n(&scratch.offsets[b * kNodes], kNodes, sources.offsets[axis.begin[b]]);
+    }
+  }
+  gather_at_nodes(axis.blocks, axis.begin.data(), axis.positions.data(), sources.u, sources.w, basis(),
+                  scratch.values.data());
+  return {count, scratch.positions.data(), scratch.residuals.data(), scratch.offsets.data(), scratch.values.data(),
+          scratch.values.data() + count};
+}
+
+// The sums at the nodes of every block of targets, [block][channel][node].
+template <int kChannels>
+void tabulate(const Sources& sources, const Blocks& blocks, Scratch& scratch) {
+  constexpr int64_t kWidth = kChannels * kNodes;
+  const Points points = points_of(sources, scratch);
+  const std::array<float, kNodes> nodes = nodes_of(blocks.width);
+  float terms[kSourceTile * kWidth], weights[kSourceTile];
+  scratch.table.assign(blocks.count * kWidth, 0.0f);
+  for (int64_t j = 0; j < points.count; j += kSourceTile) {
+    const int64_t size = std::min(kSourceTile, points.count - j);
+    node_terms<kChannels>(points.positions + j, points.residuals + j, points.u + j, points.w + j, nodes.data(), size,
+                          terms);
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      const float centre = blocks.centres[b];
+      source_weights(points.positions + j, points.residuals + j, points.offsets + j, centre, sources.exponent(centre),
+                     size, weights);
+      add_weighted<kChannels>(weights, terms, size, &scratch.table[b * kWidth]);
+    }
   }
 }
 
 template <int kChannels>
-void exponential_sums(const Sources<kChannels>& sources, const Targets& targets, Sums<kChannels>& sums) {
-  sums.resize(targets.count);
-  const int64_t blocks = count_blocks(targets.last - targets.first, sources.magnitude, sources.count);
-  if (blocks == 0) {
-    sum_directly(sources, targets, sums);
-  } else {
-    sum_by_table(sources, targets, blocks, sums);
+void exponential_sums(const Sources& sources, const Axis& targets, Scratch& scratch,
+                      std::array<std::vector<float>, kChannels>& sums, std::vector<float>& exponents) {
+  for (std::vector<float>& channel : sums) channel.resize(targets.size());
+  exponents.resize(targets.size());
+  const Blocks& blocks = targets.blocks;
+  if (blocks.count == 0) return sum_directly<kChannels>(sources, targets, sums, exponents);
+  tabulate<kChannels>(sources, blocks, scratch);
+  std::array<float*, kChannels> channels;
+  for (int64_t c = 0; c < kChannels; ++c) channels[c] = sums[c].data();
+  interpolate<kChannels>(blocks, targets.begin.data(), targets.positions.data(), scratch.table.data(), basis(),
+                         channels.data());
+  for (int64_t b = 0; b < blocks.count; ++b) {
+    std::fill(exponents.data() + targets.begin[b], exponents.data() + targets.begin[b + 1],
+              sources.exponent(blocks.centres[b]));
   }
 }
 

@@ -18,10 +18,12 @@ def scalar_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
 
     q, k, v: (B, N, H) of one dtype, in any memory order. Returns (B, N, H) of that dtype, contiguous where
     the compiled backend ran; sums are fp32. A value that is not finite makes its head NaN. Differentiable
-    once; where second derivatives are needed, use the reference.
+    once; where second derivatives are needed, use the reference. Under autocast it runs in the autocast
+    dtype, as F.scaled_dot_product_attention does; float64 stays.
 
     Raises ValueError if shapes or dtypes differ.
     """
+    q, k, v = _autocast(q, k, v)
     if q.dim() != 3 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
         raise ValueError(f"scalar_attention takes q, k, v of one shape (B, N, H) and one dtype, not {given}")
@@ -29,6 +31,14 @@ def scalar_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     if backend == "reference":
         return scalar_attention_reference(q, k, v)
     return OPERATOR(backend, q, k, v)
+
+
+def _autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
 def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

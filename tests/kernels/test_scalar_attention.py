@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -10,7 +11,7 @@ from cat_fast.kernels import backends
 from cat_fast.kernels.scalar_attention.op import scalar_attention
 from cat_fast.kernels.scalar_attention.reference import scalar_attention_reference
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 NAMES = ("y", "dq", "dk", "dv")
 
 
@@ -56,12 +57,12 @@ def assert_matches_float64(tensors, got=None):
         )
 
 
-# One position, few, odd numbers, more than one group of eight heads; from nearly uniform weights (one block),
-# over tables of many blocks, to ranges that only the direct sum takes.
+# One position, few, odd numbers, full groups of sixteen heads and parts of one; from nearly uniform weights
+# (one block), over tables of many blocks, to ranges that only the direct sum takes.
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("deviation", [0.3, 1.0, 2.0, 4.0])
-@pytest.mark.parametrize("shape", [(2, 1, 3), (1, 2, 1), (2, 63, 11), (1, 1000, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 1, 3), (1, 2, 1), (2, 63, 35), (1, 1000, 16)], ids=str)
 def test_value_and_gradients_match_float64(shape, deviation, dtype):
     assert_matches_float64(inputs(shape, deviation=deviation, dtype=dtype))
 
@@ -187,6 +188,26 @@ def test_counts_the_operations_of_attention():
     with FlopCounterMode(display=False) as counter:
         value_and_gradients(scalar_attention, q, k, v, grad)
     assert counter.get_total_flops() == (4 + 10) * 2 * 5 * 9**2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_runs_it_in_the_autocast_dtype_as_torchs_attention(dtype):
+    q, k, v, grad = inputs((2, 40, 3))
+    leaves = [q.requires_grad_(), k.to(dtype).requires_grad_(), v.requires_grad_()]
+    with torch.autocast("cpu", dtype=dtype):
+        y = scalar_attention(*leaves)
+        heads = (t.transpose(1, 2).unsqueeze(-1) for t in leaves)
+        torchs = F.scaled_dot_product_attention(*heads, scale=1.0).squeeze(-1).transpose(1, 2)
+    assert y.dtype == torchs.dtype == dtype
+    assert_close(y, scalar_attention(*(t.to(dtype) for t in leaves)))
+    gradients = torch.autograd.grad(y, leaves, grad.to(dtype))
+    assert [t.dtype for t in gradients] == [t.dtype for t in leaves]
+
+
+def test_autocast_leaves_float64_alone():
+    q, k, v, _ = (t.double() for t in inputs((2, 6, 3)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(scalar_attention(q, k, v), scalar_attention_reference(q, k, v))
 
 
 def test_reference_is_the_formula_and_passes_gradcheck():
