@@ -28,4 +28,11 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def(
       "gate_residual_adaln_backward(Tensor grad_x_new, Tensor grad_y, Tensor x_new, Tensor h, Tensor gate,"
       " Tensor scale, Tensor cu_seqlens, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // -> out (T, H, D), and the logarithm of each softmax's denominator, lse (H, T) in fp32, which backward takes
+  m.def(
+      "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen) -> (Tensor, Tensor)");
+  // -> the gradients of q, k and v
+  m.def(
+      "varlen_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+      " Tensor cu_seqlens, SymInt max_seqlen) -> (Tensor, Tensor, Tensor)");
 }

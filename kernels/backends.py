@@ -97,7 +97,15 @@ TABLE = (
             Backend(op=op, name="reference"),
         )
     ),
-    # One SDPA call for each run of equal lengths; there is no compiled backend of this operator.
+    Backend(
+        op="varlen_attention",
+        name="cpp",
+        device="cpu",
+        dtypes=FLOATS,
+        limits={"head_dim": range(32, 129, 8)},
+        library="_ops",
+    ),
+    # One SDPA call for each run of equal lengths.
     Backend(op="varlen_attention", name="reference"),
 )
 

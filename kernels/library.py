@@ -8,11 +8,9 @@ import torch
 from packaging.version import Version
 
 OLDEST_TORCH = Version("2.10")  # the stable ABI that setup.py targets
-GROUP_NORM_SILU = ("group_norm_silu", "group_norm_silu_backward")
-ADALN = ("adaln", "adaln_backward", "gate_residual_adaln", "gate_residual_adaln_backward")
-OPERATORS = {  # what each library of this source implements
-    "_ops": (*GROUP_NORM_SILU, "scalar_attention", "scalar_attention_backward", *ADALN),
-    "_ops_cuda": GROUP_NORM_SILU,
+OPERATORS = {  # what each library of this source implements, each forward and backward
+    "_ops": ("group_norm_silu", "scalar_attention", "varlen_attention", "adaln", "gate_residual_adaln"),
+    "_ops_cuda": ("group_norm_silu",),
 }
 
 
@@ -55,8 +53,9 @@ def _load(name: str, path: str) -> str | None:
         return str(error).splitlines()[0]
     device = "CUDA" if name == "_ops_cuda" else "CPU"
     for operator in OPERATORS[name]:
-        if not _implements(operator, device):
-            return f"it was built from other sources, without {operator} on {device}"
+        for half in (operator, f"{operator}_backward"):
+            if not _implements(half, device):
+                return f"it was built from other sources, without {half} on {device}"
     return None
 
 

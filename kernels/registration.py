@@ -32,6 +32,8 @@ class Operator:
     flops: Callable[..., int] | None = None
     """From the forward operator's arguments, tensors as their shapes."""
     flops_backward: Callable[..., int] | None = None
+    flops_from_values: bool = False
+    """Whether the two are given the tensors themselves instead of their shapes."""
 
     def register_compiled(self) -> None:
         """Tell torch of cat_fast::<name> and <name>_backward, if the compiled library is there."""
@@ -66,9 +68,9 @@ class Operator:
             forward, partial(self.backward, backward_operator), setup_context=self.setup_context
         )
         if self.flops is not None:
-            register_flop_formula(_operator(self.name, suffix))(self.flops)
+            register_flop_formula(_operator(self.name, suffix), self.flops_from_values)(self.flops)
         if self.flops_backward is not None:
-            register_flop_formula(backward_operator)(self.flops_backward)
+            register_flop_formula(backward_operator, self.flops_from_values)(self.flops_backward)
 
 
 def _operator(name: str, suffix: str) -> Any:

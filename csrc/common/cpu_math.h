@@ -15,6 +15,12 @@
 #define CAT_FAST_CLONES
 #endif
 
+// Inlined always, so that a clone's helpers are compiled for its instruction set and vectors pass in registers.
+#define CAT_FAST_INLINE inline __attribute__((always_inline))
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // how functions that are not inlined would pass vectors
+#endif
+
 namespace cat_fast {
 
 // x held to [-limit, limit] (NaN too). Floats of one sign are ordered like their bits, and an integer minimum
@@ -26,22 +32,26 @@ inline float clamp_magnitude(float x, float limit) {
   return std::bit_cast<float>((bits & ~0x7fffffff) | magnitude);
 }
 
-// e^x within 2 ulp for |x| <= 87, held at the ends beyond: e^x = 2^n e^r, n = round(x / ln 2),
-// |r| <= ln(2) / 2, e^r by its Taylor polynomial. Adding 1.5 * 2^23 rounds to an integer.
-inline float exponential(float x) {
-  x = clamp_magnitude(x, 87.0f);
-  constexpr float kRound = 12582912.0f;
-  const float n = (x * 1.44269504f + kRound) - kRound;
-  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
+// e^r for |r| <= ln(2) / 2 by its Taylor polynomial, of a float or of a vector of them.
+template <typename V>
+CAT_FAST_INLINE V exponential_series(const V& r) {
+  V p = r * (1.0f / 5040) + 1.0f / 720;
   p = p * r + 1.0f / 120;
   p = p * r + 1.0f / 24;
   p = p * r + 1.0f / 6;
   p = p * r + 0.5f;
   p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
+  return p * r + 1.0f;
+}
+
+// e^x within 2 ulp for |x| <= 87, held at the ends beyond: e^x = 2^n e^r, n = round(x / ln 2),
+// |r| <= ln(2) / 2. Adding 1.5 * 2^23 rounds to an integer.
+inline float exponential(float x) {
+  x = clamp_magnitude(x, 87.0f);
+  constexpr float kRound = 12582912.0f;
+  const float n = (x * 1.44269504f + kRound) - kRound;
+  const float r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  return exponential_series(r) * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }

@@ -1,0 +1,186 @@
+// What attention on the CPU is made of: products of small matrices, packing, and the element-wise steps between.
+//
+// Matrices are fp32, row by row, rows beginning at multiples of 64 bytes where they are read as vectors. Scores
+// lie transposed, [key][query]: the softmax then goes down columns, and the lanes of a vector are queries, which
+// wastes none of them on a head dimension such as 72.
+#pragma once
+
+#include <cstdint>
+
+#include "common/float16.h"
+#include "common/simd.h"
+
+namespace cat_fast::varlen_attention {
+
+constexpr int64_t kRowTile = 8;  // rows of products come in multiples of this
+
+// A matrix whose elements are broadcast: element (i, s) at data[i * row + s * column].
+struct Left {
+  const float* data;
+  int64_t row, column;
+};
+
+// c (+)= a b, with kRows x kVectors sums in registers.
+template <int kRows, int kVectors>
+CAT_FAST_CLONES void multiply_tiles(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, float* c,
+                                    int64_t c_row, bool accumulate) {
+  for (int64_t i = 0; i < rows; i += kRows, c += kRows * c_row) {
+    Vector sums[kRows][kVectors];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = accumulate ? load(c + r * c_row + v * kLanes) : Vector{};
+    }
+    const float* a_s = a.data + i * a.row;
+    const float* b_s = b;
+    for (int64_t s = 0; s < depth; ++s, a_s += a.column, b_s += b_row) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[r][v] += a_s[r * a.row] * load(b_s + v * kLanes);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) store(sums[r][v], c + r * c_row + v * kLanes);
+    }
+  }
+}
+
+inline bool has_32_vector_registers() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512f");
+  return has;
+#else
+  return false;
+#endif
+}
+
+// c (+)= a b: c is rows x width, a rows x depth, b depth x width; rows are a multiple of kRowTile, width of kLanes.
+inline void multiply(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, int64_t width, float* c,
+                     int64_t c_row, bool accumulate) {
+  const bool large = has_32_vector_registers();
+  for (int64_t n = 0; n < width;) {
+    const int64_t vectors = large && width - n >= 2 * kLanes ? 2 : 1;
+    const auto tiles = !large ? multiply_tiles<4, 1> : vectors == 1 ? multiply_tiles<8, 1> : multiply_tiles<8, 2>;
+    tiles(a, b + n, b_row, rows, depth, c + n, c_row, accumulate);
+    n += vectors * kLanes;
+  }
+}
+
+// packed[i] = scale * source[i], zero in columns from `width` on and in rows from `rows` on.
+template <typename T>
+CAT_FAST_CLONES void pack_rows(const T* source, int64_t source_row, int64_t rows, int64_t width, float scale,
+                               float* __restrict packed, int64_t packed_row, int64_t packed_rows) {
+  for (int64_t i = 0; i < packed_rows; ++i, source += source_row, packed += packed_row) {
+    const int64_t filled = i < rows ? width : 0;
+    for (int64_t d = 0; d < filled; ++d) packed[d] = scale * to_float(source[d]);
+    for (int64_t d = filled; d < packed_row; ++d) packed[d] = 0.0f;
+  }
+}
+
+// target[i] = scale * packed[i]
+template <typename T>
+CAT_FAST_CLONES void unpack_rows(const float* __restrict packed, int64_t packed_row, int64_t rows, int64_t width,
+                                 float scale, T* __restrict target, int64_t target_row) {
+  for (int64_t i = 0; i < rows; ++i, packed += packed_row, target += target_row) {
+    for (int64_t d = 0; d < width; ++d) target[d] = from_float<T>(scale * packed[d]);
+  }
+}
+
+// to[j][i] = from[i][j]; rows and columns are multiples of 8. Interleaving the upper and the lower half of eight
+// rows three times transposes them.
+CAT_FAST_CLONES inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
+                                      int64_t to_row) {
+  using Eight = float __attribute__((vector_size(32), aligned(4), may_alias));
+  using Indices = int32_t __attribute__((vector_size(32)));
+  constexpr Indices kLow = {0, 8, 1, 9, 2, 10, 3, 11}, kHigh = {4, 12, 5, 13, 6, 14, 7, 15};
+  for (int64_t i = 0; i < rows; i += 8) {
+    for (int64_t j = 0; j < columns; j += 8) {
+      Eight x[8], y[8];
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) x[r] = *reinterpret_cast<const Eight*>(from + (i + r) * from_row + j);
+#pragma GCC unroll 3
+      for (int round = 0; round < 3; ++round) {
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+          y[2 * r] = __builtin_shuffle(x[r], x[r + 4], kLow);
+          y[2 * r + 1] = __builtin_shuffle(x[r], x[r + 4], kHigh);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < 8; ++r) x[r] = y[r];
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) *reinterpret_cast<Eight*>(to + (j + r) * to_row + i) = x[r];
+    }
+  }
+}
+
+// One step of the online softmax over a block of keys. scores[key][query] become e^(score - maximum); maxima and
+// sums of the queries are brought up to date, and outputs[d][query], the weighted sums so far, are rescaled.
+CAT_FAST_CLONES inline void softmax_step(float* scores, int64_t keys, int64_t width, bool first, float* maxima,
+                                         float* sums, float* outputs, int64_t dim) {
+  for (int64_t n = 0; n < width; n += kLanes) {
+    float* const column = scores + n;
+    const Vector before = first ? load(column) : load(maxima + n);
+    Vector highest[4] = {before, before, before, before};  // four chains of comparisons, which take their time
+    int64_t j = 0;
+    for (; j + 4 <= keys; j += 4) {
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) highest[c] = maximum(highest[c], load(column + (j + c) * width));
+    }
+    for (; j < keys; ++j) highest[0] = maximum(highest[0], load(column + j * width));
+    const Vector now = maximum(maximum(highest[0], highest[1]), maximum(highest[2], highest[3]));
+    Vector sum = {};
+    for (j = 0; j < keys; ++j) {
+      const Vector weight = exponential(load(column + j * width) - now);
+      store(weight, column + j * width);
+      sum += weight;
+    }
+    if (!first) {
+      const Vector correction = exponential(before - now);
+      sum += correction * load(sums + n);
+      for (int64_t d = 0; d < dim; ++d) store(correction * load(outputs + d * width + n), outputs + d * width + n);
+    }
+    store(now, maxima + n);
+    store(sum, sums + n);
+  }
+}
+
+// outputs[d][query] /= sums[query]
+CAT_FAST_CLONES inline void normalize(float* outputs, int64_t dim, int64_t width, const float* sums) {
+  for (int64_t n = 0; n < width; n += kLanes) {
+    const Vector inverse = 1.0f / load(sums + n);
+    for (int64_t d = 0; d < dim; ++d) store(inverse * load(outputs + d * width + n), outputs + d * width + n);
+  }
+}
+
+// scores[key][query] become the weights p = e^(score - lse), and dweights their gradients' dscores =
+// p (dweight - delta).
+CAT_FAST_CLONES inline void softmax_backward(float* scores, float* dweights, int64_t keys, int64_t width,
+                                             const float* lse, const float* delta) {
+  for (int64_t n = 0; n < width; n += kLanes) {
+    const Vector shift = load(lse + n), mean = load(delta + n);
+    for (int64_t j = 0; j < keys; ++j) {
+      float* const score = scores + j * width + n;
+      float* const gradient = dweights + j * width + n;
+      const Vector weight = exponential(load(score) - shift);
+      store(weight, score);
+      store(weight * (load(gradient) - mean), gradient);
+    }
+  }
+}
+
+// sums[i] = sum over d of a[i][d] b[i][d]; the width is a multiple of kLanes.
+CAT_FAST_CLONES inline void dot_rows(const float* a, const float* b, int64_t rows, int64_t width, float* sums) {
+  for (int64_t i = 0; i < rows; ++i, a += width, b += width) {
+    Vector total = {};
+    for (int64_t d = 0; d < width; d += kLanes) total += load(a + d) * load(b + d);
+    float sum = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) sum += total[lane];
+    sums[i] = sum;
+  }
+}
+
+}  // namespace cat_fast::varlen_attention
