@@ -1,0 +1,401 @@
+"""Attention over packed sequences in Triton: forward, and a backward pass without atomics.
+
+A head of dimension D is one tile of columns, or two where that saves work: the largest power of two below D, and
+one of at least 16 for the rest. 72 is 64 + 16 with half of the 16 masked, not 128 (`column_tiles`).
+
+A program takes BLOCK rows of one sequence. Sequence s owns the programs from cu_seqlens[s] // BLOCK + s on: always
+enough for its rows, and at most one too many, so the grid needs T and S alone, lengths stay on the device, and short
+sequences beside long ones cost next to nothing. No result depends on a sequence's neighbours, to the bit.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (Triton looks up the annotations of its kernels, and knows no others than constexpr.)
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .. import backends
+from ..triton_runtime import on_device_of
+
+SCAN = tl.constexpr(256)
+"""Sequences that a program looks through at a time for its own."""
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+VARYING = (
+    "tokens",
+    "sequences",
+    "q_token",
+    "q_head",
+    "k_token",
+    "k_head",
+    "v_token",
+    "v_head",
+    "do_token",
+    "do_head",
+)
+"""What kernels are not specialised for, as a new batch has new lengths: else a 1, or a 16, compiled anew."""
+
+
+def varlen_attention_triton(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """softmax(q kᵀ / √D) v within each sequence, and the softmax's logarithmic denominators.
+
+    q, k, v: (T, H, D) in fp32, bf16 or fp16, 32 <= D <= 128 in steps of 8, any strides (views of a fused qkv are
+    read in place). cu_seqlens: int32 (S + 1,). max_seqlen is not needed. Returns out, contiguous (T, H, D) of q's
+    dtype, and lse, (H, T) in fp32.
+    """
+    q, k, v = map(_rows_dense, (q, k, v))
+    tokens, heads, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty((heads, tokens), dtype=torch.float32, device=q.device)
+    unit = _unit(q, k, v)
+    settings = _settings(q, step=64 if q.shape[2] <= 96 else 32, warps=4)
+    sequences = len(cu_seqlens) - 1
+    if out.numel() > 0:
+        with on_device_of(q):
+            _forward[_grid(q, sequences, settings["BLOCK"])](
+                q, k, v, out, lse, cu_seqlens, tokens, sequences,
+                *_strides(q, unit), *_strides(k, unit), *_strides(v, unit), UNIT=unit, **settings,
+            )  # fmt: skip
+    return out, lse
+
+
+def varlen_attention_backward_triton(
+    grad_out: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v, each contiguous (T, H, D), from `varlen_attention_triton`'s arguments and results.
+
+    One kernel walks the keys of a block of queries, another the queries of a block of keys.
+    """
+    grad_out, q, k, v, out = map(_rows_dense, (grad_out, q, k, v, out.contiguous()))
+    tokens, heads, _ = q.shape
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    delta = torch.empty_like(lse)
+    unit = _unit(q, k, v, grad_out)
+    sequences = len(cu_seqlens) - 1
+    strides = [stride for x in (q, k, v, grad_out) for stride in _strides(x, unit)]
+    if dq.numel() > 0:
+        with on_device_of(q):
+            settings = _settings(q, step=64 if q.shape[2] <= 64 else 32, warps=4)
+            _backward_queries[_grid(q, sequences, settings["BLOCK"])](
+                q,
+                k,
+                v,
+                grad_out,
+                out,
+                lse,
+                delta,
+                dq,
+                cu_seqlens,
+                tokens,
+                sequences,
+                *strides,
+                UNIT=unit,
+                **settings,
+            )
+            settings = _settings(q, step=32, warps=4 if q.shape[2] <= 80 else 8)
+            _backward_keys[_grid(q, sequences, settings["BLOCK"])](
+                q,
+                k,
+                v,
+                grad_out,
+                lse,
+                delta,
+                dk,
+                dv,
+                cu_seqlens,
+                tokens,
+                sequences,
+                *strides,
+                UNIT=unit,
+                **settings,
+            )
+    return dq, dk, dv
+
+
+def column_tiles(dim: int) -> tuple[int, int]:
+    """The widths of the two tiles of columns that cover `dim`; the second is 0 where two would save nothing."""
+    whole = triton.next_power_of_2(dim)
+    main = whole // 2
+    rest = max(16, triton.next_power_of_2(dim - main))
+    return (main, rest) if main + rest < whole else (whole, 0)
+
+
+def _settings(q: torch.Tensor, *, step: int, warps: int) -> dict[str, Any]:
+    """What a kernel is compiled for: 64 rows a program, the other side in steps of `step` rows; fp32 has less room."""
+    dim = q.shape[2]
+    main, tail = column_tiles(dim)
+    exact = q.dtype == torch.float32
+    return {
+        "SCALE": 1 / math.sqrt(dim),
+        "D": dim,
+        "MAIN": main,
+        "TAIL": tail,
+        "BLOCK": 32 if exact else 64,
+        "STEP": 32 if exact else step,
+        "INTERPRETED": backends.triton_is_interpreted(),
+        "num_warps": warps,
+        "num_stages": 1 if exact else 2,
+    }
+
+
+def _grid(q: torch.Tensor, sequences: int, block: int) -> tuple[int, int]:
+    return q.shape[0] // block + sequences, q.shape[1]
+
+
+def _rows_dense(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _unit(*tensors: torch.Tensor) -> int:
+    """8 if all strides are multiples of 8, so that the compiler knows it and loads 16 bytes at a time, else 1."""
+    return 8 if all(stride % 8 == 0 for x in tensors for stride in x.stride()[:2]) else 1
+
+
+def _strides(x: torch.Tensor, unit: int) -> tuple[int, int]:
+    """Of tokens and heads, in units."""
+    return x.stride(0) // unit, x.stride(1) // unit
+
+
+@triton.jit(do_not_specialize=VARYING[:8])
+def _forward(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, tokens, sequences,
+    q_token, q_head, k_token, k_head, v_token, v_head,
+    UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    begin, length, first = _place(cu_seqlens_ptr, sequences, BLOCK)
+    if first >= length:
+        return
+    q_ptr += _offset(begin, q_token, q_head, UNIT)
+    k_ptr += _offset(begin, k_token, k_head, UNIT)
+    v_ptr += _offset(begin, v_token, v_head, UNIT)
+    q, q_tail = _load(q_ptr, q_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    acc = tl.zeros([BLOCK, MAIN], tl.float32)
+    acc_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
+    highest = tl.full([BLOCK], float("-inf"), tl.float32)  # of the scores so far, in powers of two
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, length, STEP):
+        acc, acc_tail, highest, total = _attend(
+            acc, acc_tail, highest, total, q, q_tail, k_ptr, k_token * UNIT, v_ptr, v_token * UNIT, start, length,
+            SCALE, D, MAIN, TAIL, STEP, True, INTERPRETED,
+        )  # fmt: skip
+    _store(
+        out_ptr, begin, first, length, acc / total[:, None], acc_tail / total[:, None], D, MAIN, TAIL, BLOCK
+    )
+    rows = first + tl.arange(0, BLOCK)
+    lse = (highest + tl.log2(total)) * LN_2
+    tl.store(_head_row(lse_ptr, tokens, begin) + rows, lse, mask=rows < length)
+
+
+@triton.jit
+def _attend(
+    acc, acc_tail, highest, total, q, q_tail,
+    k_ptr, k_token, v_ptr, v_token, start, length,
+    SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STEP: tl.constexpr,
+    LAST: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One step of the online softmax: STEP keys, from `start` on, enter the sums."""
+    k, k_tail = _load(k_ptr, k_token, start, length, STEP, LAST, D, MAIN, TAIL, INTERPRETED)
+    scores = _products(q, q_tail, k, k_tail, TAIL)
+    if LAST:
+        scores = tl.where((start + tl.arange(0, STEP) < length)[None, :], scores, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, 1) * (SCALE * LOG2_E))
+    p = tl.exp2(scores * (SCALE * LOG2_E) - higher[:, None])
+    shrink = tl.exp2(highest - higher)
+    total = total * shrink + tl.sum(p, 1)
+    v, v_tail = _load(v_ptr, v_token, start, length, STEP, LAST, D, MAIN, TAIL, INTERPRETED)
+    p = p.to(v.dtype)
+    acc = tl.dot(p, v, acc * shrink[:, None], input_precision="ieee")
+    if TAIL:
+        acc_tail = tl.dot(p, v_tail, acc_tail * shrink[:, None], input_precision="ieee")
+    return acc, acc_tail, higher, total
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _backward_queries(
+    q_ptr, k_ptr, v_ptr, do_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr,
+    cu_seqlens_ptr, tokens, sequences,
+    q_token, q_head, k_token, k_head, v_token, v_head, do_token, do_head,
+    UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """dq of a block of queries; and delta, the row sums of dout · out, which `_backward_keys` reads."""
+    begin, length, first = _place(cu_seqlens_ptr, sequences, BLOCK)
+    if first >= length:
+        return
+    q_ptr += _offset(begin, q_token, q_head, UNIT)
+    k_ptr += _offset(begin, k_token, k_head, UNIT)
+    v_ptr += _offset(begin, v_token, v_head, UNIT)
+    do_ptr += _offset(begin, do_token, do_head, UNIT)
+    q, q_tail = _load(q_ptr, q_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    do, do_tail = _load(do_ptr, do_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    heads = tl.num_programs(1)
+    out_ptr += _offset(begin, heads, 1, D)
+    out, out_tail = _load(out_ptr, heads * D, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
+    if TAIL:
+        delta += tl.sum(do_tail.to(tl.float32) * out_tail.to(tl.float32), 1)
+    rows = first + tl.arange(0, BLOCK)
+    tl.store(_head_row(delta_ptr, tokens, begin) + rows, delta, mask=rows < length)
+    lse = tl.load(_head_row(lse_ptr, tokens, begin) + rows, mask=rows < length, other=float("inf"))
+    lse *= LOG2_E
+    dq = tl.zeros([BLOCK, MAIN], tl.float32)
+    dq_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
+    for start in range(0, length, STEP):
+        dq, dq_tail = _gather_dq(
+            dq, dq_tail, q, q_tail, do, do_tail, lse, delta, k_ptr, k_token * UNIT, v_ptr, v_token * UNIT, start,
+            length, SCALE, D, MAIN, TAIL, STEP, True, INTERPRETED,
+        )  # fmt: skip
+    _store(dq_ptr, begin, first, length, dq * SCALE, dq_tail * SCALE, D, MAIN, TAIL, BLOCK)
+
+
+@triton.jit
+def _gather_dq(
+    dq, dq_tail, q, q_tail, do, do_tail, lse, delta,
+    k_ptr, k_token, v_ptr, v_token, start, length,
+    SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STEP: tl.constexpr,
+    LAST: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Adds to dq what STEP keys, from `start` on, give to it."""
+    k, k_tail = _load(k_ptr, k_token, start, length, STEP, LAST, D, MAIN, TAIL, INTERPRETED)
+    v, v_tail = _load(v_ptr, v_token, start, length, STEP, LAST, D, MAIN, TAIL, INTERPRETED)
+    p = tl.exp2(_products(q, q_tail, k, k_tail, TAIL) * (SCALE * LOG2_E) - lse[:, None])
+    if LAST:  # the score of a key that is not there is 0, and its p may be infinite
+        p = tl.where((start + tl.arange(0, STEP) < length)[None, :], p, 0.0)
+    ds = (p * (_products(do, do_tail, v, v_tail, TAIL) - delta[:, None])).to(k.dtype)
+    dq = tl.dot(ds, k, dq, input_precision="ieee")
+    if TAIL:
+        dq_tail = tl.dot(ds, k_tail, dq_tail, input_precision="ieee")
+    return dq, dq_tail
+
+
+@triton.jit(do_not_specialize=VARYING)
+def _backward_keys(
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
+    cu_seqlens_ptr, tokens, sequences,
+    q_token, q_head, k_token, k_head, v_token, v_head, do_token, do_head,
+    UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of a block of keys. All tiles of scores are transposed: a row a key."""
+    begin, length, first = _place(cu_seqlens_ptr, sequences, BLOCK)
+    if first >= length:
+        return
+    q_ptr += _offset(begin, q_token, q_head, UNIT)
+    k_ptr += _offset(begin, k_token, k_head, UNIT)
+    v_ptr += _offset(begin, v_token, v_head, UNIT)
+    do_ptr += _offset(begin, do_token, do_head, UNIT)
+    lse_ptr = _head_row(lse_ptr, tokens, begin)
+    delta_ptr = _head_row(delta_ptr, tokens, begin)
+    k, k_tail = _load(k_ptr, k_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    v, v_tail = _load(v_ptr, v_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    dk = tl.zeros([BLOCK, MAIN], tl.float32)
+    dv = tl.zeros([BLOCK, MAIN], tl.float32)
+    dk_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
+    dv_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
+    for start in range(0, length, STEP):
+        q, q_tail = _load(q_ptr, q_token * UNIT, start, length, STEP, True, D, MAIN, TAIL, INTERPRETED)
+        do, do_tail = _load(do_ptr, do_token * UNIT, start, length, STEP, True, D, MAIN, TAIL, INTERPRETED)
+        rows = start + tl.arange(0, STEP)
+        lse = tl.load(lse_ptr + rows, mask=rows < length, other=float("inf"))  # p = 0 where there is no query
+        delta = tl.load(delta_ptr + rows, mask=rows < length, other=0.0)
+        p = tl.exp2((_products(k, k_tail, q, q_tail, TAIL) * SCALE - lse[None, :]) * LOG2_E)
+        ds = (p * (_products(v, v_tail, do, do_tail, TAIL) - delta[None, :])).to(q.dtype)
+        p = p.to(do.dtype)
+        dv = tl.dot(p, do, dv, input_precision="ieee")
+        dk = tl.dot(ds, q, dk, input_precision="ieee")
+        if TAIL:
+            dv_tail = tl.dot(p, do_tail, dv_tail, input_precision="ieee")
+            dk_tail = tl.dot(ds, q_tail, dk_tail, input_precision="ieee")
+    _store(dk_ptr, begin, first, length, dk * SCALE, dk_tail * SCALE, D, MAIN, TAIL, BLOCK)
+    _store(dv_ptr, begin, first, length, dv, dv_tail, D, MAIN, TAIL, BLOCK)
+
+
+@triton.jit
+def _place(cu_seqlens_ptr, sequences, BLOCK: tl.constexpr):
+    """Which rows are this program's: where its sequence begins, how long that is, and its first row therein."""
+    program = tl.program_id(0)
+    sequence = 0
+    for start in range(1, sequences, SCAN):
+        later = start + tl.arange(0, SCAN)
+        begins = tl.load(cu_seqlens_ptr + later, mask=later < sequences, other=0)
+        sequence += tl.sum(((begins // BLOCK + later <= program) & (later < sequences)).to(tl.int32))
+    begin = tl.load(cu_seqlens_ptr + sequence)
+    length = tl.load(cu_seqlens_ptr + sequence + 1) - begin
+    return begin, length, (program - begin // BLOCK - sequence) * BLOCK
+
+
+@triton.jit
+def _offset(begin, token_stride, head_stride, UNIT: tl.constexpr):
+    """Of a sequence's first token in this program's head; 64 bits, as a packed batch may be large."""
+    return (begin.to(tl.int64) * token_stride + tl.program_id(1).to(tl.int64) * head_stride) * UNIT
+
+
+@triton.jit
+def _head_row(ptr, tokens, begin):
+    """Where a sequence begins in this program's row of an (H, T) tensor."""
+    return ptr + tl.program_id(1).to(tl.int64) * tokens + begin
+
+
+@triton.jit
+def _load(
+    ptr, stride, first, length, ROWS: tl.constexpr, MASKED: tl.constexpr,
+    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows from `first` on, as the main tile and the tail; zeros past `length` (if MASKED) and past D."""
+    rows = first + tl.arange(0, ROWS)
+    columns = tl.arange(0, MAIN)
+    inside = (columns < D)[None, :]
+    if MASKED:
+        inside &= (rows < length)[:, None]
+    tile = tl.load(ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+    tail = tile
+    if TAIL:
+        columns = MAIN + tl.arange(0, TAIL)
+        inside = (columns < D)[None, :]
+        if MASKED:
+            inside &= (rows < length)[:, None]
+        tail = tl.load(ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+    if INTERPRETED:  # its bf16 arithmetic is wrong
+        tile, tail = tile.to(tl.float32), tail.to(tl.float32)
+    return tile, tail
+
+
+@triton.jit
+def _products(a, a_tail, b, b_tail, TAIL: tl.constexpr):
+    """a bᵀ, over all columns."""
+    products = tl.dot(a, tl.trans(b), input_precision="ieee")
+    if TAIL:
+        products = tl.dot(a_tail, tl.trans(b_tail), products, input_precision="ieee")
+    return products
+
+
+@triton.jit
+def _store(
+    ptr, begin, first, length, tile, tail,
+    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """The rows that are there, into this program's head of a contiguous (T, H, D) tensor."""
+    heads = tl.num_programs(1)
+    rows = first + tl.arange(0, ROWS)
+    pointers = ptr + _offset(begin, heads, 1, D) + rows[:, None] * (heads * D)
+    columns = tl.arange(0, MAIN)
+    inside = (rows < length)[:, None] & (columns < D)[None, :]
+    tl.store(pointers + columns[None, :], tile.to(ptr.dtype.element_ty), mask=inside)
+    if TAIL:
+        columns = MAIN + tl.arange(0, TAIL)
+        inside = (rows < length)[:, None] & (columns < D)[None, :]
+        tl.store(pointers + columns[None, :], tail.to(ptr.dtype.element_ty), mask=inside)
