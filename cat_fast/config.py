@@ -14,12 +14,29 @@ T = TypeVar("T")
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file.
+    """The mapping in a YAML file; its key `base` names a file beside it, whose values it changes.
 
     Raises:
-        UserError: the file is missing, is no YAML, or holds no mapping.
+        UserError: the file or a base of it is missing, is no YAML, or holds no mapping; bases go in a circle.
     """
-    path = Path(path)
+    values = _read_layers(Path(path), ())
+    return {str(key): value for key, value in values.items()}
+
+
+def _read_layers(path: Path, above: tuple[Path, ...]) -> dict:
+    if path in above:
+        raise UserError(f"configuration {path}: it is its own base, by way of {above[-1]}")
+    values = _read_one(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    below = _read_layers(path.parent / str(base), (*above, path))
+    merged = OmegaConf.to_container(OmegaConf.merge(below, values))
+    assert isinstance(merged, dict)
+    return merged
+
+
+def _read_one(path: Path) -> dict:
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; there are {', '.join(near)}" if near else ""
@@ -30,7 +47,7 @@ def read_yaml(path: str | Path) -> dict:
         raise UserError(f"configuration {path}: {first_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"configuration {path}: a mapping of settings was expected")
-    return {str(key): value for key, value in values.items()}
+    return values
 
 
 def fill(schema: type[T], values: dict, overrides: list[str], source: str = "configuration") -> T:

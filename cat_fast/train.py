@@ -49,6 +49,11 @@ def train(path: str, overrides: list[str]) -> None:
     from cat_fast.training.tasks import make_task
 
     ranks = distributed.start()
+    if config.world_size not in (0, ranks.world_size):
+        raise UserError(
+            f"configuration {path}: it is made for {config.world_size} ranks, and there are "
+            f"{ranks.world_size}: start as many, or set world_size=0 and adapt the batch"
+        )
     loop.run(make_task(config, ranks), config, ranks)
     distributed.stop()
 

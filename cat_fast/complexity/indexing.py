@@ -1,14 +1,20 @@
 """Pictures with their descriptions -> an image index with scores and ratios."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from torchvision.transforms.functional import pil_to_tensor
 
 from cat_fast.complexity.choose import Scorer, choose_ratios
 from cat_fast.complexity.description import Description
+from cat_fast.complexity.jpeg_size import JPEG_SIDE, jpeg_ratio
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.data.image_index import ImageRecord, read_index
+from cat_fast.data.images import load_image, resize_center_crop
 from cat_fast.data.photographs import Photograph, photographs
 
 PHOTOGRAPHS = "photographs"
+RATIO_SIGNALS = ("index", "score", "jpeg")
 
 
 def index_photographs(
@@ -41,3 +47,21 @@ def load_index(name: str) -> list[ImageRecord]:
         UserError: no such file, or one that is no index.
     """
     return index_photographs(photographs("train")) if name == PHOTOGRAPHS else read_index(name)
+
+
+def ratios_of(records: Sequence[ImageRecord], signal: str, thresholds: RatioThresholds) -> list[int]:
+    """The ratio of each picture by one of RATIO_SIGNALS; `thresholds` are those of scores.
+
+    By `jpeg` each picture is read, cut to its centre square at 512 px and compressed once.
+    """
+    if signal == "score":
+        return thresholds.ratios(record.score for record in records)
+    if signal == "jpeg":
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
+    return [record.ratio for record in records]
+
+
+def _ratio_by_jpeg(path: str) -> int:
+    square = resize_center_crop(load_image(path), JPEG_SIDE)
+    return jpeg_ratio(pil_to_tensor(square))

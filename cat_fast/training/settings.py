@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from cat_fast.complexity.indexing import RATIO_SIGNALS
 from cat_fast.data.ratio_sampler import RatioSamplerConfig
 from cat_fast.errors import UserError
 from cat_fast.tokenizer.losses import LossConfig
@@ -69,6 +70,8 @@ class RunConfig:
     output_dir: str
     seed: int = 0
     ema_decay: float = 0.999
+    world_size: int = 0
+    """The ranks that a preset is made for, which a run then insists on; 0 is any number."""
     deepspeed: str = "deepspeed/zero2.json"
     """A DeepSpeed JSON file, looked up beside the working folder, then among the packaged configs."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -79,6 +82,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
+        require(self.world_size >= 0, f"world_size: {self.world_size} is negative")
         require(bool(self.output_dir), "output_dir: where should the run be written?")
 
 
@@ -88,6 +92,11 @@ class ImageDataConfig:
 
     index: str = "photographs"
     """An image index (JSON lines), or `photographs` for the training split of the pictures that ship."""
+    ratios_from: str = "index"
+    """What chooses a picture's ratio: `index`, as its line says; `score`, its score by `thresholds`; or
+    `jpeg`, its size as a JPEG by the published borders (counted when the run starts)."""
+    thresholds: list[int] = field(default_factory=lambda: [4, 7])
+    """Scores up to the first get 32x, above the second 8x; with `ratios_from: score`."""
     image_size: int = 128
     """Side of the square crops, in pixels."""
     batch_size: int = 4
@@ -100,6 +109,11 @@ class ImageDataConfig:
     """Strength of random changes of colour; for sets of a few dozen pictures."""
 
     def __post_init__(self) -> None:
+        require(
+            self.ratios_from in RATIO_SIGNALS,
+            f"data.ratios_from: {self.ratios_from!r} is not {', '.join(RATIO_SIGNALS)}",
+        )
+        require(len(self.thresholds) == 2, f"data.thresholds: two scores expected, got {self.thresholds}")
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")
         require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
         require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")

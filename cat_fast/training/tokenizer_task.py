@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cat_fast.complexity.indexing import load_index
+from cat_fast.complexity.indexing import load_index, ratios_of
+from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.data.crops import CropDataset
 from cat_fast.data.ratio_sampler import RatioSampler
 from cat_fast.errors import UserError
@@ -44,8 +45,9 @@ class TokenizerTask:
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
 
         records = load_index(config.data.index)
+        ratios = ratios_of(records, config.data.ratios_from, RatioThresholds(*config.data.thresholds))
         self.sampler = RatioSampler(
-            [r.ratio for r in records], config.data.batch_size, ranks.world_size, config.seed, config.sampler
+            ratios, config.data.batch_size, ranks.world_size, config.seed, config.sampler
         )
         for ratio in self.sampler.pools:
             if ratio not in model.ratios:

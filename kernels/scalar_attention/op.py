@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .. import backends
+from ..autocast import autocast
 from ..registration import Operator
 from .reference import scalar_attention_reference
 
@@ -23,7 +24,7 @@ def scalar_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
 
     Raises ValueError if shapes or dtypes differ.
     """
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast(q, k, v)
     if q.dim() != 3 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
         raise ValueError(f"scalar_attention takes q, k, v of one shape (B, N, H) and one dtype, not {given}")
@@ -31,14 +32,6 @@ def scalar_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
     if backend == "reference":
         return scalar_attention_reference(q, k, v)
     return OPERATOR(backend, q, k, v)
-
-
-def _autocast(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [t if t.dtype == torch.float64 else t.to(dtype) for t in tensors]
 
 
 def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

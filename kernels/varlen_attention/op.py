@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
 from .. import backends
+from ..autocast import autocast
 from ..registration import Operator
 from .reference import varlen_attention_reference
 
@@ -26,20 +27,13 @@ def varlen_attention(
     Raises ValueError if shapes or dtypes do not fit, and, where their values are at hand (on the CPU, outside
     torch.compile), if cu_seqlens or max_seqlen do not.
     """
-    q, k, v = (_autocast(x) for x in (q, k, v))
+    q, k, v = autocast(q, k, v)
     _check(q, k, v, cu_seqlens, max_seqlen)
     backend = backends.choose("varlen_attention", q, head_dim=q.shape[-1])
     if backend == "reference":
         return varlen_attention_reference(q, k, v, cu_seqlens)
     out, _lse = OPERATOR(backend, q, k, v, cu_seqlens, max_seqlen)
     return out
-
-
-def _autocast(x: torch.Tensor) -> torch.Tensor:
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(device))
 
 
 def _check(

@@ -1,0 +1,74 @@
+"""Each published row has a configuration, and each says what was published."""
+
+import json
+from dataclasses import asdict
+from functools import reduce
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cat_fast import NestedAutoencoderKL
+from cat_fast.config import fill, read_yaml
+from cat_fast.training.models import build_model
+from cat_fast.training.settings import TokenizerRun
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = json.loads((ROOT / "tests/tokenizer/published.json").read_text())
+SIZE = {"cat_c4": 0.015, "cat_c8": 0.015, "cat_c16": 0.015}
+"""How near the nested models come to the published sizes; docs/models.md explains the others."""
+
+
+def resolve(name):
+    return fill(TokenizerRun, read_yaml(ROOT / f"configs/tokenizer/{name}.yaml"), [])
+
+
+def model_of(name, **changes):
+    with torch.device("meta"):
+        return build_model(NestedAutoencoderKL, resolve(name).model | changes)
+
+
+def flops(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", PUBLISHED["rows"])
+def test_every_value_is_the_published_one(name):
+    config = asdict(resolve(name))
+    expected = PUBLISHED["common"] | PUBLISHED["rows"][name]
+    parameters = expected.pop("parameters", None)
+    for key, value in expected.items():
+        assert reduce(lambda values, part: values[part], key.split("."), config) == value, key
+    assert config["output_dir"] == f"runs/{name}"
+    count = sum(p.numel() for p in model_of(name).parameters())
+    if name in SIZE:
+        assert count == pytest.approx(parameters, rel=SIZE[name])
+
+
+def test_there_is_no_configuration_of_the_paper_without_a_published_row():
+    configs = {path.stem for path in (ROOT / "configs/tokenizer").glob("*.yaml")}
+    assert configs - {"nano"} == PUBLISHED["rows"].keys()
+
+
+def test_the_presets_global_batch_is_the_published_one():
+    preset = resolve("cat_c16_64xA100")
+    assert preset.world_size * preset.data.batch_size == PUBLISHED["global_batch"]
+
+
+@pytest.mark.parametrize("ratio", [8, 16, 32])
+def test_a_forward_pass_computes_its_own_ratio_and_nothing_else(ratio):
+    """By FLOPs: the nested model does what the fixed one does, and the channel matching."""
+    without_matching = {"encoder_matching": [], "decoder_matching": []} if ratio > 8 else {}  # 8x is narrower
+    nested, fixed = model_of("cat_c16"), model_of(f"fixed_{ratio}x_c16", **without_matching)
+    x = torch.empty(1, 3, 512, 512, device="meta")
+    side = 512 // ratio
+    matching = 0
+    if ratio == 16:
+        for half in (nested.encoder, nested.decoder):
+            block = half.channel_matching["16"]
+            matching += flops(lambda block=block: block(torch.empty(1, 512, side, side, device="meta")))
+    totals = [flops(lambda model=model: model(x, ratio, sample_posterior=False)) for model in (nested, fixed)]
+    assert totals[0] == totals[1] + matching
