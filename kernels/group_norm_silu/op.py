@@ -21,8 +21,8 @@ def group_norm_silu(
     """GroupNorm over `groups` groups of channels, then SiLU unless `activation` is False.
 
     x: (N, C, *spatial), contiguous or channels-last (else it is copied). weight, bias: (C,), of x's dtype
-    or fp32. Statistics are fp32; y has x's shape, dtype and memory format. Differentiable once; where
-    second derivatives are needed, use the reference.
+    or fp32. Statistics are fp32; y has x's shape, dtype and memory format, under autocast too. Differentiable
+    once; where second derivatives are needed, use the reference.
     """
     backend = backends.choose("group_norm_silu", x)
     if backend == "reference":

@@ -1,19 +1,14 @@
-"""GroupNorm + SiLU in Triton: contiguous and channels-last, with reductions split so that one sample fills a GPU.
-
-A program works on BLOCK_C channels and walks one chunk of their positions, BLOCK_P at a time. Its partial results lie
-at [n][chunk][channel]; small kernels combine them in a fixed order, without atomics, so that two runs agree to the
-bit. All arithmetic is fp32. With distance = x - mean, the activation's argument is z = weight * rstd * distance + bias.
-"""
+"""GroupNorm + SiLU in Triton: both memory orders, and reductions split so that one sample fills a GPU."""
 
 from typing import NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
 from ..triton_runtime import multiprocessors, on_device_of
+from . import triton_kernels as kernels
 
-TILE_BYTES = 4096  # of x: two loads of 16 bytes for each thread of 4 warps
+TILE = 1024  # elements that a program holds at once: 8 for each thread of 4 warps, 16 bytes in half precision
 ROW_BYTES = 256  # of neighbouring channels, in channels-last memory
 PROGRAMS_A_MULTIPROCESSOR = 16
 COMBINED = 1024  # partial results that are loaded at once
@@ -31,9 +26,11 @@ def group_norm_silu_triton(
     plan = _plan(x)
     means, squares = plan.partial_results(x)
     with on_device_of(x):
-        _partial_moments[plan.grid](x, means, squares, *plan.sizes, *plan.strides, *plan.block)
-        _combine_moments[(mean.numel(),)](means, squares, mean, rstd, eps, groups, *plan.sizes, COMBINED)
-        _normalize[plan.grid](
+        kernels.partial_moments[plan.grid](x, means, squares, *plan.sizes, *plan.strides, *plan.block)
+        kernels.combine_moments[(mean.numel(),)](
+            means, squares, mean, rstd, eps, groups, *plan.sizes, COMBINED
+        )
+        kernels.normalize[plan.grid](
             x,
             weight.contiguous(),
             bias.contiguous(),
@@ -72,7 +69,7 @@ def group_norm_silu_backward_triton(
     mean_dz, mean_dz_xhat = torch.empty_like(mean), torch.empty_like(mean)
     parameters = (weight, bias, mean, rstd)
     with on_device_of(x):
-        _partial_gradients[plan.grid](
+        kernels.partial_gradients[plan.grid](
             grad_y,
             x,
             *parameters,
@@ -83,15 +80,16 @@ def group_norm_silu_backward_triton(
             *plan.strides,
             activation,
             *plan.block,
+            maxnreg=64,  # half of what a multiprocessor can hold; spills nothing
         )
         sums = (sums_dz, sums_dz_distance, rstd)
-        _combine_group_gradients[(mean.numel(),)](
+        kernels.combine_group_gradients[(mean.numel(),)](
             *sums, weight, mean_dz, mean_dz_xhat, groups, *plan.sizes, COMBINED
         )
-        _combine_channel_gradients[(triton.cdiv(x.shape[1], 8),)](
+        kernels.combine_channel_gradients[(triton.cdiv(x.shape[1], 8),)](
             *sums, dweight, dbias, x.shape[0], groups, *plan.sizes, COMBINED // 8, 8
         )
-        _input_gradient[plan.grid](
+        kernels.input_gradient[plan.grid](
             grad_y,
             x,
             *parameters,
@@ -125,297 +123,21 @@ class _Plan(NamedTuple):
 
 
 def _plan(x: torch.Tensor) -> _Plan:
+    """Tiles along what is contiguous, and chunks of so many that all programs fit on the GPU at once."""
     samples, channels = x.shape[:2]
     positions = x[0, 0].numel()
-    elements = TILE_BYTES // x.element_size()
     if x.is_contiguous() and positions > 1:
         strides = (positions, 1)
-        block_p = min(triton.next_power_of_2(positions), elements)
-        block_c = min(triton.next_power_of_2(channels), elements // block_p)
+        block_p = min(triton.next_power_of_2(positions), TILE)
+        block_c = min(triton.next_power_of_2(channels), TILE // block_p)
+    elif positions > 1 and x.stride(1) != 1:
+        raise ValueError("group_norm_silu: x must be contiguous or channels-last")
     else:
         strides = (1, channels)
         block_c = min(triton.next_power_of_2(channels), ROW_BYTES // x.element_size())
-        block_p = min(triton.next_power_of_2(positions), elements // block_c)
+        block_p = min(triton.next_power_of_2(positions), TILE // block_c)
     columns = samples * triton.cdiv(channels, block_c)
     tiles = columns * triton.cdiv(positions, block_p)
     chunk = block_p * max(1, tiles // (PROGRAMS_A_MULTIPROCESSOR * multiprocessors(x)))
     grid = (columns * triton.cdiv(positions, chunk),)
     return _Plan((channels, positions, chunk), strides, (block_c, block_p), grid)
-
-
-@triton.jit
-def _place(C, S, chunk, stride_c, stride_p, BLOCK_C: tl.constexpr):
-    """The sample, chunk and first channel of this program, and where in x they begin."""
-    program, chunks, columns = tl.program_id(0), tl.cdiv(S, chunk), tl.cdiv(C, BLOCK_C)
-    n, k = (program // chunks // columns).to(tl.int64), program % chunks
-    first_channel = program // chunks % columns * BLOCK_C
-    first_position = (k * chunk).to(tl.int64)
-    return n, k, first_channel, n * C * S + first_channel.to(tl.int64) * stride_c + first_position * stride_p
-
-
-@triton.jit
-def _tile(first, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Where in x the first tile of a program lies, (BLOCK_C, BLOCK_P)."""
-    return first + (tl.arange(0, BLOCK_C)[:, None] * stride_c + tl.arange(0, BLOCK_P)[None, :] * stride_p)
-
-
-@triton.jit
-def _partial_moments(
-    x_ptr, means_ptr, squares_ptr, C, S, chunk, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr
-):
-    """Mean and sum of squared distances from it, of each channel over the chunk: by Welford's method for each
-    element of the tile, then over the tile."""
-    n, k, first_channel, first = _place(C, S, chunk, stride_c, stride_p, BLOCK_C)
-    tile = x_ptr + _tile(first, stride_c, stride_p, BLOCK_C, BLOCK_P)
-    channels, positions = first_channel + tl.arange(0, BLOCK_C), k * chunk + tl.arange(0, BLOCK_P)
-    end = tl.minimum(S, (k + 1) * chunk)
-    mean = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    square = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    for start in range(0, end - k * chunk, BLOCK_P):
-        inside = (channels < C)[:, None] & (positions + start < S)[None, :]
-        x = tl.load(tile, mask=inside, other=0.0).to(tl.float32)
-        distance = tl.where(inside, x - mean, 0.0)
-        mean += distance * (1.0 / (start // BLOCK_P + 1))
-        square += distance * tl.where(inside, x - mean, 0.0)
-        tile += BLOCK_P * stride_p
-    count = tl.maximum((end - positions + BLOCK_P - 1) // BLOCK_P, 0).to(tl.float32)[None, :]
-    total = (end - k * chunk).to(tl.float32)
-    chunk_mean = tl.sum(mean * count, 1) / total
-    distance = mean - chunk_mean[:, None]
-    chunk_square = tl.sum(square + count * distance * distance, 1)
-    partial = (n * tl.cdiv(S, chunk) + k) * C + channels
-    tl.store(means_ptr + partial, chunk_mean, mask=channels < C)
-    tl.store(squares_ptr + partial, chunk_square, mask=channels < C)
-
-
-@triton.jit
-def _partials_of_group(start, groups, C, S, chunk, BLOCK: tl.constexpr):
-    """BLOCK partial results of this program's group from `start` on: where they lie, their channel, how many positions
-    each stands for, and which of them exist."""
-    per_group, chunks = C // groups, tl.cdiv(S, chunk)
-    n, g = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
-    i = start + tl.arange(0, BLOCK)
-    k, channel = i // per_group, g * per_group + i % per_group
-    return (n * chunks + k) * C + channel, channel, tl.minimum(chunk, S - k * chunk), i < chunks * per_group
-
-
-@triton.jit
-def _combine_moments(
-    means_ptr, squares_ptr, mean_ptr, rstd_ptr, eps, groups, C, S, chunk, BLOCK: tl.constexpr
-):
-    size = (C // groups).to(tl.float32) * S
-    count = tl.cdiv(S, chunk) * (C // groups)
-    sums = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, count, BLOCK):
-        partial, _channel, positions, exists = _partials_of_group(start, groups, C, S, chunk, BLOCK)
-        sums += tl.load(means_ptr + partial, mask=exists, other=0.0) * (positions / size)
-    mean = tl.sum(sums, 0)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, count, BLOCK):
-        partial, _channel, positions, exists = _partials_of_group(start, groups, C, S, chunk, BLOCK)
-        distance = tl.load(means_ptr + partial, mask=exists, other=0.0) - mean
-        square = tl.load(squares_ptr + partial, mask=exists, other=0.0) + positions * distance * distance
-        squares += tl.where(exists, square, 0.0)
-    variance = tl.sum(squares, 0) / size
-    tl.store(mean_ptr + tl.program_id(0), mean)
-    tl.store(rstd_ptr + tl.program_id(0), 1.0 / tl.sqrt_rn(variance + eps))
-
-
-@triton.jit
-def _of_group(pointer, n, channels, groups, C):
-    """Of each channel, as a column, what (N, groups) holds for its group."""
-    g = channels // (C // groups)
-    return tl.load(pointer + n * groups + g, mask=channels < C, other=0.0)[:, None]
-
-
-@triton.jit
-def _of_channel(pointer, channels, C):
-    """Of each channel, as a column, what (C,) holds."""
-    return tl.load(pointer + channels, mask=channels < C, other=0.0).to(tl.float32)[:, None]
-
-
-@triton.jit
-def _normalize(
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    mean_ptr,
-    rstd_ptr,
-    y_ptr,
-    groups,
-    C,
-    S,
-    chunk,
-    stride_c,
-    stride_p,
-    ACTIVATION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    n, k, first_channel, first = _place(C, S, chunk, stride_c, stride_p, BLOCK_C)
-    tile = _tile(first, stride_c, stride_p, BLOCK_C, BLOCK_P)
-    channels, positions = first_channel + tl.arange(0, BLOCK_C), k * chunk + tl.arange(0, BLOCK_P)
-    mean = _of_group(mean_ptr, n, channels, groups, C)
-    scale = _of_group(rstd_ptr, n, channels, groups, C) * _of_channel(weight_ptr, channels, C)
-    bias = _of_channel(bias_ptr, channels, C)
-    for start in range(0, tl.minimum(chunk, S - k * chunk), BLOCK_P):
-        inside = (channels < C)[:, None] & (positions + start < S)[None, :]
-        x = tl.load(x_ptr + tile, mask=inside, other=0.0).to(tl.float32)
-        z = (x - mean) * scale + bias
-        y = z * tl.sigmoid(z) if ACTIVATION else z
-        tl.store(y_ptr + tile, y.to(y_ptr.dtype.element_ty), mask=inside)
-        tile += BLOCK_P * stride_p
-
-
-@triton.jit
-def _gradient_of_z(grad, z, ACTIVATION: tl.constexpr):
-    """dz = grad * silu'(z), or grad without activation."""
-    if ACTIVATION:
-        s = tl.sigmoid(z)
-        grad *= s * (1.0 + z * (1.0 - s))
-    return grad
-
-
-@triton.jit
-def _partial_gradients(
-    grad_ptr,
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    mean_ptr,
-    rstd_ptr,
-    sums_dz_ptr,
-    sums_dz_distance_ptr,
-    groups,
-    C,
-    S,
-    chunk,
-    stride_c,
-    stride_p,
-    ACTIVATION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """The sums of dz and of dz * distance, of each channel over the chunk."""
-    n, k, first_channel, first = _place(C, S, chunk, stride_c, stride_p, BLOCK_C)
-    tile = _tile(first, stride_c, stride_p, BLOCK_C, BLOCK_P)
-    channels, positions = first_channel + tl.arange(0, BLOCK_C), k * chunk + tl.arange(0, BLOCK_P)
-    mean = _of_group(mean_ptr, n, channels, groups, C)
-    scale = _of_group(rstd_ptr, n, channels, groups, C) * _of_channel(weight_ptr, channels, C)
-    bias = _of_channel(bias_ptr, channels, C)
-    sum_dz = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    sum_dz_distance = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    for start in range(0, tl.minimum(chunk, S - k * chunk), BLOCK_P):
-        inside = (channels < C)[:, None] & (positions + start < S)[None, :]
-        x = tl.load(x_ptr + tile, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + tile, mask=inside, other=0.0).to(tl.float32)
-        distance = x - mean
-        dz = _gradient_of_z(grad, distance * scale + bias, ACTIVATION)
-        sum_dz += dz
-        sum_dz_distance += dz * distance
-        tile += BLOCK_P * stride_p
-    partial = (n * tl.cdiv(S, chunk) + k) * C + channels
-    tl.store(sums_dz_ptr + partial, tl.sum(sum_dz, 1), mask=channels < C)
-    tl.store(sums_dz_distance_ptr + partial, tl.sum(sum_dz_distance, 1), mask=channels < C)
-
-
-@triton.jit
-def _combine_group_gradients(
-    sums_dz_ptr,
-    sums_dz_distance_ptr,
-    rstd_ptr,
-    weight_ptr,
-    mean_dz_ptr,
-    mean_dz_xhat_ptr,
-    groups,
-    C,
-    S,
-    chunk,
-    BLOCK: tl.constexpr,
-):
-    """The means of weight * dz and of weight * dz * xhat over each group."""
-    dz = tl.zeros((BLOCK,), tl.float32)
-    dz_distance = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, tl.cdiv(S, chunk) * (C // groups), BLOCK):
-        partial, channel, _positions, exists = _partials_of_group(start, groups, C, S, chunk, BLOCK)
-        weight = tl.load(weight_ptr + channel, mask=exists, other=0.0).to(tl.float32)
-        dz += weight * tl.load(sums_dz_ptr + partial, mask=exists, other=0.0)
-        dz_distance += weight * tl.load(sums_dz_distance_ptr + partial, mask=exists, other=0.0)
-    size = (C // groups).to(tl.float32) * S
-    rstd = tl.load(rstd_ptr + tl.program_id(0))
-    tl.store(mean_dz_ptr + tl.program_id(0), tl.sum(dz, 0) / size)
-    tl.store(mean_dz_xhat_ptr + tl.program_id(0), tl.sum(dz_distance, 0) * rstd / size)
-
-
-@triton.jit
-def _combine_channel_gradients(
-    sums_dz_ptr,
-    sums_dz_distance_ptr,
-    rstd_ptr,
-    dweight_ptr,
-    dbias_ptr,
-    N,
-    groups,
-    C,
-    S,
-    chunk,
-    BLOCK: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """The gradients of weight and bias: sums over samples and chunks."""
-    channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    chunks = tl.cdiv(S, chunk)
-    dbias = tl.zeros((BLOCK, BLOCK_C), tl.float32)
-    dweight = tl.zeros((BLOCK, BLOCK_C), tl.float32)
-    for start in range(0, N * chunks, BLOCK):
-        rows = start + tl.arange(0, BLOCK)
-        inside = (rows < N * chunks)[:, None] & (channels < C)[None, :]
-        partial = rows.to(tl.int64)[:, None] * C + channels[None, :]
-        group = (rows // chunks)[:, None] * groups + (channels // (C // groups))[None, :]
-        rstd = tl.load(rstd_ptr + group, mask=inside, other=0.0)
-        dbias += tl.load(sums_dz_ptr + partial, mask=inside, other=0.0)
-        dweight += tl.load(sums_dz_distance_ptr + partial, mask=inside, other=0.0) * rstd
-    tl.store(dbias_ptr + channels, tl.sum(dbias, 0).to(dbias_ptr.dtype.element_ty), mask=channels < C)
-    tl.store(dweight_ptr + channels, tl.sum(dweight, 0).to(dweight_ptr.dtype.element_ty), mask=channels < C)
-
-
-@triton.jit
-def _input_gradient(
-    grad_ptr,
-    x_ptr,
-    weight_ptr,
-    bias_ptr,
-    mean_ptr,
-    rstd_ptr,
-    mean_dz_ptr,
-    mean_dz_xhat_ptr,
-    dx_ptr,
-    groups,
-    C,
-    S,
-    chunk,
-    stride_c,
-    stride_p,
-    ACTIVATION: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-):
-    """dx = rstd * (weight * dz - mean_dz - xhat * mean_dz_xhat)."""
-    n, k, first_channel, first = _place(C, S, chunk, stride_c, stride_p, BLOCK_C)
-    tile = _tile(first, stride_c, stride_p, BLOCK_C, BLOCK_P)
-    channels, positions = first_channel + tl.arange(0, BLOCK_C), k * chunk + tl.arange(0, BLOCK_P)
-    mean = _of_group(mean_ptr, n, channels, groups, C)
-    rstd = _of_group(rstd_ptr, n, channels, groups, C)
-    scale = rstd * _of_channel(weight_ptr, channels, C)
-    bias = _of_channel(bias_ptr, channels, C)
-    constant = rstd * _of_group(mean_dz_ptr, n, channels, groups, C)
-    slope = rstd * rstd * _of_group(mean_dz_xhat_ptr, n, channels, groups, C)
-    for start in range(0, tl.minimum(chunk, S - k * chunk), BLOCK_P):
-        inside = (channels < C)[:, None] & (positions + start < S)[None, :]
-        x = tl.load(x_ptr + tile, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load(grad_ptr + tile, mask=inside, other=0.0).to(tl.float32)
-        distance = x - mean
-        dz = _gradient_of_z(grad, distance * scale + bias, ACTIVATION)
-        dx = scale * dz - constant - distance * slope
-        tl.store(dx_ptr + tile, dx.to(dx_ptr.dtype.element_ty), mask=inside)
-        tile += BLOCK_P * stride_p

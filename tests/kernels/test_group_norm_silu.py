@@ -1,5 +1,7 @@
 """group_norm_silu: every backend of this machine against float64, forward and gradients."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,12 @@ from cat_fast.kernels import backends
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+BACKENDS = ["cpp", "triton", pytest.param("cuda", marks=pytest.mark.gpu)]
 # (shape, groups): odd sizes, two channels a group, more than one chunk, no spatial dimension, one sample.
 CONTIGUOUS = [
     ((2, 64, 7, 5), 32),
     ((3, 6, 9, 1), 3),
+    ((1, 12, 53, 61), 4),
     ((1, 12, 211, 199), 4),
     ((2, 8, 63), 2),
     ((2, 12, 3, 5, 7), 3),
@@ -25,21 +28,21 @@ CASES = [(*case, False) for case in CONTIGUOUS] + [(*case, True) for case in CHA
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # of the largest value
 
 
-@pytest.fixture(params=DEVICES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    """Each backend of this machine, forced."""
+    status = {name: status for op, name, status in backends.report() if op == "group_norm_silu"}
+    if status[request.param] != "active":
+        pytest.skip(f"group_norm_silu {request.param}: {status[request.param]}")
+    monkeypatch.setenv("CAT_FAST_BACKEND", request.param)
+    if request.param == "triton":  # few programs, which then walk over several tiles each
+        monkeypatch.setattr("cat_fast.kernels.group_norm_silu.triton.multiprocessors", lambda x: 1)
     return request.param
 
 
 @pytest.fixture
-def compiled(device):
-    """Skips where the device has no compiled backend, so that the reference is not compared with itself."""
-    name = {"cpu": "cpp", "cuda": "cuda"}[device]
-    status = {row.backend: row.status for row in backends.report() if row.op == "group_norm_silu"}[name]
-    if status != "active":
-        pytest.skip(f"group_norm_silu {name}: {status}")
-    return name
+def device(backend):
+    return "cuda" if backend == "cuda" or (backend == "triton" and torch.cuda.is_available()) else "cpu"
 
 
 def inputs(shape, *, device, dtype=torch.float32, channels_last=False, mean=0.5):
@@ -71,11 +74,13 @@ def float64_truth(x, weight, bias, grad, groups, eps, activation):
     return value_and_gradients(formula, *doubles)
 
 
-@pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("activation", [True, False])
-@pytest.mark.parametrize("dtype", backends.FLOATS, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "activation"), [*((dtype, True) for dtype in backends.FLOATS), (torch.float32, False)], ids=str
+)
 @pytest.mark.parametrize(("shape", "groups", "channels_last"), CASES, ids=str)
-def test_value_and_gradients_match_float64(device, shape, groups, channels_last, dtype, activation):
+def test_value_and_gradients_match_float64(backend, device, shape, groups, channels_last, dtype, activation):
+    if device == "cpu" and backend == "triton" and math.prod(shape) > 100_000:
+        pytest.skip("takes minutes in Triton's interpreter")
     tensors = inputs(shape, device=device, dtype=dtype, channels_last=channels_last)
     got = value_and_gradients(lambda *leaves: group_norm_silu(*leaves, groups, 1e-5, activation), *tensors)
     want = float64_truth(*tensors, groups, 1e-5, activation)
@@ -86,14 +91,12 @@ def test_value_and_gradients_match_float64(device, shape, groups, channels_last,
     assert got[1].stride() == tensors[0].stride()
 
 
-@pytest.mark.usefixtures("compiled")
 def test_a_mean_far_from_zero_does_not_cancel(device):
     x, weight, bias, grad = inputs((2, 8, 33, 17), device=device, mean=1e4)
     got = group_norm_silu(x, weight, bias, 4, 1e-5)
     assert_close(got.double(), float64_truth(x, weight, bias, grad, 4, 1e-5, True)[0], atol=5e-3, rtol=0)
 
 
-@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("value", [1e30, 90.0, 88.0, 0.0, -1e-30, -86.0, -100.0, -1e30])
 def test_activation_is_right_from_end_to_end_of_the_range(device, value):
     bias = torch.full((1,), value, device=device)
@@ -103,7 +106,6 @@ def test_activation_is_right_from_end_to_end_of_the_range(device, value):
     )
 
 
-@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_is_not_hidden(device, value):
     x = torch.zeros(1, 2, 100, device=device)
@@ -115,7 +117,6 @@ def test_a_value_that_is_not_finite_is_not_hidden(device, value):
     assert group_norm_silu(x.bfloat16(), *parameters, 2, 1e-5)[0, 1].isnan().all()
 
 
-@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
 def test_an_empty_batch_gives_empty_output_and_zero_gradients(device, shape):
     x, weight, bias, grad = inputs(shape, device=device)
@@ -126,7 +127,6 @@ def test_an_empty_batch_gives_empty_output_and_zero_gradients(device, shape):
     assert dweight.abs().sum() == dbias.abs().sum() == 0
 
 
-@pytest.mark.usefixtures("compiled")
 def test_gradients_may_arrive_in_another_memory_format_and_input_as_a_view(device):
     x, weight, bias, grad = inputs((2, 16, 9, 11), device=device, channels_last=True)
     assert grad.is_contiguous()
@@ -138,8 +138,8 @@ def test_gradients_may_arrive_in_another_memory_format_and_input_as_a_view(devic
             assert_close(ours.double(), truth, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("compiled")
-def test_result_does_not_depend_on_the_number_of_threads():
+def test_result_does_not_depend_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
     x, weight, bias, grad = inputs((2, 12, 211, 199), device="cpu", channels_last=True)
     before = torch.get_num_threads()
     results = []
@@ -155,7 +155,6 @@ def test_result_does_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.usefixtures("compiled")
 def test_reads_no_memory_it_did_not_write(device):
     """With NaN in every fresh allocation, an unwritten output or partial sum shows."""
     x, weight, bias, grad = inputs((2, 12, 37, 41), device=device)
@@ -168,19 +167,30 @@ def test_reads_no_memory_it_did_not_write(device):
     assert all(torch.equal(a, b) for a, b in zip(plain, poisoned, strict=True))
 
 
-@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_operator_is_registered_as_torch_expects(device, channels_last):
+def test_operator_is_registered_as_torch_expects(backend, device, channels_last):
     x, weight, bias, _ = inputs((2, 8, 5, 3), device=device, channels_last=channels_last)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
-    torch.library.opcheck(torch.ops.cat_fast.group_norm_silu.default, (*leaves, 4, 1e-5, True))
+    suffix = "_triton" if backend == "triton" else ""
+    forward = getattr(torch.ops.cat_fast, f"group_norm_silu{suffix}").default
+    backward = getattr(torch.ops.cat_fast, f"group_norm_silu_backward{suffix}").default
+    torch.library.opcheck(forward, (*leaves, 4, 1e-5, True))
     torch.library.opcheck(
-        torch.ops.cat_fast.group_norm_silu_backward.default,
+        backward,
         (*[t.detach() for t in (x, x, weight, bias)], *torch.ones(2, 2, 4, device=device).unbind(), 4, True),
     )
 
 
-@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_autocast_leaves_the_dtype_of_the_input(device, dtype):
+    x, weight, bias, grad = inputs((2, 8, 5, 3), device=device, dtype=dtype)
+    plain = group_norm_silu(x, weight, bias, 4, 1e-5)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        got = value_and_gradients(lambda *t: group_norm_silu(*t, 4, 1e-5), x, weight, bias, grad)
+    assert [t.dtype for t in got] == [dtype, dtype, torch.float32, torch.float32]
+    assert torch.equal(got[0], plain)
+
+
 def test_compiles_without_a_graph_break(device):
     x, weight, bias, _ = inputs((2, 8, 5, 3), device=device)
     compiled = torch.compile(
@@ -203,9 +213,9 @@ def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
         UserError, match=r"CAT_FAST_BACKEND=cuda: group_norm_silu .* takes cuda tensors, not cpu"
     ):
         group_norm_silu(x, weight, bias, 4, 1e-5)
-    monkeypatch.setenv("CAT_FAST_BACKEND", "triton")
-    with pytest.raises(UserError, match="has no such backend: it has cuda, cpp, reference"):
-        group_norm_silu(x, weight, bias, 4, 1e-5)
+    monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
+    with pytest.raises(UserError, match=r"it takes .*float32 .*bfloat16 .*float16, not"):
+        group_norm_silu(x.double(), weight, bias, 4, 1e-5)
     monkeypatch.setenv("CAT_FAST_BACKEND", "fortran")
     with pytest.raises(UserError, match="unknown"):
         group_norm_silu(x, weight, bias, 4, 1e-5)
