@@ -57,6 +57,8 @@ class Setup:
     bytes_moved: Mapping[str, int] = field(default_factory=dict)
     copied: torch.Tensor | None = None
     flops: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """By which the backend is chosen."""
 
 
 def group_norm_silu_channels_last(*shape: int) -> Setup:
@@ -134,6 +136,7 @@ def varlen_attention_packed(heads: int, dim: int, lengths: Sequence[int]) -> Set
         reference=partial(varlen_attention_reference, cu_seqlens=cu_seqlens),
         # Backward multiplies four times where forward does twice: dv, dp, dq and dk.
         flops={"forward": multiplied, "forward_backward": 3 * multiplied},
+        sizes={"head_dim": dim},
     )
 
 
@@ -209,7 +212,7 @@ def case(entry: Entry, name: str) -> harness.Case:
         copied=setup.copied,
         flops=setup.flops.get(name),
         details={
-            "backend": backends.choose(entry.op, ours.inputs[0]),
+            "backend": backends.choose(entry.op, ours.inputs[0], **setup.sizes),
             "dtype": str(ours.inputs[0].dtype).removeprefix("torch."),
             "device": DEVICE,
         },

@@ -9,6 +9,7 @@ TRITON_INTERPRET=1 was set before the start: for tests, and only forced.
 
 import functools
 import importlib.util
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -116,7 +117,8 @@ def choose(op: str, x: torch.Tensor, **sizes: int) -> str:
     Raises UserError, naming the constraint, if CAT_FAST_BACKEND forces one that cannot. torch.compile
     takes the answer at tracing time as a constant.
     """
-    return _choose(op, x.device.type, x.dtype, tuple(sizes.items()))
+    # operator.index turns a size that torch.compile keeps symbolic into a number.
+    return _choose(op, x.device.type, x.dtype, tuple((name, operator.index(n)) for name, n in sizes.items()))
 
 
 @torch.compiler.assume_constant_result

@@ -110,9 +110,7 @@ def _flops_backward(
     return sum(sdpa_backward_flop_count(*[shape] * 4) for shape in _shapes(q, cu_seqlens, max_seqlen))
 
 
-def _shapes(
-    q: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
-) -> list[tuple[int, int, int, int]]:
+def _shapes(q: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> list[tuple[int, int, int, int]]:
     _tokens, heads, dim = q.shape
     without_values = is_fake(cu_seqlens) or cu_seqlens.device.type == "meta"
     lengths = [max_seqlen] * (cu_seqlens.shape[0] - 1) if without_values else cu_seqlens.diff().tolist()
