@@ -1,64 +1,301 @@
-"""varlen_attention: each sequence attends to itself alone, exactly as if it stood alone."""
+"""varlen_attention: every backend here against float64, each sequence attending to itself alone."""
+
+from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.errors import UserError
+from cat_fast.kernels import backends
 from cat_fast.kernels.varlen_attention.op import varlen_attention
+from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # of the greatest value
+LENGTHS = [[5], [1, 63, 0, 64, 65], [4, 4, 1, 7, 7, 4], [16, 1000, 33], [0, 0, 300, 96, 96, 0]]
+CASES = [(lengths, 72) for lengths in LENGTHS] + [([1, 63, 0, 64, 65], dim) for dim in (32, 40, 128)]
 
 
-def packed(lengths, heads=3, dim=8, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = torch.randn(3, sum(lengths), heads, dim, generator=generator)
-    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    return q, k, v, cu_seqlens
+@pytest.fixture(params=["reference", "cpp"])
+def backend(request, monkeypatch):
+    name = request.param
+    status = {row: status for op, row, status in backends.report() if op == "varlen_attention"}[name]
+    if status != "active":
+        pytest.skip(f"varlen_attention {name}: {status}")
+    monkeypatch.setenv("CAT_FAST_BACKEND", name)
+    return name
 
 
-def dense_truth(q, k, v, lengths):
+@pytest.fixture
+def compiled():
+    """Skips where there is no compiled backend, so that the reference is not compared with itself."""
+    _, _, status = next(row for row in backends.report() if row[:2] == ("varlen_attention", "cpp"))
+    if status != "active":
+        pytest.skip(f"varlen_attention cpp: {status}")
+
+
+def packed(lengths, heads=2, dim=72, dtype=torch.float32):
+    """Views of a fused (T, 3, H, D), the gradient of the output, and cu_seqlens."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(sum(lengths), 3, heads, dim, generator=generator).to(dtype).unbind(1)
+    grad = torch.randn(sum(lengths), heads, dim, generator=generator).to(dtype)
+    return q, k, v, grad, torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+
+def value_and_gradients(function, q, k, v, grad):
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    out = function(*leaves)
+    return out.detach(), *torch.autograd.grad(out, leaves, grad)
+
+
+def run(q, k, v, grad, cu_seqlens):
+    longest = int(cu_seqlens.diff().max())
+    return value_and_gradients(lambda *t: varlen_attention(*t, cu_seqlens, longest), q, k, v, grad)
+
+
+def float64_truth(q, k, v, grad, cu_seqlens):
     """One softmax over all tokens in float64, with a block-diagonal mask."""
-    sequence = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    scores = torch.einsum("ihd,jhd->hij", q.double(), k.double()) / q.shape[-1] ** 0.5
-    scores = scores.masked_fill(sequence[:, None] != sequence, float("-inf"))
-    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v.double())
+    lengths = cu_seqlens.diff()
+    sequence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+    def formula(q, k, v):
+        scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5
+        scores = scores.masked_fill(sequence[:, None] != sequence, float("-inf"))
+        return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
+
+    return value_and_gradients(formula, *[t.double() for t in (q, k, v, grad)])
 
 
-@pytest.mark.parametrize(
-    "lengths", [[5], [3, 3, 3], [4, 4, 1, 7, 7, 4], [2, 0, 0, 2, 5], [63, 16, 16, 1]], ids=str
-)
-def test_equals_dense_attention_under_a_block_diagonal_mask(lengths):
-    q, k, v, cu_seqlens = packed(lengths)
-    leaves = [t.requires_grad_() for t in (q, k, v)]
-    got = varlen_attention(*leaves, cu_seqlens, max(lengths))
-    want = dense_truth(*leaves, lengths)
-    assert_close(got.double(), want, atol=1e-5, rtol=1e-5)
-    grad = torch.randn_like(got)
-    for ours, truth in zip(
-        torch.autograd.grad(got, leaves, grad), torch.autograd.grad(want, leaves, grad.double()), strict=True
-    ):
-        assert_close(ours, truth, atol=1e-5, rtol=1e-5, check_dtype=False)
+def assert_near(got, want, tolerance):
+    for name, ours, truth in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
+        scale = truth.abs().max()
+        assert_close(
+            ours.double() / scale,
+            truth.double() / scale,
+            atol=tolerance,
+            rtol=0,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
 
 
-def test_agrees_with_the_mask_of_xformers():
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("lengths", "dim"), CASES, ids=str)
+def test_value_and_gradients_match_float64(backend, lengths, dim, dtype):
+    tensors = packed(lengths, dim=dim, dtype=dtype)
+    got = run(*tensors)
+    assert_near(got, float64_truth(*tensors), TOLERANCE[dtype])
+    assert {(t.dtype, t.shape) for t in got} == {(dtype, tensors[0].shape)}
+
+
+def test_reference_passes_gradcheck():
+    q, k, v, _, cu_seqlens = packed([3, 0, 2, 2], heads=1, dim=2, dtype=torch.float64)
+    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+    assert torch.autograd.gradcheck(lambda *t: varlen_attention_reference(*t, cu_seqlens), leaves)
+
+
+def test_agrees_with_the_mask_of_xformers(backend):
     fmha = pytest.importorskip("xformers.ops.fmha.attn_bias")
-    lengths = [4, 9, 9, 2]
-    q, k, v, cu_seqlens = packed(lengths)
+    lengths = [4, 9, 9, 70]
+    q, k, v, _, cu_seqlens = packed(lengths)
     mask = fmha.BlockDiagonalMask.from_seqlens(lengths).materialize((sum(lengths), sum(lengths)))
     want = torch.nn.functional.scaled_dot_product_attention(
         *(t.transpose(0, 1) for t in (q, k, v)), attn_mask=mask
     ).transpose(0, 1)
-    assert_close(varlen_attention(q, k, v, cu_seqlens, 9), want)
+    assert_close(varlen_attention(q, k, v, cu_seqlens, 70), want)
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
-def test_no_tokens_give_no_output_and_a_gradient(lengths):
-    q, k, v, cu_seqlens = packed(lengths)
-    q.requires_grad_()
-    out = varlen_attention(q, k, v, cu_seqlens, 0)
-    assert out.shape == (0, 3, 8)
+def test_no_tokens_give_no_output_and_a_gradient(backend, lengths):
+    q, k, v, grad, cu_seqlens = packed(lengths)
+    got = value_and_gradients(lambda *t: varlen_attention(*t, cu_seqlens, 0), q, k, v, grad)
+    assert [t.shape for t in got] == [(0, 2, 72)] * 4
 
 
-def test_a_backend_it_does_not_have_is_refused_by_name(monkeypatch):
+@pytest.mark.usefixtures("compiled")
+def test_a_sequence_in_a_pack_has_the_bits_that_it_has_alone():
+    lengths = [65, 1, 0, 300, 16]
+    *tensors, cu_seqlens = packed(lengths)
+    together = run(*tensors, cu_seqlens)
+    for start, end in pairwise(cu_seqlens.tolist()):
+        if end > start:
+            alone = run(*[t[start:end] for t in tensors], torch.tensor([0, end - start], dtype=torch.int32))
+            assert all(torch.equal(a, b[start:end]) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_strides_do_not_matter():
+    q, k, v, grad, cu_seqlens = packed([63, 1, 40])
+    want = run(*[t.contiguous() for t in (q, k, v, grad)], cu_seqlens)
+    heads_first = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (q, k, v, grad)]
+    dim_first = [t.permute(2, 0, 1).contiguous().permute(1, 2, 0) for t in (q, k, v, grad)]
+    for given in ((q, k, v, grad), heads_first, dim_first):
+        assert all(torch.equal(a, b) for a, b in zip(run(*given, cu_seqlens), want, strict=True))
+    ones = torch.ones_like(grad)
+    got = run(q, k, v, torch.ones(()).expand(grad.shape), cu_seqlens)  # as sum().backward() gives it
+    assert all(torch.equal(a, b) for a, b in zip(got, run(q, k, v, ones, cu_seqlens), strict=True))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_result_does_not_depend_on_the_number_of_threads():
+    tensors = packed([300, 33, 700, 64], heads=3)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(run(*tensors))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_reads_no_memory_it_did_not_write():
+    """With NaN in every fresh allocation, an unwritten output shows."""
+    tensors = packed([63, 0, 1, 129])
+    plain = run(*tensors)
+    torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
+    try:
+        poisoned = run(*tensors)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(plain, poisoned, strict=True))
+
+
+@pytest.mark.parametrize("size", [1e2, 1e-4])
+def test_large_scores_do_not_overflow_and_small_ones_average(backend, size):
+    q, k, v, grad, cu_seqlens = packed([150, 20])
+    got = run(q * size, k, v, grad, cu_seqlens)[0]
+    want = float64_truth(q * size, k, v, grad, cu_seqlens)[0]
+    assert_close(
+        got.double(), want, atol=2e-4 if size > 1 else 1e-6, rtol=0
+    )  # scores of 1e3 have 6e-5 of error
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["q", "k", "v"])
+def test_nan_stays_in_its_sequence_and_head_and_is_not_hidden(which):
+    *tensors, cu_seqlens = packed([70, 70])
+    tensors[which] = tensors[which].clone()
+    tensors[which][80, 1, 3] = float("nan")
+    out, *gradients = run(*tensors, cu_seqlens)
+    for result in (out, *gradients):
+        assert result[:70].isfinite().all()
+        assert result[:, 0].isfinite().all()
+    assert out[80, 1].isnan().any()
+    assert gradients[2 - which][70:, 1].isnan().any() if which != 1 else gradients[0][70:, 1].isnan().all()
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_operator_is_registered_as_torch_expects(dtype):
+    q, k, v, grad, cu_seqlens = packed([5, 0, 3], dtype=dtype)
+    leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+    torch.library.opcheck(torch.ops.cat_fast.varlen_attention.default, (*leaves, cu_seqlens, 5))
+    out, lse = torch.ops.cat_fast.varlen_attention(q, k, v, cu_seqlens, 5)
+    torch.library.opcheck(
+        torch.ops.cat_fast.varlen_attention_backward.default, (grad, q, k, v, out, lse, cu_seqlens, 5)
+    )
+    scores = torch.einsum("ihd,jhd->hij", q[:5].float(), k[:5].float()) / 72**0.5
+    assert_close(lse[:, :5], scores.logsumexp(-1))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_changing_lengths_compile_no_further_graph():
+    """T, S and the longest length change; the sizes of the first batch all differ, or torch ties them."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def attend(q, k, v, cu_seqlens, max_seqlen):
+        return varlen_attention(q, k, v, cu_seqlens, max_seqlen) * 1
+
+    compiled = torch.compile(attend, backend=counter, fullgraph=True, dynamic=True)
+    for lengths in ([5, 7, 9, 2], [3, 3, 8], [64], [16, 2, 2, 2, 0, 31], [1] * 40, [100, 1]):
+        q, k, v, grad, cu_seqlens = packed(lengths)
+        call = partial(compiled, cu_seqlens=cu_seqlens, max_seqlen=max(lengths))
+        got = value_and_gradients(call, q, k, v, grad)
+        assert all(torch.equal(a, b) for a, b in zip(got, run(q, k, v, grad, cu_seqlens), strict=True))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32,) * 3, (torch.float32, torch.bfloat16, torch.float32)], ids=str
+)
+def test_autocast_decides_the_dtype(backend, dtypes):
+    q, k, v, grad, cu_seqlens = packed([20, 5])
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = [t.to(dtype) for t, dtype in zip((q, k, v), dtypes, strict=True)]
+        got = value_and_gradients(lambda *t: varlen_attention(*t, cu_seqlens, 20), *mixed, grad.bfloat16())
+    want = run(*[t.bfloat16() for t in (q, k, v, grad)], cu_seqlens)
+    assert got[0].dtype == torch.bfloat16
+    assert [t.dtype for t in got[1:]] == list(dtypes)
+    assert all(torch.equal(a, b.to(a.dtype)) for a, b in zip(got, want, strict=True))
+
+
+def test_autocast_leaves_float64_alone():
+    q, k, v, _, cu_seqlens = packed([3, 4], dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = varlen_attention(q, k, v, cu_seqlens, 4)
+    assert torch.equal(got, varlen_attention_reference(q, k, v, cu_seqlens))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_work_is_counted_sequence_by_sequence():
+    lengths, heads, dim = [5, 0, 3, 3], 2, 72
+    q, k, v, grad, cu_seqlens = packed(lengths, heads, dim)
+    one_product = 2 * heads * dim * sum(n**2 for n in lengths)
+    with FlopCounterMode(display=False) as counter:
+        run(q, k, v, grad, cu_seqlens)
+    assert counter.get_total_flops() == (2 + 5) * one_product
+    with FlopCounterMode(
+        display=False
+    ) as counter:  # without values, as torch does: all of the longest length
+        torch.ops.cat_fast.varlen_attention(*[t.to("meta") for t in (q, k, v, cu_seqlens)], 5)
+    assert counter.get_total_flops() == 4 * heads * dim * 4 * 5**2
+
+
+def test_what_no_compiled_backend_takes_runs_on_the_reference(monkeypatch):
+    monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
+    for dim, dtype in ((36, torch.float32), (24, torch.float32), (136, torch.float32), (72, torch.float64)):
+        q, k, v, _, cu_seqlens = packed([3, 4], dim=dim, dtype=dtype)
+        got = varlen_attention(q, k, v, cu_seqlens, 4)
+        assert torch.equal(got, varlen_attention_reference(q, k, v, cu_seqlens))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
-    with pytest.raises(UserError, match="varlen_attention has no such backend: it has reference"):
-        varlen_attention(*packed([3]), 3)
+    q, k, v, _, cu_seqlens = packed([3], dim=36)
+    with pytest.raises(UserError, match="takes head_dim 32 to 128 in steps of 8, not 36"):
+        varlen_attention(q, k, v, cu_seqlens, 3)
+    with pytest.raises(UserError, match=r"takes torch.float32 or .*, not torch.float64"):
+        varlen_attention(q.double(), k.double(), v.double(), cu_seqlens, 3)
+    monkeypatch.setenv("CAT_FAST_BACKEND", "fortran")
+    with pytest.raises(UserError, match="unknown"):
+        varlen_attention(q, k, v, cu_seqlens, 3)
+
+
+def test_arguments_that_do_not_fit_are_refused(backend):
+    q, k, v, _, cu_seqlens = packed([3, 4])
+    with pytest.raises(ValueError, match="of one shape"):
+        varlen_attention(q, k[:6], v, cu_seqlens, 4)
+    with pytest.raises(ValueError, match="one dtype"):
+        varlen_attention(q, k.bfloat16(), v, cu_seqlens, 4)
+    with pytest.raises(ValueError, match="int32"):
+        varlen_attention(q, k, v, cu_seqlens.long(), 4)
+    for wrong in ([0, 3, 6], [1, 3, 7], [0, 5, 3, 7], [0, 3, 8]):
+        with pytest.raises(ValueError, match="must rise from 0 to the number of tokens, 7"):
+            varlen_attention(q, k, v, torch.tensor(wrong, dtype=torch.int32), 4)
+    with pytest.raises(ValueError, match="max_seqlen is 3, and there is a sequence of 4 tokens"):
+        varlen_attention(q, k, v, cu_seqlens, 3)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("wrong", [[0, 3, 6], [-1, 3, 7], [0, 9, 7], []])
+def test_the_operator_itself_reads_within_bounds_only(wrong):
+    q, k, v, _, _ = packed([3, 4])
+    with pytest.raises(RuntimeError, match="cu_seqlens"):
+        torch.ops.cat_fast.varlen_attention(q, k, v, torch.tensor(wrong, dtype=torch.int32), 7)
