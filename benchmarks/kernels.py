@@ -25,6 +25,8 @@ from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
 from cat_fast.kernels.scalar_attention.op import scalar_attention
 from cat_fast.kernels.scalar_attention.reference import scalar_attention_reference
+from cat_fast.kernels.pack.op import pack
+from cat_fast.kernels.pack.reference import pack_reference
 from cat_fast.kernels.varlen_attention.op import varlen_attention
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 
@@ -140,6 +142,26 @@ def varlen_attention_packed(heads: int, dim: int, lengths: Sequence[int]) -> Set
     )
 
 
+def pack_mixed(channels: int, sides: Sequence[int]) -> Setup:
+    """Square fp32 latents of these sides to tokens, in patches of 2 x 2; backward is the way back."""
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(channels, side, side, generator=generator).to(DEVICE) for side in sides]
+    grad = torch.randn(sum(side**2 for side in sides) // 4, 4 * channels, generator=generator).to(DEVICE)
+    rival = partial(Rival, inputs=latents, grad=grad)
+
+    def eager(*latents: torch.Tensor) -> torch.Tensor:
+        return pack_reference(latents, 2)
+
+    return Setup(
+        ours=rival(function=lambda *latents: pack(latents, 2)),
+        baselines={"eager": rival(function=eager)},
+        reference=eager,
+        tolerance=0.0,
+        bytes_moved={"forward": 2 * grad.nbytes, "forward_backward": 4 * grad.nbytes},
+        copied=grad,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """An operator at one size, and what it is compared with on each pass."""
@@ -179,6 +201,13 @@ TABLE = (
         setup=partial(varlen_attention_packed, 16, 72, [64] * 7 + [256] * 8 + [1024]),
         forward=("padded", "loop"),
         forward_backward=("padded", "loop"),
+    ),
+    Entry(
+        op="pack",
+        shape="16x64+32+16",
+        setup=partial(pack_mixed, 16, [64, 32, 16]),
+        forward=("eager",),
+        forward_backward=("eager",),
     ),
 )
 

@@ -35,4 +35,7 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def(
       "varlen_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
       " Tensor cu_seqlens, SymInt max_seqlen) -> (Tensor, Tensor, Tensor)");
+  m.def("pack(Tensor[] latents, int patch_size) -> Tensor");
+  // grids are h0, w0, h1, w1 and so on, in patches
+  m.def("unpack(Tensor tokens, SymInt[] grids, int patch_size) -> Tensor[]");
 }

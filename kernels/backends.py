@@ -76,38 +76,28 @@ def _spell(allowed: range) -> str:
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
+def _three(op: str) -> tuple[Backend, ...]:
+    """The rows of an operator with a Triton kernel for GPUs and C++ for CPUs."""
+    return (
+        Backend(op=op, name="triton", device="cuda", dtypes=FLOATS),
+        Backend(op=op, name="cpp", device="cpu", dtypes=FLOATS, library="_ops"),
+        Backend(op=op, name="reference"),
+    )
+
+
+HEAD_DIMS = {"head_dim": range(32, 129, 8)}
 TABLE = (
     Backend(op="group_norm_silu", name="cuda", device="cuda", dtypes=FLOATS, library="_ops_cuda"),
-    Backend(op="group_norm_silu", name="triton", device="cuda", dtypes=FLOATS),
-    Backend(op="group_norm_silu", name="cpp", device="cpu", dtypes=FLOATS, library="_ops"),
-    Backend(op="group_norm_silu", name="reference"),
+    *_three("group_norm_silu"),
+    *_three("scalar_attention"),
+    Backend(op="varlen_attention", name="triton", device="cuda", dtypes=FLOATS, limits=HEAD_DIMS),
     Backend(
-        op="scalar_attention",
-        name="cpp",
-        device="cpu",
-        dtypes=FLOATS,
-        library="_ops",
+        op="varlen_attention", name="cpp", device="cpu", dtypes=FLOATS, limits=HEAD_DIMS, library="_ops"
     ),
-    Backend(op="scalar_attention", name="reference"),
-    *(
-        backend
-        for op in ("adaln", "gate_residual_adaln")
-        for backend in (
-            Backend(op=op, name="triton", device="cuda", dtypes=FLOATS),
-            Backend(op=op, name="cpp", device="cpu", dtypes=FLOATS, library="_ops"),
-            Backend(op=op, name="reference"),
-        )
-    ),
-    Backend(
-        op="varlen_attention",
-        name="cpp",
-        device="cpu",
-        dtypes=FLOATS,
-        limits={"head_dim": range(32, 129, 8)},
-        library="_ops",
-    ),
-    # One SDPA call for each run of equal lengths.
-    Backend(op="varlen_attention", name="reference"),
+    Backend(op="varlen_attention", name="reference"),  # one SDPA call for each run of equal lengths
+    *_three("adaln"),
+    *_three("gate_residual_adaln"),
+    *_three("pack"),  # and unpack
 )
 
 

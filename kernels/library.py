@@ -8,9 +8,10 @@ import torch
 from packaging.version import Version
 
 OLDEST_TORCH = Version("2.10")  # the stable ABI that setup.py targets
-OPERATORS = {  # what each library of this source implements, each forward and backward
-    "_ops": ("group_norm_silu", "scalar_attention", "varlen_attention", "adaln", "gate_residual_adaln"),
-    "_ops_cuda": ("group_norm_silu",),
+DIFFERENTIABLE = ("group_norm_silu", "scalar_attention", "varlen_attention", "adaln", "gate_residual_adaln")
+OPERATORS = {  # what each library of this source implements
+    "_ops": (*DIFFERENTIABLE, *(f"{name}_backward" for name in DIFFERENTIABLE), "pack", "unpack"),
+    "_ops_cuda": ("group_norm_silu", "group_norm_silu_backward"),
 }
 
 
@@ -53,9 +54,8 @@ def _load(name: str, path: str) -> str | None:
         return str(error).splitlines()[0]
     device = "CUDA" if name == "_ops_cuda" else "CPU"
     for operator in OPERATORS[name]:
-        for half in (operator, f"{operator}_backward"):
-            if not _implements(half, device):
-                return f"it was built from other sources, without {half} on {device}"
+        if not _implements(operator, device):
+            return f"it was built from other sources, without {operator} on {device}"
     return None
 
 

@@ -7,7 +7,6 @@ implementation, gradient and FLOP count here, so that torch.compile, checkpointi
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +20,12 @@ class Operator:
     """A differentiable operator: forward and backward, each an operator of its own."""
 
     name: str
+    adjoint: str | None = None
+    """The operator that is its backward, where that is an `Operator` of its own; else <name>_backward is."""
     fake: Callable[..., Any]
     """Outputs without values, from the forward operator's arguments."""
-    fake_backward: Callable[..., Any]
-    """Gradients without values, from the backward operator's arguments."""
+    fake_backward: Callable[..., Any] | None = None
+    """Gradients without values, from <name>_backward's arguments."""
     setup_context: Callable[..., None]
     """(ctx, inputs, output), as torch.library.register_autograd has it."""
     backward: Callable[..., Any]
@@ -40,19 +41,17 @@ class Operator:
         if library.load("_ops") is None:
             self._register("")
 
-    def register_triton(
-        self, implementations: Callable[[], tuple[Callable[..., Any], Callable[..., Any]]]
-    ) -> None:
+    def register_triton(self, implementations: Callable[[], tuple[Callable[..., Any], ...]]) -> None:
         """Define cat_fast::<name>_triton and its backward where Triton can run.
 
-        `implementations` imports and returns the forward and the backward function, whose annotations are the
-        schemas; they write to none of their arguments.
+        `implementations` imports and returns the forward and, unless there is an adjoint, the backward
+        function, whose annotations are the schemas; they write to none of their arguments.
         """
         if backends.triton_obstacle() is not None:
             return
-        forward, backward = implementations()
-        torch.library.custom_op(f"cat_fast::{self.name}_triton", forward, mutates_args=())
-        torch.library.custom_op(f"cat_fast::{self.name}_backward_triton", backward, mutates_args=())
+        names = (self.name,) if self.adjoint else (self.name, f"{self.name}_backward")
+        for name, implementation in zip(names, implementations(), strict=True):
+            torch.library.custom_op(f"cat_fast::{name}_triton", implementation, mutates_args=())
         self._register("_triton")
 
     def __call__(self, backend: str, *arguments: Any) -> Any:
@@ -60,17 +59,22 @@ class Operator:
         return _operator(self.name, "_triton" if backend == "triton" else "")(*arguments)
 
     def _register(self, suffix: str) -> None:
-        forward, backward = f"cat_fast::{self.name}{suffix}", f"cat_fast::{self.name}_backward{suffix}"
-        backward_operator = _operator(f"{self.name}_backward", suffix)
+        backward_name = self.adjoint or f"{self.name}_backward"
+
+        def backward(ctx: Any, *grads: Any) -> Any:  # an adjoint may be defined later
+            return self.backward(_operator(backward_name, suffix), ctx, *grads)
+
+        forward = f"cat_fast::{self.name}{suffix}"
         torch.library.register_fake(forward, self.fake)
-        torch.library.register_fake(backward, self.fake_backward)
-        torch.library.register_autograd(
-            forward, partial(self.backward, backward_operator), setup_context=self.setup_context
-        )
+        torch.library.register_autograd(forward, backward, setup_context=self.setup_context)
+        if self.fake_backward is not None:
+            torch.library.register_fake(f"cat_fast::{backward_name}{suffix}", self.fake_backward)
         if self.flops is not None:
             register_flop_formula(_operator(self.name, suffix), self.flops_from_values)(self.flops)
         if self.flops_backward is not None:
-            register_flop_formula(backward_operator, self.flops_from_values)(self.flops_backward)
+            register_flop_formula(_operator(backward_name, suffix), self.flops_from_values)(
+                self.flops_backward
+            )
 
 
 def _operator(name: str, suffix: str) -> Any:

@@ -52,7 +52,7 @@ class PatchEmbed(nn.Module):
 
 
 class _PatchConv(nn.Conv2d):
-    """A convolution whose input is cut into patches already, features in the order of `packing.patches`."""
+    """A convolution whose input is cut into patches already, features in the order of `kernels.pack`."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (hidden, p, p, c) as the tokens have it

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 
 from cat_fast.errors import UserError
-from cat_fast.packing.patches import patchify, unpatchify
+from cat_fast.kernels.pack.op import pack, unpack
 
 _PER_SEQUENCE = ("grid", "ratio", "label", "timestep")  # tensors with one row a sequence
 
@@ -33,7 +33,7 @@ class PackedSequence:
     """
 
     tokens: torch.Tensor
-    """(T, C) float; C = patch_size^2 * latent channels, in the order of `cat_fast.packing.patches`."""
+    """(T, C) float; C = patch_size^2 * latent channels, in the order of `cat_fast.kernels.pack.reference`."""
     cu_seqlens: torch.Tensor
     """(S + 1,) int32; sequence s holds tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
     grid: torch.Tensor
@@ -82,15 +82,22 @@ class PackedSequence:
         """Pack (c, h, w) latents, all of one dtype, device and channel count, in the order given.
 
         Raises:
-            UserError: no latent, another rank than 3, sides that `patch_size` does not divide, channel counts
-                that differ, or lists of different lengths.
+            UserError: no latent or an empty one, lists of different lengths, or what `pack` refuses.
         """
-        _check_latents(latents, ratios, patch_size)
-        device = latents[0].device
+        if not latents or len(latents) != len(ratios):
+            raise UserError(
+                f"expected one ratio for each latent, got {len(latents)} latents and {len(ratios)} ratios"
+            )
+        if empty := [i for i, latent in enumerate(latents) if latent.numel() == 0]:
+            raise UserError(
+                f"latent {empty[0]}: expected (c, h, w), got no element: {_spell(latents[empty[0]])}"
+            )
+        tokens = pack(latents, patch_size)
+        device = tokens.device
         grids = [(x.shape[1] // patch_size, x.shape[2] // patch_size) for x in latents]
         lengths = torch.tensor([0] + [h * w for h, w in grids])
         return cls(
-            tokens=torch.cat([patchify(x, patch_size) for x in latents]),
+            tokens=tokens,
             cu_seqlens=lengths.cumsum(0, dtype=torch.int32).to(device),
             grid=torch.tensor(grids, dtype=torch.int32, device=device),
             ratio=torch.tensor([int(r) for r in ratios], dtype=torch.int32, device=device),
@@ -101,14 +108,7 @@ class PackedSequence:
 
     def to_latents(self, patch_size: int = 2) -> list[torch.Tensor]:
         """The (c, h, w) latents, in order: the exact inverse of `from_latents`."""
-        if self.tokens.shape[1] % patch_size**2:
-            raise UserError(
-                f"tokens have {self.tokens.shape[1]} features, not a multiple of patch_size^2 = "
-                f"{patch_size**2}; pass the patch_size they were packed with"
-            )
-        grids = [(h, w) for h, w in self.grid.tolist()]
-        parts = self.tokens.split([h * w for h, w in grids])
-        return [unpatchify(part, grid, patch_size) for part, grid in zip(parts, grids, strict=True)]
+        return unpack(self.tokens, [(h, w) for h, w in self.grid.tolist()], patch_size)
 
     def split(self) -> list[Self]:
         """Each sequence as a PackedSequence of its own; tokens are views."""
@@ -218,32 +218,6 @@ def _join(packs: Sequence[PackedSequence], name: str) -> Any:
     if isinstance(present[0], tuple):
         return tuple(item for value in present for item in value)
     return torch.cat(present)
-
-
-def _check_latents(latents: Sequence[torch.Tensor], ratios: Sequence[int], patch_size: int) -> None:
-    if not latents or len(latents) != len(ratios):
-        raise UserError(
-            f"expected one ratio for each latent, got {len(latents)} latents and {len(ratios)} ratios"
-        )
-    for i, latent in enumerate(latents):
-        if (
-            latent.ndim != 3
-            or 0 in latent.shape
-            or latent.shape[1] % patch_size
-            or latent.shape[2] % patch_size
-        ):
-            raise UserError(
-                f"latent {i}: expected (c, h, w) with sides divisible by patch_size {patch_size}, "
-                f"got {tuple(latent.shape)}"
-            )
-        if (latent.shape[0], latent.dtype, latent.device) != (
-            latents[0].shape[0],
-            latents[0].dtype,
-            latents[0].device,
-        ):
-            raise UserError(
-                f"latent {i}: {_spell(latent)} differs in channels, dtype or device from the first"
-            )
 
 
 def _spell(tensor: torch.Tensor) -> str:

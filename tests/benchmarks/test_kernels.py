@@ -32,6 +32,13 @@ TOYS = (
         forward=("sdpa",),
         forward_backward=("sdpa",),
     ),
+    kernels.Entry(
+        op="pack",
+        shape="toy",
+        setup=partial(kernels.pack_mixed, 8, [8, 4, 4]),
+        forward=("eager",),
+        forward_backward=("eager",),
+    ),
 )
 
 
@@ -78,6 +85,7 @@ def test_work_is_counted_as_by_hand():
     assert kernels.case(TOYS[0], "forward_backward").bytes_moved == 8 * x_bytes
     # Two heads, 55 pairs of tokens, two products of 8 multiplications and additions each.
     assert kernels.case(TOYS[1], "forward").flops == 2 * 55 * 2 * 8 * 2
+    assert kernels.case(TOYS[2], "forward").bytes_moved == 2 * 8 * (64 + 16 + 16) * 4
 
 
 def test_padding_is_restored_in_packed_order():

@@ -1,13 +1,10 @@
 """PackedSequence: nothing is lost, nothing is padded, and what does not fit is said."""
 
-from itertools import product
-
 import pytest
 import torch
 
 from cat_fast.errors import UserError
 from cat_fast.packing import PackedSequence
-from cat_fast.packing.patches import patchify, unpatchify
 
 SHAPES = [(4, 16, 16), (4, 4, 4), (4, 8, 6), (4, 2, 10)]
 RATIOS = [8, 32, 16, 16]
@@ -29,18 +26,6 @@ def test_packing_latents_and_unpacking_them_is_exact():
     assert packed.max_seqlen == 64
     for latent, back in zip(latents, packed.to_latents(), strict=True):
         assert torch.equal(latent, back)
-
-
-@pytest.mark.parametrize("patch_size", [1, 2, 4])
-def test_patchify_has_the_channel_order_of_dits_final_layer(patch_size):
-    latent = torch.randn(3, 8, 4)
-    h, w = 8 // patch_size, 4 // patch_size
-    tokens = patchify(latent, patch_size)
-    n_h_w_p_q_c = tokens.view(h, w, patch_size, patch_size, 3)
-    for c, y, x in product(range(3), range(8), range(4)):
-        (i, p), (j, q) = divmod(y, patch_size), divmod(x, patch_size)
-        assert n_h_w_p_q_c[i, j, p, q, c] == latent[c, y, x]
-    assert torch.equal(unpatchify(tokens, (h, w), patch_size), latent)
 
 
 def test_split_and_concat_are_inverse():
@@ -93,6 +78,7 @@ def test_replacing_the_lengths_counts_the_longest_anew():
         ([], [], "one ratio for each latent"),
         ([torch.zeros(4, 4, 4)], [8, 16], "1 latents and 2 ratios"),
         ([torch.zeros(4, 4, 5)], [8], r"divisible by patch_size 2, got \(4, 4, 5\)"),
+        ([torch.zeros(4, 4, 4), torch.zeros(4, 0, 4)], [8, 8], "latent 1: .* no element"),
         ([torch.zeros(4, 4)], [8], r"expected \(c, h, w\)"),
         ([torch.zeros(4, 4, 4), torch.zeros(8, 4, 4)], [8, 8], "latent 1: .* differs in channels"),
         ([torch.zeros(4, 4, 4, dtype=torch.int64)], [8], "float dtype"),

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 
 from benchmarks.static.budgets import Case
-from benchmarks.static.cases import adaln
+from benchmarks.static.cases import adaln, pack
 
-CASES: Mapping[str, Case] = {**adaln.CASES}
+CASES: Mapping[str, Case] = {
+    **adaln.CASES,
+    **pack.CASES,
+}
