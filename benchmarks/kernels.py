@@ -202,12 +202,15 @@ TABLE = (
         forward=("padded", "loop"),
         forward_backward=("padded", "loop"),
     ),
-    Entry(
-        op="pack",
-        shape="16x64+32+16",
-        setup=partial(pack_mixed, 16, [64, 32, 16]),
-        forward=("eager",),
-        forward_backward=("eager",),
+    *(
+        Entry(
+            op="pack",
+            shape=f"16_64x{each}+32x{each}+16x{each}",
+            setup=partial(pack_mixed, 16, [64, 32, 16] * each),
+            forward=("eager",),
+            forward_backward=("eager",),
+        )
+        for each in (1, 8)
     ),
 )
 
