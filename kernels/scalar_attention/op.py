@@ -74,3 +74,12 @@ OPERATOR = Operator(
     flops_backward=_flops_backward,
 )
 OPERATOR.register_compiled()
+
+
+def _triton() -> tuple[Any, Any]:
+    from .triton import scalar_attention_backward_triton, scalar_attention_triton
+
+    return scalar_attention_triton, scalar_attention_backward_triton
+
+
+OPERATOR.register_triton(_triton)

@@ -226,7 +226,9 @@ def test_what_no_compiled_backend_takes_runs_on_the_reference(monkeypatch):
 def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
     q, k, v, _ = inputs((2, 6, 3))
     monkeypatch.setenv("CAT_FAST_BACKEND", "cuda")
-    with pytest.raises(UserError, match="scalar_attention has no such backend: it has cpp, reference"):
+    with pytest.raises(
+        UserError, match="scalar_attention has no such backend: it has triton, cpp, reference"
+    ):
         scalar_attention(q, k, v)
     monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
     with pytest.raises(UserError, match=r"scalar_attention cannot run there: .*float64"):

@@ -1,0 +1,139 @@
+"""Attention with heads of one dimension in Triton, forward and backward, in time linear in the sequence's length.
+
+The method and its error bound are README.md's, beside this file; triton_sums.py holds the sums. Tiles are a few
+positions of neighbouring heads, which are neighbours in memory too. Nothing waits for the host, and there are
+no atomics: the same input gives the same bits.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from ..triton_runtime import on_device_of
+from .triton_sums import (
+    AT_KEYS,
+    AT_QUERIES,
+    HEADS,
+    MEAN,
+    MIDDLE,
+    PARAMETERS,
+    SIZE,
+    WIDER,
+    capacity_of,
+    compiled_heads,
+    parameters_of,
+    place,
+    sums,
+    tabulated,
+)
+
+POSITIONS = tl.constexpr(16 * WIDER)  # of a tile
+
+
+def scalar_attention_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """y (B, N, H), contiguous, of q, k, v of that shape and one dtype, which are copied unless contiguous."""
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    y = torch.empty_like(q)
+    if q.numel() == 0:
+        return y
+    with on_device_of(q):
+        parameters = parameters_of(q, k, v)
+        table = tabulated(k, v, None, parameters, channels=2)
+        _forward[_grid(q)](q, k, v, parameters, table, y, *_sizes(q), num_warps=8, maxnreg=64)
+    return y
+
+
+def scalar_attention_backward_triton(
+    grad_y: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v, contiguous, from tensors (B, N, H), which are copied unless contiguous."""
+    grad_y, q, k, v = grad_y.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
+    grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    if q.numel() == 0:
+        return grad_q, grad_k, grad_v
+    y, grad_z = torch.empty_like(q, dtype=torch.float32), torch.empty_like(q, dtype=torch.float32)
+    with on_device_of(q):
+        parameters = parameters_of(q, k, v, grad_y)
+        table = tabulated(k, v, None, parameters, channels=4)
+        _grad_queries[_grid(q)](
+            grad_y, q, k, v, parameters, table, grad_q, y, grad_z, *_sizes(q), num_warps=8, maxnreg=64
+        )
+        table = tabulated(q, y, grad_z, parameters, channels=4)
+        _grad_keys[_grid(q)](
+            q, k, v, y, grad_z, parameters, table, grad_k, grad_v, *_sizes(q), num_warps=8, maxnreg=64
+        )
+    return grad_q, grad_k, grad_v
+
+
+def _grid(x: torch.Tensor) -> tuple[int, int]:
+    samples, count, heads = x.shape
+    return samples * triton.cdiv(heads, HEADS.value), triton.cdiv(count, POSITIONS.value)
+
+
+def _sizes(x: torch.Tensor) -> tuple[int, ...]:
+    return x.shape[1], *compiled_heads(x), capacity_of(x)
+
+
+@triton.jit(do_not_specialize=["count", "steps", "capacity"])
+def _forward(
+    q_ptr, k_ptr, v_ptr, parameters_ptr, table_ptr, y_ptr, count, steps, STEP: tl.constexpr, capacity
+):  # fmt: skip
+    heads = steps * STEP
+    b, h, parameters_ptr, at, inside = _tile(parameters_ptr, count, heads)
+    q = tl.load(q_ptr + at, inside, other=0.0).to(tl.float32)
+    z, zv = sums(
+        q, k_ptr, v_ptr, None, parameters_ptr, table_ptr, b, h, count, heads, capacity, CHANNELS=2
+    )  # fmt: skip
+    mean = tl.load(parameters_ptr + MEAN * heads, h < heads)[None, :]
+    tl.store(y_ptr + at, mean + zv / z, inside)
+
+
+@triton.jit(do_not_specialize=["count", "steps", "capacity"])
+def _grad_queries(
+    grad_y_ptr, q_ptr, k_ptr, v_ptr, parameters_ptr, table_ptr, grad_q_ptr, y_ptr, grad_z_ptr,
+    count, steps, STEP: tl.constexpr, capacity,
+):  # fmt: skip
+    """dq_i = dy_i (Σ_j p_ij k_j v_j - y_i Σ_j p_ij k_j), and for dk and dv y less the mean of v, and dy / Z."""
+    heads = steps * STEP
+    b, h, parameters_ptr, at, inside = _tile(parameters_ptr, count, heads)
+    q = tl.load(q_ptr + at, inside, other=0.0).to(tl.float32)
+    z, zv, zk, zkv = sums(
+        q, k_ptr, v_ptr, None, parameters_ptr, table_ptr, b, h, count, heads, capacity, CHANNELS=4
+    )  # fmt: skip
+    mean = tl.load(parameters_ptr + MEAN * heads, h < heads)[None, :]
+    key_size = tl.load(parameters_ptr + (AT_QUERIES + SIZE) * heads, h < heads)[None, :]
+    y = zv / z
+    grad_y = tl.load(grad_y_ptr + at, inside, other=0.0).to(tl.float32) + 0.0 * mean  # NaN if any input is
+    tl.store(grad_q_ptr + at, grad_y * key_size * ((zkv - y * zk) / z), inside)
+    tl.store(y_ptr + at, y, inside)
+    tl.store(grad_z_ptr + at, grad_y / z, inside)
+
+
+@triton.jit(do_not_specialize=["count", "steps", "capacity"])
+def _grad_keys(
+    q_ptr, k_ptr, v_ptr, y_ptr, grad_z_ptr, parameters_ptr, table_ptr, grad_k_ptr, grad_v_ptr,
+    count, steps, STEP: tl.constexpr, capacity,
+):  # fmt: skip
+    """dv_j = Σ_i p_ij dy_i, dk_j = v_j Σ_i p_ij dy_i q_i - Σ_i p_ij dy_i q_i y_i, y and v less the mean of v."""
+    heads = steps * STEP
+    b, h, parameters_ptr, at, inside = _tile(parameters_ptr, count, heads)
+    middle = tl.load(parameters_ptr + MIDDLE * heads, h < heads)[None, :]
+    k = tl.load(k_ptr + at, inside, other=0.0).to(tl.float32) - middle
+    grad_v, _, gq, gqy = sums(
+        k, q_ptr, y_ptr, grad_z_ptr, parameters_ptr, table_ptr, b, h, count, heads, capacity, CHANNELS=4
+    )  # fmt: skip
+    mean = tl.load(parameters_ptr + MEAN * heads, h < heads)[None, :]
+    query_size = tl.load(parameters_ptr + (AT_KEYS + SIZE) * heads, h < heads)[None, :]
+    v = tl.load(v_ptr + at, inside, other=0.0).to(tl.float32) - mean
+    tl.store(grad_k_ptr + at, query_size * (v * gq - gqy), inside)
+    tl.store(grad_v_ptr + at, grad_v, inside)
+
+
+@triton.jit
+def _tile(parameters_ptr, count, heads):
+    """The sample and the heads of this program's targets, the heads' parameters, the targets' offsets in
+    (B, N, H), and which of them exist."""
+    b, h = place(heads, HEADS)
+    row = (tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS))[:, None]
+    at = b * count * heads + row * heads + h[None, :]
+    return b, h, parameters_ptr + b * PARAMETERS * heads + h, at, (row < count) & (h < heads)[None, :]
