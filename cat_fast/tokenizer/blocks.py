@@ -3,7 +3,7 @@
 Layer names and arithmetic follow diffusers' AutoencoderKL (`ResnetBlock2D`, `DownEncoderBlock2D`,
 `UpDecoderBlock2D`, `UNetMidBlock2D`), so that LDM and Stable Diffusion weights load; normalisation and
 activation go through the fused `group_norm_silu` operator, attention with heads of one dimension through
-`scalar_attention`.
+`scalar_attention`, with wide ones through `wide_attention`.
 
 Shapes: B batch, C channels, H and W the side of the feature map.
 """
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.scalar_attention.op import scalar_attention
+from cat_fast.kernels.wide_attention.op import wide_attention
 
 NORM_EPS = 1e-6
+WIDE = 256
+"""Heads of this dimension and more go through `wide_attention`."""
 
 
 class GroupNorm(nn.GroupNorm):
@@ -66,14 +69,16 @@ class Attention(nn.Module):
         h_BNC = self.group_norm(x_BCHW).flatten(2).transpose(1, 2)
 
         def heads(t_BNC: Tensor) -> Tensor:
-            return t_BNC.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+            return t_BNC.unflatten(2, (-1, self.head_dim))
 
         q_BNC, k_BNC, v_BNC = self.to_q(h_BNC), self.to_k(h_BNC), self.to_v(h_BNC)
         if self.head_dim == 1:
             out_BNC = scalar_attention(q_BNC, k_BNC, v_BNC)
+        elif self.head_dim >= WIDE:
+            out_BNC = wide_attention(heads(q_BNC), heads(k_BNC), heads(v_BNC)).flatten(2)
         else:
-            out = F.scaled_dot_product_attention(heads(q_BNC), heads(k_BNC), heads(v_BNC))
-            out_BNC = out.transpose(1, 2).flatten(2)
+            q, k, v = (heads(t_BNC).transpose(1, 2) for t_BNC in (q_BNC, k_BNC, v_BNC))
+            out_BNC = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x_BCHW + self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from benchmarks.static.budgets import Case
-from benchmarks.static.cases import adaln, pack
+from benchmarks.static.cases import adaln, pack, wide_attention
 
 CASES: Mapping[str, Case] = {
+    **wide_attention.CASES,
     **adaln.CASES,
     **pack.CASES,
 }

@@ -1,0 +1,87 @@
+"""Attention with wide heads: `wide_attention` runs it with the best backend there is."""
+
+from typing import Any
+
+import torch
+
+from .. import backends
+from ..registration import Operator
+from .reference import wide_attention_reference
+
+
+def wide_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Softmax attention of every position to all, scale 1 / √D.
+
+    q, k, v: (B, N, H, D) of one dtype, in any memory order. Returns (B, N, H, D). Under torch.autocast they
+    are cast to its dtype first, float64 excepted, as F.scaled_dot_product_attention does. Differentiable once
+    where Triton runs; where second derivatives are needed, use the reference.
+
+    Raises ValueError if shapes or dtypes differ.
+    """
+    if torch.is_autocast_enabled(q.device.type):
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    if q.dim() != 4 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
+        given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
+        raise ValueError(f"wide_attention takes q, k, v of one shape (B, N, H, D) and one dtype, not {given}")
+    backend = backends.choose("wide_attention", q, head_dim=q.shape[-1])
+    if backend == "reference":
+        return wide_attention_reference(q, k, v)
+    y, _lse = OPERATOR(backend, q, k, v)
+    return y
+
+
+def _fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, count, heads, _ = q.shape
+    y = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return y, q.new_empty((batch, heads, count), dtype=torch.float32)
+
+
+def _fake_backward(
+    grad_y: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _fake(q, k, v)[0], _fake(q, k, v)[0], _fake(q, k, v)[0]
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    y, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(*inputs, y, lse)
+
+
+def _backward(
+    operator: Any, ctx: Any, grad_y: torch.Tensor, _: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    return operator(grad_y, *ctx.saved_tensors)
+
+
+def _flops(q_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """As torch counts attention: two products of N x N x D for each head, whatever the method repeats."""
+    batch, count, heads, dim = q_shape
+    return 2 * (2 * batch * heads * count**2 * dim)
+
+
+def _flops_backward(grad_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """As torch counts attention: five products of N x N x D for each head, the scores anew among them."""
+    batch, count, heads, dim = grad_shape
+    return 5 * (2 * batch * heads * count**2 * dim)
+
+
+def _triton() -> tuple[Any, Any]:
+    from . import triton
+
+    return triton.wide_attention_triton, triton.wide_attention_backward_triton
+
+
+OPERATOR = Operator(
+    name="wide_attention",
+    fake=_fake,
+    fake_backward=_fake_backward,
+    setup_context=_setup_context,
+    backward=_backward,
+    flops=_flops,
+    flops_backward=_flops_backward,
+)
+OPERATOR.register_triton(_triton)
