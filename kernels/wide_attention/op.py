@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from .. import backends
+from ..autocast import autocast
 from ..registration import Operator
 from .reference import wide_attention_reference
 
@@ -18,9 +19,7 @@ def wide_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.T
 
     Raises ValueError if shapes or dtypes differ.
     """
-    if torch.is_autocast_enabled(q.device.type):
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
+    q, k, v = autocast(q, k, v)
     if q.dim() != 4 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
         raise ValueError(f"wide_attention takes q, k, v of one shape (B, N, H, D) and one dtype, not {given}")
