@@ -49,16 +49,24 @@ struct Tile {
   Row rows[kTile];
 };
 
+// Two rows interleaved: the first halves of both, or the second.
+#if defined(__clang__)
+#define CAT_FAST_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define CAT_FAST_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+#else  // GCC has the former since 12 only
+#define CAT_FAST_LOW(a, b) __builtin_shuffle(a, b, decltype(a){0, 8, 1, 9, 2, 10, 3, 11})
+#define CAT_FAST_HIGH(a, b) __builtin_shuffle(a, b, decltype(a){4, 12, 5, 13, 6, 14, 7, 15})
+#endif
+
 // Rows i and i + 4 interleaved become rows 2i and 2i + 1; three such rounds transpose 8 x 8.
 template <typename T>
 __attribute__((always_inline)) inline void transpose(Tile<T>& tile) {
-  typedef typename Tile<T>::Row Row;
-  constexpr Row kLow = {0, 8, 1, 9, 2, 10, 3, 11}, kHigh = {4, 12, 5, 13, 6, 14, 7, 15};
   for (int round = 0; round < 3; ++round) {
     Tile<T> next;
     for (int64_t i = 0; i < kTile / 2; ++i) {
-      next.rows[2 * i] = __builtin_shuffle(tile.rows[i], tile.rows[i + kTile / 2], kLow);
-      next.rows[2 * i + 1] = __builtin_shuffle(tile.rows[i], tile.rows[i + kTile / 2], kHigh);
+      const auto a = tile.rows[i], b = tile.rows[i + kTile / 2];
+      next.rows[2 * i] = CAT_FAST_LOW(a, b);
+      next.rows[2 * i + 1] = CAT_FAST_HIGH(a, b);
     }
     tile = next;
   }
