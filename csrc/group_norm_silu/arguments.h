@@ -46,6 +46,7 @@ inline Shape shape_of(const Tensor& x, int64_t groups, int64_t chunk_elements) {
 inline Tensor as_float(const Tensor& parameter, const Shape& shape) {
   STD_TORCH_CHECK(parameter.numel() == shape.channels, "group_norm_silu: weight and bias need ", shape.channels,
                   " elements, one a channel");
+  if (parameter.scalar_type() == ScalarType::Float && parameter.is_contiguous()) return parameter;
   return torch::stable::contiguous(torch::stable::to(parameter, ScalarType::Float));
 }
 
@@ -60,8 +61,10 @@ inline Tensor in_order_of(const Tensor& x, const Tensor& grad_y) {
   return torch::stable::copy_(reordered, grad_y);
 }
 
-inline Tensor zeros_float(const Tensor& like, std::initializer_list<int64_t> sizes) {
-  return torch::stable::new_zeros(like, {sizes.begin(), sizes.size()}, ScalarType::Float);
+// An fp32 result: the kernels fill it, but they do not run where shape is empty.
+inline Tensor float_result(const Tensor& like, const Shape& shape, std::initializer_list<int64_t> sizes) {
+  return shape.empty() ? torch::stable::new_zeros(like, {sizes.begin(), sizes.size()}, ScalarType::Float)
+                       : torch::stable::new_empty(like, {sizes.begin(), sizes.size()}, ScalarType::Float);
 }
 
 }  // namespace cat_fast::group_norm_silu

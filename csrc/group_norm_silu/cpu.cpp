@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/huge_pages.h"
 #include "group_norm_silu/arguments.h"
 #include "group_norm_silu/rows.h"
 
@@ -29,7 +30,8 @@ struct Tile {
   int64_t partial;    // where its first channel's partial results go
 };
 
-template <typename F>
+// Calls f(tile) for every tile; backwards, so that a second pass begins with what the first left in the caches.
+template <bool kBackwards = false, typename F>
 void for_each_tile(const Shape& shape, const F& f) {
   const int64_t chunks = shape.chunks;
   const int64_t rows = shape.channels_last ? 1 : shape.channels;
@@ -37,24 +39,41 @@ void for_each_tile(const Shape& shape, const F& f) {
   const int64_t elements = std::min(shape.chunk, shape.spatial) * channels;
   const int64_t grain = std::max<int64_t>(1, kChunkElements / elements);
   torch::stable::parallel_for(0, shape.samples * rows * chunks, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t k = index % chunks, c = index / chunks % rows, n = index / chunks / rows;
+    const int64_t first = kBackwards ? end - 1 : begin;
+    int64_t k = first % chunks, c = first / chunks % rows, n = first / chunks / rows;
+    for (int64_t left = end - begin; left > 0; --left) {
       f(Tile{n, c, channels, ((n * rows + c) * shape.spatial + k * shape.chunk) * channels, shape.positions(k),
              (n * chunks + k) * shape.channels + c});
+      if (kBackwards) {  // count down, or up, without the divisions above
+        if (k-- > 0) continue;
+        k = chunks - 1;
+        if (c-- > 0) continue;
+        c = rows - 1;
+        --n;
+      } else {
+        if (++k < chunks) continue;
+        k = 0;
+        if (++c < rows) continue;
+        c = 0;
+        ++n;
+      }
     }
   });
 }
 
-// The sum of kLanes partial sums; halving them first leaves SIMD adds instead of one long chain.
-float fold(float* lanes) {
-  for (int64_t half = kLanes / 2; half >= 8; half /= 2) {
+// How many of them a channel of this size is worth.
+int64_t lanes_for(int64_t positions) { return positions < 8 * kLanes ? kLanes / 4 : kLanes; }
+
+// The sum of `count` partial sums; halving them first leaves SIMD adds instead of one long chain.
+float fold(float* lanes, int64_t count) {
+  for (int64_t half = count / 2; half >= 8; half /= 2) {
     for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
   return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
 // Sums over the positions of a tile, one for each channel. add(offset, rows, width, sums) adds `rows` rows of
-// `width` elements to as many sums; a contiguous channel is folded into kLanes of them first.
+// `width` elements to as many sums; a contiguous channel is folded into several of them first.
 template <typename Add>
 void sum_channels(const Shape& shape, const Tile& tile, const Add& add, float* sums) {
   if (shape.channels_last) {
@@ -63,16 +82,18 @@ void sum_channels(const Shape& shape, const Tile& tile, const Add& add, float* s
     return;
   }
   float lanes[kLanes] = {};
-  const int64_t rows = tile.positions / kLanes, rest = tile.positions % kLanes;
-  if (rows > 0) add(tile.offset, rows, kLanes, lanes);
-  if (rest > 0) add(tile.offset + rows * kLanes, 1, rest, lanes);
-  *sums = fold(lanes);
+  const int64_t width = lanes_for(tile.positions), rows = tile.positions / width, rest = tile.positions % width;
+  if (rows > 0) add(tile.offset, rows, width, lanes);
+  if (rest > 0) add(tile.offset + rows * width, 1, rest, lanes);
+  *sums = fold(lanes, width);
 }
 
 // Calls f(sample, group) for every group.
 template <typename F>
 void for_each_group(const Shape& shape, const F& f) {
-  torch::stable::parallel_for(0, shape.samples * shape.groups, 16, [&](int64_t begin, int64_t end) {
+  constexpr int64_t kGrain = 4096;  // partial results that are worth a thread
+  const int64_t grain = std::max<int64_t>(1, kGrain / (shape.chunks * shape.channels_per_group()));
+  torch::stable::parallel_for(0, shape.samples * shape.groups, grain, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) f(index / shape.groups, index % shape.groups);
   });
 }
@@ -119,7 +140,7 @@ void group_statistics(const Shape& shape, const T* x, float eps, float* mean, fl
 std::vector<float> per_channel(const Shape& shape, const float* per_group) {
   std::vector<float> result(shape.samples * shape.channels);
   const int64_t size = shape.channels_per_group();
-  for (size_t i = 0; i < result.size(); ++i) result[i] = per_group[static_cast<int64_t>(i) / size];
+  for (int64_t i = 0; i < shape.samples * shape.groups; ++i) std::fill_n(&result[i * size], size, per_group[i]);
   return result;
 }
 
@@ -144,7 +165,7 @@ void forward(const Shape& shape, const T* x, const float* weight, const float* b
              float* rstd) {
   group_statistics<T, kChannelsLast>(shape, x, eps, mean, rstd);
   const Channels channels{per_channel(shape, mean), per_channel(shape, rstd), weight, bias};
-  for_each_tile(shape, [&](const Tile& tile) {
+  for_each_tile<true>(shape, [&](const Tile& tile) {
     const auto [rows, width] = rows_of(shape, tile);
     normalize<T, kChannelsLast, kActivation>(x + tile.offset, channels.at(shape, tile), rows, width, y + tile.offset);
   });
@@ -167,7 +188,7 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
         add_gradients<T, false, kActivation>(x + offset, dy + offset, channel, rows, width, lanes, lanes_xhat);
       };
       sum_channels(shape, tile, add, &partial_dz[tile.partial]);
-      partial_dz_xhat[tile.partial] = fold(lanes_xhat);
+      partial_dz_xhat[tile.partial] = fold(lanes_xhat, lanes_for(tile.positions));
     }
   });
 
@@ -204,7 +225,7 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
 
   const std::vector<float> channel_dz = per_channel(shape, mean_dz.data());
   const std::vector<float> channel_dz_xhat = per_channel(shape, mean_dz_xhat.data());
-  for_each_tile(shape, [&](const Tile& tile) {
+  for_each_tile<true>(shape, [&](const Tile& tile) {
     const auto [rows, width] = rows_of(shape, tile);
     const int64_t i = tile.sample * shape.channels + tile.first_channel;
     input_gradient<T, kChannelsLast, kActivation>(x + tile.offset, dy + tile.offset, channels.at(shape, tile),
@@ -233,12 +254,19 @@ void dispatch(ScalarType dtype, bool channels_last, bool activation, const F& f)
   }
 }
 
+Tensor empty_result(const Tensor& x) {
+  Tensor result = torch::stable::empty_like(x);
+  prefer_huge_pages(result.mutable_data_ptr(), x.numel() * x.element_size());
+  return result;
+}
+
 std::tuple<Tensor, Tensor, Tensor> group_norm_silu_cpu(Tensor x, Tensor weight, Tensor bias, int64_t groups,
                                                        double eps, bool activation) {
   const Shape shape = shape_of(x, groups, kChunkElements);
   const Tensor weight_float = as_float(weight, shape), bias_float = as_float(bias, shape);
-  Tensor y = torch::stable::empty_like(x);
-  Tensor mean = zeros_float(x, {shape.samples, groups}), rstd = zeros_float(x, {shape.samples, groups});
+  Tensor y = empty_result(x);
+  Tensor mean = float_result(x, shape, {shape.samples, groups});
+  Tensor rstd = float_result(x, shape, {shape.samples, groups});
   if (shape.empty()) return {y, mean, rstd};
   dispatch(x.scalar_type(), shape.channels_last, activation, [&]<typename T, bool kChannelsLast, bool kActivation>() {
     forward<T, kChannelsLast, kActivation>(
@@ -255,8 +283,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cpu(Tensor grad_y, T
   const Shape shape = shape_of(x, groups, kChunkElements);
   const Tensor weight_float = as_float(weight, shape), bias_float = as_float(bias, shape);
   const Tensor dy = in_order_of(x, grad_y);
-  Tensor dx = torch::stable::empty_like(x);
-  Tensor dweight = zeros_float(x, {shape.channels}), dbias = zeros_float(x, {shape.channels});
+  Tensor dx = empty_result(x);
+  Tensor dweight = float_result(x, shape, {shape.channels}), dbias = float_result(x, shape, {shape.channels});
   if (!shape.empty()) {
     dispatch(x.scalar_type(), shape.channels_last, activation, [&]<typename T, bool kChannelsLast, bool kActivation>() {
       backward<T, kChannelsLast, kActivation>(

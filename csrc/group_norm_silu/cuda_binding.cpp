@@ -46,7 +46,8 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_cuda(Tensor x, Tensor weight,
   const Shape shape = cuda_shape_of(x, groups);
   const Tensor weight_float = as_float(weight, shape), bias_float = as_float(bias, shape);
   Tensor y = torch::stable::empty_like(x);
-  Tensor mean = zeros_float(x, {shape.samples, groups}), rstd = zeros_float(x, {shape.samples, groups});
+  Tensor mean = float_result(x, shape, {shape.samples, groups});
+  Tensor rstd = float_result(x, shape, {shape.samples, groups});
   if (shape.empty()) return {y, mean, rstd};
   const Tensor workspace = workspace_for(x, shape);
   forward_cuda(dtype_of(x), shape, x.const_data_ptr(), weight_float.const_data_ptr<float>(),
@@ -65,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu_backward_cuda(Tensor grad_y, 
   const Tensor weight_float = as_float(weight, shape), bias_float = as_float(bias, shape);
   const Tensor dy = in_order_of(x, grad_y);
   Tensor dx = torch::stable::empty_like(x);
-  Tensor dweight = zeros_float(x, {shape.channels}), dbias = zeros_float(x, {shape.channels});
+  Tensor dweight = float_result(x, shape, {shape.channels}), dbias = float_result(x, shape, {shape.channels});
   if (!shape.empty()) {
     const Tensor workspace = workspace_for(x, shape);
     backward_cuda(dtype_of(x), shape, dy.const_data_ptr(), x.const_data_ptr(), weight_float.const_data_ptr<float>(),
