@@ -4,6 +4,7 @@ The compiled backend, torch.ops.cat_fast.scalar_attention (schema in csrc/ops.cp
 sequence's length; README.md, beside this file, tells how and how exact it is.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,6 +65,12 @@ def _flops_backward(grad_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     return 5 * (2 * batch * heads * count**2)
 
 
+def _triton() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    from . import triton
+
+    return triton.scalar_attention_triton, triton.scalar_attention_backward_triton
+
+
 OPERATOR = Operator(
     name="scalar_attention",
     fake=_fake,
@@ -74,12 +81,4 @@ OPERATOR = Operator(
     flops_backward=_flops_backward,
 )
 OPERATOR.register_compiled()
-
-
-def _triton() -> tuple[Any, Any]:
-    from .triton import scalar_attention_backward_triton, scalar_attention_triton
-
-    return scalar_attention_triton, scalar_attention_backward_triton
-
-
 OPERATOR.register_triton(_triton)

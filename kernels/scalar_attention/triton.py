@@ -1,9 +1,11 @@
-"""Attention with heads of one dimension in Triton, forward and backward, in time linear in the sequence's length.
+"""Attention with heads of one dimension in Triton, forward and backward, in time linear in the length.
 
-The method and its error bound are README.md's, beside this file; triton_sums.py holds the sums. Tiles are a few
-positions of neighbouring heads, which are neighbours in memory too. Nothing waits for the host, and there are
-no atomics: the same input gives the same bits.
+The method and its error bound are README.md's, beside this file; triton_sums.py holds the sums. Tiles are
+positions by neighbouring heads, which are neighbours in memory too. Nothing waits for the host, and there
+are no atomics: the same input gives the same bits.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 import torch
 import triton
@@ -39,7 +41,9 @@ def scalar_attention_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     with on_device_of(q):
         parameters = parameters_of(q, k, v)
         table = tabulated(k, v, None, parameters, channels=2)
-        _forward[_grid(q)](q, k, v, parameters, table, y, *_sizes(q), num_warps=8, maxnreg=64)
+        scalar_attention_forward_kernel[_grid(q)](
+            q, k, v, parameters, table, y, *_sizes(q), num_warps=8, maxnreg=64
+        )
     return y
 
 
@@ -55,11 +59,11 @@ def scalar_attention_backward_triton(
     with on_device_of(q):
         parameters = parameters_of(q, k, v, grad_y)
         table = tabulated(k, v, None, parameters, channels=4)
-        _grad_queries[_grid(q)](
+        scalar_attention_grad_queries_kernel[_grid(q)](
             grad_y, q, k, v, parameters, table, grad_q, y, grad_z, *_sizes(q), num_warps=8, maxnreg=64
         )
         table = tabulated(q, y, grad_z, parameters, channels=4)
-        _grad_keys[_grid(q)](
+        scalar_attention_grad_keys_kernel[_grid(q)](
             q, k, v, y, grad_z, parameters, table, grad_k, grad_v, *_sizes(q), num_warps=8, maxnreg=64
         )
     return grad_q, grad_k, grad_v
@@ -75,7 +79,7 @@ def _sizes(x: torch.Tensor) -> tuple[int, ...]:
 
 
 @triton.jit(do_not_specialize=["count", "steps", "capacity"])
-def _forward(
+def scalar_attention_forward_kernel(
     q_ptr, k_ptr, v_ptr, parameters_ptr, table_ptr, y_ptr, count, steps, STEP: tl.constexpr, capacity
 ):  # fmt: skip
     heads = steps * STEP
@@ -89,11 +93,11 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["count", "steps", "capacity"])
-def _grad_queries(
+def scalar_attention_grad_queries_kernel(
     grad_y_ptr, q_ptr, k_ptr, v_ptr, parameters_ptr, table_ptr, grad_q_ptr, y_ptr, grad_z_ptr,
     count, steps, STEP: tl.constexpr, capacity,
 ):  # fmt: skip
-    """dq_i = dy_i (Σ_j p_ij k_j v_j - y_i Σ_j p_ij k_j), and for dk and dv y less the mean of v, and dy / Z."""
+    """dq_i = dy_i (Σ_j p_ij k_j v_j - y_i Σ_j p_ij k_j); for dk and dv, y less the mean of v, and dy / Z."""
     heads = steps * STEP
     b, h, parameters_ptr, at, inside = _tile(parameters_ptr, count, heads)
     q = tl.load(q_ptr + at, inside, other=0.0).to(tl.float32)
@@ -110,11 +114,11 @@ def _grad_queries(
 
 
 @triton.jit(do_not_specialize=["count", "steps", "capacity"])
-def _grad_keys(
+def scalar_attention_grad_keys_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, grad_z_ptr, parameters_ptr, table_ptr, grad_k_ptr, grad_v_ptr,
     count, steps, STEP: tl.constexpr, capacity,
 ):  # fmt: skip
-    """dv_j = Σ_i p_ij dy_i, dk_j = v_j Σ_i p_ij dy_i q_i - Σ_i p_ij dy_i q_i y_i, y and v less the mean of v."""
+    """dv_j = Σ_i p_ij dy_i, dk_j = v_j Σ_i p_ij dy_i q_i - Σ_i p_ij dy_i q_i y_i."""
     heads = steps * STEP
     b, h, parameters_ptr, at, inside = _tile(parameters_ptr, count, heads)
     middle = tl.load(parameters_ptr + MIDDLE * heads, h < heads)[None, :]

@@ -1,14 +1,16 @@
-"""Sums over sources s of e^(t s) for many targets t in Triton: csrc/scalar_attention/exponential_sums.h on a GPU.
+"""Sums over sources s of e^(t s) for many targets t in Triton, in linear time.
 
-What the table holds is different. A block's sums of e^(t s) = e^(centre s) e^((t - centre) s) are tabulated as
-the moments Σ e^(centre s) s^m, m < 8, each times the coefficient of z^m in the polynomial that interpolates
-e^z in the 8 Chebyshev nodes of |z| <= reach. As a polynomial of the product z = (t - centre) s it errs by no
-more than one of t alone, and powers of s and of t - centre come apart: a source costs one exponential a block
-and no others, and a target adds up 8 terms.
+Blocks and reach are README.md's, beside this file, but the table holds no values at nodes. The sums of a block,
+of e^(t s) = e^(centre s) e^((t - centre) s), are tabulated as the moments Σ e^(centre s) s^m, m < 8, each times
+the coefficient of z^m in the polynomial that interpolates e^z in the 8 Chebyshev nodes of |z| <= reach. As one
+of the product z = (t - centre) s, it has the error bound of a polynomial of t alone, and powers of s and of
+t - centre come apart: a source costs one exponential a block and no others, and a target adds up 8 terms.
 
-Each head has its own number of blocks, counted on the GPU: programs walk as many as their heads need, and heads
-without a table take the same sums term by term.
+Each head has its own number of blocks, counted on the GPU: programs walk as many as their heads need, and
+heads without a table take the same sums term by term.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 import numpy as np
 import torch
@@ -29,12 +31,13 @@ MAX_BLOCKS = 512
 WIDER = 16 if triton_is_interpreted() else 1  # the interpreter takes as long for large tiles as for small
 HEADS = tl.constexpr(16)  # of a tile
 SOURCES = tl.constexpr(16 * WIDER)  # of a tile
+DIRECT = tl.constexpr(4 * WIDER)  # sources of a step where there is no table
 BLOCKS = tl.constexpr(2 * WIDER)  # that a program tabulates at once, sharing the sources in the L1 cache
 WIDE_HEADS, WIDE_ROWS = tl.constexpr(64), tl.constexpr(16)  # of a tile that is only read
 MAX_SPLITS = tl.constexpr(64)
 
-# Of each head: the middle of the range of its keys, the mean of its values, and for sums at queries and at keys
-# the blocks of those targets (the first one's begin, their width, and how many) and the largest |source|.
+# Of each head: the middle of the range of its keys, the mean of its values, and for sums at queries and at
+# keys the blocks of those targets (where the first begins, their width and number) and the largest |source|.
 MIDDLE, MEAN, AT_QUERIES, AT_KEYS = (tl.constexpr(row) for row in (0, 1, 2, 6))
 LOW, WIDTH, COUNT, SIZE = (tl.constexpr(row) for row in range(4))
 PARAMETERS = tl.constexpr(10)
@@ -63,8 +66,10 @@ def parameters_of(
     tensors = 3 if grad_y is None else 4
     partials = q.new_empty((samples, splits, 3 * tensors, heads), dtype=torch.float32)
     parameters = q.new_empty((samples, PARAMETERS.value, heads), dtype=torch.float32)
-    _statistics[tiles, splits](q, k, v, grad_y, partials, count, *compiled_heads(q), tensors, num_warps=4)
-    _parameters[samples * triton.cdiv(heads, HEADS.value),](
+    scalar_attention_statistics_kernel[tiles, splits](
+        q, k, v, grad_y, partials, count, *compiled_heads(q), tensors, num_warps=4
+    )
+    scalar_attention_parameters_kernel[samples * triton.cdiv(heads, HEADS.value),](
         partials, parameters, count, splits, *compiled_heads(q), capacity_of(q), tensors, num_warps=4
     )
     return parameters
@@ -84,7 +89,7 @@ def tabulated(
     table = sources.new_empty((samples, heads, capacity, channels, TERMS.value), dtype=torch.float32)
     tiles = samples * triton.cdiv(heads, HEADS.value)
     walkers = min(triton.cdiv(16 * multiprocessors(sources), tiles), triton.cdiv(capacity, BLOCKS.value))
-    _tabulate[tiles, walkers](
+    scalar_attention_tabulate_kernel[tiles, walkers](
         sources, values, weights, parameters, table, count, *compiled_heads(sources), capacity,
         CHANNELS=channels, num_warps=8,
     )  # fmt: skip
@@ -92,7 +97,7 @@ def tabulated(
 
 
 @triton.jit(do_not_specialize=["count", "steps"])
-def _statistics(
+def scalar_attention_statistics_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, partials_ptr, count, steps, STEP: tl.constexpr, TENSORS: tl.constexpr
 ):  # fmt: skip
     """Each head's range and sum in every tensor, over the rows of one split."""
@@ -138,11 +143,11 @@ def _columns(x_ptr, first, last, h, heads, partials_ptr):
 
 
 @triton.jit(do_not_specialize=["count", "splits", "steps", "capacity"])
-def _parameters(
+def scalar_attention_parameters_kernel(
     partials_ptr, parameters_ptr, count, splits, steps, STEP: tl.constexpr, capacity, TENSORS: tl.constexpr
 ):  # fmt: skip
-    """From the statistics of all splits, how to take each head's sums. A head that is not finite gets a mean of
-    NaN, which spreads to all of its results, and one block."""
+    """From the statistics of all splits, how to take each head's sums. A head that is not finite gets a mean
+    of NaN, which spreads to all of its results, and one block."""
     heads = steps * STEP
     b, h = place(heads, HEADS)
     split = tl.arange(0, MAX_SPLITS)[:, None]
@@ -190,29 +195,34 @@ def _load_blocks(at, h, heads):
 
 @triton.jit
 def _sources(source_ptr, value_ptr, weight_ptr, at, inside, target, middle, mean, scale, key_size):
-    """(e^(q k - |q| key_size) times its weight, the source, the value) of sources at targets. Exponents are at
-    most 0, as |k| <= key_size, and as exact as k is where they are near that."""
+    """(e^(q k - |q| key_size) times the weight, source / its size, lever, value) of sources at targets.
+
+    Exponents are at most 0, as |k| <= key_size, and as exact as k is where they are near that. The lever is
+    source / size again, but keys are taken from near the mean that the exponentials give them (in units of
+    size, x / (4 + |x|) if they are spread like most data): covariances with them keep more digits."""
     source = tl.load(source_ptr + at, inside, other=0.0).to(tl.float32)
     value = tl.load(value_ptr + at, inside, other=0.0).to(tl.float32)
     if weight_ptr is None:
         source -= middle
         value -= mean
         term = tl.exp(tl.abs(target) * (tl.where(target < 0.0, -source, source) - key_size))
+        source *= scale
+        x = target * key_size
+        lever = source - x / (4.0 + tl.abs(x))
     else:
         term = tl.exp(tl.abs(source) * (tl.where(source < 0.0, -target, target) - key_size))
         term *= tl.load(weight_ptr + at, inside, other=0.0)
-    return tl.where(inside, term, 0.0), source * scale, value
+        source *= scale
+        lever = source
+    return tl.where(inside, term, 0.0), source, lever, value
 
 
 @triton.jit(do_not_specialize=["count", "steps", "capacity"])
-def _tabulate(
+def scalar_attention_tabulate_kernel(
     source_ptr, value_ptr, weight_ptr, parameters_ptr, table_ptr, count, steps, STEP: tl.constexpr, capacity,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Moments of all sources about the centres of blocks."""
-    MOMENTS: tl.constexpr = (
-        TERMS + CHANNELS // 2 - 1
-    )  # those of odd order more serve the products with sources
     heads = steps * STEP
     tiles = tl.cdiv(heads, HEADS)
     b = (tl.program_id(0) // tiles).to(tl.int64)
@@ -229,33 +239,29 @@ def _tabulate(
     for first in range(tl.program_id(1) * BLOCKS, most, tl.num_programs(1) * BLOCKS):
         block = (first + column // HEADS).to(tl.float32)
         centre = tl.fma(tl.minimum(block, blocks - 1.0) + 0.5, width, low)[None, :]
-        moments, weighted = (), ()
-        for m in tl.static_range(MOMENTS):
+        moments = ()
+        for _ in tl.static_range(TERMS * CHANNELS):
             moments += (tl.full([SOURCES, BLOCKS * HEADS], 0.0, tl.float32),)
-            weighted += (tl.full([SOURCES, BLOCKS * HEADS], 0.0, tl.float32),)
         for n in range(0, count, SOURCES):
             row = n + tl.arange(0, SOURCES)[:, None]
             inside = (row < count) & (h < heads)[None, :]
             at = b * count * heads + row * heads + h[None, :]
-            term, source, value = _sources(
+            term, source, lever, value = _sources(
                 source_ptr, value_ptr, weight_ptr, at, inside, centre, middle, mean, scale, key_size
             )  # fmt: skip
-            more, more_weighted = (), ()
-            for m in tl.static_range(MOMENTS):
-                more += (moments[m] + term,)
-                more_weighted += (weighted[m] + term * value,)
+            more = ()
+            for m in tl.static_range(TERMS):
+                more += (moments[CHANNELS * m] + term, moments[CHANNELS * m + 1] + term * value)
+                if CHANNELS == 4:
+                    levered = term * lever
+                    more += (moments[4 * m + 2] + levered, moments[4 * m + 3] + levered * value)
                 term *= source
-            moments, weighted = more, more_weighted
+            moments = more
         entry_ptr = table_ptr + ((b * heads + h) * capacity + block.to(tl.int32)) * (CHANNELS * TERMS)
-        needed = block < blocks
         for m in tl.static_range(TERMS):
-            for c in tl.static_range(CHANNELS // 2):
-                tl.store(entry_ptr + (2 * c * TERMS + m), COEFFICIENTS[m] * tl.sum(moments[m + c], 0), needed)
-                tl.store(
-                    entry_ptr + ((2 * c + 1) * TERMS + m),
-                    COEFFICIENTS[m] * tl.sum(weighted[m + c], 0),
-                    needed,
-                )
+            for c in tl.static_range(CHANNELS):
+                moment = COEFFICIENTS[m] * tl.sum(moments[CHANNELS * m + c], 0)
+                tl.store(entry_ptr + (c * TERMS + m), moment, block < blocks)
 
 
 @triton.jit
@@ -263,9 +269,9 @@ def sums(
     target, source_ptr, value_ptr, weight_ptr, parameters_ptr, table_ptr, b, h, count, heads, capacity,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """At targets [positions, heads], the sums over keys (over queries if they have weights) of e^(q k - |q| S)
-    times the weight, of that times value, and of both times source / size; S the largest |k|, size that of
-    sources. Keys are taken from the middle of their range, and their values from their mean."""
+    """At targets [positions, heads], the sums over keys (over queries, if those have weights) of
+    e^(q k - |q| S) times the weight, of that times value, and of both times lever (`_sources`); S is the
+    largest |k|. Keys are taken from the middle of their range, their values from their mean."""
     TARGETS: tl.constexpr = AT_QUERIES if weight_ptr is None else AT_KEYS
     low, width, blocks, size = _load_blocks(parameters_ptr + TARGETS * heads, h, heads)
     key_size = tl.load(parameters_ptr + (AT_QUERIES + SIZE) * heads, h < heads, other=0.0)
@@ -291,19 +297,20 @@ def sums(
 
     direct = (blocks == 0.0) & (h < heads)
     term_by_term = ()
-    for c in tl.static_range(CHANNELS):
+    for _ in tl.static_range(CHANNELS):
         term_by_term += (tl.full(target.shape, 0.0, tl.float32),)
-    for n in range(0, tl.max(tl.where(direct, count, 0)), TERMS):
-        inside = (n + m < count) & direct[None, :, None]
-        at = b * count * heads + (n + m) * heads + h[None, :, None]
-        term, source, value = _sources(
+    for n in range(0, tl.max(tl.where(direct, count, 0)), DIRECT):
+        row = n + tl.arange(0, DIRECT)[None, None, :]
+        inside = (row < count) & direct[None, :, None]
+        at = b * count * heads + row * heads + h[None, :, None]
+        term, source, lever, value = _sources(
             source_ptr, value_ptr, weight_ptr, at, inside, target[:, :, None], middle, mean,
             scale, key_size[None, :, None],
         )  # fmt: skip
         more = ()
         for c in tl.static_range(CHANNELS // 2):
             more += (term_by_term[2 * c] + tl.sum(term, 2), term_by_term[2 * c + 1] + tl.sum(term * value, 2))
-            term *= source
+            term *= lever
         term_by_term = more
 
     chosen = ()

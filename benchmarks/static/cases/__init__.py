@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from benchmarks.static.budgets import Case
-from benchmarks.static.cases import adaln, pack, wide_attention
+from benchmarks.static.cases import adaln, pack, scalar_attention, wide_attention
 
 CASES: Mapping[str, Case] = {
+    **scalar_attention.CASES,
     **wide_attention.CASES,
     **adaln.CASES,
     **pack.CASES,
