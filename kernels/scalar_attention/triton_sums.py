@@ -31,7 +31,7 @@ MAX_BLOCKS = 512
 WIDER = 16 if triton_is_interpreted() else 1  # the interpreter takes as long for large tiles as for small
 HEADS = tl.constexpr(16)  # of a tile
 SOURCES = tl.constexpr(16 * WIDER)  # of a tile
-DIRECT = tl.constexpr(4 * WIDER)  # sources of a step where there is no table
+DIRECT = tl.constexpr(2 * WIDER)  # sources of a step where there is no table
 BLOCKS = tl.constexpr(2 * WIDER)  # that a program tabulates at once, sharing the sources in the L1 cache
 WIDE_HEADS, WIDE_ROWS = tl.constexpr(64), tl.constexpr(16)  # of a tile that is only read
 MAX_SPLITS = tl.constexpr(64)
@@ -286,14 +286,15 @@ def sums(
     x = ((target - centre) * size[None, :])[:, :, None]
     powers = tl.where((m & 1) != 0, x, 1.0) * tl.where((m & 2) != 0, x * x, 1.0)
     powers *= tl.where((m & 4) != 0, (x * x) * (x * x), 1.0)
+    factor = 1.0
     if weight_ptr is None:
-        powers *= tl.exp((tl.abs(centre) - tl.abs(target)) * key_size[None, :])[:, :, None]
+        factor = tl.exp((tl.abs(centre) - tl.abs(target)) * key_size[None, :])
     entry_ptr = table_ptr + b * heads * capacity * (CHANNELS * TERMS)
     entry_ptr += ((h[None, :] * capacity + block) * (CHANNELS * TERMS))[:, :, None] + m
     by_table = ()
     for c in tl.static_range(CHANNELS):
         entries = tl.load(entry_ptr + c * TERMS, (blocks > 0.0)[None, :, None], other=0.0)
-        by_table += (tl.sum(entries * powers, 2),)
+        by_table += (tl.sum(entries * powers, 2) * factor,)
 
     direct = (blocks == 0.0) & (h < heads)
     term_by_term = ()
