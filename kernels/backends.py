@@ -93,6 +93,7 @@ HEAD_DIMS = {"head_dim": range(32, 129, 8)}
 TABLE = (
     Backend(op="group_norm_silu", name="cuda", device="cuda", dtypes=FLOATS, library="_ops_cuda"),
     *_three("group_norm_silu"),
+    Backend(op="scalar_attention", name="cuda", device="cuda", dtypes=FLOATS, library="_ops_cuda"),
     *_three("scalar_attention"),
     Backend(op="varlen_attention", name="triton", device="cuda", dtypes=FLOATS, limits=HEAD_DIMS),
     Backend(

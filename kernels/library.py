@@ -11,7 +11,7 @@ OLDEST_TORCH = Version("2.10")  # the stable ABI that setup.py targets
 DIFFERENTIABLE = ("group_norm_silu", "scalar_attention", "varlen_attention", "adaln", "gate_residual_adaln")
 OPERATORS = {  # what each library of this source implements
     "_ops": (*DIFFERENTIABLE, *(f"{name}_backward" for name in DIFFERENTIABLE), "pack", "unpack"),
-    "_ops_cuda": ("group_norm_silu", "group_norm_silu_backward"),
+    "_ops_cuda": tuple(f"{name}{half}" for name in DIFFERENTIABLE[:2] for half in ("", "_backward")),
 }
 
 

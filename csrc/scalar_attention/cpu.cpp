@@ -9,9 +9,6 @@
 // digits. Sums run in fixed order: the result does not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <array>
@@ -23,14 +20,12 @@
 #include <vector>
 
 #include "common/float16.h"
+#include "scalar_attention/arguments.h"
 #include "scalar_attention/exponential_sums.h"
 #include "scalar_attention/heads.h"
 
 namespace cat_fast::scalar_attention {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 struct Statistics {
   float low, high, mean;
@@ -52,12 +47,6 @@ struct Statistics {
   }
 
   float middle() const { return 0.5f * low + 0.5f * high; }
-};
-
-// (B, N, H), contiguous.
-struct Shape {
-  int64_t batch, count, heads;
-  bool empty() const { return batch * count * heads == 0; }
 };
 
 // One head's tensors, `count` elements each. Gradients take the place of what they are of, and y that of q.
@@ -152,16 +141,10 @@ void for_each_group(const Shape& shape, int64_t tensors, const F& f) {
   });
 }
 
-Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
-  STD_TORCH_CHECK(q.dim() == 3, "scalar_attention: q must be (B, N, H)");
-  for (int64_t dim = 0; dim < 3; ++dim) {
-    STD_TORCH_CHECK(k.dim() == 3 && v.dim() == 3 && k.size(dim) == q.size(dim) && v.size(dim) == q.size(dim),
-                    "scalar_attention: q, k and v must have one shape");
-  }
-  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
-                  "scalar_attention: q, k and v must have one dtype");
-  STD_TORCH_CHECK(q.size(1) <= int64_t{1} << 30, "scalar_attention on the CPU takes at most 2^30 positions");
-  return {q.size(0), q.size(1), q.size(2)};
+Shape cpu_shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
+  const Shape shape = shape_of(q, k, v);
+  STD_TORCH_CHECK(shape.count <= int64_t{1} << 30, "scalar_attention on the CPU takes at most 2^30 positions");
+  return shape;
 }
 
 template <typename F>
@@ -201,7 +184,7 @@ void for_each_head(const Shape& shape, std::initializer_list<const Tensor*> inpu
 }
 
 Tensor scalar_attention_cpu(Tensor q_given, Tensor k_given, Tensor v_given) {
-  const Shape shape = shape_of(q_given, k_given, v_given);
+  const Shape shape = cpu_shape_of(q_given, k_given, v_given);
   const Tensor q = torch::stable::contiguous(q_given), k = torch::stable::contiguous(k_given),
                v = torch::stable::contiguous(v_given);
   Tensor y = torch::stable::empty_like(q);
@@ -212,7 +195,7 @@ Tensor scalar_attention_cpu(Tensor q_given, Tensor k_given, Tensor v_given) {
 
 std::tuple<Tensor, Tensor, Tensor> scalar_attention_backward_cpu(Tensor grad_y, Tensor q_given, Tensor k_given,
                                                                  Tensor v_given) {
-  const Shape shape = shape_of(q_given, k_given, v_given);
+  const Shape shape = cpu_shape_of(q_given, k_given, v_given);
   const Tensor q = torch::stable::contiguous(q_given), k = torch::stable::contiguous(k_given),
                v = torch::stable::contiguous(v_given), dy = torch::stable::contiguous(grad_y);
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+OPERATORS = {"group_norm_silu", "scalar_attention"}
+
 
 def cuobjdump(*flags):
     spec = importlib.util.find_spec("cat_fast._ops_cuda")
@@ -24,21 +26,38 @@ def cuobjdump(*flags):
 def test_no_kernel_spills_and_half_of_the_chip_is_occupied():
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     usage = re.findall(pattern, cuobjdump("-res-usage"))
-    assert usage
+    assert {op for op in OPERATORS if any(op in name for name, *_ in usage)} == OPERATORS
     for name, registers, stack, shared, local in usage:
         assert int(stack) == int(local) == 0, name  # neither spilled registers nor indexed arrays
-        if "group_norm_silu" in name:  # limited by memory: 4 blocks of 256 threads on a multiprocessor
-            assert int(registers) <= 65536 // (4 * 256), name
-            assert int(shared) <= 160 * 1024 // 4, name
+        assert int(registers) <= 65536 // 1024, name  # 1024 threads of 2048, in blocks of 256 or less
+        assert int(shared) <= 160 * 1024 // 4, name
+
+
+def functions():
+    """The disassembly of every kernel, its mangled name in the first line."""
+    return re.split(r"\n\s+Function : ", cuobjdump("-sass"))[1:]
 
 
 def test_wide_kernels_load_and_store_sixteen_bytes_at_once():
-    functions = re.split(r"\n\s+Function : ", cuobjdump("-sass"))[1:]
     # By the mangled template arguments T and V; these are the kernels that walk over whole tensors.
-    wide = [text for text in functions if re.search(r"(IfLi4E|Float16ELi8E)", text.split("\n")[0])]
+    wide = [text for text in functions() if re.search(r"(IfLi4E|Float16ELi8E)", text.split("\n")[0])]
     assert wide
     for text in wide:
         name = text.split("\n")[0]
         assert "LDG.E.128" in text, name
         if "normalize" in name or "input_gradient" in name:
             assert "STG.E.128" in text, name
+
+
+def test_scalar_attention_reads_and_writes_tables_sixteen_bytes_at_once():
+    kernels = [text for text in functions() if "scalar_attention" in text.split("\n")[0]]
+    for kernel, wanted in (
+        ("tabulate", ("LDS.128", "STG.E.128")),
+        ("find_coefficients", ("LDG.E.128", "STG.E.128")),
+        ("interpolate", ("LDG.E.128",)),
+        ("sum_directly", ("LDS.128",)),
+    ):
+        texts = [text for text in kernels if kernel in text.split("\n")[0]]
+        assert texts
+        for text in texts:
+            assert all(instruction in text for instruction in wanted), text.split("\n")[0]

@@ -1,16 +1,13 @@
-"""The CUDA kernels, executed on the CPU (csrc/emulation), so that no GPU is needed to test them."""
+"""The CUDA kernels of GroupNorm + SiLU, executed on the CPU (csrc/emulation): no GPU is needed."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
+from tests.kernels.emulation import check_races, compile_emulation, pointer
 
-ROOT = Path(__file__).parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # cat_fast::group_norm_silu::Dtype
 CHUNK = 2048  # elements; smaller than kCudaChunkElements, so that small tensors have several chunks
 
@@ -29,25 +26,13 @@ class Shape(ctypes.Structure):
     )
 
 
-def compile_emulation(output, *flags, csrc=ROOT / "csrc"):
-    if (compiler := shutil.which("g++")) is None:
-        pytest.skip("needs g++")
-    source = ROOT / "tests/kernels/emulated_group_norm_silu.cpp"
-    options = ["-O1", "-std=c++20", "-DCAT_FAST_EMULATION", f"-I{csrc}", *flags]
-    subprocess.run([compiler, *options, "-x", "c++", str(source), "-o", str(output)], check=True)
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     path = tmp_path_factory.mktemp("emulation") / "group_norm_silu.so"
-    compile_emulation(path, "-shared", "-fPIC")
+    compile_emulation("group_norm_silu", path, "-shared", "-fPIC")
     library = ctypes.CDLL(str(path))
     library.workspace_floats.restype = ctypes.c_int64
     return library
-
-
-def pointer(tensor):
-    return ctypes.c_void_p(tensor.data_ptr())
 
 
 def run_emulated(library, x, weight, bias, grad, groups, eps, activation):
@@ -120,13 +105,7 @@ def test_cuda_kernels_match_float64(library, shape, groups, channels_last, dtype
 
 @pytest.mark.parametrize("planted", [False, True], ids=["as it is", "with a missing __syncthreads"])
 def test_cuda_kernels_have_no_data_race(tmp_path, planted):
-    csrc = shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    if planted:
-        kernels = csrc / "group_norm_silu/kernels.cuh"
-        write_then_sync = "shared[threadIdx.x * V + j] = sums[j];\n  __syncthreads();"
-        assert write_then_sync in kernels.read_text()
-        kernels.write_text(kernels.read_text().replace(write_then_sync, write_then_sync.split("\n")[0]))
-    compile_emulation(tmp_path / "check", "-fsanitize=thread", "-DRACE_CHECK", "-O0", "-g1", csrc=csrc)
-    ran = subprocess.run([tmp_path / "check"], capture_output=True, text=True, check=False)
-    assert ("data race" in ran.stderr) == planted, ran.stderr[:2000]
-    assert (ran.returncode != 0) == planted
+    write_then_sync = "shared[threadIdx.x * V + j] = sums[j];\n  __syncthreads();"
+    check_races(
+        "group_norm_silu", tmp_path, "group_norm_silu/kernels.cuh", write_then_sync if planted else None
+    )
