@@ -22,7 +22,8 @@ namespace {
 constexpr int64_t kChunkElements = 32768;  // 128 KiB of fp32: the second pass finds it in the L2 cache
 constexpr int64_t kLanes = 64;             // independent sums over a contiguous channel, for SIMD
 
-// One chunk of one channel (contiguous) or of all channels (channels-last) of a sample.
+// One chunk of one channel (contiguous) or of all channels (channels-last) of a sample; or, where element-wise
+// passes find contiguous channels of one chunk each, several channels that follow each other.
 struct Tile {
   int64_t sample, first_channel, channels;
   int64_t offset;     // of its first element in x
@@ -30,31 +31,34 @@ struct Tile {
   int64_t partial;    // where its first channel's partial results go
 };
 
-// Calls f(tile) for every tile; backwards, so that a second pass begins with what the first left in the caches.
-template <bool kBackwards = false, typename F>
+// Calls f(tile) for every tile. Element-wise passes go backwards: they begin with what the pass that reduced
+// left in the caches.
+template <bool kElementwise = false, typename F>
 void for_each_tile(const Shape& shape, const F& f) {
-  const int64_t chunks = shape.chunks;
-  const int64_t rows = shape.channels_last ? 1 : shape.channels;
-  const int64_t channels = shape.channels_last ? shape.channels : 1;
-  const int64_t elements = std::min(shape.chunk, shape.spatial) * channels;
-  const int64_t grain = std::max<int64_t>(1, kChunkElements / elements);
-  torch::stable::parallel_for(0, shape.samples * rows * chunks, grain, [&](int64_t begin, int64_t end) {
-    const int64_t first = kBackwards ? end - 1 : begin;
-    int64_t k = first % chunks, c = first / chunks % rows, n = first / chunks / rows;
+  const int64_t chunks = shape.chunks, positions = std::min(shape.chunk, shape.spatial);
+  const int64_t together = kElementwise && chunks == 1 ? std::clamp(kChunkElements / positions, int64_t{1}, shape.channels) : 1;
+  const int64_t channels = shape.channels_last ? shape.channels : together;
+  const int64_t columns = (shape.channels + channels - 1) / channels;
+  const int64_t grain = std::max<int64_t>(1, kChunkElements / (positions * channels));
+  torch::stable::parallel_for(0, shape.samples * columns * chunks, grain, [&](int64_t begin, int64_t end) {
+    const int64_t start = kElementwise ? end - 1 : begin;
+    int64_t k = start % chunks, column = start / chunks % columns, n = start / chunks / columns;
     for (int64_t left = end - begin; left > 0; --left) {
-      f(Tile{n, c, channels, ((n * rows + c) * shape.spatial + k * shape.chunk) * channels, shape.positions(k),
+      const int64_t c = column * channels, first = k * shape.chunk;
+      const int64_t offset = (n * shape.channels + c) * shape.spatial + first * (shape.channels_last ? channels : 1);
+      f(Tile{n, c, std::min(channels, shape.channels - c), offset, shape.positions(k),
              (n * chunks + k) * shape.channels + c});
-      if (kBackwards) {  // count down, or up, without the divisions above
+      if (kElementwise) {  // count down, or up, without the divisions above
         if (k-- > 0) continue;
         k = chunks - 1;
-        if (c-- > 0) continue;
-        c = rows - 1;
+        if (column-- > 0) continue;
+        column = columns - 1;
         --n;
       } else {
         if (++k < chunks) continue;
         k = 0;
-        if (++c < rows) continue;
-        c = 0;
+        if (++column < columns) continue;
+        column = 0;
         ++n;
       }
     }
@@ -157,13 +161,19 @@ struct Channels {
 
 // A tile as rows of an element-wise loop.
 std::pair<int64_t, int64_t> rows_of(const Shape& shape, const Tile& tile) {
-  return shape.channels_last ? std::pair(tile.positions, tile.channels) : std::pair(int64_t{1}, tile.positions);
+  return shape.channels_last ? std::pair(tile.positions, tile.channels) : std::pair(tile.channels, tile.positions);
+}
+
+// A contiguous shape whose channels are the groups of `shape`, for what is one value a group.
+Shape by_groups(const Shape& shape) {
+  const int64_t size = shape.group_size();
+  return {shape.samples, shape.groups, size, shape.groups, false, kChunkElements, (size - 1) / kChunkElements + 1};
 }
 
 template <typename T, bool kChannelsLast, bool kActivation>
 void forward(const Shape& shape, const T* x, const float* weight, const float* bias, float eps, T* y, float* mean,
              float* rstd) {
-  group_statistics<T, kChannelsLast>(shape, x, eps, mean, rstd);
+  group_statistics<T, kChannelsLast>(kChannelsLast ? shape : by_groups(shape), x, eps, mean, rstd);
   const Channels channels{per_channel(shape, mean), per_channel(shape, rstd), weight, bias};
   for_each_tile<true>(shape, [&](const Tile& tile) {
     const auto [rows, width] = rows_of(shape, tile);

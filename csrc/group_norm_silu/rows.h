@@ -1,8 +1,8 @@
 // The inner loops of GroupNorm + SiLU on the CPU, over rows of elements that follow each other in memory.
 //
 // With xhat = (x - mean) * rstd and z = weight * xhat + bias, the output is y = silu(z), and the gradient at z
-// is dz = dy * silu'(z). Channel data is indexed like the row in channels-last memory (kPerElement), and is
-// one value for all of the row otherwise.
+// is dz = dy * silu'(z). Channel data is indexed like the elements of a row in channels-last memory (kPerElement).
+// Otherwise sums are over one channel, and element-wise loops take one channel a row.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,7 @@ CAT_FAST_CLONES void normalize(const T* __restrict x, ChannelData channel, int64
   const float* __restrict bias = channel.bias;
   for (int64_t row = 0; row < rows; ++row, x += width, y += width) {
     for (int64_t i = 0; i < width; ++i) {
-      const int64_t c = kPerElement ? i : 0;
+      const int64_t c = kPerElement ? i : row;
       const float z = (to_float(x[i]) - mean[c]) * rstd[c] * weight[c] + bias[c];
       y[i] = from_float<T>(kActivation ? z * sigmoid(z) : z);
     }
@@ -91,7 +91,7 @@ CAT_FAST_CLONES void input_gradient(const T* __restrict x, const T* __restrict d
   const float* __restrict bias = channel.bias;
   for (int64_t row = 0; row < rows; ++row, x += width, dy += width, dx += width) {
     for (int64_t i = 0; i < width; ++i) {
-      const int64_t c = kPerElement ? i : 0;
+      const int64_t c = kPerElement ? i : row;
       const float xhat = (to_float(x[i]) - mean[c]) * rstd[c];
       const float dz = to_float(dy[i]) * activation_gradient<kActivation>(weight[c] * xhat + bias[c]);
       dx[i] = from_float<T>(rstd[c] * (weight[c] * dz - mean_dz[c] - xhat * mean_dz_xhat[c]));
