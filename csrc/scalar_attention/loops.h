@@ -67,12 +67,14 @@ CAT_FAST_CLONES inline void find_blocks(const float* __restrict positions, int64
   }
 }
 
-// Moves the sources of every block to its nodes: for two values u_0 = u and u_1 = w a source, at_nodes[c][b][r] = sum over j of
-// L_r(x_j) u_c(j), with L_r the polynomial that is 1 at node r and 0 at the others. The sum of u_c(j) f(x_j) is
-// then that of at_nodes[c][b][r] f(x_r), as exactly as f is interpolated.
+// Moves the sources of every block to its nodes. Of two values a source, u_0 = u and u_1 = w,
+//   at_nodes[c][b][r] = sum over j of L_r(x_j) u_c(j),
+// where L_r is the polynomial that is 1 at node r and 0 at the others. The sum of u_c(j) f(x_j) is then that of
+// at_nodes[c][b][r] f(x_r), as exactly as f is interpolated.
 CAT_FAST_CLONES inline void gather_at_nodes(Blocks blocks, const int32_t* __restrict begin,
                                             const float* __restrict positions, const float* __restrict u,
-                                            const float* __restrict w, const Basis& basis, float* __restrict at_nodes) {
+                                            const float* __restrict w, const Basis& basis,
+                                            float* __restrict at_nodes) {
   const float scale = 2.0f * blocks.per_width();
   for (int64_t b = 0; b < blocks.count; ++b) {
     const float centre = blocks.centres[b];

@@ -16,7 +16,8 @@ void forward(int dtype, const int64_t* sizes, const void* q, const void* k, cons
 
 void backward(int dtype, const int64_t* sizes, const void* dy, const void* q, const void* k, const void* v, void* dq,
               void* dk, void* dv, float* workspace) {
-  backward_cuda(static_cast<Dtype>(dtype), {sizes[0], sizes[1], sizes[2]}, dy, q, k, v, dq, dk, dv, workspace, nullptr);
+  backward_cuda(static_cast<Dtype>(dtype), {sizes[0], sizes[1], sizes[2]}, dy, q, k, v, dq, dk, dv, workspace,
+                nullptr);
 }
 }
 

@@ -97,6 +97,5 @@ def test_a_value_that_is_not_finite_makes_its_head_nan(library, where, value):
 @pytest.mark.parametrize("planted", [False, True], ids=["as it is", "with a missing __syncthreads"])
 def test_cuda_kernels_have_no_data_race(tmp_path, planted):
     write_then_sync = "rows[threadIdx.x] = range;\n  __syncthreads();"
-    check_races(
-        "scalar_attention", tmp_path, "scalar_attention/kernels.cuh", write_then_sync if planted else None
-    )
+    planted_in = write_then_sync if planted else None
+    check_races("scalar_attention", tmp_path, "scalar_attention/plan.cuh", planted_in)
