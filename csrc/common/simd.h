@@ -1,4 +1,4 @@
-// Sixteen floats that are worked on at once: one AVX-512 register, two of AVX2, four of SSE or NEON.
+// Vectors of floats that are worked on at once.
 #pragma once
 
 #include <cstdint>
@@ -7,27 +7,55 @@
 
 namespace cat_fast {
 
-constexpr int64_t kLanes = 16;
-using Vector = float __attribute__((vector_size(kLanes * sizeof(float)), may_alias));
+// kWidth floats. Compilers divide expressions of vectors wider than the machine's into narrower ones, but not well:
+// comparisons one by one, and arrays through memory. So kWidth is a template's argument, and register_width's.
+template <int kWidth>
+struct VectorOf {
+  typedef float Type __attribute__((vector_size(kWidth * sizeof(float)), may_alias));
+  typedef int32_t Integers __attribute__((vector_size(kWidth * sizeof(float))));
+};
 
-CAT_FAST_INLINE Vector broadcast(float value) { return Vector{} + value; }
+template <int kWidth>
+using Vector = typename VectorOf<kWidth>::Type;
 
-// Addresses are multiples of 64 bytes.
-CAT_FAST_INLINE Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-CAT_FAST_INLINE void store(const Vector& value, float* to) { *reinterpret_cast<Vector*>(to) = value; }
+// Calls f.operator()<kWidth>() with the floats of one vector register of this machine: 16, 8 or 4.
+template <typename F>
+inline void at_register_width(const F& f) {
+#if defined(__x86_64__)
+  static const int width = __builtin_cpu_supports("avx512f") ? 16 : __builtin_cpu_supports("avx2") ? 8 : 4;
+  if (width == 16) return f.template operator()<16>();
+  if (width == 8) return f.template operator()<8>();
+#endif
+  f.template operator()<4>();
+}
 
-// b where it is NaN, a where only a is.
-CAT_FAST_INLINE Vector maximum(const Vector& a, const Vector& b) { return a > b ? a : b; }
+// Addresses are multiples of the vector's size.
+template <int kWidth>
+CAT_FAST_INLINE Vector<kWidth> load(const float* from) {
+  return *reinterpret_cast<const Vector<kWidth>*>(from);
+}
+
+template <typename V>
+CAT_FAST_INLINE void store(const V& value, float* to) {
+  *reinterpret_cast<V*>(to) = value;
+}
+
+// b where one of them is NaN.
+template <typename V>
+CAT_FAST_INLINE V maximum(const V& a, const V& b) {
+  return a > b ? a : b;
+}
 
 // e^x as in cpu_math.h, for x <= 0 or a little above; NaN stays NaN.
-CAT_FAST_INLINE Vector exponential(const Vector& exponent) {
-  using Integers = int32_t __attribute__((vector_size(sizeof(Vector))));
-  const Vector x = maximum(broadcast(-87.0f), exponent);
+template <int kWidth>
+CAT_FAST_INLINE Vector<kWidth> exponential(const Vector<kWidth>& exponent) {
+  using Integers = typename VectorOf<kWidth>::Integers;
+  const Vector<kWidth> x = maximum(Vector<kWidth>{} - 87.0f, exponent);
   constexpr float kRound = 12582912.0f;
-  const Vector n = (x * 1.44269504f + kRound) - kRound;
-  const Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+  const Vector<kWidth> n = (x * 1.44269504f + kRound) - kRound;
+  const Vector<kWidth> r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
   const Integers power = (__builtin_convertvector(n, Integers) + 127) << 23;
-  return exponential_series(r) * reinterpret_cast<Vector>(power);
+  return exponential_series(r) * reinterpret_cast<Vector<kWidth>>(power);
 }
 
 }  // namespace cat_fast

@@ -66,7 +66,9 @@ class Backward {
               block.width);
     transpose(query_rows, row_, block.width, dim_, queries_.data() + block.first * dim_, block.width);
     transpose(grad_rows, row_, block.width, dim_, grads_.data() + block.first * dim_, block.width);
-    dot_rows(grad_rows, rows_.data(), block.width, row_, delta_.data() + block.first);
+    at_register_width([&]<int kWidth>() {
+      dot_rows<kWidth>(grad_rows, rows_.data(), block.width, row_, delta_.data() + block.first);
+    });
     const float* const lse = tensors_.lse + item.head * problem_.tokens + token;
     std::fill(std::copy_n(lse, block.count, lse_.data() + block.first), lse_.data() + block.first + block.width, 0.0f);
   }
@@ -77,7 +79,10 @@ class Backward {
     multiply({keys_.data(), dim_, 1}, queries_.data() + transposed, width, padded, dim_, width, weights, width, false);
     multiply({values_.data(), dim_, 1}, grads_.data() + transposed, width, padded, dim_, width, grad_scores, width,
              false);
-    softmax_backward(weights, grad_scores, keys, width, lse_.data() + block.first, delta_.data() + block.first);
+    at_register_width([&]<int kWidth>() {
+      softmax_backward<kWidth>(weights, grad_scores, keys, width, lse_.data() + block.first,
+                               delta_.data() + block.first);
+    });
     multiply({keys_.data(), 1, dim_}, grad_scores, width, dim_, keys, width, grad_queries_.data() + transposed, width,
              !first_keys);
     multiply({weights, width, 1}, grad_rows_.data() + rows, row_, padded, block.count, row_, grad_values_.data(), row_,

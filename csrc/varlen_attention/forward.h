@@ -56,15 +56,18 @@ class Forward {
     float* const outputs = outputs_.data() + block.first * dim_;
     multiply({keys_.data(), dim_, 1}, queries_.data() + block.first * dim_, width, padded, dim_, width, scores_.data(),
              width, false);
-    softmax_step(scores_.data(), keys, width, first, maxima_.data() + block.first, sums_.data() + block.first, outputs,
-                 dim_);
+    at_register_width([&]<int kWidth>() {
+      softmax_step<kWidth>(scores_.data(), keys, width, first, maxima_.data() + block.first,
+                           sums_.data() + block.first, outputs, dim_);
+    });
     multiply({values_.data(), 1, dim_}, scores_.data(), width, dim_, keys, width, outputs, width, !first);
   }
 
   void unpack(const Item& item, const QueryBlock& block) {
     const int64_t token = item.sequence.start + item.first + block.first;
     float* const outputs = outputs_.data() + block.first * dim_;
-    normalize(outputs, dim_, block.width, sums_.data() + block.first);
+    at_register_width(
+        [&]<int kWidth>() { normalize<kWidth>(outputs, dim_, block.width, sums_.data() + block.first); });
     transpose(outputs, block.width, dim_, block.width, rows_.data(), dim_);
     unpack_rows(rows_.data(), dim_, block.count, dim_, 1.0f, tensors_.out.at(token, item.head), tensors_.out.token);
     for (int64_t i = 0; i < block.count; ++i) {
@@ -76,8 +79,8 @@ class Forward {
   const Problem& problem_;
   const ForwardTensors<T>& tensors_;
   const int64_t dim_;
-  Buffer rows_, keys_, values_, scores_;           // of one tile
-  Buffer queries_, outputs_, maxima_, sums_;       // of all queries of an item; the first two [block][dim][query]
+  Buffer rows_, keys_, values_, scores_;      // of one tile
+  Buffer queries_, outputs_, maxima_, sums_;  // of all queries of an item; the first two [block][dim][query]
 };
 
 }  // namespace cat_fast::varlen_attention

@@ -18,9 +18,9 @@ namespace cat_fast::varlen_attention {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kKeys = 64;         // of one tile of scores: with their values they fit the L1 cache
-constexpr int64_t kQueries = 32;      // of one tile of scores: two vectors
-constexpr double kThreadWork = 1e6;   // multiplications that are worth another thread
+constexpr int64_t kKeys = 64;        // of one tile of scores: with their values they fit the L1 cache
+constexpr int64_t kQueries = 32;     // of one tile of scores: two vectors of AVX-512
+constexpr double kThreadWork = 1e6;  // multiplications that are worth another thread
 
 struct Sequence {
   int64_t start, length;  // in tokens
@@ -103,18 +103,18 @@ inline std::vector<Item> items_of(const Problem& problem, int64_t most_queries) 
   return items;
 }
 
-// Calls work(item) for every item, on threads that each make one `Work` and take the next item when they are done
-// with one. An item writes to places of its own, so it does not matter which thread takes it.
+// Calls make_work()(item) for every item, on threads that call make_work once and take the next item when they are
+// done with one. An item writes to places of its own, so it does not matter which thread takes it.
 template <typename MakeWork>
 void share(const Problem& problem, const std::vector<Item>& items, const MakeWork& make_work) {
-  double multiplications = 0;
-  for (const Item& item : items) multiplications += static_cast<double>(item.queries * item.sequence.length * problem.dim);
+  double work = 0;
+  for (const Item& item : items) work += static_cast<double>(item.queries * item.sequence.length * problem.dim);
   const auto most = std::min<double>(static_cast<double>(items.size()), torch::stable::get_num_threads());
-  const auto threads = static_cast<int64_t>(std::clamp(multiplications / kThreadWork, 1.0, std::max(most, 1.0)));
+  const auto threads = static_cast<int64_t>(std::clamp(work / kThreadWork, 1.0, std::max(most, 1.0)));
   std::atomic<size_t> next = 0;
   torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    auto work = make_work();
-    for (size_t i = next++; i < items.size(); i = next++) work(items[i]);
+    auto compute = make_work();
+    for (size_t i = next++; i < items.size(); i = next++) compute(items[i]);
   });
 }
 

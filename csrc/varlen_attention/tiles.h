@@ -12,7 +12,8 @@
 
 namespace cat_fast::varlen_attention {
 
-constexpr int64_t kRowTile = 8;  // rows of products come in multiples of this
+constexpr int64_t kRowTile = 8;  // rows of products come in multiples of this,
+constexpr int64_t kLanes = 16;   // and widths of matrices that are read as vectors in multiples of this
 
 // A matrix whose elements are broadcast: element (i, s) at data[i * row + s * column].
 struct Left {
@@ -20,16 +21,17 @@ struct Left {
   int64_t row, column;
 };
 
-// c (+)= a b, with kRows x kVectors sums in registers.
-template <int kRows, int kVectors>
+// c (+)= a b, kRows x kVectors vectors of kWidth sums being held in registers.
+template <int kWidth, int kRows, int kVectors>
 CAT_FAST_CLONES void multiply_tiles(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, float* c,
                                     int64_t c_row, bool accumulate) {
+  using V = Vector<kWidth>;
   for (int64_t i = 0; i < rows; i += kRows, c += kRows * c_row) {
-    Vector sums[kRows][kVectors];
+    V sums[kRows][kVectors];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sums[r][v] = accumulate ? load(c + r * c_row + v * kLanes) : Vector{};
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = accumulate ? load<kWidth>(c + r * c_row + v * kWidth) : V{};
     }
     const float* a_s = a.data + i * a.row;
     const float* b_s = b;
@@ -37,36 +39,29 @@ CAT_FAST_CLONES void multiply_tiles(Left a, const float* b, int64_t b_row, int64
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) sums[r][v] += a_s[r * a.row] * load(b_s + v * kLanes);
+        for (int v = 0; v < kVectors; ++v) sums[r][v] += a_s[r * a.row] * load<kWidth>(b_s + v * kWidth);
       }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) store(sums[r][v], c + r * c_row + v * kLanes);
+      for (int v = 0; v < kVectors; ++v) store(sums[r][v], c + r * c_row + v * kWidth);
     }
   }
-}
-
-inline bool has_32_vector_registers() {
-#if defined(__x86_64__)
-  static const bool has = __builtin_cpu_supports("avx512f");
-  return has;
-#else
-  return false;
-#endif
 }
 
 // c (+)= a b: c is rows x width, a rows x depth, b depth x width; rows are a multiple of kRowTile, width of kLanes.
 inline void multiply(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, int64_t width, float* c,
                      int64_t c_row, bool accumulate) {
-  const bool large = has_32_vector_registers();
-  for (int64_t n = 0; n < width;) {
-    const int64_t vectors = large && width - n >= 2 * kLanes ? 2 : 1;
-    const auto tiles = !large ? multiply_tiles<4, 1> : vectors == 1 ? multiply_tiles<8, 1> : multiply_tiles<8, 2>;
-    tiles(a, b + n, b_row, rows, depth, c + n, c_row, accumulate);
-    n += vectors * kLanes;
-  }
+  at_register_width([&]<int kWidth>() {
+    constexpr int kRows = kWidth == 16 ? 8 : 4;  // AVX-512 has twice the registers
+    for (int64_t n = 0; n < width;) {
+      const bool two = width - n >= 2 * kWidth;
+      const auto tiles = two ? multiply_tiles<kWidth, kRows, 2> : multiply_tiles<kWidth, kRows, 1>;
+      tiles(a, b + n, b_row, rows, depth, c + n, c_row, accumulate);
+      n += two ? 2 * kWidth : kWidth;
+    }
+  });
 }
 
 // packed[i] = scale * source[i], zero in columns from `width` on and in rows from `rows` on.
@@ -119,29 +114,34 @@ CAT_FAST_CLONES inline void transpose(const float* from, int64_t from_row, int64
 
 // One step of the online softmax over a block of keys. scores[key][query] become e^(score - maximum); maxima and
 // sums of the queries are brought up to date, and outputs[d][query], the weighted sums so far, are rescaled.
-CAT_FAST_CLONES inline void softmax_step(float* scores, int64_t keys, int64_t width, bool first, float* maxima,
-                                         float* sums, float* outputs, int64_t dim) {
-  for (int64_t n = 0; n < width; n += kLanes) {
+template <int kWidth>
+CAT_FAST_CLONES void softmax_step(float* scores, int64_t keys, int64_t width, bool first, float* maxima, float* sums,
+                                  float* outputs, int64_t dim) {
+  using V = Vector<kWidth>;
+  for (int64_t n = 0; n < width; n += kWidth) {
     float* const column = scores + n;
-    const Vector before = first ? load(column) : load(maxima + n);
-    Vector highest[4] = {before, before, before, before};  // four chains of comparisons, which take their time
+    const V before = load<kWidth>(first ? column : maxima + n);
+    V highest[4] = {before, before, before, before};  // four chains of comparisons, which take their time
     int64_t j = 0;
     for (; j + 4 <= keys; j += 4) {
 #pragma GCC unroll 4
-      for (int c = 0; c < 4; ++c) highest[c] = maximum(highest[c], load(column + (j + c) * width));
+      for (int c = 0; c < 4; ++c) highest[c] = maximum(highest[c], load<kWidth>(column + (j + c) * width));
     }
-    for (; j < keys; ++j) highest[0] = maximum(highest[0], load(column + j * width));
-    const Vector now = maximum(maximum(highest[0], highest[1]), maximum(highest[2], highest[3]));
-    Vector sum = {};
+    for (; j < keys; ++j) highest[0] = maximum(highest[0], load<kWidth>(column + j * width));
+    const V now = maximum(maximum(highest[0], highest[1]), maximum(highest[2], highest[3]));
+    V sum = {};
     for (j = 0; j < keys; ++j) {
-      const Vector weight = exponential(load(column + j * width) - now);
+      const V weight = exponential<kWidth>(load<kWidth>(column + j * width) - now);
       store(weight, column + j * width);
       sum += weight;
     }
     if (!first) {
-      const Vector correction = exponential(before - now);
-      sum += correction * load(sums + n);
-      for (int64_t d = 0; d < dim; ++d) store(correction * load(outputs + d * width + n), outputs + d * width + n);
+      const V correction = exponential<kWidth>(before - now);
+      sum += correction * load<kWidth>(sums + n);
+      for (int64_t d = 0; d < dim; ++d) {
+        float* const output = outputs + d * width + n;
+        store<V>(correction * load<kWidth>(output), output);
+      }
     }
     store(now, maxima + n);
     store(sum, sums + n);
@@ -149,36 +149,44 @@ CAT_FAST_CLONES inline void softmax_step(float* scores, int64_t keys, int64_t wi
 }
 
 // outputs[d][query] /= sums[query]
-CAT_FAST_CLONES inline void normalize(float* outputs, int64_t dim, int64_t width, const float* sums) {
-  for (int64_t n = 0; n < width; n += kLanes) {
-    const Vector inverse = 1.0f / load(sums + n);
-    for (int64_t d = 0; d < dim; ++d) store(inverse * load(outputs + d * width + n), outputs + d * width + n);
+template <int kWidth>
+CAT_FAST_CLONES void normalize(float* outputs, int64_t dim, int64_t width, const float* sums) {
+  using V = Vector<kWidth>;
+  for (int64_t n = 0; n < width; n += kWidth) {
+    const V inverse = 1.0f / load<kWidth>(sums + n);
+    for (int64_t d = 0; d < dim; ++d) {
+      float* const output = outputs + d * width + n;
+      store<V>(inverse * load<kWidth>(output), output);
+    }
   }
 }
 
 // scores[key][query] become the weights p = e^(score - lse), and dweights their gradients' dscores =
 // p (dweight - delta).
-CAT_FAST_CLONES inline void softmax_backward(float* scores, float* dweights, int64_t keys, int64_t width,
-                                             const float* lse, const float* delta) {
-  for (int64_t n = 0; n < width; n += kLanes) {
-    const Vector shift = load(lse + n), mean = load(delta + n);
+template <int kWidth>
+CAT_FAST_CLONES void softmax_backward(float* scores, float* dweights, int64_t keys, int64_t width, const float* lse,
+                                      const float* delta) {
+  using V = Vector<kWidth>;
+  for (int64_t n = 0; n < width; n += kWidth) {
+    const V shift = load<kWidth>(lse + n), mean = load<kWidth>(delta + n);
     for (int64_t j = 0; j < keys; ++j) {
       float* const score = scores + j * width + n;
       float* const gradient = dweights + j * width + n;
-      const Vector weight = exponential(load(score) - shift);
+      const V weight = exponential<kWidth>(load<kWidth>(score) - shift);
       store(weight, score);
-      store(weight * (load(gradient) - mean), gradient);
+      store<V>(weight * (load<kWidth>(gradient) - mean), gradient);
     }
   }
 }
 
 // sums[i] = sum over d of a[i][d] b[i][d]; the width is a multiple of kLanes.
-CAT_FAST_CLONES inline void dot_rows(const float* a, const float* b, int64_t rows, int64_t width, float* sums) {
+template <int kWidth>
+CAT_FAST_CLONES void dot_rows(const float* a, const float* b, int64_t rows, int64_t width, float* sums) {
   for (int64_t i = 0; i < rows; ++i, a += width, b += width) {
-    Vector total = {};
-    for (int64_t d = 0; d < width; d += kLanes) total += load(a + d) * load(b + d);
+    Vector<kWidth> total = {};
+    for (int64_t d = 0; d < width; d += kWidth) total += load<kWidth>(a + d) * load<kWidth>(b + d);
     float sum = 0;
-    for (int64_t lane = 0; lane < kLanes; ++lane) sum += total[lane];
+    for (int lane = 0; lane < kWidth; ++lane) sum += total[lane];
     sums[i] = sum;
   }
 }
