@@ -1,4 +1,4 @@
-"""Adaptive LayerNorm over packed tokens: `adaln`, and `gate_residual_adaln` with what comes before it fused in.
+"""Adaptive LayerNorm over packed tokens: `adaln`, and `gate_residual_adaln`, which does what precedes it too.
 
 Both take one modulation row a sequence, as a view into wherever it lies, and never expand it to tokens.
 
@@ -23,7 +23,8 @@ def adaln(
     from 0 to T; sequences may be empty. Statistics are fp32; y has x's shape and dtype, under autocast too.
     Differentiable once; where second derivatives are needed, use the reference.
 
-    Raises ValueError if shapes or dtypes do not fit; on the CPU RuntimeError if the values of cu_seqlens do not.
+    Raises ValueError if shapes or dtypes do not fit, and on the CPU RuntimeError if the values of cu_seqlens
+    do not; a GPU, which would have to stop for it, trusts them.
     """
     shift, scale = _in_stream_dtype(x, shift, scale)
     _check(x, cu_seqlens, shift=shift, scale=scale)

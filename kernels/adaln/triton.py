@@ -1,11 +1,13 @@
 """adaLN over packed tokens in Triton: kernels, and the functions that launch them.
 
-A program takes a chunk of consecutive tokens, whatever sequences they are of, one token after another. It finds
-the first token's sequence in cu_seqlens by bisection and walks on from there, so that neither the host nor a
-table has to know the lengths. In backward it writes a row of sums for each sequence that it meets: chunk c and
-sequence s have row c + s to themselves, as from each meeting to the next one of the two grows and none shrinks.
-A second kernel adds the rows of each sequence, in order.
+A program takes a chunk of consecutive tokens, whatever sequences they are of, one token after another. It
+finds the first token's sequence in cu_seqlens by bisection and walks on from there, so that neither the host
+nor a table has to know the lengths. In backward it writes a row of sums for each sequence that it meets:
+chunk c and sequence s have row c + s to themselves, as from one meeting to the next c or s grows and neither
+shrinks. A second kernel adds the rows of each sequence, in order.
 """
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 import torch
 import triton
@@ -131,7 +133,8 @@ def _backward(
                 None if h is None else h.contiguous(), gate, scale, cu_seqlens, mean, rstd,
                 dx, dh, partial, tokens, sequences, chunk, features,
                 0 if gate is None else gate.stride(0), scale.stride(0),
-                BLOCK=triton.next_power_of_2(features), GATED=gated, num_warps=_warps(x), maxnreg=_registers(x),
+                BLOCK=triton.next_power_of_2(features), GATED=gated,
+                num_warps=_warps(x), maxnreg=_registers(x),
             )  # fmt: skip
         if sequences * features:
             adaln_combine_kernel[(sequences, triton.cdiv(features, COMBINED_COLUMNS))](
@@ -157,9 +160,8 @@ def _warps(x: torch.Tensor) -> int:
 
 
 def _registers(x: torch.Tensor) -> int | None:
-    """The most registers a thread may have in backward. With 64, half of the threads that a multiprocessor can
-    hold are there at once; aligned tokens of 128 bits a thread need no more, and without a cap would take more.
-    """
+    """The most registers that a thread of backward may have: 64, with which a multiprocessor is half full of
+    threads, where tokens are aligned and 128 bits a thread. That needs no more, but takes it if it may."""
     token_bytes = x.shape[1] * x.element_size()
     return 64 if token_bytes % 16 == 0 and token_bytes <= 16 * 512 else None
 
@@ -192,9 +194,8 @@ def adaln_forward_kernel(
         shift_row = tl.load(shift + row * shift_stride + columns, mask=inside, other=0).to(tl.float32)
         if GATED:
             gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0).to(tl.float32)
-        first = token.to(tl.int64) * features + columns
-        for i in range(stop - token):
-            at = first + i * features
+        for t in range(token, stop):  # where interpreted, t is no tensor
+            at = tl.cast(t, tl.int64) * features + columns
             value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
             if GATED:
                 value += gate_row * tl.load(h + at, mask=inside, other=0).to(tl.float32)
@@ -206,16 +207,16 @@ def adaln_forward_kernel(
             scaling = 1.0 / tl.sqrt(tl.sum(distance * distance, 0) / features + eps)
             modulated = distance * scaling * (1.0 + scale_row) + shift_row
             tl.store(y + at, modulated.to(y.dtype.element_ty), mask=inside)
-            tl.store(mean + token + i, center)
-            tl.store(rstd + token + i, scaling)
+            tl.store(mean + t, center)
+            tl.store(rstd + t, scaling)
         token = stop
         s += 1
 
 
 @triton.jit(do_not_specialize=["tokens", "sequences", "chunk"])
 def adaln_backward_kernel(
-    dx_new, dy, x, h, gate, scale, cu_seqlens, mean, rstd, dx, dh, partial, tokens, sequences, chunk, features,
-    gate_stride, scale_stride, BLOCK: tl.constexpr, GATED: tl.constexpr,
+    dx_new, dy, x, h, gate, scale, cu_seqlens, mean, rstd, dx, dh, partial, tokens, sequences, chunk,
+    features, gate_stride, scale_stride, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)
     inside = columns < features
@@ -229,11 +230,10 @@ def adaln_backward_kernel(
             dgate = tl.zeros([BLOCK], tl.float32)
         dshift = tl.zeros([BLOCK], tl.float32)
         dscale = tl.zeros([BLOCK], tl.float32)
-        first = token.to(tl.int64) * features + columns
-        for i in range(stop - token):
-            at = first + i * features
-            scaling = tl.load(rstd + token + i)
-            xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - tl.load(mean + token + i)) * scaling
+        for t in range(token, stop):  # where interpreted, t is no tensor
+            at = tl.cast(t, tl.int64) * features + columns
+            scaling = tl.load(rstd + t)
+            xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - tl.load(mean + t)) * scaling
             dxhat = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
             dshift += dxhat
             dscale += dxhat * xhat
@@ -268,13 +268,13 @@ def adaln_combine_kernel(
     first = begin // chunk
     last = tl.where(begin < end, (end + chunk - 1) // chunk, first)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    kinds: tl.constexpr = 3 if GATED else 2
-    sums = partial + s * kinds * features
+    stride = (3 if GATED else 2) * features
+    sums = partial + s * stride
     to = s * features + columns
-    _combine(sums, first, last, kinds * features, columns, features, dshift + to, ROWS, COLUMNS)
-    _combine(sums + features, first, last, kinds * features, columns, features, dscale + to, ROWS, COLUMNS)
+    _combine(sums, first, last, stride, columns, features, dshift + to, ROWS, COLUMNS)
+    _combine(sums + features, first, last, stride, columns, features, dscale + to, ROWS, COLUMNS)
     if GATED:
-        _combine(sums + 2 * features, first, last, kinds * features, columns, features, dgate + to, ROWS, COLUMNS)
+        _combine(sums + 2 * features, first, last, stride, columns, features, dgate + to, ROWS, COLUMNS)
 
 
 @triton.jit
