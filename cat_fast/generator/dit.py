@@ -24,8 +24,11 @@ from cat_fast.generator.embeddings import (
     TimestepEmbedder,
     position_embedding,
 )
+from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
 from cat_fast.kernels.varlen_attention.op import varlen_attention
 from cat_fast.packing import PackedSequence
+
+NORM_EPS = 1e-6
 
 
 class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
@@ -108,7 +111,6 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         labels = packed.label if labels is None else labels
         timesteps, labels = self._check(packed, timesteps, labels)
 
-        index = packed.sequence_index()
         positions = position_embedding(packed, self.config.hidden_size, self.config.position_frame)
         x = self.x_embedder(packed.tokens.to(self.dtype)) + positions.to(self.dtype)
         c = (
@@ -116,14 +118,15 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
             + self.y_embedder(labels, generator)
             + self.ratio_embedder(packed.ratio)
         )
+        branch: Branch | None = None
         for block in self.blocks:
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(
-                    block, x, c, index, packed.cu_seqlens, packed.max_seqlen
+            if torch.is_grad_enabled() and self.gradient_checkpointing:  # keeps x and h of each block
+                x, branch = self._gradient_checkpointing_func(
+                    block, x, branch, c, packed.cu_seqlens, packed.max_seqlen
                 )
             else:
-                x = block(x, c, index, packed.cu_seqlens, packed.max_seqlen)
-        return self.final_layer(x, c, index)
+                x, branch = block(x, branch, c, packed.cu_seqlens, packed.max_seqlen)
+        return self.final_layer(x, branch, c, packed.cu_seqlens)
 
     def _check(
         self, packed: PackedSequence, timesteps: torch.Tensor | None, labels: torch.Tensor | None
@@ -171,26 +174,33 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
                 nn.init.zeros_(parameter)
 
 
+Branch = tuple[torch.Tensor, torch.Tensor]
+"""What the residual stream x is still to receive, x += gate * h: h (T, D) and its gate (S, D). It waits for
+the next norm, so that one pass over the tokens does both."""
+
+
 class DiTBlock(nn.Module):
     """x += gate * attention(modulate(norm(x))), then the same with an MLP (adaLN-Zero)."""
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads)
-        self.norm2 = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
     def forward(
-        self, x: torch.Tensor, c: torch.Tensor, index: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
-    ) -> torch.Tensor:
-        """x (T, D), conditioning c (S, D), index (T,) of each token's sequence -> (T, D)."""
+        self,
+        x: torch.Tensor,
+        branch: Branch | None,
+        c: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+    ) -> tuple[torch.Tensor, Branch]:
+        """x (T, D) and the last block's branch, conditioning c (S, D) -> x, and the branch of this block."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
-        attended = self.attn(_modulate(self.norm1(x), shift1, scale1, index), cu_seqlens, max_seqlen)
-        x = torch.addcmul(x, gate1.index_select(0, index), attended)
-        hidden = self.mlp(_modulate(self.norm2(x), shift2, scale2, index))
-        return torch.addcmul(x, gate2.index_select(0, index), hidden)
+        x, y = _receive(x, branch, shift1, scale1, cu_seqlens)
+        x, y = _receive(x, (self.attn(y, cu_seqlens, max_seqlen), gate1), shift2, scale2, cu_seqlens)
+        return x, (self.mlp(y), gate2)
 
 
 class Attention(nn.Module):
@@ -223,18 +233,29 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, token_dim: int) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(hidden_size, token_dim)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
-    def forward(self, x: torch.Tensor, c: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, branch: Branch | None, c: torch.Tensor, cu_seqlens: torch.Tensor
+    ) -> torch.Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        return self.linear(_modulate(self.norm_final(x), shift, scale, index))
+        _x, y = _receive(x, branch, shift, scale, cu_seqlens)
+        return self.linear(y)
 
 
-def _modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """x (T, D) * (1 + scale) + shift with the row of each token's sequence; scale and shift are (S, D)."""
-    return torch.addcmul(shift.index_select(0, index), x, (1 + scale).index_select(0, index))
+def _receive(
+    x: torch.Tensor,
+    branch: Branch | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x with the branch added, if there is one, and norm(x) * (1 + scale) + shift. scale, shift: (S, D)."""
+    if branch is None:
+        return x, adaln(x, shift, scale, cu_seqlens, NORM_EPS)
+    h, gate = branch
+    return gate_residual_adaln(x, h, gate, shift, scale, cu_seqlens, NORM_EPS)
 
 
 def _shape(value: torch.Tensor | None) -> str:

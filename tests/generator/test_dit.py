@@ -153,6 +153,19 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_dit, random_mix):
         assert torch.equal(checkpointed[2][name], gradient), name
 
 
+def test_the_references_give_what_the_fastest_operators_give(tiny_dit, random_mix, monkeypatch):
+    packed = random_mix(seed=8)
+    weight = torch.randn(packed.tokens.shape)
+    monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
+    fast = output_and_gradients(tiny_dit, [packed], [weight])
+    monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
+    plain = output_and_gradients(tiny_dit, [packed], [weight])
+    assert relative_error(fast[0], plain[0]) <= 1e-5
+    assert relative_error(fast[1], plain[1]) <= 1e-5
+    for name, gradient in plain[2].items():
+        assert relative_error(fast[2][name], gradient) <= 1e-5, name
+
+
 def test_bfloat16_stays_close_and_keeps_its_dtype(tiny_dit, random_mix):
     packed = random_mix(seed=6)
     expected = tiny_dit(packed)
