@@ -21,6 +21,8 @@ if __name__ == "__main__":  # else this file, beside the script, would be found 
 
 from benchmarks import baselines, harness
 from cat_fast.kernels import backends
+from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
+from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adaln_reference
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
 from cat_fast.kernels.scalar_attention.op import scalar_attention
@@ -32,16 +34,18 @@ from cat_fast.kernels.varlen_attention.reference import varlen_attention_referen
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PASSES = ("forward", "forward_backward")
+Tensors = torch.Tensor | tuple[torch.Tensor, ...]
+"""One output, or several."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
     """A way to compute an operator, and what it is given, in the layout it wants."""
 
-    function: Callable[..., torch.Tensor]
+    function: Callable[..., Tensors]
     inputs: Sequence[torch.Tensor]
     """All of them have gradients."""
-    grad: torch.Tensor
+    grad: Tensors
     """Of the output."""
     restore: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
     """An output or a gradient, laid out as ours is."""
@@ -53,7 +57,7 @@ class Setup:
 
     ours: Rival
     baselines: Mapping[str, Rival]
-    reference: Callable[..., torch.Tensor]
+    reference: Callable[..., Tensors]
     """The truth, given ours' inputs in float64."""
     tolerance: float = 1e-5
     bytes_moved: Mapping[str, int] = field(default_factory=dict)
@@ -162,6 +166,40 @@ def pack_mixed(channels: int, sides: Sequence[int]) -> Setup:
     )
 
 
+def adaln_packed(features: int, lengths: Sequence[int], gated: bool) -> Setup:
+    """adaLN over packed tokens (T, D) of these lengths, fp32, the modulation being views into one (S, 6 D).
+
+    `gated` is with gate and residual before it. The baselines expand the modulation to tokens.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, h, *grads = torch.randn(4, sum(lengths), features, generator=generator).to(DEVICE).unbind()
+    modulation = torch.randn(len(lengths), 6 * features, generator=generator).to(DEVICE)
+    gate, shift, scale, *_ = modulation.chunk(6, dim=1)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE, torch.int32)
+    options = {"cu_seqlens": cu_seqlens, "eps": 1e-6}
+    if gated:
+        rival = partial(Rival, inputs=(x, h, gate, shift, scale), grad=tuple(grads))
+        ours, eager = (
+            partial(gate_residual_adaln, **options),
+            partial(gate_residual_adaln_reference, **options),
+        )
+        moved = {"forward": 4, "forward_backward": 4 + 6}  # backward: dx_new, dy, x_new and h, dx and dh
+    else:
+        rival = partial(Rival, inputs=(x, shift, scale), grad=grads[0])
+        ours, eager = partial(adaln, **options), partial(adaln_reference, **options)
+        moved = {"forward": 2, "forward_backward": 2 + 3}
+    return Setup(
+        ours=rival(function=ours),
+        baselines={
+            "eager": rival(function=eager),
+            "compile": rival(function=torch.compile(eager, dynamic=False)),
+        },
+        reference=eager,
+        bytes_moved={name: count * x.nbytes for name, count in moved.items()},
+        copied=x,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """An operator at one size, and what it is compared with on each pass."""
@@ -212,6 +250,16 @@ TABLE = (
         )
         for each in (1, 8)
     ),
+    *(
+        Entry(
+            op=op,
+            shape="1152_64x7+256x8+1024",
+            setup=partial(adaln_packed, 1152, [64] * 7 + [256] * 8 + [1024], gated=gated),
+            forward=("eager", "compile"),
+            forward_backward=("eager",),
+        )
+        for op, gated in (("adaln", False), ("gate_residual_adaln", True))
+    ),
 )
 
 
@@ -232,7 +280,8 @@ def case(entry: Entry, name: str) -> harness.Case:
 
     def truth() -> Sequence[torch.Tensor]:
         doubles = [x.double() for x in ours.inputs]
-        exact = Rival(function=setup.reference, inputs=doubles, grad=ours.grad.double())
+        grad = tuple(g.double() for g in several(ours.grad))
+        exact = Rival(function=setup.reference, inputs=doubles, grad=grad)
         return contestant(exact, name).run()
 
     return harness.Case(
@@ -252,21 +301,26 @@ def case(entry: Entry, name: str) -> harness.Case:
 
 
 def contestant(rival: Rival, name: str) -> harness.Contestant:
-    """A rival at one pass: its output without autograd, or its output and the gradients of all inputs."""
+    """A rival at one pass: its outputs without autograd, or its outputs and the gradients of all inputs."""
 
     def forward() -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
-            return (rival.function(*rival.inputs),)
+            return several(rival.function(*rival.inputs))
 
     def forward_backward() -> tuple[torch.Tensor, ...]:
         leaves = [x.detach().requires_grad_() for x in rival.inputs]
-        y = rival.function(*leaves)
-        return y.detach(), *torch.autograd.grad(y, leaves, rival.grad)
+        outputs = several(rival.function(*leaves))
+        gradients = torch.autograd.grad(outputs, leaves, several(rival.grad))
+        return *(y.detach() for y in outputs), *gradients
 
     return harness.Contestant(
         run={"forward": forward, "forward_backward": forward_backward}[name],
         outputs=lambda tensors: [rival.restore(x) for x in tensors],
     )
+
+
+def several(outputs: Tensors) -> tuple[torch.Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 if __name__ == "__main__":

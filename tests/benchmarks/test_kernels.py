@@ -39,6 +39,16 @@ TOYS = (
         forward=("eager",),
         forward_backward=("eager",),
     ),
+    *(
+        kernels.Entry(
+            op=op,
+            shape="toy",
+            setup=partial(kernels.adaln_packed, 24, [3, 1, 40, 6], gated=gated),
+            forward=("eager",),
+            forward_backward=("eager",),
+        )
+        for op, gated in (("adaln", False), ("gate_residual_adaln", True))
+    ),
 )
 
 
@@ -80,12 +90,21 @@ def test_keys_are_operator_shape_and_pass():
 
 
 def test_work_is_counted_as_by_hand():
+    def work(op, which):
+        (toy,) = (toy for toy in TOYS if toy.op == op)
+        case = kernels.case(toy, which)
+        return case.bytes_moved or case.flops
+
     x_bytes = 2 * 64 * 5 * 3 * 4
-    assert kernels.case(TOYS[0], "forward").bytes_moved == 3 * x_bytes
-    assert kernels.case(TOYS[0], "forward_backward").bytes_moved == 8 * x_bytes
+    assert work("group_norm_silu", "forward") == 3 * x_bytes
+    assert work("group_norm_silu", "forward_backward") == 8 * x_bytes
     # Two heads, 55 pairs of tokens, two products of 8 multiplications and additions each.
-    assert kernels.case(TOYS[1], "forward").flops == 2 * 55 * 2 * 8 * 2
-    assert kernels.case(TOYS[2], "forward").bytes_moved == 2 * 8 * (64 + 16 + 16) * 4
+    assert work("varlen_attention", "forward") == 2 * 55 * 2 * 8 * 2
+    assert work("pack", "forward") == 2 * 8 * (64 + 16 + 16) * 4
+    x_bytes = 50 * 24 * 4
+    assert work("adaln", "forward") == 2 * x_bytes  # x, y
+    assert work("adaln", "forward_backward") == 5 * x_bytes  # and dy, x, dx
+    assert work("gate_residual_adaln", "forward_backward") == 10 * x_bytes
 
 
 def test_padding_is_restored_in_packed_order():
