@@ -26,3 +26,10 @@ def padded_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, real: torch.T
     return F.scaled_dot_product_attention(q_SHLD, k_SHLD, v_SHLD, attn_mask=real[:, None, None, :]).transpose(
         1, 2
     )
+
+
+def materialized_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention that keeps all N x N weights: two products and a softmax. q, k, v: (B, N, H, D)."""
+    q_BHND, k_BHND, v_BHND = (x.transpose(1, 2) for x in (q, k, v))
+    weights = (q_BHND @ k_BHND.mT * q.shape[-1] ** -0.5).softmax(-1)
+    return (weights @ v_BHND).transpose(1, 2)

@@ -25,12 +25,14 @@ from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
 from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adaln_reference
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
-from cat_fast.kernels.scalar_attention.op import scalar_attention
-from cat_fast.kernels.scalar_attention.reference import scalar_attention_reference
 from cat_fast.kernels.pack.op import pack
 from cat_fast.kernels.pack.reference import pack_reference
+from cat_fast.kernels.scalar_attention.op import scalar_attention
+from cat_fast.kernels.scalar_attention.reference import scalar_attention_reference
 from cat_fast.kernels.varlen_attention.op import varlen_attention
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
+from cat_fast.kernels.wide_attention.op import wide_attention
+from cat_fast.kernels.wide_attention.reference import wide_attention_reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PASSES = ("forward", "forward_backward")
@@ -200,6 +202,24 @@ def adaln_packed(features: int, lengths: Sequence[int], gated: bool) -> Setup:
     )
 
 
+def wide_attention_one_head(count: int, dim: int) -> Setup:
+    """Attention of `count` positions in one head of `dim` dimensions, fp32."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = torch.randn(4, 1, count, 1, dim, generator=generator).to(DEVICE).unbind()
+    rival = partial(Rival, inputs=(q, k, v), grad=grad)
+    multiplied = 4 * dim * count**2  # in backward, twice as much again
+    return Setup(
+        ours=rival(function=wide_attention),
+        baselines={
+            "eager": rival(function=baselines.materialized_attention),
+            "sdpa": rival(function=wide_attention_reference),
+        },
+        reference=wide_attention_reference,
+        flops={"forward": multiplied, "forward_backward": 3 * multiplied},
+        sizes={"head_dim": dim},
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """An operator at one size, and what it is compared with on each pass."""
@@ -259,6 +279,13 @@ TABLE = (
             forward_backward=("eager",),
         )
         for op, gated in (("adaln", False), ("gate_residual_adaln", True))
+    ),
+    Entry(
+        op="wide_attention",
+        shape="1x512x1024",
+        setup=partial(wide_attention_one_head, 1024, 512),
+        forward=("eager", "sdpa"),
+        forward_backward=("eager", "sdpa"),
     ),
 )
 

@@ -49,6 +49,13 @@ TOYS = (
         )
         for op, gated in (("adaln", False), ("gate_residual_adaln", True))
     ),
+    kernels.Entry(
+        op="wide_attention",
+        shape="toy",
+        setup=partial(kernels.wide_attention_one_head, 5, 256),
+        forward=("eager", "sdpa"),
+        forward_backward=("eager", "sdpa"),
+    ),
 )
 
 
