@@ -16,8 +16,6 @@ the first and stores what lies beyond it. fp32 is multiplied exactly, on no matr
 Scores are kept to base 2, as GPUs have that exponential.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
-
 import torch
 import triton
 import triton.language as tl

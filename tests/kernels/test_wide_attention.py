@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from cat_fast.errors import UserError
 from cat_fast.kernels import backends
 from cat_fast.kernels.wide_attention.op import wide_attention
 from cat_fast.kernels.wide_attention.reference import wide_attention_reference
@@ -202,3 +203,6 @@ def test_the_middle_block_gives_the_same_on_both_backends(monkeypatch, triton):
         results.append([y, *torch.autograd.grad(y.square().sum(), [leaf, *block.parameters()])])
     for ours, other in zip(*results, strict=True):
         assert_close(ours, other, atol=1e-5 * max(1.0, other.abs().max().item()), rtol=0)
+    monkeypatch.setenv("CAT_FAST_BACKEND", "wide_attention=cpp")
+    with pytest.raises(UserError, match="wide_attention has no such backend: it has triton, reference"):
+        block(x)
