@@ -1,11 +1,13 @@
 """Attention over packed sequences in Triton: forward, and a backward pass without atomics.
 
-A head of dimension D is one tile of columns, or two where that saves work: the largest power of two below D, and
-one of at least 16 for the rest. 72 is 64 + 16 with half of the 16 masked, not 128 (`column_tiles`).
+A head of dimension D is one tile of columns, or two where that saves work: 72 is 64 + 16 with half of the 16
+masked, not 128 (`column_tiles`). In fp32 neither is wider than 64: products without matrix instructions hold
+whole rows in registers.
 
-A program takes BLOCK rows of one sequence. Sequence s owns the programs from cu_seqlens[s] // BLOCK + s on: always
-enough for its rows, and at most one too many, so the grid needs T and S alone, lengths stay on the device, and short
-sequences beside long ones cost next to nothing. No result depends on a sequence's neighbours, to the bit.
+A program takes BLOCK rows of one sequence. Sequence s owns the programs from cu_seqlens[s] // BLOCK + s on:
+always enough for its rows, and at most one too many. So the grid needs T and S alone, lengths stay on the
+device, and short sequences beside long ones cost next to nothing. No result depends on a sequence's
+neighbours, to the bit.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -45,23 +47,16 @@ def varlen_attention_triton(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(q kᵀ / √D) v within each sequence, and the softmax's logarithmic denominators.
 
-    q, k, v: (T, H, D) in fp32, bf16 or fp16, 32 <= D <= 128 in steps of 8, any strides (views of a fused qkv are
-    read in place). cu_seqlens: int32 (S + 1,). max_seqlen is not needed. Returns out, contiguous (T, H, D) of q's
-    dtype, and lse, (H, T) in fp32.
+    q, k, v: (T, H, D) in fp32, bf16 or fp16, 32 <= D <= 128 in steps of 8, any strides (views of a fused qkv
+    are read in place). cu_seqlens: int32 (S + 1,). max_seqlen is not needed. Returns out, contiguous, of
+    q's shape and dtype, and lse, (H, T) in fp32.
     """
     q, k, v = map(_rows_dense, (q, k, v))
-    tokens, heads, _ = q.shape
+    dim = q.shape[2]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty((heads, tokens), dtype=torch.float32, device=q.device)
-    unit = _unit(q, k, v)
-    settings = _settings(q, step=64 if q.shape[2] <= 96 else 32, warps=4)
-    sequences = len(cu_seqlens) - 1
-    if out.numel() > 0:
-        with on_device_of(q):
-            _forward[_grid(q, sequences, settings["BLOCK"])](
-                q, k, v, out, lse, cu_seqlens, tokens, sequences,
-                *_strides(q, unit), *_strides(k, unit), *_strides(v, unit), UNIT=unit, **settings,
-            )  # fmt: skip
+    lse = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
+    settings = _settings(q, step=64 if dim <= 80 else 32, warps=4)
+    _launch(_forward, (q, k, v, out, lse), cu_seqlens, (q, k, v), settings)
     return out, lse
 
 
@@ -75,98 +70,71 @@ def varlen_attention_backward_triton(
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of q, k and v, each contiguous (T, H, D), from `varlen_attention_triton`'s arguments and results.
+    """dq, dk and dv, contiguous, from `varlen_attention_triton`'s arguments and results.
 
     One kernel walks the keys of a block of queries, another the queries of a block of keys.
     """
-    grad_out, q, k, v, out = map(_rows_dense, (grad_out, q, k, v, out.contiguous()))
-    tokens, heads, _ = q.shape
+    grad_out, q, k, v = map(_rows_dense, (grad_out, q, k, v))
+    out, dim = out.contiguous(), q.shape[2]
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty_like(lse)
-    unit = _unit(q, k, v, grad_out)
-    sequences = len(cu_seqlens) - 1
-    strides = [stride for x in (q, k, v, grad_out) for stride in _strides(x, unit)]
-    if dq.numel() > 0:
-        with on_device_of(q):
-            settings = _settings(q, step=64 if q.shape[2] <= 64 else 32, warps=4)
-            _backward_queries[_grid(q, sequences, settings["BLOCK"])](
-                q,
-                k,
-                v,
-                grad_out,
-                out,
-                lse,
-                delta,
-                dq,
-                cu_seqlens,
-                tokens,
-                sequences,
-                *strides,
-                UNIT=unit,
-                **settings,
-            )
-            settings = _settings(q, step=32, warps=4 if q.shape[2] <= 80 else 8)
-            _backward_keys[_grid(q, sequences, settings["BLOCK"])](
-                q,
-                k,
-                v,
-                grad_out,
-                lse,
-                delta,
-                dk,
-                dv,
-                cu_seqlens,
-                tokens,
-                sequences,
-                *strides,
-                UNIT=unit,
-                **settings,
-            )
+    strided = (q, k, v, grad_out)
+    settings = _settings(q, step=64 if dim <= 48 else 32, warps=4)
+    _launch(_backward_queries, (*strided, out, lse, delta, dq), cu_seqlens, strided, settings)
+    settings = _settings(q, step=32, warps=4 if dim <= 80 else 8)
+    _launch(_backward_keys, (*strided, lse, delta, dk, dv), cu_seqlens, strided, settings)
     return dq, dk, dv
 
 
-def column_tiles(dim: int) -> tuple[int, int]:
-    """The widths of the two tiles of columns that cover `dim`; the second is 0 where two would save nothing."""
+def column_tiles(dim: int, widest: int = 128) -> tuple[int, int]:
+    """The widths of the two tiles of columns that cover `dim` <= 128; the second 0 where one is as good."""
     whole = triton.next_power_of_2(dim)
-    main = whole // 2
+    main = min(whole // 2, widest)
     rest = max(16, triton.next_power_of_2(dim - main))
-    return (main, rest) if main + rest < whole else (whole, 0)
+    return (whole, 0) if main + rest == whole <= widest else (main, rest)
 
 
 def _settings(q: torch.Tensor, *, step: int, warps: int) -> dict[str, Any]:
-    """What a kernel is compiled for: 64 rows a program, the other side in steps of `step` rows; fp32 has less room."""
+    """What a kernel is compiled for; `step` and `warps` are those of bf16 and fp16."""
     dim = q.shape[2]
-    main, tail = column_tiles(dim)
     exact = q.dtype == torch.float32
+    main, tail = column_tiles(dim, 64 if exact else 128)
     return {
         "SCALE": 1 / math.sqrt(dim),
         "D": dim,
         "MAIN": main,
         "TAIL": tail,
-        "BLOCK": 32 if exact else 64,
-        "STEP": 32 if exact else step,
+        "BLOCK": 32 if exact else 64,  # rows a program
+        "STEP": 32 if exact else step,  # rows of the other side at a time
         "INTERPRETED": backends.triton_is_interpreted(),
-        "num_warps": warps,
+        "num_warps": 8 if exact else warps,
         "num_stages": 1 if exact else 2,
     }
-
-
-def _grid(q: torch.Tensor, sequences: int, block: int) -> tuple[int, int]:
-    return q.shape[0] // block + sequences, q.shape[1]
 
 
 def _rows_dense(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _unit(*tensors: torch.Tensor) -> int:
-    """8 if all strides are multiples of 8, so that the compiler knows it and loads 16 bytes at a time, else 1."""
-    return 8 if all(stride % 8 == 0 for x in tensors for stride in x.stride()[:2]) else 1
-
-
-def _strides(x: torch.Tensor, unit: int) -> tuple[int, int]:
-    """Of tokens and heads, in units."""
-    return x.stride(0) // unit, x.stride(1) // unit
+def _launch(
+    kernel: Any,
+    tensors: tuple[torch.Tensor, ...],
+    cu_seqlens: torch.Tensor,
+    strided: tuple[torch.Tensor, ...],
+    settings: dict[str, Any],
+) -> None:
+    """Run a kernel on its tensors, giving it the strides of those that may be views."""
+    tokens, heads, dim = tensors[0].shape
+    sequences = len(cu_seqlens) - 1
+    strides = [stride for x in strided for stride in x.stride()[:2]]
+    unit = (
+        8 if all(stride % 8 == 0 for stride in strides) else 1
+    )  # 8 lets the compiler load 16 bytes at a time
+    if tokens * heads * dim > 0:
+        with on_device_of(tensors[0]):
+            kernel[tokens // settings["BLOCK"] + sequences, heads](
+                *tensors, cu_seqlens, tokens, sequences, *(s // unit for s in strides), UNIT=unit, **settings
+            )
 
 
 @triton.jit(do_not_specialize=VARYING[:8])
@@ -182,16 +150,24 @@ def _forward(
     q_ptr += _offset(begin, q_token, q_head, UNIT)
     k_ptr += _offset(begin, k_token, k_head, UNIT)
     v_ptr += _offset(begin, v_token, v_head, UNIT)
-    q, q_tail = _load(q_ptr, q_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    q, q_tail = _load(q_ptr, q_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
     acc = tl.zeros([BLOCK, MAIN], tl.float32)
     acc_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
-    highest = tl.full([BLOCK], float("-inf"), tl.float32)  # of the scores so far, in powers of two
+    highest = tl.full([BLOCK], float("-inf"), tl.float32)  # score so far, in powers of two as all below
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, length, STEP):
-        acc, acc_tail, highest, total = _attend(
-            acc, acc_tail, highest, total, q, q_tail, k_ptr, k_token * UNIT, v_ptr, v_token * UNIT, start, length,
-            SCALE, D, MAIN, TAIL, STEP, True, INTERPRETED,
-        )  # fmt: skip
+        k, k_tail = _load(k_ptr, k_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
+        v, v_tail = _load(v_ptr, v_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
+        scores = _products(q, q_tail, k, k_tail, TAIL)
+        scores = tl.where((start + tl.arange(0, STEP) < length)[None, :], scores, float("-inf"))
+        higher = tl.maximum(highest, tl.max(scores, 1) * (SCALE * LOG2_E))
+        p = tl.exp2(scores * (SCALE * LOG2_E) - higher[:, None])
+        shrink = tl.exp2(highest - higher)
+        highest = higher
+        total = total * shrink + tl.sum(p, 1)
+        acc, acc_tail = _add_product(
+            p.to(v.dtype), v, v_tail, acc * shrink[:, None], acc_tail * shrink[:, None], TAIL
+        )
     _store(
         out_ptr, begin, first, length, acc / total[:, None], acc_tail / total[:, None], D, MAIN, TAIL, BLOCK
     )
@@ -200,34 +176,9 @@ def _forward(
     tl.store(_head_row(lse_ptr, tokens, begin) + rows, lse, mask=rows < length)
 
 
-@triton.jit
-def _attend(
-    acc, acc_tail, highest, total, q, q_tail,
-    k_ptr, k_token, v_ptr, v_token, start, length,
-    SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STEP: tl.constexpr,
-    LAST: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """One step of the online softmax: STEP keys, from `start` on, enter the sums."""
-    k, k_tail = _load(k_ptr, k_token, start, length, STEP, LAST, D, MAIN, TAIL, INTERPRETED)
-    scores = _products(q, q_tail, k, k_tail, TAIL)
-    if LAST:
-        scores = tl.where((start + tl.arange(0, STEP) < length)[None, :], scores, float("-inf"))
-    higher = tl.maximum(highest, tl.max(scores, 1) * (SCALE * LOG2_E))
-    p = tl.exp2(scores * (SCALE * LOG2_E) - higher[:, None])
-    shrink = tl.exp2(highest - higher)
-    total = total * shrink + tl.sum(p, 1)
-    v, v_tail = _load(v_ptr, v_token, start, length, STEP, LAST, D, MAIN, TAIL, INTERPRETED)
-    p = p.to(v.dtype)
-    acc = tl.dot(p, v, acc * shrink[:, None], input_precision="ieee")
-    if TAIL:
-        acc_tail = tl.dot(p, v_tail, acc_tail * shrink[:, None], input_precision="ieee")
-    return acc, acc_tail, higher, total
-
-
 @triton.jit(do_not_specialize=VARYING)
 def _backward_queries(
-    q_ptr, k_ptr, v_ptr, do_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr,
-    cu_seqlens_ptr, tokens, sequences,
+    q_ptr, k_ptr, v_ptr, do_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr, cu_seqlens_ptr, tokens, sequences,
     q_token, q_head, k_token, k_head, v_token, v_head, do_token, do_head,
     UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -240,52 +191,33 @@ def _backward_queries(
     k_ptr += _offset(begin, k_token, k_head, UNIT)
     v_ptr += _offset(begin, v_token, v_head, UNIT)
     do_ptr += _offset(begin, do_token, do_head, UNIT)
-    q, q_tail = _load(q_ptr, q_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
-    do, do_tail = _load(do_ptr, do_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
     heads = tl.num_programs(1)
     out_ptr += _offset(begin, heads, 1, D)
-    out, out_tail = _load(out_ptr, heads * D, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    q, q_tail = _load(q_ptr, q_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
+    do, do_tail = _load(do_ptr, do_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
+    out, out_tail = _load(out_ptr, heads * D, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
     delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
     if TAIL:
         delta += tl.sum(do_tail.to(tl.float32) * out_tail.to(tl.float32), 1)
     rows = first + tl.arange(0, BLOCK)
     tl.store(_head_row(delta_ptr, tokens, begin) + rows, delta, mask=rows < length)
-    lse = tl.load(_head_row(lse_ptr, tokens, begin) + rows, mask=rows < length, other=float("inf"))
-    lse *= LOG2_E
+    lse = tl.load(_head_row(lse_ptr, tokens, begin) + rows, mask=rows < length, other=0.0) * LOG2_E
     dq = tl.zeros([BLOCK, MAIN], tl.float32)
     dq_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
     for start in range(0, length, STEP):
-        dq, dq_tail = _gather_dq(
-            dq, dq_tail, q, q_tail, do, do_tail, lse, delta, k_ptr, k_token * UNIT, v_ptr, v_token * UNIT, start,
-            length, SCALE, D, MAIN, TAIL, STEP, True, INTERPRETED,
-        )  # fmt: skip
-    _store(dq_ptr, begin, first, length, dq * SCALE, dq_tail * SCALE, D, MAIN, TAIL, BLOCK)
-
-
-@triton.jit
-def _gather_dq(
-    dq, dq_tail, q, q_tail, do, do_tail, lse, delta,
-    k_ptr, k_token, v_ptr, v_token, start, length,
-    SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, STEP: tl.constexpr,
-    LAST: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Adds to dq what STEP keys, from `start` on, give to it."""
-    k, k_tail = _load(k_ptr, k_token, start, length, STEP, LAST, D, MAIN, TAIL, INTERPRETED)
-    v, v_tail = _load(v_ptr, v_token, start, length, STEP, LAST, D, MAIN, TAIL, INTERPRETED)
-    p = tl.exp2(_products(q, q_tail, k, k_tail, TAIL) * (SCALE * LOG2_E) - lse[:, None])
-    if LAST:  # the score of a key that is not there is 0, and its p may be infinite
+        k, k_tail = _load(k_ptr, k_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
+        v, v_tail = _load(v_ptr, v_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
+        p = tl.exp2(_products(q, q_tail, k, k_tail, TAIL) * (SCALE * LOG2_E) - lse[:, None])
+        # The score of a key that is not there is 0, and its p may be infinite.
         p = tl.where((start + tl.arange(0, STEP) < length)[None, :], p, 0.0)
-    ds = (p * (_products(do, do_tail, v, v_tail, TAIL) - delta[:, None])).to(k.dtype)
-    dq = tl.dot(ds, k, dq, input_precision="ieee")
-    if TAIL:
-        dq_tail = tl.dot(ds, k_tail, dq_tail, input_precision="ieee")
-    return dq, dq_tail
+        ds = p * (_products(do, do_tail, v, v_tail, TAIL) - delta[:, None])
+        dq, dq_tail = _add_product(ds.to(k.dtype), k, k_tail, dq, dq_tail, TAIL)
+    _store(dq_ptr, begin, first, length, dq * SCALE, dq_tail * SCALE, D, MAIN, TAIL, BLOCK)
 
 
 @triton.jit(do_not_specialize=VARYING)
 def _backward_keys(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
-    cu_seqlens_ptr, tokens, sequences,
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_seqlens_ptr, tokens, sequences,
     q_token, q_head, k_token, k_head, v_token, v_head, do_token, do_head,
     UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
@@ -300,33 +232,29 @@ def _backward_keys(
     do_ptr += _offset(begin, do_token, do_head, UNIT)
     lse_ptr = _head_row(lse_ptr, tokens, begin)
     delta_ptr = _head_row(delta_ptr, tokens, begin)
-    k, k_tail = _load(k_ptr, k_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
-    v, v_tail = _load(v_ptr, v_token * UNIT, first, length, BLOCK, True, D, MAIN, TAIL, INTERPRETED)
+    k, k_tail = _load(k_ptr, k_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
+    v, v_tail = _load(v_ptr, v_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
     dk = tl.zeros([BLOCK, MAIN], tl.float32)
     dv = tl.zeros([BLOCK, MAIN], tl.float32)
     dk_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
     dv_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
     for start in range(0, length, STEP):
-        q, q_tail = _load(q_ptr, q_token * UNIT, start, length, STEP, True, D, MAIN, TAIL, INTERPRETED)
-        do, do_tail = _load(do_ptr, do_token * UNIT, start, length, STEP, True, D, MAIN, TAIL, INTERPRETED)
+        q, q_tail = _load(q_ptr, q_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
+        do, do_tail = _load(do_ptr, do_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
         rows = start + tl.arange(0, STEP)
         lse = tl.load(lse_ptr + rows, mask=rows < length, other=float("inf"))  # p = 0 where there is no query
         delta = tl.load(delta_ptr + rows, mask=rows < length, other=0.0)
         p = tl.exp2((_products(k, k_tail, q, q_tail, TAIL) * SCALE - lse[None, :]) * LOG2_E)
-        ds = (p * (_products(v, v_tail, do, do_tail, TAIL) - delta[None, :])).to(q.dtype)
-        p = p.to(do.dtype)
-        dv = tl.dot(p, do, dv, input_precision="ieee")
-        dk = tl.dot(ds, q, dk, input_precision="ieee")
-        if TAIL:
-            dv_tail = tl.dot(p, do_tail, dv_tail, input_precision="ieee")
-            dk_tail = tl.dot(ds, q_tail, dk_tail, input_precision="ieee")
+        ds = p * (_products(v, v_tail, do, do_tail, TAIL) - delta[None, :])
+        dv, dv_tail = _add_product(p.to(do.dtype), do, do_tail, dv, dv_tail, TAIL)
+        dk, dk_tail = _add_product(ds.to(q.dtype), q, q_tail, dk, dk_tail, TAIL)
     _store(dk_ptr, begin, first, length, dk * SCALE, dk_tail * SCALE, D, MAIN, TAIL, BLOCK)
     _store(dv_ptr, begin, first, length, dv, dv_tail, D, MAIN, TAIL, BLOCK)
 
 
 @triton.jit
 def _place(cu_seqlens_ptr, sequences, BLOCK: tl.constexpr):
-    """Which rows are this program's: where its sequence begins, how long that is, and its first row therein."""
+    """This program's rows: where their sequence begins, how long it is, and the first row within it."""
     program = tl.program_id(0)
     sequence = 0
     for start in range(1, sequences, SCAN):
@@ -352,35 +280,23 @@ def _head_row(ptr, tokens, begin):
 
 @triton.jit
 def _load(
-    ptr, stride, first, length, ROWS: tl.constexpr, MASKED: tl.constexpr,
-    D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, INTERPRETED: tl.constexpr,
+    ptr, stride, first, length,
+    ROWS: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows from `first` on, as the main tile and the tail; zeros past `length` (if MASKED) and past D."""
+    """ROWS rows from `first` on, as the main tile and the tail; zeros past `length` and past D."""
     rows = first + tl.arange(0, ROWS)
+    ptr += rows[:, None] * stride
     columns = tl.arange(0, MAIN)
-    inside = (columns < D)[None, :]
-    if MASKED:
-        inside &= (rows < length)[:, None]
-    tile = tl.load(ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+    tile = tl.load(ptr + columns[None, :], mask=(rows < length)[:, None] & (columns < D)[None, :], other=0.0)
     tail = tile
     if TAIL:
         columns = MAIN + tl.arange(0, TAIL)
-        inside = (columns < D)[None, :]
-        if MASKED:
-            inside &= (rows < length)[:, None]
-        tail = tl.load(ptr + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+        tail = tl.load(
+            ptr + columns[None, :], mask=(rows < length)[:, None] & (columns < D)[None, :], other=0.0
+        )
     if INTERPRETED:  # its bf16 arithmetic is wrong
         tile, tail = tile.to(tl.float32), tail.to(tl.float32)
     return tile, tail
-
-
-@triton.jit
-def _products(a, a_tail, b, b_tail, TAIL: tl.constexpr):
-    """a bᵀ, over all columns."""
-    products = tl.dot(a, tl.trans(b), input_precision="ieee")
-    if TAIL:
-        products = tl.dot(a_tail, tl.trans(b_tail), products, input_precision="ieee")
-    return products
 
 
 @triton.jit
@@ -399,3 +315,21 @@ def _store(
         columns = MAIN + tl.arange(0, TAIL)
         inside = (rows < length)[:, None] & (columns < D)[None, :]
         tl.store(pointers + columns[None, :], tail.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _products(a, a_tail, b, b_tail, TAIL: tl.constexpr):
+    """a bᵀ, over all columns."""
+    products = tl.dot(a, tl.trans(b), input_precision="ieee")
+    if TAIL:
+        products = tl.dot(a_tail, tl.trans(b_tail), products, input_precision="ieee")
+    return products
+
+
+@triton.jit
+def _add_product(a, b, b_tail, acc, acc_tail, TAIL: tl.constexpr):
+    """acc + a b, in all columns."""
+    acc = tl.dot(a, b, acc, input_precision="ieee")
+    if TAIL:
+        acc_tail = tl.dot(a, b_tail, acc_tail, input_precision="ieee")
+    return acc, acc_tail

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from benchmarks.static.budgets import Case
-from benchmarks.static.cases import adaln, pack, scalar_attention, wide_attention
+from benchmarks.static.cases import adaln, pack, scalar_attention, varlen_attention, wide_attention
 
 CASES: Mapping[str, Case] = {
     **scalar_attention.CASES,
     **wide_attention.CASES,
+    **varlen_attention.CASES,
     **adaln.CASES,
     **pack.CASES,
 }
