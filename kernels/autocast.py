@@ -1,7 +1,7 @@
 """What operators do under torch.autocast.
 
-Attention follows it, as torch's own does: inputs are cast to the autocast dtype. Norms do not: activations keep
-their dtype and statistics are fp32 whatever it is, so that nothing is gained by casting.
+Attention follows it, as torch's own does: inputs are cast to the autocast dtype. Norms do not: activations
+keep their dtype and statistics are fp32 whatever it is, so that nothing is gained by casting.
 """
 
 import torch

@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -19,8 +19,9 @@ import torch
 from cat_fast.errors import UserError
 
 from . import library
+from .varlen_attention import routes
 
-NAMES = ("reference", "cpp", "triton", "cuda")
+NAMES = ("reference", "cpp", "triton", "cuda", "torch", "xformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Backend:
 
     op: str
     name: str
-    """One of NAMES."""
+    """One of NAMES; "torch" and "xformers" are those libraries' own kernels."""
     device: str | None = None
     """The device type it runs on; None is any."""
     dtypes: tuple[torch.dtype, ...] | None = None
@@ -38,6 +39,10 @@ class Backend:
     """The sizes it takes, by the name under which an operator gives them to `choose`."""
     library: str | None = None
     """The compiled library that it lives in."""
+    probe: Callable[[], str | None] | None = None
+    """Of another library's kernels: why they cannot run here, or None."""
+    inference_only: bool = False
+    """Whether its gradients are not the same bits twice, so that it serves passes without gradients."""
     only_forced: str | None = None
     """Why it runs only where CAT_FAST_BACKEND forces it."""
 
@@ -47,11 +52,15 @@ class Backend:
             return obstacle
         if self.name == "triton":
             return triton_obstacle()
+        if self.probe is not None:
+            return self.probe()
         if self.device == "cuda" and not torch.cuda.is_available():
             return "no CUDA device"
         return None
 
-    def rejects(self, device: str, dtype: torch.dtype, sizes: Mapping[str, int], forced: bool) -> str | None:
+    def rejects(
+        self, device: str, dtype: torch.dtype, training: bool, sizes: Mapping[str, int], forced: bool
+    ) -> str | None:
         """The constraint that tensors of this device type, dtype and these sizes break, or None."""
         if self.only_forced is not None and not forced:
             return self.only_forced
@@ -60,6 +69,8 @@ class Backend:
             return f"it takes {self.device} tensors, not {device}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"it takes {' or '.join(map(str, self.dtypes))}, not {dtype}"
+        if self.inference_only and training:
+            return "its gradients are not the same bits twice: it serves passes without gradients"
         for name, allowed in self.limits.items():
             if sizes[name] not in allowed:
                 return f"it takes {name} {_spell(allowed)}, not {sizes[name]}"
@@ -69,7 +80,8 @@ class Backend:
         """What it takes, in words: "any tensor", or device, dtypes and sizes."""
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes or ())
         sizes = [f"{name} {_spell(allowed)}" for name, allowed in self.limits.items()]
-        return "; ".join(filter(None, [self.device, dtypes, *sizes])) or "any tensor"
+        passes = "no gradients" if self.inference_only else None
+        return "; ".join(filter(None, [self.device, dtypes, passes, *sizes])) or "any tensor"
 
 
 def _spell(allowed: range) -> str:
@@ -95,10 +107,21 @@ TABLE = (
     *_three("group_norm_silu"),
     Backend(op="scalar_attention", name="cuda", device="cuda", dtypes=FLOATS, library="_ops_cuda"),
     *_three("scalar_attention"),
-    Backend(op="varlen_attention", name="triton", device="cuda", dtypes=FLOATS, limits=HEAD_DIMS),
-    Backend(
-        op="varlen_attention", name="cpp", device="cpu", dtypes=FLOATS, limits=HEAD_DIMS, library="_ops"
+    # Kernels of others that are tuned for the newest GPUs, but sum gradients in no fixed order.
+    *(
+        Backend(
+            op="varlen_attention",
+            name=name,
+            device="cuda",
+            dtypes=(torch.bfloat16, torch.float16),
+            limits={"head_dim": range(8, 257, 8)},
+            probe=probe,
+            inference_only=True,
+        )
+        for name, probe in (("torch", routes.torch_obstacle), ("xformers", routes.xformers_obstacle))
     ),
+    Backend(op="varlen_attention", name="triton", device="cuda", dtypes=FLOATS, limits=HEAD_DIMS),
+    Backend(op="varlen_attention", name="cpp", device="cpu", dtypes=FLOATS, limits=HEAD_DIMS, library="_ops"),
     Backend(op="varlen_attention", name="reference"),  # one SDPA call for each run of equal lengths
     Backend(
         op="wide_attention",
@@ -116,23 +139,28 @@ TABLE = (
 )
 
 
-def choose(op: str, x: torch.Tensor, **sizes: int) -> str:
+def choose(op: str, x: torch.Tensor, *, training: bool = False, **sizes: int) -> str:
     """The name of the backend that runs `op` on tensors of x's device and dtype, and of these sizes.
+
+    `training`: whether gradients will be asked for.
 
     Raises UserError, naming the constraint, if CAT_FAST_BACKEND forces one that cannot. torch.compile
     takes the answer at tracing time as a constant.
     """
     # operator.index turns a size that torch.compile keeps symbolic into a number.
-    return _choose(op, x.device.type, x.dtype, tuple((name, operator.index(n)) for name, n in sizes.items()))
+    numbers = tuple((name, operator.index(n)) for name, n in sizes.items())
+    return _choose(op, x.device.type, x.dtype, training, numbers)
 
 
 @torch.compiler.assume_constant_result
-def _choose(op: str, device: str, dtype: torch.dtype, sizes: tuple[tuple[str, int], ...]) -> str:
+def _choose(
+    op: str, device: str, dtype: torch.dtype, training: bool, sizes: tuple[tuple[str, int], ...]
+) -> str:
     forced = forced_backend(op)
     for backend in TABLE:
         if backend.op != op or forced not in (None, backend.name):
             continue
-        obstacle = backend.rejects(device, dtype, dict(sizes), forced is not None)
+        obstacle = backend.rejects(device, dtype, training, dict(sizes), forced is not None)
         if obstacle is None:
             return backend.name
         if forced is not None:

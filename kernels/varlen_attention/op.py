@@ -11,6 +11,9 @@ from .. import backends
 from ..autocast import autocast
 from ..registration import Operator
 from .reference import varlen_attention_reference
+from .routes import torch_varlen, xformers_varlen
+
+ROUTES = {"torch": torch_varlen, "xformers": xformers_varlen}
 
 
 def varlen_attention(
@@ -29,7 +32,10 @@ def varlen_attention(
     """
     q, k, v = autocast(q, k, v)
     _check(q, k, v, cu_seqlens, max_seqlen)
-    backend = backends.choose("varlen_attention", q, head_dim=q.shape[-1])
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    backend = backends.choose("varlen_attention", q, training=training, head_dim=q.shape[-1])
+    if backend in ROUTES:
+        return ROUTES[backend](q, k, v, cu_seqlens, max_seqlen)
     if backend == "reference":
         return varlen_attention_reference(q, k, v, cu_seqlens)
     out, _lse = OPERATOR(backend, q, k, v, cu_seqlens, max_seqlen)
@@ -117,6 +123,12 @@ def _shapes(q: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> list[
     return [(1, heads, length, dim) for length in lengths]
 
 
+def _triton() -> tuple[Any, Any]:
+    from .triton import varlen_attention_backward_triton, varlen_attention_triton
+
+    return varlen_attention_triton, varlen_attention_backward_triton
+
+
 OPERATOR = Operator(
     name="varlen_attention",
     fake=_fake,
@@ -128,3 +140,4 @@ OPERATOR = Operator(
     flops_from_values=True,
 )
 OPERATOR.register_compiled()
+OPERATOR.register_triton(_triton)

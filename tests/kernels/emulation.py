@@ -31,7 +31,9 @@ def check_races(operator, folder, kernel_file, write_then_sync=None):
         without, barrier = write_then_sync.rsplit("\n", 1)
         assert barrier.strip() == "__syncthreads();"
         kernels.write_text(kernels.read_text().replace(write_then_sync, without))
-    compile_emulation(operator, folder / "check", "-fsanitize=thread", "-DRACE_CHECK", "-O0", "-g1", csrc=csrc)
+    compile_emulation(
+        operator, folder / "check", "-fsanitize=thread", "-DRACE_CHECK", "-O0", "-g1", csrc=csrc
+    )
     ran = subprocess.run([folder / "check"], capture_output=True, text=True, check=False)
     assert ("data race" in ran.stderr) == (write_then_sync is not None), ran.stderr[:2000]
     assert (ran.returncode != 0) == (write_then_sync is not None)
