@@ -1,7 +1,7 @@
 // GroupNorm + SiLU on the CPU, fp32, bf16 and fp16, contiguous and channels-last.
 //
 // Statistics are two-pass within a chunk (which stays in cache) and combined across chunks as counts, means
-// and sums of squared distances, so x is read from memory twice and written once, without the cancellation of
+// and sums of squared distances, so x is read from memory twice and y written once, without the cancellation of
 // E[x^2] - E[x]^2. Sums run in fixed order: the result does not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
@@ -22,8 +22,8 @@ namespace {
 constexpr int64_t kChunkElements = 32768;  // 128 KiB of fp32: the second pass finds it in the L2 cache
 constexpr int64_t kLanes = 64;             // independent sums over a contiguous channel, for SIMD
 
-// One chunk of one channel (contiguous) or of all channels (channels-last) of a sample; or, where element-wise
-// passes find contiguous channels of one chunk each, several channels that follow each other.
+// One chunk of all channels (channels-last) or of one channel (contiguous) of a sample; or several contiguous
+// channels that follow each other, where they are small.
 struct Tile {
   int64_t sample, first_channel, channels;
   int64_t offset;     // of its first element in x
@@ -36,7 +36,7 @@ struct Tile {
 template <bool kElementwise = false, typename F>
 void for_each_tile(const Shape& shape, const F& f) {
   const int64_t chunks = shape.chunks, positions = std::min(shape.chunk, shape.spatial);
-  const int64_t together = kElementwise && chunks == 1 ? std::clamp(kChunkElements / positions, int64_t{1}, shape.channels) : 1;
+  const int64_t together = chunks == 1 ? std::clamp(kChunkElements / positions, int64_t{1}, shape.channels) : 1;
   const int64_t channels = shape.channels_last ? shape.channels : together;
   const int64_t columns = (shape.channels + channels - 1) / channels;
   const int64_t grain = std::max<int64_t>(1, kChunkElements / (positions * channels));
@@ -76,20 +76,24 @@ float fold(float* lanes, int64_t count) {
   return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-// Sums over the positions of a tile, one for each channel. add(offset, rows, width, sums) adds `rows` rows of
-// `width` elements to as many sums; a contiguous channel is folded into several of them first.
+// Sums over the positions of a tile, one for each channel. add(c, offset, rows, width, sums) adds `rows` rows of
+// `width` elements, from channel c of the tile on, to as many sums; a contiguous channel is folded into several of
+// them first.
 template <typename Add>
 void sum_channels(const Shape& shape, const Tile& tile, const Add& add, float* sums) {
   if (shape.channels_last) {
     std::fill_n(sums, tile.channels, 0.0f);
-    add(tile.offset, tile.positions, tile.channels, sums);
+    add(0, tile.offset, tile.positions, tile.channels, sums);
     return;
   }
-  float lanes[kLanes] = {};
   const int64_t width = lanes_for(tile.positions), rows = tile.positions / width, rest = tile.positions % width;
-  if (rows > 0) add(tile.offset, rows, width, lanes);
-  if (rest > 0) add(tile.offset + rows * width, 1, rest, lanes);
-  *sums = fold(lanes, width);
+  for (int64_t c = 0; c < tile.channels; ++c) {
+    const int64_t offset = tile.offset + c * shape.spatial;
+    float lanes[kLanes] = {};
+    if (rows > 0) add(c, offset, rows, width, lanes);
+    if (rest > 0) add(c, offset + rows * width, 1, rest, lanes);
+    sums[c] = fold(lanes, width);
+  }
 }
 
 // Calls f(sample, group) for every group.
@@ -110,13 +114,15 @@ void group_statistics(const Shape& shape, const T* x, float eps, float* mean, fl
     float* center = &means[tile.partial];
     sum_channels(
         shape, tile,
-        [&](int64_t offset, int64_t rows, int64_t width, float* sums) { add_values(x + offset, rows, width, sums); },
+        [&](int64_t, int64_t offset, int64_t rows, int64_t width, float* sums) {
+          add_values(x + offset, rows, width, sums);
+        },
         center);
     for (int64_t c = 0; c < tile.channels; ++c) center[c] /= static_cast<float>(tile.positions);
     sum_channels(
         shape, tile,
-        [&](int64_t offset, int64_t rows, int64_t width, float* sums) {
-          add_squares<T, kChannelsLast>(x + offset, center, rows, width, sums);
+        [&](int64_t c, int64_t offset, int64_t rows, int64_t width, float* sums) {
+          add_squares<T, kChannelsLast>(x + offset, center + c, rows, width, sums);
         },
         &squares[tile.partial]);
   });
@@ -189,16 +195,12 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
   std::vector<float> partial_dz(shape.partials()), partial_dz_xhat(shape.partials());
   for_each_tile(shape, [&](const Tile& tile) {
     const ChannelData channel = channels.at(shape, tile);
+    const auto [rows, width] = rows_of(shape, tile);
+    float *dz = &partial_dz[tile.partial], *dz_xhat = &partial_dz_xhat[tile.partial];  // zeros
     if constexpr (kChannelsLast) {
-      add_gradients<T, true, kActivation>(x + tile.offset, dy + tile.offset, channel, tile.positions, tile.channels,
-                                          &partial_dz[tile.partial], &partial_dz_xhat[tile.partial]);
+      add_row_gradients<T, kActivation>(x + tile.offset, dy + tile.offset, channel, rows, width, dz, dz_xhat);
     } else {
-      float lanes_xhat[kLanes] = {};
-      const auto add = [&](int64_t offset, int64_t rows, int64_t width, float* lanes) {
-        add_gradients<T, false, kActivation>(x + offset, dy + offset, channel, rows, width, lanes, lanes_xhat);
-      };
-      sum_channels(shape, tile, add, &partial_dz[tile.partial]);
-      partial_dz_xhat[tile.partial] = fold(lanes_xhat, lanes_for(tile.positions));
+      sum_plane_gradients<T, kActivation>(x + tile.offset, dy + tile.offset, channel, rows, width, dz, dz_xhat);
     }
   });
 

@@ -5,6 +5,7 @@
 // Otherwise sums are over one channel, and element-wise loops take one channel a row.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/cpu_math.h"
@@ -60,22 +61,75 @@ inline float activation_gradient(float z) {
   return s * (1.0f + z * (1.0f - s));
 }
 
-// sums_dz[i] += dz, sums_dz_xhat[i] += dz * xhat: the gradients of bias and weight, before summing over samples
-template <typename T, bool kPerElement, bool kActivation>
-CAT_FAST_CLONES void add_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel, int64_t rows,
-                                   int64_t width, float* __restrict sums_dz, float* __restrict sums_dz_xhat) {
+// The gradients at z and at weight of one element.
+struct Gradients {
+  float dz, dz_xhat;
+};
+
+template <bool kActivation>
+inline Gradients gradients_of(float x, float dy, float mean, float rstd, float weight, float bias) {
+  const float xhat = (x - mean) * rstd;
+  const float dz = dy * activation_gradient<kActivation>(weight * xhat + bias);
+  return {dz, dz * xhat};
+}
+
+// Of each channel of channels-last rows: sums_dz[i] += dz, sums_dz_xhat[i] += dz * xhat.
+template <typename T, bool kActivation>
+CAT_FAST_CLONES void add_row_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel,
+                                       int64_t rows, int64_t width, float* __restrict sums_dz,
+                                       float* __restrict sums_dz_xhat) {
   const float* __restrict mean = channel.mean;
   const float* __restrict rstd = channel.rstd;
   const float* __restrict weight = channel.weight;
   const float* __restrict bias = channel.bias;
   for (int64_t row = 0; row < rows; ++row, x += width, dy += width) {
     for (int64_t i = 0; i < width; ++i) {
-      const int64_t c = kPerElement ? i : 0;
-      const float xhat = (to_float(x[i]) - mean[c]) * rstd[c];
-      const float dz = to_float(dy[i]) * activation_gradient<kActivation>(weight[c] * xhat + bias[c]);
-      sums_dz[i] += dz;
-      sums_dz_xhat[i] += dz * xhat;
+      const Gradients g =
+          gradients_of<kActivation>(to_float(x[i]), to_float(dy[i]), mean[i], rstd[i], weight[i], bias[i]);
+      sums_dz[i] += g.dz;
+      sums_dz_xhat[i] += g.dz_xhat;
     }
+  }
+}
+
+// The same of contiguous channels, of `width` elements each: sums_dz[row] = the sum of dz, and so on.
+template <typename T, bool kActivation>
+CAT_FAST_CLONES void sum_plane_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel,
+                                         int64_t rows, int64_t width, float* __restrict sums_dz,
+                                         float* __restrict sums_dz_xhat) {
+  constexpr int64_t kLanes = 16;   // independent sums, for SIMD
+  constexpr int64_t kBlock = 256;  // converted first, in loops of their own: half precision is then vectorised
+  float x_block[kBlock], dy_block[kBlock];
+  for (int64_t row = 0; row < rows; ++row, x += width, dy += width) {
+    const float mean = channel.mean[row], rstd = channel.rstd[row];
+    const float weight = channel.weight[row], bias = channel.bias[row];
+    float dz[kLanes] = {}, dz_xhat[kLanes] = {};
+    for (int64_t start = 0; start < width; start += kBlock) {
+      const int64_t count = std::min(kBlock, width - start), whole = count / kLanes * kLanes;
+      for (int64_t i = 0; i < count; ++i) x_block[i] = to_float(x[start + i]);
+      for (int64_t i = 0; i < count; ++i) dy_block[i] = to_float(dy[start + i]);
+      for (int64_t i = 0; i < whole; i += kLanes) {
+        for (int64_t lane = 0; lane < kLanes; ++lane) {
+          const Gradients g =
+              gradients_of<kActivation>(x_block[i + lane], dy_block[i + lane], mean, rstd, weight, bias);
+          dz[lane] += g.dz;
+          dz_xhat[lane] += g.dz_xhat;
+        }
+      }
+      for (int64_t i = whole; i < count; ++i) {
+        const Gradients g = gradients_of<kActivation>(x_block[i], dy_block[i], mean, rstd, weight, bias);
+        dz[i - whole] += g.dz;
+        dz_xhat[i - whole] += g.dz_xhat;
+      }
+    }
+    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+      for (int64_t lane = 0; lane < half; ++lane) {
+        dz[lane] += dz[lane + half];
+        dz_xhat[lane] += dz_xhat[lane + half];
+      }
+    }
+    sums_dz[row] = dz[0];
+    sums_dz_xhat[row] = dz_xhat[0];
   }
 }
 
