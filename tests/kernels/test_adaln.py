@@ -12,7 +12,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from cat_fast.errors import UserError
-from cat_fast.kernels import backends
 from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
 from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adaln_reference
 
@@ -38,15 +37,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2, tor
 
 
 @pytest.fixture(params=BACKENDS)
-def device(request, monkeypatch):
+def device(request, force):
     """The device of a backend that is forced here."""
     backend, device = request.param.split("-")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    statuses = {name: status for op, name, status in backends.report() if op == "adaln"}
-    if statuses[backend] != "active":
-        pytest.skip(f"adaln {backend}: {statuses[backend]}")
-    monkeypatch.setenv("CAT_FAST_BACKEND", backend)
+    force("adaln", backend)
     return device
 
 

@@ -29,12 +29,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # 
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request, monkeypatch):
+def backend(request, force, monkeypatch):
     """Each backend of this machine, forced."""
-    status = {name: status for op, name, status in backends.report() if op == "group_norm_silu"}
-    if status[request.param] != "active":
-        pytest.skip(f"group_norm_silu {request.param}: {status[request.param]}")
-    monkeypatch.setenv("CAT_FAST_BACKEND", request.param)
+    force("group_norm_silu", request.param)
     if request.param == "triton":  # few programs, which then walk over several tiles each
         monkeypatch.setattr("cat_fast.kernels.group_norm_silu.triton.multiprocessors", lambda x: 1)
     return request.param

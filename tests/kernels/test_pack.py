@@ -36,18 +36,14 @@ LAYOUTS = {
 
 
 @pytest.fixture(params=BACKENDS, ids="-".join)
-def device(request, monkeypatch):
+def device(request, force):
     """The device of a backend that is made to run, so that the reference is not compared with itself."""
     name, device = request.param
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if name == "triton" and backends.triton_is_interpreted() != (device == "cpu"):
         pytest.skip("Triton is interpreted, or is not")
-    monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
-    status = {backend: status for op, backend, status in backends.report() if op == "pack"}[name]
-    if status != "active":
-        pytest.skip(f"pack {name}: {status}")
-    monkeypatch.setenv("CAT_FAST_BACKEND", name)
+    force("pack", name)
     return device
 
 

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.errors import UserError
-from cat_fast.kernels import backends
 from cat_fast.kernels.varlen_attention.op import varlen_attention
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 
@@ -20,21 +19,15 @@ CASES = [(lengths, 72) for lengths in LENGTHS] + [([1, 63, 0, 64, 65], dim) for 
 
 
 @pytest.fixture(params=["reference", "cpp"])
-def backend(request, monkeypatch):
-    name = request.param
-    status = {row: status for op, row, status in backends.report() if op == "varlen_attention"}[name]
-    if status != "active":
-        pytest.skip(f"varlen_attention {name}: {status}")
-    monkeypatch.setenv("CAT_FAST_BACKEND", name)
-    return name
+def backend(request, force):
+    force("varlen_attention", request.param)
+    return request.param
 
 
 @pytest.fixture
-def compiled():
+def compiled(require):
     """Skips where there is no compiled backend, so that the reference is not compared with itself."""
-    _, _, status = next(row for row in backends.report() if row[:2] == ("varlen_attention", "cpp"))
-    if status != "active":
-        pytest.skip(f"varlen_attention cpp: {status}")
+    require("varlen_attention", "cpp")
 
 
 def packed(lengths, heads=2, dim=72, dtype=torch.float32):

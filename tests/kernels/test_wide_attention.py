@@ -173,13 +173,16 @@ def test_autocast_leaves_float64_alone(monkeypatch):
 
 
 def test_triton_is_not_chosen_before_it_is_measured(monkeypatch):
+    def chosen():
+        return backends._choose("wide_attention", "cuda", torch.bfloat16, False, (("head_dim", 512),))
+
     monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
-    assert backends._choose("wide_attention", "cuda", torch.bfloat16, (("head_dim", 512),)) == "reference"
+    assert chosen() == "reference"
     if backends.triton_obstacle() is None:
         (row,) = (r for r in backends.report() if (r.op, r.backend) == ("wide_attention", "triton"))
         assert row.status == "not yet measured against SDPA on a GPU"
         monkeypatch.setenv("CAT_FAST_BACKEND", "triton")
-        assert backends._choose("wide_attention", "cuda", torch.bfloat16, (("head_dim", 512),)) == "triton"
+        assert chosen() == "triton"
 
 
 @pytest.mark.gpu
