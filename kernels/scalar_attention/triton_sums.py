@@ -1,16 +1,16 @@
 """Sums over sources s of e^(t s) for many targets t in Triton, in linear time.
 
-Blocks and reach are README.md's, beside this file, but the table holds no values at nodes. The sums of a block,
-of e^(t s) = e^(centre s) e^((t - centre) s), are tabulated as the moments Σ e^(centre s) s^m, m < 8, each times
-the coefficient of z^m in the polynomial that interpolates e^z in the 8 Chebyshev nodes of |z| <= reach. As one
-of the product z = (t - centre) s, it has the error bound of a polynomial of t alone, and powers of s and of
-t - centre come apart: a source costs one exponential a block and no others, and a target adds up 8 terms.
+Blocks and reach are README.md's, beside this file, but the table holds no values at nodes. A block's sums of
+e^(t s) = e^(centre s) e^((t - centre) s) are tabulated as the moments Σ e^(centre s) s^m, m < 8, each times
+the coefficient of z^m in the polynomial that interpolates e^z in the 8 Chebyshev nodes of |z| <= reach. As
+one of the product z = (t - centre) s, it has the error bound of a polynomial of t alone, and powers of s and
+of t - centre come apart: a source costs one exponential a block and no others, and a target adds up 8 terms.
 
 Each head has its own number of blocks, counted on the GPU: programs walk as many as their heads need, and
 heads without a table take the same sums term by term.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
 
 import numpy as np
 import torch
@@ -51,8 +51,8 @@ def compiled_heads(x: torch.Tensor) -> tuple[int, int]:
 
 
 def capacity_of(x: torch.Tensor) -> int:
-    """The most blocks of a head. Past a fraction of the sources, tabulating saves little, and the table would
-    be several times as large as x."""
+    """The most blocks of a head. Past a fraction of the sources, tabulating saves little, and the table,
+    whose size must not wait for the data, would be many times as large as x."""
     return max(1, min(MAX_BLOCKS, x.shape[1] // 8))
 
 
@@ -304,7 +304,7 @@ def sums(
         row = n + tl.arange(0, DIRECT)[None, None, :]
         inside = (row < count) & direct[None, :, None]
         at = b * count * heads + row * heads + h[None, :, None]
-        term, source, lever, value = _sources(
+        term, _source, lever, value = _sources(
             source_ptr, value_ptr, weight_ptr, at, inside, target[:, :, None], middle, mean,
             scale, key_size[None, :, None],
         )  # fmt: skip
