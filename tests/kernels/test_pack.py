@@ -50,7 +50,7 @@ def device(request, force):
 @pytest.fixture
 def operators(device):
     """pack and unpack as torch's dispatcher knows them."""
-    suffix = "_triton" if backends.forced_backend() == "triton" else ""
+    suffix = "_triton" if backends.forced_backend("pack") == "triton" else ""
     return tuple(getattr(torch.ops.cat_fast, name + suffix).default for name in ("pack", "unpack"))
 
 
