@@ -46,8 +46,8 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
          bias, mean, rstd, sums_dz, sums_dz_distance);
   launch(combine_group_gradients, dim3(shape.groups, shape.samples), kThreads, stream, shape, sums_dz, sums_dz_distance,
          weight, rstd, mean_dz, mean_dz_xhat);
-  launch(combine_channel_gradients, dim3(shape.channels), kThreads, stream, shape, sums_dz, sums_dz_distance, rstd, dweight,
-         dbias);
+  launch(combine_channel_gradients, dim3(shape.channels), kThreads, stream, shape, sums_dz, sums_dz_distance, rstd,
+         dweight, dbias);
   launch(input_gradient<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, dy, x, weight, bias,
          mean, rstd, mean_dz, mean_dz_xhat, dx);
 }
