@@ -55,7 +55,7 @@ def varlen_attention_triton(
     dim = q.shape[2]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
-    settings = _settings(q, step=64 if dim <= 80 else 32, warps=4)
+    settings = _settings(q, step=64 if 32 < dim <= 80 else 32, warps=4)
     _launch(_forward, (q, k, v, out, lse), cu_seqlens, (q, k, v), settings)
     return out, lse
 
@@ -107,7 +107,7 @@ def _settings(q: torch.Tensor, *, step: int, warps: int) -> dict[str, Any]:
         "BLOCK": 32 if exact else 64,  # rows a program
         "STEP": 32 if exact else step,  # rows of the other side at a time
         "INTERPRETED": backends.triton_is_interpreted(),
-        "num_warps": 8 if exact else warps,
+        "num_warps": (8 if dim > 32 else 4) if exact else warps,
         "num_stages": 1 if exact else 2,
     }
 
