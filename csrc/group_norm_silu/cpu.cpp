@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -192,13 +193,17 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
               const float* mean, const float* rstd, T* dx, float* dweight, float* dbias) {
   const Channels channels{per_channel(shape, mean), per_channel(shape, rstd), weight, bias};
 
+  // Whether dx holds dz between the two passes: writing it costs less than another exponential and division an
+  // element, but half precision would round it.
+  constexpr bool kKeep = kChannelsLast && kActivation && std::is_same_v<T, float>;
   std::vector<float> partial_dz(shape.partials()), partial_dz_xhat(shape.partials());
   for_each_tile(shape, [&](const Tile& tile) {
     const ChannelData channel = channels.at(shape, tile);
     const auto [rows, width] = rows_of(shape, tile);
     float *dz = &partial_dz[tile.partial], *dz_xhat = &partial_dz_xhat[tile.partial];  // zeros
     if constexpr (kChannelsLast) {
-      add_row_gradients<T, kActivation>(x + tile.offset, dy + tile.offset, channel, rows, width, dz, dz_xhat);
+      add_row_gradients<T, kActivation, kKeep>(x + tile.offset, dy + tile.offset, channel, rows, width, dz, dz_xhat,
+                                               dx + tile.offset);
     } else {
       sum_plane_gradients<T, kActivation>(x + tile.offset, dy + tile.offset, channel, rows, width, dz, dz_xhat);
     }
@@ -240,9 +245,14 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
   for_each_tile<true>(shape, [&](const Tile& tile) {
     const auto [rows, width] = rows_of(shape, tile);
     const int64_t i = tile.sample * shape.channels + tile.first_channel;
-    input_gradient<T, kChannelsLast, kActivation>(x + tile.offset, dy + tile.offset, channels.at(shape, tile),
-                                                  &channel_dz[i], &channel_dz_xhat[i], rows, width,
-                                                  dx + tile.offset);
+    if constexpr (kKeep) {
+      input_gradient_in_place(x + tile.offset, channels.at(shape, tile), &channel_dz[i], &channel_dz_xhat[i], rows,
+                              width, dx + tile.offset);
+    } else {
+      input_gradient<T, kChannelsLast, kActivation>(x + tile.offset, dy + tile.offset, channels.at(shape, tile),
+                                                    &channel_dz[i], &channel_dz_xhat[i], rows, width,
+                                                    dx + tile.offset);
+    }
   });
 }
 

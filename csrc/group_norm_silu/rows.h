@@ -73,11 +73,12 @@ inline Gradients gradients_of(float x, float dy, float mean, float rstd, float w
   return {dz, dz * xhat};
 }
 
-// Of each channel of channels-last rows: sums_dz[i] += dz, sums_dz_xhat[i] += dz * xhat.
-template <typename T, bool kActivation>
+// Of each channel of channels-last rows: sums_dz[i] += dz, sums_dz_xhat[i] += dz * xhat. With kKeep every dz is
+// written to `kept` too.
+template <typename T, bool kActivation, bool kKeep>
 CAT_FAST_CLONES void add_row_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel,
                                        int64_t rows, int64_t width, float* __restrict sums_dz,
-                                       float* __restrict sums_dz_xhat) {
+                                       float* __restrict sums_dz_xhat, T* __restrict kept) {
   const float* __restrict mean = channel.mean;
   const float* __restrict rstd = channel.rstd;
   const float* __restrict weight = channel.weight;
@@ -88,6 +89,7 @@ CAT_FAST_CLONES void add_row_gradients(const T* __restrict x, const T* __restric
           gradients_of<kActivation>(to_float(x[i]), to_float(dy[i]), mean[i], rstd[i], weight[i], bias[i]);
       sums_dz[i] += g.dz;
       sums_dz_xhat[i] += g.dz_xhat;
+      if constexpr (kKeep) kept[row * width + i] = from_float<T>(g.dz);
     }
   }
 }
@@ -149,6 +151,22 @@ CAT_FAST_CLONES void input_gradient(const T* __restrict x, const T* __restrict d
       const float xhat = (to_float(x[i]) - mean[c]) * rstd[c];
       const float dz = to_float(dy[i]) * activation_gradient<kActivation>(weight[c] * xhat + bias[c]);
       dx[i] = from_float<T>(rstd[c] * (weight[c] * dz - mean_dz[c] - xhat * mean_dz_xhat[c]));
+    }
+  }
+}
+
+// The same for channels-last rows whose dx holds dz.
+template <typename T>
+CAT_FAST_CLONES void input_gradient_in_place(const T* __restrict x, ChannelData channel,
+                                             const float* __restrict mean_dz, const float* __restrict mean_dz_xhat,
+                                             int64_t rows, int64_t width, T* __restrict dx) {
+  const float* __restrict mean = channel.mean;
+  const float* __restrict rstd = channel.rstd;
+  const float* __restrict weight = channel.weight;
+  for (int64_t row = 0; row < rows; ++row, x += width, dx += width) {
+    for (int64_t i = 0; i < width; ++i) {
+      const float xhat = (to_float(x[i]) - mean[i]) * rstd[i];
+      dx[i] = from_float<T>(rstd[i] * (weight[i] * to_float(dx[i]) - mean_dz[i] - xhat * mean_dz_xhat[i]));
     }
   }
 }
