@@ -45,15 +45,17 @@ def train(path: str, overrides: list[str]) -> None:
         raise UserError(f"configuration {path}: task {kind!r} is not one of {', '.join(RUNS)}")
     config = fill(RUNS[kind], values, overrides, source=f"configuration {path}")
 
+    ranks_started = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.world_size not in (0, ranks_started):
+        raise UserError(
+            f"configuration {path}: it is made for {config.world_size} ranks, and there are {ranks_started}: "
+            "start as many, or set world_size=0 and adapt the batch"
+        )
+
     from cat_fast.training import distributed, loop
     from cat_fast.training.tasks import make_task
 
     ranks = distributed.start()
-    if config.world_size not in (0, ranks.world_size):
-        raise UserError(
-            f"configuration {path}: it is made for {config.world_size} ranks, and there are "
-            f"{ranks.world_size}: start as many, or set world_size=0 and adapt the batch"
-        )
     loop.run(make_task(config, ranks), config, ranks)
     distributed.stop()
 

@@ -185,3 +185,24 @@ def test_a_deepspeed_configuration_that_cannot_be_run_is_refused(tmp_path, text,
 def test_a_deepspeed_configuration_that_is_nowhere_is_refused():
     with pytest.raises(UserError, match=r"nowhere\.json is neither a file nor among the packaged"):
         read_deepspeed_config("nowhere.json")
+
+
+def test_a_configuration_changes_what_its_base_says(tmp_path):
+    (tmp_path / "base.yaml").write_text("name: a\nschedule: {steps: 10, rates: [1, 2]}\nshares: {8: 0.5}\n")
+    (tmp_path / "middle.yaml").write_text("base: base.yaml\nschedule: {steps: 20}\nshares: {16: 0.5}\n")
+    (tmp_path / "top.yaml").write_text("base: middle.yaml\nname: b\nschedule: {rates: [3]}\n")
+    assert read_yaml(tmp_path / "top.yaml") == {
+        "name": "b",
+        "schedule": {"steps": 20, "rates": [3]},
+        "shares": {8: 0.5, 16: 0.5},
+    }
+
+
+def test_bases_in_a_circle_or_missing_are_refused(tmp_path):
+    (tmp_path / "one.yaml").write_text("base: two.yaml\n")
+    (tmp_path / "two.yaml").write_text("base: one.yaml\n")
+    with pytest.raises(UserError, match=r"one\.yaml: it is its own base, by way of .*two\.yaml"):
+        read_yaml(tmp_path / "one.yaml")
+    (tmp_path / "three.yaml").write_text("base: four.yaml\n")
+    with pytest.raises(UserError, match=r"four\.yaml: no such file"):
+        read_yaml(tmp_path / "three.yaml")

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from torchvision.transforms.functional import pil_to_tensor
 
-from cat_fast.complexity import Description, RatioThresholds, choose_ratios
-from cat_fast.complexity.indexing import index_photographs, load_index
+from cat_fast.complexity import Description, RatioThresholds, choose_ratios, jpeg_ratio
+from cat_fast.complexity.indexing import index_photographs, load_index, ratios_of
 from cat_fast.data.image_index import write_index
+from cat_fast.data.images import load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 
@@ -50,3 +52,16 @@ def test_the_name_photographs_means_the_training_split_and_anything_else_a_file(
     assert load_index(str(tmp_path / "mine.jsonl")) == train[:2]
     with pytest.raises(UserError, match="no such file"):
         load_index(str(tmp_path / "photographs"))
+
+
+def test_ratios_come_from_the_index_from_scores_or_from_jpeg_sizes():
+    records = index_photographs(photographs("held_out"))
+    assert ratios_of(records, "index", RatioThresholds(4, 7)) == [record.ratio for record in records]
+    by_score = ratios_of(records, "score", RatioThresholds(2, 8))
+    assert by_score == [RatioThresholds(2, 8).ratio(record.score) for record in records]
+    expected = [
+        jpeg_ratio(pil_to_tensor(resize_center_crop(load_image(record.path), 512))) for record in records
+    ]
+    by_jpeg = ratios_of(records, "jpeg", RatioThresholds(4, 7))
+    assert by_jpeg == expected
+    assert len(set(by_jpeg)) > 1
