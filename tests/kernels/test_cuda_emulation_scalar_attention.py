@@ -93,7 +93,6 @@ def test_a_value_that_is_not_finite_makes_its_head_nan(library, where, value):
         assert result[1, :, :2].isfinite().all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("planted", [False, True], ids=["as it is", "with a missing __syncthreads"])
 def test_cuda_kernels_have_no_data_race(tmp_path, planted):
     write_then_sync = "rows[threadIdx.x] = range;\n  __syncthreads();"

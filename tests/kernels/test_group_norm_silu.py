@@ -216,3 +216,11 @@ def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "fortran")
     with pytest.raises(UserError, match="unknown"):
         group_norm_silu(x, weight, bias, 4, 1e-5)
+
+
+@pytest.mark.parametrize("activation", [True, False])
+def test_reference_passes_gradcheck(activation):
+    x, weight, bias, _ = (t.double().requires_grad_() for t in inputs((2, 6, 3, 2), device="cpu"))
+    assert torch.autograd.gradcheck(
+        lambda *leaves: group_norm_silu_reference(*leaves, 3, 1e-5, activation), (x, weight, bias)
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cat_fast.kernels.varlen_attention.op import varlen_attention
 from cat_fast.kernels.varlen_attention.triton import (
     column_tiles,
     varlen_attention_backward_triton,
@@ -177,3 +178,25 @@ print(json.dumps([len(compiled), len(set(map(id, compiled)))]))
     assert ran.returncode == 0, ran.stderr[-2000:]
     launched, different = json.loads(ran.stdout)
     assert (launched, different) == (12, 3)
+
+
+def test_operator_is_registered_as_torch_expects(force):
+    force("varlen_attention", "triton")
+    q, k, v, cu_seqlens, grad = packed([5, 0, 3], 40)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(torch.ops.cat_fast.varlen_attention_triton.default, (*leaves, cu_seqlens, 5))
+    saved = torch.ops.cat_fast.varlen_attention_triton(q, k, v, cu_seqlens, 5)
+    torch.library.opcheck(
+        torch.ops.cat_fast.varlen_attention_backward_triton.default, (grad, q, k, v, *saved, cu_seqlens, 5)
+    )
+
+
+def test_forced_it_serves_the_public_function_with_its_gradients(force):
+    force("varlen_attention", "triton")
+    *tensors, cu_seqlens, grad = packed([5, 0, 3], 72)
+    want = float64_truth(*tensors, cu_seqlens, grad)
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    out = varlen_attention(*leaves, cu_seqlens, 5)
+    got = (out.detach(), *torch.autograd.grad(out, leaves, grad))
+    for ours, truth in zip(got, (want[0], *want[2:]), strict=True):
+        assert (ours.cpu().double() - truth).abs().max() / truth.abs().max() <= 1e-5
