@@ -13,7 +13,10 @@ import pytest
 from cat_fast import CATPipeline, NestedAutoencoderKL
 from cat_fast.training.logs import read_metrics
 
-COMMAND = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "demo", "--quick", "--out"]
+# What a shell starts in the background is deaf to Ctrl-C, and so are its children: this one listens again.
+LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+MAIN = f"{LISTEN}; from cat_fast.cli.main import main; main()"
+COMMAND = [sys.executable, "-c", MAIN, "demo", "--quick", "--out"]
 
 
 def start(out: Path) -> subprocess.Popen:
@@ -23,8 +26,6 @@ def start(out: Path) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        # As on a terminal: what a shell starts in the background ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
