@@ -78,6 +78,8 @@ class TokenizerTask:
         config = self.config
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         reconstructions, posterior = self.engine(pictures, ratio, ghost_pass=True)
+        # Gradients at the reconstructions, for balancing, stop at this view: past it are the engine's hooks.
+        reconstructions = reconstructions.view_as(reconstructions)
         fake_logits = None
         if self.objective.gan_active(step):
             discriminator = self.discriminator.module.requires_grad_(False)
@@ -98,7 +100,6 @@ class TokenizerTask:
         self.discriminator.module.requires_grad_(True)
         crops = random_crops([pictures, reconstructions], self.discriminator.module.resolution)
         penalised = config.loss.r1_weight > 0 and step % config.loss.r1_every_steps == 0
-        crops[0].requires_grad_(penalised)
         real, fake = self.discriminator(torch.cat(crops)).chunk(2)
         loss = self.objective.discriminator_loss(real, fake)
         terms = {
@@ -106,7 +107,9 @@ class TokenizerTask:
             "discriminator_accuracy": torch.cat([real > 0, fake < 0]).float().mean(),
         }
         if penalised:
-            terms["r1"] = r1_penalty(real, crops[0])
+            # Not through the engine, whose hooks would take the gradient at the crops for the backward pass.
+            crop = crops[0].clone().requires_grad_()
+            terms["r1"] = r1_penalty(self.discriminator.module(crop), crop)
             loss = loss + config.loss.r1_weight * config.loss.r1_every_steps * terms["r1"]
         if config.loss.lecam_weight:
             terms["lecam"] = self.lecam.penalty(real, fake)

@@ -35,6 +35,10 @@ TOKENIZER = [
     "discriminator.channel_base=128",
     "discriminator.channel_max=16",
     "loss.gan_loss_starting_step=6",
+    "loss.adaptive_gan_weight=true",
+    "loss.r1_weight=1.0",
+    "loss.r1_every_steps=5",
+    "loss.lecam_weight=0.01",
 ]
 GENERATOR = [
     "configs/generator/nano.yaml",
@@ -131,3 +135,5 @@ def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp
         records = read_metrics(straight)
         assert "discriminator" not in records[5]
         assert {"l1", "kl", "st_lpips_alex", "gan", "weighted/gan", "discriminator"} <= records[6].keys()
+        assert [step for step, record in enumerate(records) if "r1" in record] == [10, 15, 20]
+        assert all(record["lecam"] > 0 for record in records[7:])
