@@ -4,6 +4,7 @@ import json
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from typing import Annotated, Any
 
 import typer
@@ -47,9 +48,12 @@ def info(
     console.out.print(facts)
 
     kernels = Table("operator", "backend", "takes", "status")
-    for row in report["kernels"]:
-        style = "green" if row["status"] == "active" else "dim"
-        kernels.add_row(row["op"], row["backend"], row["takes"], Text(row["status"], style=style))
+    for op, rows in groupby(report["kernels"], key=lambda row: row["op"]):
+        for number, row in enumerate(rows):
+            style = "green" if row["status"] == "active" else "dim"
+            name = op if number == 0 else ""
+            kernels.add_row(name, row["backend"], row["takes"], Text(row["status"], style=style))
+        kernels.add_section()
     console.out.print(kernels)
     console.out.print("The first active backend of an operator that takes the tensors runs.")
 
