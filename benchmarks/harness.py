@@ -73,10 +73,13 @@ class Effort:
     seconds: float
     longest_extra_run: float = math.inf
     """Contestants slower than this, in seconds, are not run once more for their peak memory."""
+    without: tuple[str, ...] = ()
+    """Baselines to leave out."""
 
 
 FULL = Effort(least_pairs=7, most_pairs=101, seconds=10.0)
-QUICK = Effort(least_pairs=1, most_pairs=9, seconds=0.3, longest_extra_run=0.4)
+QUICK = Effort(least_pairs=1, most_pairs=9, seconds=0.3, longest_extra_run=0.4, without=("compile",))
+"""torch.compile would take half a minute before it runs."""
 TURN_SECONDS = 0.005
 """Shorter work is repeated within a turn, until a turn takes about this long."""
 BASELINE_SLACK = 10.0
@@ -131,7 +134,8 @@ class Result:
 
 def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Result:
     """Check all contestants of a case, then time ours against each baseline in pairs of turns."""
-    everyone = {"ours": case.ours, **case.baselines}
+    baselines = {name: c for name, c in case.baselines.items() if name not in effort.without}
+    everyone = {"ours": case.ours, **baselines}
     truth = case.truth()
     errors, first = {}, {}
     for name, contestant in everyone.items():
@@ -162,7 +166,7 @@ def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Res
 
     times: dict[str, list[float]] = {name: [] for name in everyone}
     ratios = {}
-    for name in case.baselines:
+    for name in baselines:
         turns = [partial(seconds_a_call, everyone[n].run, calls[n], clock) for n in ("ours", name)]
         pairs = take_turns(turns, effort, clock)
         times["ours"] += [ours for ours, _ in pairs]
@@ -173,7 +177,7 @@ def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Res
         checked,
         seconds=seconds,
         ratios=ratios,
-        pairs={name: len(times[name]) for name in case.baselines},
+        pairs={name: len(times[name]) for name in baselines},
         peak_bytes=peaks,
         work=_work(case, seconds["ours"].median, effort, clock),
     )
@@ -246,7 +250,9 @@ def main(
     """The command line of a benchmark; returns the exit code: 1 if a result was wrong, 2 for bad usage."""
     parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--quick", action="store_true", help="few pairs: a rough answer soon")
+    parser.add_argument(
+        "--quick", action="store_true", help="few pairs, and without torch.compile: a rough answer soon"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose key contains it")
     given = parser.parse_args(arguments)
     chosen = {key: setup for key, setup in cases.items() if given.only in key}

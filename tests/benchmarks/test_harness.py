@@ -4,6 +4,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -247,3 +248,13 @@ def test_on_a_known_gpu_the_share_of_its_peak_is_told(monkeypatch):
     assert "50% of the card's bandwidth; 50% of the card's arithmetic" in "\n".join(
         harness.lines("k", result)
     )
+
+
+def test_what_an_effort_leaves_out_is_neither_checked_nor_timed():
+    clock = Clock()
+    both = case(clock)
+    both = replace(both, baselines={**both.baselines, "compile": clock.contestant("compile", 5.0)})
+    result = harness.measure(both, replace(EFFORT, without=("compile",)), clock)
+    assert set(result.ratios) == {"eager"}
+    assert "compile" not in clock.order
+    assert harness.QUICK.without == ("compile",)
