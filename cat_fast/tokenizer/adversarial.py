@@ -1,6 +1,7 @@
 """The GAN's losses, all in float32: in bf16 several projects saw theirs turn NaN after 30,000 steps."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -36,10 +37,30 @@ GAN_LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], PairLoss]] = {
 """By name: the generator's loss and the discriminator's."""
 
 
-def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
-    """E |grad D(real)|^2 / 2 (Mescheder et al., 2018), of logits (B,) that depend on `real` (B, 3, H, W)."""
-    (gradient,) = torch.autograd.grad(real_logits.float().sum(), real, create_graph=True)
-    return 0.5 * gradient.float().square().sum((1, 2, 3)).mean()
+@dataclass
+class R1:
+    """E |grad D(real)|^2 / 2 (Mescheder et al., 2018), in every so many steps and as many times as heavy.
+
+    Being lazy costs little: Karras et al. (2020) compute it in every 16th step.
+    """
+
+    weight: float
+    every_steps: int
+    name: str = "r1"
+
+    def due(self, step: int) -> bool:
+        return self.weight > 0 and step % self.every_steps == 0
+
+    @property
+    def lazy_weight(self) -> float:
+        """That of a step in which it is computed."""
+        return self.weight * self.every_steps
+
+    def __call__(self, judge: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
+        """Of a discriminator `judge`, (B, 3, H, W) -> (B,), at the pictures `real`."""
+        real = real.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(judge(real).float().sum(), real, create_graph=True)
+        return 0.5 * gradient.float().square().sum((1, 2, 3)).mean()
 
 
 class LeCam:
@@ -49,11 +70,13 @@ class LeCam:
     of a checkpoint.
     """
 
-    def __init__(self, decay: float = 0.99) -> None:
-        self.decay = decay
+    name = "lecam"
+
+    def __init__(self, weight: float, decay: float = 0.99) -> None:
+        self.weight, self.decay = weight, decay
         self.real, self.fake = 0.0, 0.0
 
-    def penalty(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    def __call__(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         """Of this batch against the means of the batches before."""
         real, fake = real_logits.float(), fake_logits.float()
         return (real - self.fake).square().mean() + (fake - self.real).square().mean()

@@ -1,9 +1,10 @@
 """The tokenizer's objective: L1 + beta * KL + perceptual + features + delta * GAN (spec: "Objective").
 
-Each term is a mean over the batch, computed in float32, and reported as it is and as it weighs.
+Each term is a small class with its weight: a mean over the batch, computed in float32, and reported as it is
+and as it weighs. The discriminator has an objective of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from cat_fast.errors import UserError
-from cat_fast.tokenizer.adversarial import GAN_LOSSES, balance
+from cat_fast.tokenizer.adversarial import GAN_LOSSES, R1, LeCam, balance
 from cat_fast.tokenizer.features import ResNetFeatures
 from cat_fast.tokenizer.perceptual import PERCEPTUAL, STLPIPS, perceptual_distance
 
@@ -68,6 +69,8 @@ class Batch:
     posterior: DiagonalGaussianDistribution
     window: Sequence[Tensor]
     """Pictures and reconstructions as the feature networks see them: whole, or the same crop of both."""
+    fake_logits: Tensor | None = None
+    """What the discriminator says of the reconstructions, (B,), once the GAN has started."""
 
 
 class Term(Protocol):
@@ -112,6 +115,27 @@ class Distance:
         return self.network(seen.float(), target.float()).mean()
 
 
+class GAN:
+    """How far the discriminator is from taking the reconstructions for pictures."""
+
+    name = "gan"
+
+    def __init__(self, weight: float, loss: str, starting_step: int, adaptive: bool) -> None:
+        self.weight, self.starting_step, self.adaptive = weight, starting_step, adaptive
+        self.generator_loss, self.discriminator_loss = GAN_LOSSES[loss]
+
+    def active(self, step: int) -> bool:
+        return self.weight > 0 and step >= self.starting_step
+
+    def __call__(self, batch: Batch) -> Tensor:
+        assert batch.fake_logits is not None
+        return self.generator_loss(batch.fake_logits)
+
+    def weight_beside(self, others: Tensor, value: Tensor, reconstructions: Tensor) -> float | Tensor:
+        """The weight; if adaptive, times what makes it pull as hard as the sum of the `others`."""
+        return self.weight * balance(others, value, reconstructions) if self.adaptive else self.weight
+
+
 @dataclass
 class Loss:
     """A scalar to differentiate, and each term in it as it is and as it weighs."""
@@ -119,6 +143,10 @@ class Loss:
     total: Tensor
     raw: dict[str, Tensor] = field(default_factory=dict)
     weighted: dict[str, Tensor] = field(default_factory=dict)
+
+    def terms(self) -> dict[str, Tensor]:
+        """Every term for the log: by its name as it is, and under weighted/ as it weighs."""
+        return {**self.raw, **{f"weighted/{name}": value for name, value in self.weighted.items()}}
 
     def add(self, name: str, value: Tensor, weight: float | Tensor) -> None:
         contribution = weight * value
@@ -128,10 +156,12 @@ class Loss:
 
 
 class TokenizerObjective:
-    """Loss of a batch of reconstructions; holds the frozen networks."""
+    """Loss of a batch of reconstructions; holds the frozen networks, and the GAN's term apart.
+
+    The GAN's comes last, because it may be weighed against the sum of the others.
+    """
 
     def __init__(self, config: LossConfig, device: torch.device | str = "cpu") -> None:
-        self.config = config
         self.terms: list[Term] = [L1(config.l1_weight), KL(config.kl_weight)]
         if config.perceptual_weight:
             name, network = perceptual_distance(config.perceptual)
@@ -139,10 +169,9 @@ class TokenizerObjective:
         if config.features_weight:
             features = ResNetFeatures(Path(config.features_weights), config.features_trunk).to(device)
             self.terms.append(Distance("features", features, config.features_weight))
-        self.generator_loss, self.discriminator_loss = GAN_LOSSES[config.gan_loss]
-
-    def gan_active(self, step: int) -> bool:
-        return self.config.gan_weight > 0 and step >= self.config.gan_loss_starting_step
+        self.gan = GAN(
+            config.gan_weight, config.gan_loss, config.gan_loss_starting_step, config.adaptive_gan_weight
+        )
 
     def __call__(
         self,
@@ -161,14 +190,38 @@ class TokenizerObjective:
             reconstructions=reconstructions,
             posterior=posterior,
             window=window or (pictures, reconstructions),
+            fake_logits=fake_logits,
         )
         loss = Loss(torch.zeros((), device=pictures.device))
         for term in self.terms:
             loss.add(term.name, term(batch), term.weight)
         if fake_logits is not None:
-            gan = self.generator_loss(fake_logits)
-            weight: float | Tensor = self.config.gan_weight
-            if self.config.adaptive_gan_weight:
-                weight = weight * balance(loss.total, gan, reconstructions)
-            loss.add("gan", gan, weight)
+            value = self.gan(batch)
+            loss.add(self.gan.name, value, self.gan.weight_beside(loss.total, value, reconstructions))
+        return loss
+
+
+class DiscriminatorObjective:
+    """Loss of the discriminator: telling pictures from reconstructions, without overdoing it."""
+
+    def __init__(self, config: LossConfig) -> None:
+        _, self.tell_apart = GAN_LOSSES[config.gan_loss]
+        self.r1 = R1(config.r1_weight, config.r1_every_steps)
+        self.lecam = LeCam(config.lecam_weight)
+
+    def __call__(
+        self,
+        step: int,
+        real_logits: Tensor,
+        fake_logits: Tensor,
+        judge: Callable[[Tensor], Tensor],
+        real: Tensor,
+    ) -> Loss:
+        """Logits (B,) of pictures and reconstructions; `judge` is the discriminator, `real` its pictures."""
+        loss = Loss(torch.zeros((), device=real.device))
+        loss.add("discriminator", self.tell_apart(real_logits, fake_logits), 1.0)
+        if self.r1.due(step):
+            loss.add(self.r1.name, self.r1(judge, real), self.r1.lazy_weight)
+        if self.lecam.weight:
+            loss.add(self.lecam.name, self.lecam(real_logits, fake_logits), self.lecam.weight)
         return loss

@@ -19,9 +19,8 @@ from cat_fast.data.crops import CropDataset
 from cat_fast.data.ratio_sampler import RatioSampler
 from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.tokenizer.adversarial import LeCam, r1_penalty
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
-from cat_fast.tokenizer.losses import TokenizerObjective
+from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
@@ -41,7 +40,7 @@ class TokenizerTask:
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
         self.discriminator = make_engine(discriminator, config.discriminator.optimizer, config.deepspeed)
         self.objective = TokenizerObjective(config.loss, ranks.device)
-        self.lecam = LeCam()
+        self.discriminator_objective = DiscriminatorObjective(config.loss)
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
 
         records = load_index(config.data.index)
@@ -68,7 +67,7 @@ class TokenizerTask:
         pictures = pictures.to(self.ranks.device, memory_format=torch.channels_last)
         seed_step(config.seed, step, rank)
         reconstructions, terms = self._generator_step(step, pictures, ratio)
-        if self.objective.gan_active(step):
+        if self.objective.gan.active(step):
             terms |= self._discriminator_step(step, pictures, reconstructions)
         if self.ema:
             self.ema.update()
@@ -81,7 +80,7 @@ class TokenizerTask:
         # Gradients at the reconstructions, for balancing, stop at this view: past it are the engine's hooks.
         reconstructions = reconstructions.view_as(reconstructions)
         fake_logits = None
-        if self.objective.gan_active(step):
+        if self.objective.gan.active(step):
             discriminator = self.discriminator.module.requires_grad_(False)
             fake_logits = discriminator(*random_crops([reconstructions], discriminator.resolution))
         window = [pictures, reconstructions]
@@ -90,8 +89,7 @@ class TokenizerTask:
         loss = self.objective(pictures, reconstructions, posterior, fake_logits, window)
         self.engine.backward(loss.total)
         self.engine.step()
-        weighted = {f"weighted/{name}": value for name, value in loss.weighted.items()}
-        return reconstructions.detach(), {"loss": loss.total.detach(), **loss.raw, **weighted}
+        return reconstructions.detach(), {"loss": loss.total.detach(), **loss.terms()}
 
     def _discriminator_step(self, step: int, pictures: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
         config = self.config
@@ -99,26 +97,16 @@ class TokenizerTask:
         set_learning_rate(self.discriminator, learning_rate(base, config.schedule, step))
         self.discriminator.module.requires_grad_(True)
         crops = random_crops([pictures, reconstructions], self.discriminator.module.resolution)
-        penalised = config.loss.r1_weight > 0 and step % config.loss.r1_every_steps == 0
         real, fake = self.discriminator(torch.cat(crops)).chunk(2)
-        loss = self.objective.discriminator_loss(real, fake)
-        terms = {
-            "discriminator": loss.detach(),
-            "discriminator_accuracy": torch.cat([real > 0, fake < 0]).float().mean(),
-        }
-        if penalised:
-            # Not through the engine, whose hooks would take the gradient at the crops for the backward pass.
-            crop = crops[0].clone().requires_grad_()
-            terms["r1"] = r1_penalty(self.discriminator.module(crop), crop)
-            loss = loss + config.loss.r1_weight * config.loss.r1_every_steps * terms["r1"]
-        if config.loss.lecam_weight:
-            terms["lecam"] = self.lecam.penalty(real, fake)
-            loss = loss + config.loss.lecam_weight * terms["lecam"]
-            logits = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
-            self.lecam.update(*(self.ranks.sum(logits) / self.ranks.world_size).tolist())
-        self.discriminator.backward(loss)
+        # R1 judges past the engine, whose hooks would take the gradient at the crops for the backward pass.
+        judge = self.discriminator.module
+        loss = self.discriminator_objective(step, real, fake, judge, crops[0])
+        logits = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
+        self.discriminator_objective.lecam.update(*(self.ranks.sum(logits) / self.ranks.world_size).tolist())
+        self.discriminator.backward(loss.total)
         self.discriminator.step()
-        return {name: value.detach() for name, value in terms.items()}
+        accuracy = torch.cat([real > 0, fake < 0]).float().mean()
+        return {**loss.terms(), "discriminator_accuracy": accuracy}
 
     def _mean_over_ranks(self, ratio: int, terms: dict[str, Tensor]) -> dict[str, float]:
         """Mean of each term over all ranks, and over the ranks at each ratio."""
@@ -143,7 +131,7 @@ class TokenizerTask:
             state = {
                 "sampler": self.sampler.state_dict(),
                 "ema_updates": self.ema.updates,
-                "lecam": self.lecam.state_dict(),
+                "lecam": self.discriminator_objective.lecam.state_dict(),
             }
             (folder / "task.json").write_text(json.dumps(state))
 
@@ -152,7 +140,7 @@ class TokenizerTask:
         self.discriminator.load_checkpoint(str(folder / "discriminator"), tag="state")
         state = json.loads((folder / "task.json").read_text())
         self.sampler.load_state_dict(state["sampler"])
-        self.lecam.load_state_dict(state["lecam"])
+        self.discriminator_objective.lecam.load_state_dict(state["lecam"])
         if self.ema:
             self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 

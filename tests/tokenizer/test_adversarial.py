@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from cat_fast.errors import UserError
-from cat_fast.tokenizer.adversarial import GAN_LOSSES, LeCam, r1_penalty
+from cat_fast.tokenizer.adversarial import GAN_LOSSES, R1, LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
+from cat_fast.tokenizer.losses import DiscriminatorObjective, LossConfig
 
+PENALTY = R1(weight=1.0, every_steps=1)
 REAL, FAKE = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.5, -3.0, 1.5])
 
 
@@ -38,8 +40,7 @@ def test_losses_of_half_precision_logits_are_float32(loss):
 
 def test_r1_of_a_linear_discriminator_is_its_weight_squared():
     weight = torch.randn(3, 4, 4, requires_grad=True)
-    real = torch.randn(5, 3, 4, 4, requires_grad=True)
-    penalty = r1_penalty((real * weight).sum((1, 2, 3)), real)
+    penalty = PENALTY(lambda real: (real * weight).sum((1, 2, 3)), torch.randn(5, 3, 4, 4))
     torch.testing.assert_close(penalty, 0.5 * weight.square().sum())
     torch.testing.assert_close(torch.autograd.grad(penalty, weight)[0], weight)
 
@@ -47,27 +48,27 @@ def test_r1_of_a_linear_discriminator_is_its_weight_squared():
 def test_r1_goes_through_the_discriminator_to_its_weights():
     torch.manual_seed(0)
     model = StyleGANDiscriminator(resolution=16, channel_base=128, channel_max=16).double()
-    real = torch.rand(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    real = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     weight = model.b16.conv0.weight
 
-    (gradient,) = torch.autograd.grad(r1_penalty(model(real), real), weight)
+    (gradient,) = torch.autograd.grad(PENALTY(model, real), weight)
     step = 1e-2
     with torch.no_grad():
         weight[0, 0, 0, 0] += step
-    up = r1_penalty(model(real), real).item()
+    up = PENALTY(model, real).item()
     with torch.no_grad():
         weight[0, 0, 0, 0] -= 2 * step
-    down = r1_penalty(model(real), real).item()
+    down = PENALTY(model, real).item()
     assert gradient[0, 0, 0, 0].item() == pytest.approx((up - down) / (2 * step), rel=1e-2)
 
 
 def test_lecam_pulls_logits_to_the_other_sides_mean():
-    lecam = LeCam(decay=0.9)
-    torch.testing.assert_close(lecam.penalty(REAL, FAKE), REAL.square().mean() + FAKE.square().mean())
+    lecam = LeCam(weight=1.0, decay=0.9)
+    torch.testing.assert_close(lecam(REAL, FAKE), REAL.square().mean() + FAKE.square().mean())
     lecam.update(1.0, -2.0)
     expected = (REAL + 0.2).square().mean() + (FAKE - 0.1).square().mean()
-    torch.testing.assert_close(lecam.penalty(REAL, FAKE), expected)
-    again = LeCam()
+    torch.testing.assert_close(lecam(REAL, FAKE), expected)
+    again = LeCam(weight=1.0)
     again.load_state_dict(lecam.state_dict())
     assert (again.real, again.fake) == (lecam.real, lecam.fake)
 
@@ -126,3 +127,25 @@ def test_a_pickle_without_such_a_discriminator_is_named(tmp_path):
     stylegan_pickle(path, {"D": odd})
     with pytest.raises(UserError, match=r"b4.fc.weight is missing or has another shape"):
         StyleGANDiscriminator.from_pickle(path)
+
+
+def test_the_discriminators_objective_adds_its_terms_with_their_weights():
+    config = LossConfig(r1_weight=0.5, r1_every_steps=4, lecam_weight=0.1, gan_loss="hinge")
+    objective = DiscriminatorObjective(config)
+    objective.lecam.update(1.0, -1.0)
+    weight = torch.randn(3, 4, 4, requires_grad=True)
+    crops = torch.randn(3, 3, 4, 4)
+
+    def judge(pictures):
+        return (pictures * weight).sum((1, 2, 3))
+
+    loss = objective(8, REAL, FAKE, judge, crops)
+    expected = {"discriminator": 1.0, "r1": 4 * 0.5, "lecam": 0.1}
+    assert loss.raw.keys() == expected.keys()
+    torch.testing.assert_close(loss.raw["discriminator"], GAN_LOSSES["hinge"][1](REAL, FAKE))
+    torch.testing.assert_close(loss.raw["r1"], 0.5 * weight.square().sum())
+    torch.testing.assert_close(loss.raw["lecam"], objective.lecam(REAL, FAKE))
+    for name, heavy in expected.items():
+        torch.testing.assert_close(loss.terms()[f"weighted/{name}"], heavy * loss.raw[name])
+    torch.testing.assert_close(loss.total, sum(loss.weighted.values()))
+    assert objective(9, REAL, FAKE, judge, crops).raw.keys() == {"discriminator", "lecam"}

@@ -93,8 +93,8 @@ def test_the_objective_adds_its_terms_with_their_weights(posterior):
 
 def test_the_gan_starts_at_its_step():
     objective = TokenizerObjective(LossConfig(gan_loss_starting_step=10))
-    assert [objective.gan_active(step) for step in (0, 9, 10, 11)] == [False, False, True, True]
-    assert not TokenizerObjective(LossConfig(gan_weight=0.0)).gan_active(10**6)
+    assert [objective.gan.active(step) for step in (0, 9, 10, 11)] == [False, False, True, True]
+    assert not TokenizerObjective(LossConfig(gan_weight=0.0)).gan.active(10**6)
 
 
 def test_a_balanced_gan_pulls_as_hard_as_the_other_terms(posterior):

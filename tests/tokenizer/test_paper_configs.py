@@ -16,6 +16,7 @@ from cat_fast.training.settings import TokenizerRun
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((ROOT / "tests/tokenizer/published.json").read_text())
+PRESET = PUBLISHED["preset"]
 SIZE = {"cat_c4": 0.015, "cat_c8": 0.015, "cat_c16": 0.015}
 """How near the nested models come to the published sizes; docs/models.md explains the others."""
 
@@ -48,14 +49,21 @@ def test_every_value_is_the_published_one(name):
         assert count == pytest.approx(parameters, rel=SIZE[name])
 
 
+@pytest.mark.parametrize("name", PUBLISHED["rows"])
+def test_each_row_has_a_preset_that_differs_in_its_machines_only(name):
+    preset, row = asdict(resolve(name + PRESET["suffix"])), asdict(resolve(name))
+    assert preset["world_size"] == PRESET["world_size"]
+    assert preset["world_size"] * preset["data"]["batch_size"] == PRESET["global_batch"]
+    own = {"world_size": 0, "output_dir": row["output_dir"]}
+    assert preset | own == row
+    assert preset["output_dir"] == f"runs/{name}{PRESET['suffix']}"
+
+
 def test_there_is_no_configuration_of_the_paper_without_a_published_row():
-    configs = {path.stem for path in (ROOT / "configs/tokenizer").glob("*.yaml")}
+    configs = {
+        path.stem.removesuffix(PRESET["suffix"]) for path in (ROOT / "configs/tokenizer").glob("*.yaml")
+    }
     assert configs - {"nano"} == PUBLISHED["rows"].keys()
-
-
-def test_the_presets_global_batch_is_the_published_one():
-    preset = resolve("cat_c16_64xA100")
-    assert preset.world_size * preset.data.batch_size == PUBLISHED["global_batch"]
 
 
 @pytest.mark.parametrize("ratio", [8, 16, 32])

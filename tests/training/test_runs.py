@@ -137,3 +137,14 @@ def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp
         assert {"l1", "kl", "st_lpips_alex", "gan", "weighted/gan", "discriminator"} <= records[6].keys()
         assert [step for step, record in enumerate(records) if "r1" in record] == [10, 15, 20]
         assert all(record["lecam"] > 0 for record in records[7:])
+        for record in records:
+            ratios = {name.removeprefix("loss_") for name in record if name.startswith("loss_")}
+            terms = {name for name in record if f"weighted/{name}" in record}
+            assert {"l1", "kl", "st_lpips_alex"} <= terms
+            for name in terms:
+                assert {
+                    f"{kind}{name}_{ratio}" for kind in ("", "weighted/") for ratio in ratios
+                } <= record.keys()
+        assert {"gan", "discriminator", "r1", "lecam"} <= {
+            n for n in records[10] if f"weighted/{n}" in records[10]
+        }
