@@ -2,22 +2,30 @@
 
     python benchmarks/autoencoder.py --json FILE [--quick] [--only TEXT]
 
-Keys are <reading>.<ratio>x.<encode|decode>.ratio_vs_<stock>: `heads512` is the paper's literal reading of its
-attention, 512 heads of one dimension, `heads1` one head of 512. Stock models have our weights, and their
-outputs are compared with ours before anything is timed; the truth is the stock model in float64.
+Keys are <reading>.<ratio>x.<encode|decode|train>.<fp32|bf16>.ratio_vs_<stock>: `heads512` is the paper's
+literal reading of its attention, 512 heads of one dimension, `heads1` one head of 512; `bf16` is autocast;
+`train` is a whole step of L1, KL and AdamW. Stock models have our weights, and what all compute is compared
+with the stock model in float64 before anything is timed. About an hour on two cores.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import harness
+from benchmarks import harness, program
+from benchmarks.breakdown import breakdown
 from benchmarks.stock_autoencoder import StockAutoencoder
 from cat_fast import NestedAutoencoderKL
 from cat_fast.config import read_yaml
@@ -27,8 +35,30 @@ CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
 READINGS = {"heads512": 1, "heads1": 512}
 """Head dimension of the mid blocks' attention."""
 RATIOS = (8, 16, 32)
+TRAINED_RATIO = 16
 SIDE = 512
 ORDERS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
+SLACK = {"fp32": 10.0, "bf16": 2.0}
+EFFORT = harness.Effort(least_pairs=5, most_pairs=15, seconds=10.0)
+"""A pass takes seconds."""
+GRADIENTS = (
+    "encoder.conv_in.weight",
+    "encoder.mid_block.attentions.0.to_v.weight",
+    "decoder.conv_out.weight",
+)
+"""Those that training steps are compared by."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One comparison; `which` is encode, decode or train."""
+
+    head_dim: int
+    ratio: int
+    which: str
+    dtype: str
 
 
 def build(head_dim: int, ratio: int) -> NestedAutoencoderKL:
@@ -40,54 +70,54 @@ def build(head_dim: int, ratio: int) -> NestedAutoencoderKL:
 
 def cases(
     side: int = SIDE, make: Callable[[int, int], NestedAutoencoderKL] = build
-) -> Mapping[str, Callable]:
-    """What the harness measures."""
-    return {
-        f"{reading}.{ratio}x.{which}": partial(case, make, head_dim, ratio, which, reading, side)
-        for reading, head_dim in READINGS.items()
+) -> Mapping[str, Callable[[], harness.Case]]:
+    """What the harness measures. Stock blocks are slow at the literal reading: one layout, eager, forward."""
+    table = {
+        f"heads512.{ratio}x.{which}.fp32": Work(READINGS["heads512"], ratio, which, "fp32")
         for ratio in RATIOS
         for which in ("encode", "decode")
     }
+    table |= {
+        f"heads1.{ratio}x.{which}.{dtype}": Work(READINGS["heads1"], ratio, which, dtype)
+        for ratio in RATIOS
+        for which in ("encode", "decode", *(["train"] if ratio == TRAINED_RATIO else []))
+        for dtype in DTYPES
+    }
+    return {key: partial(case, work, make, side) for key, work in table.items()}
 
 
-def case(
-    make: Callable[[int, int], NestedAutoencoderKL],
-    head_dim: int,
-    ratio: int,
-    which: str,
-    reading: str,
-    side: int,
-) -> harness.Case:
-    """One direction at one ratio. The literal reading is slow in stock blocks: one layout, eager only."""
-    model = make(head_dim, ratio)
-    small = side // ratio
-    shape = (1, 3, side, side) if which == "encode" else (1, model.config["latent_channels"], small, small)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-
-    def ours(x: torch.Tensor) -> torch.Tensor:
-        if which == "encode":
-            return model.encode(x, ratio).latent_dist.parameters
-        return model.decode(x, ratio).sample
-
+def case(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int) -> harness.Case:
+    """Ours, channels-last and eager, against each stock variant."""
+    model = make(work.head_dim, work.ratio)
+    x = given(work, model.config["latent_channels"], side)
+    literal = work.head_dim == READINGS["heads512"]
     baselines: dict[str, harness.Contestant] = {}
-    for order in ORDERS if reading == "heads1" else ("nchw",):
-        theirs = getattr(stock(model).to(memory_format=ORDERS[order]), which)
-        baselines[f"{order}_eager"] = contestant(theirs, x, order)
-        if reading == "heads1":
-            baselines[f"{order}_compile"] = contestant(torch.compile(theirs, dynamic=False), x, order)
-
-    def truth() -> Sequence[torch.Tensor]:
-        with torch.no_grad():
-            return (getattr(stock(model).double(), which)(x.double()),)
-
+    for order in ("nchw",) if literal else ORDERS:
+        theirs = stock(model).to(memory_format=ORDERS[order])
+        baselines[f"{order}_eager"] = contestant(theirs, theirs_of(theirs, work), work, x, order)
+        if not literal:
+            compiled = torch.compile(theirs_of(theirs, work), dynamic=False)
+            baselines[f"{order}_compile"] = contestant(theirs, compiled, work, x, order)
     torch.nn.Module.to(model, memory_format=torch.channels_last)
+    ours = contestant(model, ours_of(model, work), work, x, "channels_last")
     return harness.Case(
-        ours=contestant(ours, x, "channels_last"),
+        ours=ours,
         baselines=baselines,
-        truth=truth,
-        tolerance=1e-4,
-        details={"dtype": "float32", "device": DEVICE, "side": side},
+        truth=lambda: truth(work, make, side),
+        tolerance=TOLERANCES[work.dtype],
+        slack=SLACK[work.dtype],
+        flops=counted(ours.run),
+        multiplied=DTYPES[work.dtype],
+        breakdown=lambda: breakdown(ours.run),
+        details={"dtype": str(DTYPES[work.dtype]).removeprefix("torch."), "device": DEVICE, "side": side},
     )
+
+
+def given(work: Work, latent_channels: int, side: int) -> Tensor:
+    """A picture, or the latent of one."""
+    small = side // work.ratio
+    shape = (1, latent_channels, small, small) if work.which == "decode" else (1, 3, side, side)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
 
 def stock(model: NestedAutoencoderKL) -> StockAutoencoder:
@@ -95,18 +125,89 @@ def stock(model: NestedAutoencoderKL) -> StockAutoencoder:
     return StockAutoencoder(model).to(DEVICE).eval()
 
 
+def ours_of(model: NestedAutoencoderKL, work: Work) -> Callable[[Tensor], Tensor]:
+    """The work as a function of its input: moments, a picture, or the loss of one."""
+    if work.which == "encode":
+        return lambda x: model.encode(x, work.ratio).latent_dist.parameters
+    if work.which == "decode":
+        return lambda z: model.decode(z, work.ratio).sample
+
+    def loss(x: Tensor) -> Tensor:
+        picture, posterior = model(x, work.ratio, sample_posterior=False)
+        return objective(x, picture, posterior)
+
+    return loss
+
+
+def theirs_of(model: StockAutoencoder, work: Work) -> Callable[[Tensor], Tensor]:
+    """Likewise."""
+    if work.which != "train":
+        return getattr(model, work.which)
+
+    def loss(x: Tensor) -> Tensor:
+        posterior = DiagonalGaussianDistribution(model.encode(x))
+        return objective(x, model.decode(posterior.mode()), posterior)
+
+    return loss
+
+
+def objective(x: Tensor, picture: Tensor, posterior: DiagonalGaussianDistribution) -> Tensor:
+    return F.l1_loss(picture, x) + 1e-6 * posterior.kl().mean()
+
+
 def contestant(
-    function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, order: str
+    model: torch.nn.Module, function: Callable[[Tensor], Tensor], work: Work, x: Tensor, order: str
 ) -> harness.Contestant:
-    """A forward pass, without gradients, of a model that is laid out in `order`."""
+    """A forward pass without gradients, or a training step, of a model that is laid out in `order`."""
     x = x.to(memory_format=ORDERS[order])
+    autocast = partial(torch.autocast, DEVICE, dtype=torch.bfloat16, enabled=work.dtype == "bf16")
+    if work.which != "train":
 
-    def run() -> torch.Tensor:
-        with torch.no_grad():
-            return function(x)
+        def run() -> Tensor:
+            with torch.no_grad(), autocast():
+                return function(x)
 
-    return harness.Contestant(run=run, outputs=lambda y: (y,))
+        return harness.Contestant(run=run, outputs=lambda y: (y,))
+
+    # At a rate of zero the step does all its work and leaves the weights as they are, for the next turn.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            loss = function(x)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return harness.Contestant(run=step, outputs=lambda loss: (loss, *gradients(model)))
+
+
+def gradients(model: torch.nn.Module) -> list[Tensor]:
+    parameters = dict(model.named_parameters())
+    return [parameter.grad for name in GRADIENTS if (parameter := parameters[name]).grad is not None]
+
+
+def truth(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int) -> Sequence[Tensor]:
+    """What the stock model computes in float64, once for both dtypes."""
+    return _truth(Work(work.head_dim, work.ratio, work.which, "fp32"), make, side)
+
+
+@functools.cache
+def _truth(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int) -> Sequence[Tensor]:
+    model = make(work.head_dim, work.ratio)
+    exact = stock(model).double()
+    x = given(work, model.config["latent_channels"], side).double()
+    reference = contestant(exact, theirs_of(exact, work), work, x, "nchw")
+    return tuple(output.clone() for output in reference.outputs(reference.run()))
+
+
+def counted(run: Callable[[], Tensor]) -> int:
+    """Floating-point operations of a run; attention counts as N x N products, however it is computed."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("autoencoder", cases()))
+    sys.exit(program.main("autoencoder", cases(), full=EFFORT))

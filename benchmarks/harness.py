@@ -1,7 +1,7 @@
 """Fair comparisons of speed: every rival must first be right, and then they take turns.
 
 A benchmark is a script with a dictionary from key to a function that sets up a `Case`, which it gives to
-`main`. The program prints each comparison as it is measured and writes them all as JSON:
+`program.main`. That prints each comparison as it is measured and writes them all as JSON:
 
     "<key>.ratio_vs_<baseline>"   how many times as fast as the baseline ours is: the median over the pairs
     "cases"                       under each key: errors, seconds a call, ratios, pairs, peak memory, work
@@ -10,26 +10,17 @@ A benchmark is a script with a dictionary from key to a function that sets up a 
 Where a result is wrong, the case has no ratio and the program ends with exit code 1.
 """
 
-import argparse
-import gc
-import json
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import machine
-from cat_fast import console
-from cat_fast.data.files import atomic_write, require_writable
-from cat_fast.errors import UserError
 
 Clock = Callable[[], float]
 
@@ -54,12 +45,19 @@ class Case:
     """What all of them should compute, in a wider dtype."""
     tolerance: float
     """The largest max|output - truth| / max|truth| that counts as right, for each tensor."""
+    slack: float = 10.0
+    """Baselines may be off by this many times the tolerance: they must do the same work, not do it as well.
+    (Channels-last GroupNorm of torch 2.14 is off by 2e-5 where ours is by 5e-7.)"""
     bytes_moved: int | None = None
     """What ours reads and writes, in bytes, where memory is the limit."""
     copied: torch.Tensor | None = None
     """The tensor whose copy is the yardstick of the bandwidth, beside `bytes_moved`."""
     flops: int | None = None
     """Floating-point operations of the work, where arithmetic is the limit."""
+    multiplied: torch.dtype | None = None
+    """The dtype of the matrix product whose rate is the yardstick of the arithmetic, beside `flops`."""
+    breakdown: Callable[[], Mapping[str, Any]] | None = None
+    """Where ours spends its time and memory; asked once, after the timing."""
     details: Mapping[str, Any] = field(default_factory=dict)
     """Further facts for the JSON, such as the backend and the dtype."""
 
@@ -74,7 +72,7 @@ class Effort:
     longest_extra_run: float = math.inf
     """Contestants slower than this, in seconds, are not run once more for their peak memory."""
     without: tuple[str, ...] = ()
-    """Baselines to leave out."""
+    """Endings of the names of baselines to leave out."""
 
 
 FULL = Effort(least_pairs=7, most_pairs=101, seconds=10.0)
@@ -82,9 +80,6 @@ QUICK = Effort(least_pairs=1, most_pairs=9, seconds=0.3, longest_extra_run=0.4, 
 """torch.compile would take half a minute before it runs."""
 TURN_SECONDS = 0.005
 """Shorter work is repeated within a turn, until a turn takes about this long."""
-BASELINE_SLACK = 10.0
-"""Baselines may be off by this many times the tolerance: they must do the same work, not do it as well.
-(Channels-last GroupNorm of torch 2.14 is off by 2e-5 where ours is by 5e-7.)"""
 
 
 @dataclass(frozen=True)
@@ -110,6 +105,7 @@ class Result:
 
     errors: Mapping[str, float]
     tolerance: float
+    slack: float
     seconds: Mapping[str, Spread] = field(default_factory=dict)
     """Of one call."""
     ratios: Mapping[str, Spread] = field(default_factory=dict)
@@ -119,7 +115,9 @@ class Result:
     """By how much a call raises the memory in use, at its height; None where the system does not tell."""
     work: Mapping[str, float] = field(default_factory=dict)
     """What is known of bytes_moved, gb_per_second, of_copy_bandwidth, of_peak_bandwidth, flops,
-    gflops_per_second and of_peak_flops of ours; a peak is that of the GPU's data sheet."""
+    gflops_per_second, of_matmul_rate and of_peak_flops of ours; a peak is that of the GPU's data sheet."""
+    breakdown: Mapping[str, Any] = field(default_factory=dict)
+    """What `Case.breakdown` told."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -128,13 +126,13 @@ class Result:
 
     def wrong(self) -> dict[str, float]:
         """The contestants that are not right, with their errors; NaN is wrong too."""
-        slack = dict.fromkeys(self.errors, BASELINE_SLACK) | {"ours": 1.0}
+        slack = dict.fromkeys(self.errors, self.slack) | {"ours": 1.0}
         return {name: e for name, e in self.errors.items() if not e <= self.tolerance * slack[name]}
 
 
 def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Result:
     """Check all contestants of a case, then time ours against each baseline in pairs of turns."""
-    baselines = {name: c for name, c in case.baselines.items() if name not in effort.without}
+    baselines = {name: c for name, c in case.baselines.items() if not name.endswith(effort.without)}
     everyone = {"ours": case.ours, **baselines}
     truth = case.truth()
     errors, first = {}, {}
@@ -144,7 +142,7 @@ def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Res
         machine.synchronize()
         first[name] = clock() - start
         errors[name] = error_of(contestant.outputs(result), truth)
-    checked = Result(errors=errors, tolerance=case.tolerance, details=case.details)
+    checked = Result(errors=errors, tolerance=case.tolerance, slack=case.slack, details=case.details)
     if not checked.right:
         return checked
     del truth
@@ -180,6 +178,7 @@ def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Res
         pairs={name: len(times[name]) for name in baselines},
         peak_bytes=peaks,
         work=_work(case, seconds["ours"].median, effort, clock),
+        breakdown=case.breakdown() if case.breakdown else {},
     )
 
 
@@ -235,6 +234,8 @@ def _work(case: Case, seconds: float, effort: Effort, clock: Clock) -> dict[str,
         work["of_copy_bandwidth"] = case.bytes_moved / seconds / copied_per_second
     if case.flops is not None:
         work |= {"flops": case.flops, "gflops_per_second": case.flops / seconds / 1e9}
+    if case.flops is not None and case.multiplied is not None:
+        work["of_matmul_rate"] = case.flops / seconds / _matmul_rate(case.multiplied, clock)
     if (peak := machine.peak()) is not None:
         if case.bytes_moved is not None:
             work["of_peak_bandwidth"] = case.bytes_moved / seconds / peak.bytes_per_second
@@ -244,49 +245,12 @@ def _work(case: Case, seconds: float, effort: Effort, clock: Clock) -> dict[str,
     return work
 
 
-def main(
-    benchmark: str, cases: Mapping[str, Callable[[], Case]], arguments: Sequence[str] | None = None
-) -> int:
-    """The command line of a benchmark; returns the exit code: 1 if a result was wrong, 2 for bad usage."""
-    parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument(
-        "--quick", action="store_true", help="few pairs, and without torch.compile: a rough answer soon"
-    )
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose key contains it")
-    given = parser.parse_args(arguments)
-    chosen = {key: setup for key, setup in cases.items() if given.only in key}
-    try:
-        if not chosen:
-            raise UserError(f"--only {given.only}: no case has that in its key; there are {', '.join(cases)}")
-        if given.json is not None:
-            require_writable(given.json)
-        results, about = run(chosen, QUICK if given.quick else FULL)
-        if given.json is not None:
-            written = as_json({"benchmark": benchmark, **about}, results)
-            with atomic_write(given.json) as path:
-                path.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
-    except UserError as error:
-        console.print_error(error)
-        return 2
-    return 0 if all(result.right for result in results.values()) else 1
-
-
-def run(cases: Mapping[str, Callable[[], Case]], effort: Effort) -> tuple[dict[str, Result], dict[str, Any]]:
-    """Measure and print the cases one after another; their results, and what they were measured with."""
-    about = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "effort": vars(effort),
-        **machine.describe(),
-        "load_before": os.getloadavg()[0],
-    }
-    results = {}
-    for key, setup in cases.items():
-        results[key] = measure(setup(), effort)
-        gc.collect()  # the tensors of one case make no room scarce for the next
-        for line in lines(key, results[key]):
-            print(line, flush=True)
-    return results, about | {"load_after": os.getloadavg()[0]}
+def _matmul_rate(dtype: torch.dtype, clock: Clock) -> float:
+    """Floating-point operations a second of a large matrix product, at its best of a few."""
+    side = 4096 if torch.cuda.is_initialized() else 2048
+    matrix = torch.ones(side, side, dtype=dtype, device="cuda" if torch.cuda.is_initialized() else "cpu")
+    fastest = min(seconds_a_call(lambda: matrix @ matrix, 1, clock) for _ in range(5))
+    return 2 * side**3 / fastest
 
 
 def lines(key: str, result: Result) -> list[str]:
@@ -309,13 +273,21 @@ def lines(key: str, result: Result) -> list[str]:
         facts.append(f"{work['of_copy_bandwidth']:.0%} of a copy's bandwidth")
     if "flops" in work:
         facts.append(f"{work['flops'] / 1e9:.2f} GFLOP at {work['gflops_per_second']:.1f} GFLOP/s")
+    if "of_matmul_rate" in work:
+        facts.append(f"{work['of_matmul_rate']:.0%} of a matrix product's rate")
     for name, unit in (("of_peak_bandwidth", "bandwidth"), ("of_peak_flops", "arithmetic")):
         if name in work:
             facts.append(f"{work[name]:.0%} of the card's {unit}")
     peaks = [f"{name} {peak / 2**20:.0f}" for name, peak in result.peak_bytes.items() if peak is not None]
     if peaks:
         facts.append("peak memory in MiB: " + ", ".join(peaks))
-    return [*told, "    " + "; ".join(facts)]
+    told.append("    " + "; ".join(facts))
+    if result.breakdown:
+        seconds, held = result.breakdown["seconds"], result.breakdown["peak_bytes"]
+        shares = ", ".join(f"{kind} {value / sum(seconds.values()):.0%}" for kind, value in seconds.items())
+        sizes = ", ".join(f"{kind} {(value or 0) / 2**20:.0f}" for kind, value in held.items())
+        told.append(f"    time: {shares}; memory at its height in MiB: {sizes}")
+    return told
 
 
 def as_json(about: Mapping[str, Any], results: Mapping[str, Result]) -> dict[str, Any]:

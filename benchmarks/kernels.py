@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 if __name__ == "__main__":  # else this file, beside the script, would be found as `kernels`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import baselines, harness
+from benchmarks import baselines, harness, program
 from cat_fast.kernels import backends
 from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
 from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adaln_reference
@@ -351,4 +351,4 @@ def several(outputs: Tensors) -> tuple[torch.Tensor, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(harness.main("kernels", cases()))
+    sys.exit(program.main("kernels", cases()))

@@ -27,6 +27,17 @@ def without_compiling(monkeypatch):
 def test_ours_and_the_stock_model_agree_with_float64(key):
     result = harness.measure(autoencoder.cases(64, toy)[key](), ONCE)
     assert result.right, result.wrong()
-    rivals = {"nchw_eager"} if key.startswith("heads512") else set(result.ratios)
-    assert set(result.ratios) == rivals
-    assert len(rivals) == (1 if key.startswith("heads512") else 4)
+    literal = {"nchw_eager"}
+    every = {f"{order}_{way}" for order in ("nchw", "channels_last") for way in ("eager", "compile")}
+    assert set(result.ratios) == (literal if key.startswith("heads512") else every)
+    assert result.work["of_matmul_rate"] > 0
+    assert result.breakdown["seconds"]["convolution"] > 0
+    assert result.breakdown["peak_bytes"]["convolution"] > 0
+
+
+def test_a_training_step_that_is_repeated_computes_the_same():
+    ours = autoencoder.cases(64, toy)["heads1.16x.train.fp32"]().ours
+    first, second = ([output.clone() for output in ours.outputs(ours.run())] for _ in range(2))
+    assert len(first) == 1 + len(autoencoder.GRADIENTS)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(output.abs().max() > 0 for output in first)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import harness, machine
+from benchmarks import harness, machine, program
 from benchmarks.harness import Case, Contestant, Effort, Result, Spread
 from cat_fast.kernels import backends
 
@@ -55,7 +55,7 @@ def run_program(tmp_path, capsys):
 
     def run(cases, *arguments):
         path = tmp_path / "results" / "toy.json"
-        code = harness.main("toy", cases, ["--quick", "--json", str(path), *arguments])
+        code = program.main("toy", cases, ["--quick", "--json", str(path), *arguments])
         return code, capsys.readouterr(), json.loads(path.read_text()) if path.exists() else None
 
     return run
@@ -217,7 +217,7 @@ def test_only_chooses_cases_and_an_empty_choice_is_refused(run_program):
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
     clock = Clock()
     (tmp_path / "file").touch()
-    assert harness.main("toy", {"a": lambda: case(clock)}, ["--json", str(tmp_path / "file" / "x.json")]) == 2
+    assert program.main("toy", {"a": lambda: case(clock)}, ["--json", str(tmp_path / "file" / "x.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert clock.order == []
 

@@ -1,0 +1,78 @@
+"""The command line of a benchmark: `main` measures a dictionary of cases, prints, and writes JSON."""
+
+import argparse
+import gc
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import harness, machine
+from cat_fast import console
+from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.errors import UserError
+
+
+def main(
+    benchmark: str,
+    cases: Mapping[str, Callable[[], harness.Case]],
+    arguments: Sequence[str] | None = None,
+    *,
+    full: harness.Effort = harness.FULL,
+) -> int:
+    """The command line of a benchmark; returns the exit code: 1 if a result was wrong, 2 for bad usage.
+
+    `full` is the effort without --quick. The file is written anew after each case.
+    """
+    parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument(
+        "--quick", action="store_true", help="few pairs, and without torch.compile: a rough answer soon"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose key contains it")
+    given = parser.parse_args(arguments)
+    chosen = {key: setup for key, setup in cases.items() if given.only in key}
+    try:
+        if not chosen:
+            raise UserError(f"--only {given.only}: no case has that in its key; there are {', '.join(cases)}")
+        if given.json is not None:
+            require_writable(given.json)
+
+        def save(results: Mapping[str, harness.Result], about: Mapping[str, Any]) -> None:
+            if given.json is not None:
+                written = harness.as_json({"benchmark": benchmark, **about}, results)
+                with atomic_write(given.json) as path:
+                    path.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
+
+        results = run(chosen, harness.QUICK if given.quick else full, save)
+    except UserError as error:
+        console.print_error(error)
+        return 2
+    return 0 if all(result.right for result in results.values()) else 1
+
+
+def run(
+    cases: Mapping[str, Callable[[], harness.Case]],
+    effort: harness.Effort,
+    save: Callable[[Mapping[str, harness.Result], Mapping[str, Any]], None],
+) -> dict[str, harness.Result]:
+    """Measure and print the cases one after another; `save` is given the results so far after each.
+
+    Its second argument says what they were measured with.
+    """
+    about = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "effort": vars(effort),
+        **machine.describe(),
+        "load_before": os.getloadavg()[0],
+    }
+    results = {}
+    for key, setup in cases.items():
+        results[key] = harness.measure(setup(), effort)
+        gc.collect()  # the tensors of one case make no room scarce for the next
+        for line in harness.lines(key, results[key]):
+            print(line, flush=True)
+        save(results, about | {"load_after": os.getloadavg()[0]})
+    return results
