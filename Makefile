@@ -10,11 +10,11 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
 
-.PHONY: help install demo test test-slow test-gpu bench-kernels lint build clean
+.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder lint build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(PACKAGE) ## Make .venv with the pinned dependencies and this package in it
 
@@ -32,6 +32,9 @@ test-gpu: $(PACKAGE) ## Run the tests that need a CUDA device
 
 bench-kernels: $(PACKAGE) ## Measure the operators; see benchmarks/results/kernels.json
 	$(BIN)/python benchmarks/kernels.py --json benchmarks/results/kernels.json
+
+bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an hour; see docs/models.md
+	$(BIN)/python benchmarks/autoencoder.py --json benchmarks/results/autoencoder.json
 
 lint: $(PACKAGE) ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # else kernels.py, beside the script, would be what diffusers finds as `kernels`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from benchmarks import harness, program
 from benchmarks.breakdown import breakdown
@@ -39,9 +40,11 @@ TRAINED_RATIO = 16
 SIDE = 512
 ORDERS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
-SLACK = {"fp32": 10.0, "bf16": 2.0}
-EFFORT = harness.Effort(least_pairs=5, most_pairs=15, seconds=10.0)
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.1, "train.fp32": 1e-4, "train.bf16": 0.3}
+"""Of the gradient at the first layer, through all layers in bf16, 0.2 is lost by everybody."""
+SLACK = {"fp32": 10.0, "bf16": 2.0, "train.fp32": 50.0, "train.bf16": 1.5}
+"""Gradients through torch's own GroupNorm are off by 2e-3 in fp32, ours by 6e-5."""
+EFFORT = harness.Effort(least_pairs=3, most_pairs=15, seconds=10.0)
 """A pass takes seconds."""
 GRADIENTS = (
     "encoder.conv_in.weight",
@@ -59,6 +62,11 @@ class Work:
     ratio: int
     which: str
     dtype: str
+
+    @property
+    def exactness(self) -> str:
+        """What `TOLERANCES` calls it."""
+        return f"train.{self.dtype}" if self.which == "train" else self.dtype
 
 
 def build(head_dim: int, ratio: int) -> NestedAutoencoderKL:
@@ -88,6 +96,7 @@ def cases(
 
 def case(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int) -> harness.Case:
     """Ours, channels-last and eager, against each stock variant."""
+    torch._dynamo.reset()  # else the eighth compiled model is the last, and others run eagerly unannounced
     model = make(work.head_dim, work.ratio)
     x = given(work, model.config["latent_channels"], side)
     literal = work.head_dim == READINGS["heads512"]
@@ -104,8 +113,8 @@ def case(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int)
         ours=ours,
         baselines=baselines,
         truth=lambda: truth(work, make, side),
-        tolerance=TOLERANCES[work.dtype],
-        slack=SLACK[work.dtype],
+        tolerance=TOLERANCES[work.exactness],
+        slack=SLACK[work.exactness],
         flops=counted(ours.run),
         multiplied=DTYPES[work.dtype],
         breakdown=lambda: breakdown(ours.run),

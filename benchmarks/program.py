@@ -4,7 +4,7 @@ import argparse
 import gc
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ def main(
 ) -> int:
     """The command line of a benchmark; returns the exit code: 1 if a result was wrong, 2 for bad usage.
 
-    `full` is the effort without --quick. The file is written anew after each case.
+    `full` is the effort without --quick. The file is written anew after each case, so that --keep can go on
+    with what was ended early.
     """
     parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
@@ -32,6 +33,11 @@ def main(
         "--quick", action="store_true", help="few pairs, and without torch.compile: a rough answer soon"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose key contains it")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the cases of FILE and measure the missing ones, or --only those",
+    )
     given = parser.parse_args(arguments)
     chosen = {key: setup for key, setup in cases.items() if given.only in key}
     try:
@@ -39,10 +45,13 @@ def main(
             raise UserError(f"--only {given.only}: no case has that in its key; there are {', '.join(cases)}")
         if given.json is not None:
             require_writable(given.json)
+        kept = _kept(given.json, benchmark) if given.keep else {}
+        if not given.only:
+            chosen = {key: setup for key, setup in chosen.items() if key not in kept.get("cases", {})}
 
         def save(results: Mapping[str, harness.Result], about: Mapping[str, Any]) -> None:
             if given.json is not None:
-                written = harness.as_json({"benchmark": benchmark, **about}, results)
+                written = _merged(kept, harness.as_json({"benchmark": benchmark, **about}, results), cases)
                 with atomic_write(given.json) as path:
                     path.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
 
@@ -76,3 +85,29 @@ def run(
             print(line, flush=True)
         save(results, about | {"load_after": os.getloadavg()[0]})
     return results
+
+
+def _kept(path: Path | None, benchmark: str) -> dict[str, Any]:
+    """What an earlier call wrote, if it was this benchmark's, on a machine and with versions like these."""
+    if path is None:
+        raise UserError("--keep: give the file with --json")
+    if not path.exists():
+        return {}
+    found = json.loads(path.read_text())
+    now = {"benchmark": benchmark, **machine.describe()}
+    differing = [name for name, value in now.items() if found["about"].get(name) != value]
+    if differing:
+        raise UserError(f"--keep: {path} was measured with another {', '.join(differing)}; measure all anew")
+    return found
+
+
+def _merged(kept: Mapping[str, Any], written: dict[str, Any], order: Iterable[str]) -> dict[str, Any]:
+    """Both files as one, in the order of the cases; `about` is the newer's."""
+    measured = written["cases"]
+    cases = kept.get("cases", {}) | measured
+    ratios = {
+        key: value
+        for key, value in kept.items()
+        if ".ratio_vs_" in key and key.split(".ratio_vs_")[0] not in measured
+    }
+    return {**ratios, **written, "cases": {key: cases[key] for key in order if key in cases}}

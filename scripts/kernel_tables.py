@@ -1,21 +1,15 @@
 """Write the tables of docs/kernels.md from the committed results of the benchmarks.
 
-    python scripts/kernel_tables.py
-
-Tables stand between `<!-- NAME -->` and `<!-- end -->`; whatever is between them is replaced.
+python scripts/kernel_tables.py
 """
 
-import json
-import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-DOCUMENT = ROOT / "docs/kernels.md"
-RESULTS = ROOT / "benchmarks/results"
+import tables
+
+DOCUMENT = tables.ROOT / "docs/kernels.md"
 
 
 def main() -> None:
@@ -25,17 +19,8 @@ def main() -> None:
 
 def filled(text: str) -> str:
     """The document with its tables made from the results."""
-    tables = {"speed": speed(_read("kernels.json")), "static": static(_read("gpu_static.json"))}
-    for name, table in tables.items():
-        text, found = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
-            lambda m, t=table: m[1] + t + m[2],
-            text,
-            flags=re.DOTALL,
-        )
-        if found != 1:
-            sys.exit(f"{DOCUMENT.name} has {found} places for the table {name!r}, not one")
-    return text
+    made = {"speed": speed(tables.results("kernels")), "static": static(tables.results("gpu_static"))}
+    return tables.fill(text, made)
 
 
 def speed(results: Mapping[str, Any]) -> str:
@@ -47,7 +32,7 @@ def speed(results: Mapping[str, Any]) -> str:
         milliseconds = case["seconds"]["ours"]["median"] * 1e3
         error = f"{case['errors']['ours']:.0e}".replace("e-0", "e-")
         rows.append((f"`{op}`", shape, which.replace("_", " + "), f"{milliseconds:.3g}", ratios, error))
-    return _table(("operator", "shape", "pass", "ms", "as fast as", "error"), rows)
+    return tables.markdown(("operator", "shape", "pass", "ms", "as fast as", "error"), rows)
 
 
 def static(results: Mapping[str, Any]) -> str:
@@ -64,22 +49,13 @@ def static(results: Mapping[str, Any]) -> str:
             for a in (80, 90)
         }
         rows.append((f"`{case}`", f"`{name}`", kernels[0]["kind"], *map(_costs, worst.values())))
-    return _table(("case", "kernel", "held to", "sm_80", "sm_90"), rows)
+    return tables.markdown(("case", "kernel", "held to", "sm_80", "sm_90"), rows)
 
 
 def _costs(kernel: Mapping[str, Any]) -> str:
     shared = f", {kernel['shared_bytes'] / 1024:.0f} KiB" if kernel["shared_bytes"] else ""
     matrix = ", matrix" if kernel["matrix_instructions"] else ""
     return f"{kernel['registers']} registers{shared}, {kernel['occupancy']:.0%}{matrix}"
-
-
-def _read(name: str) -> Any:
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Write the table of docs/models.md: sizes and arithmetic of the paper's tokenizers, ours and as published.
+"""Write the tables of docs/models.md: sizes, what the tokenizers' attention learns, speed.
 
     python scripts/model_tables.py
 
-Everything is counted on tensors without memory; tests/tokenizer/published.json has the published figures.
+Sizes are counted on tensors without memory, beside the published ones of tests/tokenizer/published.json; the
+rest is what the benchmarks committed.
 """
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+import tables
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,34 +20,122 @@ from cat_fast.config import fill, read_yaml
 from cat_fast.training.models import build_model
 from cat_fast.training.settings import TokenizerRun
 
-ROOT = Path(__file__).parents[1]
-DOCUMENT = ROOT / "docs/models.md"
-PUBLISHED = json.loads((ROOT / "tests/tokenizer/published.json").read_text(encoding="utf-8"))
+DOCUMENT = tables.ROOT / "docs/models.md"
+PUBLISHED = json.loads((tables.ROOT / "tests/tokenizer/published.json").read_text(encoding="utf-8"))
 IMAGENET_MIX = {8: 0.06, 16: 0.49, 32: 0.45}
 """Shares of the ratios that the paper's thresholds give on ImageNet."""
+READINGS = {"heads_of_1": "heads of one dimension", "one_head": "one head"}
 
 
 def main() -> None:
-    """Replace the table in place."""
-    text = DOCUMENT.read_text(encoding="utf-8")
-    before, rest = text.split("<!-- tokenizers -->\n")
-    after = rest.split("<!-- end -->")[1]
-    DOCUMENT.write_text(f"{before}<!-- tokenizers -->\n{table()}<!-- end -->{after}", encoding="utf-8")
+    """Replace the tables in place."""
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def table() -> str:
+def filled(text: str) -> str:
+    """The document with its tables made anew."""
+    speed = tables.results("autoencoder")
+    made = {
+        "tokenizers": tokenizers(),
+        "readings": readings(tables.results("attention_readings")),
+        "literal": literal(speed),
+        "stock": stock(speed),
+        "breakdown": breakdown(speed),
+    }
+    return tables.fill(text, made)
+
+
+def tokenizers() -> str:
     """A row a configuration."""
     header = ("configuration", "parameters, M", "published", "", "GMAC by ratio", "mean", "published", "")
-    rows: list[Sequence[str]] = [header, ["---"] * len(header)]
-    for name, row in PUBLISHED["rows"].items():
-        if "parameters" in row:
-            rows.append(describe(name, row["parameters"], PUBLISHED["gmac_imagenet"].get(name)))
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+    rows = [
+        describe(name, row["parameters"], PUBLISHED["gmac_imagenet"].get(name))
+        for name, row in PUBLISHED["rows"].items()
+        if "parameters" in row
+    ]
+    return tables.markdown(header, rows)
+
+
+def readings(results: Mapping[str, Any]) -> str:
+    """A row a reading of the attention: means over the seeds, and their range."""
+    rows = []
+    for name, told in READINGS.items():
+        runs = results["runs"][name]
+        columns = [spread([run["training_loss"] for run in runs], 4)]
+        for ratio in ("8", "16", "32"):
+            decibels = spread([run["held_out"][ratio]["psnr"] for run in runs], 2)
+            columns.append(
+                f"{decibels} dB, {spread([run['held_out'][ratio]['perceptual'] for run in runs], 3)}"
+            )
+        rows.append((told, *columns))
+    return tables.markdown(("attention", "training loss", "8x", "16x", "32x"), rows)
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    return f"{statistics.fmean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def literal(results: Mapping[str, Any]) -> str:
+    """The literal reading against stock blocks."""
+    rows = []
+    for key, case in results["cases"].items():
+        reading, ratio, which, _ = key.split(".")
+        if reading == "heads512":
+            seconds = {name: s["median"] for name, s in case["seconds"].items()}
+            rows.append(
+                (
+                    f"{ratio} {which}",
+                    f"{seconds['ours']:.2f}",
+                    f"{seconds['nchw_eager']:.2f}",
+                    f"{case['ratios']['nchw_eager']['median']:.2f} ×",
+                )
+            )
+    return tables.markdown(("pass", "ours, s", "stock, s", "as fast"), rows)
+
+
+def stock(results: Mapping[str, Any]) -> str:
+    """One head, against every stock variant; the best of them is the one to beat."""
+    rows = []
+    for key, case in results["cases"].items():
+        reading, ratio, which, dtype = key.split(".")
+        if reading == "heads1":
+            ratios = {name: r["median"] for name, r in case["ratios"].items()}
+            best = min(ratios, key=lambda name: ratios[name])
+            rows.append(
+                (
+                    f"{ratio} {which}, {dtype}",
+                    f"{case['seconds']['ours']['median']:.2f}",
+                    f"**{ratios[best]:.2f} ×** ({best.replace('_', ' ')})",
+                    ", ".join(
+                        f"{r:.2f} × {name.replace('_', ' ')}" for name, r in ratios.items() if name != best
+                    ),
+                    f"{case['work']['gflops_per_second']:.0f}",
+                )
+            )
+    header = ("pass", "ours, s", "the best stock variant", "the others", "GFLOP/s")
+    return tables.markdown(header, rows)
+
+
+def breakdown(results: Mapping[str, Any]) -> str:
+    """Where our own time goes, and the tensors that are alive when most memory is taken."""
+    rows = []
+    for key, case in results["cases"].items():
+        told = case["breakdown"]
+        whole = sum(told["seconds"].values())
+        shares = [f"{seconds / whole:.0%}" for seconds in told["seconds"].values()]
+        held = [f"{(size or 0) / 2**20:.0f}" for size in told["peak_bytes"].values()]
+        rows.append((f"`{key}`", " / ".join(shares), " / ".join(held)))
+    header = (
+        "case",
+        "time: convolution / norm / attention / rest",
+        "MiB: convolution / norm / attention / rest / workspace",
+    )
+    return tables.markdown(header, rows)
 
 
 def describe(name: str, published_parameters: int, published_gmac: float | None) -> Sequence[str]:
     """Of one configuration: parameters, and multiply-accumulates of coding one picture of 512 px."""
-    config = fill(TokenizerRun, read_yaml(ROOT / f"configs/tokenizer/{name}.yaml"), [])
+    config = fill(TokenizerRun, read_yaml(tables.ROOT / f"configs/tokenizer/{name}.yaml"), [])
     with torch.device("meta"):
         model = build_model(NestedAutoencoderKL, config.model)
     parameters = sum(p.numel() for p in model.parameters())

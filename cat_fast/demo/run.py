@@ -66,7 +66,6 @@ class DemoSettings:
                 "model.block_out_channels=[4,4,8,8,16,16]",
                 "model.norm_num_groups=2",
                 "model.latent_channels=4",
-                "model.mid_block_attention_head_dim=16",
                 "data.image_size=64",
                 "data.batch_size=2",
                 "discriminator.channel_base=128",

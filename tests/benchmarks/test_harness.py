@@ -214,6 +214,26 @@ def test_only_chooses_cases_and_an_empty_choice_is_refused(run_program):
     assert printed.err.startswith("error: --only c: no case has that in its key; there are a.forward")
 
 
+def test_what_was_ended_early_goes_on_with_what_is_missing(run_program, monkeypatch):
+    """--keep measures what FILE lacks, --only what it names, and a file of another machine is refused."""
+    cases = {"a.forward": toy(), "b.forward": toy(), "c.forward": toy()}
+    _, _, first = run_program(cases, "--only", "b.")
+    code, printed, second = run_program(cases, "--keep")
+    assert code == 0
+    assert "b.forward" not in printed.out
+    assert list(second["cases"]) == list(cases)
+    assert second["cases"]["b.forward"] == first["cases"]["b.forward"]
+    assert second["b.forward.ratio_vs_eager"] == first["b.forward.ratio_vs_eager"]
+    assert {key.split(".ratio")[0] for key in second if "." in key} == set(cases)
+    _, _, third = run_program(cases, "--keep", "--only", "c.")
+    assert third["cases"]["c.forward"] != second["cases"]["c.forward"]
+    assert third["cases"]["a.forward"] == second["cases"]["a.forward"]
+    monkeypatch.setattr(machine, "describe", lambda: {"cpu": "another"})
+    code, printed, _ = run_program(cases, "--keep")
+    assert code == 2
+    assert "was measured with another cpu; measure all anew" in printed.err
+
+
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
     clock = Clock()
     (tmp_path / "file").touch()
