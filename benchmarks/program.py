@@ -36,7 +36,7 @@ def main(
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="keep the cases of FILE and measure the missing ones, or --only those",
+        help="keep what FILE has and measure what is missing or wrong, or what --only names",
     )
     given = parser.parse_args(arguments)
     chosen = {key: setup for key, setup in cases.items() if given.only in key}
@@ -47,7 +47,8 @@ def main(
             require_writable(given.json)
         kept = _kept(given.json, benchmark) if given.keep else {}
         if not given.only:
-            chosen = {key: setup for key, setup in chosen.items() if key not in kept.get("cases", {})}
+            right = {key for key, found in kept.get("cases", {}).items() if found["right"]}
+            chosen = {key: setup for key, setup in chosen.items() if key not in right}
 
         def save(results: Mapping[str, harness.Result], about: Mapping[str, Any]) -> None:
             if given.json is not None:

@@ -215,9 +215,10 @@ def test_only_chooses_cases_and_an_empty_choice_is_refused(run_program):
 
 
 def test_what_was_ended_early_goes_on_with_what_is_missing(run_program, monkeypatch):
-    """--keep measures what FILE lacks, --only what it names, and a file of another machine is refused."""
+    """--keep measures what FILE lacks or has wrong, or --only names; a file of another machine is refused."""
     cases = {"a.forward": toy(), "b.forward": toy(), "c.forward": toy()}
-    _, _, first = run_program(cases, "--only", "b.")
+    run_program(cases, "--only", "b.")
+    _, _, first = run_program({**cases, "a.forward": toy(ours_off_by=1.0)}, "--keep", "--only", "a.")
     code, printed, second = run_program(cases, "--keep")
     assert code == 0
     assert "b.forward" not in printed.out
