@@ -12,10 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from cat_fast.errors import UserError
 from cat_fast.training.distributed import Ranks
 
 TAG = "state"
-_OPTIMIZER_FILES = "*zero_pp_rank_*_optim_states.pt"
+_OPTIMIZER_FILES = "zero_pp_rank_*_optim_states.pt"
+_LAYOUTS = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}
+"""ZeRO stage -> the stages whose files are alike."""
 
 
 def save_engine(engine: Any, folder: Path) -> None:
@@ -24,11 +27,17 @@ def save_engine(engine: Any, folder: Path) -> None:
 
 
 def load_engine(engine: Any, folder: Path, ranks: Ranks) -> None:
-    """Collective: go on from `save_engine(…, folder)`, to the bit if the number of ranks is the same.
+    """Collective: go on from `save_engine(…, folder)`, with every weight, moment and count of steps as saved.
 
     Raises:
         UserError: the checkpoint is of another ZeRO stage.
     """
+    saved, wanted = _layout(folder / TAG), _LAYOUTS[engine.zero_optimization_stage()]
+    if saved != wanted:
+        raise UserError(
+            f"{folder}: it was saved under ZeRO stage {saved}, and the key deepspeed names a JSON of stage "
+            f"{wanted}: go on with the stage of its run"
+        )
     pieces = len(list((folder / TAG).glob(_OPTIMIZER_FILES)))
     if not pieces or pieces == ranks.world_size:
         engine.load_checkpoint(str(folder), tag=TAG)
@@ -46,6 +55,13 @@ def load_engine(engine: Any, folder: Path, ranks: Ranks) -> None:
     ranks.barrier()
     if ranks.is_main:
         shutil.rmtree(joined)
+
+
+def _layout(saved: Path) -> str:
+    """Which ZeRO stages write such files."""
+    if any(saved.glob("zero_pp_rank_*_model_states.pt")):
+        return "3"
+    return "1 or 2" if any(saved.glob(_OPTIMIZER_FILES)) else "0"
 
 
 def _join(saved: Path, joined: Path) -> None:

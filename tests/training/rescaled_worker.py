@@ -51,14 +51,9 @@ def main(latents: Path, gans: Path, generators: Path, out: Path) -> None:
             go_on(training, engines, gans / case.name, out / "gans" / case.name, ranks)
     for case in generator_case.CASES:
         if case.name in GENERATORS:
-            task = GeneratorTraining(case, own, latents, ranks)
-            go_on(
-                task,
-                {"model": task.task.engine},
-                generators / case.name,
-                out / "generators" / case.name,
-                ranks,
-            )
+            training = GeneratorTraining(case, own, latents, ranks)
+            engines = {"model": training.task.engine}
+            go_on(training, engines, generators / case.name, out / "generators" / case.name, ranks)
     ranks.barrier()
     distributed.stop()
 

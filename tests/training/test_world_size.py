@@ -4,11 +4,15 @@ Each time every weight, moment, count of steps and average is what was saved.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from cat_fast.errors import UserError
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.engine_checkpoint import load_engine
 from tests.training.many_ranks import run_ranks
 from tests.training.rescaled_worker import GANS, GENERATORS
 
@@ -25,9 +29,7 @@ def on_one_rank(latents, gans, generators, tmp_path_factory):
 
 
 def require_loaded(source: Path, folder: Path, world_size: int) -> None:
-    saved, loaded = (
-        load_file(path) for path in (source / "saved.safetensors", folder / "loaded.safetensors")
-    )
+    saved, loaded = load_file(source / "saved.safetensors"), load_file(folder / "loaded.safetensors")
     assert saved.keys() == loaded.keys()
     for name, value in saved.items():
         assert torch.equal(loaded[name], value), name
@@ -54,3 +56,14 @@ def test_two_ranks_go_on_where_one_stopped(latents, on_one_rank, tmp_path):
     run_ranks(WORKER, 2, latents, on_one_rank / "gans", on_one_rank / "generators", tmp_path)
     for kind in KINDS:
         require_loaded(on_one_rank / kind, tmp_path / kind, 2)
+
+
+@pytest.mark.parametrize(("saved", "stage"), [("generators/zero3", 2), ("gans/zero1", 3), ("gans/zero1", 0)])
+def test_a_checkpoint_of_another_stage_is_refused(saved, stage, gans, generators):
+    kind, name = saved.split("/")
+    folder = {"gans": gans / name / "half/autoencoder", "generators": generators / name / "half/generator"}[
+        kind
+    ]
+    engine = SimpleNamespace(zero_optimization_stage=lambda: stage)
+    with pytest.raises(UserError, match="go on with the stage of its run"):
+        load_engine(engine, folder, Ranks())
