@@ -10,9 +10,9 @@ from cat_fast.config import fill, read_yaml
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.training.engine import read_deepspeed_config
 from cat_fast.training.models import build_model
 from cat_fast.training.settings import RUNS
+from cat_fast.training.zero import read_deepspeed_config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -162,7 +162,7 @@ def test_an_unknown_argument_of_the_model_is_refused(kind):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("deepspeed/*.json")), ids=lambda p: p.stem)
 def test_every_deepspeed_configuration_is_one_that_the_trainer_runs(path, monkeypatch, tmp_path):
-    assert read_deepspeed_config(str(path))["zero_optimization"]["stage"] in (0, 1, 2)
+    assert read_deepspeed_config(str(path))["zero_optimization"]["stage"] in (1, 2, 3)
     # By its packaged name it is found from any working folder.
     monkeypatch.chdir(tmp_path)
     assert read_deepspeed_config(f"deepspeed/{path.name}") == read_deepspeed_config(str(path))
@@ -171,7 +171,8 @@ def test_every_deepspeed_configuration_is_one_that_the_trainer_runs(path, monkey
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3; this trainer runs stages 0, 1 and 2"),
+        ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3"),
+        ('{"bf16": {"enabled": true}}', r"switches on bf16; say precision=fp32\|bf16"),
         ('{"zero_optimization": ', "is no JSON"),
     ],
 )

@@ -1,38 +1,51 @@
 """DeepSpeed engines: one a model, with our optimiser, our schedule and ZeRO from a JSON file."""
 
-import importlib.resources
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cat_fast.errors import UserError
 from cat_fast.training.settings import OptimizerConfig, ScheduleConfig
+from cat_fast.training.zero import read_deepspeed_config
 
 
-def make_engine(module: nn.Module, optimizer: OptimizerConfig, deepspeed_json: str) -> Any:
-    """A DeepSpeed engine around `module` with AdamW. One optimiser step follows each backward pass.
+def make_engine(
+    module: nn.Module,
+    optimizer: OptimizerConfig,
+    deepspeed_json: str,
+    accumulation_steps: int = 1,
+    precision: str = "fp32",
+) -> Any:
+    """A DeepSpeed engine around `module` with AdamW.
 
-    The micro batch size is told to DeepSpeed as 1: batches are counted by the tasks, which know pictures and
-    tokens.
+    `engine.step()` follows each `engine.backward(loss)`; every `accumulation_steps`-th one moves the weights,
+    by the mean of the gradients. The micro batch size is told to DeepSpeed as 1: batches are counted by the
+    tasks, which know pictures and tokens.
+
+    With `precision="bf16"` the module's forward pass runs under autocast. Weights, gradients, what ranks
+    exchange and the optimiser stay fp32, so checkpoints are those of an fp32 run; outputs may be bf16.
 
     Raises:
-        UserError: the JSON is missing or asks for a ZeRO stage that the ghost pass does not cover.
+        UserError: the JSON is missing or unusable.
     """
     import deepspeed
 
     config = read_deepspeed_config(deepspeed_json)
     config |= {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": accumulation_steps,
         # DeepSpeed clips to 1.0 unless told otherwise.
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
+        # No module is named safe: DeepSpeed would send the gradients of those in bf16.
+        "torch_autocast": {
+            "enabled": precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
     }
     parameters = [p for p in module.parameters() if p.requires_grad]
     adamw = torch.optim.AdamW(
@@ -46,25 +59,6 @@ def make_engine(module: nn.Module, optimizer: OptimizerConfig, deepspeed_json: s
         model=module, model_parameters=parameters, optimizer=adamw, config=config, dist_init_required=False
     )
     return engine
-
-
-def read_deepspeed_config(name: str) -> dict[str, Any]:
-    """The DeepSpeed JSON `name`: a path, or the name of one among the packaged configs."""
-    for path in (Path(name), importlib.resources.files("cat_fast.configs") / name):
-        if path.is_file():
-            try:
-                config = json.loads(path.read_text())
-            except ValueError as error:
-                raise UserError(f"deepspeed: {path} is no JSON ({error})") from error
-            stage = config.get("zero_optimization", {}).get("stage", 0)
-            if stage not in (0, 1, 2):
-                raise UserError(
-                    f"deepspeed: {path} asks for ZeRO stage {stage}; this trainer runs stages 0, 1 and 2"
-                )
-            return config
-    raise UserError(
-        f"deepspeed: {name} is neither a file nor among the packaged configs (deepspeed/zero1.json, …)"
-    )
 
 
 def learning_rate(base: float, schedule: ScheduleConfig, step: int) -> float:

@@ -1,11 +1,9 @@
 """Training the diffusion transformer on packed latents of mixed ratios, within a token budget a rank."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 
 from cat_fast.data.latent_shards import LatentDataset
@@ -16,25 +14,11 @@ from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.engine_checkpoint import load_engine, save_engine
 from cat_fast.training.models import build_model
+from cat_fast.training.packed_stream import PackedStream
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import GeneratorRun
-
-
-class LatentStream:
-    """One rank's endless stream of latents: each epoch is a new permutation, dealt to the ranks in turn."""
-
-    def __init__(self, size: int, seed: int, ranks: Ranks) -> None:
-        self.size, self.seed, self.ranks = size, seed, ranks
-        self.position = ranks.rank
-
-    def __iter__(self) -> Iterator[int]:
-        return self
-
-    def __next__(self) -> int:
-        epoch, place = divmod(self.position, self.size)
-        self.position += self.ranks.world_size
-        return int(np.random.default_rng([self.seed, epoch]).permutation(self.size)[place])
 
 
 class GeneratorTask:
@@ -52,13 +36,13 @@ class GeneratorTask:
                 f"data.max_tokens: {config.data.max_tokens} is less than the longest sequence, "
                 f"{max(self.lengths)} tokens"
             )
-        self.engine = make_engine(model, config.optimizer, config.deepspeed)
-        self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
-        self.schedule = paper_schedule()
-        self.stream = LatentStream(len(self.latents), config.seed, ranks)
-        self.packer: TokenBudgetPacker[int] = TokenBudgetPacker(
-            config.data.max_tokens, window=config.data.window
+        self.engine = make_engine(
+            model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
         )
+        self.ema = EMA(self.engine.module, config.ema_decay, ranks)
+        self.schedule = paper_schedule()
+        packer: TokenBudgetPacker[int] = TokenBudgetPacker(config.data.max_tokens, window=config.data.window)
+        self.stream = PackedStream(self.lengths, packer, config.seed, ranks)
 
     def _model_arguments(self) -> dict:
         """The `model:` section, completed by what the latents say of themselves."""
@@ -73,57 +57,56 @@ class GeneratorTask:
         }
 
     def train_step(self, step: int) -> dict[str, float]:
-        config = self.config
-        packed = self._next_batch().to(self.ranks.device)
-        seed_step(config.seed, step, self.ranks.rank)
+        config, ranks = self.config, self.ranks
+        batches = [self._next_batch() for _ in range(config.accumulation_steps)]
+        weights = [batch.num_tokens if config.weighting == "token" else len(batch) for batch in batches]
+        counts = [sum(weights), sum(b.num_tokens for b in batches), sum(len(b) for b in batches)]
+        totals = torch.tensor(counts, dtype=torch.float64, device=ranks.device)
+        weight, tokens, images = ranks.sum(totals).tolist()
+        seed_step(config.seed, step, ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
-        weighting = cast(Weighting, config.weighting)
-        result = epsilon_loss(self.engine, packed, None, self.schedule, weighting=weighting)
-        # Ranks hold different numbers of tokens and gradients are averaged: weigh each by its share.
-        totals = torch.tensor(
-            [result.loss.item() * result.weight, result.weight, packed.num_tokens, len(packed)],
-            dtype=torch.float64,
-            device=self.ranks.device,
-        )
-        loss_sum, weight, tokens, images = self.ranks.sum(totals).tolist()
-        self.engine.backward(result.loss * (result.weight * self.ranks.world_size / weight))
-        self.engine.step()
-        if self.ema:
-            self.ema.update()
-        return {"loss": loss_sum / weight, "tokens": tokens, "images": images}
+        loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        for batch, share in zip(batches, weights, strict=True):
+            weighting = cast(Weighting, config.weighting)
+            loss = epsilon_loss(self.engine, batch, None, self.schedule, weighting=weighting).loss
+            loss_sum += loss.detach() * share
+            # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
+            self.engine.backward(loss * (share * ranks.world_size * len(batches) / weight))
+            self.engine.step()
+        self.ema.update()
+        return {"loss": ranks.sum(loss_sum).item() / weight, "tokens": tokens, "images": images}
 
     def _next_batch(self) -> PackedSequence:
-        while (batch := self.packer.next()) is None:
-            index = next(self.stream)
-            self.packer.add(index, self.lengths[index])
-        samples = [self.latents[i] for i in batch]
-        return PackedSequence.from_latents(
+        samples = [self.latents[i] for i in self.stream.next()]
+        packed = PackedSequence.from_latents(
             [sample.latent for sample in samples],
             [sample.ratio for sample in samples],
             self.engine.module.config.patch_size,
             labels=[sample.label for sample in samples],
             keys=[sample.key for sample in samples],
         )
+        return packed.to(self.ranks.device)
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder / "generator"), tag="state")
-        state = {"stream": self.stream.position, "packer": self.packer.state_dict()}
+        save_engine(self.engine, folder / "generator")
+        state = self.stream.state_dict()
         (folder / f"data_rank{self.ranks.rank}.json").write_text(json.dumps(state))
-        if self.ema:
-            self.ema.save(folder / "ema.safetensors")
+        self.ema.save(folder / "ema.safetensors")
+        if self.ranks.is_main:
             (folder / "task.json").write_text(json.dumps({"ema_updates": self.ema.updates}))
 
     def load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder / "generator"), tag="state")
-        state = json.loads((folder / f"data_rank{self.ranks.rank}.json").read_text())
-        self.stream.position = state["stream"]
-        self.packer.load_state_dict(state["packer"])
-        if self.ema:
-            updates = json.loads((folder / "task.json").read_text())["ema_updates"]
-            self.ema.load(folder / "ema.safetensors", updates)
+        """Any number of ranks goes on; see `PackedStream` for which latents each then reads."""
+        load_engine(self.engine, folder / "generator", self.ranks)
+        saved = len(list(folder.glob("data_rank*.json")))
+        self.stream.load_state_dicts(
+            [json.loads((folder / f"data_rank{rank}.json").read_text()) for rank in range(saved)]
+        )
+        updates = json.loads((folder / "task.json").read_text())["ema_updates"]
+        self.ema.load(folder / "ema.safetensors", updates)
 
     def export(self, folder: Path) -> None:
-        if self.ema:
-            averaged = build_model(DiT, self.arguments)
-            self.ema.copy_to(averaged)
+        averaged = build_model(DiT, self.arguments) if self.ranks.is_main else None
+        self.ema.copy_to(averaged)
+        if averaged is not None:
             averaged.save_pretrained(folder)

@@ -1,12 +1,13 @@
 """What a training run is told: one dataclass a section of its YAML file, checked when it is made."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from cat_fast.complexity.indexing import RATIO_SIGNALS
 from cat_fast.data.ratio_sampler import RatioSamplerConfig
 from cat_fast.errors import UserError
 from cat_fast.tokenizer.losses import LossConfig
+from cat_fast.training.zero import GAN_ZERO_STAGES, PRECISIONS, ZERO_STAGES, read_deepspeed_config
 
 
 def require(condition: bool, message: str) -> None:
@@ -66,6 +67,7 @@ class CheckpointConfig:
 class RunConfig:
     """What every run has; the tasks add their own sections."""
 
+    zero_stages: ClassVar[tuple[int, ...]] = ZERO_STAGES
     task: str
     output_dir: str
     seed: int = 0
@@ -74,6 +76,10 @@ class RunConfig:
     """The ranks that a preset is made for, which a run then insists on; 0 is any number."""
     deepspeed: str = "deepspeed/zero2.json"
     """A DeepSpeed JSON file, looked up beside the working folder, then among the packaged configs."""
+    precision: str = "fp32"
+    """`bf16`: autocast in the model's forward pass; weights, losses and the discriminator stay fp32."""
+    accumulation_steps: int = 1
+    """Batches a rank goes through in each step; the gradients' mean over them and over ranks is applied."""
     model: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model's constructor."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -84,6 +90,12 @@ class RunConfig:
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
         require(self.world_size >= 0, f"world_size: {self.world_size} is negative")
         require(bool(self.output_dir), "output_dir: where should the run be written?")
+        known = f"is not {' or '.join(PRECISIONS)}"
+        require(self.precision in PRECISIONS, f"precision: {self.precision!r} {known}")
+        require(
+            self.accumulation_steps > 0, f"accumulation_steps: {self.accumulation_steps} must be positive"
+        )
+        read_deepspeed_config(self.deepspeed, self.zero_stages)
 
 
 @dataclass(kw_only=True)
@@ -136,6 +148,7 @@ class DiscriminatorConfig:
 class TokenizerRun(RunConfig):
     """A run of the nested VAE."""
 
+    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     sampler: RatioSamplerConfig = field(default_factory=RatioSamplerConfig)
     loss: LossConfig = field(default_factory=LossConfig)

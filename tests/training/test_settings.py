@@ -24,6 +24,9 @@ BASE = {"output_dir": "somewhere"}
         ("checkpoint.resume=maybe", "checkpoint.resume: 'maybe' is not auto or never"),
         ("ema_decay=1", "ema_decay: 1.0 is not within"),
         ("output_dir=''", "output_dir: where"),
+        ("precision=fp16", "precision: 'fp16' is not fp32 or bf16"),
+        ("accumulation_steps=0", "accumulation_steps: 0 must be positive"),
+        ("deepspeed=nowhere.json", "deepspeed: nowhere.json is neither a file"),
     ],
 )
 @pytest.mark.parametrize("task", sorted(RUNS))
@@ -44,6 +47,11 @@ def test_every_kind_of_run_refuses(task, override, message):
         ("tokenizer", "loss.perceptual=magic", "loss.perceptual"),
         ("tokenizer", "loss.gan_weight=-1", "loss.gan_weight"),
         ("tokenizer", "discriminator.optimizer.lr=0", "optimizer.lr"),
+        (
+            "tokenizer",
+            "deepspeed=deepspeed/zero3.json",
+            r"trains a GAN: .* is for the generator",
+        ),
         ("generator", "data.max_tokens=0", "data.max_tokens"),
         ("generator", "weighting=pixel", "weighting: 'pixel' is not token or image"),
     ],
@@ -51,3 +59,8 @@ def test_every_kind_of_run_refuses(task, override, message):
 def test_each_kind_refuses_its_own(task, override, message):
     with pytest.raises(UserError, match=message):
         fill(RUNS[task], {"task": task, **BASE}, [override])
+
+
+def test_zero_3_is_for_the_generator():
+    config = fill(RUNS["generator"], {"task": "generator", **BASE}, ["deepspeed=deepspeed/zero3.json"])
+    assert config.deepspeed == "deepspeed/zero3.json"

@@ -1,0 +1,157 @@
+"""One step of the nested VAE and its discriminator, on given pictures: two engines, one step each.
+
+The rules that keep two engines and mixed ratios right under ZeRO 1 and 2:
+
+- The discriminator is frozen in the generator's step and called once, on real and fake together, in its own.
+- Every rank runs the ghost pass, so that ranks at different ratios still produce every gradient in the same
+  order.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
+from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.engine_checkpoint import load_engine, save_engine
+from cat_fast.training.seeding import seed_step
+from cat_fast.training.settings import TokenizerRun
+
+
+class RatioBatch(NamedTuple):
+    """What a rank is given at a time: pictures (B, 3, H, W) in [-1, 1], all at one ratio."""
+
+    pictures: Tensor
+    ratio: int
+
+
+class TokenizerTrainer:
+    """Moves both models by the mean gradient over all pictures of all ranks and accumulation steps.
+
+    Each picture weighs the same, also where ranks were given different numbers of them. Of the losses, only
+    the adaptive weight of the GAN is a matter of each batch by itself.
+    """
+
+    def __init__(
+        self,
+        config: TokenizerRun,
+        model: NestedAutoencoderKL,
+        discriminator: StyleGANDiscriminator,
+        ranks: Ranks,
+    ) -> None:
+        self.config, self.ranks = config, ranks
+        self.engine = make_engine(
+            model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
+        )
+        # In fp32 whatever the run's precision: in bf16 several projects saw their GAN turn NaN.
+        self.discriminator = make_engine(
+            discriminator, config.discriminator.optimizer, config.deepspeed, config.accumulation_steps
+        )
+        self.objective = TokenizerObjective(config.loss, ranks.device)
+        self.discriminator_objective = DiscriminatorObjective(config.loss)
+
+    def step(self, step: int, batches: Sequence[RatioBatch]) -> dict[str, float]:
+        """Collective: do step number `step` on one batch an accumulation step.
+
+        Returns:
+            Metrics, equal on all ranks: means over all pictures and, as `name_8x`, over those at each ratio.
+        """
+        config = self.config
+        shares = self._shares(batches)
+        seed_step(config.seed, step, self.ranks.rank)
+        set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
+        base = config.discriminator.optimizer.lr
+        set_learning_rate(self.discriminator, learning_rate(base, config.schedule, step))
+        done: list[dict[str, Tensor]] = []
+        for batch, share in zip(batches, shares, strict=True):
+            reconstructions, terms = self._generator_step(step, batch, share)
+            if self.objective.gan.active(step):
+                terms |= self._discriminator_step(step, batch.pictures, reconstructions, share)
+            done.append(terms)
+        metrics = self._means(batches, done)
+        if self.objective.gan.active(step):
+            self.discriminator_objective.lecam.update(metrics["real_logit"], metrics["fake_logit"])
+        return metrics
+
+    def _shares(self, batches: Sequence[RatioBatch]) -> list[float]:
+        """What to multiply each mean loss with, so that the mean of all gradients is that over pictures."""
+        counts = [len(batch.pictures) for batch in batches]
+        total = self.ranks.sum(torch.tensor(float(sum(counts)), device=self.ranks.device)).item()
+        return [count * self.ranks.world_size * len(batches) / total for count in counts]
+
+    def _generator_step(self, step: int, batch: RatioBatch, share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        pictures, config = batch.pictures, self.config
+        reconstructions, posterior = self.engine(pictures, batch.ratio, ghost_pass=True)
+        # A float32 view: losses and the discriminator are float32 whatever the engine computes in, and
+        # gradients at the reconstructions, for balancing, stop here: past it are the engine's hooks.
+        reconstructions = reconstructions.float().view_as(reconstructions)
+        fake_logits = None
+        if self.objective.gan.active(step):
+            discriminator = self.discriminator.module.requires_grad_(False)
+            fake_logits = discriminator(*random_crops([reconstructions], discriminator.resolution))
+        window = [pictures, reconstructions]
+        if config.perceptual_crop:
+            window = random_crops(window, config.perceptual_crop)
+        loss = self.objective(pictures, reconstructions, _in_float32(posterior), fake_logits, window)
+        self.engine.backward(loss.total * share)
+        self.engine.step()
+        return reconstructions.detach(), {"loss": loss.total.detach(), **loss.terms()}
+
+    def _discriminator_step(
+        self, step: int, pictures: Tensor, reconstructions: Tensor, share: float
+    ) -> dict[str, Tensor]:
+        self.discriminator.module.requires_grad_(True)
+        crops = random_crops([pictures, reconstructions], self.discriminator.module.resolution)
+        real, fake = self.discriminator(torch.cat(crops)).chunk(2)
+        # R1 judges past the engine, whose hooks would take the gradient at the crops for the backward pass.
+        judge = self.discriminator.module
+        loss = self.discriminator_objective(step, real, fake, judge, crops[0])
+        self.discriminator.backward(loss.total * share)
+        self.discriminator.step()
+        return {
+            **loss.terms(),
+            "discriminator_accuracy": torch.cat([real > 0, fake < 0]).float().mean(),
+            "real_logit": real.detach().mean(),
+            "fake_logit": fake.detach().mean(),
+        }
+
+    def _means(self, batches: Sequence[RatioBatch], done: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Collective: each term's mean over pictures, over all of them and over those at each ratio."""
+        ratios = self.engine.module.ratios
+        names = list(done[0])
+        table = torch.zeros(len(ratios), len(names) + 1, dtype=torch.float64, device=self.ranks.device)
+        for batch, terms in zip(batches, done, strict=True):
+            row = torch.stack([*terms.values(), torch.ones_like(terms["loss"])]).double()
+            table[ratios.index(batch.ratio)] += row * len(batch.pictures)
+        self.ranks.sum(table)
+        means = dict(zip(names, (table.sum(0) / table[:, -1].sum()).tolist(), strict=False))
+        for f, row in zip(ratios, table.tolist(), strict=True):
+            if row[-1]:
+                means |= {f"{name}_{f}x": value / row[-1] for name, value in zip(names, row, strict=False)}
+        return means
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Collective: write both engines; the rest of the state, as plain data."""
+        save_engine(self.engine, folder / "autoencoder")
+        save_engine(self.discriminator, folder / "discriminator")
+        return {"lecam": self.discriminator_objective.lecam.state_dict()}
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Collective: go on from `save(folder)`, which returned `state`."""
+        load_engine(self.engine, folder / "autoencoder", self.ranks)
+        load_engine(self.discriminator, folder / "discriminator", self.ranks)
+        self.discriminator_objective.lecam.load_state_dict(state["lecam"])
+
+
+def _in_float32(posterior: DiagonalGaussianDistribution) -> DiagonalGaussianDistribution:
+    parameters = posterior.parameters
+    return (
+        posterior if parameters.dtype == torch.float32 else DiagonalGaussianDistribution(parameters.float())
+    )

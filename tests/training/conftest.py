@@ -1,0 +1,31 @@
+"""Trainings on two ranks that several files look at: launched once a session, when first asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.generator_case import write_latents
+from tests.training.many_ranks import run_ranks
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def gans(tmp_path_factory):
+    """The folder in which `gan_worker.py` left a folder a case."""
+    out = tmp_path_factory.mktemp("gans")
+    run_ranks(HERE / "gan_worker.py", 2, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def latents(tmp_path_factory):
+    return write_latents(tmp_path_factory.mktemp("latents"))
+
+
+@pytest.fixture(scope="session")
+def generators(latents, tmp_path_factory):
+    """The folder in which `generator_worker.py` left a folder a case."""
+    out = tmp_path_factory.mktemp("generators")
+    run_ranks(HERE / "generator_worker.py", 2, latents, out)
+    return out

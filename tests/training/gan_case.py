@@ -1,0 +1,105 @@
+"""What the proof of the tokenizer's training is about: two tiny models, and the pictures each rank is given.
+
+Shared by the ranks (`gan_worker.py`) and by plain torch (`plain_gan.py`), which must come to one result.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cat_fast.config import fill
+from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
+from cat_fast.training.settings import TokenizerRun
+
+RATIOS = (2, 4, 8)
+SIDE = 16
+STEPS = 10
+HALF = 5
+"""After as many steps a checkpoint is written."""
+WORLD = 2
+LR = 1e-4
+GAN_FROM = 2
+"""The first step with a GAN: the discriminator is two steps younger than the autoencoder."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training, under one DeepSpeed configuration."""
+
+    name: str
+    stage: int
+    bucket: int = 5_000_000
+    """Numbers a bucket of the reduction holds: all of a model's, or a few layers'."""
+    loss: dict[str, Any] = field(default_factory=dict)
+    accumulation_steps: int = 1
+    unequal: bool = False
+    """Rank 1 is given half the pictures of rank 0."""
+    max_grad_norm: float = 1e9
+    precision: str = "fp32"
+    saved: bool = False
+    """Whether it is also saved half way, and gone on with."""
+
+    def run(self, folder: Path) -> TokenizerRun:
+        """Its configuration; the DeepSpeed JSON is written to `folder`."""
+        path = folder / f"{self.name}.json"
+        zero = {"stage": self.stage, "reduce_bucket_size": self.bucket, "overlap_comm": False}
+        path.write_text(json.dumps({"zero_optimization": zero}))
+        optimizer = {"lr": LR, "weight_decay": 0.1, "max_grad_norm": self.max_grad_norm}
+        loss = {"perceptual_weight": 0.0, "kl_weight": 1e-3, "gan_loss_starting_step": GAN_FROM} | self.loss
+        values = {
+            "task": "tokenizer",
+            "output_dir": str(folder / "run"),
+            "seed": 5,
+            "deepspeed": str(path),
+            "precision": self.precision,
+            "accumulation_steps": self.accumulation_steps,
+            "optimizer": optimizer,
+            "discriminator": {"optimizer": {**optimizer, "betas": [0.5, 0.9]}},
+            "schedule": {"total_steps": STEPS},
+            "loss": loss,
+        }
+        return fill(TokenizerRun, values, [])
+
+    def pictures(self, step: int, rank: int, part: int) -> torch.Tensor:
+        count = 1 if self.unequal and rank else 2
+        generator = torch.Generator().manual_seed(100 * step + 10 * part + rank)
+        return torch.rand(count, 3, SIDE, SIDE, generator=generator) * 2 - 1
+
+
+def ratio_of(step: int, rank: int, part: int = 0) -> int:
+    """In any nine steps, two ranks draw all nine pairs."""
+    return RATIOS[(step if rank == 0 else step // 3) % 3 - part]
+
+
+EVERYTHING = {"r1_weight": 1.0, "r1_every_steps": 3, "lecam_weight": 0.1}
+CASES = (
+    Case("zero1", stage=1, saved=True),
+    Case("zero1_small_buckets", stage=1, bucket=2_000),
+    Case("zero2", stage=2),
+    Case("zero2_small_buckets", stage=2, bucket=2_000),
+    Case("zero1_regularised_clipped", stage=1, loss=EVERYTHING, max_grad_norm=0.05),
+    Case("zero2_regularised", stage=2, loss=EVERYTHING),
+    Case("zero2_bf16", stage=2, loss=EVERYTHING, precision="bf16", saved=True),
+    Case("zero2_balanced", stage=2, loss={**EVERYTHING, "adaptive_gan_weight": True}),
+    Case("zero1_accumulated", stage=1, loss=EVERYTHING, accumulation_steps=2, unequal=True),
+    Case("zero2_accumulated", stage=2, loss=EVERYTHING, accumulation_steps=2, unequal=True),
+)
+
+
+def tiny_models() -> tuple[NestedAutoencoderKL, StyleGANDiscriminator]:
+    torch.manual_seed(0)
+    model = NestedAutoencoderKL(
+        sample_size=SIDE,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_num_layers=1,
+        mid_block_attention_head_dim=16,
+        ratios=RATIOS,
+    )
+    return model, StyleGANDiscriminator(resolution=8, channel_base=64, channel_max=16)

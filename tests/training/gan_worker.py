@@ -1,0 +1,130 @@
+"""One rank of the proof of the tokenizer's training: every case of `gan_case.py`, each with new engines.
+
+Started once a rank by `run_ranks`: gan_worker.py OUT. Leaves in OUT/<case>: `straight`, the whole state at
+the end; `rank<r>`, what a rank holds as weights; metrics.json, and dtypes.json, what was computed in which.
+Cases that are also saved half way leave the checkpoint `half`, the state at it, `saved`, and `resumed`, the
+state at the end of a second training that went on from it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from cat_fast.training import distributed
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.ema import EMA
+from cat_fast.training.tokenizer_trainer import RatioBatch, TokenizerTrainer
+from tests.training.engine_state import forward_weights, full_state
+from tests.training.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
+
+
+class Training:
+    """A trainer and its EMA, as the task has them, on the pictures of a case."""
+
+    def __init__(self, case: Case, folder: Path, ranks: Ranks) -> None:
+        self.case, self.ranks = case, ranks
+        config = case.run(folder)
+        self.trainer = TokenizerTrainer(config, *tiny_models(), ranks)
+        self.ema = EMA(self.trainer.engine.module, config.ema_decay, ranks)
+
+    def step(self, step: int) -> dict[str, float]:
+        batches = [
+            RatioBatch(self.case.pictures(step, self.ranks.rank, part), ratio_of(step, self.ranks.rank, part))
+            for part in range(self.case.accumulation_steps)
+        ]
+        metrics = self.trainer.step(step, batches)
+        self.ema.update()
+        return metrics
+
+    def save(self, folder: Path) -> None:
+        state = self.trainer.save(folder)
+        self.ema.save(folder / "ema.safetensors")
+        if self.ranks.is_main:
+            (folder / "task.json").write_text(json.dumps(state | {"ema_updates": self.ema.updates}))
+        self.ranks.barrier()
+
+    def load(self, folder: Path) -> None:
+        state = json.loads((folder / "task.json").read_text())
+        self.trainer.load(folder, state)
+        self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Collective: everything, whole, on rank 0."""
+        state = full_state(self.trainer.engine, "model")
+        state |= full_state(self.trainer.discriminator, "discriminator")
+        state |= {f"ema.{name}": value.contiguous() for name, value in self.ema.gather().items()}
+        lecam = self.trainer.discriminator_objective.lecam
+        return state | {"lecam": torch.tensor([lecam.real, lecam.fake], dtype=torch.float64)}
+
+
+def train(case: Case, out: Path, ranks: Ranks) -> None:
+    folder, own = out / case.name, out / f"rank{ranks.rank}"
+    own.mkdir(exist_ok=True)
+    if ranks.is_main:
+        (folder / "half").mkdir(parents=True)
+    ranks.barrier()
+
+    def write(name: str, state: dict[str, torch.Tensor]) -> None:
+        if ranks.is_main:
+            save_file(state, folder / f"{name}.safetensors")
+
+    training = Training(case, own, ranks)
+    dtypes = watch_dtypes(training.trainer)
+    metrics = [training.step(step) for step in range(HALF)]
+    if case.saved:
+        training.save(folder / "half")
+        write("saved", training.state())
+    metrics += [training.step(step) for step in range(HALF, STEPS)]
+    write("straight", training.state())
+    engines = training.trainer.engine, training.trainer.discriminator
+    held = forward_weights(engines[0], "model") | forward_weights(engines[1], "discriminator")
+    save_file(held, folder / f"rank{ranks.rank}.safetensors")
+    if ranks.is_main:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "dtypes.json").write_text(json.dumps(dtypes))
+    if case.saved:
+        training = Training(case, own, ranks)
+        training.load(folder / "half")
+        assert [training.step(step) for step in range(HALF, STEPS)] == metrics[HALF:]
+        write("resumed", training.state())
+
+
+def watch_dtypes(trainer: TokenizerTrainer) -> dict[str, str]:
+    """Filled, as the trainer steps, with what it computes in: more than one type where that changes."""
+    seen: dict[str, str] = {}
+
+    def note(what: str, tensor: torch.Tensor) -> None:
+        if str(tensor.dtype) not in seen.setdefault(what, str(tensor.dtype)):
+            seen[what] += f" {tensor.dtype}"
+
+    def watch_loss(name: str, engine) -> None:
+        backward = engine.backward
+
+        def noted(loss: torch.Tensor) -> None:
+            note(f"{name}'s loss", loss)
+            backward(loss)
+
+        engine.backward = noted
+
+    trainer.engine.module.register_forward_hook(lambda _m, _x, y: note("autoencoder's output", y[0]))
+    judge = trainer.discriminator.module
+    judge.register_forward_pre_hook(lambda _m, x: note("discriminator's input", x[0]))
+    judge.register_forward_hook(lambda _m, _x, y: note("discriminator's logits", y))
+    watch_loss("autoencoder", trainer.engine)
+    watch_loss("discriminator", trainer.discriminator)
+    return seen
+
+
+def main(out: Path) -> None:
+    ranks = distributed.start()
+    for case in CASES:
+        train(case, out, ranks)
+    ranks.barrier()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,83 @@
+"""What the proof of the generator's training is about: a tiny DiT and latents of three ratios.
+
+Shared by the ranks (`generator_worker.py`) and by plain torch (`plain_generator.py`).
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cat_fast.config import fill
+from cat_fast.data.latent_shards import LatentShardWriter
+from cat_fast.training.settings import GeneratorRun
+
+STEPS = 10
+HALF = 5
+"""After as many steps a checkpoint is written."""
+WORLD = 2
+LR = 1e-4
+
+IN_PIECES = {
+    "stage3_param_persistence_threshold": 0,
+    "stage3_max_live_parameters": 0,
+    "stage3_prefetch_bucket_size": 0,
+}
+"""ZeRO-3 would keep parameters of this size whole on every rank, and these models have no others."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training, under one DeepSpeed configuration."""
+
+    name: str
+    stage: int
+    bucket: int = 5_000_000
+    zero: dict[str, Any] = field(default_factory=dict)
+    accumulation_steps: int = 1
+    weighting: str = "token"
+    max_grad_norm: float = 1e9
+    precision: str = "fp32"
+
+    def run(self, folder: Path, latents: Path) -> GeneratorRun:
+        """Its configuration; the DeepSpeed JSON is written to `folder`."""
+        path = folder / f"{self.name}.json"
+        zero = {"stage": self.stage, "reduce_bucket_size": self.bucket, "overlap_comm": False}
+        path.write_text(json.dumps({"zero_optimization": zero | self.zero}))
+        values = {
+            "task": "generator",
+            "output_dir": str(folder / "run"),
+            "seed": 3,
+            "deepspeed": str(path),
+            "precision": self.precision,
+            "accumulation_steps": self.accumulation_steps,
+            "model": {"hidden_size": 16, "depth": 2, "num_heads": 2, "position_frame": 8},
+            "optimizer": {"lr": LR, "weight_decay": 0.1, "max_grad_norm": self.max_grad_norm},
+            "schedule": {"total_steps": STEPS},
+            "data": {"latents": str(latents), "max_tokens": 96, "window": 8},
+            "weighting": self.weighting,
+        }
+        return fill(GeneratorRun, values, [])
+
+
+CASES = (
+    Case("zero1", stage=1),
+    Case("zero2_images", stage=2, weighting="image"),
+    Case("zero3", stage=3),
+    Case("zero3_in_pieces", stage=3, bucket=500, zero=IN_PIECES),
+    Case("zero3_accumulated_clipped", stage=3, zero=IN_PIECES, accumulation_steps=2, max_grad_norm=0.05),
+    Case("zero3_bf16", stage=3, zero=IN_PIECES, precision="bf16"),
+)
+
+
+def write_latents(folder: Path) -> Path:
+    """Of 24 pictures of 128 px, 64, 16 and 4 tokens long."""
+    generator = torch.Generator().manual_seed(0)
+    with LatentShardWriter(folder, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
+        for number in range(24):
+            ratio = (8, 16, 32)[number % 3]
+            latent = torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
+            writer.add(f"picture{number}", latent, label=number % 2, ratio=ratio)
+    return folder

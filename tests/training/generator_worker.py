@@ -1,0 +1,73 @@
+"""One rank of the proof of the generator's training: every case of `generator_case.py`, as a run does it.
+
+Started once a rank by `run_ranks`: generator_worker.py LATENTS OUT. Half way it writes a checkpoint,
+OUT/<case>/half, from which a second task goes on in its turn. Files beside it: `straight` and `resumed`, the
+whole state at the end of each; `saved`, that at the checkpoint; `rank<r>`, what a rank holds as weights;
+metrics.json; and the exported model.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from cat_fast.training import distributed
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.generator_task import GeneratorTask
+from tests.training.engine_state import forward_weights, full_state
+from tests.training.generator_case import CASES, HALF, STEPS, Case
+
+
+class GeneratorTraining:
+    """The task of a run, and the whole of its state."""
+
+    def __init__(self, case: Case, folder: Path, latents: Path, ranks: Ranks) -> None:
+        self.task = GeneratorTask(case.run(folder, latents), ranks)
+        self.step, self.save, self.load = self.task.train_step, self.task.save, self.task.load
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Collective: everything, whole, on rank 0."""
+        ema = {f"ema.{name}": value.contiguous() for name, value in self.task.ema.gather().items()}
+        return full_state(self.task.engine, "model") | ema
+
+
+def train(case: Case, latents: Path, out: Path, ranks: Ranks) -> None:
+    folder, own = out / case.name, out / f"rank{ranks.rank}"
+    own.mkdir(exist_ok=True)
+    if ranks.is_main:
+        (folder / "half").mkdir(parents=True)
+    ranks.barrier()
+
+    def write(name: str, state: dict[str, torch.Tensor]) -> None:
+        if ranks.is_main:
+            save_file(state, folder / f"{name}.safetensors")
+
+    training = GeneratorTraining(case, own, latents, ranks)
+    metrics = [training.step(step) for step in range(HALF)]
+    training.save(folder / "half")
+    write("saved", training.state())
+    metrics += [training.step(step) for step in range(HALF, STEPS)]
+    write("straight", training.state())
+    save_file(forward_weights(training.task.engine, "model"), folder / f"rank{ranks.rank}.safetensors")
+    training.task.export(folder / "model")
+    if ranks.is_main:
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    training = GeneratorTraining(case, own, latents, ranks)
+    training.load(folder / "half")
+    assert [training.step(step) for step in range(HALF, STEPS)] == metrics[HALF:]
+    write("resumed", training.state())
+
+
+def main(latents: Path, out: Path) -> None:
+    ranks = distributed.start()
+    for case in CASES:
+        train(case, latents, out, ranks)
+    ranks.barrier()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,62 @@
+"""One rank that goes on from checkpoints which another number of ranks wrote.
+
+Started by `run_ranks`: rescaled_worker.py LATENTS GANS GENERATORS OUT, where GANS and GENERATORS hold what
+`gan_worker.py` and `generator_worker.py` left, or this worker in OUT/gans and OUT/generators. Leaves in the
+folder of each case: `loaded`, the whole state right after loading; `rank<r>`, what a rank holds as weights;
+the state two steps on, `saved`, and the checkpoint of it, `half`.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from cat_fast.training import distributed
+from cat_fast.training.distributed import Ranks
+from tests.training import gan_case, generator_case
+from tests.training.engine_state import forward_weights
+from tests.training.gan_worker import Training
+from tests.training.generator_worker import GeneratorTraining
+
+GANS = ("zero1", "zero2_bf16")
+GENERATORS = ("zero1", "zero2_images", "zero3", "zero3_in_pieces")
+
+
+def go_on(training: Any, engines: dict[str, Any], source: Path, folder: Path, ranks: Ranks) -> None:
+    training.load(source / "half")
+    loaded = training.state()
+    held = {k: v for prefix, engine in engines.items() for k, v in forward_weights(engine, prefix).items()}
+    if ranks.is_main:
+        (folder / "half").mkdir(parents=True)
+        save_file(loaded, folder / "loaded.safetensors")
+    ranks.barrier()
+    save_file(held, folder / f"rank{ranks.rank}.safetensors")
+    for step in (generator_case.HALF, generator_case.HALF + 1):
+        training.step(step)
+    training.save(folder / "half")
+    saved = training.state()
+    if ranks.is_main:
+        save_file(saved, folder / "saved.safetensors")
+
+
+def main(latents: Path, gans: Path, generators: Path, out: Path) -> None:
+    ranks = distributed.start()
+    own = out / f"rank{ranks.rank}"
+    own.mkdir(parents=True)
+    for case in gan_case.CASES:
+        if case.name in GANS:
+            training = Training(case, own, ranks)
+            engines = {"model": training.trainer.engine, "discriminator": training.trainer.discriminator}
+            go_on(training, engines, gans / case.name, out / "gans" / case.name, ranks)
+    for case in generator_case.CASES:
+        if case.name in GENERATORS:
+            training = GeneratorTraining(case, own, latents, ranks)
+            engines = {"model": training.task.engine}
+            go_on(training, engines, generators / case.name, out / "generators" / case.name, ranks)
+    ranks.barrier()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,118 @@
+"""Two engines on two ranks that draw different ratios, GAN and all, are plain torch on all their pictures.
+
+All cases of `gan_case.py` are trained in one launch of `gan_worker.py`, through the engines and the step of
+real runs, and compared with `plain_gan.py`.
+"""
+
+import functools
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.gan_case import CASES, GAN_FROM, LR, RATIOS, STEPS, WORLD, Case, ratio_of
+from tests.training.plain_gan import PlainGAN
+
+BY_NAME = {case.name: case for case in CASES}
+FP32 = [case for case in CASES if case.precision == "fp32"]
+KEY_BIAS = "mid_block.attentions.0.to_k.bias"
+"""Softmax does not see what is added to all scores of a query: the gradient of a key's bias is zero but for
+rounding, and AdamW makes whole steps of that."""
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Of a case: the state and the metrics of plain torch."""
+    folder = tmp_path_factory.mktemp("plain")
+    return functools.cache(lambda case, **how: PlainGAN(case, folder, **how).train())
+
+
+def test_the_two_ranks_draw_all_nine_pairs_of_ratios():
+    assert {(ratio_of(step, 0), ratio_of(step, 1)) for step in range(STEPS)} == {
+        (a, b) for a in RATIOS for b in RATIOS
+    }
+
+
+def states(folder, case: Case, *names: str) -> list[dict[str, torch.Tensor]]:
+    return [load_file(folder / case.name / f"{name}.safetensors") for name in names]
+
+
+def metrics_of(folder, case: Case) -> list[dict[str, float]]:
+    return json.loads((folder / case.name / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("case", FP32, ids=lambda case: case.name)
+def test_weights_moments_and_average_are_those_of_plain_torch_to_the_bit(case, gans, plain):
+    (state,), (expected, _) = states(gans, case, "straight"), plain(case)
+    assert {name: state.pop(f"{name}.step").tolist() for name in ("model", "discriminator")} == {
+        "model": [STEPS],
+        "discriminator": [STEPS - GAN_FROM],
+    }
+    del state["lecam"]
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+    for held in states(gans, case, *(f"rank{rank}" for rank in range(WORLD))):  # of its next forward pass
+        assert held.keys() == {name for name in expected if name.split(".")[1] == "weight"}
+        for name, value in held.items():
+            assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero1_regularised_clipped", "zero2_accumulated"])
+def test_they_are_those_of_the_undivided_batch_but_for_rounding(name, gans, plain):
+    (state,) = states(gans, BY_NAME[name], "straight")
+    expected, losses = plain(BY_NAME[name], undivided=True)
+    for key, value in expected.items():
+        if key.endswith(KEY_BIAS):
+            assert (state[key] - value).abs().max() <= 2 * STEPS * LR
+        elif ".weight." in key or key.startswith("ema."):
+            assert (state[key] - value).norm() < 1e-5 * value.norm(), key
+    for kind in [f"{model}.{m}." for model in ("model", "discriminator") for m in ("exp_avg", "exp_avg_sq")]:
+        keys = [key for key in expected if key.startswith(kind)]
+        ours, theirs = (torch.cat([s[key].flatten() for key in keys]) for s in (state, expected))
+        assert (ours - theirs).norm() < 1e-5 * theirs.norm(), kind
+    for told, wanted in zip(metrics_of(gans, BY_NAME[name]), losses, strict=True):
+        assert told == pytest.approx(wanted, rel=1e-5)
+
+
+def test_blocks_that_nobody_used_in_a_step_decay_all_the_same(gans, plain):
+    """Zero gradients, not missing ones: moments fade and weights decay. Passed over, they would differ."""
+    (state,) = states(gans, BY_NAME["zero2"], "straight")
+    skipped, _ = plain(BY_NAME["zero2"], skip_idle=True)
+    different = {name for name, value in skipped.items() if not torch.equal(state[name], value)}
+    for kind in ("weight", "exp_avg", "exp_avg_sq"):
+        assert any(name.startswith(f"model.{kind}.decoder.channel_matching.2.") for name in different)
+
+
+@pytest.mark.parametrize("case", FP32, ids=lambda case: case.name)
+def test_logged_losses_are_means_over_pictures_however_unequally_ranks_have_them(case, gans, plain):
+    for told, wanted in zip(metrics_of(gans, case), plain(case)[1], strict=True):
+        assert told == pytest.approx(wanted, rel=1e-12)
+
+
+def test_in_bf16_the_autoencoder_trains_and_the_discriminator_stays_in_fp32(gans):
+    bf16, fp32 = BY_NAME["zero2_bf16"], BY_NAME["zero2_regularised"]
+    assert json.loads((gans / bf16.name / "dtypes.json").read_text()) == {
+        "autoencoder's output": "torch.bfloat16",
+        "discriminator's input": "torch.float32",
+        "discriminator's logits": "torch.float32",
+        "autoencoder's loss": "torch.float32",
+        "discriminator's loss": "torch.float32",
+    }
+    for state in states(gans, bf16, "straight", "rank0", "rank1"):
+        state.pop("lecam", None)
+        assert {value.dtype for value in state.values()} == {torch.float32}
+    for told, wanted in zip(metrics_of(gans, bf16), metrics_of(gans, fp32), strict=True):
+        assert told.keys() == wanted.keys()
+        assert told["l1"] == pytest.approx(wanted["l1"], rel=0.02)
+        assert told["l1"] != wanted["l1"]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.saved], ids=lambda case: case.name)
+def test_a_training_that_goes_on_from_its_checkpoint_ends_where_a_straight_one_does(case, gans):
+    straight, resumed, saved = states(gans, case, "straight", "resumed", "saved")
+    assert straight.keys() == resumed.keys()
+    for name, value in straight.items():
+        assert torch.equal(resumed[name], value), name
+    assert any(not torch.equal(saved[name], value) for name, value in straight.items())

@@ -1,0 +1,69 @@
+"""A checkpoint goes on with another number of ranks: from two to one, and from that one to two.
+
+Each time every weight, moment, count of steps and average is what was saved.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cat_fast.errors import UserError
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.engine_checkpoint import load_engine
+from tests.training.many_ranks import run_ranks
+from tests.training.rescaled_worker import GANS, GENERATORS
+
+WORKER = Path(__file__).with_name("rescaled_worker.py")
+KINDS = [f"gans/{name}" for name in GANS] + [f"generators/{name}" for name in GENERATORS]
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(latents, gans, generators, tmp_path_factory):
+    """What one rank left that went on from the checkpoints of two."""
+    out = tmp_path_factory.mktemp("one")
+    run_ranks(WORKER, 1, latents, gans, generators, out)
+    return out
+
+
+def require_loaded(source: Path, folder: Path, world_size: int) -> None:
+    saved, loaded = load_file(source / "saved.safetensors"), load_file(folder / "loaded.safetensors")
+    assert saved.keys() == loaded.keys()
+    for name, value in saved.items():
+        assert torch.equal(loaded[name], value), name
+    for rank in range(world_size):
+        held = load_file(folder / f"rank{rank}.safetensors")
+        assert held
+        for name, value in held.items():
+            assert torch.equal(value, saved[name]), name
+    after = load_file(folder / "saved.safetensors")
+    assert after["model.step"].item() == saved["model.step"].item() + 2
+    assert all(value.isfinite().all() for value in after.values())
+    # Nothing of the joined form is left beside the checkpoint.
+    assert sorted(path.name for path in source.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_rank_goes_on_where_two_stopped(kind, gans, generators, on_one_rank):
+    source = {"gans": gans, "generators": generators}[kind.split("/")[0]] / kind.split("/")[1]
+    require_loaded(source, on_one_rank / kind, 1)
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_where_one_stopped(latents, on_one_rank, tmp_path):
+    run_ranks(WORKER, 2, latents, on_one_rank / "gans", on_one_rank / "generators", tmp_path)
+    for kind in KINDS:
+        require_loaded(on_one_rank / kind, tmp_path / kind, 2)
+
+
+@pytest.mark.parametrize(("saved", "stage"), [("generators/zero3", 2), ("gans/zero1", 3), ("gans/zero1", 0)])
+def test_a_checkpoint_of_another_stage_is_refused(saved, stage, gans, generators):
+    kind, name = saved.split("/")
+    folder = {"gans": gans / name / "half/autoencoder", "generators": generators / name / "half/generator"}[
+        kind
+    ]
+    engine = SimpleNamespace(zero_optimization_stage=lambda: stage)
+    with pytest.raises(UserError, match="go on with the stage of its run"):
+        load_engine(engine, folder, Ranks())
