@@ -2,8 +2,8 @@
 
 A rank still has one ratio a step. How many pictures it then takes is chosen once, for the whole run
 (`choose_groups`): as many as fit one common time, where whole numbers of pictures allow that; where they do
-not, ratios are split into groups, each with a time of its own, and a step is of one group. Which group, and how
-many ranks at which of its ratios, follows from how far each ratio is behind its share of the pictures so far.
+not, ratios are split into groups, each with a time of its own, and a step is of one group. Which group, and
+how many ranks at which of its ratios, follows from how far each ratio is behind its share of the pictures.
 """
 
 from bisect import insort
@@ -78,7 +78,7 @@ class BalancedPlan:
 
     @property
     def drift(self) -> int:
-        """Pictures by which a ratio may be off its share: a few of a rank's, with several groups a few steps'.
+        """Pictures by which a ratio may be off its share: a few ranks', with several groups a few steps'.
 
         Who is most behind comes next, so nobody is ever ahead by more than what comes at once, nor behind by
         more than what all others can be ahead.
@@ -135,7 +135,7 @@ class BalancedPlan:
         return parts
 
     def _last_pictures(self, left: Mapping[int, int]) -> list[tuple[int, int]]:
-        """What is left of an epoch, too little for a step of any group, over the ranks as evenly as it goes."""
+        """What is left of an epoch, too little for a step of any group, spread evenly over the ranks."""
         heap: list[tuple[float, int, int]] = []  # (cost, ratio, count), the dearest last
         for f, pictures in left.items():
             for count in _evenly(pictures, -(-pictures // self.counts[f])):

@@ -1,13 +1,13 @@
 """What a training step costs a rank, by ratio and number of pictures: c_f(n) = fixed_f + per_picture_f * n.
 
-The affine form: one part of a step does not see the batch (the optimiser, the launching of kernels), the other
-does the same work picture by picture. `fit` tells how far the measurements are from it, and keeps them.
+The affine form: one part of a step does not see the batch (the optimiser, the launching of kernels), the
+other does the same work picture by picture. `fit` tells how far the measurements are from it, and keeps them.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,14 @@ class CostTable:
         """
         if missing := sorted(set(ratios) - set(self.costs)):
             raise UserError(
-                f"cost table: it lacks ratio {missing[0]} (it has {', '.join(map(str, self.costs))}); measure "
-                "it for this configuration with cat-fast plan cost"
+                f"cost table: it lacks ratio {missing[0]} (it has {', '.join(map(str, self.costs))}); "
+                "measure it for this configuration with cat-fast plan cost"
             )
         return self
+
+    def with_facts(self, **facts: Any) -> "CostTable":
+        """The same, and more in `about`."""
+        return replace(self, about={**self.about, **facts})
 
     def write(self, path: str | Path) -> None:
         """As JSON, whole or not at all."""
@@ -94,7 +98,9 @@ class CostTable:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             table = cls(
-                costs={int(f): Cost(**{k: float(v) for k, v in c.items()}) for f, c in values["costs"].items()},
+                costs={
+                    int(f): Cost(**{k: float(v) for k, v in c.items()}) for f, c in values["costs"].items()
+                },
                 unit=values["unit"],
                 measured=[Measurement(**one) for one in values.get("measured", ())],
                 fit_error=float(values.get("fit_error", 0.0)),
@@ -105,7 +111,9 @@ class CostTable:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"cost table {path}: not what cat-fast plan cost writes ({error!r})") from error
         for ratio, cost in table.costs.items():
-            if not (cost.per_picture > 0 and cost.fixed >= 0 and math.isfinite(cost.fixed + cost.per_picture)):
+            if not (
+                cost.per_picture > 0 and cost.fixed >= 0 and math.isfinite(cost.fixed + cost.per_picture)
+            ):
                 raise UserError(f"cost table {path}: {cost} is no cost of ratio {ratio}")
         if not table.costs or table.unit not in UNITS:
             raise UserError(f"cost table {path}: it holds no costs in {' or '.join(UNITS)}")
@@ -127,7 +135,9 @@ def fit(measured: Sequence[Measurement], about: Mapping[str, Any]) -> CostTable:
         n = np.array([one.pictures for one in own], dtype=float)
         seconds = np.array([one.seconds for one in own])
         if len(set(n)) < 2:
-            raise UserError(f"cost table: ratio {ratio} needs at least two batch sizes, to tell the fixed part")
+            raise UserError(
+                f"cost table: ratio {ratio} needs at least two batch sizes, to tell the fixed part"
+            )
         weights = 1 / seconds
         columns = np.stack([np.ones_like(n), n], axis=1)
         fixed, slope = np.linalg.lstsq(columns * weights[:, None], seconds * weights, rcond=None)[0]

@@ -2,8 +2,8 @@
 
 A rank trains at one ratio a step; different ranks may train at different ones (spec: "Nested VAE"). A plan
 (`step_plan`, `balanced_plan`) says how many pictures of which ratio each rank takes; here they are given
-pictures, for all ranks at once, so that every rank knows the whole step and no two ranks get the same picture.
-The position in the data is a handful of counters.
+pictures, for all ranks at once, so that every rank knows the whole step and no two ranks get the same
+picture. The position in the data is a handful of counters.
 """
 
 from collections.abc import Mapping, Sequence

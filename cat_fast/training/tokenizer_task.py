@@ -21,6 +21,7 @@ from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
 from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
+from cat_fast.training.cost import costs_of
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
@@ -45,8 +46,9 @@ class TokenizerTask:
 
         records = load_index(config.data.index)
         ratios = ratios_of(records, config.data.ratios_from, RatioThresholds(*config.data.thresholds))
+        costs = costs_of(config, ranks)
         self.sampler = RatioSampler(
-            ratios, config.data.batch_size, ranks.world_size, config.seed, config.sampler
+            ratios, config.data.batch_size, ranks.world_size, config.seed, config.sampler, costs
         )
         for ratio in self.sampler.pools:
             if ratio not in model.ratios:
@@ -62,18 +64,20 @@ class TokenizerTask:
 
     def train_step(self, step: int) -> dict[str, float]:
         config, rank = self.config, self.ranks.rank
-        ratio, indices = self.sampler.plan()[rank]
+        ratio, indices, weight = self.sampler.plan()[rank]
         pictures = self.crops.batch(indices, step_rng(config.seed, step, rank))
         pictures = pictures.to(self.ranks.device, memory_format=torch.channels_last)
         seed_step(config.seed, step, rank)
-        reconstructions, terms = self._generator_step(step, pictures, ratio)
+        reconstructions, terms = self._generator_step(step, pictures, ratio, weight)
         if self.objective.gan.active(step):
-            terms |= self._discriminator_step(step, pictures, reconstructions)
+            terms |= self._discriminator_step(step, pictures, reconstructions, weight)
         if self.ema:
             self.ema.update()
-        return self._mean_over_ranks(ratio, terms)
+        return self._mean_over_ranks(ratio, terms, weight)
 
-    def _generator_step(self, step: int, pictures: Tensor, ratio: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _generator_step(
+        self, step: int, pictures: Tensor, ratio: int, weight: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         reconstructions, posterior = self.engine(pictures, ratio, ghost_pass=True)
@@ -87,11 +91,13 @@ class TokenizerTask:
         if config.perceptual_crop:
             window = random_crops(window, config.perceptual_crop)
         loss = self.objective(pictures, reconstructions, posterior, fake_logits, window)
-        self.engine.backward(loss.total)
+        self.engine.backward(loss.total * weight)
         self.engine.step()
         return reconstructions.detach(), {"loss": loss.total.detach(), **loss.terms()}
 
-    def _discriminator_step(self, step: int, pictures: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+    def _discriminator_step(
+        self, step: int, pictures: Tensor, reconstructions: Tensor, weight: float
+    ) -> dict[str, Tensor]:
         config = self.config
         base = config.discriminator.optimizer.lr
         set_learning_rate(self.discriminator, learning_rate(base, config.schedule, step))
@@ -101,19 +107,20 @@ class TokenizerTask:
         # R1 judges past the engine, whose hooks would take the gradient at the crops for the backward pass.
         judge = self.discriminator.module
         loss = self.discriminator_objective(step, real, fake, judge, crops[0])
-        logits = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
+        logits = weight * torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
         self.discriminator_objective.lecam.update(*(self.ranks.sum(logits) / self.ranks.world_size).tolist())
-        self.discriminator.backward(loss.total)
+        self.discriminator.backward(loss.total * weight)
         self.discriminator.step()
         accuracy = torch.cat([real > 0, fake < 0]).float().mean()
         return {**loss.terms(), "discriminator_accuracy": accuracy}
 
-    def _mean_over_ranks(self, ratio: int, terms: dict[str, Tensor]) -> dict[str, float]:
-        """Mean of each term over all ranks, and over the ranks at each ratio."""
+    def _mean_over_ranks(self, ratio: int, terms: dict[str, Tensor], weight: float) -> dict[str, float]:
+        """Mean of each term over the pictures of all ranks, and over those at each ratio."""
         ratios = sorted(self.sampler.pools)
         names = list(terms)
         table = torch.zeros(len(ratios), len(names) + 1, dtype=torch.float64, device=self.ranks.device)
-        table[ratios.index(ratio)] = torch.stack([*terms.values(), torch.ones_like(terms["loss"])]).double()
+        values = torch.stack([*terms.values(), torch.ones_like(terms["loss"])]).double()
+        table[ratios.index(ratio)] = weight * values
         self.ranks.sum(table)
         mean = table.sum(0) / table[:, -1].sum()
         metrics = dict(zip(names, mean.tolist(), strict=False))
