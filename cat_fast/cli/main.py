@@ -9,6 +9,7 @@ from cat_fast import __version__
 from cat_fast.cli.codec import decode, encode
 from cat_fast.cli.demo import demo
 from cat_fast.cli.info import info
+from cat_fast.cli.plan import plan
 from cat_fast.cli.score import score
 from cat_fast.console import err, out, print_error
 from cat_fast.errors import UserError
@@ -41,6 +42,7 @@ app.command()(score)
 app.command()(encode)
 app.command()(decode)
 app.command()(info)
+app.add_typer(plan, name="plan")
 
 
 def main() -> None:

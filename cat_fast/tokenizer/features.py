@@ -27,7 +27,8 @@ class ResNetFeatures(nn.Module):
 
     Args:
         trunk: a ResNet of torchvision by name, such as `resnet50`, or one of timm as `timm/resnet50`.
-        weights: its checkpoint: MoCo's own layout, or a plain state dict of the trunk.
+        weights: its checkpoint: MoCo's own layout, or a plain state dict of the trunk; None leaves it
+            untrained, which tells no distance but takes the same time and memory.
 
     Raises:
         UserError: no such trunk, no such file, or weights of another network.
@@ -36,14 +37,17 @@ class ResNetFeatures(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, weights: str | Path, trunk: str = "resnet50") -> None:
+    def __init__(self, weights: str | Path | None, trunk: str = "resnet50") -> None:
         super().__init__()
         network = _trunk(trunk)
-        state = _trunk_state(Path(weights))
-        for name, value in network.state_dict().items():
-            if not name.startswith("fc.") and getattr(state.get(name), "shape", None) != value.shape:
-                raise UserError(f"{weights}: no weights of {trunk}: {name} is missing or of another shape")
-        network.load_state_dict(state, strict=False)
+        if weights is not None:
+            state = _trunk_state(Path(weights))
+            for name, value in network.state_dict().items():
+                if not name.startswith("fc.") and getattr(state.get(name), "shape", None) != value.shape:
+                    raise UserError(
+                        f"{weights}: no weights of {trunk}: {name} is missing or of another shape"
+                    )
+            network.load_state_dict(state, strict=False)
         self.network = create_feature_extractor(network.eval(), return_nodes=list(STAGES))
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))

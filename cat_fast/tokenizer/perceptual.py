@@ -7,6 +7,7 @@ same measure: each figure carries the name of its own, `lpips_vgg` or `st_lpips_
 """
 
 import importlib.util
+import warnings
 from pathlib import Path
 from urllib.error import URLError
 
@@ -142,15 +143,18 @@ class LPIPS(nn.Module):
     """LPIPS of the `lpips` package, with STLPIPS' signature: (B,) from pictures in [-1, 1].
 
     Raises:
-        UserError: its trunk is neither in torch's cache nor to be downloaded.
+        UserError: its trunk is neither in torch's cache nor to be downloaded, and is to be `pretrained`.
     """
 
-    def __init__(self, trunk: str) -> None:
+    def __init__(self, trunk: str, pretrained: bool = True) -> None:
         super().__init__()
         import lpips
 
         try:
-            self.net = lpips.LPIPS(net=trunk, verbose=False)
+            with warnings.catch_warnings(action="ignore"):  # it uses arguments that torchvision gave up
+                self.net = lpips.LPIPS(
+                    net=trunk, verbose=False, pretrained=pretrained, pnet_rand=not pretrained
+                )
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(
                 f"perceptual loss lpips_{trunk}: its trunk {TRUNKS[trunk]} is not in {_cache()} and cannot "
@@ -174,17 +178,30 @@ TRUNKS = {
 PERCEPTUAL = ("auto", STLPIPS.name, *(f"lpips_{trunk}" for trunk in TRUNKS))
 
 
+def untrained_distance(name: str) -> tuple[str, nn.Module]:
+    """The network of the distance `name` with random weights: the same work, and no files needed."""
+    name = _resolve(name)
+    if name == STLPIPS.name:
+        return name, STLPIPS().requires_grad_(False).eval()
+    return name, LPIPS(name.removeprefix("lpips_"), pretrained=False)
+
+
 def perceptual_distance(name: str) -> tuple[str, nn.Module]:
     """The distance `name` of PERCEPTUAL, and what it is called; `auto` is lpips_vgg if its trunk is at hand.
 
     Raises:
         UserError: weights that are neither here nor to be had.
     """
-    if name == "auto":
-        name = "lpips_vgg" if (_cache() / TRUNKS["vgg"]).is_file() else STLPIPS.name
+    name = _resolve(name)
     if name == STLPIPS.name:
         return name, STLPIPS.pretrained()
     return name, LPIPS(name.removeprefix("lpips_"))
+
+
+def _resolve(name: str) -> str:
+    if name == "auto":
+        return "lpips_vgg" if (_cache() / TRUNKS["vgg"]).is_file() else STLPIPS.name
+    return name
 
 
 def _cache() -> Path:

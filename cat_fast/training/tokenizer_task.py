@@ -12,6 +12,7 @@ from cat_fast.data.ratio_sampler import RatioSampler
 from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
+from cat_fast.training.cost import costs_of
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.models import build_model
@@ -33,8 +34,9 @@ class TokenizerTask:
 
         records = load_index(config.data.index)
         ratios = ratios_of(records, config.data.ratios_from, RatioThresholds(*config.data.thresholds))
+        costs = costs_of(config, ranks)
         self.sampler = RatioSampler(
-            ratios, config.data.batch_size, ranks.world_size, config.seed, config.sampler
+            ratios, config.data.batch_size, ranks.world_size, config.seed, config.sampler, costs
         )
         for ratio in self.sampler.pools:
             if ratio not in model.ratios:
@@ -57,11 +59,11 @@ class TokenizerTask:
     def _next_batch(self, step: int, part: int) -> RatioBatch:
         """The pictures of one accumulation step."""
         config, rank = self.config, self.ranks.rank
-        ratio, indices = self.sampler.plan()[rank]
+        ratio, indices, weight = self.sampler.plan()[rank]
         rng = step_rng(config.seed, step * config.accumulation_steps + part, rank)
         pictures = self.crops.batch(indices, rng)
         pictures = pictures.to(self.ranks.device, memory_format=torch.channels_last)
-        return RatioBatch(pictures, ratio)
+        return RatioBatch(pictures, ratio, len(indices) if weight else 0)
 
     def save(self, folder: Path) -> None:
         state = self.trainer.save(folder)

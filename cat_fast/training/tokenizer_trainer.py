@@ -30,6 +30,8 @@ class RatioBatch(NamedTuple):
 
     pictures: Tensor
     ratio: int
+    count: int
+    """How many of them count: all, or none for a rank that has nothing to do but what keeps ranks together."""
 
 
 class TokenizerTrainer:
@@ -82,7 +84,7 @@ class TokenizerTrainer:
 
     def _shares(self, batches: Sequence[RatioBatch]) -> list[float]:
         """What to multiply each mean loss with, so that the mean of all gradients is that over pictures."""
-        counts = [len(batch.pictures) for batch in batches]
+        counts = [batch.count for batch in batches]
         total = self.ranks.sum(torch.tensor(float(sum(counts)), device=self.ranks.device)).item()
         return [count * self.ranks.world_size * len(batches) / total for count in counts]
 
@@ -129,7 +131,7 @@ class TokenizerTrainer:
         table = torch.zeros(len(ratios), len(names) + 1, dtype=torch.float64, device=self.ranks.device)
         for batch, terms in zip(batches, done, strict=True):
             row = torch.stack([*terms.values(), torch.ones_like(terms["loss"])]).double()
-            table[ratios.index(batch.ratio)] += row * len(batch.pictures)
+            table[ratios.index(batch.ratio)] += row * batch.count
         self.ranks.sum(table)
         means = dict(zip(names, (table.sum(0) / table[:, -1].sum()).tolist(), strict=False))
         for f, row in zip(ratios, table.tolist(), strict=True):

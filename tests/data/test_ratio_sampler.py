@@ -2,16 +2,21 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from cat_fast.data.ratio_sampler import RatioSampler, RatioSamplerConfig
+from cat_fast.data.cost_table import Cost, CostTable
+from cat_fast.data.ratio_sampler import MODES, RatioSampler, RatioSamplerConfig
 from cat_fast.errors import UserError
 
 RATIOS = [8] * 4 + [16] * 20 + [32] * 16
+COSTS = CostTable(costs={4: Cost(0, 3000), 8: Cost(0, 1153), 16: Cost(0, 592), 32: Cost(0, 497)})
 
 
-def sampler(world_size=2, batch_size=4, seed=0, **config):
-    return RatioSampler(RATIOS, batch_size, world_size, seed, RatioSamplerConfig(**config))
+def sampler(world_size=2, batch_size=4, seed=0, ratios=RATIOS, **config):
+    return RatioSampler(ratios, batch_size, world_size, seed, RatioSamplerConfig(**config), COSTS)
 
 
 def test_each_picture_is_drawn_at_its_own_ratio():
@@ -59,22 +64,93 @@ def test_ranks_draw_different_ratios_and_different_pictures():
     assert mixed > 20
 
 
-def test_restored_it_goes_on_as_if_never_stopped():
-    straight, stopped = sampler(), sampler()
+@pytest.mark.parametrize("mode", MODES)
+def test_restored_it_goes_on_as_if_never_stopped(mode):
+    straight, stopped = sampler(mode=mode), sampler(mode=mode)
     for _ in range(7):
         straight.plan()
         stopped.plan()
-    resumed = sampler()
+    resumed = sampler(mode=mode)
     resumed.load_state_dict(stopped.state_dict())
     assert [resumed.plan() for _ in range(20)] == [straight.plan() for _ in range(20)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from((4, 8, 16, 32)), min_size=1, max_size=150),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.integers(0, 2),
+)
+def test_balanced_an_epoch_is_each_picture_exactly_once_at_its_ratio(ratios, world_size, batch_size, seed):
+    plan = sampler(world_size, batch_size, seed, ratios, mode="balanced")
+    orders = []
+    for _ in range(2):
+        seen: list[int] = []
+        while len(seen) < len(ratios):
+            batches = plan.plan()
+            assert len(batches) == world_size
+            trained = [batch for batch in batches if batch.weight]
+            total = sum(len(batch.indices) for batch in trained)
+            for batch in batches:
+                assert {ratios[i] for i in batch.indices} == {batch.ratio}
+            for batch in trained:
+                assert batch.weight == pytest.approx(len(batch.indices) * world_size / total)
+                seen += batch.indices
+        assert sorted(seen) == list(range(len(ratios)))
+        orders.append(seen)
+    if len(ratios) > 20:
+        assert orders[0] != orders[1]
+
+
+def test_an_idle_rank_runs_on_another_ranks_picture_at_no_weight():
+    plan = sampler(world_size=4, ratios=[8, 16], mode="balanced")
+    batches = plan.plan()
+    assert sorted(len(batch.indices) for batch in batches) == [1, 1, 1, 1]
+    assert sorted(batch.weight for batch in batches) == [0, 0, 2, 2]
+    assert plan.state_dict() == {"step": 1, "drawn": {"8": 1, "16": 1}}
+
+
+def test_with_shares_of_its_own_each_ratio_goes_through_its_pictures_alone():
+    plan = sampler(world_size=4, pool="all", shares={8: 0.34, 16: 0.36, 32: 0.3}, mode="balanced")
+    drawn: dict[int, list[int]] = {8: [], 16: [], 32: []}
+    for _ in range(60):
+        for batch in plan.plan():
+            drawn[batch.ratio].extend(batch.indices)
+    total = sum(map(len, drawn.values()))
+    for ratio, share in {8: 0.34, 16: 0.36, 32: 0.3}.items():
+        assert len(drawn[ratio]) / total == pytest.approx(share, abs=0.05)
+        for start in range(0, len(drawn[ratio]) - len(RATIOS) + 1, len(RATIOS)):
+            assert sorted(drawn[ratio][start : start + len(RATIOS)]) == list(range(len(RATIOS)))
+
+
+def test_per_rank_weighs_all_ranks_alike_and_draws_as_it_always_did():
+    """The order of pictures is part of what a resumed run relies on."""
+    plan = sampler(world_size=3, seed=5)
+    batches = [batch for _ in range(40) for batch in plan.plan()]
+    assert {batch.weight for batch in batches} == {1.0}
+    drawn = dict.fromkeys((8, 16, 32), 0)
+    rngs = [np.random.default_rng([5, step]) for step in range(40)]
+    ratios = [f for rng in rngs for f in rng.choice([8, 16, 32], size=3, p=[0.1, 0.5, 0.4])]
+    for batch, ratio in zip(batches, ratios, strict=True):
+        pool = [i for i, f in enumerate(RATIOS) if f == ratio]
+        for index in batch.indices:
+            epoch, place = divmod(drawn[ratio], len(pool))
+            order = np.random.default_rng([5, int(ratio), epoch]).permutation(len(pool))
+            assert index == pool[order[place]]
+            drawn[ratio] += 1
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"mode": "fair"}, "per_rank or balanced"),
+        ({"cost_table": "costs.json"}, "only sampler.mode=balanced"),
+        ({"mode": "balanced", "max_wait": 0.0}, "max_wait"),
         ({"pool": "some"}, "own_ratio or all"),
         ({"shares": {8: -1.0}}, "no shares"),
         ({"shares": {4: 1.0}}, "ratio 4 has a share but no picture"),
+        ({"shares": {2: 1.0}, "mode": "balanced"}, "lacks ratio 2"),
     ],
 )
 def test_an_impossible_plan_is_refused(config, message):

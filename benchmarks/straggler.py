@@ -1,0 +1,178 @@
+"""How long ranks wait for the slowest of them, when each trains at the ratio of its pictures.
+
+    python benchmarks/straggler.py --json FILE [--table FILE] [--quick]
+
+Steps of 8, 64 and 1024 ranks are simulated from a cost table: the given one, or one measured first on this
+machine, at the paper's widths and a smaller picture. Keys are <mode>.<ranks>[.jitter].wait: the share of all
+ranks' time that is spent waiting, under `sampler.mode: per_rank` and `balanced` with the mix below, and with
+<jitter> of random noise on every rank's step, which makes ranks wait under any plan: `equal` is what it alone
+does. No GPU and no communication is simulated. About five minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import machine
+from cat_fast import console
+from cat_fast.config import fill, read_yaml
+from cat_fast.data.balanced_plan import BalancedPlan
+from cat_fast.data.cost_table import CostTable
+from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.step_plan import PerRankPlan, StepPlan
+from cat_fast.errors import UserError
+
+CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
+MIX = {8: 0.10, 16: 0.48, 32: 0.42}
+BATCH_SIZE = 8
+"""Pictures a rank, as in the paper."""
+WORLD_SIZES = (8, 64, 1024)
+JITTER = 0.05
+"""Standard deviation of a rank's step time, as a share of it."""
+TARGET = 0.03
+"""The most waiting, without jitter, that `balanced` is allowed."""
+
+
+def simulate(
+    plan: StepPlan, costs: CostTable, steps: int, jitter: float = 0.0, seed: int = 0
+) -> dict[str, float]:
+    """The share of waiting over `steps` steps, and what the steps hold."""
+    noise = np.random.default_rng(seed)
+    drawn: Counter[int] = Counter()
+    busy, total, batches = 0.0, 0.0, []
+    for step in range(steps):
+        parts = plan.plan(step, drawn)
+        seconds = np.array([costs.costs[part.ratio](part.count) for part in parts])
+        seconds *= np.maximum(0.0, 1 + jitter * noise.standard_normal(len(parts)))
+        busy += seconds.sum()
+        total += seconds.max() * len(parts)
+        for part in parts:
+            drawn[part.ratio] += part.count
+        batches.append(sum(part.count for part in parts))
+    pictures = sum(batches)
+    return {
+        "wait": 1 - busy / total,
+        "pictures_per_rank_and_second": pictures / total,
+        "least_batch": min(batches),
+        "mean_batch": pictures / steps,
+        "most_batch": max(batches),
+        **{f"share_{f}x": drawn[f] / pictures for f in MIX},
+    }
+
+
+def expected_wait(costs: CostTable, batch_size: int, ranks: int) -> float:
+    """Of `per_rank`, in closed form: 1 - E[cost] / E[the dearest of `ranks` independent draws]."""
+    levels = sorted((costs.costs[f](batch_size), share) for f, share in MIX.items())
+    values = np.array([value for value, _ in levels])
+    cumulative = np.cumsum([share for _, share in levels])
+    slowest = np.diff(cumulative**ranks, prepend=0.0)
+    return float(1 - sum(value * share for value, share in levels) / (values * slowest).sum())
+
+
+def results(costs: CostTable, batch_size: int, steps: int) -> dict[str, dict[str, Any]]:
+    """Every row by its key; `steps` of the smallest world, of which larger ones need fewer."""
+    rows: dict[str, dict[str, Any]] = {}
+    for ranks in WORLD_SIZES:
+        many = max(50, steps * WORLD_SIZES[0] // ranks)
+        per_rank = PerRankPlan(MIX, batch_size, ranks, seed=0)
+        balanced = BalancedPlan(MIX, batch_size, ranks, 0, costs)
+        equal = PerRankPlan({16: 1.0}, batch_size, ranks, seed=0)
+        rows[f"per_rank.{ranks}"] = simulate(per_rank, costs, many)
+        rows[f"per_rank.{ranks}"]["expected_wait"] = expected_wait(costs, batch_size, ranks)
+        rows[f"balanced.{ranks}"] = simulate(balanced, costs, many)
+        rows[f"per_rank.{ranks}.jitter"] = simulate(per_rank, costs, many, JITTER)
+        rows[f"balanced.{ranks}.jitter"] = simulate(balanced, costs, many, JITTER)
+        rows[f"equal.{ranks}.jitter"] = simulate(equal, costs, many, JITTER)
+    return rows
+
+
+def measured(quick: bool) -> CostTable:
+    """Of the paper's configuration with smaller pictures, on this machine."""
+    from cat_fast.training.cost import measure, steps_of
+    from cat_fast.training.settings import TokenizerRun
+
+    config = fill(TokenizerRun, read_yaml(CONFIG), [])
+    side, batches, repeats = (64, (1, 2), 1) if quick else (128, (1, 2, 4), 5)
+    with console.progress("steps") as bar:
+        task = bar.add_task("measuring", total=steps_of(config, batches, repeats))
+        return measure(
+            config,
+            batches,
+            repeats,
+            side=side,
+            on_step=lambda name: bar.update(task, advance=1, description=name),
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, simulate, print, and write JSON. Returns 1 if `balanced` waits too long, 2 for bad usage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="a table of cat-fast plan cost")
+    parser.add_argument("--quick", action="store_true", help="small pictures, few steps: a rough answer soon")
+    given = parser.parse_args(arguments)
+    try:
+        if given.json is not None:
+            require_writable(given.json)
+        load = os.getloadavg()[0]
+        costs = CostTable.read(given.table) if given.table else measured(given.quick)
+        costs.require(list(MIX))
+        rows = results(costs, BATCH_SIZE, 400 if given.quick else 10_000)
+    except UserError as error:
+        console.print_error(error)
+        return 2
+    for key, row in rows.items():
+        print(line(key, row), flush=True)
+    if given.json is not None:
+        about = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            **machine.describe(),
+            "load_before": load,
+            "load_after": os.getloadavg()[0],
+        }
+        report = as_json(costs, rows, about)
+        with atomic_write(given.json) as path:
+            path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    late = [ranks for ranks in WORLD_SIZES if rows[f"balanced.{ranks}"]["wait"] >= TARGET]
+    return 1 if late else 0
+
+
+def as_json(
+    costs: CostTable, rows: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Shares of waiting on top, as the harness has its ratios; then the rows, the table and the machine."""
+    return {
+        **{f"{key}.wait": round(row["wait"], 5) for key, row in rows.items()},
+        "cases": rows,
+        "simulated": {"mix": MIX, "batch_size": BATCH_SIZE, "jitter": JITTER},
+        "costs": {
+            "unit": costs.unit,
+            "by_ratio": {f: asdict(cost) for f, cost in costs.costs.items()},
+            "fit_error": costs.fit_error,
+            "measured": [asdict(one) for one in costs.measured],
+            "about": dict(costs.about),
+        },
+        "about": {"benchmark": "straggler", **about},
+    }
+
+
+def line(key: str, row: Mapping[str, Any]) -> str:
+    """A row as text."""
+    batches = f"{row['least_batch']} to {row['most_batch']} pictures a step"
+    return f"{key:<24} ranks wait {row['wait']:>6.1%} of the time   {batches}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""`cat-fast plan`: what a training run will cost and need, before it runs."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cat_fast.config import fill, read_yaml
+from cat_fast.console import err, out, progress
+from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from cat_fast.data.cost_table import CostTable
+    from cat_fast.training.memory import MemoryPlan
+    from cat_fast.training.settings import TokenizerRun
+
+plan = typer.Typer(no_args_is_help=True, help="Say what a training run will cost and need, before it runs.")
+
+Config = Annotated[Path, typer.Argument(help="YAML file of a tokenizer's run.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value]…", help="Settings to change.", show_default=False),
+]
+Side = Annotated[
+    int | None,
+    typer.Option(min=32, help="Side of the pictures, if not data.image_size.", show_default=False),
+]
+Precision = Annotated[
+    str,
+    typer.Option("--dtype", help="fp32 or bf16 (autocast); default: the run's own.", show_default=False),
+]
+
+
+@plan.command()
+def cost(
+    config: Config,
+    overrides: Overrides = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the table there.", show_default=False),
+    ] = None,
+    side: Side = None,
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N…", help="Pictures a step; data.batch_size and around it.", show_default=False
+        ),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps for each ratio and batch, after one more.")] = 5,
+    count: Annotated[
+        bool,
+        typer.Option("--count", help="Count floating-point operations instead: no time passes."),
+    ] = False,
+    precision: Precision = "",
+) -> None:
+    """Measure what a training step costs at each ratio on this machine, for **sampler.mode: balanced**.
+
+    Whole steps of one rank at the configuration's size are timed, on the GPU if there is one, and an affine
+    cost, fixed + pictures x per picture, is fitted to the medians.
+
+    Examples:
+
+        cat-fast plan cost configs/tokenizer/cat_c16.yaml data.index=INDEX.jsonl --json costs.json
+
+        cat-fast plan cost configs/tokenizer/cat_c16.yaml --side 128 --batches 1,2,4 --json costs.json
+    """
+    from cat_fast.training.cost import count_operations, default_batches, measure, steps_of
+
+    run = _read(config, overrides)
+    if json_file:
+        require_writable(json_file)
+    if count:
+        table = count_operations(run, side=side)
+    else:
+        sizes = _numbers(batches) if batches else default_batches(run.data.batch_size)
+        with progress("steps") as bar:
+            task = bar.add_task("measuring", total=steps_of(run, sizes, repeats))
+            load = os.getloadavg()[0]
+            table = measure(
+                run,
+                sizes,
+                repeats,
+                side=side,
+                precision=_precision(run, precision),
+                on_step=lambda name: bar.update(task, advance=1, description=name),
+            )
+        table = table.with_facts(machine=_machine(), load_before=load, load_after=os.getloadavg()[0])
+    out.print(_cost_table(table))
+    if table.fit_error > 0.1:
+        err.print(
+            f"A measurement is {table.fit_error:.0%} off the affine cost: measure again while nothing else "
+            "runs, or with batches nearer to those of the run."
+        )
+    if json_file:
+        table.write(json_file)
+        out.print(f"Written to {json_file}", markup=False, soft_wrap=True)
+
+
+@plan.command()
+def memory(
+    config: Config,
+    overrides: Overrides = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(help="A100-40, A100-80 or H100-80; may be repeated; all of them if left out."),
+    ] = None,
+    ranks: Annotated[
+        int, typer.Option(min=0, help="Ranks that share the optimiser's states; 0: as world_size says, or 1.")
+    ] = 0,
+    side: Side = None,
+    precision: Precision = "",
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="With gradient checkpointing between blocks.")
+    ] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the figures there.", show_default=False),
+    ] = None,
+) -> None:
+    """Predict the peak memory of a training step by ratio and batch, and which batches fit which GPU.
+
+    Nothing is allocated and no GPU is needed: live tensors are counted, operator by operator. A tenth of a
+    card is kept for what is not counted, such as workspaces of libraries.
+
+    Examples:
+
+        cat-fast plan memory configs/tokenizer/cat_c16_64xA100.yaml
+
+        cat-fast plan memory configs/tokenizer/cat_c16.yaml --ranks 8 --gpu H100-80 --dtype bf16
+    """
+    from cat_fast.training.memory import GPUS, HEADROOM, plan_memory
+
+    run = _read(config, overrides)
+    if unknown := sorted(set(gpu or ()) - GPUS.keys()):
+        raise UserError(f"--gpu: {unknown[0]} is not one of {', '.join(GPUS)}")
+    if json_file:
+        require_writable(json_file)
+    ranks = ranks or run.world_size or 1
+    predicted = plan_memory(
+        run,
+        ranks,
+        side=side,
+        precision=_precision(run, precision),
+        checkpointing=checkpointing,
+    )
+    capacities = {name: GPUS[name] for name in gpu or GPUS}
+    batches = sorted({1, 2, 4, 8, 16, 32, run.data.batch_size})
+    report = {
+        "what": "predicted peak bytes of a rank, counted on fake tensors; measured on no GPU",
+        "ranks": ranks,
+        "precision": _precision(run, precision),
+        "checkpointing": checkpointing,
+        "side": side or run.data.image_size,
+        "headroom": HEADROOM,
+        "at_rest": dict(predicted.at_rest),
+        "peak": {f: {n: predicted.peak(f, n) for n in batches} for f in predicted.steps},
+        "largest_batch": {
+            f: {name: predicted.largest_batch(f, size) for name, size in capacities.items()}
+            for f in predicted.steps
+        },
+    }
+    out.print(_memory_table(predicted, batches, capacities))
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in predicted.at_rest.items() if size)
+    out.print(f"GiB a rank of {ranks}, predicted. At rest: {parts}.", soft_wrap=True)
+    if json_file:
+        with atomic_write(json_file) as part:
+            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        out.print(f"Written to {json_file}", markup=False, soft_wrap=True)
+
+
+def _read(path: Path, overrides: Sequence[str] | None) -> "TokenizerRun":
+    from cat_fast.training.settings import TokenizerRun
+
+    values = read_yaml(path)
+    if values.get("task") != "tokenizer":
+        raise UserError(
+            f"configuration {path}: task {values.get('task')!r}: only a tokenizer's run has ratios"
+        )
+    return fill(TokenizerRun, values, list(overrides or ()), source=f"configuration {path}")
+
+
+def _precision(run: "TokenizerRun", given: str) -> str:
+    precision = given or getattr(run, "precision", "fp32")
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"--dtype: {precision!r} is not fp32 or bf16")
+    return precision
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--batches: {text!r}: numbers with commas between were expected, as 2,4,8") from None
+
+
+def _machine() -> dict[str, Any]:
+    from cat_fast.cli.info import environment
+
+    found = environment()
+    return {name: found[name] for name in ("cpu", "gpus", "python", "packages")}
+
+
+def _cost_table(table: "CostTable") -> Table:
+    seconds = table.unit == "seconds"
+    unit, scale = ("ms", 1e3) if seconds else ("GFLOP", 1e-9)
+    rows = Table("ratio", f"fixed, {unit}", f"a picture, {unit}", "relative")
+    cheapest = min(cost.per_picture for cost in table.costs.values())
+    for ratio, one in sorted(table.costs.items()):
+        rows.add_row(
+            f"{ratio}x",
+            f"{one.fixed * scale:.4g}",
+            f"{one.per_picture * scale:.4g}",
+            f"{one.per_picture / cheapest:.2f}",
+        )
+    rows.caption = (
+        f"measured; the affine cost is off by {table.fit_error:.1%} at most"
+        if seconds
+        else "counted operations: a fallback, nothing was measured"
+    )
+    return rows
+
+
+def _memory_table(predicted: "MemoryPlan", batches: Sequence[int], capacities: dict[str, float]) -> Table:
+    rows = Table("ratio", *(f"{n}" for n in batches), *(f"most on {name}" for name in capacities))
+    for ratio in predicted.steps:
+        peaks = [_gib(predicted.peak(ratio, n)) for n in batches]
+        most = [str(predicted.largest_batch(ratio, size)) for size in capacities.values()]
+        rows.add_row(f"{ratio}x", *peaks, *most)
+    rows.caption = "peak GiB by pictures a rank, and the largest batch"
+    return rows
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.3g}"

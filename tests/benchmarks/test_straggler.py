@@ -1,0 +1,60 @@
+"""The straggler benchmark at toy size: it waits as probability says, and balanced hardly."""
+
+import json
+
+import pytest
+
+from benchmarks import straggler
+from cat_fast.data.balanced_plan import BalancedPlan
+from cat_fast.data.cost_table import Cost, CostTable
+from cat_fast.data.step_plan import PerRankPlan
+
+PAPER = CostTable(costs={8: Cost(0, 1153), 16: Cost(0, 592), 32: Cost(0, 497)}, unit="flops")
+"""Giga multiply-accumulates of a forward pass at the paper's size."""
+
+
+@pytest.mark.parametrize("ranks", straggler.WORLD_SIZES)
+def test_balanced_ranks_wait_less_than_three_percent(ranks):
+    plan = BalancedPlan(straggler.MIX, straggler.BATCH_SIZE, ranks, 0, PAPER)
+    row = straggler.simulate(plan, PAPER, 60)
+    assert row["wait"] < straggler.TARGET
+    for ratio, share in straggler.MIX.items():
+        assert row[f"share_{ratio}x"] == pytest.approx(share, abs=0.01)
+    assert row["mean_batch"] == pytest.approx(ranks * straggler.BATCH_SIZE, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expected", "steps"), [(8, 0.33, 3000), (64, 0.472, 400), (1024, 0.473, 50)]
+)
+def test_ranks_that_draw_alone_wait_as_long_as_probability_says(ranks, expected, steps):
+    plan = PerRankPlan(straggler.MIX, 8, ranks, seed=1)
+    row = straggler.simulate(plan, PAPER, steps)
+    closed = straggler.expected_wait(PAPER, 8, ranks)
+    assert closed == pytest.approx(expected, abs=0.005)
+    assert row["wait"] == pytest.approx(closed, abs=0.01)
+
+
+def test_noise_makes_even_equal_ranks_wait():
+    plan = PerRankPlan({16: 1.0}, 8, 64, seed=0)
+    assert straggler.simulate(plan, PAPER, 100)["wait"] == pytest.approx(0, abs=1e-12)
+    # The greatest of 64 normal variables is 2.4 standard deviations above their mean.
+    noisy = straggler.simulate(plan, PAPER, 400, jitter=0.05)["wait"]
+    assert noisy == pytest.approx(1 - 1 / (1 + 0.05 * 2.4), abs=0.005)
+
+
+def test_the_program_writes_every_row_and_fails_where_balanced_waits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(straggler, "WORLD_SIZES", (8,))
+    table, out = tmp_path / "table.json", tmp_path / "out.json"
+    PAPER.write(table)
+    assert straggler.main(["--table", str(table), "--json", str(out), "--quick"]) == 0
+    report = json.loads(out.read_text())
+    keys = {"per_rank.8", "balanced.8", "per_rank.8.jitter", "balanced.8.jitter", "equal.8.jitter"}
+    assert set(report["cases"]) == keys
+    assert report["balanced.8.wait"] < 0.03 < report["per_rank.8.wait"]
+    assert report["cases"]["balanced.8.jitter"]["wait"] > report["cases"]["balanced.8"]["wait"]
+    assert report["costs"]["by_ratio"]["8"]["per_picture"] == 1153
+    assert report["about"]["cpu"]["threads"] > 0
+    assert "balanced.8 " in capsys.readouterr().out
+    monkeypatch.setattr(straggler, "TARGET", 0.01)
+    assert straggler.main(["--table", str(table), "--quick"]) == 1
+    assert straggler.main(["--table", str(tmp_path / "none.json"), "--quick"]) == 2

@@ -1,0 +1,189 @@
+"""Balanced steps: ranks wait little, every picture counts the same, and the mix is the data's."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cat_fast.data.balanced_plan import BATCH_TOLERANCE, BalancedPlan, choose_groups
+from cat_fast.data.cost_table import Cost, CostTable
+from cat_fast.data.step_plan import PerRankPlan
+from cat_fast.errors import UserError
+
+MIX = {8: 0.10, 16: 0.48, 32: 0.42}
+PAPER = CostTable(costs={8: Cost(0, 1153), 16: Cost(0, 592), 32: Cost(0, 497)}, unit="flops")
+
+
+def waiting(parts, costs):
+    """Time of all ranks, and what of it they wait."""
+    times = [costs.costs[part.ratio](part.count) for part in parts]
+    return max(times) * len(times), max(times) * len(times) - sum(times)
+
+
+@st.composite
+def situations(draw):
+    """Mix (pictures by ratio), batch, ranks, costs: anything that a run could be started with."""
+    ratios = draw(st.lists(st.sampled_from((4, 8, 16, 32)), min_size=1, max_size=4, unique=True))
+    pictures = {f: draw(st.integers(1, 400)) for f in sorted(ratios)}
+    costs = {f: Cost(draw(st.floats(0, 5)), draw(st.floats(0.2, 5))) for f in ratios}
+    return pictures, draw(st.integers(1, 12)), draw(st.integers(1, 16)), CostTable(costs=costs)
+
+
+@settings(max_examples=150, deadline=None)
+@given(situations(), st.integers(0, 3))
+def test_an_epoch_is_each_ratio_s_pictures_exactly_and_never_far_from_the_mix(situation, seed):
+    pictures, batch_size, ranks, costs = situation
+    plan = BalancedPlan(pictures, batch_size, ranks, seed, costs, epoch=pictures)
+    size = sum(pictures.values())
+    drawn: Counter = Counter()
+    step = 0
+    for epoch in (1, 2):
+        while sum(drawn.values()) < epoch * size:
+            parts = plan.plan(step, drawn)
+            assert len(parts) == ranks
+            for part in parts:
+                drawn[part.ratio] += part.count
+            step += 1
+            total = sum(part.count for part in parts)
+            assert 0 < total <= plan.most
+            done = sum(drawn.values())
+            if done < epoch * size - len(plan.groups) * plan.most - len(plan.counts) * max(
+                plan.counts.values()
+            ):
+                assert total >= plan.least
+            assert [part.weight for part in parts] == pytest.approx([p.count * ranks / total for p in parts])
+            for f, count in pictures.items():
+                assert abs(drawn[f] - count / size * done) <= plan.drift + 1e-6
+        assert drawn == {f: epoch * count for f, count in pictures.items()}
+
+
+@settings(max_examples=60, deadline=None)
+@given(situations())
+def test_an_endless_stream_keeps_the_mix_the_batch_and_the_wait(situation):
+    pictures, batch_size, ranks, costs = situation
+    plan = BalancedPlan(pictures, batch_size, ranks, 0, costs)
+    drawn: Counter = Counter()
+    time = wait = 0.0
+    steps = 200
+    for step in range(steps):
+        parts = plan.plan(step, drawn)
+        taken, waited = waiting(parts, costs)
+        time, wait = time + taken, wait + waited
+        for part in parts:
+            drawn[part.ratio] += part.count
+        total = sum(part.count for part in parts)
+        assert plan.least <= total <= plan.most
+        done = sum(drawn.values())
+        for f, share in plan.shares.items():
+            assert abs(drawn[f] - share * done) <= plan.drift + 1e-6
+    assert wait / time <= 0.025 + 0.01
+    mean = done / steps / ranks / batch_size
+    # What the mix is off at the end may be one ratio's pictures more than another's.
+    assert abs(mean - 1) <= BATCH_TOLERANCE + plan.drift / (steps * ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8, 64])
+def test_at_the_papers_costs_all_ratios_share_a_step_and_ranks_wait_two_and_a_half_percent(ranks):
+    plan = BalancedPlan(MIX, 8, ranks, 0, PAPER)
+    assert plan.counts == {8: 4, 16: 8, 32: 9}
+    assert plan.groups[0].wait == pytest.approx(0.0247, abs=1e-4)
+    drawn: Counter = Counter()
+    time = wait = 0.0
+    for step in range(400):
+        parts = plan.plan(step, drawn)
+        taken, waited = waiting(parts, PAPER)
+        time, wait = time + taken, wait + waited
+        for part in parts:
+            drawn[part.ratio] += part.count
+            assert part.count == plan.counts[part.ratio]
+        if ranks == 64:
+            assert {part.ratio for part in parts} == {8, 16, 32}
+    assert wait / time < 0.0248
+
+
+def test_ratios_that_whole_pictures_cannot_balance_take_turns():
+    plan = BalancedPlan(MIX, 1, 8, 0, PAPER)
+    assert [dict(group.counts) for group in plan.groups] == [{8: 1}, {16: 1}, {32: 1}]
+    drawn: Counter = Counter()
+    for step in range(50):
+        parts = plan.plan(step, drawn)
+        assert len({part.ratio for part in parts}) == 1
+        for part in parts:
+            drawn[part.ratio] += part.count
+    assert drawn == {8: 40, 16: 192, 32: 168}
+
+
+def test_more_waiting_allowed_lets_more_ratios_share_a_step():
+    sizes = [len(choose_groups(MIX, 4, PAPER, limit)) for limit in (0.001, 0.028, 0.2)]
+    assert sizes == [3, 2, 1]
+
+
+@pytest.mark.parametrize("mode", ["per_rank", "balanced"])
+def test_no_rank_is_always_at_the_same_ratio(mode):
+    plan = PerRankPlan(MIX, 8, 4, 0) if mode == "per_rank" else BalancedPlan(MIX, 8, 4, 0, PAPER)
+    drawn: Counter = Counter()
+    seen: list[set[int]] = [set() for _ in range(4)]
+    for step in range(60):
+        for rank, part in enumerate(plan.plan(step, drawn)):
+            drawn[part.ratio] += part.count
+            seen[rank].add(part.ratio)
+    assert seen == [{8, 16, 32}] * 4
+
+
+@pytest.mark.parametrize("mode", ["per_rank", "balanced"])
+def test_a_plan_is_a_function_of_step_and_counters(mode):
+    def make(seed=0):
+        return PerRankPlan(MIX, 8, 8, seed) if mode == "per_rank" else BalancedPlan(MIX, 8, 8, seed, PAPER)
+
+    drawn = {8: 1000, 16: 4800, 32: 4207}
+    assert make().plan(17, drawn) == make().plan(17, dict(drawn))
+    assert make().plan(17, drawn) != make().plan(18, drawn)
+    assert make().plan(17, drawn) != make(seed=1).plan(17, drawn)
+
+
+def test_an_epoch_smaller_than_the_ranks_leaves_some_idle():
+    plan = BalancedPlan({8: 1, 16: 2}, 4, 5, 0, PAPER, epoch={8: 1, 16: 2})
+    parts = plan.plan(0, {})
+    assert sorted((p.ratio, p.count) for p in parts if p.count) == [(8, 1), (16, 1), (16, 1)]
+    assert [p.weight for p in parts if not p.count] == [0.0, 0.0]
+    assert sum(p.weight for p in parts) == pytest.approx(5)
+
+
+def test_a_run_that_changes_over_from_per_rank_levels_the_epochs_of_its_ratios():
+    pictures = {8: 50, 16: 240, 32: 210}
+    drawn = Counter({8: 90, 16: 230, 32: 180})  # 8x is in its second epoch, the others in their first
+    plan = BalancedPlan(pictures, 4, 4, 0, PAPER, epoch=pictures)
+    for step in range(200):
+        for part in plan.plan(step, drawn):
+            drawn[part.ratio] += part.count
+        epochs = {f: drawn[f] / pictures[f] for f in pictures}
+        if min(epochs.values()) >= 1:
+            break
+    assert drawn[16] == 240
+    assert drawn[32] == 210
+    assert drawn[8] == 90
+
+
+def test_weights_make_every_picture_count_the_same():
+    """Gradients averaged over unequal ranks, each of its weighted mean loss, are those of the whole batch."""
+    torch.manual_seed(0)
+    parts = BalancedPlan(MIX, 8, 6, 0, PAPER).plan(3, {8: 7, 16: 40, 32: 33})
+    assert len({part.count for part in parts}) > 1
+    weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    batches = [torch.randn(part.count, 5, dtype=torch.float64) for part in parts]
+
+    def loss(x):
+        return (x @ weight).square().mean()
+
+    (whole,) = torch.autograd.grad(loss(torch.cat(batches)), weight)
+    ranks = [
+        torch.autograd.grad(part.weight * loss(x), weight)[0] for part, x in zip(parts, batches, strict=True)
+    ]
+    torch.testing.assert_close(torch.stack(ranks).mean(0), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_a_ratio_without_a_cost_is_refused():
+    with pytest.raises(UserError, match="lacks ratio 4"):
+        BalancedPlan({4: 0.5, 8: 0.5}, 4, 2, 0, PAPER)

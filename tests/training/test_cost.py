@@ -1,0 +1,103 @@
+"""What a step costs: measured whole, or counted; and what a balanced run goes by."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cat_fast.config import fill, read_yaml
+from cat_fast.data.cost_table import Cost, CostTable
+from cat_fast.errors import UserError
+from cat_fast.training import cost
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.workload import Workload
+from tests.training.balanced_worker import ROOT
+
+TINY = [
+    "model.block_out_channels=[4,4,8,8,8,8]",
+    "model.norm_num_groups=2",
+    "model.mid_block_attention_head_dim=8",
+    "data.image_size=64",
+]
+
+
+def settings(*overrides, name="nano"):
+    return fill(TokenizerRun, read_yaml(ROOT / f"configs/tokenizer/{name}.yaml"), list(overrides))
+
+
+def test_every_ratio_and_batch_is_timed_and_fitted(monkeypatch):
+    done, told = [], []
+
+    def timed(workload, ratio, count):
+        done.append((ratio, count))
+        return 0.5 + count / ratio
+
+    monkeypatch.setattr(cost, "_time", timed)
+    config = settings(*TINY)
+    table = cost.measure(config, [1, 3], 2, on_step=told.append)
+    cells = [(f, n) for f in (8, 16, 32) for n in (1, 3)]
+    assert done == cells * 3
+    assert len(told) == cost.steps_of(config, [1, 3], 2) == 18
+    for ratio in (8, 16, 32):
+        assert table.costs[ratio].fixed == pytest.approx(0.5)
+        assert table.costs[ratio].per_picture == pytest.approx(1 / ratio)
+    assert [(m.ratio, m.pictures, m.repeats) for m in table.measured] == [(f, n, 2) for f, n in cells]
+    assert table.unit == "seconds"
+
+
+def test_a_measured_step_trains_both_models():
+    torch.manual_seed(0)
+    workload = Workload(settings(*TINY, "loss.r1_weight=1.0"), "cpu")
+    before = {name: p.detach().clone() for name, p in workload.model.named_parameters()}
+    judge = [p.detach().clone() for p in workload.discriminator.parameters()]
+    workload.step(workload.pictures(2), 32)
+    # The ghost pass gives blocks of other ratios a gradient of zero, and AdamW decays them.
+    assert all(not torch.equal(p, before[n]) for n, p in workload.model.named_parameters() if p.ndim > 1)
+    assert any(not torch.equal(a, b) for a, b in zip(workload.discriminator.parameters(), judge, strict=True))
+    assert all(p.grad is None for p in workload.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("batches", "side", "message"),
+    [([2], 64, "at least two"), ([0, 1], 64, "at least two"), ([1, 2], 40, "no multiple of the ratio 32")],
+)
+def test_what_tells_no_cost_is_refused(batches, side, message):
+    with pytest.raises(UserError, match=message):
+        cost.measure(settings(*TINY), batches, 1, side=side)
+
+
+def test_counted_operations_are_affine_in_the_pictures():
+    config = settings(*TINY)
+    table = cost.count_operations(config)
+    assert table.unit == "flops"
+    with FakeTensorMode():
+        workload = Workload(config, "cpu")
+        for ratio, one in table.costs.items():
+            assert one(5) == cost._operations(workload, ratio, 5)
+            assert one.fixed > 0, "the ghost pass, whatever the batch"
+
+
+def test_counted_operations_are_about_three_forward_passes():
+    """Of the paper's model alone; docs/models.md has its multiply-accumulates, forward."""
+    without = ["loss.perceptual_weight=0", "loss.features_weight=0", "loss.gan_weight=0"]
+    table = cost.count_operations(settings(*without, name="cat_c16"))
+    for ratio, gmac in ((8, 1154), (16, 592), (32, 497)):
+        assert table.costs[ratio].per_picture == pytest.approx(3 * 2 * gmac * 1e9, rel=0.06)
+
+
+def test_a_balanced_run_goes_by_its_table_or_says_that_it_counts(tmp_path, capsys):
+    assert cost.costs_of(settings(*TINY), Ranks()) is None
+    given = CostTable(costs={f: Cost(0.0, 1 / f) for f in (8, 16, 32)})
+    given.write(tmp_path / "costs.json")
+    measured = settings(*TINY, "sampler.mode=balanced", f"sampler.cost_table={tmp_path / 'costs.json'}")
+    assert cost.costs_of(measured, Ranks()) == given
+    assert capsys.readouterr().out == ""
+    counted = cost.costs_of(settings(*TINY, "sampler.mode=balanced"), Ranks())
+    assert counted is not None
+    assert counted.unit == "flops"
+    assert "counted operations, not by time" in capsys.readouterr().out
+
+
+def test_default_batches_lie_around_the_configurations():
+    assert cost.default_batches(8) == [4, 8, 12]
+    assert cost.default_batches(1) == [1, 2, 3]

@@ -1,0 +1,145 @@
+"""Live bytes, counted on fake tensors: they are those of real ones, at any batch."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cat_fast.config import fill, read_yaml
+from cat_fast.training.engine import read_deepspeed_config
+from cat_fast.training.live_bytes import LiveBytes
+from cat_fast.training.memory import GIB, GPUS, HEADROOM, MemoryPlan, StepMemory, Zero, plan_memory, trace
+from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.workload import Workload
+from tests.training.balanced_worker import ROOT, live_bytes
+
+MIB = 2**20
+SMALL = [
+    "model.block_out_channels=[16,16,32,32,64,64]",
+    "model.norm_num_groups=4",
+    "data.image_size=64",
+    "loss.r1_weight=1.0",
+]
+
+
+def settings(*overrides):
+    return fill(TokenizerRun, read_yaml(ROOT / "configs/tokenizer/nano.yaml"), [*SMALL, *overrides])
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_tensors_count_until_they_are_freed_and_views_do_not():
+    weight = torch.ones(512, 512)
+    with LiveBytes([weight]) as counter:
+        first = torch.ones(512, 512)
+        product = first @ weight.t()
+        view = product.view(-1)
+        view.add_(1)
+        assert counter.live == 2 * MIB
+        del product
+        assert counter.live == 2 * MIB, "the view keeps it alive"
+        del view, first
+        assert counter.live == 0
+        counter.hold(MIB)
+        torch.ones(4, 512, 512)
+        counter.hold(-MIB)
+    assert counter.peak == 5 * MIB
+    assert counter.live == 0
+
+
+def test_what_the_backward_pass_needs_is_alive_until_it_ran():
+    x = torch.rand(1, 4, 128, 128)
+    weight = torch.rand(8, 4, 3, 3, requires_grad=True)
+    with LiveBytes([x, weight]) as counter:
+        y = F.conv2d(x, weight, padding=1)
+        loss = y.square().sum()
+        del y
+        assert counter.live == 8 * 128 * 128 * 4 + 4, "the square's backward pass needs y"
+        loss.backward()
+        assert counter.live == weight.grad.nbytes + 4
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_fake_tensors_live_as_real_ones_do(checkpointing):
+    config = settings()
+    real = trace(Workload(config, "cpu", checkpointing=checkpointing), 16, 2)
+    with FakeTensorMode():
+        fake = trace(Workload(config, "cpu", checkpointing=checkpointing), 16, 2)
+    assert max(fake) == pytest.approx(max(real), rel=0.01)
+    assert fake[-1] <= real[-1]
+
+
+@pytest.mark.parametrize("ratio", [8, 32])
+def test_the_prediction_is_what_the_allocator_gives_a_real_step(ratio, tmp_path):
+    """Without ZeRO: everything that a step of plain torch allocates, by torch's own profiler."""
+    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 0}}')
+    config = settings("data.image_size=96", f"deepspeed={tmp_path / 'zero.json'}")
+    workload = Workload(config, "cpu")
+    predicted = plan_memory(config).steps[ratio]
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
+        pictures = workload.pictures(4)
+        reconstructions = workload.generate(pictures, ratio)
+        workload.model.zero_grad()
+        workload.judge(pictures, reconstructions, r1=True)
+        workload.discriminator.zero_grad()
+    assert predicted.peak(4) == pytest.approx(max(live_bytes(profile)), rel=0.1)
+
+
+def test_two_small_batches_tell_every_other():
+    config = settings()
+    predicted = plan_memory(config).steps[8]
+    zero = Zero.of(read_deepspeed_config(config.deepspeed), ranks=1)
+    with FakeTensorMode():
+        counted = trace(Workload(config, "cpu"), 8, 7, zero)
+    assert predicted.peak(7) == max(counted)
+
+
+def test_checkpointing_and_bf16_hold_less():
+    plain, checkpointed, bf16 = (
+        plan_memory(settings(), precision=precision, checkpointing=checkpointing).steps[8]
+        for precision, checkpointing in (("fp32", False), ("fp32", True), ("bf16", False))
+    )
+    assert checkpointed.slope.max() < 0.8 * plain.slope.max()
+    assert bf16.slope.max() < 0.8 * plain.slope.max()
+
+
+def test_zero_shares_the_optimizers_states():
+    config = settings()
+    whole, shared = plan_memory(config, ranks=1).at_rest, plan_memory(config, ranks=8).at_rest
+    workload = Workload(config, "cpu")
+    trained = parameters(workload.model) + parameters(workload.discriminator)
+    assert whole["weights"] == shared["weights"] == 4 * trained
+    assert whole["optimizer"] == 8 * trained
+    assert shared["optimizer"] == pytest.approx(trained, abs=16)
+    assert shared["master weights"] == pytest.approx(trained / 2, abs=16)
+    assert whole["EMA"] == 4 * parameters(workload.model)
+    assert whole["loss networks, buffers"] > 4 * sum(map(parameters, workload.frozen))
+
+
+@pytest.mark.parametrize(
+    ("stage", "rest", "kept"),
+    [(0, 4 + 8, 4), (1, 4 + (4 + 8) / 4, 4), (2, 4 + (4 + 8) / 4, 1)],
+)
+def test_each_stage_of_zero_keeps_less(stage, rest, kept):
+    zero = Zero.of({"zero_optimization": {"stage": stage, "reduce_bucket_size": 10}}, ranks=4)
+    assert sum(zero.at_rest(1000).values()) == rest * 1000
+    assert zero.kept_gradients(1000) == kept * 1000
+    assert zero.bucket_bytes == (40 if stage else 0)
+    overlapping = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 10, "overlap_comm": True}}
+    assert Zero.of(overlapping, ranks=4).bucket_bytes == (80 if stage else 0)
+
+
+def test_the_largest_batch_is_the_last_that_fits():
+    steps = {8: StepMemory(np.array([0.0, GIB]), np.array([2.0 * GIB, GIB]), least=3 * GIB)}
+    predicted = MemoryPlan(at_rest={"weights": 5 * GIB}, steps=steps)
+    assert predicted.peak(8, 1) == 8 * GIB
+    assert predicted.peak(8, 4) == 13 * GIB
+    for size in GPUS.values():
+        n = predicted.largest_batch(8, size)
+        assert predicted.peak(8, n) <= size * (1 - HEADROOM) < predicted.peak(8, n + 1)
+    assert predicted.largest_batch(8, 5 * GIB) == 0
