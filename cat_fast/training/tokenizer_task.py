@@ -13,10 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cat_fast.complexity.indexing import load_index, ratios_of
-from cat_fast.complexity.ratio import RatioThresholds
-from cat_fast.data.crops import CropDataset
-from cat_fast.data.ratio_sampler import RatioSampler
 from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
@@ -25,7 +21,8 @@ from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.models import build_model
-from cat_fast.training.seeding import seed_step, step_rng
+from cat_fast.training.pictures import load_source, loader_metrics, make_source, save_source
+from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import DiscriminatorConfig, TokenizerRun
 
 
@@ -43,35 +40,22 @@ class TokenizerTask:
         self.discriminator_objective = DiscriminatorObjective(config.loss)
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
 
-        records = load_index(config.data.index)
-        ratios = ratios_of(records, config.data.ratios_from, RatioThresholds(*config.data.thresholds))
-        self.sampler = RatioSampler(
-            ratios, config.data.batch_size, ranks.world_size, config.seed, config.sampler
-        )
-        for ratio in self.sampler.pools:
+        self.source = make_source(config, ranks)
+        for ratio in self.source.ratios:
             if ratio not in model.ratios:
                 raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
-        self.crops = CropDataset(
-            [r.path for r in records],
-            config.data.image_size,
-            config.data.min_crop,
-            config.data.max_side,
-            mirrored=[not r.has_text for r in records],
-            colour_jitter=config.data.colour_jitter,
-        )
 
     def train_step(self, step: int) -> dict[str, float]:
         config, rank = self.config, self.ranks.rank
-        ratio, indices = self.sampler.plan()[rank]
-        pictures = self.crops.batch(indices, step_rng(config.seed, step, rank))
-        pictures = pictures.to(self.ranks.device, memory_format=torch.channels_last)
+        batch = self.source.batch(step)
+        ratio, pictures = batch.ratio, batch.on(self.ranks.device)
         seed_step(config.seed, step, rank)
         reconstructions, terms = self._generator_step(step, pictures, ratio)
         if self.objective.gan.active(step):
             terms |= self._discriminator_step(step, pictures, reconstructions)
         if self.ema:
             self.ema.update()
-        return self._mean_over_ranks(ratio, terms)
+        return self._mean_over_ranks(ratio, terms) | loader_metrics(batch, self.ranks)
 
     def _generator_step(self, step: int, pictures: Tensor, ratio: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
@@ -110,7 +94,7 @@ class TokenizerTask:
 
     def _mean_over_ranks(self, ratio: int, terms: dict[str, Tensor]) -> dict[str, float]:
         """Mean of each term over all ranks, and over the ranks at each ratio."""
-        ratios = sorted(self.sampler.pools)
+        ratios = self.source.ratios
         names = list(terms)
         table = torch.zeros(len(ratios), len(names) + 1, dtype=torch.float64, device=self.ranks.device)
         table[ratios.index(ratio)] = torch.stack([*terms.values(), torch.ones_like(terms["loss"])]).double()
@@ -126,10 +110,10 @@ class TokenizerTask:
         # Each engine has a folder of its own: in one, the second would overwrite the first's files.
         self.engine.save_checkpoint(str(folder / "autoencoder"), tag="state")
         self.discriminator.save_checkpoint(str(folder / "discriminator"), tag="state")
+        save_source(self.source, folder, self.ranks)
         if self.ema:
             self.ema.save(folder / "ema.safetensors")
             state = {
-                "sampler": self.sampler.state_dict(),
                 "ema_updates": self.ema.updates,
                 "lecam": self.discriminator_objective.lecam.state_dict(),
             }
@@ -139,7 +123,7 @@ class TokenizerTask:
         self.engine.load_checkpoint(str(folder / "autoencoder"), tag="state")
         self.discriminator.load_checkpoint(str(folder / "discriminator"), tag="state")
         state = json.loads((folder / "task.json").read_text())
-        self.sampler.load_state_dict(state["sampler"])
+        load_source(self.source, folder)
         self.discriminator_objective.lecam.load_state_dict(state["lecam"])
         if self.ema:
             self.ema.load(folder / "ema.safetensors", state["ema_updates"])

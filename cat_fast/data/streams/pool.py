@@ -1,0 +1,111 @@
+"""Processes that decode, and outlive what crashes them.
+
+A picture can bring down its decoder (a fault in a library, or too little memory). Then the processes are
+started anew and its work is done again; what brings them down three times is broken, and the rest goes on.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context, parent_process
+from typing import Any
+
+from cat_fast.errors import UserError
+
+MOST_CRASHES = 3
+
+
+@dataclass(frozen=True)
+class Broken:
+    """What came of work that could not be done."""
+
+    reason: str
+
+
+class WorkerPool:
+    """Runs functions in `workers` processes, or here and at once where there are none.
+
+    The processes are started by `spawn`: a fork would copy the locks of threads, NCCL's and CUDA's among
+    them, in whatever state they are.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._lock = threading.Lock()
+        self._generation = 0
+        self._executor = self._start() if workers else None
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> "Task":
+        """Both must be picklable; a UserError of the function is a result, `Broken`."""
+        return Task(self, function, arguments)
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> "tuple[Future[Any], int]":
+        """A future of the work, and the generation of processes that does it."""
+        if self._executor is None:
+            future: Future[Any] = Future()
+            future.set_result(_guarded(function, arguments))
+            return future, 0
+        while True:
+            with self._lock:
+                generation, executor = self._generation, self._executor
+            try:
+                return executor.submit(_guarded, function, arguments), generation
+            except BrokenProcessPool:
+                self.restart(generation)
+
+    def restart(self, generation: int) -> None:
+        """New processes, unless somebody has replaced those of `generation` already."""
+        with self._lock:
+            if generation == self._generation and self._executor is not None:
+                self._executor.shutdown(wait=False, cancel_futures=True)
+                self._executor = self._start()
+                self._generation += 1
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            self.workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+        )
+
+
+class Task:
+    """Work under way."""
+
+    def __init__(self, pool: WorkerPool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.pool, self.function, self.arguments = pool, function, arguments
+        self.future, self.generation = pool.run(function, arguments)
+
+    def result(self) -> Any:
+        """What the function returned, or `Broken`; waits for it."""
+        for _ in range(MOST_CRASHES):
+            try:
+                return self.future.result()
+            except BrokenProcessPool:
+                self.pool.restart(self.generation)
+                self.future, self.generation = self.pool.run(self.function, self.arguments)
+        return Broken(f"{MOST_CRASHES} processes died of it")
+
+
+def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return Broken(str(error))
+
+
+def _end_with_parent() -> None:
+    """A worker waits on a pipe whose other end it holds itself: it would outlive a parent that is killed."""
+    parent = parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
