@@ -26,7 +26,9 @@ class PictureBatch:
     """How long the training process waited for them."""
     pictures_per_second: float
     """How many such pictures this rank's loader could make: a step should need fewer."""
-    skipped: int
+    weight: float = 1.0
+    """What the batch's mean loss is multiplied with, as in `RankShare`."""
+    skipped: int = 0
     """Samples that this rank has passed over since training began, as they could not be used."""
 
     def on(self, device: torch.device) -> Tensor:
@@ -42,7 +44,7 @@ class PictureSource(Protocol):
     """Those that batches can have, ascending; the same on all ranks."""
 
     def batch(self, step: int) -> PictureBatch:
-        """The next one; `step` seeds what is random in it."""
+        """The next one; its number `step` seeds what is random in it."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class MemorySource:
 
     Args:
         keys: a name for each picture of `crops`.
-        rng: the randomness of a step's crops; batches of the same step draw from one generator in turn.
+        rng: the randomness of a batch's crops, by its number.
     """
 
     def __init__(
@@ -76,14 +78,11 @@ class MemorySource:
     ) -> None:
         self.sampler, self.crops, self.keys, self.rank, self.rng = sampler, crops, keys, rank, rng
         self.ratios = sorted(sampler.pools)
-        self._step, self._rng = -1, rng(0)
 
     def batch(self, step: int) -> PictureBatch:
         start = time.perf_counter()
-        if step != self._step:
-            self._step, self._rng = step, self.rng(step)
-        ratio, indices = self.sampler.plan()[self.rank]
-        pictures = self.crops.batch(indices, self._rng)
+        ratio, indices = self.sampler.plan()[self.rank][:2]
+        pictures = self.crops.batch(indices, self.rng(step))
         seconds = time.perf_counter() - start
         return PictureBatch(
             ratio=ratio,
@@ -91,7 +90,6 @@ class MemorySource:
             keys=[self.keys[index] for index in indices],
             data_seconds=seconds,
             pictures_per_second=len(indices) / seconds,
-            skipped=0,
         )
 
     def state_dict(self) -> dict[str, Any]:

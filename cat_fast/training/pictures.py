@@ -10,10 +10,11 @@ from cat_fast.complexity.ratio import SCORES, RatioThresholds
 from cat_fast.data.crops import CropDataset
 from cat_fast.data.picture_source import MemorySource, PictureBatch, PictureSource
 from cat_fast.data.ratio_sampler import RatioSampler
+from cat_fast.data.step_plan import PerRankPlan
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.hub import HubShards
 from cat_fast.data.streams.listed import FolderShards, IndexShards
-from cat_fast.data.streams.plan import StreamPlan, counted
+from cat_fast.data.streams.plan import counted
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
 from cat_fast.data.streams.shard import Labels, Rating, ShardSet
@@ -99,7 +100,7 @@ def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     return StreamSource(
         shards,
         None if everyone else rating,
-        StreamPlan(shares, data.batch_size, ranks.rank, ranks.world_size, config.seed, config.sampler),
+        PerRankPlan(shares, data.batch_size, ranks.world_size, config.seed),
         CropSettings(data.image_size, data.min_crop, data.colour_jitter),
         data.stream,
         ranks.rank,

@@ -1,10 +1,9 @@
 """Ratio and number of pictures of every step, for sets whose pictures nobody has counted."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-from cat_fast.data.ratio_sampler import RatioSampler, RatioSamplerConfig
+from cat_fast.data.step_plan import RankShare, StepPlan
 from cat_fast.data.streams.shard import Rating, ShardSet, UnreadableShard
 from cat_fast.errors import UserError
 
@@ -12,40 +11,35 @@ SHARDS_COUNTED = 16
 
 
 class Planned(NamedTuple):
-    """What one rank trains on in one step, and the planner's state after it."""
+    """What one rank trains on in one step."""
 
-    ratio: int
-    count: int
+    share: RankShare
     state: dict[str, Any]
+    """The plan's state after the step."""
 
 
-class StreamPlan:
-    """`RatioSampler` over stand-ins: it draws ratios and counts as ever, and the stream has the pictures.
+class PlanCursor:
+    """Steps of a plan in order, for one rank; counts what all ranks have drawn."""
 
-    Args:
-        shares: of the ratios, such as those that `counted` finds.
-    """
-
-    def __init__(
-        self,
-        shares: dict[int, float],
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        config: RatioSamplerConfig,
-    ) -> None:
-        self.ratios = sorted(ratio for ratio, share in shares.items() if share > 0)
-        stand_ins = self.ratios  # a picture of each
-        self.sampler = RatioSampler(stand_ins, batch_size, world_size, seed, replace(config, shares=shares))
-        self.rank = rank
+    def __init__(self, plan: StepPlan, rank: int) -> None:
+        self.plan, self.rank = plan, rank
+        self.ratios = sorted(plan.shares)
+        self.step = 0
+        self.drawn = dict.fromkeys(self.ratios, 0)
 
     def next(self) -> Planned:
-        ratio, indices = self.sampler.plan()[self.rank][:2]
-        return Planned(ratio, len(indices), self.sampler.state_dict())
+        shares = self.plan.plan(self.step, self.drawn)
+        self.step += 1
+        for share in shares:
+            self.drawn[share.ratio] += share.count
+        return Planned(shares[self.rank], self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "drawn": {str(ratio): count for ratio, count in self.drawn.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sampler.load_state_dict(state)
+        self.step = int(state["step"])
+        self.drawn = {ratio: int(state["drawn"][str(ratio)]) for ratio in self.ratios}
 
 
 def counted(shards: ShardSet, rating: Rating) -> dict[int, float]:

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from cat_fast.data.picture_source import PictureBatch
+from cat_fast.data.step_plan import StepPlan
 from cat_fast.data.streams.buffers import Pick, Position, RatioReader
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
 from cat_fast.data.streams.open_shards import OpenShards
-from cat_fast.data.streams.plan import Planned, StreamPlan
+from cat_fast.data.streams.plan import PlanCursor, Planned
 from cat_fast.data.streams.pool import Broken, Task, WorkerPool
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.shard import Rating, ShardSet
@@ -30,14 +31,14 @@ class StreamSource:
 
     Args:
         rating: how pictures get their ratios; None if every picture serves every ratio.
-        plan: ratio and number of pictures of this rank, step by step.
+        plan: ratio and number of pictures of each rank, step by step.
     """
 
     def __init__(
         self,
         shards: ShardSet,
         rating: Rating | None,
-        plan: StreamPlan,
+        plan: StepPlan,
         crop: CropSettings,
         config: StreamConfig,
         rank: int,
@@ -45,9 +46,9 @@ class StreamSource:
         seed: int,
         problems: Problems,
     ) -> None:
-        self.plan, self.crop, self.config = plan, crop, config
+        self.plan, self.crop, self.config = PlanCursor(plan, rank), crop, config
         self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.ratios = plan.ratios
+        self.ratios = self.plan.ratios
         self.problems = problems
         self.pool = WorkerPool(config.workers)
         self.open_shards = OpenShards(
@@ -72,8 +73,8 @@ class StreamSource:
         planned = self._planned.popleft()
         crops: list[Crop] = []
         keys: list[str] = []
-        while len(crops) < planned.count:
-            pick, crop = self._next_crop(planned.ratio)
+        while len(crops) < planned.share.count:
+            pick, crop = self._next_crop(planned.share.ratio)
             if crop is not None:
                 crops.append(crop)
                 keys.append(f"{pick.sample.shard}: {pick.sample.key}")
@@ -81,7 +82,8 @@ class StreamSource:
         self._look_ahead()
         decoding = sum(crop.seconds for crop in crops)
         return PictureBatch(
-            ratio=planned.ratio,
+            ratio=planned.share.ratio,
+            weight=planned.share.weight,
             pixels=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
             keys=keys,
             data_seconds=time.perf_counter() - start,
@@ -153,7 +155,7 @@ class StreamSource:
         }
         self._under_way: dict[int, deque[_UnderWay]] = {ratio: deque() for ratio in self.ratios}
         self._planned: deque[Planned] = deque()
-        self._plan_state = self.plan.sampler.state_dict()
+        self._plan_state = self.plan.state_dict()
         self._broken_in_a_row = 0
 
     def _look_ahead(self) -> None:
@@ -161,7 +163,7 @@ class StreamSource:
         while len(self._planned) < self.config.prefetch_steps + 1:
             self._planned.append(self.plan.next())
         for ratio in self.ratios:
-            needed = sum(planned.count for planned in self._planned if planned.ratio == ratio)
+            needed = sum(planned.share.count for planned in self._planned if planned.share.ratio == ratio)
             while len(self._under_way[ratio]) < needed and self._readers[ratio].ready():
                 self._under_way[ratio].append(self._submit(ratio))
 

@@ -1,0 +1,61 @@
+"""The plan of a step: which ratio each rank trains at, on how many pictures, and what its loss weighs.
+
+A plan is a pure function of the step and of how many pictures of each ratio were trained on before. It knows
+no pictures: `RatioSampler` gives it indices, and a stream takes the next pictures of each ratio as they come.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class RankShare(NamedTuple):
+    """One rank's part of a step."""
+
+    ratio: int
+    count: int
+    """Pictures. 0 is an idle rank, which runs on any picture at weight 0; only a last step of an epoch that
+    has fewer pictures left than there are ranks has one."""
+    weight: float
+    """What the rank's mean loss is multiplied with, so that after gradients are averaged over ranks each
+    picture of the step weighs the same: count * ranks / pictures of the step. The weights' mean is 1."""
+
+
+class StepPlan(Protocol):
+    """Plans steps for all ranks at once; every rank comes to the same plan."""
+
+    shares: Mapping[int, float]
+    """The mix: each ratio's share of the pictures; they add up to 1."""
+
+    def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
+        """One share a rank for `step`, before which `drawn` pictures of each ratio were trained on."""
+        ...
+
+
+class PerRankPlan:
+    """Each rank draws a ratio by the mix, and the same number of pictures whatever it drew: the paper's.
+
+    Ranks wait for the slowest, which among many ranks is always one at the dearest ratio.
+    """
+
+    def __init__(self, shares: Mapping[int, float], batch_size: int, world_size: int, seed: int) -> None:
+        self.shares = normalised(shares)
+        self.batch_size, self.world_size, self.seed = batch_size, world_size, seed
+
+    def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
+        rng = np.random.default_rng([self.seed, step])
+        ratios = rng.choice(list(self.shares), size=self.world_size, p=list(self.shares.values()))
+        return [RankShare(int(f), self.batch_size, 1.0) for f in ratios]
+
+
+def normalised(shares: Mapping[int, float]) -> dict[int, float]:
+    """Without those that are 0, adding up to 1, in the order of the ratios."""
+    total = sum(shares.values())
+    return {f: share / total for f, share in sorted(shares.items()) if share > 0}
+
+
+def weighed(parts: list[tuple[int, int]]) -> list[RankShare]:
+    """(ratio, count) a rank, with the weights that make pictures equal."""
+    pictures = sum(count for _, count in parts)
+    return [RankShare(f, count, count * len(parts) / pictures) for f, count in parts]
