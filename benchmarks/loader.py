@@ -21,6 +21,9 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from benchmarks import harness, program
 from cat_fast.data.image_index import ImageRecord
 from cat_fast.data.photographs import photographs

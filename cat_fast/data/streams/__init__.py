@@ -8,7 +8,8 @@
   (seed, epoch), and are dealt to the ranks in turn. Where there are fewer shards than ranks, every rank reads
   all of them and takes every world-size-th sample. So each picture comes up exactly once an epoch over all
   ranks. Each ratio counts its own epochs, as in `RatioSampler`: a ratio that is drawn more often than the
-  data hold it begins its next epoch sooner.
+  data hold it begins its next epoch sooner. So does a rank whose part is smaller: ranks do not wait for
+  each other, and may be in different epochs.
 - **Order.** What a rank sees of a ratio is a function of (shards, seed, rank, number of ranks) alone: not of
   the number of workers, of timing, or of what other ratios were drawn. Crops and flips are a function of
   (seed, epoch, ratio, picture).

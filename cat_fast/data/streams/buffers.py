@@ -93,7 +93,8 @@ class RatioReader:
         """Raises UserError if there is nothing to read."""
         if self._left() == 0:
             self._run = run = self._coming().result()
-            self._next = in_background(lambda: self._read(run.after))
+            after = run.after
+            self._next = in_background(lambda: self._read(after))
             if self.position.taken == 0:  # what was passed over before the run came with its start
                 self.position = run.start
         run = self._run

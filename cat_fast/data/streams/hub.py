@@ -101,5 +101,10 @@ class HubShard:
 
 
 def _read(path: str) -> bytes:
-    with fsspec.open(path, "rb") as file:
-        return file.read()
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        raise
+    except Exception as error:  # every file system has exceptions of its own
+        raise OSError(str(error)) from error

@@ -71,15 +71,12 @@ class OpenShards:
             name = self.shards.names[index]
             with self._lock:
                 self._unreadable_in_a_row += 1
-            if self.stop_at_unreadable or self._unreadable_in_a_row > min(
-                MOST_UNREADABLE_IN_A_ROW, len(self.shards.names) - 1
-            ):
-                before = self._unreadable_in_a_row - 1
-                raise UserError(
-                    f"shard {name} cannot be opened ({error})"
-                    + (f", like the {before} before it" if before else "")
-                    + ("" if before else "; data.stream.unreadable=skip goes on without it")
-                ) from error
+            told = f"shard {name} cannot be opened ({error})"
+            if self.stop_at_unreadable:
+                raise UserError(f"{told}; data.stream.unreadable=skip goes on without it") from error
+            most = min(MOST_UNREADABLE_IN_A_ROW, len(self.shards.names) - 1)
+            if self._unreadable_in_a_row > most:
+                raise UserError(f"{told}, nor could the {most} before it: is the storage there?") from error
             self.problems.report(f"shard {name}", str(error))
             return None
         with self._lock:

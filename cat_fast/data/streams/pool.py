@@ -1,21 +1,20 @@
 """Processes that decode, and outlive what crashes them.
 
 A picture can bring down its decoder (a fault in a library, or too little memory). Then the processes are
-started anew and its work is done again; what brings them down three times is broken, and the rest goes on.
+started anew, and what they had in hand is done again one by one, in a process apart: so the one that brings
+its process down is known, and only that is broken.
 """
 
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from typing import Any
 
 from cat_fast.errors import UserError
-
-MOST_CRASHES = 3
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,21 @@ class WorkerPool:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
-        self._lock = threading.Lock()
+        self._lock, self._alone_lock = threading.Lock(), threading.Lock()
         self._generation = 0
-        self._executor = self._start() if workers else None
+        self._closed = False
+        self._executor = _start(workers) if workers else None
+        self._alone: ProcessPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> "Task":
-        """Both must be picklable; a UserError of the function is a result, `Broken`."""
+        """Both must be picklable; an exception of the function is a result, `Broken`."""
         return Task(self, function, arguments)
 
     def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+        self._closed = True
+        for executor in (self._executor, self._alone):
+            if executor is not None:
+                executor.shutdown(wait=True, cancel_futures=True)
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> "tuple[Future[Any], int]":
         """A future of the work, and the generation of processes that does it."""
@@ -57,21 +60,28 @@ class WorkerPool:
                 generation, executor = self._generation, self._executor
             try:
                 return executor.submit(_guarded, function, arguments), generation
-            except BrokenProcessPool:
+            except RuntimeError:  # they are broken, or have just been replaced
+                if self._closed:
+                    raise
                 self.restart(generation)
+
+    def run_alone(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        """The result of the work in a process that does nothing else meanwhile; `Broken` if it dies."""
+        with self._alone_lock:
+            self._alone = self._alone or _start(1)
+            try:
+                return self._alone.submit(_guarded, function, arguments).result()
+            except BrokenProcessPool:
+                self._alone = None
+                return Broken("the process that decoded it died")
 
     def restart(self, generation: int) -> None:
         """New processes, unless somebody has replaced those of `generation` already."""
         with self._lock:
             if generation == self._generation and self._executor is not None:
                 self._executor.shutdown(wait=False, cancel_futures=True)
-                self._executor = self._start()
+                self._executor = _start(self.workers)
                 self._generation += 1
-
-    def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self.workers, mp_context=get_context("spawn"), initializer=_end_with_parent
-        )
 
 
 class Task:
@@ -83,13 +93,15 @@ class Task:
 
     def result(self) -> Any:
         """What the function returned, or `Broken`; waits for it."""
-        for _ in range(MOST_CRASHES):
-            try:
-                return self.future.result()
-            except BrokenProcessPool:
-                self.pool.restart(self.generation)
-                self.future, self.generation = self.pool.run(self.function, self.arguments)
-        return Broken(f"{MOST_CRASHES} processes died of it")
+        try:
+            return self.future.result()
+        except (BrokenProcessPool, CancelledError):
+            self.pool.restart(self.generation)
+            return self.pool.run_alone(self.function, self.arguments)
+
+
+def _start(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
 
 
 def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -97,6 +109,8 @@ def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return function(*arguments)
     except UserError as error:
         return Broken(str(error))
+    except Exception as error:  # of whatever the picture led into
+        return Broken(f"{type(error).__name__}: {error}")
 
 
 def _end_with_parent() -> None:

@@ -69,7 +69,7 @@ class StreamSource:
             UserError: nothing that can be used comes any more.
         """
         start = time.perf_counter()
-        self._look_ahead()
+        self._look_ahead(self.config.prefetch_steps + 1)
         planned = self._planned.popleft()
         crops: list[Crop] = []
         keys: list[str] = []
@@ -79,7 +79,7 @@ class StreamSource:
                 crops.append(crop)
                 keys.append(f"{pick.sample.shard}: {pick.sample.key}")
         self._plan_state = planned.state
-        self._look_ahead()
+        self._look_ahead(self.config.prefetch_steps)
         decoding = sum(crop.seconds for crop in crops)
         return PictureBatch(
             ratio=planned.share.ratio,
@@ -158,9 +158,9 @@ class StreamSource:
         self._plan_state = self.plan.state_dict()
         self._broken_in_a_row = 0
 
-    def _look_ahead(self) -> None:
+    def _look_ahead(self, steps: int) -> None:
         """Give the workers what the next steps will need, as far as it has been read."""
-        while len(self._planned) < self.config.prefetch_steps + 1:
+        while len(self._planned) < steps:
             self._planned.append(self.plan.next())
         for ratio in self.ratios:
             needed = sum(planned.share.count for planned in self._planned if planned.share.ratio == ratio)

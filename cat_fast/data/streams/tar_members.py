@@ -40,6 +40,9 @@ def members(file: IO[bytes]) -> Iterator[Member | Damage]:
             tar.members = []  # type: ignore[assignment] # it would keep them all
             if info.offset > expected and not _zeros(file, expected, info.offset):
                 yield Damage(f"byte {expected}", f"no archive member up to byte {info.offset}")
+            if info.size < 0:
+                yield Damage(info.name, f"a size of {info.size} bytes")
+                return
             end = info.offset_data + info.size
             expected = -(-end // _BLOCK) * _BLOCK
             if end > total:
@@ -47,7 +50,7 @@ def members(file: IO[bytes]) -> Iterator[Member | Damage]:
                 return
             if info.isfile():
                 yield Member(info.name, info.offset_data, info.size)
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except Exception as error:  # damaged headers make tarfile raise anything
         yield Damage(f"byte {expected}", f"the archive is damaged: {error}")
         return
     if expected >= total:

@@ -86,8 +86,9 @@ class TarShard:
         self._entries: list[Entry] = []
         for sample in _samples(file):
             self._entries.append(self._entry(len(self._entries), sample))
-        if not self._entries:
-            raise UnreadableShard("there is nothing in the archive")
+        if all(entry.damage for entry in self._entries):
+            why = self._entries[0].damage if self._entries else "it is empty"
+            raise UnreadableShard(f"no picture in the archive: {why}")
         if sidecar is not None:
             for key in sidecar.keys() - {entry.key for entry in self._entries}:
                 problems.report(f"{name}: {key}", "the sidecar scores it, but it is not in the archive")

@@ -229,7 +229,7 @@ def test_a_shard_that_cannot_be_opened_is_skipped_or_ends_the_run(remote, caplog
 def test_when_no_shard_can_be_opened_any_more_the_run_ends(remote, monkeypatch):
     monkeypatch.setattr(open_shards, "MOST_UNREADABLE_IN_A_ROW", 1)
     Flaky(monkeypatch, failures=10**9)
-    with pytest.raises(UserError, match=r"the line is down, 5 attempts.*like the 1 before"):
+    with pytest.raises(UserError, match=r"the line is down, 5 attempts.*nor could the 1 before"):
         batches(make_source(tar_set("memory://set", PATIENT)), range(20))
 
 
