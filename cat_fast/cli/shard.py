@@ -51,7 +51,8 @@ def shard(
     from cat_fast.data.shard_writer import IndexLines, write_shards
 
     records = load_index(index) if index == PHOTOGRAPHS else IndexLines(index)
-    missing, shards = [], 0
+    missing: list[str] = []
+    shards = 0
     with progress("pictures") as bar:
         task = bar.add_task("packing", total=len(records))
         for written in write_shards(records, folder, per_shard, seed):

@@ -79,7 +79,9 @@ def write_shards(
 
 
 def _write(path: Path, records: list[ImageRecord]) -> list[str]:
-    rows, missing, names = [], [], set()
+    rows: list[dict[str, object]] = []
+    missing: list[str] = []
+    names: set[str] = set()
     with (
         atomic_write(path) as part,
         part.open("wb") as file,

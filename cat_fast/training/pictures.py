@@ -1,6 +1,7 @@
 """The pictures of a run: the source that its configuration names, its place in checkpoints, its figures."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -128,6 +129,10 @@ def _rating(data: ImageDataConfig) -> Rating:
     def by_score(labels: Labels) -> int | None:
         return thresholds.ratio(labels.score) if labels.score in SCORES else None
 
-    by_labels = {"index": lambda labels: labels.ratio, "score": by_score, "jpeg": lambda labels: None}
+    by_labels: dict[str, Callable[[Labels], int | None]] = {
+        "index": lambda labels: labels.ratio,
+        "score": by_score,
+        "jpeg": lambda labels: None,
+    }
     judged = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
     return Rating(by_labels[data.ratios_from], ratio_of_file if judged else None)

@@ -36,7 +36,7 @@ class HubShards:
                 "data.dataset: needs the package datasets; pip install 'cat-fast[data]'"
             ) from error
         try:
-            found = datasets.load_dataset(path, name or None, split=split, streaming=True)
+            found: Any = datasets.load_dataset(path, name or None, split=split, streaming=True)
             features = found.features or found._resolve_features().features or {}
         except Exception as error:  # of the Hub, of the network, of file formats
             raise UserError(f"data.dataset: {path}: {' '.join(str(error).split())}") from error

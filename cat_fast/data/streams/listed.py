@@ -21,7 +21,8 @@ class IndexShards:
         self.path = Path(path)
         if not self.path.is_file():
             raise UserError(f"image index {self.path}: no such file")
-        self.starts, lines = [], 0
+        self.starts: list[int] = []
+        lines = 0
         with self.path.open("rb") as file:
             position = 0
             for lines, line in enumerate(file, start=1):

@@ -49,10 +49,12 @@ def counted(shards: ShardSet, rating: Rating) -> dict[int, float]:
         UserError: the labels name no ratio.
     """
     found: dict[int, int] = {}
+    unreadable = ""
     for index in _spread(len(shards.names), SHARDS_COUNTED):
         try:
             labels = shards.labels(index) or []
-        except UnreadableShard:
+        except UnreadableShard as error:
+            unreadable = f"; those of {shards.names[index]} cannot be read: {error}"
             continue
         for label in labels:
             if (ratio := rating.by_labels(label)) is not None:
@@ -60,7 +62,7 @@ def counted(shards: ShardSet, rating: Rating) -> dict[int, float]:
     if not found:
         raise UserError(
             "sampler.shares: the shares of the ratios are not known, as no scores lie beside the pictures; "
-            "say them, such as sampler.shares={8: 0.1, 16: 0.48, 32: 0.42}"
+            "say them, such as sampler.shares={8: 0.1, 16: 0.48, 32: 0.42}" + unreadable
         )
     total = sum(found.values())
     return {ratio: count / total for ratio, count in sorted(found.items())}

@@ -51,13 +51,13 @@ class WorkerPool:
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> "tuple[Future[Any], int]":
         """A future of the work, and the generation of processes that does it."""
-        if self._executor is None:
-            future: Future[Any] = Future()
-            future.set_result(_guarded(function, arguments))
-            return future, 0
         while True:
             with self._lock:
                 generation, executor = self._generation, self._executor
+            if executor is None:
+                future: Future[Any] = Future()
+                future.set_result(_guarded(function, arguments))
+                return future, 0
             try:
                 return executor.submit(_guarded, function, arguments), generation
             except RuntimeError:  # they are broken, or have just been replaced

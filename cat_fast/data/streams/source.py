@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import astuple
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from cat_fast.data.streams.buffers import Pick, Position, RatioReader
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
-from cat_fast.data.streams.open_shards import OpenShards
+from cat_fast.data.streams.open_shards import OpenShards, Rated
 from cat_fast.data.streams.plan import PlanCursor, Planned
 from cat_fast.data.streams.pool import Broken, Task, WorkerPool
 from cat_fast.data.streams.problems import Problems
@@ -138,14 +139,13 @@ class StreamSource:
         for reader in getattr(self, "_readers", {}).values():
             reader.close()
         self.dealing, self._positions, self._skipped = dealing, dict(at), skipped
-        everyone = self.open_shards.rating is None
         self._readers = {
             ratio: RatioReader(
                 ratio,
                 self.rank,
                 dealing,
                 self.open_shards,
-                takes=(lambda _: True) if everyone else (lambda rated, f=ratio: rated.ratio == f),
+                takes=partial(_takes, ratio, self.open_shards.rating is None),
                 counts=ratio == self.ratios[0],
                 most_pictures=self.config.shuffle_pictures,
                 most_bytes=self.config.shuffle_megabytes << 20,
@@ -203,6 +203,10 @@ class StreamSource:
         there = sorted(int(ratio) for ratio in state["positions"])
         if there != self.ratios:
             raise UserError(f"the checkpoint knows the ratios {there}, the data has {self.ratios}")
+
+
+def _takes(ratio: int, every: bool, rated: Rated) -> bool:
+    return every or rated.ratio == ratio
 
 
 class _UnderWay(NamedTuple):

@@ -30,6 +30,8 @@ def list_shards(pattern: str) -> list[str]:
     found = [url for part in pattern.split("::") for url in _expand(part.strip())]
     if not found:
         raise UserError(f"data.shards: {pattern}: no archive (.tar) is there")
+    if all("://" not in url and not os.path.exists(url) for url in found):
+        raise UserError(f"data.shards: {found[0]}: no such file; cat-fast shard makes shards of an index")
     if len(set(found)) < len(found):
         raise UserError(f"data.shards: {pattern}: names a shard twice, and its pictures would come up twice")
     return found

@@ -142,6 +142,7 @@ def test_patterns_folders_and_lists_name_shards_in_order(tmp_path):
     assert list_shards("s3://bucket/x-{0..2}.tar") == [f"s3://bucket/x-{n}.tar" for n in range(3)]
     for pattern, message in {
         str(tmp_path / "none"): "no archive",
+        f"{tmp_path}/none-{{00..99}}.tar": "none-00.tar: no such file",
         f"{folder}::{folder}": "names a shard twice",
         f"{folder}/shard-{{0..": "data.shards",
     }.items():
