@@ -21,8 +21,8 @@ from cat_fast.errors import UserError
 
 T = TypeVar("T")
 MOST_BARREN_SHARDS = 1000
-"""A rank's part of an epoch may hold no picture of a rare ratio. So many shards without one, and two epochs of
-them, are a mistake."""
+"""A part of an epoch may hold no picture of a rare ratio; so many shards without one, and no fewer than
+two epochs, are a mistake."""
 
 
 @dataclass(frozen=True)
