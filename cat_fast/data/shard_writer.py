@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +46,8 @@ class IndexLines(Sequence[ImageRecord]):
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override] # no slices
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         with self.path.open("rb") as file:
             file.seek(self.starts[index])
             line = file.readline()
@@ -86,7 +87,7 @@ def _write(path: Path, records: list[ImageRecord]) -> list[str]:
         atomic_write(path) as part,
         part.open("wb") as file,
         # Without the time of day, the same index gives the same bytes. Pax names may be of any length.
-        TarWriter(file, encoder=False, mtime=0, format=tarfile.PAX_FORMAT) as archive,
+        TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as archive,
     ):
         for record in records:
             suffix = Path(record.path).suffix.lower()

@@ -33,7 +33,8 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> PictureSource:
     Raises:
         UserError: no such pictures, or nothing tells their ratios.
     """
-    if config.data.index and config.data.in_memory:
+    data = config.data
+    if data.in_memory and not (data.shards or data.folder or data.dataset):
         return _in_memory(config, ranks)
     return _streamed(config, ranks)
 
@@ -127,7 +128,8 @@ def _rating(data: ImageDataConfig) -> Rating:
     thresholds = RatioThresholds(*data.thresholds)
 
     def by_score(labels: Labels) -> int | None:
-        return thresholds.ratio(labels.score) if labels.score in SCORES else None
+        score = labels.score
+        return thresholds.ratio(score) if score is not None and score in SCORES else None
 
     by_labels: dict[str, Callable[[Labels], int | None]] = {
         "index": lambda labels: labels.ratio,

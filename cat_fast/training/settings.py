@@ -89,10 +89,11 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class ImageDataConfig:
-    """Pictures and how a rank's batch is drawn from them: from one of index, shards, folder and dataset."""
+    """Pictures and how a rank's batch is drawn from them."""
 
     index: str = "photographs"
-    """An image index (JSON lines), or `photographs` for the training split of the pictures that ship."""
+    """An image index (JSON lines), or `photographs` for the training split of the pictures that ship; unused
+    where shards, a folder or a dataset are named."""
     in_memory: bool = True
     """Whether the index and its pictures are held in memory, decoded; if not, both are read as needed."""
     shards: str = ""
@@ -128,15 +129,14 @@ class ImageDataConfig:
             self.ratios_from in RATIO_SIGNALS,
             f"data.ratios_from: {self.ratios_from!r} is not {', '.join(RATIO_SIGNALS)}",
         )
-        given = [name for name in ("index", "shards", "folder", "dataset") if getattr(self, name)]
+        streamed = [name for name in ("shards", "folder", "dataset") if getattr(self, name)]
         require(
-            bool(given),
+            bool(streamed or self.index),
             "data: where are the pictures? Set data.index, data.shards, data.folder or data.dataset",
         )
         require(
-            len(given) == 1,
-            f"data.{' and data.'.join(given)} are set, and pictures come from one of them: "
-            f"leave the other out, as with data.{given[0]}=''",
+            len(streamed) < 2,
+            f"data.{' and data.'.join(streamed)} are set, and pictures come from one of them",
         )
         require(len(self.thresholds) == 2, f"data.thresholds: two scores expected, got {self.thresholds}")
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")

@@ -6,11 +6,6 @@ stream_worker.py SHARDS OUT, started twice by `test_stream_runs.py` with RANK, W
 import sys
 from pathlib import Path
 
-from cat_fast.config import fill, read_yaml
-from cat_fast.training import distributed, loop
-from cat_fast.training.settings import TokenizerRun
-from cat_fast.training.tasks import make_task
-
 NANO = Path(__file__).parents[2] / "configs/tokenizer/nano.yaml"
 TINY = [
     "model.block_out_channels=[4,4,8,8,8,8]",
@@ -28,15 +23,21 @@ TINY = [
     "schedule.warmup_steps=2",
     "sampler.pool=own_ratio",
 ]
-RUNS = {"straight": [(9, 2)], "stopped": [(4, 0), (6, 1), (9, 2)]}
+RUNS = {"straight": [(9, 1)], "stopped": [(5, 0), (9, 1)]}
 """By folder: up to which step, with how many decoding processes."""
 
 
 def main(shards: str, out: Path) -> None:
+    # Here, since decoding processes import this module too, as they do with that of any program's start.
+    from cat_fast.config import fill, read_yaml
+    from cat_fast.training import distributed, loop
+    from cat_fast.training.settings import TokenizerRun
+    from cat_fast.training.tasks import make_task
+
     ranks = distributed.start()
     for name, parts in RUNS.items():
         for steps, workers in parts:
-            data = ["data.index=", f"data.shards={shards}", f"data.stream.workers={workers}"]
+            data = [f"data.shards={shards}", f"data.stream.workers={workers}"]
             buffer = ["data.stream.shuffle_pictures=3"]
             run = [f"output_dir={out / name}", f"schedule.total_steps={steps}"]
             config = fill(TokenizerRun, read_yaml(NANO), [*TINY, *data, *buffer, *run])

@@ -87,9 +87,9 @@ class _RankOfTwo(Ranks):
 SOURCES = {
     "memory": lambda index, shards: [f"data.index={index}"],
     "index": lambda index, shards: [f"data.index={index}", "data.in_memory=false"],
-    "shards": lambda index, shards: ["data.index=", f"data.shards={shards}"],
+    "shards": lambda index, shards: [f"data.shards={shards}"],
     "folder": lambda index, shards: [
-        *("data.index=", f"data.folder={photographs()[0].path.parent}"),
+        f"data.folder={photographs()[0].path.parent}",
         *("sampler.pool=all", "sampler.shares={8: 1, 32: 1}"),
     ],
 }
@@ -149,7 +149,7 @@ def test_sizes_as_jpeg_choose_ratios_where_asked_or_where_nothing_else_does(inde
         [f"data.shards={shards}", "data.ratios_from=jpeg"],
         [f"data.shards={bare}", "data.stream.unscored=jpeg"],
     ):
-        run = config("data.index=", *overrides, shares, "data.batch_size=1")
+        run = config(*overrides, shares, "data.batch_size=1")
         seen = {
             keys[0].split(": ")[1]: ratio for ratio, keys, _ in draw(make_source(run, Ranks()), range(40))
         }
@@ -169,9 +169,9 @@ def _without_json(path: Path) -> bytes:
 def test_shares_have_to_be_said_where_no_scores_lie_beside_the_pictures(index, shards):
     folder = photographs()[0].path.parent
     with pytest.raises(UserError, match=r"sampler\.shares.*no scores lie beside"):
-        make_source(config("data.index=", f"data.folder={folder}"), Ranks())
+        make_source(config(f"data.folder={folder}"), Ranks())
     with pytest.raises(UserError, match=r"sampler\.shares: with pool: all"):
-        make_source(config("data.index=", f"data.shards={shards}", "sampler.pool=all"), Ranks())
+        make_source(config(f"data.shards={shards}", "sampler.pool=all"), Ranks())
 
 
 def test_ranks_that_see_other_files_are_refused(index, shards):
@@ -186,8 +186,8 @@ def test_ranks_that_see_other_files_are_refused(index, shards):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.index="], "where are the pictures"),
-        (["data.shards=a.tar"], r"data\.index and data\.shards are set"),
+        (["data.index=''"], "where are the pictures"),
+        (["data.shards=a.tar", "data.folder=b"], r"data\.shards and data\.folder are set"),
         (["data.stream.workers=-1"], "negative"),
         (["data.stream.shuffle_pictures=0"], "must be positive"),
         (["data.stream.unscored=keep"], "'keep' is not skip or jpeg"),

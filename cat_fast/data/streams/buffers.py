@@ -145,7 +145,7 @@ class RatioReader:
         for place in range(start.shard, len(hand.shards)):
             first = start.number if place == start.shard else 0
             index = hand.shards[place]
-            rated = self.shards.samples(index, first, hand.stride, hand.offset)
+            rated = self.shards.samples(index, first, hand)
             if rated is None:
                 skipped += self.counts
                 continue

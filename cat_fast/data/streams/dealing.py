@@ -8,15 +8,16 @@ import numpy as np
 
 
 class Hand(NamedTuple):
-    """A rank's part of an epoch: `shards` in order, of whose samples it takes those with
-    number % `stride` == `offset`."""
+    """A rank's part of an epoch: `shards` in order, of whose samples it takes every `stride`-th."""
 
     shards: list[int]
     stride: int = 1
     offset: int = 0
 
-    def takes(self, number: int) -> bool:
-        return number % self.stride == self.offset
+    def takes(self, shard: int, number: int) -> bool:
+        """Whether a sample is this rank's. The place changes with the shard and, in `offset`, with the epoch:
+        where ratios alternate, a rank would else get the same one for ever."""
+        return (number + shard) % self.stride == self.offset
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Dealing:
         if left is not None and left.epoch == epoch:
             order = [shard for shard in order if shard not in left.done]
         if len(order) < self.world_size:
-            return Hand(order, self.world_size, rank)
+            return Hand(order, self.world_size, (rank + epoch) % self.world_size)
         return Hand(order[rank :: self.world_size])
 
     def resumed(self, world_size: int, reached: Mapping[int, Sequence[tuple[int, int]]]) -> "Dealing":

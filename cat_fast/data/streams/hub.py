@@ -4,8 +4,9 @@ A shard is what `datasets` calls one, such as a parquet file. It cannot be enter
 ratio reads it for itself: a set that is read over a network, or more than once, is better made into archives.
 """
 
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -47,6 +48,7 @@ class HubShards:
         self.dataset = found.cast_column(self.column, datasets.Image(decode=False))
         self.names = [f"{path}/{split}-{n:05d}" for n in range(found.num_shards)]
         self.config, self.problems = config, problems
+        self.lock = threading.Lock()
 
     def open(self, index: int) -> "HubShard":
         return HubShard(self, index)
@@ -59,18 +61,24 @@ class HubShard:
     """Implements `Shard`; every reader iterates for itself."""
 
     def __init__(self, parent: HubShards, index: int) -> None:
-        self.parent, self.name = parent, parent.names[index]
+        self.parent, self.index, self.name = parent, index, parent.names[index]
         try:
-            self.rows = parent.dataset.shard(num_shards=len(parent.names), index=index)
+            self.rows(0)
         except Exception as error:
             raise UnreadableShard(str(error)) from error
+
+    def rows(self, first: int) -> Iterable[Mapping[str, Any]]:
+        """Those from number `first` on, as an object of its own: threads that share one mix them up."""
+        with self.parent.lock:
+            rows = self.parent.dataset.shard(num_shards=len(self.parent.names), index=self.index)
+            return rows.skip(first) if first else rows
 
     def entries(self, first: int) -> Iterator[Entry]:
         """After an error it goes on behind the last sample; after the last attempt the rest is left out."""
         number, failures, wait = first, 0, self.parent.config.first_wait
         while True:
             try:
-                for row in self.rows.skip(number) if number else self.rows:
+                for row in self.rows(number):
                     yield self._entry(number, row)
                     number, failures = number + 1, 0
                 return
@@ -95,9 +103,11 @@ class HubShard:
             labels = Labels.of(row)
         except (ValueError, TypeError) as error:
             return Entry(number, key, Labels(), nothing, str(error))
-        if content is None and path is None:
-            return Entry(number, key, labels, nothing, "no picture in its row")
-        return Entry(number, key, labels, (lambda: content) if content is not None else (lambda: _read(path)))
+        if content is not None:
+            return Entry(number, key, labels, lambda: content)
+        if path is not None:
+            return Entry(number, key, labels, lambda: _read(path))
+        return Entry(number, key, labels, nothing, "no picture in its row")
 
 
 def _read(path: str) -> bytes:

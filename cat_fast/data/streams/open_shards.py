@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
+from cat_fast.data.streams.dealing import Hand
 from cat_fast.data.streams.pool import Broken, WorkerPool
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.shard import Entry, Rating, Shard, ShardSet, UnreadableShard
@@ -47,8 +48,8 @@ class OpenShards:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Slot] = OrderedDict()
 
-    def samples(self, index: int, first: int, stride: int, offset: int) -> Iterator[Rated] | None:
-        """Those from number `first` on with number % stride == offset; None if the shard cannot be opened.
+    def samples(self, index: int, first: int, hand: Hand) -> Iterator[Rated] | None:
+        """Those from number `first` on that a hand takes; None if the shard cannot be opened.
 
         Raises:
             UserError: it cannot be opened, and that is to end the run.
@@ -61,7 +62,7 @@ class OpenShards:
             shard = slot.shard
         if shard is None:
             return None
-        mine = (entry for entry in shard.entries(first) if entry.number % stride == offset)
+        mine = (entry for entry in shard.entries(first) if hand.takes(index, entry.number))
         return self._rated(shard, slot, mine)
 
     def _opened(self, index: int) -> Shard | None:

@@ -16,7 +16,9 @@ sizes = st.integers(1, 12)
 def taken(dealing: Dealing, ratio: int, epoch: int, rank: int, count: int | None = None) -> Counter:
     """(shard, number) that a rank takes from the first `count` shards of its hand."""
     hand = dealing.hand(ratio, epoch, rank)
-    return Counter((shard, n) for shard in hand.shards[:count] for n in range(SAMPLES) if hand.takes(n))
+    return Counter(
+        (shard, n) for shard in hand.shards[:count] for n in range(SAMPLES) if hand.takes(shard, n)
+    )
 
 
 @given(shards=sizes, world_size=sizes, seed=st.integers(0, 99), epoch=st.integers(0, 5))
@@ -31,6 +33,13 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_ratios_share_them():
     assert len({tuple(hand.shards) for hand in hands.values()}) == 6
     for (seed, epoch), hand in hands.items():
         assert Dealing(40, 4, seed).hand(32, epoch, 1) == hand
+
+
+def test_a_rank_that_shares_shards_gets_other_places_in_each_epoch():
+    """Or one whose ratio is that of every other sample would never come."""
+    dealing = Dealing(3, 4, 0)
+    places = {n for epoch in range(4) for _, n in taken(dealing, 8, epoch, 1)}
+    assert places == set(range(SAMPLES))
 
 
 @st.composite

@@ -45,6 +45,14 @@ def test_rows_are_samples_with_their_labels_and_files_are_shards(parquet):
     assert [entry.number for entry in shards.open(1).entries(3)] == [3, 4]
 
 
+def test_readers_of_one_shard_do_not_mix_up_their_rows(parquet):
+    shard = hub(parquet).open(0)
+    whole = [entry.key for entry in shard.entries(0)]
+    first, second = shard.entries(0), shard.entries(2)
+    together = [(next(first).key, next(second).key) for _ in range(3)]
+    assert together == list(zip(whole[:3], whole[2:], strict=True))
+
+
 def test_a_resumed_stream_goes_on_exactly(parquet):
     stream = make_source(hub(parquet))
     batches(stream, range(7))
@@ -65,28 +73,25 @@ def test_a_folder_of_pictures_is_one_shard_which_ranks_share(tmp_path):
     assert len(set(drawn)) == 6
 
 
-class Breaking:
-    """Rows that raise after so many, as often as told."""
+def breaking(rows, at, times):
+    """In place of a shard's rows: they raise at one of them, so often."""
+    left = [True] * times
 
-    def __init__(self, rows, at, times, seen=0):
-        self.rows, self.at, self.times, self.seen = rows, at, times, seen
-
-    def skip(self, count):
-        return Breaking(self.rows[count:], self.at - count, self.times, count)
-
-    def __iter__(self):
-        for n, row in enumerate(self.rows):
-            if n == self.at and self.times:
-                self.times.pop()
+    def rows_from(first):
+        for number in range(first, len(rows)):
+            if number == at and left:
+                left.pop()
                 raise ConnectionError("the line is down")
-            yield row
+            yield rows[number]
+
+    return rows_from
 
 
 @pytest.mark.parametrize(("failures", "expected"), [(2, 5), (5, 3)])
 def test_reading_goes_on_behind_the_last_sample_after_an_error(parquet, failures, expected):
     shard = hub(parquet).open(0)
     whole = [entry.key for entry in shard.entries(0)]
-    shard.rows = Breaking(list(shard.rows), 3, [True] * failures)
+    shard.rows = breaking(list(shard.rows(0)), 3, failures)
     found = list(shard.entries(0))
     assert [entry.key for entry in found if not entry.damage] == whole[:expected]
     assert [entry.damage for entry in found if entry.damage] == ["the line is down"] * (expected < 5)
