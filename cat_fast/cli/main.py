@@ -11,6 +11,7 @@ from cat_fast.cli.demo import demo
 from cat_fast.cli.info import info
 from cat_fast.cli.plan import plan
 from cat_fast.cli.score import score
+from cat_fast.cli.shard import shard
 from cat_fast.console import err, out, print_error
 from cat_fast.errors import UserError
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(score)
+app.command()(shard)
 app.command()(encode)
 app.command()(decode)
 app.command()(info)

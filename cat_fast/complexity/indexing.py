@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from PIL.Image import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 from cat_fast.complexity.choose import Scorer, choose_ratios
@@ -10,7 +11,7 @@ from cat_fast.complexity.description import Description
 from cat_fast.complexity.jpeg_size import JPEG_SIDE, jpeg_ratio
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.data.image_index import ImageRecord, read_index
-from cat_fast.data.images import load_image, resize_center_crop
+from cat_fast.data.images import decode_image, load_image, resize_center_crop
 from cat_fast.data.photographs import Photograph, photographs
 
 PHOTOGRAPHS = "photographs"
@@ -62,6 +63,18 @@ def ratios_of(records: Sequence[ImageRecord], signal: str, thresholds: RatioThre
     return [record.ratio for record in records]
 
 
+def ratio_of_file(data: bytes) -> int:
+    """The ratio of an encoded picture by its size as a JPEG, as `ratios_of` judges with `jpeg`.
+
+    Raises:
+        UserError: the bytes are no whole picture.
+    """
+    return _ratio_by_pixels(decode_image(data))
+
+
 def _ratio_by_jpeg(path: str) -> int:
-    square = resize_center_crop(load_image(path), JPEG_SIDE)
-    return jpeg_ratio(pil_to_tensor(square))
+    return _ratio_by_pixels(load_image(path))
+
+
+def _ratio_by_pixels(picture: Image) -> int:
+    return jpeg_ratio(pil_to_tensor(resize_center_crop(picture, JPEG_SIDE)))

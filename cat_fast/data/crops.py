@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from cat_fast.data.images import image_to_tensor, load_image
+from cat_fast.data.random_crop import jitter_colours, random_crop
 
 
 class CropDataset:
@@ -40,25 +41,13 @@ class CropDataset:
 
     def crop(self, index: int, rng: np.random.Generator) -> Tensor:
         """A random crop of one picture, (3, image_size, image_size) in [-1, 1]."""
-        picture = self.pictures[index]
-        short = min(picture.size)
-        side = min(short, max(self.image_size, round(short * rng.uniform(self.min_crop, 1.0))))
-        left = int(rng.integers(picture.width - side + 1))
-        top = int(rng.integers(picture.height - side + 1))
-        crop = picture.resize(
-            (self.image_size, self.image_size),
-            Image.Resampling.BICUBIC,
-            box=(left, top, left + side, top + side),
+        crop = random_crop(
+            self.pictures[index], rng, self.image_size, self.min_crop, mirrored=self.mirrored[index]
         )
-        if self.mirrored[index] and rng.random() < 0.5:
-            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         x = image_to_tensor(crop)
-        return self._jitter(x, rng) if self.colour_jitter else x
-
-    def _jitter(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        gain = 1 - self.colour_jitter * torch.from_numpy(rng.random((3, 1, 1), dtype=np.float32))
-        shift = self.colour_jitter * torch.from_numpy(2 * rng.random((3, 1, 1), dtype=np.float32) - 1)
-        return (x[torch.from_numpy(rng.permutation(3))] * gain + shift).clamp(-1, 1)
+        return (
+            torch.from_numpy(jitter_colours(x.numpy(), self.colour_jitter, rng)) if self.colour_jitter else x
+        )
 
     def batch(self, indices: list[int], rng: np.random.Generator) -> Tensor:
         """(len(indices), 3, image_size, image_size) in [-1, 1]."""

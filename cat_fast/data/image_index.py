@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cat_fast.data.files import atomic_write
@@ -42,11 +42,17 @@ def read_index(path: str | Path) -> list[ImageRecord]:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"image index {path}: JSON lines were expected, this is no text") from error
-    records = []
-    for number, line in enumerate(io.StringIO(text), start=1):
-        try:
-            record = ImageRecord(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"image index {path}, line {number}: {error}") from error
-        records.append(record)
-    return [ImageRecord(**{**asdict(r), "path": str(path.parent / r.path)}) for r in records]
+    return [parse_record(line, path, number) for number, line in enumerate(io.StringIO(text), start=1)]
+
+
+def parse_record(line: str | bytes, index: Path, number: int) -> ImageRecord:
+    """One line of an index.
+
+    Raises:
+        UserError: it is no record.
+    """
+    try:
+        record = ImageRecord(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"image index {index}, line {number}: {error}") from error
+    return replace(record, path=str(index.parent / record.path))

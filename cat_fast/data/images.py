@@ -57,6 +57,17 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """`load_image` of a file's bytes.
+
+    Raises:
+        UserError: they are no picture, a damaged one, or one larger than `max_pixels`.
+    """
+    if not data:
+        raise UserError("the file is empty")
+    return _read(io.BytesIO(data), max_pixels)
+
+
 def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
     """The centre square of `image`, scaled to size x size pixels.
 
@@ -148,12 +159,12 @@ def _require_content(path: Path) -> None:
             raise UserError("the file is empty")
 
 
-def _read(path: Path, max_pixels: int) -> Image.Image:
+def _read(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
     with warnings.catch_warnings():
         # Damage that does not cost the picture, and sizes that max_pixels allows, are no news to the user.
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path, formats=_FORMATS) as image:
+            with Image.open(file, formats=_FORMATS) as image:
                 _require_size(image, max_pixels)
                 image.load()
                 return _flatten(_to_srgb(_apply_orientation(image)))

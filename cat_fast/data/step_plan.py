@@ -14,7 +14,7 @@ class RankShare(NamedTuple):
     """One rank's part of a step."""
 
     ratio: int
-    count: int
+    count: int  # type: ignore[assignment] # tuple has a method of that name
     """Pictures. 0 is an idle rank, which runs on any picture at weight 0; only a last step of an epoch that
     has fewer pictures left than there are ranks has one."""
     weight: float
@@ -40,7 +40,7 @@ class PerRankPlan:
     """
 
     def __init__(self, shares: Mapping[int, float], batch_size: int, world_size: int, seed: int) -> None:
-        self.shares = normalised(shares)
+        self.shares: Mapping[int, float] = normalised(shares)
         self.batch_size, self.world_size, self.seed = batch_size, world_size, seed
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:

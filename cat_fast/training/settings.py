@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from cat_fast.complexity.indexing import RATIO_SIGNALS
 from cat_fast.data.ratio_sampler import RatioSamplerConfig
+from cat_fast.data.streams.config import StreamConfig
 from cat_fast.errors import UserError
 from cat_fast.tokenizer.losses import LossConfig
 from cat_fast.training.zero import GAN_ZERO_STAGES, PRECISIONS, ZERO_STAGES, read_deepspeed_config
@@ -103,10 +104,25 @@ class ImageDataConfig:
     """Pictures and how a rank's batch is drawn from them."""
 
     index: str = "photographs"
-    """An image index (JSON lines), or `photographs` for the training split of the pictures that ship."""
+    """An image index (JSON lines), or `photographs` for the training split of the pictures that ship; unused
+    where shards, a folder or a dataset are named."""
+    in_memory: bool = True
+    """Whether the index and its pictures are held in memory, decoded; if not, both are read as needed."""
+    shards: str = ""
+    """Webdataset archives with their scores beside them, local or anywhere fsspec reaches:
+    `s3://bucket/shard-{000000..037999}.tar`, `folder/*.tar`, a folder, or several joined by `::`."""
+    folder: str = ""
+    """A folder of pictures. Nothing is known of them: `ratios_from: jpeg`, or `sampler.pool: all`."""
+    dataset: str = ""
+    """A Hugging Face dataset, on the Hub or in a local folder, streamed."""
+    dataset_config: str = ""
+    dataset_split: str = "train"
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """Reading and decoding of what is not held in memory."""
     ratios_from: str = "index"
-    """What chooses a picture's ratio: `index`, as its line says; `score`, its score by `thresholds`; or
-    `jpeg`, its size as a JPEG by the published borders (counted when the run starts)."""
+    """What chooses a picture's ratio: `index`, the ratio in its line of the index or sidecar; `score`, its
+    score by `thresholds`; or `jpeg`, its size as a JPEG by the published borders (counted when the run
+    starts, or when a stream reads it)."""
     thresholds: list[int] = field(default_factory=lambda: [4, 7])
     """Scores up to the first get 32x, above the second 8x; with `ratios_from: score`."""
     image_size: int = 128
@@ -116,7 +132,7 @@ class ImageDataConfig:
     min_crop: float = 0.25
     """Smallest side of a random crop, as a share of the picture's short side."""
     max_side: int = 512
-    """Pictures are held in memory with their short side shrunk to this many pixels."""
+    """Pictures held in memory have their short side shrunk to this many pixels."""
     colour_jitter: float = 0.0
     """Strength of random changes of colour; for sets of a few dozen pictures."""
 
@@ -124,6 +140,15 @@ class ImageDataConfig:
         require(
             self.ratios_from in RATIO_SIGNALS,
             f"data.ratios_from: {self.ratios_from!r} is not {', '.join(RATIO_SIGNALS)}",
+        )
+        streamed = [name for name in ("shards", "folder", "dataset") if getattr(self, name)]
+        require(
+            bool(streamed or self.index),
+            "data: where are the pictures? Set data.index, data.shards, data.folder or data.dataset",
+        )
+        require(
+            len(streamed) < 2,
+            f"data.{' and data.'.join(streamed)} are set, and pictures come from one of them",
         )
         require(len(self.thresholds) == 2, f"data.thresholds: two scores expected, got {self.thresholds}")
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")

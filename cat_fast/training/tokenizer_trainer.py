@@ -9,12 +9,13 @@ The rules that keep two engines and mixed ratios right under ZeRO 1 and 2:
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from cat_fast.data.picture_source import PictureBatch
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
 from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
@@ -31,7 +32,12 @@ class RatioBatch(NamedTuple):
     pictures: Tensor
     ratio: int
     count: int
-    """How many of them count: all, or none for a rank that has nothing to do but what keeps ranks together."""
+    """How many of them count: all, or none for a rank that has nothing to do but to keep the others company."""
+
+    @classmethod
+    def of(cls, batch: PictureBatch, device: torch.device) -> Self:
+        """The pictures of a source, on the device."""
+        return cls(batch.on(device), batch.ratio, len(batch.keys) if batch.weight else 0)
 
 
 class TokenizerTrainer:

@@ -32,8 +32,11 @@ class Training:
 
     def step(self, step: int) -> dict[str, float]:
         batches = [
-            RatioBatch(self.case.pictures(step, self.ranks.rank, part), ratio_of(step, self.ranks.rank, part))
-            for part in range(self.case.accumulation_steps)
+            RatioBatch(pictures, ratio_of(step, self.ranks.rank, part), len(pictures))
+            for part, pictures in enumerate(
+                self.case.pictures(step, self.ranks.rank, part)
+                for part in range(self.case.accumulation_steps)
+            )
         ]
         metrics = self.trainer.step(step, batches)
         self.ema.update()

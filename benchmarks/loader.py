@@ -1,0 +1,150 @@
+"""Pictures a second from local archives to batches of 512 px crops, by the number of decoding processes.
+
+    python benchmarks/loader.py --json benchmarks/results/loader.json
+
+The rivals do the same work on the same archives: webdataset's pipeline in torch's DataLoader with as many
+processes, and our loader decoding in the training process. A call is an epoch; "pictures_per_second" among a
+case's details is the median over the calls of ours.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import webdataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import harness, program
+from cat_fast.data.image_index import ImageRecord
+from cat_fast.data.photographs import photographs
+from cat_fast.data.shard_writer import write_shards
+from cat_fast.data.step_plan import PerRankPlan
+from cat_fast.data.streams.config import StreamConfig
+from cat_fast.data.streams.decoding import CropSettings, crop_seed, decode_crop
+from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.remote import Remote
+from cat_fast.data.streams.shard import Rating
+from cat_fast.data.streams.source import StreamSource
+from cat_fast.data.streams.tar_shards import TarShards, list_shards
+
+RATIO, BATCH, PICTURES_A_SHARD = 16, 8, 64
+Crops = list[tuple[str, Tensor]]
+"""Keys and (3, H, W) uint8 crops, in whatever order."""
+
+
+def case(folder: Path, workers: int, pictures: int = 256, side: int = 512) -> harness.Case:
+    """An epoch of `pictures`, the shipped photographs over and over, which must be a multiple of `BATCH`."""
+    settings = CropSettings(side, 1.0)
+    shards = _write(folder, pictures)
+    details: dict[str, Any] = {"workers": workers, "pictures": pictures, "side": side}
+    rates: list[float] = []
+    ours = _ours(shards, workers, pictures, settings)
+
+    def timed() -> Crops:
+        start = time.perf_counter()
+        crops = ours()
+        rates.append(pictures / (time.perf_counter() - start))
+        details["pictures_per_second"] = statistics.median(rates)
+        return crops
+
+    return harness.Case(
+        ours=harness.Contestant(run=timed, outputs=_sorted),
+        baselines={
+            "webdataset": harness.Contestant(run=_webdataset(shards, workers, settings), outputs=_sorted),
+            "one_process": harness.Contestant(run=_ours(shards, 0, pictures, settings), outputs=_sorted),
+        },
+        truth=lambda: _sorted(_webdataset(shards, 0, settings)()),
+        tolerance=0.0,
+        details=details,
+    )
+
+
+def _write(folder: Path, pictures: int) -> list[str]:
+    shown = photographs()
+    records = [
+        ImageRecord(
+            key=f"{number:06d}",
+            path=str(shown[number % len(shown)].path),
+            caption="",
+            has_text=True,  # the rivals do not mirror
+            has_faces=False,
+            score=5,
+            ratio=RATIO,
+        )
+        for number in range(pictures)
+    ]
+    list(write_shards(records, folder, PICTURES_A_SHARD, seed=0))
+    return list_shards(str(folder))
+
+
+def _ours(shards: list[str], workers: int, pictures: int, settings: CropSettings) -> Callable[[], Crops]:
+    config, problems = StreamConfig(workers=workers, prefetch_steps=1), Problems()
+    source = StreamSource(
+        TarShards(shards, Remote(config, problems), problems),
+        Rating(lambda labels: labels.ratio),
+        PerRankPlan({RATIO: 1.0}, BATCH, 1, 0),
+        settings,
+        config,
+        rank=0,
+        world_size=1,
+        seed=0,
+        problems=problems,
+    )
+
+    def epoch() -> Crops:
+        batches = [source.batch(0) for _ in range(pictures // BATCH)]
+        return [
+            (k.split(": ")[1], x) for batch in batches for k, x in zip(batch.keys, batch.pixels, strict=True)
+        ]
+
+    return epoch
+
+
+def _webdataset(shards: list[str], workers: int, settings: CropSettings) -> Callable[[], Crops]:
+    """Crops as ours are in the first epoch."""
+
+    def crop(sample: dict[str, Any]) -> tuple[str, Tensor]:
+        key = sample["__key__"]
+        data = next(value for name, value in sample.items() if name in ("jpg", "jpeg", "png", "webp"))
+        pixels = decode_crop(data, crop_seed(0, 0, RATIO, key), False, settings).pixels
+        return key, torch.from_numpy(pixels)
+
+    pipeline = webdataset.WebDataset(shards, shardshuffle=100, seed=0).shuffle(1024).map(crop)
+    loader = DataLoader(
+        pipeline,
+        batch_size=BATCH,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=list,
+        multiprocessing_context="fork" if workers else None,
+    )
+    return lambda: [pair for batch in loader for pair in batch]
+
+
+def _sorted(crops: Crops) -> Sequence[Tensor]:
+    return [torch.stack([pixels for _, pixels in sorted(crops, key=lambda pair: pair[0])]).float()]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        cases = {
+            f"workers_{n}": (lambda n=n: case(Path(folder) / str(n), n))
+            for n in (1, 2, 4, 8, 16)
+            if n <= max(2, cores)
+        }
+        return program.main("the loader of pictures", cases, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Where training takes its pictures from: what every source offers, and the one that holds them in memory."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cat_fast.data.crops import CropDataset
+from cat_fast.data.ratio_sampler import RatioSampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureBatch:
+    """What one rank trains on in one step."""
+
+    ratio: int
+    pixels: Tensor
+    """(B, 3, H, W) on the CPU: uint8, or float32 in [-1, 1]."""
+    keys: list[str]
+    """Names of the pictures, such as a diagnosis would give."""
+    data_seconds: float
+    """How long the training process waited for them."""
+    pictures_per_second: float
+    """How many such pictures this rank's loader could make: a step should need fewer."""
+    weight: float = 1.0
+    """What the batch's mean loss is multiplied with, as in `RankShare`."""
+    skipped: int = 0
+    """Samples that this rank has passed over since training began, as they could not be used."""
+
+    def on(self, device: torch.device) -> Tensor:
+        """The pictures on a device, (B, 3, H, W) float32 in [-1, 1], channels last."""
+        pixels = self.pixels.to(device, memory_format=torch.channels_last, non_blocking=True)
+        return pixels.float().div_(127.5).sub_(1.0) if pixels.dtype == torch.uint8 else pixels
+
+
+class PictureSource(Protocol):
+    """Batches of one rank, in the order of the steps."""
+
+    ratios: list[int]
+    """Those that batches can have, ascending; the same on all ranks."""
+
+    def batch(self, step: int) -> PictureBatch:
+        """The next one; its number `step` seeds what is random in it."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch, as JSON."""
+        ...
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on from the states that all ranks of a run saved, in their order."""
+        ...
+
+    def close(self) -> None:
+        """End processes and threads."""
+        ...
+
+
+class MemorySource:
+    """Implements `PictureSource` for pictures in memory, which are cropped in the training process.
+
+    Args:
+        keys: a name for each picture of `crops`.
+        rng: the randomness of a batch's crops, by its number.
+    """
+
+    def __init__(
+        self,
+        sampler: RatioSampler,
+        crops: CropDataset,
+        keys: Sequence[str],
+        rank: int,
+        rng: Callable[[int], np.random.Generator],
+    ) -> None:
+        self.sampler, self.crops, self.keys, self.rank, self.rng = sampler, crops, keys, rank, rng
+        self.ratios = sorted(sampler.pools)
+
+    def batch(self, step: int) -> PictureBatch:
+        start = time.perf_counter()
+        ratio, indices, weight = self.sampler.plan()[self.rank]
+        pictures = self.crops.batch(indices, self.rng(step))
+        seconds = time.perf_counter() - start
+        return PictureBatch(
+            ratio=ratio,
+            weight=weight,
+            pixels=pictures,
+            keys=[self.keys[index] for index in indices],
+            data_seconds=seconds,
+            pictures_per_second=len(indices) / seconds,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampler": self.sampler.state_dict()}
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        self.sampler.load_state_dict(states[0]["sampler"])
+
+    def close(self) -> None:
+        pass

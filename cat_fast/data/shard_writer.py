@@ -1,0 +1,128 @@
+"""An image index -> webdataset archives with their scores beside them, for training from a stream."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from webdataset import TarWriter
+
+from cat_fast.data.files import atomic_write
+from cat_fast.data.image_index import ImageRecord, parse_record
+from cat_fast.data.images import IMAGE_SUFFIXES
+from cat_fast.data.streams.sidecar import sidecar_url, write_sidecar
+from cat_fast.errors import UserError
+
+HEADER = "shards.json"
+LABELS = ("key", "score", "ratio", "has_text", "has_faces", "caption")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A shard that is there now."""
+
+    path: Path
+    records: int
+    """Records of the index it stands for."""
+    missing: list[str]
+    """What could not be put in, and why; empty for a shard that was there before."""
+
+
+class IndexLines(Sequence[ImageRecord]):
+    """The records of an index that stays on the disk: what is held is eight bytes a line."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise UserError(f"image index {self.path}: no such file")
+        with self.path.open("rb") as file:
+            lengths = np.fromiter((len(line) for line in file), dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override] # no slices
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        with self.path.open("rb") as file:
+            file.seek(self.starts[index])
+            line = file.readline()
+        return parse_record(line, self.path, index + 1)
+
+
+def write_shards(
+    records: Sequence[ImageRecord], folder: Path, per_shard: int, seed: int
+) -> Iterator[Written]:
+    """Shard after shard, each whole or not there; those that are there already are left alone.
+
+    Records come in an order drawn from `seed`, so that every shard is like the whole set: training shuffles
+    within a few shards only. Pictures are copied as they are.
+
+    Raises:
+        UserError: nothing to write, or the folder holds shards of another index or another cut.
+    """
+    if not len(records):
+        raise UserError("the index holds no pictures")
+    if per_shard < 1:
+        raise UserError(f"{per_shard} pictures a shard: at least 1 is needed")
+    _write_or_check_header(folder, records, per_shard, seed)
+    order = np.random.default_rng(seed).permutation(len(records))
+    for number, start in enumerate(range(0, len(order), per_shard)):
+        chosen = order[start : start + per_shard].tolist()
+        path = folder / f"shard-{number:06d}.tar"
+        # The sidecar is written last, and vouches for its archive.
+        missing = [] if Path(sidecar_url(str(path))).exists() else _write(path, [records[i] for i in chosen])
+        yield Written(path, len(chosen), missing)
+
+
+def _write(path: Path, records: list[ImageRecord]) -> list[str]:
+    rows: list[dict[str, object]] = []
+    missing: list[str] = []
+    names: set[str] = set()
+    with (
+        atomic_write(path) as part,
+        part.open("wb") as file,
+        # Without the time of day, the same index gives the same bytes. Pax names may be of any length.
+        TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as archive,
+    ):
+        for record in records:
+            suffix = Path(record.path).suffix.lower()
+            name = re.sub(r"[^\w-]", "_", record.key)  # a dot would end the key, a slash make a folder
+            name = f"{name}_{len(rows)}" if name in names else name
+            try:
+                picture = _picture(record, suffix)
+            except (OSError, UserError) as error:
+                missing.append(f"{record.path}: {error}")
+                continue
+            names.add(name)
+            row = {field: getattr(record, field) for field in LABELS} | {"key": name}
+            own = json.dumps(row, ensure_ascii=False).encode()
+            archive.write({"__key__": name, suffix[1:]: picture, "json": own})
+            rows.append(row)
+    write_sidecar(path, rows)
+    return missing
+
+
+def _picture(record: ImageRecord, suffix: str) -> bytes:
+    if suffix not in IMAGE_SUFFIXES:
+        raise UserError(f"{suffix or 'no ending'} is no kind of picture")
+    return Path(record.path).read_bytes()
+
+
+def _write_or_check_header(folder: Path, records: Sequence[ImageRecord], per_shard: int, seed: int) -> None:
+    ends = [records[0], records[len(records) - 1]]
+    digest = hashlib.sha256(json.dumps([asdict(record) for record in ends]).encode()).hexdigest()[:16]
+    header = {"pictures": len(records), "per_shard": per_shard, "seed": seed, "ends": digest}
+    path = folder / HEADER
+    if path.exists():
+        if json.loads(path.read_text()) != header:
+            raise UserError(
+                f"{folder} holds shards of another index, or cut otherwise; give another folder or delete it"
+            )
+        return
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(header, indent=1))

@@ -1,0 +1,207 @@
+"""The pictures of one ratio in a rank's order: read from its shards in runs, each run shuffled.
+
+A run is a buffer of encoded pictures that is filled, shuffled and emptied. While it is emptied the next is
+filled in a thread, and no more: so at most two are held a ratio, whatever the other ratios do. Each ratio
+reads the shards by itself. If it is drawn too seldom to keep up it waits at its own place, if too often it
+reads on, into its next epoch; no picture is passed over for want of room, and none comes twice.
+The price is that ratios which have drifted apart open a shard more than once.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from cat_fast.data.streams.dealing import Dealing
+from cat_fast.data.streams.open_shards import OpenShards, Rated
+from cat_fast.errors import UserError
+
+T = TypeVar("T")
+MOST_BARREN_SHARDS = 1000
+"""A part of an epoch may hold no picture of a rare ratio; so many shards without one, and no fewer than
+two epochs, are a mistake."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run begins, and how much of it has been taken."""
+
+    epoch: int = 0
+    shard: int = 0
+    """Place in the rank's hand."""
+    number: int = 0
+    """Sample within the shard."""
+    run: int = 0
+    """Runs of this epoch before it."""
+    taken: int = 0
+
+
+class Sample(NamedTuple):
+    """An encoded picture."""
+
+    key: str
+    shard: str
+    data: bytes
+    mirrored: bool
+    epoch: int
+
+
+class Pick(NamedTuple):
+    """The next sample of a ratio, and the position once it is used."""
+
+    sample: Sample
+    after: Position
+    skipped: int
+    """Samples passed over since the pick before, which had no picture or no ratio."""
+
+
+class RatioReader:
+    """Endless picks of one ratio, from a position on.
+
+    Args:
+        takes: whether a sample belongs to this ratio.
+        counts: whether a sample that belongs to no ratio is told and counted here (by one ratio of all).
+    """
+
+    def __init__(
+        self,
+        ratio: int,
+        rank: int,
+        dealing: Dealing,
+        shards: OpenShards,
+        takes: Callable[[Rated], bool],
+        counts: bool,
+        most_pictures: int,
+        most_bytes: int,
+        position: Position,
+    ) -> None:
+        self.ratio, self.rank, self.dealing, self.shards = ratio, rank, dealing, shards
+        self.takes, self.counts = takes, counts
+        self.most_pictures, self.most_bytes = most_pictures, most_bytes
+        self.position = position
+        self._closed = threading.Event()
+        self._run: _Run | None = None
+        self._next: Future[_Run] | None = None
+
+    def ready(self) -> bool:
+        """Whether the next pick needs no waiting."""
+        return self._left() > 0 or self._coming().done()
+
+    def pick(self) -> Pick:
+        """Raises UserError if there is nothing to read."""
+        if self._left() == 0:
+            self._run = run = self._coming().result()
+            after = run.after
+            self._next = in_background(lambda: self._read(after))
+            if self.position.taken == 0:  # what was passed over before the run came with its start
+                self.position = run.start
+        run = self._run
+        assert run is not None
+        taken = self.position.taken
+        sample = run.samples[taken]
+        finished = taken + 1 == len(run.samples)
+        self.position = run.after if finished else replace(self.position, taken=taken + 1)
+        return Pick(sample, self.position, run.skipped if taken == 0 else 0)
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _coming(self) -> "Future[_Run]":
+        """The next run. Reading begins when first asked: before, a source may be told to go on elsewhere."""
+        if self._next is None:
+            start = replace(self.position, taken=0)
+            self._next = in_background(lambda: self._read(start))
+        return self._next
+
+    def _left(self) -> int:
+        run = self._run
+        if run is None or self.position == run.after:
+            return 0
+        return len(run.samples) - self.position.taken
+
+    def _read(self, start: Position) -> "_Run":
+        """The run that begins at a position, or the next one that holds a picture; a function of it alone."""
+        skipped = barren = 0
+        first = start.epoch
+        while barren < MOST_BARREN_SHARDS or start.epoch < first + 2:
+            run = self._read_within_epoch(start, skipped)
+            if run.samples:
+                return run
+            barren += len(self.dealing.hand(self.ratio, start.epoch, self.rank).shards)
+            start, skipped = run.after, run.skipped
+        raise UserError(
+            f"rank {self.rank} found no picture at {self.ratio}x in {barren} shards, and {skipped} samples "
+            "that cannot be used: see the warnings above, mix pictures of all ratios in each shard, or take "
+            "the ratio from sampler.shares"
+        )
+
+    def _read_within_epoch(self, start: Position, skipped: int) -> "_Run":
+        hand = self.dealing.hand(self.ratio, start.epoch, self.rank)
+        samples: list[Sample] = []
+        size = 0
+        for place in range(start.shard, len(hand.shards)):
+            first = start.number if place == start.shard else 0
+            index = hand.shards[place]
+            rated = self.shards.samples(index, first, hand)
+            if rated is None:
+                skipped += self.counts
+                continue
+            for sample in rated:
+                if self._closed.is_set():
+                    raise RuntimeError("the reader was closed")
+                found = self._use(index, sample, start.epoch)
+                if found is None:
+                    continue
+                if isinstance(found, int):
+                    skipped += found
+                    continue
+                samples.append(found)
+                size += len(found.data)
+                if len(samples) == self.most_pictures or size >= self.most_bytes:
+                    after = Position(start.epoch, place, sample.entry.number + 1, start.run + 1)
+                    return self._shuffled(start, samples, after, skipped)
+        return self._shuffled(start, samples, Position(start.epoch + 1), skipped)
+
+    def _use(self, index: int, rated: Rated, epoch: int) -> Sample | int | None:
+        """The sample; 1 if it is unusable and ours to count; None if it is none of ours."""
+        entry, shard = rated.entry, self.shards.shards.names[index]
+        problem = rated.problem
+        unrated = rated.ratio is None and bool(problem)
+        if not (self.counts if unrated else self.takes(rated)):
+            return None
+        if not problem:
+            try:
+                return Sample(entry.key, shard, entry.read(), not entry.labels.has_text, epoch)
+            except OSError as error:
+                problem = str(error)
+        self.shards.problems.report(f"{shard}: {entry.key}", problem)
+        return 1
+
+    def _shuffled(self, start: Position, samples: list[Sample], after: Position, skipped: int) -> "_Run":
+        seed = [self.dealing.seed, self.rank, self.ratio, start.epoch, start.run, 4]
+        order = np.random.default_rng(seed).permutation(len(samples))
+        return _Run(start, [samples[i] for i in order], after, skipped)
+
+
+class _Run(NamedTuple):
+    start: Position
+    samples: list[Sample]
+    after: Position
+    skipped: int
+
+
+def in_background(work: Callable[[], T]) -> "Future[T]":
+    """A future of work in a thread that ends with the process, unlike those of an executor."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

@@ -1,0 +1,120 @@
+"""Hugging Face datasets, streamed: of the Hub, or a local folder of parquet files or pictures.
+
+A shard is what `datasets` calls one, such as a parquet file. It cannot be entered in the middle, and each
+ratio reads it for itself: a set that is read over a network, or more than once, is better made into archives.
+"""
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import fsspec
+
+from cat_fast.data.streams.config import StreamConfig
+from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.remote import LONGEST_WAIT
+from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard, nothing
+from cat_fast.errors import UserError
+
+KEY_COLUMNS = ("key", "__key__", "id")
+
+
+class HubShards:
+    """Implements `ShardSet` for `datasets.load_dataset(path, name, split=split, streaming=True)`.
+
+    The picture is the column of type Image; `score`, `ratio` and `has_text` are columns of those names.
+
+    Raises:
+        UserError: the package `datasets` is missing, there is no such set, or it has no picture.
+    """
+
+    def __init__(self, path: str, name: str, split: str, config: StreamConfig, problems: Problems) -> None:
+        try:
+            import datasets
+        except ImportError as error:
+            raise UserError(
+                "data.dataset: needs the package datasets; pip install 'cat-fast[data]'"
+            ) from error
+        try:
+            found: Any = datasets.load_dataset(path, name or None, split=split, streaming=True)
+            features = found.features or found._resolve_features().features or {}
+        except Exception as error:  # of the Hub, of the network, of file formats
+            raise UserError(f"data.dataset: {path}: {' '.join(str(error).split())}") from error
+        pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+        if not pictures:
+            raise UserError(f"data.dataset: {path}: no picture among its columns {', '.join(features)}")
+        self.column = pictures[0]
+        self.dataset = found.cast_column(self.column, datasets.Image(decode=False))
+        self.names = [f"{path}/{split}-{n:05d}" for n in range(found.num_shards)]
+        self.config, self.problems = config, problems
+        self.lock = threading.Lock()
+
+    def open(self, index: int) -> "HubShard":
+        return HubShard(self, index)
+
+    def labels(self, index: int) -> list[Labels] | None:
+        return None
+
+
+class HubShard:
+    """Implements `Shard`; every reader iterates for itself."""
+
+    def __init__(self, parent: HubShards, index: int) -> None:
+        self.parent, self.index, self.name = parent, index, parent.names[index]
+        try:
+            self.rows(0)
+        except Exception as error:
+            raise UnreadableShard(str(error)) from error
+
+    def rows(self, first: int) -> Iterable[Mapping[str, Any]]:
+        """Those from number `first` on, as an object of its own: threads that share one mix them up."""
+        with self.parent.lock:
+            rows = self.parent.dataset.shard(num_shards=len(self.parent.names), index=self.index)
+            return rows.skip(first) if first else rows
+
+    def entries(self, first: int) -> Iterator[Entry]:
+        """After an error it goes on behind the last sample; after the last attempt the rest is left out."""
+        number, failures, wait = first, 0, self.parent.config.first_wait
+        while True:
+            try:
+                for row in self.rows(number):
+                    yield self._entry(number, row)
+                    number, failures = number + 1, 0
+                return
+            except GeneratorExit:
+                raise
+            except Exception as error:
+                failures += 1
+                why = " ".join(str(error).split()) or type(error).__name__
+                if failures == self.parent.config.attempts:
+                    yield Entry(number, f"the rest from sample {number}", Labels(), nothing, why)
+                    return
+                self.parent.problems.retrying(self.name, why, wait)
+                time.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+
+    def _entry(self, number: int, row: Mapping[str, Any]) -> Entry:
+        picture = row[self.parent.column] or {}
+        content, path = picture.get("bytes"), picture.get("path")
+        own = next((str(row[column]) for column in KEY_COLUMNS if row.get(column) is not None), None)
+        key = own or f"{self.name.rpartition('/')[2]}-{number:08d}"
+        try:
+            labels = Labels.of(row)
+        except (ValueError, TypeError) as error:
+            return Entry(number, key, Labels(), nothing, str(error))
+        if content is not None:
+            return Entry(number, key, labels, lambda: content)
+        if path is not None:
+            return Entry(number, key, labels, lambda: _read(path))
+        return Entry(number, key, labels, nothing, "no picture in its row")
+
+
+def _read(path: str) -> bytes:
+    try:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        raise
+    except Exception as error:  # every file system has exceptions of its own
+        raise OSError(str(error)) from error

@@ -1,0 +1,72 @@
+"""Ratio and number of pictures of every step, for sets whose pictures nobody has counted."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from cat_fast.data.step_plan import RankShare, StepPlan
+from cat_fast.data.streams.shard import Rating, ShardSet, UnreadableShard
+from cat_fast.errors import UserError
+
+SHARDS_COUNTED = 16
+
+
+class Planned(NamedTuple):
+    """What one rank trains on in one step."""
+
+    share: RankShare
+    state: dict[str, Any]
+    """The plan's state after the step."""
+
+
+class PlanCursor:
+    """Steps of a plan in order, for one rank; counts what all ranks have drawn."""
+
+    def __init__(self, plan: StepPlan, rank: int) -> None:
+        self.plan, self.rank = plan, rank
+        self.ratios = sorted(plan.shares)
+        self.step = 0
+        self.drawn = dict.fromkeys(self.ratios, 0)
+
+    def next(self) -> Planned:
+        shares = self.plan.plan(self.step, self.drawn)
+        self.step += 1
+        for share in shares:
+            self.drawn[share.ratio] += share.count
+        return Planned(shares[self.rank], self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "drawn": {str(ratio): count for ratio, count in self.drawn.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step = int(state["step"])
+        self.drawn = {ratio: int(state["drawn"][str(ratio)]) for ratio in self.ratios}
+
+
+def counted(shards: ShardSet, rating: Rating) -> dict[int, float]:
+    """The mix of ratios in the labels of a few shards, spread over the set.
+
+    Raises:
+        UserError: the labels name no ratio.
+    """
+    found: dict[int, int] = {}
+    unreadable = ""
+    for index in _spread(len(shards.names), SHARDS_COUNTED):
+        try:
+            labels = shards.labels(index) or []
+        except UnreadableShard as error:
+            unreadable = f"; those of {shards.names[index]} cannot be read: {error}"
+            continue
+        for label in labels:
+            if (ratio := rating.by_labels(label)) is not None:
+                found[ratio] = found.get(ratio, 0) + 1
+    if not found:
+        raise UserError(
+            "sampler.shares: the shares of the ratios are not known, as no scores lie beside the pictures; "
+            "say them, such as sampler.shares={8: 0.1, 16: 0.48, 32: 0.42}" + unreadable
+        )
+    total = sum(found.values())
+    return {ratio: count / total for ratio, count in sorted(found.items())}
+
+
+def _spread(total: int, count: int) -> Iterable[int]:
+    return range(total) if total <= count else (i * total // count for i in range(count))

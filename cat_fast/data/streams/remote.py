@@ -1,0 +1,89 @@
+"""Files of any file system that fsspec knows (local, s3://, gs://, memory:// …), with patience."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from typing import IO, TypeVar
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from cat_fast.data.streams.config import StreamConfig
+from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.shard import UnreadableShard
+
+T = TypeVar("T")
+LONGEST_WAIT = 60.0
+_CHUNK = 1 << 22
+
+
+class Remote:
+    """Opens files, trying again with growing waits where that may help."""
+
+    def __init__(self, config: StreamConfig, problems: Problems) -> None:
+        self.config, self.problems = config, problems
+
+    def open(self, url: str) -> IO[bytes]:
+        """A seekable local file: the file itself, or a nameless copy of a remote or compressed one.
+
+        The copy has no name in any folder, so that nothing is left behind however the process ends.
+
+        Raises:
+            UnreadableShard: missing, forbidden, or not to be had after all attempts.
+        """
+        return self._patiently(url, lambda: self._open(url))
+
+    def read_if_there(self, url: str) -> bytes | None:
+        """A small file whole; None if there is no such file."""
+
+        def read() -> bytes | None:
+            try:
+                with fsspec.open(url, "rb") as file:
+                    return file.read()
+            except FileNotFoundError:
+                return None
+
+        return self._patiently(url, read)
+
+    def _open(self, url: str) -> IO[bytes]:
+        filesystem, path = url_to_fs(url)
+        compressed = path.endswith((".gz", ".bz2", ".xz", ".zst"))
+        if "file" in _protocols(filesystem) and not compressed:
+            return open(path, "rb")
+        expected = None if compressed else filesystem.size(path)
+        copy = tempfile.TemporaryFile(dir=self.config.scratch or None)  # noqa: SIM115
+        try:
+            with fsspec.open(url, "rb", compression="infer" if compressed else None) as file:
+                shutil.copyfileobj(file, copy, _CHUNK)
+            if expected is not None and copy.tell() != expected:
+                raise OSError(f"{copy.tell()} bytes of {expected} arrived")
+        except BaseException:
+            copy.close()
+            raise
+        copy.seek(0)
+        return copy
+
+    def _patiently(self, url: str, work: Callable[[], T]) -> T:
+        wait = self.config.first_wait
+        for attempt in range(1, self.config.attempts + 1):
+            try:
+                return work()
+            except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError) as error:
+                raise UnreadableShard(_reason(error)) from error  # waiting does not help
+            except Exception as error:  # every file system has exceptions of its own
+                if attempt == self.config.attempts:
+                    raise UnreadableShard(f"{_reason(error)}, {attempt} attempts") from error
+                self.problems.retrying(url, _reason(error), wait)
+                time.sleep(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+        raise AssertionError("there is at least one attempt")
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

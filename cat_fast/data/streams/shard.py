@@ -1,0 +1,96 @@
+"""What every kind of shard looks like to those who read it: numbered samples, in an order that stays."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class UnreadableShard(Exception):
+    """A shard that could not be opened, after all attempts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a sidecar, an index or the sample itself says of a picture."""
+
+    score: int | None = None
+    ratio: int | None = None
+    has_text: bool = False
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "Labels":
+        """From JSON or a row of a table, whose other fields are nobody's business here.
+
+        Raises:
+            ValueError: a score or ratio that is no whole number.
+        """
+        return cls(
+            score=_whole(fields.get("score")),
+            ratio=_whole(fields.get("ratio")),
+            has_text=bool(fields.get("has_text")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sample of a shard."""
+
+    number: int
+    """Its place in the shard, counting the unusable."""
+    key: str
+    labels: Labels
+    read: Callable[[], bytes]
+    """The encoded picture; OSError where it cannot be read."""
+    damage: str = ""
+    """Why there is no picture here, if there is none."""
+
+
+class Shard(Protocol):
+    """An opened shard; several threads may read it at once."""
+
+    name: str
+
+    def entries(self, first: int) -> Iterator[Entry]:
+        """Its samples from number `first` on."""
+        ...
+
+
+class ShardSet(Protocol):
+    """All shards of a data set, in one order that every rank knows."""
+
+    names: list[str]
+
+    def open(self, index: int) -> Shard:
+        """Raises UnreadableShard."""
+        ...
+
+    def labels(self, index: int) -> list[Labels] | None:
+        """Those of all samples, without the pictures; None where they can only be had together."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rating:
+    """How a picture gets its ratio: from its labels, or by judging its bytes.
+
+    Args:
+        by_labels: the ratio that labels say, None where they say nothing.
+        by_bytes: judges a file's bytes, in a worker (so it can be pickled); None leaves such pictures out.
+            It raises UserError for what is no picture.
+    """
+
+    by_labels: Callable[[Labels], int | None]
+    by_bytes: Callable[[bytes], int] | None = None
+
+
+def nothing() -> bytes:
+    """The picture of an entry that has none."""
+    raise OSError("there is no picture")
+
+
+def _whole(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or value != int(value):
+        raise ValueError(f"{value!r} is no whole number")
+    return int(value)

@@ -1,0 +1,214 @@
+"""Batches of one rank from shards: planned, read, decoded and put in order."""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import astuple
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cat_fast.data.picture_source import PictureBatch
+from cat_fast.data.step_plan import StepPlan
+from cat_fast.data.streams.buffers import Pick, Position, RatioReader
+from cat_fast.data.streams.config import StreamConfig
+from cat_fast.data.streams.dealing import Dealing
+from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
+from cat_fast.data.streams.open_shards import OpenShards, Rated
+from cat_fast.data.streams.plan import PlanCursor, Planned
+from cat_fast.data.streams.pool import Broken, Task, WorkerPool
+from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.shard import Rating, ShardSet
+from cat_fast.errors import UserError
+
+MOST_BROKEN_IN_A_ROW = 1000
+
+
+class StreamSource:
+    """Implements `PictureSource` for shards; see the package for what it promises.
+
+    Args:
+        rating: how pictures get their ratios; None if every picture serves every ratio.
+        plan: ratio and number of pictures of each rank, step by step.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        rating: Rating | None,
+        plan: StepPlan,
+        crop: CropSettings,
+        config: StreamConfig,
+        rank: int,
+        world_size: int,
+        seed: int,
+        problems: Problems,
+    ) -> None:
+        self.plan, self.crop, self.config = PlanCursor(plan, rank), crop, config
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        self.ratios = self.plan.ratios
+        self.problems = problems
+        self.pool = WorkerPool(config.workers)
+        self.open_shards = OpenShards(
+            shards, rating, self.pool, problems, 2 * len(self.ratios), config.unreadable == "stop"
+        )
+        # Of the last parts of their names: a set that has moved is the same set.
+        names = "\n".join(name.rpartition("/")[2] for name in shards.names)
+        self.fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
+        self.shard_count = len(shards.names)
+        self._begin(
+            Dealing(self.shard_count, world_size, seed), dict.fromkeys(self.ratios, Position()), skipped=0
+        )
+
+    def batch(self, step: int) -> PictureBatch:
+        """Of any step: a stream's crops depend on the picture and its epoch alone.
+
+        Raises:
+            UserError: nothing that can be used comes any more.
+        """
+        start = time.perf_counter()
+        self._look_ahead(self.config.prefetch_steps + 1)
+        planned = self._planned.popleft()
+        crops: list[Crop] = []
+        keys: list[str] = []
+        while len(crops) < planned.share.count:
+            pick, crop = self._next_crop(planned.share.ratio)
+            if crop is not None:
+                crops.append(crop)
+                keys.append(f"{pick.sample.shard}: {pick.sample.key}")
+        self._plan_state = planned.state
+        self._look_ahead(self.config.prefetch_steps)
+        decoding = sum(crop.seconds for crop in crops)
+        return PictureBatch(
+            ratio=planned.share.ratio,
+            weight=planned.share.weight,
+            pixels=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
+            keys=keys,
+            data_seconds=time.perf_counter() - start,
+            pictures_per_second=max(1, self.config.workers) * len(crops) / decoding,
+            skipped=self._skipped,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        under_way = {
+            ratio: left
+            for ratio, left in self.dealing.left.items()
+            if left.epoch >= self._positions[ratio].epoch
+        }
+        return {
+            "shards": {"count": self.shard_count, "fingerprint": self.fingerprint},
+            "plan": self._plan_state,
+            "positions": {str(ratio): list(astuple(at)) for ratio, at in self._positions.items()},
+            "left": Dealing(self.shard_count, self.world_size, self.seed, under_way).state_dict(),
+            "skipped": self._skipped,
+        }
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """On the number of ranks that saved them, to the very picture; on another, see `Dealing.resumed`.
+
+        Raises:
+            UserError: other shards than those the states speak of, or other ratios.
+        """
+        for state in states:
+            self._require_same_data(state)
+        before = [{int(f): Position(*at) for f, at in state["positions"].items()} for state in states]
+        dealing = Dealing(self.shard_count, len(states), self.seed)
+        if len(states) == self.world_size:
+            mine = states[self.rank]
+            self._begin(dealing.with_state(mine["left"]), before[self.rank], mine["skipped"])
+        else:
+            # Ranks that are past the epoch that was left have forgotten it.
+            left = {ratio: fields for state in states for ratio, fields in state["left"].items()}
+            reached = {f: [(at[f].epoch, at[f].shard) for at in before] for f in self.ratios}
+            dealing = dealing.with_state(left).resumed(self.world_size, reached)
+            skipped = sum(state["skipped"] for state in states) if self.rank == 0 else 0
+            self._begin(dealing, {f: Position(dealing.left[f].epoch) for f in self.ratios}, skipped)
+        self.plan.load_state_dict(states[0]["plan"])
+        self._plan_state = states[0]["plan"]
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+        self.pool.close()
+
+    def _begin(self, dealing: Dealing, at: dict[int, Position], skipped: int) -> None:
+        """Read from given positions on; what was read ahead before is let go."""
+        for reader in getattr(self, "_readers", {}).values():
+            reader.close()
+        self.dealing, self._positions, self._skipped = dealing, dict(at), skipped
+        self._readers = {
+            ratio: RatioReader(
+                ratio,
+                self.rank,
+                dealing,
+                self.open_shards,
+                takes=partial(_takes, ratio, self.open_shards.rating is None),
+                counts=ratio == self.ratios[0],
+                most_pictures=self.config.shuffle_pictures,
+                most_bytes=self.config.shuffle_megabytes << 20,
+                position=at[ratio],
+            )
+            for ratio in self.ratios
+        }
+        self._under_way: dict[int, deque[_UnderWay]] = {ratio: deque() for ratio in self.ratios}
+        self._planned: deque[Planned] = deque()
+        self._plan_state = self.plan.state_dict()
+        self._broken_in_a_row = 0
+
+    def _look_ahead(self, steps: int) -> None:
+        """Give the workers what the next steps will need, as far as it has been read."""
+        while len(self._planned) < steps:
+            self._planned.append(self.plan.next())
+        for ratio in self.ratios:
+            needed = sum(planned.share.count for planned in self._planned if planned.share.ratio == ratio)
+            while len(self._under_way[ratio]) < needed and self._readers[ratio].ready():
+                self._under_way[ratio].append(self._submit(ratio))
+
+    def _submit(self, ratio: int) -> "_UnderWay":
+        pick = self._readers[ratio].pick()
+        sample = pick.sample
+        seed = crop_seed(self.seed, sample.epoch, ratio, sample.key)
+        return _UnderWay(pick, self.pool.submit(decode_crop, sample.data, seed, sample.mirrored, self.crop))
+
+    def _next_crop(self, ratio: int) -> tuple[Pick, Crop | None]:
+        """The ratio's next picture, decoded, or None for one that is broken. Moves the position past it."""
+        under_way = self._under_way[ratio]
+        pick, task = under_way.popleft() if under_way else self._submit(ratio)
+        crop = task.result()
+        self._positions[ratio] = pick.after
+        self._skipped += pick.skipped
+        if not isinstance(crop, Broken):
+            self._broken_in_a_row = 0
+            return pick, crop
+        self._skipped += 1
+        self._broken_in_a_row += 1
+        self.problems.report(f"{pick.sample.shard}: {pick.sample.key}", crop.reason)
+        if self._broken_in_a_row == MOST_BROKEN_IN_A_ROW:
+            raise UserError(
+                f"{MOST_BROKEN_IN_A_ROW} pictures in a row cannot be decoded, the last {pick.sample.key} "
+                f"of {pick.sample.shard}: {crop.reason}; are these pictures?"
+            )
+        return pick, None
+
+    def _require_same_data(self, state: dict[str, Any]) -> None:
+        shards = state["shards"]
+        if shards["fingerprint"] != self.fingerprint:
+            raise UserError(
+                f"the checkpoint is of {shards['count']} other shards than these {self.shard_count}: "
+                "give the same ones in the same order, or start a new run"
+            )
+        there = sorted(int(ratio) for ratio in state["positions"])
+        if there != self.ratios:
+            raise UserError(f"the checkpoint knows the ratios {there}, the data has {self.ratios}")
+
+
+def _takes(ratio: int, every: bool, rated: Rated) -> bool:
+    return every or rated.ratio == ratio
+
+
+class _UnderWay(NamedTuple):
+    pick: Pick
+    task: Task

@@ -1,0 +1,148 @@
+"""Webdataset shards: tar archives of `KEY.jpg` (png, webp …) and `KEY.json`, their scores in sidecars."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import IO
+
+from braceexpand import UnbalancedBracesError, braceexpand
+from fsspec.core import url_to_fs
+from webdataset.tariterators import base_plus_ext
+
+from cat_fast.data.images import IMAGE_SUFFIXES
+from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.remote import Remote
+from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard, nothing
+from cat_fast.data.streams.sidecar import read_sidecar
+from cat_fast.data.streams.tar_members import Damage, Member, members
+from cat_fast.errors import UserError
+
+_NO_LABELS = Labels()
+
+
+def list_shards(pattern: str) -> list[str]:
+    """The archives behind a pattern, in its order: braces (`s3://b/shard-{000000..037999}.tar`), which ask
+    nobody what is there; wildcards; a folder; several of these, joined by `::`.
+
+    Raises:
+        UserError: nothing is there, or a shard is named twice.
+    """
+    found = [url for part in pattern.split("::") for url in _expand(part.strip())]
+    if not found:
+        raise UserError(f"data.shards: {pattern}: no archive (.tar) is there")
+    if all("://" not in url and not os.path.exists(url) for url in found):
+        raise UserError(f"data.shards: {found[0]}: no such file; cat-fast shard makes shards of an index")
+    if len(set(found)) < len(found):
+        raise UserError(f"data.shards: {pattern}: names a shard twice, and its pictures would come up twice")
+    return found
+
+
+def _expand(part: str) -> list[str]:
+    try:
+        urls = list(braceexpand(part))
+    except UnbalancedBracesError as error:
+        raise UserError(f"data.shards: {part}: {error}") from error
+    found = []
+    for url in urls:
+        if url.endswith((".tar", ".tar.gz")) and "*" not in url:
+            found.append(url)
+            continue
+        try:
+            filesystem, path = url_to_fs(url)
+            inside = filesystem.glob(path if "*" in path else f"{path.rstrip('/')}/*.tar")
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(f"data.shards: {url}: {error}") from error
+        scheme = url.partition("://")[0] + "://" if "://" in url else ""
+        found += sorted(scheme + hit.removeprefix(scheme) if scheme else hit for hit in inside)
+    return found
+
+
+class TarShards:
+    """Implements `ShardSet` for archives."""
+
+    def __init__(self, names: list[str], remote: Remote, problems: Problems) -> None:
+        self.names, self.remote, self.problems = names, remote, problems
+
+    def open(self, index: int) -> "TarShard":
+        name = self.names[index]
+        sidecar = read_sidecar(name, self.remote, self.problems)
+        return TarShard(name, self.remote.open(name), sidecar, self.problems)
+
+    def labels(self, index: int) -> list[Labels] | None:
+        sidecar = read_sidecar(self.names[index], self.remote, self.problems)
+        return None if sidecar is None else list(sidecar.values())
+
+
+class TarShard:
+    """Implements `Shard`: one archive, read through once for the places of its pictures.
+
+    Labels come from the sidecar; for what it does not name, or without one, from the sample's own JSON.
+    """
+
+    def __init__(
+        self, name: str, file: IO[bytes], sidecar: dict[str, Labels] | None, problems: Problems
+    ) -> None:
+        self.name, self.problems = name, problems
+        self._file = file
+        self._sidecar = sidecar or {}
+        self._entries: list[Entry] = []
+        for sample in _samples(file):
+            self._entries.append(self._entry(len(self._entries), sample))
+        if all(entry.damage for entry in self._entries):
+            why = self._entries[0].damage if self._entries else "it is empty"
+            raise UnreadableShard(f"no picture in the archive: {why}")
+        if sidecar is not None:
+            for key in sidecar.keys() - {entry.key for entry in self._entries}:
+                problems.report(f"{name}: {key}", "the sidecar scores it, but it is not in the archive")
+        del self._sidecar
+
+    def entries(self, first: int) -> Iterator[Entry]:
+        return iter(self._entries[first:])
+
+    def _entry(self, number: int, sample: "Damage | tuple[str, dict[str, Member]]") -> Entry:
+        if isinstance(sample, Damage):
+            return Entry(number, sample.where, _NO_LABELS, nothing, sample.why)
+        key, parts = sample
+        labels = self._sidecar.get(key) or self._own_labels(key, parts)
+        picture = next((m for suffix, m in parts.items() if "." + suffix in IMAGE_SUFFIXES), None)
+        if picture is None:
+            return Entry(number, key, labels, nothing, f"no picture among its files ({', '.join(parts)})")
+        return Entry(number, key, labels, lambda: self._read(picture))
+
+    def _own_labels(self, key: str, parts: dict[str, Member]) -> Labels:
+        if "json" not in parts:
+            return _NO_LABELS
+        try:
+            return Labels.of(json.loads(self._read(parts["json"])))
+        except (ValueError, AttributeError, OSError) as error:
+            self.problems.report(f"{self.name}: {key}.json", str(error))
+            return _NO_LABELS
+
+    def _read(self, member: Member) -> bytes:
+        content = os.pread(self._file.fileno(), member.size, member.offset)
+        if len(content) != member.size:
+            raise OSError(f"{len(content)} bytes of {member.size}")
+        return content
+
+
+def _samples(file: IO[bytes]) -> Iterator[Damage | tuple[str, dict[str, Member]]]:
+    """Neighbouring members that share all before the first dot of their names, as webdataset groups them."""
+    key: str | None = None
+    parts: dict[str, Member] = {}
+    for member in members(file):
+        if isinstance(member, Damage):
+            if key is not None:
+                yield key, parts
+            key, parts = None, {}
+            yield member
+            continue
+        base, suffix = base_plus_ext(member.name)
+        if base is None:
+            continue
+        if base != key:
+            if key is not None:
+                yield key, parts
+            key, parts = base, {}
+        parts[suffix.lower()] = member
+    if key is not None:
+        yield key, parts

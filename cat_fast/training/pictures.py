@@ -1,0 +1,147 @@
+"""The pictures of a run: the source that its configuration names, its place in checkpoints, its figures."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
+from cat_fast.complexity.ratio import SCORES, RatioThresholds
+from cat_fast.data.crops import CropDataset
+from cat_fast.data.picture_source import MemorySource, PictureBatch, PictureSource
+from cat_fast.data.ratio_sampler import RatioSampler, make_plan
+from cat_fast.data.streams.decoding import CropSettings
+from cat_fast.data.streams.hub import HubShards
+from cat_fast.data.streams.listed import FolderShards, IndexShards
+from cat_fast.data.streams.plan import counted
+from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.remote import Remote
+from cat_fast.data.streams.shard import Labels, Rating, ShardSet
+from cat_fast.data.streams.source import StreamSource
+from cat_fast.data.streams.tar_shards import TarShards, list_shards
+from cat_fast.errors import UserError
+from cat_fast.training.cost import costs_of
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.seeding import step_rng
+from cat_fast.training.settings import ImageDataConfig, TokenizerRun
+
+
+def make_source(config: TokenizerRun, ranks: Ranks) -> PictureSource:
+    """Collective.
+
+    Raises:
+        UserError: no such pictures, or nothing tells their ratios.
+    """
+    data = config.data
+    if data.in_memory and not (data.shards or data.folder or data.dataset):
+        return _in_memory(config, ranks)
+    return _streamed(config, ranks)
+
+
+def save_source(source: PictureSource, folder: Path, ranks: Ranks) -> None:
+    """Every rank writes its own position."""
+    (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(source.state_dict()))
+
+
+def load_source(source: PictureSource, folder: Path) -> None:
+    """Every rank reads the positions of all that saved."""
+    source.load_state_dict([json.loads(p.read_text()) for p in sorted(folder.glob("pictures_*.json"))])
+
+
+def loader_metrics(batches: Sequence[PictureBatch], ranks: Ranks) -> dict[str, float]:
+    """Collective, of the batches of a step: seconds that ranks waited for their pictures, samples skipped so far, and pictures a second
+    that the loaders could make, beside which the step's own rate should be small."""
+    totals = torch.tensor(
+        [
+            sum(batch.data_seconds for batch in batches),
+            sum(batch.pictures_per_second for batch in batches) / len(batches),
+            batches[-1].skipped,
+        ],
+        dtype=torch.float64,
+        device=ranks.device,
+    )
+    seconds, rate, skipped = ranks.sum(totals).tolist()
+    return {
+        "data_seconds": seconds / ranks.world_size,
+        "loader_pictures_per_second": rate,
+        "skipped_samples": skipped,
+    }
+
+
+def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
+    data = config.data
+    records = load_index(data.index)
+    ratios = ratios_of(records, data.ratios_from, RatioThresholds(*data.thresholds))
+    costs = costs_of(config, ranks)
+    sampler = RatioSampler(ratios, data.batch_size, ranks.world_size, config.seed, config.sampler, costs)
+    crops = CropDataset(
+        [r.path for r in records],
+        data.image_size,
+        data.min_crop,
+        data.max_side,
+        mirrored=[not r.has_text for r in records],
+        colour_jitter=data.colour_jitter,
+    )
+    return MemorySource(
+        sampler,
+        crops,
+        [r.path for r in records],
+        ranks.rank,
+        lambda step: step_rng(config.seed, step, ranks.rank),
+    )
+
+
+def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
+    data, problems = config.data, Problems()
+    shards = _shards(data, problems)
+    if ranks.broadcast(shards.names) != shards.names:
+        raise UserError(
+            f"rank {ranks.rank} finds other pictures than rank 0: all ranks must see the same files"
+        )
+    everyone = config.sampler.pool == "all"
+    rating = _rating(data)
+    if everyone and not config.sampler.shares:
+        raise UserError("sampler.shares: with pool: all they have to be said, such as sampler.shares={16: 1}")
+    shares = config.sampler.shares or counted(shards, rating)
+    return StreamSource(
+        shards,
+        None if everyone else rating,
+        make_plan(
+            config.sampler, shares, data.batch_size, ranks.world_size, config.seed, costs_of(config, ranks)
+        ),
+        CropSettings(data.image_size, data.min_crop, data.colour_jitter),
+        data.stream,
+        ranks.rank,
+        ranks.world_size,
+        config.seed,
+        problems,
+    )
+
+
+def _shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
+    if data.shards:
+        return TarShards(list_shards(data.shards), Remote(data.stream, problems), problems)
+    if data.folder:
+        return FolderShards(data.folder)
+    if data.dataset:
+        return HubShards(data.dataset, data.dataset_config, data.dataset_split, data.stream, problems)
+    if data.index == PHOTOGRAPHS:
+        raise UserError("data.in_memory: the photographs that ship are few, and are held in memory")
+    return IndexShards(data.index)
+
+
+def _rating(data: ImageDataConfig) -> Rating:
+    thresholds = RatioThresholds(*data.thresholds)
+
+    def by_score(labels: Labels) -> int | None:
+        score = labels.score
+        return thresholds.ratio(score) if score is not None and score in SCORES else None
+
+    by_labels: dict[str, Callable[[Labels], int | None]] = {
+        "index": lambda labels: labels.ratio,
+        "score": by_score,
+        "jpeg": lambda labels: None,
+    }
+    judged = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
+    return Rating(by_labels[data.ratios_from], ratio_of_file if judged else None)

@@ -1,0 +1,46 @@
+"""`cat-fast shard`: from an index to archives that a training run reads."""
+
+import json
+
+import pytest
+
+from cat_fast.complexity.indexing import load_index
+from cat_fast.data.image_index import ImageRecord, write_index
+from tests.cli.conftest import assert_one_line_error
+
+
+def test_the_photographs_become_shards_and_a_second_time_nothing_is_done(cat_fast, tmp_path):
+    out = tmp_path / "shards"
+    result = cat_fast("shard", "photographs", "--out", out, "--per-shard", 16)
+    assert result.exit_code == 0, result.output
+    records = load_index("photographs")
+    assert f"{len(records)} pictures in 3 shards" in result.stdout
+    assert f"data.shards={out}" in result.stdout
+    rows = [
+        json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.read_text().splitlines()
+    ]
+    assert {row["key"] for row in rows} == {record.key.replace(".", "_") for record in records}
+    written = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert cat_fast("shard", "photographs", "--out", out, "--per-shard", 16).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
+
+
+def test_missing_pictures_are_told_and_the_exit_code_says_so(cat_fast, tmp_path, photos):
+    flags = {"caption": "a", "has_text": False, "has_faces": False, "score": 5, "ratio": 16}
+    names = [*(p.name for p in sorted(photos.iterdir())), *(f"gone{n}.jpg" for n in range(12))]
+    write_index(
+        photos / "index.jsonl", [ImageRecord(key=f"k{n}", path=name, **flags) for n, name in enumerate(names)]
+    )
+    result = cat_fast("shard", photos / "index.jsonl", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "3 pictures in 1 shards" in result.stdout
+    assert result.stderr.count("left out: ") == 11
+    assert "left out: 2 more" in result.stderr
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_an_index_that_is_none_is_refused_in_one_line(cat_fast, tmp_path, content):
+    index = tmp_path / "index.jsonl"
+    if content is not None:
+        index.write_text(content)
+    assert_one_line_error(cat_fast("shard", index, "--out", tmp_path / "out"), "ind")

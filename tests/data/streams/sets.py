@@ -1,0 +1,169 @@
+"""Small sets of pictures whose colours say which they are, as archives and in memory."""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from webdataset import TarWriter
+
+from cat_fast.data.step_plan import PerRankPlan
+from cat_fast.data.streams.buffers import Position, RatioReader
+from cat_fast.data.streams.config import StreamConfig
+from cat_fast.data.streams.dealing import Dealing
+from cat_fast.data.streams.decoding import CropSettings
+from cat_fast.data.streams.open_shards import OpenShards
+from cat_fast.data.streams.pool import WorkerPool
+from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.remote import Remote
+from cat_fast.data.streams.shard import Entry, Labels, Rating, ShardSet
+from cat_fast.data.streams.sidecar import write_sidecar
+from cat_fast.data.streams.source import StreamSource
+from cat_fast.data.streams.tar_shards import TarShards, list_shards
+
+BY_INDEX = Rating(lambda labels: labels.ratio)
+CROP = CropSettings(8, 0.5)
+START = Position()
+SHARES = {8: 1.0, 16: 2.0, 32: 1.0}
+
+
+def picture(number: int, kind: str = "PNG", size: tuple[int, int] = (20, 16)) -> bytes:
+    """Encoded: noise that only this number gives."""
+    pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def write_tar(path: Path, samples: Sequence[dict]) -> Path:
+    """Of webdataset samples: `{"__key__": key, "png": bytes, "json": bytes}`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as archive:
+        for sample in samples:
+            archive.write(sample)
+    return path
+
+
+def write_shards(folder: Path, ratios: Sequence[Sequence[int]], broken: Sequence[str] = ()) -> Path:
+    """A shard of pictures `SHARD-NUMBER` for each list of ratios; the keys in `broken` are no pictures."""
+    for shard, its_ratios in enumerate(ratios):
+        keys = [f"{shard}-{number}" for number in range(len(its_ratios))]
+        samples = [
+            {"__key__": key, "png": b"no picture" if key in broken else picture(100 * shard + number)}
+            for number, key in enumerate(keys)
+        ]
+        path = write_tar(folder / f"shard-{shard:06d}.tar", samples)
+        write_sidecar(path, [{"key": k, "ratio": f} for k, f in zip(keys, its_ratios, strict=True)])
+    return folder
+
+
+def tar_set(folder: Path | str, config: StreamConfig | None = None) -> TarShards:
+    problems = Problems()
+    return TarShards(list_shards(str(folder)), Remote(config or StreamConfig(), problems), problems)
+
+
+def make_source(
+    shards: ShardSet,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    batch_size: int = 2,
+    seed: int = 0,
+    shares: dict[int, float] = SHARES,
+    rating: Rating | None = BY_INDEX,
+    crop: CropSettings = CROP,
+    **stream,
+) -> StreamSource:
+    settings = {"workers": 0, "shuffle_pictures": 3, "first_wait": 0.0} | stream
+    plan = PerRankPlan(shares, batch_size, world_size, seed)
+    return StreamSource(
+        shards, rating, plan, crop, StreamConfig(**settings), rank, world_size, seed, Problems()
+    )
+
+
+def batches(source: StreamSource, steps: range) -> list[tuple]:
+    """What counts of each batch."""
+    found = []
+    for step in steps:
+        batch = source.batch(step)
+        found.append((batch.ratio, tuple(batch.keys), batch.pixels.numpy().tobytes(), batch.skipped))
+    return found
+
+
+def state_of(source: StreamSource) -> dict:
+    """As it comes back from a checkpoint."""
+    return json.loads(json.dumps(source.state_dict()))
+
+
+class MemoryShards:
+    """A `ShardSet` of nothing but ratios, which counts how often each picture is read."""
+
+    def __init__(self, ratios: Sequence[Sequence[int]]) -> None:
+        self.ratios = ratios
+        self.names = [f"shard {n}" for n in range(len(ratios))]
+        self.opened: Counter[int] = Counter()
+        self.read: Counter[str] = Counter()
+
+    def open(self, index: int) -> "MemoryShard":
+        self.opened[index] += 1
+        return MemoryShard(self, index)
+
+    def labels(self, index: int) -> list[Labels]:
+        return [Labels(ratio=ratio) for ratio in self.ratios[index]]
+
+
+class MemoryShard:
+    def __init__(self, parent: MemoryShards, index: int) -> None:
+        self.parent, self.index, self.name = parent, index, parent.names[index]
+
+    def entries(self, first: int) -> Iterator[Entry]:
+        for number, ratio in list(enumerate(self.parent.ratios[self.index]))[first:]:
+            key = f"{self.index}-{number}"
+
+            def read(key: str = key) -> bytes:
+                self.parent.read[key] += 1
+                return b"x" * 100
+
+            yield Entry(number, key, Labels(ratio=ratio), read)
+
+
+def make_reader(
+    shards: ShardSet,
+    ratio: int,
+    *,
+    rank: int = 0,
+    dealing: Dealing | None = None,
+    position: Position = START,
+    most_pictures: int = 3,
+    most_bytes: int = 1 << 30,
+    open_shards: OpenShards | None = None,
+) -> RatioReader:
+    return RatioReader(
+        ratio,
+        rank,
+        dealing or Dealing(len(shards.names), 1, 0),
+        open_shards or OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False),
+        takes=lambda rated: rated.ratio == ratio,
+        counts=ratio == 8,
+        most_pictures=most_pictures,
+        most_bytes=most_bytes,
+        position=position,
+    )
+
+
+def keys_of_epochs(reader: RatioReader, epochs: int) -> list[list[str]]:
+    """Keys of the pictures of each epoch, in the order of the picks."""
+    found: list[list[str]] = [[] for _ in range(epochs)]
+    while True:
+        pick = reader.pick()
+        if pick.sample.epoch >= epochs:
+            return found
+        found[pick.sample.epoch].append(pick.sample.key)
+
+
+def as_list(position: Position) -> list[int]:
+    return list(asdict(position).values())

@@ -1,0 +1,109 @@
+"""Each ratio of each rank: every picture once an epoch, shuffled, in bounded memory, whatever others draw."""
+
+import time
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cat_fast.data.streams import buffers
+from cat_fast.data.streams.buffers import Position
+from cat_fast.data.streams.dealing import Dealing
+from cat_fast.data.streams.open_shards import OpenShards
+from cat_fast.data.streams.pool import WorkerPool
+from cat_fast.data.streams.problems import Problems
+from cat_fast.errors import UserError
+from tests.data.streams.sets import BY_INDEX, MemoryShards, as_list, keys_of_epochs, make_reader
+
+ratio_lists = st.lists(st.lists(st.sampled_from([8, 16, 32]), min_size=1, max_size=9), min_size=1, max_size=6)
+
+
+def every_key(ratios: list[list[int]], ratio: int) -> Counter:
+    return Counter(f"{s}-{n}" for s, fs in enumerate(ratios) for n, f in enumerate(fs) if f == ratio)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ratio_lists, st.integers(1, 4), st.integers(1, 6), st.integers(100, 1000), st.integers(0, 9))
+def test_each_picture_comes_up_once_an_epoch_over_all_ranks(ratios, world_size, run, run_bytes, seed):
+    shards = MemoryShards([*ratios, [8, 16, 32] * world_size])
+    for ratio in (8, 16, 32):
+        epochs: list[Counter] = [Counter(), Counter(), Counter()]
+        for rank in range(world_size):
+            dealing = Dealing(len(shards.names), world_size, seed)
+            reader = make_reader(
+                shards, ratio, rank=rank, dealing=dealing, most_pictures=run, most_bytes=run_bytes
+            )
+            for epoch, keys in enumerate(keys_of_epochs(reader, 3)):
+                epochs[epoch].update(keys)
+            reader.close()
+        assert epochs == [every_key(shards.ratios, ratio)] * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(ratio_lists, st.integers(1, 5), st.integers(0, 60))
+def test_from_any_position_a_reader_goes_on_as_the_one_that_was_there(ratios, run, picks):
+    shards = MemoryShards([*ratios, [8]])
+    straight = make_reader(shards, 8, most_pictures=run)
+    for _ in range(picks):
+        straight.pick()
+    resumed = make_reader(shards, 8, most_pictures=run, position=Position(*as_list(straight.position)))
+    assert [resumed.pick() for _ in range(40)] == [straight.pick() for _ in range(40)]
+
+
+def test_pictures_are_shuffled_anew_in_each_epoch_within_and_between_shards():
+    shards = MemoryShards([[8] * 20 for _ in range(5)])
+    first, second = keys_of_epochs(make_reader(shards, 8, most_pictures=30), 2)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len({key.split("-")[0] for key in first[:30]}) == 2  # a run spans shards of 20
+    within = [int(key.split("-")[1]) for key in first[:30]]
+    assert within != sorted(within)
+
+
+def test_a_ratio_that_is_drawn_often_neither_moves_nor_crowds_out_one_that_waits():
+    ratios = [[8, 16, 16, 16, 32] * 4 for _ in range(6)]
+    alone = make_reader(MemoryShards(ratios), 16)
+    expected = [alone.pick().sample.key for _ in range(72)]
+
+    shards = MemoryShards(ratios)
+    together = OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False)
+    waiting = make_reader(shards, 16, open_shards=together)
+    starving = make_reader(shards, 8, open_shards=together)
+    found = [waiting.pick().sample.key]
+    for _ in range(200):  # more than eight epochs of its 24
+        starving.pick()
+    deadline = time.monotonic() + 20
+    while not waiting._coming().done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    held = sum(shards.read[key] for key in every_key(ratios, 16))
+    assert held == 6  # two runs of three, and no more
+    found += [waiting.pick().sample.key for _ in range(71)]
+    assert found == expected
+    assert Counter(expected) == every_key(ratios, 16)
+
+
+def test_readers_that_keep_together_open_each_shard_once_an_epoch():
+    shards = MemoryShards([[8, 16] * 10 for _ in range(8)])
+    together = OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False)
+    readers = [make_reader(shards, f, open_shards=together, most_pictures=2) for f in (8, 16)]
+    for _ in range(60):
+        for reader in readers:
+            reader.pick()
+            reader._coming().result()
+    assert set(shards.opened.values()) == {1}
+
+
+def test_a_run_ends_at_its_bytes_too():
+    shards = MemoryShards([[8] * 10])
+    reader = make_reader(shards, 8, most_pictures=100, most_bytes=250)  # of pictures of 100 bytes
+    runs = [reader.pick().after.run for _ in range(10)]
+    assert runs == [0, 0, 1, 1, 1, 2, 2, 2, 3, 0]
+
+
+def test_a_ratio_that_never_comes_ends_the_run_with_a_reason(monkeypatch):
+    monkeypatch.setattr(buffers, "MOST_BARREN_SHARDS", 6)
+    shards = MemoryShards([[16, 16], [32]])
+    with pytest.raises(UserError, match=r"no picture at 8x in 6 shards, and 0 samples.*sampler\.shares"):
+        make_reader(shards, 8).pick()

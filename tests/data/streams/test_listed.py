@@ -1,0 +1,81 @@
+"""Pictures in files of their own, read as they come: an index of any length, a folder."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from cat_fast.data.image_index import ImageRecord, read_index, write_index
+from cat_fast.data.streams import listed
+from cat_fast.data.streams.listed import FolderShards, IndexShards
+from cat_fast.data.streams.shard import Labels
+from cat_fast.errors import UserError
+from tests.data.streams.sets import batches, make_source, picture, state_of
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """25 pictures, ten to a shard; the tenth file is missing, the twelfth line broken."""
+    monkeypatch.setattr(listed, "FILES_A_SHARD", 10)
+    records = []
+    for n in range(25):
+        path = f"pictures/{n:02d}.png"
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(picture(n))
+        flags = {"has_text": n % 2 == 1, "has_faces": False}
+        ratio = (8, 16, 32)[n % 3]
+        records.append(ImageRecord(key=f"k{n}", path=path, caption="a", score=5, ratio=ratio, **flags))
+    write_index(tmp_path / "index.jsonl", records)
+    return tmp_path / "index.jsonl"
+
+
+def test_an_index_read_in_runs_says_what_it_says_as_a_whole(index):
+    shards = IndexShards(index)
+    entries = [entry for n in range(len(shards.names)) for entry in shards.open(n).entries(0)]
+    assert len(shards.names) == 3
+    for entry, record in zip(entries, read_index(index), strict=True):
+        assert entry.key == record.key
+        assert entry.labels == Labels(record.score, record.ratio, record.has_text)
+    assert [entry.read() for entry in entries] == [picture(n) for n in range(25)]
+
+
+def test_a_missing_file_and_a_broken_line_cost_themselves(index, caplog):
+    (index.parent / "pictures/09.png").unlink()
+    lines = index.read_text().splitlines(keepends=True)
+    lines[11] = '{"key": "k11"}\n'
+    index.write_text("".join(lines))
+    stream = make_source(IndexShards(index), batch_size=1)
+    found = batches(stream, range(150))
+    drawn = {key.split(": ")[1] for _, keys, *_ in found for key in keys}
+    assert drawn == {f"k{n}" for n in range(25)} - {"k9", "k11"}
+    assert "k9 is skipped: " in caplog.text
+    assert "line 12" in caplog.text
+    again = make_source(IndexShards(index), batch_size=1)
+    again.load_state_dict([state_of(stream)])
+    assert batches(again, range(150, 160)) == batches(stream, range(150, 160))
+
+
+def test_an_index_without_lines_or_without_a_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        IndexShards(tmp_path / "index.jsonl")
+    (tmp_path / "index.jsonl").write_text("")
+    with pytest.raises(UserError, match="holds no pictures"):
+        IndexShards(tmp_path / "index.jsonl")
+
+
+def test_a_folder_serves_every_ratio(index):
+    folder = index.parent
+    (folder / "notes.txt").write_text("no picture")
+    shards = FolderShards(folder)
+    assert len(shards.names) == 3
+    assert shards.labels(0) is None
+    found = batches(make_source(shards, rating=None, batch_size=5, shares={16: 1.0}), range(5))
+    keys = [key.split(": ")[1] for _, its, *_ in found for key in its]
+    assert sorted(keys) == [f"pictures/{n:02d}.png" for n in range(25)]  # an epoch
+    with pytest.raises(UserError, match="no such folder"):
+        FolderShards(folder / "none")
+
+
+def test_index_fields_survive_as_they_are_written(index):
+    first = json.loads(index.read_text().splitlines()[0])
+    assert first == asdict(read_index(index)[0]) | {"path": "pictures/00.png"}

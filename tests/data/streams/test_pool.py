@@ -1,0 +1,72 @@
+"""Decoding processes: order, what they survive, and that they end with the process that made them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cat_fast.data.streams.pool import Broken, WorkerPool
+from cat_fast.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+
+
+def double(x: int) -> int:
+    return 2 * x
+
+
+def refuse(x: int) -> int:
+    raise UserError(f"{x} is no picture")
+
+
+def die(x: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_come_by_task_and_a_refusal_is_one(workers):
+    pool = WorkerPool(workers)
+    tasks = [pool.submit(double, n) for n in range(20)]
+    refused = pool.submit(refuse, 3)
+    assert [task.result() for task in tasks] == [2 * n for n in range(20)]
+    assert refused.result() == Broken("3 is no picture")
+    pool.close()
+
+
+def test_what_kills_its_process_is_broken_and_the_rest_is_done():
+    pool = WorkerPool(2)
+    tasks = [pool.submit(die if n in (2, 5) else double, n) for n in range(8)]
+    results = [task.result() for task in tasks]
+    for n, result in enumerate(results):
+        assert result == (Broken("the process that decoded it died") if n in (2, 5) else 2 * n)
+    pool.close()
+
+
+def test_workers_end_when_their_parent_is_killed():
+    script = (
+        "import os, time\n"
+        "from cat_fast.data.streams.pool import WorkerPool\n"
+        "if __name__ == '__main__':\n"
+        "    pool = WorkerPool(2)\n"
+        "    tasks = [pool.submit(os.getpid) for _ in range(20)]\n"
+        "    print(*{task.result() for task in tasks}, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert workers
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "the workers outlive their parent"
+        time.sleep(0.05)

@@ -1,0 +1,246 @@
+"""A stream of batches: the same after any interruption, with any workers, whatever is broken in the data."""
+
+import logging
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cat_fast.data.images import decode_image
+from cat_fast.data.random_crop import random_crop
+from cat_fast.data.streams import source as source_module
+from cat_fast.data.streams.decoding import CropSettings, crop_seed
+from cat_fast.data.streams.shard import Rating
+from cat_fast.errors import UserError
+from tests.data.streams.sets import batches, make_source, picture, state_of, tar_set, write_shards
+
+RATIOS = [[8, 16, 16, 32, 16, 32], [16, 8, 32, 16], [32, 16, 8, 16, 16, 32, 32, 8], [8, 16, 32]]
+BROKEN = ("0-1", "1-0", "2-2", "3-2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """21 pictures in four archives, of which four are broken: one or two of each ratio."""
+    return write_shards(tmp_path_factory.mktemp("shards"), RATIOS, BROKEN)
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    """Sixty batches of each of two ranks."""
+    return [batches(make_source(tar_set(folder), rank=rank, world_size=2), range(60)) for rank in (0, 1)]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    stops=st.lists(st.integers(0, 59), max_size=4).map(sorted),
+    rank=st.sampled_from([0, 1]),
+    prefetch=st.integers(0, 4),
+)
+def test_interrupted_anywhere_it_gives_the_batches_of_a_straight_run(folder, straight, stops, rank, prefetch):
+    found, step, states = [], 0, None
+    for stop in [*stops, 60]:
+        stream = make_source(tar_set(folder), rank=rank, world_size=2, prefetch_steps=prefetch)
+        if states:
+            stream.load_state_dict(states)
+        found += batches(stream, range(step, stop))
+        step, states = stop, [state_of(stream)] * 2
+        stream.close()
+    assert found == straight[rank]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_do_not_depend_on_the_number_of_workers(folder, straight, workers):
+    stream = make_source(tar_set(folder), world_size=2, workers=workers)
+    found = batches(stream, range(25))
+    state = state_of(stream)
+    stream.close()
+    again = make_source(tar_set(folder), world_size=2, workers=4 - workers)
+    again.load_state_dict([state, state])
+    found += batches(again, range(25, 50))
+    again.close()
+    assert found == straight[0][:50]
+
+
+def test_ranks_share_out_each_epoch_of_each_ratio(straight):
+    for ratio in (8, 16, 32):
+        good = {
+            f"shard-{s:06d}.tar: {s}-{n}"
+            for s, fs in enumerate(RATIOS)
+            for n, f in enumerate(fs)
+            if f == ratio and f"{s}-{n}" not in BROKEN
+        }
+        by_rank = [
+            [key.rpartition("/")[2] for f, keys, *_ in its for key in keys if f == ratio] for its in straight
+        ]
+        assert {key for keys in by_rank for key in keys} == good
+    assert {ratio for its in straight for ratio, *_ in its} == {8, 16, 32}
+
+
+def test_a_picture_at_a_place_is_the_crop_that_its_epoch_seeds(folder):
+    stream = make_source(tar_set(folder), batch_size=3, shares={16: 1.0})
+    batch = stream.batch(0)
+    for key, pixels in zip(batch.keys, batch.pixels, strict=True):
+        shard, number = map(int, re.findall(r"(\d+)-(\d+)$", key)[0])
+        rng = np.random.default_rng(crop_seed(0, 0, 16, f"{shard}-{number}"))
+        expected = random_crop(decode_image(picture(100 * shard + number)), rng, 8, 0.5, mirrored=True)
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_crops_change_from_epoch_to_epoch_and_pictures_with_text_are_not_mirrored(tmp_path):
+    folder = write_shards(tmp_path, [[16]])
+    whole = CropSettings(16, 1.0)  # of 20 x 16: the whole height, from five places
+    original = np.asarray(decode_image(picture(0))).transpose(2, 0, 1)
+    unflipped = {np.ascontiguousarray(original[:, :, x : x + 16]).tobytes() for x in range(5)}
+
+    def crops() -> list[bytes]:
+        stream = make_source(tar_set(folder), batch_size=1, shares={16: 1.0}, crop=whole)
+        return [pixels for _, _, pixels, _ in batches(stream, range(40))]
+
+    free = crops()
+    assert len(set(free)) > 5
+    assert 10 < sum(pixels in unflipped for pixels in free) < 30
+    sidecar = next(folder.glob("*.scores.jsonl"))
+    sidecar.write_text('{"key": "0-0", "ratio": 16, "has_text": true}\n')
+    assert set(crops()) <= unflipped
+
+
+def test_what_is_broken_is_skipped_counted_and_told_and_batches_stay_full(folder, caplog):
+    with caplog.at_level(logging.WARNING, logger="cat_fast.data"):
+        stream = make_source(tar_set(folder), shares={16: 1.0})
+        found = batches(stream, range(9))  # 18 pictures: two epochs and more of nine, two of them broken
+    assert {len(keys) for _, keys, *_ in found} == {2}
+    assert not any("0-1" in key for _, keys, *_ in found for key in keys)
+    assert found[-1][3] >= 4
+    told = caplog.text
+    assert "shard-000000.tar: 0-1 is skipped: not a picture" in told
+
+
+def test_pictures_without_a_ratio_are_skipped_or_judged(tmp_path, caplog):
+    folder = write_shards(tmp_path, [[16] * 6])
+    sidecar = next(folder.glob("*.scores.jsonl"))
+    lines = sidecar.read_text().splitlines(keepends=True)
+    sidecar.write_text("".join([*lines[:4], '{"key": "0-4", "score": 3}\n', "no line\n"]))
+    skipping = make_source(tar_set(folder), shares={16: 1.0}, batch_size=4)
+    first = skipping.batch(0)
+    assert sorted(key[-3:] for key in first.keys) == ["0-0", "0-1", "0-2", "0-3"]
+    assert first.skipped == 2
+    assert "0-4 is skipped: it has neither score nor ratio" in caplog.text
+    assert "line 6 is skipped" in caplog.text
+
+    judging = make_source(
+        tar_set(folder),
+        shares={16: 1.0, 32: 1.0},
+        batch_size=2,
+        rating=Rating(lambda labels: labels.ratio, always_32),
+        workers=1,
+    )
+    found = batches(judging, range(12))
+    judging.close()
+    by_ratio = {f: {key[-3:] for r, keys, *_ in found for key in keys if r == f} for f in (16, 32)}
+    assert by_ratio == {16: {"0-0", "0-1", "0-2", "0-3"}, 32: {"0-4", "0-5"}}
+
+
+def always_32(data: bytes) -> int:
+    return 32
+
+
+def test_with_one_pool_every_picture_serves_every_ratio_and_needs_no_score(tmp_path):
+    folder = write_shards(tmp_path, [[16, 8], [32]])
+    for sidecar in folder.glob("*.jsonl"):
+        sidecar.unlink()
+    stream = make_source(tar_set(folder), rating=None, batch_size=3)
+    found = batches(stream, range(20))
+    for ratio in (8, 16, 32):
+        drawn = [sorted(key[-3:] for key in keys) for f, keys, *_ in found if f == ratio]
+        assert drawn
+        assert all(keys == ["0-0", "0-1", "1-0"] for keys in drawn)  # an epoch a batch
+    assert {skipped for *_, skipped in found} == {0}
+
+
+def test_nothing_but_broken_pictures_ends_the_run_with_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "MOST_BROKEN_IN_A_ROW", 10)
+    folder = write_shards(tmp_path, [[16, 16, 16]], ["0-0", "0-1", "0-2"])
+    with pytest.raises(UserError, match=r"10 pictures in a row cannot be decoded.*are these pictures"):
+        make_source(tar_set(folder), shares={16: 1.0}).batch(0)
+
+
+@pytest.mark.parametrize("new_size", [1, 3, 6])
+def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(tmp_path, new_size):
+    ratios = [[16, 8] * 4 for _ in range(5)]
+    folder = write_shards(tmp_path, ratios)
+    same = {"seed": 3, "shares": {8: 1.0, 16: 1.0}}
+    old = [make_source(tar_set(folder), rank=rank, world_size=2, **same) for rank in (0, 1)]
+    before = {key for stream in old for f, keys, *_ in batches(stream, range(3)) if f == 16 for key in keys}
+    states = [state_of(stream) for stream in old]
+    finished = {
+        shard
+        for rank, state in enumerate(states)
+        for shard in old[0].dealing.hand(16, 0, rank).shards[: state["positions"]["16"][1]]
+    }
+
+    def resumed() -> list:
+        new = [make_source(tar_set(folder), rank=r, world_size=new_size, **same) for r in range(new_size)]
+        for stream in new:
+            stream.load_state_dict(states)
+        return new
+
+    after = Counter()
+    for stream in resumed():
+        reader = stream._readers[16]
+        while (pick := reader.pick()).sample.epoch == 0:
+            after[f"{pick.sample.shard}: {pick.sample.key}"] += 1
+    assert set(after.values()) == {1}
+    every = {f"{folder}/shard-{s:06d}.tar: {s}-{n}" for s in range(5) for n in range(0, 8, 2)}
+    assert before | after.keys() == every
+    assert not any(f"shard-{shard:06d}" in key for shard in finished for key in after)
+    first, second = ([batches(stream, range(3, 11)) for stream in resumed()] for _ in range(2))
+    assert first == second
+    # And it goes on exactly from there, too.
+    stream = resumed()[0]
+    batches(stream, range(3, 7))
+    again = make_source(tar_set(folder), world_size=new_size, **same)
+    again.load_state_dict([state_of(stream)] * new_size)
+    assert batches(again, range(7, 11)) == first[0][4:]
+
+
+def test_the_position_is_a_few_numbers_however_long_the_run(folder):
+    stream = make_source(tar_set(folder), shuffle_pictures=1000)
+    batches(stream, range(100))
+    assert len(str(state_of(stream))) < 500
+
+
+def test_a_checkpoint_of_other_shards_or_ratios_is_refused_and_one_of_moved_shards_is_not(folder, tmp_path):
+    stream = make_source(tar_set(folder))
+    expected = batches(stream, range(3))
+    state = state_of(stream)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for path in folder.iterdir():
+        (moved / path.name).write_bytes(path.read_bytes())
+    there = make_source(tar_set(moved))
+    there.load_state_dict([state])
+    expected = [(ratio, pixels) for ratio, _, pixels, _ in batches(stream, range(3, 9))]
+    assert [(ratio, pixels) for ratio, _, pixels, _ in batches(there, range(3, 9))] == expected
+    (moved / "shard-000003.tar").unlink()
+    with pytest.raises(UserError, match="4 other shards than these 3"):
+        make_source(tar_set(moved)).load_state_dict([state])
+    with pytest.raises(UserError, match=r"the ratios \[8, 16, 32\], the data has \[8, 16\]"):
+        make_source(tar_set(folder), shares={8: 1.0, 16: 1.0}).load_state_dict([state])
+
+
+def test_colours_change_on_request(folder):
+    plain = make_source(tar_set(folder)).batch(0)
+    changed = make_source(tar_set(folder), crop=CropSettings(8, 0.5, 0.3)).batch(0)
+    assert plain.keys == changed.keys
+    original, other = plain.on("cpu"), changed.on("cpu")
+    assert other.dtype == original.dtype
+    assert not np.allclose(original, other, atol=0.01)
+    for before, after in zip(
+        original, other, strict=True
+    ):  # each channel is one of the old, scaled and shifted
+        for channel in after:
+            fits = [np.corrcoef(channel.flatten(), old.flatten())[0, 1] for old in before]
+            assert max(fits) > 0.9

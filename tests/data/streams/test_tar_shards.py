@@ -1,0 +1,242 @@
+"""Archives: what webdataset writes is read as webdataset reads it, and damage costs no more than itself."""
+
+import json
+import logging
+import tarfile
+
+import fsspec
+import pyarrow
+import pyarrow.parquet
+import pytest
+import webdataset
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cat_fast.data.streams import open_shards
+from cat_fast.data.streams.config import StreamConfig
+from cat_fast.data.streams.shard import Labels, UnreadableShard
+from cat_fast.data.streams.sidecar import sidecar_url
+from cat_fast.data.streams.tar_shards import list_shards
+from cat_fast.errors import UserError
+from tests.data.streams.sets import batches, make_source, picture, tar_set, write_shards, write_tar
+
+PATIENT = StreamConfig(first_wait=0.0)
+
+
+def entries(path, config=PATIENT):
+    return list(tar_set(path, config).open(0).entries(0))
+
+
+def read(entry):
+    return None if entry.damage else entry.read()
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Ten pictures of three kinds, each with JSON, some in folders."""
+    samples = []
+    for n in range(10):
+        kind = ("png", "jpg", "webp")[n % 3]
+        content = picture(n, {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[kind])
+        own = {"score": n % 9 + 1, "has_text": n % 2 == 0, "caption": "a street"}
+        samples.append({"__key__": f"part/{n:03d}", kind: content, "json": json.dumps(own).encode()})
+    return write_tar(tmp_path / "shard-000000.tar", samples)
+
+
+def test_samples_are_those_that_webdataset_reads(archive):
+    reference = list(webdataset.WebDataset(str(archive), shardshuffle=False))
+    ours = entries(archive)
+    assert [entry.key for entry in ours] == [sample["__key__"] for sample in reference]
+    for entry, sample in zip(ours, reference, strict=True):
+        assert entry.read() == next(sample[kind] for kind in ("png", "jpg", "webp") if kind in sample)
+        own = json.loads(sample["json"])
+        assert entry.labels == Labels(score=own["score"], has_text=own["has_text"])
+    assert [entry.number for entry in tar_set(archive).open(0).entries(4)] == list(range(4, 10))
+
+
+def test_a_sidecar_overrules_the_samples_and_lines_of_json_say_what_a_table_says(archive, caplog):
+    rows = [{"key": f"part/{n:03d}", "score": 9, "ratio": 8, "has_text": False} for n in range(8)]
+    lines = "\n".join(map(json.dumps, rows)) + '\n{"key": "part/008", "score": 2.5}\nnonsense\n'
+    by_lines = archive.with_name("shard-000000.scores.jsonl")
+    by_lines.write_text(lines + '{"key": "gone", "score": 1}\n')
+    found = [entry.labels for entry in entries(archive)]
+    assert found == [Labels(9, 8, False)] * 8 + [Labels(9, None, True), Labels(1, None, False)]
+    assert "line 9 is skipped" in caplog.text
+    assert "line 10 is skipped" in caplog.text
+    assert "gone is skipped" in caplog.text
+    by_lines.unlink()
+    table = pyarrow.Table.from_pylist([*rows, {"key": "gone", "score": 1}])
+    pyarrow.parquet.write_table(table, sidecar_url(str(archive), ".scores.parquet"))
+    assert [entry.labels for entry in entries(archive)] == found
+
+
+def test_a_sample_without_a_picture_and_a_picture_without_json_are_said_to_be(tmp_path):
+    path = write_tar(
+        tmp_path / "a.tar", [{"__key__": "a", "json": b"{}"}, {"__key__": "b", "png": picture(1)}]
+    )
+    first, second = entries(path)
+    assert "no picture among its files (json)" in first.damage
+    assert second.labels == Labels()
+    assert second.read() == picture(1)
+
+
+def test_a_damaged_header_costs_its_own_member(archive):
+    with tarfile.open(archive) as tar:
+        header = next(m.offset for m in tar.getmembers() if m.name == "part/004.jpg")
+    whole = {entry.key: entry.read() for entry in entries(archive)}
+    content = bytearray(archive.read_bytes())
+    content[header : header + 8] = b"damaged!"
+    archive.write_bytes(content)
+    found = entries(archive)
+    usable = {entry.key: entry.read() for entry in found if not entry.damage}
+    assert usable == {key: content for key, content in whole.items() if key != "part/004"}
+    assert any("no archive member up to byte" in entry.damage for entry in found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 1))
+def test_cut_short_anywhere_an_archive_gives_what_lies_before_and_says_so(tmp_path_factory, share):
+    folder = tmp_path_factory.mktemp("cut")
+    path = write_shards(folder, [[16] * 6]) / "shard-000000.tar"
+    whole = {entry.key: entry.read() for entry in entries(path)}
+    content = path.read_bytes()
+    with tarfile.open(path) as tar:
+        ends = [m.offset_data + m.size for m in tar.getmembers()]
+        end = max(-(-end // 512) * 512 for end in ends)
+    cut = int(share * end)
+    path.write_bytes(content[:cut])
+    expected = sum(stop <= cut for stop in ends)
+    if not expected:
+        with pytest.raises(UnreadableShard):
+            entries(path)
+        return
+    found = entries(path)
+    usable = {entry.key: entry.read() for entry in found if not entry.damage}
+    assert usable == dict(list(whole.items())[:expected])
+    assert sum(bool(entry.damage) for entry in found) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=30))
+def test_no_damage_to_bytes_brings_a_reader_down(tmp_path_factory, changes):
+    folder = tmp_path_factory.mktemp("damaged")
+    path = write_shards(folder, [[16] * 3, [16] * 2]) / "shard-000000.tar"
+    content = bytearray(path.read_bytes())
+    for place, value in changes:
+        content[int(place * len(content))] = value
+    path.write_bytes(content)
+    stream = make_source(tar_set(folder), shares={16: 1.0})
+    found = batches(stream, range(5))
+    assert {len(keys) for _, keys, *_ in found} == {2}
+
+
+def test_patterns_folders_and_lists_name_shards_in_order(tmp_path):
+    folder = write_shards(tmp_path / "a", [[8]] * 3)
+    other = write_shards(tmp_path / "b", [[8]] * 2)
+    names = [f"{folder}/shard-{n:06d}.tar" for n in range(3)]
+    assert list_shards(str(folder)) == list_shards(f"{folder}/*.tar") == names
+    assert list_shards(f"{folder}/shard-{{000000..000002}}.tar") == names
+    both = list_shards(f"{other}::{names[2]}")
+    assert both == [f"{other}/shard-000000.tar", f"{other}/shard-000001.tar", names[2]]
+    assert list_shards("s3://bucket/x-{0..2}.tar") == [f"s3://bucket/x-{n}.tar" for n in range(3)]
+    for pattern, message in {
+        str(tmp_path / "none"): "no archive",
+        f"{tmp_path}/none-{{00..99}}.tar": "none-00.tar: no such file",
+        f"{folder}::{folder}": "names a shard twice",
+        f"{folder}/shard-{{0..": "data.shards",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            list_shards(pattern)
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """A set on a file system in memory, and the same on the disk."""
+    folder = write_shards(tmp_path / "shards", [[8, 16, 32] * 2, [16, 8, 32]])
+    filesystem = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        filesystem.pipe_file(f"/set/{path.name}", path.read_bytes())
+    yield folder
+    filesystem.rm("/set", recursive=True)
+
+
+def pixels(shards):
+    return [(ratio, content) for ratio, _, content, _ in batches(make_source(shards), range(20))]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["memory://set/*.tar", "memory://set", "memory://set/shard-{000000..000001}.tar"]
+)
+def test_shards_of_another_file_system_give_the_same_batches(remote, pattern):
+    assert pixels(tar_set(pattern)) == pixels(tar_set(remote))
+    assert pixels(tar_set(f"file://{remote}/*.tar")) == pixels(tar_set(remote))
+
+
+def test_a_compressed_archive_is_read_too(tmp_path):
+    folder = write_shards(tmp_path, [[8, 16, 32] * 2])
+    expected = [read(entry) for entry in entries(folder)]
+    path = folder / "shard-000000.tar"
+    with fsspec.open(f"{path}.gz", "wb", compression="gzip") as file:
+        file.write(path.read_bytes())
+    found = entries(f"{path}.gz")
+    assert [read(entry) for entry in found] == expected
+    assert [entry.labels.ratio for entry in found] == [8, 16, 32] * 2
+
+
+class Flaky:
+    """Makes opening files of the memory file system fail, so many times."""
+
+    def __init__(self, monkeypatch, failures, short=False):
+        self.left = failures
+        self.tried = 0
+        original = MemoryFileSystem._open
+
+        def open_it(filesystem, path, *args, **kwargs):
+            self.tried += path.endswith(".tar")
+            if path.endswith(".tar") and self.left:
+                self.left -= 1
+                if not short:
+                    raise ConnectionResetError("the line is down")
+                file = original(filesystem, path, *args, **kwargs)
+                file.seek(file.size // 2)  # as one whose first half was lost
+                return file
+            return original(filesystem, path, *args, **kwargs)
+
+        monkeypatch.setattr(MemoryFileSystem, "_open", open_it)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_a_shard_that_fails_at_first_is_tried_again(remote, monkeypatch, caplog, short):
+    expected = pixels(tar_set(remote))
+    flaky = Flaky(monkeypatch, failures=3, short=short)
+    assert pixels(tar_set("memory://set", PATIENT)) == expected
+    assert flaky.left == 0
+    assert "trying again" in caplog.text
+
+
+def test_a_shard_that_cannot_be_opened_is_skipped_or_ends_the_run(remote, caplog):
+    fsspec.filesystem("memory").pipe_file("/set/shard-000002.tar", b"")
+    names = "memory://set/shard-{000000..000003}.tar"  # of which the third is empty and the fourth missing
+    found = batches(make_source(tar_set(names, PATIENT)), range(20))
+    assert {key.split(":")[1][-10:] for _, keys, *_ in found for key in keys} == {"000000.tar", "000001.tar"}
+    assert found[-1][3] > 0
+    assert "shard-000003.tar is skipped: FileNotFoundError" in caplog.text
+    stopping = make_source(tar_set(names, PATIENT), unreadable="stop")
+    with pytest.raises(UserError, match=r"shard-00000[23]\.tar cannot be opened.*unreadable=skip"):
+        batches(stopping, range(20))
+
+
+def test_when_no_shard_can_be_opened_any_more_the_run_ends(remote, monkeypatch):
+    monkeypatch.setattr(open_shards, "MOST_UNREADABLE_IN_A_ROW", 1)
+    Flaky(monkeypatch, failures=10**9)
+    with pytest.raises(UserError, match=r"the line is down, 5 attempts.*nor could the 1 before"):
+        batches(make_source(tar_set("memory://set", PATIENT)), range(20))
+
+
+def test_warnings_come_at_a_rate_that_can_be_read(tmp_path, caplog):
+    folder = write_shards(tmp_path, [[16] * 50])
+    (folder / "shard-000000.scores.jsonl").write_text('{"key": "0-0", "ratio": 16}\n')
+    with caplog.at_level(logging.WARNING, logger="cat_fast.data"):
+        make_source(tar_set(folder), shares={16: 1.0}, batch_size=1).batch(0)
+    assert 1 <= len(caplog.records) <= 10

@@ -1,0 +1,123 @@
+"""Archives from an index: every picture as it was, its scores beside it, the same bytes at every writing."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from cat_fast.data.image_index import ImageRecord, read_index, write_index
+from cat_fast.data.shard_writer import IndexLines, write_shards
+from cat_fast.data.streams.shard import Labels
+from cat_fast.errors import UserError
+from tests.data.streams.sets import picture, tar_set
+
+
+@pytest.fixture
+def index(tmp_path):
+    """23 pictures, with keys that no archive could hold as they are."""
+    records = []
+    for n in range(23):
+        kind = ("png", "JPG", "webp")[n % 3]
+        path = tmp_path / f"picture {n}.{kind}"
+        path.write_bytes(picture(n, {"png": "PNG", "JPG": "JPEG", "webp": "WEBP"}[kind]))
+        records.append(
+            ImageRecord(
+                key=f"{'same' if n < 2 else f'dir/über.{n}'}{'x' * 150 if n == 3 else ''}",
+                path=path.name,
+                caption="Straße",
+                has_text=n % 5 == 0,
+                has_faces=False,
+                score=n % 9 + 1,
+                ratio=(8, 16, 32)[n % 3],
+            )
+        )
+    write_index(tmp_path / "index.jsonl", records)
+    return tmp_path / "index.jsonl"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_every_picture_is_in_one_shard_with_its_labels(index, tmp_path):
+    out = tmp_path / "out"
+    written = list(write_shards(IndexLines(index), out, per_shard=5, seed=0))
+    assert [w.records for w in written] == [5, 5, 5, 5, 3]
+    shards = tar_set(out)
+    found = {}
+    for number in range(len(shards.names)):
+        for entry in shards.open(number).entries(0):
+            assert entry.damage == ""
+            found[entry.read()] = entry.labels
+    expected = {
+        Path(r.path).read_bytes(): Labels(score=r.score, ratio=r.ratio, has_text=r.has_text)
+        for r in read_index(index)
+    }
+    assert found == expected
+    rows = (out / "shard-000000.scores.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(rows[0])["caption"] == "Straße"
+    assert "Straße" in rows[0]
+
+
+def test_the_samples_own_json_says_what_the_sidecar_says(index, tmp_path):
+    out = tmp_path / "out"
+    list(write_shards(IndexLines(index), out, per_shard=30, seed=0))
+    with_sidecar = [entry.labels for entry in tar_set(out).open(0).entries(0)]
+    (out / "shard-000000.scores.jsonl").unlink()
+    assert [entry.labels for entry in tar_set(out).open(0).entries(0)] == with_sidecar
+
+
+def test_interrupted_and_started_again_it_writes_what_it_would_have_and_nothing_twice(index, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    list(write_shards(IndexLines(index), straight, per_shard=5, seed=0))
+    list(islice(write_shards(IndexLines(index), stopped, per_shard=5, seed=0), 2))
+    # An archive whose sidecar is missing was not finished.
+    (stopped / "shard-000001.scores.jsonl").unlink()
+    (stopped / "shard-000001.tar").write_bytes(b"half")
+    before = (stopped / "shard-000000.tar").stat().st_mtime_ns
+    list(write_shards(IndexLines(index), stopped, per_shard=5, seed=0))
+    assert contents(stopped) == contents(straight)
+    assert (stopped / "shard-000000.tar").stat().st_mtime_ns == before
+
+
+def test_every_shard_is_like_the_whole_set_however_the_index_is_sorted(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(0))
+    record = ImageRecord(key="a", path="a.png", caption="", has_text=False, has_faces=False, score=1, ratio=8)
+    records = [replace(record, key=f"k{n}", ratio=8 if n < 100 else 32) for n in range(200)]
+    write_index(tmp_path / "index.jsonl", records)
+    out = tmp_path / "out"
+    list(write_shards(IndexLines(tmp_path / "index.jsonl"), out, per_shard=50, seed=0))
+    shards = tar_set(out)
+    for number in range(4):
+        assert 10 < sum(label.ratio == 8 for label in shards.labels(number)) < 40
+
+
+def test_missing_pictures_are_named_and_left_out(index, tmp_path):
+    (index.parent / "picture 7.JPG").unlink()
+    (written,) = write_shards(IndexLines(index), tmp_path / "out", per_shard=100, seed=0)
+    assert len(written.missing) == 1
+    assert "picture 7.JPG" in written.missing[0]
+    assert len(list(tar_set(tmp_path / "out").open(0).entries(0))) == 22
+
+
+def test_another_index_or_cut_does_not_go_into_the_same_folder(index, tmp_path):
+    out = tmp_path / "out"
+    list(write_shards(IndexLines(index), out, per_shard=5, seed=0))
+    for records, per_shard, seed in [
+        (IndexLines(index), 6, 0),
+        (IndexLines(index), 5, 1),
+        (read_index(index)[1:], 5, 0),
+    ]:
+        with pytest.raises(UserError, match="another index, or cut otherwise"):
+            list(write_shards(records, out, per_shard, seed))
+    with pytest.raises(UserError, match="at least 1"):
+        list(write_shards(IndexLines(index), tmp_path / "new", 0, 0))
+
+
+def test_an_index_on_the_disk_reads_like_one_in_memory(index):
+    lines = IndexLines(index)
+    assert list(lines) == read_index(index)
+    with pytest.raises(UserError, match="no such file"):
+        IndexLines(index.with_name("none"))

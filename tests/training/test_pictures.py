@@ -1,0 +1,215 @@
+"""A run's pictures: every kind of source that a configuration can name, and its place in checkpoints."""
+
+import io
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cat_fast.complexity.indexing import index_photographs, ratio_of_file, ratios_of
+from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.config import fill, read_yaml
+from cat_fast.data.crops import CropDataset
+from cat_fast.data.image_index import write_index
+from cat_fast.data.photographs import photographs
+from cat_fast.data.ratio_sampler import RatioSampler
+from cat_fast.data.shard_writer import IndexLines, write_shards
+from cat_fast.errors import UserError
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.pictures import load_source, loader_metrics, make_source, save_source
+from cat_fast.training.seeding import step_rng
+from cat_fast.training.settings import TokenizerRun
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["data.image_size=32", "data.batch_size=2", "data.stream.workers=0", "data.stream.shuffle_pictures=4"]
+
+
+def config(*overrides: str) -> TokenizerRun:
+    values = read_yaml(ROOT / "configs/tokenizer/nano.yaml")
+    values["sampler"] = {}
+    return fill(TokenizerRun, values, [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    path = tmp_path_factory.mktemp("index") / "index.jsonl"
+    write_index(path, index_photographs(photographs("held_out")))
+    return path
+
+
+@pytest.fixture(scope="module")
+def shards(index):
+    folder = index.parent / "shards"
+    list(write_shards(IndexLines(index), folder, per_shard=3, seed=0))
+    return folder
+
+
+def draw(source, steps=range(12)):
+    found = []
+    for step in steps:
+        batch = source.batch(step)
+        found.append((batch.ratio, tuple(batch.keys), batch.on(torch.device("cpu"))))
+    return found
+
+
+def same(first, second) -> bool:
+    return all(a[:2] == b[:2] and torch.equal(a[2], b[2]) for a, b in zip(first, second, strict=True))
+
+
+def test_pictures_in_memory_are_those_that_sampler_and_step_seed(index):
+    run = config(f"data.index={index}", "data.colour_jitter=0.3")
+    records = index_photographs(photographs("held_out"))
+    paths = [str(record.path) for record in records]
+    sampler = RatioSampler([record.ratio for record in records], 2, 2, run.seed, run.sampler)
+    crops = CropDataset(paths, 32, 0.25, 512, [not record.has_text for record in records], 0.3)
+    source = make_source(run, _RankOfTwo(rank=1))
+    for step in range(4):
+        ratio, indices = sampler.plan()[1][:2]
+        batch = source.batch(step)
+        assert batch.ratio == ratio
+        assert [Path(key).name for key in batch.keys] == [Path(paths[i]).name for i in indices]
+        assert torch.equal(batch.on(torch.device("cpu")), crops.batch(indices, step_rng(run.seed, step, 1)))
+
+
+class _RankOfTwo(Ranks):
+    """One of two ranks, for what needs nothing of the other."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(rank=rank, world_size=2)
+
+    def broadcast(self, value):
+        return value
+
+
+SOURCES = {
+    "memory": lambda index, shards: [f"data.index={index}"],
+    "index": lambda index, shards: [f"data.index={index}", "data.in_memory=false"],
+    "shards": lambda index, shards: [f"data.shards={shards}"],
+    "folder": lambda index, shards: [
+        f"data.folder={photographs()[0].path.parent}",
+        *("sampler.pool=all", "sampler.shares={8: 1, 32: 1}"),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_source_goes_on_from_what_its_ranks_saved(kind, index, shards, tmp_path):
+    run = config(*SOURCES[kind](index, shards))
+    sources = [make_source(run, _RankOfTwo(rank)) for rank in (0, 1)]
+    for rank, source in enumerate(sources):
+        draw(source, range(5))
+        save_source(source, tmp_path, _RankOfTwo(rank))
+    resumed = [make_source(run, _RankOfTwo(rank)) for rank in (0, 1)]
+    for source, straight in zip(resumed, sources, strict=True):
+        load_source(source, tmp_path)
+        assert same(draw(source, range(5, 12)), draw(straight, range(5, 12)))
+        source.close()
+        straight.close()
+
+
+@pytest.mark.parametrize("kind", ["index", "shards"])
+def test_a_stream_draws_the_same_mix_as_memory(kind, index, shards):
+    run = config(*SOURCES[kind](index, shards))
+    drawn = Counter(ratio for ratio, *_ in draw(make_source(run, Ranks()), range(40)))
+    in_memory = make_source(config(f"data.index={index}"), Ranks())
+    assert Counter(ratio for ratio, *_ in draw(in_memory, range(40))) == drawn
+
+
+def test_scores_choose_ratios_by_thresholds(index, shards):
+    records = index_photographs(photographs("held_out"))
+    for thresholds in ((2, 8), (5, 6)):
+        run = config(
+            *SOURCES["shards"](index, shards),
+            *("data.ratios_from=score", f"data.thresholds=[{thresholds[0]},{thresholds[1]}]"),
+            "data.batch_size=1",
+        )
+        expected = {r.key: RatioThresholds(*thresholds).ratio(r.score) for r in records}
+        for ratio, keys, _ in draw(make_source(run, Ranks()), range(30)):
+            assert expected[keys[0].split(": ")[1]] == ratio
+
+
+def test_sizes_as_jpeg_choose_ratios_where_asked_or_where_nothing_else_does(index, shards, tmp_path):
+    records = index_photographs(photographs("held_out"))
+    judged = dict(
+        zip([r.key for r in records], ratios_of(records, "jpeg", RatioThresholds(4, 7)), strict=True)
+    )
+    assert [ratio_of_file(Path(r.path).read_bytes()) for r in records] == list(judged.values())
+    there = [f for f in (8, 16, 32) if f in judged.values()]
+    shares = f"sampler.shares={{{', '.join(f'{f}: 1' for f in there)}}}"
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in shards.glob("*.jsonl"):
+        (bare / path.name).write_text('{"key": "none of them"}\n')
+    for path in shards.glob("*.tar"):
+        (bare / path.name).write_bytes(_without_json(path))
+    for overrides in (
+        [f"data.shards={shards}", "data.ratios_from=jpeg"],
+        [f"data.shards={bare}", "data.stream.unscored=jpeg"],
+    ):
+        run = config(*overrides, shares, "data.batch_size=1")
+        seen = {
+            keys[0].split(": ")[1]: ratio for ratio, keys, _ in draw(make_source(run, Ranks()), range(40))
+        }
+        assert seen == {key: judged[key] for key in seen}
+        assert len(seen) > 4
+
+
+def _without_json(path: Path) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(path) as old, tarfile.open(fileobj=out, mode="w") as new:
+        for member in old.getmembers():
+            if not member.name.endswith(".json"):
+                new.addfile(member, old.extractfile(member))
+    return out.getvalue()
+
+
+def test_shares_have_to_be_said_where_no_scores_lie_beside_the_pictures(index, shards):
+    folder = photographs()[0].path.parent
+    with pytest.raises(UserError, match=r"sampler\.shares.*no scores lie beside"):
+        make_source(config(f"data.folder={folder}"), Ranks())
+    with pytest.raises(UserError, match=r"sampler\.shares: with pool: all"):
+        make_source(config(f"data.shards={shards}", "sampler.pool=all"), Ranks())
+
+
+def test_ranks_that_see_other_files_are_refused(index, shards):
+    class Elsewhere(_RankOfTwo):
+        def broadcast(self, value):
+            return value[:-1]
+
+    with pytest.raises(UserError, match="rank 1 finds other pictures than rank 0"):
+        make_source(config(*SOURCES["shards"](index, shards)), Elsewhere(1))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.index=''"], "where are the pictures"),
+        (["data.shards=a.tar", "data.folder=b"], r"data\.shards and data\.folder are set"),
+        (["data.stream.workers=-1"], "negative"),
+        (["data.stream.shuffle_pictures=0"], "must be positive"),
+        (["data.stream.unscored=keep"], "'keep' is not skip or jpeg"),
+        (["data.stream.unreadable=ask"], "'ask' is not skip or stop"),
+        (["data.stream.first_wait=-1"], "negative"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        config(*overrides)
+
+
+def test_metrics_tell_waiting_rate_and_what_was_skipped(index, shards, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    records = index_photographs(photographs("held_out"))
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    same_ratio = [r for r in records if r.ratio == 16]
+    write_index(bad, [*same_ratio, type(records[0])(**{**vars(same_ratio[0]), "path": str(broken)})])
+    source = make_source(config(f"data.index={bad}", "data.in_memory=false"), Ranks())
+    batch = [source.batch(step) for step in range(len(same_ratio))][-1]
+    metrics = loader_metrics(batch, Ranks())
+    assert metrics["skipped_samples"] in (1, 2)  # an epoch, or the first of the next
+    assert metrics["data_seconds"] > 0
+    assert np.isfinite(metrics["loader_pictures_per_second"])
