@@ -8,7 +8,9 @@ from typer.core import TyperGroup
 from cat_fast import __version__
 from cat_fast.cli.codec import decode, encode
 from cat_fast.cli.demo import demo
+from cat_fast.cli.fetch import fetch
 from cat_fast.cli.info import info
+from cat_fast.cli.runs import runs
 from cat_fast.cli.score import score
 from cat_fast.console import err, out, print_error
 from cat_fast.errors import UserError
@@ -40,6 +42,8 @@ app.command()(demo)
 app.command()(score)
 app.command()(encode)
 app.command()(decode)
+app.command()(fetch)
+app.command()(runs)
 app.command()(info)
 
 

@@ -181,10 +181,15 @@ def perceptual_distance(name: str) -> tuple[str, nn.Module]:
         UserError: weights that are neither here nor to be had.
     """
     if name == "auto":
-        name = "lpips_vgg" if (_cache() / TRUNKS["vgg"]).is_file() else STLPIPS.name
+        name = "lpips_vgg" if trunk_path("vgg").is_file() else STLPIPS.name
     if name == STLPIPS.name:
         return name, STLPIPS.pretrained()
     return name, LPIPS(name.removeprefix("lpips_"))
+
+
+def trunk_path(trunk: str) -> Path:
+    """Where torch looks for the file of a trunk of TRUNKS before it would download it."""
+    return _cache() / TRUNKS[trunk]
 
 
 def _cache() -> Path:

@@ -16,9 +16,11 @@ from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import GeneratorRun
+from cat_fast.training.write_errors import agree_on_writes
 
 
 class LatentStream:
@@ -53,6 +55,8 @@ class GeneratorTask:
                 f"{max(self.lengths)} tokens"
             )
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
+        agree_on_writes(self.engine, ranks)
+        self.guard = StepGuard(config.guard, ranks)
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
         self.schedule = paper_schedule()
         self.stream = LatentStream(len(self.latents), config.seed, ranks)
@@ -75,10 +79,12 @@ class GeneratorTask:
     def train_step(self, step: int) -> dict[str, float]:
         config = self.config
         packed = self._next_batch().to(self.ranks.device)
+        self.ranks.work.on([str(key) for key in packed.key or ()])
         seed_step(config.seed, step, self.ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         weighting = cast(Weighting, config.weighting)
         result = epsilon_loss(self.engine, packed, None, self.schedule, weighting=weighting)
+        self.ranks.work.computed()
         # Ranks hold different numbers of tokens and gradients are averaged: weigh each by its share.
         totals = torch.tensor(
             [result.loss.item() * result.weight, result.weight, packed.num_tokens, len(packed)],
@@ -87,10 +93,13 @@ class GeneratorTask:
         )
         loss_sum, weight, tokens, images = self.ranks.sum(totals).tolist()
         self.engine.backward(result.loss * (result.weight * self.ranks.world_size / weight))
+        metrics = {"loss": loss_sum / weight, "tokens": tokens, "images": images}
+        if not self.guard.passes({"loss": result.loss}, {"generator": self.engine}):
+            return metrics | {SKIPPED: 1.0}
         self.engine.step()
         if self.ema:
             self.ema.update()
-        return {"loss": loss_sum / weight, "tokens": tokens, "images": images}
+        return metrics
 
     def _next_batch(self) -> PackedSequence:
         while (batch := self.packer.next()) is None:

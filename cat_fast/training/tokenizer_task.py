@@ -5,6 +5,7 @@ The rules that keep two engines and mixed ratios right under ZeRO 1 and 2:
 - The discriminator is frozen in the generator's step and called once, on real and fake together, in its own.
 - Every rank runs the ghost pass, so that ranks at different ratios still produce every gradient in the same
   order.
+- Both engines step after both backward passes: a step that is not finite changes neither (`guard.StepGuard`).
 """
 
 import json
@@ -24,9 +25,11 @@ from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step, step_rng
 from cat_fast.training.settings import DiscriminatorConfig, TokenizerRun
+from cat_fast.training.write_errors import agree_on_writes
 
 
 class TokenizerTask:
@@ -39,6 +42,9 @@ class TokenizerTask:
         discriminator = _discriminator(config.discriminator)
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
         self.discriminator = make_engine(discriminator, config.discriminator.optimizer, config.deepspeed)
+        self.guard = StepGuard(config.guard, ranks)
+        for engine in (self.engine, self.discriminator):
+            agree_on_writes(engine, ranks)
         self.objective = TokenizerObjective(config.loss, ranks.device)
         self.discriminator_objective = DiscriminatorObjective(config.loss)
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
@@ -51,8 +57,9 @@ class TokenizerTask:
         for ratio in self.sampler.pools:
             if ratio not in model.ratios:
                 raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
+        self.paths: list[str | Path] = [r.path for r in records]
         self.crops = CropDataset(
-            [r.path for r in records],
+            self.paths,
             config.data.image_size,
             config.data.min_crop,
             config.data.max_side,
@@ -63,15 +70,28 @@ class TokenizerTask:
     def train_step(self, step: int) -> dict[str, float]:
         config, rank = self.config, self.ranks.rank
         ratio, indices = self.sampler.plan()[rank]
+        self.ranks.work.on([str(self.paths[i]) for i in indices], ratio)
         pictures = self.crops.batch(indices, step_rng(config.seed, step, rank))
         pictures = pictures.to(self.ranks.device, memory_format=torch.channels_last)
         seed_step(config.seed, step, rank)
         reconstructions, terms = self._generator_step(step, pictures, ratio)
+        engines, logits = {"autoencoder": self.engine}, None
         if self.objective.gan.active(step):
-            terms |= self._discriminator_step(step, pictures, reconstructions)
+            engines["discriminator"] = self.discriminator
+            judged, logits = self._discriminator_step(step, pictures, reconstructions)
+            terms |= judged
+        metrics = self._mean_over_ranks(ratio, terms)
+        if not self.guard.passes(terms, engines):
+            return metrics | {SKIPPED: 1.0}
+        for engine in engines.values():
+            engine.step()
+        if logits is not None:
+            self.discriminator_objective.lecam.update(
+                *(self.ranks.sum(logits) / self.ranks.world_size).tolist()
+            )
         if self.ema:
             self.ema.update()
-        return self._mean_over_ranks(ratio, terms)
+        return metrics
 
     def _generator_step(self, step: int, pictures: Tensor, ratio: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
@@ -87,11 +107,14 @@ class TokenizerTask:
         if config.perceptual_crop:
             window = random_crops(window, config.perceptual_crop)
         loss = self.objective(pictures, reconstructions, posterior, fake_logits, window)
+        self.ranks.work.computed()
         self.engine.backward(loss.total)
-        self.engine.step()
         return reconstructions.detach(), {"loss": loss.total.detach(), **loss.terms()}
 
-    def _discriminator_step(self, step: int, pictures: Tensor, reconstructions: Tensor) -> dict[str, Tensor]:
+    def _discriminator_step(
+        self, step: int, pictures: Tensor, reconstructions: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Terms of the loss, and the mean logits of real and fake that LeCam averages, (2,)."""
         config = self.config
         base = config.discriminator.optimizer.lr
         set_learning_rate(self.discriminator, learning_rate(base, config.schedule, step))
@@ -102,11 +125,9 @@ class TokenizerTask:
         judge = self.discriminator.module
         loss = self.discriminator_objective(step, real, fake, judge, crops[0])
         logits = torch.stack([real.detach().float().mean(), fake.detach().float().mean()])
-        self.discriminator_objective.lecam.update(*(self.ranks.sum(logits) / self.ranks.world_size).tolist())
         self.discriminator.backward(loss.total)
-        self.discriminator.step()
         accuracy = torch.cat([real > 0, fake < 0]).float().mean()
-        return {**loss.terms(), "discriminator_accuracy": accuracy}
+        return {**loss.terms(), "discriminator_accuracy": accuracy}, logits
 
     def _mean_over_ranks(self, ratio: int, terms: dict[str, Tensor]) -> dict[str, float]:
         """Mean of each term over all ranks, and over the ranks at each ratio."""
