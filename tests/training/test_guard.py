@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,23 +94,40 @@ def test_many_files_are_cut_short():
         StepGuard(GuardConfig(max_bad_steps=1), ranks).passes({"loss": torch.tensor(NAN)}, {})
 
 
-def test_under_every_stage_bad_steps_on_one_rank_equal_a_run_without_them(tmp_path):
-    outputs = on_two_ranks("tests.training.test_guard:rank_skips", tmp_path)
-    for rank, output in enumerate(outputs):
-        report = json.loads((tmp_path / f"rank_{rank}.json").read_text())
-        assert report["equal"] == {f"{stage}/{bucket}": True for stage, bucket in STAGES}, output
-        assert report["skipped"] == [4] * len(STAGES)
-    assert outputs[0].count("skipped (") == 4 * len(STAGES)
-    assert "skipped (" not in outputs[1]
-    assert re.search(r"step 1 skipped .* loss of rank 1, whose batch was r1s1", outputs[0])
-    assert re.search(r"step 3 skipped .* gradient norm of the net", outputs[0])
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """(what a rank reports, what it prints) of both: engines under every stage, then both tasks."""
+    folder = tmp_path_factory.mktemp("guard")
+    latents = write_latents(folder / "latents")
+    outputs = on_two_ranks("tests.training.test_guard:skip_on_rank", folder, latents)
+    reports = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+    return list(zip(reports, outputs, strict=True))
 
 
-def rank_skips(folder: str) -> None:
-    """On each rank: a run with bad steps against one that never saw them, bit for bit, under each stage."""
+def skip_on_rank(folder: str, latents: str) -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, of DeepSpeed's calls, by the hundred
     from cat_fast.training import distributed
 
     ranks = distributed.start()
+    report = {"stages": _stages(ranks)} | {
+        kind: _task(kind, latents, folder, ranks) for kind in ("generator", "tokenizer")
+    }
+    (Path(folder) / f"rank_{ranks.rank}.json").write_text(json.dumps(report))
+    distributed.stop()
+
+
+def test_under_every_stage_bad_steps_on_one_rank_equal_a_run_without_them(two_ranks):
+    for report, output in two_ranks:
+        assert report["stages"]["equal"] == {f"{stage}/{bucket}": True for stage, bucket in STAGES}, output
+        assert report["stages"]["skipped"] == [4] * len(STAGES)
+    outputs = [output for _, output in two_ranks]
+    assert re.search(r"step 1 skipped .* loss of rank 1, whose batch was r1s1", outputs[0])
+    assert re.search(r"step 3 skipped .* gradient norm of the net", outputs[0])
+    assert "skipped (" not in outputs[1]
+
+
+def _stages(ranks: Ranks) -> dict[str, Any]:
+    """A run with bad steps against one that never saw them, bit for bit, under each stage."""
     equal, skipped = {}, []
     for stage, bucket in STAGES:
         runs = []
@@ -117,11 +135,8 @@ def rank_skips(folder: str) -> None:
             guard = StepGuard(GuardConfig(), ranks)
             runs.append(_train(stage, bucket, steps, guard, ranks))
             skipped.append(guard.skipped)
-        straight = zip(*runs, strict=True)
-        equal[f"{stage}/{bucket}"] = all(torch.equal(a, b) for a, b in straight)
-    report = {"equal": equal, "skipped": skipped[::2]}
-    (Path(folder) / f"rank_{ranks.rank}.json").write_text(json.dumps(report))
-    distributed.stop()
+        equal[f"{stage}/{bucket}"] = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    return {"equal": equal, "skipped": skipped[::2]}
 
 
 def _train(stage: int, bucket: int, steps: Any, guard: StepGuard, ranks: Ranks) -> list[torch.Tensor]:
@@ -129,7 +144,8 @@ def _train(stage: int, bucket: int, steps: Any, guard: StepGuard, ranks: Ranks) 
     import deepspeed
 
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 1))
+    # Sizes that two ranks share evenly: stage 3 pads others with what happens to lie in memory.
+    net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
     zero = {"stage": stage, "reduce_bucket_size": bucket, "overlap_comm": False}
     config = {
         "train_micro_batch_size_per_gpu": 1,
@@ -167,25 +183,21 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-@pytest.mark.parametrize("kind", ["generator", "tokenizer"])
-def test_a_bad_step_of_a_task_leaves_weights_moments_and_averages_and_the_next_one_trains(kind, tmp_path):
-    latents = write_latents(tmp_path / "latents")
-    outputs = on_two_ranks("tests.training.test_guard:rank_of_task", kind, latents, tmp_path)
-    for rank, output in enumerate(outputs):
-        report = json.loads((tmp_path / f"rank_{rank}.json").read_text())
-        assert report["skipped"] == [False, False, True, False], output
-        assert report["changed"] == [True, True, False, True], output
-    term = {"generator": "loss", "tokenizer": "l1, kl"}[kind]
-    assert re.search(rf"step 2 skipped .*{term}.* of rank 1.*whose batch was \S+", outputs[0])
+@pytest.mark.parametrize(("kind", "terms"), [("generator", "loss"), ("tokenizer", "l1, kl")])
+def test_a_bad_step_of_a_task_leaves_weights_moments_and_averages_and_the_next_one_trains(
+    two_ranks, kind, terms
+):
+    for report, output in two_ranks:
+        assert report[kind]["skipped"] == [False, False, True, False], output
+        assert report[kind]["changed"] == [True, True, False, True], output
+    assert re.search(rf"step 2 skipped .*: {terms}.* of rank 1.*whose batch was \S+", two_ranks[0][1])
 
 
-def rank_of_task(kind: str, latents: str, folder: str) -> None:
+def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[bool]]:
     """Four steps of a real task, in the third of which rank 1 sees NaN."""
-    from cat_fast.training import distributed
     from cat_fast.training.configuration import load_run
     from cat_fast.training.tasks import make_task
 
-    ranks = distributed.start()
     config, *overrides = TOKENIZER if kind == "tokenizer" else [*GENERATOR, f"data.latents={latents}"]
     if kind == "tokenizer":
         overrides.append("loss.gan_loss_starting_step=1")
@@ -201,8 +213,7 @@ def rank_of_task(kind: str, latents: str, folder: str) -> None:
         same = len(before) == len(after) and all(map(torch.equal, before, after))
         report["skipped"].append(SKIPPED in metrics)
         report["changed"].append(not same)
-    (Path(folder) / f"rank_{ranks.rank}.json").write_text(json.dumps(report))
-    distributed.stop()
+    return report
 
 
 def _state(task: Any) -> list[Any]:

@@ -50,6 +50,7 @@ def saved(run: Path) -> int:
     return found[0]
 
 
+@pytest.mark.slow
 def test_whoever_is_told_to_end_all_ranks_save_and_the_printed_command_goes_on(tmp_path):
     latents = write_latents(tmp_path / "latents")
     run, straight, log = tmp_path / "run", tmp_path / "straight", tmp_path / "log"
