@@ -2,16 +2,18 @@
 
     deepspeed --num_gpus 2 --module cat_fast.train configs/tokenizer/nano.yaml [key=value …]
 
-The `task` key of the YAML file says what is trained. Ends with 0 when the run is complete and with 2 on
-input that cannot be used.
+The `task` key of the YAML file says what is trained. Ends with 0 when the run is complete, or was told to end
+by SIGTERM or SIGUSR1 and saved; with 130 after Ctrl-C, saved as well; with 2 on input that cannot be used and
+where nothing can be written; with 3 if the run hung.
 """
 
 import argparse
 import os
+import shlex
 import sys
 
-from cat_fast.config import fill, read_yaml
 from cat_fast.errors import UserError
+from cat_fast.training.configuration import load_run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,28 +25,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
-        train(given.config, given.overrides)
+        reason = train(given.config, given.overrides)
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        print("error:" if rank == "0" else f"error (rank {rank}):", error, file=sys.stderr, flush=True)
+        if rank == "0":
+            print("error:", error, file=sys.stderr, flush=True)
+        elif not getattr(error, "shared", False):  # as a SharedError is: rank 0 tells it
+            print(f"error (rank {rank}):", error, file=sys.stderr, flush=True)
         return 2
-    return 0
+    return 130 if reason == "SIGINT" else 0
 
 
-def train(path: str, overrides: list[str]) -> None:
+def train(path: str, overrides: list[str]) -> str:
     """Run the training that a YAML file describes, as this process's rank.
+
+    Returns:
+        Empty at the end of the schedule, else what asked the run to end before.
 
     Raises:
         UserError: the configuration or the data cannot be used.
     """
-    values = read_yaml(path)
-    from cat_fast.training.settings import RUNS
-
-    kind = values.get("task")
-    if kind not in RUNS:
-        raise UserError(f"configuration {path}: task {kind!r} is not one of {', '.join(RUNS)}")
-    config = fill(RUNS[kind], values, overrides, source=f"configuration {path}")
-
+    config = load_run(path, overrides)
     ranks_started = int(os.environ.get("WORLD_SIZE", "1"))
     if config.world_size not in (0, ranks_started):
         raise UserError(
@@ -53,11 +54,16 @@ def train(path: str, overrides: list[str]) -> None:
         )
 
     from cat_fast.training import distributed, loop
+    from cat_fast.training.preemption import resume_command
     from cat_fast.training.tasks import make_task
+    from cat_fast.training.weights import require_weights
 
+    require_weights(config, shlex.join(["cat-fast", "fetch", path, *overrides]))
+    command = resume_command([path, *overrides])
     ranks = distributed.start()
-    loop.run(make_task(config, ranks), config, ranks)
+    ended = loop.run(make_task(config, ranks), config, ranks, command)
     distributed.stop()
+    return ended.reason if ended else ""
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ from typer.core import TyperGroup
 from cat_fast import __version__
 from cat_fast.cli.codec import decode, encode
 from cat_fast.cli.demo import demo
+from cat_fast.cli.fetch import fetch
 from cat_fast.cli.info import info
 from cat_fast.cli.plan import plan
+from cat_fast.cli.runs import runs
 from cat_fast.cli.score import score
 from cat_fast.cli.shard import shard
 from cat_fast.console import err, out, print_error
@@ -43,6 +45,8 @@ app.command()(score)
 app.command()(shard)
 app.command()(encode)
 app.command()(decode)
+app.command()(fetch)
+app.command()(runs)
 app.command()(info)
 app.add_typer(plan, name="plan")
 

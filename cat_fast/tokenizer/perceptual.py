@@ -200,8 +200,13 @@ def perceptual_distance(name: str) -> tuple[str, nn.Module]:
 
 def _resolve(name: str) -> str:
     if name == "auto":
-        return "lpips_vgg" if (_cache() / TRUNKS["vgg"]).is_file() else STLPIPS.name
+        return "lpips_vgg" if trunk_path("vgg").is_file() else STLPIPS.name
     return name
+
+
+def trunk_path(trunk: str) -> Path:
+    """Where torch looks for the file of a trunk of TRUNKS before it would download it."""
+    return _cache() / TRUNKS[trunk]
 
 
 def _cache() -> Path:

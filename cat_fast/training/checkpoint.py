@@ -3,17 +3,24 @@
 A checkpoint is written under a temporary name, its files are flushed, a manifest of their sizes and hashes is
 added, and the folder is renamed. A process killed at any moment leaves either the old state or the new one;
 a folder that was damaged later fails its manifest and is passed over.
+
+All ranks write their files before training goes on. Flushing, hashing and renaming touch those files alone,
+no state of the training, so rank 0 does them on a thread while the next steps run.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from cat_fast.errors import UserError
+from cat_fast.training.agreement import on_main, raise_together
 from cat_fast.training.distributed import Ranks
+from cat_fast.training.write_errors import as_write_error, write_together
 
 MANIFEST = "manifest.json"
 
@@ -25,30 +32,71 @@ class CheckpointStore:
         self.folder = Path(folder)
         self.ranks = ranks
         self.keep_last = keep_last
+        self._sealing: threading.Thread | None = None
+        self._failure: UserError | None = None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Collective: every rank calls `write` with the same temporary folder; rank 0 makes it final."""
+        """Collective: every rank calls `write` with the same temporary folder; rank 0 makes it final later.
+
+        One checkpoint is sealed at a time: a save waits for the one before it. `wait` makes sure.
+
+        Raises:
+            SharedError: on every rank, where one cannot write (disk full, read-only folder) or the sealing of
+                the checkpoint before failed. Nothing half-written is left, and what was whole still is.
+        """
+        self.wait()
         final = self.folder / f"step_{step:08d}"
         part = self.folder / f".{final.name}.part"
+        on_main(lambda: _make_empty(part), self.ranks)
+        try:
+            write_together(lambda: write(part), part, "a checkpoint", self.ranks)
+        except UserError:
+            if self.ranks.is_main:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
         if self.ranks.is_main:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        self.ranks.barrier()
-        write(part)
-        self.ranks.barrier()
-        if self.ranks.is_main:
-            seal(part)
-            shutil.rmtree(final, ignore_errors=True)
-            part.rename(final)
-            _fsync(self.folder)
-            self._prune()
-        self.ranks.barrier()
+            self._sealing = threading.Thread(target=self._seal, args=(part, final), name="seal checkpoint")
+            self._sealing.start()
+
+    @property
+    def failure(self) -> UserError | None:
+        """Why sealing failed, as soon as it has; on rank 0 only."""
+        return self._failure
+
+    def wait(self) -> None:
+        """Collective: until the last checkpoint is whole under its name.
+
+        Raises:
+            SharedError: it could not be made so.
+        """
+        self.join()
+        raise_together(self._failure, self.ranks)
+
+    def join(self) -> None:
+        """Wait for this rank's thread, whatever comes of it; not collective."""
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
 
     def latest(self) -> tuple[int, Path] | None:
         """Step and folder of the newest whole checkpoint, on all ranks; damaged ones are passed over."""
         found = self._newest_whole() if self.ranks.is_main else None
         step = self.ranks.broadcast(found)
         return None if step is None else (step, self.folder / f"step_{step:08d}")
+
+    def _seal(self, part: Path, final: Path) -> None:
+        """Runs on a thread, which has nobody to raise to."""
+        try:
+            seal(part)
+            shutil.rmtree(final, ignore_errors=True)
+            part.rename(final)
+            _fsync(self.folder)
+            self._prune()
+        except Exception as error:
+            shutil.rmtree(part, ignore_errors=True)
+            self._failure = as_write_error(error, part) or UserError(
+                f"{final}: the checkpoint could not be completed ({type(error).__name__}: {error})"
+            )
 
     def _newest_whole(self) -> int | None:
         for folder in reversed(self._folders()):
@@ -95,6 +143,14 @@ def find_damage(folder: Path) -> str | None:
         if _sha256(path) != expected["sha256"]:
             return f"{name} does not have the contents that were written"
     return None
+
+
+def _make_empty(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise as_write_error(error, folder) or error from error
 
 
 def _sha256(path: Path) -> str:

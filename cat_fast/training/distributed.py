@@ -6,10 +6,12 @@ DeepSpeed is imported here only after its accelerator is settled: on a machine w
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+
+from cat_fast.training.work import Work
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Ranks:
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    work: Work = field(default_factory=Work, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -39,6 +42,14 @@ class Ranks:
         box = [value]
         torch.distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in order of rank, on every rank; any picklable object."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all ranks."""

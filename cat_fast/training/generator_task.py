@@ -15,10 +15,12 @@ from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.engine_checkpoint import load_engine, save_engine
+from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.models import build_model
 from cat_fast.training.packed_stream import PackedStream
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import GeneratorRun
+from cat_fast.training.write_errors import agree_on_writes
 
 
 class GeneratorTask:
@@ -39,6 +41,8 @@ class GeneratorTask:
         self.engine = make_engine(
             model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
         )
+        agree_on_writes(self.engine, ranks)
+        self.guard = StepGuard(config.guard, ranks)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
         self.schedule = paper_schedule()
         packer: TokenBudgetPacker[int] = TokenBudgetPacker(config.data.max_tokens, window=config.data.window)
@@ -61,20 +65,30 @@ class GeneratorTask:
         batches = [self._next_batch() for _ in range(config.accumulation_steps)]
         weights = [batch.num_tokens if config.weighting == "token" else len(batch) for batch in batches]
         counts = [sum(weights), sum(b.num_tokens for b in batches), sum(len(b) for b in batches)]
-        totals = torch.tensor(counts, dtype=torch.float64, device=ranks.device)
-        weight, tokens, images = ranks.sum(totals).tolist()
+        ranks.work.on([str(key) for batch in batches for key in batch.key or ()])
         seed_step(config.seed, step, ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
-        loss_sum = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        losses: list[torch.Tensor] = []
         for batch, share in zip(batches, weights, strict=True):
             weighting = cast(Weighting, config.weighting)
             loss = epsilon_loss(self.engine, batch, None, self.schedule, weighting=weighting).loss
-            loss_sum += loss.detach() * share
+            if not losses:
+                ranks.work.computed()  # from here on ranks wait for each other
+                totals = torch.tensor(counts, dtype=torch.float64, device=ranks.device)
+                weight, tokens, images = ranks.sum(totals).tolist()
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
             self.engine.backward(loss * (share * ranks.world_size * len(batches) / weight))
-            self.engine.step()
+            losses.append(loss.detach())
+            if len(losses) < len(batches):
+                self.engine.step()  # counts the backward passes, no more
+        parts = torch.stack(losses)
+        loss_sum = (parts.double() * torch.tensor(weights, device=ranks.device)).sum()
+        metrics = {"loss": ranks.sum(loss_sum).item() / weight, "tokens": tokens, "images": images}
+        if not self.guard.passes({"loss": parts}, {"generator": self.engine}):
+            return metrics | {SKIPPED: 1.0}
+        self.engine.step()
         self.ema.update()
-        return {"loss": ranks.sum(loss_sum).item() / weight, "tokens": tokens, "images": images}
+        return metrics
 
     def _next_batch(self) -> PackedSequence:
         samples = [self.latents[i] for i in self.stream.next()]

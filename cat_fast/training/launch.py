@@ -4,15 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from cat_fast.errors import UserError
 from cat_fast.training.distributed import free_port
 from cat_fast.training.logs import read_metrics
+from cat_fast.training.status import summarize
 
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 10
+_GRACE_SECONDS = 30
 
 
 def default_ranks() -> int:
@@ -34,10 +38,11 @@ def launch(
     """Run `deepspeed --module cat_fast.train CONFIG …` to its end.
 
     The launcher's output goes to `log`; `on_step(steps done, last metrics)` is called as the run's metrics
-    appear. An exception here, Ctrl-C too, ends all ranks before it goes on; what they saved stays.
+    appear. An exception here, Ctrl-C too, ends all ranks before it goes on; they save at the end of
+    their step.
 
     Raises:
-        UserError: the run failed; the message is its own last error line.
+        UserError: the run failed; the message is its own last error line. Or it was preempted.
     """
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
@@ -63,6 +68,12 @@ def launch(
     if process.returncode:
         told = _last_error(log, before)
         raise UserError(f"training ended with exit code {process.returncode}: {told} (all of it: {log})")
+    run = summarize(run_folder)
+    if run and run.state == "preempted":
+        raise UserError(
+            f"training was preempted ({run.reason}) after step {run.step} of {run.total_steps}, and saved: "
+            "the same command goes on"
+        )
 
 
 def _watch(
@@ -76,22 +87,33 @@ def _watch(
         except subprocess.TimeoutExpired:
             pass
         records = read_metrics(run_folder)
-        if records:
+        if records and "loss" in records[-1]:  # a skipped step may have none
             on_step(int(records[-1]["step"]) + 1, records[-1])
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Nothing of the launcher's session outlives this call."""
+    """Nothing of the launcher's session outlives this call; the ranks have `_GRACE_SECONDS` to save.
+
+    The launcher's first process dies of the signal at once, so it is the session that is waited for.
+    """
     for kind in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        deadline = time.monotonic() + _GRACE_SECONDS
+        if _session_lives(process.pid):
             os.killpg(process.pid, kind)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
+        while _session_lives(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
     process.wait()
+
+
+def _session_lives(group: int) -> bool:
+    """Whether a process of the group runs; one that only waits for its parent to notice its end does not."""
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (psutil.Error, ProcessLookupError):
+            continue
+    return False
 
 
 def _last_error(log: Path, start: int) -> str:

@@ -1,27 +1,44 @@
-"""The loop that every run shares: resume, step, log, checkpoint, export."""
+"""The loop that every run shares: resume, step, log, checkpoint, export; and every way it can end."""
 
-import fcntl
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
+from cat_fast.config import first_line
 from cat_fast.errors import UserError
+from cat_fast.training.agreement import on_main, raise_together
 from cat_fast.training.checkpoint import CheckpointStore
 from cat_fast.training.distributed import Ranks
-from cat_fast.training.logs import RunLog
+from cat_fast.training.guard import SKIPPED
+from cat_fast.training.logs import METRICS, RunLog
+from cat_fast.training.preemption import Preemption
 from cat_fast.training.settings import RunConfig
+from cat_fast.training.slow_ranks import SlowRanks
+from cat_fast.training.status import RunStatus, StatusFile, record_failure, sole_writer
+from cat_fast.training.watchdog import Watchdog
+from cat_fast.training.write_errors import as_write_error, write_together
 
 EXPORT = "model"
+CHECKPOINTS = "checkpoints"
 
 
 class Task(Protocol):
-    """One model's training; every method is called by all ranks together."""
+    """One model's training; every method is called by all ranks together.
+
+    While it works, it tells `ranks.work` its batch (`on`) and when it first waits for others (`computed`).
+    """
 
     def train_step(self, step: int) -> dict[str, float]:
-        """Do one step and return its metrics, equal on all ranks; `loss` is among them."""
+        """Do one step and return its metrics, equal on all ranks.
+
+        `loss` is among them, and all are finite; unless `guard.SKIPPED` is, and the step changed nothing.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -35,47 +52,109 @@ class Task(Protocol):
         ...
 
 
-def run(task: Task, config: RunConfig, ranks: Ranks) -> None:
+@dataclass(frozen=True)
+class Preempted:
+    """A run that was asked to end and saved first: by what, and after how many steps."""
+
+    reason: str
+    step: int
+
+
+def run(task: Task, config: RunConfig, ranks: Ranks, command: str = "") -> Preempted | None:
     """Train to `schedule.total_steps`, from the newest whole checkpoint if there is one; export the model.
 
+    Args:
+        command: what starts this run again, for those who have to.
+
+    Returns:
+        None at the end of the schedule; else why it ended before, saved and told.
+
     Raises:
-        UserError: the loss is not finite (the last checkpoint is kept), or another process trains in the
-            same folder.
+        UserError: too many steps were not finite; nothing can be written; another process trains in the same
+            folder. What was saved before is kept.
     """
     folder = Path(config.output_dir)
-    with _sole_writer(folder) if ranks.is_main else nullcontext():
-        _train(task, config, ranks, folder)
+    with ExitStack() as stack:
+        on_main(lambda: stack.enter_context(sole_writer(folder)), ranks)
+        stack.enter_context(_failures_told(folder, ranks))
+        store = CheckpointStore(folder / CHECKPOINTS, ranks, config.checkpoint.keep_last)
+        stack.callback(store.join)
+        return _train(task, config, store, command)
 
 
-def _train(task: Task, config: RunConfig, ranks: Ranks, folder: Path) -> None:
-    store = CheckpointStore(folder / "checkpoints", ranks, config.checkpoint.keep_last)
-    first = _resume(task, store, config)
-    total = config.schedule.total_steps
-    with RunLog(folder, config.task, first, total) if ranks.is_main else nullcontext() as log:
-        for step in range(first, total):
-            metrics = task.train_step(step)
-            _require_finite(metrics, step, folder)
-            if log:
-                log.step(step, metrics)
-            if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == total:
-                store.save(step + 1, task.save)
-    _export(task, folder / EXPORT, ranks)
+def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) -> Preempted | None:
+    ranks, folder, total = store.ranks, Path(config.output_dir), config.schedule.total_steps
+    status = _open_status(config, ranks, folder, command)
+    if config.checkpoint.resume == "never":
+        on_main(lambda: _move_aside(folder), ranks)
+    slow_ranks = SlowRanks(config.slow_ranks, ranks)
+    ended: Preempted | None = None
+    with (
+        _state_told(status),
+        Watchdog(folder, ranks, config.watchdog.timeout_seconds) as watchdog,
+        Preemption().listening() as preemption,
+    ):
+        first = _resume(task, store, config)
+        if status:
+            status.status.step = first
+        with RunLog(folder, config.task, first, total) if ranks.is_main else nullcontext() as log:
+            for step in range(first, total):
+                ranks.work.begin(step)
+                metrics = task.train_step(step)
+                ranks.work.computed()
+                metrics = _finite(metrics, step, folder) | slow_ranks.after_step()
+                trouble = _log(log, step, metrics, folder)
+                if status:
+                    status.step(step + 1, metrics.get("loss"), SKIPPED in metrics)
+                stop = _agree_to_stop(preemption, store, trouble)
+                if stop or (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == total:
+                    watchdog.progress("saving a checkpoint")
+                    store.save(step + 1, task.save)
+                watchdog.progress("training")
+                if stop and step + 1 < total:
+                    ended = Preempted(stop, step + 1)
+                    break
+        store.wait()
+        if ended is None:
+            watchdog.progress("exporting the model")
+            _export(task, folder / EXPORT, ranks)
+        if status:
+            status.end("preempted" if ended else "finished", ended.reason if ended else "")
+    if ended and ranks.is_main:
+        print(
+            f"preempted ({ended.reason}) after step {ended.step} of {total}: all of it is saved; go on with: "
+            f"{command or 'the same command'}",
+            flush=True,
+        )
+    return ended
 
 
-@contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is training here; wait for it or end it") from error
-        yield
+def _agree_to_stop(preemption: Preemption, store: CheckpointStore, trouble: UserError | None) -> str:
+    """Collective: the reason to stop here if any rank was given one, else empty; any rank's `trouble`, and
+    a checkpoint that could not be sealed, are raised on all."""
+    ranks = store.ranks
+    trouble = trouble or store.failure
+    flags = torch.tensor(
+        [preemption.requested, trouble is not None], dtype=torch.float64, device=ranks.device
+    )
+    asked, in_trouble = ranks.sum(flags).tolist()
+    if in_trouble:
+        raise_together(trouble, ranks)
+    return next(reason for reason in ranks.gather(preemption.reason) if reason) if asked else ""
+
+
+def _log(log: RunLog | None, step: int, metrics: dict[str, float], folder: Path) -> UserError | None:
+    """Log a step on rank 0; what keeps it from being written is for all ranks to know."""
+    try:
+        if log:
+            log.step(step, metrics)
+    except OSError as error:
+        return as_write_error(error, folder, "the log")
+    return None
 
 
 def _resume(task: Task, store: CheckpointStore, config: RunConfig) -> int:
-    found = store.latest() if config.checkpoint.resume == "auto" else None
+    found = store.latest()
     if found is None:
         return 0
     step, checkpoint = found
@@ -85,13 +164,66 @@ def _resume(task: Task, store: CheckpointStore, config: RunConfig) -> int:
     return step
 
 
-def _require_finite(metrics: dict[str, float], step: int, folder: Path) -> None:
+def _move_aside(folder: Path) -> None:
+    """Put what an earlier run left out of a fresh one's way; nothing is deleted."""
+    if not list((folder / CHECKPOINTS).glob("step_*")):
+        return
+    number = 1
+    while (aside := folder / f"earlier_{number}").exists():
+        number += 1
+    aside.mkdir()
+    for name in (CHECKPOINTS, METRICS, "tensorboard"):
+        if (folder / name).exists():
+            (folder / name).rename(aside / name)
+    print(f"checkpoint.resume=never: what was trained here before is kept in {aside}", flush=True)
+
+
+def _finite(metrics: dict[str, float], step: int, folder: Path) -> dict[str, float]:
+    """The metrics to log: of a skipped step those that are finite, else all of them or a `UserError`."""
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
+    if bad and SKIPPED not in metrics:
         raise UserError(
             f"step {step}: {', '.join(bad)} not finite; the last checkpoint in {folder} is untouched. "
             "Lower optimizer.lr or optimizer.max_grad_norm and start again"
         )
+    return {name: value for name, value in metrics.items() if name not in bad}
+
+
+def _open_status(config: RunConfig, ranks: Ranks, folder: Path, command: str) -> StatusFile | None:
+    if not ranks.is_main:
+        return None
+    total = config.schedule.total_steps
+    status = RunStatus(task=config.task, total_steps=total, ranks=ranks.world_size, command=command)
+    return StatusFile(folder, status)
+
+
+@contextmanager
+def _state_told(status: StatusFile | None) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if status:
+            status.end("failed", _reason(error))
+        raise
+
+
+@contextmanager
+def _failures_told(folder: Path, ranks: Ranks) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        record_failure(folder, ranks.rank, _reason(error))
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    return (
+        "interrupted"
+        if isinstance(error, KeyboardInterrupt)
+        else f"{type(error).__name__}: {first_line(error)}"
+    )
 
 
 def _export(task: Task, folder: Path, ranks: Ranks) -> None:
@@ -100,7 +232,7 @@ def _export(task: Task, folder: Path, ranks: Ranks) -> None:
     if ranks.is_main:
         shutil.rmtree(part, ignore_errors=True)
     ranks.barrier()
-    task.export(part)
+    write_together(lambda: task.export(part), folder, "the model", ranks)
     if ranks.is_main:
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)

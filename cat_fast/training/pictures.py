@@ -50,8 +50,9 @@ def load_source(source: PictureSource, folder: Path) -> None:
 
 
 def loader_metrics(batches: Sequence[PictureBatch], ranks: Ranks) -> dict[str, float]:
-    """Collective, of the batches of a step: seconds that ranks waited for their pictures, samples skipped so far, and pictures a second
-    that the loaders could make, beside which the step's own rate should be small."""
+    """Collective, of the batches of a step: seconds that ranks waited for their pictures, samples skipped so
+    far, and pictures a second that the loaders could make, beside which the step's own rate should be small.
+    """
     totals = torch.tensor(
         [
             sum(batch.data_seconds for batch in batches),

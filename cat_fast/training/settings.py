@@ -57,11 +57,49 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep_last: int = 2
     resume: str = "auto"
+    """`auto` goes on from the newest whole checkpoint; `never` starts over and moves what was there aside."""
 
     def __post_init__(self) -> None:
         require(self.every_steps > 0, f"checkpoint.every_steps: {self.every_steps} must be positive")
         require(self.keep_last > 0, f"checkpoint.keep_last: {self.keep_last} must be positive")
         require(self.resume in ("auto", "never"), f"checkpoint.resume: {self.resume!r} is not auto or never")
+
+
+@dataclass(kw_only=True)
+class GuardConfig:
+    """Steps whose loss or gradient is not finite are skipped."""
+
+    max_bad_steps: int = 20
+    """How many in a row end the run."""
+
+    def __post_init__(self) -> None:
+        require(self.max_bad_steps > 0, f"guard.max_bad_steps: {self.max_bad_steps} must be positive")
+
+
+@dataclass(kw_only=True)
+class WatchdogConfig:
+    """A run that hangs is ended with every rank's stack."""
+
+    timeout_seconds: float = 1200.0
+    """Longest time without a finished step, checkpoint or export; 0 waits for ever. Below the half hour
+    after which the process group itself gives up, without saying who was missing."""
+
+    def __post_init__(self) -> None:
+        require(self.timeout_seconds >= 0, f"watchdog.timeout_seconds: {self.timeout_seconds} is negative")
+
+
+@dataclass(kw_only=True)
+class SlowRanksConfig:
+    """Ranks that hold up the others are named."""
+
+    every_steps: int = 50
+    """Steps over which a rank's own time is averaged before ranks are compared."""
+    factor: float = 1.5
+    """How many times the median of the others' own time makes a rank slow."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps > 0, f"slow_ranks.every_steps: {self.every_steps} must be positive")
+        require(self.factor > 1, f"slow_ranks.factor: {self.factor} must be above 1")
 
 
 @dataclass(kw_only=True)
@@ -86,6 +124,9 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    slow_ranks: SlowRanksConfig = field(default_factory=SlowRanksConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")

@@ -10,6 +10,7 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
+from cat_fast.training.guard import SKIPPED
 from cat_fast.training.models import build_model
 from cat_fast.training.pictures import load_source, loader_metrics, make_source, save_source
 from cat_fast.training.settings import DiscriminatorConfig, TokenizerRun
@@ -35,8 +36,10 @@ class TokenizerTask:
     def train_step(self, step: int) -> dict[str, float]:
         parts = self.config.accumulation_steps
         batches = [self.source.batch(step * parts + part) for part in range(parts)]
+        self.ranks.work.on([key for batch in batches for key in batch.keys], batches[0].ratio)
         metrics = self.trainer.step(step, [RatioBatch.of(batch, self.ranks.device) for batch in batches])
-        self.ema.update()
+        if SKIPPED not in metrics:
+            self.ema.update()
         return metrics | loader_metrics(batches, self.ranks)
 
     def save(self, folder: Path) -> None:

@@ -5,6 +5,7 @@ The rules that keep two engines and mixed ratios right under ZeRO 1 and 2:
 - The discriminator is frozen in the generator's step and called once, on real and fake together, in its own.
 - Every rank runs the ghost pass, so that ranks at different ratios still produce every gradient in the same
   order.
+- Both engines step after both backward passes: a step that is not finite changes neither (`guard.StepGuard`).
 """
 
 from collections.abc import Sequence
@@ -18,12 +19,14 @@ from torch import Tensor
 from cat_fast.data.picture_source import PictureBatch
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
-from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
+from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObjective
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.engine_checkpoint import load_engine, save_engine
+from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.write_errors import agree_on_writes
 
 
 class RatioBatch(NamedTuple):
@@ -32,7 +35,7 @@ class RatioBatch(NamedTuple):
     pictures: Tensor
     ratio: int
     count: int
-    """How many of them count: all, or none for a rank that has nothing to do but to keep the others company."""
+    """How many of them count: all, or none where a rank only keeps the others company."""
 
     @classmethod
     def of(cls, batch: PictureBatch, device: torch.device) -> Self:
@@ -62,6 +65,9 @@ class TokenizerTrainer:
         self.discriminator = make_engine(
             discriminator, config.discriminator.optimizer, config.deepspeed, config.accumulation_steps
         )
+        for engine in (self.engine, self.discriminator):
+            agree_on_writes(engine, ranks)
+        self.guard = StepGuard(config.guard, ranks)
         self.objective = TokenizerObjective(config.loss, ranks.device)
         self.discriminator_objective = DiscriminatorObjective(config.loss)
 
@@ -70,20 +76,37 @@ class TokenizerTrainer:
 
         Returns:
             Metrics, equal on all ranks: means over all pictures and, as `name_8x`, over those at each ratio.
+            With `guard.SKIPPED` among them, the step was not finite and changed nothing.
         """
         config = self.config
-        shares = self._shares(batches)
         seed_step(config.seed, step, self.ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         base = config.discriminator.optimizer.lr
         set_learning_rate(self.discriminator, learning_rate(base, config.schedule, step))
+        engines = {"autoencoder": self.engine}
+        if self.objective.gan.active(step):
+            engines["discriminator"] = self.discriminator
         done: list[dict[str, Tensor]] = []
-        for batch, share in zip(batches, shares, strict=True):
-            reconstructions, terms = self._generator_step(step, batch, share)
+        shares: list[float] = []
+        for part, batch in enumerate(batches):
+            reconstructions, loss = self._generator_loss(step, batch)
+            if not shares:
+                self.ranks.work.computed()  # from here on ranks wait for each other
+                shares = self._shares(batches)
+            self.engine.backward(loss.total * shares[part])
+            terms = {"loss": loss.total.detach(), **loss.terms()}
             if self.objective.gan.active(step):
-                terms |= self._discriminator_step(step, batch.pictures, reconstructions, share)
+                terms |= self._judge(step, batch.pictures, reconstructions.detach(), shares[part])
             done.append(terms)
+            if part + 1 < len(batches):
+                for engine in engines.values():
+                    engine.step()  # counts the backward passes, no more
         metrics = self._means(batches, done)
+        losses = {name: torch.stack([terms[name] for terms in done]) for name in done[0]}
+        if not self.guard.passes(losses, engines):
+            return metrics | {SKIPPED: 1.0}
+        for engine in engines.values():
+            engine.step()
         if self.objective.gan.active(step):
             self.discriminator_objective.lecam.update(metrics["real_logit"], metrics["fake_logit"])
         return metrics
@@ -94,7 +117,8 @@ class TokenizerTrainer:
         total = self.ranks.sum(torch.tensor(float(sum(counts)), device=self.ranks.device)).item()
         return [count * self.ranks.world_size * len(batches) / total for count in counts]
 
-    def _generator_step(self, step: int, batch: RatioBatch, share: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _generator_loss(self, step: int, batch: RatioBatch) -> tuple[Tensor, Loss]:
+        """Reconstructions and the autoencoder's loss of them."""
         pictures, config = batch.pictures, self.config
         reconstructions, posterior = self.engine(pictures, batch.ratio, ghost_pass=True)
         # A float32 view: losses and the discriminator are float32 whatever the engine computes in, and
@@ -108,13 +132,9 @@ class TokenizerTrainer:
         if config.perceptual_crop:
             window = random_crops(window, config.perceptual_crop)
         loss = self.objective(pictures, reconstructions, _in_float32(posterior), fake_logits, window)
-        self.engine.backward(loss.total * share)
-        self.engine.step()
-        return reconstructions.detach(), {"loss": loss.total.detach(), **loss.terms()}
+        return reconstructions, loss
 
-    def _discriminator_step(
-        self, step: int, pictures: Tensor, reconstructions: Tensor, share: float
-    ) -> dict[str, Tensor]:
+    def _judge(self, step: int, pictures: Tensor, reconstructions: Tensor, share: float) -> dict[str, Tensor]:
         self.discriminator.module.requires_grad_(True)
         crops = random_crops([pictures, reconstructions], self.discriminator.module.resolution)
         real, fake = self.discriminator(torch.cat(crops)).chunk(2)
@@ -122,7 +142,6 @@ class TokenizerTrainer:
         judge = self.discriminator.module
         loss = self.discriminator_objective(step, real, fake, judge, crops[0])
         self.discriminator.backward(loss.total * share)
-        self.discriminator.step()
         return {
             **loss.terms(),
             "discriminator_accuracy": torch.cat([real > 0, fake < 0]).float().mean(),

@@ -13,7 +13,7 @@ from cat_fast.cli.main import app
 HEAVY = ("torch", "numpy", "scipy", "diffusers", "transformers", "deepspeed", "sklearn", "matplotlib")
 
 
-@pytest.mark.parametrize("command", ["demo", "score", "encode", "decode", "info"])
+@pytest.mark.parametrize("command", ["demo", "score", "encode", "decode", "fetch", "runs", "info"])
 def test_every_command_has_help_with_an_example(cat_fast, command):
     result = cat_fast(command, "--help")
     assert result.exit_code == 0

@@ -1,10 +1,16 @@
 """Checkpoints are whole or not there."""
 
+import errno
 import json
+import os
+import signal
+import threading
 
 import pytest
 
-from cat_fast.training.checkpoint import MANIFEST, CheckpointStore, find_damage
+from cat_fast.errors import UserError
+from cat_fast.training import checkpoint
+from cat_fast.training.checkpoint import MANIFEST, CheckpointStore, find_damage, seal
 from cat_fast.training.distributed import Ranks
 
 
@@ -26,8 +32,15 @@ def test_the_newest_is_found_and_only_the_last_ones_are_kept(store):
     assert store.latest() is None
     for step in (1, 2, 3):
         store.save(step, write_some(step))
+    store.wait()
     assert store.latest() == (3, store.folder / "step_00000003")
     assert sorted(p.name for p in store.folder.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def flip_one_bit(path):
+    content = bytearray(path.read_bytes())
+    content[50] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +48,7 @@ def test_the_newest_is_found_and_only_the_last_ones_are_kept(store):
     [
         (lambda f: (f / "weights.bin").write_bytes(b"short"), "5 bytes, 100 were written"),
         (lambda f: (f / "weights.bin").write_bytes(b"x" * 100), "not have the contents"),
+        (lambda f: flip_one_bit(f / "weights.bin"), "not have the contents"),
         (lambda f: (f / "inner" / "state.json").unlink(), "is missing"),
         (lambda f: (f / MANIFEST).unlink(), "no readable manifest"),
         (lambda f: (f / MANIFEST).write_text('{"files": '), "no readable manifest"),
@@ -43,6 +57,7 @@ def test_the_newest_is_found_and_only_the_last_ones_are_kept(store):
 def test_a_damaged_checkpoint_is_passed_over_with_the_reason(store, damage, says):
     store.save(1, write_some(1))
     store.save(2, write_some(2))
+    store.wait()
     damage(store.folder / "step_00000002")
     with pytest.warns(UserWarning, match=says):
         assert store.latest() == (1, store.folder / "step_00000001")
@@ -50,6 +65,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(store, damage, says
 
 def test_what_dies_while_writing_leaves_the_checkpoint_before_it(store):
     store.save(1, write_some(1))
+    store.wait()
 
     def die(folder):
         write_some(2)(folder)
@@ -59,7 +75,122 @@ def test_what_dies_while_writing_leaves_the_checkpoint_before_it(store):
         store.save(2, die)
     assert store.latest() == (1, store.folder / "step_00000001")
     store.save(2, write_some(3))
+    store.wait()
     assert store.latest() == (2, store.folder / "step_00000002")
     assert json.loads((store.folder / "step_00000002/inner/state.json").read_text()) == {"value": 3}
     assert find_damage(store.folder / "step_00000002") is None
     assert not list(store.folder.glob(".*"))
+
+
+def test_training_goes_on_while_a_checkpoint_is_sealed_and_only_one_is_at_a_time(store, monkeypatch):
+    go_on, sealing = threading.Event(), []
+
+    def slow(folder):
+        sealing.append(folder.name)
+        assert go_on.wait(10)
+        seal(folder)
+
+    monkeypatch.setattr(checkpoint, "seal", slow)
+    store.save(1, write_some(1))
+    assert store.latest() is None  # it has returned, and nothing has its name yet
+    second = threading.Thread(target=store.save, args=(2, write_some(2)))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()
+    assert sealing == [".step_00000001.part"]
+    go_on.set()
+    second.join(10)
+    store.wait()
+    assert store.latest() == (2, store.folder / "step_00000002")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0"), "PytorchStreamWriter failed"),
+    ],
+)
+def test_a_write_that_fails_is_one_line_and_leaves_no_half_checkpoint(store, error, says):
+    store.save(1, write_some(1))
+
+    def fail(folder):
+        write_some(2)(folder)
+        raise error
+
+    with pytest.raises(UserError, match=rf"{store.folder}: a checkpoint cannot be written \({says}"):
+        store.save(2, fail)
+    assert [p.name for p in store.folder.iterdir()] == ["step_00000001"]
+    assert find_damage(store.folder / "step_00000001") is None
+
+
+def test_sealing_that_fails_is_known_at_once_and_raised_by_whoever_waits(store, monkeypatch):
+    def full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store.save(1, write_some(1))
+    store.wait()
+    monkeypatch.setattr(checkpoint, "seal", full)
+    store.save(2, write_some(2))
+    store.join()
+    assert "the disk is full" in str(store.failure)
+    with pytest.raises(UserError, match="the disk is full"):
+        store.save(3, write_some(3))
+    assert [p.name for p in store.folder.iterdir()] == ["step_00000001"]
+
+
+def test_the_kernel_refusing_a_write_is_a_full_disk(store):
+    """In a child whose files may have 1000 bytes."""
+    import resource
+
+    store.save(1, write_some(1))
+    store.wait()
+
+    def outgrow():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        with pytest.raises(UserError, match="the disk is full"):
+            store.save(2, lambda folder: (folder / "weights").write_bytes(b"x" * 5000) and None)
+
+    assert in_child(outgrow) == 0
+    assert [p.name for p in store.folder.iterdir()] == ["step_00000001"]
+
+
+@pytest.mark.parametrize(
+    ("moment", "left"), [("write", 1), ("_fsync", 1), ("_sha256", 1), ("rename", 1), ("_prune", 2)]
+)
+def test_killed_at_any_moment_a_whole_checkpoint_is_left(store, moment, left):
+    store.save(1, write_some(1))
+    store.wait()
+
+    def die(*arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def killed():
+        for owner in (checkpoint, checkpoint.Path, CheckpointStore):
+            if hasattr(owner, moment):
+                setattr(owner, moment, die)
+        store.save(2, die if moment == "write" else write_some(2))
+        store.wait()
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert store.latest() == (left, store.folder / f"step_{left:08d}")
+    store.save(3, write_some(3))
+    store.wait()
+    assert store.latest() == (3, store.folder / "step_00000003")
+    assert not list(store.folder.glob(".*"))
+
+
+def in_child(action) -> int:
+    """Exit code of a forked process that acts: 0, 1 after an exception, or minus the signal that ended it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

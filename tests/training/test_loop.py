@@ -1,6 +1,9 @@
 """The shared loop on a task of one number: when it saves, how it goes on, what it leaves when it cannot."""
 
+import errno
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,12 @@ import pytest
 from cat_fast.errors import UserError
 from cat_fast.training.checkpoint import CheckpointStore
 from cat_fast.training.distributed import Ranks
+from cat_fast.training.guard import SKIPPED
 from cat_fast.training.logs import read_metrics
-from cat_fast.training.loop import EXPORT, run
+from cat_fast.training.loop import EXPORT, Preempted, run
 from cat_fast.training.settings import CheckpointConfig, RunConfig, ScheduleConfig
+from cat_fast.training.status import find_runs, summarize
+from tests.training.two_ranks import gloo_ranks, on_two_ranks
 
 
 class Counter:
@@ -89,12 +95,26 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
     assert "step_00000006 at step 6 of 10" in capsys.readouterr().out
 
 
-def test_a_run_told_never_to_resume_starts_over(tmp_path):
+def test_a_run_told_never_to_resume_starts_over_and_keeps_what_was_there(tmp_path, capsys):
     run(Counter(), settings(tmp_path, total=4), Ranks())
-    task = Counter()
-    run(task, settings(tmp_path, total=4, resume="never"), Ranks())
-    assert task.steps == [0, 1, 2, 3]
-    assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    for number in (1, 2):
+        task = Counter(fail_at=2)
+        with pytest.raises(KeyboardInterrupt):
+            run(task, settings(tmp_path, total=4, every=1, resume="never"), Ranks())
+        assert task.steps == [0, 1]
+        assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1]
+        assert saved(tmp_path) == [1, 2]
+        assert f"is kept in {tmp_path / f'earlier_{number}'}" in capsys.readouterr().out
+    first, second = tmp_path / "earlier_1", tmp_path / "earlier_2"
+    assert saved(first) == [3, 4]
+    assert [r["step"] for r in read_metrics(first)] == [0, 1, 2, 3]
+    assert saved(second) == [1, 2]
+    assert len(find_runs(tmp_path)) == 1
+
+
+def test_a_fresh_run_told_never_to_resume_moves_nothing(tmp_path):
+    run(Counter(), settings(tmp_path, total=4, resume="never"), Ranks())
+    assert not list(tmp_path.glob("earlier_*"))
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
@@ -142,7 +162,7 @@ def test_an_export_that_fails_leaves_the_old_one(tmp_path):
             raise OSError("no space left on device")
 
     run(Counter(), settings(tmp_path), Ranks())
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(UserError, match=r"model: the model cannot be written \(no space"):
         run(FullDisk(), settings(tmp_path), Ranks())
     assert exported(tmp_path) == sum(range(10))
 
@@ -158,3 +178,162 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path):
     assert exported(tmp_path) == 1
     # The lock goes with the run that held it, not with its file.
     run(Counter(), settings(tmp_path, total=2), Ranks())
+
+
+class ToldInStep3(Counter):
+    """Is told to end in its fourth step."""
+
+    def train_step(self, step: int) -> dict[str, float]:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().train_step(step)
+
+
+def test_a_run_that_is_told_to_end_saves_after_its_step_and_goes_on_from_there(tmp_path, capsys):
+    told = ToldInStep3()
+    ended = run(told, settings(tmp_path, every=100), Ranks(), command="train it")
+    assert ended == Preempted("SIGTERM", 4)
+    assert told.steps == [0, 1, 2, 3]
+    assert saved(tmp_path) == [4]
+    assert not (tmp_path / EXPORT).exists()
+    assert capsys.readouterr().out == (
+        "preempted (SIGTERM) after step 4 of 10: all of it is saved; go on with: train it\n"
+    )
+    state = summarize(tmp_path)
+    assert state
+    assert (state.state, state.reason, state.step, state.loss) == ("preempted", "SIGTERM", 4, 1.0)
+    assert state.checkpoint.endswith("step_00000004")
+    assert state.resume == f"cd {os.getcwd()} && train it"
+    task = Counter()
+    assert run(task, settings(tmp_path, every=100), Ranks()) is None
+    assert task.steps == [4, 5, 6, 7, 8, 9]
+    assert summarize(tmp_path).state == "finished"
+
+
+def test_a_run_that_is_told_to_end_in_its_last_step_just_finishes(tmp_path):
+    assert run(ToldInStep3(), settings(tmp_path, total=4), Ranks()) is None
+    assert exported(tmp_path) == 6
+
+
+def test_a_skipped_step_is_logged_without_what_is_not_finite_and_counted(tmp_path):
+    class Skips(Counter):
+        def train_step(self, step: int) -> dict[str, float]:
+            metrics = super().train_step(step)
+            return {"loss": math.nan, "kl": 2.0, SKIPPED: 1.0} if step in (2, 5) else metrics
+
+    run(Skips(), settings(tmp_path), Ranks())
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records if SKIPPED in r] == [2, 5]
+    assert all(("loss" in r) == (r["step"] not in (2, 5)) for r in records)
+    assert records[2]["kl"] == 2.0
+    assert summarize(tmp_path).skipped == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UserError("the data is gone"), "the data is gone"),
+        (RuntimeError("first\nsecond"), "RuntimeError: first"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_a_run_that_fails_tells_why(tmp_path, error, reason):
+    class Fails(Counter):
+        def train_step(self, step: int) -> dict[str, float]:
+            if step == 7:
+                raise error
+            return super().train_step(step)
+
+    with pytest.raises(type(error)):
+        run(Fails(), settings(tmp_path), Ranks(), command="train it")
+    state = summarize(tmp_path)
+    assert state
+    assert (state.state, state.reason, state.step) == ("failed", reason, 7)
+    assert state.checkpoint.endswith("step_00000006")
+    assert state.resume.endswith("train it")
+
+
+def test_a_disk_that_is_full_when_saving_is_one_error_and_leaves_the_last_checkpoint_alone(tmp_path):
+    class FullDisk(Counter):
+        def save(self, folder: Path) -> None:
+            super().save(folder)
+            if self.steps[-1] == 8:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"checkpoints: a checkpoint cannot be written \(the disk is full\)"):
+        run(FullDisk(), settings(tmp_path), Ranks())
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step_00000003", "step_00000006"]
+    task = Counter()
+    run(task, settings(tmp_path), Ranks())
+    assert task.steps == [6, 7, 8, 9]
+
+
+def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_within_steps(tmp_path, monkeypatch):
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run(Counter(), settings(tmp_path, total=3), Ranks())
+    monkeypatch.setattr("cat_fast.training.checkpoint.seal", full)
+    task = Counter()
+    with pytest.raises(UserError, match="the disk is full"):
+        run(task, settings(tmp_path, total=1000, every=500), Ranks())
+    assert max(task.steps) < 999
+    assert saved(tmp_path) == [3]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("place", ["/proc/cat_fast", "/sys/cat_fast", "file/run"])
+def test_a_folder_that_cannot_be_written_is_one_error(tmp_path, monkeypatch, place):
+    """Of the kernel's file systems, or below a file: root cannot write there either."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"output_dir: {place}: nothing can be written there"):
+        run(Counter(), settings(Path(place)), Ranks())
+
+
+class OnTwoRanks(Counter):
+    """Rank 1 meets a full disk, or is told to end, after a given step; each rank has a file of its own."""
+
+    def __init__(self, ranks: Ranks, full_at: int = -1, told_at: int = -1) -> None:
+        super().__init__()
+        self.ranks, self.full_at, self.told_at = ranks, full_at, told_at
+
+    def train_step(self, step: int) -> dict[str, float]:
+        if self.ranks.rank == 1 and step == self.told_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return super().train_step(step)
+
+    def save(self, folder: Path) -> None:
+        (folder / f"rank_{self.ranks.rank}").write_text(str(self.total))
+        if self.ranks.rank == 1 and self.steps[-1] == self.full_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def load(self, folder: Path) -> None:
+        self.total = int((folder / f"rank_{self.ranks.rank}").read_text())
+
+    def export(self, folder: Path) -> None:
+        if self.ranks.is_main:
+            super().export(folder)
+
+
+def test_what_one_rank_meets_ends_both_with_one_message(tmp_path):
+    outputs = on_two_ranks("tests.training.test_loop:on_rank", tmp_path)
+    for rank, output in enumerate(outputs):
+        assert f"rank {rank} failed: {tmp_path}/checkpoints: a checkpoint cannot be written" in output
+        assert "(on rank 1)" in output
+        assert f"rank {rank} ended: Preempted(reason='SIGUSR1', step=8)" in output
+    assert saved(tmp_path) == [3, 8]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    assert outputs[0].count("preempted (SIGUSR1) after step 8") == 1
+    assert "preempted (" not in outputs[1]
+
+
+def on_rank(folder: str) -> None:
+    ranks = gloo_ranks()
+    try:
+        run(OnTwoRanks(ranks, full_at=5), settings(Path(folder), every=3), ranks)
+    except UserError as error:
+        print(f"rank {ranks.rank} failed: {error}")
+    ended = run(OnTwoRanks(ranks, told_at=7), settings(Path(folder), every=100), ranks)
+    print(f"rank {ranks.rank} ended: {ended}")

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,76 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cat_fast.data.latent_shards import LatentShardWriter
 from cat_fast.training.checkpoint import CheckpointStore
-from cat_fast.training.distributed import Ranks, free_port
+from cat_fast.training.distributed import Ranks
 from cat_fast.training.logs import read_metrics
+from tests.training.runs import command, finish, start, write_latents
 
-ROOT = Path(__file__).parents[2]
 STEPS = 24
 KILL_AFTER = 9
-CHECKPOINT_EVERY = 4
-
-TOKENIZER = [
-    "configs/tokenizer/nano.yaml",
-    "model.block_out_channels=[4,4,8,8,8,8]",
-    "model.norm_num_groups=2",
-    "model.latent_channels=4",
-    "model.mid_block_attention_head_dim=8",
-    "data.image_size=32",
-    "data.batch_size=2",
-    "data.max_side=64",
-    "perceptual_crop=32",
-    "discriminator.resolution=16",
-    "discriminator.channel_base=128",
-    "discriminator.channel_max=16",
-    "loss.gan_loss_starting_step=6",
-    "loss.adaptive_gan_weight=true",
-    "loss.r1_weight=1.0",
-    "loss.r1_every_steps=5",
-    "loss.lecam_weight=0.01",
-]
-GENERATOR = [
-    "configs/generator/nano.yaml",
-    "model.hidden_size=16",
-    "model.depth=2",
-    "model.num_heads=2",
-    "data.max_tokens=128",
-    "data.window=16",
-]
-
-
-def write_latents(folder: Path) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    with LatentShardWriter(folder, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
-        for number in range(24):
-            ratio = (8, 16, 32)[number % 3]
-            latent = torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
-            writer.add(f"picture{number}", latent, label=number % 2, ratio=ratio)
-    return folder
-
-
-def command(kind: str, out: Path, latents: Path) -> list[str]:
-    config, *overrides = TOKENIZER if kind == "tokenizer" else [*GENERATOR, f"data.latents={latents}"]
-    return [
-        *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()),
-        *("--module", "cat_fast.train", config, f"output_dir={out}", *overrides),
-        *(f"schedule.total_steps={STEPS}", "schedule.warmup_steps=2"),
-        f"checkpoint.every_steps={CHECKPOINT_EVERY}",
-    ]
-
-
-def start(arguments: list[str], log: Path) -> subprocess.Popen:
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    with log.open("a") as output:
-        return subprocess.Popen(
-            arguments,
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=4")
 
 
 def kill_in_mid_step(process: subprocess.Popen, run: Path, log: Path) -> None:
@@ -94,21 +31,13 @@ def kill_in_mid_step(process: subprocess.Popen, run: Path, log: Path) -> None:
     process.wait()
 
 
-def finish(process: subprocess.Popen, log: Path) -> None:
-    try:
-        assert process.wait(timeout=500) == 0, log.read_text()
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 @pytest.mark.parametrize("kind", ["tokenizer", "generator"])
 def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp_path):
     latents = write_latents(tmp_path / "latents")
     killed, straight = tmp_path / "killed", tmp_path / "straight"
     log = tmp_path / "log"
 
-    kill_in_mid_step(start(command(kind, killed, latents), log), killed, log)
+    kill_in_mid_step(start(command(kind, killed, latents, *SCHEDULE), log), killed, log)
     assert not (killed / "model").exists()
     left = CheckpointStore(killed / "checkpoints", Ranks()).latest()
     assert left is not None
@@ -118,10 +47,10 @@ def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp
     half.mkdir()
     (half / "ema.safetensors").write_bytes(b"half")
 
-    finish(start(command(kind, killed, latents), log), log)
+    finish(start(command(kind, killed, latents, *SCHEDULE), log), log)
     assert f"at step {left[0]} of {STEPS}" in log.read_text()
     assert "no readable manifest" in log.read_text()
-    finish(start(command(kind, straight, latents), log), log)
+    finish(start(command(kind, straight, latents, *SCHEDULE), log), log)
 
     assert [r["step"] for r in read_metrics(killed)] == list(range(STEPS))
     name = "model/diffusion_pytorch_model.safetensors"

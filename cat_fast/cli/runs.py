@@ -1,0 +1,64 @@
+"""`cat-fast runs`: which trainings there are, how they stand, and how to go on with what ended early."""
+
+import json
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cat_fast import console
+from cat_fast.errors import UserError
+from cat_fast.training.status import RunSummary, find_runs
+
+_STYLES = {"running": "green", "finished": "blue", "preempted": "yellow", "failed": "red", "killed": "red"}
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look, at any depth.")] = Path("runs"),
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List training runs: state, step, loss, last sign of life, newest checkpoint, and how to go on.
+
+    A run is *running*, *finished*, *preempted* (told to end, and saved), *failed* (with the reason), or
+    *killed* (it ended without a word).
+
+    Examples:
+
+        cat-fast runs
+
+        cat-fast runs /scratch/me --json
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the one that holds the runs")
+    found = find_runs(folder)
+    if json_output:
+        typer.echo(json.dumps([asdict(run) for run in found], indent=2))
+        return
+    if not found:
+        console.out.print(f"no runs in {folder}", markup=False)
+        return
+    table = Table("run", "task", "state", "step", "loss", "last sign", "checkpoint")
+    for run in found:
+        table.add_row(
+            run.folder,
+            run.task,
+            Text(run.state, style=_STYLES.get(run.state, "")),
+            f"{run.step} of {run.total_steps}" + (f", {run.skipped} skipped" if run.skipped else ""),
+            "-" if run.loss is None else f"{run.loss:.4g}",
+            f"{timedelta(seconds=round(run.age))} ago",
+            Path(run.checkpoint).name or "-",
+        )
+    console.out.print(table)
+    for run in found:
+        _explain(run)
+
+
+def _explain(run: RunSummary) -> None:
+    if run.reason:
+        console.out.print(f"{run.folder} is {run.state}: {run.reason}", markup=False, soft_wrap=True)
+    if run.resume:
+        console.out.print(f"  go on with: {run.resume}", markup=False, soft_wrap=True)

@@ -1,0 +1,45 @@
+"""What one rank cannot do ends all ranks together, with one message.
+
+A rank that raised alone would leave the others waiting in their next collective, until the launcher kills
+them or the process group times out.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from cat_fast.errors import UserError
+from cat_fast.training.distributed import Ranks
+
+Result = TypeVar("Result")
+
+
+class SharedError(UserError):
+    """Raised by every rank with the same message, so that it is enough if rank 0 tells it."""
+
+    shared = True
+
+
+def raise_together(error: Exception | None, ranks: Ranks) -> None:
+    """Collective: if any rank brings an error, every rank raises a `SharedError` that says what and where."""
+    if not ranks.sum(torch.tensor(float(error is not None), device=ranks.device)):
+        return
+    messages = ranks.gather(None if error is None else str(error))
+    failed = [rank for rank, message in enumerate(messages) if message is not None]
+    first = messages[failed[0]]
+    where = "" if ranks.world_size == 1 or failed == [0] else f" (on rank {', '.join(map(str, failed))})"
+    raise SharedError(f"{first}{where}") from error
+
+
+def on_main(action: Callable[[], Result], ranks: Ranks) -> Result:
+    """Collective: rank 0 acts, and all get its result, or raise its `UserError` as a `SharedError`."""
+    result: Result | None = None
+    error: UserError | None = None
+    if ranks.is_main:
+        try:
+            result = action()
+        except UserError as caught:
+            error = caught
+    raise_together(error, ranks)
+    return ranks.broadcast(result)

@@ -1,0 +1,113 @@
+"""Runs that are told to end save first: SIGTERM, SIGUSR1, Ctrl-C, or a launcher that is gone.
+
+Who is told, and when, differs. A scheduler may signal every process or the launcher alone. DeepSpeed's
+launcher (deepspeed.launcher.launch) passes SIGTERM to its ranks one after another, waits 30 seconds for each
+and then kills; the command `deepspeed` above it dies of a signal and leaves the others running. So it is
+enough that one rank knows: the ranks agree after each step, and all save and end.
+
+    signal reaches              what follows
+    any rank                    all ranks save and exit 0, and so does the launcher
+    deepspeed.launcher.launch   the same, but it exits 1, and kills a rank that takes longer than 30 s
+    the command deepspeed       it dies, the ranks see that it is gone, save and exit 0
+    SIGUSR1 to all of them      kills the launchers unless they ignore it (`trap '' USR1` before `deepspeed`);
+                                the ranks save and exit 0 either way
+"""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_LAUNCHERS = ("deepspeed.launcher.launch", "deepspeed.launcher.runner", "deepspeed")
+
+
+class Preemption:
+    """Whether this process was asked to end; `reason` is what asked, for the message."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._launchers = launchers()
+
+    @property
+    def requested(self) -> bool:
+        if not self.reason and not all(map(_lives, self._launchers)):
+            self.reason = "the launcher is gone"
+        return bool(self.reason)
+
+    @contextmanager
+    def listening(self) -> Iterator["Preemption"]:
+        """Signals are noted while this is open; a second Ctrl-C interrupts at once."""
+        before = {kind: signal.signal(kind, self._note) for kind in SIGNALS}
+        try:
+            yield self
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason == "SIGINT":
+            raise KeyboardInterrupt
+        self.reason = self.reason or signal.Signals(number).name
+
+
+def ignore_signals(worker: int = 0) -> None:
+    """For a data loader's `worker_init_fn`: the launcher signals worker processes, too, which must go on
+    while their rank finishes its step; they end with it."""
+    for kind in SIGNALS:
+        signal.signal(kind, signal.SIG_IGN)
+
+
+def launchers() -> list[psutil.Process]:
+    """DeepSpeed's launcher processes above this one, the nearest first."""
+    found = []
+    for process in psutil.Process().parents():
+        try:
+            arguments = process.cmdline()
+        except psutil.Error:
+            break
+        if not any(_is_launcher(argument) for argument in arguments[:5]):
+            break
+        found.append(process)
+    return found
+
+
+def resume_command(arguments: list[str]) -> str:
+    """The command that goes on with this run: the launcher's own as it was typed, or one rebuilt from what
+    the ranks know (several nodes: their own options, such as the hostfile, have to be added).
+
+    Args:
+        arguments: those of `cat_fast.train`.
+    """
+    for process in reversed(launchers()):
+        command = process.cmdline()
+        if not any("deepspeed.launcher.launch" in argument for argument in command[:5]):
+            return shlex.join(_readable(command))
+    own = ["--module", "cat_fast.train", *arguments]
+    world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_SIZE", "0"))
+    if not local:
+        return shlex.join([os.path.basename(sys.executable), "-m", *own[1:]])
+    nodes = ["--num_nodes", str(world // local)] if world > local else []
+    return shlex.join(["deepspeed", *nodes, "--num_gpus", str(local), *own])
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_launcher(argument: str) -> bool:
+    return argument in _LAUNCHERS or os.path.basename(argument) == "deepspeed"
+
+
+def _readable(command: list[str]) -> list[str]:
+    """`python …/bin/deepspeed ARGS` is what the shell made of `deepspeed ARGS`."""
+    script = command[1] if len(command) > 1 else ""
+    return ["deepspeed", *command[2:]] if os.path.basename(script) == "deepspeed" else command

@@ -1,0 +1,73 @@
+"""What a rank is at: told by its task, read by whoever has to name it (guard, watchdog, slow ranks)."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Work:
+    """The step in hand, its batch, and how much of the step was this rank's own doing.
+
+    A step is its own work from `begin` to the first `computed`: data, and what is computed before the rank
+    first waits for another. On a GPU the time is the device's, between two events.
+    """
+
+    step: int = 0
+    ratio: int | None = None
+    batch: Sequence[str] = ()
+    """Keys or paths of the samples."""
+    _begun: Any = None
+    _spans: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def begin(self, step: int) -> None:
+        self.step, self.ratio, self.batch = step, None, ()
+        self._begun = _now()
+
+    def on(self, batch: Sequence[str], ratio: int | None = None) -> None:
+        """Tell what this step is about: the samples' keys or paths, and their ratio if they share one."""
+        self.batch, self.ratio = batch, ratio
+
+    @property
+    def waiting(self) -> bool:
+        """Whether this rank's own part of the step is done, as far as its task tells."""
+        return self._begun is None
+
+    def computed(self) -> None:
+        """From here on this rank may wait for the others; the first call of a step counts."""
+        if self._begun is not None:
+            self._spans.append((self._begun, _now()))
+            self._begun = None
+
+    def take_own_seconds(self) -> list[float]:
+        """Own time of each step since the last call, in seconds; waits for the GPU."""
+        spans, self._spans = self._spans, []
+        return [_seconds(first, last) for first, last in spans]
+
+    def __str__(self) -> str:
+        parts = [f"step {self.step}", *([f"{self.ratio}x"] if self.ratio else [])]
+        return ", ".join(parts) + f", batch {shortened(self.batch)}" if self.batch else ", ".join(parts)
+
+
+def shortened(names: Sequence[str], most: int = 16) -> str:
+    """`a, b, c and 13 more`."""
+    left_out = len(names) - most
+    return ", ".join(names[:most]) + (f" and {left_out} more" if left_out > 0 else "")
+
+
+def _now() -> Any:
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(first: Any, last: Any) -> float:
+    if isinstance(first, float):
+        return last - first
+    last.synchronize()
+    return first.elapsed_time(last) / 1000

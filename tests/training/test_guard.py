@@ -1,0 +1,245 @@
+"""Steps that are not finite change nothing, on any rank; what follows goes on as if they had not been."""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cat_fast.errors import UserError
+from cat_fast.training.agreement import SharedError
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.guard import SKIPPED, StepGuard
+from cat_fast.training.settings import GuardConfig, OptimizerConfig
+from tests.training.runs import GENERATOR, TOKENIZER, write_latents
+from tests.training.two_ranks import on_two_ranks
+
+NAN, INF = float("nan"), float("inf")
+CLEAN = (0, 2, 4, 7)
+"""Steps of the engines below that are finite; on rank 1 the loss of 1 and 5 is not, on rank 0 the gradient of
+3 and 6."""
+STAGES = ((0, 10**6), (1, 10**6), (2, 10**6), (2, 50), (3, 10**6))
+"""ZeRO stage and bucket size."""
+
+
+class PlainEngine:
+    """What the guard asks of an engine, around torch's own optimiser."""
+
+    micro_steps = 0
+
+    def __init__(self) -> None:
+        self.module = nn.Linear(2, 1)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), lr=1.0)
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def gradient_accumulation_steps(self) -> int:
+        return 1
+
+
+def guard_at(step: int, most: int = 3) -> StepGuard:
+    ranks = Ranks()
+    ranks.work.begin(step)
+    ranks.work.on(["a.png", "b.png"], 16)
+    return StepGuard(GuardConfig(max_bad_steps=most), ranks)
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_a_loss_that_is_not_finite_does_not_pass_and_its_gradients_are_gone(value, capsys):
+    engine, guard = PlainEngine(), guard_at(7)
+    engine.module(torch.ones(2)).sum().backward()
+    losses = {"loss": torch.tensor(value), "l1": torch.tensor(value), "kl": torch.tensor(1.0)}
+    assert not guard.passes(losses, {"model": engine})
+    assert all(p.grad is None for p in engine.module.parameters())
+    told = capsys.readouterr().err
+    assert told.startswith("step 7 skipped (1 in a row, 1 in all), not finite: l1 of rank 0 at 16x")
+    assert "a.png, b.png" in told
+
+
+@pytest.mark.parametrize("value", [NAN, INF, 1e30])
+def test_a_gradient_whose_norm_float32_cannot_hold_does_not_pass(value, capsys):
+    engine, guard = PlainEngine(), guard_at(0)
+    (engine.module(torch.ones(2)).sum() * value).backward()
+    assert not guard.passes({"loss": torch.tensor(1.0)}, {"model": engine})
+    assert "the gradient norm of the model" in capsys.readouterr().err
+
+
+def test_finite_steps_keep_their_gradients_and_end_the_row():
+    engine, guard = PlainEngine(), guard_at(0, most=2)
+    for value in (NAN, 1.0, NAN, 1.0):
+        engine.module(torch.ones(2)).sum().backward()
+        assert guard.passes({"loss": torch.tensor(value)}, {"model": engine}) == (value == 1.0)
+    assert all(p.grad is not None for p in engine.module.parameters())
+    assert guard.skipped == 2
+
+
+def test_too_many_in_a_row_end_the_run_with_a_diagnosis():
+    engine, guard = PlainEngine(), guard_at(9, most=2)
+    losses = {"loss": torch.tensor(NAN), "weighted/kl": torch.tensor(NAN), "kl": torch.tensor(NAN)}
+    assert not guard.passes(losses, {"model": engine})
+    with pytest.raises(SharedError, match=r"2 steps in a row.*step 9.*kl of rank 0 at 16x.*a\.png, b\.png"):
+        guard.passes(losses, {"model": engine})
+
+
+def test_many_files_are_cut_short():
+    ranks = Ranks()
+    ranks.work.on([f"{n}.png" for n in range(100)])
+    with pytest.raises(UserError, match=r"15\.png and 84 more"):
+        StepGuard(GuardConfig(max_bad_steps=1), ranks).passes({"loss": torch.tensor(NAN)}, {})
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """(what a rank reports, what it prints) of both: engines under every stage, then both tasks."""
+    folder = tmp_path_factory.mktemp("guard")
+    latents = write_latents(folder / "latents")
+    outputs = on_two_ranks("tests.training.test_guard:skip_on_rank", folder, latents)
+    reports = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+    return list(zip(reports, outputs, strict=True))
+
+
+def skip_on_rank(folder: str, latents: str) -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # torch's, of DeepSpeed's calls, by the hundred
+    from cat_fast.training import distributed
+
+    ranks = distributed.start()
+    report = {"stages": _stages(ranks)} | {
+        kind: _task(kind, latents, folder, ranks) for kind in ("generator", "tokenizer")
+    }
+    (Path(folder) / f"rank_{ranks.rank}.json").write_text(json.dumps(report))
+    distributed.stop()
+
+
+def test_under_every_stage_bad_steps_on_one_rank_equal_a_run_without_them(two_ranks):
+    for report, output in two_ranks:
+        assert report["stages"]["equal"] == {f"{stage}/{bucket}": True for stage, bucket in STAGES}, output
+        assert report["stages"]["skipped"] == [4] * len(STAGES)
+    outputs = [output for _, output in two_ranks]
+    assert re.search(r"step 1 skipped .* loss of rank 1, whose batch was r1s1", outputs[0])
+    assert re.search(r"step 3 skipped .* gradient norm of the net", outputs[0])
+    assert "skipped (" not in outputs[1]
+
+
+def _stages(ranks: Ranks) -> dict[str, Any]:
+    """A run with bad steps against one that never saw them, bit for bit, under each stage."""
+    equal, skipped = {}, []
+    for stage, bucket in STAGES:
+        runs = []
+        for steps in (range(8), CLEAN):
+            guard = StepGuard(GuardConfig(), ranks)
+            runs.append(_train(stage, bucket, steps, guard, ranks))
+            skipped.append(guard.skipped)
+        equal[f"{stage}/{bucket}"] = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    return {"equal": equal, "skipped": skipped[::2]}
+
+
+def _train(stage: int, bucket: int, steps: Any, guard: StepGuard, ranks: Ranks) -> list[torch.Tensor]:
+    """Weights and moments after `steps`, of which some are bad on one rank."""
+    import deepspeed
+
+    torch.manual_seed(0)
+    # Sizes that two ranks share evenly: stage 3 pads others with what happens to lie in memory.
+    net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
+    zero = {"stage": stage, "reduce_bucket_size": bucket, "overlap_comm": False}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 1.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+    }
+    settings = OptimizerConfig(lr=1e-2)
+    adamw = torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    engine, *_ = deepspeed.initialize(model=net, optimizer=adamw, config=config, dist_init_required=False)
+    for step in steps:
+        ranks.work.begin(step)
+        ranks.work.on([f"r{ranks.rank}s{step}"])
+        inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(10 * step + ranks.rank))
+        loss = engine(inputs).square().mean()
+        if step in (1, 5) and ranks.rank == 1:
+            loss = loss * NAN
+        if step in (3, 6) and ranks.rank == 0:
+            loss = loss + (0 * loss).sqrt()  # 0, with an infinite derivative times 0
+        engine.backward(loss)
+        if guard.passes({"loss": loss}, {"net": engine}):
+            engine.step()
+    return list(_tensors([engine.module.state_dict(), engine.optimizer.state_dict()]))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor within nested containers, in order, copied."""
+    if isinstance(value, torch.Tensor):
+        yield value.detach().clone()
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+@pytest.mark.parametrize(("kind", "terms"), [("generator", "loss"), ("tokenizer", "l1, kl")])
+def test_a_bad_step_of_a_task_leaves_weights_moments_and_averages_and_the_next_one_trains(
+    two_ranks, kind, terms
+):
+    for report, output in two_ranks:
+        assert report[kind]["skipped"] == [False, False, True, False], output
+        assert report[kind]["changed"] == [True, True, False, True], output
+    assert re.search(rf"step 2 skipped .*: {terms}.* of rank 1.*whose batch was \S+", two_ranks[0][1])
+
+
+def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[bool]]:
+    """Four steps of a real task, in the third of which rank 1 sees NaN."""
+    from cat_fast.training.configuration import load_run
+    from cat_fast.training.tasks import make_task
+
+    config, *overrides = TOKENIZER if kind == "tokenizer" else [*GENERATOR, f"data.latents={latents}"]
+    if kind == "tokenizer":
+        overrides.append("loss.gan_loss_starting_step=1")
+    task: Any = make_task(load_run(config, [*overrides, f"output_dir={folder}/run"]), ranks)
+    report: dict[str, list[bool]] = {"skipped": [], "changed": []}
+    for step in range(4):
+        before = list(_tensors(_state(task)))
+        if step == 2 and ranks.rank == 1:
+            _poison(task)
+        ranks.work.begin(step)
+        metrics = task.train_step(step)
+        after = list(_tensors(_state(task)))
+        same = len(before) == len(after) and all(map(torch.equal, before, after))
+        report["skipped"].append(SKIPPED in metrics)
+        report["changed"].append(not same)
+    return report
+
+
+def _state(task: Any) -> list[Any]:
+    """All that a step may change but the position in the data."""
+    engines = [engine for engine in (task.engine, getattr(task, "discriminator", None)) if engine]
+    state = [[engine.module.state_dict(), engine.optimizer.state_dict()] for engine in engines]
+    if task.ema:
+        state.append([task.ema.averaged, torch.tensor(task.ema.updates)])
+    if hasattr(task, "discriminator_objective"):
+        lecam = task.discriminator_objective.lecam.state_dict()
+        state.append([torch.tensor(value) for value in lecam.values()])
+    return state
+
+
+def _poison(task: Any) -> None:
+    """The next batch, and only it, holds NaN."""
+    if hasattr(task, "crops"):
+        owner, name = task.crops, "batch"
+    else:
+        owner, name = task, "_next_batch"
+    original = getattr(owner, name)
+
+    def poisoned(*arguments: Any) -> Any:
+        setattr(owner, name, original)
+        batch = original(*arguments)
+        (batch if isinstance(batch, torch.Tensor) else batch.tokens).fill_(NAN)
+        return batch
+
+    setattr(owner, name, poisoned)

@@ -1,0 +1,181 @@
+"""Told to end, a run saves first and says how to go on: whoever is told, and by what."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cat_fast.training.checkpoint import CheckpointStore
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.heartbeat import read_heartbeats
+from cat_fast.training.logs import read_metrics
+from cat_fast.training.preemption import Preemption, ignore_signals, launchers, resume_command
+from cat_fast.training.status import summarize
+from tests.training.runs import command, finish, start, write_latents
+
+STEPS = 300
+SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=1000")
+"""Nothing but preemption saves before the end."""
+
+
+def preempt(run: Path, log: Path, process: subprocess.Popen, done: int, target: str, kind: int) -> None:
+    """Signal a rank, DeepSpeed's per-node launcher or the command above it, after `done` more steps."""
+    deadline = time.monotonic() + 300
+    before = len(read_metrics(run))
+    while len(read_metrics(run)) < before + done:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.005)
+    ranks = [psutil.Process(beat.pid) for beat in read_heartbeats(run)]
+    assert len(ranks) == 2
+    chosen = {"rank 1": ranks[1], "launcher": ranks[1].parent(), "command": psutil.Process(process.pid)}
+    assert target != "launcher" or "deepspeed.launcher.launch" in chosen[target].cmdline()
+    chosen[target].send_signal(kind)
+    process.wait(timeout=60)
+    psutil.wait_procs(ranks, timeout=60)
+    assert not any(rank.is_running() for rank in ranks), log.read_text()
+
+
+def saved(run: Path) -> int:
+    found = CheckpointStore(run / "checkpoints", Ranks()).latest()
+    assert found
+    return found[0]
+
+
+@pytest.mark.slow
+def test_whoever_is_told_to_end_all_ranks_save_and_the_printed_command_goes_on(tmp_path):
+    latents = write_latents(tmp_path / "latents")
+    run, straight, log = tmp_path / "run", tmp_path / "straight", tmp_path / "log"
+    first = command("generator", run, latents, *SCHEDULE)
+
+    process = start(first, log)
+    preempt(run, log, process, 20, "rank 1", signal.SIGUSR1)
+    assert process.returncode == 0, log.read_text()
+    (line,) = [line for line in log.read_text().splitlines() if line.startswith("preempted (")]
+    done = len(read_metrics(run))
+    assert line.startswith(
+        f"preempted (SIGUSR1) after step {done} of {STEPS}: all of it is saved; go on with: "
+    )
+    assert saved(run) == done < STEPS
+    again = shlex.split(line.partition("go on with: ")[2])
+    assert again[1:] == first[1:]  # the interpreter's path may be spelled in full
+    state = summarize(run)
+    assert state
+    assert (state.state, state.reason, state.step) == ("preempted", "SIGUSR1", done)
+    assert shlex.join(again) in state.resume
+
+    process = start(again, log)
+    preempt(run, log, process, 20, "launcher", signal.SIGTERM)
+    assert saved(run) == len(read_metrics(run)) >= done + 20
+    assert f"preempted (SIGTERM) after step {saved(run)}" in log.read_text()
+    assert "Traceback" not in log.read_text()
+
+    process = start(again, log)
+    preempt(run, log, process, 20, "command", signal.SIGTERM)
+    assert saved(run) == len(read_metrics(run)) >= done + 40
+    assert f"preempted (the launcher is gone) after step {saved(run)}" in log.read_text()
+
+    finish(start(again, log), log)
+    finish(start(command("generator", straight, latents, *SCHEDULE), log), log)
+    assert summarize(run).state == "finished"
+    name = "model/diffusion_pytorch_model.safetensors"
+    resumed_weights, straight_weights = load_file(run / name), load_file(straight / name)
+    assert all(torch.equal(resumed_weights[key], value) for key, value in straight_weights.items())
+    losses = [[r["loss"] for r in read_metrics(folder)] for folder in (run, straight)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_is_noted_while_listening_and_only_then(kind):
+    before = signal.getsignal(kind)
+    preemption = Preemption()
+    with preemption.listening():
+        assert not preemption.requested
+        os.kill(os.getpid(), kind)
+        assert preemption.requested
+        assert preemption.reason == kind.name
+    assert signal.getsignal(kind) is before
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with Preemption().listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_launcher_that_is_gone_is_a_reason_to_end_and_one_that_never_was_is_none(tmp_path):
+    script = (
+        "import time\n"
+        "from cat_fast.training.preemption import Preemption, launchers\n"
+        "p = Preemption()\n"
+        "print(len(launchers()), p.requested, flush=True)\n"
+        "input()\n"
+        "print(p.requested, p.reason, flush=True)\n"
+    )
+    module = tmp_path / "deepspeed" / "launcher"
+    module.mkdir(parents=True)
+    for folder in (module.parent, module):
+        (folder / "__init__.py").touch()
+    (module / "launch.py").write_text(
+        "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deepspeed.launcher.launch", script],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stdout.readline() == "1 False\n"
+    process.kill()  # not reaped yet: a zombie is no launcher either
+    time.sleep(0.1)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "True the launcher is gone\n"
+    process.wait()
+    assert launchers() == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "python -m cat_fast.train 'a b.yaml' seed=1"),
+        (
+            {"WORLD_SIZE": "8", "LOCAL_SIZE": "8"},
+            "deepspeed --num_gpus 8 --module cat_fast.train 'a b.yaml' seed=1",
+        ),
+        (
+            {"WORLD_SIZE": "16", "LOCAL_SIZE": "8"},
+            "deepspeed --num_nodes 2 --num_gpus 8 --module cat_fast.train 'a b.yaml' seed=1",
+        ),
+    ],
+)
+def test_without_a_launcher_in_sight_the_command_is_rebuilt(monkeypatch, environment, expected):
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python")
+    for name in ("WORLD_SIZE", "LOCAL_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert resume_command(["a b.yaml", "seed=1"]) == expected
+
+
+def test_workers_that_ignore_signals_outlive_them():
+    pid = os.fork()
+    if pid == 0:
+        ignore_signals()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

@@ -1,0 +1,59 @@
+"""A rank that is slow by itself is named; one that only waits for it is not."""
+
+import time
+
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.logs import read_metrics
+from cat_fast.training.loop import run
+from cat_fast.training.settings import RunConfig, ScheduleConfig, SlowRanksConfig
+from cat_fast.training.slow_ranks import METRIC, SlowRanks
+from tests.training.test_watchdog import Meeting
+from tests.training.two_ranks import gloo_ranks, on_two_ranks
+
+
+class Sleepy(Meeting):
+    """Rank 1 is slow from step 6 to step 11; in every step both wait for each other."""
+
+    def train_step(self, step: int) -> dict[str, float]:
+        time.sleep(0.3 if self.ranks.rank == 1 and 6 <= step < 12 else 0.03)
+        return super().train_step(step)
+
+
+def train(folder: str) -> None:
+    ranks = gloo_ranks()
+    config = RunConfig(
+        task="sleepy",
+        output_dir=folder,
+        schedule=ScheduleConfig(total_steps=18),
+        slow_ranks=SlowRanksConfig(every_steps=6, factor=3.0),
+    )
+    run(Sleepy(ranks), config, ranks)
+
+
+def test_a_slow_rank_is_warned_of_while_it_is_slow_and_measured(tmp_path):
+    outputs = on_two_ranks("tests.training.test_slow_ranks:train", tmp_path)
+    warnings = [line for line in outputs[0].splitlines() if line.startswith("warning: rank")]
+    assert len(warnings) == 1, outputs[0]
+    assert warnings[0].startswith("warning: rank 1 (")
+    assert "in 6 steps" in warnings[0]
+    assert "warning: rank" not in outputs[1]
+    windows = [record for record in read_metrics(tmp_path) if METRIC in record]
+    assert [record["step"] for record in windows] == [5, 11, 17]
+    assert windows[1]["slowest_rank"] == 1
+    assert windows[1][METRIC] > 3 > max(windows[0][METRIC], windows[2][METRIC])
+
+
+def test_own_time_ends_where_a_rank_first_waits_and_the_first_step_is_left_out():
+    ranks = Ranks()
+    slow_ranks = SlowRanks(SlowRanksConfig(every_steps=2), ranks)
+    for step in range(3):
+        ranks.work.begin(step)
+        time.sleep(0.05 if step == 0 else 0.0)
+        ranks.work.computed()
+        time.sleep(0.05)
+        ranks.work.computed()
+        assert slow_ranks.after_step() == {}  # of one rank there is nothing to say
+    own = ranks.work.take_own_seconds()
+    assert len(own) == 2
+    assert max(own) < 0.05
+    assert ranks.work.take_own_seconds() == []

@@ -1,0 +1,152 @@
+"""A run that hangs ends by itself, names who is missing, and shows where every rank stands."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.heartbeat import Heartbeat, now, read_heartbeats, write_heartbeat
+from cat_fast.training.loop import run
+from cat_fast.training.settings import CheckpointConfig, RunConfig, ScheduleConfig, WatchdogConfig
+from cat_fast.training.status import read_failure, summarize
+from cat_fast.training.watchdog import EXIT_HUNG, Watchdog
+from tests.training.two_ranks import gloo_ranks, start_two_ranks
+
+TIMEOUT = 4.0
+
+
+class Meeting:
+    """Implements `loop.Task`: in each step the ranks meet in a collective; rank 1 may stay away."""
+
+    def __init__(self, ranks: Ranks, busy_at: int = -1) -> None:
+        self.ranks, self.busy_at = ranks, busy_at
+
+    def train_step(self, step: int) -> dict[str, float]:
+        self.ranks.work.on([f"rank{self.ranks.rank}_step{step}.png"], 16)
+        if step == self.busy_at and self.ranks.rank == 1:
+            self.stay_away()
+        self.ranks.work.computed()
+        time.sleep(0.02)
+        return {"loss": float(self.ranks.sum(torch.ones(())))}
+
+    def stay_away(self) -> None:
+        time.sleep(600)
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        if self.ranks.is_main:
+            folder.mkdir()
+
+
+def meet(folder: str, busy_at: str = "-1") -> None:
+    ranks = gloo_ranks()
+    config = RunConfig(
+        task="meeting",
+        output_dir=folder,
+        schedule=ScheduleConfig(total_steps=10**6),
+        checkpoint=CheckpointConfig(every_steps=10**6),
+        watchdog=WatchdogConfig(timeout_seconds=TIMEOUT),
+    )
+    run(Meeting(ranks, int(busy_at)), config, ranks)
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while (beats := read_heartbeats(folder)) is None or len(beats) < 2 or min(b.step for b in beats) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_stopped_rank_is_named_by_the_others_which_show_their_stacks_and_end(tmp_path):
+    ranks = start_two_ranks("tests.training.test_watchdog:meet", tmp_path)
+    try:
+        wait_for_step(tmp_path, 3)
+        ranks[1].send_signal(signal.SIGSTOP)
+        output, _ = ranks[0].communicate(timeout=60)
+        assert ranks[0].returncode == EXIT_HUNG, output
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert f"process {ranks[0].pid}) hangs: training" in output
+    assert f"process {ranks[1].pid}) is missing: silent for" in output
+    assert "16x, batch rank1_step" in output  # what the missing rank was at
+    assert "in train_step" in output
+    assert "self.ranks.sum" in output
+    state = summarize(tmp_path)
+    assert state
+    assert state.state == "failed"
+    assert "rank 1 (" in state.reason
+    assert "is missing" in state.reason
+
+
+def test_a_rank_that_is_busy_for_too_long_is_told_from_those_that_wait_for_it(tmp_path):
+    ranks = start_two_ranks("tests.training.test_watchdog:meet", tmp_path, 5)
+    try:
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [EXIT_HUNG] * 2, outputs
+    for output in outputs:
+        assert "the others wait for rank 1 (" in output
+        assert "at work in step 5, 16x, batch rank1_step5.png" in output
+    assert "self.ranks.sum" in outputs[0]
+    assert "in stay_away" in outputs[1]
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    """Exit codes with which the watchdog would have ended this process."""
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    return codes
+
+
+def test_progress_keeps_the_watchdog_quiet(tmp_path, ended, capfd):
+    with Watchdog(tmp_path, Ranks(), timeout=0.5) as watchdog:
+        for _ in range(10):
+            time.sleep(0.1)
+            watchdog.progress("training")
+    assert ended == []
+    assert capfd.readouterr().err == ""
+
+
+def test_without_a_timeout_there_are_signs_of_life_only(tmp_path, ended):
+    ranks = Ranks()
+    ranks.work.begin(7)
+    with Watchdog(tmp_path, ranks, timeout=0):
+        (beat,) = read_heartbeats(tmp_path)
+    assert (beat.rank, beat.step, beat.pid, beat.waiting) == (0, 7, os.getpid(), False)
+    assert ended == []
+
+
+def test_a_job_that_was_stopped_as_a_whole_and_continued_did_not_hang(tmp_path):
+    pid = os.fork()
+    if pid == 0:
+        with Watchdog(tmp_path, Ranks(), timeout=1.0):
+            time.sleep(0.3)
+            (tmp_path / "ready").touch()
+            time.sleep(0.3)
+        os._exit(0)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(1.5)
+    os.kill(pid, signal.SIGCONT)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert read_failure(tmp_path) == ""
+
+
+def test_signs_of_life_can_be_read_at_any_moment_and_damaged_ones_are_left_out(tmp_path):
+    beat = Heartbeat(rank=3, host="h", pid=1, time=now(), step=2, work="step 2", waiting=True)
+    write_heartbeat(tmp_path, beat)
+    (tmp_path / "heartbeats" / "rank_00004.json").write_text('{"rank": 4')
+    assert read_heartbeats(tmp_path) == [beat]

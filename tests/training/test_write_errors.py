@@ -1,0 +1,87 @@
+"""A checkpoint that one rank cannot write: all ranks end with one line, and what was saved before stays."""
+
+import errno
+import os
+import shlex
+from pathlib import Path
+
+from cat_fast.errors import UserError
+from cat_fast.training.checkpoint import CheckpointStore
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.status import summarize
+from cat_fast.training.write_errors import AgreeingWriter
+from tests.training.runs import command, finish, start, write_latents
+from tests.training.two_ranks import gloo_ranks, on_two_ranks
+
+
+class Writer:
+    """In the place of DeepSpeed's own: writes, and where it is told so fails half way."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+        self.committed: list[str] = []
+
+    def create(self, info: str) -> None: ...
+
+    def save(self, state: bytes, path: str) -> None:
+        Path(path).write_bytes(state)
+        if self.fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def commit(self, info: str) -> bool:
+        self.committed.append(info)
+        return True
+
+    def is_decoupled(self) -> bool:
+        return False
+
+
+def test_the_rank_that_cannot_write_makes_room_and_all_raise_at_the_end(tmp_path):
+    outputs = on_two_ranks("tests.training.test_write_errors:write_on_rank", tmp_path)
+    for rank, output in enumerate(outputs):
+        assert f"rank {rank}: {tmp_path}: a checkpoint cannot be written (the disk is full)" in output
+        assert f"rank {rank} afterwards: ['second']" in output
+    part = tmp_path / ".step_00000001.part"
+    assert sorted(p.name for p in part.iterdir()) == ["first_0", "second_0", "second_1"]
+
+
+def write_on_rank(folder: str) -> None:
+    ranks = gloo_ranks()
+    part = Path(folder) / ".step_00000001.part"
+    part.mkdir(exist_ok=True)
+    inner = Writer(fails=ranks.rank == 1)
+    writer = AgreeingWriter(inner, ranks)
+    for name in ("first", "second"):
+        writer.create(name)
+        writer.save(b"x" * 100, str(part / f"{name}_{ranks.rank}"))
+        try:
+            writer.commit(name)
+        except UserError as error:
+            print(f"rank {ranks.rank}: {error}")
+        inner.fails = False
+    assert not writer.is_decoupled()
+    print(f"rank {ranks.rank} afterwards: {inner.committed}")
+
+
+def test_a_run_on_a_full_disk_ends_with_one_line_and_code_2_and_keeps_its_checkpoint(tmp_path):
+    """The kernel refuses files of more than 16 KiB in the second run, whoever writes them."""
+    latents = write_latents(tmp_path / "latents")
+    run, log, full = tmp_path / "run", tmp_path / "log", tmp_path / "full.log"
+    finish(start(command("generator", run, latents, "schedule.total_steps=2"), log), log)
+    limited = command("generator", run, latents, "schedule.total_steps=4")
+    process = start(["bash", "-c", f"ulimit -f 16; exec {shlex.join(limited)}"], full)
+    assert process.wait(timeout=300) == 2, full.read_text()
+    told = full.read_text()
+    lines = [line for line in told.splitlines() if line.startswith("error")]
+    assert len(lines) == 1, told
+    assert lines[0].startswith(f"error: {run}/checkpoints: a checkpoint cannot be written (")
+    assert "Traceback" not in told
+    assert os.listdir(run / "checkpoints") == ["step_00000002"]
+    assert CheckpointStore(run / "checkpoints", Ranks()).latest() == (
+        2,
+        run / "checkpoints" / "step_00000002",
+    )
+    state = summarize(run)
+    assert state
+    assert (state.state, state.step) == ("failed", 4)
+    assert "a checkpoint cannot be written" in state.reason
