@@ -25,8 +25,8 @@ def print_error(message: object) -> None:
     err.print(Text("error: ", style="bold red").append(line, style="not bold default"), soft_wrap=True)
 
 
-def progress(unit: str) -> Progress:
-    """A bar with count, rate in `unit` a second, time so far and time left.
+def progress(unit: str, *columns: ProgressColumn) -> Progress:
+    """A bar with count, rate in `unit` a second, time so far and time left, and further `columns`.
 
     It clears itself at the end, and where nobody watches (standard error is no terminal) it keeps quiet.
     """
@@ -36,6 +36,7 @@ def progress(unit: str) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         _RateAndTimeLeft(unit),
+        *columns,
         console=err,
         transient=True,
         disable=not err.is_terminal,

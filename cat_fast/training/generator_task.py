@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from cat_fast.training.engine import learning_rate, make_engine, set_learning_ra
 from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import GeneratorRun
+from cat_fast.training.work import GeneratorWork
 
 
 class LatentStream:
@@ -53,6 +54,7 @@ class GeneratorTask:
                 f"{max(self.lengths)} tokens"
             )
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
+        self.work = GeneratorWork(self.arguments)
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
         self.schedule = paper_schedule()
         self.stream = LatentStream(len(self.latents), config.seed, ranks)
@@ -74,23 +76,25 @@ class GeneratorTask:
 
     def train_step(self, step: int) -> dict[str, float]:
         config = self.config
-        packed = self._next_batch().to(self.ranks.device)
+        packed = self._next_batch()
+        flops = self.work.flops(packed)
+        packed = packed.to(self.ranks.device)
         seed_step(config.seed, step, self.ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         weighting = cast(Weighting, config.weighting)
         result = epsilon_loss(self.engine, packed, None, self.schedule, weighting=weighting)
         # Ranks hold different numbers of tokens and gradients are averaged: weigh each by its share.
         totals = torch.tensor(
-            [result.loss.item() * result.weight, result.weight, packed.num_tokens, len(packed)],
+            [result.loss.item() * result.weight, result.weight, packed.num_tokens, len(packed), flops],
             dtype=torch.float64,
             device=self.ranks.device,
         )
-        loss_sum, weight, tokens, images = self.ranks.sum(totals).tolist()
+        loss_sum, weight, tokens, images, flops = self.ranks.sum(totals).tolist()
         self.engine.backward(result.loss * (result.weight * self.ranks.world_size / weight))
         self.engine.step()
         if self.ema:
             self.ema.update()
-        return {"loss": loss_sum / weight, "tokens": tokens, "images": images}
+        return {"loss": loss_sum / weight, "tokens": tokens, "images": images, "flops": flops}
 
     def _next_batch(self) -> PackedSequence:
         while (batch := self.packer.next()) is None:
@@ -121,6 +125,9 @@ class GeneratorTask:
         if self.ema:
             updates = json.loads((folder / "task.json").read_text())["ema_updates"]
             self.ema.load(folder / "ema.safetensors", updates)
+
+    def grid(self, step: int) -> NoReturn:
+        raise NotImplementedError("no tokenizer to draw with: GeneratorRun refuses grids")
 
     def export(self, folder: Path) -> None:
         if self.ema:

@@ -8,10 +8,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
+from PIL import Image
+
 from cat_fast.errors import UserError
 from cat_fast.training.checkpoint import CheckpointStore
 from cat_fast.training.distributed import Ranks
-from cat_fast.training.logs import RunLog
+from cat_fast.training.logs import RunLog, peak_flops_of, report
 from cat_fast.training.settings import RunConfig
 
 EXPORT = "model"
@@ -29,6 +31,10 @@ class Task(Protocol):
         ...
 
     def load(self, folder: Path) -> None: ...
+
+    def grid(self, step: int) -> tuple[Image.Image, dict[str, float]]:
+        """A picture of what the model makes, and figures measured on it; asked of rank 0 alone, if at all."""
+        ...
 
     def export(self, folder: Path) -> None:
         """Write the trained model for `from_pretrained`; only rank 0 writes."""
@@ -51,15 +57,19 @@ def _train(task: Task, config: RunConfig, ranks: Ranks, folder: Path) -> None:
     store = CheckpointStore(folder / "checkpoints", ranks, config.checkpoint.keep_last)
     first = _resume(task, store, config)
     total = config.schedule.total_steps
-    with RunLog(folder, config.task, first, total) if ranks.is_main else nullcontext() as log:
+    with RunLog(config, first, peak_flops_of(config, ranks)) if ranks.is_main else nullcontext() as log:
         for step in range(first, total):
             metrics = task.train_step(step)
             _require_finite(metrics, step, folder)
             if log:
                 log.step(step, metrics)
+                if log.grid_is_due(step):
+                    log.grid(step, *task.grid(step))
             if (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == total:
                 store.save(step + 1, task.save)
     _export(task, folder / EXPORT, ranks)
+    if first < total:
+        report(config, ranks)
 
 
 @contextmanager

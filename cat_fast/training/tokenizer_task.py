@@ -11,7 +11,9 @@ import json
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.func import functional_call
 
 from cat_fast.complexity.indexing import load_index, ratios_of
 from cat_fast.complexity.ratio import RatioThresholds
@@ -24,9 +26,11 @@ from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.grids import ReconstructionGrid
 from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step, step_rng
 from cat_fast.training.settings import DiscriminatorConfig, TokenizerRun
+from cat_fast.training.work import TokenizerWork
 
 
 class TokenizerTask:
@@ -37,9 +41,10 @@ class TokenizerTask:
         torch.manual_seed(config.seed)
         model = build_model(NestedAutoencoderKL, config.model)
         discriminator = _discriminator(config.discriminator)
+        self.objective = TokenizerObjective(config.loss, ranks.device)
+        self.work = TokenizerWork(config, self.objective, discriminator)
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
         self.discriminator = make_engine(discriminator, config.discriminator.optimizer, config.deepspeed)
-        self.objective = TokenizerObjective(config.loss, ranks.device)
         self.discriminator_objective = DiscriminatorObjective(config.loss)
         self.ema = EMA(self.engine.module, config.ema_decay) if ranks.is_main else None
 
@@ -60,6 +65,9 @@ class TokenizerTask:
             colour_jitter=config.data.colour_jitter,
         )
 
+        if ranks.is_main and config.logging.grid_every_steps:
+            self.pictures = ReconstructionGrid(config.logging, config.data.image_size, ranks.device)
+
     def train_step(self, step: int) -> dict[str, float]:
         config, rank = self.config, self.ranks.rank
         ratio, indices = self.sampler.plan()[rank]
@@ -71,7 +79,8 @@ class TokenizerTask:
             terms |= self._discriminator_step(step, pictures, reconstructions)
         if self.ema:
             self.ema.update()
-        return self._mean_over_ranks(ratio, terms)
+        work = self.work.over_ranks(self.ranks, ratio, len(pictures), self.objective.gan.active(step))
+        return {**self._mean_over_ranks(ratio, terms), **work}
 
     def _generator_step(self, step: int, pictures: Tensor, ratio: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
@@ -143,6 +152,16 @@ class TokenizerTask:
         self.discriminator_objective.lecam.load_state_dict(state["lecam"])
         if self.ema:
             self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def grid(self, step: int) -> tuple[Image.Image, dict[str, float]]:
+        """Reconstructions by the averaged weights."""
+        assert self.ema is not None
+        model, averaged = self.engine.module, self.ema.averaged
+
+        def reconstruct(picture: Tensor, ratio: int) -> Tensor:
+            return functional_call(model, averaged, (picture, ratio), {"sample_posterior": False})[0]
+
+        return self.pictures.draw(reconstruct, model.ratios, f"after {step + 1} steps, averaged weights")
 
     def export(self, folder: Path) -> None:
         if self.ema:

@@ -1,0 +1,104 @@
+"""How much work a step is: pictures, tokens and FLOPs, of which a run's speed and utilisation are told.
+
+FLOPs are those of the models trained and of the networks in their losses, forward and backward, as torch
+counts them (a multiply-accumulate is two), on copies without memory. What is done beside that to train them
+does not count as use: the ghost pass, activations computed again in the backward pass, R1's second gradient.
+"""
+
+import copy
+from collections import Counter
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from cat_fast.generator import DiT
+from cat_fast.packing import PackedSequence
+from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
+from cat_fast.tokenizer.losses import Distance, TokenizerObjective
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.models import build_model
+from cat_fast.training.settings import TokenizerRun
+
+META = torch.device("meta")
+
+
+def token_count(ratio: int, side: int, patch_size: int = 2) -> float:
+    """What a square picture costs a generator; a fraction where the latent is smaller than a patch."""
+    return (side / ratio / patch_size) ** 2
+
+
+class TokenizerWork:
+    """Of the nested VAE's steps; each (ratio, batch size, with or without GAN) is counted once."""
+
+    def __init__(
+        self, config: TokenizerRun, objective: TokenizerObjective, discriminator: StyleGANDiscriminator
+    ) -> None:
+        self.side = config.data.image_size
+        self.window = min(config.perceptual_crop or self.side, self.side)
+        with META:
+            self.autoencoder = build_model(NestedAutoencoderKL, config.model)
+        self.networks = [
+            copy.deepcopy(term.network).to(META) for term in objective.terms if isinstance(term, Distance)
+        ]
+        self.discriminator = copy.deepcopy(discriminator).to(META)
+        self.flops = cache(self._flops)
+
+    def over_ranks(self, ranks: Ranks, ratio: int, count: int, gan: bool) -> dict[str, float]:
+        """What all ranks do in a step in which this one has `count` pictures; every rank calls this."""
+        tokens = count * token_count(ratio, self.side)
+        return _summed(ranks, images=count, tokens=tokens, flops=self.flops(ratio, count, gan))
+
+    def _flops(self, ratio: int, count: int, gan: bool) -> int:
+        pictures = torch.empty(count, 3, self.side, self.side, device=META)
+        window = torch.empty(count, 3, self.window, self.window, device=META)
+        with FlopCounterMode(display=False) as counter:
+            self.autoencoder(pictures, ratio, sample_posterior=False)[0].sum().backward()
+            for network in self.networks:
+                network(window.clone().requires_grad_(), window).sum().backward()
+            if gan:
+                side = min(self.discriminator.resolution, self.side)
+                crops = torch.empty(count, 3, side, side, device=META)
+                judge = self.discriminator.requires_grad_(False)
+                judge(crops.clone().requires_grad_()).sum().backward()
+                judge.requires_grad_(True)(torch.cat([crops, crops])).sum().backward()
+        return counter.get_total_flops()
+
+
+class GeneratorWork:
+    """Of the diffusion transformer's steps; each length of a sequence is counted once.
+
+    Sequences do not see each other, so a packed batch is as much work as its sequences are one by one.
+    """
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        with META:
+            self.model = build_model(DiT, arguments)
+        self.flops_of_length = cache(self._flops_of_length)
+
+    def flops(self, packed: PackedSequence) -> int:
+        """Of one rank's batch, which must be on the CPU still: a GPU would have to stop for its lengths."""
+        lengths = Counter(packed.cu_seqlens.diff().tolist())
+        return sum(count * self.flops_of_length(length) for length, count in lengths.items())
+
+    def _flops_of_length(self, length: int) -> int:
+        config = self.model.config
+        packed = PackedSequence(
+            tokens=torch.empty(length, config.patch_size**2 * config.in_channels, device=META),
+            cu_seqlens=torch.empty(2, dtype=torch.int32, device=META),
+            grid=torch.empty(1, 2, dtype=torch.int32, device=META),
+            ratio=torch.empty(1, dtype=torch.int32, device=META),
+            max_seqlen=length,
+        )
+        one = torch.empty(1, dtype=torch.int64, device=META)
+        with FlopCounterMode(display=False) as counter:
+            self.model(packed, one, one).sum().backward()
+        return counter.get_total_flops()
+
+
+def _summed(ranks: Ranks, **own: float) -> dict[str, float]:
+    everyones: Tensor = torch.tensor(list(own.values()), dtype=torch.float64, device=ranks.device)
+    return dict(zip(own, ranks.sum(everyones).tolist(), strict=True))
