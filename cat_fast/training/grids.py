@@ -21,12 +21,12 @@ from cat_fast.data.images import (
 )
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.evaluation.metrics import psnr
+from cat_fast.training.flops import token_count
 from cat_fast.training.settings import LoggingConfig
-from cat_fast.training.work import token_count
 
 _MARGIN, _GAP, _GUTTER, _HEADER = 16, 4, 112, 44
 _LEAST_CELL, _MOST_CELL = 128, 512
-_INK, _FAINT = "#111827", "#6b7280"
+_INK, _FAINT, _EDGE = "#111827", "#6b7280", "#e5e7eb"
 
 
 class ReconstructionGrid:
@@ -76,7 +76,9 @@ def _compose(rows: Sequence[tuple[str, str, str, Tensor]], title: str) -> Image.
         ink.text((_MARGIN, middle + 24), decibels, _FAINT, _font(14), anchor="lm")
         for column, picture in enumerate(pictures):
             image = tensor_to_image(picture).resize((cell, cell), _resampling(side, cell))
-            sheet.paste(image, (_MARGIN + _GUTTER + column * (cell + _GAP), top))
+            left = _MARGIN + _GUTTER + column * (cell + _GAP)
+            sheet.paste(image, (left, top))
+            ink.rectangle((left - 1, top - 1, left + cell, top + cell), outline=_EDGE)
     return sheet
 
 

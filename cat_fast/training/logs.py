@@ -21,7 +21,6 @@ from cat_fast.console import progress
 from cat_fast.data.files import atomic_write
 from cat_fast.training import throughput
 from cat_fast.training.distributed import Ranks
-from cat_fast.training.engine import read_deepspeed_config
 from cat_fast.training.settings import RunConfig
 from cat_fast.training.throughput import Throughput
 from cat_fast.training.trackers import tags, trackers
@@ -74,7 +73,9 @@ class RunLog:
         if step % self.config.scalars_every_steps == 0:
             for tracker in self.trackers:
                 tracker.scalars(tags({**record, **rates}), step)
-        told = ", ".join([f"loss {metrics['loss']:.4g}", *throughput.spell_rates(rates)])
+        # A step that was skipped has no loss.
+        loss = f"loss {metrics['loss']:.4g}" if "loss" in metrics else "no loss"
+        told = ", ".join([loss, *throughput.spell_rates(rates)])
         self.progress.update(self.bar, completed=step + 1, told=told)
         if self.progress.disable and self._line_is_due(step + 1, now):
             left = (self.total_steps - step - 1) / rates["steps_per_second"] if rates else 0.0
@@ -119,7 +120,7 @@ def report(config: RunConfig, ranks: Ranks) -> None:
 
 def peak_flops_of(config: RunConfig, ranks: Ranks) -> float | None:
     """What the GPUs of a run promise together, a second; None on CPUs and on cards that are not known."""
-    return throughput.peak_flops(ranks, read_deepspeed_config(config.deepspeed))
+    return throughput.peak_flops(ranks, getattr(config, "precision", "fp32"))
 
 
 def iter_metrics(folder: Path) -> Iterator[dict[str, float]]:

@@ -1,6 +1,6 @@
 """How fast a run is: rates over its last steps while it goes on, and its totals at the end.
 
-A step's metrics say what all ranks did in it together (`images`, `tokens`, `flops`: cat_fast.training.work);
+A step's metrics say what all ranks did in it together (`images`, `tokens`, `flops`: cat_fast.training.flops);
 time is wall clock from one step's record to the next, so that waiting for data, checkpoints and grids count.
 """
 
@@ -58,17 +58,16 @@ def rates(totals: Mapping[str, float], seconds: float, peak_flops: float | None)
     return found
 
 
-def peak_flops(ranks: Ranks, deepspeed: Mapping[str, Any]) -> float | None:
+def peak_flops(ranks: Ranks, precision: str) -> float | None:
     """What the run's GPUs promise together in the arithmetic of its matrix products, a second."""
     known = peaks.peak()
-    return None if known is None else ranks.world_size * known.flops_per_second(arithmetic(deepspeed))
+    return None if known is None else ranks.world_size * known.flops_per_second(arithmetic(precision))
 
 
-def arithmetic(deepspeed: Mapping[str, Any]) -> str:
-    """In which format a run with this DeepSpeed configuration multiplies matrices."""
-    for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16"), ("torch_autocast", "bfloat16")):
-        if deepspeed.get(key, {}).get("enabled"):
-            return dtype
+def arithmetic(precision: str) -> str:
+    """In which format a run of this precision, `fp32` or `bf16`, multiplies matrices."""
+    if precision == "bf16":
+        return "bfloat16"
     # torch lets convolutions use TF32 unless told otherwise.
     tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
     return "tf32" if tf32 else "float32"
@@ -129,12 +128,13 @@ def spell_rates(rates: Mapping[str, float]) -> list[str]:
         if f"{name}_per_second" in rates
     ]
     if "flops_per_second" in rates:
-        spelled.append(f"{_short(rates['flops_per_second'] / 1e12)} TFLOP/s")
+        tera = rates["flops_per_second"] / 1e12
+        spelled.append(f"{_short(tera)} TFLOP/s" if tera >= 1 else f"{_short(tera * 1e3)} GFLOP/s")
     if "mfu" in rates:
         spelled.append(f"MFU {rates['mfu']:.1%}")
     return spelled
 
 
 def _short(value: float) -> str:
-    """Three digits, and no exponent."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 1e-3 else f"{value:.6f}"
+    """Three digits, and those before the decimal point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -26,11 +26,11 @@ from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.flops import TokenizerFlops
 from cat_fast.training.grids import ReconstructionGrid
 from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step, step_rng
 from cat_fast.training.settings import DiscriminatorConfig, TokenizerRun
-from cat_fast.training.work import TokenizerWork
 
 
 class TokenizerTask:
@@ -42,7 +42,7 @@ class TokenizerTask:
         model = build_model(NestedAutoencoderKL, config.model)
         discriminator = _discriminator(config.discriminator)
         self.objective = TokenizerObjective(config.loss, ranks.device)
-        self.work = TokenizerWork(config, self.objective, discriminator)
+        self.flops = TokenizerFlops(config, self.objective, discriminator)
         self.engine = make_engine(model, config.optimizer, config.deepspeed)
         self.discriminator = make_engine(discriminator, config.discriminator.optimizer, config.deepspeed)
         self.discriminator_objective = DiscriminatorObjective(config.loss)
@@ -79,8 +79,8 @@ class TokenizerTask:
             terms |= self._discriminator_step(step, pictures, reconstructions)
         if self.ema:
             self.ema.update()
-        work = self.work.over_ranks(self.ranks, ratio, len(pictures), self.objective.gan.active(step))
-        return {**self._mean_over_ranks(ratio, terms), **work}
+        work = self.flops.over_ranks(self.ranks, [(ratio, len(pictures))], self.objective.gan.active(step))
+        return self._mean_over_ranks(ratio, terms) | work
 
     def _generator_step(self, step: int, pictures: Tensor, ratio: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config

@@ -1,4 +1,4 @@
-"""How much work a step is: pictures, tokens and FLOPs, of which a run's speed and utilisation are told.
+"""How much a step is: pictures, tokens and FLOPs, of which a run's speed and utilisation are told.
 
 FLOPs are those of the models trained and of the networks in their losses, forward and backward, as torch
 counts them (a multiply-accumulate is two), on copies without memory. What is done beside that to train them
@@ -6,12 +6,11 @@ does not count as use: the ghost pass, activations computed again in the backwar
 """
 
 import copy
-from collections import Counter
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.generator import DiT
@@ -31,7 +30,7 @@ def token_count(ratio: int, side: int, patch_size: int = 2) -> float:
     return (side / ratio / patch_size) ** 2
 
 
-class TokenizerWork:
+class TokenizerFlops:
     """Of the nested VAE's steps; each (ratio, batch size, with or without GAN) is counted once."""
 
     def __init__(
@@ -45,14 +44,21 @@ class TokenizerWork:
             copy.deepcopy(term.network).to(META) for term in objective.terms if isinstance(term, Distance)
         ]
         self.discriminator = copy.deepcopy(discriminator).to(META)
-        self.flops = cache(self._flops)
+        self.of = cache(self._of)
 
-    def over_ranks(self, ranks: Ranks, ratio: int, count: int, gan: bool) -> dict[str, float]:
-        """What all ranks do in a step in which this one has `count` pictures; every rank calls this."""
-        tokens = count * token_count(ratio, self.side)
-        return _summed(ranks, images=count, tokens=tokens, flops=self.flops(ratio, count, gan))
+    def over_ranks(self, ranks: Ranks, batches: Sequence[tuple[int, int]], gan: bool) -> dict[str, float]:
+        """`images`, `tokens` and `flops` of all ranks in a step; every rank calls this.
 
-    def _flops(self, ratio: int, count: int, gan: bool) -> int:
+        Args:
+            batches: this rank's, as ratios and numbers of pictures.
+        """
+        images = sum(count for _, count in batches)
+        tokens = sum(count * token_count(ratio, self.side) for ratio, count in batches)
+        flops = sum(self.of(ratio, count, gan) for ratio, count in batches)
+        totals = torch.tensor([images, tokens, flops], dtype=torch.float64, device=ranks.device)
+        return dict(zip(("images", "tokens", "flops"), ranks.sum(totals).tolist(), strict=True))
+
+    def _of(self, ratio: int, count: int, gan: bool) -> int:
         pictures = torch.empty(count, 3, self.side, self.side, device=META)
         window = torch.empty(count, 3, self.window, self.window, device=META)
         with FlopCounterMode(display=False) as counter:
@@ -68,7 +74,7 @@ class TokenizerWork:
         return counter.get_total_flops()
 
 
-class GeneratorWork:
+class GeneratorFlops:
     """Of the diffusion transformer's steps; each length of a sequence is counted once.
 
     Sequences do not see each other, so a packed batch is as much work as its sequences are one by one.
@@ -77,14 +83,13 @@ class GeneratorWork:
     def __init__(self, arguments: dict[str, Any]) -> None:
         with META:
             self.model = build_model(DiT, arguments)
-        self.flops_of_length = cache(self._flops_of_length)
+        self.of_length = cache(self._of_length)
 
-    def flops(self, packed: PackedSequence) -> int:
-        """Of one rank's batch, which must be on the CPU still: a GPU would have to stop for its lengths."""
-        lengths = Counter(packed.cu_seqlens.diff().tolist())
-        return sum(count * self.flops_of_length(length) for length, count in lengths.items())
+    def of(self, lengths: Iterable[int]) -> int:
+        """Of a batch of sequences of so many tokens each."""
+        return sum(map(self.of_length, lengths))
 
-    def _flops_of_length(self, length: int) -> int:
+    def _of_length(self, length: int) -> int:
         config = self.model.config
         packed = PackedSequence(
             tokens=torch.empty(length, config.patch_size**2 * config.in_channels, device=META),
@@ -97,8 +102,3 @@ class GeneratorWork:
         with FlopCounterMode(display=False) as counter:
             self.model(packed, one, one).sum().backward()
         return counter.get_total_flops()
-
-
-def _summed(ranks: Ranks, **own: float) -> dict[str, float]:
-    everyones: Tensor = torch.tensor(list(own.values()), dtype=torch.float64, device=ranks.device)
-    return dict(zip(own, ranks.sum(everyones).tolist(), strict=True))
