@@ -90,7 +90,7 @@ def _kept_id(path: Path) -> str:
     return path.read_text().strip()
 
 
-_WORK = ("seconds", "images", "tokens", "flops")
+_WORK = ("seconds", "images", "tokens", "flops", "mfu")
 
 
 def tags(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -111,6 +111,6 @@ def _tag(name: str, metrics: Mapping[str, float]) -> str:
         return "loss/total"
     if f"weighted/{name}" in metrics:
         return f"loss/{name}"
-    if name in _WORK or name.endswith("_per_second") or name == "mfu":
+    if name in _WORK or name.endswith(("_seconds", "_per_second")):
         return f"throughput/{name}"
     return name if "/" in name else f"training/{name}"
