@@ -13,7 +13,8 @@ from tests.test_readme import blocks, code, links
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", DOCUMENT)]
+PROSE = re.sub(r"^```.*?^```$", "", DOCUMENT, flags=re.DOTALL | re.MULTILINE)
+SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
 
 
 def commands() -> list[str]:
@@ -48,8 +49,8 @@ def named_keys() -> list[str]:
     """What reads like a key: `section.key`, with or without a value, or `key=value`."""
     found = set()
     for span in SPANS:
-        name, value, _ = re.match(r"([a-z_.\d]*)([=:]?)(.*)", span).groups()
-        top = value and re.fullmatch(r"[a-z_]+", name)
+        name, value, _ = re.match(r"([a-z_.\d]*)(=?)(.*)", span).groups()
+        top = value and re.fullmatch(r"[a-z_]+", name) and span != "key=value"
         dotted = re.fullmatch(r"[a-z_]+(\.[a-z_\d]+)+", name) and not name.endswith(FILES)
         if top or dotted:
             found.add(name)

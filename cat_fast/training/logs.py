@@ -1,9 +1,11 @@
 """What a run tells as it goes on: JSON lines and trackers always, a bar on a terminal, else lines.
 
-metrics.jsonl          one record a step: {"step": …, "seconds": …, metric: value, …}
-tensorboard/, wandb    the same and rates, under the tags of cat_fast.training.trackers
-grids/                 reconstructions, as PNG
-summary.json           totals and mean rates, once the run is complete
+    metrics.jsonl          one record a step: {"step": …, "seconds": …, metric: value, …}
+    tensorboard/, wandb    the same and rates, under the tags of cat_fast.training.trackers
+    grids/                 reconstructions, as PNG
+    summary.json           totals and mean rates, once the run is complete
+
+All of it lies in the run's folder, and rank 0 alone writes it.
 """
 
 import json

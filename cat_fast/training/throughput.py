@@ -69,7 +69,7 @@ def arithmetic(precision: str) -> str:
     if precision == "bf16":
         return "bfloat16"
     # torch lets convolutions use TF32 unless told otherwise.
-    tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    tf32 = torch.backends.cudnn.allow_tf32 or torch.get_float32_matmul_precision() != "highest"
     return "tf32" if tf32 else "float32"
 
 

@@ -103,10 +103,9 @@ def tags(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _tag(name: str, metrics: Mapping[str, float]) -> str:
-    base, at_ratio = re.subn(r"_\d+x$", "", name)
-    if at_ratio:
-        group = "per_ratio_weighted" if base.startswith("weighted/") else "per_ratio"
-        return f"{group}/{name.removeprefix('weighted/')}"
+    term = name.removeprefix("weighted/")
+    if re.fullmatch(r"\w+_\d+x", term):
+        return f"per_ratio/{term}" if term == name else f"per_ratio_weighted/{term}"
     if name == "loss":
         return "loss/total"
     if f"weighted/{name}" in metrics:

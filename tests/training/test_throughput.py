@@ -89,7 +89,7 @@ def test_a_summary_is_written_whole(tmp_path):
 )
 def test_matrices_are_multiplied_in_tf32_where_torch_may(precision, tf32, dtype, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
     assert arithmetic(precision) == dtype
 
 
