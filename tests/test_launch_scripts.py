@@ -86,7 +86,7 @@ def test_one_node_trains_on_a_cpu(tmp_path):
 
 
 def test_one_node_passes_the_runs_own_exit_code_on(tmp_path, tools):
-    python = tools("python", f'[[ $1 == -c ]] && exec {sys.executable} "$@"\nexit 7')
+    python = tools("python", "[[ $1 == -c ]] && { echo 0 2 12345; exit; }\nexit 7")
     done = launch(
         "one_node.sh", "config.yaml", tmp_path=tmp_path, PYTHON=str(python), CUDA_VISIBLE_DEVICES=""
     )
