@@ -17,7 +17,6 @@ from pathlib import Path
 from types import TracebackType
 
 from PIL import Image
-from rich.progress import TextColumn
 
 from cat_fast.console import progress
 from cat_fast.data.files import atomic_write
@@ -46,8 +45,8 @@ class RunLog:
         self.file = path.open("a", buffering=1)
         self.trackers = trackers(self.folder, config, first_step)
         self.throughput = Throughput(peak_flops)
-        self.progress = progress("steps", TextColumn("{task.fields[told]}"))
-        self.bar = self.progress.add_task(config.task, total=self.total_steps, completed=first_step, told="")
+        self.progress = progress("steps")
+        self.bar = self.progress.add_task(config.task, total=self.total_steps, completed=first_step)
         self.last = self.last_line = time.perf_counter()
 
     def __enter__(self) -> "RunLog":
@@ -78,7 +77,8 @@ class RunLog:
         # A step that was skipped has no loss.
         loss = f"loss {metrics['loss']:.4g}" if "loss" in metrics else "no loss"
         told = ", ".join([loss, *throughput.spell_rates(rates)])
-        self.progress.update(self.bar, completed=step + 1, told=told)
+        self.progress.note = told
+        self.progress.update(self.bar, completed=step + 1)
         if self.progress.disable and self._line_is_due(step + 1, now):
             left = (self.total_steps - step - 1) / rates["steps_per_second"] if rates else 0.0
             print(
