@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
+from cat_fast.training import peaks as data_sheets
 
 Clock = Callable[[], float]
 
@@ -236,7 +237,7 @@ def _work(case: Case, seconds: float, effort: Effort, clock: Clock) -> dict[str,
         work |= {"flops": case.flops, "gflops_per_second": case.flops / seconds / 1e9}
     if case.flops is not None and case.multiplied is not None:
         work["of_matmul_rate"] = case.flops / seconds / _matmul_rate(case.multiplied, clock)
-    if (peak := machine.peak()) is not None:
+    if (peak := data_sheets.peak()) is not None:
         if case.bytes_moved is not None:
             work["of_peak_bandwidth"] = case.bytes_moved / seconds / peak.bytes_per_second
         if case.flops is not None:

@@ -4,7 +4,6 @@ import ctypes
 import platform
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,6 @@ def describe() -> dict[str, Any]:
     # The reasons why other backends are not active may hold paths.
     active = [f"{row['op']}.{row['backend']}" for row in found["kernels"] if row["status"] == "active"]
     return found | {"kernels": active, "platform": f"{platform.system()} {platform.machine()}"}
-
-
-@dataclass(frozen=True)
-class Peak:
-    """What the data sheet of a GPU promises."""
-
-    bytes_per_second: float
-    tensor_flops_per_second: float
-    """Of bfloat16 and float16, dense."""
-    float32_flops_per_second: float
-    """Without tensor cores."""
-
-    def flops_per_second(self, dtype: str) -> float:
-        return self.float32_flops_per_second if dtype == "float32" else self.tensor_flops_per_second
-
-
-PEAKS = {  # by the name that CUDA gives the card
-    "A100-SXM4-40GB": Peak(1555e9, 312e12, 19.5e12),
-    "A100-PCIE-40GB": Peak(1555e9, 312e12, 19.5e12),
-    "A100-SXM4-80GB": Peak(2039e9, 312e12, 19.5e12),
-    "A100 80GB PCIe": Peak(1935e9, 312e12, 19.5e12),
-    "H100 80GB HBM3": Peak(3350e9, 989e12, 67e12),
-    "H100 PCIe": Peak(2000e9, 756e12, 51e12),
-    "H200": Peak(4800e9, 989e12, 67e12),
-}
-
-
-def peak() -> Peak | None:
-    """That of the GPU in use; None on a CPU, or for a card that `PEAKS` does not know."""
-    if not torch.cuda.is_initialized():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for known, peak in PEAKS.items() if known in name), None)
 
 
 def synchronize() -> None:

@@ -1,8 +1,9 @@
 """How the program speaks: results on standard output, progress and errors on standard error."""
 
+from collections.abc import Iterable
 from datetime import timedelta
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,12 +26,23 @@ def print_error(message: object) -> None:
     err.print(Text("error: ", style="bold red").append(line, style="not bold default"), soft_wrap=True)
 
 
-def progress(unit: str) -> Progress:
+class NotedProgress(Progress):
+    """Bars, and below them a line that says `note`, cut off where the terminal ends."""
+
+    note = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.note:
+            yield Text(self.note, style="dim", no_wrap=True, overflow="ellipsis")
+
+
+def progress(unit: str) -> NotedProgress:
     """A bar with count, rate in `unit` a second, time so far and time left.
 
     It clears itself at the end, and where nobody watches (standard error is no terminal) it keeps quiet.
     """
-    return Progress(
+    return NotedProgress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

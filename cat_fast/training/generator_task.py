@@ -15,6 +15,7 @@ from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.engine_checkpoint import load_engine, save_engine
+from cat_fast.training.flops import GeneratorFlops
 from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.models import build_model
 from cat_fast.training.packed_stream import PackedStream
@@ -42,6 +43,7 @@ class GeneratorTask:
             model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
         )
         agree_on_writes(self.engine, ranks)
+        self.flops = GeneratorFlops(self.arguments)
         self.guard = StepGuard(config.guard, ranks)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
         self.schedule = paper_schedule()
@@ -64,7 +66,12 @@ class GeneratorTask:
         config, ranks = self.config, self.ranks
         batches = [self._next_batch() for _ in range(config.accumulation_steps)]
         weights = [batch.num_tokens if config.weighting == "token" else len(batch) for batch in batches]
-        counts = [sum(weights), sum(b.num_tokens for b in batches), sum(len(b) for b in batches)]
+        counts = {
+            "weight": sum(weights),
+            "tokens": sum(batch.num_tokens for batch in batches),
+            "images": sum(len(batch) for batch in batches),
+            "flops": sum(self.flops.of(batch.cu_seqlens.diff().tolist()) for batch in batches),
+        }
         ranks.work.on([str(key) for batch in batches for key in batch.key or ()])
         seed_step(config.seed, step, ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
@@ -74,8 +81,9 @@ class GeneratorTask:
             loss = epsilon_loss(self.engine, batch, None, self.schedule, weighting=weighting).loss
             if not losses:
                 ranks.work.computed()  # from here on ranks wait for each other
-                totals = torch.tensor(counts, dtype=torch.float64, device=ranks.device)
-                weight, tokens, images = ranks.sum(totals).tolist()
+                sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=ranks.device)
+                totals = dict(zip(counts, ranks.sum(sums).tolist(), strict=True))
+                weight = totals.pop("weight")
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
             self.engine.backward(loss * (share * ranks.world_size * len(batches) / weight))
             losses.append(loss.detach())
@@ -83,7 +91,7 @@ class GeneratorTask:
                 self.engine.step()  # counts the backward passes, no more
         parts = torch.stack(losses)
         loss_sum = (parts.double() * torch.tensor(weights, device=ranks.device)).sum()
-        metrics = {"loss": ranks.sum(loss_sum).item() / weight, "tokens": tokens, "images": images}
+        metrics = {"loss": ranks.sum(loss_sum).item() / weight, **totals}
         if not self.guard.passes({"loss": parts}, {"generator": self.engine}):
             return metrics | {SKIPPED: 1.0}
         self.engine.step()
@@ -118,6 +126,9 @@ class GeneratorTask:
         )
         updates = json.loads((folder / "task.json").read_text())["ema_updates"]
         self.ema.load(folder / "ema.safetensors", updates)
+
+    def grid(self, step: int) -> None:
+        """Nothing: there is no tokenizer here to draw with."""
 
     def export(self, folder: Path) -> None:
         averaged = build_model(DiT, self.arguments) if self.ranks.is_main else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 
 from cat_fast.config import first_line
 from cat_fast.errors import UserError
@@ -16,7 +17,7 @@ from cat_fast.training.agreement import on_main, raise_together
 from cat_fast.training.checkpoint import CheckpointStore
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.guard import SKIPPED
-from cat_fast.training.logs import METRICS, RunLog
+from cat_fast.training.logs import METRICS, RunLog, peak_flops_of, report
 from cat_fast.training.preemption import Preemption
 from cat_fast.training.settings import RunConfig
 from cat_fast.training.slow_ranks import SlowRanks
@@ -46,6 +47,13 @@ class Task(Protocol):
         ...
 
     def load(self, folder: Path) -> None: ...
+
+    def grid(self, step: int) -> tuple[Image.Image, dict[str, float]] | None:
+        """Pictures of what the model can do after `step`, and figures about them; asked of rank 0 alone.
+
+        None if it has none to show. Draws no random number.
+        """
+        ...
 
     def export(self, folder: Path) -> None:
         """Write the trained model for `from_pretrained`; only rank 0 writes."""
@@ -97,13 +105,13 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
         first = _resume(task, store, config)
         if status:
             status.status.step = first
-        with RunLog(folder, config.task, first, total) if ranks.is_main else nullcontext() as log:
+        with RunLog(config, first, peak_flops_of(config, ranks)) if ranks.is_main else nullcontext() as log:
             for step in range(first, total):
                 ranks.work.begin(step)
                 metrics = task.train_step(step)
                 ranks.work.computed()
                 metrics = _finite(metrics, step, folder) | slow_ranks.after_step()
-                trouble = _log(log, step, metrics, folder)
+                trouble = _log(log, task, step, metrics, folder)
                 if status:
                     status.step(step + 1, metrics.get("loss"), SKIPPED in metrics)
                 stop = _agree_to_stop(preemption, store, trouble)
@@ -118,6 +126,8 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
         if ended is None:
             watchdog.progress("exporting the model")
             _export(task, folder / EXPORT, ranks)
+            if first < total:
+                report(config, ranks)
         if status:
             status.end("preempted" if ended else "finished", ended.reason if ended else "")
     if ended and ranks.is_main:
@@ -143,11 +153,15 @@ def _agree_to_stop(preemption: Preemption, store: CheckpointStore, trouble: User
     return next(reason for reason in ranks.gather(preemption.reason) if reason) if asked else ""
 
 
-def _log(log: RunLog | None, step: int, metrics: dict[str, float], folder: Path) -> UserError | None:
+def _log(
+    log: RunLog | None, task: Task, step: int, metrics: dict[str, float], folder: Path
+) -> UserError | None:
     """Log a step on rank 0; what keeps it from being written is for all ranks to know."""
     try:
         if log:
             log.step(step, metrics)
+            if log.grid_is_due(step) and (grid := task.grid(step)) is not None:
+                log.grid(step, *grid)
     except OSError as error:
         return as_write_error(error, folder, "the log")
     return None

@@ -1,5 +1,6 @@
 """What a training run is told: one dataclass a section of its YAML file, checked when it is made."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -103,6 +104,37 @@ class SlowRanksConfig:
 
 
 @dataclass(kw_only=True)
+class LoggingConfig:
+    """What a run tells, and how often; every step's figures go to metrics.jsonl in any case."""
+
+    every_steps: int = 50
+    """Where no terminal shows the progress bar, a line is printed every so many steps …"""
+    every_seconds: float = 60.0
+    """… or after so many seconds, whichever is sooner."""
+    scalars_every_steps: int = 1
+    """TensorBoard and wandb are given the figures of every so many steps."""
+    grid_every_steps: int = 0
+    """Reconstructions of a few pictures at every ratio, every so many steps; 0 is never."""
+    grid_pictures: str = "photographs"
+    """A folder of pictures to reconstruct, or `photographs` for held-out ones that ship."""
+    grid_columns: int = 4
+    """How many of them."""
+    wandb_project: str = ""
+    """Also tell Weights & Biases, under this project; WANDB_MODE=offline keeps it on this machine."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "scalars_every_steps", "grid_columns"):
+            require(getattr(self, name) > 0, f"logging.{name}: {getattr(self, name)} must be positive")
+        require(self.every_seconds > 0, f"logging.every_seconds: {self.every_seconds} must be positive")
+        require(self.grid_every_steps >= 0, f"logging.grid_every_steps: {self.grid_every_steps} is negative")
+        require(
+            not self.wandb_project or importlib.util.find_spec("wandb") is not None,
+            "logging.wandb_project is set, but wandb is not installed: pip install 'cat-fast[wandb]', or "
+            "leave the key out",
+        )
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """What every run has; the tasks add their own sections."""
 
@@ -127,6 +159,7 @@ class RunConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     slow_ranks: SlowRanksConfig = field(default_factory=SlowRanksConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
@@ -248,6 +281,10 @@ class GeneratorRun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.logging.grid_every_steps == 0,
+            "logging.grid_every_steps: a generator's run has no tokenizer to draw with; 0 is expected",
+        )
         require(self.weighting in ("token", "image"), f"weighting: {self.weighting!r} is not token or image")
 
 

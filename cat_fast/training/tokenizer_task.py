@@ -4,12 +4,17 @@ import json
 from pathlib import Path
 
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.func import functional_call
 
 from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
+from cat_fast.training.flops import TokenizerFlops
+from cat_fast.training.grids import ReconstructionGrid
 from cat_fast.training.guard import SKIPPED
 from cat_fast.training.models import build_model
 from cat_fast.training.pictures import load_source, loader_metrics, make_source, save_source
@@ -26,12 +31,15 @@ class TokenizerTask:
         model = build_model(NestedAutoencoderKL, config.model)
         discriminator = _discriminator(config.discriminator)
         self.trainer = TokenizerTrainer(config, model, discriminator, ranks)
+        self.flops = TokenizerFlops(config, self.trainer.objective, discriminator)
         self.ema = EMA(self.trainer.engine.module, config.ema_decay, ranks)
 
         self.source = make_source(config, ranks)
         for ratio in self.source.ratios:
             if ratio not in model.ratios:
                 raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
+        if ranks.is_main and config.logging.grid_every_steps:
+            self.pictures = ReconstructionGrid(config.logging, config.data.image_size, ranks.device)
 
     def train_step(self, step: int) -> dict[str, float]:
         parts = self.config.accumulation_steps
@@ -40,7 +48,9 @@ class TokenizerTask:
         metrics = self.trainer.step(step, [RatioBatch.of(batch, self.ranks.device) for batch in batches])
         if SKIPPED not in metrics:
             self.ema.update()
-        return metrics | loader_metrics(batches, self.ranks)
+        done = [(batch.ratio, len(batch.keys)) for batch in batches]
+        work = self.flops.over_ranks(self.ranks, done, self.trainer.objective.gan.active(step))
+        return metrics | work | loader_metrics(batches, self.ranks)
 
     def save(self, folder: Path) -> None:
         state = self.trainer.save(folder)
@@ -57,6 +67,15 @@ class TokenizerTask:
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def grid(self, step: int) -> tuple[Image.Image, dict[str, float]]:
+        """Reconstructions by the averaged weights."""
+        model, averaged = self.trainer.engine.module, self.ema.averaged
+
+        def reconstruct(picture: Tensor, ratio: int) -> Tensor:
+            return functional_call(model, averaged, (picture, ratio), {"sample_posterior": False})[0]
+
+        return self.pictures.draw(reconstruct, model.ratios, f"after {step + 1} steps, averaged weights")
 
     def export(self, folder: Path) -> None:
         averaged = build_model(NestedAutoencoderKL, self.config.model) if self.ranks.is_main else None

@@ -61,7 +61,9 @@ def gate_residual_adaln(
 
 def _in_stream_dtype(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Under autocast, what linear layers return in its dtype is brought to that of x, the residual stream."""
-    return tuple(t.to(x.dtype) for t in others) if torch.is_autocast_enabled(x.device.type) else others
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return tuple(t.to(x.dtype) for t in others) if autocast else others
 
 
 def _check(x: torch.Tensor, cu_seqlens: torch.Tensor, **modulation: torch.Tensor) -> None:

@@ -14,8 +14,10 @@ def varlen_attention_reference(
 
     q, k, v: (T, H, D). cu_seqlens: (S + 1,), sequence s being tokens cu_seqlens[s] to cu_seqlens[s + 1].
     Neighbours of one length share an SDPA call: a batch sorted by ratio costs one call a ratio, not one
-    an image.
+    an image. Where tensors have no values (the meta device), sequences are taken to be of one length.
     """
+    if cu_seqlens.device.type == "meta":
+        return _batched_sdpa(q, k, v, cu_seqlens.shape[0] - 1)
     outputs = [
         _batched_sdpa(q[tokens], k[tokens], v[tokens], count)
         for tokens, count in _runs_of_equal_length(cu_seqlens.tolist())

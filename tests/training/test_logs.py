@@ -1,13 +1,32 @@
 """The log of a run: one record a step, each step once, whatever a kill left behind."""
 
+import io
+import json
+import re
+from typing import Any
+
 import pytest
+from PIL import Image
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cat_fast.training.logs import METRICS, RunLog, read_metrics
+from cat_fast import console
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.logs import METRICS, RunLog, read_metrics, report
+from cat_fast.training.settings import LoggingConfig, RunConfig, ScheduleConfig
+
+
+def settings(folder, total: int = 10, **logging: Any) -> RunConfig:
+    return RunConfig(
+        task="tokenizer",
+        output_dir=str(folder),
+        schedule=ScheduleConfig(total_steps=total),
+        logging=LoggingConfig(**logging),
+    )
 
 
 def write(folder, first: int, last: int, total: int = 10, **changes: float) -> None:
-    with RunLog(folder, "tokenizer", first, total) as log:
+    with RunLog(settings(folder, total), first) as log:
         for step in range(first, last):
             log.step(step, {"loss": 1 / (step + 1), **changes})
 
@@ -24,7 +43,7 @@ def test_each_step_is_one_record_with_its_metrics_and_duration(tmp_path):
 
 
 def test_records_can_be_read_while_the_run_goes_on(tmp_path):
-    with RunLog(tmp_path, "tokenizer", 0, 2) as log:
+    with RunLog(settings(tmp_path, 2), 0) as log:
         log.step(0, {"loss": 1.0})
         assert [r["step"] for r in read_metrics(tmp_path)] == [0]
 
@@ -44,7 +63,7 @@ def test_a_resumed_run_tells_no_step_twice(tmp_path):
 def test_tensorboard_shows_each_step_once_too(tmp_path):
     write(tmp_path, 0, 6)
     write(tmp_path, 4, 8)
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss/total")
     assert [e.step for e in events] == list(range(8))
     assert [e.value for e in events] == pytest.approx([1 / (step + 1) for step in range(8)])
 
@@ -58,3 +77,88 @@ def test_a_last_line_that_a_kill_cut_off_is_ignored_and_gone_after_resuming(tmp_
     write(tmp_path, 3, 5)
     assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3, 4]
     assert len((tmp_path / METRICS).read_text().splitlines()) == 5
+
+
+def scalars(folder, tag: str) -> list[int]:
+    return [e.step for e in EventAccumulator(str(folder / "tensorboard")).Reload().Scalars(tag)]
+
+
+def test_trackers_are_told_every_so_many_steps_and_the_json_lines_always(tmp_path):
+    with RunLog(settings(tmp_path, scalars_every_steps=3), 0) as log:
+        for step in range(8):
+            log.step(step, {"loss": 1.0, "images": 4.0})
+    assert scalars(tmp_path, "loss/total") == [0, 3, 6]
+    assert scalars(tmp_path, "throughput/images_per_second") == [0, 3, 6]
+    assert len(read_metrics(tmp_path)) == 8
+
+
+def lines(folder, capsys, clock, seconds: float, monkeypatch, **logging) -> list[str]:
+    """What a run of seven steps prints that takes `seconds` a step, where no terminal is."""
+    now = iter(n * seconds for n in range(9))
+    monkeypatch.setattr(clock, lambda: next(now))
+    with RunLog(settings(folder, 7, **logging), 0, peak_flops=4e12) as log:
+        for step in range(7):
+            log.step(step, {"loss": 0.5, "images": 8.0, "tokens": 512.0, "flops": 6e12})
+    return capsys.readouterr().err.splitlines()
+
+
+CLOCK = "cat_fast.training.logs.time.perf_counter"
+
+
+def test_without_a_terminal_a_line_comes_every_so_many_steps_and_at_the_end(tmp_path, capsys, monkeypatch):
+    assert lines(tmp_path, capsys, CLOCK, 2.0, monkeypatch, every_steps=3, every_seconds=1e9) == [
+        "step 3 of 7: loss 0.5, 4 images/s, 256 tokens/s, 3 TFLOP/s, MFU 75.0%, 0:00:08 left",
+        "step 6 of 7: loss 0.5, 4 images/s, 256 tokens/s, 3 TFLOP/s, MFU 75.0%, 0:00:02 left",
+        "step 7 of 7: loss 0.5, 4 images/s, 256 tokens/s, 3 TFLOP/s, MFU 75.0%, 0:00:00 left",
+    ]
+
+
+def test_slow_steps_are_told_after_so_many_seconds(tmp_path, capsys, monkeypatch):
+    told = lines(tmp_path, capsys, CLOCK, 40.0, monkeypatch, every_steps=1000, every_seconds=60)
+    assert [line.split(":")[0] for line in told] == [f"step {n} of 7" for n in (2, 4, 6, 7)]
+
+
+def test_on_a_terminal_a_bar_tells_it_and_no_line(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        console, "err", Console(file=screen, force_terminal=True, width=160, color_system=None)
+    )
+    with RunLog(settings(tmp_path, 4, every_steps=1), 0) as log:
+        for step in range(4):
+            log.step(step, {"loss": 0.25, "images": 8.0})
+        log.progress.refresh()
+    shown = screen.getvalue()
+    assert "4/4" in shown
+    assert re.search(r"loss 0\.25, [\d.,]+ images/s", shown)
+    assert "step 1 of 4" not in shown
+
+
+def test_grids_are_kept_as_pictures_and_their_figures_tracked(tmp_path):
+    with RunLog(settings(tmp_path, 6, grid_every_steps=2), 0) as log:
+        due = [step for step in range(6) if log.grid_is_due(step)]
+        for step in due:
+            log.grid(step, Image.new("RGB", (5, 4), (step * 40, 0, 0)), {"held_out/psnr_8x": 20.0 + step})
+    assert due == [1, 3, 5]
+    names = ["step_00000002.png", "step_00000004.png", "step_00000006.png"]
+    assert sorted(path.name for path in (tmp_path / "grids").iterdir()) == names
+    assert Image.open(tmp_path / "grids" / names[2]).getpixel((0, 0)) == (200, 0, 0)
+    assert scalars(tmp_path, "held_out/psnr_8x") == [1, 3, 5]
+
+
+def test_no_grid_is_due_unless_asked_for(tmp_path):
+    with RunLog(settings(tmp_path), 0) as log:
+        assert not any(log.grid_is_due(step) for step in range(100))
+
+
+def test_a_complete_run_is_summed_up_in_a_line_and_a_file(tmp_path, capsys):
+    write(tmp_path, 0, 3, images=2.0, tokens=10.0)
+    write(tmp_path, 2, 5, images=2.0, tokens=10.0)  # resumed: step 2 counts once
+    capsys.readouterr()
+    report(settings(tmp_path), Ranks())
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["images"], summary["tokens"], summary["ranks"]) == (5, 10, 50, 1)
+    assert summary["hours"] == pytest.approx(sum(r["seconds"] for r in read_metrics(tmp_path)) / 3600)
+    assert summary["peak_bytes"] > 10 * 2**20
+    line = capsys.readouterr().out
+    assert line.startswith("5 steps in 0:00:0")
+    assert "10 images, 50 tokens" in line

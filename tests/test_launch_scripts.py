@@ -1,0 +1,229 @@
+"""The scripts of scripts/launch/: what they start, with which ranks, and what they do when it ends."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cat_fast.training.logs import read_metrics
+from tests.training.test_runs import TOKENIZER
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "scripts/launch"
+SCRIPTS = sorted(path.name for path in LAUNCH.iterdir())
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A folder that comes first on PATH: `tools(name, script)` puts a stand-in for a program there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def put(name: str, script: str) -> Path:
+        path = folder / name
+        path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+        path.chmod(0o755)
+        return path
+
+    return put
+
+
+def launch(script: str, *arguments: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess:
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        env={**os.environ, "PATH": path, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **environment},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_parses_and_can_be_started(script):
+    subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True)
+    assert os.access(LAUNCH / script, os.X_OK)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_has_no_complaint(script):
+    if not (shellcheck := shutil.which("shellcheck")):
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([shellcheck, str(LAUNCH / script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_arguments_a_script_says_how_it_is_used(script, tmp_path):
+    done = launch(script, tmp_path=tmp_path)
+    assert done.returncode == 2
+    assert f"scripts/launch/{script}" in done.stdout + done.stderr
+    assert "CONFIG" in done.stdout + done.stderr
+
+
+def test_one_node_trains_on_a_cpu(tmp_path):
+    run = tmp_path / "run"
+    more = [f"output_dir={run}", "schedule.total_steps=2", "schedule.warmup_steps=1"]
+    done = launch(
+        "one_node.sh",
+        *TOKENIZER,
+        *more,
+        tmp_path=tmp_path,
+        CUDA_VISIBLE_DEVICES="",
+        OMP_NUM_THREADS="1",
+        RANKS="2",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [record["step"] for record in read_metrics(run)] == [0, 1]
+    assert read_metrics(run)[0]["images"] == 4  # two ranks of two
+    assert (run / "model").is_dir()
+    assert "2 steps in" in done.stdout
+
+
+def test_one_node_passes_the_runs_own_exit_code_on(tmp_path, tools):
+    python = tools("python", "[[ $1 == -c ]] && { echo 0 2 12345; exit; }\nexit 7")
+    done = launch(
+        "one_node.sh", "config.yaml", tmp_path=tmp_path, PYTHON=str(python), CUDA_VISIBLE_DEVICES=""
+    )
+    assert done.returncode == 7
+
+
+PRINTING_PYTHON = """
+[[ $1 == -c ]] && {{ echo {gpus} {gpus} 12345; exit; }}
+printf '%s\\n' "$@"
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": ""}, ["--num_gpus", "8"]),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, []),  # DeepSpeed reads it
+        ({"CUDA_VISIBLE_DEVICES": "2,3", "RANKS": "1"}, ["--num_gpus", "1"]),
+    ],
+)
+def test_one_node_takes_all_gpus_or_those_chosen(tmp_path, tools, environment, expected):
+    python = tools("python", PRINTING_PYTHON.format(gpus=8))
+    done = launch("one_node.sh", "a.yaml", "b=c d", tmp_path=tmp_path, PYTHON=str(python), **environment)
+    assert done.stdout.splitlines() == [
+        *("-m", "deepspeed.launcher.runner", *expected, "--master_port", "12345"),
+        *("--module", "cat_fast.train", "a.yaml", "b=c d"),
+    ]
+
+
+def test_several_nodes_starts_deepspeed_from_the_hostfile(tmp_path, tools):
+    hosts = tmp_path / "hosts"
+    hosts.write_text("# mine\nnode1 slots=8\n\nnode2 slots=4 # half\n")
+    tools("pdsh", "exit 0")
+    tools("ssh", f'echo "$@" >> {tmp_path}/asked')
+    python = tools("python", PRINTING_PYTHON.format(gpus=0))
+    done = launch("several_nodes.sh", str(hosts), "a.yaml", "b=c", tmp_path=tmp_path, PYTHON=str(python))
+    assert done.stdout.splitlines() == [
+        *("-m", "deepspeed.launcher.runner", "--hostfile", str(hosts)),
+        *("--master_addr", "node1", "--master_port", "29500", "--module", "cat_fast.train", "a.yaml", "b=c"),
+    ]
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line.split()[4:] for line in asked] == [[n, "test", "-d", str(ROOT)] for n in ("node1", "node2")]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "pdsh", "ssh", "message"),
+    [
+        (None, True, "exit 0", "no such file; it needs a line like 'node1 slots=8'"),
+        ("# none yet\n", True, "exit 0", "names no machine"),
+        ("node1 slots=8\n", False, "exit 0", "pdsh, which is not installed"),
+        ("node1 slots=8\nnode2 slots=8\n", True, "[[ $5 == node1 ]]", "error: node2: cannot be reached"),
+    ],
+)
+def test_several_nodes_says_what_is_missing_before_it_starts(tmp_path, tools, hosts, pdsh, ssh, message):
+    if hosts is not None:
+        (tmp_path / "hosts").write_text(hosts)
+    if pdsh:
+        tools("pdsh", "exit 0")
+    elif shutil.which("pdsh"):
+        pytest.skip("pdsh is installed")
+    tools("ssh", ssh)
+    python = tools("python", "echo started")
+    done = launch(
+        "several_nodes.sh", str(tmp_path / "hosts"), "a.yaml", tmp_path=tmp_path, PYTHON=str(python)
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "started" not in done.stdout
+
+
+SRUN = """
+echo "srun $1" >&2
+shift
+for task in 0 1 2 3; do
+  SLURM_PROCID=$task SLURM_LOCALID=$((task % 2)) SLURM_NTASKS=4 "$@" || exit $?
+done
+"""
+PYTHON = 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR:$MASTER_PORT $PPID $*"\nexit ${EXIT:-0}'
+
+
+@pytest.fixture
+def slurm(tmp_path, tools):
+    """A cluster of two nodes with two tasks each, whose python tells who it is. Returns what starts a job."""
+    tools("srun", SRUN)
+    tools("scontrol", f'[[ $1 == show ]] && printf "gpu7\\ngpu8\\n" || echo "$@" >> {tmp_path}/requeued')
+    python = tools("python", PYTHON)
+    job = {"SLURM_JOB_ID": "41234", "SLURM_JOB_NODELIST": "gpu[7-8]", "PYTHON": str(python)}
+    return lambda *arguments, **more: launch("slurm.sbatch", *arguments, tmp_path=tmp_path, **job, **more)
+
+
+def test_slurm_starts_a_rank_a_task(slurm, tmp_path):
+    done = slurm("a.yaml", f"output_dir={tmp_path}/my run", "b=$HOME")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[:4] for line in lines] == [
+        ["0", "0", "4", "gpu7:21234"],
+        ["1", "1", "4", "gpu7:21234"],
+        ["2", "0", "4", "gpu7:21234"],
+        ["3", "1", "4", "gpu7:21234"],
+    ]
+    for line in lines:  # spaces and dollars arrive as they were given
+        assert line.endswith(f"-u -m cat_fast.train a.yaml output_dir={tmp_path}/my run b=$HOME")
+    # exec: signals reach python itself, because the task's shell is gone, and its parent is srun.
+    assert len({line.split()[4] for line in lines}) == 1
+    assert "srun --kill-on-bad-exit=1" in done.stderr
+    assert not (tmp_path / "requeued").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "requeued"), [("preempted", True), ("finished", False), ("failed", False), (None, False)]
+)
+def test_slurm_queues_again_what_was_told_to_end_and_saved(slurm, tmp_path, state, requeued):
+    if state:
+        (tmp_path / "status.json").write_text(f'{{\n "state": "{state}",\n "reason": "SIGUSR1"\n}}')
+    done = slurm("a.yaml", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "requeued").exists() == requeued
+    if requeued:
+        assert (tmp_path / "requeued").read_text() == "requeue 41234\n"
+        assert "back into the queue" in done.stdout
+
+
+def test_slurm_does_not_try_again_what_failed(slurm, tmp_path):
+    (tmp_path / "status.json").write_text('{\n "state": "preempted"\n}')  # of the attempt before
+    done = slurm("a.yaml", f"output_dir={tmp_path}", EXIT="3")
+    assert done.returncode == 3
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_slurm_wants_to_know_where_the_run_lies(slurm):
+    done = slurm("a.yaml")
+    assert done.returncode == 2
+    assert "expected: sbatch scripts/launch/slurm.sbatch CONFIG output_dir=DIR" in done.stderr
+
+
+def test_slurm_is_asked_for_a_warning_and_another_attempt():
+    options = [
+        line.split()[1] for line in (LAUNCH / "slurm.sbatch").read_text().splitlines() if "#SBATCH" in line
+    ]
+    assert {"--signal=USR1@120", "--requeue", "--open-mode=append"} <= set(options)

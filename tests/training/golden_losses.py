@@ -1,0 +1,84 @@
+"""Golden losses: what both nano runs lose at each of their first steps, at toy size, on one rank and thread.
+
+    python -m tests.training.golden_losses        measure them anew into tests/training/golden/
+
+`test_golden_losses.py` says what a difference means and when to measure anew.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from cat_fast.processor import processor_name
+from cat_fast.training.logs import read_metrics
+from tests.training.test_runs import GENERATOR, ROOT, TOKENIZER, write_latents
+
+FOLDER = Path(__file__).with_name("golden")
+STEPS = 20
+RUNS = {"tokenizer": TOKENIZER, "generator": GENERATOR}
+COMMON = [
+    f"schedule.total_steps={STEPS}",
+    "schedule.warmup_steps=2",
+    f"checkpoint.every_steps={STEPS}",
+    "optimizer.weight_decay=1.0",  # so strong that its absence would show within these steps
+]
+PACKAGES = ("torch", "torchvision", "deepspeed", "diffusers", "numpy", "pillow")
+
+
+def main() -> None:
+    for kind, arguments in RUNS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            steps = train(kind, [*arguments, *COMMON], Path(folder) / "run")
+        golden = {"made_with": made_with(), "arguments": [*arguments, *COMMON], "steps": steps}
+        path = FOLDER / f"{kind}.json"
+        path.write_text(json.dumps(golden, indent=1) + "\n")
+        print(f"{path}: loss {steps[0]['loss']:.6g} to {steps[-1]['loss']:.6g}")
+
+
+def train(kind: str, arguments: list[str], run: Path) -> list[dict[str, float]]:
+    """Train in the folder `run`, and return what each step lost."""
+    latents = run.with_name("latents")
+    if kind == "generator" and not latents.exists():
+        write_latents(latents)
+    more = [f"output_dir={run}", *([f"data.latents={latents}"] if kind == "generator" else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "cat_fast.train", *arguments, *more],
+        cwd=ROOT,
+        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [_losses(record) for record in read_metrics(run)]
+
+
+def _losses(record: dict[str, float]) -> dict[str, float]:
+    """The losses of a record: neither times and work, nor a term again as it weighs or at its ratio."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name == "loss" or (f"weighted/{name}" in record and not re.search(r"_\d+x$", name))
+    }
+
+
+def made_with() -> dict[str, str]:
+    found = {name: version(name) for name in PACKAGES}
+    return {
+        **found,
+        "python": platform.python_version(),
+        "processor": processor_name() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""FLOPs of a step: those that torch counts while it trains, and known formulas."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from cat_fast.generator import DiT
+from cat_fast.packing import PackedSequence
+from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
+from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.flops import GeneratorFlops, TokenizerFlops, token_count
+from cat_fast.training.settings import DiscriminatorConfig, ImageDataConfig, TokenizerRun
+
+MODEL = {
+    "block_out_channels": [8, 8, 16, 16, 32, 32],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "mid_block_num_layers": 1,
+    "mid_block_attention_head_dim": 32,
+}
+
+
+def tokenizer_flops(**loss) -> TokenizerFlops:
+    config = TokenizerRun(
+        task="tokenizer",
+        output_dir="nowhere",
+        model=MODEL,
+        data=ImageDataConfig(image_size=64),
+        loss=LossConfig(**loss),
+        discriminator=DiscriminatorConfig(resolution=16, channel_base=128, channel_max=16),
+    )
+    return TokenizerFlops(config, TokenizerObjective(config.loss), StyleGANDiscriminator(16, 128, 16))
+
+
+def counted(run) -> int:
+    """Of training on real tensors, by operators that torch counts: it leaves out its fused CPU attention."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run().sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("ratio", [8, 16, 32])
+def test_the_autoencoders_flops_are_those_of_training_it(ratio, monkeypatch):
+    monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
+    model = NestedAutoencoderKL(**MODEL)
+    pictures = torch.zeros(2, 3, 64, 64)
+    expected = counted(lambda: model(pictures, ratio)[0])
+    assert tokenizer_flops(perceptual_weight=0).of(ratio, 2, False) == expected
+
+
+def test_the_ghost_pass_is_no_work():
+    model = NestedAutoencoderKL(**MODEL)
+    with_ghost = counted(lambda: model(torch.zeros(2, 3, 64, 64), 8, ghost_pass=True)[0])
+    assert tokenizer_flops(perceptual_weight=0).of(8, 2, False) < with_ghost
+
+
+def test_networks_in_the_loss_count_and_so_does_the_discriminator():
+    plain, perceptual = tokenizer_flops(perceptual_weight=0), tokenizer_flops()
+    network = TokenizerObjective(LossConfig()).terms[-1].network
+    pictures = torch.zeros(2, 3, 64, 64)
+    one = counted(lambda: network(pictures.clone().requires_grad_(), pictures))
+    assert perceptual.of(16, 2, False) - plain.of(16, 2, False) == one
+
+    judge = StyleGANDiscriminator(16, 128, 16)
+    crops = torch.zeros(2, 3, 16, 16)
+    own = counted(lambda: judge(torch.cat([crops, crops])))
+    judge.requires_grad_(False)
+    asked = counted(lambda: judge(crops.clone().requires_grad_()))
+    assert plain.of(16, 2, True) - plain.of(16, 2, False) == own + asked
+
+
+def test_flops_grow_with_the_batch_and_fall_with_the_ratio():
+    flops = tokenizer_flops()
+    assert flops.of(16, 6, True) == 3 * flops.of(16, 2, True)
+    assert flops.of(8, 2, False) > flops.of(16, 2, False) > flops.of(32, 2, False)
+
+
+def test_a_step_is_told_in_pictures_tokens_and_flops_of_all_batches():
+    flops = tokenizer_flops()
+    assert flops.over_ranks(Ranks(), [(8, 3), (32, 2)], False) == {
+        "images": 5,
+        "tokens": 3 * 16 + 2 * 1,
+        "flops": flops.of(8, 3, False) + flops.of(32, 2, False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("ratio", "side", "tokens"), [(8, 512, 1024), (16, 512, 256), (32, 512, 64), (32, 32, 0.25)]
+)
+def test_tokens_of_a_picture(ratio, side, tokens):
+    assert token_count(ratio, side) == tokens
+
+
+def test_counting_draws_nothing_random():
+    flops = tokenizer_flops()
+    before = torch.get_rng_state()
+    flops.of(16, 1, True)
+    GeneratorFlops(DIT).of([16])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+DIT = {"in_channels": 4, "hidden_size": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
+
+
+def packed(sides: list[int]) -> PackedSequence:
+    latents = [torch.zeros(4, side, side) for side in sides]
+    return PackedSequence.from_latents(latents, [8] * len(sides), labels=[0] * len(sides))
+
+
+@pytest.mark.parametrize("sides", [[8], [8, 8, 8], [4, 16, 8, 4]])
+def test_the_transformers_flops_are_those_of_training_it(sides, monkeypatch):
+    monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
+    batch = packed(sides)
+    model = DiT(**DIT)
+    expected = counted(lambda: model(batch, torch.zeros(len(sides), dtype=torch.long)))
+    assert GeneratorFlops(DIT).of(batch.cu_seqlens.diff().tolist()) == expected
+
+
+def test_a_transformers_flops_agree_with_the_formula():
+    flops, tokens, width, depth = GeneratorFlops(DIT), 64, 32, 3
+    attention = 12 * tokens**2 * width  # QKᵀ and PV, two FLOPs each, thrice
+    linear = 6 * tokens * 12 * width**2  # qkv, proj and MLP
+    modulation = 6 * 6 * width**2  # once a sequence
+    blocks = depth * (attention + linear + modulation)
+    assert flops.of([tokens]) == pytest.approx(blocks, rel=0.1)

@@ -1,0 +1,45 @@
+"""Cards are known by CUDA's own names, whole ones."""
+
+import pytest
+
+from cat_fast.training.peaks import PEAKS, peak_of
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "single"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12),
+        ("A100-SXM4-40GB", 312e12, 19.5e12),  # as older drivers say it
+        ("NVIDIA A100 80GB PCIe", 312e12, 19.5e12),
+        ("NVIDIA H100 80GB HBM3", 989e12, 67e12),
+        ("NVIDIA A10", 125e12, 31.2e12),
+        ("NVIDIA L40S", 362e12, 91.6e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+    ],
+)
+def test_a_card_and_its_arithmetic(name, tensor, single):
+    peak = peak_of(name)
+    assert peak is not None
+    assert peak.flops_per_second("bfloat16") == peak.flops_per_second("float16") == tensor
+    assert peak.flops_per_second("tf32") == tensor / 2
+    assert peak.flops_per_second("float32") == single
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",  # a seventh of the card
+        "NVIDIA A10G",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA GH200 480GB",
+        "Tesla K80",
+    ],
+)
+def test_what_only_sounds_alike_is_not_known(name):
+    assert peak_of(name) is None
+
+
+def test_no_two_entries_claim_one_card():
+    for name in PEAKS:
+        assert [known for known in PEAKS if f" NVIDIA {name}".endswith(f" {known}")] == [name]

@@ -1,0 +1,145 @@
+"""What a dashboard is given: figures in groups, pictures, and one run a folder."""
+
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cat_fast.config import fill
+from cat_fast.errors import UserError
+from cat_fast.training.settings import LoggingConfig, RunConfig
+from cat_fast.training.trackers import TensorBoard, tags, trackers
+
+METRICS = {
+    "step": 7,
+    "seconds": 0.5,
+    "loss": 1.25,
+    "l1": 1.0,
+    "weighted/l1": 1.0,
+    "discriminator": 1.4,
+    "weighted/discriminator": 1.4,
+    "discriminator_accuracy": 0.75,
+    "loss_8x": 1.5,
+    "l1_8x": 1.25,
+    "weighted/l1_8x": 1.25,
+    "discriminator_accuracy_32x": 0.5,
+    "images": 8.0,
+    "tokens": 512.0,
+    "images_per_second": 16.0,
+    "mfu": 0.4,
+    "grad_norm": 2.0,
+    "held_out/psnr_8x": 21.0,
+}
+
+
+def test_every_figure_has_a_group():
+    assert tags(METRICS) == {
+        "throughput/seconds": 0.5,
+        "loss/total": 1.25,
+        "loss/l1": 1.0,
+        "weighted/l1": 1.0,
+        "loss/discriminator": 1.4,
+        "weighted/discriminator": 1.4,
+        "training/discriminator_accuracy": 0.75,
+        "per_ratio/loss_8x": 1.5,
+        "per_ratio/l1_8x": 1.25,
+        "per_ratio_weighted/l1_8x": 1.25,
+        "per_ratio/discriminator_accuracy_32x": 0.5,
+        "throughput/images": 8.0,
+        "throughput/tokens": 512.0,
+        "throughput/images_per_second": 16.0,
+        "throughput/mfu": 0.4,
+        "training/grad_norm": 2.0,
+        "held_out/psnr_8x": 21.0,
+    }
+
+
+def test_tensorboard_is_given_pictures(tmp_path):
+    board = TensorBoard(tmp_path, 0)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    board.picture("reconstructions", Image.fromarray(pixels), 4)
+    (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("reconstructions")
+    board.close()
+    assert (event.step, event.width, event.height) == (4, 9, 6)
+
+
+FAKE_WANDB = """
+    import json, os
+    RUNS = []
+
+    class Image:
+        def __init__(self, image): self.size = image.size
+
+    class Run:
+        def __init__(self, given): self.given, self.told, self.finished = given, [], False
+        def log(self, values, step): self.told.append((step, values))
+        def finish(self): self.finished = True
+
+    def init(**given):
+        RUNS.append(Run(given))
+        return RUNS[-1]
+"""
+
+
+def config(folder, **logging) -> RunConfig:
+    return RunConfig(task="tokenizer", output_dir=str(folder), logging=LoggingConfig(**logging))
+
+
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """A module of that name, which only remembers what it is told."""
+    place = tmp_path / "packages"
+    place.mkdir()
+    (place / "wandb.py").write_text(textwrap.dedent(FAKE_WANDB))
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    import wandb
+
+    yield wandb
+    sys.modules.pop("wandb", None)
+
+
+def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path, wandb):
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    for first in (0, 3):
+        _, tracker = trackers(run, config(run, wandb_project="cat"), first)
+        tracker.scalars({"loss/total": 1.0}, first)
+        tracker.picture("reconstructions", Image.new("RGB", (4, 2)), first)
+        tracker.close()
+    one, two = wandb.RUNS
+    assert one.given["project"] == "cat"
+    assert one.given["name"] == "mine"
+    assert one.given["config"]["task"] == "tokenizer"
+    assert one.given["config"]["optimizer"]["lr"] == 1e-4
+    assert "mode" not in one.given  # WANDB_MODE decides
+    assert one.told[0] == (0, {"loss/total": 1.0})
+    assert one.told[1][1]["reconstructions"].size == (4, 2)
+    assert one.finished
+    assert two.finished
+    assert two.given["id"] == one.given["id"]
+    assert two.given["resume"] == "allow"
+
+
+def test_another_folder_is_another_wandb_run(tmp_path, wandb):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        trackers(tmp_path / name, config(tmp_path / name, wandb_project="cat"), 0)
+    one, two = wandb.RUNS
+    assert one.given["id"] != two.given["id"]
+
+
+def test_not_asked_wandb_is_not_even_imported(tmp_path):
+    (only,) = trackers(tmp_path, config(tmp_path), 0)
+    only.close()
+    assert "wandb" not in sys.modules
+
+
+def test_asked_for_and_not_installed_wandb_is_an_error_before_training(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    values = {"task": "tokenizer", "output_dir": "somewhere"}
+    with pytest.raises(UserError, match=r"wandb is not installed: pip install 'cat-fast\[wandb\]'"):
+        fill(RunConfig, values, ["logging.wandb_project=cat"])
