@@ -54,7 +54,7 @@ def simulate(
     busy, total, batches = 0.0, 0.0, []
     for step in range(steps):
         parts = plan.plan(step, drawn)
-        seconds = np.array([costs.costs[part.ratio](part.count) for part in parts])
+        seconds = np.array([costs.costs[part.ratio](part.count) for part in parts], dtype=float)
         seconds *= np.maximum(0.0, 1 + jitter * noise.standard_normal(len(parts)))
         busy += seconds.sum()
         total += seconds.max() * len(parts)
