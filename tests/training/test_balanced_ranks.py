@@ -132,5 +132,4 @@ def test_a_rank_holds_the_memory_that_was_predicted(run):
     plans = [sampler.plan() for _ in range(STEPS)]
     expected = max(predicted.peak(plan[0].ratio, len(plan[0].indices)) for plan in plans)
     measured = json.loads((run / "rank0.json").read_text())["peak"]
-    print("ZZ", expected, measured)
     assert expected == pytest.approx(measured, rel=0.1)
