@@ -54,13 +54,13 @@ def simulate(
     busy, total, batches = 0.0, 0.0, []
     for step in range(steps):
         parts = plan.plan(step, drawn)
-        seconds = np.array([costs.costs[part.ratio](part.count) for part in parts])
+        seconds = np.array([costs.costs[part.ratio](part.pictures) for part in parts], dtype=float)
         seconds *= np.maximum(0.0, 1 + jitter * noise.standard_normal(len(parts)))
         busy += seconds.sum()
         total += seconds.max() * len(parts)
         for part in parts:
-            drawn[part.ratio] += part.count
-        batches.append(sum(part.count for part in parts))
+            drawn[part.ratio] += part.pictures
+        batches.append(sum(part.pictures for part in parts))
     pictures = sum(batches)
     return {
         "wait": 1 - busy / total,

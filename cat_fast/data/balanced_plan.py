@@ -9,7 +9,6 @@ how many ranks at which of its ratios, follows from how far each ratio is behind
 from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -136,19 +135,19 @@ class BalancedPlan:
 
     def _last_pictures(self, left: Mapping[int, int]) -> list[tuple[int, int]]:
         """What is left of an epoch, too little for a step of any group, spread evenly over the ranks."""
-        heap: list[tuple[float, int, int]] = []  # (cost, ratio, count), the dearest last
+        slots: list[tuple[float, int, int]] = []  # (cost, ratio, count), the dearest last
         for f, pictures in left.items():
             for count in _evenly(pictures, -(-pictures // self.counts[f])):
-                insort(heap, (self.costs[f](count), f, count))
-        single: list[tuple[int, int]] = []
-        while len(single) + len(heap) < self.world_size and heap:
-            _, f, count = heap.pop()
+                insort(slots, (self.costs[f](count), f, count))
+        parts: list[tuple[int, int]] = []
+        while slots and len(parts) + len(slots) < self.world_size:  # there are ranks to share with
+            _, f, count = slots.pop()
             if count == 1:
-                single.append((f, 1))
+                parts.append((f, 1))
                 continue
             for half in _evenly(count, 2):
-                insort(heap, (self.costs[f](half), f, half))
-        parts = single + [(f, count) for _, f, count in reversed(heap)]
+                insort(slots, (self.costs[f](half), f, half))
+        parts += [(f, count) for _, f, count in reversed(slots)]
         idle = (min(parts, key=lambda part: self.costs[part[0]](1))[0], 0)
         # What is too much for one step stays for the next.
         return (parts + [idle] * self.world_size)[: self.world_size]
@@ -162,22 +161,17 @@ def choose_groups(
     Among equally many, those that wait least. A ratio on its own never waits, so there is always an answer.
     """
 
-    class Choice(NamedTuple):
-        size: int
-        wait: float
-        groups: tuple[Group, ...]
+    found = []
+    for parts in _partitions(list(shares)):
+        groups = tuple(_best_counts({f: shares[f] for f in part}, batch_size, costs) for part in parts)
+        if all(group.wait <= max_wait for group in groups):
+            found.append(groups)
 
-    best: Choice | None = None
-    for ratios in _partitions(list(shares)):
-        groups = tuple(_best_counts({f: shares[f] for f in part}, batch_size, costs) for part in ratios)
-        if any(group.wait > max_wait for group in groups):
-            continue
-        pictures = [sum(shares[f] for f in group.counts) for group in groups]
-        wait = float(np.average([group.wait for group in groups], weights=pictures))
-        if best is None or (len(groups), wait) < (best.size, best.wait):
-            best = Choice(len(groups), wait, groups)
-    assert best is not None
-    return best.groups
+    def order(groups: tuple[Group, ...]) -> tuple[int, float]:
+        wait = sum(group.wait * shares[f] for group in groups for f in group.counts)
+        return len(groups), wait / sum(shares.values())
+
+    return min(found, key=order)
 
 
 def _best_counts(shares: Mapping[int, float], batch_size: int, costs: CostTable) -> Group:
@@ -188,7 +182,7 @@ def _best_counts(shares: Mapping[int, float], batch_size: int, costs: CostTable)
     if len(shares) == 1:
         return Group(dict.fromkeys(shares, batch_size), 0.0, float(batch_size))
     best: Group | None = None
-    for budget in {costs.costs[f](n) for f in shares for n in range(1, 4 * batch_size + 1)}:
+    for budget in sorted({costs.costs[f](n) for f in shares for n in range(1, 4 * batch_size + 1)}):
         counts = {f: costs.costs[f].pictures_within(budget) for f in shares}
         if min(counts.values()) < 1:
             continue

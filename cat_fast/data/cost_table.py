@@ -102,7 +102,7 @@ class CostTable:
                     int(f): Cost(**{k: float(v) for k, v in c.items()}) for f, c in values["costs"].items()
                 },
                 unit=values["unit"],
-                measured=[Measurement(**one) for one in values.get("measured", ())],
+                measured=tuple(Measurement(**one) for one in values.get("measured", ())),
                 fit_error=float(values.get("fit_error", 0.0)),
                 about=values.get("about", {}),
             )
@@ -150,4 +150,4 @@ def fit(measured: Sequence[Measurement], about: Mapping[str, Any]) -> CostTable:
             )
         costs[ratio] = Cost(float(fixed), float(slope))
         worst = max(worst, float(np.abs((fixed + slope * n) * weights - 1).max()))
-    return CostTable(costs=costs, measured=list(measured), fit_error=worst, about=about)
+    return CostTable(costs=costs, measured=tuple(measured), fit_error=worst, about=about)

@@ -14,18 +14,18 @@ class RankShare(NamedTuple):
     """One rank's part of a step."""
 
     ratio: int
-    count: int  # type: ignore[assignment] # tuple has a method of that name
-    """Pictures. 0 is an idle rank, which runs on any picture at weight 0; only a last step of an epoch that
+    pictures: int
+    """0 is an idle rank, which runs on any picture at weight 0; only a last step of an epoch that
     has fewer pictures left than there are ranks has one."""
     weight: float
     """What the rank's mean loss is multiplied with, so that after gradients are averaged over ranks each
-    picture of the step weighs the same: count * ranks / pictures of the step. The weights' mean is 1."""
+    picture of the step weighs the same: pictures * ranks / pictures of the step. The weights' mean is 1."""
 
 
 class StepPlan(Protocol):
     """Plans steps for all ranks at once; every rank comes to the same plan."""
 
-    shares: Mapping[int, float]
+    shares: dict[int, float]
     """The mix: each ratio's share of the pictures; they add up to 1."""
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:

@@ -13,7 +13,6 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
-from cat_fast.training.flops import TokenizerFlops
 from cat_fast.training.grids import ReconstructionGrid
 from cat_fast.training.guard import SKIPPED
 from cat_fast.training.models import build_model
@@ -31,7 +30,6 @@ class TokenizerTask:
         model = build_model(NestedAutoencoderKL, config.model)
         discriminator = _discriminator(config.discriminator)
         self.trainer = TokenizerTrainer(config, model, discriminator, ranks)
-        self.flops = TokenizerFlops(config, self.trainer.objective, discriminator)
         self.ema = EMA(self.trainer.engine.module, config.ema_decay, ranks)
 
         self.source = make_source(config, ranks)
@@ -48,9 +46,7 @@ class TokenizerTask:
         metrics = self.trainer.step(step, [RatioBatch.of(batch, self.ranks.device) for batch in batches])
         if SKIPPED not in metrics:
             self.ema.update()
-        done = [(batch.ratio, len(batch.keys)) for batch in batches]
-        work = self.flops.over_ranks(self.ranks, done, self.trainer.objective.gan.active(step))
-        return metrics | work | loader_metrics(batches, self.ranks)
+        return metrics | loader_metrics(batches, self.ranks)
 
     def save(self, folder: Path) -> None:
         state = self.trainer.save(folder)

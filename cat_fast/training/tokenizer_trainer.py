@@ -23,6 +23,7 @@ from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObj
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.engine_checkpoint import load_engine, save_engine
+from cat_fast.training.flops import TokenizerFlops
 from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import TokenizerRun
@@ -34,7 +35,7 @@ class RatioBatch(NamedTuple):
 
     pictures: Tensor
     ratio: int
-    count: int
+    counted: int
     """How many of them count: all, or none where a rank only keeps the others company."""
 
     @classmethod
@@ -58,6 +59,11 @@ class TokenizerTrainer:
         ranks: Ranks,
     ) -> None:
         self.config, self.ranks = config, ranks
+        self.objective = TokenizerObjective(config.loss, ranks.device)
+        self.discriminator_objective = DiscriminatorObjective(config.loss)
+        self.flops = TokenizerFlops(
+            config, self.objective, discriminator
+        )  # copies models that are no engines
         self.engine = make_engine(
             model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
         )
@@ -68,8 +74,6 @@ class TokenizerTrainer:
         for engine in (self.engine, self.discriminator):
             agree_on_writes(engine, ranks)
         self.guard = StepGuard(config.guard, ranks)
-        self.objective = TokenizerObjective(config.loss, ranks.device)
-        self.discriminator_objective = DiscriminatorObjective(config.loss)
 
     def step(self, step: int, batches: Sequence[RatioBatch]) -> dict[str, float]:
         """Collective: do step number `step` on one batch an accumulation step.
@@ -101,7 +105,7 @@ class TokenizerTrainer:
             if part + 1 < len(batches):
                 for engine in engines.values():
                     engine.step()  # counts the backward passes, no more
-        metrics = self._means(batches, done)
+        metrics = self._means(batches, done) | self._work(step, batches)
         losses = {name: torch.stack([terms[name] for terms in done]) for name in done[0]}
         if not self.guard.passes(losses, engines):
             return metrics | {SKIPPED: 1.0}
@@ -113,7 +117,7 @@ class TokenizerTrainer:
 
     def _shares(self, batches: Sequence[RatioBatch]) -> list[float]:
         """What to multiply each mean loss with, so that the mean of all gradients is that over pictures."""
-        counts = [batch.count for batch in batches]
+        counts = [batch.counted for batch in batches]
         total = self.ranks.sum(torch.tensor(float(sum(counts)), device=self.ranks.device)).item()
         return [count * self.ranks.world_size * len(batches) / total for count in counts]
 
@@ -156,13 +160,18 @@ class TokenizerTrainer:
         table = torch.zeros(len(ratios), len(names) + 1, dtype=torch.float64, device=self.ranks.device)
         for batch, terms in zip(batches, done, strict=True):
             row = torch.stack([*terms.values(), torch.ones_like(terms["loss"])]).double()
-            table[ratios.index(batch.ratio)] += row * batch.count
+            table[ratios.index(batch.ratio)] += row * batch.counted
         self.ranks.sum(table)
         means = dict(zip(names, (table.sum(0) / table[:, -1].sum()).tolist(), strict=False))
         for f, row in zip(ratios, table.tolist(), strict=True):
             if row[-1]:
                 means |= {f"{name}_{f}x": value / row[-1] for name, value in zip(names, row, strict=False)}
         return means
+
+    def _work(self, step: int, batches: Sequence[RatioBatch]) -> dict[str, float]:
+        """Collective: pictures, tokens and FLOPs of the step."""
+        done = [(batch.ratio, len(batch.pictures)) for batch in batches]
+        return self.flops.over_ranks(self.ranks, done, self.objective.gan.active(step))
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Collective: write both engines; the rest of the state, as plain data."""

@@ -61,6 +61,7 @@ def test_memory_is_told_by_ratio_and_batch(cat_fast, tmp_path):
         assert f"{ratio}x" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_papers_size_is_predicted_without_weights_or_data(cat_fast, tmp_path):
     path = tmp_path / "memory.json"
     result = cat_fast("plan", "memory", CONFIGS / "tokenizer/cat_c16_64xA100.yaml", "--json", path)

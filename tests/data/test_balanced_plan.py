@@ -18,7 +18,7 @@ PAPER = CostTable(costs={8: Cost(0, 1153), 16: Cost(0, 592), 32: Cost(0, 497)}, 
 
 def waiting(parts, costs):
     """Time of all ranks, and what of it they wait."""
-    times = [costs.costs[part.ratio](part.count) for part in parts]
+    times = [costs.costs[part.ratio](part.pictures) for part in parts]
     return max(times) * len(times), max(times) * len(times) - sum(times)
 
 
@@ -44,16 +44,18 @@ def test_an_epoch_is_each_ratio_s_pictures_exactly_and_never_far_from_the_mix(si
             parts = plan.plan(step, drawn)
             assert len(parts) == ranks
             for part in parts:
-                drawn[part.ratio] += part.count
+                drawn[part.ratio] += part.pictures
             step += 1
-            total = sum(part.count for part in parts)
+            total = sum(part.pictures for part in parts)
             assert 0 < total <= plan.most
             done = sum(drawn.values())
             if done < epoch * size - len(plan.groups) * plan.most - len(plan.counts) * max(
                 plan.counts.values()
             ):
                 assert total >= plan.least
-            assert [part.weight for part in parts] == pytest.approx([p.count * ranks / total for p in parts])
+            assert [part.weight for part in parts] == pytest.approx(
+                [p.pictures * ranks / total for p in parts]
+            )
             for f, count in pictures.items():
                 assert abs(drawn[f] - count / size * done) <= plan.drift + 1e-6
         assert drawn == {f: epoch * count for f, count in pictures.items()}
@@ -72,8 +74,8 @@ def test_an_endless_stream_keeps_the_mix_the_batch_and_the_wait(situation):
         taken, waited = waiting(parts, costs)
         time, wait = time + taken, wait + waited
         for part in parts:
-            drawn[part.ratio] += part.count
-        total = sum(part.count for part in parts)
+            drawn[part.ratio] += part.pictures
+        total = sum(part.pictures for part in parts)
         assert plan.least <= total <= plan.most
         done = sum(drawn.values())
         for f, share in plan.shares.items():
@@ -96,8 +98,8 @@ def test_at_the_papers_costs_all_ratios_share_a_step_and_ranks_wait_two_and_a_ha
         taken, waited = waiting(parts, PAPER)
         time, wait = time + taken, wait + waited
         for part in parts:
-            drawn[part.ratio] += part.count
-            assert part.count == plan.counts[part.ratio]
+            drawn[part.ratio] += part.pictures
+            assert part.pictures == plan.counts[part.ratio]
         if ranks == 64:
             assert {part.ratio for part in parts} == {8, 16, 32}
     assert wait / time < 0.0248
@@ -111,7 +113,7 @@ def test_ratios_that_whole_pictures_cannot_balance_take_turns():
         parts = plan.plan(step, drawn)
         assert len({part.ratio for part in parts}) == 1
         for part in parts:
-            drawn[part.ratio] += part.count
+            drawn[part.ratio] += part.pictures
     assert drawn == {8: 40, 16: 192, 32: 168}
 
 
@@ -127,7 +129,7 @@ def test_no_rank_is_always_at_the_same_ratio(mode):
     seen: list[set[int]] = [set() for _ in range(4)]
     for step in range(60):
         for rank, part in enumerate(plan.plan(step, drawn)):
-            drawn[part.ratio] += part.count
+            drawn[part.ratio] += part.pictures
             seen[rank].add(part.ratio)
     assert seen == [{8, 16, 32}] * 4
 
@@ -146,8 +148,8 @@ def test_a_plan_is_a_function_of_step_and_counters(mode):
 def test_an_epoch_smaller_than_the_ranks_leaves_some_idle():
     plan = BalancedPlan({8: 1, 16: 2}, 4, 5, 0, PAPER, epoch={8: 1, 16: 2})
     parts = plan.plan(0, {})
-    assert sorted((p.ratio, p.count) for p in parts if p.count) == [(8, 1), (16, 1), (16, 1)]
-    assert [p.weight for p in parts if not p.count] == [0.0, 0.0]
+    assert sorted((p.ratio, p.pictures) for p in parts if p.pictures) == [(8, 1), (16, 1), (16, 1)]
+    assert [p.weight for p in parts if not p.pictures] == [0.0, 0.0]
     assert sum(p.weight for p in parts) == pytest.approx(5)
 
 
@@ -157,7 +159,7 @@ def test_a_run_that_changes_over_from_per_rank_levels_the_epochs_of_its_ratios()
     plan = BalancedPlan(pictures, 4, 4, 0, PAPER, epoch=pictures)
     for step in range(200):
         for part in plan.plan(step, drawn):
-            drawn[part.ratio] += part.count
+            drawn[part.ratio] += part.pictures
         epochs = {f: drawn[f] / pictures[f] for f in pictures}
         if min(epochs.values()) >= 1:
             break
@@ -170,9 +172,9 @@ def test_weights_make_every_picture_count_the_same():
     """Gradients averaged over unequal ranks, each of its weighted mean loss, are those of the whole batch."""
     torch.manual_seed(0)
     parts = BalancedPlan(MIX, 8, 6, 0, PAPER).plan(3, {8: 7, 16: 40, 32: 33})
-    assert len({part.count for part in parts}) > 1
+    assert len({part.pictures for part in parts}) > 1
     weight = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    batches = [torch.randn(part.count, 5, dtype=torch.float64) for part in parts]
+    batches = [torch.randn(part.pictures, 5, dtype=torch.float64) for part in parts]
 
     def loss(x):
         return (x @ weight).square().mean()

@@ -15,13 +15,13 @@ from cat_fast.data.cost_table import Cost, CostTable
 from cat_fast.training.settings import TokenizerRun
 
 ROOT = Path(__file__).parents[2]
-STEPS = 4
+STEPS = 3
 OVERRIDES = [
     "model.block_out_channels=[16,16,32,32,64,64]",
     "model.norm_num_groups=4",
     "model.mid_block_attention_head_dim=64",
-    "data.image_size=96",
-    "data.max_side=96",
+    "data.image_size=64",
+    "data.max_side=64",
     "data.batch_size=4",
     "perceptual_crop=0",
     "sampler.mode=balanced",

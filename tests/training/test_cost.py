@@ -48,13 +48,15 @@ def test_every_ratio_and_batch_is_timed_and_fitted(monkeypatch):
 def test_a_measured_step_trains_both_models():
     torch.manual_seed(0)
     workload = Workload(settings(*TINY, "loss.r1_weight=1.0"), "cpu")
-    before = {name: p.detach().clone() for name, p in workload.model.named_parameters()}
-    judge = [p.detach().clone() for p in workload.discriminator.parameters()]
+    models = (workload.model, workload.discriminator)
+    first_layers = (workload.model.encoder.conv_in.weight, workload.discriminator.b32.conv0.weight)
+    before = [weight.detach().clone() for weight in first_layers]
     workload.step(workload.pictures(2), 32)
-    # The ghost pass gives blocks of other ratios a gradient of zero, and AdamW decays them.
-    assert all(not torch.equal(p, before[n]) for n, p in workload.model.named_parameters() if p.ndim > 1)
-    assert any(not torch.equal(a, b) for a, b in zip(workload.discriminator.parameters(), judge, strict=True))
-    assert all(p.grad is None for p in workload.model.parameters())
+    assert not any(map(torch.equal, before, first_layers))
+    for model in models:
+        # The ghost pass gives those of other ratios a gradient, too.
+        assert len(workload.optimizers[model].state) == len(list(model.parameters()))
+        assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -72,16 +74,15 @@ def test_counted_operations_are_affine_in_the_pictures():
     assert table.unit == "flops"
     with FakeTensorMode():
         workload = Workload(config, "cpu")
-        for ratio, one in table.costs.items():
-            assert one(5) == cost._operations(workload, ratio, 5)
-            assert one.fixed > 0, "the ghost pass, whatever the batch"
+        assert table.costs[16](5) == cost._operations(workload, 16, 5)
+    assert all(one.fixed > 0 for one in table.costs.values()), "the ghost pass, whatever the batch"
 
 
 def test_counted_operations_are_about_three_forward_passes():
     """Of the paper's model alone; docs/models.md has its multiply-accumulates, forward."""
     without = ["loss.perceptual_weight=0", "loss.features_weight=0", "loss.gan_weight=0"]
     table = cost.count_operations(settings(*without, name="cat_c16"))
-    for ratio, gmac in ((8, 1154), (16, 592), (32, 497)):
+    for ratio, gmac in {8: 1154, 16: 592, 32: 497}.items():
         assert table.costs[ratio].per_picture == pytest.approx(3 * 2 * gmac * 1e9, rel=0.06)
 
 

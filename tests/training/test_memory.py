@@ -18,6 +18,7 @@ MIB = 2**20
 SMALL = [
     "model.block_out_channels=[16,16,32,32,64,64]",
     "model.norm_num_groups=4",
+    "model.mid_block_attention_head_dim=64",
     "data.image_size=64",
     "loss.r1_weight=1.0",
 ]
@@ -68,30 +69,31 @@ def test_fake_tensors_live_as_real_ones_do(checkpointing):
     real = trace(Workload(config, "cpu", checkpointing=checkpointing), 16, 2)
     with FakeTensorMode():
         fake = trace(Workload(config, "cpu", checkpointing=checkpointing), 16, 2)
-    assert max(fake) == pytest.approx(max(real), rel=0.01)
-    assert fake[-1] <= real[-1]
+    assert max(fake) == max(real)
+    assert fake[-1] == real[-1]
 
 
-@pytest.mark.parametrize("ratio", [8, 32])
-def test_the_prediction_is_what_the_allocator_gives_a_real_step(ratio, tmp_path):
+def test_the_prediction_is_what_the_allocator_gives_a_real_step(tmp_path):
     """Without ZeRO: everything that a step of plain torch allocates, by torch's own profiler."""
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 0}}')
     config = settings("data.image_size=96", f"deepspeed={tmp_path / 'zero.json'}")
+    predicted = plan_memory(config)
     workload = Workload(config, "cpu")
-    predicted = plan_memory(config).steps[ratio]
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profile:
-        pictures = workload.pictures(4)
-        reconstructions = workload.generate(pictures, ratio)
-        workload.model.zero_grad()
-        workload.judge(pictures, reconstructions, r1=True)
-        workload.discriminator.zero_grad()
-    assert predicted.peak(4) == pytest.approx(max(live_bytes(profile)), rel=0.1)
+    for ratio, step in predicted.steps.items():
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profile:
+            pictures = workload.pictures(4)
+            reconstructions = workload.generate(pictures, ratio)
+            workload.model.zero_grad()
+            workload.judge(pictures, reconstructions, r1=True)
+            workload.discriminator.zero_grad()
+            del pictures, reconstructions
+        assert step.peak(4) == pytest.approx(max(live_bytes(profile)), rel=0.01)
 
 
 def test_two_small_batches_tell_every_other():
-    config = settings()
+    config = settings("model.ratios=[8,16]")
     predicted = plan_memory(config).steps[8]
     zero = Zero.of(read_deepspeed_config(config.deepspeed), ranks=1)
     with FakeTensorMode():
@@ -101,7 +103,7 @@ def test_two_small_batches_tell_every_other():
 
 def test_checkpointing_and_bf16_hold_less():
     plain, checkpointed, bf16 = (
-        plan_memory(settings(), precision=precision, checkpointing=checkpointing).steps[8]
+        plan_memory(settings("model.ratios=[8]"), precision=precision, checkpointing=checkpointing).steps[8]
         for precision, checkpointing in (("fp32", False), ("fp32", True), ("bf16", False))
     )
     assert checkpointed.slope.max() < 0.8 * plain.slope.max()
@@ -109,7 +111,7 @@ def test_checkpointing_and_bf16_hold_less():
 
 
 def test_zero_shares_the_optimizers_states():
-    config = settings()
+    config = settings("model.ratios=[8]")
     whole, shared = plan_memory(config, ranks=1).at_rest, plan_memory(config, ranks=8).at_rest
     workload = Workload(config, "cpu")
     trained = parameters(workload.model) + parameters(workload.discriminator)

@@ -31,7 +31,7 @@ class PlanCursor:
         shares = self.plan.plan(self.step, self.drawn)
         self.step += 1
         for share in shares:
-            self.drawn[share.ratio] += share.count
+            self.drawn[share.ratio] += share.pictures
         return Planned(shares[self.rank], self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:

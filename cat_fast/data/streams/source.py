@@ -74,7 +74,7 @@ class StreamSource:
         planned = self._planned.popleft()
         crops: list[Crop] = []
         keys: list[str] = []
-        while len(crops) < planned.share.count:
+        while len(crops) < planned.share.pictures:
             pick, crop = self._next_crop(planned.share.ratio)
             if crop is not None:
                 crops.append(crop)
@@ -163,7 +163,7 @@ class StreamSource:
         while len(self._planned) < steps:
             self._planned.append(self.plan.next())
         for ratio in self.ratios:
-            needed = sum(planned.share.count for planned in self._planned if planned.share.ratio == ratio)
+            needed = sum(planned.share.pictures for planned in self._planned if planned.share.ratio == ratio)
             while len(self._under_way[ratio]) < needed and self._readers[ratio].ready():
                 self._under_way[ratio].append(self._submit(ratio))
 
