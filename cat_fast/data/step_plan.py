@@ -40,7 +40,7 @@ class PerRankPlan:
     """
 
     def __init__(self, shares: Mapping[int, float], batch_size: int, world_size: int, seed: int) -> None:
-        self.shares: Mapping[int, float] = normalised(shares)
+        self.shares = normalised(shares)
         self.batch_size, self.world_size, self.seed = batch_size, world_size, seed
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
