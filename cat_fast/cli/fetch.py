@@ -1,9 +1,11 @@
 """`cat-fast fetch`: everything a training reads from outside, once, before nodes without network start."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress, TaskID
 
 from cat_fast import console
 
@@ -38,11 +40,7 @@ def fetch(
         else:
             with console.progress("bytes") as progress:
                 bar = progress.add_task(weights.path.name, total=None)
-                download(
-                    weights,
-                    mirror,
-                    lambda done, total, bar=bar: progress.update(bar, completed=done, total=total or None),
-                )
+                download(weights, mirror, partial(_show, progress, bar))
             _say("fetched", weights.key, str(weights.path))
     if not needed:
         console.out.print("this configuration needs no weights from outside")
@@ -52,3 +50,7 @@ def fetch(
 
 def _say(state: str, key: str, text: str) -> None:
     console.out.print(f"{state:<9} {key}: {text}", soft_wrap=True, markup=False)
+
+
+def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
+    progress.update(bar, completed=done, total=total or None)

@@ -96,7 +96,7 @@ def required_weights(config: RunConfig) -> list[Weights]:
                 path=Path(config.discriminator.pretrained),
                 by_hand=(
                     "put a StyleGAN2-ADA network pickle with the discriminator at your resolution there "
-                    "(NVIDIA publishes several), or set discriminator.pretrained= to train it from scratch"
+                    "(NVIDIA publishes several), or train it from scratch: 'discriminator.pretrained=\"\"'"
                 ),
             )
         )

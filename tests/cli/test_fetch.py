@@ -94,7 +94,7 @@ def test_a_server_that_is_not_there_is_one_line(cat_fast, config):
 
 
 def test_overrides_count_and_what_ships_needs_nothing(cat_fast, config):
-    nothing = ["loss.perceptual=st_lpips_alex", "loss.features_weight=0", "discriminator.pretrained="]
+    nothing = ["loss.perceptual=st_lpips_alex", "loss.features_weight=0", 'discriminator.pretrained=""']
     result = cat_fast("fetch", config, *nothing)
     assert result.exit_code == 0, result.output
     assert "needs no weights" in result.stdout

@@ -5,6 +5,8 @@ import os
 import shlex
 from pathlib import Path
 
+import pytest
+
 from cat_fast.errors import UserError
 from cat_fast.training.checkpoint import CheckpointStore
 from cat_fast.training.distributed import Ranks
@@ -63,6 +65,7 @@ def write_on_rank(folder: str) -> None:
     print(f"rank {ranks.rank} afterwards: {inner.committed}")
 
 
+@pytest.mark.slow
 def test_a_run_on_a_full_disk_ends_with_one_line_and_code_2_and_keeps_its_checkpoint(tmp_path):
     """The kernel refuses files of more than 16 KiB in the second run, whoever writes them."""
     latents = write_latents(tmp_path / "latents")
