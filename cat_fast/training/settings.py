@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from cat_fast.complexity.indexing import RATIO_SIGNALS
+from cat_fast.complexity.indexing import PHOTOGRAPHS, RATIO_SIGNALS
 from cat_fast.data.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.errors import UserError
@@ -178,8 +178,8 @@ class ImageDataConfig:
     """Pictures and how a rank's batch is drawn from them."""
 
     index: str = "photographs"
-    """An image index (JSON lines), or `photographs` for the training split of the pictures that ship; unused
-    where shards, a folder or a dataset are named."""
+    """An image index (JSON lines), or `photographs` for the training split of the pictures that ship, which
+    give way where shards, a folder or a dataset are named."""
     in_memory: bool = True
     """Whether the index and its pictures are held in memory, decoded; if not, both are read as needed."""
     shards: str = ""
@@ -223,6 +223,11 @@ class ImageDataConfig:
         require(
             len(streamed) < 2,
             f"data.{' and data.'.join(streamed)} are set, and pictures come from one of them",
+        )
+        require(
+            not streamed or self.index in ("", PHOTOGRAPHS),
+            f"data.index names {self.index}, and data.{''.join(streamed)} is set too: leave one out, as with "
+            f"data.{''.join(streamed)}=''",
         )
         require(len(self.thresholds) == 2, f"data.thresholds: two scores expected, got {self.thresholds}")
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")

@@ -188,6 +188,7 @@ def test_ranks_that_see_other_files_are_refused(index, shards):
     [
         (["data.index=''"], "where are the pictures"),
         (["data.shards=a.tar", "data.folder=b"], r"data\.shards and data\.folder are set"),
+        (["data.shards=a.tar", "data.index=mine.jsonl"], r"data\.index names mine\.jsonl, and data\.shards"),
         (["data.stream.workers=-1"], "negative"),
         (["data.stream.shuffle_pictures=0"], "must be positive"),
         (["data.stream.unscored=keep"], "'keep' is not skip or jpeg"),

@@ -92,14 +92,13 @@ class RatioReader:
 
     def pick(self) -> Pick:
         """Raises UserError if there is nothing to read."""
-        if self._left() == 0:
+        run = self._run
+        if run is None or self._left() == 0:
             self._run = run = self._coming().result()
             after = run.after
             self._next = in_background(lambda: self._read(after))
-            if self.position.taken == 0:  # what was passed over before the run came with its start
+            if self.position.taken == 0:  # the run may begin later, where nothing came before
                 self.position = run.start
-        run = self._run
-        assert run is not None
         taken = self.position.taken
         sample = run.samples[taken]
         finished = taken + 1 == len(run.samples)

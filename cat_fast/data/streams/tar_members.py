@@ -37,7 +37,7 @@ def members(file: IO[bytes]) -> Iterator[Member | Damage]:
         # Zeros are ignored so that tarfile goes on after a broken header, where it would else end in silence.
         tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115
         while (info := tar.next()) is not None:
-            tar.members = []  # type: ignore[assignment] # it would keep them all
+            tar.members = []  # type: ignore[attr-defined] # it would keep them all
             if info.offset > expected and not _zeros(file, expected, info.offset):
                 yield Damage(f"byte {expected}", f"no archive member up to byte {info.offset}")
             if info.size < 0:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import IO
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 from fsspec.core import url_to_fs
 from webdataset.tariterators import base_plus_ext
 
@@ -40,7 +40,7 @@ def list_shards(pattern: str) -> list[str]:
 def _expand(part: str) -> list[str]:
     try:
         urls = list(braceexpand(part))
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise UserError(f"data.shards: {part}: {error}") from error
     found = []
     for url in urls:
