@@ -104,7 +104,7 @@ def measured(quick: bool) -> CostTable:
     from cat_fast.training.settings import TokenizerRun
 
     config = fill(TokenizerRun, read_yaml(CONFIG), [])
-    side, batches, repeats = (64, (1, 2), 1) if quick else (128, (1, 2, 4), 5)
+    side, batches, repeats = (64, (1, 4), 2) if quick else (128, (1, 2, 4), 5)
     with console.progress("steps") as bar:
         task = bar.add_task("measuring", total=steps_of(config, batches, repeats))
         return measure(

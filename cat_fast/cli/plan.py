@@ -217,11 +217,12 @@ def _cost_table(table: "CostTable") -> Table:
             f"{one.per_picture * scale:.4g}",
             f"{one.per_picture / cheapest:.2f}",
         )
-    rows.caption = (
-        f"measured; the affine cost is off by {table.fit_error:.1%} at most"
-        if seconds
-        else "counted operations: a fallback, nothing was measured"
-    )
+    if not seconds:
+        rows.caption = "counted operations: a fallback, nothing was measured"
+    elif len({one.pictures for one in table.measured}) == 2:
+        rows.caption = "measured with two batches: whether costs are affine takes a third"
+    else:
+        rows.caption = f"measured; the affine cost is off by {table.fit_error:.1%} at most"
     return rows
 
 

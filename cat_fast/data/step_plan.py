@@ -15,7 +15,7 @@ class RankShare(NamedTuple):
 
     ratio: int
     pictures: int
-    """0 is an idle rank, which runs on any picture at weight 0; only a last step of an epoch that
+    """0 is an idle rank, which runs on any picture at weight 0; only the last step of an epoch that
     has fewer pictures left than there are ranks has one."""
     weight: float
     """What the rank's mean loss is multiplied with, so that after gradients are averaged over ranks each

@@ -78,6 +78,7 @@ def test_counted_operations_are_affine_in_the_pictures():
     assert all(one.fixed > 0 for one in table.costs.values()), "the ghost pass, whatever the batch"
 
 
+@pytest.mark.slow
 def test_counted_operations_are_about_three_forward_passes():
     """Of the paper's model alone; docs/models.md has its multiply-accumulates, forward."""
     without = ["loss.perceptual_weight=0", "loss.features_weight=0", "loss.gan_weight=0"]
