@@ -75,6 +75,7 @@ def test_every_loss_is_what_it_was(kind, losses):
     assert not told, advice(told, golden(kind)["made_with"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "lr"), [("tokenizer", 1.5e-4), ("generator", 1e-3)])
 def test_a_learning_rate_one_percent_higher_would_be_noticed(kind, lr, folder):
     faster = [*golden(kind)["arguments"], f"optimizer.lr={1.01 * lr}"]
