@@ -1,9 +1,10 @@
 """Neither nano run changes its numbers in silence: each loss of its first steps is compared with a kept one.
 
 Other machines and thread counts take sums in another order, which rounds differently, and training amplifies
-that. With other vector units (ATEN_CPU_CAPABILITY=default, ONEDNN_MAX_CPU_ISA=AVX2), two threads or the
-operators' references (CAT_FAST_BACKEND=reference) losses differed by 3e-7 in the first step, and by at most
-1.5e-4 in 20. Hence a relative tolerance of 2e-5 a step done: a learning rate off by 1 % lies outside it.
+that, a GAN most of all. Without AVX, in the operators' references and with another order within matrix
+products (ATEN_CPU_CAPABILITY=default, ONEDNN_MAX_CPU_ISA=SSE41, MKL_CBWR=COMPATIBLE,
+CAT_FAST_BACKEND=reference) the tokenizer's losses differed by 3e-7 in the first step and by at most 2.5e-4 in
+20, the generator's by 1e-7. The tolerances grow with the steps, and are at least four times as wide as that.
 """
 
 import functools
@@ -17,17 +18,18 @@ from safetensors.torch import load_file
 
 from tests.training.golden_losses import FOLDER, RUNS, made_with, train
 
-RTOL_A_STEP = 2e-5
+RTOL_A_STEP = {"tokenizer": 1e-4, "generator": 2e-6}
 
 Steps = list[dict[str, float]]
 
 
-def differences(found: Steps, kept: Steps) -> list[str]:
-    """What differs by more than rounding, in words, the earliest step first."""
+def differences(kind: str, found: Steps) -> list[str]:
+    """What differs from the golden file by more than rounding, in words, the earliest step first."""
+    kept = golden(kind)["steps"]
     told = [] if len(found) == len(kept) else [f"{len(found)} steps instead of {len(kept)}"]
-    for step, (ours, golden) in enumerate(zip(found, kept, strict=False)):
-        rtol = RTOL_A_STEP * (step + 1)
-        for name, value in golden.items():
+    for step, (ours, terms) in enumerate(zip(found, kept, strict=False)):
+        rtol = RTOL_A_STEP[kind] * (step + 1)
+        for name, value in terms.items():
             if name not in ours:
                 told.append(f"step {step}: {name} is missing")
             elif not math.isclose(ours[name], value, rel_tol=rtol, abs_tol=1e-8):
@@ -69,14 +71,15 @@ def golden(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_every_loss_is_what_it_was(kind, losses):
-    told = differences(losses(kind), golden(kind)["steps"])
+    told = differences(kind, losses(kind))
     assert not told, advice(told, golden(kind)["made_with"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "lr"), [("tokenizer", 1.5e-4), ("generator", 1e-3)])
 def test_a_learning_rate_one_percent_higher_would_be_noticed(kind, lr, folder):
     faster = [*golden(kind)["arguments"], f"optimizer.lr={1.01 * lr}"]
-    assert differences(train(kind, faster, folder / f"{kind}_faster"), golden(kind)["steps"])
+    assert differences(kind, train(kind, faster, folder / f"{kind}_faster"))
 
 
 def test_grids_and_a_talkative_log_change_no_bit(losses, folder):
@@ -98,11 +101,11 @@ def test_rounding_passes_and_what_is_more_does_not(kind):
     def scaled(factor):
         return [{name: value * factor for name, value in step.items()} for step in kept]
 
-    assert differences(scaled(1 + 1e-6), kept) == []
-    assert differences(kept[:-1], kept) == ["19 steps instead of 20"]
-    (missing,) = differences([{}, *kept[1:]], kept)[:1]
+    assert differences(kind, scaled(1 + 1e-6)) == []
+    assert differences(kind, kept[:-1]) == ["19 steps instead of 20"]
+    (missing,) = differences(kind, [{}, *kept[1:]])[:1]
     assert missing == f"step 0: {next(iter(kept[0]))} is missing"
-    told = differences(scaled(1 + 1e-3), kept)
+    told = differences(kind, scaled(1 + 1e-2))
     assert len(told) == sum(map(len, kept))
     message = advice(told, {**golden(kind)["made_with"], "torch": "1.0"})
     assert "torch 1.0 -> " in message

@@ -22,6 +22,10 @@ BASE = {"output_dir": "somewhere"}
         ("checkpoint.every_steps=0", "checkpoint.every_steps"),
         ("checkpoint.keep_last=0", "checkpoint.keep_last"),
         ("checkpoint.resume=maybe", "checkpoint.resume: 'maybe' is not auto or never"),
+        ("logging.every_steps=0", "logging.every_steps: 0 must be positive"),
+        ("logging.scalars_every_steps=0", "logging.scalars_every_steps"),
+        ("logging.every_seconds=0", "logging.every_seconds"),
+        ("logging.grid_every_steps=-1", "logging.grid_every_steps: -1 is negative"),
         ("ema_decay=1", "ema_decay: 1.0 is not within"),
         ("output_dir=''", "output_dir: where"),
         ("precision=fp16", "precision: 'fp16' is not fp32 or bf16"),
@@ -53,6 +57,7 @@ def test_every_kind_of_run_refuses(task, override, message):
             r"trains a GAN: .* is for the generator",
         ),
         ("generator", "data.max_tokens=0", "data.max_tokens"),
+        ("generator", "logging.grid_every_steps=10", "has no tokenizer to draw with"),
         ("generator", "weighting=pixel", "weighting: 'pixel' is not token or image"),
     ],
 )
