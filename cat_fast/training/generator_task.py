@@ -69,7 +69,7 @@ class GeneratorTask:
         for batch, share in zip(batches, weights, strict=True):
             weighting = cast(Weighting, config.weighting)
             loss = epsilon_loss(self.engine, batch, None, self.schedule, weighting=weighting).loss
-            loss_sum += loss.detach() * share
+            loss_sum += loss.detach().double() * share
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
             self.engine.backward(loss * (share * ranks.world_size * len(batches) / weight))
             self.engine.step()
