@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cat_fast.training.logs import read_metrics
-from tests.training.test_runs import TOKENIZER
+from tests.training.runs import TOKENIZER
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "scripts/launch"

@@ -3,9 +3,11 @@
 DeepSpeed is imported here only after its accelerator is settled: on a machine without a GPU it is told so.
 """
 
+import gc
 import logging
 import os
 import socket
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +67,8 @@ def start() -> Ranks:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_cores()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls torch's collectives by their older names, and torch says so at every call.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
 
     if on_cpu:
@@ -105,6 +109,9 @@ def free_port() -> str:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, once nothing of an engine is in use any more."""
+    # Engines refer to themselves in circles: freed only as the interpreter ends, after the group they use,
+    # one under ZeRO-3 has been seen to abort the process.
+    gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -122,7 +122,7 @@ def report(config: RunConfig, ranks: Ranks) -> None:
 
 def peak_flops_of(config: RunConfig, ranks: Ranks) -> float | None:
     """What the GPUs of a run promise together, a second; None on CPUs and on cards that are not known."""
-    return throughput.peak_flops(ranks, getattr(config, "precision", "fp32"))
+    return throughput.peak_flops(ranks, config.precision)
 
 
 def iter_metrics(folder: Path) -> Iterator[dict[str, float]]:

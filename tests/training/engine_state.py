@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 
 def full_state(engine: Any, prefix: str) -> dict[str, torch.Tensor]:
@@ -11,6 +10,8 @@ def full_state(engine: Any, prefix: str) -> dict[str, torch.Tensor]:
 
     And how many steps the optimiser took, as `<prefix>.step`.
     """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
     state = {}
     for name, parameter in engine.module.named_parameters():
         state[f"{prefix}.weight.{name}"] = safe_get_full_fp32_param(parameter)
@@ -23,10 +24,10 @@ def full_state(engine: Any, prefix: str) -> dict[str, torch.Tensor]:
 
 def forward_weights(engine: Any, prefix: str) -> dict[str, torch.Tensor]:
     """Collective: the weights that this rank's next forward pass would use."""
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     weights = {}
     for name, parameter in engine.module.named_parameters():
-        with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             weights[f"{prefix}.weight.{name}"] = parameter.detach().clone().contiguous()
     return weights

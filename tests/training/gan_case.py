@@ -26,7 +26,7 @@ GAN_FROM = 2
 """The first step with a GAN: the discriminator is two steps younger than the autoencoder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One training, under one DeepSpeed configuration."""
 

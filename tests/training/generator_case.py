@@ -28,7 +28,7 @@ IN_PIECES = {
 """ZeRO-3 would keep parameters of this size whole on every rank, and these models have no others."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One training, under one DeepSpeed configuration."""
 

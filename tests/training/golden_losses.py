@@ -19,7 +19,7 @@ import torch
 
 from cat_fast.processor import processor_name
 from cat_fast.training.logs import read_metrics
-from tests.training.test_runs import GENERATOR, ROOT, TOKENIZER, write_latents
+from tests.training.runs import GENERATOR, ROOT, TOKENIZER, write_latents
 
 FOLDER = Path(__file__).with_name("golden")
 STEPS = 20

@@ -66,7 +66,7 @@ def test_they_are_those_of_the_undivided_batch_but_for_rounding(case, generators
 @named(CASES)
 def test_the_exported_model_is_the_average(case, generators):
     state = load_file(generators / case.name / "straight.safetensors")
-    model = DiT.from_pregenerators(generators / case.name / "model")
+    model = DiT.from_pretrained(generators / case.name / "model")
     averaged = {f"ema.{name}": value for name, value in model.named_parameters()}
     assert averaged.keys() == {name for name in state if name.startswith("ema.")}
     for name, value in averaged.items():

@@ -61,9 +61,7 @@ def test_two_ranks_go_on_where_one_stopped(latents, on_one_rank, tmp_path):
 @pytest.mark.parametrize(("saved", "stage"), [("generators/zero3", 2), ("gans/zero1", 3), ("gans/zero1", 0)])
 def test_a_checkpoint_of_another_stage_is_refused(saved, stage, gans, generators):
     kind, name = saved.split("/")
-    folder = {"gans": gans / name / "half/autoencoder", "generators": generators / name / "half/generator"}[
-        kind
-    ]
+    folder = gans / name / "half/autoencoder" if kind == "gans" else generators / name / "half/generator"
     engine = SimpleNamespace(zero_optimization_stage=lambda: stage)
     with pytest.raises(UserError, match="go on with the stage of its run"):
         load_engine(engine, folder, Ranks())
