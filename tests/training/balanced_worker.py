@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
     told = {"metrics": metrics, "peak": max(live_bytes(profile))}
     (folder / f"rank{ranks.rank}.json").write_text(json.dumps(told))
     if ranks.is_main:
-        weights = {k: v.contiguous() for k, v in task.engine.module.state_dict().items()}
+        weights = {k: v.contiguous() for k, v in task.trainer.engine.module.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
     ranks.barrier()
     distributed.stop()
