@@ -110,7 +110,7 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     pairs = list(zip(runs["heads_of_1"], runs["one_head"], strict=True))
     ahead = {
         "training_loss": [theirs["training_loss"] - ours["training_loss"] for ours, theirs in pairs],
-        "psnr": [mean_psnr(ours) - mean_psnr(theirs) for ours, theirs in pairs],
+        "psnr": [mean_of(ours, "psnr") - mean_of(theirs, "psnr") for ours, theirs in pairs],
         "perceptual": [mean_of(theirs, "perceptual") - mean_of(ours, "perceptual") for ours, theirs in pairs],
     }
     return {"heads_of_1_ahead_by": ahead, "runs": runs}
@@ -118,10 +118,6 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 def mean_of(run: Mapping[str, Any], figure: str) -> float:
     return statistics.fmean(at[figure] for at in run["held_out"].values())
-
-
-def mean_psnr(run: Mapping[str, Any]) -> float:
-    return mean_of(run, "psnr")
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:

@@ -218,7 +218,7 @@ def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[
 
 def _state(task: Any) -> list[Any]:
     """All that a step may change but the position in the data."""
-    engines = [engine for engine in (task.engine, getattr(task, "discriminator", None)) if engine]
+    engines = [task.trainer.engine, task.trainer.discriminator] if hasattr(task, "trainer") else [task.engine]
     state = [[engine.module.state_dict(), engine.optimizer.state_dict()] for engine in engines]
     if task.ema:
         state.append([task.ema.averaged, torch.tensor(task.ema.updates)])
