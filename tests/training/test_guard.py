@@ -218,28 +218,25 @@ def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[
 
 def _state(task: Any) -> list[Any]:
     """All that a step may change but the position in the data."""
-    engines = [task.trainer.engine, task.trainer.discriminator] if hasattr(task, "trainer") else [task.engine]
+    trainer = getattr(task, "trainer", None)
+    engines = [trainer.engine, trainer.discriminator] if trainer else [task.engine]
     state = [[engine.module.state_dict(), engine.optimizer.state_dict()] for engine in engines]
-    if task.ema:
-        state.append([task.ema.averaged, torch.tensor(task.ema.updates)])
-    if hasattr(task, "discriminator_objective"):
-        lecam = task.discriminator_objective.lecam.state_dict()
+    state.append([task.ema.averaged, torch.tensor(task.ema.updates)])
+    if trainer:
+        lecam = trainer.discriminator_objective.lecam.state_dict()
         state.append([torch.tensor(value) for value in lecam.values()])
     return state
 
 
 def _poison(task: Any) -> None:
     """The next batch, and only it, holds NaN."""
-    if hasattr(task, "crops"):
-        owner, name = task.crops, "batch"
-    else:
-        owner, name = task, "_next_batch"
+    owner, name = (task.source, "batch") if hasattr(task, "source") else (task, "_next_batch")
     original = getattr(owner, name)
 
     def poisoned(*arguments: Any) -> Any:
         setattr(owner, name, original)
         batch = original(*arguments)
-        (batch if isinstance(batch, torch.Tensor) else batch.tokens).fill_(NAN)
+        (batch.pixels if hasattr(batch, "pixels") else batch.tokens).fill_(NAN)
         return batch
 
     setattr(owner, name, poisoned)

@@ -210,7 +210,7 @@ def test_metrics_tell_waiting_rate_and_what_was_skipped(index, shards, tmp_path)
     write_index(bad, [*same_ratio, type(records[0])(**{**vars(same_ratio[0]), "path": str(broken)})])
     source = make_source(config(f"data.index={bad}", "data.in_memory=false"), Ranks())
     batch = [source.batch(step) for step in range(len(same_ratio))][-1]
-    metrics = loader_metrics(batch, Ranks())
+    metrics = loader_metrics([batch], Ranks())
     assert metrics["skipped_samples"] in (1, 2)  # an epoch, or the first of the next
     assert metrics["data_seconds"] > 0
     assert np.isfinite(metrics["loader_pictures_per_second"])
