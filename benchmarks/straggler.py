@@ -103,15 +103,14 @@ def measured(quick: bool) -> CostTable:
     from cat_fast.training.cost import measure, steps_of
     from cat_fast.training.settings import TokenizerRun
 
-    config = fill(TokenizerRun, read_yaml(CONFIG), [])
     side, batches, repeats = (64, (1, 4), 2) if quick else (128, (1, 2, 4), 5)
+    config = fill(TokenizerRun, read_yaml(CONFIG), [f"data.image_size={side}"])
     with console.progress("steps") as bar:
         task = bar.add_task("measuring", total=steps_of(config, batches, repeats))
         return measure(
             config,
             batches,
             repeats,
-            side=side,
             on_step=lambda name: bar.update(task, advance=1, description=name),
         )
 

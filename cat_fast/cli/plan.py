@@ -26,14 +26,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[key=value]…", help="Settings to change.", show_default=False),
 ]
-Side = Annotated[
-    int | None,
-    typer.Option(min=32, help="Side of the pictures, if not data.image_size.", show_default=False),
-]
-Precision = Annotated[
-    str,
-    typer.Option("--dtype", help="fp32 or bf16 (autocast); default: the run's own.", show_default=False),
-]
 
 
 @plan.command()
@@ -44,7 +36,6 @@ def cost(
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the table there.", show_default=False),
     ] = None,
-    side: Side = None,
     batches: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +47,6 @@ def cost(
         bool,
         typer.Option("--count", help="Count floating-point operations instead: no time passes."),
     ] = False,
-    precision: Precision = "",
 ) -> None:
     """Measure what a training step costs at each ratio on this machine, for **sampler.mode: balanced**.
 
@@ -67,7 +57,7 @@ def cost(
 
         cat-fast plan cost configs/tokenizer/cat_c16.yaml data.index=INDEX.jsonl --json costs.json
 
-        cat-fast plan cost configs/tokenizer/cat_c16.yaml --side 128 --batches 1,2,4 --json costs.json
+        cat-fast plan cost configs/tokenizer/cat_c16.yaml data.image_size=128 --batches 1,2,4
     """
     from cat_fast.training.cost import count_operations, default_batches, measure, steps_of
 
@@ -75,7 +65,7 @@ def cost(
     if json_file:
         require_writable(json_file)
     if count:
-        table = count_operations(run, side=side)
+        table = count_operations(run)
     else:
         sizes = _numbers(batches) if batches else default_batches(run.data.batch_size)
         with progress("steps") as bar:
@@ -85,8 +75,6 @@ def cost(
                 run,
                 sizes,
                 repeats,
-                side=side,
-                precision=_precision(run, precision),
                 on_step=lambda name: bar.update(task, advance=1, description=name),
             )
         table = table.with_facts(machine=_machine(), load_before=load, load_after=os.getloadavg()[0])
@@ -112,11 +100,6 @@ def memory(
     ranks: Annotated[
         int, typer.Option(min=0, help="Ranks that share the optimiser's states; 0: as world_size says, or 1.")
     ] = 0,
-    side: Side = None,
-    precision: Precision = "",
-    checkpointing: Annotated[
-        bool, typer.Option("--checkpointing", help="With gradient checkpointing between blocks.")
-    ] = False,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write the figures there.", show_default=False),
@@ -131,7 +114,9 @@ def memory(
 
         cat-fast plan memory configs/tokenizer/cat_c16_64xA100.yaml
 
-        cat-fast plan memory configs/tokenizer/cat_c16.yaml --ranks 8 --gpu H100-80 --dtype bf16
+        cat-fast plan memory configs/tokenizer/cat_c16.yaml precision=bf16 --ranks 8 --gpu H100-80
+
+        cat-fast plan memory configs/tokenizer/cat_c16.yaml gradient_checkpointing=true
     """
     from cat_fast.training.memory import GPUS, HEADROOM, plan_memory
 
@@ -141,21 +126,15 @@ def memory(
     if json_file:
         require_writable(json_file)
     ranks = ranks or run.world_size or 1
-    predicted = plan_memory(
-        run,
-        ranks,
-        side=side,
-        precision=_precision(run, precision),
-        checkpointing=checkpointing,
-    )
+    predicted = plan_memory(run, ranks)
     capacities = {name: GPUS[name] for name in gpu or GPUS}
     batches = sorted({1, 2, 4, 8, 16, 32, run.data.batch_size})
     report = {
         "what": "predicted peak bytes of a rank, counted on fake tensors; measured on no GPU",
         "ranks": ranks,
-        "precision": _precision(run, precision),
-        "checkpointing": checkpointing,
-        "side": side or run.data.image_size,
+        "precision": run.precision,
+        "gradient_checkpointing": run.gradient_checkpointing,
+        "side": run.data.image_size,
         "headroom": HEADROOM,
         "at_rest": dict(predicted.at_rest),
         "peak": {f: {n: predicted.peak(f, n) for n in batches} for f in predicted.steps},
@@ -182,13 +161,6 @@ def _read(path: Path, overrides: Sequence[str] | None) -> "TokenizerRun":
             f"configuration {path}: task {values.get('task')!r}: only a tokenizer's run has ratios"
         )
     return fill(TokenizerRun, values, list(overrides or ()), source=f"configuration {path}")
-
-
-def _precision(run: "TokenizerRun", given: str) -> str:
-    precision = given or getattr(run, "precision", "fp32")
-    if precision not in ("fp32", "bf16"):
-        raise UserError(f"--dtype: {precision!r} is not fp32 or bf16")
-    return precision
 
 
 def _numbers(text: str) -> list[int]:

@@ -21,8 +21,6 @@ def measure(
     batches: Sequence[int],
     repeats: int = 5,
     *,
-    side: int | None = None,
-    precision: str = "fp32",
     device: torch.device | str | None = None,
     on_step: Callable[[str], None] = lambda name: None,
 ) -> CostTable:
@@ -36,13 +34,14 @@ def measure(
         UserError: fewer than two batches, pictures that the ratios do not divide, or a model that is refused.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    side = side or config.data.image_size
     if len(set(batches)) < 2 or min(batches) < 1:
         raise UserError(f"--batches: {list(batches)}: at least two different numbers of pictures are needed")
     torch.manual_seed(config.seed)
-    workload = Workload(config, device, side=side, precision=precision)
-    if side % max(workload.model.ratios):
-        raise UserError(f"--side: {side} is no multiple of the ratio {max(workload.model.ratios)}")
+    workload = Workload(config, device)
+    if workload.side % max(workload.model.ratios):
+        raise UserError(
+            f"data.image_size: {workload.side} is no multiple of the ratio {max(workload.model.ratios)}"
+        )
     cells = list(product(workload.model.ratios, sorted(set(batches))))
     seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
     for round_ in range(repeats + 1):  # the first one warms up
@@ -55,8 +54,9 @@ def measure(
         "what": "a training step of one rank, without communication: autoencoder, losses"
         + (", discriminator" if workload.adversarial else "")
         + ", AdamW",
-        "side": side,
-        "precision": precision,
+        "side": workload.side,
+        "precision": config.precision,
+        "gradient_checkpointing": config.gradient_checkpointing,
         "device": device.type,
     }
     return fit([_measurement(*cell, values) for cell, values in seconds.items()], about)
@@ -73,15 +73,16 @@ def default_batches(batch_size: int) -> list[int]:
     return sorted({max(1, batch_size // 2), max(2, batch_size), max(3, batch_size * 3 // 2)})
 
 
-def count_operations(config: TokenizerRun, *, side: int | None = None) -> CostTable:
+def count_operations(config: TokenizerRun) -> CostTable:
     """Floating-point operations of a step instead of its seconds, for where nothing was measured.
 
-    Counted on fake tensors. Operators that are bound by memory count for nothing, and attention as N x N
-    products, more than the operator for heads of one dimension does: a measured table is better.
+    Counted on fake tensors: all that a step does (`flops` counts what of it is of use). Operators that are
+    bound by memory count for nothing, and attention as N x N products, more than the operator for heads of
+    one dimension does: a measured table is better.
     """
     costs = {}
     with FakeTensorMode():
-        workload = Workload(config, "cpu", side=side)
+        workload = Workload(config, "cpu")
         for ratio in workload.model.ratios:
             one, two = (_operations(workload, ratio, count) for count in (1, 2))
             costs[ratio] = Cost(float(2 * one - two), float(two - one))

@@ -39,6 +39,8 @@ class GeneratorTask:
                 f"data.max_tokens: {config.data.max_tokens} is less than the longest sequence, "
                 f"{max(self.lengths)} tokens"
             )
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
         self.engine = make_engine(
             model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
         )
@@ -110,10 +112,11 @@ class GeneratorTask:
         return packed.to(self.ranks.device)
 
     def save(self, folder: Path) -> None:
+        # Collective parts first: a rank that cannot write its own files must not be missed in them.
         save_engine(self.engine, folder / "generator")
+        self.ema.save(folder / "ema.safetensors")
         state = self.stream.state_dict()
         (folder / f"data_rank{self.ranks.rank}.json").write_text(json.dumps(state))
-        self.ema.save(folder / "ema.safetensors")
         if self.ranks.is_main:
             (folder / "task.json").write_text(json.dumps({"ema_updates": self.ema.updates}))
 
@@ -129,6 +132,9 @@ class GeneratorTask:
 
     def grid(self, step: int) -> None:
         """Nothing: there is no tokenizer here to draw with."""
+
+    def close(self) -> None:
+        """Nothing works for it beside this process."""
 
     def export(self, folder: Path) -> None:
         averaged = build_model(DiT, self.arguments) if self.ranks.is_main else None

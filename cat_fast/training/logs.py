@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ from cat_fast.training.throughput import Throughput
 from cat_fast.training.trackers import tags, trackers
 
 METRICS = "metrics.jsonl"
+GRIDS = "grids"
 
 
 class RunLog:
@@ -60,9 +62,10 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         self.progress.stop()
-        self.file.close()
-        for tracker in self.trackers:
-            tracker.close()
+        for log in (self.file, *self.trackers):
+            # What a full disk keeps back was told when it was written, or is in metrics.jsonl.
+            with suppress(OSError):
+                log.close()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         now = time.perf_counter()
@@ -101,7 +104,7 @@ class RunLog:
 
     def grid(self, step: int, image: Image.Image, figures: dict[str, float]) -> None:
         """Keep a picture of what the model makes after `step`, and figures measured on it."""
-        with atomic_write(self.folder / "grids" / f"step_{step + 1:08d}.png") as part:
+        with atomic_write(self.folder / GRIDS / f"step_{step + 1:08d}.png") as part:
             image.save(part, "PNG")
         for tracker in self.trackers:
             tracker.picture("reconstructions", image, step)

@@ -17,11 +17,13 @@ from cat_fast.training.agreement import on_main, raise_together
 from cat_fast.training.checkpoint import CheckpointStore
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.guard import SKIPPED
-from cat_fast.training.logs import METRICS, RunLog, peak_flops_of, report
+from cat_fast.training.logs import GRIDS, METRICS, RunLog, peak_flops_of, report
 from cat_fast.training.preemption import Preemption
 from cat_fast.training.settings import RunConfig
 from cat_fast.training.slow_ranks import SlowRanks
 from cat_fast.training.status import RunStatus, StatusFile, record_failure, sole_writer
+from cat_fast.training.throughput import SUMMARY
+from cat_fast.training.trackers import TENSORBOARD, WANDB_ID
 from cat_fast.training.watchdog import Watchdog
 from cat_fast.training.write_errors import as_write_error, write_together
 
@@ -59,6 +61,10 @@ class Task(Protocol):
         """Write the trained model for `from_pretrained`; only rank 0 writes."""
         ...
 
+    def close(self) -> None:
+        """End what works for the task beside this process, such as loaders."""
+        ...
+
 
 @dataclass(frozen=True)
 class Preempted:
@@ -83,6 +89,7 @@ def run(task: Task, config: RunConfig, ranks: Ranks, command: str = "") -> Preem
     """
     folder = Path(config.output_dir)
     with ExitStack() as stack:
+        stack.callback(task.close)
         on_main(lambda: stack.enter_context(sole_writer(folder)), ranks)
         stack.enter_context(_failures_told(folder, ranks))
         store = CheckpointStore(folder / CHECKPOINTS, ranks, config.checkpoint.keep_last)
@@ -186,7 +193,7 @@ def _move_aside(folder: Path) -> None:
     while (aside := folder / f"earlier_{number}").exists():
         number += 1
     aside.mkdir()
-    for name in (CHECKPOINTS, METRICS, "tensorboard"):
+    for name in (CHECKPOINTS, METRICS, TENSORBOARD, GRIDS, SUMMARY, WANDB_ID):
         if (folder / name).exists():
             (folder / name).rename(aside / name)
     print(f"checkpoint.resume=never: what was trained here before is kept in {aside}", flush=True)

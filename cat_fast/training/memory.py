@@ -105,24 +105,17 @@ class MemoryPlan:
         return low
 
 
-def plan_memory(
-    config: TokenizerRun,
-    ranks: int = 1,
-    *,
-    side: int | None = None,
-    precision: str = "fp32",
-    checkpointing: bool = False,
-) -> MemoryPlan:
+def plan_memory(config: TokenizerRun, ranks: int = 1) -> MemoryPlan:
     """Predict the memory of a run of the tokenizer on `ranks` ranks, once its GAN has started.
 
-    `side`, `precision` and `checkpointing` are those of `Workload`. Nothing is allocated.
+    Nothing is allocated.
 
     Raises:
         UserError: the model or the DeepSpeed configuration cannot be used.
     """
     zero = Zero.of(read_deepspeed_config(config.deepspeed), ranks)
     with FakeTensorMode():
-        workload = Workload(config, "cpu", side=side, precision=precision, checkpointing=checkpointing)
+        workload = Workload(config, "cpu")
         ratios = workload.model.ratios
         steps = {ratio: _step_memory(workload, ratio, zero) for ratio in ratios}
         trained = [_size(workload.model), _size(workload.discriminator)]

@@ -151,6 +151,8 @@ class RunConfig:
     """`bf16`: autocast in the model's forward pass; weights, losses and the discriminator stay fp32."""
     accumulation_steps: int = 1
     """Batches a rank goes through in each step; the gradients' mean over them and over ranks is applied."""
+    gradient_checkpointing: bool = False
+    """Keep only what enters each block for the backward pass, which computes the rest again."""
     model: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model's constructor."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

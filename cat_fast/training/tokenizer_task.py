@@ -50,8 +50,8 @@ class TokenizerTask:
 
     def save(self, folder: Path) -> None:
         state = self.trainer.save(folder)
-        save_source(self.source, folder, self.ranks)
         self.ema.save(folder / "ema.safetensors")
+        save_source(self.source, folder, self.ranks)
         if self.ranks.is_main:
             state |= {"ema_updates": self.ema.updates}
             (folder / "task.json").write_text(json.dumps(state))
@@ -78,6 +78,10 @@ class TokenizerTask:
         self.ema.copy_to(averaged)
         if averaged is not None:
             averaged.save_pretrained(folder)
+
+    def close(self) -> None:
+        """Ends the processes that read pictures."""
+        self.source.close()
 
 
 def _discriminator(config: DiscriminatorConfig) -> StyleGANDiscriminator:

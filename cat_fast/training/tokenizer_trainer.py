@@ -1,11 +1,8 @@
 """One step of the nested VAE and its discriminator, on given pictures: two engines, one step each.
 
-The rules that keep two engines and mixed ratios right under ZeRO 1 and 2:
-
-- The discriminator is frozen in the generator's step and called once, on real and fake together, in its own.
-- Every rank runs the ghost pass, so that ranks at different ratios still produce every gradient in the same
-  order.
-- Both engines step after both backward passes: a step that is not finite changes neither (`guard.StepGuard`).
+Every rank runs the ghost pass, so that ranks at different ratios still produce every gradient in the same
+order. Both engines step after both backward passes: a step that is not finite changes neither
+(`guard.StepGuard`). What else ZeRO asks of two engines is in `tokenizer_losses`.
 """
 
 from collections.abc import Sequence
@@ -13,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
 from cat_fast.data.picture_source import PictureBatch
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
+from cat_fast.tokenizer.adversarial import LeCam
+from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObjective
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
@@ -27,6 +24,7 @@ from cat_fast.training.flops import TokenizerFlops
 from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.tokenizer_losses import TokenizerLosses
 from cat_fast.training.write_errors import agree_on_writes
 
 
@@ -59,11 +57,11 @@ class TokenizerTrainer:
         ranks: Ranks,
     ) -> None:
         self.config, self.ranks = config, ranks
-        self.objective = TokenizerObjective(config.loss, ranks.device)
-        self.discriminator_objective = DiscriminatorObjective(config.loss)
-        self.flops = TokenizerFlops(
-            config, self.objective, discriminator
-        )  # copies models that are no engines
+        objective = TokenizerObjective(config.loss, ranks.device)
+        self.losses = TokenizerLosses(objective, DiscriminatorObjective(config.loss), config.perceptual_crop)
+        self.flops = TokenizerFlops(config, objective, discriminator)  # copies models that are no engines yet
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
         self.engine = make_engine(
             model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
         )
@@ -82,24 +80,18 @@ class TokenizerTrainer:
             Metrics, equal on all ranks: means over all pictures and, as `name_8x`, over those at each ratio.
             With `guard.SKIPPED` among them, the step was not finite and changed nothing.
         """
-        config = self.config
-        seed_step(config.seed, step, self.ranks.rank)
-        set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
-        base = config.discriminator.optimizer.lr
-        set_learning_rate(self.discriminator, learning_rate(base, config.schedule, step))
-        engines = {"autoencoder": self.engine}
-        if self.objective.gan.active(step):
-            engines["discriminator"] = self.discriminator
+        seed_step(self.config.seed, step, self.ranks.rank)
+        engines = self._engines_of(step)
         done: list[dict[str, Tensor]] = []
         shares: list[float] = []
         for part, batch in enumerate(batches):
-            reconstructions, loss = self._generator_loss(step, batch)
+            reconstructions, loss = self._reconstruct(step, batch)
             if not shares:
                 self.ranks.work.computed()  # from here on ranks wait for each other
                 shares = self._shares(batches)
             self.engine.backward(loss.total * shares[part])
             terms = {"loss": loss.total.detach(), **loss.terms()}
-            if self.objective.gan.active(step):
+            if self._adversarial(step):
                 terms |= self._judge(step, batch.pictures, reconstructions.detach(), shares[part])
             done.append(terms)
             if part + 1 < len(batches):
@@ -111,47 +103,50 @@ class TokenizerTrainer:
             return metrics | {SKIPPED: 1.0}
         for engine in engines.values():
             engine.step()
-        if self.objective.gan.active(step):
-            self.discriminator_objective.lecam.update(metrics["real_logit"], metrics["fake_logit"])
+        if self._adversarial(step):
+            self.lecam.update(metrics["real_logit"], metrics["fake_logit"])
         return metrics
 
-    def _shares(self, batches: Sequence[RatioBatch]) -> list[float]:
-        """What to multiply each mean loss with, so that the mean of all gradients is that over pictures."""
-        counts = [batch.counted for batch in batches]
-        total = self.ranks.sum(torch.tensor(float(sum(counts)), device=self.ranks.device)).item()
-        return [count * self.ranks.world_size * len(batches) / total for count in counts]
+    @property
+    def lecam(self) -> LeCam:
+        """The regulariser's averages, which are part of the training's state."""
+        return self.losses.discriminator_objective.lecam
 
-    def _generator_loss(self, step: int, batch: RatioBatch) -> tuple[Tensor, Loss]:
-        """Reconstructions and the autoencoder's loss of them."""
-        pictures, config = batch.pictures, self.config
-        reconstructions, posterior = self.engine(pictures, batch.ratio, ghost_pass=True)
-        # A float32 view: losses and the discriminator are float32 whatever the engine computes in, and
-        # gradients at the reconstructions, for balancing, stop here: past it are the engine's hooks.
-        reconstructions = reconstructions.float().view_as(reconstructions)
-        fake_logits = None
-        if self.objective.gan.active(step):
-            discriminator = self.discriminator.module.requires_grad_(False)
-            fake_logits = discriminator(*random_crops([reconstructions], discriminator.resolution))
-        window = [pictures, reconstructions]
-        if config.perceptual_crop:
-            window = random_crops(window, config.perceptual_crop)
-        loss = self.objective(pictures, reconstructions, _in_float32(posterior), fake_logits, window)
-        return reconstructions, loss
+    def _adversarial(self, step: int) -> bool:
+        return self.losses.objective.gan.active(step)
+
+    def _engines_of(self, step: int) -> dict[str, Any]:
+        """Those that move in a step, at their learning rates of it."""
+        config = self.config
+        engines = {"autoencoder": (self.engine, config.optimizer.lr)}
+        if self._adversarial(step):
+            engines["discriminator"] = (self.discriminator, config.discriminator.optimizer.lr)
+        for engine, base in engines.values():
+            set_learning_rate(engine, learning_rate(base, config.schedule, step))
+        return {name: engine for name, (engine, _) in engines.items()}
+
+    def _reconstruct(self, step: int, batch: RatioBatch) -> tuple[Tensor, Loss]:
+        judge = self.discriminator.module if self._adversarial(step) else None
+        return self.losses.of_autoencoder(self.engine, judge, batch.pictures, batch.ratio)
 
     def _judge(self, step: int, pictures: Tensor, reconstructions: Tensor, share: float) -> dict[str, Tensor]:
-        self.discriminator.module.requires_grad_(True)
-        crops = random_crops([pictures, reconstructions], self.discriminator.module.resolution)
-        real, fake = self.discriminator(torch.cat(crops)).chunk(2)
-        # R1 judges past the engine, whose hooks would take the gradient at the crops for the backward pass.
-        judge = self.discriminator.module
-        loss = self.discriminator_objective(step, real, fake, judge, crops[0])
-        self.discriminator.backward(loss.total * share)
+        engine = self.discriminator
+        loss, real, fake = self.losses.of_discriminator(
+            engine, engine.module, step, pictures, reconstructions
+        )
+        engine.backward(loss.total * share)
         return {
             **loss.terms(),
             "discriminator_accuracy": torch.cat([real > 0, fake < 0]).float().mean(),
             "real_logit": real.detach().mean(),
             "fake_logit": fake.detach().mean(),
         }
+
+    def _shares(self, batches: Sequence[RatioBatch]) -> list[float]:
+        """What to multiply each mean loss with, so that the mean of all gradients is that over pictures."""
+        counts = [batch.counted for batch in batches]
+        total = self.ranks.sum(torch.tensor(float(sum(counts)), device=self.ranks.device)).item()
+        return [count * self.ranks.world_size * len(batches) / total for count in counts]
 
     def _means(self, batches: Sequence[RatioBatch], done: list[dict[str, Tensor]]) -> dict[str, float]:
         """Collective: each term's mean over pictures, over all of them and over those at each ratio."""
@@ -170,24 +165,17 @@ class TokenizerTrainer:
 
     def _work(self, step: int, batches: Sequence[RatioBatch]) -> dict[str, float]:
         """Collective: pictures, tokens and FLOPs of the step."""
-        done = [(batch.ratio, len(batch.pictures)) for batch in batches]
-        return self.flops.over_ranks(self.ranks, done, self.objective.gan.active(step))
+        done = [(batch.ratio, batch.counted) for batch in batches if batch.counted]
+        return self.flops.over_ranks(self.ranks, done, self._adversarial(step))
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Collective: write both engines; the rest of the state, as plain data."""
         save_engine(self.engine, folder / "autoencoder")
         save_engine(self.discriminator, folder / "discriminator")
-        return {"lecam": self.discriminator_objective.lecam.state_dict()}
+        return {"lecam": self.lecam.state_dict()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Collective: go on from `save(folder)`, which returned `state`."""
         load_engine(self.engine, folder / "autoencoder", self.ranks)
         load_engine(self.discriminator, folder / "discriminator", self.ranks)
-        self.discriminator_objective.lecam.load_state_dict(state["lecam"])
-
-
-def _in_float32(posterior: DiagonalGaussianDistribution) -> DiagonalGaussianDistribution:
-    parameters = posterior.parameters
-    return (
-        posterior if parameters.dtype == torch.float32 else DiagonalGaussianDistribution(parameters.float())
-    )
+        self.lecam.load_state_dict(state["lecam"])

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from cat_fast.data.files import atomic_write
 from cat_fast.training.settings import RunConfig
 
+TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id"
 
 
@@ -39,7 +40,7 @@ class TensorBoard:
     """Event files in the run's folder."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self.writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=first_step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for tag, value in values.items():

@@ -1,11 +1,12 @@
 """One training step of the tokenizer on random pictures, without data, ranks and engines.
 
 `cat-fast plan cost` times it, and `cat-fast plan memory` follows its tensors. It does what a step of
-`TokenizerTask` does once the GAN has started: the ghost pass, every term of the loss, the discriminator's
+`TokenizerTrainer` does once the GAN has started: the ghost pass, every term of the loss, the discriminator's
 step. The loss's frozen networks have random weights, which cost as much as trained ones and need no files.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,32 +18,20 @@ from cat_fast.tokenizer.losses import DiscriminatorObjective, Distance, LossConf
 from cat_fast.tokenizer.perceptual import untrained_distance
 from cat_fast.training.models import build_model
 from cat_fast.training.settings import OptimizerConfig, TokenizerRun
+from cat_fast.training.tokenizer_losses import TokenizerLosses
 
 
 class Workload:
-    """Models, losses and optimisers of a run.
+    """Models, losses and optimisers of a run, at its size and in its precision.
 
-    Args:
-        side: of the pictures, in pixels; None is the configuration's. With smaller ones the discriminator's
-            resolution shrinks along.
-        precision: `fp32`, or `bf16` for autocast in the autoencoder's forward pass.
-        checkpointing: keep only what enters each block for the backward pass.
+    Smaller pictures than the discriminator's resolution shrink that along.
 
     Raises:
         UserError: arguments that the model refuses.
     """
 
-    def __init__(
-        self,
-        config: TokenizerRun,
-        device: torch.device | str,
-        *,
-        side: int | None = None,
-        precision: str = "fp32",
-        checkpointing: bool = False,
-    ) -> None:
-        self.config, self.device, self.precision = config, torch.device(device), precision
-        self.side = side or config.data.image_size
+    def __init__(self, config: TokenizerRun, device: torch.device | str) -> None:
+        self.config, self.device, self.side = config, torch.device(device), config.data.image_size
         with self.device:  # made there: fake tensors cannot be moved
             self.model = build_model(NestedAutoencoderKL, config.model)
             self.discriminator = StyleGANDiscriminator(
@@ -51,9 +40,11 @@ class Workload:
                 config.discriminator.channel_max,
             )
             self.objective = _objective(config.loss)
-        if checkpointing:
+        if config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
-        self.judgement = DiscriminatorObjective(config.loss)
+        self.losses = TokenizerLosses(
+            self.objective, DiscriminatorObjective(config.loss), config.perceptual_crop, corners
+        )
         self.optimizers = {
             self.model: _adamw(self.model, config.optimizer),
             self.discriminator: _adamw(self.discriminator, config.discriminator.optimizer),
@@ -83,24 +74,22 @@ class Workload:
 
     def generate(self, pictures: Tensor, ratio: int) -> Tensor:
         """Gradients of the autoencoder; returns the reconstructions."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            reconstructions, posterior = self.model(pictures, ratio, ghost_pass=True)
-        fake_logits = None
-        if self.adversarial:
-            self.discriminator.requires_grad_(False)
-            fake_logits = self.discriminator(window(reconstructions.float(), self.discriminator.resolution))
-        crop = self.config.perceptual_crop
-        seen = [window(x, crop) if crop else x for x in (pictures, reconstructions)]
-        self.objective(pictures, reconstructions, posterior, fake_logits, seen).total.backward()
+        judge = self.discriminator if self.adversarial else None
+        reconstructions, loss = self.losses.of_autoencoder(self._autoencoder, judge, pictures, ratio)
+        loss.total.backward()
         return reconstructions.detach()
 
     def judge(self, pictures: Tensor, reconstructions: Tensor, *, r1: bool) -> None:
         """Gradients of the discriminator; with `r1`, as in a step in which R1 is due, if it ever is."""
-        self.discriminator.requires_grad_(True)
-        crops = [window(x.float(), self.discriminator.resolution) for x in (pictures, reconstructions)]
-        real, fake = self.discriminator(torch.cat(crops)).chunk(2)
         step = 0 if r1 else 1  # R1 is due in multiples of a number of steps
-        self.judgement(step, real, fake, self.discriminator, crops[0]).total.backward()
+        judge = self.discriminator
+        loss, *_ = self.losses.of_discriminator(judge, judge, step, pictures, reconstructions)
+        loss.total.backward()
+
+    def _autoencoder(self, *arguments: Any, **keywords: Any) -> Any:
+        """In the run's precision, as an engine computes it."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.model(*arguments, **keywords)
 
     def optimize(self, module: nn.Module) -> None:
         """Move the weights of one of the two models, and forget its gradients."""
@@ -109,11 +98,11 @@ class Workload:
         optimizer.zero_grad(set_to_none=True)
 
 
-def window(pictures: Tensor, side: int) -> Tensor:
-    """A copy of one corner of each picture, at the cost of `random_crops`, whose places are drawn."""
-    if max(pictures.shape[-2:]) <= side:
-        return pictures
-    return pictures[:, :, :side, :side].contiguous()
+def corners(batches: list[Tensor], side: int) -> list[Tensor]:
+    """Copies of one corner of each picture, at the cost of `random_crops`, whose places are drawn."""
+    if max(batches[0].shape[-2:]) <= side:
+        return batches
+    return [pictures[:, :, :side, :side].contiguous() for pictures in batches]
 
 
 def _objective(loss: LossConfig) -> TokenizerObjective:

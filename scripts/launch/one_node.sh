@@ -32,4 +32,5 @@ else
   count=(--num_gpus "$ranks")
 fi
 
+trap '' USR1 # ends the launcher otherwise; the ranks hear it, save and end
 exec "$python" -m deepspeed.launcher.runner "${count[@]}" --master_port "$port" --module cat_fast.train "$@"

@@ -2,7 +2,7 @@
 # Train on several machines that this one reaches by ssh without a password.
 #
 #   scripts/launch/several_nodes.sh HOSTFILE CONFIG [key=value …]
-#   scripts/launch/several_nodes.sh hosts configs/tokenizer/cat_c16_64xA100.yaml data.index=/data/index.jsonl
+#   scripts/launch/several_nodes.sh hosts configs/tokenizer/cat_c16_64xA100.yaml data.shards='/data/shards/*.tar'
 #
 # HOSTFILE has a line a machine, and says how many of its GPUs to use:
 #
@@ -47,6 +47,7 @@ done
 # Other machines do not see this shell's environment. DeepSpeed passes on what begins with NCCL, PYTHON or UCX,
 # and the lines NAME=VALUE of a file .deepspeed_env here; on machines with several networks that is the place
 # for NCCL_SOCKET_IFNAME.
+trap '' USR1 # ends the launcher otherwise; the ranks hear it, save and end
 exec "$python" -m deepspeed.launcher.runner \
   --hostfile "$hostfile" \
   --master_addr "${hosts[0]}" \

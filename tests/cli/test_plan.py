@@ -25,7 +25,8 @@ def test_help_shows_an_example(cat_fast, command):
 def test_a_measured_table_is_one_that_runs_read(cat_fast, tmp_path):
     path = tmp_path / "costs.json"
     result = cat_fast(
-        *("plan", "cost", NANO, *TINY, "--side", 64, "--batches", "1,8", "--repeats", 2, "--json", path)
+        *("plan", "cost", NANO, *TINY, "data.image_size=64"),
+        *("--batches", "1,8", "--repeats", 2, "--json", path),
     )
     assert result.exit_code == 0, result.output
     table = CostTable.read(path)
@@ -77,7 +78,7 @@ def test_the_papers_size_is_predicted_without_weights_or_data(cat_fast, tmp_path
     ("arguments", "words"),
     [
         (("memory", NANO, "--gpu", "TPU"), ("--gpu", "A100-40")),
-        (("memory", NANO, "--dtype", "fp8"), ("fp8", "bf16")),
+        (("memory", NANO, "precision=fp8"), ("fp8", "bf16")),
         (("memory", NANO, "model.ratios=[3]"), ("ratio 3",)),
         (("memory", CONFIGS / "generator/nano.yaml"), ("generator", "tokenizer's run")),
         (("cost", NANO, "--batches", "a"), ("--batches", "2,4,8")),

@@ -25,6 +25,18 @@ LR = 1e-4
 GAN_FROM = 2
 """The first step with a GAN: the discriminator is two steps younger than the autoencoder."""
 
+MODEL = {
+    "sample_size": SIDE,
+    "block_out_channels": [8, 8, 16, 16],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 4,
+    "mid_block_num_layers": 1,
+    "mid_block_attention_head_dim": 16,
+    "ratios": list(RATIOS),
+}
+JUDGE = {"resolution": 8, "channel_base": 64, "channel_max": 16}
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
@@ -40,6 +52,7 @@ class Case:
     """Rank 1 is given half the pictures of rank 0."""
     max_grad_norm: float = 1e9
     precision: str = "fp32"
+    checkpointing: bool = False
     saved: bool = False
     """Whether it is also saved half way, and gone on with."""
 
@@ -56,9 +69,12 @@ class Case:
             "seed": 5,
             "deepspeed": str(path),
             "precision": self.precision,
+            "gradient_checkpointing": self.checkpointing,
             "accumulation_steps": self.accumulation_steps,
+            "model": MODEL,
+            "data": {"image_size": SIDE},
             "optimizer": optimizer,
-            "discriminator": {"optimizer": {**optimizer, "betas": [0.5, 0.9]}},
+            "discriminator": {**JUDGE, "optimizer": {**optimizer, "betas": [0.5, 0.9]}},
             "schedule": {"total_steps": STEPS},
             "loss": loss,
         }
@@ -81,6 +97,7 @@ CASES = (
     Case("zero1_small_buckets", stage=1, bucket=2_000),
     Case("zero2", stage=2),
     Case("zero2_small_buckets", stage=2, bucket=2_000),
+    Case("zero2_checkpointed", stage=2, bucket=2_000, checkpointing=True),
     Case("zero1_regularised_clipped", stage=1, loss=EVERYTHING, max_grad_norm=0.05),
     Case("zero2_regularised", stage=2, loss=EVERYTHING),
     Case("zero2_bf16", stage=2, loss=EVERYTHING, precision="bf16", saved=True),
@@ -92,14 +109,4 @@ CASES = (
 
 def tiny_models() -> tuple[NestedAutoencoderKL, StyleGANDiscriminator]:
     torch.manual_seed(0)
-    model = NestedAutoencoderKL(
-        sample_size=SIDE,
-        block_out_channels=(8, 8, 16, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        mid_block_num_layers=1,
-        mid_block_attention_head_dim=16,
-        ratios=RATIOS,
-    )
-    return model, StyleGANDiscriminator(resolution=8, channel_base=64, channel_max=16)
+    return NestedAutoencoderKL(**MODEL), StyleGANDiscriminator(**JUDGE)

@@ -59,7 +59,7 @@ class Training:
         state = full_state(self.trainer.engine, "model")
         state |= full_state(self.trainer.discriminator, "discriminator")
         state |= {f"ema.{name}": value.contiguous() for name, value in self.ema.gather().items()}
-        lecam = self.trainer.discriminator_objective.lecam
+        lecam = self.trainer.lecam
         return state | {"lecam": torch.tensor([lecam.real, lecam.fake], dtype=torch.float64)}
 
 

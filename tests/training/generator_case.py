@@ -40,6 +40,7 @@ class Case:
     weighting: str = "token"
     max_grad_norm: float = 1e9
     precision: str = "fp32"
+    checkpointing: bool = False
 
     def run(self, folder: Path, latents: Path) -> GeneratorRun:
         """Its configuration; the DeepSpeed JSON is written to `folder`."""
@@ -52,6 +53,7 @@ class Case:
             "seed": 3,
             "deepspeed": str(path),
             "precision": self.precision,
+            "gradient_checkpointing": self.checkpointing,
             "accumulation_steps": self.accumulation_steps,
             "model": {"hidden_size": 16, "depth": 2, "num_heads": 2, "position_frame": 8},
             "optimizer": {"lr": LR, "weight_decay": 0.1, "max_grad_norm": self.max_grad_norm},
@@ -67,6 +69,7 @@ CASES = (
     Case("zero2_images", stage=2, weighting="image"),
     Case("zero3", stage=3),
     Case("zero3_in_pieces", stage=3, bucket=500, zero=IN_PIECES),
+    Case("zero3_checkpointed", stage=3, zero=IN_PIECES, checkpointing=True),
     Case("zero3_accumulated_clipped", stage=3, zero=IN_PIECES, accumulation_steps=2, max_grad_norm=0.05),
     Case("zero3_bf16", stage=3, zero=IN_PIECES, precision="bf16"),
 )

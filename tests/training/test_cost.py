@@ -65,7 +65,7 @@ def test_a_measured_step_trains_both_models():
 )
 def test_what_tells_no_cost_is_refused(batches, side, message):
     with pytest.raises(UserError, match=message):
-        cost.measure(settings(*TINY), batches, 1, side=side)
+        cost.measure(settings(*TINY, f"data.image_size={side}"), batches, 1)
 
 
 def test_counted_operations_are_affine_in_the_pictures():

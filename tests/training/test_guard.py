@@ -223,7 +223,7 @@ def _state(task: Any) -> list[Any]:
     state = [[engine.module.state_dict(), engine.optimizer.state_dict()] for engine in engines]
     state.append([task.ema.averaged, torch.tensor(task.ema.updates)])
     if trainer:
-        lecam = trainer.discriminator_objective.lecam.state_dict()
+        lecam = trainer.lecam.state_dict()
         state.append([torch.tensor(value) for value in lecam.values()])
     return state
 

@@ -4,6 +4,7 @@ import errno
 import math
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ class Counter:
         self.steps: list[int] = []
         self.fail_at = fail_at
         self.loss_at = loss_at or {}
+        self.closed = False
 
     def train_step(self, step: int) -> dict[str, float]:
         if step == self.fail_at:
@@ -44,6 +46,9 @@ class Counter:
     def export(self, folder: Path) -> None:
         folder.mkdir()
         (folder / "total").write_text(str(self.total))
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def settings(folder: Path, total: int = 10, every: int = 3, keep: int = 9, resume: str = "auto") -> RunConfig:
@@ -72,6 +77,14 @@ def test_a_run_does_every_step_saves_on_schedule_and_at_the_end_and_exports(tmp_
     assert [r["step"] for r in read_metrics(tmp_path)] == list(range(10))
 
 
+@pytest.mark.parametrize("fail_at", [-1, 4])
+def test_a_task_is_closed_however_its_run_ends(tmp_path, fail_at):
+    task = Counter(fail_at)
+    with pytest.raises(KeyboardInterrupt) if fail_at >= 0 else nullcontext():
+        run(task, settings(tmp_path), Ranks())
+    assert task.closed
+
+
 def test_a_last_step_that_is_on_schedule_is_saved_once(tmp_path):
     run(Counter(), settings(tmp_path, total=6), Ranks())
     assert saved(tmp_path) == [3, 6]
@@ -97,6 +110,8 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
 
 def test_a_run_told_never_to_resume_starts_over_and_keeps_what_was_there(tmp_path, capsys):
     run(Counter(), settings(tmp_path, total=4), Ranks())
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "wandb_id").write_text("of the first")
     for number in (1, 2):
         task = Counter(fail_at=2)
         with pytest.raises(KeyboardInterrupt):
@@ -107,6 +122,9 @@ def test_a_run_told_never_to_resume_starts_over_and_keeps_what_was_there(tmp_pat
         assert f"is kept in {tmp_path / f'earlier_{number}'}" in capsys.readouterr().out
     first, second = tmp_path / "earlier_1", tmp_path / "earlier_2"
     assert saved(first) == [3, 4]
+    for name in ("grids", "wandb_id", "summary.json", "tensorboard"):
+        assert (first / name).exists()
+        assert name == "tensorboard" or not (tmp_path / name).exists(), "a run that failed left none"
     assert [r["step"] for r in read_metrics(first)] == [0, 1, 2, 3]
     assert saved(second) == [1, 2]
     assert len(find_runs(tmp_path)) == 1

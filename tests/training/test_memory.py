@@ -65,10 +65,10 @@ def test_what_the_backward_pass_needs_is_alive_until_it_ran():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_fake_tensors_live_as_real_ones_do(checkpointing):
-    config = settings()
-    real = trace(Workload(config, "cpu", checkpointing=checkpointing), 16, 2)
+    config = settings(f"gradient_checkpointing={checkpointing}")
+    real = trace(Workload(config, "cpu"), 16, 2)
     with FakeTensorMode():
-        fake = trace(Workload(config, "cpu", checkpointing=checkpointing), 16, 2)
+        fake = trace(Workload(config, "cpu"), 16, 2)
     assert max(fake) == max(real)
     assert fake[-1] == real[-1]
 
@@ -103,8 +103,8 @@ def test_two_small_batches_tell_every_other():
 
 def test_checkpointing_and_bf16_hold_less():
     plain, checkpointed, bf16 = (
-        plan_memory(settings("model.ratios=[8]"), precision=precision, checkpointing=checkpointing).steps[8]
-        for precision, checkpointing in (("fp32", False), ("fp32", True), ("bf16", False))
+        plan_memory(settings("model.ratios=[8]", *setting)).steps[8]
+        for setting in ([], ["gradient_checkpointing=true"], ["precision=bf16"])
     )
     assert checkpointed.slope.max() < 0.8 * plain.slope.max()
     assert bf16.slope.max() < 0.8 * plain.slope.max()

@@ -40,6 +40,8 @@ class Meeting:
 
     def load(self, folder: Path) -> None: ...
 
+    def close(self) -> None: ...
+
     def export(self, folder: Path) -> None:
         if self.ranks.is_main:
             folder.mkdir()
