@@ -62,10 +62,10 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         self.progress.stop()
-        for log in (self.file, *self.trackers):
+        for close in (self.file.close, *(tracker.close for tracker in self.trackers)):
             # What a full disk keeps back was told when it was written, or is in metrics.jsonl.
             with suppress(OSError):
-                log.close()
+                close()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         now = time.perf_counter()
