@@ -27,14 +27,15 @@ def print_error(message: object) -> None:
 
 
 class NotedProgress(Progress):
-    """Bars, and below them a line that says `note`, cut off where the terminal ends."""
+    """Bars, and below them lines that say `note`, cut off where the terminal ends."""
 
     note = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
         if self.note:
-            yield Text(self.note, style="dim", no_wrap=True, overflow="ellipsis")
+            for line in self.note.splitlines():
+                yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def progress(unit: str) -> NotedProgress:

@@ -54,14 +54,22 @@ def train(path: str, overrides: list[str]) -> str:
         )
 
     from cat_fast.training import distributed, loop
+    from cat_fast.training.agreement import SharedError
     from cat_fast.training.preemption import resume_command
     from cat_fast.training.tasks import make_task
+    from cat_fast.training.watchdog import patience_of
     from cat_fast.training.weights import require_weights
 
     require_weights(config, shlex.join(["cat-fast", "fetch", path, *overrides]))
     command = resume_command([path, *overrides])
-    ranks = distributed.start()
-    ended = loop.run(make_task(config, ranks), config, ranks, command)
+    if config.checkpoint.resume == "never":
+        command += " checkpoint.resume=auto"
+    ranks = distributed.start(patience_of(config.watchdog))
+    try:
+        ended = loop.run(make_task(config, ranks), config, ranks, command)
+    except SharedError:  # which all ranks raise
+        distributed.stop()
+        raise
     distributed.stop()
     return ended.reason if ended else ""
 

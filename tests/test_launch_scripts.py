@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from cat_fast.training.logs import read_metrics
+from cat_fast.training.status import summarize
 from tests.training.runs import TOKENIZER
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +85,34 @@ def test_one_node_trains_on_a_cpu(tmp_path):
     assert read_metrics(run)[0]["images"] == 4  # two ranks of two
     assert (run / "model").is_dir()
     assert "2 steps in" in done.stdout
+
+
+def test_one_node_told_to_end_has_its_ranks_save_and_ends_with_0(tmp_path):
+    run = tmp_path / "run"
+    given = [*TOKENIZER, f"output_dir={run}", "schedule.total_steps=100000", "schedule.warmup_steps=1"]
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "RANKS": "2"}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            ["bash", str(LAUNCH / "one_node.sh"), *given],
+            env={**environment, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            cwd=ROOT,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while len(read_metrics(run)) < 2:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    state = summarize(run)
+    assert state
+    assert (state.state, state.step) == ("preempted", len(read_metrics(run)))
+    assert "all of it is saved; go on with" in (tmp_path / "log").read_text()
 
 
 def test_one_node_passes_the_runs_own_exit_code_on(tmp_path, tools):
@@ -193,6 +223,13 @@ def test_slurm_starts_a_rank_a_task(slurm, tmp_path):
     assert len({line.split()[4] for line in lines}) == 1
     assert "srun --kill-on-bad-exit=1" in done.stderr
     assert not (tmp_path / "requeued").exists()
+
+
+def test_slurm_goes_on_where_it_was_put_back_into_the_queue(slurm, tmp_path):
+    done = slurm("a.yaml", f"output_dir={tmp_path}", "checkpoint.resume=never", SLURM_RESTART_COUNT="2")
+    assert all(
+        line.endswith("checkpoint.resume=never checkpoint.resume=auto") for line in done.stdout.splitlines()
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,10 @@ A rank that raised alone would leave the others waiting in their next collective
 them or the process group times out.
 """
 
+import secrets
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -30,6 +33,33 @@ def raise_together(error: Exception | None, ranks: Ranks) -> None:
     first = messages[failed[0]]
     where = "" if ranks.world_size == 1 or failed == [0] else f" (on rank {', '.join(map(str, failed))})"
     raise SharedError(f"{first}{where}") from error
+
+
+def require_shared(folder: Path, ranks: Ranks) -> None:
+    """Collective: that every rank sees one and the same folder, which has to exist.
+
+    Raises:
+        SharedError: a rank sees another, or none; named with its host.
+    """
+    token = folder / f".shared_{ranks.broadcast(secrets.token_hex(8))}"
+    on_main(lambda: _touch(token), ranks)
+    seen = token.exists()
+    error = UserError(
+        f"output_dir: {folder} on {socket.gethostname()} is not the folder that rank 0 writes to: every "
+        "rank needs storage that all machines share"
+    )
+    try:
+        raise_together(None if seen else error, ranks)
+    finally:
+        if ranks.is_main:
+            token.unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(f"{path.parent}: nothing can be written there ({error.strerror or error})") from error
 
 
 def on_main(action: Callable[[], Result], ranks: Ranks) -> Result:

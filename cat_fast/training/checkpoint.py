@@ -2,7 +2,7 @@
 
 A checkpoint is written under a temporary name, its files are flushed, a manifest of their sizes and hashes is
 added, and the folder is renamed. A process killed at any moment leaves either the old state or the new one;
-a folder that was damaged later fails its manifest and is passed over.
+a folder that was damaged later fails its manifest, and is passed over and set aside.
 
 All ranks write their files before training goes on. Flushing, hashing and renaming touch those files alone,
 no state of the training, so rank 0 does them on a thread while the next steps run.
@@ -11,10 +11,12 @@ no state of the training, so rank 0 does them on a thread while the next steps r
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from cat_fast.errors import UserError
@@ -79,9 +81,14 @@ class CheckpointStore:
             self._sealing = None
 
     def latest(self) -> tuple[int, Path] | None:
-        """Step and folder of the newest whole checkpoint, on all ranks; damaged ones are passed over."""
-        found = self._newest_whole() if self.ranks.is_main else None
-        step = self.ranks.broadcast(found)
+        """Step and folder of the newest whole checkpoint, on all ranks; None if there is none at all.
+
+        Damaged ones that are newer get a name that counts no more, `damaged_step_…`.
+
+        Raises:
+            SharedError: there are checkpoints, and none of them is whole.
+        """
+        step = on_main(self._newest_whole, self.ranks)
         return None if step is None else (step, self.folder / f"step_{step:08d}")
 
     def _seal(self, part: Path, final: Path) -> None:
@@ -99,21 +106,33 @@ class CheckpointStore:
             )
 
     def _newest_whole(self) -> int | None:
-        for folder in reversed(self._folders()):
+        damaged: list[tuple[Path, str]] = []
+        for folder in reversed(checkpoints_in(self.folder)):
             damage = find_damage(folder)
             if damage is None:
+                for other, why in damaged:
+                    warnings.warn(f"checkpoint {other} is passed over: {why}", stacklevel=2)
+                    _set_aside(other)
                 return int(folder.name.removeprefix("step_"))
-            warnings.warn(f"checkpoint {folder} is passed over: {damage}", stacklevel=2)
+            damaged.append((folder, damage))
+        if damaged:
+            newest, damage = damaged[0]
+            raise UserError(
+                f"{self.folder}: none of its {len(damaged)} checkpoints is whole; of the newest, "
+                f"{newest.name}, {damage}. Put a whole one there, or start over with checkpoint.resume=never"
+            )
         return None
 
-    def _folders(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*")) if self.folder.is_dir() else []
-
     def _prune(self) -> None:
-        for folder in self._folders()[: -self.keep_last]:
+        for folder in checkpoints_in(self.folder)[: -self.keep_last]:
             shutil.rmtree(folder, ignore_errors=True)
         for leftover in self.folder.glob(".step_*.part"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Folders that are named as checkpoints are, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name))
 
 
 def seal(folder: Path) -> None:
@@ -131,18 +150,31 @@ def seal(folder: Path) -> None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None if it is whole."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        files = {
+            name: (int(one["bytes"]), str(one["sha256"]))
+            for name, one in json.loads((folder / MANIFEST).read_text())["files"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "it has no readable manifest"
-    for name, expected in files.items():
+    for name, (size, digest) in files.items():
         path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, {expected['bytes']} were written"
-        if _sha256(path) != expected["sha256"]:
-            return f"{name} does not have the contents that were written"
+        try:
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, {size} were written"
+            if _sha256(path) != digest:
+                return f"{name} does not have the contents that were written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
     return None
+
+
+def _set_aside(folder: Path) -> None:
+    """Out of the count of those to keep; where that cannot be written, it is passed over again next time."""
+    with suppress(OSError):
+        shutil.rmtree(folder.with_name(f"damaged_{folder.name}"), ignore_errors=True)
+        folder.rename(folder.with_name(f"damaged_{folder.name}"))
 
 
 def _make_empty(folder: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import warnings
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -60,8 +61,12 @@ class Ranks:
         return values
 
 
-def start() -> Ranks:
-    """Join the process group and settle threads; call once, before anything that uses DeepSpeed."""
+def start(patience: timedelta = timedelta(minutes=30)) -> Ranks:
+    """Join the process group and settle threads; call once, before anything that uses DeepSpeed.
+
+    Args:
+        patience: how long ranks wait for each other in a collective before they give up.
+    """
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -83,7 +88,7 @@ def start() -> Ranks:
     }.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", free_port())
-    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", verbose=False)
+    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", timeout=patience, verbose=False)
     ranks = Ranks(
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),

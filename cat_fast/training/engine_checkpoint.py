@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cat_fast.errors import UserError
+from cat_fast.training.agreement import on_main
 from cat_fast.training.distributed import Ranks
+from cat_fast.training.write_errors import as_write_error
 
 TAG = "state"
 _OPTIMIZER_FILES = "zero_pp_rank_*_optim_states.pt"
@@ -23,7 +25,8 @@ _LAYOUTS = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}
 
 def save_engine(engine: Any, folder: Path) -> None:
     """Collective. `folder` is this engine's own: a second engine would overwrite the first's files."""
-    engine.save_checkpoint(str(folder), tag=TAG)
+    # Its file `latest` would be written by rank 0 between two collectives, and nobody reads it.
+    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
 
 def load_engine(engine: Any, folder: Path, ranks: Ranks) -> None:
@@ -40,21 +43,25 @@ def load_engine(engine: Any, folder: Path, ranks: Ranks) -> None:
         )
     pieces = len(list((folder / TAG).glob(_OPTIMIZER_FILES)))
     if not pieces or pieces == ranks.world_size:
-        engine.load_checkpoint(str(folder), tag=TAG)
+        _load(engine, folder)
         return
     # Within the folder of all checkpoints, which every node sees; the store clears away what a kill leaves.
     joined = folder.parent.parent / f".{folder.parent.name}.{folder.name}.part"
-    if ranks.is_main:
-        _join(folder / TAG, joined / TAG)
-    ranks.barrier()
+    on_main(lambda: _join(folder / TAG, joined / TAG), ranks)
     engine._config.load_universal_checkpoint = True
     try:
-        engine.load_checkpoint(str(joined), tag=TAG)
+        _load(engine, joined)
     finally:
         engine._config.load_universal_checkpoint = False
     ranks.barrier()
     if ranks.is_main:
-        shutil.rmtree(joined)
+        shutil.rmtree(joined, ignore_errors=True)
+
+
+def _load(engine: Any, folder: Path) -> None:
+    path, _ = engine.load_checkpoint(str(folder), tag=TAG)
+    if path is None:
+        raise UserError(f"{folder}: DeepSpeed finds no state of an engine there")
 
 
 def _layout(saved: Path) -> str:
@@ -78,5 +85,13 @@ def _join(saved: Path, joined: Path) -> None:
         # Notes for tensor parallelism, which DeepSpeed wants to see although we have none.
         inject_missing_state=True,
     )
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        ds_to_universal.main(arguments)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            ds_to_universal.main(arguments)
+    except Exception as error:
+        last = said.getvalue().strip().rpartition("\n")[2]
+        raise as_write_error(error, joined, "the checkpoint for another number of ranks") or UserError(
+            f"{saved}: the pieces of its ranks cannot be joined for another number of ranks "
+            f"({type(error).__name__}: {error}{'; ' if last else ''}{last})"
+        ) from error

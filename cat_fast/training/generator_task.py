@@ -21,6 +21,7 @@ from cat_fast.training.models import build_model
 from cat_fast.training.packed_stream import PackedStream
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import GeneratorRun
+from cat_fast.training.work import Part
 from cat_fast.training.write_errors import agree_on_writes
 
 
@@ -33,6 +34,7 @@ class GeneratorTask:
         torch.manual_seed(config.seed)
         self.arguments = self._model_arguments()
         model = build_model(DiT, self.arguments)
+        self.ratios = list(model.config.ratios)
         self.lengths = self.latents.token_counts(model.config.patch_size)
         if max(self.lengths) > config.data.max_tokens:
             raise UserError(
@@ -74,13 +76,16 @@ class GeneratorTask:
             "images": sum(len(batch) for batch in batches),
             "flops": sum(self.flops.of(batch.cu_seqlens.diff().tolist()) for batch in batches),
         }
-        ranks.work.on([str(key) for batch in batches for key in batch.key or ()])
+        ranks.work.on([Part(batch.key or ()) for batch in batches])
         seed_step(config.seed, step, ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         losses: list[torch.Tensor] = []
+        by_ratio = torch.zeros(len(self.ratios), 2, dtype=torch.float64, device=ranks.device)
         for batch, share in zip(batches, weights, strict=True):
             weighting = cast(Weighting, config.weighting)
-            loss = epsilon_loss(self.engine, batch, None, self.schedule, weighting=weighting).loss
+            found = epsilon_loss(self.engine, batch, None, self.schedule, weighting=weighting)
+            loss = found.loss
+            by_ratio += self._by_ratio(batch, found.per_sequence)
             if not losses:
                 ranks.work.computed()  # from here on ranks wait for each other
                 sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=ranks.device)
@@ -93,12 +98,23 @@ class GeneratorTask:
                 self.engine.step()  # counts the backward passes, no more
         parts = torch.stack(losses)
         loss_sum = (parts.double() * torch.tensor(weights, device=ranks.device)).sum()
-        metrics = {"loss": ranks.sum(loss_sum).item() / weight, **totals}
+        loss_sum, *by_ratio_sums = ranks.sum(torch.cat([loss_sum[None], by_ratio.flatten()])).tolist()
+        metrics = {"loss": loss_sum / weight, **totals}
+        for f, total, count in zip(self.ratios, by_ratio_sums[::2], by_ratio_sums[1::2], strict=True):
+            if count:
+                metrics[f"loss_{f}x"] = total / count
         if not self.guard.passes({"loss": parts}, {"generator": self.engine}):
             return metrics | {SKIPPED: 1.0}
         self.engine.step()
         self.ema.update()
         return metrics
+
+    def _by_ratio(self, batch: PackedSequence, per_sequence: torch.Tensor) -> torch.Tensor:
+        """(R, 2): of each ratio the weighted sum of its sequences' losses, and of their weights."""
+        lengths = batch.cu_seqlens.diff().double()
+        weights = lengths if self.config.weighting == "token" else torch.ones_like(lengths)
+        at = batch.ratio[None] == torch.tensor(self.ratios, device=batch.ratio.device)[:, None]
+        return at.double() @ torch.stack([per_sequence.double() * weights, weights], dim=1)
 
     def _next_batch(self) -> PackedSequence:
         samples = [self.latents[i] for i in self.stream.next()]

@@ -16,7 +16,6 @@ from torch import Tensor
 from cat_fast.training.agreement import SharedError
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.settings import GuardConfig
-from cat_fast.training.work import shortened
 
 SKIPPED = "skipped"
 """Metric of a skipped step, 1; its terms that are not finite are left out of the log."""
@@ -36,17 +35,18 @@ class StepGuard:
         self.skipped = 0
 
     def passes(self, losses: Mapping[str, Tensor], engines: Mapping[str, Any]) -> bool:
-        """Collective: whether `losses`, scalars, and the engines' gradient norms are finite on every rank.
+        """Collective: whether `losses` and the engines' gradient norms are finite on every rank.
 
-        Where they are not, the engines' gradients are dropped, and rank 0 tells terms, ranks and batches.
-        Names say what is meant in the message. One reduction of a few numbers, one wait for the GPU.
+        Losses are (P,), one for each part of `ranks.work`, or scalars; names are those of the message.
+        Where anything is not finite, the engines' gradients are dropped, and rank 0 tells terms, ranks and
+        batches. One reduction of a few numbers, one wait for the GPU.
 
         Raises:
             SharedError: `max_bad_steps` in a row did not pass.
         """
         device = self.ranks.device
         bad_losses = torch.stack(
-            [~torch.isfinite(loss.detach()).all().to(device) for loss in losses.values()]
+            [~torch.isfinite(loss.detach()).reshape(-1).to(device) for loss in losses.values()]
         )
         squares = [_square_norm(engine, device) for engine in engines.values()]
         table = torch.stack([bad_losses.any().double(), *squares])
@@ -61,23 +61,27 @@ class StepGuard:
             discard_gradients(engine)
         self.in_a_row += 1
         self.skipped += 1
-        named = [name for name, bad in zip(losses, bad_losses.tolist(), strict=True) if bad]
-        self._tell(named, bad_norms)
+        by_part = [
+            [name for name, is_bad in zip(losses, part, strict=True) if is_bad]
+            for part in bad_losses.T.tolist()
+        ]
+        self._tell(by_part, bad_norms)
         return False
 
-    def _tell(self, bad_losses: list[str], bad_norms: list[str]) -> None:
+    def _tell(self, bad_losses: list[list[str]], bad_norms: list[str]) -> None:
+        """`bad_losses` by name, of each part of this rank's work."""
         work = self.ranks.work
-        reports = self.ranks.gather((bad_losses, work.ratio, list(work.batch)))
+        reports = self.ranks.gather((bad_losses, list(map(str, work.parts))))
         culprits = [
-            f"{', '.join(_causes(names))} of rank {rank}"
-            f"{f' at {ratio}x' if ratio else ''}, whose batch was {shortened(batch) or 'not told'}"
-            for rank, (names, ratio, batch) in enumerate(reports)
+            f"{', '.join(_causes(names))} of rank {rank} ({part})"
+            for rank, (by_part, parts) in enumerate(reports)
+            for names, part in zip(by_part, parts or ["no batch told"], strict=True)
             if names
         ]
         if not culprits:
-            culprits = [f"the gradient norm of the {', '.join(bad_norms)}, though every rank's losses were"]
+            culprits = [f"the gradient norm of the {', '.join(bad_norms)}, though all losses were finite"]
             culprits += [
-                f"rank {r}'s batch was {shortened(batch)}" for r, (_, _, batch) in enumerate(reports)
+                f"those of rank {rank} ({'; '.join(parts)})" for rank, (_, parts) in enumerate(reports)
             ]
         what = f"not finite: {'; '.join(culprits)}"
         if self.in_a_row >= self.config.max_bad_steps:

@@ -23,7 +23,9 @@ from cat_fast.console import progress
 from cat_fast.data.files import atomic_write
 from cat_fast.training import throughput
 from cat_fast.training.distributed import Ranks
+from cat_fast.training.guard import SKIPPED
 from cat_fast.training.settings import RunConfig
+from cat_fast.training.terms import TermsByRatio
 from cat_fast.training.throughput import Throughput
 from cat_fast.training.trackers import tags, trackers
 
@@ -42,13 +44,19 @@ class RunLog:
         self.total_steps = config.schedule.total_steps
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / METRICS
+        self.skipped = 0
+        """Steps before `first_step` that changed nothing."""
         with atomic_write(path) as part, part.open("w") as kept:
-            kept.writelines(json.dumps(r) + "\n" for r in iter_metrics(self.folder) if r["step"] < first_step)
+            for record in iter_metrics(self.folder):
+                if record["step"] < first_step:
+                    kept.write(json.dumps(record) + "\n")
+                    self.skipped += SKIPPED in record
         self.file = path.open("a", buffering=1)
         self.trackers = trackers(self.folder, config, first_step)
         self.throughput = Throughput(peak_flops)
         self.progress = progress("steps")
         self.bar = self.progress.add_task(config.task, total=self.total_steps, completed=first_step)
+        self.terms = TermsByRatio()
         self.last = self.last_line = time.perf_counter()
 
     def __enter__(self) -> "RunLog":
@@ -62,10 +70,12 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         self.progress.stop()
-        for close in (self.file.close, *(tracker.close for tracker in self.trackers)):
-            # What a full disk keeps back was told when it was written, or is in metrics.jsonl.
+        # What a full disk keeps back was told when it was written, or is in metrics.jsonl.
+        with suppress(OSError):
+            self.file.close()
+        for tracker in self.trackers:
             with suppress(OSError):
-                close()
+                tracker.close(failed=error is not None)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         now = time.perf_counter()
@@ -80,7 +90,8 @@ class RunLog:
         # A step that was skipped has no loss.
         loss = f"loss {metrics['loss']:.4g}" if "loss" in metrics else "no loss"
         told = ", ".join([loss, *throughput.spell_rates(rates)])
-        self.progress.note = told
+        self.terms.update(metrics)
+        self.progress.note = "\n".join([told, *self.terms.lines()])
         self.progress.update(self.bar, completed=step + 1)
         if self.progress.disable and self._line_is_due(step + 1, now):
             left = (self.total_steps - step - 1) / rates["steps_per_second"] if rates else 0.0
@@ -117,15 +128,10 @@ def report(config: RunConfig, ranks: Ranks) -> None:
     if not ranks.is_main:
         return
     folder = Path(config.output_dir)
-    summary = throughput.summarize(iter_metrics(folder), peak_flops_of(config, ranks))
+    summary = throughput.summarize(iter_metrics(folder), throughput.peak_flops(ranks, config.precision))
     summary |= {"ranks": ranks.world_size, "device": throughput.device_name(ranks), "peak_bytes": peak_bytes}
     throughput.write_summary(folder, summary)
     print(throughput.spell(summary), flush=True)
-
-
-def peak_flops_of(config: RunConfig, ranks: Ranks) -> float | None:
-    """What the GPUs of a run promise together, a second; None on CPUs and on cards that are not known."""
-    return throughput.peak_flops(ranks, config.precision)
 
 
 def iter_metrics(folder: Path) -> Iterator[dict[str, float]]:

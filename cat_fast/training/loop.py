@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,11 +13,12 @@ from PIL import Image
 
 from cat_fast.config import first_line
 from cat_fast.errors import UserError
-from cat_fast.training.agreement import on_main, raise_together
+from cat_fast.training import throughput
+from cat_fast.training.agreement import on_main, raise_together, require_shared
 from cat_fast.training.checkpoint import CheckpointStore
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.guard import SKIPPED
-from cat_fast.training.logs import GRIDS, METRICS, RunLog, peak_flops_of, report
+from cat_fast.training.logs import GRIDS, METRICS, RunLog, report
 from cat_fast.training.preemption import Preemption
 from cat_fast.training.settings import RunConfig
 from cat_fast.training.slow_ranks import SlowRanks
@@ -25,7 +26,7 @@ from cat_fast.training.status import RunStatus, StatusFile, record_failure, sole
 from cat_fast.training.throughput import SUMMARY
 from cat_fast.training.trackers import TENSORBOARD, WANDB_ID
 from cat_fast.training.watchdog import Watchdog
-from cat_fast.training.write_errors import as_write_error, write_together
+from cat_fast.training.write_errors import as_write_error, write_on_main, write_together
 
 EXPORT = "model"
 CHECKPOINTS = "checkpoints"
@@ -91,6 +92,7 @@ def run(task: Task, config: RunConfig, ranks: Ranks, command: str = "") -> Preem
     with ExitStack() as stack:
         stack.callback(task.close)
         on_main(lambda: stack.enter_context(sole_writer(folder)), ranks)
+        require_shared(folder, ranks)
         stack.enter_context(_failures_told(folder, ranks))
         store = CheckpointStore(folder / CHECKPOINTS, ranks, config.checkpoint.keep_last)
         stack.callback(store.join)
@@ -101,7 +103,7 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
     ranks, folder, total = store.ranks, Path(config.output_dir), config.schedule.total_steps
     status = _open_status(config, ranks, folder, command)
     if config.checkpoint.resume == "never":
-        on_main(lambda: _move_aside(folder), ranks)
+        write_on_main(lambda: _move_aside(folder), folder, "what was there before", ranks)
     slow_ranks = SlowRanks(config.slow_ranks, ranks)
     ended: Preempted | None = None
     with (
@@ -112,7 +114,9 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
         first = _resume(task, store, config)
         if status:
             status.status.step = first
-        with RunLog(config, first, peak_flops_of(config, ranks)) if ranks.is_main else nullcontext() as log:
+        with _opened_log(config, first, ranks) as log:
+            if status and log:
+                status.status.skipped = log.skipped
             for step in range(first, total):
                 ranks.work.begin(step)
                 metrics = task.train_step(step)
@@ -169,9 +173,24 @@ def _log(
             log.step(step, metrics)
             if log.grid_is_due(step) and (grid := task.grid(step)) is not None:
                 log.grid(step, *grid)
-    except OSError as error:
+    except (OSError, UserError) as error:
         return as_write_error(error, folder, "the log")
     return None
+
+
+@contextmanager
+def _opened_log(config: RunConfig, first: int, ranks: Ranks) -> Iterator[RunLog | None]:
+    """Collective: rank 0's log, None on the others; where it cannot be opened, all raise."""
+    with ExitStack() as stack:
+        logs: list[RunLog] = []
+
+        def open_log() -> None:
+            logs.append(
+                stack.enter_context(RunLog(config, first, throughput.peak_flops(ranks, config.precision)))
+            )
+
+        write_on_main(open_log, Path(config.output_dir), "the log", ranks)
+        yield logs[0] if logs else None
 
 
 def _resume(task: Task, store: CheckpointStore, config: RunConfig) -> int:
@@ -254,7 +273,9 @@ def _export(task: Task, folder: Path, ranks: Ranks) -> None:
         shutil.rmtree(part, ignore_errors=True)
     ranks.barrier()
     write_together(lambda: task.export(part), folder, "the model", ranks)
-    if ranks.is_main:
+
+    def replace() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-    ranks.barrier()
+
+    write_on_main(replace, folder, "the model", ranks)

@@ -79,7 +79,7 @@ def launchers() -> list[psutil.Process]:
 
 def resume_command(arguments: list[str]) -> str:
     """The command that goes on with this run: the launcher's own as it was typed, or one rebuilt from what
-    the ranks know (several nodes: their own options, such as the hostfile, have to be added).
+    the ranks know (of several nodes, HOSTFILE stands for the file that they cannot know).
 
     Args:
         arguments: those of `cat_fast.train`.
@@ -90,9 +90,11 @@ def resume_command(arguments: list[str]) -> str:
             return shlex.join(_readable(command))
     own = ["--module", "cat_fast.train", *arguments]
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_SIZE", "0"))
+    if not local and "SLURM_JOB_ID" in os.environ:
+        return shlex.join(["sbatch", "scripts/launch/slurm.sbatch", *arguments])
     if not local:
         return shlex.join([os.path.basename(sys.executable), "-m", *own[1:]])
-    nodes = ["--num_nodes", str(world // local)] if world > local else []
+    nodes = ["--hostfile", "HOSTFILE", "--num_nodes", str(world // local)] if world > local else []
     return shlex.join(["deepspeed", *nodes, "--num_gpus", str(local), *own])
 
 

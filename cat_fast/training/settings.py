@@ -81,9 +81,9 @@ class GuardConfig:
 class WatchdogConfig:
     """A run that hangs is ended with every rank's stack."""
 
-    timeout_seconds: float = 1200.0
-    """Longest time without a finished step, checkpoint or export; 0 waits for ever. Below the half hour
-    after which the process group itself gives up, without saying who was missing."""
+    timeout_seconds: float = 480.0
+    """Longest time without a finished step, checkpoint or export; 0 waits for ever. Below the ten minutes
+    after which NCCL's process groups give up by themselves, without saying who was missing."""
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds >= 0, f"watchdog.timeout_seconds: {self.timeout_seconds} is negative")

@@ -29,9 +29,11 @@ class SlowRanks:
         self.steps += 1
         if self.steps == 1:
             self.ranks.work.take_own_seconds()
-        if self.ranks.world_size == 1 or self.steps % self.config.every_steps:
+        if self.steps % self.config.every_steps:
             return {}
         own = self.ranks.work.take_own_seconds()
+        if self.ranks.world_size == 1:
+            return {}
         told = self.ranks.gather((statistics.mean(own) if own else None, socket.gethostname()))
         seconds = {rank: mean for rank, (mean, _) in enumerate(told) if mean is not None}
         if len(seconds) < self.ranks.world_size:

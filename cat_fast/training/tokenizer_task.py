@@ -11,6 +11,7 @@ from torch.func import functional_call
 from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
+from cat_fast.training.agreement import on_main
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.grids import ReconstructionGrid
@@ -19,6 +20,7 @@ from cat_fast.training.models import build_model
 from cat_fast.training.pictures import load_source, loader_metrics, make_source, save_source
 from cat_fast.training.settings import DiscriminatorConfig, TokenizerRun
 from cat_fast.training.tokenizer_trainer import RatioBatch, TokenizerTrainer
+from cat_fast.training.work import Part
 
 
 class TokenizerTask:
@@ -36,13 +38,17 @@ class TokenizerTask:
         for ratio in self.source.ratios:
             if ratio not in model.ratios:
                 raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
-        if ranks.is_main and config.logging.grid_every_steps:
-            self.pictures = ReconstructionGrid(config.logging, config.data.image_size, ranks.device)
+        if config.logging.grid_every_steps:
+            on_main(self._read_grid, ranks)
+
+    def _read_grid(self) -> None:
+        config = self.config
+        self.pictures = ReconstructionGrid(config.logging, config.data.image_size, self.ranks.device)
 
     def train_step(self, step: int) -> dict[str, float]:
         parts = self.config.accumulation_steps
         batches = [self.source.batch(step * parts + part) for part in range(parts)]
-        self.ranks.work.on([key for batch in batches for key in batch.keys], batches[0].ratio)
+        self.ranks.work.on([Part(batch.keys, batch.ratio) for batch in batches])
         metrics = self.trainer.step(step, [RatioBatch.of(batch, self.ranks.device) for batch in batches])
         if SKIPPED not in metrics:
             self.ema.update()

@@ -1,7 +1,7 @@
 """Where a run's figures and pictures go to be looked at: TensorBoard always, Weights & Biases if asked."""
 
-import re
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +11,11 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from cat_fast.config import first_line
 from cat_fast.data.files import atomic_write
+from cat_fast.errors import UserError
 from cat_fast.training.settings import RunConfig
+from cat_fast.training.terms import AT_RATIO
 
 TENSORBOARD = "tensorboard"
 WANDB_ID = "wandb_id"
@@ -25,7 +28,9 @@ class Tracker(Protocol):
 
     def picture(self, tag: str, image: Image.Image, step: int) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, failed: bool) -> None:
+        """At the end of the run, which went wrong or did not."""
+        ...
 
 
 def trackers(folder: Path, config: RunConfig, first_step: int) -> list[Tracker]:
@@ -50,7 +55,7 @@ class TensorBoard:
         self.writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
         self.writer.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self.writer.close()
 
 
@@ -58,30 +63,55 @@ class WandB:
     """One wandb run a folder: its id is kept there, so that a resumed run goes on under it.
 
     Whether it talks to a server is wandb's own to decide (WANDB_MODE, WANDB_API_KEY, WANDB_ENTITY, …). Steps
-    that a resumed run does again are not told again: wandb keeps the first telling.
+    that a resumed run does again are not told again: wandb keeps the first telling. Trouble with it later on
+    costs the run nothing but what wandb is not told any more.
+
+    Raises:
+        UserError: wandb cannot be started.
     """
 
     def __init__(self, folder: Path, config: RunConfig) -> None:
         import wandb
 
         self.wandb = wandb
-        self.run: Any = wandb.init(
-            project=config.logging.wandb_project,
-            name=folder.name,
-            id=_kept_id(folder / WANDB_ID),
-            resume="allow",
-            dir=str(folder),
-            config=asdict(config),
-        )
+        self.lost = False
+        try:
+            self.run: Any = wandb.init(
+                project=config.logging.wandb_project,
+                name=folder.name,
+                id=_kept_id(folder / WANDB_ID),
+                resume="allow",
+                dir=str(folder),
+                config=asdict(config),
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"logging.wandb_project: wandb cannot be started ({first_line(error)}): log in, set "
+                "WANDB_MODE=offline, or leave the key out"
+            ) from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        self.run.log(dict(values), step=step)
+        self._tell(dict(values), step)
 
     def picture(self, tag: str, image: Image.Image, step: int) -> None:
-        self.run.log({tag: self.wandb.Image(image)}, step=step)
+        self._tell({tag: self.wandb.Image(image)}, step)
 
-    def close(self) -> None:
-        self.run.finish()
+    def _tell(self, values: dict[str, Any], step: int) -> None:
+        if self.lost:
+            return
+        try:
+            self.run.log(values, step=step)
+        except Exception as error:
+            self.lost = True
+            print(
+                f"warning: wandb is told nothing from step {step} on ({first_line(error)}); metrics.jsonl "
+                "and TensorBoard are",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
 def _kept_id(path: Path) -> str:
@@ -105,7 +135,7 @@ def tags(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _tag(name: str, metrics: Mapping[str, float]) -> str:
     term = name.removeprefix("weighted/")
-    if re.fullmatch(r"\w+_\d+x", term):
+    if AT_RATIO.fullmatch(term):
         return f"per_ratio/{term}" if term == name else f"per_ratio_weighted/{term}"
     if name == "loss":
         return "loss/total"

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -21,11 +22,17 @@ from cat_fast.training.heartbeat import (
     this_process,
     write_heartbeat,
 )
+from cat_fast.training.settings import WatchdogConfig
 from cat_fast.training.status import record_failure
 
 EXIT_HUNG = 3
 _LONGEST_INTERVAL = 10.0
 _SILENT_INTERVALS = 4
+
+
+def patience_of(config: WatchdogConfig) -> timedelta:
+    """How long a collective may wait: longer than the watchdog, which ends a run with more to say."""
+    return timedelta(seconds=config.timeout_seconds + 300) if config.timeout_seconds else timedelta(days=30)
 
 
 class Watchdog:
@@ -38,7 +45,8 @@ class Watchdog:
     def __init__(self, folder: Path, ranks: Ranks, timeout: float) -> None:
         self.folder, self.ranks, self.timeout = folder, ranks, timeout
         self.interval = min(_LONGEST_INTERVAL, timeout / 10) if timeout else _LONGEST_INTERVAL
-        self._idle = 0.0
+        self._idle = 0.0  # the thread's own, as `_progress` is the main thread's
+        self._progress = 0
         self._doing = "starting"
         self._main = threading.main_thread().ident
         self._closed = threading.Event()
@@ -61,13 +69,15 @@ class Watchdog:
     def progress(self, doing: str) -> None:
         """Something got done, and this is next."""
         self._doing = doing
-        self._idle = 0.0
+        self._progress += 1
 
     def _watch(self) -> None:
-        last = time.monotonic()
+        last, seen = time.monotonic(), self._progress
         while not self._closed.wait(self.interval):
             before, last = last, time.monotonic()
             self._idle += min(last - before, 2 * self.interval)
+            if seen != self._progress:
+                self._idle, seen = 0.0, self._progress
             self._beat()
             if self.timeout and self._idle >= self.timeout:
                 self._end()

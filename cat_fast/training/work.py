@@ -3,33 +3,44 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 
+class Part(NamedTuple):
+    """A batch that a rank goes through within a step: one of them, or one an accumulation step."""
+
+    keys: Sequence[str]
+    """Keys or paths of its samples."""
+    ratio: int | None = None
+    """What they share, if they do."""
+
+    def __str__(self) -> str:
+        ratio = [f"{self.ratio}x"] if self.ratio else []
+        return ", ".join([*ratio, f"batch {shortened(self.keys)}" if self.keys else "no batch told"])
+
+
 @dataclass
 class Work:
-    """The step in hand, its batch, and how much of the step was this rank's own doing.
+    """The step in hand, its batches, and how much of the step was this rank's own doing.
 
     A step is its own work from `begin` to the first `computed`: data, and what is computed before the rank
     first waits for another. On a GPU the time is the device's, between two events.
     """
 
     step: int = 0
-    ratio: int | None = None
-    batch: Sequence[str] = ()
-    """Keys or paths of the samples."""
+    parts: Sequence[Part] = ()
     _begun: Any = None
     _spans: list[tuple[Any, Any]] = field(default_factory=list)
 
     def begin(self, step: int) -> None:
-        self.step, self.ratio, self.batch = step, None, ()
+        self.step, self.parts = step, ()
         self._begun = _now()
 
-    def on(self, batch: Sequence[str], ratio: int | None = None) -> None:
-        """Tell what this step is about: the samples' keys or paths, and their ratio if they share one."""
-        self.batch, self.ratio = batch, ratio
+    def on(self, parts: Sequence[Part]) -> None:
+        """Tell what this step is about."""
+        self.parts = parts
 
     @property
     def waiting(self) -> bool:
@@ -48,8 +59,7 @@ class Work:
         return [_seconds(first, last) for first, last in spans]
 
     def __str__(self) -> str:
-        parts = [f"step {self.step}", *([f"{self.ratio}x"] if self.ratio else [])]
-        return ", ".join(parts) + f", batch {shortened(self.batch)}" if self.batch else ", ".join(parts)
+        return f"step {self.step} ({'; '.join(map(str, self.parts))})" if self.parts else f"step {self.step}"
 
 
 def shortened(names: Sequence[str], most: int = 16) -> str:

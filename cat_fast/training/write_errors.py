@@ -7,6 +7,7 @@ its barriers, so the engines write through `AgreeingWriter`, which keeps an erro
 import errno
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ def write_together(write: Callable[[], None], path: Path, what: str, ranks: Rank
     raise_together(error, ranks)
 
 
+def write_on_main(write: Callable[[], None], path: Path, what: str, ranks: Ranks) -> None:
+    """Collective: `write_together`, where rank 0 alone has something to write."""
+    write_together(write if ranks.is_main else lambda: None, path, what, ranks)
+
+
 def as_write_error(error: Exception, path: Path, what: str = "a checkpoint") -> UserError | None:
     """The one line that a failed write of `what` deserves, or None if `error` is no failed write."""
     if isinstance(error, UserError):
@@ -62,23 +68,32 @@ class AgreeingWriter:
         self.inner, self.ranks = inner, ranks
         self.error: UserError | None = None
 
-    def create(self, info: Any) -> None:
-        self.error = None
-        self.inner.create(info)
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        try:
+            self.inner.makedirs(path, exist_ok=exist_ok)
+        except OSError as error:
+            self._keep(error, path)
 
     def save(self, state_dict: Any, path: str) -> None:
         try:
             self.inner.save(state_dict, path)
         except Exception as error:
-            self.error = as_write_error(error, Path(path))
-            if self.error is None:
-                raise
+            self._keep(error, path)
             # What was written of it would fill the disk for the small files that still follow.
-            Path(path).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(path).unlink(missing_ok=True)
 
     def commit(self, info: Any) -> Any:
-        raise_together(self.error, self.ranks)
+        error, self.error = self.error, None
+        raise_together(error, self.ranks)
         return self.inner.commit(info)
+
+    def _keep(self, error: Exception, path: str) -> None:
+        """The first one; one that is no failed write goes its way."""
+        told = as_write_error(error, Path(path))
+        if told is None:
+            raise error
+        self.error = self.error or told
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)

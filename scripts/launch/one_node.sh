@@ -32,5 +32,19 @@ else
   count=(--num_gpus "$ranks")
 fi
 
-trap '' USR1 # ends the launcher otherwise; the ranks hear it, save and end
-exec "$python" -m deepspeed.launcher.runner "${count[@]}" --master_port "$port" --module cat_fast.train "$@"
+# A job of its own group, to which a signal to this script is passed on: the ranks hear USR1 or Ctrl-C, save and
+# end with 0. The launchers would die of them and take the ranks along, or not tell them.
+set -m
+trap '' USR1
+"$python" -m deepspeed.launcher.runner "${count[@]}" --master_port "$port" --module cat_fast.train "$@" < /dev/null &
+job=$!
+trap 'kill -s USR1 -- "-$job"' TERM USR1 HUP
+trap 'kill -s INT -- "-$job"' INT
+
+status=0
+wait "$job" || status=$?
+while kill -s 0 "$job" 2> /dev/null; do # a signal ends `wait`, not the job
+  status=0
+  wait "$job" || status=$?
+done
+exit "$status"

@@ -14,6 +14,7 @@ from cat_fast.config import fill
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.zero import read_deepspeed_config
 
 RATIOS = (2, 4, 8)
 SIDE = 16
@@ -22,8 +23,8 @@ HALF = 5
 """After as many steps a checkpoint is written."""
 WORLD = 2
 LR = 1e-4
-GAN_FROM = 2
-"""The first step with a GAN: the discriminator is two steps younger than the autoencoder."""
+GAN_FROM = 1
+"""The first step with a GAN: the discriminator is a step younger than the autoencoder."""
 
 MODEL = {
     "sample_size": SIDE,
@@ -59,8 +60,9 @@ class Case:
     def run(self, folder: Path) -> TokenizerRun:
         """Its configuration; the DeepSpeed JSON is written to `folder`."""
         path = folder / f"{self.name}.json"
-        zero = {"stage": self.stage, "reduce_bucket_size": self.bucket, "overlap_comm": False}
-        path.write_text(json.dumps({"zero_optimization": zero}))
+        shipped = read_deepspeed_config(f"deepspeed/zero{self.stage}.json")
+        shipped["zero_optimization"] |= {"reduce_bucket_size": self.bucket}
+        path.write_text(json.dumps(shipped))
         optimizer = {"lr": LR, "weight_decay": 0.1, "max_grad_norm": self.max_grad_norm}
         loss = {"perceptual_weight": 0.0, "kl_weight": 1e-3, "gan_loss_starting_step": GAN_FROM} | self.loss
         values = {

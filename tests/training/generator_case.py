@@ -13,6 +13,7 @@ import torch
 from cat_fast.config import fill
 from cat_fast.data.latent_shards import LatentShardWriter
 from cat_fast.training.settings import GeneratorRun
+from cat_fast.training.zero import read_deepspeed_config
 
 STEPS = 10
 HALF = 5
@@ -45,8 +46,9 @@ class Case:
     def run(self, folder: Path, latents: Path) -> GeneratorRun:
         """Its configuration; the DeepSpeed JSON is written to `folder`."""
         path = folder / f"{self.name}.json"
-        zero = {"stage": self.stage, "reduce_bucket_size": self.bucket, "overlap_comm": False}
-        path.write_text(json.dumps({"zero_optimization": zero | self.zero}))
+        shipped = read_deepspeed_config(f"deepspeed/zero{self.stage}.json")
+        shipped["zero_optimization"] |= {"reduce_bucket_size": self.bucket, **self.zero}
+        path.write_text(json.dumps(shipped))
         values = {
             "task": "generator",
             "output_dir": str(folder / "run"),

@@ -63,6 +63,45 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(store, damage, says
         assert store.latest() == (1, store.folder / "step_00000001")
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path, keep):
+    store = CheckpointStore(tmp_path / "checkpoints", Ranks(), keep_last=3)
+    for step in (5, 6, 7):
+        store.save(step, write_some(step))
+        store.wait()
+    for step in (6, 7):
+        flip_one_bit(store.folder / f"step_{step:08d}" / "weights.bin")
+    store.keep_last = keep
+    with pytest.warns(UserWarning, match="passed over"):
+        assert store.latest() == (5, store.folder / "step_00000005")
+    store.save(6, write_some(6))
+    store.wait()
+    assert store.latest() == (6, store.folder / "step_00000006")
+    left = sorted(path.name for path in store.folder.glob("step_*"))
+    assert left == ["step_00000005", "step_00000006"][-keep:]
+
+
+def test_where_none_is_whole_the_run_does_not_silently_start_over(store):
+    for step in (1, 2):
+        store.save(step, write_some(step))
+        store.wait()
+        flip_one_bit(store.folder / f"step_{step:08d}" / "weights.bin")
+    with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole.*checkpoint\.resume=never"):
+        store.latest()
+    assert len(list(store.folder.glob("step_*"))) == 2
+
+
+def test_what_users_put_beside_checkpoints_is_left_alone(store):
+    store.save(1, write_some(1))
+    store.wait()
+    (store.folder / "step_00000012_backup").mkdir()
+    assert store.latest() == (1, store.folder / "step_00000001")
+    for step in (2, 3, 4):
+        store.save(step, write_some(step))
+    store.wait()
+    assert (store.folder / "step_00000012_backup").is_dir()
+
+
 def test_what_dies_while_writing_leaves_the_checkpoint_before_it(store):
     store.save(1, write_some(1))
     store.wait()

@@ -16,6 +16,7 @@ from cat_fast.training.agreement import SharedError
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.settings import GuardConfig, OptimizerConfig
+from cat_fast.training.work import Part
 from tests.training.runs import GENERATOR, TOKENIZER, write_latents
 from tests.training.two_ranks import on_two_ranks
 
@@ -23,8 +24,17 @@ NAN, INF = float("nan"), float("inf")
 CLEAN = (0, 2, 4, 7)
 """Steps of the engines below that are finite; on rank 1 the loss of 1 and 5 is not, on rank 0 the gradient of
 3 and 6."""
-STAGES = ((0, 10**6), (1, 10**6), (2, 10**6), (2, 50), (3, 10**6))
-"""ZeRO stage and bucket size."""
+STAGES = (
+    (0, 10**6, 1),
+    (1, 10**6, 1),
+    (2, 10**6, 1),
+    (2, 50, 1),
+    (3, 10**6, 1),
+    (1, 50, 2),
+    (2, 50, 2),
+    (3, 50, 2),
+)
+"""ZeRO stage, bucket size and accumulation steps."""
 
 
 class PlainEngine:
@@ -46,7 +56,7 @@ class PlainEngine:
 def guard_at(step: int, most: int = 3) -> StepGuard:
     ranks = Ranks()
     ranks.work.begin(step)
-    ranks.work.on(["a.png", "b.png"], 16)
+    ranks.work.on([Part(["a.png", "b.png"], 16)])
     return StepGuard(GuardConfig(max_bad_steps=most), ranks)
 
 
@@ -58,8 +68,9 @@ def test_a_loss_that_is_not_finite_does_not_pass_and_its_gradients_are_gone(valu
     assert not guard.passes(losses, {"model": engine})
     assert all(p.grad is None for p in engine.module.parameters())
     told = capsys.readouterr().err
-    assert told.startswith("step 7 skipped (1 in a row, 1 in all), not finite: l1 of rank 0 at 16x")
-    assert "a.png, b.png" in told
+    assert told.startswith(
+        "step 7 skipped (1 in a row, 1 in all), not finite: l1 of rank 0 (16x, batch a.png, b.png)"
+    )
 
 
 @pytest.mark.parametrize("value", [NAN, INF, 1e30])
@@ -83,13 +94,25 @@ def test_too_many_in_a_row_end_the_run_with_a_diagnosis():
     engine, guard = PlainEngine(), guard_at(9, most=2)
     losses = {"loss": torch.tensor(NAN), "weighted/kl": torch.tensor(NAN), "kl": torch.tensor(NAN)}
     assert not guard.passes(losses, {"model": engine})
-    with pytest.raises(SharedError, match=r"2 steps in a row.*step 9.*kl of rank 0 at 16x.*a\.png, b\.png"):
+    with pytest.raises(
+        SharedError, match=r"2 steps in a row.*step 9.*kl of rank 0 \(16x, batch a\.png, b\.png\)"
+    ):
         guard.passes(losses, {"model": engine})
+
+
+def test_of_several_batches_the_bad_one_is_named(capsys):
+    guard = guard_at(3)
+    guard.ranks.work.on([Part(["a.png"], 8), Part(["b.png"], 16), Part(["c.png"], 32)])
+    losses = {"l1": torch.tensor([1.0, NAN, 1.0]), "kl": torch.tensor([1.0, 1.0, INF])}
+    assert not guard.passes(losses, {})
+    told = capsys.readouterr().err
+    assert "l1 of rank 0 (16x, batch b.png); kl of rank 0 (32x, batch c.png)" in told
+    assert "a.png" not in told
 
 
 def test_many_files_are_cut_short():
     ranks = Ranks()
-    ranks.work.on([f"{n}.png" for n in range(100)])
+    ranks.work.on([Part([f"{n}.png" for n in range(100)])])
     with pytest.raises(UserError, match=r"15\.png and 84 more"):
         StepGuard(GuardConfig(max_bad_steps=1), ranks).passes({"loss": torch.tensor(NAN)}, {})
 
@@ -118,10 +141,10 @@ def skip_on_rank(folder: str, latents: str) -> None:
 
 def test_under_every_stage_bad_steps_on_one_rank_equal_a_run_without_them(two_ranks):
     for report, output in two_ranks:
-        assert report["stages"]["equal"] == {f"{stage}/{bucket}": True for stage, bucket in STAGES}, output
+        assert report["stages"]["equal"] == {"/".join(map(str, case)): True for case in STAGES}, output
         assert report["stages"]["skipped"] == [4] * len(STAGES)
     outputs = [output for _, output in two_ranks]
-    assert re.search(r"step 1 skipped .* loss of rank 1, whose batch was r1s1", outputs[0])
+    assert re.search(r"step 1 skipped .* loss of rank 1 \(batch r1s1p0\)", outputs[0])
     assert re.search(r"step 3 skipped .* gradient norm of the net", outputs[0])
     assert "skipped (" not in outputs[1]
 
@@ -129,18 +152,20 @@ def test_under_every_stage_bad_steps_on_one_rank_equal_a_run_without_them(two_ra
 def _stages(ranks: Ranks) -> dict[str, Any]:
     """A run with bad steps against one that never saw them, bit for bit, under each stage."""
     equal, skipped = {}, []
-    for stage, bucket in STAGES:
+    for case in STAGES:
         runs = []
         for steps in (range(8), CLEAN):
             guard = StepGuard(GuardConfig(), ranks)
-            runs.append(_train(stage, bucket, steps, guard, ranks))
+            runs.append(_train(*case, steps, guard, ranks))
             skipped.append(guard.skipped)
-        equal[f"{stage}/{bucket}"] = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+        equal["/".join(map(str, case))] = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     return {"equal": equal, "skipped": skipped[::2]}
 
 
-def _train(stage: int, bucket: int, steps: Any, guard: StepGuard, ranks: Ranks) -> list[torch.Tensor]:
-    """Weights and moments after `steps`, of which some are bad on one rank."""
+def _train(
+    stage: int, bucket: int, parts: int, steps: Any, guard: StepGuard, ranks: Ranks
+) -> list[torch.Tensor]:
+    """Weights and moments after `steps` of so many parts, of which the last is bad on one rank in some."""
     import deepspeed
 
     torch.manual_seed(0)
@@ -149,6 +174,7 @@ def _train(stage: int, bucket: int, steps: Any, guard: StepGuard, ranks: Ranks) 
     zero = {"stage": stage, "reduce_bucket_size": bucket, "overlap_comm": False}
     config = {
         "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": parts,
         "gradient_clipping": 1.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -158,15 +184,21 @@ def _train(stage: int, bucket: int, steps: Any, guard: StepGuard, ranks: Ranks) 
     engine, *_ = deepspeed.initialize(model=net, optimizer=adamw, config=config, dist_init_required=False)
     for step in steps:
         ranks.work.begin(step)
-        ranks.work.on([f"r{ranks.rank}s{step}"])
-        inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(10 * step + ranks.rank))
-        loss = engine(inputs).square().mean()
-        if step in (1, 5) and ranks.rank == 1:
-            loss = loss * NAN
-        if step in (3, 6) and ranks.rank == 0:
-            loss = loss + (0 * loss).sqrt()  # 0, with an infinite derivative times 0
-        engine.backward(loss)
-        if guard.passes({"loss": loss}, {"net": engine}):
+        ranks.work.on([Part([f"r{ranks.rank}s{step}p{part}"]) for part in range(parts)])
+        losses = []
+        for part in range(parts):
+            seed = 100 * step + 10 * part + ranks.rank
+            inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+            loss = engine(inputs).square().mean()
+            if part + 1 == parts and step in (1, 5) and ranks.rank == 1:
+                loss = loss * NAN
+            if part + 1 == parts and step in (3, 6) and ranks.rank == 0:
+                loss = loss + (0 * loss).sqrt()  # 0, with an infinite derivative times 0
+            engine.backward(loss)
+            losses.append(loss.detach())
+            if part + 1 < parts:
+                engine.step()
+        if guard.passes({"loss": torch.stack(losses)}, {"net": engine}):
             engine.step()
     return list(_tensors([engine.module.state_dict(), engine.optimizer.state_dict()]))
 
@@ -190,7 +222,7 @@ def test_a_bad_step_of_a_task_leaves_weights_moments_and_averages_and_the_next_o
     for report, output in two_ranks:
         assert report[kind]["skipped"] == [False, False, True, False], output
         assert report[kind]["changed"] == [True, True, False, True], output
-    assert re.search(rf"step 2 skipped .*: {terms}.* of rank 1.*whose batch was \S+", two_ranks[0][1])
+    assert re.search(rf"step 2 skipped .*: {terms}.* of rank 1 \(.*batch \S+", two_ranks[0][1])
 
 
 def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[bool]]:

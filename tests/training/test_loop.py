@@ -247,6 +247,18 @@ def test_a_skipped_step_is_logged_without_what_is_not_finite_and_counted(tmp_pat
     assert summarize(tmp_path).skipped == 2
 
 
+def test_skipped_steps_of_before_count_when_a_run_goes_on(tmp_path):
+    class Skips(Counter):
+        def train_step(self, step: int) -> dict[str, float]:
+            metrics = super().train_step(step)
+            return {"loss": math.nan, SKIPPED: 1.0} if step in (2, 5, 7) else metrics
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Skips(fail_at=8), settings(tmp_path), Ranks())  # saved after 6 steps
+    run(Skips(), settings(tmp_path), Ranks())
+    assert summarize(tmp_path).skipped == 3
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -355,3 +367,18 @@ def on_rank(folder: str) -> None:
         print(f"rank {ranks.rank} failed: {error}")
     ended = run(OnTwoRanks(ranks, told_at=7), settings(Path(folder), every=100), ranks)
     print(f"rank {ranks.rank} ended: {ended}")
+
+
+def run_in_own_folder(folder: str) -> None:
+    ranks = gloo_ranks()
+    run(Counter(), settings(Path(folder) / f"of_rank_{ranks.rank}"), ranks)
+
+
+def test_ranks_that_do_not_share_their_folder_are_told_before_they_train(tmp_path):
+    for rank in (0, 1):
+        (tmp_path / f"of_rank_{rank}").mkdir()
+    outputs = on_two_ranks("tests.training.test_loop:run_in_own_folder", tmp_path, codes=(1, 1))
+    for output in outputs:
+        assert "every rank needs storage that all machines share (on rank 1)" in output
+    assert not list(tmp_path.rglob("step_*"))
+    assert not list(tmp_path.rglob(".shared_*"))

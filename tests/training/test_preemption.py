@@ -153,18 +153,23 @@ def test_a_launcher_that_is_gone_is_a_reason_to_end_and_one_that_never_was_is_no
     [
         ({}, "python -m cat_fast.train 'a b.yaml' seed=1"),
         (
+            {"WORLD_SIZE": "16", "SLURM_JOB_ID": "7"},
+            "sbatch scripts/launch/slurm.sbatch 'a b.yaml' seed=1",
+        ),
+        (
             {"WORLD_SIZE": "8", "LOCAL_SIZE": "8"},
             "deepspeed --num_gpus 8 --module cat_fast.train 'a b.yaml' seed=1",
         ),
         (
             {"WORLD_SIZE": "16", "LOCAL_SIZE": "8"},
-            "deepspeed --num_nodes 2 --num_gpus 8 --module cat_fast.train 'a b.yaml' seed=1",
+            "deepspeed --hostfile HOSTFILE --num_nodes 2 --num_gpus 8 --module cat_fast.train 'a b.yaml' "
+            "seed=1",
         ),
     ],
 )
 def test_without_a_launcher_in_sight_the_command_is_rebuilt(monkeypatch, environment, expected):
     monkeypatch.setattr(sys, "executable", "/usr/bin/python")
-    for name in ("WORLD_SIZE", "LOCAL_SIZE"):
+    for name in ("WORLD_SIZE", "LOCAL_SIZE", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

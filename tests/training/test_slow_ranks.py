@@ -45,7 +45,7 @@ def test_a_slow_rank_is_warned_of_while_it_is_slow_and_measured(tmp_path):
 
 def test_own_time_ends_where_a_rank_first_waits_and_the_first_step_is_left_out():
     ranks = Ranks()
-    slow_ranks = SlowRanks(SlowRanksConfig(every_steps=2), ranks)
+    slow_ranks = SlowRanks(SlowRanksConfig(every_steps=4), ranks)
     for step in range(3):
         ranks.work.begin(step)
         time.sleep(0.05 if step == 0 else 0.0)
@@ -57,3 +57,13 @@ def test_own_time_ends_where_a_rank_first_waits_and_the_first_step_is_left_out()
     assert len(own) == 2
     assert max(own) < 0.05
     assert ranks.work.take_own_seconds() == []
+
+
+def test_one_rank_alone_does_not_gather_times_for_ever():
+    ranks = Ranks()
+    slow_ranks = SlowRanks(SlowRanksConfig(every_steps=4), ranks)
+    for step in range(10):
+        ranks.work.begin(step)
+        ranks.work.computed()
+        slow_ranks.after_step()
+    assert len(ranks.work.take_own_seconds()) == 2

@@ -28,8 +28,8 @@ def plain(tmp_path_factory):
     return functools.cache(lambda case, **how: PlainGAN(case, folder, **how).train())
 
 
-def test_the_two_ranks_draw_all_nine_pairs_of_ratios():
-    assert {(ratio_of(step, 0), ratio_of(step, 1)) for step in range(STEPS)} == {
+def test_the_two_ranks_draw_all_nine_pairs_of_ratios_while_the_gan_trains():
+    assert {(ratio_of(step, 0), ratio_of(step, 1)) for step in range(GAN_FROM, STEPS)} == {
         (a, b) for a in RATIOS for b in RATIOS
     }
 
@@ -67,7 +67,9 @@ def test_they_are_those_of_the_undivided_batch_but_for_rounding(name, gans, plai
         if key.endswith(KEY_BIAS):
             assert (state[key] - value).abs().max() <= 2 * STEPS * LR
         elif ".weight." in key or key.startswith("ema."):
-            assert (state[key] - value).norm() < 1e-5 * value.norm(), key
+            # A bias that began at zero is smaller than the way that ten steps can move it.
+            size = max(value.norm(), STEPS * LR * value.numel() ** 0.5)
+            assert (state[key] - value).norm() < 1e-5 * size, key
     for kind in [f"{model}.{m}." for model in ("model", "discriminator") for m in ("exp_avg", "exp_avg_sq")]:
         keys = [key for key in expected if key.startswith(kind)]
         ours, theirs = (torch.cat([s[key].flatten() for key in keys]) for s in (state, expected))

@@ -30,7 +30,7 @@ METRICS = {
     "tokens": 512.0,
     "images_per_second": 16.0,
     "mfu": 0.4,
-    "grad_norm": 2.0,
+    "data_share": 2.0,
     "held_out/psnr_8x": 21.0,
 }
 
@@ -52,7 +52,7 @@ def test_every_figure_has_a_group():
         "throughput/tokens": 512.0,
         "throughput/images_per_second": 16.0,
         "throughput/mfu": 0.4,
-        "training/grad_norm": 2.0,
+        "training/data_share": 2.0,
         "held_out/psnr_8x": 21.0,
     }
 
@@ -62,7 +62,7 @@ def test_tensorboard_is_given_pictures(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     board.picture("reconstructions", Image.fromarray(pixels), 4)
     (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("reconstructions")
-    board.close()
+    board.close(failed=False)
     assert (event.step, event.width, event.height) == (4, 9, 6)
 
 
@@ -76,9 +76,14 @@ FAKE_WANDB = """
     class Run:
         def __init__(self, given): self.given, self.told, self.finished = given, [], False
         def log(self, values, step): self.told.append((step, values))
-        def finish(self): self.finished = True
+        def finish(self, exit_code): self.finished, self.exit_code = True, exit_code
+
+    class Error(Exception): pass
+
+    TROUBLE = []
 
     def init(**given):
+        if TROUBLE: raise TROUBLE.pop()
         RUNS.append(Run(given))
         return RUNS[-1]
 """
@@ -109,7 +114,7 @@ def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path,
         _, tracker = trackers(run, config(run, wandb_project="cat"), first)
         tracker.scalars({"loss/total": 1.0}, first)
         tracker.picture("reconstructions", Image.new("RGB", (4, 2)), first)
-        tracker.close()
+        tracker.close(failed=first == 3)
     one, two = wandb.RUNS
     assert one.given["project"] == "cat"
     assert one.given["name"] == "mine"
@@ -120,8 +125,28 @@ def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path,
     assert one.told[1][1]["reconstructions"].size == (4, 2)
     assert one.finished
     assert two.finished
+    assert (one.exit_code, two.exit_code) == (0, 1)
     assert two.given["id"] == one.given["id"]
     assert two.given["resume"] == "allow"
+
+
+def test_wandb_that_cannot_be_started_is_one_error_and_later_trouble_only_a_warning(tmp_path, wandb, capsys):
+    wandb.TROUBLE.append(wandb.Error("no network"))
+    with pytest.raises(UserError, match=r"wandb_project: wandb cannot be started \(no network\).*offline"):
+        trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
+    _, tracker = trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
+    (run,) = wandb.RUNS
+    tracker.scalars({"loss/total": 1.0}, 0)
+
+    def broken(values, step):
+        raise RuntimeError("its process died")
+
+    run.log = broken
+    for step in (1, 2):
+        tracker.scalars({"loss/total": 1.0}, step)
+    assert len(run.told) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "wandb is told nothing from step 1 on (its process died)" in line
 
 
 def test_another_folder_is_another_wandb_run(tmp_path, wandb):
@@ -134,7 +159,7 @@ def test_another_folder_is_another_wandb_run(tmp_path, wandb):
 
 def test_not_asked_wandb_is_not_even_imported(tmp_path):
     (only,) = trackers(tmp_path, config(tmp_path), 0)
-    only.close()
+    only.close(failed=False)
     assert "wandb" not in sys.modules
 
 
