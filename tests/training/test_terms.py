@@ -7,8 +7,13 @@ def test_each_ratio_keeps_what_it_was_last_told():
     terms = TermsByRatio()
     terms.update(
         {
-            **{"loss": 0.9, "loss_16x": 0.25, "l1_16x": 0.1234, "weighted/l1_16x": 0.1234},
-            **{"discriminator_accuracy_16x": 0.714, "real_logit_16x": 1.0, "images": 8.0},
+            "loss": 0.9,
+            "loss_16x": 0.25,
+            "l1_16x": 0.1234,
+            "weighted/l1_16x": 0.1234,
+            "discriminator_accuracy_16x": 0.714,
+            "real_logit_16x": 1.0,
+            "images": 8.0,
         }
     )
     terms.update({"loss_8x": 0.5, "l1_8x": 0.25})
