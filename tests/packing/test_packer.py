@@ -3,6 +3,7 @@
 import json
 import random
 import statistics
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import mixes
 from cat_fast.errors import UserError
 from cat_fast.packing import TokenBudgetPacker, packer
 from cat_fast.packing.reference_packer import ReferenceBestFitPacker
@@ -19,13 +21,8 @@ CORES = [
     pytest.param(ReferenceBestFitPacker, id="reference"),
     pytest.param(packer.BestFitPacker, id="native", marks=native_only),
 ]
-MIXES = {
-    "252": {1024: 10, 256: 48, 64: 42},
-    "216": {1024: 6, 256: 49, 64: 45},
-    "197": {1024: 4, 256: 49, 64: 47},
-    "uniform": dict.fromkeys(range(16, 1025), 1),
-}
-"""Lengths and their shares: the paper's, by the mean number of tokens, and one of no few lengths."""
+MIXES = {**mixes.MIXES, "uniform": mixes.UNIFORM}
+"""Lengths and their shares: the paper's, and one of many lengths."""
 
 
 @pytest.fixture(params=CORES)
@@ -37,7 +34,7 @@ def stream(lengths):
     return ((f"item-{i}", length) for i, length in enumerate(lengths))
 
 
-def mixed_lengths(mix: dict[int, int], count: int, seed: int = 0) -> list[int]:
+def mixed_lengths(mix: Mapping[int, float], count: int, seed: int = 0) -> list[int]:
     return random.Random(seed).choices(list(mix), list(mix.values()), k=count)
 
 
