@@ -10,7 +10,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
 
-.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder lint build clean
+.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing lint build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -35,6 +35,9 @@ bench-kernels: $(PACKAGE) ## Measure the operators; see benchmarks/results/kerne
 
 bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an hour; see docs/models.md
 	$(BIN)/python benchmarks/autoencoder.py --json benchmarks/results/autoencoder.json
+
+bench-packing: $(PACKAGE) ## Measure training on packed pictures against other batches; half an hour
+	$(BIN)/python benchmarks/packing.py --json benchmarks/results/packing.json
 
 lint: $(PACKAGE) ## Check style, formatting and types
 	$(BIN)/ruff check

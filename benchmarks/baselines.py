@@ -33,3 +33,12 @@ def materialized_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
     q_BHND, k_BHND, v_BHND = (x.transpose(1, 2) for x in (q, k, v))
     weights = (q_BHND @ k_BHND.mT * q.shape[-1] ** -0.5).softmax(-1)
     return (weights @ v_BHND).transpose(1, 2)
+
+
+def block_mask_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Attention over packed sequences as one sequence: one SDPA call under a dense mask.
+
+    q, k, v: (T, H, D). mask: (T, T), True where a token sees another. Returns (T, H, D).
+    """
+    q_HTD, k_HTD, v_HTD = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q_HTD, k_HTD, v_HTD, attn_mask=mask)[0].transpose(0, 1)

@@ -33,7 +33,13 @@ class Contestant:
     run: Callable[[], Any]
     """Does it once; all of it is timed."""
     outputs: Callable[[Any], Sequence[torch.Tensor]]
-    """What `run` returned, as tensors laid out like the case's truth; not timed."""
+    """What `run` returned, as tensors laid out like the truth; not timed."""
+    truth: Callable[[], Sequence[torch.Tensor]] | None = None
+    """What it should compute, where it does other work than the case's."""
+    rehearsal: Callable[[], Any] | None = None
+    """The same work at the size of the truth, where checking `run` would take too long."""
+    count: float = 1.0
+    """How many of what is compared a run gets through, such as pictures: ratios are of counts a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,10 @@ class Case:
     """Floating-point operations of the work, where arithmetic is the limit."""
     multiplied: torch.dtype | None = None
     """The dtype of the matrix product whose rate is the yardstick of the arithmetic, beside `flops`."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """How many of what a run of ours gets through, such as tokens, to be told per second."""
+    expected: Mapping[str, float] = field(default_factory=dict)
+    """By baseline: the ratio that the work itself predicts."""
     breakdown: Callable[[], Mapping[str, Any]] | None = None
     """Where ours spends its time and memory; asked once, after the timing."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -110,13 +120,17 @@ class Result:
     seconds: Mapping[str, Spread] = field(default_factory=dict)
     """Of one call."""
     ratios: Mapping[str, Spread] = field(default_factory=dict)
-    """By baseline: its time over ours, pair by pair. Empty unless all are right."""
+    """By baseline: its time over ours, each by its count, pair by pair. Empty unless all are right."""
+    of_expected: Mapping[str, float] = field(default_factory=dict)
+    """By baseline: the median ratio as a share of the expected one."""
     pairs: Mapping[str, int] = field(default_factory=dict)
     peak_bytes: Mapping[str, int | None] = field(default_factory=dict)
     """By how much a call raises the memory in use, at its height; None where the system does not tell."""
     work: Mapping[str, float] = field(default_factory=dict)
     """What is known of bytes_moved, gb_per_second, of_copy_bandwidth, of_peak_bandwidth, flops,
     gflops_per_second, of_matmul_rate and of_peak_flops of ours; a peak is that of the GPU's data sheet."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """How many of `Case.rates` ours gets through a second."""
     breakdown: Mapping[str, Any] = field(default_factory=dict)
     """What `Case.breakdown` told."""
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -139,10 +153,10 @@ def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Res
     errors, first = {}, {}
     for name, contestant in everyone.items():
         start = clock()
-        result = contestant.run()
+        result = (contestant.rehearsal or contestant.run)()
         machine.synchronize()
         first[name] = clock() - start
-        errors[name] = error_of(contestant.outputs(result), truth)
+        errors[name] = error_of(contestant.outputs(result), contestant.truth() if contestant.truth else truth)
     checked = Result(errors=errors, tolerance=case.tolerance, slack=case.slack, details=case.details)
     if not checked.right:
         return checked
@@ -170,15 +184,20 @@ def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Res
         pairs = take_turns(turns, effort, clock)
         times["ours"] += [ours for ours, _ in pairs]
         times[name] = [theirs for _, theirs in pairs]
-        ratios[name] = Spread.of([theirs / ours for ours, theirs in pairs])
+        more = case.ours.count / baselines[name].count
+        ratios[name] = Spread.of([more * theirs / ours for ours, theirs in pairs])
     seconds = {name: Spread.of(values) for name, values in times.items()}
     return replace(
         checked,
         seconds=seconds,
         ratios=ratios,
+        of_expected={
+            name: ratios[name].median / ratio for name, ratio in case.expected.items() if name in ratios
+        },
         pairs={name: len(times[name]) for name in baselines},
         peak_bytes=peaks,
         work=_work(case, seconds["ours"].median, effort, clock),
+        rates={name: count / seconds["ours"].median for name, count in case.rates.items()},
         breakdown=case.breakdown() if case.breakdown else {},
     )
 
@@ -265,6 +284,7 @@ def lines(key: str, result: Result) -> list[str]:
         told.append(
             f"  {ratio.median:7.2f} x as fast as {name} (quartiles {ratio.low:.2f} to {ratio.high:.2f}, "
             f"{result.pairs[name]} pairs): {milliseconds['ours']:.2f} ms against {milliseconds[name]:.2f}"
+            + (f", {result.of_expected[name]:.0%} of what was expected" if name in result.of_expected else "")
         )
     facts = [f"error {result.errors['ours']:.1e}"]
     work = result.work
@@ -273,12 +293,13 @@ def lines(key: str, result: Result) -> list[str]:
     if "of_copy_bandwidth" in work:
         facts.append(f"{work['of_copy_bandwidth']:.0%} of a copy's bandwidth")
     if "flops" in work:
-        facts.append(f"{work['flops'] / 1e9:.2f} GFLOP at {work['gflops_per_second']:.1f} GFLOP/s")
+        facts.append(f"{_flops(work['flops'])} at {_flops(work['gflops_per_second'] * 1e9)}/s")
     if "of_matmul_rate" in work:
         facts.append(f"{work['of_matmul_rate']:.0%} of a matrix product's rate")
     for name, unit in (("of_peak_bandwidth", "bandwidth"), ("of_peak_flops", "arithmetic")):
         if name in work:
             facts.append(f"{work[name]:.0%} of the card's {unit}")
+    facts += [f"{value:.4g} {name}/s" for name, value in result.rates.items()]
     peaks = [f"{name} {peak / 2**20:.0f}" for name, peak in result.peak_bytes.items() if peak is not None]
     if peaks:
         facts.append("peak memory in MiB: " + ", ".join(peaks))
@@ -291,6 +312,10 @@ def lines(key: str, result: Result) -> list[str]:
     return told
 
 
+def _flops(number: float) -> str:
+    return f"{number / 1e12:.2f} TFLOP" if number >= 1e12 else f"{number / 1e9:.2f} GFLOP"
+
+
 def as_json(about: Mapping[str, Any], results: Mapping[str, Result]) -> dict[str, Any]:
     """The file's contents, to four significant digits; null where there is no finite number."""
     ratios = {
@@ -299,7 +324,7 @@ def as_json(about: Mapping[str, Any], results: Mapping[str, Result]) -> dict[str
         for name, ratio in result.ratios.items()
     }
     cases = {key: {"right": result.right, **_plain(result)} for key, result in results.items()}
-    return {**_rounded(ratios), "cases": _rounded(cases), "about": _rounded(about)}
+    return {**rounded(ratios), "cases": rounded(cases), "about": rounded(about)}
 
 
 def _plain(result: Result) -> dict[str, Any]:
@@ -307,9 +332,10 @@ def _plain(result: Result) -> dict[str, Any]:
     return vars(result) | {name: {k: vars(v) for k, v in by.items()} for name, by in spreads.items()}
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """A JSON value with its floats to four significant digits, and null where they are not finite."""
     if isinstance(value, Mapping):
-        return {key: _rounded(inner) for key, inner in value.items()}
+        return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value

@@ -21,11 +21,14 @@ def main(
     arguments: Sequence[str] | None = None,
     *,
     full: harness.Effort = harness.FULL,
+    quick_cases: Mapping[str, Callable[[], harness.Case]] | None = None,
+    facts: Callable[[], Mapping[str, Any]] = dict,
 ) -> int:
     """The command line of a benchmark; returns the exit code: 1 if a result was wrong, 2 for bad usage.
 
-    `full` is the effort without --quick. The file is written anew after each case, so that --keep can go on
-    with what was ended early.
+    `full` is the effort without --quick, `quick_cases` are what --quick measures, where they are others;
+    `facts` finds, and prints, what else the file is to hold. The file is written anew after each case, so
+    that --keep can go on with what was ended early.
     """
     parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
@@ -39,6 +42,8 @@ def main(
         help="keep what FILE has and measure what is missing or wrong, or what --only names",
     )
     given = parser.parse_args(arguments)
+    if given.quick and quick_cases is not None:
+        cases = quick_cases
     chosen = {key: setup for key, setup in cases.items() if given.only in key}
     try:
         if not chosen:
@@ -50,9 +55,12 @@ def main(
             right = {key for key, found in kept.get("cases", {}).items() if found["right"]}
             chosen = {key: setup for key, setup in chosen.items() if key not in right}
 
+        found = facts()
+
         def save(results: Mapping[str, harness.Result], about: Mapping[str, Any]) -> None:
             if given.json is not None:
-                written = _merged(kept, harness.as_json({"benchmark": benchmark, **about}, results), cases)
+                measured = harness.as_json({"benchmark": benchmark, **about}, results)
+                written = _merged(kept, {**measured, **harness.rounded(found)}, cases)
                 with atomic_write(given.json) as path:
                     path.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
 

@@ -15,9 +15,19 @@ py::array_t<int64_t> to_array(const std::vector<int64_t>& values) {
   return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-std::pair<py::array_t<int64_t>, py::array_t<int64_t>> plan(
-    const BestFitPacker& packer, const py::array_t<int64_t, py::array::c_style>& lengths) {
+using Lengths = py::array_t<int64_t, py::array::c_style>;
+
+const Lengths& one_dimensional(const Lengths& lengths) {
   if (lengths.ndim() != 1) throw std::invalid_argument("lengths must be one-dimensional");
+  return lengths;
+}
+
+void extend(BestFitPacker& packer, const Lengths& lengths) {
+  packer.extend(one_dimensional(lengths).data(), lengths.size());
+}
+
+std::pair<py::array_t<int64_t>, py::array_t<int64_t>> plan(const BestFitPacker& packer, const Lengths& lengths) {
+  one_dimensional(lengths);
   std::vector<int64_t> ids, offsets;
   {
     py::gil_scoped_release release;
@@ -57,13 +67,16 @@ PYBIND11_MODULE(_bindings, m) {
 
   py::class_<BestFitPacker>(m, "BestFitPacker",
                             "Packs sequences into batches of at most max_tokens tokens and max_sequences "
-                            "sequences, best fit among the first `window` pending.")
-      .def(py::init<int64_t, int64_t, int64_t>(), py::arg("max_tokens"), py::arg("max_sequences"),
-           py::arg("window"))
-      .def("add", &BestFitPacker::add, py::arg("length"),
-           "Append a sequence; its id is the number added before it. ValueError if it is over max_tokens.")
+                            "sequences, one for each of `ranks` ranks a step, best fit among the first `window` "
+                            "pending, with sums of squared lengths near equal over the ranks.")
+      .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("max_tokens"), py::arg("max_sequences"),
+           py::arg("window"), py::arg("ranks") = 1)
+      .def("extend", &extend, py::arg("lengths"),
+           "Append sequences; the id of each is the number added before it. ValueError, and none is appended, "
+           "if a length is outside 1 .. max_tokens.")
       .def("next", &BestFitPacker::next, py::arg("flush") = false,
-           "The ids of one batch, or None if none is pending or fewer than `window` are and not `flush`.")
+           "The ids of one batch for each rank, or None if none is pending or fewer than `window` are and not "
+           "`flush`.")
       .def("pending", &BestFitPacker::pending, "(id, length) of every pending sequence, oldest first.")
       .def("state", &state, "The packer's state as plain ints and lists, for restore().")
       .def(
@@ -74,8 +87,8 @@ PYBIND11_MODULE(_bindings, m) {
           },
           py::arg("state"), "Go on from a saved state(). ValueError if it is no state of such a packer.")
       .def("plan", &plan, py::arg("lengths"),
-           "(ids, offsets) of the batches of a whole int64 array: batch b is ids[offsets[b]:offsets[b + 1]]. "
-           "Leaves the packer as it is.")
+           "(ids, offsets) of the batches of a whole int64 array, `ranks` a step: batch b is "
+           "ids[offsets[b]:offsets[b + 1]]. Leaves the packer as it is.")
       .def("__len__", &BestFitPacker::pending_count);
 
   m.def("cpu_features", &cpu_features,

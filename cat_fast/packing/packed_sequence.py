@@ -19,7 +19,8 @@ import torch
 from cat_fast.errors import UserError
 from cat_fast.kernels.pack.op import pack, unpack
 
-_PER_SEQUENCE = ("grid", "ratio", "label", "timestep")  # tensors with one row a sequence
+_OPTIONAL = {"label": torch.int64, "timestep": None, "weight": torch.float32}  # (S,), of these dtypes
+_PER_SEQUENCE = ("grid", "ratio", *_OPTIONAL)  # tensors with one row a sequence
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,8 +29,8 @@ class PackedSequence:
 
     Raises:
         UserError: if the fields do not fit each other. Shapes are checked always; values (does ``cu_seqlens``
-            begin at 0, end at T, agree with ``grid``) where the tensors are on the CPU, as on a GPU that
-            would wait for it.
+            begin at 0, end at T, agree with ``grid``) where the tensors are on the CPU: reading them from a
+            GPU would wait for it.
     """
 
     tokens: torch.Tensor
@@ -44,6 +45,8 @@ class PackedSequence:
     """(S,) int64 class index."""
     timestep: torch.Tensor | None = None
     """(S,) diffusion timestep, integer or float."""
+    weight: torch.Tensor | None = None
+    """(S,) float32; how much each sequence counts in a loss."""
     key: tuple[str, ...] | None = None
     """S names, for bookkeeping."""
     max_seqlen: int = 0
@@ -77,6 +80,7 @@ class PackedSequence:
         patch_size: int = 2,
         *,
         labels: Sequence[int] | torch.Tensor | None = None,
+        weights: Sequence[float] | torch.Tensor | None = None,
         keys: Sequence[str] | None = None,
     ) -> Self:
         """Pack (c, h, w) latents, all of one dtype, device and channel count, in the order given.
@@ -102,6 +106,7 @@ class PackedSequence:
             grid=torch.tensor(grids, dtype=torch.int32, device=device),
             ratio=torch.tensor([int(r) for r in ratios], dtype=torch.int32, device=device),
             label=None if labels is None else torch.as_tensor(labels, dtype=torch.int64, device=device),
+            weight=None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=device),
             key=None if keys is None else tuple(keys),
             max_seqlen=int(lengths.max()),
         )
@@ -179,14 +184,16 @@ class PackedSequence:
             value = getattr(self, name)
             if value.shape != shape or value.dtype != torch.int32:
                 raise UserError(f"{name}: expected {shape} int32, got {_spell(value)}")
-        for name in ("label", "timestep", "key"):
+        for name, dtype in _OPTIONAL.items():
             value = getattr(self, name)
-            if value is not None and len(value) != len(self):
+            if value is not None and value.shape != self.ratio.shape:
                 raise UserError(
-                    f"{name}: expected one for each of the {len(self)} sequences, got {len(value)}"
+                    f"{name}: expected ({len(self)},), one for each sequence, got {tuple(value.shape)}"
                 )
-        if self.label is not None and self.label.dtype != torch.int64:
-            raise UserError(f"label: expected (S,) int64, got {_spell(self.label)}")
+            if value is not None and dtype not in (None, value.dtype):
+                raise UserError(f"{name}: expected {_spell_dtype(dtype)}, got {_spell(value)}")
+        if self.key is not None and len(self.key) != len(self):
+            raise UserError(f"key: expected {len(self)}, one for each sequence, got {len(self.key)}")
 
     def _check_values(self) -> None:
         lengths = self.cu_seqlens.diff()
@@ -221,4 +228,8 @@ def _join(packs: Sequence[PackedSequence], name: str) -> Any:
 
 
 def _spell(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)} {_spell_dtype(tensor.dtype)}"
+
+
+def _spell_dtype(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")

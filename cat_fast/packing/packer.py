@@ -5,7 +5,7 @@ for keys in packer.pack((sample.key, tokens_of(sample)) for sample in stream):
     ...
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
@@ -25,7 +25,7 @@ NATIVE = BestFitPacker is not ReferenceBestFitPacker
 
 @dataclass
 class PackingStatistics:
-    """What a packer has put out so far."""
+    """What a packer has put out so far, over all ranks."""
 
     max_tokens: int
     batches: int = 0
@@ -39,31 +39,39 @@ class PackingStatistics:
 
 
 class TokenBudgetPacker(Generic[Item]):
-    """Packs items of known lengths into batches, best fit among the oldest `window` pending.
+    """Packs items of known lengths n into batches, best fit among the oldest pending, for all ranks at once.
 
-    Every batch begins with the oldest pending item, so nothing waits forever; nothing is truncated or
-    dropped; and a batch depends on the order of arrival alone, so equal streams give equal batches on every
-    machine.
+    A batch costs a transformer some a * sum(n) + b * sum(n^2), and ranks wait for the dearest. So a step's
+    batches, one a rank, are all filled to the budget, which makes sum(n) equal, and sequences are dealt so
+    that sum(n^2) nearly is (`ReferenceBestFitPacker` says how). Every step takes the oldest pending item, so
+    nothing waits forever; nothing is truncated or dropped.
+
+    There is no seed, as nothing is drawn: batches depend on the order of arrival alone, so equal streams give
+    equal batches on every machine. Who wants another order permutes the stream, as `PackedStream` does.
 
     Args:
         max_tokens: most tokens in a batch.
         max_sequences: most items in a batch; unlimited if None.
-        window: how many pending items a batch may choose from, which is also the most it can hold: keep it
-            above max_tokens / (mean length), by a few dozen for a good fill.
+        window: how many pending items a step may choose from, for each rank, which is also the most that are
+            held: keep it above max_tokens / (mean length), by a few dozen for a good fill.
+        ranks: batches a step.
 
     Raises:
         UserError: an argument below 1.
     """
 
-    def __init__(self, max_tokens: int, max_sequences: int | None = None, window: int = 256) -> None:
+    def __init__(
+        self, max_tokens: int, max_sequences: int | None = None, window: int = 256, ranks: int = 1
+    ) -> None:
         self._settings = {"max_tokens": max_tokens, "max_sequences": max_sequences, "window": window}
         try:
             # no batch can hold more sequences than tokens
             self._core = BestFitPacker(
-                max_tokens, max_tokens if max_sequences is None else max_sequences, window
+                max_tokens, max_tokens if max_sequences is None else max_sequences, window * ranks, ranks
             )
         except ValueError as error:
             raise UserError(f"packer: {error}") from error
+        self._capacity = window * ranks
         self._added = 0
         self._pending: dict[int, tuple[Item, int]] = {}
         self.statistics = PackingStatistics(max_tokens)
@@ -72,43 +80,61 @@ class TokenBudgetPacker(Generic[Item]):
         """The number of pending items."""
         return len(self._pending)
 
+    @property
+    def missing(self) -> int:
+        """How many items `next` waits for."""
+        return max(0, self._capacity - len(self))
+
     def add(self, item: Item, length: int) -> None:
         """Append an item of `length` tokens.
 
         Raises:
             UserError: a length outside 1 .. max_tokens.
         """
-        try:
-            self._core.add(length)
-        except ValueError as error:
-            raise UserError(f"{item}: {error}") from error
-        self._pending[self._added] = (item, length)
-        self._added += 1
+        self.extend([item], [length])
 
-    def next(self, *, flush: bool = False) -> list[Item] | None:
-        """The next batch, or None if fewer than `window` items are pending (with `flush`: if none is)."""
-        ids = self._core.next(flush)
-        if ids is None:
+    def extend(self, items: Sequence[Item], lengths: Sequence[int]) -> None:
+        """Append items, each with its length; all of them or, where one is refused, none.
+
+        Raises:
+            UserError: a length outside 1 .. max_tokens.
+        """
+        try:
+            self._core.extend(lengths)
+        except ValueError as error:
+            most = self.statistics.max_tokens
+            item = next(item for item, n in zip(items, lengths, strict=True) if not 1 <= n <= most)
+            raise UserError(f"{item}: {error}") from error
+        ids = range(self._added, self._added + len(items))
+        self._pending.update(zip(ids, zip(items, lengths, strict=True), strict=True))
+        self._added += len(items)
+
+    def next(self, *, flush: bool = False) -> list[list[Item]] | None:
+        """One batch for each rank; None while items are `missing` (with `flush`: if none is pending).
+
+        Flushing the last items may leave ranks with an empty batch.
+        """
+        step = self._core.next(flush)
+        if step is None:
             return None
-        batch = [self._pending.pop(id_) for id_ in ids]
-        self.statistics.batches += 1
-        self.statistics.sequences += len(batch)
-        self.statistics.tokens += sum(length for _, length in batch)
-        return [item for item, _ in batch]
+        batches = [[self._pending.pop(id_) for id_ in ids] for ids in step]
+        self.statistics.batches += len(batches)
+        self.statistics.sequences += sum(map(len, batches))
+        self.statistics.tokens += sum(length for batch in batches for _, length in batch)
+        return [[item for item, _ in batch] for batch in batches]
 
     def pack(self, items: Iterable[tuple[Item, int]]) -> Iterator[list[Item]]:
-        """Batches of a stream of (item, length), and of what was pending before it.
+        """Batches of a stream of (item, length), and of what was pending before it, rank after rank.
 
-        Reads no further ahead than the window, and flushes at the end. Saving `state_dict` between two
-        batches loses
-        nothing: what was read but not yet put out is in it.
+        Reads no further ahead than the window, and flushes at the end, without empty batches. Saving
+        `state_dict` between two steps loses nothing: what was read but not yet put out is in it.
         """
         for item, length in items:
             self.add(item, length)
-            while (batch := self.next()) is not None:
-                yield batch
-        while (batch := self.next(flush=True)) is not None:
-            yield batch
+            while (batches := self.next()) is not None:
+                yield from batches
+        while (batches := self.next(flush=True)) is not None:
+            yield from filter(None, batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as plain data: JSON where the items are."""
@@ -121,7 +147,7 @@ class TokenBudgetPacker(Generic[Item]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`.
+        """Go on from `state_dict()`, with any number of ranks.
 
         Raises:
             UserError: the state is of a packer with other settings, whose batches would not go on the same

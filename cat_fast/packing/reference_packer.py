@@ -1,27 +1,33 @@
 """Best-fit packing in plain Python: what the native core must equal, and what serves where it is missing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 
 class ReferenceBestFitPacker:
     """The algorithm of `cat_fast._bindings.BestFitPacker`, method for method.
 
-    A batch begins with the oldest pending sequence and takes more in arrival order while they fit. Once the
-    next does not, the rest of the budget is filled by best fit: the largest length that still fits, the
-    oldest among equals. Only the first `window` pending sequences are looked at.
+    A step takes, in arrival order, as many of the oldest pending sequences as `ranks` budgets could hold. The
+    oldest of all is placed first, the others from the longest to the shortest, each with the rank that has
+    the least sum of squared lengths among those with room for it. What room is left is filled by best fit:
+    the rank with the least sum of squares takes the longest pending sequence that still fits it, until
+    nothing fits anywhere. Among equal sums the fewer tokens decide, then the lower rank; among equal lengths
+    the older sequence. Only the first `window` pending sequences are looked at.
 
     Raises:
         ValueError: an argument below 1.
     """
 
-    def __init__(self, max_tokens: int, max_sequences: int, window: int) -> None:
-        for name, value in (("max_tokens", max_tokens), ("max_sequences", max_sequences), ("window", window)):
+    def __init__(self, max_tokens: int, max_sequences: int, window: int, ranks: int = 1) -> None:
+        arguments = {"max_tokens": max_tokens, "max_sequences": max_sequences, "window": window}
+        for name, value in {**arguments, "ranks": ranks}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}: at least 1 is needed")
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._window = window
+        self._ranks = ranks
         self._next_id = 0
         self._pending: list[tuple[int, int]] = []  # (id, length), oldest first
 
@@ -29,38 +35,50 @@ class ReferenceBestFitPacker:
         """The number of pending sequences."""
         return len(self._pending)
 
-    def add(self, length: int) -> None:
-        """Append a sequence; its id is the number added before it.
+    def extend(self, lengths: Iterable[int]) -> None:
+        """Append sequences; the id of each is the number added before it.
 
         Raises:
-            ValueError: a length outside 1 .. max_tokens.
+            ValueError: a length outside 1 .. max_tokens; then none is appended.
         """
-        if not 1 <= length <= self._max_tokens:
-            raise ValueError(
-                f"a sequence of {length} tokens does not fit a batch: "
-                f"lengths are 1 to {self._max_tokens} (max_tokens)"
-            )
-        self._pending.append((self._next_id, length))
-        self._next_id += 1
+        lengths = list(lengths)
+        for length in lengths:
+            if not 1 <= length <= self._max_tokens:
+                raise ValueError(
+                    f"a sequence of {length} tokens does not fit a batch: "
+                    f"lengths are 1 to {self._max_tokens} (max_tokens)"
+                )
+        self._pending += enumerate(lengths, self._next_id)
+        self._next_id += len(lengths)
 
-    def next(self, flush: bool = False) -> list[int] | None:
-        """The ids of one batch, or None if none is pending or fewer than `window` are and not `flush`."""
+    def next(self, flush: bool = False) -> list[list[int]] | None:
+        """The ids of one batch for each rank, some of them empty where too few are pending.
+
+        A batch lists what it took in arrival order, then what best fit added. None if none is pending, or
+        fewer than `window` are and not `flush`.
+        """
         if not self._pending or (len(self._pending) < self._window and not flush):
             return None
-        window = self._pending[: self._window]
-        batch = self._take_in_order(window)
-        room = self._max_tokens - sum(length for _, length in batch)
-        rest = window[len(batch) :]
-        while len(batch) < self._max_sequences:
-            fitting = [sequence for sequence in rest if sequence[1] <= room]
-            if not fitting:
-                break
-            best = max(fitting, key=lambda sequence: sequence[1])  # the first, so the oldest, among equals
-            rest.remove(best)
-            batch.append(best)
-            room -= best[1]
+        rest = self._pending[: self._window]
+        batches = [_Batch(rank) for rank in range(self._ranks)]
+        oldest, *others = rest[: self._within_budgets(rest)]
+        batches[0].take(oldest, rest)
+        for sequence in sorted(others, key=lambda sequence: -sequence[1]):
+            roomy = [batch for batch in batches if sequence[1] <= self._room(batch)]
+            if roomy:
+                min(roomy, key=_Batch.load).take(sequence, rest)
+        for batch in batches:
+            batch.ids.sort()
+        unfilled = list(batches)
+        while unfilled:
+            batch = min(unfilled, key=_Batch.load)
+            fitting = [sequence for sequence in rest if sequence[1] <= self._room(batch)]
+            if fitting:
+                batch.take(max(fitting, key=lambda sequence: sequence[1]), rest)
+            else:
+                unfilled.remove(batch)
         self._pending = rest + self._pending[self._window :]
-        return [id_ for id_, _ in batch]
+        return [batch.ids for batch in batches]
 
     def pending(self) -> list[tuple[int, int]]:
         """(id, length) of every pending sequence, oldest first."""
@@ -75,10 +93,36 @@ class ReferenceBestFitPacker:
         self._next_id = int(state["next_id"])
         self._pending = [(int(id_), int(length)) for id_, length in state["pending"]]
 
-    def _take_in_order(self, window: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        room = self._max_tokens
-        for count, (_, length) in enumerate(window[: self._max_sequences]):
+    def _within_budgets(self, window: list[tuple[int, int]]) -> int:
+        """How many of the window, in arrival order, are no more than the budgets of all ranks together."""
+        room = self._ranks * self._max_tokens
+        window = window[: self._ranks * self._max_sequences]
+        for count, (_, length) in enumerate(window):
             if length > room:
-                return window[:count]
+                return count
             room -= length
-        return window[: self._max_sequences]
+        return len(window)
+
+    def _room(self, batch: "_Batch") -> int:
+        return self._max_tokens - batch.tokens if len(batch.ids) < self._max_sequences else 0
+
+
+@dataclass(eq=False)
+class _Batch:
+    """What a rank is given in a step."""
+
+    rank: int
+    tokens: int = 0
+    squares: int = 0
+    ids: list[int] = field(default_factory=list)
+
+    def load(self) -> tuple[int, int, int]:
+        return self.squares, self.tokens, self.rank
+
+    def take(self, sequence: tuple[int, int], window: list[tuple[int, int]]) -> None:
+        """Move a sequence from the window to this batch."""
+        window.remove(sequence)
+        id_, length = sequence
+        self.ids.append(id_)
+        self.tokens += length
+        self.squares += length**2

@@ -23,6 +23,8 @@ from cat_fast.training.models import build_model
 from cat_fast.training.settings import TokenizerRun
 
 META = torch.device("meta")
+LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm)
+"""What linear layers come to; attention is made of other products."""
 
 
 def token_count(ratio: int, side: int, patch_size: int = 2) -> float:
@@ -83,13 +85,14 @@ class GeneratorFlops:
     def __init__(self, arguments: dict[str, Any]) -> None:
         with META:
             self.model = build_model(DiT, arguments)
-        self.of_length = cache(self._of_length)
+        self.parts_of_length = cache(self._parts_of_length)
 
     def of(self, lengths: Iterable[int]) -> int:
         """Of a batch of sequences of so many tokens each."""
-        return sum(map(self.of_length, lengths))
+        return sum(sum(self.parts_of_length(length).values()) for length in lengths)
 
-    def _of_length(self, length: int) -> int:
+    def _parts_of_length(self, length: int) -> dict[str, int]:
+        """`linear`, which grows with the tokens, and `attention`, which grows with their square."""
         config = self.model.config
         packed = PackedSequence(
             tokens=torch.empty(length, config.patch_size**2 * config.in_channels, device=META),
@@ -101,4 +104,6 @@ class GeneratorFlops:
         one = torch.empty(1, dtype=torch.int64, device=META)
         with FlopCounterMode(display=False) as counter:
             self.model(packed, one, one).sum().backward()
-        return counter.get_total_flops()
+        by_operator = counter.get_flop_counts()["Global"]
+        linear = sum(by_operator[operator] for operator in LINEAR if operator in by_operator)
+        return {"linear": linear, "attention": counter.get_total_flops() - linear}

@@ -10,7 +10,7 @@ from cat_fast.data.latent_shards import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import Weighting, epsilon_loss, paper_schedule
-from cat_fast.packing import PackedSequence, TokenBudgetPacker
+from cat_fast.packing import PackedSequence
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
@@ -51,8 +51,9 @@ class GeneratorTask:
         self.guard = StepGuard(config.guard, ranks)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
         self.schedule = paper_schedule()
-        packer: TokenBudgetPacker[int] = TokenBudgetPacker(config.data.max_tokens, window=config.data.window)
-        self.stream = PackedStream(self.lengths, packer, config.seed, ranks)
+        self.stream = PackedStream(
+            self.lengths, config.data.max_tokens, config.data.window, config.seed, ranks
+        )
 
     def _model_arguments(self) -> dict:
         """The `model:` section, completed by what the latents say of themselves."""
@@ -131,20 +132,16 @@ class GeneratorTask:
         # Collective parts first: a rank that cannot write its own files must not be missed in them.
         save_engine(self.engine, folder / "generator")
         self.ema.save(folder / "ema.safetensors")
-        state = self.stream.state_dict()
-        (folder / f"data_rank{self.ranks.rank}.json").write_text(json.dumps(state))
-        if self.ranks.is_main:
-            (folder / "task.json").write_text(json.dumps({"ema_updates": self.ema.updates}))
+        if self.ranks.is_main:  # every rank's stream is in the same state
+            state = {"ema_updates": self.ema.updates, "stream": self.stream.state_dict()}
+            (folder / "task.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
         """Any number of ranks goes on; see `PackedStream` for which latents each then reads."""
         load_engine(self.engine, folder / "generator", self.ranks)
-        saved = len(list(folder.glob("data_rank*.json")))
-        self.stream.load_state_dicts(
-            [json.loads((folder / f"data_rank{rank}.json").read_text()) for rank in range(saved)]
-        )
-        updates = json.loads((folder / "task.json").read_text())["ema_updates"]
-        self.ema.load(folder / "ema.safetensors", updates)
+        state = json.loads((folder / "task.json").read_text())
+        self.stream.load_state_dict(state["stream"])
+        self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
     def grid(self, step: int) -> None:
         """Nothing: there is no tokenizer here to draw with."""

@@ -11,56 +11,62 @@ from cat_fast.training.distributed import Ranks
 
 
 class PackedStream:
-    """One rank's endless batches. Epochs, each a new permutation of all latents, are laid end to end; the
-    places of this line are dealt to the ranks in turn, and each packs what it is dealt.
+    """One rank's endless batches.
 
-    Ranks run through their places at different speeds, as their batches fill. When a run goes on with another
-    number of ranks, what no batch has held yet is dealt anew: first, in order, the places before the furthest
-    reader that are pending in a packer or not read yet, then the line from there on. So each latent still
-    comes up once an epoch; and with the same number of ranks, batches are those of a run without a break.
+    Epochs, each a permutation of all latents by the seed, are laid end to end. Every rank packs this line for
+    all ranks and keeps its own batch: budgets are full and sums of squared lengths near equal over the ranks,
+    without a word between them. A step takes 0.04 ms to plan for one rank, 2 ms for 64 and 50 ms for 1024, at
+    the paper's budget on one CPU core.
+
+    The state is therefore one, the same on every rank. A run that goes on with another number of ranks plans
+    on with it, so that each latent still comes up once an epoch; with the same number, batches are those of a
+    run without a break.
 
     Args:
         lengths: tokens of each latent, (N,).
-        packer: of this rank; its items are places.
+        max_tokens: budget of a rank's batch, in tokens.
+        window: latents a rank that the packer may look ahead.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], packer: TokenBudgetPacker[int], seed: int, ranks: Ranks
-    ) -> None:
-        self.lengths, self.packer, self.seed, self.ranks = lengths, packer, seed, ranks
-        self.position = ranks.rank
+    def __init__(self, lengths: Sequence[int], max_tokens: int, window: int, seed: int, ranks: Ranks) -> None:
+        self.lengths, self.seed, self.rank = np.asarray(lengths), seed, ranks.rank
+        self.packer = TokenBudgetPacker[int](max_tokens, window=window, ranks=ranks.world_size)
+        self.position = 0
+        """Places of the line that the packer has been given."""
 
     def next(self) -> list[int]:
         """The indices of the latents in this rank's next batch."""
-        while (batch := self.packer.next()) is None:
-            self._add(self.position)
-            self.position += self.ranks.world_size
-        return [self._index(place) for place in batch]
+        self._read(self.packer.missing)
+        batches = self.packer.next()
+        assert batches is not None
+        return self._indices(np.asarray(batches[self.rank])).tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """This rank's state, as plain data."""
+        """The state of all ranks, as plain data."""
         return {"position": self.position, "packer": self.packer.state_dict()}
 
-    def load_state_dicts(self, states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from the states of all ranks there were, in their order."""
-        rank, world_size = self.ranks.rank, self.ranks.world_size
-        if len(states) == world_size:
-            self.position = states[rank]["position"]
-            self.packer.load_state_dict(states[rank]["packer"])
-            return
-        furthest = max(state["position"] for state in states)
-        pending = [place for state in states for _, _, place in state["packer"]["pending"]]
-        skipped = [p for state in states for p in range(state["position"], furthest, len(states))]
-        for place in sorted(pending + skipped)[rank::world_size]:
-            self._add(place)
-        self.position = furthest + rank
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state of a run on any number of ranks.
 
-    def _add(self, place: int) -> None:
-        self.packer.add(place, self.lengths[self._index(place)])
+        Raises:
+            UserError: its budget or window was another.
+        """
+        self.packer.load_state_dict(state["packer"])
+        self.position = state["position"]
 
-    def _index(self, place: int) -> int:
-        epoch, at = divmod(place, len(self.lengths))
-        return int(_order(self.seed, epoch, len(self.lengths))[at])
+    def _read(self, count: int) -> None:
+        places = np.arange(self.position, self.position + count)
+        self.packer.extend(places.tolist(), self.lengths[self._indices(places)].tolist())
+        self.position += count
+
+    def _indices(self, places: np.ndarray) -> np.ndarray:
+        """The latents at these places of the line."""
+        epochs, positions = np.divmod(places, len(self.lengths))
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = _order(self.seed, int(epoch), len(self.lengths))[positions[here]]
+        return indices
 
 
 @lru_cache(maxsize=2)

@@ -272,7 +272,7 @@ class LatentDataConfig:
     max_tokens: int = 16384
     """Token budget of a rank in one step."""
     window: int = 256
-    """How many latents the packer may look ahead."""
+    """How many latents a rank the packer may look ahead."""
 
     def __post_init__(self) -> None:
         require(self.max_tokens > 0, f"data.max_tokens: {self.max_tokens} must be positive")

@@ -1,59 +1,72 @@
-// Packing sequences of given lengths into batches of at most max_tokens: the core of TokenBudgetPacker.
+// Packing sequences of given lengths into batches of at most max_tokens, one for each rank of a training run:
+// the core of TokenBudgetPacker.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <optional>
+#include <queue>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 namespace cat_fast {
 
-// Streaming best fit within a window.
+// Streaming best fit within a window, for all ranks at once.
 //
-// A batch begins with the oldest pending sequence and takes pending sequences in arrival order while they
-// fit. Once the next does not, the rest of the budget is filled by best fit: the largest length that still
-// fits, the oldest among equals. Only the first `window` pending sequences are ever looked at, so a batch
-// depends on nothing that arrives later, and no sequence waits longer than `window` batches.
+// A step takes, in arrival order, as many of the oldest pending sequences as `ranks` budgets could hold. The
+// oldest of all is placed first, the others from the longest to the shortest (the oldest among equals), each
+// with the rank that has the least sum of squared lengths (then the fewest tokens, then the lowest number) among
+// those with room for it. What room is left is filled by best fit: the rank with the least sum of squares takes
+// the longest pending sequence that still fits it, over and over, until nothing fits anywhere.
+//
+// Only the first `window` pending sequences are ever looked at, so a step depends on nothing that arrives
+// later; and the oldest always goes, so no sequence waits longer than `window` steps.
 class BestFitPacker {
  public:
   using Pending = std::vector<std::pair<int64_t, int64_t>>;  // (id, length), oldest first
+  using Batches = std::vector<std::vector<int64_t>>;         // of each rank: ids
 
-  BestFitPacker(int64_t max_tokens, int64_t max_sequences, int64_t window)
+  BestFitPacker(int64_t max_tokens, int64_t max_sequences, int64_t window, int64_t ranks)
       : max_tokens_(at_least_one("max_tokens", max_tokens)),
         max_sequences_(at_least_one("max_sequences", max_sequences)),
-        window_(at_least_one("window", window)) {}
+        window_(at_least_one("window", window)),
+        ranks_(at_least_one("ranks", ranks)) {}
+  BestFitPacker(BestFitPacker&&) = default;
+  BestFitPacker& operator=(BestFitPacker&&) = default;
 
-  // Appends a sequence, whose id is the number of sequences added before it.
-  void add(int64_t length) {
-    check_length(length);
-    arrivals_.push_back({next_id_++, length, false});
-    ++pending_count_;
+  // Appends sequences, each with the number of those added before it as its id; all or, if one is refused, none.
+  void extend(const int64_t* lengths, int64_t count) {
+    std::for_each(lengths, lengths + count, [this](int64_t length) { check_length(length); });
+    for (int64_t i = 0; i < count; ++i) arrivals_.push_back({next_id_++, lengths[i], false});
+    pending_count_ += count;
   }
 
-  // The ids of one batch in order of placement; nothing when none is pending, or when fewer than `window`
-  // are and `flush` is false (what is yet to arrive could still change the batch).
-  std::optional<std::vector<int64_t>> next(bool flush) {
+  // The ids of one batch for each rank, some of them empty where too few are pending; nothing when none is
+  // pending, or when fewer than `window` are and `flush` is false (what is yet to arrive could still change the
+  // step). A batch lists what it took in arrival order, then what best fit added.
+  std::optional<Batches> next(bool flush) {
     if (pending_count_ == 0 || (pending_count_ < window_ && !flush)) return std::nullopt;
     fill_window();
-    std::vector<int64_t> batch;
-    int64_t room = max_tokens_;
-    for (int64_t i = 0; i < window_end_ && has_place(batch); ++i) {
-      if (arrivals_[i].taken) continue;
-      if (arrivals_[i].length > room) break;
-      room -= take(arrivals_[i], batch);
+    std::vector<Load> loads(ranks_);
+    place_oldest(loads);
+    Batches batches(ranks_);
+    for (int64_t rank = 0; rank < ranks_; ++rank) {
+      batches[rank] = std::move(loads[rank].ids);
+      loads[rank].ids.clear();
+      std::sort(batches[rank].begin(), batches[rank].end());
     }
-    while (has_place(batch)) {
-      auto longer = by_length_.upper_bound(room);
-      if (longer == by_length_.begin()) break;
-      room -= take(find(std::prev(longer)->second.front()), batch);
+    fill_room(loads);
+    for (int64_t rank = 0; rank < ranks_; ++rank) {
+      batches[rank].insert(batches[rank].end(), loads[rank].ids.begin(), loads[rank].ids.end());
     }
     drop_taken_front();
-    return batch;
+    return batches;
   }
 
   int64_t pending_count() const { return pending_count_; }
@@ -79,27 +92,29 @@ class BestFitPacker {
       }
       expected = id + 1;
     }
-    *this = BestFitPacker(max_tokens_, max_sequences_, window_);
+    *this = BestFitPacker(max_tokens_, max_sequences_, window_, ranks_);
     for (const auto& [id, length] : pending) arrivals_.push_back({id, length, false});
     next_id_ = next_id;
     pending_count_ = static_cast<int64_t>(pending.size());
   }
 
-  // The batches of all of `lengths` (add each, take batches as soon as they are ready, flush at the end):
-  // ids batch after batch, and where each batch begins, one entry more than there are batches.
+  // The batches of all of `lengths` (add each, take steps as soon as they are ready, flush at the end): ids
+  // batch after batch, `ranks` batches a step, and where each begins, one entry more than there are batches.
   void plan(const int64_t* lengths, int64_t count, std::vector<int64_t>& ids,
             std::vector<int64_t>& offsets) const {
-    BestFitPacker packer(max_tokens_, max_sequences_, window_);
+    BestFitPacker packer(max_tokens_, max_sequences_, window_, ranks_);
     ids.reserve(count);
     offsets.assign(1, 0);
     const auto drain = [&](bool flush) {
-      while (auto batch = packer.next(flush)) {
-        ids.insert(ids.end(), batch->begin(), batch->end());
-        offsets.push_back(static_cast<int64_t>(ids.size()));
+      while (auto batches = packer.next(flush)) {
+        for (const auto& batch : *batches) {
+          ids.insert(ids.end(), batch.begin(), batch.end());
+          offsets.push_back(static_cast<int64_t>(ids.size()));
+        }
       }
     };
     for (int64_t i = 0; i < count; ++i) {
-      packer.add(lengths[i]);
+      packer.extend(lengths + i, 1);
       drain(false);
     }
     drain(true);
@@ -111,6 +126,17 @@ class BestFitPacker {
     int64_t length;
     bool taken;
   };
+
+  struct Load {  // what a rank was given in this step
+    int64_t tokens = 0;
+    int64_t squares = 0;
+    int64_t sequences = 0;
+    std::vector<int64_t> ids;
+  };
+
+  using ByLoad = std::tuple<int64_t, int64_t, int64_t>;  // sum of squares, tokens, rank
+  using LeastLoaded = std::priority_queue<ByLoad, std::vector<ByLoad>, std::greater<>>;
+  using MostRoom = std::priority_queue<std::pair<int64_t, int64_t>>;  // room, rank
 
   static int64_t at_least_one(const char* name, int64_t value) {
     if (value >= 1) return value;
@@ -124,36 +150,91 @@ class BestFitPacker {
                                 std::to_string(max_tokens_) + " (max_tokens)");
   }
 
-  bool has_place(const std::vector<int64_t>& batch) const {
-    return static_cast<int64_t>(batch.size()) < max_sequences_;
+  int64_t room(const Load& load) const {
+    return load.sequences < max_sequences_ ? max_tokens_ - load.tokens : 0;
   }
 
-  // Ids rise along arrivals_.
-  Arrival& find(int64_t id) {
-    return *std::lower_bound(arrivals_.begin(), arrivals_.end(), id,
-                             [](const Arrival& arrival, int64_t wanted) { return arrival.id < wanted; });
+  static ByLoad by_load(const std::vector<Load>& loads, int64_t rank) {
+    return {loads[rank].squares, loads[rank].tokens, rank};
+  }
+
+  // How many sequences of each length the budgets of all ranks would take in arrival order.
+  std::map<int64_t, int64_t, std::greater<>> oldest_by_length() const {
+    std::map<int64_t, int64_t, std::greater<>> counts;
+    int64_t tokens = max_tokens_ * ranks_, sequences = max_sequences_ * ranks_;
+    for (int64_t i = 0; i < window_end_ && sequences > 0; ++i) {
+      if (arrivals_[i].taken) continue;
+      if (arrivals_[i].length > tokens) break;
+      tokens -= arrivals_[i].length;
+      --sequences;
+      ++counts[arrivals_[i].length];
+    }
+    return counts;
+  }
+
+  void place_oldest(std::vector<Load>& loads) {
+    auto counts = oldest_by_length();
+    const int64_t first = arrivals_.front().length;
+    take(first, loads[0]);
+    --counts[first];
+
+    LeastLoaded open;  // a rank is in one of the two
+    MostRoom parked;   // without room for the length at hand
+    for (int64_t rank = 0; rank < ranks_; ++rank) open.push(by_load(loads, rank));
+    for (const auto& [length, count] : counts) {
+      for (; !parked.empty() && parked.top().first >= length; parked.pop()) {
+        open.push(by_load(loads, parked.top().second));
+      }
+      for (int64_t left = count; left > 0 && !open.empty();) {
+        const int64_t rank = std::get<2>(open.top());
+        open.pop();
+        if (room(loads[rank]) < length) {
+          parked.push({room(loads[rank]), rank});
+          continue;
+        }
+        take(length, loads[rank]);
+        --left;
+        open.push(by_load(loads, rank));
+      }
+    }
+  }
+
+  void fill_room(std::vector<Load>& loads) {
+    LeastLoaded open;
+    for (int64_t rank = 0; rank < ranks_; ++rank) open.push(by_load(loads, rank));
+    while (!open.empty()) {
+      const int64_t rank = std::get<2>(open.top());
+      open.pop();
+      const auto longer = by_length_.upper_bound(room(loads[rank]));
+      if (longer == by_length_.begin()) continue;
+      take(std::prev(longer)->first, loads[rank]);
+      open.push(by_load(loads, rank));
+    }
   }
 
   // Admits arrivals to by_length_ until `window` untaken ones are in it.
   void fill_window() {
     for (; window_count_ < window_ && window_end_ < static_cast<int64_t>(arrivals_.size()); ++window_end_) {
-      const Arrival& arrival = arrivals_[window_end_];
+      Arrival& arrival = arrivals_[window_end_];
       if (arrival.taken) continue;
-      by_length_[arrival.length].push_back(arrival.id);
+      by_length_[arrival.length].push_back(&arrival);
       ++window_count_;
     }
   }
 
-  // Both phases of next() take the oldest sequence of its length: the front of its queue.
-  int64_t take(Arrival& arrival, std::vector<int64_t>& batch) {
-    auto queue = by_length_.find(arrival.length);
+  // Gives a rank the oldest sequence of a length that the window has.
+  void take(int64_t length, Load& load) {
+    const auto queue = by_length_.find(length);
+    Arrival& arrival = *queue->second.front();
     queue->second.pop_front();
     if (queue->second.empty()) by_length_.erase(queue);
     arrival.taken = true;
-    batch.push_back(arrival.id);
+    load.tokens += length;
+    load.squares += length * length;
+    ++load.sequences;
+    load.ids.push_back(arrival.id);
     --window_count_;
     --pending_count_;
-    return arrival.length;
   }
 
   void drop_taken_front() {
@@ -163,13 +244,14 @@ class BestFitPacker {
     }
   }
 
-  int64_t max_tokens_, max_sequences_, window_;
+  int64_t max_tokens_, max_sequences_, window_, ranks_;
   int64_t next_id_ = 0;
   int64_t pending_count_ = 0;
   std::deque<Arrival> arrivals_;  // from the oldest pending on, the taken among them kept
   int64_t window_end_ = 0;  // arrivals_[0 .. window_end_) have been admitted to the window
   int64_t window_count_ = 0;  // those of them not yet taken
-  std::map<int64_t, std::deque<int64_t>> by_length_;  // the window: length -> ids, oldest first
+  // The window: length -> its arrivals, oldest first. A deque that changes at its ends moves none of them.
+  std::map<int64_t, std::deque<Arrival*>> by_length_;
 };
 
 }  // namespace cat_fast

@@ -85,6 +85,38 @@ def test_the_ratio_is_the_median_over_pairs_and_not_the_ratio_of_medians():
     assert result.pairs == {"eager": 3}
 
 
+def test_ratios_are_of_what_each_gets_through_and_told_beside_the_expected():
+    clock = Clock()
+    given = case(clock, ours=(2.0,), theirs=(3.0,), expected={"eager": 2.5}, rates={"tokens": 50})
+    given = replace(
+        given,
+        ours=replace(given.ours, count=10),
+        baselines={name: replace(one, count=5) for name, one in given.baselines.items()},
+    )
+    result = harness.measure(given, EFFORT, clock)
+    assert result.ratios["eager"].median == 3.0  # 10 / 2 s against 5 / 3 s
+    assert result.of_expected["eager"] == pytest.approx(3.0 / 2.5)
+    assert result.rates == {"tokens": 25.0}
+    told = "\n".join(harness.lines("toy", result))
+    assert "120% of what was expected" in told
+    assert "25 tokens/s" in told
+
+
+def test_a_baseline_may_have_a_truth_of_its_own_and_be_rehearsed():
+    clock = Clock()
+    given = case(clock, theirs_off_by=1.0)
+    (eager,) = given.baselines.values()
+    shifted = (TRUTH[0] + 1,)
+    for changes, right in [
+        ({}, False),
+        ({"truth": lambda: shifted}, True),
+        ({"rehearsal": TRUTH[0].float}, True),
+        ({"truth": lambda: shifted, "rehearsal": TRUTH[0].float}, False),
+    ]:
+        other = replace(given, baselines={"eager": replace(eager, **changes)})
+        assert harness.measure(other, EFFORT, clock).right == right
+
+
 @pytest.mark.parametrize(
     ("values", "spread"),
     [
@@ -234,6 +266,15 @@ def test_what_was_ended_early_goes_on_with_what_is_missing(run_program, monkeypa
     code, printed, _ = run_program(cases, "--keep")
     assert code == 2
     assert "was measured with another cpu; measure all anew" in printed.err
+
+
+def test_quick_may_measure_other_cases_and_facts_stand_in_the_file(tmp_path):
+    path = tmp_path / "toy.json"
+    more = {"quick_cases": {"small": toy()}, "facts": lambda: {"packer": {"fill": 0.123456}}}
+    program.main("toy", {"large": toy()}, ["--quick", "--json", str(path)], **more)
+    found = json.loads(path.read_text())
+    assert list(found["cases"]) == ["small"]
+    assert found["packer"] == {"fill": 0.1235}
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):

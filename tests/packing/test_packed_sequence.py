@@ -13,7 +13,7 @@ RATIOS = [8, 32, 16, 16]
 def pack(**fields):
     torch.manual_seed(0)
     latents = [torch.randn(shape) for shape in SHAPES]
-    fields = {"labels": [3, 1, 4, 1], "keys": list("abcd")} | fields
+    fields = {"labels": [3, 1, 4, 1], "weights": [1.0, 0.5, 0, 2], "keys": list("abcd")} | fields
     return latents, PackedSequence.from_latents(latents, RATIOS, **fields)
 
 
@@ -30,11 +30,13 @@ def test_packing_latents_and_unpacking_them_is_exact():
 
 def test_split_and_concat_are_inverse():
     _, packed = pack()
+    packed = packed.replace(timestep=torch.tensor([7.0, 0.5, 999.0, 3.0]))
     parts = packed.split()
+    assert [part.weight.tolist() for part in parts] == [[1.0], [0.5], [0.0], [2.0]]
     assert [part.key for part in parts] == [("a",), ("b",), ("c",), ("d",)]
     assert [part.max_seqlen for part in parts] == [64, 4, 12, 5]
     whole = PackedSequence.concat(parts)
-    for name in ("tokens", "cu_seqlens", "grid", "ratio", "label"):
+    for name in ("tokens", "cu_seqlens", "grid", "ratio", "label", "timestep", "weight"):
         assert torch.equal(getattr(whole, name), getattr(packed, name)), name
         assert getattr(whole, name).dtype == getattr(packed, name).dtype, name
     assert (whole.key, whole.max_seqlen) == (packed.key, packed.max_seqlen)
@@ -50,16 +52,25 @@ def test_to_casts_the_tokens_and_nothing_else():
     half = packed.to(dtype=torch.bfloat16)
     assert half.tokens.dtype == torch.bfloat16
     assert (half.label.dtype, half.cu_seqlens.dtype) == (torch.int64, torch.int32)
+    assert half.weight.dtype == torch.float32
     meta = packed.to("meta")
-    assert {meta.tokens.device.type, meta.cu_seqlens.device.type, meta.label.device.type} == {"meta"}
+    moved = (meta.tokens, meta.cu_seqlens, meta.grid, meta.ratio, meta.label, meta.weight)
+    assert {tensor.device.type for tensor in moved} == {"meta"}
     assert meta.max_seqlen == packed.max_seqlen
 
 
 def test_replace_checks_again():
     _, packed = pack()
     assert packed.replace(timestep=torch.arange(4)).timestep.tolist() == [0, 1, 2, 3]
-    with pytest.raises(UserError, match="timestep: expected one for each of the 4 sequences, got 3"):
-        packed.replace(timestep=torch.arange(3))
+    for name, value, wrong in [
+        ("timestep", torch.arange(3), r"timestep: expected \(4,\), one for each sequence, got \(3,\)"),
+        ("weight", torch.ones(4, 1), r"weight: expected \(4,\), one for each sequence, got \(4, 1\)"),
+        ("weight", torch.ones(4).double(), r"weight: expected float32, got \(4,\) float64"),
+        ("label", torch.ones(4), r"label: expected int64, got \(4,\) float32"),
+        ("key", ("a", "b"), "key: expected 4, one for each sequence, got 2"),
+    ]:
+        with pytest.raises(UserError, match=wrong):
+            packed.replace(**{name: value})
     with pytest.raises(UserError, match="cu_seqlens: expected to rise from 0 to the 84 tokens"):
         packed.replace(tokens=packed.tokens[1:])
 

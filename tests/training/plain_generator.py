@@ -13,7 +13,7 @@ from torch import Tensor
 from cat_fast.data.latent_shards import LatentDataset
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import paper_schedule
-from cat_fast.packing import PackedSequence, TokenBudgetPacker
+from cat_fast.packing import PackedSequence
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.packed_stream import PackedStream
@@ -53,13 +53,9 @@ class PlainGenerator:
         self.ema = EMA(self.model, config.ema_decay)
         self.schedule = paper_schedule()
         lengths = self.latents.token_counts(2)
+        budget, window = config.data.max_tokens, config.data.window
         self.streams = [
-            PackedStream(
-                lengths,
-                TokenBudgetPacker(config.data.max_tokens, window=config.data.window),
-                config.seed,
-                Ranks(rank, WORLD, rank),
-            )
+            PackedStream(lengths, budget, window, config.seed, Ranks(rank, WORLD, rank))
             for rank in range(WORLD)
         ]
 

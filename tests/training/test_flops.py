@@ -127,3 +127,4 @@ def test_a_transformers_flops_agree_with_the_formula():
     modulation = 6 * 6 * width**2  # once a sequence
     blocks = depth * (attention + linear + modulation)
     assert flops.of([tokens]) == pytest.approx(blocks, rel=0.1)
+    assert flops.parts_of_length(tokens)["attention"] == depth * attention

@@ -1,0 +1,77 @@
+"""What a picture costs a DiT by FLOPs, linear layers and attention apart, beside what the paper published."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.mixes import MIXES
+from cat_fast.config import read_yaml
+from cat_fast.training.flops import GeneratorFlops
+
+CONFIGS = Path(__file__).parents[1] / "configs/generator"
+FIXED = 256
+"""Tokens of a picture of 512 px at 16x."""
+PUBLISHED = {
+    "flops_relative_to_fixed16": {
+        "published": 0.82,
+        "mix": "216",
+        "why": "Tokens alone give 216 / 256 = 0.844, and attention, which grows with their square, more. "
+        "0.82 would be the 18 % fewer tokens on natural images that the paper tells elsewhere.",
+    },
+    "images_a_second_at_inference": {
+        "published": 1.185,
+        "mix": "216",
+        "why": "It is 256 / 216, the ratio of tokens; by FLOPs it is images_at_equal_flops.",
+    },
+    "throughput_of_training": {
+        "published": 1.23,
+        "mix": "197",
+        "why": "It is 1 + (1 - 197.44 / 256): 23 % fewer tokens read as 23 % more pictures. As many tokens "
+        "hold 256 / 197.44 = 1.297 times as many pictures; by FLOPs it is images_at_equal_flops.",
+    },
+}
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Arguments of every model in configs/generator, by the first file that has it."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(CONFIGS.glob("*.yaml")):
+        arguments = read_yaml(path)["model"]
+        if arguments not in found.values():
+            found[path.stem] = arguments
+    return found
+
+
+def of_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """FLOPs of training on a picture at 16x, and the mean of each mix's pictures relative to it.
+
+    Forward and backward; a forward pass is a third of both parts.
+    """
+    flops = GeneratorFlops(dict(arguments))
+    fixed = flops.parts_of_length(FIXED)
+    total = sum(fixed.values())
+    found: dict[str, Any] = {"fixed16": fixed}
+    for name, mix in MIXES.items():
+        mean = {
+            part: sum(share * flops.parts_of_length(length)[part] for length, share in mix.items())
+            for part in fixed
+        }
+        found[name] = {
+            **{part: mean[part] / fixed[part] for part in fixed},
+            "total": sum(mean.values()) / total,
+            "images_at_equal_flops": total / sum(mean.values()),
+        }
+    return found
+
+
+def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """For people."""
+    for preset, by_mix in found.items():
+        for mix in MIXES:
+            one = by_mix[mix]
+            yield (
+                f"{preset}, mix {mix}: {one['total']:.3f} of the FLOPs of a picture at fixed 16x (linear "
+                f"{one['linear']:.3f}, attention {one['attention']:.3f})"
+            )
+    for name, one in PUBLISHED.items():
+        yield f"published {name}: {one['published']}. {one['why']}"

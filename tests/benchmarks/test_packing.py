@@ -1,0 +1,77 @@
+"""The benchmark of packing, at toy size: every way to batch trains the same, and what it reports is so."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import harness, mixes, packing, picture_flops
+from benchmarks.mixes import MIXES
+
+ONCE = harness.Effort(least_pairs=1, most_pairs=1, seconds=0.0)
+TOY = packing.MODEL | {"in_channels": 4, "hidden_size": 32, "num_heads": 2}
+RIVALS = {"padded", "dense_mask", "bucketed", "fixed16"}
+
+
+@pytest.fixture
+def toy():
+    return packing.case(MIXES["252"], 4096, 2048, TOY)
+
+
+def test_all_ways_train_as_one_picture_after_another_does(toy):
+    result = harness.measure(toy, ONCE)
+    assert result.right, result.wrong()
+    assert set(result.ratios) == RIVALS
+    # as many tokens: fewer FLOPs for them at 16x, where no picture attends to a thousand tokens
+    pictures = sum(result.details["pictures"].values())
+    assert 0 < toy.expected["fixed16"] < pictures / 16
+    assert result.of_expected["fixed16"] == pytest.approx(
+        result.ratios["fixed16"].median / toy.expected["fixed16"]
+    )
+    assert result.rates["tokens"] == pytest.approx(4096 / pictures * result.rates["images"])
+
+
+def test_attention_that_forgets_who_is_whose_is_noticed(toy, monkeypatch):
+    everything = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, k, v, attn_mask=None: everything(q, k, v),
+    )
+    assert set(harness.measure(toy, ONCE).wrong()) == {"padded", "dense_mask"}
+
+
+def test_a_step_that_is_repeated_computes_the_same(toy):
+    first, second = ([output.clone() for output in toy.ours.outputs(toy.ours.run())] for _ in range(2))
+    assert len(first) == 1 + len(packing.GRADIENTS)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(output.abs().max() > 0 for output in first)
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_a_batch_is_full_and_like_its_mix(name):
+    lengths = packing.composed(MIXES[name], 16_384)
+    assert sum(lengths) == 16_384
+    mean = sum(length * share for length, share in MIXES[name].items())
+    assert np.mean(lengths) == pytest.approx(mean, rel=0.02)
+    for length, share in MIXES[name].items():
+        assert lengths.count(length) / len(lengths) == pytest.approx(share, abs=0.05)
+
+
+def test_flops_of_a_picture_agree_with_the_formula():
+    """At DiT-XL/2's width, of which the published figures are; a shallow one, as depth cancels."""
+    found = picture_flops.of_preset({"hidden_size": 1152, "num_heads": 16, "depth": 4})
+    for name, mix in MIXES.items():
+        tokens = sum(share * length for length, share in mix.items()) / 256
+        squares = sum(share * length**2 for length, share in mix.items()) / 256**2
+        assert found[name]["attention"] == pytest.approx(squares)
+        assert found[name]["linear"] == pytest.approx(tokens, rel=0.01)  # modulation is once a picture
+    assert found["216"]["total"] == pytest.approx(0.865, abs=0.003)
+    assert found["216"]["images_at_equal_flops"] == pytest.approx(1 / found["216"]["total"])
+
+
+def test_what_is_told_of_the_packer():
+    """Against sums over the batches themselves."""
+    told = mixes.packed(MIXES["197"], 20_000, ranks=4)
+    assert told["fill"] > 0.99
+    assert told["spread"] < told["spread_dealt_in_turn"] / 5
+    assert mixes.spread(np.array([[1.0, 3.0], [2.0, 2.0]])) == 0.25
