@@ -30,11 +30,12 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
       " Tensor scale, Tensor cu_seqlens, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   // -> out (T, H, D), and the logarithm of each softmax's denominator, lse (H, T) in fp32, which backward takes
   m.def(
-      "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen) -> (Tensor, Tensor)");
+      "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, Tensor cu_seqlens_k,"
+      " SymInt max_seqlen_k) -> (Tensor, Tensor)");
   // -> the gradients of q, k and v
   m.def(
       "varlen_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
-      " Tensor cu_seqlens, SymInt max_seqlen) -> (Tensor, Tensor, Tensor)");
+      " Tensor cu_seqlens, SymInt max_seqlen, Tensor cu_seqlens_k, SymInt max_seqlen_k) -> (Tensor, Tensor, Tensor)");
   m.def("pack(Tensor[] latents, int patch_size) -> Tensor");
   // grids are h0, w0, h1, w1 and so on, in patches
   m.def("unpack(Tensor tokens, SymInt[] grids, int patch_size) -> Tensor[]");

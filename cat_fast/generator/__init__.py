@@ -2,6 +2,7 @@
 
 from cat_fast.generator.diffusion import EpsilonLoss, epsilon_loss, paper_schedule
 from cat_fast.generator.dit import DiT
+from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.sampling import SampleRequest, sample
 
-__all__ = ["DiT", "EpsilonLoss", "SampleRequest", "epsilon_loss", "paper_schedule", "sample"]
+__all__ = ["DiT", "EpsilonLoss", "PackedText", "SampleRequest", "epsilon_loss", "paper_schedule", "sample"]

@@ -1,15 +1,18 @@
-"""`DiT`: the class-conditional diffusion transformer (Peebles & Xie, 2023) over packed mixed-ratio sequences.
+"""`DiT`: the diffusion transformer (Peebles & Xie, arXiv:2212.09748) over packed mixed-ratio sequences.
 
 One forward pass takes latents of any mix of ratios as one run of tokens. What differs from the original is
 only what that asks for: attention stays inside each sequence, positions are those in the picture, modulation
 is computed once a sequence, and the ratio is part of the conditioning. Module names are the original's, so
-its weights load.
+its weights load. What it does not have is optional: text beside the class, RoPE, normalised queries and keys,
+SwiGLU, one modulation for all blocks.
 
 Shapes: S sequences, T tokens, D hidden size, H heads, C = patch_size^2 * in_channels.
 """
 
+import os
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -17,22 +20,24 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from cat_fast.errors import UserError
+from cat_fast.generator.blocks import BlockOptions, Branch, DiTBlock, FinalLayer, Surroundings, modulation
 from cat_fast.generator.embeddings import (
     LabelEmbedder,
     PatchEmbed,
     RatioEmbedder,
+    TextEmbedder,
     TimestepEmbedder,
+    picture_positions,
     position_embedding,
+    rotation_angles,
 )
-from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
-from cat_fast.kernels.varlen_attention.op import varlen_attention
+from cat_fast.generator.packed_text import PackedText
+from cat_fast.generator.pretrained import from_dit_checkpoint
 from cat_fast.packing import PackedSequence
-
-NORM_EPS = 1e-6
 
 
 class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
-    """Predicts the noise in packed latents, given a timestep and a label for each sequence.
+    """Predicts the noise in packed latents, given a timestep, a label and perhaps a text for each sequence.
 
     Args:
         in_channels: channels of a latent.
@@ -42,10 +47,18 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         num_heads: attention heads; head dimension is hidden_size / num_heads (72 in DiT-XL).
         mlp_ratio: width of the MLP relative to D.
         num_classes: classes; index `num_classes` is the null class.
-        class_dropout_prob: probability of training on the null class instead of the label.
+        class_dropout_prob: probability of training without condition, which guidance needs: on the null class
+            instead of the label, and on the null text. A model with text loses the label alone as often
+            again, so that a text alone is enough to draw from.
         ratios: the compression ratios that latents may have.
         position_frame: side of the coordinate frame that every picture is laid into; as many units as the
             largest grid has tokens a side (32 for 8x at 512 px).
+        shared_adaln: one modulation for all blocks, to which each adds constants of its own (PixArt's
+            adaLN-single, arXiv:2310.00426), instead of one a block: DiT-XL loses a third of its parameters.
+        qk_norm: RMS norm over each head's queries and keys.
+        rope: rotate queries and keys by their places in the picture, beside adding those to the tokens.
+        swiglu: SwiGLU of the same size instead of the MLP with GELU.
+        text_dim: width of text tokens, which every block then attends to; None is class-conditional only.
         shift_factor, scaling_factor: the model sees (latent - shift_factor) * scaling_factor, one number or
             one a channel. Kept here for whoever decodes its samples; the forward pass does not apply them.
         tokenizer_fingerprint: of the tokenizer whose latents it was trained on, if known.
@@ -69,6 +82,11 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         class_dropout_prob: float = 0.1,
         ratios: Sequence[int] = (8, 16, 32),
         position_frame: int = 32,
+        shared_adaln: bool = False,
+        qk_norm: bool = False,
+        rope: bool = False,
+        swiglu: bool = False,
+        text_dim: int | None = None,
         shift_factor: float | Sequence[float] = 0.0,
         scaling_factor: float | Sequence[float] = 1.0,
         tokenizer_fingerprint: str | None = None,
@@ -76,23 +94,61 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         super().__init__()
         if hidden_size % num_heads or hidden_size % 4:
             raise UserError(f"hidden_size {hidden_size} must be divisible by 4 and by num_heads {num_heads}")
-        if not 0 <= class_dropout_prob < 1:
-            raise UserError(f"class_dropout_prob {class_dropout_prob} must lie in [0, 1)")
+        head_dim = hidden_size // num_heads
+        if rope and head_dim % 4:
+            raise UserError(f"rope: the head dimension {head_dim} must be divisible by 4")
+        most = 1.0 if text_dim is None else 0.5
+        if not 0 <= class_dropout_prob < most:
+            raise UserError(f"class_dropout_prob {class_dropout_prob} must lie in [0, {most:g})")
         token_dim = patch_size**2 * in_channels
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
         self.ratio_embedder = RatioEmbedder(tuple(ratios), hidden_size)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))
+        has_text = text_dim is not None
+        if text_dim is not None:
+            self.text_embedder = TextEmbedder(text_dim, hidden_size)
+        if shared_adaln:
+            self.adaLN_modulation = modulation(hidden_size, 9 if has_text else 6)
+        options = BlockOptions(
+            qk_norm=qk_norm, swiglu=swiglu, shared_adaln=shared_adaln, cross_attention=has_text
+        )
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_heads, mlp_ratio, options) for _ in range(depth)
+        )
         self.final_layer = FinalLayer(hidden_size, token_dim)
         self.gradient_checkpointing = False
         self._initialise()
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **options: Any
+    ) -> Self:
+        """A trained model, in evaluation mode, from a folder or a name on the Hugging Face hub.
+
+        Also loads a `.pt` checkpoint of the original DiT, such as DiT-XL-2-512x512.pt, of which only tensors
+        are read; without its second half of outputs, the variances, which nothing here uses. `options` are
+        those of diffusers.
+
+        Raises:
+            UserError: a checkpoint that is none of a DiT.
+        """
+        name = str(pretrained_model_name_or_path)
+        if Path(name).suffix != ".pt":
+            return super().from_pretrained(name, **options)
+        published = from_dit_checkpoint(Path(name))
+        model = cls(**published.arguments)
+        nn.init.zeros_(model.ratio_embedder.embedding_table.weight)
+        model.load_state_dict(published.state | {RATIO_TABLE: model.state_dict()[RATIO_TABLE]})
+        dtype = options.get("torch_dtype") or next(iter(published.state.values())).dtype
+        return model.to(dtype).eval()
 
     def forward(
         self,
         packed: PackedSequence,
         timesteps: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        text: PackedText | None = None,
         *,
         generator: torch.Generator | None = None,
     ) -> torch.Tensor:
@@ -102,34 +158,59 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
             packed: noisy latents, packed with this model's patch size.
             timesteps: (S,) in 0 .. 999; `packed.timestep` if not given.
             labels: (S,) int64 in 0 .. num_classes (the last is the null class); `packed.label` if not given.
-            generator: source of the label dropout in training; torch's default generator if not given.
+            text: a text for each sequence, for a model with text; all null if not given.
+            generator: source of the dropout of labels and texts in training; torch's default generator if not
+                given.
 
         Raises:
-            UserError: tokens of another width, a ratio, label or row count the model does not know.
+            UserError: tokens of another width, a ratio, label or row count the model does not know, or text
+                that it does not take.
         """
         timesteps = packed.timestep if timesteps is None else timesteps
         labels = packed.label if labels is None else labels
-        timesteps, labels = self._check(packed, timesteps, labels)
-
-        positions = position_embedding(packed, self.config.hidden_size, self.config.position_frame)
-        x = self.x_embedder(packed.tokens.to(self.dtype)) + positions.to(self.dtype)
-        c = (
-            self.t_embedder(timesteps)
-            + self.y_embedder(labels, generator)
-            + self.ratio_embedder(packed.ratio)
+        timesteps, labels = self._check(packed, timesteps, labels, text)
+        config = self.config
+        labels, unconditional = self.y_embedder.drop(labels, generator, alone=config.text_dim is not None)
+        condition = self.t_embedder(timesteps) + self.y_embedder(labels) + self.ratio_embedder(packed.ratio)
+        positions = picture_positions(packed, config.position_frame)
+        around = Surroundings(
+            condition=condition,
+            modulation=self.adaLN_modulation(condition) if config.shared_adaln else None,
+            cu_seqlens=packed.cu_seqlens,
+            max_seqlen=packed.max_seqlen,
+            rotation=rotation_angles(positions, config.hidden_size // config.num_heads)
+            if config.rope
+            else None,
+            text=None if config.text_dim is None else self._embedded(packed, text, unconditional),
         )
+        x = self.x_embedder(packed.tokens.to(self.dtype))
+        x = x + position_embedding(positions, config.hidden_size).to(self.dtype)
         branch: Branch | None = None
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:  # keeps x and h of each block
-                x, branch = self._gradient_checkpointing_func(
-                    block, x, branch, c, packed.cu_seqlens, packed.max_seqlen
-                )
+                x, branch = self._gradient_checkpointing_func(block, x, branch, around)
             else:
-                x, branch = block(x, branch, c, packed.cu_seqlens, packed.max_seqlen)
-        return self.final_layer(x, branch, c, packed.cu_seqlens)
+                x, branch = block(x, branch, around)
+        return self.final_layer(x, branch, condition, packed.cu_seqlens)
+
+    def _embedded(
+        self, packed: PackedSequence, text: PackedText | None, unconditional: torch.Tensor | None
+    ) -> PackedText:
+        """The text as blocks see it, null where there is none."""
+        if text is None:
+            text = PackedText(
+                tokens=packed.tokens.new_empty(0, self.config.text_dim),
+                cu_seqlens=torch.zeros_like(packed.cu_seqlens),
+                max_seqlen=0,
+            )
+        return self.text_embedder(text, unconditional)
 
     def _check(
-        self, packed: PackedSequence, timesteps: torch.Tensor | None, labels: torch.Tensor | None
+        self,
+        packed: PackedSequence,
+        timesteps: torch.Tensor | None,
+        labels: torch.Tensor | None,
+        text: PackedText | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if packed.tokens.shape[1] != self.final_layer.linear.out_features:
             raise UserError(
@@ -142,6 +223,11 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
             )
         if labels is None or labels.shape != packed.ratio.shape:
             raise UserError(f"labels: expected ({len(packed)},), one for each sequence, got {_shape(labels)}")
+        if text is not None and (len(text), text.tokens.shape[1]) != (len(packed), self.config.text_dim):
+            raise UserError(
+                f"text: expected {len(packed)} texts of width {self.config.text_dim or 'none: no text'}, "
+                f"got {len(text)} of width {text.tokens.shape[1]}"
+            )
         if (
             packed.ratio.device.type == "cpu" and not torch.compiler.is_compiling()
         ):  # a GPU would have to stop
@@ -164,98 +250,20 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        if self.config.text_dim is not None:
+            nn.init.normal_(self.text_embedder.null_token, std=0.02)
         nn.init.zeros_(self.ratio_embedder.embedding_table.weight)
         for module in self.t_embedder.mlp:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.zeros_(self.final_layer.linear.weight)
         for name, parameter in self.named_parameters():
-            if ".adaLN_modulation." in name:
+            if "adaLN_modulation." in name or "modulation_table" in name:
                 nn.init.zeros_(parameter)
 
 
-Branch = tuple[torch.Tensor, torch.Tensor]
-"""What the residual stream x is still to receive, x += gate * h: h (T, D) and its gate (S, D). It waits for
-the next norm, so that one pass over the tokens does both."""
-
-
-class DiTBlock(nn.Module):
-    """x += gate * attention(modulate(norm(x))), then the same with an MLP (adaLN-Zero)."""
-
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float) -> None:
-        super().__init__()
-        self.attn = Attention(hidden_size, num_heads)
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        branch: Branch | None,
-        c: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        max_seqlen: int,
-    ) -> tuple[torch.Tensor, Branch]:
-        """x (T, D) and the last block's branch, conditioning c (S, D) -> x, and the branch of this block."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
-        x, y = _receive(x, branch, shift1, scale1, cu_seqlens)
-        x, y = _receive(x, (self.attn(y, cu_seqlens, max_seqlen), gate1), shift2, scale2, cu_seqlens)
-        return x, (self.mlp(y), gate2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention in which a token sees its own sequence only."""
-
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, x: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int) -> torch.Tensor:
-        q, k, v = self.qkv(x).view(x.shape[0], 3, self.num_heads, -1).unbind(1)  # [T, H, D / H]
-        return self.proj(varlen_attention(q, k, v, cu_seqlens, max_seqlen).flatten(1))
-
-
-class Mlp(nn.Module):
-    def __init__(self, hidden_size: int, inner_size: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, inner_size)
-        self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(inner_size, hidden_size)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class FinalLayer(nn.Module):
-    """Modulated norm and the linear layer to (T, C)."""
-
-    def __init__(self, hidden_size: int, token_dim: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(hidden_size, token_dim)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
-
-    def forward(
-        self, x: torch.Tensor, branch: Branch | None, c: torch.Tensor, cu_seqlens: torch.Tensor
-    ) -> torch.Tensor:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
-        _x, y = _receive(x, branch, shift, scale, cu_seqlens)
-        return self.linear(y)
-
-
-def _receive(
-    x: torch.Tensor,
-    branch: Branch | None,
-    shift: torch.Tensor,
-    scale: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """x with the branch added, if there is one, and norm(x) * (1 + scale) + shift. scale, shift: (S, D)."""
-    if branch is None:
-        return x, adaln(x, shift, scale, cu_seqlens, NORM_EPS)
-    h, gate = branch
-    return gate_residual_adaln(x, h, gate, shift, scale, cu_seqlens, NORM_EPS)
+RATIO_TABLE = "ratio_embedder.embedding_table.weight"
+"""The one parameter that the original does not have; zero, it changes nothing."""
 
 
 def _shape(value: torch.Tensor | None) -> str:

@@ -1,10 +1,11 @@
-"""What a DiT block is told beside the tokens: place in the picture, timestep, class and ratio."""
+"""What a DiT block is told beside the tokens: place in the picture, timestep, class, ratio and text."""
 
 import math
 
 import torch
 from torch import nn
 
+from cat_fast.generator.packed_text import PackedText
 from cat_fast.packing import PackedSequence
 
 
@@ -34,10 +35,29 @@ def sincos_embedding(position: torch.Tensor, dim: int, *, max_period: float = 10
     return torch.cat((angle.sin(), angle.cos()), dim=1)
 
 
-def position_embedding(packed: PackedSequence, dim: int, frame: int) -> torch.Tensor:
-    """(T, dim) float32 fixed 2-D embedding: the first half of the features encodes x, the second half y."""
-    y, x = picture_positions(packed, frame).unbind(1)
+def position_embedding(positions: torch.Tensor, dim: int) -> torch.Tensor:
+    """(T, 2) positions -> (T, dim) float32: the first half of the features encodes x, the second half y."""
+    y, x = positions.unbind(1)
     return torch.cat((sincos_embedding(x, dim // 2), sincos_embedding(y, dim // 2)), dim=1)
+
+
+def rotation_angles(positions: torch.Tensor, head_dim: int, *, max_period: float = 100.0) -> torch.Tensor:
+    """(T, 2) positions -> (T, head_dim / 2) float32 angles of 2-D RoPE, a quarter for x and a quarter for y.
+
+    The periods run from a turn in 2π units of the frame to one in almost 200π: a frame of 32 is no full
+    turn of the slow ones, and neighbours in the finest grid, a unit apart, differ in the fast ones.
+    """
+    quarter = head_dim // 4
+    exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
+    y, x = (positions[:, None] * torch.exp(-math.log(max_period) * exponent)[:, None]).unbind(2)
+    return torch.cat((x, y), dim=1)
+
+
+def rotate(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Turn the pairs (i, i + d / 2) of x (T, H, d) by angle (T, d / 2); computed in fp32, of x's dtype."""
+    a, b = x.float().chunk(2, dim=2)
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=2).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -76,10 +96,7 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """(S,) classes -> (S, hidden); class `num_classes` is the null class of classifier-free guidance.
-
-    In training each label becomes the null class with probability `dropout_prob`.
-    """
+    """(S,) classes -> (S, hidden); class `num_classes` is the null class of classifier-free guidance."""
 
     def __init__(self, num_classes: int, hidden_size: int, dropout_prob: float) -> None:
         super().__init__()
@@ -87,11 +104,22 @@ class LabelEmbedder(nn.Module):
         self.dropout_prob = dropout_prob
         self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
 
-    def forward(self, labels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        if self.training and self.dropout_prob > 0:
-            device = labels.device if generator is None else generator.device
-            drop = torch.rand(len(labels), generator=generator, device=device) < self.dropout_prob
-            labels = labels.masked_fill(drop.to(labels.device), self.num_classes)
+    def drop(
+        self, labels: torch.Tensor, generator: torch.Generator | None = None, *, alone: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """In training, labels (S,) of which some became null, and which sequences lose all condition (S,).
+
+        Each loses it all with probability `dropout_prob`; with `alone`, as many more lose their label only.
+        """
+        if not self.training or self.dropout_prob == 0:
+            return labels, None
+        device = labels.device if generator is None else generator.device
+        draw = torch.rand(len(labels), generator=generator, device=device).to(labels.device)
+        unconditional = draw < self.dropout_prob
+        unlabelled = draw < 2 * self.dropout_prob if alone else unconditional
+        return labels.masked_fill(unlabelled, self.num_classes), unconditional
+
+    def forward(self, labels: torch.Tensor) -> torch.Tensor:
         return self.embedding_table(labels)
 
 
@@ -106,3 +134,32 @@ class RatioEmbedder(nn.Module):
     def forward(self, ratio: torch.Tensor) -> torch.Tensor:
         known = torch.tensor(self.ratios, dtype=ratio.dtype, device=ratio.device)
         return self.embedding_table((ratio[:, None] == known).long().argmax(1))
+
+
+class TextEmbedder(nn.Module):
+    """Text (L, text_dim) -> (L + S, hidden), for S texts: every text follows a learned token, the null token.
+
+    A text of no tokens is the null token alone. In training a text is made null by making each of its tokens
+    the null token, to which attention is the same as to one: no length changes, no device is waited for.
+    """
+
+    def __init__(self, text_dim: int, hidden_size: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(text_dim, hidden_size), nn.GELU(approximate="tanh"), nn.Linear(hidden_size, hidden_size)
+        )
+        self.null_token = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, text: PackedText, null: torch.Tensor | None) -> PackedText:
+        """`null`: (S,) bool, the texts to make null; None is none of them."""
+        null_token = self.null_token
+        count, length = len(text), text.tokens.shape[0]
+        sequence = torch.arange(count, device=null_token.device)
+        sequence = sequence.repeat_interleave(text.cu_seqlens.diff(), output_size=length)
+        embedded = self.mlp(text.tokens.to(null_token.dtype)).to(null_token.dtype)
+        if null is not None:
+            embedded = torch.where(null[sequence, None], null_token, embedded)
+        place = torch.arange(length, device=null_token.device) + sequence + 1
+        tokens = null_token.expand(length + count, -1).index_copy(0, place, embedded)
+        more = torch.arange(count + 1, dtype=torch.int32, device=text.cu_seqlens.device)
+        return PackedText(tokens=tokens, cu_seqlens=text.cu_seqlens + more, max_seqlen=text.max_seqlen + 1)

@@ -22,7 +22,7 @@ class Backward {
         tensors_(tensors),
         dim_(problem.dim),
         row_(round_up(dim_, kLanes)),
-        most_queries_(round_up(problem.longest(), kQueries)),
+        most_queries_(round_up(problem.longest, kQueries)),
         keys_(kKeys * dim_),
         values_(kKeys * dim_),
         grad_keys_(kKeys * row_),
@@ -39,11 +39,11 @@ class Backward {
         delta_(most_queries_) {}
 
   void operator()(const Item& item) {
-    const int64_t length = item.sequence.length;
+    const int64_t length = item.sequence.queries.length, all_keys = item.sequence.keys.length;
     for (int64_t i = 0; i < length; i += kQueries) pack_queries(item, QueryBlock(i, length));
-    for (int64_t j = 0; j < length; j += kKeys) {
-      const int64_t keys = std::min(kKeys, length - j), padded = round_up(keys, kRowTile);
-      const int64_t token = item.sequence.start + j;
+    for (int64_t j = 0; j < all_keys; j += kKeys) {
+      const int64_t keys = std::min(kKeys, all_keys - j), padded = round_up(keys, kRowTile);
+      const int64_t token = item.sequence.keys.start + j;
       pack_rows(tensors_.k.at(token, item.head), tensors_.k.token, keys, dim_, 1.0f, keys_.data(), dim_, padded);
       pack_rows(tensors_.v.at(token, item.head), tensors_.v.token, keys, dim_, 1.0f, values_.data(), dim_, padded);
       for (int64_t i = 0; i < length; i += kQueries) add_gradients(QueryBlock(i, length), keys, padded, j == 0);
@@ -55,7 +55,7 @@ class Backward {
 
  private:
   void pack_queries(const Item& item, const QueryBlock& block) {
-    const int64_t token = item.sequence.start + block.first;
+    const int64_t token = item.sequence.queries.start + block.first;
     float* const query_rows = query_rows_.data() + block.first * row_;
     float* const grad_rows = grad_rows_.data() + block.first * row_;
     pack_rows(tensors_.q.at(token, item.head), tensors_.q.token, block.count, dim_, problem_.scale, query_rows, row_,
@@ -94,7 +94,7 @@ class Backward {
   void unpack_queries(const Item& item, const QueryBlock& block) {
     transpose(grad_queries_.data() + block.first * dim_, block.width, dim_, block.width, rows_.data(), row_);
     unpack_rows(rows_.data(), row_, block.count, dim_, problem_.scale,
-                tensors_.dq.at(item.sequence.start + block.first, item.head), tensors_.dq.token);
+                tensors_.dq.at(item.sequence.queries.start + block.first, item.head), tensors_.dq.token);
   }
 
   const Problem& problem_;

@@ -6,6 +6,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <limits>
 #include <tuple>
 
 #include "varlen_attention/backward.h"
@@ -27,16 +28,19 @@ void dispatch(ScalarType dtype, const F& f) {
   }
 }
 
-Tensor empty(const Problem& problem, const Tensor& like) {
-  return torch::stable::new_empty(like, {problem.tokens, problem.heads, problem.dim});
+Tensor results_like(const Tensor& tensor, const Problem& problem) {
+  Tensor results = torch::stable::new_empty(tensor, {tensor.size(0), problem.heads, problem.dim});
+  if (problem.gaps) torch::stable::zero_(results);
+  return results;
 }
 
 std::tuple<Tensor, Tensor> varlen_attention_cpu(Tensor q_given, Tensor k_given, Tensor v_given, Tensor cu_seqlens,
-                                                int64_t /*max_seqlen*/) {
-  const Problem problem = problem_of(q_given, k_given, v_given, cu_seqlens);
+                                                int64_t /*max_seqlen*/, Tensor cu_seqlens_k, int64_t /*max_seqlen_k*/) {
+  const Problem problem = problem_of(q_given, k_given, v_given, cu_seqlens, cu_seqlens_k);
   const Tensor q = unit_stride(q_given), k = unit_stride(k_given), v = unit_stride(v_given);
-  Tensor out = empty(problem, q);
+  Tensor out = results_like(q, problem);
   Tensor lse = torch::stable::new_empty(q, {problem.heads, problem.tokens}, ScalarType::Float);
+  if (problem.gaps) torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   dispatch(q.scalar_type(), [&]<typename T>() {
     const ForwardTensors<T> tensors{view_of<T>(q), view_of<T>(k), view_of<T>(v), mutable_view_of<T>(out),
                                     lse.mutable_data_ptr<float>()};
@@ -47,8 +51,9 @@ std::tuple<Tensor, Tensor> varlen_attention_cpu(Tensor q_given, Tensor k_given, 
 
 std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward_cpu(Tensor grad_out_given, Tensor q_given, Tensor k_given,
                                                                  Tensor v_given, Tensor out_given, Tensor lse_given,
-                                                                 Tensor cu_seqlens, int64_t /*max_seqlen*/) {
-  const Problem problem = problem_of(q_given, k_given, v_given, cu_seqlens);
+                                                                 Tensor cu_seqlens, int64_t /*max_seqlen*/,
+                                                                 Tensor cu_seqlens_k, int64_t /*max_seqlen_k*/) {
+  const Problem problem = problem_of(q_given, k_given, v_given, cu_seqlens, cu_seqlens_k);
   for (const Tensor& given : {grad_out_given, out_given}) {
     STD_TORCH_CHECK(given.dim() == 3 && given.size(0) == problem.tokens && given.size(1) == problem.heads &&
                         given.size(2) == problem.dim && given.scalar_type() == q_given.scalar_type(),
@@ -59,12 +64,12 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward_cpu(Tensor grad_out
   const Tensor q = unit_stride(q_given), k = unit_stride(k_given), v = unit_stride(v_given);
   const Tensor grad_out = unit_stride(grad_out_given), out = unit_stride(out_given);
   const Tensor lse = torch::stable::contiguous(lse_given);
-  Tensor dq = empty(problem, q), dk = empty(problem, q), dv = empty(problem, q);
+  Tensor dq = results_like(q, problem), dk = results_like(k, problem), dv = results_like(v, problem);
   dispatch(q.scalar_type(), [&]<typename T>() {
     const BackwardTensors<T> tensors{view_of<T>(grad_out), view_of<T>(q),   view_of<T>(k),
                                      view_of<T>(v),        view_of<T>(out), lse.const_data_ptr<float>(),
                                      mutable_view_of<T>(dq), mutable_view_of<T>(dk), mutable_view_of<T>(dv)};
-    share(problem, items_of(problem, std::max<int64_t>(problem.longest(), 1)),
+    share(problem, items_of(problem, std::max<int64_t>(problem.longest, 1)),
           [&] { return Backward<T>(problem, tensors); });
   });
   return {dq, dk, dv};

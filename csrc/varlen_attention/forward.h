@@ -33,9 +33,9 @@ class Forward {
 
   void operator()(const Item& item) {
     for (int64_t i = 0; i < item.queries; i += kQueries) pack_queries(item, QueryBlock(i, item.queries));
-    for (int64_t j = 0; j < item.sequence.length; j += kKeys) {
-      const int64_t keys = std::min(kKeys, item.sequence.length - j), padded = round_up(keys, kRowTile);
-      const int64_t token = item.sequence.start + j;
+    for (int64_t j = 0; j < item.sequence.keys.length; j += kKeys) {
+      const int64_t keys = std::min(kKeys, item.sequence.keys.length - j), padded = round_up(keys, kRowTile);
+      const int64_t token = item.sequence.keys.start + j;
       pack_rows(tensors_.k.at(token, item.head), tensors_.k.token, keys, dim_, 1.0f, keys_.data(), dim_, padded);
       pack_rows(tensors_.v.at(token, item.head), tensors_.v.token, keys, dim_, 1.0f, values_.data(), dim_, keys);
       for (int64_t i = 0; i < item.queries; i += kQueries) attend(QueryBlock(i, item.queries), keys, padded, j == 0);
@@ -45,7 +45,7 @@ class Forward {
 
  private:
   void pack_queries(const Item& item, const QueryBlock& block) {
-    const int64_t token = item.sequence.start + item.first + block.first;
+    const int64_t token = item.sequence.queries.start + item.first + block.first;
     pack_rows(tensors_.q.at(token, item.head), tensors_.q.token, block.count, dim_, problem_.scale, rows_.data(), dim_,
               block.width);
     transpose(rows_.data(), dim_, block.width, dim_, queries_.data() + block.first * dim_, block.width);
@@ -64,7 +64,7 @@ class Forward {
   }
 
   void unpack(const Item& item, const QueryBlock& block) {
-    const int64_t token = item.sequence.start + item.first + block.first;
+    const int64_t token = item.sequence.queries.start + item.first + block.first;
     float* const outputs = outputs_.data() + block.first * dim_;
     at_register_width(
         [&]<int kWidth>() { normalize<kWidth>(outputs, dim_, block.width, sums_.data() + block.first); });

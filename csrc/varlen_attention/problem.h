@@ -22,43 +22,68 @@ constexpr int64_t kKeys = 64;        // of one tile of scores: with their values
 constexpr int64_t kQueries = 32;     // of one tile of scores: two vectors of AVX-512
 constexpr double kThreadWork = 1e6;  // multiplications that are worth another thread
 
-struct Sequence {
+struct Run {
   int64_t start, length;  // in tokens
 };
 
-struct Problem {
-  int64_t tokens, heads, dim;
-  float scale;
-  std::vector<Sequence> sequences;  // the longest first, the empty left out
+struct Sequence {
+  Run queries, keys;
 
-  int64_t longest() const { return sequences.empty() ? 0 : sequences.front().length; }
+  double work() const { return static_cast<double>(queries.length) * static_cast<double>(keys.length); }
 };
 
-inline Problem problem_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens) {
+struct Problem {
+  int64_t tokens, key_tokens, heads, dim;
+  float scale;
+  std::vector<Sequence> sequences;  // the most work first, those without any left out
+  int64_t longest = 0;              // queries of a sequence
+  bool gaps = false;                // queries without keys, or keys without queries, whose results are zeros
+};
+
+// The runs that offsets (S + 1,) make of `tokens` tokens.
+inline std::vector<Run> runs_of(const Tensor& cu_seqlens, int64_t tokens) {
+  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) > 0 && cu_seqlens.scalar_type() == ScalarType::Int,
+                  "varlen_attention: cu_seqlens must be int32 (S + 1,)");
+  const Tensor dense = torch::stable::contiguous(cu_seqlens);
+  const int32_t* const offsets = dense.const_data_ptr<int32_t>();
+  const int64_t count = dense.size(0) - 1;
+  STD_TORCH_CHECK(offsets[0] == 0 && offsets[count] == tokens, "varlen_attention: cu_seqlens runs from ", offsets[0],
+                  " to ", offsets[count], ", and must from 0 to ", tokens);
+  std::vector<Run> runs;
+  for (int64_t s = 0; s < count; ++s) {
+    const int64_t length = int64_t{offsets[s + 1]} - offsets[s];
+    STD_TORCH_CHECK(length >= 0, "varlen_attention: cu_seqlens falls from ", offsets[s], " to ", offsets[s + 1]);
+    runs.push_back({offsets[s], length});
+  }
+  return runs;
+}
+
+inline Problem problem_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_seqlens,
+                          const Tensor& cu_seqlens_k) {
   STD_TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3, "varlen_attention: q, k and v must be (T, H, D)");
   for (int64_t dim = 0; dim < 3; ++dim) {
-    STD_TORCH_CHECK(k.size(dim) == q.size(dim) && v.size(dim) == q.size(dim),
-                    "varlen_attention: q, k and v must have one shape");
+    STD_TORCH_CHECK(v.size(dim) == k.size(dim) && (dim == 0 || k.size(dim) == q.size(dim)),
+                    "varlen_attention: k and v must have one shape, and q's heads");
   }
   STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
                   "varlen_attention: q, k and v must have one dtype");
   STD_TORCH_CHECK(q.size(2) > 0 && q.size(2) % kRowTile == 0, "varlen_attention: the head dimension ", q.size(2),
                   " is no multiple of ", kRowTile);
-  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) > 0 && cu_seqlens.scalar_type() == ScalarType::Int,
-                  "varlen_attention: cu_seqlens must be int32 (S + 1,)");
-  Problem problem{q.size(0), q.size(1), q.size(2), 1.0f / std::sqrt(static_cast<float>(q.size(2))), {}};
-  const Tensor dense = torch::stable::contiguous(cu_seqlens);
-  const int32_t* const offsets = dense.const_data_ptr<int32_t>();
-  const int64_t count = dense.size(0) - 1;
-  STD_TORCH_CHECK(offsets[0] == 0 && offsets[count] == problem.tokens, "varlen_attention: cu_seqlens runs from ",
-                  offsets[0], " to ", offsets[count], ", and must from 0 to ", problem.tokens);
-  for (int64_t s = 0; s < count; ++s) {
-    const int64_t length = int64_t{offsets[s + 1]} - offsets[s];
-    STD_TORCH_CHECK(length >= 0, "varlen_attention: cu_seqlens falls from ", offsets[s], " to ", offsets[s + 1]);
-    if (length > 0) problem.sequences.push_back({offsets[s], length});
+  Problem problem{q.size(0), k.size(0), q.size(1), q.size(2), 1.0f / std::sqrt(static_cast<float>(q.size(2))), {}};
+  const std::vector<Run> queries = runs_of(cu_seqlens, problem.tokens);
+  const std::vector<Run> keys = runs_of(cu_seqlens_k, problem.key_tokens);
+  STD_TORCH_CHECK(queries.size() == keys.size(), "varlen_attention: cu_seqlens has ", queries.size(),
+                  " sequences of queries and ", keys.size(), " of keys");
+  for (size_t s = 0; s < queries.size(); ++s) {
+    const bool asked = queries[s].length > 0, answered = keys[s].length > 0;
+    if (asked && answered) {
+      problem.sequences.push_back({queries[s], keys[s]});
+      problem.longest = std::max(problem.longest, queries[s].length);
+    }
+    problem.gaps |= asked != answered;
   }
   std::stable_sort(problem.sequences.begin(), problem.sequences.end(),
-                   [](const Sequence& a, const Sequence& b) { return a.length > b.length; });
+                   [](const Sequence& a, const Sequence& b) { return a.work() > b.work(); });
   return problem;
 }
 
@@ -95,8 +120,8 @@ inline std::vector<Item> items_of(const Problem& problem, int64_t most_queries) 
   std::vector<Item> items;
   for (const Sequence& sequence : problem.sequences) {
     for (int64_t head = 0; head < problem.heads; ++head) {
-      for (int64_t first = 0; first < sequence.length; first += most_queries) {
-        items.push_back({sequence, head, first, std::min(most_queries, sequence.length - first)});
+      for (int64_t first = 0; first < sequence.queries.length; first += most_queries) {
+        items.push_back({sequence, head, first, std::min(most_queries, sequence.queries.length - first)});
       }
     }
   }
@@ -108,7 +133,7 @@ inline std::vector<Item> items_of(const Problem& problem, int64_t most_queries) 
 template <typename MakeWork>
 void share(const Problem& problem, const std::vector<Item>& items, const MakeWork& make_work) {
   double work = 0;
-  for (const Item& item : items) work += static_cast<double>(item.queries * item.sequence.length * problem.dim);
+  for (const Item& item : items) work += static_cast<double>(item.queries * item.sequence.keys.length * problem.dim);
   const auto most = std::min<double>(static_cast<double>(items.size()), torch::stable::get_num_threads());
   const auto threads = static_cast<int64_t>(std::clamp(work / kThreadWork, 1.0, std::max(most, 1.0)));
   std::atomic<size_t> next = 0;

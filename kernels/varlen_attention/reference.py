@@ -8,33 +8,49 @@ import torch.nn.functional as F
 
 
 def varlen_attention_reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    cu_seqlens_k: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √D) v within each sequence, every token seeing all tokens of its own sequence.
+    """softmax(q kᵀ / √D) v within each sequence, every query seeing all keys of its own sequence.
 
-    q, k, v: (T, H, D). cu_seqlens: (S + 1,), sequence s being tokens cu_seqlens[s] to cu_seqlens[s + 1].
-    Neighbours of one length share an SDPA call: a batch sorted by ratio costs one call a ratio, not one
-    an image. Where tensors have no values (the meta device), sequences are taken to be of one length.
+    q: (T, H, D). k, v: (U, H, D). cu_seqlens: (S + 1,), sequence s being queries cu_seqlens[s] to
+    cu_seqlens[s + 1]; cu_seqlens_k: the same of the keys, as those of the queries if not given. A query
+    without keys gets zeros. Neighbours of one length share an SDPA call: a batch sorted by ratio costs one
+    call a ratio, not one an image. Where tensors have no values (the meta device), sequences are taken to be
+    of one length.
     """
+    cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     if cu_seqlens.device.type == "meta":
         return _batched_sdpa(q, k, v, cu_seqlens.shape[0] - 1)
-    outputs = [
-        _batched_sdpa(q[tokens], k[tokens], v[tokens], count)
-        for tokens, count in _runs_of_equal_length(cu_seqlens.tolist())
-    ]
-    return torch.cat(outputs) if outputs else q + k + v  # empty, and differentiable
+    runs = _runs_of_equal_lengths(cu_seqlens.tolist(), cu_seqlens_k.tolist())
+    outputs = [_batched_sdpa(q[queries], k[keys], v[keys], count) for queries, keys, count in runs]
+    return torch.cat(outputs) if outputs else nothing(q, k, v)
 
 
-def _runs_of_equal_length(cu_seqlens: list[int]) -> Iterator[tuple[slice, int]]:
-    """The tokens of each run of neighbouring sequences of one length, and how many sequences those are."""
-    start = cu_seqlens[0]
-    for length, run in groupby(end - begin for begin, end in pairwise(cu_seqlens)):
+def nothing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """What queries without keys get, with gradients: zeros like q."""
+    return q * 0 + (k.sum() + v.sum()) * 0
+
+
+def _runs_of_equal_lengths(
+    cu_seqlens: list[int], cu_seqlens_k: list[int]
+) -> Iterator[tuple[slice, slice, int]]:
+    """The queries and keys of each run of neighbouring sequences of one length, and how many those are."""
+    query, key = cu_seqlens[0], cu_seqlens_k[0]
+    lengths = [[end - begin for begin, end in pairwise(bounds)] for bounds in (cu_seqlens, cu_seqlens_k)]
+    for (queries, keys), run in groupby(zip(*lengths, strict=True)):
         count = sum(1 for _ in run)
-        if length > 0:
-            yield slice(start, start + count * length), count
-        start += count * length
+        next_query, next_key = query + count * queries, key + count * keys
+        if queries > 0:
+            yield slice(query, next_query), slice(key, next_key), count
+        query, key = next_query, next_key
 
 
 def _batched_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, count: int) -> torch.Tensor:
+    if k.shape[0] == 0:
+        return nothing(q, k, v)
     q_BHLD, k_BHLD, v_BHLD = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD).transpose(1, 2).flatten(0, 1)

@@ -13,33 +13,49 @@ from typing import Any, cast
 
 import torch
 
+from .reference import nothing
+
 
 def torch_varlen(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_k: int,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √D) v within each sequence, by torch.nn.attention.varlen. q, k, v: (T, H, D)."""
+    """softmax(q kᵀ / √D) v within each sequence, by torch.nn.attention.varlen."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if q.numel() == 0:
-        return q + k + v  # nothing, but with gradients
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+    if q.numel() == 0 or k.numel() == 0:
+        return nothing(q, k, v)
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
     return cast(torch.Tensor, out)  # it would be a pair had we asked for lse
 
 
 def xformers_varlen(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_k: int,
 ) -> torch.Tensor:
     """The same by xformers.ops.memory_efficient_attention, the whole pack being one sequence under a mask."""
     from xformers.ops import memory_efficient_attention
 
-    if q.numel() == 0:
-        return q + k + v
-    mask = block_diagonal_mask(cu_seqlens, max_seqlen)
+    if q.numel() == 0 or k.numel() == 0:
+        return nothing(q, k, v)
+    mask = block_diagonal_mask(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
     return memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask)[0]
 
 
-def block_diagonal_mask(cu_seqlens: torch.Tensor, max_seqlen: int) -> Any:
-    """xformers' BlockDiagonalMask of these offsets.
+def block_diagonal_mask(
+    cu_seqlens: torch.Tensor, max_seqlen: int, cu_seqlens_k: torch.Tensor, max_seqlen_k: int
+) -> Any:
+    """xformers' BlockDiagonalMask of these offsets, of the queries and of the keys.
 
     `BlockDiagonalMask.from_seqlens` wants the lengths on the host, so every layer would wait for the GPU. The
     kernels read only the offsets on the device and the longest length: the mask is put together from those,
@@ -47,9 +63,12 @@ def block_diagonal_mask(cu_seqlens: torch.Tensor, max_seqlen: int) -> Any:
     """
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask, _SeqLenInfo
 
-    on_host = cu_seqlens.tolist() if cu_seqlens.device.type == "cpu" else []
-    sequences = _SeqLenInfo(seqstart=cu_seqlens, max_seqlen=max_seqlen, min_seqlen=0, seqstart_py=on_host)
-    return BlockDiagonalMask(q_seqinfo=sequences, k_seqinfo=sequences)
+    def sequences(offsets: torch.Tensor, longest: int) -> Any:
+        on_host = offsets.tolist() if offsets.device.type == "cpu" else []
+        return _SeqLenInfo(seqstart=offsets, max_seqlen=longest, min_seqlen=0, seqstart_py=on_host)
+
+    queries, keys = sequences(cu_seqlens, max_seqlen), sequences(cu_seqlens_k, max_seqlen_k)
+    return BlockDiagonalMask(q_seqinfo=queries, k_seqinfo=keys)
 
 
 @functools.cache
@@ -78,7 +97,7 @@ def _failure(route: Any) -> str | None:
     cu_seqlens = torch.tensor([0, 1, 16], dtype=torch.int32, device="cuda")
     try:
         with torch.enable_grad():
-            torch.autograd.grad(route(q, q, q, cu_seqlens, 15).sum(), q)
+            torch.autograd.grad(route(q, q, q, cu_seqlens, 15, cu_seqlens, 15).sum(), q)
     except (ImportError, NotImplementedError, RuntimeError, TypeError) as error:
         return f"it fails here: {str(error).strip().splitlines()[0]}" if str(error) else repr(error)
     return None

@@ -4,10 +4,10 @@ A head of dimension D is one tile of columns, or two where that saves work: 72 i
 masked, not 128 (`column_tiles`). In fp32 neither is wider than 64: products without matrix instructions hold
 whole rows in registers.
 
-A program takes BLOCK rows of one sequence. Sequence s owns the programs from cu_seqlens[s] // BLOCK + s on:
-always enough for its rows, and at most one too many. So the grid needs T and S alone, lengths stay on the
-device, and short sequences beside long ones cost next to nothing. No result depends on a sequence's
-neighbours, to the bit.
+A program takes BLOCK rows of one sequence, of its queries or of its keys, whose lengths are independent.
+Sequence s owns the programs from cu_seqlens[s] // BLOCK + s on: always enough for its rows, and at most one
+too many. So the grid needs the numbers of rows and sequences alone, lengths stay on the device, and short
+sequences beside long ones cost next to nothing. No result depends on a sequence's neighbours, to the bit.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -43,20 +43,27 @@ VARYING = (
 
 
 def varlen_attention_triton(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seqlens: torch.Tensor, max_seqlen: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(q kᵀ / √D) v within each sequence, and the softmax's logarithmic denominators.
 
-    q, k, v: (T, H, D) in fp32, bf16 or fp16, 32 <= D <= 128 in steps of 8, any strides (views of a fused qkv
-    are read in place). cu_seqlens: int32 (S + 1,). max_seqlen is not needed. Returns out, contiguous, of
-    q's shape and dtype, and lse, (H, T) in fp32.
+    q: (T, H, D), k, v: (U, H, D) in fp32, bf16 or fp16, 32 <= D <= 128 in steps of 8, any strides (views of
+    a fused qkv are read in place). cu_seqlens, cu_seqlens_k: int32 (S + 1,), of the queries and of the keys.
+    The longest lengths are not needed. Returns out, contiguous, of q's shape and dtype, and lse, (H, T) in
+    fp32; of queries without keys 0 and -inf.
     """
     q, k, v = map(_rows_dense, (q, k, v))
     dim = q.shape[2]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
     settings = _settings(q, step=64 if 32 < dim <= 80 else 32, warps=4)
-    _launch(_forward, (q, k, v, out, lse), cu_seqlens, (q, k, v), settings)
+    _launch(_forward, (q, k, v, out, lse), (cu_seqlens, cu_seqlens_k), q, (q, k, v), settings)
     return out, lse
 
 
@@ -69,6 +76,8 @@ def varlen_attention_backward_triton(
     lse: torch.Tensor,
     cu_seqlens: torch.Tensor,
     max_seqlen: int,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_k: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq, dk and dv, contiguous, from `varlen_attention_triton`'s arguments and results.
 
@@ -80,9 +89,10 @@ def varlen_attention_backward_triton(
     delta = torch.empty_like(lse)
     strided = (q, k, v, grad_out)
     settings = _settings(q, step=64 if dim <= 48 else 32, warps=4)
-    _launch(_backward_queries, (*strided, out, lse, delta, dq), cu_seqlens, strided, settings)
+    offsets = cu_seqlens, cu_seqlens_k
+    _launch(_backward_queries, (*strided, out, lse, delta, dq), offsets, q, strided, settings)
     settings = _settings(q, step=32, warps=4 if dim <= 80 else 8)
-    _launch(_backward_keys, (*strided, lse, delta, dk, dv), cu_seqlens, strided, settings)
+    _launch(_backward_keys, (*strided, lse, delta, dk, dv), offsets, k, strided, settings)
     return dq, dk, dv
 
 
@@ -119,47 +129,48 @@ def _rows_dense(x: torch.Tensor) -> torch.Tensor:
 def _launch(
     kernel: Any,
     tensors: tuple[torch.Tensor, ...],
-    cu_seqlens: torch.Tensor,
+    offsets: tuple[torch.Tensor, torch.Tensor],
+    rows: torch.Tensor,
     strided: tuple[torch.Tensor, ...],
     settings: dict[str, Any],
 ) -> None:
-    """Run a kernel on its tensors, giving it the strides of those that may be views."""
-    tokens, heads, dim = tensors[0].shape
-    sequences = len(cu_seqlens) - 1
+    """Run a kernel, whose programs share out `rows`, giving it the strides of what may be views."""
+    tokens, heads, _dim = tensors[0].shape  # of the queries
+    sequences = len(offsets[0]) - 1
     strides = [stride for x in strided for stride in x.stride()[:2]]
     unit = (
         8 if all(stride % 8 == 0 for stride in strides) else 1
     )  # 8 lets the compiler load 16 bytes at a time
-    if tokens * heads * dim > 0:
-        with on_device_of(tensors[0]):
-            kernel[tokens // settings["BLOCK"] + sequences, heads](
-                *tensors, cu_seqlens, tokens, sequences, *(s // unit for s in strides), UNIT=unit, **settings
+    if rows.numel() > 0:
+        with on_device_of(rows):
+            kernel[rows.shape[0] // settings["BLOCK"] + sequences, heads](
+                *tensors, *offsets, tokens, sequences, *(s // unit for s in strides), UNIT=unit, **settings
             )
 
 
 @triton.jit(do_not_specialize=VARYING[:8])
 def _forward(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_seqlens_ptr, tokens, sequences,
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_q_ptr, cu_k_ptr, tokens, sequences,
     q_token, q_head, k_token, k_head, v_token, v_head,
     UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    begin, length, first = _place(cu_seqlens_ptr, sequences, BLOCK)
+    begin, length, first, keys_begin, keys = _place(cu_q_ptr, cu_k_ptr, sequences, BLOCK)
     if first >= length:
         return
     q_ptr += _offset(begin, q_token, q_head, UNIT)
-    k_ptr += _offset(begin, k_token, k_head, UNIT)
-    v_ptr += _offset(begin, v_token, v_head, UNIT)
+    k_ptr += _offset(keys_begin, k_token, k_head, UNIT)
+    v_ptr += _offset(keys_begin, v_token, v_head, UNIT)
     q, q_tail = _load(q_ptr, q_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
     acc = tl.zeros([BLOCK, MAIN], tl.float32)
     acc_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
     highest = tl.full([BLOCK], float("-inf"), tl.float32)  # score so far, in powers of two as all below
     total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, length, STEP):
-        k, k_tail = _load(k_ptr, k_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
-        v, v_tail = _load(v_ptr, v_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
+    for start in range(0, keys, STEP):
+        k, k_tail = _load(k_ptr, k_token * UNIT, start, keys, STEP, D, MAIN, TAIL, INTERPRETED)
+        v, v_tail = _load(v_ptr, v_token * UNIT, start, keys, STEP, D, MAIN, TAIL, INTERPRETED)
         scores = _products(q, q_tail, k, k_tail, TAIL)
-        scores = tl.where((start + tl.arange(0, STEP) < length)[None, :], scores, float("-inf"))
+        scores = tl.where((start + tl.arange(0, STEP) < keys)[None, :], scores, float("-inf"))
         higher = tl.maximum(highest, tl.max(scores, 1) * (SCALE * LOG2_E))
         p = tl.exp2(scores * (SCALE * LOG2_E) - higher[:, None])
         shrink = tl.exp2(highest - higher)
@@ -168,8 +179,19 @@ def _forward(
         acc, acc_tail = _add_product(
             p.to(v.dtype), v, v_tail, acc * shrink[:, None], acc_tail * shrink[:, None], TAIL
         )
+    # A row without keys is zero, not 0 / 0.
+    divisor = tl.where(total > 0, total, 1.0)
     _store(
-        out_ptr, begin, first, length, acc / total[:, None], acc_tail / total[:, None], D, MAIN, TAIL, BLOCK
+        out_ptr,
+        begin,
+        first,
+        length,
+        acc / divisor[:, None],
+        acc_tail / divisor[:, None],
+        D,
+        MAIN,
+        TAIL,
+        BLOCK,
     )
     rows = first + tl.arange(0, BLOCK)
     lse = (highest + tl.log2(total)) * LN_2
@@ -178,18 +200,18 @@ def _forward(
 
 @triton.jit(do_not_specialize=VARYING)
 def _backward_queries(
-    q_ptr, k_ptr, v_ptr, do_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr, cu_seqlens_ptr, tokens, sequences,
+    q_ptr, k_ptr, v_ptr, do_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr, cu_q_ptr, cu_k_ptr, tokens, sequences,
     q_token, q_head, k_token, k_head, v_token, v_head, do_token, do_head,
     UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dq of a block of queries; and delta, the row sums of dout · out, which `_backward_keys` reads."""
-    begin, length, first = _place(cu_seqlens_ptr, sequences, BLOCK)
+    begin, length, first, keys_begin, keys = _place(cu_q_ptr, cu_k_ptr, sequences, BLOCK)
     if first >= length:
         return
     q_ptr += _offset(begin, q_token, q_head, UNIT)
-    k_ptr += _offset(begin, k_token, k_head, UNIT)
-    v_ptr += _offset(begin, v_token, v_head, UNIT)
+    k_ptr += _offset(keys_begin, k_token, k_head, UNIT)
+    v_ptr += _offset(keys_begin, v_token, v_head, UNIT)
     do_ptr += _offset(begin, do_token, do_head, UNIT)
     heads = tl.num_programs(1)
     out_ptr += _offset(begin, heads, 1, D)
@@ -204,12 +226,12 @@ def _backward_queries(
     lse = tl.load(_head_row(lse_ptr, tokens, begin) + rows, mask=rows < length, other=0.0) * LOG2_E
     dq = tl.zeros([BLOCK, MAIN], tl.float32)
     dq_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
-    for start in range(0, length, STEP):
-        k, k_tail = _load(k_ptr, k_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
-        v, v_tail = _load(v_ptr, v_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
+    for start in range(0, keys, STEP):
+        k, k_tail = _load(k_ptr, k_token * UNIT, start, keys, STEP, D, MAIN, TAIL, INTERPRETED)
+        v, v_tail = _load(v_ptr, v_token * UNIT, start, keys, STEP, D, MAIN, TAIL, INTERPRETED)
         p = tl.exp2(_products(q, q_tail, k, k_tail, TAIL) * (SCALE * LOG2_E) - lse[:, None])
         # The score of a key that is not there is 0, and its p may be infinite.
-        p = tl.where((start + tl.arange(0, STEP) < length)[None, :], p, 0.0)
+        p = tl.where((start + tl.arange(0, STEP) < keys)[None, :], p, 0.0)
         ds = p * (_products(do, do_tail, v, v_tail, TAIL) - delta[:, None])
         dq, dq_tail = _add_product(ds.to(k.dtype), k, k_tail, dq, dq_tail, TAIL)
     _store(dq_ptr, begin, first, length, dq * SCALE, dq_tail * SCALE, D, MAIN, TAIL, BLOCK)
@@ -217,33 +239,35 @@ def _backward_queries(
 
 @triton.jit(do_not_specialize=VARYING)
 def _backward_keys(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_seqlens_ptr, tokens, sequences,
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_q_ptr, cu_k_ptr, tokens, sequences,
     q_token, q_head, k_token, k_head, v_token, v_head, do_token, do_head,
     UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of a block of keys. All tiles of scores are transposed: a row a key."""
-    begin, length, first = _place(cu_seqlens_ptr, sequences, BLOCK)
+    begin, length, first, queries_begin, queries = _place(cu_k_ptr, cu_q_ptr, sequences, BLOCK)
     if first >= length:
         return
-    q_ptr += _offset(begin, q_token, q_head, UNIT)
+    q_ptr += _offset(queries_begin, q_token, q_head, UNIT)
     k_ptr += _offset(begin, k_token, k_head, UNIT)
     v_ptr += _offset(begin, v_token, v_head, UNIT)
-    do_ptr += _offset(begin, do_token, do_head, UNIT)
-    lse_ptr = _head_row(lse_ptr, tokens, begin)
-    delta_ptr = _head_row(delta_ptr, tokens, begin)
+    do_ptr += _offset(queries_begin, do_token, do_head, UNIT)
+    lse_ptr = _head_row(lse_ptr, tokens, queries_begin)
+    delta_ptr = _head_row(delta_ptr, tokens, queries_begin)
     k, k_tail = _load(k_ptr, k_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
     v, v_tail = _load(v_ptr, v_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
     dk = tl.zeros([BLOCK, MAIN], tl.float32)
     dv = tl.zeros([BLOCK, MAIN], tl.float32)
     dk_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
     dv_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
-    for start in range(0, length, STEP):
-        q, q_tail = _load(q_ptr, q_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
-        do, do_tail = _load(do_ptr, do_token * UNIT, start, length, STEP, D, MAIN, TAIL, INTERPRETED)
+    for start in range(0, queries, STEP):
+        q, q_tail = _load(q_ptr, q_token * UNIT, start, queries, STEP, D, MAIN, TAIL, INTERPRETED)
+        do, do_tail = _load(do_ptr, do_token * UNIT, start, queries, STEP, D, MAIN, TAIL, INTERPRETED)
         rows = start + tl.arange(0, STEP)
-        lse = tl.load(lse_ptr + rows, mask=rows < length, other=float("inf"))  # p = 0 where there is no query
-        delta = tl.load(delta_ptr + rows, mask=rows < length, other=0.0)
+        lse = tl.load(
+            lse_ptr + rows, mask=rows < queries, other=float("inf")
+        )  # p = 0 where there is no query
+        delta = tl.load(delta_ptr + rows, mask=rows < queries, other=0.0)
         p = tl.exp2((_products(k, k_tail, q, q_tail, TAIL) * SCALE - lse[None, :]) * LOG2_E)
         ds = p * (_products(v, v_tail, do, do_tail, TAIL) - delta[None, :])
         dv, dv_tail = _add_product(p.to(do.dtype), do, do_tail, dv, dv_tail, TAIL)
@@ -253,17 +277,20 @@ def _backward_keys(
 
 
 @triton.jit
-def _place(cu_seqlens_ptr, sequences, BLOCK: tl.constexpr):
-    """This program's rows: where their sequence begins, how long it is, and the first row within it."""
+def _place(rows_ptr, others_ptr, sequences, BLOCK: tl.constexpr):
+    """This program's rows: where their sequence begins, how long it is, and the first row within it; then
+    where the sequence begins on the other side, and how long it is there. Both pointers: offsets (S + 1,)."""
     program = tl.program_id(0)
     sequence = 0
     for start in range(1, sequences, SCAN):
         later = start + tl.arange(0, SCAN)
-        begins = tl.load(cu_seqlens_ptr + later, mask=later < sequences, other=0)
+        begins = tl.load(rows_ptr + later, mask=later < sequences, other=0)
         sequence += tl.sum(((begins // BLOCK + later <= program) & (later < sequences)).to(tl.int32))
-    begin = tl.load(cu_seqlens_ptr + sequence)
-    length = tl.load(cu_seqlens_ptr + sequence + 1) - begin
-    return begin, length, (program - begin // BLOCK - sequence) * BLOCK
+    begin = tl.load(rows_ptr + sequence)
+    length = tl.load(rows_ptr + sequence + 1) - begin
+    others_begin = tl.load(others_ptr + sequence)
+    others = tl.load(others_ptr + sequence + 1) - others_begin
+    return begin, length, (program - begin // BLOCK - sequence) * BLOCK, others_begin, others
 
 
 @triton.jit

@@ -91,7 +91,9 @@ def test_a_wide_picture_keeps_its_proportions_in_the_frame():
 def test_positions_on_a_full_square_grid_are_the_original_dits():
     packed = PackedSequence.from_latents([torch.zeros(1, 16, 16)], [8])
     expected = get_2d_sincos_pos_embed(48, grid_size=8, base_size=8, output_type="pt")
-    torch.testing.assert_close(position_embedding(packed, 48, frame=8), expected.float(), atol=2e-6, rtol=0)
+    torch.testing.assert_close(
+        position_embedding(picture_positions(packed, frame=8), 48), expected.float(), atol=2e-6, rtol=0
+    )
 
 
 def test_the_patch_embedding_is_the_strided_convolution(tiny_dit):

@@ -30,12 +30,16 @@ def compiled(require):
     require("varlen_attention", "cpp")
 
 
+def offsets(lengths):
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+
 def packed(lengths, heads=2, dim=72, dtype=torch.float32):
     """Views of a fused (T, 3, H, D), the gradient of the output, and cu_seqlens."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(sum(lengths), 3, heads, dim, generator=generator).to(dtype).unbind(1)
     grad = torch.randn(sum(lengths), heads, dim, generator=generator).to(dtype)
-    return q, k, v, grad, torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return q, k, v, grad, offsets(lengths)
 
 
 def value_and_gradients(function, q, k, v, grad):
@@ -44,20 +48,31 @@ def value_and_gradients(function, q, k, v, grad):
     return out.detach(), *torch.autograd.grad(out, leaves, grad)
 
 
-def run(q, k, v, grad, cu_seqlens):
-    longest = int(cu_seqlens.diff().max())
-    return value_and_gradients(lambda *t: varlen_attention(*t, cu_seqlens, longest), q, k, v, grad)
+def crossed(queries, keys, heads=2, dim=72, dtype=torch.float32):
+    """q and its gradient of some lengths, k and v of others; the offsets of both."""
+    q, _, _, grad, cu_seqlens = packed(queries, heads, dim, dtype)
+    _, k, v, _, cu_seqlens_k = packed(keys, heads, dim, dtype)
+    return q, k, v, grad, cu_seqlens, cu_seqlens_k
 
 
-def float64_truth(q, k, v, grad, cu_seqlens):
+def run(q, k, v, grad, *cu_seqlens):
+    """Of self-attention, or with the keys' offsets of cross-attention."""
+    lengths = [item for bounds in cu_seqlens for item in (bounds, int(bounds.diff().max()))]
+    return value_and_gradients(lambda *t: varlen_attention(*t, *lengths), q, k, v, grad)
+
+
+def float64_truth(q, k, v, grad, cu_seqlens, cu_seqlens_k=None):
     """One softmax over all tokens in float64, with a block-diagonal mask."""
-    lengths = cu_seqlens.diff()
-    sequence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    of_query, of_key = (
+        torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
+        for bounds in (cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k)
+    )
 
     def formula(q, k, v):
         scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5
-        scores = scores.masked_fill(sequence[:, None] != sequence, float("-inf"))
-        return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
+        scores = scores.masked_fill(of_query[:, None] != of_key, float("-inf"))
+        weights = scores.softmax(-1).nan_to_num(0.0)  # a query without keys gets zeros
+        return torch.einsum("hij,jhd->ihd", weights, v)
 
     return value_and_gradients(formula, *[t.double() for t in (q, k, v, grad)])
 
@@ -81,6 +96,43 @@ def test_value_and_gradients_match_float64(backend, lengths, dim, dtype):
     got = run(*tensors)
     assert_near(got, float64_truth(*tensors), TOLERANCE[dtype])
     assert {(t.dtype, t.shape) for t in got} == {(dtype, tensors[0].shape)}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("queries", "keys"),
+    [
+        ([70, 1, 5, 300], [9, 66, 1, 120]),
+        ([4, 4, 4, 9], [7, 7, 3, 3]),
+        ([5, 3, 0, 33, 0], [2, 0, 4, 40, 0]),  # queries without keys, and keys that no query asks for
+        ([3, 2], [0, 0]),
+        ([0, 0], [3, 2]),
+    ],
+    ids=str,
+)
+def test_keys_have_lengths_of_their_own(backend, queries, keys, dtype):
+    tensors = crossed(queries, keys, dtype=dtype)
+    got, want = run(*tensors), float64_truth(*tensors)
+    assert [(t.dtype, t.shape) for t in got] == [(dtype, tensors[i].shape) for i in (0, 0, 1, 2)]
+    for ours, truth in zip(got, want, strict=True):
+        if truth.any():
+            assert (ours.double() - truth).abs().max() <= TOLERANCE[dtype] * truth.abs().max()
+        else:
+            assert not ours.any()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_sequence_and_its_keys_in_a_pack_have_the_bits_that_they_have_alone():
+    q, k, v, grad, cu_seqlens, cu_seqlens_k = crossed([65, 1, 300], [40, 80, 3])
+    together = run(q, k, v, grad, cu_seqlens, cu_seqlens_k)
+    bounds = zip(pairwise(cu_seqlens.tolist()), pairwise(cu_seqlens_k.tolist()), strict=True)
+    for (begin, end), (begin_k, end_k) in bounds:
+        queries, keys = slice(begin, end), slice(begin_k, end_k)
+        alone = run(
+            q[queries], k[keys], v[keys], grad[queries], offsets([end - begin]), offsets([end_k - begin_k])
+        )
+        own = [t[rows] for t, rows in zip(together, (queries, queries, keys, keys), strict=True)]
+        assert all(map(torch.equal, alone, own))
 
 
 def test_reference_passes_gradcheck():
@@ -188,10 +240,11 @@ def test_nan_stays_in_its_sequence_and_head_and_is_not_hidden(which):
 def test_operator_is_registered_as_torch_expects(dtype):
     q, k, v, grad, cu_seqlens = packed([5, 0, 3], dtype=dtype)
     leaves = [t.clone().requires_grad_() for t in (q, k, v)]
-    torch.library.opcheck(torch.ops.cat_fast.varlen_attention.default, (*leaves, cu_seqlens, 5))
-    out, lse = torch.ops.cat_fast.varlen_attention(q, k, v, cu_seqlens, 5)
+    lengths = cu_seqlens, 5, cu_seqlens, 5
+    torch.library.opcheck(torch.ops.cat_fast.varlen_attention.default, (*leaves, *lengths))
+    out, lse = torch.ops.cat_fast.varlen_attention(q, k, v, *lengths)
     torch.library.opcheck(
-        torch.ops.cat_fast.varlen_attention_backward.default, (grad, q, k, v, out, lse, cu_seqlens, 5)
+        torch.ops.cat_fast.varlen_attention_backward.default, (grad, q, k, v, out, lse, *lengths)
     )
     scores = torch.einsum("ihd,jhd->hij", q[:5].float(), k[:5].float()) / 72**0.5
     assert_close(lse[:, :5], scores.logsumexp(-1))
@@ -246,8 +299,14 @@ def test_work_is_counted_sequence_by_sequence():
     with FlopCounterMode(
         display=False
     ) as counter:  # without values, as torch does: all of the longest length
-        torch.ops.cat_fast.varlen_attention(*[t.to("meta") for t in (q, k, v, cu_seqlens)], 5)
+        *tensors, offsets_ = [t.to("meta") for t in (q, k, v, cu_seqlens)]
+        torch.ops.cat_fast.varlen_attention(*tensors, offsets_, 5, offsets_, 5)
     assert counter.get_total_flops() == 4 * heads * dim * 4 * 5**2
+    keys = [7, 2, 1, 0]
+    with FlopCounterMode(display=False) as counter:
+        run(*crossed(lengths, keys, heads, dim))
+    products = sum(n * m for n, m in zip(lengths, keys, strict=True))
+    assert counter.get_total_flops() == (2 + 5) * 2 * heads * dim * products
 
 
 def test_what_no_compiled_backend_takes_runs_on_the_reference(monkeypatch):
@@ -284,11 +343,22 @@ def test_arguments_that_do_not_fit_are_refused(backend):
             varlen_attention(q, k, v, torch.tensor(wrong, dtype=torch.int32), 4)
     with pytest.raises(ValueError, match="max_seqlen is 3, and there is a sequence of 4 tokens"):
         varlen_attention(q, k, v, cu_seqlens, 3)
+    with pytest.raises(ValueError, match="max_seqlen_k is 3, and there is a sequence of 4 tokens"):
+        varlen_attention(q, k, v, cu_seqlens, 4, offsets([3, 4]), 3)
+    with pytest.raises(ValueError, match="cu_seqlens_k must rise from 0 to the number of tokens, 7"):
+        varlen_attention(q, k, v, cu_seqlens, 4, offsets([3, 3]), 4)
+    with pytest.raises(ValueError, match=r"as many sequences, not \(3,\) and \(2,\)"):
+        varlen_attention(q, k, v, cu_seqlens, 4, offsets([7]), 7)
+    with pytest.raises(ValueError, match="both of cu_seqlens_k and max_seqlen_k, or neither"):
+        varlen_attention(q, k, v, cu_seqlens, 4, cu_seqlens)
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("wrong", [[0, 3, 6], [-1, 3, 7], [0, 9, 7], []])
 def test_the_operator_itself_reads_within_bounds_only(wrong):
-    q, k, v, _, _ = packed([3, 4])
+    q, k, v, _, good = packed([3, 4])
+    bad = torch.tensor(wrong, dtype=torch.int32)
     with pytest.raises(RuntimeError, match="cu_seqlens"):
-        torch.ops.cat_fast.varlen_attention(q, k, v, torch.tensor(wrong, dtype=torch.int32), 7)
+        torch.ops.cat_fast.varlen_attention(q, k, v, bad, 7, good, 7)
+    with pytest.raises(RuntimeError, match="cu_seqlens"):
+        torch.ops.cat_fast.varlen_attention(q, k, v, good, 7, bad, 7)

@@ -23,7 +23,7 @@ def offsets(lengths, device="cpu"):
 def test_the_mask_for_xformers_is_the_one_it_would_build_from_lengths_on_the_host(lengths):
     attn_bias = pytest.importorskip("xformers.ops.fmha.attn_bias")
     cu_seqlens, tokens = offsets(lengths), sum(lengths)
-    ours = routes.block_diagonal_mask(cu_seqlens, max(lengths))
+    ours = routes.block_diagonal_mask(cu_seqlens, max(lengths), cu_seqlens, max(lengths))
     theirs = attn_bias.BlockDiagonalMask.from_seqlens(lengths, device=torch.device("cpu"))
     for ours_info, theirs_info in ((ours.q_seqinfo, theirs.q_seqinfo), (ours.k_seqinfo, theirs.k_seqinfo)):
         assert torch.equal(ours_info.seqstart, theirs_info.seqstart)
@@ -37,7 +37,8 @@ def test_the_mask_for_xformers_is_the_one_it_would_build_from_lengths_on_the_hos
 def test_the_operator_of_torch_takes_our_arguments_and_differentiates():
     """On meta tensors, which run torch's checks and shapes but no kernel."""
     qkv = torch.empty(9, 3, 2, 72, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    out = routes.torch_varlen(*qkv.unbind(1), torch.empty(3, dtype=torch.int32, device="meta"), 5)
+    cu_seqlens = torch.empty(3, dtype=torch.int32, device="meta")
+    out = routes.torch_varlen(*qkv.unbind(1), cu_seqlens, 5, cu_seqlens, 5)
     assert (out.shape, out.dtype) == ((9, 2, 72), torch.bfloat16)
     (grad,) = torch.autograd.grad(out.sum(), qkv)
     assert grad.shape == qkv.shape
@@ -47,7 +48,7 @@ def test_the_operator_of_torch_takes_our_arguments_and_differentiates():
 def test_no_tokens(name):
     route, _ = ROUTES[name]
     leaves = [torch.empty(0, 2, 72, requires_grad=True) for _ in range(3)]
-    out = route(*leaves, offsets([0, 0]), 0)
+    out = route(*leaves, offsets([0, 0]), 0, offsets([0, 0]), 0)
     assert out.shape == (0, 2, 72)
     assert [grad.shape for grad in torch.autograd.grad(out.sum(), leaves)] == [(0, 2, 72)] * 3
 
@@ -78,7 +79,7 @@ def test_on_a_gpu_values_and_gradients_match_float64(name, dtype):
     cu_seqlens = offsets(lengths, "cuda")
     results = []
     for leaf, run in (
-        (qkv.clone().requires_grad_(), lambda *x: route(*x, cu_seqlens, max(lengths))),
+        (qkv.clone().requires_grad_(), lambda *x: route(*x, *(cu_seqlens, max(lengths)) * 2)),
         (qkv.double().requires_grad_(), lambda *x: varlen_attention_reference(*x, cu_seqlens)),
     ):
         out = run(*leaf.unbind(1))

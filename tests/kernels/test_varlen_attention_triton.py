@@ -22,30 +22,36 @@ LENGTHS = [1, 0, 63, 16, 70]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
+def offsets(lengths):
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(DEVICE)
+
+
 def packed(lengths, dim, dtype=torch.float32, heads=2):
     """Views of a fused qkv, the offsets, and an output gradient."""
     generator = torch.Generator().manual_seed(sum(lengths) + dim)
     qkv = torch.randn(sum(lengths), 3, heads, dim, generator=generator).to(DEVICE, dtype)
     grad = torch.randn(sum(lengths), heads, dim, generator=generator).to(DEVICE, dtype)
-    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(DEVICE)
-    return *qkv.unbind(1), cu_seqlens, grad
+    return *qkv.unbind(1), offsets(lengths), grad
 
 
-def run(q, k, v, cu_seqlens, grad):
+def run(q, k, v, cu_seqlens, grad, cu_seqlens_k=None):
     """out, lse, dq, dk, dv."""
-    longest = int(cu_seqlens.diff().max()) if len(cu_seqlens) > 1 else 0
-    out, lse = varlen_attention_triton(q, k, v, cu_seqlens, longest)
-    return out, lse, *varlen_attention_backward_triton(grad, q, k, v, out, lse, cu_seqlens, longest)
+    lengths = (cu_seqlens, 0, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k, 0)
+    out, lse = varlen_attention_triton(q, k, v, *lengths)
+    return out, lse, *varlen_attention_backward_triton(grad, q, k, v, out, lse, *lengths)
 
 
-def float64_truth(q, k, v, cu_seqlens, grad):
+def float64_truth(q, k, v, cu_seqlens, grad, cu_seqlens_k=None):
     """The same, by one softmax over all tokens under a block-diagonal mask."""
     leaves = [x.detach().cpu().double().requires_grad_() for x in (q, k, v)]
-    lengths = cu_seqlens.cpu().diff()
-    sequence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    of_query, of_key = (
+        torch.arange(len(bounds) - 1).repeat_interleave(bounds.cpu().diff())
+        for bounds in (cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k)
+    )
     scores = torch.einsum("ihd,jhd->hij", leaves[0], leaves[1]) / q.shape[-1] ** 0.5
-    scores = scores.masked_fill(sequence[:, None] != sequence, float("-inf"))
-    out = torch.einsum("hij,jhd->ihd", scores.softmax(-1), leaves[2])
+    scores = scores.masked_fill(of_query[:, None] != of_key, float("-inf"))
+    weights = scores.softmax(-1).nan_to_num(0.0)  # a query without keys gets zeros
+    out = torch.einsum("hij,jhd->ihd", weights, leaves[2])
     gradients = torch.autograd.grad(out, leaves, grad.cpu().double())
     return out.detach(), scores.detach().logsumexp(-1), *gradients
 
@@ -70,6 +76,21 @@ def test_value_and_gradients_match_float64(dtype, dim):
     got = run(*tensors)
     assert_near(got, float64_truth(*tensors), TOLERANCE[dtype])
     assert [x.dtype for x in got] == [dtype, torch.float32, dtype, dtype, dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_keys_have_lengths_of_their_own(dtype):
+    """Cross-attention: more keys than queries, fewer, one, none, and keys that no query asks for."""
+    queries, keys = [70, 1, 5, 3, 0, 33], [9, 66, 1, 0, 4, 40]
+    q, *_, cu_seqlens, grad = packed(queries, 72, dtype)
+    _, k, v, cu_seqlens_k, _ = packed(keys, 72, dtype)
+    got = run(q, k, v, cu_seqlens, grad, cu_seqlens_k)
+    want = float64_truth(q, k, v, cu_seqlens, grad, cu_seqlens_k)
+    alone = slice(76, 79)  # the queries without keys
+    assert got[1][:, alone].isneginf().all()
+    assert want[1][:, alone].isneginf().all()
+    got, want = ([x[0], x[1].masked_fill(x[1].isneginf(), 0.0), *x[2:]] for x in (got, want))
+    assert_near(got, want, TOLERANCE[dtype])
 
 
 @pytest.mark.filterwarnings(
@@ -121,7 +142,7 @@ def test_a_sequence_has_the_same_bits_alone_and_packed_and_each_time():
 def test_more_sequences_than_a_program_looks_through_at_a_time():
     lengths = [1, 0, 2] * 100
     tensors = packed(lengths, 32, heads=1)
-    out, lse = varlen_attention_triton(*tensors[:4], 2)
+    out, lse = varlen_attention_triton(*tensors[:4], 2, tensors[3], 2)
     want = float64_truth(*tensors)
     assert_near((out, lse), want[:2], 1e-5)
 
@@ -167,8 +188,9 @@ with recording(80) as compiled:
     for tokens, sequences in ((1, 1), (16, 1), (17, 16), (640, 3)):
         q, k, v = torch.empty(tokens, 3, 4, 32, dtype=torch.bfloat16, device="meta").unbind(1)
         cu_seqlens = torch.empty(sequences + 1, dtype=torch.int32, device="meta")
-        out, lse = varlen_attention_triton(q, k, v, cu_seqlens, tokens)
-        varlen_attention_backward_triton(out, q, k, v, out, lse, cu_seqlens, tokens)
+        lengths = cu_seqlens, tokens, cu_seqlens, tokens
+        out, lse = varlen_attention_triton(q, k, v, *lengths)
+        varlen_attention_backward_triton(out, q, k, v, out, lse, *lengths)
 print(json.dumps([len(compiled), len(set(map(id, compiled)))]))
 """
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -184,10 +206,11 @@ def test_operator_is_registered_as_torch_expects(force):
     force("varlen_attention", "triton")
     q, k, v, cu_seqlens, grad = packed([5, 0, 3], 40)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    torch.library.opcheck(torch.ops.cat_fast.varlen_attention_triton.default, (*leaves, cu_seqlens, 5))
-    saved = torch.ops.cat_fast.varlen_attention_triton(q, k, v, cu_seqlens, 5)
+    lengths = cu_seqlens, 5, cu_seqlens, 5
+    torch.library.opcheck(torch.ops.cat_fast.varlen_attention_triton.default, (*leaves, *lengths))
+    saved = torch.ops.cat_fast.varlen_attention_triton(q, k, v, *lengths)
     torch.library.opcheck(
-        torch.ops.cat_fast.varlen_attention_backward_triton.default, (grad, q, k, v, *saved, cu_seqlens, 5)
+        torch.ops.cat_fast.varlen_attention_backward_triton.default, (grad, q, k, v, *saved, *lengths)
     )
 
 

@@ -19,11 +19,12 @@ def launches(dim: int, dtype: torch.dtype) -> tuple[Callable[[], object], Callab
     qkv = torch.empty(TOKENS, 3, HEADS, dim, dtype=dtype, device="meta")
     q, k, v = qkv.unbind(1)
     cu_seqlens = torch.empty(SEQUENCES + 1, dtype=torch.int32, device="meta")
+    lengths = cu_seqlens, 1024, cu_seqlens, 1024
     out = torch.empty(TOKENS, HEADS, dim, dtype=dtype, device="meta")
     lse = torch.empty(HEADS, TOKENS, device="meta")
     return (
-        lambda: varlen_attention_triton(q, k, v, cu_seqlens, 1024),
-        lambda: varlen_attention_backward_triton(out, q, k, v, out, lse, cu_seqlens, 1024),
+        lambda: varlen_attention_triton(q, k, v, *lengths),
+        lambda: varlen_attention_backward_triton(out, q, k, v, out, lse, *lengths),
     )
 
 

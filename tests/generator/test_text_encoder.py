@@ -1,0 +1,109 @@
+"""The text encoder says of each text what its model says of it alone, and PackedText checks its fields."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
+)
+
+from cat_fast.errors import UserError
+from cat_fast.generator import PackedText
+from cat_fast.generator.text_encoder import TextEncoder
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "house", "by", "the", "sea"]
+TEXTS = ["a red house by the sea", "house", "", "the red sea"]
+SMALL = {"vocab_size": len(WORDS), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 2}
+MODELS = {
+    "bert": lambda: BertModel(BertConfig(**SMALL, **HEADS)),
+    "t5": lambda: T5Model(
+        T5Config(vocab_size=len(WORDS), d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2)
+    ),
+    "clip": lambda: CLIPModel(
+        CLIPConfig(
+            text_config={**SMALL, **HEADS, "max_position_embeddings": 16, "eos_token_id": 3},
+            vision_config={**SMALL, **HEADS, "image_size": 16, "patch_size": 8},
+        )
+    ),
+}
+
+
+@pytest.fixture(params=MODELS)
+def folder(request, tmp_path):
+    """A model with random weights, and a tokenizer that puts its marks around a text's words."""
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
+    ).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    MODELS[request.param]().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_each_text_is_what_the_model_says_of_it_alone(folder):
+    encoder = TextEncoder(folder)
+    packed = encoder(TEXTS)
+    assert packed.cu_seqlens.diff().tolist() == [8, 3, 0, 5]  # two marks each, and nothing for no text
+    assert (packed.max_seqlen, encoder.dim) == (8, 32)
+    model = AutoModel.from_pretrained(folder).eval()
+    model = {"t5": lambda: model.encoder, "clip": lambda: model.text_model}.get(
+        model.config.model_type, lambda: model
+    )()
+    for text, part in zip(TEXTS, packed.split(), strict=True):
+        if text:
+            ids = torch.tensor([[2, *map(WORDS.index, text.split()), 3]])
+            torch.testing.assert_close(part.tokens, model(input_ids=ids).last_hidden_state[0])
+    assert not packed.tokens.requires_grad
+
+
+def test_long_texts_are_cut_and_unknown_folders_refused(folder):
+    assert TextEncoder(folder, max_tokens=5)(TEXTS).cu_seqlens.diff().tolist() == [5, 3, 0, 5]
+    with pytest.raises(UserError, match="no texts"):
+        TextEncoder(folder)([])
+    with pytest.raises(UserError, match="text encoder"):
+        TextEncoder(folder / "nothing")
+
+
+def test_texts_split_and_concatenate_without_a_change():
+    texts = [torch.randn(n, 3) for n in (4, 0, 2)]
+    packed = PackedText.of(texts)
+    assert all(map(torch.equal, (part.tokens for part in packed.split()), texts))
+    again = PackedText.concat(packed.split())
+    assert torch.equal(again.tokens, packed.tokens)
+    assert torch.equal(again.cu_seqlens, packed.cu_seqlens)
+    assert (again.max_seqlen, len(again)) == (4, 3)
+    null = packed.null()
+    assert (len(null), null.tokens.shape, null.max_seqlen) == (3, (0, 3), 0)
+    assert PackedText.concat([packed, null]).cu_seqlens.tolist() == [0, 4, 4, 6, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokens": torch.zeros(3)}, r"tokens: expected \(L, text_dim\)"),
+        ({"tokens": torch.zeros(3, 2, dtype=torch.int64)}, "of a float dtype"),
+        ({"cu_seqlens": torch.tensor([0, 1, 3])}, r"\(S \+ 1,\) int32"),
+        ({"cu_seqlens": torch.tensor([0], dtype=torch.int32)}, "S >= 1"),
+        ({"cu_seqlens": torch.tensor([0, 1, 2], dtype=torch.int32)}, "rise from 0 to the 3 tokens"),
+        ({"cu_seqlens": torch.tensor([0, 4, 3], dtype=torch.int32)}, "rise from 0 to the 3 tokens"),
+        ({"max_seqlen": 3}, "the longest text has 2 tokens, not 3"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(change, said):
+    fields = {"tokens": torch.zeros(3, 2), "cu_seqlens": torch.tensor([0, 1, 3], dtype=torch.int32)}
+    with pytest.raises(UserError, match=said):
+        PackedText(**{**fields, "max_seqlen": 2, **change})
+    with pytest.raises(UserError, match="of one width"):
+        PackedText.of([torch.zeros(1, 2), torch.zeros(1, 3)])
