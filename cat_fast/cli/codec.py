@@ -17,6 +17,7 @@ from cat_fast.errors import UserError
 if TYPE_CHECKING:
     from cat_fast.inference.codec import DecodedLatent, EncodedPhoto
 
+_SHARDS = "With --shards"
 _TABLE_ROWS = 50
 """More pictures than this are not listed one by one; --json lists all."""
 
@@ -39,13 +40,25 @@ _Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON i
 
 def encode(
     photos: Annotated[
-        list[Path],
-        typer.Argument(metavar="PHOTO...", help="JPEG, PNG or WebP files, or folders.", show_default=False),
+        list[str],
+        typer.Argument(
+            metavar="PHOTO...",
+            help="JPEG, PNG or WebP files, or folders. With --shards one of: an image index (JSON lines), a"
+            " folder of pictures, webdataset archives, `photographs`.",
+            show_default=False,
+        ),
     ],
     checkpoint: _Checkpoint,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File of latents to write.")] = Path(
-        "latents.safetensors"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File of latents to write, or with --shards a folder."
+            " [default: latents.safetensors, or latents]",
+            show_default=False,
+        ),
+    ] = None,
     ratio: Annotated[
         str, typer.Option(metavar="8|16|32|auto", help="Compression ratio of every picture.")
     ] = "auto",
@@ -80,6 +93,38 @@ def encode(
     batch_size: _BatchSize = 8,
     device: _Device = "auto",
     json_output: _Json = False,
+    shards: Annotated[
+        bool,
+        typer.Option("--shards", help="Write shards to train a generator from.", rich_help_panel=_SHARDS),
+    ] = False,
+    shard_format: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="safetensors|webdataset", help="Of a shard.", rich_help_panel=_SHARDS
+        ),
+    ] = "safetensors",
+    per_shard: Annotated[
+        int, typer.Option(min=1, help="Most latents a shard.", rich_help_panel=_SHARDS)
+    ] = 1024,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the classes, one a line; class 0 first. Default: all that the pictures name,"
+            " sorted.",
+            show_default=False,
+            rich_help_panel=_SHARDS,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes of this machine.", rich_help_panel=_SHARDS)
+    ] = 1,
+    rank: Annotated[
+        int, typer.Option(min=0, help="Which of the machines this is.", rich_help_panel=_SHARDS)
+    ] = 0,
+    world_size: Annotated[
+        int, typer.Option(min=1, help="How many machines share the work.", rich_help_panel=_SHARDS)
+    ] = 1,
 ) -> None:
     """Encode photographs as latents: simple pictures at 32x, busy ones at 8x.
 
@@ -91,6 +136,11 @@ def encode(
 
     A picture that cannot be read is reported and the others are written all the same (exit code 1).
 
+    With --shards a set of any size becomes a folder of latents for `data.latents` of a generator's run.
+    Ratios, scores, captions and classes come from the index or from what lies beside the pictures
+    (docs/data.md); in a folder the subfolders are the classes. Interrupted or killed, the same command goes
+    on: whole shards are kept, the others written again.
+
     Examples:
 
         cat-fast encode holiday/ -c DIR -o holiday.safetensors
@@ -98,8 +148,42 @@ def encode(
         cat-fast encode page.png -c DIR --caption "a newspaper page" --has-text --size 512
 
         cat-fast encode *.jpg -c DIR --ratio 16 --json
+
+        cat-fast encode --shards index.jsonl -c DIR -o latents --size 512 --workers 2
+
+        cat-fast encode --shards "s3://bucket/shard-{000000..037999}.tar" -c DIR --rank 3 --world-size 16
     """
-    fixed = _parse_ratio(ratio)
+    fixed = parse_ratio(ratio)
+    if shards:
+        if len(photos) > 1 or caption or captions or has_text or has_faces:
+            raise UserError(
+                "--shards takes one source, and captions from it: an index, sidecars, or text files beside"
+                " the pictures"
+            )
+
+        from cat_fast.cli.shards import encode_shards
+
+        encode_shards(
+            photos[0],
+            out or Path("latents"),
+            checkpoint=checkpoint,
+            ratio=fixed,
+            size=size,
+            thresholds=thresholds,
+            shard_format=shard_format,
+            per_shard=per_shard,
+            classes=classes,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            rank=rank,
+            world_size=world_size,
+            json_output=json_output,
+        )
+        return
+    if classes or (shard_format, workers, rank, world_size) != ("safetensors", 1, 0, 1):
+        raise UserError("--format, --classes, --workers, --rank and --world-size are for --shards: add it")
+    out = out or Path("latents.safetensors")
 
     from cat_fast.data.images import find_images
 
@@ -135,7 +219,7 @@ def encode(
         )
     encoded = [result for result in results if result.choice]
     if json_output:
-        _print_json({"out": str(out) if encoded else None, "size": size, "images": list(map(_row, results))})
+        print_json({"out": str(out) if encoded else None, "size": size, "images": list(map(_row, results))})
     elif encoded:
         console.out.print(_encoded_table(encoded))
         _print_encoded_summary(encoded, size, out)
@@ -183,14 +267,14 @@ def decode(
         )
     decoded = [result for result in results if result.file]
     if json_output:
-        _print_json({"out": str(out), "images": list(map(_row, results))})
+        print_json({"out": str(out), "images": list(map(_row, results))})
     elif decoded:
         console.out.print(_decoded_table(decoded))
         console.out.print(Text(f"{_pictures(len(decoded))} in {out}"))
     _end([result.error for result in results if result.error], len(results), "decoded")
 
 
-def _parse_ratio(text: str) -> int | None:
+def parse_ratio(text: str) -> int | None:
     """8, 16 or 32; None for "auto"."""
     if text == "auto":
         return None
@@ -273,7 +357,7 @@ def _row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:
     return fields | choice | {"file": str(result.file) if result.file else None}
 
 
-def _print_json(content: dict[str, Any]) -> None:
+def print_json(content: dict[str, Any]) -> None:
     typer.echo(json.dumps(content, indent=2))
 
 

@@ -3,6 +3,7 @@
 Knows nothing of the tokenizer: the decision is made before a pixel is encoded.
 """
 
+from cat_fast.complexity.budget import ratios_within_budget
 from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
 from cat_fast.complexity.choose import ComplexityResult, Scorer, choose_ratio, choose_ratios, summarize
 from cat_fast.complexity.description import Description
@@ -42,6 +43,7 @@ __all__ = [
     "parse_score",
     "prompt",
     "ratio_mix",
+    "ratios_within_budget",
     "read_descriptions",
     "read_scored",
     "rubric_text",

@@ -74,11 +74,15 @@ class EmbeddedScorer:
 
     def score_many(self, descriptions: Sequence[Description]) -> list[int]:
         """Complexity score 1..9 of each description, in order."""
-        return whole_scores(self._expected(descriptions)).tolist()
+        return whole_scores(self.expected_many(descriptions)).tolist()
 
     def expected(self, description: Description) -> float:
         """The score before rounding, in [1, 9]."""
-        return float(self._expected([description])[0])
+        return float(self.expected_many([description])[0])
+
+    def expected_many(self, descriptions: Sequence[Description]) -> np.ndarray:
+        """`expected` of each description, in order, float64 (len(descriptions),)."""
+        return expected_scores(self.predict(descriptions), self.knots)
 
     def contributions(self, description: Description) -> list[tuple[str, float]]:
         """What speaks for a higher or a lower score, the strongest first: (feature, what it adds).
@@ -98,9 +102,6 @@ class EmbeddedScorer:
             return np.zeros(0)
         # A sparse product sums in column order: the same bits in every process, on any number of threads.
         return self.space.matrix(descriptions) @ self.coefficients + self.intercept
-
-    def _expected(self, descriptions: Sequence[Description]) -> np.ndarray:
-        return expected_scores(self.predict(descriptions), self.knots)
 
 
 _SPACE_ARRAYS = ("words", "word_idf", "chars", "char_idf")

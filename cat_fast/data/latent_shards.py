@@ -1,16 +1,7 @@
 """Latents on disk: written once by the tokenizer, read many times by the generator.
 
-A folder of latents holds
-
-    latents.json                 tokenizer fingerprint, resolution, class names; written once
-    shard-00000.safetensors      the latents of one shard under their keys
-    shard-00000.json             key, label, ratio, shape, caption of each; size, SHA-256 and moments of the
-    shard
-
-The little JSON beside a shard is its commit record: it appears after the shard is safely on disk. A shard
-without
-one, or whose size does not match it, is no shard: what it held is written again, never twice. So a killed run
-loses at most the shard it was filling.
+A folder holds shards and, beside each, the record that vouches for it (`cat_fast.data.latent_format`), so a
+killed run loses at most the shard it was filling.
 
     with LatentShardWriter(folder, tokenizer.fingerprint(), resolution=128, class_names=names) as writer:
         for key, ... in photographs:
@@ -19,36 +10,36 @@ loses at most the shard it was filling.
     dataset = LatentDataset(folder, tokenizer.fingerprint())
 """
 
-import hashlib
-import json
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch.utils.data import Dataset
 
-from cat_fast.data.files import atomic_write
+from cat_fast.data.latent_format import (
+    HEADER,
+    LatentEntry,
+    damage,
+    open_shard,
+    read_json,
+    records,
+    sha256,
+    write_or_check_header,
+    write_shard,
+)
+from cat_fast.data.latent_table import LatentTable
 from cat_fast.data.moments import Moments, per_channel
 from cat_fast.errors import UserError
 
-HEADER = "latents.json"
+__all__ = ["LatentDataset", "LatentEntry", "LatentSample", "LatentShardWriter"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class LatentEntry:
-    """What is known of a latent without reading it."""
-
-    key: str
-    label: int
-    ratio: int
-    shape: tuple[int, int, int]
-    """(c, h, w)."""
-    caption: str | None = None
+_MOST_OPEN = 512
+"""Shards that a data set keeps open at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +57,8 @@ class LatentShardWriter:
     """Writes latents in shards of `latents_per_shard`; opened on a folder of its own making, it goes on
     there.
 
-    A context manager: leaving it without an exception writes the last, smaller shard.
+    For one process, which knows its keys; `cat_fast.inference.latent_cache` writes sets of any size from
+    many. A context manager: leaving it without an exception writes the last, smaller shard.
 
     Args:
         folder: where the shards go; made if missing.
@@ -91,17 +83,20 @@ class LatentShardWriter:
         if latents_per_shard < 1:
             raise UserError(f"latents_per_shard is {latents_per_shard}: at least 1 is needed")
         self._folder = Path(folder)
+        self._fingerprint = fingerprint
         self._per_shard = latents_per_shard
         self._class_count = len(class_names)
-        header = {"fingerprint": fingerprint, "resolution": resolution, "class_names": list(class_names)}
-        self._write_or_check_header(header)
+        write_or_check_header(
+            self._folder,
+            {"fingerprint": fingerprint, "resolution": resolution, "class_names": list(class_names)},
+        )
         self._buffer: dict[str, torch.Tensor] = {}
         self._entries: list[LatentEntry] = []
         self._keys: set[str] = set()
-        self._taken: set[int] = set()
-        for record in _records(self._folder):
-            if _damage(self._folder, record) is None:
-                self._taken.add(int(record["shard"].removeprefix("shard-").removesuffix(".safetensors")))
+        self._taken: set[str] = set()
+        for record in records(self._folder):
+            if damage(self._folder, record) is None:
+                self._taken.add(record["shard"])
                 self._keys.update(entry["key"] for entry in record["latents"])
 
     def __contains__(self, key: object) -> bool:
@@ -145,36 +140,12 @@ class LatentShardWriter:
         """Write what waits as a shard, whole or not at all."""
         if not self._buffer:
             return
-        index = next(i for i in range(len(self._taken) + 1) if i not in self._taken)
-        path = self._folder / f"shard-{index:05d}.safetensors"
-        path.with_suffix(".json").unlink(missing_ok=True)  # a lost shard's record must not vouch for this one
-        with atomic_write(path) as part:
-            save_file(self._buffer, part)
-        moments = Moments.of(self._buffer.values())
-        record = {
-            "shard": path.name,
-            "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
-            "moments": asdict(moments),
-            "latents": [asdict(entry) for entry in self._entries],
-        }
-        _write_json(path.with_suffix(".json"), record)
-        self._taken.add(index)
+        names = (f"shard-{index:05d}.safetensors" for index in range(len(self._taken) + 1))
+        name = next(name for name in names if name not in self._taken)
+        write_shard(self._folder / name, self._buffer, self._entries, self._fingerprint)
+        self._taken.add(name)
         self._buffer.clear()
         self._entries.clear()
-
-    def _write_or_check_header(self, header: dict[str, Any]) -> None:
-        path = self._folder / HEADER
-        if not path.exists():
-            _write_json(path, header)
-            return
-        found = _read_json(path)
-        for name, value in header.items():
-            if found.get(name) != value:
-                raise UserError(
-                    f"{self._folder} holds latents with {name} {found.get(name)!r}, not {value!r}; "
-                    "give another folder, or delete this one"
-                )
 
 
 class LatentDataset(Dataset[LatentSample]):
@@ -183,7 +154,7 @@ class LatentDataset(Dataset[LatentSample]):
     Latents come out in the generator's scale, (latent - shift_factor) * scaling_factor, channel by channel.
 
     Args:
-        folder: what a `LatentShardWriter` wrote.
+        folder: what a `LatentShardWriter` or `cat-fast encode --shards` wrote.
         fingerprint: of the tokenizer that will decode; checked if given.
         verify: compare each shard with its SHA-256 when it is first read.
 
@@ -198,7 +169,7 @@ class LatentDataset(Dataset[LatentSample]):
             raise UserError(
                 f"{self._folder} holds no latents: {HEADER} is missing; write them with the encode step"
             )
-        header = _read_json(self._folder / HEADER)
+        header = read_json(self._folder / HEADER)
         self.fingerprint: str = header["fingerprint"]
         self.resolution: int = header["resolution"]
         self.class_names: list[str] = header["class_names"]
@@ -207,82 +178,65 @@ class LatentDataset(Dataset[LatentSample]):
                 f"{self._folder} holds latents of tokenizer {self.fingerprint}, not of {fingerprint}; "
                 "encode the pictures with this tokenizer first"
             )
-        records = _records(self._folder)
-        if not records:
+        self._sha256: dict[str, str] = {}
+        moments: list[Moments] = []
+        table = LatentTable.Builder()
+        for record in records(self._folder):
+            self._require_whole(record)
+            table.add(record["shard"], record["latents"])
+            if record["latents"]:
+                moments.append(Moments(**record["moments"]))
+            if verify:
+                self._sha256[record["shard"]] = record["sha256"]
+        if not moments:
             raise UserError(f"{self._folder} holds no whole shard yet; let the encode step finish")
-        for record in records:
-            if damage := _damage(self._folder, record):
-                raise UserError(f"{self._folder / record['shard']} {damage}; encode again to rewrite it")
-        self.entries: list[LatentEntry] = []
+        self.entries = table.finish()
         """Key, label, ratio and shape of every latent, in order."""
-        self._shard_of: list[str] = []
-        for record in records:
-            for entry in record["latents"]:
-                self.entries.append(LatentEntry(**entry | {"shape": tuple(entry["shape"])}))
-                self._shard_of.append(record["shard"])
-        moments = Moments.merge([Moments(**record["moments"]) for record in records])
-        self.shift_factor = list(moments.mean)
+        total = Moments.merge(moments)
+        self.shift_factor = list(total.mean)
         """Mean of each channel over all latents."""
-        self.scaling_factor = [1 / std if std > 0 else 1.0 for std in moments.std]
+        self.scaling_factor = [1 / std if std > 0 else 1.0 for std in total.std]
         """One over its standard deviation."""
-        self._sha256 = {record["shard"]: record["sha256"] for record in records if verify}
-        self._open: dict[str, Any] = {}
+        self._open: OrderedDict[str, Any] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> LatentSample:
         entry = self.entries[index]
-        latent = self._shard(self._shard_of[index]).get_tensor(entry.key)
+        latent = self._shard(index).get_tensor(entry.key)
         latent = (latent - per_channel(self.shift_factor)) * per_channel(self.scaling_factor)
         return LatentSample(key=entry.key, latent=latent, label=entry.label, ratio=entry.ratio)
 
     def token_counts(self, patch_size: int = 2) -> list[int]:
         """How many tokens each latent makes, without reading any."""
-        return [entry.shape[1] * entry.shape[2] // patch_size**2 for entry in self.entries]
+        return (self.entries.shapes[:, 1:].prod(axis=1) // patch_size**2).tolist()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": {}}  # file handles stay with their process
+        return self.__dict__ | {"_open": OrderedDict()}  # file handles stay with their process
 
-    def _shard(self, name: str) -> Any:
-        if name not in self._open:
-            path = self._folder / name
-            try:
-                if name in self._sha256 and _sha256(path) != self._sha256[name]:
-                    raise UserError(f"{path} is damaged: its content is not what was written; encode again")
-                self._open[name] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{path} cannot be read ({error}); encode again to rewrite it") from error
+    def _require_whole(self, record: dict[str, Any]) -> None:
+        path = self._folder / record["shard"]
+        if why := damage(self._folder, record):
+            raise UserError(f"{path} {why}; encode again to rewrite it")
+        if (found := record.get("fingerprint", self.fingerprint)) != self.fingerprint:
+            raise UserError(
+                f"{path} holds latents of tokenizer {found}, the others are of {self.fingerprint}"
+            )
+
+    def _shard(self, index: int) -> Any:
+        name = self.entries.shard_of(index)
+        if name in self._open:
+            self._open.move_to_end(name)
+            return self._open[name]
+        path = self._folder / name
+        try:
+            if name in self._sha256 and sha256(path) != self._sha256[name]:
+                raise UserError(f"{path} is damaged: its content is not what was written; encode again")
+            self._open[name] = open_shard(path, self.entries.keys_beside(index))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}); encode again to rewrite it") from error
+        self._sha256.pop(name, None)  # once is enough
+        if len(self._open) > _MOST_OPEN:
+            self._open.popitem(last=False)
         return self._open[name]
-
-
-def _records(folder: Path) -> list[dict[str, Any]]:
-    """The commit records of a folder, in shard order."""
-    return [_read_json(path) for path in sorted(folder.glob("shard-*.json"))]
-
-
-def _damage(folder: Path, record: dict[str, Any]) -> str | None:
-    """What is wrong with a recorded shard as far as its size tells, or None."""
-    path = folder / record["shard"]
-    if not path.is_file():
-        return "is missing"
-    if path.stat().st_size != record["bytes"]:
-        return f"is damaged: {path.stat().st_size} bytes of {record['bytes']}"
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it and encode again") from error
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,7 +17,7 @@ from cat_fast.data.streams.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
 
 HEADER = "shards.json"
-LABELS = ("key", "score", "ratio", "has_text", "has_faces", "caption")
+LABELS = ("key", "score", "ratio", "has_text", "has_faces", "caption", "category")
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ def write_shards(
         yield Written(path, len(chosen), missing)
 
 
+def member_name(key: str) -> str:
+    """A key as webdataset can hold it: a dot would end it, a slash make a folder."""
+    return re.sub(r"[^\w-]", "_", key)
+
+
 def _write(path: Path, records: list[ImageRecord]) -> list[str]:
     rows: list[dict[str, object]] = []
     missing: list[str] = []
@@ -91,7 +96,7 @@ def _write(path: Path, records: list[ImageRecord]) -> list[str]:
     ):
         for record in records:
             suffix = Path(record.path).suffix.lower()
-            name = re.sub(r"[^\w-]", "_", record.key)  # a dot would end the key, a slash make a folder
+            name = member_name(record.key)
             name = f"{name}_{len(rows)}" if name in names else name
             try:
                 picture = _picture(record, suffix)

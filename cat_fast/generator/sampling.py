@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 
 from cat_fast.errors import UserError
 from cat_fast.generator.dit import DiT
+from cat_fast.generator.packed_text import PackedText
 from cat_fast.packing import PackedSequence
 
 Sampler = Literal["ddpm", "ddim", "dpm++"]
@@ -23,13 +24,15 @@ class SampleRequest:
     """One picture to draw."""
 
     label: int
-    """Class index."""
+    """Class index; the number of classes is the null class."""
     ratio: int
     """Compression ratio of the latent."""
     grid: tuple[int, int]
     """Height and width of the latent in tokens."""
     seed: int
     """Everything random in this picture comes from it, and from nothing else."""
+    text: str = ""
+    """What a model with text is told of it; empty is nothing."""
 
     @property
     def num_tokens(self) -> int:
@@ -68,20 +71,21 @@ def sample(
     sampler: Sampler = "ddpm",
     steps: int = 250,
     guidance: float = 1.5,
+    text: PackedText | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[torch.Tensor]:
     """Draw latents (c, h, w), float32, one for each request, in the model's scale.
 
     All requests take each step in one forward pass, with their unconditional twins beside them where
-    `guidance` is
-    not 1: eps = eps_null + guidance * (eps_label - eps_null). A picture depends on its own request only, up
-    to the rounding of matrix products of another height.
+    `guidance` is not 1: eps = eps_null + guidance * (eps_label - eps_null). A picture depends on its own
+    request only, up to the rounding of matrix products of another height.
 
     Args:
         model: in eval mode, or label dropout would act.
         schedule: what the model was trained with.
         sampler, steps: which solver, and how many steps of it.
         guidance: 1 is none.
+        text: that of each request, encoded, for a model with text.
         on_step: called after every step.
 
     Raises:
@@ -98,7 +102,8 @@ def sample(
     packed = _initial_noise(model, requests, generators)
     solver = _PackedSolver(make_sampler(schedule, sampler), steps, requests, generators)
     for timestep in solver.timesteps:
-        tokens = solver.step(_guided_noise(model, packed, timestep, guidance), timestep, packed.tokens)
+        noise = _guided_noise(model, packed, timestep, guidance, text)
+        tokens = solver.step(noise, timestep, packed.tokens)
         packed = packed.replace(tokens=tokens)
         if on_step is not None:
             on_step()
@@ -118,14 +123,18 @@ def _initial_noise(
 
 
 def _guided_noise(
-    model: DiT, packed: PackedSequence, timestep: torch.Tensor, guidance: float
+    model: DiT, packed: PackedSequence, timestep: torch.Tensor, guidance: float, text: PackedText | None
 ) -> torch.Tensor:
     """(T, C) float32 noise estimate at one timestep for all sequences."""
     packed = packed.replace(timestep=timestep.to(packed.device).expand(len(packed)))
+    told: dict[str, PackedText] = {} if text is None else {"text": text}
     if guidance == 1:
-        return model(packed).float()
+        return model(packed, **told).float()
     null = packed.replace(label=torch.full((len(packed),), model.config.num_classes, device=packed.device))
-    conditional, unconditional = model(PackedSequence.concat([packed, null])).float().chunk(2)
+    both = PackedSequence.concat([packed, null])
+    if text is not None:
+        told = {"text": PackedText.concat([text, text.null()])}
+    conditional, unconditional = model(both, **told).float().chunk(2)
     return torch.lerp(unconditional, conditional, guidance)
 
 

@@ -69,7 +69,7 @@ def encode_files(
     Raises:
         UserError: `size` does not divide into patches at every ratio, or `out` cannot be written.
     """
-    _require_patches(size, max(tokenizer.config["ratios"]))
+    require_patches(size, max(tokenizer.config["ratios"]))
     require_writable(out)
     results: dict[str, EncodedPhoto] = {}
     latents: dict[str, Tensor] = {}
@@ -82,7 +82,7 @@ def encode_files(
 
     def flush(ratio: int) -> None:
         batch, pictures = zip(*waiting.pop(ratio), strict=True)
-        for photo, latent in zip(batch, _encode(tokenizer, pictures, ratio), strict=True):
+        for photo, latent in zip(batch, encode_batch(tokenizer, pictures, ratio), strict=True):
             latents[photo.key] = latent
             done(photo)
 
@@ -165,7 +165,8 @@ def decode_file(
     return [results[key] for key in stored.records]
 
 
-def _require_patches(size: int, deepest_ratio: int) -> None:
+def require_patches(size: int, deepest_ratio: int) -> None:
+    """Raises UserError where a picture of `size` px makes no whole number of patches at some ratio."""
     smallest = 2 * deepest_ratio  # one 2 x 2 patch of the smallest latent
     if size < 1 or size % smallest:
         raise UserError(f"size {size}: expected a multiple of {smallest} px, such as 256 or 512")
@@ -194,7 +195,8 @@ def _record(photo: EncodedPhoto, size: int) -> LatentRecord:
 
 
 @torch.inference_mode()
-def _encode(tokenizer: NestedAutoencoderKL, pictures: Sequence[Tensor], ratio: int) -> list[Tensor]:
+def encode_batch(tokenizer: NestedAutoencoderKL, pictures: Sequence[Tensor], ratio: int) -> list[Tensor]:
+    """The posterior's modes, (c, h, w) float32 on the CPU, of pictures (3, H, W) in [-1, 1]."""
     x_BCHW = torch.stack(list(pictures)).to(tokenizer.device, tokenizer.dtype)
     z_BCHW = tokenizer.encode(x_BCHW, ratio).latent_dist.mode().float().cpu()
     return [z_CHW.clone() for z_CHW in z_BCHW]  # each its own memory, as safetensors wants it

@@ -22,6 +22,7 @@ from cat_fast.complexity import (
     read_descriptions,
 )
 from cat_fast.complexity.jpeg_size import JPEG_SIDE
+from cat_fast.data.caption_file import caption_beside
 from cat_fast.data.images import image_to_bytes, resize_center_crop
 from cat_fast.errors import UserError
 
@@ -92,7 +93,7 @@ class PhotoDescriptions:
         for name in (str(photo), photo.name, photo.stem):
             if name in self.rows:
                 return self.rows[name]
-        caption = self.caption or _sidecar(photo)
+        caption = self.caption or caption_beside(photo)
         return Description(caption, self.has_text, self.has_faces) if caption else None
 
 
@@ -131,15 +132,3 @@ def require_served(ratio: int | None, served: tuple[int, ...]) -> None:
     if ratio is None and not set(RATIOS) <= set(served):
         wanted = ", ".join(map(str, RATIOS))
         raise UserError(f"adaptive ratios need a tokenizer of ratios {wanted}; this one has {has}: fix one")
-
-
-def _sidecar(photo: Path) -> str:
-    """The text beside PHOTO.jpg, in PHOTO.txt or PHOTO.jpg.txt; empty where there is none."""
-    for sidecar in (photo.with_suffix(".txt"), photo.with_name(photo.name + ".txt")):
-        try:
-            return " ".join(sidecar.read_text(encoding="utf-8-sig").split())
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{photo}: its caption file {sidecar.name} cannot be read ({error})") from error
-    return ""

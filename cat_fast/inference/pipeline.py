@@ -1,8 +1,13 @@
-"""`CATPipeline`: labels in, pictures out, each with the number of tokens its complexity earns.
+"""`CATPipeline`: labels or descriptions in, pictures out, each with the number of tokens its complexity
+earns.
 
-pipeline = CATPipeline.from_pretrained("runs/demo/pipeline")
-output = pipeline(["clear sky", "page of text"], steps=50, seed=7)
-output.images[0].save("sky.png")
+    pipeline = CATPipeline.from_pretrained("runs/demo/pipeline")
+    output = pipeline(["clear sky", "page of text"], steps=50, seed=7)
+    output.images[0].save("sky.png")
+
+A call is `plan` (which pictures), `batches` (which of them share a forward pass), `draw` for each batch.
+Whoever draws many pictures does these steps for himself, and can stop between two batches: the same batch is
+drawn to the same bits again, while among other neighbours a picture is the same up to rounding.
 """
 
 import difflib
@@ -17,23 +22,34 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 
-from cat_fast.complexity import Description, RatioThresholds, choose_ratios, tokens_per_image
+from cat_fast.complexity import (
+    Description,
+    RatioThresholds,
+    default_scorer,
+    ratios_within_budget,
+    tokens_per_image,
+)
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images import tensor_to_image
 from cat_fast.data.moments import per_channel
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, SampleRequest, sample
 from cat_fast.generator.sampling import Sampler
+from cat_fast.inference.pipeline_parts import load_text_encoder, require_fitting
 from cat_fast.packing import TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 SETTINGS = "pipeline.json"
+MAX_TOKENS = 16_384
 _DECODE_BATCH = 8
+
+Prompt = str | int | Description
+"""A label, its index, or a description: a string that is no label is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CATOutput:
-    """The pictures of one call, in the order of its labels."""
+    """The pictures of one call, in the order of its prompts."""
 
     images: list[Image.Image]
     ratios: list[int]
@@ -43,7 +59,7 @@ class CATOutput:
 
 
 class CATPipeline:
-    """Label -> ratio -> tokens -> picture.
+    """Label or description -> ratio -> tokens -> picture.
 
     Args:
         tokenizer: decodes the latents.
@@ -53,7 +69,8 @@ class CATPipeline:
         thresholds: from complexity score to ratio, for ``ratio="auto"``.
         resolution: side of the pictures in pixels, unless a call says otherwise.
         descriptions: what "auto" scores in place of "this is an image of LABEL", one for each label: the
-            place to say that a class shows text or faces.
+            place to say that a class shows text or faces. A generator with text is told their captions.
+        text_encoder: name or folder of the encoder that a generator with text was trained with.
 
     Raises:
         UserError: parts that do not belong together.
@@ -69,22 +86,9 @@ class CATPipeline:
         *,
         resolution: int,
         descriptions: Sequence[Description] | None = None,
+        text_encoder: str | None = None,
     ) -> None:
-        trained_on = generator.config.tokenizer_fingerprint
-        if trained_on is not None and trained_on != tokenizer.fingerprint():
-            raise UserError(
-                f"the generator was trained on latents of tokenizer {trained_on}, this one is "
-                f"{tokenizer.fingerprint()}; use the tokenizer it was trained with"
-            )
-        if len(labels) != generator.config.num_classes or len(set(labels)) != len(labels):
-            raise UserError(
-                f"the generator has {generator.config.num_classes} classes: expected as many different "
-                f"labels, got {len(labels)}"
-            )
-        if descriptions is not None and len(descriptions) != len(labels):
-            raise UserError(
-                f"expected one description a label, {len(labels)} in all, got {len(descriptions)}"
-            )
+        require_fitting(tokenizer, generator, labels, descriptions)
         self.tokenizer = tokenizer.eval()
         self.generator = generator.eval()
         self.scheduler = scheduler
@@ -92,32 +96,38 @@ class CATPipeline:
         self.thresholds = thresholds
         self.resolution = resolution
         self.descriptions = list(descriptions or map(Description.from_label, labels))
+        self.text_encoder_name = text_encoder
+        self.text_encoder = load_text_encoder(text_encoder, generator)
+        self._number_of = {label: number for number, label in enumerate(self.labels)}
 
     def to(self, device: torch.device | str) -> Self:
-        """Move both models."""
+        """Move all models."""
         self.tokenizer.to(device)  # type: ignore[arg-type]
         self.generator.to(device)  # type: ignore[arg-type]
+        if self.text_encoder is not None:
+            self.text_encoder.to(device)
         return self
 
-    @torch.no_grad()
     def __call__(
         self,
-        labels: str | int | Sequence[str | int],
+        prompts: Prompt | Sequence[Prompt],
         *,
         ratio: Literal["auto"] | int = "auto",
+        mean_tokens: float | None = None,
         steps: int = 250,
         guidance: float = 1.5,
         seed: int = 0,
         size: int | None = None,
         scheduler: Sampler = "ddpm",
-        max_tokens: int = 16_384,
+        max_tokens: int = MAX_TOKENS,
         on_step: Callable[[int, int], None] | None = None,
     ) -> CATOutput:
-        """Draw one picture for each label; the defaults are the paper's sampling.
+        """Draw one picture for each prompt; the defaults are the paper's sampling.
 
         Args:
-            labels: names or indices of classes.
-            ratio: one for all, or "auto": from each label's complexity.
+            prompts: labels, indices of classes, or, for a generator with text, descriptions.
+            ratio: one for all, or "auto": from each prompt's complexity.
+            mean_tokens: in place of `ratio`: what a picture of this call may cost in the mean.
             steps: of the sampler.
             guidance: classifier-free guidance scale; 1 is none.
             seed: picture i is drawn from seed + i, whatever else is drawn beside it.
@@ -127,21 +137,11 @@ class CATPipeline:
             on_step: called after every step with the number of steps done and of steps in all.
 
         Raises:
-            UserError: an unknown label, ratio, scheduler or size.
+            UserError: an unknown label, ratio, scheduler or size, or a budget that pays no picture.
         """
-        classes = [self._class_of(label) for label in ([labels] if isinstance(labels, str | int) else labels)]
-        if not classes:
-            raise UserError("no label to draw: expected at least one")
-        ratios = self._ratios(classes, ratio)
-        requests = [
-            self._request(c, f, seed + i, size or self.resolution)
-            for i, (c, f) in enumerate(zip(classes, ratios, strict=True))
-        ]
-        twins = 1 if guidance == 1 else 2
-        packer = TokenBudgetPacker[int](max_tokens)
-        # equal lengths side by side attend in one call
-        by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
-        batches = list(packer.pack((i, twins * requests[i].num_tokens) for i in by_length))
+        requests = self.plan(prompts, ratio=ratio, mean_tokens=mean_tokens, seed=seed, size=size)
+        batches = self.batches(requests, guidance=guidance, max_tokens=max_tokens)
+        images: dict[int, Image.Image] = {}
         done = 0
 
         def count_step() -> None:
@@ -150,27 +150,84 @@ class CATPipeline:
             if on_step is not None:
                 on_step(done, steps * len(batches))
 
-        latents: dict[int, torch.Tensor] = {}
         for batch in batches:
-            drawn = sample(
-                self.generator,
+            drawn = self.draw(
                 [requests[i] for i in batch],
-                self.scheduler,
-                sampler=scheduler,
                 steps=steps,
                 guidance=guidance,
+                scheduler=scheduler,
                 on_step=count_step,
             )
-            latents |= zip(batch, drawn, strict=True)
-        images = self._decode([latents[i] for i in range(len(requests))], ratios)
-        return CATOutput(images=images, ratios=ratios, tokens=[request.num_tokens for request in requests])
+            images |= zip(batch, drawn, strict=True)
+        return CATOutput(
+            images=[images[i] for i in range(len(requests))],
+            ratios=[request.ratio for request in requests],
+            tokens=[request.num_tokens for request in requests],
+        )
+
+    def plan(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        *,
+        ratio: Literal["auto"] | int = "auto",
+        mean_tokens: float | None = None,
+        seed: int = 0,
+        size: int | None = None,
+    ) -> list[SampleRequest]:
+        """The pictures of a call, one for each prompt; arguments and errors are those of `__call__`."""
+        given = [prompts] if isinstance(prompts, str | int | Description) else prompts
+        meant = [self._meaning(prompt) for prompt in given]
+        if not meant:
+            raise UserError("no label to draw: expected at least one")
+        size = size or self.resolution
+        ratios = self._ratios([description for _, description in meant], ratio, mean_tokens, size)
+        return [
+            self._request(label, description, f, seed + i, size)
+            for i, ((label, description), f) in enumerate(zip(meant, ratios, strict=True))
+        ]
+
+    def batches(
+        self, requests: Sequence[SampleRequest], *, guidance: float = 1.5, max_tokens: int = MAX_TOKENS
+    ) -> list[list[int]]:
+        """Which requests, by their place, share a forward pass: a function of the arguments alone."""
+        twins = 1 if guidance == 1 else 2
+        packer = TokenBudgetPacker[int](max_tokens)
+        # equal lengths side by side attend in one call
+        by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
+        return list(packer.pack((i, twins * requests[i].num_tokens) for i in by_length))
+
+    @torch.no_grad()
+    def draw(
+        self,
+        requests: Sequence[SampleRequest],
+        *,
+        steps: int = 250,
+        guidance: float = 1.5,
+        scheduler: Sampler = "ddpm",
+        on_step: Callable[[], None] | None = None,
+    ) -> list[Image.Image]:
+        """The pictures of one batch; arguments are those of `__call__`, errors those of `sample`."""
+        text = None if self.text_encoder is None else self.text_encoder([r.text for r in requests])
+        latents = sample(
+            self.generator,
+            requests,
+            self.scheduler,
+            sampler=scheduler,
+            steps=steps,
+            guidance=guidance,
+            text=None if text is None else text.to(self.generator.device, self.generator.dtype),
+            on_step=on_step,
+        )
+        return self._decode(latents, [request.ratio for request in requests])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the whole pipeline: tokenizer/, generator/, scheduler/ and, last, pipeline.json."""
+        """Write the whole pipeline: tokenizer/, generator/, scheduler/ and, last, pipeline.json.
+
+        Of a text encoder the name is written, not the model: it is as it was published.
+        """
         folder = Path(folder)
-        (folder / SETTINGS).unlink(
-            missing_ok=True
-        )  # without it a half-written folder is not taken for a pipeline
+        # without it a half-written folder is not taken for a pipeline
+        (folder / SETTINGS).unlink(missing_ok=True)
         self.tokenizer.save_pretrained(folder / "tokenizer")
         self.generator.save_pretrained(folder / "generator")
         self.scheduler.save_pretrained(folder / "scheduler")
@@ -179,6 +236,7 @@ class CATPipeline:
             "descriptions": [asdict(description) for description in self.descriptions],
             "thresholds": [self.thresholds.a, self.thresholds.b],
             "resolution": self.resolution,
+            "text_encoder": self.text_encoder_name,
         }
         with atomic_write(folder / SETTINGS) as part:
             part.write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
@@ -205,33 +263,67 @@ class CATPipeline:
                 RatioThresholds(*settings["thresholds"]),
                 resolution=settings["resolution"],
                 descriptions=[Description(**description) for description in settings["descriptions"]],
+                text_encoder=settings.get("text_encoder"),
             )
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{folder} is no whole pipeline: {error}") from error
 
-    def _class_of(self, label: str | int) -> int:
-        if isinstance(label, int):
-            if not 0 <= label < len(self.labels):
-                raise UserError(f"class {label}: expected 0 .. {len(self.labels) - 1}")
-            return label
-        if label in self.labels:
-            return self.labels.index(label)
-        near = difflib.get_close_matches(label, self.labels, n=3, cutoff=0.3) or self.labels[:3]
-        raise UserError(f"label {label!r} is none of the {len(self.labels)} classes; near it are {near}")
+    def _meaning(self, prompt: Prompt) -> tuple[int, Description]:
+        """Class and description; the null class for what is none."""
+        if isinstance(prompt, int):
+            if not 0 <= prompt < len(self.labels):
+                raise UserError(f"class {prompt}: expected 0 .. {len(self.labels) - 1}")
+            return prompt, self.descriptions[prompt]
+        if isinstance(prompt, str) and prompt in self._number_of:
+            number = self._number_of[prompt]
+            return number, self.descriptions[number]
+        description = Description(prompt) if isinstance(prompt, str) else prompt
+        if self.text_encoder is not None:
+            return self.generator.config.num_classes, description
+        said = description.caption
+        near = difflib.get_close_matches(said, self.labels, n=3, cutoff=0.3) or self.labels[:3]
+        raise UserError(
+            f"label {said!r} is none of the {len(self.labels)} classes; near it are {near} (this generator "
+            "was trained without text, so it draws its classes and no other descriptions)"
+        )
 
-    def _ratios(self, classes: list[int], ratio: Literal["auto"] | int) -> list[int]:
+    def _ratios(
+        self,
+        descriptions: list[Description],
+        ratio: Literal["auto"] | int,
+        mean_tokens: float | None,
+        size: int,
+    ) -> list[int]:
+        served = self.generator.config.ratios
         if ratio != "auto":
-            if ratio not in self.generator.config.ratios:
-                known = ", ".join(map(str, self.generator.config.ratios))
-                raise UserError(f"ratio {ratio!r}: expected 'auto' or one of {known}")
-            return [ratio] * len(classes)
-        results = choose_ratios([self.descriptions[c] for c in classes], thresholds=self.thresholds)
-        return [result.ratio for result in results]
+            if ratio not in served:
+                raise UserError(f"ratio {ratio!r}: expected 'auto' or one of {', '.join(map(str, served))}")
+            if mean_tokens is not None:
+                raise UserError(f"ratio {ratio} and mean_tokens {mean_tokens:g}: one of them is enough")
+            return [ratio] * len(descriptions)
+        different = list(dict.fromkeys(descriptions))  # of many pictures of few classes
+        scores = dict(zip(different, default_scorer().score_many(different), strict=True))
+        own = [self.thresholds.ratio(scores[description]) for description in descriptions]
+        if mean_tokens is None:
+            return own
+        expected = dict(zip(different, default_scorer().expected_many(different).tolist(), strict=True))
+        return ratios_within_budget(
+            [expected[description] for description in descriptions],
+            mean_tokens,
+            resolution=size,
+            patch_size=self.generator.config.patch_size,
+            ratios=served,
+            preferred=own,
+        )
 
-    def _request(self, label: int, ratio: int, seed: int, size: int) -> SampleRequest:
-        tokens_per_image(ratio, size, self.generator.config.patch_size)  # refuses a size that does not divide
-        side = size // (ratio * self.generator.config.patch_size)
-        return SampleRequest(label=label, ratio=ratio, grid=(side, side), seed=seed)
+    def _request(
+        self, label: int, description: Description, ratio: int, seed: int, size: int
+    ) -> SampleRequest:
+        patch = self.generator.config.patch_size
+        tokens_per_image(ratio, size, patch)  # refuses a size that does not divide
+        side = size // (ratio * patch)
+        text = "" if self.text_encoder is None else description.caption
+        return SampleRequest(label=label, ratio=ratio, grid=(side, side), seed=seed, text=text)
 
     def _decode(self, latents: list[torch.Tensor], ratios: list[int]) -> list[Image.Image]:
         """Pictures of latents in the generator's scale, each decoded at its ratio."""

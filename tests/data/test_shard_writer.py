@@ -51,10 +51,7 @@ def test_every_picture_is_in_one_shard_with_its_labels(index, tmp_path):
         for entry in shards.open(number).entries(0):
             assert entry.damage == ""
             found[entry.read()] = entry.labels
-    expected = {
-        Path(r.path).read_bytes(): Labels(score=r.score, ratio=r.ratio, has_text=r.has_text)
-        for r in read_index(index)
-    }
+    expected = {Path(r.path).read_bytes(): Labels.of(vars(r)) for r in read_index(index)}
     assert found == expected
     rows = (out / "shard-000000.scores.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(rows[0])["caption"] == "Straße"

@@ -129,17 +129,55 @@ def test_a_generator_of_another_tokenizer_is_refused(parts, pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"labels": ["newspaper pag"]}, r"near it are \['newspaper page'"),
-        ({"labels": [3]}, r"class 3: expected 0 \.\. 2"),
-        ({"labels": ["village street"], "ratio": 4}, "ratio 4: expected 'auto' or one of 8, 16, 32"),
-        ({"labels": ["village street"], "ratio": 32, "size": 96}, "multiple of 64"),
-        ({"labels": ["village street"], "scheduler": "euler"}, "scheduler 'euler'"),
-        ({"labels": []}, "no label"),
+        ({"prompts": ["newspaper pag"]}, r"near it are \['newspaper page'"),
+        ({"prompts": [3]}, r"class 3: expected 0 \.\. 2"),
+        ({"prompts": ["village street"], "ratio": 4}, "ratio 4: expected 'auto' or one of 8, 16, 32"),
+        ({"prompts": ["village street"], "ratio": 32, "size": 96}, "multiple of 64"),
+        ({"prompts": ["village street"], "scheduler": "euler"}, "scheduler 'euler'"),
+        ({"prompts": ["a cat asleep"]}, "none of the 3 classes; .* trained without text"),
+        ({"prompts": [Description("a cat asleep")]}, "'a cat asleep' is none of the 3 classes"),
+        ({"prompts": [0], "mean_tokens": 0.5}, "64 px costs 1 tokens at least"),
+        ({"prompts": [0], "mean_tokens": 4, "ratio": 8}, "one of them is enough"),
+        ({"prompts": []}, "no label"),
     ],
 )
 def test_calls_that_cannot_be_met_are_refused(pipeline, call, message):
     with pytest.raises(UserError, match=message):
         pipeline(**FAST | call)
+
+
+@pytest.mark.parametrize("mean_tokens", [1, 2.5, 6, 7, 16, 100])
+def test_a_budget_is_kept_and_the_complex_get_more_of_it(pipeline, mean_tokens):
+    requests = pipeline.plan(LABELS * 4, mean_tokens=mean_tokens, seed=5)
+    tokens = [request.num_tokens for request in requests]
+    assert [request.seed for request in requests] == list(range(5, 17))
+    best = max(
+        16 * a + 4 * b + (12 - a - b)
+        for a in range(13)
+        for b in range(13 - a)
+        if 16 * a + 4 * b + (12 - a - b) <= 12 * mean_tokens
+    )
+    assert sum(tokens) == best
+    by_label = [sum(tokens[i::3]) for i in range(3)]
+    assert by_label == sorted(by_label)
+
+
+def test_the_budget_that_auto_spends_gives_autos_ratios(pipeline):
+    auto = [request.ratio for request in pipeline.plan(LABELS)]
+    spent = sum(request.num_tokens for request in pipeline.plan(LABELS)) / 3
+    assert [request.ratio for request in pipeline.plan(LABELS, mean_tokens=spent)] == auto
+
+
+def test_a_batch_is_drawn_to_the_same_bits_again(pipeline):
+    requests = pipeline.plan(LABELS * 3, seed=3)
+    batches = pipeline.batches(requests, max_tokens=64)
+    assert sorted(i for batch in batches for i in batch) == list(range(9))
+    assert len(batches) > 1
+    assert all(2 * sum(requests[i].num_tokens for i in batch) <= 64 for batch in batches)
+    whole = pixels(pipeline(LABELS * 3, seed=3, max_tokens=64, **FAST))
+    for batch in reversed(batches):
+        for i, image in zip(batch, pipeline.draw([requests[i] for i in batch], **FAST), strict=True):
+            assert np.array_equal(np.asarray(image), whole[i])
 
 
 def test_labels_must_match_the_generator(parts):

@@ -1,9 +1,13 @@
-"""Pictures in files of their own: an image index of any length, or a folder. A run of files is a shard."""
+"""Pictures in files of their own: an image index of any length, or a folder. A run of files is a shard.
 
-from collections.abc import Iterator
+The `extent` of a set grows with it: a set of the same names may have more pictures.
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cat_fast.data.image_index import parse_record
+from cat_fast.data.caption_file import caption_beside
+from cat_fast.data.image_index import ImageRecord, parse_record
 from cat_fast.data.images import find_images
 from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard, nothing
 from cat_fast.errors import UserError
@@ -32,6 +36,7 @@ class IndexShards:
         if not lines:
             raise UserError(f"image index {self.path}: it holds no pictures")
         self.starts.append(position)
+        self.extent = position
         self.names = [
             f"{self.path.name}, lines from {1 + n * FILES_A_SHARD}" for n in range(len(self.starts) - 1)
         ]
@@ -54,33 +59,67 @@ class IndexShards:
 
     def _entry(self, number: int, line_number: int, line: bytes) -> Entry:
         try:
-            record = parse_record(line, self.path, line_number)
-            labels = Labels.of(vars(record))
+            return _entry_of(number, parse_record(line, self.path, line_number))
         except (UserError, ValueError) as error:
             return Entry(number, f"line {line_number}", Labels(), nothing, str(error))
-        return Entry(number, record.key, labels, Path(record.path).read_bytes)
+
+
+class RecordShards:
+    """Implements `ShardSet` for image records that are held in memory."""
+
+    def __init__(self, records: Sequence[ImageRecord]) -> None:
+        self.records = records
+        self.extent = len(records)
+        self.names = [f"pictures from {n}" for n in range(0, len(records), FILES_A_SHARD)]
+
+    def open(self, index: int) -> "ListedShard":
+        run = self.records[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
+        return ListedShard(self.names[index], [_entry_of(n, record) for n, record in enumerate(run)])
+
+    def labels(self, index: int) -> list[Labels] | None:
+        return [entry.labels for entry in self.open(index).entries(0)]
 
 
 class FolderShards:
-    """Implements `ShardSet` for the pictures in a folder and its subfolders; nothing is known of them."""
+    """Implements `ShardSet` for the pictures in a folder and its subfolders.
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    Nothing is known of them; `described`, the subfolder that a picture lies in is its class, and a text file
+    beside it its caption (`caption_beside`).
+    """
+
+    def __init__(self, folder: str | Path, described: bool = False) -> None:
+        self.folder, self.described = Path(folder), described
         if not self.folder.is_dir():
             raise UserError(f"data.folder: {folder}: no such folder")
         self.paths = find_images([self.folder])
+        self.extent = len(self.paths)
         self.names = [str(path.relative_to(self.folder)) for path in self.paths[::FILES_A_SHARD]]
 
     def open(self, index: int) -> "ListedShard":
-        run = self.paths[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
-        entries = [
-            Entry(n, str(path.relative_to(self.folder)), Labels(), path.read_bytes)
-            for n, path in enumerate(run)
-        ]
+        entries = [self._entry(n, path) for n, path in enumerate(self._run(index))]
         return ListedShard(f"{self.folder.name}, from {self.names[index]}", entries)
 
     def labels(self, index: int) -> list[Labels] | None:
-        return None
+        """Of a described folder the classes alone: captions take opening every file."""
+        return (
+            [Labels(category=self._category(path)) for path in self._run(index)] if self.described else None
+        )
+
+    def _run(self, index: int) -> list[Path]:
+        return self.paths[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
+
+    def _category(self, path: Path) -> str:
+        inside = path.relative_to(self.folder).parts
+        return inside[0] if len(inside) > 1 else ""
+
+    def _entry(self, number: int, path: Path) -> Entry:
+        key, labels = str(path.relative_to(self.folder)), Labels()
+        if self.described:
+            try:
+                labels = Labels(caption=caption_beside(path), category=self._category(path))
+            except UserError as error:
+                return Entry(number, key, labels, nothing, str(error))
+        return Entry(number, key, labels, path.read_bytes)
 
 
 class ListedShard:
@@ -90,5 +129,13 @@ class ListedShard:
         self.name = name
         self._entries = entries
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def entries(self, first: int) -> Iterator[Entry]:
         return iter(self._entries[first:])
+
+
+def _entry_of(number: int, record: ImageRecord) -> Entry:
+    """Raises ValueError for labels that are none."""
+    return Entry(number, record.key, Labels.of(vars(record)), Path(record.path).read_bytes)

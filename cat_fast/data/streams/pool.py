@@ -101,7 +101,7 @@ class Task:
 
 
 def _start(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
 
 
 def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -113,7 +113,7 @@ def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return Broken(f"{type(error).__name__}: {error}")
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A worker waits on a pipe whose other end it holds itself: it would outlive a parent that is killed."""
     parent = parent_process()
     if parent is not None:

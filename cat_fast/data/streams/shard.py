@@ -16,6 +16,10 @@ class Labels:
     score: int | None = None
     ratio: int | None = None
     has_text: bool = False
+    has_faces: bool = False
+    caption: str = ""
+    category: str = ""
+    """Its class: a name, or a number as text."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Labels":
@@ -28,6 +32,9 @@ class Labels:
             score=_whole(fields.get("score")),
             ratio=_whole(fields.get("ratio")),
             has_text=bool(fields.get("has_text")),
+            has_faces=bool(fields.get("has_faces")),
+            caption=_text(fields.get("caption")),
+            category=_text(fields.get("category")),
         )
 
 
@@ -86,6 +93,10 @@ class Rating:
 def nothing() -> bytes:
     """The picture of an entry that has none."""
     raise OSError("there is no picture")
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def _whole(value: Any) -> int | None:

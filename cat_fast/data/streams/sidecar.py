@@ -1,9 +1,11 @@
 """Scores beside a shard: `shard-000123.scores.jsonl` or `.scores.parquet`, read when the shard is opened.
 
-A line is an object with "key" and one or both of "score" (1 to 9) and "ratio" (8, 16, 32); "has_text" keeps
-a picture from being mirrored. Other fields, such as the caption, are passed over. Columns likewise.
+A line is an object with "key" and one or both of "score" (1 to 9) and "ratio" (8, 16, 32); "has_text" keeps a
+picture from being mirrored; "has_faces", "caption" and "category" are for whoever makes latents of them.
+Other fields are passed over. Columns likewise.
 """
 
+import dataclasses
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -18,6 +20,7 @@ from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
 from cat_fast.data.streams.shard import Labels
 
+_LABELS = tuple(field.name for field in dataclasses.fields(Labels))
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 
@@ -66,7 +69,7 @@ def _table(content: bytes, url: str, problems: Problems) -> dict[str, Labels]:
     found = {}
     try:
         there = pyarrow.parquet.read_schema(io.BytesIO(content)).names
-        columns = [name for name in ("key", "score", "ratio", "has_text") if name in there]
+        columns = [name for name in ("key", *_LABELS) if name in there]
         rows = pyarrow.parquet.read_table(io.BytesIO(content), columns=columns).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         problems.report(url, str(error))

@@ -1,9 +1,12 @@
-"""Webdataset shards: tar archives of `KEY.jpg` (png, webp …) and `KEY.json`, their scores in sidecars."""
+"""Webdataset shards: tar archives of `KEY.jpg` (png, webp …) and `KEY.json`, their scores in sidecars.
+
+What neither says may stand in `KEY.txt` (the caption) and `KEY.cls` (the class), as webdataset has it.
+"""
 
 import json
 import os
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 from braceexpand import braceexpand
 from fsspec.core import url_to_fs
@@ -18,6 +21,8 @@ from cat_fast.data.streams.tar_members import Damage, Member, members
 from cat_fast.errors import UserError
 
 _NO_LABELS = Labels()
+_PLAIN = {"txt": "caption", "cls": "category"}
+"""Members that are a label themselves."""
 
 
 def list_shards(pattern: str) -> list[str]:
@@ -96,6 +101,9 @@ class TarShard:
                 problems.report(f"{name}: {key}", "the sidecar scores it, but it is not in the archive")
         del self._sidecar
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def entries(self, first: int) -> Iterator[Entry]:
         return iter(self._entries[first:])
 
@@ -110,12 +118,18 @@ class TarShard:
         return Entry(number, key, labels, lambda: self._read(picture))
 
     def _own_labels(self, key: str, parts: dict[str, Member]) -> Labels:
-        if "json" not in parts:
+        said = [name for name in ("json", "txt", "cls") if name in parts]
+        if not said:
             return _NO_LABELS
+        name = said[0]
         try:
-            return Labels.of(json.loads(self._read(parts["json"])))
-        except (ValueError, AttributeError, OSError) as error:
-            self.problems.report(f"{self.name}: {key}.json", str(error))
+            fields: dict[str, Any] = {}
+            for name in said:
+                text = self._read(parts[name]).decode()
+                fields = fields | json.loads(text) if name == "json" else {_PLAIN[name]: text} | fields
+            return Labels.of(fields)
+        except (ValueError, TypeError, OSError) as error:
+            self.problems.report(f"{self.name}: {key}.{name}", str(error))
             return _NO_LABELS
 
     def _read(self, member: Member) -> bytes:

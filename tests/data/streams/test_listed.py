@@ -35,7 +35,7 @@ def test_an_index_read_in_runs_says_what_it_says_as_a_whole(index):
     assert len(shards.names) == 3
     for entry, record in zip(entries, read_index(index), strict=True):
         assert entry.key == record.key
-        assert entry.labels == Labels(record.score, record.ratio, record.has_text)
+        assert entry.labels == Labels.of(vars(record))
     assert [entry.read() for entry in entries] == [picture(n) for n in range(25)]
 
 
@@ -79,3 +79,16 @@ def test_a_folder_serves_every_ratio(index):
 def test_index_fields_survive_as_they_are_written(index):
     first = json.loads(index.read_text().splitlines()[0])
     assert first == asdict(read_index(index)[0]) | {"path": "pictures/00.png"}
+
+
+def test_a_described_folder_has_classes_and_captions(index):
+    folder = index.parent
+    (folder / "pictures/03.txt").write_text("a street\n at night")
+    (folder / "pictures/04.txt").write_bytes(b"caf\xe9")
+    shards = FolderShards(folder, described=True)
+    entries = list(shards.open(0).entries(0))
+    assert {entry.labels.category for entry in entries if not entry.damage} == {"pictures"}
+    assert [entry.labels.caption for entry in entries[2:4]] == ["", "a street at night"]
+    assert "04.txt cannot be read" in entries[4].damage
+    assert [labels.category for labels in shards.labels(2)] == ["pictures"] * 5
+    assert [entry.labels for entry in FolderShards(folder).open(0).entries(0)] == [Labels()] * 10

@@ -51,7 +51,7 @@ def test_samples_are_those_that_webdataset_reads(archive):
     for entry, sample in zip(ours, reference, strict=True):
         assert entry.read() == next(sample[kind] for kind in ("png", "jpg", "webp") if kind in sample)
         own = json.loads(sample["json"])
-        assert entry.labels == Labels(score=own["score"], has_text=own["has_text"])
+        assert entry.labels == Labels.of(own)
     assert [entry.number for entry in tar_set(archive).open(0).entries(4)] == list(range(4, 10))
 
 
@@ -61,7 +61,10 @@ def test_a_sidecar_overrules_the_samples_and_lines_of_json_say_what_a_table_says
     by_lines = archive.with_name("shard-000000.scores.jsonl")
     by_lines.write_text(lines + '{"key": "gone", "score": 1}\n')
     found = [entry.labels for entry in entries(archive)]
-    assert found == [Labels(9, 8, False)] * 8 + [Labels(9, None, True), Labels(1, None, False)]
+    assert found == [Labels(9, 8, False)] * 8 + [
+        Labels(9, None, True, caption="a street"),
+        Labels(1, None, False, caption="a street"),
+    ]
     assert "line 9 is skipped" in caplog.text
     assert "line 10 is skipped" in caplog.text
     assert "gone is skipped" in caplog.text
@@ -79,6 +82,22 @@ def test_a_sample_without_a_picture_and_a_picture_without_json_are_said_to_be(tm
     assert "no picture among its files (json)" in first.damage
     assert second.labels == Labels()
     assert second.read() == picture(1)
+
+
+def test_caption_and_class_may_be_files_of_their_own_and_json_overrules_them(tmp_path):
+    plain = {"png": picture(1), "txt": "Straße\n".encode(), "cls": b"7"}
+    own = json.dumps({"score": 3, "caption": "a street"}).encode()
+    samples = [
+        {"__key__": "a", **plain},
+        {"__key__": "b", "json": own, **plain},
+        {"__key__": "c", "png": b"", "txt": b"\xff"},
+    ]
+    labels = [entry.labels for entry in entries(write_tar(tmp_path / "a.tar", samples))]
+    assert labels == [
+        Labels(caption="Straße", category="7"),
+        Labels(score=3, caption="a street", category="7"),
+        Labels(),
+    ]
 
 
 def test_a_damaged_header_costs_its_own_member(archive):

@@ -1,0 +1,182 @@
+"""What lies in a folder of latents.
+
+    latents.json                 tokenizer fingerprint, resolution, class names; written once
+    shard-00000.safetensors      the latents of one shard under their keys; or, for webdataset readers,
+    shard-00000.tar              KEY.npy, KEY.cls and KEY.json of each
+    shard-00000.json             key, label, ratio, shape, caption of each; the shard's size, SHA-256, moments
+
+The JSON beside a shard is its commit record: it appears after the shard is safely on disk. A shard without
+one, or whose size does not match it, is no shard: what it held is written again, never twice.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from cat_fast.data.files import atomic_write
+from cat_fast.data.moments import Moments
+from cat_fast.data.shard_writer import member_name
+from cat_fast.data.streams.tar_members import Member, members
+from cat_fast.errors import UserError
+
+HEADER = "latents.json"
+SUFFIXES = {"safetensors": ".safetensors", "webdataset": ".tar"}
+"""The formats of a shard, and how its file's name ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentEntry:
+    """What is known of a latent without reading it."""
+
+    key: str
+    label: int
+    ratio: int
+    shape: tuple[int, int, int]
+    """(c, h, w)."""
+    caption: str | None = None
+
+
+def write_or_check_header(folder: Path, header: Mapping[str, Any]) -> None:
+    """The first to come writes it.
+
+    Raises:
+        UserError: the folder holds latents of another tokenizer, resolution, ...
+    """
+    path = folder / HEADER
+    if not path.exists():
+        _write_json(path, header)
+        return
+    found = read_json(path)
+    for name, value in header.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"{folder} holds latents with {name} {found.get(name)!r}, not {value!r}; "
+                "give another folder, or delete this one"
+            )
+
+
+def write_shard(
+    path: Path,
+    latents: Mapping[str, torch.Tensor],
+    entries: Sequence[LatentEntry],
+    fingerprint: str,
+    **more: Any,
+) -> dict[str, Any]:
+    """Write a shard, whole or not at all, then its record; `more` goes into the record, which is returned.
+
+    Args:
+        path: its ending says the format, one of `SUFFIXES`.
+        latents: (c, h, w) float32, under the keys of `entries`.
+        fingerprint: of the tokenizer that made them.
+    """
+    path.with_suffix(".json").unlink(missing_ok=True)  # a lost shard's record must not vouch for this one
+    for stale in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed over it
+        stale.unlink(missing_ok=True)
+    with atomic_write(path) as part:
+        if path.suffix == SUFFIXES["webdataset"]:
+            _write_tar(part, latents, entries, fingerprint)
+        else:
+            save_file(dict(latents), part, metadata={"tokenizer": fingerprint})
+    record = {
+        "shard": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": sha256(path),
+        "fingerprint": fingerprint,
+        "moments": asdict(Moments.of(latents.values())) if latents else None,
+        **more,
+        "latents": [asdict(entry) for entry in entries],
+    }
+    _write_json(path.with_suffix(".json"), record)
+    return record
+
+
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    """The commit records of a folder, in the order of its shards."""
+    return (read_json(path) for path in sorted(folder.glob("shard-*.json")))
+
+
+def damage(folder: Path, record: Mapping[str, Any]) -> str | None:
+    """What is wrong with a recorded shard as far as its size tells, or None."""
+    path = folder / record["shard"]
+    if not path.is_file():
+        return "is missing"
+    if path.stat().st_size != record["bytes"]:
+        return f"is damaged: {path.stat().st_size} bytes of {record['bytes']}"
+    return None
+
+
+def open_shard(path: Path, keys: Sequence[str]) -> Any:
+    """Something whose `get_tensor(key)` reads one latent; `keys` are those of the shard, in order.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+    """
+    return (
+        _TarLatents(path, keys) if path.suffix == SUFFIXES["webdataset"] else safe_open(path, framework="pt")
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises UserError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it and encode again") from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _TarLatents:
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+        self._file = path.open("rb")
+        arrays = [m for m in members(self._file) if isinstance(m, Member) and m.name.endswith(".npy")]
+        if len(arrays) != len(keys):
+            raise OSError(f"{len(arrays)} latents in it, {len(keys)} in its record")
+        self._places = dict(zip(keys, arrays, strict=True))
+
+    def get_tensor(self, key: str) -> torch.Tensor:
+        place = self._places[key]
+        content = os.pread(self._file.fileno(), place.size, place.offset)
+        return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+
+
+def _write_tar(
+    part: Path, latents: Mapping[str, torch.Tensor], entries: Sequence[LatentEntry], fingerprint: str
+) -> None:
+    from webdataset import TarWriter
+
+    names: set[str] = set()
+    with part.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as archive:
+        for entry in entries:
+            name = member_name(entry.key)
+            name = f"{name}_{len(names)}" if name in names else name
+            names.add(name)
+            array = io.BytesIO()
+            np.save(array, latents[entry.key].numpy(), allow_pickle=False)
+            own = asdict(entry) | {"tokenizer": fingerprint}
+            archive.write(
+                {
+                    "__key__": name,
+                    "npy": array.getvalue(),
+                    "cls": str(entry.label).encode(),
+                    "json": json.dumps(own, ensure_ascii=False).encode(),
+                }
+            )
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

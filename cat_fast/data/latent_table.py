@@ -1,0 +1,94 @@
+"""What is known of each latent of a data set, in columns: a few dozen bytes a latent beside its key and
+caption."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+import pyarrow
+
+from cat_fast.data.latent_format import LatentEntry
+
+
+class LatentTable(Sequence[LatentEntry]):
+    """Entries of latents, shard after shard; a row becomes a `LatentEntry` when it is asked for.
+
+    `shapes` is (N, 3) int32, `labels` and `ratios` (N,) int32; `starts` (shards + 1,) says which rows lie in
+    which of the shards called `shards`.
+    """
+
+    def __init__(
+        self,
+        shards: list[str],
+        starts: np.ndarray,
+        keys: pyarrow.Array,
+        captions: pyarrow.Array,
+        numbers: np.ndarray,
+    ) -> None:
+        self.shards, self.starts = shards, starts
+        self._keys, self._captions = keys, captions
+        self.labels, self.ratios, self.shapes = numbers[:, 0], numbers[:, 1], numbers[:, 2:]
+
+    class Builder:
+        """Takes the shards one by one."""
+
+        def __init__(self) -> None:
+            self._shards: list[str] = []
+            self._columns: list[tuple[pyarrow.Array, pyarrow.Array, np.ndarray]] = []
+
+        def add(self, shard: str, latents: Sequence[Mapping[str, Any]]) -> None:
+            """The latents of a commit record."""
+            numbers = [[entry["label"], entry["ratio"], *entry["shape"]] for entry in latents]
+            self._shards.append(shard)
+            self._columns.append(
+                (
+                    pyarrow.array([entry["key"] for entry in latents], pyarrow.large_string()),
+                    pyarrow.array([entry.get("caption") for entry in latents], pyarrow.large_string()),
+                    np.array(numbers, dtype=np.int32).reshape(len(latents), 5),
+                )
+            )
+
+        def finish(self) -> "LatentTable":
+            keys, captions, numbers = zip(*self._columns, strict=True)
+            return LatentTable(
+                self._shards,
+                np.cumsum([0, *map(len, numbers)]),
+                pyarrow.concat_arrays(keys),
+                pyarrow.concat_arrays(captions),
+                np.concatenate(numbers),
+            )
+
+    def __len__(self) -> int:
+        return len(self.ratios)
+
+    @overload
+    def __getitem__(self, index: int) -> LatentEntry: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[LatentEntry]: ...
+
+    def __getitem__(self, index: int | slice) -> LatentEntry | list[LatentEntry]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        channels, height, width = self.shapes[index].tolist()
+        return LatentEntry(
+            key=self._keys[index].as_py(),
+            label=int(self.labels[index]),
+            ratio=int(self.ratios[index]),
+            shape=(channels, height, width),
+            caption=self._captions[index].as_py(),
+        )
+
+    def shard_of(self, index: int) -> str:
+        """The file that row `index` lies in."""
+        return self.shards[self._shard_number(index)]
+
+    def keys_beside(self, index: int) -> list[str]:
+        """All keys of the shard that row `index` lies in, in order."""
+        shard = self._shard_number(index)
+        start, stop = self.starts[shard : shard + 2].tolist()
+        return self._keys[start:stop].to_pylist()
+
+    def _shard_number(self, index: int) -> int:
+        return int(np.searchsorted(self.starts, range(len(self))[index], side="right")) - 1

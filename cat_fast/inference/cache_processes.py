@@ -1,0 +1,102 @@
+"""`LatentCache` in several processes of this machine, each with a tokenizer of its own."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from queue import Empty
+from typing import Any
+
+import torch
+
+from cat_fast.data.streams.pool import end_with_parent
+from cat_fast.errors import UserError
+from cat_fast.inference.checkpoint import load_tokenizer
+from cat_fast.inference.latent_cache import CacheSettings, LatentCache, Tally, Tell, Unit
+
+_POLL_SECONDS = 0.2
+
+
+def run_units(
+    settings: CacheSettings,
+    checkpoint: Path,
+    device: str,
+    class_names: Sequence[str],
+    units: Sequence[Unit],
+    workers: int,
+    tell: Tell,
+) -> Tally:
+    """Write all that is missing of `units`; whoever is free takes the next one.
+
+    Args:
+        checkpoint: folder of the tokenizer.
+        device: as for `load_tokenizer`; with "auto" the processes take the GPUs of the machine in turn.
+
+    Raises:
+        UserError: a process died, or could not write. What it had finished is kept.
+    """
+    tally = Tally()
+    # A fork would copy the locks of torch's and CUDA's threads, in whatever state they are.
+    context = get_context("spawn")
+    told: Any = context.Queue()
+    slots: Any = context.Queue()
+    for slot in range(workers):
+        slots.put(slot)
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        initializer=_start,
+        initargs=(settings, checkpoint, device, list(class_names), workers, slots, told),
+    )
+    try:
+        pending = {pool.submit(_run, unit) for unit in units}
+        while pending:
+            done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            _pass_on(told, tell)
+            for future in done:
+                tally.join(future.result())
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a process that encoded died, perhaps for want of memory: the shards that are whole are kept; "
+            "run the same command again, with fewer --workers or a smaller --batch-size"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+    _pass_on(told, tell)
+    return tally
+
+
+_mine: Any = None
+"""In a worker: its cache, and whom to tell."""
+
+
+def _start(
+    settings: CacheSettings,
+    checkpoint: Path,
+    device: str,
+    class_names: list[str],
+    workers: int,
+    slots: Any,
+    told: Any,
+) -> None:
+    global _mine  # noqa: PLW0603 # set once, by the pool's initializer
+    end_with_parent()
+    slot, gpus = slots.get(), torch.cuda.device_count()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    tokenizer = load_tokenizer(checkpoint, f"cuda:{slot % gpus}" if device == "auto" and gpus else device)
+    _mine = LatentCache(settings, tokenizer, class_names), told
+
+
+def _run(unit: Unit) -> Tally:
+    cache, told = _mine
+    return cache.run(unit, lambda kind, pictures: told.put((kind, pictures)))
+
+
+def _pass_on(told: Any, tell: Tell) -> None:
+    while True:
+        try:
+            tell(*told.get_nowait())
+        except Empty:
+            return

@@ -1,0 +1,134 @@
+"""Stories of `cat-fast encode --shards`: from pictures to latents that a generator can be trained on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+
+from cat_fast.complexity.indexing import load_index
+from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop
+from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.data.moments import per_channel
+from cat_fast.tokenizer import NestedAutoencoderKL
+from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_photographs_become_latents(cat_fast, checkpoint, tmp_path):
+    out = tmp_path / "latents"
+    command = ["encode", "--shards", "photographs", "-c", checkpoint, "-o", out, "--size", 64]
+    summary = parse_json(cat_fast(*command, "--per-shard", 16, "--json"))
+    records = load_index("photographs")
+    data = LatentDataset(out, NestedAutoencoderKL.from_pretrained(checkpoint).fingerprint())
+    assert [(e.key, data.class_names[e.label], e.ratio, e.caption) for e in data.entries] == [
+        (r.key, r.category, r.ratio, r.caption) for r in records
+    ]
+    assert summary["latents"] == summary["encoded_now"] == len(records)
+    assert summary["ratios"] == {str(f): n for f, n in sorted(Counter(r.ratio for r in records).items())}
+    assert summary["mean_tokens"] == pytest.approx(np.mean(data.token_counts()))
+    assert summary["tokenizer"] == data.fingerprint
+
+    again = cat_fast(*command, "--per-shard", 16)
+    assert again.exit_code == 0
+    assert f"{len(records)} latents in 3 shards, 0 of them encoded now" in again.stdout
+    assert f"data.latents={out}" in again.stdout
+
+
+def test_bad_pictures_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, photos, tmp_path):
+    (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
+    command = ["encode", "--shards", photos, "-c", checkpoint, "-o", tmp_path / "out", "--size", 64]
+    result = cat_fast(*command)
+    assert result.exit_code == 1
+    assert "left out: broken.jpg: the picture is damaged" in result.stderr
+    assert "3 latents in 1 shards" in result.stdout
+    for path in photos.iterdir():
+        path.write_bytes(b"")
+    command[command.index("-o") + 1] = tmp_path / "none"
+    result = cat_fast(*command)
+    assert result.exit_code == 2
+    assert result.stderr.count("the file is empty") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
+        (["PHOTOS", "--caption", "a cat"], ["--shards takes one source"]),
+        (["PHOTOS", "PHOTOS"], ["--shards takes one source"]),
+        (["PHOTOS", "--rank", 2, "--world-size", 2], ["--rank 2", "0 to 1"]),
+        (["PHOTOS", "--format", "zip"], ["'zip'", "safetensors or webdataset"]),
+        (["PHOTOS", "--size", 100], ["size 100", "multiple of 64"]),
+        (["PHOTOS", "--classes", "no-classes.txt"], ["no-classes.txt", "cannot be read"]),
+        (["PHOTOS", "--ratio", 7], ["--ratio 7"]),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(cat_fast, checkpoint, photos, tmp_path, options, words):
+    options = [photos if option == "PHOTOS" else option for option in options]
+    result = cat_fast("encode", "--shards", *options, "-c", checkpoint, "-o", tmp_path / "out")
+    assert_one_line_error(result, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_is_refused_and_nothing_is_lost(cat_fast, checkpoint, photos, tmp_path):
+    out = tmp_path / "out"
+    assert cat_fast("encode", "--shards", photos, "-c", checkpoint, "-o", out, "--size", 64).exit_code == 0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    tiny_tokenizer(seed=1).save_pretrained(tmp_path / "other")
+    result = cat_fast("encode", "--shards", photos, "-c", tmp_path / "other", "-o", out, "--size", 64)
+    assert_one_line_error(result, "holds latents with fingerprint", "give another folder")
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_options_of_shards_need_the_flag(cat_fast, checkpoint, photos):
+    assert_one_line_error(cat_fast("encode", photos, "-c", checkpoint, "--workers", 2), "for --shards")
+
+
+def test_killed_and_started_again_every_key_is_there_once(checkpoint, tmp_path):
+    """kill -9 in the middle of two working processes, which must not outlive it."""
+    pictures, out, count = tmp_path / "pictures", tmp_path / "out", 600
+    pictures.mkdir()
+    for n in range(count):
+        noise = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((64, 64)).save(pictures / f"{n:03d}.png")
+    command = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "encode", "--shards"]
+    command += [str(pictures), "-c", str(checkpoint), "-o", str(out), "--size", "64", "--per-shard", "5"]
+    command += ["--ratio", "16", "--workers", "2", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("shard-*.json"))) < 10 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.json")}
+    assert 10 <= len(kept) < count // 5
+
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    summary = json.loads(finished.stdout)
+    assert summary["encoded_now"] == count - 5 * len(kept)
+    assert summary["latents"] == count
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert list(out.glob(".*")) == []
+    data = LatentDataset(out)
+    assert sorted(entry.key for entry in data.entries) == [f"{n:03d}.png" for n in range(count)]
+    tokenizer = NestedAutoencoderKL.from_pretrained(checkpoint)
+    for i in range(0, count, 50):
+        sample = data[i]
+        x = image_to_tensor(resize_center_crop(load_image(pictures / sample.key), 64))
+        with torch.no_grad():
+            expected = tokenizer.encode(x[None], 16).latent_dist.mode()[0]
+        restored = sample.latent / per_channel(data.scaling_factor) + per_channel(data.shift_factor)
+        torch.testing.assert_close(restored, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,306 @@
+"""The latent cache: a function of the pictures, whoever makes it and however often the work is cut."""
+
+import io
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from PIL import Image
+
+from cat_fast.complexity import Description, RatioThresholds, choose_ratio
+from cat_fast.data.image_index import ImageRecord, write_index
+from cat_fast.data.images import decode_image, image_to_tensor, resize_center_crop
+from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.data.moments import per_channel
+from cat_fast.data.shard_writer import IndexLines, write_shards
+from cat_fast.data.streams import listed
+from cat_fast.errors import UserError
+from cat_fast.inference.latent_cache import (
+    NO_CLASSES,
+    CacheSettings,
+    LatentCache,
+    Tally,
+    open_pictures,
+    prepare,
+    units_of,
+)
+from tests.cli.conftest import tiny_tokenizer
+
+CATEGORIES = ("sky", "page", "street")
+COUNT = 23
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """Of 23 pictures, ten lines to an input shard."""
+    monkeypatch.setattr(listed, "FILES_A_SHARD", 10)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    records = []
+    for n in range(COUNT):
+        noise = np.random.default_rng(n).integers(0, 256, (5, 6, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((80, 70)).save(folder / f"{n:02d}.png")
+        records.append(
+            ImageRecord(
+                key=f"a/key.{n:02d}",
+                path=f"{n:02d}.png",
+                caption=f"Straße {n}",
+                has_text=False,
+                has_faces=False,
+                score=n % 9 + 1,
+                ratio=(8, 16, 32)[n % 3],
+                category=CATEGORIES[n % 3],
+            )
+        )
+    write_index(folder / "index.jsonl", records)
+    return folder / "index.jsonl"
+
+
+def make(tokenizer, source, out, *, classes=None, units=None, **changes):
+    """The cache of a source, by one process; returns its tally."""
+    settings = CacheSettings(
+        source=str(source), out=out, **{"size": 64, "per_shard": 4, "batch_size": 2} | changes
+    )
+    input_shards, names = prepare(settings, tokenizer, classes)
+    tally, cache = Tally(), LatentCache(settings, tokenizer, names)
+    for unit in units or units_of(0, 1, 1, input_shards):
+        tally.join(cache.run(unit))
+    return tally
+
+
+def raw_latents(folder):
+    """Key -> (latent as the tokenizer gave it, label, ratio, caption); each key once."""
+    data = LatentDataset(folder)
+    found = {}
+    for i, entry in enumerate(data.entries):
+        assert entry.key not in found
+        latent = data[i].latent / per_channel(data.scaling_factor) + per_channel(data.shift_factor)
+        found[entry.key] = latent, data.class_names[entry.label], entry.ratio, entry.caption
+    return found
+
+
+def assert_complete(folder, tokenizer, index):
+    found = raw_latents(folder)
+    assert sorted(found) == [f"a/key.{n:02d}" for n in range(COUNT)]
+    for n in range(COUNT):
+        latent, category, ratio, caption = found[f"a/key.{n:02d}"]
+        assert (category, ratio, caption) == (CATEGORIES[n % 3], (8, 16, 32)[n % 3], f"Straße {n}")
+        picture = decode_image((index.parent / f"{n:02d}.png").read_bytes())
+        x = image_to_tensor(resize_center_crop(picture, 64))[None]
+        with torch.no_grad():
+            expected = tokenizer.encode(x, ratio).latent_dist.mode()[0]
+        torch.testing.assert_close(latent, expected, rtol=1e-4, atol=1e-5)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "webdataset"])
+def test_every_picture_is_there_once_as_the_tokenizer_sees_it(tokenizer, index, tmp_path, kind):
+    out = tmp_path / "out"
+    tally = make(tokenizer, index, out, format=kind)
+    assert_complete(out, tokenizer, index)
+    assert (tally.latents, tally.encoded, tally.shards, tally.skipped) == (23, 23, 3 + 3 + 1, [])
+    assert tally.ratios == {8: 8, 16: 8, 32: 7}
+    assert tally.tokens == sum(LatentDataset(out).token_counts())
+    assert LatentDataset(out, tokenizer.fingerprint()).class_names == sorted(CATEGORIES)
+    with pytest.raises(UserError, match="not of another"):
+        LatentDataset(out, "another")
+
+
+def test_archives_are_what_webdataset_reads(tokenizer, index, tmp_path):
+    make(tokenizer, index, tmp_path / "out", format="webdataset")
+    expected = raw_latents(tmp_path / "out")
+    for path in sorted((tmp_path / "out").glob("*.tar")):
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False):
+            own = json.loads(sample["json"])
+            latent, category, ratio, caption = expected.pop(own["key"])
+            array = np.load(io.BytesIO(sample["npy"]))
+            torch.testing.assert_close(torch.from_numpy(array), latent, rtol=1e-5, atol=1e-5)
+            assert (own["ratio"], own["caption"], own["tokenizer"]) == (
+                ratio,
+                caption,
+                tokenizer.fingerprint(),
+            )
+            assert sorted(CATEGORIES)[int(sample["cls"])] == category
+    assert not expected
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 1), (1, 3), (3, 2)])
+def test_ranks_and_workers_share_the_work_and_make_the_same_files(
+    tokenizer, index, tmp_path, world_size, workers
+):
+    make(tokenizer, index, tmp_path / "one")
+    total = Tally()
+    for rank in reversed(range(world_size)):
+        total.join(make(tokenizer, index, tmp_path / "many", units=units_of(rank, world_size, workers, 3)))
+    assert total.encoded == total.latents == COUNT
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_a_second_run_opens_nothing(tokenizer, index, tmp_path, monkeypatch):
+    first = make(tokenizer, index, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(listed.IndexShards, "open", lambda *_: pytest.fail("opened"))
+    again = make(tokenizer, index, tmp_path / "out")
+    assert (again.encoded, again.latents, again.ratios) == (0, COUNT, first.ratios)
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("lost", ["record", "shard", "cut"])
+def test_a_lost_shard_is_written_again_and_no_other(tokenizer, index, tmp_path, lost):
+    out = tmp_path / "out"
+    make(tokenizer, index, out)
+    before = contents(out)
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    shard = out / "shard-000001-0001.safetensors"
+    if lost == "cut":
+        os.truncate(shard, 100)
+    else:
+        (shard if lost == "shard" else shard.with_suffix(".json")).unlink()
+    (out / f".{shard.name}.0123abcd.part").write_bytes(b"half")
+    assert make(tokenizer, index, out).encoded == 4
+    assert contents(out) == before
+    assert {p for p, at in times.items() if p.stat().st_mtime_ns != at} == {shard}
+    assert_complete(out, tokenizer, index)
+
+
+def test_bad_samples_are_counted_named_and_left_out(tokenizer, index, tmp_path):
+    (index.parent / "05.png").write_bytes((index.parent / "05.png").read_bytes()[:60])
+    (index.parent / "06.png").unlink()
+    lines = index.read_text().splitlines()
+    lines[22] = "nonsense"
+    index.write_text("\n".join(lines) + "\n")
+    tally = make(tokenizer, index, tmp_path / "out")
+    assert tally.latents == COUNT - 3
+    assert [sample["key"] for sample in tally.skipped] == ["a/key.05", "a/key.06", "line 23"]
+    assert "damaged" in tally.skipped[0]["why"]
+    assert "No such file" in tally.skipped[1]["why"]
+    assert make(tokenizer, index, tmp_path / "out").skipped == tally.skipped  # known without trying again
+    assert len(raw_latents(tmp_path / "out")) == COUNT - 3
+
+
+def test_progress_is_told_of_every_picture(tokenizer, index, tmp_path):
+    settings = CacheSettings(source=str(index), out=tmp_path / "out", size=64)
+    prepare(settings, tokenizer)
+    for _ in range(2):
+        told = {"found": 0, "done": 0}
+
+        def tell(kind, pictures, told=told):
+            told[kind] += pictures
+
+        cache = LatentCache(settings, tokenizer, sorted(CATEGORIES))
+        for unit in units_of(0, 1, 1, 3):
+            cache.run(unit, tell)
+        assert told == {"found": COUNT, "done": COUNT}
+
+
+def test_archives_with_sidecars_say_the_same_as_the_index(tokenizer, index, tmp_path):
+    list(write_shards(IndexLines(index), tmp_path / "tars", per_shard=10, seed=0))
+    make(tokenizer, tmp_path / "tars", tmp_path / "out")
+    make(tokenizer, index, tmp_path / "straight")
+    found, expected = raw_latents(tmp_path / "out"), raw_latents(tmp_path / "straight")
+    assert len(found) == COUNT
+    for key, (latent, *labels) in expected.items():
+        other, *its = found[key.replace("/", "_").replace(".", "_")]
+        assert its == labels
+        torch.testing.assert_close(other, latent, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index, tmp_path):
+    list(write_shards(IndexLines(index), tmp_path / "tars", per_shard=10, seed=0))
+    archive = tmp_path / "tars/shard-000001.tar"
+    content = archive.read_bytes()
+    archive.write_bytes(b"")
+    tally = make(tokenizer, tmp_path / "tars", tmp_path / "out")
+    assert tally.latents == 13
+    assert "shard-000001.tar" in tally.unreadable[0]
+    archive.write_bytes(content)
+    assert make(tokenizer, tmp_path / "tars", tmp_path / "out").encoded == 10
+    assert len(raw_latents(tmp_path / "out")) == COUNT
+
+
+def test_a_folder_has_classes_by_subfolder_and_captions_beside(tokenizer, index, tmp_path):
+    folder = tmp_path / "pictures"
+    for n in range(6):
+        (folder / CATEGORIES[n % 2]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(index.parent / f"{n:02d}.png", folder / CATEGORIES[n % 2])
+    (folder / "page/01.txt").write_text("a newspaper page full of text")
+    make(tokenizer, folder, tmp_path / "out")
+    found = raw_latents(tmp_path / "out")
+    assert {key: category for key, (_, category, _, _) in found.items()} == {
+        f"{CATEGORIES[n % 2]}/{n:02d}.png": CATEGORIES[n % 2] for n in range(6)
+    }
+    chosen = choose_ratio(Description("a newspaper page full of text")).ratio
+    assert found["page/01.png"][2:] == (chosen, "a newspaper page full of text")
+    assert found["page/03.png"][2:] == (32, None)  # a smooth picture: a small JPEG
+
+
+def test_pictures_without_classes_are_of_one(tokenizer, index, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    shutil.copy(index.parent / "00.png", flat)
+    make(tokenizer, flat, tmp_path / "out")
+    assert LatentDataset(tmp_path / "out").class_names == NO_CLASSES
+
+
+def test_classes_that_are_given_leave_out_others_and_numbers_count_from_zero(tokenizer, index, tmp_path):
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    lines[0]["category"] = "1"
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tally = make(tokenizer, index, tmp_path / "out", classes=["page", "sky"])
+    assert {sample["why"] for sample in tally.skipped} == {"class 'street' is none of the 2 classes"}
+    assert raw_latents(tmp_path / "out")["a/key.00"][1] == "sky"
+
+
+def test_ratios_follow_thresholds_or_are_fixed(tokenizer, index, tmp_path):
+    pair = RatioThresholds(2, 5)
+    make(tokenizer, index, tmp_path / "scores", thresholds=pair)
+    assert [entry.ratio for entry in LatentDataset(tmp_path / "scores").entries] == [
+        pair.ratio(n % 9 + 1) for n in range(COUNT)
+    ]
+    make(tokenizer, index, tmp_path / "fixed", ratio=32)
+    assert set(LatentDataset(tmp_path / "fixed").entries.ratios.tolist()) == {32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 128}, "resolution 64, not 128"),
+        ({"per_shard": 5}, "latents_per_shard 4, not 5"),
+        ({"ratio": 16}, "ratio 'auto', not 16"),
+        ({"format": "webdataset"}, "format 'safetensors'"),
+        ({"classes": ["sky"]}, "class_names"),
+    ],
+)
+def test_a_folder_of_other_latents_is_refused(tokenizer, index, tmp_path, changes, message):
+    make(tokenizer, index, tmp_path / "out")
+    with pytest.raises(UserError, match=message):
+        make(tokenizer, index, tmp_path / "out", **changes)
+    with pytest.raises(UserError, match="fingerprint"):
+        make(tiny_tokenizer(seed=1), index, tmp_path / "out")
+    with index.open("a") as file:  # the set has grown
+        file.write(index.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="input_digest"):
+        make(tokenizer, index, tmp_path / "out")
+
+
+def test_what_cannot_be_encoded_is_refused(tokenizer, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        open_pictures(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="holds no picture"):
+        open_pictures(str(tmp_path))
+    with pytest.raises(UserError, match="multiple of 64"):
+        CacheSettings(source="photographs", out=tmp_path, size=100)
+    with pytest.raises(UserError, match="'zip': expected safetensors or webdataset"):
+        CacheSettings(source="photographs", out=tmp_path, format="zip")
