@@ -80,6 +80,11 @@ class LatentTable(Sequence[LatentEntry]):
             caption=self._captions[index].as_py(),
         )
 
+    @property
+    def has_captions(self) -> bool:
+        """Whether any latent has one."""
+        return self._captions.null_count < len(self)
+
     def shard_of(self, index: int) -> str:
         """The file that row `index` lies in."""
         return self.shards[self._shard_number(index)]

@@ -1,8 +1,17 @@
 """DiT over packed sequences: the model, its training loss and its sampler."""
 
-from cat_fast.generator.diffusion import EpsilonLoss, epsilon_loss, paper_schedule
+from cat_fast.generator.diffusion import DiffusionLoss, diffusion_loss, make_schedule, paper_schedule
 from cat_fast.generator.dit import DiT
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.sampling import SampleRequest, sample
 
-__all__ = ["DiT", "EpsilonLoss", "PackedText", "SampleRequest", "epsilon_loss", "paper_schedule", "sample"]
+__all__ = [
+    "DiT",
+    "DiffusionLoss",
+    "PackedText",
+    "SampleRequest",
+    "diffusion_loss",
+    "make_schedule",
+    "paper_schedule",
+    "sample",
+]

@@ -10,13 +10,15 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from cat_fast.errors import UserError
+from cat_fast.generator.diffusion import Schedule
 from cat_fast.generator.dit import DiT
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.packing import PackedSequence
 
-Sampler = Literal["ddpm", "ddim", "dpm++"]
+Sampler = Literal["ddpm", "ddim", "dpm++", "euler"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,16 @@ class SampleRequest:
         return self.grid[0] * self.grid[1]
 
 
-def make_sampler(schedule: DDPMScheduler, name: Sampler) -> Any:
+def make_sampler(schedule: Schedule, name: Sampler) -> Any:
     """The diffusers scheduler called `name` on the noise levels the model was trained with.
 
     Raises:
-        UserError: another name than "ddpm", "ddim" or "dpm++".
+        UserError: another name than "ddpm", "ddim" or "dpm++"; of a flow, than "euler".
     """
+    if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
+        if name == "euler":
+            return FlowMatchEulerDiscreteScheduler.from_config(schedule.config)
+        raise UserError(f"scheduler {name!r}: this model was trained as a flow, which 'euler' solves")
     if name == "ddpm":
         return DDPMScheduler.from_config(schedule.config)
     if name == "ddim":
@@ -66,7 +72,7 @@ def make_sampler(schedule: DDPMScheduler, name: Sampler) -> Any:
 def sample(
     model: DiT,
     requests: Sequence[SampleRequest],
-    schedule: DDPMScheduler,
+    schedule: Schedule,
     *,
     sampler: Sampler = "ddpm",
     steps: int = 250,

@@ -2,14 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from cat_fast.data.latent_shards import LatentDataset
 from cat_fast.errors import UserError
-from cat_fast.generator import DiT
-from cat_fast.generator.diffusion import Weighting, epsilon_loss, paper_schedule
+from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
+from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight
+from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.packing import PackedSequence
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
@@ -31,32 +32,30 @@ class GeneratorTask:
     def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.latents = LatentDataset(config.data.latents)
+        self.text_encoder = _text_encoder(config, self.latents, ranks)
+        self.parts = _batches_a_step(config, ranks)
         torch.manual_seed(config.seed)
         self.arguments = self._model_arguments()
         model = build_model(DiT, self.arguments)
         self.ratios = list(model.config.ratios)
-        self.lengths = self.latents.token_counts(model.config.patch_size)
-        if max(self.lengths) > config.data.max_tokens:
+        lengths = self.latents.token_counts(model.config.patch_size)
+        if max(lengths) > config.data.max_tokens:
             raise UserError(
                 f"data.max_tokens: {config.data.max_tokens} is less than the longest sequence, "
-                f"{max(self.lengths)} tokens"
+                f"{max(lengths)} tokens"
             )
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        self.engine = make_engine(
-            model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
-        )
+        self.engine = make_engine(model, config.optimizer, config.deepspeed, self.parts, config.precision)
         agree_on_writes(self.engine, ranks)
         self.flops = GeneratorFlops(self.arguments)
         self.guard = StepGuard(config.guard, ranks)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
-        self.schedule = paper_schedule()
-        self.stream = PackedStream(
-            self.lengths, config.data.max_tokens, config.data.window, config.seed, ranks
-        )
+        self.schedule = make_schedule(config.loss.prediction)
+        self.stream = PackedStream(lengths, config.data.max_tokens, config.data.window, config.seed, ranks)
 
-    def _model_arguments(self) -> dict:
-        """The `model:` section, completed by what the latents say of themselves."""
+    def _model_arguments(self) -> dict[str, Any]:
+        """The `model:` section, completed by what the latents and the text encoder say of themselves."""
         latents = self.latents
         return {
             "in_channels": latents.entries[0].shape[0],
@@ -64,61 +63,53 @@ class GeneratorTask:
             "shift_factor": latents.shift_factor,
             "scaling_factor": latents.scaling_factor,
             "tokenizer_fingerprint": latents.fingerprint,
+            "text_dim": self.text_encoder.dim if self.text_encoder else None,
             **self.config.model,
         }
 
     def train_step(self, step: int) -> dict[str, float]:
         config, ranks = self.config, self.ranks
-        batches = [self._next_batch() for _ in range(config.accumulation_steps)]
-        weights = [batch.num_tokens if config.weighting == "token" else len(batch) for batch in batches]
-        counts = {
-            "weight": sum(weights),
-            "tokens": sum(batch.num_tokens for batch in batches),
-            "images": sum(len(batch) for batch in batches),
-            "flops": sum(self.flops.of(batch.cu_seqlens.diff().tolist()) for batch in batches),
-        }
-        ranks.work.on([Part(batch.key or ()) for batch in batches])
+        batches = [self._next_batch() for _ in range(self.parts)]
+        weights = [total_weight(batch, self._weighting) for batch, _ in batches]
+        ranks.work.on([Part(batch.key or ()) for batch, _ in batches])
         seed_step(config.seed, step, ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         losses: list[torch.Tensor] = []
         by_ratio = torch.zeros(len(self.ratios), 2, dtype=torch.float64, device=ranks.device)
-        for batch, share in zip(batches, weights, strict=True):
-            weighting = cast(Weighting, config.weighting)
-            found = epsilon_loss(self.engine, batch, None, self.schedule, weighting=weighting)
-            loss = found.loss
-            by_ratio += self._by_ratio(batch, found.per_sequence)
-            if not losses:
+        totals: dict[str, float] = {}
+        for (batch, text), weight in zip(batches, weights, strict=True):
+            found = diffusion_loss(
+                self.engine,
+                batch,
+                None,
+                self.schedule,
+                text=text,
+                weighting=self._weighting,
+                min_snr_gamma=config.loss.min_snr_gamma,
+            )
+            if not totals:
                 ranks.work.computed()  # from here on ranks wait for each other
-                sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=ranks.device)
-                totals = dict(zip(counts, ranks.sum(sums).tolist(), strict=True))
-                weight = totals.pop("weight")
+                totals = self._totals([batch for batch, _ in batches], weights)
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
-            self.engine.backward(loss * (share * ranks.world_size * len(batches) / weight))
-            losses.append(loss.detach())
-            if len(losses) < len(batches):
+            self.engine.backward(found.loss * (weight * ranks.world_size * self.parts / totals["weight"]))
+            by_ratio += self._by_ratio(batch, found.per_sequence)
+            losses.append(found.loss.detach())
+            if len(losses) < self.parts:
                 self.engine.step()  # counts the backward passes, no more
-        parts = torch.stack(losses)
-        loss_sum = (parts.double() * torch.tensor(weights, device=ranks.device)).sum()
-        loss_sum, *by_ratio_sums = ranks.sum(torch.cat([loss_sum[None], by_ratio.flatten()])).tolist()
-        metrics = {"loss": loss_sum / weight, **totals}
-        for f, total, count in zip(self.ratios, by_ratio_sums[::2], by_ratio_sums[1::2], strict=True):
-            if count:
-                metrics[f"loss_{f}x"] = total / count
-        if not self.guard.passes({"loss": parts}, {"generator": self.engine}):
+        metrics = self._metrics(torch.stack(losses), weights, by_ratio, totals)
+        if not self.guard.passes({"loss": torch.stack(losses)}, {"generator": self.engine}):
             return metrics | {SKIPPED: 1.0}
         self.engine.step()
         self.ema.update()
         return metrics
 
-    def _by_ratio(self, batch: PackedSequence, per_sequence: torch.Tensor) -> torch.Tensor:
-        """(R, 2): of each ratio the weighted sum of its sequences' losses, and of their weights."""
-        lengths = batch.cu_seqlens.diff().double()
-        weights = lengths if self.config.weighting == "token" else torch.ones_like(lengths)
-        at = batch.ratio[None] == torch.tensor(self.ratios, device=batch.ratio.device)[:, None]
-        return at.double() @ torch.stack([per_sequence.double() * weights, weights], dim=1)
+    @property
+    def _weighting(self) -> Weighting:
+        return cast(Weighting, self.config.loss.weighting)
 
-    def _next_batch(self) -> PackedSequence:
-        samples = [self.latents[i] for i in self.stream.next()]
+    def _next_batch(self) -> tuple[PackedSequence, PackedText | None]:
+        indices = self.stream.next()
+        samples = [self.latents[i] for i in indices]
         packed = PackedSequence.from_latents(
             [sample.latent for sample in samples],
             [sample.ratio for sample in samples],
@@ -126,7 +117,42 @@ class GeneratorTask:
             labels=[sample.label for sample in samples],
             keys=[sample.key for sample in samples],
         )
-        return packed.to(self.ranks.device)
+        text = None
+        if self.text_encoder:
+            text = self.text_encoder([self.latents.entries[i].caption or "" for i in indices])
+        return packed.to(self.ranks.device), text
+
+    def _totals(self, batches: list[PackedSequence], weights: list[float]) -> dict[str, float]:
+        """Collective: what the step holds on all ranks together."""
+        counts = {
+            "weight": sum(weights),
+            "tokens": sum(batch.num_tokens for batch in batches),
+            "images": sum(len(batch) for batch in batches),
+            "flops": sum(self.flops.of(batch.cu_seqlens.diff().tolist()) for batch in batches),
+        }
+        sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.ranks.device)
+        return dict(zip(counts, self.ranks.sum(sums).tolist(), strict=True))
+
+    def _by_ratio(self, batch: PackedSequence, per_sequence: torch.Tensor) -> torch.Tensor:
+        """(R, 2): of each ratio the weighted sum of its sequences' losses, and of their weights."""
+        weights = sequence_weights(batch, self._weighting).double()
+        at = batch.ratio[None] == torch.tensor(self.ratios, device=batch.ratio.device)[:, None]
+        return at.double() @ torch.stack([per_sequence.double() * weights, weights], dim=1)
+
+    def _metrics(
+        self,
+        losses: torch.Tensor,
+        weights: list[float],
+        by_ratio: torch.Tensor,
+        totals: dict[str, float],
+    ) -> dict[str, float]:
+        """Collective: the means over all ranks and accumulation steps, over everything and at each ratio."""
+        loss_sum = (losses.double() * torch.tensor(weights, device=losses.device)).sum()
+        loss, *sums = self.ranks.sum(torch.cat([loss_sum[None], by_ratio.flatten()])).tolist()
+        work = {name: total for name, total in totals.items() if name != "weight"}
+        at_ratios = zip(self.ratios, sums[::2], sums[1::2], strict=True)
+        means = {f"loss_{ratio}x": total / weight for ratio, total, weight in at_ratios if weight}
+        return {"loss": loss / totals["weight"], **work, **means}
 
     def save(self, folder: Path) -> None:
         # Collective parts first: a rank that cannot write its own files must not be missed in them.
@@ -154,3 +180,29 @@ class GeneratorTask:
         self.ema.copy_to(averaged)
         if averaged is not None:
             averaged.save_pretrained(folder)
+
+
+def _batches_a_step(config: GeneratorRun, ranks: Ranks) -> int:
+    """Of each rank: `accumulation_steps`, or as many as the step's token budget asks for.
+
+    Raises:
+        UserError: the budget of all ranks is no multiple of what they do at a time.
+    """
+    budget, at_a_time = config.data.global_tokens, config.data.max_tokens * ranks.world_size
+    if not budget:
+        return config.accumulation_steps
+    parts, rest = divmod(budget, at_a_time)
+    if rest or not parts:
+        raise UserError(
+            f"data.global_tokens: {budget} is no multiple of the {at_a_time} tokens that {ranks.world_size} "
+            f"ranks take at data.max_tokens={config.data.max_tokens}"
+        )
+    return parts
+
+
+def _text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Ranks) -> TextEncoder | None:
+    if not config.text_encoder:
+        return None
+    if not latents.entries.has_captions:
+        raise UserError(f"text_encoder: the latents in {config.data.latents} have no captions; leave it out")
+    return TextEncoder(config.text_encoder).to(ranks.device)

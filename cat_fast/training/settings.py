@@ -8,6 +8,7 @@ from cat_fast.complexity.indexing import PHOTOGRAPHS, RATIO_SIGNALS
 from cat_fast.data.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.errors import UserError
+from cat_fast.generator.diffusion import PREDICTIONS, WEIGHTINGS
 from cat_fast.tokenizer.losses import LossConfig
 from cat_fast.training.zero import GAN_ZERO_STAGES, PRECISIONS, ZERO_STAGES, read_deepspeed_config
 
@@ -270,12 +271,37 @@ class LatentDataConfig:
     latents: str = ""
     """Folder of latent shards written by one tokenizer."""
     max_tokens: int = 16384
-    """Token budget of a rank in one step."""
+    """Token budget of a rank's batch."""
+    global_tokens: int = 0
+    """Token budget of a step of all ranks, which then sets `accumulation_steps`; 0 leaves it to that key."""
     window: int = 256
     """How many latents a rank the packer may look ahead."""
 
     def __post_init__(self) -> None:
         require(self.max_tokens > 0, f"data.max_tokens: {self.max_tokens} must be positive")
+        require(self.global_tokens >= 0, f"data.global_tokens: {self.global_tokens} is negative")
+
+
+@dataclass(kw_only=True)
+class DiffusionLossConfig:
+    """What the diffusion transformer learns; see `cat_fast.generator.diffusion`."""
+
+    prediction: str = "epsilon"
+    """`epsilon`, the noise, as in the paper; `v_prediction`; or `flow`, rectified flow."""
+    weighting: str = "token"
+    """Whether a `token` or an `image` weighs the same whatever its picture's size."""
+    min_snr_gamma: float = 0.0
+    """Noise levels with a signal-to-noise ratio above it count less; 0 is off, 5 is what is published."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("prediction", PREDICTIONS), ("weighting", WEIGHTINGS)):
+            given = getattr(self, name)
+            require(given in known, f"loss.{name}: {given!r} is not {', '.join(known)}")
+        require(self.min_snr_gamma >= 0, f"loss.min_snr_gamma: {self.min_snr_gamma} is negative")
+        require(
+            not (self.min_snr_gamma and self.prediction == "flow"),
+            "loss.min_snr_gamma: a flow has no such weight; 0 is expected with prediction: flow",
+        )
 
 
 @dataclass(kw_only=True)
@@ -283,16 +309,21 @@ class GeneratorRun(RunConfig):
     """A run of the diffusion transformer on packed latents."""
 
     data: LatentDataConfig = field(default_factory=LatentDataConfig)
-    weighting: str = "token"
-    """Whether tokens or images weigh equally in the loss."""
+    loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
+    text_encoder: str = ""
+    """A transformers model, by folder or name, whose frozen states tell captions beside classes.
+    Empty is class-conditional, as in the paper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
+            not (self.data.global_tokens and self.accumulation_steps > 1),
+            "accumulation_steps and data.global_tokens both say how many batches a step holds; leave one out",
+        )
+        require(
             self.logging.grid_every_steps == 0,
             "logging.grid_every_steps: a generator's run has no tokenizer to draw with; 0 is expected",
         )
-        require(self.weighting in ("token", "image"), f"weighting: {self.weighting!r} is not token or image")
 
 
 RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun}

@@ -2,43 +2,74 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from cat_fast.errors import UserError
-from cat_fast.generator import DiT, epsilon_loss, paper_schedule
+from cat_fast.generator import DiT, diffusion_loss, make_schedule, paper_schedule
+from cat_fast.generator.diffusion import sequence_weights, total_weight
 from cat_fast.packing import PackedSequence
 
 
+def alone(model, schedule, part, t, noise, gamma):
+    """A picture's error by the formulas, without packing."""
+    if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
+        sigma = t / 1000
+        noisy, target, weight = (1 - sigma) * part.tokens + sigma * noise, noise - part.tokens, 1.0
+    else:
+        a = schedule.alphas_cumprod[t]
+        noisy, target = a.sqrt() * part.tokens + (1 - a).sqrt() * noise, noise
+        snr = a / (1 - a)
+        weight = min(snr, gamma) / snr if gamma else 1.0
+        if schedule.config.prediction_type == "v_prediction":
+            target = a.sqrt() * noise - (1 - a).sqrt() * part.tokens
+            weight = min(snr, gamma) / (snr + 1) if gamma else 1.0
+    predicted = model(part.replace(tokens=noisy), t[None], part.label)
+    return weight * torch.nn.functional.mse_loss(predicted, target)
+
+
 @pytest.mark.parametrize("weighting", ["token", "image"])
-def test_loss_equals_a_loop_over_pictures(tiny_dit, random_mix, weighting):
+@pytest.mark.parametrize(
+    ("prediction", "gamma", "weighed"),
+    [
+        ("epsilon", 0.0, False),
+        ("epsilon", 5.0, False),
+        ("epsilon", 0.0, True),
+        ("v_prediction", 0.0, False),
+        ("v_prediction", 5.0, True),
+        ("flow", 0.0, False),
+    ],
+)
+def test_loss_equals_a_loop_over_pictures(tiny_dit, random_mix, weighting, prediction, gamma, weighed):
     packed = random_mix(seed=8)
-    schedule = paper_schedule()
-    got = epsilon_loss(
-        tiny_dit, packed, None, schedule, weighting=weighting, generator=torch.Generator().manual_seed(3)
+    weights = torch.rand(len(packed)) + 0.5 if weighed else torch.ones(len(packed))
+    schedule = make_schedule(prediction)
+    got = diffusion_loss(
+        tiny_dit,
+        packed.replace(weight=weights) if weighed else packed,
+        None,
+        schedule,
+        weighting=weighting,
+        min_snr_gamma=gamma,
+        generator=torch.Generator().manual_seed(3),
     )
 
     replay = torch.Generator().manual_seed(3)
-    timesteps = torch.randint(1000, (len(packed),), generator=replay)
-    noise = torch.randn(packed.tokens.shape, generator=replay).split(
-        [part.num_tokens for part in packed.split()]
-    )
-    errors, tokens = [], []
-    for part, t, eps in zip(packed.split(), timesteps, noise, strict=True):
-        alpha_bar = schedule.alphas_cumprod[t]
-        noisy = alpha_bar.sqrt() * part.tokens + (1 - alpha_bar).sqrt() * eps
-        predicted = tiny_dit(part.replace(tokens=noisy), t[None], part.label)
-        errors.append(torch.nn.functional.mse_loss(predicted, eps))
-        tokens.append(part.num_tokens)
-    errors, tokens = torch.stack(errors), torch.tensor(tokens)
+    draw = torch.rand(len(packed), generator=replay) * 1000
+    if prediction != "flow":
+        replay = torch.Generator().manual_seed(3)
+        draw = torch.randint(1000, (len(packed),), generator=replay)
+    lengths = packed.cu_seqlens.diff()
+    noises = torch.randn(packed.tokens.shape, generator=replay).split(lengths.tolist())
+    parts = zip(packed.split(), draw, noises, strict=True)
+    errors = torch.stack([alone(tiny_dit, schedule, part, t, noise, gamma) for part, t, noise in parts])
+    counts = weights * (lengths if weighting == "token" else 1)
 
-    assert torch.equal(got.timesteps, timesteps)
+    assert torch.equal(got.timesteps, draw)
     torch.testing.assert_close(got.per_sequence, errors.detach())
-    if weighting == "token":
-        expected, weight = (errors * tokens).sum() / tokens.sum(), int(tokens.sum())
-    else:
-        expected, weight = errors.mean(), len(packed)
-    torch.testing.assert_close(got.loss, expected)
-    assert got.weight == weight
+    torch.testing.assert_close(got.loss, (errors * counts).sum() / counts.sum())
+    given = packed.replace(weight=weights) if weighed else packed
+    assert total_weight(given, weighting) == pytest.approx(counts.sum().item())
+    torch.testing.assert_close(sequence_weights(given, weighting), counts.float())
 
 
 def test_the_weightings_differ_exactly_where_sizes_do(tiny_dit):
@@ -47,7 +78,7 @@ def test_the_weightings_differ_exactly_where_sizes_do(tiny_dit):
         [torch.randn(4, 16, 16), torch.randn(4, 4, 4)], [8, 32], labels=[1, 2]
     )
     result = {
-        name: epsilon_loss(
+        name: diffusion_loss(
             tiny_dit,
             packed,
             None,
@@ -66,7 +97,7 @@ def test_one_generator_repeats_the_loss(tiny_dit, random_mix):
     packed = random_mix(seed=9)
     tiny_dit.train()
     losses = [
-        epsilon_loss(
+        diffusion_loss(
             tiny_dit, packed, None, paper_schedule(), generator=torch.Generator().manual_seed(s)
         ).loss
         for s in (1, 1, 2)
@@ -83,13 +114,18 @@ def test_the_schedule_is_the_published_one():
 
 def test_unknown_weighting_and_foreign_schedules_are_refused(tiny_dit, random_mix):
     with pytest.raises(UserError, match="weighting 'pixel'"):
-        epsilon_loss(tiny_dit, random_mix(0), None, paper_schedule(), weighting="pixel")
+        diffusion_loss(tiny_dit, random_mix(0), None, paper_schedule(), weighting="pixel")
     with pytest.raises(UserError, match="prediction_type 'sample'"):
-        epsilon_loss(tiny_dit, random_mix(0), None, DDPMScheduler(prediction_type="sample"))
+        diffusion_loss(tiny_dit, random_mix(0), None, DDPMScheduler(prediction_type="sample"))
+    with pytest.raises(UserError, match="prediction 'x0': expected epsilon"):
+        make_schedule("x0")
+    with pytest.raises(UserError, match="a flow has none"):
+        diffusion_loss(tiny_dit, random_mix(0), None, make_schedule("flow"), min_snr_gamma=5.0)
 
 
-def test_a_small_model_learns_a_few_latents():
-    """Mixed ratios, smooth latents: the loss falls from about 1 (a fresh model predicts zero) below 0.3."""
+@pytest.mark.parametrize(("prediction", "at_first"), [("epsilon", 1.0), ("v_prediction", 1.0), ("flow", 2.0)])
+def test_a_small_model_learns_a_few_latents(prediction, at_first):
+    """Mixed ratios, smooth latents: a fresh model predicts zero, and its loss falls by 70 %."""
     torch.manual_seed(0)
     model = DiT(in_channels=4, hidden_size=96, depth=3, num_heads=2, num_classes=4, position_frame=8)
     sides = {8: 16, 16: 8, 32: 4}
@@ -101,10 +137,10 @@ def test_a_small_model_learns_a_few_latents():
     generator = torch.Generator().manual_seed(0)
     losses = []
     for _ in range(150):
-        loss = epsilon_loss(model, batch, None, paper_schedule(), generator=generator).loss
+        loss = diffusion_loss(model, batch, None, make_schedule(prediction), generator=generator).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(1, abs=0.1)
-    assert sum(losses[-20:]) / 20 < 0.3
+    assert losses[0] == pytest.approx(at_first, rel=0.25)
+    assert sum(losses[-20:]) / 20 < 0.3 * losses[0]

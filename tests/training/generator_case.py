@@ -61,7 +61,7 @@ class Case:
             "optimizer": {"lr": LR, "weight_decay": 0.1, "max_grad_norm": self.max_grad_norm},
             "schedule": {"total_steps": STEPS},
             "data": {"latents": str(latents), "max_tokens": 96, "window": 8},
-            "weighting": self.weighting,
+            "loss": {"weighting": self.weighting},
         }
         return fill(GeneratorRun, values, [])
 
