@@ -19,8 +19,7 @@ def paper_schedule() -> DDPMScheduler:
     """DDPM with 1000 steps, epsilon prediction, cosine betas and leading spacing (the paper's section 4).
 
     beta_start and beta_end are the published values; the cosine schedule does not read them. The schedule's
-    last
-    steps hold almost no signal, and dividing by it magnifies the error of the noise estimate: so clean
+    last steps hold almost no signal, and dividing by it magnifies the error of the noise estimate: so clean
     latents predicted in sampling are clipped, at 16 of their standard deviations, where no real one lies.
     """
     return DDPMScheduler(

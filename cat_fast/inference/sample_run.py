@@ -136,7 +136,7 @@ class SampleRun:
     def write_grid(self) -> Path:
         """The first hundred pictures on one sheet, each over its prompt and what it cost."""
         cells = [
-            Cell(self.path(i), self.names[i], f"{request.ratio}x, {request.num_tokens} tokens")
+            Cell(self.path(i), self.names[i], f"{request.ratio}x, {_tokens(request.num_tokens)}")
             for i, request in enumerate(self.requests[:_MOST_IN_GRID])
         ]
         different = len(set(self.names))
@@ -168,6 +168,10 @@ class SampleRun:
         if isinstance(prompt, int):
             return self.pipeline.labels[prompt]
         return prompt if isinstance(prompt, str) else prompt.caption
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' * (count != 1)}"
 
 
 def _write_or_check(path: Path, plan: dict[str, Any]) -> None:

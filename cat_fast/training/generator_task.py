@@ -10,6 +10,7 @@ from cat_fast.data.latent_shards import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import Weighting, epsilon_loss, paper_schedule
+from cat_fast.inference.checkpoint import load_tokenizer
 from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
@@ -29,7 +30,9 @@ class GeneratorTask:
 
     def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
-        self.latents = LatentDataset(config.data.latents)
+        tokenizer = config.data.tokenizer
+        fingerprint = load_tokenizer(Path(tokenizer), "cpu").fingerprint() if tokenizer else None
+        self.latents = LatentDataset(config.data.latents, fingerprint)
         torch.manual_seed(config.seed)
         self.arguments = self._model_arguments()
         model = build_model(DiT, self.arguments)
@@ -118,17 +121,24 @@ class GeneratorTask:
         state = self.stream.state_dict()
         (folder / f"data_rank{self.ranks.rank}.json").write_text(json.dumps(state))
         if self.ranks.is_main:
-            (folder / "task.json").write_text(json.dumps({"ema_updates": self.ema.updates}))
+            told = {"ema_updates": self.ema.updates, "tokenizer": self.latents.fingerprint}
+            (folder / "task.json").write_text(json.dumps(told))
 
     def load(self, folder: Path) -> None:
         """Any number of ranks goes on; see `PackedStream` for which latents each then reads."""
+        told = json.loads((folder / "task.json").read_text())
+        before = told.get("tokenizer", self.latents.fingerprint)
+        if before != self.latents.fingerprint:
+            raise UserError(
+                f"data.latents: the run began on latents of tokenizer {before}, these are of "
+                f"{self.latents.fingerprint}; give the former, or start a new run in another output_dir"
+            )
         load_engine(self.engine, folder / "generator", self.ranks)
         saved = len(list(folder.glob("data_rank*.json")))
         self.stream.load_state_dicts(
             [json.loads((folder / f"data_rank{rank}.json").read_text()) for rank in range(saved)]
         )
-        updates = json.loads((folder / "task.json").read_text())["ema_updates"]
-        self.ema.load(folder / "ema.safetensors", updates)
+        self.ema.load(folder / "ema.safetensors", told["ema_updates"])
 
     def grid(self, step: int) -> None:
         """Nothing: there is no tokenizer here to draw with."""

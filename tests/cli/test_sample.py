@@ -149,18 +149,7 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
 
     def command(out):
         start = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "sample"]
-        options = [
-            "--count",
-            "60",
-            "--max-tokens",
-            "64",
-            "--steps",
-            "20",
-            "--scheduler",
-            "ddpm",
-            "--npz",
-            "--json",
-        ]
+        options = ["--count", "30", "--max-tokens", "64", "--steps", "15", "--npz", "--json"]
         return [*start, "-p", str(models), "-o", str(out), *options]
 
     straight, cut = tmp_path / "straight", tmp_path / "cut"
@@ -172,9 +161,9 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in cut.glob("pictures/*.png")}
-    assert 8 <= len(kept) < 60
+    assert 8 <= len(kept) < 30
     again = subprocess.run(command(cut), env=environment, check=True, capture_output=True, text=True)
-    assert json.loads(again.stdout)["drawn_now"] == 60 - len(kept)
+    assert json.loads(again.stdout)["drawn_now"] == 30 - len(kept)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     half_written = {name for name in contents(cut) if "/." in name}
     found = {name: content for name, content in contents(cut).items() if name not in half_written}
