@@ -105,7 +105,7 @@ def sample(
 
     Examples:
 
-        cat-fast sample --labels "clear sky,street" --out pictures --grid --steps 30 --scheduler ddim
+        cat-fast sample --labels "sky,text" --out pictures --grid --steps 30 --scheduler ddim
 
         cat-fast sample -p DIR --count 50000 --npz --out fid --mean-tokens 216
 

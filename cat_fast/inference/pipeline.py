@@ -2,7 +2,7 @@
 earns.
 
     pipeline = CATPipeline.from_pretrained("runs/demo/pipeline")
-    output = pipeline(["clear sky", "page of text"], steps=50, seed=7)
+    output = pipeline(["sky", "text"], steps=50, seed=7)
     output.images[0].save("sky.png")
 
 A call is `plan` (which pictures), `batches` (which of them share a forward pass), `draw` for each batch.
