@@ -106,7 +106,10 @@ def test_cat_fast_commands_and_their_options_exist():
     assert {line.split()[0] for line in lines} - {"COMMAND"} == set(commands)
     for line in lines:
         name, *rest = re.sub(r'"[^"]*"', "", line).split()
-        known = {option for p in commands[name].params for option in p.opts} if name in commands else set()
+        command = commands.get(name)
+        if rest and rest[0] in getattr(command, "commands", {}):
+            command = command.commands[rest.pop(0)]
+        known = {option for p in command.params for option in p.opts} if command else set()
         assert {word for word in rest if word.startswith("-")} <= known | {"--help"}, line
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.console import err, out, progress
@@ -55,7 +55,7 @@ def cost(
 
     Examples:
 
-        cat-fast plan cost configs/tokenizer/cat_c16.yaml data.index=INDEX.jsonl --json costs.json
+        cat-fast plan cost configs/tokenizer/cat_c16.yaml --json costs.json
 
         cat-fast plan cost configs/tokenizer/cat_c16.yaml data.image_size=128 --batches 1,2,4
     """
@@ -128,7 +128,7 @@ def memory(
     ranks = ranks or run.world_size or 1
     predicted = plan_memory(run, ranks)
     capacities = {name: GPUS[name] for name in gpu or GPUS}
-    batches = sorted({1, 2, 4, 8, 16, 32, run.data.batch_size})
+    batches = sorted({1, 4, 16, run.data.batch_size})
     report = {
         "what": "predicted peak bytes of a rank, counted on fake tensors; measured on no GPU",
         "ranks": ranks,
@@ -199,7 +199,8 @@ def _cost_table(table: "CostTable") -> Table:
 
 
 def _memory_table(predicted: "MemoryPlan", batches: Sequence[int], capacities: dict[str, float]) -> Table:
-    rows = Table("ratio", *(f"{n}" for n in batches), *(f"most on {name}" for name in capacities))
+    most_on = [Column(f"most on\n{name}", no_wrap=True) for name in capacities]
+    rows = Table("ratio", *(f"\n{n}" for n in batches), *most_on)
     for ratio in predicted.steps:
         peaks = [_gib(predicted.peak(ratio, n)) for n in batches]
         most = [str(predicted.largest_batch(ratio, size)) for size in capacities.values()]

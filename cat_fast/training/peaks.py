@@ -29,7 +29,6 @@ PEAKS = {  # by the name that CUDA gives the card
     "A100 80GB PCIe": Peak(1935e9, 312e12, 19.5e12),
     "H100 80GB HBM3": Peak(3350e9, 989e12, 67e12),
     "H100 PCIe": Peak(2000e9, 756e12, 51e12),
-    "H100 NVL": Peak(3900e9, 835e12, 60e12),
     "H200": Peak(4800e9, 989e12, 67e12),
     "A10": Peak(600e9, 125e12, 31.2e12),
     "A40": Peak(696e9, 149.7e12, 37.4e12),
