@@ -100,7 +100,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if around.rotation is not None:
             q, k = rotate(q, around.rotation), rotate(k, around.rotation)
-        out = varlen_attention(q, k, v.to(q.dtype), around.cu_seqlens, around.max_seqlen)
+        out = varlen_attention(q, k, v, around.cu_seqlens, around.max_seqlen)
         return self.proj(out.flatten(1))
 
 
@@ -120,7 +120,7 @@ class CrossAttention(nn.Module):
         k, v = self.kv(text.tokens).view(text.tokens.shape[0], 2, self.num_heads, -1).unbind(1)
         k = self.k_norm(k)
         out = varlen_attention(
-            q, k, v.to(q.dtype), around.cu_seqlens, around.max_seqlen, text.cu_seqlens, text.max_seqlen
+            q, k, v, around.cu_seqlens, around.max_seqlen, text.cu_seqlens, text.max_seqlen
         )
         return self.proj(out.flatten(1))
 
@@ -176,7 +176,14 @@ def head_norms(head_dim: int, qk_norm: bool) -> tuple[nn.Module, nn.Module]:
     """For queries and keys (T, H, D / H): an RMS norm over each head, or nothing."""
     if not qk_norm:
         return nn.Identity(), nn.Identity()
-    return nn.RMSNorm(head_dim, NORM_EPS), nn.RMSNorm(head_dim, NORM_EPS)
+    return HeadNorm(head_dim, NORM_EPS), HeadNorm(head_dim, NORM_EPS)
+
+
+class HeadNorm(nn.RMSNorm):
+    """Whose weight follows the activations' dtype, as autocast has it for linear layers."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 def receive(

@@ -114,7 +114,8 @@ class LabelEmbedder(nn.Module):
         if not self.training or self.dropout_prob == 0:
             return labels, None
         device = labels.device if generator is None else generator.device
-        draw = torch.rand(len(labels), generator=generator, device=device).to(labels.device)
+        # torch.rand with a generator, even none, and a symbolic length is more than torch.compile traces
+        draw = torch.empty(len(labels), device=device).uniform_(generator=generator).to(labels.device)
         unconditional = draw < self.dropout_prob
         unlabelled = draw < 2 * self.dropout_prob if alone else unconditional
         return labels.masked_fill(unlabelled, self.num_classes), unconditional

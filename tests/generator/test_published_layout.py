@@ -1,17 +1,51 @@
 """One state dict in the original DiT's layout, in our model and in diffusers' DiTTransformer2DModel."""
 
+import pickle
+
+import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
+from cat_fast.errors import UserError
+from cat_fast.generator import DiT
 from cat_fast.packing import PackedSequence
 
+WIDTH, DEPTH, CLASSES, HEADS = 128, 2, 10, 2
 
-def to_diffusers(state: dict[str, torch.Tensor], depth: int) -> dict[str, torch.Tensor]:
+
+def published_state(side: int, channels: int = 4) -> dict[str, torch.Tensor]:
+    """Random weights under the names of facebookresearch/DiT, with variances (learn_sigma) and positions."""
+    generator = torch.Generator().manual_seed(side)
+    linears = {
+        "t_embedder.mlp.0": (WIDTH, 256),
+        "t_embedder.mlp.2": (WIDTH, WIDTH),
+        "x_embedder.proj": (WIDTH, channels, 2, 2),
+        "final_layer.linear": (4 * 2 * channels, WIDTH),
+        "final_layer.adaLN_modulation.1": (2 * WIDTH, WIDTH),
+    }
+    for i in range(DEPTH):
+        linears |= {
+            f"blocks.{i}.attn.qkv": (3 * WIDTH, WIDTH),
+            f"blocks.{i}.attn.proj": (WIDTH, WIDTH),
+            f"blocks.{i}.mlp.fc1": (4 * WIDTH, WIDTH),
+            f"blocks.{i}.mlp.fc2": (WIDTH, 4 * WIDTH),
+            f"blocks.{i}.adaLN_modulation.1": (6 * WIDTH, WIDTH),
+        }
+    shapes = {f"{name}.weight": shape for name, shape in linears.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in linears.items()}
+    shapes["y_embedder.embedding_table.weight"] = (CLASSES + 1, WIDTH)
+    state = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    state["pos_embed"] = get_2d_sincos_pos_embed(WIDTH, side, base_size=side, output_type="pt")[None].float()
+    return state
+
+
+def to_diffusers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The original's names -> diffusers', which holds a copy of both embedders in every block."""
     renamed = {"x_embedder.proj": "pos_embed.proj", "final_layer.linear": "proj_out_2"}
     renamed["final_layer.adaLN_modulation.1"] = "proj_out_1"
     result = {}
-    for i in range(depth):
+    for i in range(DEPTH):
         ours, theirs = f"blocks.{i}", f"transformer_blocks.{i}"
         renamed |= {
             f"{ours}.attn.proj": f"{theirs}.attn1.to_out.0",
@@ -32,32 +66,66 @@ def to_diffusers(state: dict[str, torch.Tensor], depth: int) -> dict[str, torch.
     return result
 
 
-def test_same_weights_same_output_as_diffusers_dit(tiny_dit):
-    torch.nn.init.zeros_(tiny_dit.ratio_embedder.embedding_table.weight)  # the original knows no ratio
+def diffusers_model(state: dict[str, torch.Tensor], side: int) -> DiTTransformer2DModel:
     theirs = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=24,
+        num_attention_heads=HEADS,
+        attention_head_dim=WIDTH // HEADS,
         in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        sample_size=16,
+        out_channels=8,
+        num_layers=DEPTH,
+        sample_size=2 * side,
         patch_size=2,
-        num_embeds_ada_norm=10,
+        num_embeds_ada_norm=CLASSES,
         norm_eps=1e-6,
     ).eval()
-    missing, unexpected = theirs.load_state_dict(to_diffusers(tiny_dit.state_dict(), depth=2), strict=False)
+    missing, unexpected = theirs.load_state_dict(to_diffusers(state), strict=False)
     assert not unexpected
     assert set(missing) <= {"pos_embed.pos_embed"}  # fixed, so not every version stores it
-
     for block in theirs.transformer_blocks:
         # diffusers spaces the timestep frequencies by 1 / (half - 1) where the original has 1 / half
         block.norm1.emb.time_proj.downscale_freq_shift = 0
+    return theirs
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["weights", "checkpoint"])
+@pytest.mark.parametrize("side", [8, 16])
+def test_a_published_checkpoint_gives_what_diffusers_dit_does(side, wrapped, tmp_path):
+    """Its noise; the variances, the last channels, are left out. Training checkpoints give their EMA."""
+    state = published_state(side)
+    path = tmp_path / "DiT-XL-2-512x512.pt"
+    torch.save({"model": {}, "ema": state, "args": PosedAsSettings()} if wrapped else state, path)
+    ours = DiT.from_pretrained(path)
+    assert (ours.config.position_frame, ours.config.num_heads, ours.config.ratios) == (side, HEADS, (8,))
 
     torch.manual_seed(1)
-    latents = torch.randn(3, 4, 16, 16)
+    latents = torch.randn(3, 4, 2 * side, 2 * side)
     labels, timesteps = torch.tensor([1, 9, 10]), torch.tensor([0, 500, 999])
     packed = PackedSequence.from_latents(list(latents), [8, 8, 8])
     with torch.no_grad():
-        expected = theirs(latents, timestep=timesteps, class_labels=labels).sample
-        got = torch.stack(packed.replace(tokens=tiny_dit(packed, timesteps, labels)).to_latents())
+        theirs = diffusers_model(state, side)
+        expected = theirs(latents, timestep=timesteps, class_labels=labels).sample[:, :4]
+        got = torch.stack(packed.replace(tokens=ours(packed, timesteps, labels)).to_latents())
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class PosedAsSettings:
+    """Stands for the arguments that a training checkpoint holds: code that a reader might run."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a checkpoint ran its code')",)
+
+
+def test_other_files_and_other_positions_are_refused(tmp_path):
+    path = tmp_path / "model.pt"
+    with pytest.raises(UserError, match="no such file"):
+        DiT.from_pretrained(path)
+    torch.save({"weight": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match="no DiT of facebookresearch/DiT"):
+        DiT.from_pretrained(path)
+    path.write_bytes(pickle.dumps("text"))
+    with pytest.raises(UserError, match=r"model\.pt: "):
+        DiT.from_pretrained(path)
+    state = published_state(8)
+    torch.save(state | {"pos_embed": state["pos_embed"].flip(1)}, path)
+    with pytest.raises(UserError, match=r"positions \(pos_embed\) are not the original's"):
+        DiT.from_pretrained(path)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cat_fast.generator import DiT
+from cat_fast.generator import DiT, PackedText
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
@@ -118,6 +118,17 @@ def test_the_transformers_flops_are_those_of_training_it(sides, monkeypatch):
     model = DiT(**DIT)
     expected = counted(lambda: model(batch, torch.zeros(len(sides), dtype=torch.long)))
     assert GeneratorFlops(DIT).of(batch.cu_seqlens.diff().tolist()) == expected
+
+
+def test_with_text_the_texts_count_too(monkeypatch):
+    monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
+    arguments = DIT | {"text_dim": 6, "shared_adaln": True, "swiglu": True, "rope": True, "qk_norm": True}
+    batch, model = packed([4, 16, 8]), DiT(**arguments)
+    text = PackedText.of([torch.zeros(length, 6) for length in (3, 0, 7)])
+    expected = counted(lambda: model(batch, torch.zeros(3, dtype=torch.long), text=text))
+    counts = GeneratorFlops(arguments)
+    assert counts.of(batch.cu_seqlens.diff().tolist(), [3, 0, 7]) == expected
+    assert counts.of([4]) < counts.of([4], [3])
 
 
 def test_a_transformers_flops_agree_with_the_formula():
