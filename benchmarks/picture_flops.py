@@ -48,12 +48,12 @@ def of_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
     Forward and backward; a forward pass is a third of both parts.
     """
     flops = GeneratorFlops(dict(arguments))
-    fixed = flops.parts_of_length(FIXED)
+    fixed = flops.of_lengths(FIXED)
     total = sum(fixed.values())
     found: dict[str, Any] = {"fixed16": fixed}
     for name, mix in MIXES.items():
         mean = {
-            part: sum(share * flops.parts_of_length(length)[part] for length, share in mix.items())
+            part: sum(share * flops.of_lengths(length)[part] for length, share in mix.items())
             for part in fixed
         }
         found[name] = {

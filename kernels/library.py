@@ -13,6 +13,8 @@ OPERATORS = {  # what each library of this source implements
     "_ops": (*DIFFERENTIABLE, *(f"{name}_backward" for name in DIFFERENTIABLE), "pack", "unpack"),
     "_ops_cuda": tuple(f"{name}{half}" for name in DIFFERENTIABLE[:2] for half in ("", "_backward")),
 }
+ADDED = {"varlen_attention": "cu_seqlens_k"}
+"""Arguments that an operator of the same name lacks in libraries built from older sources."""
 
 
 @functools.cache
@@ -55,11 +57,14 @@ def _load(name: str, path: str) -> str | None:
     device = "CUDA" if name == "_ops_cuda" else "CPU"
     for operator in OPERATORS[name]:
         if not _implements(operator, device):
-            return f"it was built from other sources, without {operator} on {device}"
+            return f"it was built from other sources, without {operator} on {device} as it is now"
     return None
 
 
 def _implements(operator: str, device: str) -> bool:
     qualified = f"cat_fast::{operator}"
-    has_schema = hasattr(torch.ops.cat_fast, operator)
-    return has_schema and torch._C._dispatch_has_kernel_for_dispatch_key(qualified, device)
+    if not hasattr(torch.ops.cat_fast, operator):
+        return False
+    arguments = {argument.name for argument in torch._C._get_schema(qualified, "").arguments}
+    current = operator not in ADDED or ADDED[operator] in arguments
+    return current and torch._C._dispatch_has_kernel_for_dispatch_key(qualified, device)

@@ -12,6 +12,7 @@ from cat_fast.cli.fetch import fetch
 from cat_fast.cli.info import info
 from cat_fast.cli.plan import plan
 from cat_fast.cli.runs import runs
+from cat_fast.cli.sample import sample
 from cat_fast.cli.score import score
 from cat_fast.cli.shard import shard
 from cat_fast.console import err, out, print_error
@@ -45,6 +46,7 @@ app.command()(score)
 app.command()(shard)
 app.command()(encode)
 app.command()(decode)
+app.command()(sample)
 app.command()(fetch)
 app.command()(runs)
 app.command()(info)
@@ -75,5 +77,6 @@ def _cat_fast(
 ) -> None:
     """Content-adaptive image tokenization: simple pictures get few tokens, busy ones many.
 
-    A caption decides the budget (score), the tokenizer spends it (encode, decode).
+    A caption decides the budget (score), the tokenizer spends it (encode, decode), and so does whoever draws
+    (sample).
     """

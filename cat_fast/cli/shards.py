@@ -41,7 +41,7 @@ def encode_shards(
 
     from cat_fast.complexity import RatioThresholds
     from cat_fast.inference.cache_processes import run_units
-    from cat_fast.inference.checkpoint import load_tokenizer
+    from cat_fast.inference.checkpoint import find_device, load_tokenizer
     from cat_fast.inference.latent_cache import CacheSettings, LatentCache, Tally, prepare, units_of
 
     settings = CacheSettings(
@@ -54,6 +54,7 @@ def encode_shards(
         batch_size=batch_size,
         format=shard_format,
     )
+    find_device(device)  # what is wrong with it is known before processes are started
     tokenizer = load_tokenizer(checkpoint, "cpu" if workers > 1 else device)
     input_shards, names = prepare(settings, tokenizer, names)
     units = units_of(rank, world_size, workers, input_shards)

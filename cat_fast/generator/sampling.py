@@ -68,6 +68,22 @@ def make_sampler(schedule: Schedule, name: Sampler) -> Any:
     raise UserError(f"scheduler {name!r}: expected 'ddpm', 'ddim' or 'dpm++'")
 
 
+def set_steps(schedule: DDPMScheduler, name: Sampler, steps: int) -> Any:
+    """`make_sampler`, told to take `steps` steps.
+
+    Raises:
+        UserError: no step, or more than it can take different ones.
+    """
+    most = schedule.config["num_train_timesteps"]
+    if not 1 <= steps <= most:
+        raise UserError(f"{steps} steps: expected 1 .. {most}")
+    sampler = make_sampler(schedule, name)
+    sampler.set_timesteps(steps)
+    if len(sampler.timesteps.unique()) < steps:
+        raise UserError(f"{type(sampler).__name__} cannot take {steps} different steps; ask for fewer")
+    return sampler
+
+
 @torch.no_grad()
 def sample(
     model: DiT,
@@ -97,16 +113,13 @@ def sample(
     Raises:
         UserError: no request, more steps than the sampler has, or a model in training mode.
     """
-    if not requests or not 1 <= steps <= schedule.config["num_train_timesteps"]:
-        raise UserError(
-            f"expected at least one request and steps in 1 .. {schedule.config['num_train_timesteps']}, "
-            f"got {len(requests)} requests and {steps} steps"
-        )
+    if not requests:
+        raise UserError("no request: expected at least one picture to draw")
     if model.training:
         raise UserError("the model is in training mode, which drops labels; call model.eval() first")
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     packed = _initial_noise(model, requests, generators)
-    solver = _PackedSolver(make_sampler(schedule, sampler), steps, requests, generators)
+    solver = _PackedSolver(set_steps(schedule, sampler, steps), requests, generators)
     for timestep in solver.timesteps:
         noise = _guided_noise(model, packed, timestep, guidance, text)
         tokens = solver.step(noise, timestep, packed.tokens)
@@ -154,14 +167,10 @@ class _PackedSolver:
     def __init__(
         self,
         scheduler: Any,
-        steps: int,
         requests: Sequence[SampleRequest],
         generators: Sequence[torch.Generator],
     ) -> None:
-        scheduler.set_timesteps(steps)
         self.timesteps = scheduler.timesteps
-        if len(self.timesteps.unique()) < steps:
-            raise UserError(f"{type(scheduler).__name__} cannot take {steps} different steps; ask for fewer")
         self._lengths = [request.num_tokens for request in requests]
         self._groups: dict[int, list[int]] = defaultdict(list)
         for s, length in enumerate(self._lengths):

@@ -21,7 +21,7 @@ def load_tokenizer(folder: Path, device: str = "auto") -> NestedAutoencoderKL:
     Raises:
         UserError: the folder or its content cannot be used, or there is no such device.
     """
-    target = _device(device)
+    target = find_device(device)
     _require_tokenizer(folder)
     try:
         # Everything is in the folder: never ask a hub. Without accelerate the low-memory path only warns.
@@ -53,7 +53,8 @@ def _is_tokenizer(config: Path) -> bool:
         return False
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """CUDA where there is one for "auto", else the device of that name; UserError where it cannot be used."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -2,7 +2,7 @@
 earns.
 
     pipeline = CATPipeline.from_pretrained("runs/demo/pipeline")
-    output = pipeline(["clear sky", "page of text"], steps=50, seed=7)
+    output = pipeline(["sky", "text"], steps=50, seed=7)
     output.images[0].save("sky.png")
 
 A call is `plan` (which pictures), `batches` (which of them share a forward pass), `draw` for each batch.
@@ -12,6 +12,7 @@ drawn to the same bits again, while among other neighbours a picture is the same
 
 import difflib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -275,12 +276,13 @@ class CATPipeline:
                 raise UserError(f"class {prompt}: expected 0 .. {len(self.labels) - 1}")
             return prompt, self.descriptions[prompt]
         if isinstance(prompt, str) and prompt in self._number_of:
-            number = self._number_of[prompt]
-            return number, self.descriptions[number]
+            return self._meaning(self._number_of[prompt])
         description = Description(prompt) if isinstance(prompt, str) else prompt
+        said = description.caption
         if self.text_encoder is not None:
             return self.generator.config.num_classes, description
-        said = description.caption
+        if said in self._number_of:
+            return self._number_of[said], description
         near = difflib.get_close_matches(said, self.labels, n=3, cutoff=0.3) or self.labels[:3]
         raise UserError(
             f"label {said!r} is none of the {len(self.labels)} classes; near it are {near} (this generator "
@@ -303,7 +305,7 @@ class CATPipeline:
             return [ratio] * len(descriptions)
         different = list(dict.fromkeys(descriptions))  # of many pictures of few classes
         scores = dict(zip(different, default_scorer().score_many(different), strict=True))
-        own = [self.thresholds.ratio(scores[description]) for description in descriptions]
+        own = [self._nearest(self.thresholds.ratio(scores[description])) for description in descriptions]
         if mean_tokens is None:
             return own
         expected = dict(zip(different, default_scorer().expected_many(different).tolist(), strict=True))
@@ -315,6 +317,10 @@ class CATPipeline:
             ratios=served,
             preferred=own,
         )
+
+    def _nearest(self, ratio: int) -> int:
+        """The ratio itself, or of a generator that lacks it the one nearest to it."""
+        return min(sorted(self.generator.config.ratios), key=lambda served: abs(math.log2(served / ratio)))
 
     def _request(
         self, label: int, description: Description, ratio: int, seed: int, size: int

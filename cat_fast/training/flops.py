@@ -8,12 +8,13 @@ does not count as use: the ghost pass, activations computed again in the backwar
 import copy
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from cat_fast.generator import DiT
+from cat_fast.generator import DiT, PackedText
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
@@ -77,7 +78,7 @@ class TokenizerFlops:
 
 
 class GeneratorFlops:
-    """Of the diffusion transformer's steps; each length of a sequence is counted once.
+    """Of the diffusion transformer's steps; each pair of lengths of a sequence and its text is counted once.
 
     Sequences do not see each other, so a packed batch is as much work as its sequences are one by one.
     """
@@ -85,25 +86,40 @@ class GeneratorFlops:
     def __init__(self, arguments: dict[str, Any]) -> None:
         with META:
             self.model = build_model(DiT, arguments)
-        self.parts_of_length = cache(self._parts_of_length)
+        self.of_lengths = cache(self._of_lengths)
 
-    def of(self, lengths: Iterable[int]) -> int:
-        """Of a batch of sequences of so many tokens each."""
-        return sum(sum(self.parts_of_length(length).values()) for length in lengths)
+    def of(self, lengths: Iterable[int], text_lengths: Iterable[int] | None = None) -> int:
+        """Of a batch of sequences of so many tokens each, and of their texts, for a model that reads text."""
+        texts = repeat(0) if text_lengths is None else text_lengths
+        return sum(sum(self.of_lengths(*pair).values()) for pair in zip(lengths, texts, strict=False))
 
-    def _parts_of_length(self, length: int) -> dict[str, int]:
-        """`linear`, which grows with the tokens, and `attention`, which grows with their square."""
-        config = self.model.config
-        packed = PackedSequence(
-            tokens=torch.empty(length, config.patch_size**2 * config.in_channels, device=META),
-            cu_seqlens=torch.empty(2, dtype=torch.int32, device=META),
-            grid=torch.empty(1, 2, dtype=torch.int32, device=META),
-            ratio=torch.empty(1, dtype=torch.int32, device=META),
-            max_seqlen=length,
-        )
-        one = torch.empty(1, dtype=torch.int64, device=META)
+    def _of_lengths(self, length: int, text_length: int = 0) -> dict[str, int]:
+        """`linear`, which grows with the tokens, and `attention`, which grows with their products."""
         with FlopCounterMode(display=False) as counter:
-            self.model(packed, one, one).sum().backward()
-        by_operator = counter.get_flop_counts()["Global"]
-        linear = sum(by_operator[operator] for operator in LINEAR if operator in by_operator)
-        return {"linear": linear, "attention": counter.get_total_flops() - linear}
+            predict_on_meta(self.model, length, text_length).sum().backward()
+        return parts_of(counter)
+
+
+def parts_of(counter: FlopCounterMode) -> dict[str, int]:
+    """What a counter saw of a diffusion transformer, as `linear` and `attention`."""
+    by_operator = counter.get_flop_counts()["Global"]
+    linear = sum(by_operator[operator] for operator in LINEAR if operator in by_operator)
+    return {"linear": linear, "attention": counter.get_total_flops() - linear}
+
+
+def predict_on_meta(model: DiT, length: int, text_length: int = 0) -> torch.Tensor:
+    """The prediction (length, C), without values, for one sequence and a text, by a model without memory."""
+    config = model.config
+    packed = PackedSequence(
+        tokens=torch.empty(length, config.patch_size**2 * config.in_channels, device=META),
+        cu_seqlens=torch.empty(2, dtype=torch.int32, device=META),
+        grid=torch.empty(1, 2, dtype=torch.int32, device=META),
+        ratio=torch.empty(1, dtype=torch.int32, device=META),
+        max_seqlen=length,
+    )
+    text = None
+    if config.text_dim is not None:
+        tokens = torch.empty(text_length, config.text_dim, device=META)
+        text = PackedText(tokens=tokens, cu_seqlens=packed.cu_seqlens, max_seqlen=text_length)
+    one = torch.empty(1, dtype=torch.int64, device=META)
+    return model(packed, one, one, text)

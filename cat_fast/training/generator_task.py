@@ -11,6 +11,7 @@ from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
 from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight
 from cat_fast.generator.text_encoder import TextEncoder
+from cat_fast.inference.checkpoint import load_tokenizer
 from cat_fast.packing import PackedSequence
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
@@ -31,7 +32,7 @@ class GeneratorTask:
 
     def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
-        self.latents = LatentDataset(config.data.latents)
+        self.latents = LatentDataset(config.data.latents, _fingerprint(config))
         self.text_encoder = _text_encoder(config, self.latents, ranks)
         self.parts = _batches_a_step(config, ranks)
         torch.manual_seed(config.seed)
@@ -89,7 +90,7 @@ class GeneratorTask:
             )
             if not totals:
                 ranks.work.computed()  # from here on ranks wait for each other
-                totals = self._totals([batch for batch, _ in batches], weights)
+                totals = self._totals(batches, weights)
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
             self.engine.backward(found.loss * (weight * ranks.world_size * self.parts / totals["weight"]))
             by_ratio += self._by_ratio(batch, found.per_sequence)
@@ -122,13 +123,18 @@ class GeneratorTask:
             text = self.text_encoder([self.latents.entries[i].caption or "" for i in indices])
         return packed.to(self.ranks.device), text
 
-    def _totals(self, batches: list[PackedSequence], weights: list[float]) -> dict[str, float]:
+    def _totals(
+        self, batches: list[tuple[PackedSequence, PackedText | None]], weights: list[float]
+    ) -> dict[str, float]:
         """Collective: what the step holds on all ranks together."""
         counts = {
             "weight": sum(weights),
-            "tokens": sum(batch.num_tokens for batch in batches),
-            "images": sum(len(batch) for batch in batches),
-            "flops": sum(self.flops.of(batch.cu_seqlens.diff().tolist()) for batch in batches),
+            "tokens": sum(batch.num_tokens for batch, _ in batches),
+            "images": sum(len(batch) for batch, _ in batches),
+            "flops": sum(
+                self.flops.of(_lengths(batch), None if text is None else _lengths(text))
+                for batch, text in batches
+            ),
         }
         sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.ranks.device)
         return dict(zip(counts, self.ranks.sum(sums).tolist(), strict=True))
@@ -159,13 +165,23 @@ class GeneratorTask:
         save_engine(self.engine, folder / "generator")
         self.ema.save(folder / "ema.safetensors")
         if self.ranks.is_main:  # every rank's stream is in the same state
-            state = {"ema_updates": self.ema.updates, "stream": self.stream.state_dict()}
+            state = {
+                "ema_updates": self.ema.updates,
+                "tokenizer": self.latents.fingerprint,
+                "stream": self.stream.state_dict(),
+            }
             (folder / "task.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
         """Any number of ranks goes on; see `PackedStream` for which latents each then reads."""
-        load_engine(self.engine, folder / "generator", self.ranks)
         state = json.loads((folder / "task.json").read_text())
+        before = state["tokenizer"]
+        if before != self.latents.fingerprint:
+            raise UserError(
+                f"data.latents: the run began on latents of tokenizer {before}, these are of "
+                f"{self.latents.fingerprint}; give the former, or start a new run in another output_dir"
+            )
+        load_engine(self.engine, folder / "generator", self.ranks)
         self.stream.load_state_dict(state["stream"])
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
@@ -180,6 +196,16 @@ class GeneratorTask:
         self.ema.copy_to(averaged)
         if averaged is not None:
             averaged.save_pretrained(folder)
+
+
+def _lengths(packed: PackedSequence | PackedText) -> list[int]:
+    return packed.cu_seqlens.diff().tolist()
+
+
+def _fingerprint(config: GeneratorRun) -> str | None:
+    """Of the tokenizer that the latents have to be of, if the run names one."""
+    tokenizer = config.data.tokenizer
+    return load_tokenizer(Path(tokenizer), "cpu").fingerprint() if tokenizer else None
 
 
 def _batches_a_step(config: GeneratorRun, ranks: Ranks) -> int:

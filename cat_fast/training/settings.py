@@ -270,6 +270,8 @@ class LatentDataConfig:
 
     latents: str = ""
     """Folder of latent shards written by one tokenizer."""
+    tokenizer: str = ""
+    """Folder of the tokenizer that they must be of, if named; a run refuses latents of another."""
     max_tokens: int = 16384
     """Token budget of a rank's batch."""
     global_tokens: int = 0

@@ -39,7 +39,7 @@ def varlen_attention(
     """
     q, k, v = autocast(q, k, v)
     if cu_seqlens_k is None or max_seqlen_k is None:
-        if cu_seqlens_k is not max_seqlen_k:
+        if cu_seqlens_k is not None or max_seqlen_k is not None:
             raise ValueError("varlen_attention takes both of cu_seqlens_k and max_seqlen_k, or neither")
         cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
     _check(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)

@@ -64,10 +64,17 @@ def test_a_torch_older_than_the_stable_abi_is_refused_with_one_warning():
 @pytest.mark.skipif(
     importlib.util.find_spec("cat_fast._ops") is None, reason="the C++ operators are not built"
 )
-def test_a_library_built_from_older_sources_is_refused_with_one_warning():
-    result = run("library.OPERATORS['_ops'] += ('operator_of_tomorrow',)")
+@pytest.mark.parametrize(
+    ("tomorrow", "lacking"),
+    [
+        ("library.OPERATORS['_ops'] += ('operator_of_tomorrow',)", "operator_of_tomorrow"),
+        ("library.ADDED = {'pack': 'argument_of_tomorrow'}", "pack"),
+    ],
+)
+def test_a_library_built_from_older_sources_is_refused_with_one_warning(tomorrow, lacking):
+    result = run(tomorrow)
     assert len(result["warnings"]) == 1
-    assert "without operator_of_tomorrow on CPU" in result["warnings"][0]
+    assert f"without {lacking} on CPU" in result["warnings"][0]
     assert result["backend"] == "reference"
     assert result["right"]
 

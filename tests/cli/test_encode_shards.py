@@ -68,6 +68,7 @@ def test_bad_pictures_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, p
         (["PHOTOS", "PHOTOS"], ["--shards takes one source"]),
         (["PHOTOS", "--rank", 2, "--world-size", 2], ["--rank 2", "0 to 1"]),
         (["PHOTOS", "--format", "zip"], ["'zip'", "safetensors or webdataset"]),
+        (["PHOTOS", "--device", "abacus", "--workers", 2], ["'abacus' cannot be used"]),
         (["PHOTOS", "--size", 100], ["size 100", "multiple of 64"]),
         (["PHOTOS", "--classes", "no-classes.txt"], ["no-classes.txt", "cannot be read"]),
         (["PHOTOS", "--ratio", 7], ["--ratio 7"]),

@@ -13,7 +13,7 @@ from cat_fast.cli.main import app
 HEAVY = ("torch", "numpy", "scipy", "diffusers", "transformers", "deepspeed", "sklearn", "matplotlib")
 
 
-@pytest.mark.parametrize("command", ["demo", "score", "encode", "decode", "fetch", "runs", "info"])
+@pytest.mark.parametrize("command", ["demo", "score", "encode", "decode", "sample", "fetch", "runs", "info"])
 def test_every_command_has_help_with_an_example(cat_fast, command):
     result = cat_fast(command, "--help")
     assert result.exit_code == 0
@@ -22,7 +22,14 @@ def test_every_command_has_help_with_an_example(cat_fast, command):
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["encode", "--help"], ["--version"], ["encode", "x", "-c", "x", "--ratio", "7"]]
+    "args",
+    [
+        ["--help"],
+        ["encode", "--help"],
+        ["sample", "--help"],
+        ["--version"],
+        ["encode", "x", "-c", "x", "--ratio", "7"],
+    ],
 )
 def test_help_and_usage_errors_do_not_wait_for_torch(args):
     script = (

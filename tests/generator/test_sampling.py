@@ -86,11 +86,11 @@ def test_progress_is_told_once_a_step(tiny_dit):
 def test_what_cannot_be_sampled_is_refused(tiny_dit):
     with pytest.raises(UserError, match="scheduler 'euler': expected 'ddpm', 'ddim' or 'dpm\\+\\+'"):
         sample(tiny_dit, REQUESTS, paper_schedule(), sampler="euler")
-    with pytest.raises(UserError, match="got 4 requests and 1001 steps"):
+    with pytest.raises(UserError, match=r"1001 steps: expected 1 \.\. 1000"):
         sample(tiny_dit, REQUESTS, paper_schedule(), steps=1001)
     with pytest.raises(UserError, match="cannot take 1000 different steps"):
         sample(tiny_dit, REQUESTS, paper_schedule(), sampler="dpm++", steps=1000)
-    with pytest.raises(UserError, match="at least one request"):
+    with pytest.raises(UserError, match="no request"):
         sample(tiny_dit, [], paper_schedule())
     with pytest.raises(UserError, match="training mode"):
         sample(tiny_dit.train(), REQUESTS, paper_schedule())

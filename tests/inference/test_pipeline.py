@@ -168,6 +168,18 @@ def test_the_budget_that_auto_spends_gives_autos_ratios(pipeline):
     assert [request.ratio for request in pipeline.plan(LABELS, mean_tokens=spent)] == auto
 
 
+def test_a_generator_of_one_ratio_draws_at_that(parts):
+    tokenizer, _ = parts
+    generator = DiT(
+        in_channels=4, hidden_size=16, depth=1, num_heads=2, num_classes=3, position_frame=4, ratios=(16,)
+    )
+    fixed = CATPipeline(tokenizer, generator, paper_schedule(), LABELS, RatioThresholds(3, 7), resolution=64)
+    assert [request.ratio for request in fixed.plan(LABELS)] == [16] * 3
+    assert [request.ratio for request in fixed.plan(LABELS, mean_tokens=9)] == [16] * 3
+    with pytest.raises(UserError, match="costs 4 tokens at least"):
+        fixed.plan(LABELS, mean_tokens=3)
+
+
 def test_a_batch_is_drawn_to_the_same_bits_again(pipeline):
     requests = pipeline.plan(LABELS * 3, seed=3)
     batches = pipeline.batches(requests, max_tokens=64)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cat_fast.generator import DiT
+from cat_fast.generator import DiT, PackedText
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
@@ -120,6 +120,17 @@ def test_the_transformers_flops_are_those_of_training_it(sides, monkeypatch):
     assert GeneratorFlops(DIT).of(batch.cu_seqlens.diff().tolist()) == expected
 
 
+def test_with_text_the_texts_count_too(monkeypatch):
+    monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
+    arguments = DIT | {"text_dim": 6, "shared_adaln": True, "swiglu": True, "rope": True, "qk_norm": True}
+    batch, model = packed([4, 16, 8]), DiT(**arguments)
+    text = PackedText.of([torch.zeros(length, 6) for length in (3, 0, 7)])
+    expected = counted(lambda: model(batch, torch.zeros(3, dtype=torch.long), text=text))
+    counts = GeneratorFlops(arguments)
+    assert counts.of(batch.cu_seqlens.diff().tolist(), [3, 0, 7]) == expected
+    assert counts.of([4]) < counts.of([4], [3])
+
+
 def test_a_transformers_flops_agree_with_the_formula():
     flops, tokens, width, depth = GeneratorFlops(DIT), 64, 32, 3
     attention = 12 * tokens**2 * width  # QKᵀ and PV, two FLOPs each, thrice
@@ -127,4 +138,4 @@ def test_a_transformers_flops_agree_with_the_formula():
     modulation = 6 * 6 * width**2  # once a sequence
     blocks = depth * (attention + linear + modulation)
     assert flops.of([tokens]) == pytest.approx(blocks, rel=0.1)
-    assert flops.parts_of_length(tokens)["attention"] == depth * attention
+    assert flops.of_lengths(tokens)["attention"] == depth * attention

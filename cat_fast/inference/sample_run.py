@@ -1,0 +1,205 @@
+"""Many pictures into a folder, in batches that a killed run does not have to draw again.
+
+    samples.json             settings, and of each picture label, ratio, tokens and seed; written first
+    pictures/000000.png      picture i, drawn from seed + i
+    grid.png, samples.npz    what was asked for besides, once all pictures are there
+
+Pictures of one batch share a forward pass, and a batch is a function of samples.json: drawn again it is the
+same to the bit. So is the whole, however often the run was cut, and by however many machines it was shared.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from cat_fast.data.files import atomic_write
+from cat_fast.errors import UserError
+from cat_fast.generator.sampling import Sampler, set_steps
+from cat_fast.inference.contact_sheet import Cell, contact_sheet
+from cat_fast.inference.pipeline import MAX_TOKENS, CATPipeline, Prompt
+
+PLAN = "samples.json"
+_MOST_IN_GRID = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """As for `CATPipeline.__call__`."""
+
+    ratio: Literal["auto"] | int = "auto"
+    mean_tokens: float | None = None
+    steps: int = 250
+    guidance: float = 1.5
+    scheduler: Sampler = "ddpm"
+    seed: int = 0
+    size: int | None = None
+    max_tokens: int = MAX_TOKENS
+
+
+class SampleRun:
+    """One folder of pictures.
+
+    Args:
+        pipeline: from `source`, on the device that draws.
+        prompts: one for each picture.
+        folder: made if missing; one that was begun with the same arguments is gone on with.
+        source: the folder that `pipeline` was read from.
+
+    Raises:
+        UserError: prompts or settings that the pipeline refuses, or a folder begun with others.
+    """
+
+    def __init__(
+        self,
+        pipeline: CATPipeline,
+        prompts: Sequence[Prompt],
+        settings: SampleSettings,
+        folder: Path,
+        source: Path,
+    ) -> None:
+        self.pipeline, self.settings, self.folder = pipeline, settings, folder
+        set_steps(
+            pipeline.scheduler, settings.scheduler, settings.steps
+        )  # refused before anything is written
+        self.requests = pipeline.plan(
+            prompts,
+            ratio=settings.ratio,
+            mean_tokens=settings.mean_tokens,
+            seed=settings.seed,
+            size=settings.size,
+        )
+        self.batches = pipeline.batches(
+            self.requests, guidance=settings.guidance, max_tokens=settings.max_tokens
+        )
+        self.names = [self._name_of(prompt) for prompt in prompts]
+        # What decides the bits of a picture is written down, and what is written down is held to.
+        device = pipeline.generator.device.type
+        plan = {
+            "settings": asdict(settings) | {"pipeline": _digest(source), "device": device},
+            "pictures": [
+                {
+                    "file": self.path(i).relative_to(folder).as_posix(),
+                    "prompt": self.names[i],
+                    "label": request.label,
+                    "ratio": request.ratio,
+                    "tokens": request.num_tokens,
+                    "seed": request.seed,
+                }
+                for i, request in enumerate(self.requests)
+            ],
+        }
+        _write_or_check(folder / PLAN, plan)
+
+    def path(self, i: int) -> Path:
+        """The file of picture i."""
+        return self.folder / "pictures" / f"{i:06d}.png"
+
+    def draw(
+        self, rank: int = 0, world_size: int = 1, on_progress: Callable[[float], None] = lambda pictures: None
+    ) -> int:
+        """Draw what is missing of one machine's batches; returns how many pictures that were.
+
+        Args:
+            on_progress: told, after every step, how many pictures' worth of work it was.
+        """
+        settings, drawn = self.settings, 0
+        for batch in self.batches[rank::world_size]:
+            absent = [i for i in batch if not self.path(i).exists()]
+            if not absent:
+                continue
+            share = len(absent) / settings.steps
+            images = self.pipeline.draw(
+                [self.requests[i] for i in batch],  # all of it: other neighbours would give other bits
+                steps=settings.steps,
+                guidance=settings.guidance,
+                scheduler=settings.scheduler,
+                on_step=lambda share=share: on_progress(share),  # type: ignore[misc]
+            )
+            for i, image in zip(batch, images, strict=True):
+                if i in absent:
+                    with atomic_write(self.path(i)) as part:
+                        image.save(part, format="PNG")
+            drawn += len(absent)
+        return drawn
+
+    def count_missing(self, rank: int = 0, world_size: int = 1) -> int:
+        """How many pictures of one machine's batches are still to be drawn."""
+        return sum(not self.path(i).exists() for batch in self.batches[rank::world_size] for i in batch)
+
+    def write_grid(self) -> Path:
+        """The first hundred pictures on one sheet, each over its prompt and what it cost."""
+        cells = [
+            Cell(self.path(i), self.names[i], f"{request.ratio}x, {_tokens(request.num_tokens)}")
+            for i, request in enumerate(self.requests[:_MOST_IN_GRID])
+        ]
+        different = len(set(self.names))
+        path = self.folder / "grid.png"
+        with atomic_write(path) as part:
+            contact_sheet(cells, columns=different if different <= 10 else None).save(part, format="PNG")
+        return path
+
+    def write_npz(self) -> Path:
+        """samples.npz as the evaluation of guided diffusion (Dhariwal & Nichol, 2021) reads it: arr_0 (N, H,
+        W, 3) uint8, arr_1 (N,) int64 with the labels, left out where a picture has none. One picture is held
+        at a time.
+        """
+        path, side = self.folder / "samples.npz", self.settings.size or self.pipeline.resolution
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.requests), side, side, 3)}
+        labels = np.array([request.label for request in self.requests], dtype=np.int64)
+        with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for i in range(len(self.requests)):
+                    with Image.open(self.path(i)) as image:
+                        file.write(np.asarray(image.convert("RGB")).tobytes())
+            if labels.max() < len(self.pipeline.labels):
+                with archive.open("arr_1.npy", "w") as file:
+                    np.lib.format.write_array(file, labels)
+        return path
+
+    def _name_of(self, prompt: Prompt) -> str:
+        if isinstance(prompt, int):
+            return self.pipeline.labels[prompt]
+        return prompt if isinstance(prompt, str) else prompt.caption
+
+
+def _tokens(count: int) -> str:
+    return f"{count} token{'s' * (count != 1)}"
+
+
+def _write_or_check(path: Path, plan: dict[str, Any]) -> None:
+    if not path.exists():
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(plan, ensure_ascii=False, indent=1), encoding="utf-8")
+        return
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        before = found["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give another --out, or delete it") from error
+    if found == plan:
+        return
+    settings = plan["settings"]
+    differing = [name for name in settings if before.get(name) != settings[name]] or ["what is drawn"]
+    raise UserError(
+        f"{path.parent} holds pictures made otherwise (different: {', '.join(differing)}); "
+        "give another --out, or delete it"
+    )
+
+
+def _digest(folder: Path) -> str:
+    """16 hex digits that change with any file of a pipeline."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".json", ".safetensors"):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

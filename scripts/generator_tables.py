@@ -1,0 +1,113 @@
+"""Write the tables of docs/generator.md: sizes and multiply-accumulates of the generator's configurations.
+
+    python scripts/generator_tables.py
+
+All is counted on models without memory, beside the published figures of tests/generator/published.json.
+"""
+
+import json
+from typing import Any
+
+import tables
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cat_fast.config import fill, read_yaml
+from cat_fast.generator import DiT
+from cat_fast.training.flops import parts_of, predict_on_meta, token_count
+from cat_fast.training.models import build_model
+from cat_fast.training.settings import GeneratorRun
+
+DOCUMENT = tables.ROOT / "docs/generator.md"
+PUBLISHED = json.loads((tables.ROOT / "tests/generator/published.json").read_text(encoding="utf-8"))
+ORIGINAL = PUBLISHED["original"]["rows"]
+CONFIGURATIONS = ("cat_xl", *ORIGINAL)
+RATIOS = (8, 16, 32)
+SIDE = 512
+SIZES = {
+    "`cat_xl`": {},
+    "with 28 blocks": {"depth": 28},
+    "with 28 blocks, a modulation a block": {"depth": 28, "shared_adaln": False},
+    "with `qk_norm`, `rope` and `swiglu`": {"qk_norm": True, "rope": True, "swiglu": True},
+    "with text of width 768": {"text_dim": 768},
+}
+
+
+def main() -> None:
+    """Replace the tables in place."""
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """The document with its tables made anew."""
+    return tables.fill(text, {"presets": presets(), "sizes": sizes(), "mixes": mixes()})
+
+
+def presets() -> str:
+    """A row a configuration: parameters, and multiply-accumulates by ratio, linear layers + attention."""
+    header = (
+        "configuration",
+        "blocks × width",
+        "parameters, M",
+        "published",
+        *(f"{r}x, GMAC" for r in RATIOS),
+    )
+    rows = []
+    for name in CONFIGURATIONS:
+        model = built(name)
+        published = ORIGINAL[name]["parameters"] if name in ORIGINAL else PUBLISHED["parameters"]
+        shape = f"{model.config.depth} × {model.config.hidden_size}"
+        gmac = ["{:.2f} + {:.2f}".format(*work(model, ratio)) for ratio in RATIOS]
+        rows.append((f"`{name}`", shape, f"{parameters(model):.2f}", f"{published / 1e6:g}", *gmac))
+    return tables.markdown(header, rows)
+
+
+def sizes() -> str:
+    """What depth and the options do to the size of cat_xl."""
+    rows = []
+    for told, changes in SIZES.items():
+        count = parameters(built("cat_xl", **changes))
+        rows.append((told, f"{count:.2f}", f"{count * 1e6 / PUBLISHED['parameters'] - 1:+.1%}"))
+    return tables.markdown(("model", "parameters, M", "against 431 M"), rows)
+
+
+def mixes() -> str:
+    """Work of a mean picture relative to one at 16x, for each configuration and mix of ratios."""
+    relative = PUBLISHED["flops_relative_to_fixed_16x"]
+    rows = []
+    for told, shares in relative["mixes"].items():
+        tokens = sum(share * token_count(ratio, SIDE) for share, ratio in zip(shares, RATIOS, strict=True))
+        mix = " / ".join(f"{share:.0%}" for share in shares)
+        published = f"{relative[told]:g}" if told in relative else ""
+        ratios = [f"{relative_work(built(name), shares):.3f}" for name in CONFIGURATIONS]
+        rows.append((f"{told}, {mix}", f"{tokens:.1f}", f"{tokens / 256:.3f}", *ratios, published))
+    names = [f"`{name}`" for name in CONFIGURATIONS]
+    return tables.markdown(("mix at 8x / 16x / 32x", "tokens", "of 256", *names, "published"), rows)
+
+
+def relative_work(model: DiT, shares: list[float]) -> float:
+    total = {ratio: sum(work(model, ratio)) for ratio in RATIOS}
+    return sum(share * total[ratio] for share, ratio in zip(shares, RATIOS, strict=True)) / total[16]
+
+
+def built(name: str, **changes: Any) -> DiT:
+    config = fill(GeneratorRun, read_yaml(tables.ROOT / f"configs/generator/{name}.yaml"), [])
+    with torch.device("meta"):
+        return build_model(DiT, config.model | changes)
+
+
+def parameters(model: DiT) -> float:
+    """In millions."""
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+def work(model: DiT, ratio: int) -> tuple[float, float]:
+    """Billions of multiply-accumulates of one picture's forward pass: linear layers, attention."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        predict_on_meta(model, int(token_count(ratio, SIDE)))
+    flops = parts_of(counter)
+    return flops["linear"] / 2e9, flops["attention"] / 2e9
+
+
+if __name__ == "__main__":
+    main()

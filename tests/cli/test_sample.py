@@ -1,0 +1,223 @@
+"""Stories of `cat-fast sample`: a few pictures to look at, and many that no kill can spoil."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cat_fast.complexity import Description, RatioThresholds
+from cat_fast.generator import DiT, paper_schedule
+from cat_fast.inference import CATPipeline
+from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+LABELS = ["clear sky", "village street", "page, newspaper"]
+DESCRIPTIONS = [
+    Description("a clear blue sky"),
+    Description("several people walking down a village street past shops and parked bicycles"),
+    Description("a newspaper page with columns of text, tables and many photographs", True, True),
+]
+FAST = ["--steps", 3, "--scheduler", "ddim"]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Folder of a pipeline with random weights: its pictures are noise, and each its own."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    generator = DiT(
+        in_channels=4, hidden_size=48, depth=1, num_heads=2, num_classes=3, position_frame=4,
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    pair = RatioThresholds(3, 7)
+    pipeline = CATPipeline(
+        tokenizer, generator, paper_schedule(), LABELS, pair, resolution=64, descriptions=DESCRIPTIONS
+    )
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def pictures(folder):
+    return [np.asarray(Image.open(path)) for path in sorted((folder / "pictures").iterdir())]
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_all_classes_are_drawn_as_the_pipeline_draws_them(cat_fast, models, tmp_path):
+    result = cat_fast("sample", "-p", models, "-o", tmp_path, *FAST, "--seed", 5, "--grid", "--npz")
+    assert result.exit_code == 0, result.output
+    drawn = CATPipeline.from_pretrained(models)(LABELS, steps=3, scheduler="ddim", seed=5)
+    for got, expected in zip(pictures(tmp_path), drawn.images, strict=True):
+        assert np.array_equal(got, np.asarray(expected))
+    plan = json.loads((tmp_path / "samples.json").read_text())
+    assert [one["prompt"] for one in plan["pictures"]] == LABELS
+    assert [(one["label"], one["seed"]) for one in plan["pictures"]] == [(0, 5), (1, 6), (2, 7)]
+    assert [(one["ratio"], one["tokens"]) for one in plan["pictures"]] == list(
+        zip(drawn.ratios, drawn.tokens, strict=True)
+    )
+    assert plan["settings"]["guidance"] == 1.5
+    assert "3 pictures, 3 of them drawn now" in result.stdout
+    stored = np.load(tmp_path / "samples.npz")
+    assert (stored["arr_0"].dtype, stored["arr_0"].shape) == (np.uint8, (3, 64, 64, 3))
+    assert np.array_equal(stored["arr_0"], np.stack(pictures(tmp_path)))
+    assert stored["arr_1"].tolist() == [0, 1, 2]
+    with Image.open(tmp_path / "grid.png") as sheet:  # cells twice as large, one row of three
+        cell = np.asarray(sheet)[8 : 8 + 128, 8 : 8 + 128]
+    assert np.array_equal(cell[::2, ::2], pictures(tmp_path)[0])
+
+
+def test_labels_are_names_or_numbers_and_names_may_hold_commas(cat_fast, models, tmp_path):
+    labels = ["--labels", "page, newspaper", "-l", "0,village street"]
+    summary = parse_json(
+        cat_fast("sample", "-p", models, "-o", tmp_path, *labels, "--per-class", 2, *FAST, "--json")
+    )
+    plan = json.loads((tmp_path / "samples.json").read_text())
+    assert [one["label"] for one in plan["pictures"]] == [2, 0, 1] * 2
+    assert [one["prompt"] for one in plan["pictures"]][:2] == ["page, newspaper", "clear sky"]
+    assert (summary["pictures"], summary["drawn_now"], summary["missing"]) == (6, 6, 0)
+    assert summary["mean_tokens"] == np.mean([one["tokens"] for one in plan["pictures"]])
+
+
+def test_a_budget_and_a_fixed_ratio(cat_fast, models, tmp_path):
+    command = ["sample", "-p", models, *FAST, "--count", 7, "--json"]
+    summary = parse_json(cat_fast(*command, "-o", tmp_path / "budget", "--mean-tokens", 6))
+    assert summary["mean_tokens"] == 40 / 7  # of 7 * 6 = 42, no mix of 16, 4 and 1 costs more
+    summary = parse_json(cat_fast(*command, "-o", tmp_path / "fixed", "--ratio", 32))
+    assert summary["ratios"] == {"32": 7}
+
+
+def test_a_second_run_draws_nothing_and_a_lost_picture_comes_back_alone(cat_fast, models, tmp_path):
+    command = [
+        "sample",
+        "-p",
+        models,
+        "-o",
+        tmp_path,
+        *FAST,
+        "--count",
+        9,
+        "--max-tokens",
+        64,
+        "--npz",
+        "--grid",
+    ]
+    assert cat_fast(*command).exit_code == 0
+    before = contents(tmp_path)
+    assert parse_json(cat_fast(*command, "--json"))["drawn_now"] == 0
+    lost = tmp_path / "pictures/000004.png"
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "pictures").iterdir()}
+    lost.unlink()
+    assert parse_json(cat_fast(*command, "--json"))["drawn_now"] == 1
+    assert contents(tmp_path) == before
+    assert {path for path, at in times.items() if path.stat().st_mtime_ns != at} == {lost}
+
+
+def test_ranks_share_the_work_and_the_last_one_makes_the_rest(cat_fast, models, tmp_path):
+    command = ["sample", "-p", models, *FAST, "--count", 9, "--max-tokens", 64, "--npz", "--grid", "--json"]
+    parse_json(cat_fast(*command, "-o", tmp_path / "one"))
+    many = [*command, "-o", tmp_path / "many", "--world-size", 2]
+    first = parse_json(cat_fast(*many, "--rank", 1))
+    assert 0 < first["drawn_now"] < 9
+    assert (first["missing"], first["npz"]) == (9 - first["drawn_now"], None)
+    last = parse_json(cat_fast(*many, "--rank", 0))
+    assert (last["drawn_now"], last["missing"]) == (first["missing"], 0)
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
+    """kill -9 after the first batches; what was there is not drawn again."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def command(out):
+        start = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "sample"]
+        options = ["--count", "30", "--max-tokens", "64", "--steps", "15", "--npz", "--json"]
+        return [*start, "-p", str(models), "-o", str(out), *options]
+
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    subprocess.run(command(straight), env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(command(cut), env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while len(list(cut.glob("pictures/*.png"))) < 8 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in cut.glob("pictures/*.png")}
+    assert 8 <= len(kept) < 30
+    again = subprocess.run(command(cut), env=environment, check=True, capture_output=True, text=True)
+    assert json.loads(again.stdout)["drawn_now"] == 30 - len(kept)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    half_written = {name for name in contents(cut) if "/." in name}
+    found = {name: content for name, content in contents(cut).items() if name not in half_written}
+    assert found == contents(straight)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--labels", "clear sk"], ["'clear sk' is none of the 3 classes", "clear sky"]),
+        (["--labels", "3"], ["class 3", "0 .. 2"]),
+        (["--ratio", 4], ["--ratio 4"]),
+        (["--ratio", 16, "--mean-tokens", 4], ["one of them is enough"]),
+        (["--mean-tokens", 0.5], ["mean_tokens 0.5", "costs 1 tokens at least"]),
+        (["--scheduler", "euler"], ["--scheduler euler", "dpm++"]),
+        (["--steps", 2000], ["2000 steps", "1 .. 1000"]),
+        (["--steps", 990, "--scheduler", "dpm++"], ["cannot take 990 different steps"]),
+        (["--size", 96, "--ratio", 32], ["96 px", "multiple of 64"]),
+        (["--labels", "0", "--descriptions", "x.txt"], ["give one of them"]),
+        (["--count", 3, "--per-class", 2], ["give one of them"]),
+        (["--descriptions", "nowhere.txt"], ["nowhere.txt", "cannot be read"]),
+        (["--rank", 1], ["--rank 1"]),
+        (["--max-tokens", 8, "--ratio", 8], ["32"]),
+        (["--device", "abacus"], ["abacus"]),
+        (["-p", "nowhere"], ["nowhere is no pipeline"]),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_writes_nothing(cat_fast, models, tmp_path, options, words):
+    result = cat_fast("sample", "-p", models, "-o", tmp_path / "out", *options)
+    assert_one_line_error(result, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_conditional_generator_says_what_it_cannot_draw(cat_fast, models, tmp_path):
+    (tmp_path / "prompts.txt").write_text("clear sky\na cat asleep on a mat\n")
+    result = cat_fast(
+        "sample", "-p", models, "-o", tmp_path / "out", "--descriptions", tmp_path / "prompts.txt"
+    )
+    assert_one_line_error(result, "'a cat asleep on a mat'", "trained without text")
+
+
+def test_other_settings_are_refused_and_nothing_is_lost(cat_fast, models, tmp_path):
+    command = ["sample", "-p", models, "-o", tmp_path, *FAST]
+    assert cat_fast(*command).exit_code == 0
+    before = contents(tmp_path)
+    assert_one_line_error(cat_fast(*command, "--guidance", 3), "made otherwise", "different: guidance")
+    assert_one_line_error(cat_fast(*command, "--labels", "clear sky"), "made otherwise", "what is drawn")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("file", ["generator/diffusion_pytorch_model.safetensors", "pipeline.json"])
+def test_a_damaged_pipeline_is_named(cat_fast, models, tmp_path, file):
+    copy = tmp_path / "copy"
+    for name, content in contents(models).items():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy / name).write_bytes(content[:100] if name == file else content)
+    assert_one_line_error(cat_fast("sample", "-p", copy, "-o", tmp_path / "out"), str(copy))

@@ -1,0 +1,37 @@
+"""What docs/sampling.md and docs/data.md say of commands is so: each exists, with its options."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from cat_fast.cli.main import app
+from tests.test_readme import links, sessions
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "docs" / name for name in ("sampling.md", "data.md")]
+COMMANDS = [line for path in DOCUMENTS for line, _ in sessions(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_and_its_options_exist(line):
+    program, name, *words = shlex.split(line)
+    assert program == "cat-fast"
+    known = {option for p in typer.main.get_command(app).commands[name].params for option in p.opts}
+    assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_options_that_the_text_names_exist():
+    assert len(COMMANDS) > 5
+    commands = typer.main.get_command(app).commands
+    for path, names in zip(DOCUMENTS, (["sample"], ["encode", "shard"]), strict=True):
+        known = {option for name in names for p in commands[name].params for option in p.opts}
+        assert set(re.findall(r"`(--[a-z-]+)", path.read_text(encoding="utf-8"))) <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in links(path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists()
