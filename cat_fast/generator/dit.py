@@ -173,14 +173,13 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         labels, unconditional = self.y_embedder.drop(labels, generator, alone=config.text_dim is not None)
         condition = self.t_embedder(timesteps) + self.y_embedder(labels) + self.ratio_embedder(packed.ratio)
         positions = picture_positions(packed, config.position_frame)
+        head_dim = config.hidden_size // config.num_heads
         around = Surroundings(
             condition=condition,
             modulation=self.adaLN_modulation(condition) if config.shared_adaln else None,
             cu_seqlens=packed.cu_seqlens,
             max_seqlen=packed.max_seqlen,
-            rotation=rotation_angles(positions, config.hidden_size // config.num_heads)
-            if config.rope
-            else None,
+            rotation=rotation_angles(positions, head_dim) if config.rope else None,
             text=None if config.text_dim is None else self._embedded(packed, text, unconditional),
         )
         x = self.x_embedder(packed.tokens.to(self.dtype))

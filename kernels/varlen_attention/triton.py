@@ -27,18 +27,7 @@ SCAN = tl.constexpr(256)
 """Sequences that a program looks through at a time for its own."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-VARYING = (
-    "tokens",
-    "sequences",
-    "q_token",
-    "q_head",
-    "k_token",
-    "k_head",
-    "v_token",
-    "v_head",
-    "do_token",
-    "do_head",
-)
+VARYING = ("tokens", "sequences", *(f"{x}_{of}" for x in ("q", "k", "v", "do") for of in ("token", "head")))
 """What kernels are not specialised for, as a new batch has new lengths: else a 1, or a 16, compiled anew."""
 
 
@@ -59,10 +48,9 @@ def varlen_attention_triton(
     fp32; of queries without keys 0 and -inf.
     """
     q, k, v = map(_rows_dense, (q, k, v))
-    dim = q.shape[2]
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((q.shape[1], q.shape[0]), dtype=torch.float32, device=q.device)
-    settings = _settings(q, step=64 if 32 < dim <= 80 else 32, warps=4)
+    settings = _settings(q, step=64 if 32 < q.shape[2] <= 80 else 32, warps=4)
     _launch(_forward, (q, k, v, out, lse), (cu_seqlens, cu_seqlens_k), q, (q, k, v), settings)
     return out, lse
 
@@ -179,8 +167,7 @@ def _forward(
         acc, acc_tail = _add_product(
             p.to(v.dtype), v, v_tail, acc * shrink[:, None], acc_tail * shrink[:, None], TAIL
         )
-    # A row without keys is zero, not 0 / 0.
-    divisor = tl.where(total > 0, total, 1.0)
+    divisor = tl.where(total == 0, 1.0, total)  # a row without keys is zero, not 0 / 0
     _store(
         out_ptr,
         begin,
