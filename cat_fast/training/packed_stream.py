@@ -15,7 +15,7 @@ class PackedStream:
 
     Epochs, each a permutation of all latents by the seed, are laid end to end. Every rank packs this line for
     all ranks and keeps its own batch: budgets are full and sums of squared lengths near equal over the ranks,
-    without a word between them. A step takes 0.04 ms to plan for one rank, 2 ms for 64 and 50 ms for 1024, at
+    without a word between them. A step takes 0.04 ms to plan for one rank, 1.5 ms for 64 and 50 ms for 1024, at
     the paper's budget on one CPU core.
 
     The state is therefore one, the same on every rank. A run that goes on with another number of ranks plans
