@@ -108,7 +108,8 @@ def padded(batch: PackedSequence) -> Iterator[Part]:
         q, k, v = (x.unflatten(0, real.shape) for x in qkv)
         return baselines.padded_sdpa(q, k, v, real).flatten(0, 1)
 
-    yield Part(PackedSequence.concat(rows), attend, real.flatten(), slice(None))
+    # numbers, not a mask, whose size a GPU would have to stop for
+    yield Part(PackedSequence.concat(rows), attend, real.flatten().nonzero().flatten(), slice(None))
 
 
 def bucketed(batch: PackedSequence) -> Iterator[Part]:
