@@ -1,14 +1,14 @@
 """Mixes of sequence lengths, and how well the packer fills and balances batches of them."""
 
-import statistics
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from cat_fast.errors import UserError
 from cat_fast.packing import packer
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.packed_stream import PackedStream
 
 MIXES: Mapping[str, Mapping[int, float]] = {
     "252": {1024: 0.10, 256: 0.48, 64: 0.42},
@@ -32,35 +32,45 @@ def spread(squares: np.ndarray) -> float:
     return float((squares.std(axis=1) / squares.mean(axis=1)).mean())
 
 
-def packed(mix: Mapping[int, float], count: int, ranks: int, window: int = 256) -> dict[str, Any]:
+def packed(mix: Mapping[int, float], count: int, ranks: int, window: int = 256) -> dict[str, float]:
     """What planning `count` lengths for `ranks` comes to.
 
-    Returns: seconds (median of three), milliseconds a step, fill of the budget, and spreads of sum(n^2) over
-    ranks: balanced, and of batches packed for one rank and dealt in turn.
+    Returns: seconds of it; the fill of the budget; spreads of sum(n^2) over ranks, and what they would be if
+    batches were packed one by one and dealt in turn.
     """
     if not packer.NATIVE:
         raise UserError("the packer's native core is not built: run `make build`")
     lengths = drawn(mix, count)
-    seconds: list[float] = []
-    batches = {}
-    for planned_for in (1, ranks):
-        core = packer.BestFitPacker(MAX_TOKENS, MAX_TOKENS, window * planned_for, planned_for)
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            ids, offsets = core.plan(lengths)
-            seconds.append(time.perf_counter() - start)
-        steps = (len(offsets) - 1) // ranks - 2  # the last steps are flushed: nothing comes behind them
-        sums = [
-            np.diff(np.concatenate([[0], lengths[ids].astype(np.int64) ** power]).cumsum()[offsets])
-            for power in (1, 2)
-        ]
-        batches[planned_for] = [each[: steps * ranks].reshape(steps, ranks) for each in sums]
-    tokens, squares = batches[ranks]
+    seconds, tokens, squares = _planned(lengths, ranks, window)
+    _, _, alone = _planned(lengths, 1, window)
+    dealt = alone[: len(alone) // ranks * ranks].reshape(-1, ranks)
     return {
-        "seconds": statistics.median(seconds),
-        "milliseconds_a_step": 1e3 * statistics.median(seconds) / (len(squares) + 2),
+        "seconds": seconds,
         "fill": float(tokens.mean() / MAX_TOKENS),
         "spread": spread(squares),
-        "spread_dealt_in_turn": spread(batches[1][1]),
+        "spread_dealt_in_turn": spread(dealt),
     }
+
+
+def _planned(lengths: np.ndarray, ranks: int, window: int) -> tuple[float, np.ndarray, np.ndarray]:
+    """Seconds, and sums of n and of n^2 (steps, ranks), without the last steps: nothing came behind them."""
+    core = packer.BestFitPacker(MAX_TOKENS, MAX_TOKENS, window * ranks, ranks)
+    start = time.perf_counter()
+    ids, offsets = core.plan(lengths)
+    seconds = time.perf_counter() - start
+    placed = lengths[ids].astype(np.int64)
+    tokens, squares = (
+        np.diff(np.concatenate([[0], n.cumsum()])[offsets]).reshape(-1, ranks)[:-2]
+        for n in (placed, placed**2)
+    )
+    return seconds, tokens, squares
+
+
+def milliseconds_a_step(mix: Mapping[int, float], ranks: int, steps: int = 10, window: int = 256) -> float:
+    """What a training step's batch costs a rank to plan, by `PackedStream`."""
+    stream = PackedStream(drawn(mix, 1_000_000).tolist(), MAX_TOKENS, window, 0, Ranks(0, ranks))
+    stream.next()  # fills the window
+    start = time.perf_counter()
+    for _ in range(steps):
+        stream.next()
+    return 1e3 * (time.perf_counter() - start) / steps

@@ -73,12 +73,13 @@ class TokenBudgetPacker(Generic[Item]):
             raise UserError(f"packer: {error}") from error
         self._capacity = window * ranks
         self._added = 0
-        self._pending: dict[int, tuple[Item, int]] = {}
+        self._items: dict[int, Item] = {}  # the pending, by the core's number for each
+        self._lengths: dict[int, int] = {}
         self.statistics = PackingStatistics(max_tokens)
 
     def __len__(self) -> int:
         """The number of pending items."""
-        return len(self._pending)
+        return len(self._items)
 
     @property
     def missing(self) -> int:
@@ -106,7 +107,8 @@ class TokenBudgetPacker(Generic[Item]):
             item = next(item for item, n in zip(items, lengths, strict=True) if not 1 <= n <= most)
             raise UserError(f"{item}: {error}") from error
         ids = range(self._added, self._added + len(items))
-        self._pending.update(zip(ids, zip(items, lengths, strict=True), strict=True))
+        self._items.update(zip(ids, items, strict=True))
+        self._lengths.update(zip(ids, lengths, strict=True))
         self._added += len(items)
 
     def next(self, *, flush: bool = False) -> list[list[Item]] | None:
@@ -117,11 +119,10 @@ class TokenBudgetPacker(Generic[Item]):
         step = self._core.next(flush)
         if step is None:
             return None
-        batches = [[self._pending.pop(id_) for id_ in ids] for ids in step]
-        self.statistics.batches += len(batches)
-        self.statistics.sequences += sum(map(len, batches))
-        self.statistics.tokens += sum(length for batch in batches for _, length in batch)
-        return [[item for item, _ in batch] for batch in batches]
+        self.statistics.batches += len(step)
+        self.statistics.sequences += sum(map(len, step))
+        self.statistics.tokens += sum(sum(map(self._lengths.pop, ids)) for ids in step)
+        return [list(map(self._items.pop, ids)) for ids in step]
 
     def pack(self, items: Iterable[tuple[Item, int]]) -> Iterator[list[Item]]:
         """Batches of a stream of (item, length), and of what was pending before it, rank after rank.
@@ -138,7 +139,7 @@ class TokenBudgetPacker(Generic[Item]):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as plain data: JSON where the items are."""
-        pending = [[id_, length, item] for id_, (item, length) in self._pending.items()]
+        pending = [[id_, self._lengths[id_], item] for id_, item in self._items.items()]
         return {
             "settings": dict(self._settings),
             "added": self._added,
@@ -160,5 +161,6 @@ class TokenBudgetPacker(Generic[Item]):
         pending = [(id_, length) for id_, length, _ in state["pending"]]
         self._core.restore({"next_id": state["added"], "pending": pending})
         self._added = state["added"]
-        self._pending = {id_: (item, length) for id_, length, item in state["pending"]}
+        self._items = {id_: item for id_, _, item in state["pending"]}
+        self._lengths = dict(pending)
         self.statistics = PackingStatistics(**state["statistics"])
