@@ -62,7 +62,11 @@ def sample(
     steps: Annotated[int, typer.Option(min=1, help="Of the scheduler.")] = 250,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 1.5,
     scheduler: Annotated[
-        str, typer.Option(metavar="ddpm|ddim|dpm++", help="The last two need some 30 to 50 steps.")
+        str,
+        typer.Option(
+            metavar="ddpm|ddim|dpm++|euler",
+            help="ddim and dpm++ need some 30 to 50 steps; euler is for models trained as flows.",
+        ),
     ] = "ddpm",
     seed: Annotated[int, typer.Option(min=0, help="Picture i is drawn from SEED + i.")] = 0,
     size: Annotated[
@@ -118,8 +122,8 @@ def sample(
         raise UserError("--count and --per-class: give one of them")
     if rank >= world_size:
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
-    if scheduler not in ("ddpm", "ddim", "dpm++"):
-        raise UserError(f"--scheduler {scheduler}: expected ddpm, ddim or dpm++")
+    if scheduler not in ("ddpm", "ddim", "dpm++", "euler"):
+        raise UserError(f"--scheduler {scheduler}: expected ddpm, ddim, dpm++ or euler")
     described = _read(descriptions) if descriptions else None
 
     from cat_fast.inference import CATPipeline

@@ -3,6 +3,8 @@
 Latents here are as the model sees them: shifted and scaled (`DiT.config.shift_factor`, `scaling_factor`).
 """
 
+import json
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -37,6 +39,21 @@ def make_schedule(prediction: str = "epsilon") -> Schedule:
     if prediction == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS)
     return paper_schedule(prediction)
+
+
+def load_schedule(folder: str | Path) -> Schedule:
+    """What `save_pretrained` of a schedule wrote.
+
+    Raises:
+        UserError: the folder holds none that a generator can have been trained on.
+    """
+    config = Path(folder) / "scheduler_config.json"
+    try:
+        name = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
+        kind = {one.__name__: one for one in (DDPMScheduler, FlowMatchEulerDiscreteScheduler)}[name]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{config}: no schedule of a generator ({error})") from error
+    return kind.from_pretrained(str(folder))
 
 
 def paper_schedule(prediction: str = "epsilon") -> DDPMScheduler:

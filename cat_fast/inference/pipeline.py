@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 
 from cat_fast.complexity import (
@@ -35,6 +34,7 @@ from cat_fast.data.images import tensor_to_image
 from cat_fast.data.moments import per_channel
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, SampleRequest, sample
+from cat_fast.generator.diffusion import Schedule, load_schedule
 from cat_fast.generator.sampling import Sampler
 from cat_fast.inference.pipeline_parts import load_text_encoder, require_fitting
 from cat_fast.packing import TokenBudgetPacker
@@ -81,7 +81,7 @@ class CATPipeline:
         self,
         tokenizer: NestedAutoencoderKL,
         generator: DiT,
-        scheduler: DDPMScheduler,
+        scheduler: Schedule,
         labels: Sequence[str],
         thresholds: RatioThresholds,
         *,
@@ -133,7 +133,7 @@ class CATPipeline:
             guidance: classifier-free guidance scale; 1 is none.
             seed: picture i is drawn from seed + i, whatever else is drawn beside it.
             size: side of the pictures in pixels.
-            scheduler: "ddpm", "ddim" or "dpm++"; the last two need far fewer steps.
+            scheduler: "ddpm", or "ddim" or "dpm++", which need far fewer steps; of a flow "euler".
             max_tokens: most tokens in one forward pass, unconditional twins included.
             on_step: called after every step with the number of steps done and of steps in all.
 
@@ -259,7 +259,7 @@ class CATPipeline:
             return cls(
                 NestedAutoencoderKL.from_pretrained(folder / "tokenizer"),
                 DiT.from_pretrained(folder / "generator"),
-                DDPMScheduler.from_pretrained(folder / "scheduler"),
+                load_schedule(folder / "scheduler"),
                 settings["labels"],
                 RatioThresholds(*settings["thresholds"]),
                 resolution=settings["resolution"],
