@@ -23,7 +23,7 @@ from cat_fast.demo.report import write_report
 from cat_fast.errors import UserError
 from cat_fast.evaluation.reconstruction import reconstruct
 from cat_fast.generator import DiT
-from cat_fast.generator.diffusion import paper_schedule
+from cat_fast.generator.diffusion import load_schedule
 from cat_fast.inference import CATPipeline
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.launch import launch
@@ -126,7 +126,7 @@ class Demo:
         pipeline = CATPipeline(
             tokenizer,
             DiT.from_pretrained(generator),
-            paper_schedule(),
+            load_schedule(generator / "scheduler"),
             CATEGORIES,
             default_thresholds(),
             resolution=self.settings.sample_resolution,

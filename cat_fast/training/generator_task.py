@@ -196,6 +196,7 @@ class GeneratorTask:
         self.ema.copy_to(averaged)
         if averaged is not None:
             averaged.save_pretrained(folder)
+            self.schedule.save_pretrained(folder / "scheduler")  # beside it: what its predictions mean
 
 
 def _lengths(packed: PackedSequence | PackedText) -> list[int]:

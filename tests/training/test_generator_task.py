@@ -1,0 +1,154 @@
+"""The generator's task by itself: budgets, what it learns, captions, and what it refuses."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from cat_fast.config import fill, read_yaml
+from cat_fast.data.latent_shards import LatentShardWriter
+from cat_fast.errors import UserError
+from cat_fast.generator import DiT
+from cat_fast.generator.diffusion import load_schedule
+from cat_fast.training import distributed
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.generator_task import GeneratorTask, _batches_a_step
+from cat_fast.training.settings import GeneratorRun
+from tests.training.runs import GENERATOR, ROOT
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "plane", "in", "the", "sky", "page", "of", "text"]
+
+
+def config(*overrides: str) -> GeneratorRun:
+    path, *tiny = GENERATOR
+    return fill(GeneratorRun, read_yaml(ROOT / path), [*tiny, *overrides])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank():
+    """DeepSpeed's group of this process alone, and none of its variables afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
+            patch.delenv(name, raising=False)
+        before = dict(os.environ)
+        distributed.start()
+        yield
+        distributed.stop()
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("latents")
+    generator = torch.Generator().manual_seed(0)
+    with LatentShardWriter(folder, "0" * 16, resolution=128, class_names=["sky", "text"]) as writer:
+        for number in range(12):
+            ratio, label = (8, 16, 32)[number % 3], number % 2
+            latent = torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
+            caption = ["a plane in the sky", "a page of text"][label]
+            writer.add(f"picture{number}", latent, label=label, ratio=ratio, caption=caption)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    """A tiny untrained text encoder."""
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    BertModel(BertConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "parts"),
+    [
+        (16, [], 1),
+        (16, ["data.global_tokens=262144"], 1),
+        (8, ["data.global_tokens=262144"], 2),
+        (1, ["data.global_tokens=262144"], 16),
+        (8, ["accumulation_steps=3"], 3),
+    ],
+)
+def test_a_global_budget_is_the_same_step_on_any_number_of_ranks(world_size, overrides, parts):
+    run = config("data.max_tokens=16384", *overrides)
+    assert _batches_a_step(run, Ranks(world_size=world_size)) == parts
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.global_tokens=300"], r"global_tokens: 300 is no multiple of the 256 tokens that 2 ranks"),
+        (["data.global_tokens=128"], "no multiple"),
+        (["data.global_tokens=512", "accumulation_steps=2"], "leave one out"),
+        (["loss.prediction=x0"], r"loss\.prediction: 'x0' is not epsilon, v_prediction, flow"),
+        (["loss.weighting=pixel"], r"loss\.weighting: 'pixel' is not token, image"),
+        (["loss.prediction=flow", "loss.min_snr_gamma=5"], "a flow has no such weight"),
+    ],
+)
+def test_budgets_and_losses_that_make_no_sense_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        _batches_a_step(config(*overrides), Ranks(world_size=2))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_a_run_learns_what_it_is_told_to_and_says_so_beside_its_model(tmp_path, latents, prediction):
+    run = config(f"data.latents={latents}", f"loss.prediction={prediction}", f"output_dir={tmp_path}")
+    task = GeneratorTask(run, Ranks())
+    metrics = [task.train_step(step) for step in range(3)]
+    for told in metrics:
+        ratios = [name for name in told if name.startswith("loss_")]
+        assert ratios
+        assert all(math.isfinite(told[name]) for name in ratios)
+        assert told["tokens"] <= 128
+    task.export(tmp_path / "model")
+    schedule = load_schedule(tmp_path / "model" / "scheduler")
+    assert schedule.config.get("prediction_type", "flow") == prediction
+    assert isinstance(DiT.from_pretrained(tmp_path / "model"), DiT)
+
+
+def test_the_loss_is_the_mean_of_those_at_each_ratio_by_their_tokens(tmp_path, latents):
+    task = GeneratorTask(config(f"data.latents={latents}", "accumulation_steps=2"), Ranks())
+    told = task.train_step(0)
+    counts = dict.fromkeys((8, 16, 32), 0)
+    task = GeneratorTask(config(f"data.latents={latents}", "accumulation_steps=2"), Ranks())
+    for _ in range(2):
+        batch, _ = task._next_batch()
+        for ratio, length in zip(batch.ratio.tolist(), batch.cu_seqlens.diff().tolist(), strict=True):
+            counts[ratio] += length
+    mean = sum(count * told[f"loss_{f}x"] for f, count in counts.items() if count) / sum(counts.values())
+    assert told["loss"] == pytest.approx(mean, rel=1e-6)
+    assert told["tokens"] == sum(counts.values())
+
+
+def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents, bert):
+    run = config(f"data.latents={latents}", f"text_encoder={bert}", "model.class_dropout_prob=0")
+    task = GeneratorTask(run, Ranks())
+    _, text = task._next_batch()
+    batch, text = task._next_batch()
+    expected = task.text_encoder(
+        [["a plane in the sky", "a page of text"][label] for label in batch.label.tolist()]
+    )
+    assert torch.equal(text.tokens, expected.tokens)
+    assert torch.equal(text.cu_seqlens, expected.cu_seqlens)
+    before = {name: p.detach().clone() for name, p in task.engine.module.named_parameters()}
+    for step in range(3):  # branches start closed: the first step opens their gates, the next ones train them
+        task.train_step(step)
+    moved = {name for name, p in task.engine.module.named_parameters() if not torch.equal(p, before[name])}
+    assert any(name.startswith("text_embedder.") for name in moved)
+    assert not any(p.requires_grad for p in task.text_encoder.model.parameters())
+    task.export(tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text())["text_dim"] == 12
+
+
+def test_a_text_encoder_without_captions_is_refused(tmp_path, bert):
+    with LatentShardWriter(tmp_path, "0" * 16, resolution=128, class_names=["sky"]) as writer:
+        writer.add("one", torch.randn(4, 16, 16), label=0, ratio=8)
+    with pytest.raises(UserError, match="have no captions; leave it out"):
+        GeneratorTask(config(f"data.latents={tmp_path}", f"text_encoder={bert}"), Ranks())
