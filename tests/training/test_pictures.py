@@ -1,6 +1,7 @@
 """A run's pictures: every kind of source that a configuration can name, and its place in checkpoints."""
 
 import io
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -155,6 +156,15 @@ def test_sizes_as_jpeg_choose_ratios_where_asked_or_where_nothing_else_does(inde
         }
         assert seen == {key: judged[key] for key in seen}
         assert len(seen) > 4
+
+
+def test_a_picture_in_memory_that_no_ratio_was_chosen_for_is_named(index, tmp_path):
+    first, *others = index.read_text().splitlines()
+    fields = json.loads(first) | {"ratio": None}
+    bad = tmp_path / "index.jsonl"
+    bad.write_text("\n".join([*others, json.dumps(fields)]) + "\n")
+    with pytest.raises(UserError, match=f"{fields['key']}: the index names no ratio"):
+        make_source(config(f"data.index={bad}"), Ranks())
 
 
 def _without_json(path: Path) -> bytes:

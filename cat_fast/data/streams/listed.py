@@ -1,6 +1,7 @@
 """Pictures in files of their own: an image index of any length, or a folder. A run of files is a shard."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from cat_fast.data.image_index import parse_record
@@ -56,9 +57,9 @@ class IndexShards:
         try:
             record = parse_record(line, self.path, line_number)
             labels = Labels.of(vars(record))
-        except (UserError, ValueError) as error:
+        except UserError as error:
             return Entry(number, f"line {line_number}", Labels(), nothing, str(error))
-        return Entry(number, record.key, labels, Path(record.path).read_bytes)
+        return Entry(number, record.key, labels, partial(_read, record.path))
 
 
 class FolderShards:
@@ -92,3 +93,10 @@ class ListedShard:
 
     def entries(self, first: int) -> Iterator[Entry]:
         return iter(self._entries[first:])
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except ValueError as error:  # no file can have this name
+        raise OSError(str(error)) from error

@@ -57,7 +57,7 @@ class StreamSource:
         )
         # Of the last parts of their names: a set that has moved is the same set.
         names = "\n".join(name.rpartition("/")[2] for name in shards.names)
-        self.fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()[:16]
         self.shard_count = len(shards.names)
         self._begin(
             Dealing(self.shard_count, world_size, seed), dict.fromkeys(self.ratios, Position()), skipped=0

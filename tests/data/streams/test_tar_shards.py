@@ -81,6 +81,26 @@ def test_a_sample_without_a_picture_and_a_picture_without_json_are_said_to_be(tm
     assert second.read() == picture(1)
 
 
+@pytest.mark.parametrize(
+    "own", ['{"score": [1]}', '{"score": Infinity}', '{"ratio": {}}', "[16]", '{"ratio": true}']
+)
+def test_a_label_that_is_no_number_costs_its_own_sample(tmp_path, caplog, own):
+    samples = [{"__key__": f"{n}", "png": picture(n), "json": b'{"ratio": 16}'} for n in range(4)]
+    samples[2]["json"] = own.encode()
+    write_tar(tmp_path / "shard-000000.tar", samples)
+    found = batches(make_source(tar_set(tmp_path), shares={16: 1.0}, batch_size=3), range(4))
+    assert {key.split(": ")[1] for _, keys, *_ in found for key in keys} == {"0", "1", "3"}
+    assert found[-1][3] >= 4
+    assert "2.json is skipped" in caplog.text
+
+
+def test_names_that_are_no_unicode_are_names_too(tmp_path):
+    samples = [{"__key__": key, "png": picture(1), "json": b'{"ratio": 16}'} for key in ("a", "b\udcff")]
+    write_tar(tmp_path / "shard-\udcff.tar", samples)
+    ((_, keys, *_),) = batches(make_source(tar_set(tmp_path), shares={16: 1.0}), range(1))
+    assert sorted(key.split(": ")[1] for key in keys) == ["a", "b\udcff"]
+
+
 def test_a_damaged_header_costs_its_own_member(archive):
     with tarfile.open(archive) as tar:
         header = next(m.offset for m in tar.getmembers() if m.name == "part/004.jpg")
