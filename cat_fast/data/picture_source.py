@@ -26,8 +26,8 @@ class PictureBatch:
     """How long the training process waited for them."""
     pictures_per_second: float
     """How many such pictures this rank's loader could make: a step should need fewer."""
-    weight: float = 1.0
-    """What the batch's mean loss is multiplied with, as in `RankShare`."""
+    counts: bool = True
+    """Whether the step is trained on them: not where a rank only keeps the others company."""
     skipped: int = 0
     """Samples that this rank has passed over since training began, as they could not be used."""
 
@@ -81,12 +81,12 @@ class MemorySource:
 
     def batch(self, step: int) -> PictureBatch:
         start = time.perf_counter()
-        ratio, indices, weight = self.sampler.plan()[self.rank]
+        ratio, indices, counts = self.sampler.plan()[self.rank]
         pictures = self.crops.batch(indices, self.rng(step))
         seconds = time.perf_counter() - start
         return PictureBatch(
             ratio=ratio,
-            weight=weight,
+            counts=counts,
             pixels=pictures,
             keys=[self.keys[index] for index in indices],
             data_seconds=seconds,

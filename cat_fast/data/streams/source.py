@@ -84,7 +84,6 @@ class StreamSource:
         decoding = sum(crop.seconds for crop in crops)
         return PictureBatch(
             ratio=planned.share.ratio,
-            weight=planned.share.weight,
             pixels=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
             keys=keys,
             data_seconds=time.perf_counter() - start,
