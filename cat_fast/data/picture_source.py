@@ -40,8 +40,10 @@ class PictureBatch:
 class PictureSource(Protocol):
     """Batches of one rank, in the order of the steps."""
 
-    ratios: list[int]
-    """Those that batches can have, ascending; the same on all ranks."""
+    @property
+    def ratios(self) -> list[int]:
+        """Those that batches can have, ascending; the same on all ranks."""
+        ...
 
     def batch(self, step: int) -> PictureBatch:
         """The next one; its number `step` seeds what is random in it."""

@@ -14,13 +14,14 @@ from cat_fast.data.ratio_sampler import RatioSampler, make_plan
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.hub import HubShards
 from cat_fast.data.streams.listed import FolderShards, IndexShards
-from cat_fast.data.streams.plan import counted
+from cat_fast.data.streams.plan import Mix, counted
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
 from cat_fast.data.streams.shard import Labels, Rating, ShardSet
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.data.streams.tar_shards import TarShards, list_shards
 from cat_fast.errors import UserError
+from cat_fast.training.agreement import on_main, raise_together
 from cat_fast.training.cost import costs_of
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.seeding import step_rng
@@ -96,21 +97,23 @@ def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
 def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     data, problems = config.data, Problems()
     shards = _shards(data, problems)
-    if ranks.broadcast(shards.names) != shards.names:
-        raise UserError(
-            f"rank {ranks.rank} finds other pictures than rank 0: all ranks must see the same files"
-        )
+    same = ranks.broadcast(shards.names) == shards.names
+    other = UserError("other pictures than rank 0: all ranks must see the same files")
+    raise_together(None if same else other, ranks)
     everyone = config.sampler.pool == "all"
     rating = _rating(data)
     if everyone and not config.sampler.shares:
         raise UserError("sampler.shares: with pool: all they have to be said, such as sampler.shares={16: 1}")
-    shares = config.sampler.shares or counted(shards, rating)
+    said = config.sampler.shares
+    mix = Mix(said) if said else on_main(lambda: counted(shards, rating), ranks)
+    costs = costs_of(config, ranks)
     return StreamSource(
         shards,
         None if everyone else rating,
-        make_plan(
-            config.sampler, shares, data.batch_size, ranks.world_size, config.seed, costs_of(config, ranks)
+        lambda shares: make_plan(
+            config.sampler, shares, data.batch_size, ranks.world_size, config.seed, costs
         ),
+        mix,
         CropSettings(data.image_size, data.min_crop, data.colour_jitter),
         data.stream,
         ranks.rank,

@@ -17,6 +17,7 @@ from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.open_shards import OpenShards
+from cat_fast.data.streams.plan import Mix
 from cat_fast.data.streams.pool import WorkerPool
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
@@ -79,9 +80,17 @@ def make_source(
     **stream,
 ) -> StreamSource:
     settings = {"workers": 0, "shuffle_pictures": 3, "first_wait": 0.0} | stream
-    plan = PerRankPlan(shares, batch_size, world_size, seed)
     return StreamSource(
-        shards, rating, plan, crop, StreamConfig(**settings), rank, world_size, seed, Problems()
+        shards,
+        rating,
+        lambda mix: PerRankPlan(mix, batch_size, world_size, seed),
+        Mix(shares),
+        crop,
+        StreamConfig(**settings),
+        rank,
+        world_size,
+        seed,
+        Problems(),
     )
 
 
