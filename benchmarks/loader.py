@@ -85,7 +85,7 @@ def _write(folder: Path, pictures: int) -> list[str]:
         for number in range(pictures)
     ]
     list(write_shards(records, folder, PICTURES_A_SHARD, seed=0))
-    return list_shards(str(folder))
+    return list_shards(str(folder), Remote(StreamConfig(), Problems()))
 
 
 def _ours(shards: list[str], workers: int, pictures: int, settings: CropSettings) -> Callable[[], Crops]:

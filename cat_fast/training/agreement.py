@@ -5,7 +5,7 @@ them or the process group times out.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -32,14 +32,18 @@ def raise_together(error: Exception | None, ranks: Ranks) -> None:
     raise SharedError(f"{first}{where}") from error
 
 
-def on_main(action: Callable[[], Result], ranks: Ranks) -> Result:
-    """Collective: rank 0 acts, and all get its result, or raise its `UserError` as a `SharedError`."""
+def on_each(action: Callable[[], Result], ranks: Ranks) -> Result:
+    """Collective: every rank acts and gets its own result, or all raise any one's `UserError` together."""
     result: Result | None = None
     error: UserError | None = None
-    if ranks.is_main:
-        try:
-            result = action()
-        except UserError as caught:
-            error = caught
+    try:
+        result = action()
+    except UserError as caught:
+        error = caught
     raise_together(error, ranks)
-    return ranks.broadcast(result)
+    return cast(Result, result)
+
+
+def on_main(action: Callable[[], Result], ranks: Ranks) -> Result:
+    """Collective: rank 0 acts, and all get its result, or raise its `UserError` as a `SharedError`."""
+    return cast(Result, ranks.broadcast(on_each(lambda: action() if ranks.is_main else None, ranks)))

@@ -21,7 +21,7 @@ from cat_fast.data.streams.shard import Labels, Rating, ShardSet
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.data.streams.tar_shards import TarShards, list_shards
 from cat_fast.errors import UserError
-from cat_fast.training.agreement import on_main, raise_together
+from cat_fast.training.agreement import on_each, on_main, raise_together
 from cat_fast.training.cost import costs_of
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.seeding import step_rng
@@ -96,7 +96,7 @@ def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
 
 def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     data, problems = config.data, Problems()
-    shards = _shards(data, problems)
+    shards = on_each(lambda: _shards(data, problems), ranks)
     same = ranks.broadcast(shards.names) == shards.names
     other = UserError("other pictures than rank 0: all ranks must see the same files")
     raise_together(None if same else other, ranks)
@@ -125,7 +125,8 @@ def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
 
 def _shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
     if data.shards:
-        return TarShards(list_shards(data.shards), Remote(data.stream, problems), problems)
+        remote = Remote(data.stream, problems)
+        return TarShards(list_shards(data.shards, remote), remote, problems)
     if data.folder:
         return FolderShards(data.folder)
     if data.dataset:

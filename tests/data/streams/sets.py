@@ -64,7 +64,8 @@ def write_shards(folder: Path, ratios: Sequence[Sequence[int]], broken: Sequence
 
 def tar_set(folder: Path | str, config: StreamConfig | None = None) -> TarShards:
     problems = Problems()
-    return TarShards(list_shards(str(folder)), Remote(config or StreamConfig(), problems), problems)
+    remote = Remote(config or StreamConfig(), problems)
+    return TarShards(list_shards(str(folder), remote), remote, problems)
 
 
 def make_source(
