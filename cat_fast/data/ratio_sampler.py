@@ -111,7 +111,7 @@ class RatioSampler:
     ) -> None:
         if not len(ratios):
             raise UserError("ratio sampler: the image index holds no pictures")
-        chosen = np.asarray(ratios)
+        self.chosen = chosen = np.asarray(ratios)
         mix = {int(f): int(np.sum(chosen == f)) for f in np.unique(chosen)}
         own_mix = not config.shares and config.pool == "own_ratio"
         shares = config.shares or mix

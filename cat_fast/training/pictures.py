@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 
 from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
 from cat_fast.complexity.ratio import SCORES, RatioThresholds
-from cat_fast.data.crops import CropDataset
+from cat_fast.data.crops import CropDataset, load_shrunk
+from cat_fast.data.image_index import ImageRecord
 from cat_fast.data.picture_source import MemorySource, PictureBatch, PictureSource
 from cat_fast.data.ratio_sampler import RatioSampler, make_plan
 from cat_fast.data.streams.decoding import CropSettings
@@ -73,15 +75,15 @@ def loader_metrics(batches: Sequence[PictureBatch], ranks: Ranks) -> dict[str, f
 
 def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
     data = config.data
-    records = load_index(data.index)
-    ratios = ratios_of(records, data.ratios_from, RatioThresholds(*data.thresholds))
+    every = on_each(lambda: load_index(data.index), ranks)
+    records, pictures = _readable(every, data.max_side, ranks)
+    ratios = _ratios(every, records, config)
     costs = costs_of(config, ranks)
     sampler = RatioSampler(ratios, data.batch_size, ranks.world_size, config.seed, config.sampler, costs)
     crops = CropDataset(
-        [r.path for r in records],
+        pictures,
         data.image_size,
         data.min_crop,
-        data.max_side,
         mirrored=[not r.has_text for r in records],
         colour_jitter=data.colour_jitter,
     )
@@ -91,7 +93,43 @@ def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
         [r.path for r in records],
         ranks.rank,
         lambda step: step_rng(config.seed, step, ranks.rank),
+        skipped=len(every) - len(records) if ranks.is_main else 0,
     )
+
+
+def _readable(
+    records: Sequence[ImageRecord], max_side: int, ranks: Ranks
+) -> tuple[list[ImageRecord], list[Image]]:
+    """Collective: the records whose pictures every rank can read, since all plan by one list, and those
+    pictures. Rank 0 tells which are left out."""
+    pictures: dict[int, Image] = {}
+    broken: dict[int, str] = {}
+    for number, record in enumerate(records):
+        try:
+            pictures[number] = load_shrunk(record.path, max_side)
+        except UserError as error:
+            broken[number] = str(error)
+    broken = {number: why for its in ranks.gather(broken) for number, why in its.items()}
+    problems = Problems()
+    for number in sorted(broken) if ranks.is_main else ():
+        problems.report(records[number].key, broken[number])
+    kept = [number for number in range(len(records)) if number not in broken]
+    return [records[number] for number in kept], [pictures[number] for number in kept]
+
+
+def _ratios(every: Sequence[ImageRecord], kept: Sequence[ImageRecord], config: TokenizerRun) -> list[int]:
+    """Of the pictures that are kept, as long as no ratio is lost with those that are not."""
+    data, sampler = config.data, config.sampler
+    thresholds = RatioThresholds(*data.thresholds)
+    ratios = ratios_of(kept, data.ratios_from, thresholds)
+    if sampler.pool == "own_ratio" and not sampler.shares and data.ratios_from != "jpeg":
+        lost = set(ratios_of(every, data.ratios_from, thresholds)) - set(ratios)
+        if lost:
+            raise UserError(
+                f"data.index: {data.index}: none of its pictures at {min(lost)}x can be read: see the "
+                "warnings above, or leave the ratio out of sampler.shares"
+            )
+    return ratios
 
 
 def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:

@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import torch
 from cat_fast.complexity.indexing import index_photographs, ratio_of_file, ratios_of
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.config import fill, read_yaml
-from cat_fast.data.crops import CropDataset
-from cat_fast.data.image_index import write_index
+from cat_fast.data.crops import CropDataset, load_shrunk
+from cat_fast.data.image_index import ImageRecord, write_index
 from cat_fast.data.photographs import photographs
 from cat_fast.data.ratio_sampler import RatioSampler
 from cat_fast.data.shard_writer import IndexLines, write_shards
@@ -28,6 +29,7 @@ from cat_fast.training.distributed import Ranks
 from cat_fast.training.pictures import load_source, loader_metrics, make_source, save_source
 from cat_fast.training.seeding import step_rng
 from cat_fast.training.settings import TokenizerRun
+from tests.data.streams.sets import picture
 from tests.training.thread_ranks import on_thread_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +73,8 @@ def test_pictures_in_memory_are_those_that_sampler_and_step_seed(index):
     records = index_photographs(photographs("held_out"))
     paths = [str(record.path) for record in records]
     sampler = RatioSampler([record.ratio for record in records], 2, 2, run.seed, run.sampler)
-    crops = CropDataset(paths, 32, 0.25, 512, [not record.has_text for record in records], 0.3)
+    shrunk = [load_shrunk(path, 512) for path in paths]
+    crops = CropDataset(shrunk, 32, 0.25, [not record.has_text for record in records], 0.3)
     _, source = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     for step in range(4):
         ratio, indices = sampler.plan()[1][:2]
@@ -161,6 +164,61 @@ def test_a_picture_in_memory_that_no_ratio_was_chosen_for_is_named(index, tmp_pa
     bad.write_text("\n".join([*others, json.dumps(fields)]) + "\n")
     with pytest.raises(UserError, match=f"{fields['key']}: the index names no ratio"):
         make_source(config(f"data.index={bad}"), Ranks())
+
+
+@pytest.fixture
+def small_set(tmp_path):
+    """Writes an index of nine pictures, three a ratio, of which some are broken."""
+
+    def write(name: str, broken: Iterable[int] = (), changes: dict | None = None) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for n in range(9):
+            (folder / f"{n}.png").write_bytes(b"no picture" if n in broken else picture(n))
+        flags = {"has_text": False, "has_faces": False}
+        fields = {"caption": "", "score": 5, **flags, **(changes or {})}
+        records = [
+            ImageRecord(**{"key": f"k{n}", "path": f"{n}.png", "ratio": (8, 16, 32)[n % 3], **fields})
+            for n in range(9)
+        ]
+        write_index(folder / "index.jsonl", records)
+        return folder / "index.jsonl"
+
+    return write
+
+
+def test_a_broken_picture_in_memory_is_left_out_on_all_ranks_and_told_once(small_set, caplog):
+    indices = [small_set("zero", broken=[4]), small_set("one", broken=[4, 8])]
+
+    def draw_all(ranks: Ranks) -> list:
+        source = make_source(config(f"data.index={indices[ranks.rank]}"), ranks)
+        return [source.batch(step) for step in range(20)]
+
+    first, second = on_thread_ranks(2, draw_all)
+    drawn = {Path(key).stem for batch in first + second for key in batch.keys}
+    assert drawn == set("0123567")
+    assert [first[-1].skipped, second[-1].skipped] == [2, 0]
+    assert caplog.text.count("k4 is skipped: ") == caplog.text.count("k8 is skipped: ") == 1
+
+
+def test_a_ratio_whose_pictures_in_memory_are_all_broken_ends_the_run(small_set):
+    bad = small_set("bad", broken=[1, 4, 7])
+    with pytest.raises(UserError, match="none of its pictures at 16x can be read"):
+        make_source(config(f"data.index={bad}"), Ranks())
+    source = make_source(config(f"data.index={bad}", "sampler.shares={8: 1, 32: 1}"), Ranks())
+    assert source.ratios == [8, 32]
+    with pytest.raises(UserError, match="no picture"):
+        make_source(config(f"data.index={small_set('worse', broken=range(9))}", "sampler.pool=all"), Ranks())
+
+
+def test_a_checkpoint_of_other_pictures_in_memory_is_refused(small_set):
+    index = small_set("first")
+    state = make_source(config(f"data.index={index}"), Ranks()).state_dict()
+    make_source(config(f"data.index={small_set('moved')}"), Ranks()).load_state_dict([state])
+    for other in (small_set("fewer", broken=[3]), small_set("others", changes={"ratio": 8})):
+        source = make_source(config(f"data.index={other}"), Ranks())
+        with pytest.raises(UserError, match=r"the checkpoint is of 9 other pictures than these [89]"):
+            source.load_state_dict([state])
 
 
 def _without_json(path: Path) -> bytes:

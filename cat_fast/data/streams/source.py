@@ -1,6 +1,5 @@
 """Batches of one rank from shards: planned, read, decoded and put in order."""
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cat_fast.data.picture_source import PictureBatch
+from cat_fast.data.picture_source import PictureBatch, fingerprint, last_part
 from cat_fast.data.step_plan import StepPlan
 from cat_fast.data.streams.buffers import Pick, Position, RatioReader
 from cat_fast.data.streams.config import StreamConfig
@@ -56,9 +55,7 @@ class StreamSource:
         self.open_shards = OpenShards(
             shards, rating, self.pool, problems, 2 * len(self.ratios), config.unreadable == "stop"
         )
-        # Of the last parts of their names: a set that has moved is the same set.
-        names = "\n".join(name.rpartition("/")[2] for name in shards.names)
-        self.fingerprint = hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()[:16]
+        self.fingerprint = fingerprint(map(last_part, shards.names))
         self.shard_count = len(shards.names)
         self._begin(
             Dealing(self.shard_count, world_size, seed), dict.fromkeys(self.ratios, Position()), skipped=0
