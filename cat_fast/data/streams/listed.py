@@ -1,6 +1,7 @@
 """Pictures in files of their own: an image index of any length, or a folder. A run of files is a shard."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from cat_fast.data.image_index import parse_record
@@ -56,27 +57,27 @@ class IndexShards:
         try:
             record = parse_record(line, self.path, line_number)
             labels = Labels.of(vars(record))
-        except (UserError, ValueError) as error:
+        except UserError as error:
             return Entry(number, f"line {line_number}", Labels(), nothing, str(error))
-        return Entry(number, record.key, labels, Path(record.path).read_bytes)
+        return Entry(number, record.key, labels, partial(_read, record.path))
 
 
 class FolderShards:
-    """Implements `ShardSet` for the pictures in a folder and its subfolders; nothing is known of them."""
+    """Implements `ShardSet` for the pictures in a folder and its subfolders; nothing is known of them.
+
+    What is held is their names within the folder, about a hundred bytes a picture.
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise UserError(f"data.folder: {folder}: no such folder")
-        self.paths = find_images([self.folder])
-        self.names = [str(path.relative_to(self.folder)) for path in self.paths[::FILES_A_SHARD]]
+        self.files = [str(path.relative_to(self.folder)) for path in find_images([self.folder])]
+        self.names = self.files[::FILES_A_SHARD]
 
     def open(self, index: int) -> "ListedShard":
-        run = self.paths[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
-        entries = [
-            Entry(n, str(path.relative_to(self.folder)), Labels(), path.read_bytes)
-            for n, path in enumerate(run)
-        ]
+        run = self.files[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
+        entries = [Entry(n, name, Labels(), partial(_read, self.folder / name)) for n, name in enumerate(run)]
         return ListedShard(f"{self.folder.name}, from {self.names[index]}", entries)
 
     def labels(self, index: int) -> list[Labels] | None:
@@ -92,3 +93,10 @@ class ListedShard:
 
     def entries(self, first: int) -> Iterator[Entry]:
         return iter(self._entries[first:])
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except ValueError as error:  # no file can have this name
+        raise OSError(str(error)) from error

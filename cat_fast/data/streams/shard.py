@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cat_fast.data.image_index import whole_number
+
 
 class UnreadableShard(Exception):
     """A shard that could not be opened, after all attempts."""
@@ -25,8 +27,8 @@ class Labels:
             ValueError: a score or ratio that is no whole number.
         """
         return cls(
-            score=_whole(fields.get("score")),
-            ratio=_whole(fields.get("ratio")),
+            score=whole_number(fields.get("score")),
+            ratio=whole_number(fields.get("ratio")),
             has_text=bool(fields.get("has_text")),
         )
 
@@ -86,11 +88,3 @@ class Rating:
 def nothing() -> bytes:
     """The picture of an entry that has none."""
     raise OSError("there is no picture")
-
-
-def _whole(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or value != int(value):
-        raise ValueError(f"{value!r} is no whole number")
-    return int(value)
