@@ -31,6 +31,7 @@ from cat_fast.data.shard_writer import write_shards
 from cat_fast.data.step_plan import PerRankPlan
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.decoding import CropSettings, crop_seed, decode_crop
+from cat_fast.data.streams.plan import Mix
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
 from cat_fast.data.streams.shard import Rating
@@ -84,7 +85,7 @@ def _write(folder: Path, pictures: int) -> list[str]:
         for number in range(pictures)
     ]
     list(write_shards(records, folder, PICTURES_A_SHARD, seed=0))
-    return list_shards(str(folder))
+    return list_shards(str(folder), Remote(StreamConfig(), Problems()))
 
 
 def _ours(shards: list[str], workers: int, pictures: int, settings: CropSettings) -> Callable[[], Crops]:
@@ -92,7 +93,8 @@ def _ours(shards: list[str], workers: int, pictures: int, settings: CropSettings
     source = StreamSource(
         TarShards(shards, Remote(config, problems), problems),
         Rating(lambda labels: labels.ratio),
-        PerRankPlan({RATIO: 1.0}, BATCH, 1, 0),
+        lambda shares: PerRankPlan(shares, BATCH, 1, 0),
+        Mix({RATIO: 1.0}),
         settings,
         config,
         rank=0,

@@ -76,6 +76,8 @@ def first_line(error: BaseException) -> str:
 def _read_override(override: str) -> DictConfig:
     if "=" not in override or override.startswith("="):
         raise UserError(f"override {override!r}: key=value was expected, such as schedule.total_steps=100")
+    if override.endswith("="):
+        override += "''"  # which a shell has taken
     try:
         return OmegaConf.from_dotlist([override])
     except YAMLError as error:

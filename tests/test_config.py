@@ -54,6 +54,11 @@ def test_overrides_reach_nested_keys_and_win_over_the_file():
     assert values == {"name": "a", "seed": 1, "schedule": {"total_steps": 5}}
 
 
+@pytest.mark.parametrize("override", ["name=''", "name="])
+def test_text_can_be_emptied_also_where_a_shell_takes_the_quotes(override):
+    assert fill(Run, {"name": "a"}, [override]).name == ""
+
+
 @pytest.mark.parametrize(
     ("wrong", "meant"),
     [("sede", "seed"), ("schedule.total_step", "schedule.total_steps"), ("shedule.rates", "schedule")],

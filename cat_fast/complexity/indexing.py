@@ -13,6 +13,7 @@ from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.data.image_index import ImageRecord, read_index
 from cat_fast.data.images import decode_image, load_image, resize_center_crop
 from cat_fast.data.photographs import Photograph, photographs
+from cat_fast.errors import UserError
 
 PHOTOGRAPHS = "photographs"
 RATIO_SIGNALS = ("index", "score", "jpeg")
@@ -54,12 +55,18 @@ def ratios_of(records: Sequence[ImageRecord], signal: str, thresholds: RatioThre
     """The ratio of each picture by one of RATIO_SIGNALS; `thresholds` are those of scores.
 
     By `jpeg` each picture is read, cut to its centre square at 512 px and compressed once.
+
+    Raises:
+        UserError: a picture has no such signal.
     """
     if signal == "score":
         return thresholds.ratios(record.score for record in records)
     if signal == "jpeg":
         with ThreadPoolExecutor() as pool:
             return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
+    for record in records:
+        if record.ratio is None:  # JSON may say so
+            raise UserError(f"{record.key}: the index names no ratio; data.ratios_from=jpeg judges by size")
     return [record.ratio for record in records]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cat_fast.data.cost_table import CostTable
-from cat_fast.data.step_plan import RankShare, normalised, weighed
+from cat_fast.data.step_plan import RankShare, normalised
 
 BATCH_TOLERANCE = 0.1
 """By how much a group's mean batch a rank may differ from the one asked for."""
@@ -92,7 +92,7 @@ class BalancedPlan:
         group = self._most_behind(behind, left)
         parts = self._fill(group, behind, left) if group else self._last_pictures(left)
         order = np.random.default_rng([self.seed, step, 0, 3]).permutation(self.world_size)
-        return weighed([parts[place] for place in order])
+        return [parts[place] for place in order]
 
     def _epoch_position(self, drawn: Mapping[int, int]) -> tuple[dict[int, int], dict[int, int]]:
         """Pictures of each ratio that are left in the epoch, and that it has had."""
@@ -113,10 +113,8 @@ class BalancedPlan:
         ]
         return max(able, key=lambda group: sum(behind[f] for f in group.counts), default=None)
 
-    def _fill(
-        self, group: Group, behind: Mapping[int, float], left: Mapping[int, int]
-    ) -> list[tuple[int, int]]:
-        """(ratio, count) for each rank: one after another goes to the ratio most behind within the group."""
+    def _fill(self, group: Group, behind: Mapping[int, float], left: Mapping[int, int]) -> list[RankShare]:
+        """One for each rank: one after another goes to the ratio most behind within the group."""
         total = sum(self.shares[f] for f in group.counts)
         within = {f: self.shares[f] / total for f in group.counts}
         all_behind = sum(behind[f] for f in group.counts)
@@ -126,29 +124,29 @@ class BalancedPlan:
         for _ in range(self.world_size):
             f = max((f for f in lag if room[f]), key=lag.__getitem__)
             n = group.counts[f]
-            parts.append((f, n))
+            parts.append(RankShare(f, n))
             room[f] -= 1
             for other, share in within.items():
                 lag[other] += share * n
             lag[f] -= n
         return parts
 
-    def _last_pictures(self, left: Mapping[int, int]) -> list[tuple[int, int]]:
+    def _last_pictures(self, left: Mapping[int, int]) -> list[RankShare]:
         """What is left of an epoch, too little for a step of any group, spread evenly over the ranks."""
         slots: list[tuple[float, int, int]] = []  # (cost, ratio, count), the dearest last
         for f, pictures in left.items():
             for count in _evenly(pictures, -(-pictures // self.counts[f])):
                 insort(slots, (self.costs[f](count), f, count))
-        parts: list[tuple[int, int]] = []
+        parts: list[RankShare] = []
         while slots and len(parts) + len(slots) < self.world_size:  # there are ranks to share with
             _, f, count = slots.pop()
             if count == 1:
-                parts.append((f, 1))
+                parts.append(RankShare(f, 1))
                 continue
             for half in _evenly(count, 2):
                 insort(slots, (self.costs[f](half), f, half))
-        parts += [(f, count) for _, f, count in reversed(slots)]
-        idle = (min(parts, key=lambda part: self.costs[part[0]](1))[0], 0)
+        parts += [RankShare(f, count) for _, f, count in reversed(slots)]
+        idle = min(parts, key=lambda part: self.costs[part.ratio](1))._replace(pictures=0)
         # What is too much for one step stays for the next.
         return (parts + [idle] * self.world_size)[: self.world_size]
 

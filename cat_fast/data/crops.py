@@ -1,5 +1,6 @@
 """Random square crops of pictures held in memory."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ class CropDataset:
     """Square training crops.
 
     Args:
-        paths: pictures; each is decoded once and kept as 8-bit RGB with its short side at most `max_side`.
+        pictures: 8-bit RGB, such as `load_shrunk` gives.
         image_size: side of a crop in pixels.
         min_crop: smallest crop side as a share of the short side, before resizing to `image_size`; never
             fewer pixels than `image_size` unless the picture itself is smaller.
@@ -26,14 +27,13 @@ class CropDataset:
 
     def __init__(
         self,
-        paths: list[str | Path],
+        pictures: Sequence[Image.Image],
         image_size: int,
         min_crop: float,
-        max_side: int,
-        mirrored: list[bool],
+        mirrored: Sequence[bool],
         colour_jitter: float = 0.0,
     ) -> None:
-        self.pictures = [_shrunk(load_image(path), max_side) for path in paths]
+        self.pictures = pictures
         self.image_size = image_size
         self.min_crop = min_crop
         self.mirrored = mirrored
@@ -54,7 +54,13 @@ class CropDataset:
         return torch.stack([self.crop(index, rng) for index in indices])
 
 
-def _shrunk(picture: Image.Image, max_side: int) -> Image.Image:
+def load_shrunk(path: str | Path, max_side: int) -> Image.Image:
+    """A picture as 8-bit RGB with its short side at most `max_side`.
+
+    Raises:
+        UserError: it cannot be read, as `load_image` says.
+    """
+    picture = load_image(path)
     scale = max_side / min(picture.size)
     if scale >= 1:
         return picture

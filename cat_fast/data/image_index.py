@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
@@ -53,6 +54,24 @@ def parse_record(line: str | bytes, index: Path, number: int) -> ImageRecord:
     """
     try:
         record = ImageRecord(**json.loads(line))
+        for text in (record.key, record.path):
+            if not isinstance(text, str):
+                raise TypeError(f"{text!r} is no text")
+        for value in (record.score, record.ratio):
+            whole_number(value)
     except (ValueError, TypeError) as error:
         raise UserError(f"image index {index}, line {number}: {error}") from error
     return replace(record, path=str(index.parent / record.path))
+
+
+def whole_number(value: Any) -> int | None:
+    """The integer that a field of JSON or of a table holds, such as 16 or 16.0; None if it holds nothing.
+
+    Raises:
+        ValueError: it holds anything else.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
+        raise ValueError(f"{value!r} is no whole number")
+    return int(value)

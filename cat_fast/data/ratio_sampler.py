@@ -80,8 +80,8 @@ class RankBatch(NamedTuple):
 
     ratio: int
     indices: list[int]
-    weight: float = 1.0
-    """What its mean loss is multiplied with: see `RankShare.weight`."""
+    counts: bool = True
+    """Not that of an idle rank, which runs on a picture of another to keep the rest company."""
 
 
 class RatioSampler:
@@ -111,7 +111,7 @@ class RatioSampler:
     ) -> None:
         if not len(ratios):
             raise UserError("ratio sampler: the image index holds no pictures")
-        chosen = np.asarray(ratios)
+        self.chosen = chosen = np.asarray(ratios)
         mix = {int(f): int(np.sum(chosen == f)) for f in np.unique(chosen)}
         own_mix = not config.shares and config.pool == "own_ratio"
         shares = config.shares or mix
@@ -135,10 +135,9 @@ class RatioSampler:
         """One batch a rank for the next step."""
         parts = self.plan_of.plan(self.step, self.drawn)
         self.step += 1
-        batches = [RankBatch(f, self._take(f, count), weight) for f, count, weight in parts]
-        # An idle rank runs on some other rank's first picture, at weight 0.
-        some = {batch.ratio: batch.indices[:1] for batch in batches if batch.indices}
-        return [batch if batch.indices else batch._replace(indices=some[batch.ratio]) for batch in batches]
+        batches = [RankBatch(f, self._take(f, count), counts=count > 0) for f, count in parts]
+        some = {batch.ratio: batch.indices[:1] for batch in batches if batch.counts}
+        return [batch if batch.counts else batch._replace(indices=some[batch.ratio]) for batch in batches]
 
     def _take(self, ratio: int, count: int) -> list[int]:
         first = self.drawn[ratio]

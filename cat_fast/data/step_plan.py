@@ -1,4 +1,4 @@
-"""The plan of a step: which ratio each rank trains at, on how many pictures, and what its loss weighs.
+"""The plan of a step: which ratio each rank trains at, and on how many pictures.
 
 A plan is a pure function of the step and of how many pictures of each ratio were trained on before. It knows
 no pictures: `RatioSampler` gives it indices, and a stream takes the next pictures of each ratio as they come.
@@ -15,11 +15,8 @@ class RankShare(NamedTuple):
 
     ratio: int
     pictures: int
-    """0 is an idle rank, which runs on any picture at weight 0; only the last step of an epoch that
-    has fewer pictures left than there are ranks has one."""
-    weight: float
-    """What the rank's mean loss is multiplied with, so that after gradients are averaged over ranks each
-    picture of the step weighs the same: pictures * ranks / pictures of the step. The weights' mean is 1."""
+    """0 is an idle rank, which runs on any picture, and whose loss counts for nothing; only the last step of
+    an epoch that has fewer pictures left than there are ranks has one."""
 
 
 class StepPlan(Protocol):
@@ -46,16 +43,10 @@ class PerRankPlan:
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
         rng = np.random.default_rng([self.seed, step])
         ratios = rng.choice(list(self.shares), size=self.world_size, p=list(self.shares.values()))
-        return [RankShare(int(f), self.batch_size, 1.0) for f in ratios]
+        return [RankShare(int(f), self.batch_size) for f in ratios]
 
 
 def normalised(shares: Mapping[int, float]) -> dict[int, float]:
     """Without those that are 0, adding up to 1, in the order of the ratios."""
     total = sum(shares.values())
     return {f: share / total for f, share in sorted(shares.items()) if share > 0}
-
-
-def weighed(parts: list[tuple[int, int]]) -> list[RankShare]:
-    """(ratio, count) a rank, with the weights that make pictures equal."""
-    pictures = sum(count for _, count in parts)
-    return [RankShare(f, count, count * len(parts) / pictures) for f, count in parts]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cat_fast.data.crops import CropDataset
+from cat_fast.data.crops import CropDataset, load_shrunk
 from cat_fast.data.image_index import ImageRecord
 from cat_fast.data.latent_shards import LatentShardWriter
 from cat_fast.data.photographs import CATEGORIES
@@ -32,10 +32,9 @@ def encode_crops(
     """
     tokenizer.eval()
     pictures = CropDataset(
-        [r.path for r in records],
+        [load_shrunk(r.path, 2 * resolution) for r in records],
         resolution,
         MIN_CROP,
-        2 * resolution,
         mirrored=[not r.has_text for r in records],
     )
     with LatentShardWriter(

@@ -68,7 +68,7 @@ def make_sampler(schedule: Schedule, name: Sampler) -> Any:
     raise UserError(f"scheduler {name!r}: expected 'ddpm', 'ddim' or 'dpm++'")
 
 
-def set_steps(schedule: DDPMScheduler, name: Sampler, steps: int) -> Any:
+def set_steps(schedule: Schedule, name: Sampler, steps: int) -> Any:
     """`make_sampler`, told to take `steps` steps.
 
     Raises:

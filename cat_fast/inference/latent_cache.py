@@ -135,7 +135,8 @@ def open_pictures(source: str) -> ShardSet:
         return FolderShards(path, described=True)
     if path.is_dir() or "://" in source or source.endswith((".tar", ".tar.gz")) or set(source) & set("*{"):
         problems = Problems()
-        return TarShards(list_shards(source), Remote(StreamConfig(), problems), problems)
+        remote = Remote(StreamConfig(), problems)
+        return TarShards(list_shards(source, remote), remote, problems)
     return IndexShards(path)
 
 

@@ -8,7 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -62,14 +62,18 @@ def _touch(path: Path) -> None:
         raise UserError(f"{path.parent}: nothing can be written there ({error.strerror or error})") from error
 
 
-def on_main(action: Callable[[], Result], ranks: Ranks) -> Result:
-    """Collective: rank 0 acts, and all get its result, or raise its `UserError` as a `SharedError`."""
+def on_each(action: Callable[[], Result], ranks: Ranks) -> Result:
+    """Collective: every rank acts and gets its own result, or all raise any one's `UserError` together."""
     result: Result | None = None
     error: UserError | None = None
-    if ranks.is_main:
-        try:
-            result = action()
-        except UserError as caught:
-            error = caught
+    try:
+        result = action()
+    except UserError as caught:
+        error = caught
     raise_together(error, ranks)
-    return ranks.broadcast(result)
+    return cast(Result, result)
+
+
+def on_main(action: Callable[[], Result], ranks: Ranks) -> Result:
+    """Collective: rank 0 acts, and all get its result, or raise its `UserError` as a `SharedError`."""
+    return cast(Result, ranks.broadcast(on_each(lambda: action() if ranks.is_main else None, ranks)))

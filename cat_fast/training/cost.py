@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.data.cost_table import Cost, CostTable, Measurement, fit
 from cat_fast.errors import UserError
+from cat_fast.training.agreement import on_main
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.settings import TokenizerRun
 from cat_fast.training.workload import Workload
@@ -94,7 +95,7 @@ def count_operations(config: TokenizerRun) -> CostTable:
 
 
 def costs_of(config: TokenizerRun, ranks: Ranks) -> CostTable | None:
-    """What `sampler.mode: balanced` goes by: the measured table if one is given, else counted operations.
+    """Collective: what `sampler.mode: balanced` goes by, the measured table, else counted operations.
 
     Rank 0's, on every rank: ranks that planned by different tables would train on each other's pictures. None
     for other modes.
@@ -102,17 +103,18 @@ def costs_of(config: TokenizerRun, ranks: Ranks) -> CostTable | None:
     Raises:
         UserError: the file is no cost table.
     """
-    sampler = config.sampler
-    if sampler.mode != "balanced":
-        return None
-    if not sampler.cost_table and ranks.is_main:
-        print(
-            "sampler: no cost_table is given, so that ranks are balanced by counted operations, not by time; "
-            "cat-fast plan cost measures a table",
-            flush=True,
-        )
-    table = CostTable.read(sampler.cost_table) if sampler.cost_table else count_operations(config)
-    return ranks.broadcast(table)
+    return on_main(lambda: _table(config), ranks) if config.sampler.mode == "balanced" else None
+
+
+def _table(config: TokenizerRun) -> CostTable:
+    if config.sampler.cost_table:
+        return CostTable.read(config.sampler.cost_table)
+    print(
+        "sampler: no cost_table is given, so that ranks are balanced by counted operations, not by time; "
+        "cat-fast plan cost measures a table",
+        flush=True,
+    )
+    return count_operations(config)
 
 
 def _time(workload: Workload, ratio: int, count: int) -> float:

@@ -5,22 +5,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 
 from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
 from cat_fast.complexity.ratio import SCORES, RatioThresholds
-from cat_fast.data.crops import CropDataset
+from cat_fast.data.crops import CropDataset, load_shrunk
+from cat_fast.data.image_index import ImageRecord
 from cat_fast.data.picture_source import MemorySource, PictureBatch, PictureSource
 from cat_fast.data.ratio_sampler import RatioSampler, make_plan
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.hub import HubShards
 from cat_fast.data.streams.listed import FolderShards, IndexShards
-from cat_fast.data.streams.plan import counted
+from cat_fast.data.streams.plan import Mix, counted
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
 from cat_fast.data.streams.shard import Labels, Rating, ShardSet
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.data.streams.tar_shards import TarShards, list_shards
 from cat_fast.errors import UserError
+from cat_fast.training.agreement import on_each, on_main, raise_together
 from cat_fast.training.cost import costs_of
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.seeding import step_rng
@@ -72,15 +75,15 @@ def loader_metrics(batches: Sequence[PictureBatch], ranks: Ranks) -> dict[str, f
 
 def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
     data = config.data
-    records = load_index(data.index)
-    ratios = ratios_of(records, data.ratios_from, RatioThresholds(*data.thresholds))
+    every = on_each(lambda: load_index(data.index), ranks)
+    records, pictures = _readable(every, data.max_side, ranks)
+    ratios = _ratios(every, records, config)
     costs = costs_of(config, ranks)
     sampler = RatioSampler(ratios, data.batch_size, ranks.world_size, config.seed, config.sampler, costs)
     crops = CropDataset(
-        [r.path for r in records],
+        pictures,
         data.image_size,
         data.min_crop,
-        data.max_side,
         mirrored=[not r.has_text for r in records],
         colour_jitter=data.colour_jitter,
     )
@@ -90,27 +93,65 @@ def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
         [r.path for r in records],
         ranks.rank,
         lambda step: step_rng(config.seed, step, ranks.rank),
+        skipped=len(every) - len(records) if ranks.is_main else 0,
     )
+
+
+def _readable(
+    records: Sequence[ImageRecord], max_side: int, ranks: Ranks
+) -> tuple[list[ImageRecord], list[Image]]:
+    """Collective: the records whose pictures every rank can read, since all plan by one list, and those
+    pictures. Rank 0 tells which are left out."""
+    pictures: dict[int, Image] = {}
+    broken: dict[int, str] = {}
+    for number, record in enumerate(records):
+        try:
+            pictures[number] = load_shrunk(record.path, max_side)
+        except UserError as error:
+            broken[number] = str(error)
+    broken = {number: why for its in ranks.gather(broken) for number, why in its.items()}
+    problems = Problems()
+    for number in sorted(broken) if ranks.is_main else ():
+        problems.report(records[number].key, broken[number])
+    kept = [number for number in range(len(records)) if number not in broken]
+    return [records[number] for number in kept], [pictures[number] for number in kept]
+
+
+def _ratios(every: Sequence[ImageRecord], kept: Sequence[ImageRecord], config: TokenizerRun) -> list[int]:
+    """Of the pictures that are kept, as long as no ratio is lost with those that are not."""
+    data, sampler = config.data, config.sampler
+    thresholds = RatioThresholds(*data.thresholds)
+    ratios = ratios_of(kept, data.ratios_from, thresholds)
+    if sampler.pool == "own_ratio" and not sampler.shares and data.ratios_from != "jpeg":
+        lost = set(ratios_of(every, data.ratios_from, thresholds)) - set(ratios)
+        if lost:
+            raise UserError(
+                f"data.index: {data.index}: none of its pictures at {min(lost)}x can be read: see the "
+                "warnings above, or leave the ratio out of sampler.shares"
+            )
+    return ratios
 
 
 def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     data, problems = config.data, Problems()
-    shards = _shards(data, problems)
-    if ranks.broadcast(shards.names) != shards.names:
-        raise UserError(
-            f"rank {ranks.rank} finds other pictures than rank 0: all ranks must see the same files"
-        )
+    shards = on_each(lambda: _shards(data, problems), ranks)
+    same = ranks.broadcast(shards.names) == shards.names
+    other = UserError("other pictures than rank 0: all ranks must see the same files")
+    raise_together(None if same else other, ranks)
     everyone = config.sampler.pool == "all"
     rating = _rating(data)
     if everyone and not config.sampler.shares:
         raise UserError("sampler.shares: with pool: all they have to be said, such as sampler.shares={16: 1}")
-    shares = config.sampler.shares or counted(shards, rating)
+    said = config.sampler.shares
+    mix = Mix(said) if said else on_main(lambda: counted(shards, rating), ranks)
+    costs = costs_of(config, ranks)
     return StreamSource(
         shards,
         None if everyone else rating,
-        make_plan(
-            config.sampler, shares, data.batch_size, ranks.world_size, config.seed, costs_of(config, ranks)
+        lambda shares: make_plan(
+            config.sampler, shares, data.batch_size, ranks.world_size, config.seed, costs
         ),
+        mix,
         CropSettings(data.image_size, data.min_crop, data.colour_jitter),
         data.stream,
         ranks.rank,
@@ -122,7 +163,8 @@ def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
 
 def _shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
     if data.shards:
-        return TarShards(list_shards(data.shards), Remote(data.stream, problems), problems)
+        remote = Remote(data.stream, problems)
+        return TarShards(list_shards(data.shards, remote), remote, problems)
     if data.folder:
         return FolderShards(data.folder)
     if data.dataset:

@@ -56,13 +56,6 @@ class Preemption:
         self.reason = self.reason or signal.Signals(number).name
 
 
-def ignore_signals(worker: int = 0) -> None:
-    """For a data loader's `worker_init_fn`: the launcher signals worker processes, too, which must go on
-    while their rank finishes its step; they end with it."""
-    for kind in SIGNALS:
-        signal.signal(kind, signal.SIG_IGN)
-
-
 def launchers() -> list[psutil.Process]:
     """DeepSpeed's launcher processes above this one, the nearest first."""
     found = []

@@ -39,7 +39,7 @@ class RatioBatch(NamedTuple):
     @classmethod
     def of(cls, batch: PictureBatch, device: torch.device) -> Self:
         """The pictures of a source, on the device."""
-        return cls(batch.on(device), batch.ratio, len(batch.keys) if batch.weight else 0)
+        return cls(batch.on(device), batch.ratio, len(batch.keys) if batch.counts else 0)
 
 
 class TokenizerTrainer:

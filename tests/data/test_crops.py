@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_fast.data.crops import CropDataset
+from cat_fast.data.crops import CropDataset, load_shrunk
 
 # 8-bit rounding, and a bicubic edge that bends the outermost pixel.
 ROUNDING = 2 / 255
@@ -26,7 +26,8 @@ def ramp(tmp_path):
 
 
 def dataset(paths, image_size=32, min_crop=0.25, max_side=512, mirrored=False, **changes) -> CropDataset:
-    return CropDataset(paths, image_size, min_crop, max_side, [mirrored] * len(paths), **changes)
+    pictures = [load_shrunk(path, max_side) for path in paths]
+    return CropDataset(pictures, image_size, min_crop, [mirrored] * len(paths), **changes)
 
 
 def rngs(count: int):
@@ -101,7 +102,7 @@ def test_half_of_the_crops_of_a_picture_that_may_be_are_mirrored(ramp):
 
 def test_text_is_never_mirrored_also_beside_pictures_that_may_be(ramp):
     paths = [ramp(96, 96, "photo.png"), ramp(96, 96, "text.png")]
-    crops = CropDataset(paths, 32, 0.25, 512, mirrored=[True, False])
+    crops = CropDataset([load_shrunk(path, 512) for path in paths], 32, 0.25, mirrored=[True, False])
     assert all(span(crops.crop(1, rng)[0], along=1) > 0 for rng in rngs(50))
 
 

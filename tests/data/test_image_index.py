@@ -57,6 +57,10 @@ def without(name: str) -> str:
         ("", "line 3"),
         (without("ratio"), "ratio"),
         (json.dumps(asdict(RECORD) | {"colour": "red"}), "colour"),
+        (json.dumps(asdict(RECORD) | {"key": 7}), "7 is no text"),
+        (json.dumps(asdict(RECORD) | {"path": None}), "None is no text"),
+        (json.dumps(asdict(RECORD) | {"score": float("inf")}), "inf is no whole number"),
+        (json.dumps(asdict(RECORD) | {"ratio": [8]}), "[8] is no whole number"),
     ],
 )
 def test_a_broken_line_is_named_with_its_number(tmp_path, line, word):

@@ -90,12 +90,10 @@ def test_balanced_an_epoch_is_each_picture_exactly_once_at_its_ratio(ratios, wor
         while len(seen) < len(ratios):
             batches = plan.plan()
             assert len(batches) == world_size
-            trained = [batch for batch in batches if batch.weight]
-            total = sum(len(batch.indices) for batch in trained)
+            trained = [batch for batch in batches if batch.counts]
             for batch in batches:
                 assert {ratios[i] for i in batch.indices} == {batch.ratio}
             for batch in trained:
-                assert batch.weight == pytest.approx(len(batch.indices) * world_size / total)
                 seen += batch.indices
         assert sorted(seen) == list(range(len(ratios)))
         orders.append(seen)
@@ -103,11 +101,11 @@ def test_balanced_an_epoch_is_each_picture_exactly_once_at_its_ratio(ratios, wor
         assert orders[0] != orders[1]
 
 
-def test_an_idle_rank_runs_on_another_ranks_picture_at_no_weight():
+def test_an_idle_rank_runs_on_another_ranks_picture_which_does_not_count():
     plan = sampler(world_size=4, ratios=[8, 16], mode="balanced")
     batches = plan.plan()
     assert sorted(len(batch.indices) for batch in batches) == [1, 1, 1, 1]
-    assert sorted(batch.weight for batch in batches) == [0, 0, 2, 2]
+    assert sorted(batch.counts for batch in batches) == [False, False, True, True]
     assert plan.state_dict() == {"step": 1, "drawn": {"8": 1, "16": 1}}
 
 
@@ -124,11 +122,11 @@ def test_with_shares_of_its_own_each_ratio_goes_through_its_pictures_alone():
             assert sorted(drawn[ratio][start : start + len(RATIOS)]) == list(range(len(RATIOS)))
 
 
-def test_per_rank_weighs_all_ranks_alike_and_draws_as_it_always_did():
+def test_per_rank_no_rank_is_idle_and_pictures_are_drawn_as_it_always_did():
     """The order of pictures is part of what a resumed run relies on."""
     plan = sampler(world_size=3, seed=5)
     batches = [batch for _ in range(40) for batch in plan.plan()]
-    assert {batch.weight for batch in batches} == {1.0}
+    assert all(batch.counts for batch in batches)
     drawn = dict.fromkeys((8, 16, 32), 0)
     rngs = [np.random.default_rng([5, step]) for step in range(40)]
     ratios = [f for rng in rngs for f in rng.choice([8, 16, 32], size=3, p=[0.1, 0.5, 0.4])]

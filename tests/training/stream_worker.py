@@ -43,7 +43,6 @@ def main(shards: str, out: Path) -> None:
             config = fill(TokenizerRun, read_yaml(NANO), [*TINY, *data, *buffer, *run])
             task = make_task(config, ranks)
             loop.run(task, config, ranks)
-            task.source.close()
     distributed.stop()
 
 

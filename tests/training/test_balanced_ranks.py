@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from cat_fast.complexity.indexing import load_index
 from cat_fast.data.cost_table import CostTable
-from cat_fast.data.crops import CropDataset
+from cat_fast.data.crops import CropDataset, load_shrunk
 from cat_fast.data.ratio_sampler import RatioSampler
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.losses import TokenizerObjective
@@ -66,10 +66,9 @@ def reference(config):
     records = load_index(config.data.index)
     data = config.data
     crops = CropDataset(
-        [r.path for r in records],
+        [load_shrunk(r.path, data.max_side) for r in records],
         data.image_size,
         data.min_crop,
-        data.max_side,
         mirrored=[not r.has_text for r in records],
         colour_jitter=data.colour_jitter,
     )

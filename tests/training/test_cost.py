@@ -12,6 +12,7 @@ from cat_fast.training.distributed import Ranks
 from cat_fast.training.settings import TokenizerRun
 from cat_fast.training.workload import Workload
 from tests.training.balanced_worker import ROOT
+from tests.training.thread_ranks import on_thread_ranks
 
 TINY = [
     "model.block_out_channels=[4,4,8,8,8,8]",
@@ -98,6 +99,19 @@ def test_a_balanced_run_goes_by_its_table_or_says_that_it_counts(tmp_path, capsy
     assert counted is not None
     assert counted.unit == "flops"
     assert "counted operations, not by time" in capsys.readouterr().out
+
+
+def test_one_table_is_read_for_all_ranks(tmp_path):
+    given = CostTable(costs={f: Cost(0.0, 1 / f) for f in (8, 16, 32)})
+    given.write(tmp_path / "costs.json")
+
+    def table_of(ranks: Ranks) -> CostTable | None:
+        name = "not_there.json" if ranks.rank else "costs.json"
+        return cost.costs_of(
+            settings(*TINY, "sampler.mode=balanced", f"sampler.cost_table={tmp_path / name}"), ranks
+        )
+
+    assert on_thread_ranks(2, table_of) == [given, given]
 
 
 def test_default_batches_lie_around_the_configurations():

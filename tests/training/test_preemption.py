@@ -17,7 +17,7 @@ from cat_fast.training.checkpoint import CheckpointStore
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.heartbeat import read_heartbeats
 from cat_fast.training.logs import read_metrics
-from cat_fast.training.preemption import Preemption, ignore_signals, launchers, resume_command
+from cat_fast.training.preemption import Preemption, launchers, resume_command
 from cat_fast.training.status import summarize
 from tests.training.runs import command, finish, start, write_latents
 
@@ -174,13 +174,3 @@ def test_without_a_launcher_in_sight_the_command_is_rebuilt(monkeypatch, environ
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert resume_command(["a b.yaml", "seed=1"]) == expected
-
-
-def test_workers_that_ignore_signals_outlive_them():
-    pid = os.fork()
-    if pid == 0:
-        ignore_signals()
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

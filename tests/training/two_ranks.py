@@ -61,4 +61,8 @@ def gloo_ranks() -> Ranks:
 
 if __name__ == "__main__":
     module, _, name = sys.argv[1].partition(":")
-    getattr(importlib.import_module(module), name)(*sys.argv[2:])
+    try:
+        getattr(importlib.import_module(module), name)(*sys.argv[2:])
+    finally:  # left to the interpreter's end, gloo's threads have been seen to abort the process
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -94,11 +95,7 @@ class RatioReader:
         """Raises UserError if there is nothing to read."""
         run = self._run
         if run is None or self._left() == 0:
-            self._run = run = self._coming().result()
-            after = run.after
-            self._next = in_background(lambda: self._read(after))
-            if self.position.taken == 0:  # the run may begin later, where nothing came before
-                self.position = run.start
+            run = self._begin_run()
         taken = self.position.taken
         sample = run.samples[taken]
         finished = taken + 1 == len(run.samples)
@@ -108,11 +105,22 @@ class RatioReader:
     def close(self) -> None:
         self._closed.set()
 
+    def _begin_run(self) -> "_Run":
+        """The next run with a picture that was not taken yet; moves the position into it."""
+        while True:
+            self._run = run = self._coming().result()
+            self._next = in_background(partial(self._read, run.after))
+            if replace(self.position, taken=0) != run.start:  # nothing came before it
+                self.position = run.start
+            if self.position.taken < len(run.samples):
+                return run
+            # Resumed where more was taken than can be read now, as a shard has gone since.
+            self.position = run.after
+
     def _coming(self) -> "Future[_Run]":
         """The next run. Reading begins when first asked: before, a source may be told to go on elsewhere."""
         if self._next is None:
-            start = replace(self.position, taken=0)
-            self._next = in_background(lambda: self._read(start))
+            self._next = in_background(partial(self._read, replace(self.position, taken=0)))
         return self._next
 
     def _left(self) -> int:

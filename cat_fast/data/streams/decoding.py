@@ -31,7 +31,8 @@ def crop_seed(seed: int, epoch: int, ratio: int, key: str) -> tuple[int, ...]:
     By picture, not by place in a batch: a broken picture found by a worker moves those after it, which other
     workers are cutting already.
     """
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    # Names of files may be any bytes, which Python holds as lone surrogates.
+    digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
     return seed, epoch, ratio, int.from_bytes(digest, "little"), 5
 
 

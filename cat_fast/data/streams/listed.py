@@ -4,6 +4,7 @@ The `extent` of a set grows with it: a set of the same names may have more pictu
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from cat_fast.data.caption_file import caption_beside
@@ -60,7 +61,7 @@ class IndexShards:
     def _entry(self, number: int, line_number: int, line: bytes) -> Entry:
         try:
             return _entry_of(number, parse_record(line, self.path, line_number))
-        except (UserError, ValueError) as error:
+        except UserError as error:
             return Entry(number, f"line {line_number}", Labels(), nothing, str(error))
 
 
@@ -84,42 +85,39 @@ class FolderShards:
     """Implements `ShardSet` for the pictures in a folder and its subfolders.
 
     Nothing is known of them; `described`, the subfolder that a picture lies in is its class, and a text file
-    beside it its caption (`caption_beside`).
+    beside it its caption (`caption_beside`). What is held is their names within the folder, about a hundred
+    bytes a picture.
     """
 
     def __init__(self, folder: str | Path, described: bool = False) -> None:
         self.folder, self.described = Path(folder), described
         if not self.folder.is_dir():
             raise UserError(f"data.folder: {folder}: no such folder")
-        self.paths = find_images([self.folder])
-        self.extent = len(self.paths)
-        self.names = [str(path.relative_to(self.folder)) for path in self.paths[::FILES_A_SHARD]]
+        self.files = [str(path.relative_to(self.folder)) for path in find_images([self.folder])]
+        self.extent = len(self.files)
+        self.names = self.files[::FILES_A_SHARD]
 
     def open(self, index: int) -> "ListedShard":
-        entries = [self._entry(n, path) for n, path in enumerate(self._run(index))]
+        entries = [self._entry(n, name) for n, name in enumerate(self._run(index))]
         return ListedShard(f"{self.folder.name}, from {self.names[index]}", entries)
 
     def labels(self, index: int) -> list[Labels] | None:
         """Of a described folder the classes alone: captions take opening every file."""
-        return (
-            [Labels(category=self._category(path)) for path in self._run(index)] if self.described else None
-        )
+        if not self.described:
+            return None
+        return [Labels(category=_first_folder(name)) for name in self._run(index)]
 
-    def _run(self, index: int) -> list[Path]:
-        return self.paths[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
+    def _run(self, index: int) -> list[str]:
+        return self.files[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
 
-    def _category(self, path: Path) -> str:
-        inside = path.relative_to(self.folder).parts
-        return inside[0] if len(inside) > 1 else ""
-
-    def _entry(self, number: int, path: Path) -> Entry:
-        key, labels = str(path.relative_to(self.folder)), Labels()
+    def _entry(self, number: int, name: str) -> Entry:
+        path, labels = self.folder / name, Labels()
         if self.described:
             try:
-                labels = Labels(caption=caption_beside(path), category=self._category(path))
+                labels = Labels(caption=caption_beside(path), category=_first_folder(name))
             except UserError as error:
-                return Entry(number, key, labels, nothing, str(error))
-        return Entry(number, key, labels, path.read_bytes)
+                return Entry(number, name, labels, nothing, str(error))
+        return Entry(number, name, labels, partial(_read, path))
 
 
 class ListedShard:
@@ -137,5 +135,17 @@ class ListedShard:
 
 
 def _entry_of(number: int, record: ImageRecord) -> Entry:
-    """Raises ValueError for labels that are none."""
-    return Entry(number, record.key, Labels.of(vars(record)), Path(record.path).read_bytes)
+    """Raises UserError for labels that are none."""
+    return Entry(number, record.key, Labels.of(vars(record)), partial(_read, record.path))
+
+
+def _first_folder(name: str) -> str:
+    folder, inside, _ = name.partition("/")
+    return folder if inside else ""
+
+
+def _read(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except ValueError as error:  # no file can have this name
+        raise OSError(str(error)) from error

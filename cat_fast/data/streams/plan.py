@@ -1,6 +1,6 @@
 """Ratio and number of pictures of every step, for sets whose pictures nobody has counted."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from cat_fast.data.step_plan import RankShare, StepPlan
@@ -18,12 +18,31 @@ class Planned(NamedTuple):
     """The plan's state after the step."""
 
 
-class PlanCursor:
-    """Steps of a plan in order, for one rank; counts what all ranks have drawn."""
+class Mix(NamedTuple):
+    """How often each ratio comes up."""
 
-    def __init__(self, plan: StepPlan, rank: int) -> None:
-        self.plan, self.rank = plan, rank
-        self.ratios = sorted(plan.shares)
+    shares: Mapping[int, float]
+    """In any unit."""
+    counted: bool = False
+    """Whether that was counted in a few shards, and not said."""
+
+
+class PlanCursor:
+    """Steps of a plan in order, for one rank; counts what all ranks have drawn.
+
+    A mix that was counted is part of the state: counted again, it might be another.
+
+    Args:
+        plan_of: the plan that a mix of ratios gives.
+    """
+
+    def __init__(self, plan_of: Callable[[Mapping[int, float]], StepPlan], mix: Mix, rank: int) -> None:
+        self.plan_of, self.rank = plan_of, rank
+        self._follow(mix)
+
+    def _follow(self, mix: Mix) -> None:
+        self.mix, self.plan = mix, self.plan_of(mix.shares)
+        self.ratios = sorted(self.plan.shares)
         self.step = 0
         self.drawn = dict.fromkeys(self.ratios, 0)
 
@@ -35,15 +54,24 @@ class PlanCursor:
         return Planned(shares[self.rank], self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "drawn": {str(ratio): count for ratio, count in self.drawn.items()}}
+        state = {"step": self.step, "drawn": {str(ratio): count for ratio, count in self.drawn.items()}}
+        if self.mix.counted:
+            state["counted"] = {str(ratio): count for ratio, count in self.mix.shares.items()}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises UserError if the state is of other ratios."""
+        if self.mix.counted and "counted" in state:
+            self._follow(Mix({int(ratio): count for ratio, count in state["counted"].items()}, counted=True))
+        there = sorted(map(int, state["drawn"]))
+        if there != self.ratios:
+            raise UserError(f"the checkpoint knows the ratios {there}, the data has {self.ratios}")
         self.step = int(state["step"])
         self.drawn = {ratio: int(state["drawn"][str(ratio)]) for ratio in self.ratios}
 
 
-def counted(shards: ShardSet, rating: Rating) -> dict[int, float]:
-    """The mix of ratios in the labels of a few shards, spread over the set.
+def counted(shards: ShardSet, rating: Rating) -> Mix:
+    """Pictures of each ratio by the labels of a few shards, spread over the set.
 
     Raises:
         UserError: the labels name no ratio.
@@ -64,8 +92,7 @@ def counted(shards: ShardSet, rating: Rating) -> dict[int, float]:
             "sampler.shares: the shares of the ratios are not known, as no scores lie beside the pictures; "
             "say them, such as sampler.shares={8: 0.1, 16: 0.48, 32: 0.42}" + unreadable
         )
-    total = sum(found.values())
-    return {ratio: count / total for ratio, count in sorted(found.items())}
+    return Mix(dict(sorted(found.items())), counted=True)
 
 
 def _spread(total: int, count: int) -> Iterable[int]:

@@ -2,10 +2,12 @@
 
 A picture can bring down its decoder (a fault in a library, or too little memory). Then the processes are
 started anew, and what they had in hand is done again one by one, in a process apart: so the one that brings
-its process down is known, and only that is broken.
+its process down is known, and only that is broken. Signals for the run reach its workers, too: they leave
+SIGINT and SIGUSR1 to their rank; SIGTERM, by which executors end them, is survived like a crash.
 """
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
@@ -66,14 +68,15 @@ class WorkerPool:
                 self.restart(generation)
 
     def run_alone(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """The result of the work in a process that does nothing else meanwhile; `Broken` if it dies."""
+        """The result of the work in a process that does nothing else meanwhile; `Broken` if two die of it."""
         with self._alone_lock:
-            self._alone = self._alone or _start(1)
-            try:
-                return self._alone.submit(_guarded, function, arguments).result()
-            except BrokenProcessPool:
-                self._alone = None
-                return Broken("the process that decoded it died")
+            for _ in range(2):  # the first may have been ended by somebody else
+                self._alone = self._alone or _start(1)
+                try:
+                    return self._alone.submit(_guarded, function, arguments).result()
+                except BrokenProcessPool:
+                    self._alone = None
+            return Broken("the process that decoded it died")
 
     def restart(self, generation: int) -> None:
         """New processes, unless somebody has replaced those of `generation` already."""
@@ -101,7 +104,7 @@ class Task:
 
 
 def _start(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
 
 
 def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -111,6 +114,12 @@ def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return Broken(str(error))
     except Exception as error:  # of whatever the picture led into
         return Broken(f"{type(error).__name__}: {error}")
+
+
+def _begin() -> None:
+    for kind in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(kind, signal.SIG_IGN)
+    end_with_parent()
 
 
 def end_with_parent() -> None:

@@ -1,9 +1,11 @@
 """Files of any file system that fsspec knows (local, s3://, gs://, memory:// …), with patience."""
 
+import errno
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import IO, TypeVar
 
 import fsspec
@@ -12,17 +14,35 @@ from fsspec.core import url_to_fs
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.shard import UnreadableShard
+from cat_fast.errors import UserError
 
 T = TypeVar("T")
 LONGEST_WAIT = 60.0
 _CHUNK = 1 << 22
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Remote:
-    """Opens files, trying again with growing waits where that may help."""
+    """Finds and opens files, trying again with growing waits where that may help.
+
+    Raises:
+        UserError: nothing can be written to the scratch folder that the configuration names.
+    """
 
     def __init__(self, config: StreamConfig, problems: Problems) -> None:
         self.config, self.problems = config, problems
+        if config.scratch:
+            self._scratch_file().close()
+
+    def glob(self, pattern: str) -> list[str]:
+        """What is there under names with wildcards, without the scheme; empty if nothing is.
+
+        Raises:
+            UnreadableShard: nobody tells, after all attempts.
+            ValueError, ImportError: a file system that nobody knows, or whose package is missing.
+        """
+        filesystem, path = url_to_fs(pattern)
+        return self._patiently(pattern, lambda: _glob(filesystem, path))
 
     def open(self, url: str) -> IO[bytes]:
         """A seekable local file: the file itself, or a nameless copy of a remote or compressed one.
@@ -31,6 +51,7 @@ class Remote:
 
         Raises:
             UnreadableShard: missing, forbidden, or not to be had after all attempts.
+            UserError: there is no room for the copy.
         """
         return self._patiently(url, lambda: self._open(url))
 
@@ -52,7 +73,7 @@ class Remote:
         if "file" in _protocols(filesystem) and not compressed:
             return open(path, "rb")
         expected = None if compressed else filesystem.size(path)
-        copy = tempfile.TemporaryFile(dir=self.config.scratch or None)  # noqa: SIM115
+        copy = self._scratch_file()
         try:
             with fsspec.open(url, "rb", compression="infer" if compressed else None) as file:
                 shutil.copyfileobj(file, copy, _CHUNK)
@@ -64,20 +85,53 @@ class Remote:
         copy.seek(0)
         return copy
 
+    def _scratch_file(self) -> IO[bytes]:
+        try:
+            return tempfile.TemporaryFile(dir=self.config.scratch or None)
+        except OSError as error:
+            raise self._no_room(error) from error
+
+    def _no_room(self, error: OSError) -> UserError:
+        folder = self.config.scratch or "the system's temporary folder"
+        return UserError(
+            f"data.stream.scratch: {folder}: {error.strerror or error}; make room for copies of remote "
+            "shards, two a ratio and rank, or name another folder"
+        )
+
     def _patiently(self, url: str, work: Callable[[], T]) -> T:
         wait = self.config.first_wait
         for attempt in range(1, self.config.attempts + 1):
             try:
                 return work()
+            except UserError:
+                raise
             except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError) as error:
                 raise UnreadableShard(_reason(error)) from error  # waiting does not help
             except Exception as error:  # every file system has exceptions of its own
+                if isinstance(error, OSError) and error.errno in _FULL:
+                    raise self._no_room(error) from error
                 if attempt == self.config.attempts:
                     raise UnreadableShard(f"{_reason(error)}, {attempt} attempts") from error
                 self.problems.retrying(url, _reason(error), wait)
                 time.sleep(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
         raise AssertionError("there is at least one attempt")
+
+
+def _glob(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """As fsspec's own, which however takes folders that cannot be read for empty ones."""
+    if "**" in path:
+        return filesystem.glob(path)
+    folder, _, pattern = path.rpartition("/")
+    found = []
+    for parent in _glob(filesystem, folder) if "*" in folder else [folder or filesystem.root_marker]:
+        try:
+            names = filesystem.ls(parent, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        # Of a file, its own name is all that is listed.
+        found += [n for n in names if n != parent and fnmatchcase(n.rpartition("/")[2], pattern)]
+    return found
 
 
 def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:

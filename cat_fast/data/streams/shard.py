@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from cat_fast.data.image_index import whole_number
+
 
 class UnreadableShard(Exception):
     """A shard that could not be opened, after all attempts."""
@@ -29,8 +31,8 @@ class Labels:
             ValueError: a score or ratio that is no whole number.
         """
         return cls(
-            score=_whole(fields.get("score")),
-            ratio=_whole(fields.get("ratio")),
+            score=whole_number(fields.get("score")),
+            ratio=whole_number(fields.get("ratio")),
             has_text=bool(fields.get("has_text")),
             has_faces=bool(fields.get("has_faces")),
             caption=_text(fields.get("caption")),
@@ -97,11 +99,3 @@ def nothing() -> bytes:
 
 def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
-
-
-def _whole(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or value != int(value):
-        raise ValueError(f"{value!r} is no whole number")
-    return int(value)

@@ -1,9 +1,8 @@
 """Batches of one rank from shards: planned, read, decoded and put in order."""
 
-import hashlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,14 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cat_fast.data.picture_source import PictureBatch
+from cat_fast.data.picture_source import PictureBatch, fingerprint, last_part
 from cat_fast.data.step_plan import StepPlan
 from cat_fast.data.streams.buffers import Pick, Position, RatioReader
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
 from cat_fast.data.streams.open_shards import OpenShards, Rated
-from cat_fast.data.streams.plan import PlanCursor, Planned
+from cat_fast.data.streams.plan import Mix, PlanCursor, Planned
 from cat_fast.data.streams.pool import Broken, Task, WorkerPool
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.shard import Rating, ShardSet
@@ -32,14 +31,16 @@ class StreamSource:
 
     Args:
         rating: how pictures get their ratios; None if every picture serves every ratio.
-        plan: ratio and number of pictures of each rank, step by step.
+        plan_of: ratio and number of pictures of each rank, step by step, for a mix of ratios.
+        mix: that mix; of a run that goes on, the checkpoint's if it was counted.
     """
 
     def __init__(
         self,
         shards: ShardSet,
         rating: Rating | None,
-        plan: StepPlan,
+        plan_of: Callable[[Mapping[int, float]], StepPlan],
+        mix: Mix,
         crop: CropSettings,
         config: StreamConfig,
         rank: int,
@@ -47,21 +48,23 @@ class StreamSource:
         seed: int,
         problems: Problems,
     ) -> None:
-        self.plan, self.crop, self.config = PlanCursor(plan, rank), crop, config
+        self.plan, self.crop, self.config = PlanCursor(plan_of, mix, rank), crop, config
         self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.ratios = self.plan.ratios
         self.problems = problems
         self.pool = WorkerPool(config.workers)
         self.open_shards = OpenShards(
             shards, rating, self.pool, problems, 2 * len(self.ratios), config.unreadable == "stop"
         )
-        # Of the last parts of their names: a set that has moved is the same set.
-        names = "\n".join(name.rpartition("/")[2] for name in shards.names)
-        self.fingerprint = hashlib.sha256(names.encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(map(last_part, shards.names))
         self.shard_count = len(shards.names)
         self._begin(
             Dealing(self.shard_count, world_size, seed), dict.fromkeys(self.ratios, Position()), skipped=0
         )
+
+    @property
+    def ratios(self) -> list[int]:
+        """Those of the plan, ascending."""
+        return self.plan.ratios
 
     def batch(self, step: int) -> PictureBatch:
         """Of any step: a stream's crops depend on the picture and its epoch alone.
@@ -84,7 +87,6 @@ class StreamSource:
         decoding = sum(crop.seconds for crop in crops)
         return PictureBatch(
             ratio=planned.share.ratio,
-            weight=planned.share.weight,
             pixels=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
             keys=keys,
             data_seconds=time.perf_counter() - start,
@@ -113,7 +115,8 @@ class StreamSource:
             UserError: other shards than those the states speak of, or other ratios.
         """
         for state in states:
-            self._require_same_data(state)
+            self._require_same_shards(state)
+        self.plan.load_state_dict(states[0]["plan"])
         before = [{int(f): Position(*at) for f, at in state["positions"].items()} for state in states]
         dealing = Dealing(self.shard_count, len(states), self.seed)
         if len(states) == self.world_size:
@@ -126,8 +129,6 @@ class StreamSource:
             dealing = dealing.with_state(left).resumed(self.world_size, reached)
             skipped = sum(state["skipped"] for state in states) if self.rank == 0 else 0
             self._begin(dealing, {f: Position(dealing.left[f].epoch) for f in self.ratios}, skipped)
-        self.plan.load_state_dict(states[0]["plan"])
-        self._plan_state = states[0]["plan"]
 
     def close(self) -> None:
         for reader in self._readers.values():
@@ -193,16 +194,13 @@ class StreamSource:
             )
         return pick, None
 
-    def _require_same_data(self, state: dict[str, Any]) -> None:
+    def _require_same_shards(self, state: dict[str, Any]) -> None:
         shards = state["shards"]
         if shards["fingerprint"] != self.fingerprint:
             raise UserError(
                 f"the checkpoint is of {shards['count']} other shards than these {self.shard_count}: "
                 "give the same ones in the same order, or start a new run"
             )
-        there = sorted(int(ratio) for ratio in state["positions"])
-        if there != self.ratios:
-            raise UserError(f"the checkpoint knows the ratios {there}, the data has {self.ratios}")
 
 
 def _takes(ratio: int, every: bool, rated: Rated) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from braceexpand import braceexpand
-from fsspec.core import url_to_fs
 from webdataset.tariterators import base_plus_ext
 
 from cat_fast.data.images import IMAGE_SUFFIXES
@@ -25,14 +24,14 @@ _PLAIN = {"txt": "caption", "cls": "category"}
 """Members that are a label themselves."""
 
 
-def list_shards(pattern: str) -> list[str]:
+def list_shards(pattern: str, remote: Remote) -> list[str]:
     """The archives behind a pattern, in its order: braces (`s3://b/shard-{000000..037999}.tar`), which ask
     nobody what is there; wildcards; a folder; several of these, joined by `::`.
 
     Raises:
-        UserError: nothing is there, or a shard is named twice.
+        UserError: nothing is there, nobody tells what is, or a shard is named twice.
     """
-    found = [url for part in pattern.split("::") for url in _expand(part.strip())]
+    found = [url for part in pattern.split("::") for url in _expand(part.strip(), remote)]
     if not found:
         raise UserError(f"data.shards: {pattern}: no archive (.tar) is there")
     if all("://" not in url and not os.path.exists(url) for url in found):
@@ -42,7 +41,7 @@ def list_shards(pattern: str) -> list[str]:
     return found
 
 
-def _expand(part: str) -> list[str]:
+def _expand(part: str, remote: Remote) -> list[str]:
     try:
         urls = list(braceexpand(part))
     except ValueError as error:
@@ -53,9 +52,8 @@ def _expand(part: str) -> list[str]:
             found.append(url)
             continue
         try:
-            filesystem, path = url_to_fs(url)
-            inside = filesystem.glob(path if "*" in path else f"{path.rstrip('/')}/*.tar")
-        except (OSError, ValueError, ImportError) as error:
+            inside = remote.glob(url if "*" in url else f"{url.rstrip('/')}/*.tar")
+        except (UnreadableShard, ValueError, ImportError) as error:
             raise UserError(f"data.shards: {url}: {error}") from error
         scheme = url.partition("://")[0] + "://" if "://" in url else ""
         found += sorted(scheme + hit.removeprefix(scheme) if scheme else hit for hit in inside)

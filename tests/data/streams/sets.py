@@ -17,6 +17,7 @@ from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.open_shards import OpenShards
+from cat_fast.data.streams.plan import Mix
 from cat_fast.data.streams.pool import WorkerPool
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
@@ -63,7 +64,8 @@ def write_shards(folder: Path, ratios: Sequence[Sequence[int]], broken: Sequence
 
 def tar_set(folder: Path | str, config: StreamConfig | None = None) -> TarShards:
     problems = Problems()
-    return TarShards(list_shards(str(folder)), Remote(config or StreamConfig(), problems), problems)
+    remote = Remote(config or StreamConfig(), problems)
+    return TarShards(list_shards(str(folder), remote), remote, problems)
 
 
 def make_source(
@@ -79,9 +81,17 @@ def make_source(
     **stream,
 ) -> StreamSource:
     settings = {"workers": 0, "shuffle_pictures": 3, "first_wait": 0.0} | stream
-    plan = PerRankPlan(shares, batch_size, world_size, seed)
     return StreamSource(
-        shards, rating, plan, crop, StreamConfig(**settings), rank, world_size, seed, Problems()
+        shards,
+        rating,
+        lambda mix: PerRankPlan(mix, batch_size, world_size, seed),
+        Mix(shares),
+        crop,
+        StreamConfig(**settings),
+        rank,
+        world_size,
+        seed,
+        Problems(),
     )
 
 

@@ -13,8 +13,9 @@ from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.pool import WorkerPool
 from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.shard import UnreadableShard
 from cat_fast.errors import UserError
-from tests.data.streams.sets import BY_INDEX, MemoryShards, as_list, keys_of_epochs, make_reader
+from tests.data.streams.sets import BY_INDEX, MemoryShard, MemoryShards, as_list, keys_of_epochs, make_reader
 
 ratio_lists = st.lists(st.lists(st.sampled_from([8, 16, 32]), min_size=1, max_size=9), min_size=1, max_size=6)
 
@@ -49,6 +50,35 @@ def test_from_any_position_a_reader_goes_on_as_the_one_that_was_there(ratios, ru
         straight.pick()
     resumed = make_reader(shards, 8, most_pictures=run, position=Position(*as_list(straight.position)))
     assert [resumed.pick() for _ in range(40)] == [straight.pick() for _ in range(40)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.sets(st.integers(0, 4), max_size=3), st.integers(1, 12))
+def test_a_reader_resumes_though_shards_of_the_run_under_way_are_gone(picks, gone, run):
+    shards = MemoryShards([[8] * 4 for _ in range(5)])
+    straight = make_reader(shards, 8, most_pictures=run)
+    for _ in range(picks):
+        straight.pick()
+    position = straight.position
+    resumed = make_reader(Damaged(shards.ratios, gone), 8, most_pictures=run, position=position)
+    found = [resumed.pick() for _ in range(40)]
+    assert not {int(pick.sample.key.split("-")[0]) for pick in found} & gone
+    later = [pick.sample.key for pick in found if pick.sample.epoch == position.epoch + 1]
+    left = {key for key in every_key(shards.ratios, 8) if int(key.split("-")[0]) not in gone}
+    assert set(later[: len(left)]) == left
+
+
+class Damaged(MemoryShards):
+    """Some of whose shards cannot be opened."""
+
+    def __init__(self, ratios: list[list[int]], gone: set[int]) -> None:
+        super().__init__(ratios)
+        self.gone = gone
+
+    def open(self, index: int) -> MemoryShard:
+        if index in self.gone:
+            raise UnreadableShard("it is gone")
+        return super().open(index)
 
 
 def test_pictures_are_shuffled_anew_in_each_epoch_within_and_between_shards():

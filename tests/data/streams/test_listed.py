@@ -55,6 +55,31 @@ def test_a_missing_file_and_a_broken_line_cost_themselves(index, caplog):
     assert batches(again, range(150, 160)) == batches(stream, range(150, 160))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ratio": [16]},
+        {"score": "five"},
+        {"score": float("inf")},
+        {"path": 5},
+        {"path": None},
+        {"path": "a\0b.png"},
+        {"path": "\ud800.png"},
+        {"key": 7},
+    ],
+)
+def test_a_field_of_another_kind_costs_its_own_line(index, caplog, changes):
+    lines = index.read_text().splitlines()
+    lines[11] = json.dumps(json.loads(lines[11]) | changes)
+    index.write_text("\n".join(lines) + "\n")
+    stream = make_source(IndexShards(index), batch_size=1)
+    found = batches(stream, range(150))
+    drawn = {key.split(": ")[1] for _, keys, *_ in found for key in keys}
+    assert drawn == {f"k{n}" for n in range(25)} - {"k11"}
+    assert found[-1][3] > 0
+    assert "is skipped: " in caplog.text
+
+
 def test_an_index_without_lines_or_without_a_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         IndexShards(tmp_path / "index.jsonl")

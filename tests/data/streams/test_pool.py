@@ -47,6 +47,49 @@ def test_what_kills_its_process_is_broken_and_the_rest_is_done():
     pool.close()
 
 
+def number_of_process(_: int) -> int:
+    time.sleep(0.02)  # so that each of the processes gets some
+    return os.getpid()
+
+
+def slowly_double(x: int) -> int:
+    time.sleep(0.05)
+    return 2 * x
+
+
+def processes(pool: WorkerPool) -> set[int]:
+    return {task.result() for task in [pool.submit(number_of_process, n) for n in range(20)]}
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGUSR1])
+def test_signals_for_the_run_leave_its_workers_at_work(kind):
+    """Ctrl-C and Slurm's warning reach every process of a run, which goes on until it has saved."""
+    pool = WorkerPool(2)
+    while len(before := processes(pool)) < 2:
+        pass  # one was still starting
+    for pid in before:
+        os.kill(pid, kind)
+    assert processes(pool) <= before
+    assert set(processes_of(pool)) == before
+    pool.close()
+
+
+def test_a_launcher_that_terminates_the_whole_tree_costs_no_picture():
+    """Workers are ended by SIGTERM, as their executor does, while the rank has a step to finish."""
+    pool = WorkerPool(2)
+    alone = pool.run_alone(os.getpid, ())
+    tasks = [pool.submit(slowly_double, n) for n in range(30)]
+    for pid in [*processes_of(pool), alone]:
+        os.kill(pid, signal.SIGTERM)
+    assert [task.result() for task in tasks] == [2 * n for n in range(30)]
+    pool.close()
+
+
+def processes_of(pool: WorkerPool) -> list[int]:
+    assert pool._executor is not None
+    return list(pool._executor._processes)
+
+
 def test_workers_end_when_their_parent_is_killed():
     script = (
         "import os, time\n"

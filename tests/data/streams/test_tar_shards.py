@@ -3,6 +3,7 @@
 import json
 import logging
 import tarfile
+import tempfile
 
 import fsspec
 import pyarrow
@@ -13,11 +14,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cat_fast.data.streams import open_shards
+from cat_fast.data.streams import open_shards, tar_shards
 from cat_fast.data.streams.config import StreamConfig
+from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.remote import Remote
 from cat_fast.data.streams.shard import Labels, UnreadableShard
 from cat_fast.data.streams.sidecar import sidecar_url
-from cat_fast.data.streams.tar_shards import list_shards
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, make_source, picture, tar_set, write_shards, write_tar
 
@@ -100,6 +102,26 @@ def test_caption_and_class_may_be_files_of_their_own_and_json_overrules_them(tmp
     ]
 
 
+@pytest.mark.parametrize(
+    "own", ['{"score": [1]}', '{"score": Infinity}', '{"ratio": {}}', "[16]", '{"ratio": true}']
+)
+def test_a_label_that_is_no_number_costs_its_own_sample(tmp_path, caplog, own):
+    samples = [{"__key__": f"{n}", "png": picture(n), "json": b'{"ratio": 16}'} for n in range(4)]
+    samples[2]["json"] = own.encode()
+    write_tar(tmp_path / "shard-000000.tar", samples)
+    found = batches(make_source(tar_set(tmp_path), shares={16: 1.0}, batch_size=3), range(4))
+    assert {key.split(": ")[1] for _, keys, *_ in found for key in keys} == {"0", "1", "3"}
+    assert found[-1][3] >= 4
+    assert "2.json is skipped" in caplog.text
+
+
+def test_names_that_are_no_unicode_are_names_too(tmp_path):
+    samples = [{"__key__": key, "png": picture(1), "json": b'{"ratio": 16}'} for key in ("a", "b\udcff")]
+    write_tar(tmp_path / "shard-\udcff.tar", samples)
+    ((_, keys, *_),) = batches(make_source(tar_set(tmp_path), shares={16: 1.0}), range(1))
+    assert sorted(key.split(": ")[1] for key in keys) == ["a", "b\udcff"]
+
+
 def test_a_damaged_header_costs_its_own_member(archive):
     with tarfile.open(archive) as tar:
         header = next(m.offset for m in tar.getmembers() if m.name == "part/004.jpg")
@@ -154,16 +176,23 @@ def test_patterns_folders_and_lists_name_shards_in_order(tmp_path):
     folder = write_shards(tmp_path / "a", [[8]] * 3)
     other = write_shards(tmp_path / "b", [[8]] * 2)
     names = [f"{folder}/shard-{n:06d}.tar" for n in range(3)]
+
+    def list_shards(pattern):
+        return tar_shards.list_shards(pattern, Remote(PATIENT, Problems()))
+
     assert list_shards(str(folder)) == list_shards(f"{folder}/*.tar") == names
     assert list_shards(f"{folder}/shard-{{000000..000002}}.tar") == names
     both = list_shards(f"{other}::{names[2]}")
     assert both == [f"{other}/shard-000000.tar", f"{other}/shard-000001.tar", names[2]]
+    assert list_shards(f"{tmp_path}/*/shard-*[12].tar") == [*names[1:], f"{other}/shard-000001.tar"]
+    assert list_shards(f"{tmp_path}/**/*.tar") == [*names, *both[:2]]
     assert list_shards("s3://bucket/x-{0..2}.tar") == [f"s3://bucket/x-{n}.tar" for n in range(3)]
     for pattern, message in {
         str(tmp_path / "none"): "no archive",
         f"{tmp_path}/none-{{00..99}}.tar": "none-00.tar: no such file",
         f"{folder}::{folder}": "names a shard twice",
         f"{folder}/shard-{{0..": "data.shards",
+        "nonsense://bucket/*.tar": "Protocol not known",
     }.items():
         with pytest.raises(UserError, match=message):
             list_shards(pattern)
@@ -223,6 +252,36 @@ class Flaky:
             return original(filesystem, path, *args, **kwargs)
 
         monkeypatch.setattr(MemoryFileSystem, "_open", open_it)
+
+
+@pytest.mark.parametrize("pattern", ["memory://set", "memory://set/*.tar", "memory://s*/*.tar"])
+def test_a_listing_that_fails_at_first_is_tried_again(remote, monkeypatch, caplog, pattern):
+    original, failures = MemoryFileSystem.ls, [ConnectionResetError("the line is down")] * 3
+
+    def ls(filesystem, path, *args, **kwargs):
+        if failures:
+            raise failures.pop()
+        return original(filesystem, path, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, "ls", ls)
+    assert [name[-10:] for name in tar_set(pattern, PATIENT).names] == ["000000.tar", "000001.tar"]
+    assert "the line is down; trying again" in caplog.text
+    failures.extend([ConnectionResetError("the line is down")] * 5)
+    with pytest.raises(UserError, match=r"data\.shards: memory://s.*: the line is down, 5 attempts"):
+        tar_set(pattern, PATIENT)
+
+
+def test_a_full_scratch_folder_ends_the_run_and_costs_no_shard(remote, monkeypatch):
+    source = make_source(tar_set("memory://set", PATIENT))
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb+"))  # noqa: SIM115
+    with pytest.raises(UserError, match=r"data\.stream\.scratch: .*: No space left on device; make room"):
+        source.batch(0)
+
+
+def test_a_scratch_folder_that_is_not_there_is_refused_at_the_start(tmp_path):
+    gone = tmp_path / "gone"
+    with pytest.raises(UserError, match=rf"data\.stream\.scratch: {gone}: No such file or directory"):
+        Remote(StreamConfig(scratch=str(gone)), Problems())
 
 
 @pytest.mark.parametrize("short", [False, True])
