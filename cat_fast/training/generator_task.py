@@ -121,13 +121,13 @@ class GeneratorTask:
         state = self.stream.state_dict()
         (folder / f"data_rank{self.ranks.rank}.json").write_text(json.dumps(state))
         if self.ranks.is_main:
-            told = {"ema_updates": self.ema.updates, "tokenizer": self.latents.fingerprint}
-            (folder / "task.json").write_text(json.dumps(told))
+            about = {"ema_updates": self.ema.updates, "tokenizer": self.latents.fingerprint}
+            (folder / "task.json").write_text(json.dumps(about))
 
     def load(self, folder: Path) -> None:
         """Any number of ranks goes on; see `PackedStream` for which latents each then reads."""
-        told = json.loads((folder / "task.json").read_text())
-        before = told.get("tokenizer", self.latents.fingerprint)
+        about = json.loads((folder / "task.json").read_text())
+        before = about.get("tokenizer", self.latents.fingerprint)
         if before != self.latents.fingerprint:
             raise UserError(
                 f"data.latents: the run began on latents of tokenizer {before}, these are of "
@@ -138,7 +138,7 @@ class GeneratorTask:
         self.stream.load_state_dicts(
             [json.loads((folder / f"data_rank{rank}.json").read_text()) for rank in range(saved)]
         )
-        self.ema.load(folder / "ema.safetensors", told["ema_updates"])
+        self.ema.load(folder / "ema.safetensors", about["ema_updates"])
 
     def grid(self, step: int) -> None:
         """Nothing: there is no tokenizer here to draw with."""
