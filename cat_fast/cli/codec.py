@@ -1,25 +1,23 @@
 """`cat-fast encode` and `cat-fast decode`: photographs to latents and back."""
 
-import json
-from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
-from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from cat_fast import console
+from cat_fast.cli.codec_tables import (
+    as_row,
+    decoded_table,
+    encoded_table,
+    pictures,
+    print_encoded_summary,
+    print_json,
+)
 from cat_fast.errors import UserError
 
-if TYPE_CHECKING:
-    from cat_fast.inference.codec import DecodedLatent, EncodedPhoto
-
 _SHARDS = "With --shards"
-_TABLE_ROWS = 50
-"""More pictures than this are not listed one by one; --json lists all."""
 
 _Checkpoint = Annotated[
     Path,
@@ -219,10 +217,10 @@ def encode(
         )
     encoded = [result for result in results if result.choice]
     if json_output:
-        print_json({"out": str(out) if encoded else None, "size": size, "images": list(map(_row, results))})
+        print_json({"out": str(out) if encoded else None, "size": size, "images": list(map(as_row, results))})
     elif encoded:
-        console.out.print(_encoded_table(encoded))
-        _print_encoded_summary(encoded, size, out)
+        console.out.print(encoded_table(encoded))
+        print_encoded_summary(encoded, size, out)
     _end([result.error for result in results if result.error], len(results), "written")
 
 
@@ -267,10 +265,10 @@ def decode(
         )
     decoded = [result for result in results if result.file]
     if json_output:
-        print_json({"out": str(out), "images": list(map(_row, results))})
+        print_json({"out": str(out), "images": list(map(as_row, results))})
     elif decoded:
-        console.out.print(_decoded_table(decoded))
-        console.out.print(Text(f"{_pictures(len(decoded))} in {out}"))
+        console.out.print(decoded_table(decoded))
+        console.out.print(Text(f"{pictures(len(decoded))} in {out}"))
     _end([result.error for result in results if result.error], len(results), "decoded")
 
 
@@ -290,76 +288,6 @@ def _end(errors: list[str], count: int, done: str) -> None:
     if not errors:
         return
     if len(errors) < count:
-        console.err.print(f"{len(errors)} of {_pictures(count)} failed; the others are {done}")
+        console.err.print(f"{len(errors)} of {pictures(count)} failed; the others are {done}")
         raise typer.Exit(1)
     raise typer.Exit(2)
-
-
-def _encoded_table(encoded: "list[EncodedPhoto]") -> Table:
-    table = _file_table("ratio", "tokens", "score")
-    table.add_column("why")
-    for photo in encoded[:_TABLE_ROWS]:
-        assert photo.choice is not None
-        score = "" if photo.choice.score is None else str(photo.choice.score)
-        why = shorten(photo.choice.why, 60, placeholder=" ...")
-        cells = [photo.file.name, f"{photo.choice.ratio}x", str(photo.tokens), score, why]
-        table.add_row(*map(Text, cells))  # as Text, brackets in a name are no markup
-    _mention_rest(table, len(encoded))
-    return table
-
-
-def _print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -> None:
-    from cat_fast.complexity import tokens_per_image
-
-    choices = [photo.choice for photo in encoded if photo.choice]
-    counts = Counter(choice.ratio for choice in choices)
-    mix = ", ".join(f"{counts[ratio]} at {ratio}x" for ratio in sorted(counts))
-    mean = sum(photo.tokens or 0 for photo in encoded) / len(encoded)
-    fixed = tokens_per_image(16, size)
-    console.out.print(
-        f"{_pictures(len(encoded))}: {mix}; mean {mean:.1f} tokens against {fixed} at a fixed 16x"
-        f" ({mean / fixed - 1:+.1%})"
-    )
-    if guessed := sum(choice.source == "jpeg size" for choice in choices):
-        console.out.print(
-            f"{guessed} without a caption: ratio from the JPEG size, a weaker signal;"
-            " give --caption, --captions or PHOTO.txt"
-        )
-    console.out.print(Text(f"Latents in {out}"))
-
-
-def _decoded_table(decoded: "list[DecodedLatent]") -> Table:
-    table = _file_table("ratio", "size")
-    for latent in decoded[:_TABLE_ROWS]:
-        assert latent.file is not None
-        cells = [latent.file.name, f"{latent.ratio}x", f"{latent.size} px"]
-        table.add_row(*map(Text, cells))
-    _mention_rest(table, len(decoded))
-    return table
-
-
-def _file_table(*figures: str) -> Table:
-    table = Table()
-    table.add_column("file", overflow="fold")
-    for column in figures:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _mention_rest(table: Table, count: int) -> None:
-    if count > _TABLE_ROWS:
-        table.add_row(Text(f"and {count - _TABLE_ROWS} more (see --json)", style="dim"))
-
-
-def _row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:
-    fields = asdict(result)
-    choice = fields.pop("choice", None) or {}
-    return fields | choice | {"file": str(result.file) if result.file else None}
-
-
-def print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(content, indent=2))
-
-
-def _pictures(count: int) -> str:
-    return f"{count} picture{'s' * (count != 1)}"

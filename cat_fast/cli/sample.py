@@ -9,7 +9,8 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import parse_ratio, print_json
+from cat_fast.cli.codec import parse_ratio
+from cat_fast.cli.codec_tables import print_json
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:

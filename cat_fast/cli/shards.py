@@ -8,10 +8,11 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
+from cat_fast.cli.codec_tables import print_json
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from cat_fast.inference.latent_cache import Tally
+    from cat_fast.inference.cache_plan import Tally
 
 _TOLD = 10
 
@@ -40,9 +41,10 @@ def encode_shards(
     names = _read_classes(classes) if classes else None
 
     from cat_fast.complexity import RatioThresholds
+    from cat_fast.inference.cache_plan import CacheSettings, Tally, prepare, units_of
     from cat_fast.inference.cache_processes import run_units
     from cat_fast.inference.checkpoint import find_device, load_tokenizer
-    from cat_fast.inference.latent_cache import CacheSettings, LatentCache, Tally, prepare, units_of
+    from cat_fast.inference.latent_cache import LatentCache
 
     settings = CacheSettings(
         source=source,
@@ -131,8 +133,6 @@ def _summary(tally: "Tally", seconds: float) -> dict[str, Any]:
 
 
 def _report(summary: dict[str, Any], json_output: bool) -> None:
-    from cat_fast.cli.codec import print_json
-
     for line in summary["unreadable_shards"]:
         console.err.print(Text(f"cannot be opened: {line}"), soft_wrap=True)
     for sample in summary["skipped_samples"][:_TOLD]:

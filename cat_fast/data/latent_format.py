@@ -80,7 +80,7 @@ def write_shard(
         fingerprint: of the tokenizer that made them.
     """
     path.with_suffix(".json").unlink(missing_ok=True)  # a lost shard's record must not vouch for this one
-    for stale in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed over it
+    for stale in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed over it
         stale.unlink(missing_ok=True)
     with atomic_write(path) as part:
         if path.suffix == SUFFIXES["webdataset"]:

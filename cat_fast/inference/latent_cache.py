@@ -8,183 +8,26 @@ other; a shard that was lost to a crash is written again, and none is written tw
 its input shard, so that what is done is not even opened again.
 """
 
-import hashlib
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from cat_fast.complexity import Description, RatioThresholds, choose_ratio, default_thresholds, jpeg_ratio
-from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index
+from cat_fast.complexity import Description, choose_ratio, default_thresholds, jpeg_ratio
 from cat_fast.complexity.jpeg_size import JPEG_SIDE
 from cat_fast.data.images import decode_image, image_to_bytes, resize_center_crop
-from cat_fast.data.latent_format import (
-    HEADER,
-    SUFFIXES,
-    LatentEntry,
-    damage,
-    read_json,
-    write_or_check_header,
-    write_shard,
-)
-from cat_fast.data.streams.config import StreamConfig
-from cat_fast.data.streams.listed import FolderShards, IndexShards, RecordShards
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import Entry, Labels, ShardSet, UnreadableShard
-from cat_fast.data.streams.tar_shards import TarShards, list_shards
+from cat_fast.data.latent_format import SUFFIXES, LatentEntry, damage, read_json, write_shard
+from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard
 from cat_fast.errors import UserError
-from cat_fast.inference.codec import encode_batch, require_patches
-from cat_fast.inference.photo_ratio import require_served
+from cat_fast.inference.cache_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
+from cat_fast.inference.codec import encode_batch
 from cat_fast.tokenizer import NestedAutoencoderKL
 
-NO_CLASSES = ["picture"]
-"""The one class of pictures that have none."""
 _DECODERS = 4
-
-Tell = Callable[[str, int], None]
-"""Told ("found", pictures) when an input shard is opened, and ("done", pictures) as they are encoded or left
-out."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheSettings:
-    """What latents are made of what pictures.
-
-    Raises:
-        UserError: a size that makes no whole number of patches, an unknown format, counts below 1.
-    """
-
-    source: str
-    """As for `open_pictures`."""
-    out: Path
-    size: int = 256
-    """Side in pixels that the centre square of a picture is scaled to."""
-    ratio: int | None = None
-    """One for all, or None: each picture's own."""
-    thresholds: RatioThresholds | None = None
-    """From scores to ratios, over the ratio that a picture's labels say; None takes that, or the default
-    pair."""
-    per_shard: int = 1024
-    batch_size: int = 8
-    format: str = "safetensors"
-
-    def __post_init__(self) -> None:
-        require_patches(self.size, 32)
-        if self.format not in SUFFIXES:
-            raise UserError(f"format {self.format!r}: expected {' or '.join(SUFFIXES)}")
-        for name in ("per_shard", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: at least 1 is needed")
-
-
-class Unit(NamedTuple):
-    """Work that one process does: every `parts`-th piece of an input shard, from number `part` on."""
-
-    input: int
-    part: int = 0
-    parts: int = 1
-
-
-@dataclass
-class Tally:
-    """What is there of the latents of some units."""
-
-    shards: int = 0
-    latents: int = 0
-    encoded: int = 0
-    """Of the latents, those that were not there before."""
-    tokens: int = 0
-    """For a patch size of 2."""
-    ratios: Counter[int] = field(default_factory=Counter)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    """{"key", "why"} of every sample that could not be used."""
-    unreadable: list[str] = field(default_factory=list)
-    """Input shards that could not be opened, and why; the next run tries them again."""
-
-    def add(self, record: dict[str, Any], new: bool) -> None:
-        """A shard, by its record."""
-        self.shards += 1
-        self.latents += len(record["latents"])
-        self.encoded += new * len(record["latents"])
-        self.tokens += sum(entry["shape"][1] * entry["shape"][2] // 4 for entry in record["latents"])
-        self.ratios.update(entry["ratio"] for entry in record["latents"])
-        self.skipped += record["skipped"]
-
-    def join(self, other: "Tally") -> None:
-        for name, value in vars(other).items():
-            setattr(self, name, getattr(self, name) + value)
-
-
-def open_pictures(source: str) -> ShardSet:
-    """`photographs` (those that ship), an image index, a folder of pictures, or webdataset archives: a folder
-    of them, or a pattern of `cat_fast.data.streams.tar_shards.list_shards`.
-
-    Raises:
-        UserError: nothing is there.
-    """
-    if source == PHOTOGRAPHS:
-        return RecordShards(load_index(source))
-    path = Path(source)
-    if path.is_dir() and not any(path.glob("*.tar")):
-        return FolderShards(path, described=True)
-    if path.is_dir() or "://" in source or source.endswith((".tar", ".tar.gz")) or set(source) & set("*{"):
-        problems = Problems()
-        remote = Remote(StreamConfig(), problems)
-        return TarShards(list_shards(source, remote), remote, problems)
-    return IndexShards(path)
-
-
-def prepare(
-    settings: CacheSettings, tokenizer: NestedAutoencoderKL, classes: Sequence[str] | None = None
-) -> tuple[int, list[str]]:
-    """Claim the folder; returns the number of input shards, and the classes.
-
-    Without `classes` they are those of a folder that was begun before, or all that the pictures' labels name,
-    in order, which takes one pass over the labels.
-
-    Raises:
-        UserError: no such pictures; ratios that the tokenizer lacks; the folder holds latents of another
-            tokenizer, of other pictures, or made otherwise.
-    """
-    require_served(settings.ratio, tokenizer.config["ratios"])
-    pictures = open_pictures(settings.source)
-    if classes is None and (settings.out / HEADER).is_file():
-        classes = read_json(settings.out / HEADER).get("class_names")
-    classes = list(classes or _classes_of(pictures))
-    # A set that has moved is the same set, one that has grown is not.
-    names = (
-        "\n".join(name.rpartition("/")[2] for name in pictures.names) + f"\n{getattr(pictures, 'extent', '')}"
-    )
-    thresholds = settings.thresholds
-    write_or_check_header(
-        settings.out,
-        {
-            "fingerprint": tokenizer.fingerprint(),
-            "resolution": settings.size,
-            "class_names": classes,
-            "input_shards": len(pictures.names),
-            "input_digest": hashlib.sha256(names.encode()).hexdigest()[:16],
-            "latents_per_shard": settings.per_shard,
-            "format": settings.format,
-            "ratio": settings.ratio or "auto",
-            "thresholds": None if thresholds is None else [thresholds.a, thresholds.b],
-        },
-    )
-    return len(pictures.names), classes
-
-
-def units_of(rank: int, world_size: int, workers: int, input_shards: int) -> list[Unit]:
-    """The units of one of `world_size` machines with `workers` processes each; together they are all, each
-    once."""
-    parts = -(-world_size * workers // input_shards)  # few shards are shared, piece by piece
-    units = [Unit(index, part, parts) for index in range(input_shards) for part in range(parts)]
-    return units[rank::world_size]
 
 
 class LatentCache:
@@ -348,20 +191,6 @@ class _Prepared(NamedTuple):
     """(3, size, size) uint8."""
     ratio: int
     label: int
-
-
-def _classes_of(pictures: ShardSet) -> list[str]:
-    found: set[str] = set()
-    for index in range(len(pictures.names)):
-        try:
-            labels = pictures.labels(index)
-            if labels is None:
-                labels = [entry.labels for entry in pictures.open(index).entries(0)]
-        except UnreadableShard:
-            continue
-        found.update(label.category for label in labels)
-    names = sorted(found - {""}, key=lambda name: (int(name) if name.isdecimal() else -1, name))
-    return names or NO_CLASSES
 
 
 def _pieces(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Entry], bool]]:

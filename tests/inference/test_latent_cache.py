@@ -19,15 +19,15 @@ from cat_fast.data.moments import per_channel
 from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams import listed
 from cat_fast.errors import UserError
-from cat_fast.inference.latent_cache import (
+from cat_fast.inference.cache_plan import (
     NO_CLASSES,
     CacheSettings,
-    LatentCache,
     Tally,
     open_pictures,
     prepare,
     units_of,
 )
+from cat_fast.inference.latent_cache import LatentCache
 from tests.cli.conftest import tiny_tokenizer
 
 CATEGORIES = ("sky", "page", "street")
@@ -168,7 +168,8 @@ def test_a_lost_shard_is_written_again_and_no_other(tokenizer, index, tmp_path, 
         os.truncate(shard, 100)
     else:
         (shard if lost == "shard" else shard.with_suffix(".json")).unlink()
-    (out / f".{shard.name}.0123abcd.part").write_bytes(b"half")
+    for name in (shard.name, shard.with_suffix(".json").name):
+        (out / f".{name}.0123abcd.part").write_bytes(b"half")
     assert make(tokenizer, index, out).encoded == 4
     assert contents(out) == before
     assert {p for p, at in times.items() if p.stat().st_mtime_ns != at} == {shard}

@@ -1,0 +1,90 @@
+"""What `cat-fast encode` and `cat-fast decode` show of their results."""
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cat_fast import console
+
+if TYPE_CHECKING:
+    from cat_fast.inference.codec import DecodedLatent, EncodedPhoto
+
+_TABLE_ROWS = 50
+"""More pictures than this are not listed one by one; --json lists all."""
+
+
+def encoded_table(encoded: "list[EncodedPhoto]") -> Table:
+    table = _file_table("ratio", "tokens", "score")
+    table.add_column("why")
+    for photo in encoded[:_TABLE_ROWS]:
+        assert photo.choice is not None
+        score = "" if photo.choice.score is None else str(photo.choice.score)
+        why = shorten(photo.choice.why, 60, placeholder=" ...")
+        cells = [photo.file.name, f"{photo.choice.ratio}x", str(photo.tokens), score, why]
+        table.add_row(*map(Text, cells))  # as Text, brackets in a name are no markup
+    _mention_rest(table, len(encoded))
+    return table
+
+
+def print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -> None:
+    from cat_fast.complexity import tokens_per_image
+
+    choices = [photo.choice for photo in encoded if photo.choice]
+    counts = Counter(choice.ratio for choice in choices)
+    mix = ", ".join(f"{counts[ratio]} at {ratio}x" for ratio in sorted(counts))
+    mean = sum(photo.tokens or 0 for photo in encoded) / len(encoded)
+    fixed = tokens_per_image(16, size)
+    console.out.print(
+        f"{pictures(len(encoded))}: {mix}; mean {mean:.1f} tokens against {fixed} at a fixed 16x"
+        f" ({mean / fixed - 1:+.1%})"
+    )
+    if guessed := sum(choice.source == "jpeg size" for choice in choices):
+        console.out.print(
+            f"{guessed} without a caption: ratio from the JPEG size, a weaker signal;"
+            " give --caption, --captions or PHOTO.txt"
+        )
+    console.out.print(Text(f"Latents in {out}"))
+
+
+def decoded_table(decoded: "list[DecodedLatent]") -> Table:
+    table = _file_table("ratio", "size")
+    for latent in decoded[:_TABLE_ROWS]:
+        assert latent.file is not None
+        cells = [latent.file.name, f"{latent.ratio}x", f"{latent.size} px"]
+        table.add_row(*map(Text, cells))
+    _mention_rest(table, len(decoded))
+    return table
+
+
+def _file_table(*figures: str) -> Table:
+    table = Table()
+    table.add_column("file", overflow="fold")
+    for column in figures:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _mention_rest(table: Table, count: int) -> None:
+    if count > _TABLE_ROWS:
+        table.add_row(Text(f"and {count - _TABLE_ROWS} more (see --json)", style="dim"))
+
+
+def as_row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:
+    fields = asdict(result)
+    choice = fields.pop("choice", None) or {}
+    return fields | choice | {"file": str(result.file) if result.file else None}
+
+
+def print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, indent=2))
+
+
+def pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"
