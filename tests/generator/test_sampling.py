@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from cat_fast.errors import UserError
-from cat_fast.generator import SampleRequest, paper_schedule, sample
+from cat_fast.generator import SampleRequest, make_schedule, paper_schedule, sample
+from cat_fast.generator.diffusion import load_schedule
 from cat_fast.generator.sampling import make_sampler
 from cat_fast.packing import PackedSequence
 
@@ -94,3 +95,35 @@ def test_what_cannot_be_sampled_is_refused(tiny_dit):
         sample(tiny_dit, [], paper_schedule())
     with pytest.raises(UserError, match="training mode"):
         sample(tiny_dit.train(), REQUESTS, paper_schedule())
+
+
+def test_a_flow_is_drawn_by_eulers_steps_and_by_nothing_else(tiny_dit):
+    """Against the steps by hand: z - (sigma - next sigma) * predicted (noise - latent)."""
+    schedule, request = make_schedule("flow"), REQUESTS[0]
+    (got,) = sample(tiny_dit, [request], schedule, sampler="euler", steps=5, guidance=1.0)
+
+    side = tiny_dit.config.patch_size * request.grid[0]
+    noise = torch.randn(
+        tiny_dit.config.in_channels, side, side, generator=torch.Generator().manual_seed(request.seed)
+    )
+    packed = PackedSequence.from_latents([noise], [request.ratio], labels=[request.label])
+    solver = make_sampler(schedule, "euler")
+    solver.set_timesteps(5)
+    for t, sigma, following in zip(solver.timesteps, solver.sigmas, solver.sigmas[1:], strict=False):
+        with torch.no_grad():
+            velocity = tiny_dit(packed.replace(timestep=t[None]))
+        packed = packed.replace(tokens=packed.tokens + (following - sigma) * velocity)
+    torch.testing.assert_close(got, packed.to_latents()[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="trained as a flow, which 'euler' solves"):
+        sample(tiny_dit, [request], schedule, sampler="ddim")
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
+def test_a_saved_schedule_is_loaded_as_what_it_was(tmp_path, prediction):
+    schedule = make_schedule(prediction)
+    schedule.save_pretrained(tmp_path)
+    loaded = load_schedule(tmp_path)
+    assert type(loaded) is type(schedule)
+    assert loaded.config.get("prediction_type") == schedule.config.get("prediction_type")
+    with pytest.raises(UserError, match="no schedule of a generator"):
+        load_schedule(tmp_path / "nowhere")
