@@ -1,11 +1,13 @@
 """Which latents each rank packs into its next batch, whatever the number of ranks when the run goes on."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from cat_fast.errors import UserError
 from cat_fast.packing import TokenBudgetPacker
 from cat_fast.training.distributed import Ranks
 
@@ -43,16 +45,30 @@ class PackedStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of all ranks, as plain data."""
-        return {"position": self.position, "packer": self.packer.state_dict()}
+        return {
+            "position": self.position,
+            "packer": self.packer.state_dict(),
+            "latents": len(self.lengths),
+            "lengths": self._digest(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the state of a run on any number of ranks.
 
         Raises:
-            UserError: its budget or window was another.
+            UserError: its latents, budget or window were others.
         """
+        if state["lengths"] != self._digest():
+            raise UserError(
+                f"data.latents: the run began on {state['latents']} latents, and there are {len(self.lengths)} "
+                "of other sizes or in another order: give it the same ones, or start a new run"
+            )
         self.packer.load_state_dict(state["packer"])
         self.position = state["position"]
+
+    def _digest(self) -> str:
+        """Of the latents' lengths, in order."""
+        return hashlib.sha256(self.lengths.astype(np.int64).tobytes()).hexdigest()[:16]
 
     def _read(self, count: int) -> None:
         places = np.arange(self.position, self.position + count)

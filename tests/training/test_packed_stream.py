@@ -40,6 +40,16 @@ def at(place: int) -> int:
     return int(np.random.default_rng([SEED, epoch]).permutation(SIZE)[position])
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS[:-1], [*LENGTHS, 4], [LENGTHS[1], LENGTHS[0], *LENGTHS[2:]]])
+def test_a_run_goes_on_with_its_own_latents_only(lengths):
+    """Another set would be read from the middle of its epoch on, under the places of the first."""
+    (stream,) = start(1)
+    stream.next()
+    other = PackedStream(lengths, 96, 6, SEED, Ranks())
+    with pytest.raises(UserError, match=rf"began on {SIZE} latents, and there are {len(lengths)}"):
+        other.load_state_dict(stream.state_dict())
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9)), min_size=1, max_size=4))
 def test_every_latent_comes_up_once_an_epoch_whatever_the_numbers_of_ranks(runs):
