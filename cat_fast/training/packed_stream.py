@@ -61,7 +61,7 @@ class PackedStream:
         if state["lengths"] != self._digest():
             raise UserError(
                 f"data.latents: the run began on {state['latents']} latents, and there are "
-                f"{len(self.lengths)} of other sizes or in another order: give it the same ones, or start anew"
+                f"{len(self.lengths)} of other sizes or in another order: give the same ones, or start anew"
             )
         self.packer.load_state_dict(state["packer"])
         self.position = state["position"]
