@@ -81,7 +81,7 @@ class StepGuard:
         if not culprits:
             culprits = [f"the gradient norm of the {', '.join(bad_norms)}, though all losses were finite"]
             culprits += [
-                f"those of rank {rank} ({'; '.join(parts)})" for rank, (_, parts) in enumerate(reports)
+                f"rank {rank} had {'; '.join(parts)}" for rank, (_, parts) in enumerate(reports)
             ]
         what = f"not finite: {'; '.join(culprits)}"
         if self.in_a_row >= self.config.max_bad_steps:

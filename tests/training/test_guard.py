@@ -268,7 +268,7 @@ def _poison(task: Any) -> None:
     def poisoned(*arguments: Any) -> Any:
         setattr(owner, name, original)
         batch = original(*arguments)
-        (batch.pixels if hasattr(batch, "pixels") else batch.tokens).fill_(NAN)
+        (batch.pixels if hasattr(batch, "pixels") else batch[0].tokens).fill_(NAN)
         return batch
 
     setattr(owner, name, poisoned)

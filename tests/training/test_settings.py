@@ -58,7 +58,7 @@ def test_every_kind_of_run_refuses(task, override, message):
         ),
         ("generator", "data.max_tokens=0", "data.max_tokens"),
         ("generator", "logging.grid_every_steps=10", "has no tokenizer to draw with"),
-        ("generator", "weighting=pixel", "weighting: 'pixel' is not token or image"),
+        ("generator", "loss.weighting=pixel", r"loss\.weighting: 'pixel' is not token, image"),
     ],
 )
 def test_each_kind_refuses_its_own(task, override, message):
