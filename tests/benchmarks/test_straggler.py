@@ -58,3 +58,14 @@ def test_the_program_writes_every_row_and_fails_where_balanced_waits(tmp_path, m
     monkeypatch.setattr(straggler, "TARGET", 0.01)
     assert straggler.main(["--table", str(table), "--quick"]) == 1
     assert straggler.main(["--table", str(tmp_path / "none.json"), "--quick"]) == 2
+
+
+def test_in_the_committed_results_balanced_ranks_hardly_wait():
+    """From measured steps, of 8, 64 and 1024 ranks; and `per_rank` as probability says of the same table."""
+    report = json.loads((straggler.CONFIG.parents[2] / "benchmarks/results/straggler.json").read_text())
+    assert report["costs"]["unit"] == "seconds"
+    for ranks in straggler.WORLD_SIZES:
+        assert report[f"balanced.{ranks}.wait"] < straggler.TARGET
+        row = report["cases"][f"per_rank.{ranks}"]
+        assert row["wait"] == pytest.approx(row["expected_wait"], rel=0.05)
+        assert row["wait"] > 5 * report[f"balanced.{ranks}.wait"]
