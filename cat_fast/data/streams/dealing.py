@@ -73,6 +73,7 @@ class Dealing:
         return Dealing(self.shard_count, world_size, self.seed, left)
 
     def first_epoch(self, ratio: int) -> int:
+        """The epoch that ranks of this dealing begin in."""
         left = self.left.get(ratio)
         return left.epoch if left is not None else 0
 

@@ -128,7 +128,7 @@ class StreamSource:
             reached = {f: [(at[f].epoch, at[f].shard) for at in before] for f in self.ratios}
             dealing = dealing.with_state(left).resumed(self.world_size, reached)
             skipped = sum(state["skipped"] for state in states) if self.rank == 0 else 0
-            self._begin(dealing, {f: Position(dealing.left[f].epoch) for f in self.ratios}, skipped)
+            self._begin(dealing, {f: Position(dealing.first_epoch(f)) for f in self.ratios}, skipped)
 
     def close(self) -> None:
         for reader in self._readers.values():
