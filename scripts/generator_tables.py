@@ -1,8 +1,9 @@
-"""Write the tables of docs/generator.md: sizes and multiply-accumulates of the generator's configurations.
+"""Write the tables of docs/generator.md: sizes, multiply-accumulates and speed of the generator.
 
     python scripts/generator_tables.py
 
-All is counted on models without memory, beside the published figures of tests/generator/published.json.
+Sizes and work are counted on models without memory, beside the published figures of
+tests/generator/published.json; speed is what benchmarks/packing.py measured.
 """
 
 import json
@@ -24,6 +25,7 @@ ORIGINAL = PUBLISHED["original"]["rows"]
 CONFIGURATIONS = ("cat_xl", *ORIGINAL)
 RATIOS = (8, 16, 32)
 SIDE = 512
+RIVALS = ("padded", "dense_mask", "bucketed", "fixed16")
 SIZES = {
     "`cat_xl`": {},
     "with 28 blocks": {"depth": 28},
@@ -40,7 +42,7 @@ def main() -> None:
 
 def filled(text: str) -> str:
     """The document with its tables made anew."""
-    return tables.fill(text, {"presets": presets(), "sizes": sizes(), "mixes": mixes()})
+    return tables.fill(text, {"presets": presets(), "sizes": sizes(), "mixes": mixes(), "speed": speed()})
 
 
 def presets() -> str:
@@ -83,6 +85,19 @@ def mixes() -> str:
         rows.append((f"{told}, {mix}", f"{tokens:.1f}", f"{tokens / 256:.3f}", *ratios, published))
     names = [f"`{name}`" for name in CONFIGURATIONS]
     return tables.markdown(("mix at 8x / 16x / 32x", "tokens", "of 256", *names, "published"), rows)
+
+
+def speed() -> str:
+    """How many times as many pictures a second training on packed ones takes, by mix and rival."""
+    measured = tables.results("packing")
+    rows = []
+    for mix, case in measured["cases"].items():
+        ratios = {rival: f"{spread['median']:.2f}" for rival, spread in case["ratios"].items()}
+        ratios["fixed16"] += f" ({case['of_expected']['fixed16']:.0%})"
+        mean = f"{mix} tokens: {' / '.join(str(n) for n in case['details']['pictures'].values())}"
+        rows.append((mean, f"{case['rates']['images']:.1f}", *(ratios[rival] for rival in RIVALS)))
+    rivals = ("padded with a mask", "dense block mask", "bucketed by ratio", "16x (of the expected)")
+    return tables.markdown(("mix, pictures a batch at 8x / 16x / 32x", "images/s", *rivals), rows)
 
 
 def relative_work(model: DiT, shares: list[float]) -> float:
