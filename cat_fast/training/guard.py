@@ -80,9 +80,7 @@ class StepGuard:
         ]
         if not culprits:
             culprits = [f"the gradient norm of the {', '.join(bad_norms)}, though all losses were finite"]
-            culprits += [
-                f"rank {rank} had {'; '.join(parts)}" for rank, (_, parts) in enumerate(reports)
-            ]
+            culprits += [f"rank {rank} had {'; '.join(parts)}" for rank, (_, parts) in enumerate(reports)]
         what = f"not finite: {'; '.join(culprits)}"
         if self.in_a_row >= self.config.max_bad_steps:
             raise SharedError(
