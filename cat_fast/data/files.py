@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -41,6 +42,12 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         UserError: as `atomic_write`.
     """
     _create_part(Path(path)).unlink()
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _create_part(path: Path) -> Path:

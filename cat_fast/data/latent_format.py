@@ -9,7 +9,6 @@ The JSON beside a shard is its commit record: it appears after the shard is safe
 one, or whose size does not match it, is no shard: what it held is written again, never twice.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -23,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cat_fast.data.files import atomic_write
+from cat_fast.data.files import atomic_write, sha256
 from cat_fast.data.moments import Moments
 from cat_fast.data.shard_writer import member_name
 from cat_fast.data.streams.tar_members import Member, members
@@ -132,11 +131,6 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and encode again") from error
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _TarLatents:

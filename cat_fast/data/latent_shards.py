@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from torch.utils.data import Dataset
 
+from cat_fast.data.files import sha256
 from cat_fast.data.latent_format import (
     HEADER,
     LatentEntry,
@@ -28,7 +29,6 @@ from cat_fast.data.latent_format import (
     open_shard,
     read_json,
     records,
-    sha256,
     write_or_check_header,
     write_shard,
 )

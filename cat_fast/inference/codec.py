@@ -16,7 +16,7 @@ from cat_fast.complexity import tokens_per_image
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop, tensor_to_image
 from cat_fast.errors import UserError
-from cat_fast.inference.latent_file import LatentFile, LatentRecord, write_latents
+from cat_fast.inference.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
 from cat_fast.inference.photo_ratio import RatioChoice, RatioChooser
 from cat_fast.tokenizer import NestedAutoencoderKL
 
@@ -86,7 +86,7 @@ def encode_files(
             latents[photo.key] = latent
             done(photo)
 
-    keys = _unique_keys(photos)
+    keys = unique_keys([os.fsencode(photo.stem).decode("utf-8", "replace") for photo in photos])
     for file, key in zip(photos, keys, strict=True):
         try:
             image = load_image(file)
@@ -170,21 +170,6 @@ def require_patches(size: int, deepest_ratio: int) -> None:
     smallest = 2 * deepest_ratio  # one 2 x 2 patch of the smallest latent
     if size < 1 or size % smallest:
         raise UserError(f"size {size}: expected a multiple of {smallest} px, such as 256 or 512")
-
-
-def _unique_keys(photos: Sequence[Path]) -> list[str]:
-    """File names without suffix; the second "cat" becomes "cat-2"."""
-    taken = {"__metadata__"}  # safetensors keeps this name for itself
-    keys = []
-    for photo in photos:
-        stem = os.fsencode(photo.stem).decode("utf-8", "replace")
-        key, number = stem, 1
-        while key in taken:
-            number += 1
-            key = f"{stem}-{number}"
-        taken.add(key)
-        keys.append(key)
-    return keys
 
 
 def _record(photo: EncodedPhoto, size: int) -> LatentRecord:

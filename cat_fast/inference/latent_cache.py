@@ -25,6 +25,7 @@ from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard
 from cat_fast.errors import UserError
 from cat_fast.inference.cache_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
 from cat_fast.inference.codec import encode_batch
+from cat_fast.inference.latent_file import unique_keys
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 _DECODERS = 4
@@ -90,7 +91,7 @@ class LatentCache:
     def _write(
         self, path: Path, piece: list[Entry], last: bool, decoders: ThreadPoolExecutor, tell: Tell
     ) -> dict[str, Any]:
-        keys = _unique([entry.key for entry in piece])
+        keys = unique_keys([entry.key for entry in piece])
         entries: dict[int, LatentEntry] = {}
         latents: dict[str, torch.Tensor] = {}
         skipped: dict[int, str] = {}
@@ -215,17 +216,3 @@ def _whole(path: Path) -> dict[str, Any] | None:
 
 def _pictures(record: dict[str, Any]) -> int:
     return len(record["latents"]) + len(record["skipped"])
-
-
-def _unique(keys: Sequence[str]) -> list[str]:
-    """The second "cat" becomes "cat-2"."""
-    taken = {"__metadata__"}  # safetensors keeps this name for itself
-    unique = []
-    for key in keys:
-        name, number = key, 1
-        while name in taken:
-            number += 1
-            name = f"{key}-{number}"
-        taken.add(name)
-        unique.append(name)
-    return unique

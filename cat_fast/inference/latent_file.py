@@ -7,7 +7,7 @@ Under the header's key "cat_fast.latents" lies JSON: {"version", "tokenizer": fi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,20 @@ class LatentFile:
         """The latent of `key`, (c, h, w) float32 on the CPU."""
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(key)
+
+
+def unique_keys(keys: Sequence[str]) -> list[str]:
+    """The keys, of which the second "cat" becomes "cat-2"."""
+    taken = {"__metadata__"}  # safetensors keeps this name for itself
+    unique = []
+    for key in keys:
+        name, number = key, 1
+        while name in taken:
+            number += 1
+            name = f"{key}-{number}"
+        taken.add(name)
+        unique.append(name)
+    return unique
 
 
 def write_latents(

@@ -8,7 +8,6 @@ All ranks write their files before training goes on. Flushing, hashing and renam
 no state of the training, so rank 0 does them on a thread while the next steps run.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from cat_fast.data.files import sha256
 from cat_fast.errors import UserError
 from cat_fast.training.agreement import on_main, raise_together
 from cat_fast.training.distributed import Ranks
@@ -140,7 +140,7 @@ def seal(folder: Path) -> None:
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         _fsync(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"files": files}, indent=1))
     _fsync(manifest)
@@ -163,7 +163,7 @@ def find_damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes, {size} were written"
-            if _sha256(path) != digest:
+            if sha256(path) != digest:
                 return f"{name} does not have the contents that were written"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror or error})"
@@ -183,11 +183,6 @@ def _make_empty(folder: Path) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise as_write_error(error, folder) or error from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -117,8 +117,6 @@ def _gradients(engine: Any) -> Iterator[Tensor]:
             stage_2, stage_3 = "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"
             flat = getattr(optimizer, stage_2 if hasattr(optimizer, stage_2) else stage_3)
             yield from (p.grad for p in flat if p.grad is not None)
-    elif hasattr(optimizer, "fp32_groups_gradients_flat"):  # bf16 without ZeRO
-        yield from optimizer.fp32_groups_gradients_flat
     else:
         yield from (p.grad for p in engine.module.parameters() if p.grad is not None)
 

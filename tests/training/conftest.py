@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.generator_case import write_latents
 from tests.training.many_ranks import run_ranks
+from tests.training.runs import write_latents
 
 HERE = Path(__file__).parent
 

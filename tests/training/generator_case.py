@@ -8,10 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cat_fast.config import fill
-from cat_fast.data.latent_shards import LatentShardWriter
 from cat_fast.training.settings import GeneratorRun
 from cat_fast.training.zero import read_deepspeed_config
 
@@ -75,14 +72,3 @@ CASES = (
     Case("zero3_accumulated_clipped", stage=3, zero=IN_PIECES, accumulation_steps=2, max_grad_norm=0.05),
     Case("zero3_bf16", stage=3, zero=IN_PIECES, precision="bf16"),
 )
-
-
-def write_latents(folder: Path) -> Path:
-    """Of 24 pictures of 128 px, 64, 16 and 4 tokens long."""
-    generator = torch.Generator().manual_seed(0)
-    with LatentShardWriter(folder, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
-        for number in range(24):
-            ratio = (8, 16, 32)[number % 3]
-            latent = torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
-            writer.add(f"picture{number}", latent, label=number % 2, ratio=ratio)
-    return folder

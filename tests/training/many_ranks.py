@@ -10,8 +10,11 @@ from pathlib import Path
 from cat_fast.training.distributed import free_port
 
 
-def run_ranks(script: Path, world_size: int, *arguments: object, timeout: int = 500) -> None:
-    """Run a Python script as each of `world_size` ranks, on one thread each; none outlives the call."""
+def run_ranks(script: Path, world_size: int, *arguments: object, timeout: int = 500) -> list[str]:
+    """Run a Python script as each of `world_size` ranks, on one thread each; none outlives the call.
+
+    Returns what each of them printed, the last of it.
+    """
     base = {
         **os.environ,
         "WORLD_SIZE": str(world_size),
@@ -39,5 +42,6 @@ def run_ranks(script: Path, world_size: int, *arguments: object, timeout: int = 
                 worker.kill()
             for log in logs:
                 log.seek(0)
-            output = "\n".join(log.read()[-20_000:] for log in logs)
-        assert codes == [0] * world_size, output
+            outputs = [log.read()[-20_000:] for log in logs]
+        assert codes == [0] * world_size, "\n".join(outputs)
+    return outputs

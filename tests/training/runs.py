@@ -43,6 +43,7 @@ GENERATOR = [
 
 
 def write_latents(folder: Path) -> Path:
+    """Of 24 pictures of 128 px, 64, 16 and 4 tokens long."""
     generator = torch.Generator().manual_seed(0)
     with LatentShardWriter(folder, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
         for number in range(24):

@@ -1,9 +1,6 @@
 """Two ranks with unequal batches train as plain torch on all their pictures, and hold what was predicted."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +13,11 @@ from cat_fast.data.crops import CropDataset, load_shrunk
 from cat_fast.data.ratio_sampler import RatioSampler
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.losses import TokenizerObjective
-from cat_fast.training.distributed import free_port
 from cat_fast.training.memory import plan_memory
 from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step, step_rng
 from tests.training.balanced_worker import STEPS, settings
+from tests.training.many_ranks import run_ranks
 
 WORKER = Path(__file__).with_name("balanced_worker.py")
 
@@ -30,28 +27,7 @@ def run(tmp_path_factory):
     """The folder of a run by two ranks."""
     folder = tmp_path_factory.mktemp("balanced")
     settings(folder)
-    shared = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": free_port(),
-        "OMP_NUM_THREADS": "1",
-    }
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=500)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    run_ranks(WORKER, 2, folder)
     return folder
 
 

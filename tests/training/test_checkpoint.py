@@ -198,7 +198,7 @@ def test_the_kernel_refusing_a_write_is_a_full_disk(store):
 
 
 @pytest.mark.parametrize(
-    ("moment", "left"), [("write", 1), ("_fsync", 1), ("_sha256", 1), ("rename", 1), ("_prune", 2)]
+    ("moment", "left"), [("write", 1), ("_fsync", 1), ("sha256", 1), ("rename", 1), ("_prune", 2)]
 )
 def test_killed_at_any_moment_a_whole_checkpoint_is_left(store, moment, left):
     store.save(1, write_some(1))

@@ -12,7 +12,7 @@ from cat_fast.training.distributed import Ranks
 from cat_fast.training.generator_task import GeneratorTask
 from cat_fast.training.settings import GeneratorRun
 from tests.cli.conftest import tiny_tokenizer
-from tests.training.generator_case import write_latents
+from tests.training.runs import write_latents
 
 
 class LetIn(Exception):

@@ -1,8 +1,5 @@
 """Two ranks train from shards with a broken picture: interrupted, they end where a straight run does."""
 
-import os
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -13,8 +10,8 @@ from safetensors.torch import load_file
 from cat_fast.complexity.indexing import index_photographs
 from cat_fast.data.photographs import photographs
 from cat_fast.data.shard_writer import write_shards
-from cat_fast.training.distributed import free_port
 from cat_fast.training.logs import read_metrics
+from tests.training.many_ranks import run_ranks
 from tests.training.stream_worker import RUNS
 
 WORKER = Path(__file__).with_name("stream_worker.py")
@@ -37,24 +34,7 @@ def write_set(folder: Path) -> Path:
 
 
 def test_interrupted_runs_from_shards_end_where_a_straight_one_does(tmp_path):
-    shards, port = write_set(tmp_path / "shards"), free_port()
-    base = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(shards), str(tmp_path)],
-            env={**base, "OMP_NUM_THREADS": "1", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        outputs = [worker.communicate(timeout=500)[0] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
+    outputs = run_ranks(WORKER, 2, write_set(tmp_path / "shards"), tmp_path)
 
     timings = {"seconds", "data_seconds", "loader_pictures_per_second"}
     straight, stopped = (
