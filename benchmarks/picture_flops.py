@@ -32,13 +32,16 @@ PUBLISHED = {
 }
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """Arguments of every model in configs/generator, by the first file that has it."""
+def of_presets() -> dict[str, dict[str, Any]]:
+    """`of_preset` of every file in configs/generator; those that differ in their ratios alone cost the same."""
     found: dict[str, dict[str, Any]] = {}
+    counted: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for path in sorted(CONFIGS.glob("*.yaml")):
         arguments = read_yaml(path)["model"]
-        if arguments not in found.values():
-            found[path.stem] = arguments
+        arguments.pop("ratios", None)
+        known = [result for others, result in counted if others == arguments]
+        found[path.stem] = known[0] if known else of_preset(arguments)
+        counted.append((arguments, found[path.stem]))
     return found
 
 
@@ -65,13 +68,16 @@ def of_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """For people."""
+    """For people: presets that cost the same share their lines."""
+    alike: dict[str, list[str]] = {}
     for preset, by_mix in found.items():
+        alike.setdefault(repr(by_mix), []).append(preset)
+    for presets in alike.values():
         for mix in MIXES:
-            one = by_mix[mix]
+            one = found[presets[0]][mix]
             yield (
-                f"{preset}, mix {mix}: {one['total']:.3f} of the FLOPs of a picture at fixed 16x (linear "
-                f"{one['linear']:.3f}, attention {one['attention']:.3f})"
+                f"{', '.join(presets)}; mix {mix}: {one['total']:.3f} of the FLOPs of a picture at fixed 16x "
+                f"(linear {one['linear']:.3f}, attention {one['attention']:.3f})"
             )
     for name, one in PUBLISHED.items():
         yield f"published {name}: {one['published']}. {one['why']}"

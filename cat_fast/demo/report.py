@@ -86,11 +86,15 @@ def tokenizer_curves(run: Path) -> str:
 
 
 def generator_curve(run: Path) -> str:
+    """The error of the predicted noise, of all tokens and by ratio, over the steps."""
     records = read_metrics(run)
-    figure, axis = plt.subplots(figsize=(11, 3.0))
-    _curve(axis, records, "loss", "MSE of the predicted noise", "#0f766e")
-    axis.set_title("generator")
-    return _finish(figure, (axis,))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True)
+    _curve(left, records, "loss", "all tokens", "#0f766e")
+    left.set_title("MSE of the predicted noise")
+    for ratio, colour in COLOURS.items():
+        _curve(right, records, f"loss_{ratio}x", f"{ratio}x", colour)
+    right.set_title("by ratio")
+    return _finish(figure, (left, right))
 
 
 def _curve(axis: plt.Axes, records: list[dict[str, float]], name: str, label: str, colour: str) -> None:

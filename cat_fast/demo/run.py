@@ -42,9 +42,7 @@ class DemoSettings:
     generator_steps: int = 450
     sampling_steps: int = 30
     resolution: int = 512
-    """Side, in pixels, at which held-out photographs are reconstructed."""
-    sample_resolution: int = 256
-    """Side of the crops the generator learns from, and of what it draws."""
+    """Side, in pixels, of held-out photographs, of the crops the generator learns from, and of what it draws."""
     crops_per_picture: int = 4
     guidance: float = 2.0
     tokenizer_overrides: list[str] = field(default_factory=list)
@@ -60,7 +58,6 @@ class DemoSettings:
             generator_steps=12,
             sampling_steps=4,
             resolution=128,
-            sample_resolution=128,
             crops_per_picture=2,
             tokenizer_overrides=[
                 "model.block_out_channels=[4,4,8,8,16,16]",
@@ -129,7 +126,7 @@ class Demo:
             load_schedule(generator / "scheduler"),
             CATEGORIES,
             default_thresholds(),
-            resolution=self.settings.sample_resolution,
+            resolution=self.settings.resolution,
             descriptions=descriptions,
         )
         pipeline.save_pretrained(self.out / "pipeline")
@@ -189,7 +186,7 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
                 tokenizer,
                 train,
                 out / "latents",
-                resolution=settings.sample_resolution,
+                resolution=settings.resolution,
                 crops=settings.crops_per_picture,
                 on_done=lambda: bars.advance(bar),
             )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cat_fast.training.host_memory import keep_freed_memory
 from cat_fast.training.work import Work
 
 
@@ -71,6 +72,7 @@ def start(patience: timedelta = timedelta(minutes=30)) -> Ranks:
     if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _share_cores()
+        keep_freed_memory()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed calls torch's collectives by their older names, and torch says so at every call.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

@@ -51,8 +51,6 @@ def launch(
     ]
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
-    # torch then backs large CPU tensors with huge pages: a fifth less time a step on a CPU.
-    environment.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if "CUDA_VISIBLE_DEVICES" not in environment:
         environment.setdefault("DS_ACCELERATOR", _accelerator())
     with log.open("a") as output:

@@ -24,7 +24,6 @@ ranks=${RANKS:-$ranks}
 
 if [[ $gpus -eq 0 ]]; then
   export DS_ACCELERATOR=cpu
-  export THP_MEM_ALLOC_ENABLE=${THP_MEM_ALLOC_ENABLE:-1} # torch's large tensors on huge pages: faster on a CPU
   count=(--num_gpus "$ranks")                            # what DeepSpeed calls GPUs here are processes
 elif [[ -n ${CUDA_VISIBLE_DEVICES:-} && -z ${RANKS:-} ]]; then
   count=() # with --num_gpus DeepSpeed would ignore that choice

@@ -39,7 +39,7 @@ class Miniature:
 def miniature(tmp_path_factory) -> Miniature:
     out = tmp_path_factory.mktemp("demo")
     write_run(out / "runs" / "tokenizer", 60, {"l1_8x": 0.3, "l1_32x": 0.5, "st_lpips_alex": 0.7})
-    write_run(out / "runs" / "generator", 30, {})
+    write_run(out / "runs" / "generator", 30, {"loss_8x": 0.2, "images": 12, "tokens": 250})
     records = index_photographs(photographs("held_out")[:3])
     records[1] = replace(records[1], caption=CAPTION)
     results = reconstruct(tiny_tokenizer(), records, SIZE)

@@ -172,6 +172,7 @@ def test_the_tables_and_cards_say_what_the_metrics_say(page, miniature):
         f"trained for {metrics['tokenizer_training']['steps']} steps",
         f"for {generator['steps']} on",
         f"fell from {generator['first_loss']:.2f} to {generator['final_loss']:.2f}",
+        f"12 pictures, packed into 250 tokens; each padded to the longest, they would be {12 * 16}",
     ):
         assert words in page.words(), words
 
