@@ -33,7 +33,7 @@ PUBLISHED = {
 
 
 def of_presets() -> dict[str, dict[str, Any]]:
-    """`of_preset` of every file in configs/generator; those that differ in their ratios alone cost the same."""
+    """`of_preset` of every file in configs/generator; those that differ in ratios alone cost the same."""
     found: dict[str, dict[str, Any]] = {}
     counted: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for path in sorted(CONFIGS.glob("*.yaml")):

@@ -10,6 +10,7 @@ killed run loses at most the shard it was filling.
     dataset = LatentDataset(folder, tokenizer.fingerprint())
 """
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import Dataset
@@ -48,7 +50,7 @@ class LatentSample:
 
     key: str
     latent: torch.Tensor
-    """(c, h, w) float32, each channel with zero mean and unit standard deviation over the data set."""
+    """(c, h, w) float32, in the generator's scale."""
     label: int
     ratio: int
 
@@ -151,11 +153,13 @@ class LatentShardWriter:
 class LatentDataset(Dataset[LatentSample]):
     """The latents of a folder, in the order of their shards; map-style, and safe to hand to loader workers.
 
-    Latents come out in the generator's scale, (latent - shift_factor) * scaling_factor, channel by channel.
+    Latents come out in the generator's scale, (latent - shift_factor) * scaling_factor, channel by channel:
+    with zero mean and unit standard deviation over the data set, or not `normalized`, as they were written.
 
     Args:
         folder: what a `LatentShardWriter` or `cat-fast encode --shards` wrote.
         fingerprint: of the tokenizer that will decode; checked if given.
+        normalized: whether the scale is that of the data set.
         verify: compare each shard with its SHA-256 when it is first read.
 
     Raises:
@@ -163,7 +167,14 @@ class LatentDataset(Dataset[LatentSample]):
             (named).
     """
 
-    def __init__(self, folder: str | Path, fingerprint: str | None = None, *, verify: bool = True) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        fingerprint: str | None = None,
+        *,
+        normalized: bool = True,
+        verify: bool = True,
+    ) -> None:
         self._folder = Path(folder)
         if not (self._folder / HEADER).is_file():
             raise UserError(
@@ -193,10 +204,10 @@ class LatentDataset(Dataset[LatentSample]):
         self.entries = table.finish()
         """Key, label, ratio and shape of every latent, in order."""
         total = Moments.merge(moments)
-        self.shift_factor = list(total.mean)
-        """Mean of each channel over all latents."""
-        self.scaling_factor = [1 / std if std > 0 else 1.0 for std in total.std]
-        """One over its standard deviation."""
+        self.shift_factor = list(total.mean) if normalized else [0.0] * len(total.mean)
+        """Mean of each channel over all latents, or 0."""
+        self.scaling_factor = [1 / std if normalized and std > 0 else 1.0 for std in total.std]
+        """One over its standard deviation, or 1."""
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def __len__(self) -> int:
@@ -207,6 +218,13 @@ class LatentDataset(Dataset[LatentSample]):
         latent = self._shard(index).get_tensor(entry.key)
         latent = (latent - per_channel(self.shift_factor)) * per_channel(self.scaling_factor)
         return LatentSample(key=entry.key, latent=latent, label=entry.label, ratio=entry.ratio)
+
+    def digest(self) -> str:
+        """Of what a run learns from: the tokenizer, the scale, and key, label, ratio and shape of each."""
+        scale = np.array([self.shift_factor, self.scaling_factor])
+        found = hashlib.sha256(self.fingerprint.encode() + scale.tobytes())
+        self.entries.add_to(found)
+        return found.hexdigest()[:16]
 
     def token_counts(self, patch_size: int = 2) -> list[int]:
         """How many tokens each latent makes, without reading any."""

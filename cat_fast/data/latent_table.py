@@ -1,6 +1,7 @@
 """What is known of each latent of a data set, in columns: a few dozen bytes a latent beside its key and
 caption."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
@@ -84,6 +85,12 @@ class LatentTable(Sequence[LatentEntry]):
     def has_captions(self) -> bool:
         """Whether any latent has one."""
         return self._captions.null_count < len(self)
+
+    def add_to(self, digest: "hashlib._Hash") -> None:
+        """Hash all rows in their order, but for their captions."""
+        for column in (self.labels, self.ratios, self.shapes):
+            digest.update(column.tobytes())
+        digest.update("\0".join(self._keys.to_pylist()).encode())
 
     def shard_of(self, index: int) -> str:
         """The file that row `index` lies in."""

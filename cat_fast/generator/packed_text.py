@@ -85,9 +85,10 @@ class PackedText:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move both tensors to `device`; cast the tokens to `dtype`."""
+        at_once = device is not None and torch.device(device).type != "cpu"
         return type(self)(
-            tokens=self.tokens.to(device=device, dtype=dtype, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device=device, non_blocking=True),
+            tokens=self.tokens.to(device=device, dtype=dtype, non_blocking=at_once),
+            cu_seqlens=self.cu_seqlens.to(device=device, non_blocking=at_once),
             max_seqlen=self.max_seqlen,
         )
 

@@ -142,12 +142,14 @@ class PackedSequence:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move every tensor to `device`; cast the tokens, and nothing else, to `dtype`."""
+        # Values are looked at where they are on the CPU, so they have to be there.
+        at_once = device is not None and torch.device(device).type != "cpu"
         moved = {
-            name: value.to(device=device, non_blocking=True)
+            name: value.to(device=device, non_blocking=at_once)
             for name in ("cu_seqlens", *_PER_SEQUENCE)
             if (value := getattr(self, name)) is not None
         }
-        tokens = self.tokens.to(device=device, dtype=dtype, non_blocking=True)
+        tokens = self.tokens.to(device=device, dtype=dtype, non_blocking=at_once)
         return dataclasses.replace(self, tokens=tokens, **moved)
 
     def replace(self, **changes: Any) -> Self:

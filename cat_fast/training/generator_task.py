@@ -1,6 +1,7 @@
 """Training the diffusion transformer on packed latents of mixed ratios, within a token budget a rank."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weig
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.checkpoint import load_tokenizer
 from cat_fast.packing import PackedSequence
+from cat_fast.training.agreement import on_each, raise_together
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.engine import learning_rate, make_engine, set_learning_rate
@@ -20,6 +22,7 @@ from cat_fast.training.engine_checkpoint import load_engine, save_engine
 from cat_fast.training.flops import GeneratorFlops
 from cat_fast.training.guard import SKIPPED, StepGuard
 from cat_fast.training.models import build_model
+from cat_fast.training.packed_batches import PackedBatches
 from cat_fast.training.packed_stream import PackedStream
 from cat_fast.training.seeding import seed_step
 from cat_fast.training.settings import GeneratorRun
@@ -32,7 +35,10 @@ class GeneratorTask:
 
     def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
-        self.latents = LatentDataset(config.data.latents, _fingerprint(config))
+        self.latents = on_each(lambda: _latents(config), ranks)
+        same = ranks.broadcast(self.latents.digest()) == self.latents.digest()
+        other = UserError("data.latents: other latents than rank 0: all ranks must see the same files")
+        raise_together(None if same else other, ranks)
         self.text_encoder = _text_encoder(config, self.latents, ranks)
         self.parts = _batches_a_step(config, ranks)
         torch.manual_seed(config.seed)
@@ -40,37 +46,45 @@ class GeneratorTask:
         model = build_model(DiT, self.arguments)
         self.ratios = list(model.config.ratios)
         lengths = self.latents.token_counts(model.config.patch_size)
-        if max(lengths) > config.data.max_tokens:
-            raise UserError(
-                f"data.max_tokens: {config.data.max_tokens} is less than the longest sequence, "
-                f"{max(lengths)} tokens"
-            )
+        _require_fit(config, self.latents, model, lengths)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
+        if config.compile:
+            model.compile(dynamic=True)
         self.engine = make_engine(model, config.optimizer, config.deepspeed, self.parts, config.precision)
         agree_on_writes(self.engine, ranks)
         self.flops = GeneratorFlops(self.arguments)
         self.guard = StepGuard(config.guard, ranks)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
         self.schedule = make_schedule(config.loss.prediction)
-        self.stream = PackedStream(lengths, config.data.max_tokens, config.data.window, config.seed, ranks)
+        self.batches = PackedBatches(
+            self.latents,
+            PackedStream(lengths, config.data.max_tokens, config.data.window, config.seed, ranks),
+            patch_size=model.config.patch_size,
+            ahead=self.parts,
+            device=ranks.device,
+        )
 
     def _model_arguments(self) -> dict[str, Any]:
         """The `model:` section, completed by what the latents and the text encoder say of themselves."""
         latents = self.latents
-        return {
+        told = {
             "in_channels": latents.entries[0].shape[0],
-            "num_classes": len(latents.class_names),
             "shift_factor": latents.shift_factor,
             "scaling_factor": latents.scaling_factor,
             "tokenizer_fingerprint": latents.fingerprint,
             "text_dim": self.text_encoder.dim if self.text_encoder else None,
-            **self.config.model,
         }
+        if both := sorted(told.keys() & self.config.model.keys()):
+            raise UserError(
+                f"model.{both[0]}: the latents and the text encoder say it; leave it out "
+                "(data.normalized=false leaves latents as the tokenizer gives them)"
+            )
+        return {"num_classes": len(latents.class_names), **told, **self.config.model}
 
     def train_step(self, step: int) -> dict[str, float]:
         config, ranks = self.config, self.ranks
-        batches = [self._next_batch() for _ in range(self.parts)]
+        batches, data_seconds = self._next_batches()
         weights = [total_weight(batch, self._weighting) for batch, _ in batches]
         ranks.work.on([Part(batch.key or ()) for batch, _ in batches])
         seed_step(config.seed, step, ranks.rank)
@@ -90,7 +104,7 @@ class GeneratorTask:
             )
             if not totals:
                 ranks.work.computed()  # from here on ranks wait for each other
-                totals = self._totals(batches, weights)
+                totals = self._totals(batches, weights, data_seconds)
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
             self.engine.backward(found.loss * (weight * ranks.world_size * self.parts / totals["weight"]))
             by_ratio += self._by_ratio(batch, found.per_sequence)
@@ -108,23 +122,17 @@ class GeneratorTask:
     def _weighting(self) -> Weighting:
         return cast(Weighting, self.config.loss.weighting)
 
-    def _next_batch(self) -> tuple[PackedSequence, PackedText | None]:
-        indices = self.stream.next()
-        samples = [self.latents[i] for i in indices]
-        packed = PackedSequence.from_latents(
-            [sample.latent for sample in samples],
-            [sample.ratio for sample in samples],
-            self.engine.module.config.patch_size,
-            labels=[sample.label for sample in samples],
-            keys=[sample.key for sample in samples],
-        )
-        text = None
-        if self.text_encoder:
-            text = self.text_encoder([self.latents.entries[i].caption or "" for i in indices])
-        return packed.to(self.ranks.device), text
+    def _next_batches(self) -> tuple[list[tuple[PackedSequence, PackedText | None]], float]:
+        """Collective: those of a step, with their texts, and how many seconds they were waited for."""
+        batches, seconds = on_each(lambda: self.batches.take(self.parts), self.ranks)
+        encode = self.text_encoder or (lambda captions: None)
+        return [(batch.packed, encode(batch.captions)) for batch in batches], seconds
 
     def _totals(
-        self, batches: list[tuple[PackedSequence, PackedText | None]], weights: list[float]
+        self,
+        batches: list[tuple[PackedSequence, PackedText | None]],
+        weights: list[float],
+        data_seconds: float,
     ) -> dict[str, float]:
         """Collective: what the step holds on all ranks together."""
         counts = {
@@ -135,6 +143,7 @@ class GeneratorTask:
                 self.flops.of(_lengths(batch), None if text is None else _lengths(text))
                 for batch, text in batches
             ),
+            "data_seconds": data_seconds / self.ranks.world_size,
         }
         sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.ranks.device)
         return dict(zip(counts, self.ranks.sum(sums).tolist(), strict=True))
@@ -156,6 +165,7 @@ class GeneratorTask:
         loss_sum = (losses.double() * torch.tensor(weights, device=losses.device)).sum()
         loss, *sums = self.ranks.sum(torch.cat([loss_sum[None], by_ratio.flatten()])).tolist()
         work = {name: total for name, total in totals.items() if name != "weight"}
+        work["fill"] = totals["tokens"] / (self.config.data.max_tokens * self.parts * self.ranks.world_size)
         at_ratios = zip(self.ratios, sums[::2], sums[1::2], strict=True)
         means = {f"loss_{ratio}x": total / weight for ratio, total, weight in at_ratios if weight}
         return {"loss": loss / totals["weight"], **work, **means}
@@ -168,7 +178,8 @@ class GeneratorTask:
             state = {
                 "ema_updates": self.ema.updates,
                 "tokenizer": self.latents.fingerprint,
-                "stream": self.stream.state_dict(),
+                "began_with": self._began_with(),
+                "stream": self.batches.state_dict(),
             }
             (folder / "task.json").write_text(json.dumps(state))
 
@@ -181,15 +192,32 @@ class GeneratorTask:
                 f"data.latents: the run began on latents of tokenizer {before}, these are of "
                 f"{self.latents.fingerprint}; give the former, or start a new run in another output_dir"
             )
+        for name, now in self._began_with().items():
+            if (then := state["began_with"][name]) != now:
+                raise UserError(
+                    f"{name}: the run began with {then!r}, and this is {now!r}: give the former, or start a "
+                    "new run in another output_dir"
+                )
         load_engine(self.engine, folder / "generator", self.ranks)
-        self.stream.load_state_dict(state["stream"])
+        self.batches.load_state_dict(state["stream"])
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def _began_with(self) -> dict[str, Any]:
+        """What the weights were learnt from and for, which a run that goes on cannot change."""
+        config = self.config
+        return {
+            "data.latents": self.latents.digest(),
+            "seed": config.seed,
+            "loss.prediction": config.loss.prediction,
+            "text_encoder": config.text_encoder,
+        }
 
     def grid(self, step: int) -> None:
         """Nothing: there is no tokenizer here to draw with."""
 
     def close(self) -> None:
-        """Nothing works for it beside this process."""
+        """Ends the thread that reads latents."""
+        self.batches.close()
 
     def export(self, folder: Path) -> None:
         averaged = build_model(DiT, self.arguments) if self.ranks.is_main else None
@@ -203,10 +231,40 @@ def _lengths(packed: PackedSequence | PackedText) -> list[int]:
     return packed.cu_seqlens.diff().tolist()
 
 
-def _fingerprint(config: GeneratorRun) -> str | None:
-    """Of the tokenizer that the latents have to be of, if the run names one."""
-    tokenizer = config.data.tokenizer
-    return load_tokenizer(Path(tokenizer), "cpu").fingerprint() if tokenizer else None
+def _latents(config: GeneratorRun) -> LatentDataset:
+    """Of the run; those of another tokenizer than it names are refused."""
+    data = config.data
+    named = load_tokenizer(Path(data.tokenizer), "cpu").fingerprint() if data.tokenizer else None
+    return LatentDataset(data.latents, named, normalized=data.normalized)
+
+
+def _require_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths: list[int]) -> None:
+    """What the model cannot learn from, or the packer not pack, is better told now than at some step.
+
+    Raises:
+        UserError: says what, and which key to change.
+    """
+    data, entries = config.data, latents.entries
+    if unknown := set(entries.ratios.tolist()) - set(model.config.ratios):
+        raise UserError(
+            f"data.latents: {data.latents} has latents at {min(unknown)}x, and model.ratios is "
+            f"{list(model.config.ratios)}: add it, or give latents without"
+        )
+    if entries.labels.max() >= model.config.num_classes:
+        raise UserError(
+            f"model.num_classes: {model.config.num_classes}, and the latents have class "
+            f"{entries.labels.max()}: leave it out"
+        )
+    if max(lengths) > data.max_tokens:
+        raise UserError(
+            f"data.max_tokens: {data.max_tokens} is less than the longest sequence, {max(lengths)} tokens"
+        )
+    mean = sum(lengths) / len(lengths)
+    if data.window * mean < data.max_tokens:
+        raise UserError(
+            f"data.window: {data.window} latents of {mean:.0f} tokens each, in the mean, do not fill "
+            f"data.max_tokens={data.max_tokens}: give at least {math.ceil(1.25 * data.max_tokens / mean)}"
+        )
 
 
 def _batches_a_step(config: GeneratorRun, ranks: Ranks) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class PackedStream:
             "position": self.position,
             "packer": self.packer.state_dict(),
             "latents": len(self.lengths),
-            "lengths": self._digest(),
+            "lengths": self._digest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -58,7 +58,7 @@ class PackedStream:
         Raises:
             UserError: its latents, budget or window were others.
         """
-        if state["lengths"] != self._digest():
+        if state["lengths"] != self._digest:
             raise UserError(
                 f"data.latents: the run began on {state['latents']} latents, and there are "
                 f"{len(self.lengths)} of other sizes or in another order: give the same ones, or start anew"
@@ -66,6 +66,7 @@ class PackedStream:
         self.packer.load_state_dict(state["packer"])
         self.position = state["position"]
 
+    @cached_property
     def _digest(self) -> str:
         """Of the latents' lengths, in order."""
         return hashlib.sha256(self.lengths.astype(np.int64).tobytes()).hexdigest()[:16]

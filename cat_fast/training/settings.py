@@ -272,12 +272,15 @@ class LatentDataConfig:
     """Folder of latent shards written by one tokenizer."""
     tokenizer: str = ""
     """Folder of the tokenizer that they must be of, if named; a run refuses latents of another."""
+    normalized: bool = True
+    """Each channel of the latents gets mean 0 and deviation 1 over the data set; False leaves them as the
+    tokenizer gives them, which is the paper's scaling factor of 1."""
     max_tokens: int = 16384
     """Token budget of a rank's batch."""
     global_tokens: int = 0
     """Token budget of a step of all ranks, which then sets `accumulation_steps`; 0 leaves it to that key."""
     window: int = 256
-    """How many latents a rank the packer may look ahead."""
+    """How many latents a rank the packer may look ahead; some dozens more than a batch holds fill it best."""
 
     def __post_init__(self) -> None:
         require(self.max_tokens > 0, f"data.max_tokens: {self.max_tokens} must be positive")
@@ -315,6 +318,9 @@ class GeneratorRun(RunConfig):
     text_encoder: str = ""
     """A transformers model, by folder or name, whose frozen states tell captions beside classes.
     Empty is class-conditional, as in the paper."""
+    compile: bool = False
+    """Whether torch.compile makes kernels of the model: a minute at the start, and not again when the lengths
+    in a batch change."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -325,6 +331,12 @@ class GeneratorRun(RunConfig):
         require(
             self.logging.grid_every_steps == 0,
             "logging.grid_every_steps: a generator's run has no tokenizer to draw with; 0 is expected",
+        )
+        stage = read_deepspeed_config(self.deepspeed).get("zero_optimization", {}).get("stage", 0)
+        require(
+            not (self.compile and stage == 3),
+            "compile: ZeRO 3 gathers weights while the model runs, which torch.compile cannot see; use "
+            "deepspeed/zero1.json or zero2.json, or leave compile out",
         )
 
 

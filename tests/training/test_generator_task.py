@@ -3,13 +3,15 @@
 import json
 import math
 import os
+from functools import partialmethod
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from cat_fast.config import fill, read_yaml
-from cat_fast.data.latent_shards import LatentShardWriter
+from cat_fast.data.latent_shards import LatentDataset, LatentShardWriter
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import load_schedule
@@ -106,7 +108,8 @@ def test_a_run_learns_what_it_is_told_to_and_says_so_beside_its_model(tmp_path, 
         ratios = [name for name in told if name.startswith("loss_")]
         assert ratios
         assert all(math.isfinite(told[name]) for name in ratios)
-        assert told["tokens"] <= 128
+        assert told["fill"] == told["tokens"] / 128 <= 1
+        assert told["data_seconds"] >= 0
     task.export(tmp_path / "model")
     schedule = load_schedule(tmp_path / "model" / "scheduler")
     assert schedule.config.get("prediction_type", "flow") == prediction
@@ -118,8 +121,7 @@ def test_the_loss_is_the_mean_of_those_at_each_ratio_by_their_tokens(tmp_path, l
     told = task.train_step(0)
     counts = dict.fromkeys((8, 16, 32), 0)
     task = GeneratorTask(config(f"data.latents={latents}", "accumulation_steps=2"), Ranks())
-    for _ in range(2):
-        batch, _ = task._next_batch()
+    for batch, _ in task._next_batches()[0]:
         for ratio, length in zip(batch.ratio.tolist(), batch.cu_seqlens.diff().tolist(), strict=True):
             counts[ratio] += length
     mean = sum(count * told[f"loss_{f}x"] for f, count in counts.items() if count) / sum(counts.values())
@@ -130,8 +132,8 @@ def test_the_loss_is_the_mean_of_those_at_each_ratio_by_their_tokens(tmp_path, l
 def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents, bert):
     run = config(f"data.latents={latents}", f"text_encoder={bert}", "model.class_dropout_prob=0")
     task = GeneratorTask(run, Ranks())
-    _, text = task._next_batch()
-    batch, text = task._next_batch()
+    task._next_batches()
+    ((batch, text),), _ = task._next_batches()
     expected = task.text_encoder(
         [["a plane in the sky", "a page of text"][label] for label in batch.label.tolist()]
     )
@@ -152,3 +154,81 @@ def test_a_text_encoder_without_captions_is_refused(tmp_path, bert):
         writer.add("one", torch.randn(4, 16, 16), label=0, ratio=8)
     with pytest.raises(UserError, match="have no captions; leave it out"):
         GeneratorTask(config(f"data.latents={tmp_path}", f"text_encoder={bert}"), Ranks())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.ratios=[16]"], r"has latents at 8x, and model\.ratios is \[16\]"),
+        (["model.num_classes=1"], r"model\.num_classes: 1, and the latents have class 1: leave it out"),
+        (["model.scaling_factor=1"], r"model\.scaling_factor: the latents .*data\.normalized=false"),
+        (["data.max_tokens=63"], r"63 is less than the longest sequence, 64 tokens"),
+        (["data.window=4"], r"4 latents of 28 tokens each, in the mean, do not fill .* give at least 6"),
+        (["compile=true", "deepspeed=deepspeed/zero3.json"], "which torch.compile cannot see"),
+    ],
+)
+def test_what_would_go_wrong_at_some_step_is_refused_before_the_first(latents, overrides, message):
+    with pytest.raises(UserError, match=message):
+        GeneratorTask(config(f"data.latents={latents}", *overrides), Ranks())
+
+
+def test_latents_can_be_left_as_the_tokenizer_gives_them(tmp_path, latents):
+    task = GeneratorTask(config(f"data.latents={latents}", "data.normalized=false"), Ranks())
+    ((batch, _),), _ = task._next_batches()
+    whole = torch.cat([latent.flatten() for latent in batch.to_latents()])
+    stored = LatentDataset(latents, normalized=False)
+    by_key = {entry.key: stored[i].latent for i, entry in enumerate(stored.entries)}
+    assert torch.equal(whole, torch.cat([by_key[key].flatten() for key in batch.key]))
+    task.export(tmp_path)
+    model = DiT.from_pretrained(tmp_path).config
+    assert (model.shift_factor, model.scaling_factor) == ([0.0] * 4, [1.0] * 4)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, latents):
+    task, folder = GeneratorTask(config(f"data.latents={latents}"), Ranks()), tmp_path_factory.mktemp("saved")
+    task.train_step(0)
+    task.save(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=1", "seed: the run began with 0, and this is 1"),
+        ("loss.prediction=flow", r"loss\.prediction: the run began with 'epsilon', and this is 'flow'"),
+        ("data.normalized=false", r"data\.latents: the run began with '\w{16}', and this is '\w{16}'"),
+    ],
+)
+def test_a_run_does_not_go_on_with_what_its_weights_are_not_made_for(latents, checkpoint, override, message):
+    task = GeneratorTask(config(f"data.latents={latents}", override), Ranks())
+    with pytest.raises(UserError, match=message):
+        task.load(checkpoint)
+
+
+def test_relabelled_latents_of_the_same_sizes_are_others(tmp_path):
+    def written(name: str, label: int, key: str = "one") -> str:
+        with LatentShardWriter(tmp_path / name, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
+            writer.add(key, torch.ones(4, 16, 16), label=label, ratio=8)
+        return LatentDataset(tmp_path / name).digest()
+
+    digests = {written("first", 0), written("relabelled", 1), written("renamed", 0, "two")}
+    assert len(digests) == 3
+    assert written("again", 0) in digests
+
+
+@pytest.mark.slow
+def test_a_compiled_run_compiles_at_most_once_more_when_lengths_change(latents, monkeypatch):
+    """By its own steps: an engine, the loss and batches of ever other lengths."""
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=counter))
+    torch._dynamo.reset()
+    run = [f"data.latents={latents}", "data.max_tokens=200", "model.hidden_size=64"]
+    compiled, eager = (GeneratorTask(config(*run, f"compile={on}"), Ranks()) for on in ("true", "false"))
+    counts = []
+    for step in range(8):
+        loss = compiled.train_step(step)["loss"]
+        counts.append(counter.frame_count)
+        assert loss == pytest.approx(eager.train_step(step)["loss"], rel=1e-5)
+    assert counts[0] > 0
+    assert counts[-1] - counts[0] <= 1

@@ -262,13 +262,13 @@ def _state(task: Any) -> list[Any]:
 
 def _poison(task: Any) -> None:
     """The next batch, and only it, holds NaN."""
-    owner, name = (task.source, "batch") if hasattr(task, "source") else (task, "_next_batch")
+    owner, name = (task.source, "batch") if hasattr(task, "source") else (task.batches, "take")
     original = getattr(owner, name)
 
     def poisoned(*arguments: Any) -> Any:
         setattr(owner, name, original)
         batch = original(*arguments)
-        (batch.pixels if hasattr(batch, "pixels") else batch[0].tokens).fill_(NAN)
+        (batch.pixels if hasattr(batch, "pixels") else batch[0][0].packed.tokens).fill_(NAN)
         return batch
 
     setattr(owner, name, poisoned)

@@ -1,0 +1,89 @@
+"""Reading ahead changes nothing: not the batches, not what a checkpoint says, not where an error shows."""
+
+import json
+
+import pytest
+import torch
+
+from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.errors import UserError
+from cat_fast.packing import PackedSequence
+from cat_fast.training.distributed import Ranks
+from cat_fast.training.packed_batches import PackedBatches
+from cat_fast.training.packed_stream import PackedStream
+from tests.training.runs import write_latents
+
+AHEAD = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_latents(tmp_path_factory.mktemp("latents"))
+
+
+def streamed(folder) -> tuple[LatentDataset, PackedStream]:
+    latents = LatentDataset(folder)
+    return latents, PackedStream(latents.token_counts(), 96, 8, 0, Ranks())
+
+
+@pytest.fixture
+def batches(folder):
+    latents, stream = streamed(folder)
+    batches = PackedBatches(latents, stream, patch_size=2, ahead=AHEAD, device=torch.device("cpu"))
+    yield batches
+    batches.close()
+
+
+def keys(batches: PackedBatches, count: int) -> list[tuple[str, ...]]:
+    taken, seconds = batches.take(count)
+    assert seconds >= 0
+    return [batch.packed.key for batch in taken]
+
+
+def test_batches_are_those_of_the_stream(folder, batches):
+    latents, stream = streamed(folder)
+    taken = [batch for count in (1, 3, 2, 5) for batch in batches.take(count)[0]]
+    for batch in taken:
+        samples = [latents[i] for i in stream.next()]
+        expected = PackedSequence.from_latents([s.latent for s in samples], [s.ratio for s in samples])
+        assert torch.equal(batch.packed.tokens, expected.tokens)
+        assert torch.equal(batch.packed.cu_seqlens, expected.cu_seqlens)
+        assert batch.packed.key == tuple(s.key for s in samples)
+        assert batch.packed.label.tolist() == [s.label for s in samples]
+        assert batch.captions == [""] * len(samples)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_the_state_is_that_of_what_was_taken(folder, batches, steps):
+    _, stream = streamed(folder)
+    for _ in range(steps):
+        keys(batches, 2)
+        stream.next()
+        stream.next()
+    assert batches.state_dict() == stream.state_dict()
+
+
+def test_from_a_state_it_goes_on_whatever_was_read_ahead(batches):
+    keys(batches, 2)
+    state = json.loads(json.dumps(batches.state_dict()))
+    straight = keys(batches, 6)
+    keys(batches, 1)
+    batches.load_state_dict(state)
+    assert keys(batches, 6) == straight
+
+
+def test_a_latent_that_cannot_be_read_shows_when_its_batch_is_taken(folder, batches, monkeypatch):
+    _, stream = streamed(folder)
+    first, second = set(stream.next()), set(stream.next())
+    lost = (second - first).pop()
+    read = LatentDataset.__getitem__
+
+    def read_all_but_one(self, index):
+        if index == lost:
+            raise UserError("shard-00000.safetensors cannot be read")
+        return read(self, index)
+
+    monkeypatch.setattr(LatentDataset, "__getitem__", read_all_but_one)
+    keys(batches, 1)
+    with pytest.raises(UserError, match="cannot be read"):
+        keys(batches, 1)
