@@ -126,8 +126,9 @@ def prepare(
     in order, which takes one pass over the labels.
 
     Raises:
-        UserError: no such pictures; ratios that the tokenizer lacks; the folder holds latents of another
-            tokenizer, of other pictures, or made otherwise.
+        UserError: no such pictures; classes that have to be found in a shard that cannot be opened; ratios
+            that the tokenizer lacks; the folder holds latents of another tokenizer, of other pictures, or
+            made otherwise.
     """
     require_served(settings.ratio, tokenizer.config["ratios"])
     pictures = open_pictures(settings.source)
@@ -166,13 +167,22 @@ def units_of(rank: int, world_size: int, workers: int, input_shards: int) -> lis
 
 def _classes_of(pictures: ShardSet) -> list[str]:
     found: set[str] = set()
-    for index in range(len(pictures.names)):
+    for index, shard in enumerate(pictures.names):
         try:
-            labels = pictures.labels(index)
-            if labels is None:
-                labels = [entry.labels for entry in pictures.open(index).entries(0)]
-        except UnreadableShard:
-            continue
-        found.update(label.category for label in labels)
+            found |= _categories(pictures, index)
+        except UnreadableShard as error:
+            raise UserError(
+                f"{shard} cannot be opened ({error}), and the folder's classes are settled now: mend it, or "
+                f"name all classes with --classes ({NO_CLASSES[0]!r} alone where pictures have none)"
+            ) from error
     names = sorted(found - {""}, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     return names or NO_CLASSES
+
+
+def _categories(pictures: ShardSet, index: int) -> set[str]:
+    if isinstance(pictures, TarShards):
+        return pictures.categories(index)
+    labels = pictures.labels(index)
+    if labels is None:
+        labels = [entry.labels for entry in pictures.open(index).entries(0)]
+    return {label.category for label in labels}

@@ -41,6 +41,8 @@ class LatentCache:
         self.fingerprint = tokenizer.fingerprint()
         self.pictures = open_pictures(settings.source)
         self.classes = {name: number for number, name in enumerate(class_names)}
+        self.numbered = not any(name.isdecimal() for name in class_names)
+        """Whether a number as a class counts the names; where names are numbers, it is a name."""
         self.thresholds = settings.thresholds or default_thresholds()
 
     def run(self, unit: Unit, tell: Tell = lambda kind, pictures: None) -> Tally:
@@ -162,7 +164,7 @@ class LatentCache:
             return self.classes[category]
         if not category and list(self.classes) == NO_CLASSES:
             return 0
-        if category.isdecimal() and int(category) < len(self.classes):
+        if self.numbered and category.isdecimal() and int(category) < len(self.classes):
             return int(category)
         raise UserError(
             f"class {category!r} is none of the {len(self.classes)} classes"

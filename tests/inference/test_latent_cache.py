@@ -18,6 +18,7 @@ from cat_fast.data.latent_shards import LatentDataset
 from cat_fast.data.moments import per_channel
 from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams import listed
+from cat_fast.data.streams.sidecar import write_sidecar
 from cat_fast.errors import UserError
 from cat_fast.inference.cache_plan import (
     NO_CLASSES,
@@ -29,6 +30,7 @@ from cat_fast.inference.cache_plan import (
 )
 from cat_fast.inference.latent_cache import LatentCache
 from tests.cli.conftest import tiny_tokenizer
+from tests.data.streams.sets import picture, write_tar
 
 CATEGORIES = ("sky", "page", "street")
 COUNT = 23
@@ -63,6 +65,25 @@ def index(tmp_path, monkeypatch):
         )
     write_index(folder / "index.jsonl", records)
     return folder / "index.jsonl"
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """Two of two samples each, with classes and captions beside the pictures and sidecars of ratios only."""
+    folder = tmp_path / "archives"
+    for name, numbers in {"a": (0, 1), "b": (2, 3)}.items():
+        samples = [
+            {
+                "__key__": f"{n}",
+                "png": picture(n, size=(80, 70)),
+                "txt": f"Straße {n}".encode(),
+                "cls": CATEGORIES[n % 3].encode(),
+            }
+            for n in numbers
+        ]
+        path = write_tar(folder / f"{name}.tar", samples)
+        write_sidecar(path, [{"key": f"{n}", "ratio": 16} for n in numbers])
+    return folder
 
 
 def make(tokenizer, source, out, *, classes=None, units=None, **changes):
@@ -262,6 +283,33 @@ def test_classes_that_are_given_leave_out_others_and_numbers_count_from_zero(tok
     tally = make(tokenizer, index, tmp_path / "out", classes=["page", "sky"])
     assert {sample["why"] for sample in tally.skipped} == {"class 'street' is none of the 2 classes"}
     assert raw_latents(tmp_path / "out")["a/key.00"][1] == "sky"
+
+
+def test_numbers_that_are_names_do_not_count_the_names(tokenizer, index, tmp_path):
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    for n, line in enumerate(lines):
+        line["category"] = "1" if n == 0 else ("3", "5", "7")[n % 3]
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tally = make(tokenizer, index, tmp_path / "out", classes=["3", "5", "7"])
+    assert tally.skipped == [{"key": "a/key.00", "why": "class '1' is none of the 3 classes"}]
+    assert raw_latents(tmp_path / "out")["a/key.01"][1] == "5"
+
+
+def test_classes_in_archives_are_found_behind_sidecars_of_scores(tokenizer, archives, tmp_path):
+    make(tokenizer, archives, tmp_path / "out")
+    found = raw_latents(tmp_path / "out")
+    assert {key: (category, ratio, caption) for key, (_, category, ratio, caption) in found.items()} == {
+        f"{n}": (CATEGORIES[n % 3], 16, f"Straße {n}") for n in range(4)
+    }
+
+
+def test_an_archive_whose_classes_cannot_be_found_is_named(tokenizer, archives, tmp_path):
+    (archives / "b.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"b\.tar cannot be opened.*mend it, or name all.*--classes"):
+        make(tokenizer, archives, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    tally = make(tokenizer, archives, tmp_path / "out", classes=CATEGORIES)
+    assert (tally.latents, len(tally.unreadable)) == (2, 1)
 
 
 def test_ratios_follow_thresholds_or_are_fixed(tokenizer, index, tmp_path):
