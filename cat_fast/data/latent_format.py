@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cat_fast.data.files import atomic_write, sha256
@@ -46,15 +46,14 @@ class LatentEntry:
 
 
 def write_or_check_header(folder: Path, header: Mapping[str, Any]) -> None:
-    """The first to come writes it.
+    """The first to come writes it, of several processes and machines too.
 
     Raises:
         UserError: the folder holds latents of another tokenizer, resolution, ...
     """
     path = folder / HEADER
     if not path.exists():
-        _write_json(path, header)
-        return
+        write_json(path, header, keep=True)
     found = read_json(path)
     for name, value in header.items():
         if found.get(name) != value:
@@ -77,6 +76,9 @@ def write_shard(
         path: its ending says the format, one of `SUFFIXES`.
         latents: (c, h, w) float32, under the keys of `entries`.
         fingerprint: of the tokenizer that made them.
+
+    Raises:
+        UserError: it cannot be written.
     """
     path.with_suffix(".json").unlink(missing_ok=True)  # a lost shard's record must not vouch for this one
     for stale in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed over it
@@ -85,7 +87,10 @@ def write_shard(
         if path.suffix == SUFFIXES["webdataset"]:
             _write_tar(part, latents, entries, fingerprint)
         else:
-            save_file(dict(latents), part, metadata={"tokenizer": fingerprint})
+            try:
+                save_file(dict(latents), part, metadata={"tokenizer": fingerprint})
+            except SafetensorError as error:  # its name for a full disk
+                raise UserError(f"{path}: cannot be written ({error})") from error
     record = {
         "shard": path.name,
         "bytes": path.stat().st_size,
@@ -95,7 +100,7 @@ def write_shard(
         **more,
         "latents": [asdict(entry) for entry in entries],
     }
-    _write_json(path.with_suffix(".json"), record)
+    write_json(path.with_suffix(".json"), record)
     return record
 
 
@@ -147,6 +152,12 @@ class _TarLatents:
         return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
 
 
+def write_json(path: Path, content: Mapping[str, Any], *, keep: bool = False) -> None:
+    """Whole or not at all; `keep` as for `atomic_write`."""
+    with atomic_write(path, keep=keep) as part:
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
 def _write_tar(
     part: Path, latents: Mapping[str, torch.Tensor], entries: Sequence[LatentEntry], fingerprint: str
 ) -> None:
@@ -169,8 +180,3 @@ def _write_tar(
                     "json": json.dumps(own, ensure_ascii=False).encode(),
                 }
             )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
