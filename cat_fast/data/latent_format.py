@@ -11,7 +11,6 @@ one, or whose size does not match it, is no shard: what it held is written again
 
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cat_fast.data.files import atomic_write, sha256
 from cat_fast.data.moments import Moments
 from cat_fast.data.shard_writer import member_name
-from cat_fast.data.streams.tar_members import Member, members
 from cat_fast.errors import UserError
 
 HEADER = "latents.json"
@@ -119,37 +117,12 @@ def damage(folder: Path, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def open_shard(path: Path, keys: Sequence[str]) -> Any:
-    """Something whose `get_tensor(key)` reads one latent; `keys` are those of the shard, in order.
-
-    Raises:
-        OSError, SafetensorError: it cannot be read.
-    """
-    return (
-        _TarLatents(path, keys) if path.suffix == SUFFIXES["webdataset"] else safe_open(path, framework="pt")
-    )
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Raises UserError where it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and encode again") from error
-
-
-class _TarLatents:
-    def __init__(self, path: Path, keys: Sequence[str]) -> None:
-        self._file = path.open("rb")
-        arrays = [m for m in members(self._file) if isinstance(m, Member) and m.name.endswith(".npy")]
-        if len(arrays) != len(keys):
-            raise OSError(f"{len(arrays)} latents in it, {len(keys)} in its record")
-        self._places = dict(zip(keys, arrays, strict=True))
-
-    def get_tensor(self, key: str) -> torch.Tensor:
-        place = self._places[key]
-        content = os.pread(self._file.fileno(), place.size, place.offset)
-        return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, keep: bool = False) -> None:

@@ -208,7 +208,7 @@ def _pieces(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Ent
 
 
 def _whole(path: Path) -> dict[str, Any] | None:
-    """The record of a shard that is there."""
+    """The record of a shard that is there, as far as its size tells: hashing all would take hours."""
     record_path = path.with_suffix(".json")
     if not record_path.is_file():
         return None

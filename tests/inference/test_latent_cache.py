@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import pickle
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +14,7 @@ import webdataset
 from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds, choose_ratio
+from cat_fast.data import latent_reader
 from cat_fast.data.image_index import ImageRecord, write_index
 from cat_fast.data.images import decode_image, image_to_tensor, resize_center_crop
 from cat_fast.data.latent_shards import LatentDataset
@@ -195,6 +198,42 @@ def test_a_lost_shard_is_written_again_and_no_other(tokenizer, index, tmp_path, 
     assert contents(out) == before
     assert {p for p, at in times.items() if p.stat().st_mtime_ns != at} == {shard}
     assert_complete(out, tokenizer, index)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "webdataset"])
+def test_a_shard_whose_bytes_changed_is_made_again_as_the_data_set_advises(tokenizer, index, tmp_path, kind):
+    out = tmp_path / "out"
+    make(tokenizer, index, out, format=kind)
+    before = contents(out)
+    shard = next(path for path in out.glob("shard-000001-0001.*") if path.suffix != ".json")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    data = LatentDataset(out)
+    broken = next(i for i in range(COUNT) if data.entries.place_of(i).shard == shard.name)
+    with pytest.raises(UserError, match="its content is not what was written") as error:
+        data[broken]
+    (advised,) = re.findall(r"delete (\S+) and encode again", str(error.value))
+    os.unlink(advised)
+    assert make(tokenizer, index, out, format=kind).encoded == 4
+    assert contents(out) == before
+
+
+def test_an_archive_is_searched_once_however_often_it_is_opened(tokenizer, index, tmp_path, monkeypatch):
+    make(tokenizer, index, tmp_path / "out", format="webdataset")
+    data, members, searched = LatentDataset(tmp_path / "out"), latent_reader.members, []
+
+    def search(file):
+        searched.append(file.name)
+        return members(file)
+
+    monkeypatch.setattr(latent_reader, "members", search)
+    monkeypatch.setattr(latent_reader, "_MOST_OPEN", 1)
+    first = [data[i].latent for i in range(COUNT)]
+    for again in (data, pickle.loads(pickle.dumps(data))):
+        for i in reversed(range(COUNT)):
+            assert torch.equal(again[i].latent, first[i])
+    assert len(searched) == len(set(searched)) == 7
 
 
 def test_bad_samples_are_counted_named_and_left_out(tokenizer, index, tmp_path):
