@@ -28,6 +28,7 @@ from cat_fast.data.latent_format import (
     write_or_check_header,
     write_shard,
 )
+from cat_fast.data.latent_inputs import INPUT_SHARDS, EncodedInputs
 from cat_fast.data.latent_reader import LatentReader
 from cat_fast.data.latent_table import LatentTable
 from cat_fast.data.moments import Moments, per_channel
@@ -153,8 +154,8 @@ class LatentDataset(Dataset[LatentSample]):
         verify: compare each shard with its SHA-256 when it is first read.
 
     Raises:
-        UserError: no latents there, latents of another tokenizer, or a shard that is missing or damaged
-            (named).
+        UserError: no latents there, latents of another tokenizer, input shards that are not encoded to the
+            end, or a shard that is missing or damaged (named).
     """
 
     def __init__(self, folder: str | Path, fingerprint: str | None = None, *, verify: bool = True) -> None:
@@ -174,14 +175,17 @@ class LatentDataset(Dataset[LatentSample]):
             )
         hashes: dict[str, str] = {}
         moments: list[Moments] = []
-        table = LatentTable.Builder()
+        inputs, table = EncodedInputs(), LatentTable.Builder()
         for record in records(self._folder):
             self._require_whole(record)
+            inputs.add(record)
             table.add(record["shard"], record["latents"])
             if record["latents"]:
                 moments.append(Moments(**record["moments"]))
             if verify:
                 hashes[record["shard"]] = record["sha256"]
+        if INPUT_SHARDS in header:
+            inputs.require_all(self._folder, header[INPUT_SHARDS])
         if not moments:
             raise UserError(f"{self._folder} holds no whole shard yet; let the encode step finish")
         self.entries = table.finish()

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cat_fast.complexity import RatioThresholds
 from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index
 from cat_fast.data.latent_format import HEADER, SUFFIXES, read_json, write_or_check_header
+from cat_fast.data.latent_inputs import INPUT_SHARDS
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.listed import FolderShards, IndexShards, RecordShards
 from cat_fast.data.streams.problems import Problems
@@ -146,7 +147,7 @@ def prepare(
             "fingerprint": tokenizer.fingerprint(),
             "resolution": settings.size,
             "class_names": classes,
-            "input_shards": len(pictures.names),
+            INPUT_SHARDS: len(pictures.names),
             "input_digest": hashlib.sha256(names.encode()).hexdigest()[:16],
             "latents_per_shard": settings.per_shard,
             "format": settings.format,

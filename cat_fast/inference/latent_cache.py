@@ -21,6 +21,7 @@ from cat_fast.complexity import Description, choose_ratio, default_thresholds, j
 from cat_fast.complexity.jpeg_size import JPEG_SIDE
 from cat_fast.data.images import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.latent_format import SUFFIXES, LatentEntry, damage, read_json, write_shard
+from cat_fast.data.latent_inputs import mark_readable, mark_unreadable, piece_name
 from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard
 from cat_fast.errors import UserError
 from cat_fast.inference.cache_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
@@ -57,8 +58,11 @@ class LatentCache:
         try:
             shard = self.pictures.open(unit.input)
         except UnreadableShard as error:
-            tally.unreadable.append(f"{self.pictures.names[unit.input]}: {error}")
+            why = f"{self.pictures.names[unit.input]}: {error}"
+            mark_unreadable(self.settings.out, unit.input, why)
+            tally.unreadable.append(why)
             return tally
+        mark_readable(self.settings.out, unit.input)
         known = isinstance(shard, Sized)
         if isinstance(shard, Sized):
             tell("found", -(-len(shard) // unit.parts))
@@ -88,7 +92,7 @@ class LatentCache:
         return found
 
     def _path(self, index: int, number: int) -> Path:
-        return self.settings.out / f"shard-{index:06d}-{number:04d}{SUFFIXES[self.settings.format]}"
+        return self.settings.out / f"{piece_name(index, number)}{SUFFIXES[self.settings.format]}"
 
     def _write(
         self, path: Path, piece: list[Entry], last: bool, decoders: ThreadPoolExecutor, tell: Tell

@@ -27,6 +27,7 @@ from cat_fast.inference.cache_plan import (
     NO_CLASSES,
     CacheSettings,
     Tally,
+    Unit,
     open_pictures,
     prepare,
     units_of,
@@ -236,6 +237,29 @@ def test_an_archive_is_searched_once_however_often_it_is_opened(tokenizer, index
     assert len(searched) == len(set(searched)) == 7
 
 
+def test_an_unfinished_folder_is_refused_until_it_is_finished(tokenizer, index, tmp_path):
+    out = tmp_path / "out"
+    make(tokenizer, index, out, units=[Unit(0), Unit(2)])
+    message = "is unfinished: 2 of 3 input shards are encoded to the end.*the same command again"
+    with pytest.raises(UserError, match=message):
+        LatentDataset(out)
+    make(tokenizer, index, out)
+    for piece in ("shard-000001-0000", "shard-000001-0001", "shard-000001-0002"):
+        (out / f"{piece}.json").unlink()
+        with pytest.raises(UserError, match=message):
+            LatentDataset(out)
+        make(tokenizer, index, out)
+        assert_complete(out, tokenizer, index)
+
+
+def test_a_folder_is_finished_though_all_of_an_input_shard_was_left_out(tokenizer, index, tmp_path):
+    for n in range(10):
+        (index.parent / f"{n:02d}.png").write_bytes(b"")
+    tally = make(tokenizer, index, tmp_path / "out")
+    assert len(tally.skipped) == 10
+    assert len(LatentDataset(tmp_path / "out")) == COUNT - 10
+
+
 def test_bad_samples_are_counted_named_and_left_out(tokenizer, index, tmp_path):
     (index.parent / "05.png").write_bytes((index.parent / "05.png").read_bytes()[:60])
     (index.parent / "06.png").unlink()
@@ -278,7 +302,7 @@ def test_archives_with_sidecars_say_the_same_as_the_index(tokenizer, index, tmp_
         torch.testing.assert_close(other, latent, rtol=1e-4, atol=1e-5)
 
 
-def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index, tmp_path):
+def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index, tmp_path, caplog):
     list(write_shards(IndexLines(index), tmp_path / "tars", per_shard=10, seed=0))
     archive = tmp_path / "tars/shard-000001.tar"
     content = archive.read_bytes()
@@ -286,9 +310,16 @@ def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index,
     tally = make(tokenizer, tmp_path / "tars", tmp_path / "out")
     assert tally.latents == 13
     assert "shard-000001.tar" in tally.unreadable[0]
+    assert len(raw_latents(tmp_path / "out")) == 13
+    assert "lacks 1 of 3 input shards, which could not be opened" in caplog.text
+    assert "shard-000001.tar" in caplog.text
+    caplog.clear()
     archive.write_bytes(content)
     assert make(tokenizer, tmp_path / "tars", tmp_path / "out").encoded == 10
     assert len(raw_latents(tmp_path / "out")) == COUNT
+    assert "lacks" not in caplog.text
+    make(tokenizer, tmp_path / "tars", tmp_path / "straight")
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
 
 
 def test_a_folder_has_classes_by_subfolder_and_captions_beside(tokenizer, index, tmp_path):
