@@ -13,11 +13,12 @@ from cat_fast.errors import UserError
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], *, keep: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
 
     A process killed half way leaves at most a hidden `.NAME.*.part` file, an exception not even that, and
-    whatever stood under `path` before is untouched. Missing parent folders are made.
+    whatever stood under `path` before is untouched. Missing parent folders are made. With `keep`, what stands
+    under `path` in the end, perhaps another's by then, stays; read it to know.
 
     Raises:
         UserError: the file cannot be written there (no permission, disk full, a folder of that name).
@@ -28,7 +29,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        part.replace(path)
+        if not (keep and _added(part, path)):
+            part.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
@@ -48,6 +50,18 @@ def sha256(path: Path) -> str:
     """Of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _added(part: Path, path: Path) -> bool:
+    """Whether `path` is there now: `part` under a second name, or what stood there; False without hard
+    links."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _create_part(path: Path) -> Path:

@@ -11,7 +11,6 @@ one, or whose size does not match it, is no shard: what it held is written again
 
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cat_fast.data.files import atomic_write, sha256
 from cat_fast.data.moments import Moments
 from cat_fast.data.shard_writer import member_name
-from cat_fast.data.streams.tar_members import Member, members
 from cat_fast.errors import UserError
 
 HEADER = "latents.json"
@@ -46,15 +44,14 @@ class LatentEntry:
 
 
 def write_or_check_header(folder: Path, header: Mapping[str, Any]) -> None:
-    """The first to come writes it.
+    """The first to come writes it, of several processes and machines too.
 
     Raises:
         UserError: the folder holds latents of another tokenizer, resolution, ...
     """
     path = folder / HEADER
     if not path.exists():
-        _write_json(path, header)
-        return
+        write_json(path, header, keep=True)
     found = read_json(path)
     for name, value in header.items():
         if found.get(name) != value:
@@ -77,6 +74,9 @@ def write_shard(
         path: its ending says the format, one of `SUFFIXES`.
         latents: (c, h, w) float32, under the keys of `entries`.
         fingerprint: of the tokenizer that made them.
+
+    Raises:
+        UserError: it cannot be written.
     """
     path.with_suffix(".json").unlink(missing_ok=True)  # a lost shard's record must not vouch for this one
     for stale in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed over it
@@ -85,7 +85,10 @@ def write_shard(
         if path.suffix == SUFFIXES["webdataset"]:
             _write_tar(part, latents, entries, fingerprint)
         else:
-            save_file(dict(latents), part, metadata={"tokenizer": fingerprint})
+            try:
+                save_file(dict(latents), part, metadata={"tokenizer": fingerprint})
+            except SafetensorError as error:  # its name for a full disk
+                raise UserError(f"{path}: cannot be written ({error})") from error
     record = {
         "shard": path.name,
         "bytes": path.stat().st_size,
@@ -95,7 +98,7 @@ def write_shard(
         **more,
         "latents": [asdict(entry) for entry in entries],
     }
-    _write_json(path.with_suffix(".json"), record)
+    write_json(path.with_suffix(".json"), record)
     return record
 
 
@@ -114,17 +117,6 @@ def damage(folder: Path, record: Mapping[str, Any]) -> str | None:
     return None
 
 
-def open_shard(path: Path, keys: Sequence[str]) -> Any:
-    """Something whose `get_tensor(key)` reads one latent; `keys` are those of the shard, in order.
-
-    Raises:
-        OSError, SafetensorError: it cannot be read.
-    """
-    return (
-        _TarLatents(path, keys) if path.suffix == SUFFIXES["webdataset"] else safe_open(path, framework="pt")
-    )
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """Raises UserError where it is missing or damaged."""
     try:
@@ -133,18 +125,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}); delete it and encode again") from error
 
 
-class _TarLatents:
-    def __init__(self, path: Path, keys: Sequence[str]) -> None:
-        self._file = path.open("rb")
-        arrays = [m for m in members(self._file) if isinstance(m, Member) and m.name.endswith(".npy")]
-        if len(arrays) != len(keys):
-            raise OSError(f"{len(arrays)} latents in it, {len(keys)} in its record")
-        self._places = dict(zip(keys, arrays, strict=True))
-
-    def get_tensor(self, key: str) -> torch.Tensor:
-        place = self._places[key]
-        content = os.pread(self._file.fileno(), place.size, place.offset)
-        return torch.from_numpy(np.load(io.BytesIO(content), allow_pickle=False))
+def write_json(path: Path, content: Mapping[str, Any], *, keep: bool = False) -> None:
+    """Whole or not at all; `keep` as for `atomic_write`."""
+    with atomic_write(path, keep=keep) as part:
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _write_tar(
@@ -169,8 +153,3 @@ def _write_tar(
                     "json": json.dumps(own, ensure_ascii=False).encode(),
                 }
             )
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")

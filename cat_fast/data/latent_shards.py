@@ -11,7 +11,6 @@ killed run loses at most the shard it was filling.
 """
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,28 +19,24 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch.utils.data import Dataset
 
-from cat_fast.data.files import sha256
 from cat_fast.data.latent_format import (
     HEADER,
     LatentEntry,
     damage,
-    open_shard,
     read_json,
     records,
     write_or_check_header,
     write_shard,
 )
+from cat_fast.data.latent_inputs import INPUT_SHARDS, EncodedInputs
+from cat_fast.data.latent_reader import LatentReader
 from cat_fast.data.latent_table import LatentTable
 from cat_fast.data.moments import Moments, per_channel
 from cat_fast.errors import UserError
 
 __all__ = ["LatentDataset", "LatentEntry", "LatentSample", "LatentShardWriter"]
-
-_MOST_OPEN = 512
-"""Shards that a data set keeps open at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +158,8 @@ class LatentDataset(Dataset[LatentSample]):
         verify: compare each shard with its SHA-256 when it is first read.
 
     Raises:
-        UserError: no latents there, latents of another tokenizer, or a shard that is missing or damaged
-            (named).
+        UserError: no latents there, latents of another tokenizer, input shards that are not encoded to the
+            end, or a shard that is missing or damaged (named).
     """
 
     def __init__(
@@ -189,16 +184,19 @@ class LatentDataset(Dataset[LatentSample]):
                 f"{self._folder} holds latents of tokenizer {self.fingerprint}, not of {fingerprint}; "
                 "encode the pictures with this tokenizer first"
             )
-        self._sha256: dict[str, str] = {}
+        hashes: dict[str, str] = {}
         moments: list[Moments] = []
-        table = LatentTable.Builder()
+        inputs, table = EncodedInputs(), LatentTable.Builder()
         for record in records(self._folder):
             self._require_whole(record)
+            inputs.add(record)
             table.add(record["shard"], record["latents"])
             if record["latents"]:
                 moments.append(Moments(**record["moments"]))
             if verify:
-                self._sha256[record["shard"]] = record["sha256"]
+                hashes[record["shard"]] = record["sha256"]
+        if INPUT_SHARDS in header:
+            inputs.require_all(self._folder, header[INPUT_SHARDS])
         if not moments:
             raise UserError(f"{self._folder} holds no whole shard yet; let the encode step finish")
         self.entries = table.finish()
@@ -208,14 +206,14 @@ class LatentDataset(Dataset[LatentSample]):
         """Mean of each channel over all latents, or 0."""
         self.scaling_factor = [1 / std if normalized and std > 0 else 1.0 for std in total.std]
         """One over its standard deviation, or 1."""
-        self._open: OrderedDict[str, Any] = OrderedDict()
+        self._reader = LatentReader(self._folder, hashes)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def __getitem__(self, index: int) -> LatentSample:
         entry = self.entries[index]
-        latent = self._shard(index).get_tensor(entry.key)
+        latent = self._reader.read(self.entries.place_of(index), entry.key)
         latent = (latent - per_channel(self.shift_factor)) * per_channel(self.scaling_factor)
         return LatentSample(key=entry.key, latent=latent, label=entry.label, ratio=entry.ratio)
 
@@ -230,9 +228,6 @@ class LatentDataset(Dataset[LatentSample]):
         """How many tokens each latent makes, without reading any."""
         return (self.entries.shapes[:, 1:].prod(axis=1) // patch_size**2).tolist()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}  # file handles stay with their process
-
     def _require_whole(self, record: dict[str, Any]) -> None:
         path = self._folder / record["shard"]
         if why := damage(self._folder, record):
@@ -241,20 +236,3 @@ class LatentDataset(Dataset[LatentSample]):
             raise UserError(
                 f"{path} holds latents of tokenizer {found}, the others are of {self.fingerprint}"
             )
-
-    def _shard(self, index: int) -> Any:
-        name = self.entries.shard_of(index)
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
-        path = self._folder / name
-        try:
-            if name in self._sha256 and sha256(path) != self._sha256[name]:
-                raise UserError(f"{path} is damaged: its content is not what was written; encode again")
-            self._open[name] = open_shard(path, self.entries.keys_beside(index))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}); encode again to rewrite it") from error
-        self._sha256.pop(name, None)  # once is enough
-        if len(self._open) > _MOST_OPEN:
-            self._open.popitem(last=False)
-        return self._open[name]

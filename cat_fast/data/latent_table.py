@@ -3,12 +3,20 @@ caption."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow
 
 from cat_fast.data.latent_format import LatentEntry
+
+
+class Place(NamedTuple):
+    """Where a latent lies: it is number `row` of the `rows` latents in the file `shard`."""
+
+    shard: str
+    row: int
+    rows: int
 
 
 class LatentTable(Sequence[LatentEntry]):
@@ -92,15 +100,9 @@ class LatentTable(Sequence[LatentEntry]):
             digest.update(column.tobytes())
         digest.update("\0".join(self._keys.to_pylist()).encode())
 
-    def shard_of(self, index: int) -> str:
-        """The file that row `index` lies in."""
-        return self.shards[self._shard_number(index)]
-
-    def keys_beside(self, index: int) -> list[str]:
-        """All keys of the shard that row `index` lies in, in order."""
-        shard = self._shard_number(index)
+    def place_of(self, index: int) -> Place:
+        """Where row `index` lies."""
+        index = range(len(self))[index]
+        shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         start, stop = self.starts[shard : shard + 2].tolist()
-        return self._keys[start:stop].to_pylist()
-
-    def _shard_number(self, index: int) -> int:
-        return int(np.searchsorted(self.starts, range(len(self))[index], side="right")) - 1
+        return Place(self.shards[shard], index - start, stop - start)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cat_fast.complexity import RatioThresholds
 from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index
 from cat_fast.data.latent_format import HEADER, SUFFIXES, read_json, write_or_check_header
+from cat_fast.data.latent_inputs import INPUT_SHARDS
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.listed import FolderShards, IndexShards, RecordShards
 from cat_fast.data.streams.problems import Problems
@@ -126,8 +127,9 @@ def prepare(
     in order, which takes one pass over the labels.
 
     Raises:
-        UserError: no such pictures; ratios that the tokenizer lacks; the folder holds latents of another
-            tokenizer, of other pictures, or made otherwise.
+        UserError: no such pictures; classes that have to be found in a shard that cannot be opened; ratios
+            that the tokenizer lacks; the folder holds latents of another tokenizer, of other pictures, or
+            made otherwise.
     """
     require_served(settings.ratio, tokenizer.config["ratios"])
     pictures = open_pictures(settings.source)
@@ -145,7 +147,7 @@ def prepare(
             "fingerprint": tokenizer.fingerprint(),
             "resolution": settings.size,
             "class_names": classes,
-            "input_shards": len(pictures.names),
+            INPUT_SHARDS: len(pictures.names),
             "input_digest": hashlib.sha256(names.encode()).hexdigest()[:16],
             "latents_per_shard": settings.per_shard,
             "format": settings.format,
@@ -166,13 +168,22 @@ def units_of(rank: int, world_size: int, workers: int, input_shards: int) -> lis
 
 def _classes_of(pictures: ShardSet) -> list[str]:
     found: set[str] = set()
-    for index in range(len(pictures.names)):
+    for index, shard in enumerate(pictures.names):
         try:
-            labels = pictures.labels(index)
-            if labels is None:
-                labels = [entry.labels for entry in pictures.open(index).entries(0)]
-        except UnreadableShard:
-            continue
-        found.update(label.category for label in labels)
+            found |= _categories(pictures, index)
+        except UnreadableShard as error:
+            raise UserError(
+                f"{shard} cannot be opened ({error}), and the folder's classes are settled now: mend it, or "
+                f"name all classes with --classes ({NO_CLASSES[0]!r} alone where pictures have none)"
+            ) from error
     names = sorted(found - {""}, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     return names or NO_CLASSES
+
+
+def _categories(pictures: ShardSet, index: int) -> set[str]:
+    if isinstance(pictures, TarShards):
+        return pictures.categories(index)
+    labels = pictures.labels(index)
+    if labels is None:
+        labels = [entry.labels for entry in pictures.open(index).entries(0)]
+    return {label.category for label in labels}

@@ -36,12 +36,13 @@ def run_units(
         device: as for `load_tokenizer`; with "auto" the processes take the GPUs of the machine in turn.
 
     Raises:
-        UserError: a process died, or could not write. What it had finished is kept.
+        UserError: a process could not start, died, or could not write. What is finished is kept.
     """
     tally = Tally()
     # A fork would copy the locks of torch's and CUDA's threads, in whatever state they are.
     context = get_context("spawn")
     told: Any = context.Queue()
+    failed: Any = context.SimpleQueue()
     slots: Any = context.Queue()
     for slot in range(workers):
         slots.put(slot)
@@ -49,7 +50,7 @@ def run_units(
         workers,
         mp_context=context,
         initializer=_start,
-        initargs=(settings, checkpoint, device, list(class_names), workers, slots, told),
+        initargs=(settings, checkpoint, device, list(class_names), workers, slots, told, failed),
     )
     try:
         pending = {pool.submit(_run, unit) for unit in units}
@@ -59,6 +60,8 @@ def run_units(
             for future in done:
                 tally.join(future.result())
     except BrokenProcessPool as error:
+        if not failed.empty():
+            raise UserError(f"a process that was to encode could not start: {failed.get()}") from error
         raise UserError(
             "a process that encoded died, perhaps for want of memory: the shards that are whole are kept; "
             "run the same command again, with fewer --workers or a smaller --batch-size"
@@ -81,13 +84,32 @@ def _start(
     workers: int,
     slots: Any,
     told: Any,
+    failed: Any,
 ) -> None:
     global _mine  # noqa: PLW0603 # set once, by the pool's initializer
     end_with_parent()
-    slot, gpus = slots.get(), torch.cuda.device_count()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    tokenizer = load_tokenizer(checkpoint, f"cuda:{slot % gpus}" if device == "auto" and gpus else device)
-    _mine = LatentCache(settings, tokenizer, class_names), told
+    torch.set_num_threads(_threads(workers))
+    slot = slots.get()
+    try:
+        gpus = torch.cuda.device_count()
+        tokenizer = load_tokenizer(checkpoint, f"cuda:{slot % gpus}" if device == "auto" and gpus else device)
+        _mine = LatentCache(settings, tokenizer, class_names), told
+    except Exception as error:  # of files, of the GPU
+        failed.put(_told(error))
+        os._exit(1)  # the pool would log the exception with all its lines, and keep it from the parent
+
+
+def _threads(workers: int) -> int:
+    """A process's share of the CPUs that this one may use."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def _told(error: Exception) -> str:
+    """In one line, short enough for a pipe to take it at once."""
+    if isinstance(error, UserError):
+        return str(error)[:500]
+    why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"{why}; if it lacks memory, try fewer --workers"
 
 
 def _run(unit: Unit) -> Tally:

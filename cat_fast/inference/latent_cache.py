@@ -21,6 +21,7 @@ from cat_fast.complexity import Description, choose_ratio, default_thresholds, j
 from cat_fast.complexity.jpeg_size import JPEG_SIDE
 from cat_fast.data.images import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.latent_format import SUFFIXES, LatentEntry, damage, read_json, write_shard
+from cat_fast.data.latent_inputs import mark_readable, mark_unreadable, piece_name
 from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard
 from cat_fast.errors import UserError
 from cat_fast.inference.cache_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
@@ -41,6 +42,8 @@ class LatentCache:
         self.fingerprint = tokenizer.fingerprint()
         self.pictures = open_pictures(settings.source)
         self.classes = {name: number for number, name in enumerate(class_names)}
+        self.numbered = not any(name.isdecimal() for name in class_names)
+        """Whether a number as a class counts the names; where names are numbers, it is a name."""
         self.thresholds = settings.thresholds or default_thresholds()
 
     def run(self, unit: Unit, tell: Tell = lambda kind, pictures: None) -> Tally:
@@ -55,8 +58,11 @@ class LatentCache:
         try:
             shard = self.pictures.open(unit.input)
         except UnreadableShard as error:
-            tally.unreadable.append(f"{self.pictures.names[unit.input]}: {error}")
+            why = f"{self.pictures.names[unit.input]}: {error}"
+            mark_unreadable(self.settings.out, unit.input, why)
+            tally.unreadable.append(why)
             return tally
+        mark_readable(self.settings.out, unit.input)
         known = isinstance(shard, Sized)
         if isinstance(shard, Sized):
             tell("found", -(-len(shard) // unit.parts))
@@ -86,7 +92,7 @@ class LatentCache:
         return found
 
     def _path(self, index: int, number: int) -> Path:
-        return self.settings.out / f"shard-{index:06d}-{number:04d}{SUFFIXES[self.settings.format]}"
+        return self.settings.out / f"{piece_name(index, number)}{SUFFIXES[self.settings.format]}"
 
     def _write(
         self, path: Path, piece: list[Entry], last: bool, decoders: ThreadPoolExecutor, tell: Tell
@@ -162,7 +168,7 @@ class LatentCache:
             return self.classes[category]
         if not category and list(self.classes) == NO_CLASSES:
             return 0
-        if category.isdecimal() and int(category) < len(self.classes):
+        if self.numbered and category.isdecimal() and int(category) < len(self.classes):
             return int(category)
         raise UserError(
             f"class {category!r} is none of the {len(self.classes)} classes"
@@ -206,7 +212,7 @@ def _pieces(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Ent
 
 
 def _whole(path: Path) -> dict[str, Any] | None:
-    """The record of a shard that is there."""
+    """The record of a shard that is there, as far as its size tells: hashing all would take hours."""
     record_path = path.with_suffix(".json")
     if not record_path.is_file():
         return None

@@ -35,6 +35,26 @@ def test_an_exception_leaves_the_old_file_and_no_litter(tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_what_has_come_to_stand_there_meanwhile_can_be_kept(tmp_path, there):
+    with atomic_write(tmp_path / "a.bin", keep=True) as part:
+        part.write_bytes(b"own")
+        if there:
+            (tmp_path / "a.bin").write_bytes(b"another's")
+    assert (tmp_path / "a.bin").read_bytes() == (b"another's" if there else b"own")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_without_hard_links_a_file_is_written_all_the_same(tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with atomic_write(tmp_path / "a.bin", keep=True) as part:
+        part.write_bytes(b"own")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.bin", b"own")]
+
+
 def test_sigkill_half_way_leaves_the_old_file(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"old")
     script = f"""

@@ -5,7 +5,9 @@ import pickle
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from cat_fast.data import files, latent_format
 from cat_fast.data.latent_shards import LatentDataset, LatentShardWriter
 from cat_fast.data.moments import per_channel
 from cat_fast.errors import UserError
@@ -133,6 +135,35 @@ def test_latents_of_another_tokenizer_are_refused(tmp_path):
         open_writer(tmp_path, "xyz")
     with pytest.raises(UserError, match="resolution 128, not 256"):
         open_writer(tmp_path, resolution=256)
+
+
+def test_of_two_that_begin_a_folder_together_the_second_is_refused(tmp_path, monkeypatch):
+    """The other's header comes after this one has looked for one."""
+    created = files._create_part
+
+    def create_late(path):
+        monkeypatch.setattr(files, "_create_part", created)
+        open_writer(tmp_path, "abc")
+        return created(path)
+
+    monkeypatch.setattr(files, "_create_part", create_late)
+    with pytest.raises(UserError, match="fingerprint 'abc', not 'xyz'"):
+        open_writer(tmp_path, "xyz")
+    assert json.loads((tmp_path / "latents.json").read_text())["fingerprint"] == "abc"
+    assert [path.name for path in tmp_path.iterdir()] == ["latents.json"]
+
+
+def test_a_full_disk_is_told_and_costs_nothing(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as fault:
+        fault.setattr(latent_format, "save_file", full)
+        with pytest.raises(UserError, match=r"shard-00000\.safetensors: cannot be written .*No space left"):
+            write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["latents.json"]
+    write(tmp_path)
+    assert_complete(tmp_path)
 
 
 def test_folders_without_latents_are_refused(tmp_path):

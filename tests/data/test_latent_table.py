@@ -35,12 +35,12 @@ def test_it_is_read_as_a_list_is(table):
     assert list(pickle.loads(pickle.dumps(table))) == ENTRIES
 
 
-def test_rows_know_their_shard_and_what_lies_beside_them(table):
-    shards = [shard for shard, size in SIZES.items() for _ in range(size)]
-    assert [table.shard_of(i) for i in range(8)] == shards
-    for i in range(8):
-        beside = [entry.key for entry, shard in zip(ENTRIES, shards, strict=True) if shard == shards[i]]
-        assert table.keys_beside(i) == beside
+def test_rows_know_their_place_in_their_shard(table):
+    places = [(shard, row, size) for shard, size in SIZES.items() for row in range(size)]
+    assert [table.place_of(i) for i in range(8)] == places
+    assert table.place_of(-1) == places[-1]
+    with pytest.raises(IndexError):
+        table.place_of(8)
 
 
 def test_a_latent_takes_its_key_its_caption_and_a_few_dozen_bytes():

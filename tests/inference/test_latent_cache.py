@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import pickle
+import re
 import shutil
 
 import numpy as np
@@ -12,23 +14,27 @@ import webdataset
 from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds, choose_ratio
+from cat_fast.data import latent_reader
 from cat_fast.data.image_index import ImageRecord, write_index
 from cat_fast.data.images import decode_image, image_to_tensor, resize_center_crop
 from cat_fast.data.latent_shards import LatentDataset
 from cat_fast.data.moments import per_channel
 from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams import listed
+from cat_fast.data.streams.sidecar import write_sidecar
 from cat_fast.errors import UserError
 from cat_fast.inference.cache_plan import (
     NO_CLASSES,
     CacheSettings,
     Tally,
+    Unit,
     open_pictures,
     prepare,
     units_of,
 )
 from cat_fast.inference.latent_cache import LatentCache
 from tests.cli.conftest import tiny_tokenizer
+from tests.data.streams.sets import picture, write_tar
 
 CATEGORIES = ("sky", "page", "street")
 COUNT = 23
@@ -63,6 +69,25 @@ def index(tmp_path, monkeypatch):
         )
     write_index(folder / "index.jsonl", records)
     return folder / "index.jsonl"
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """Two of two samples each, with classes and captions beside the pictures and sidecars of ratios only."""
+    folder = tmp_path / "archives"
+    for name, numbers in {"a": (0, 1), "b": (2, 3)}.items():
+        samples = [
+            {
+                "__key__": f"{n}",
+                "png": picture(n, size=(80, 70)),
+                "txt": f"Straße {n}".encode(),
+                "cls": CATEGORIES[n % 3].encode(),
+            }
+            for n in numbers
+        ]
+        path = write_tar(folder / f"{name}.tar", samples)
+        write_sidecar(path, [{"key": f"{n}", "ratio": 16} for n in numbers])
+    return folder
 
 
 def make(tokenizer, source, out, *, classes=None, units=None, **changes):
@@ -176,6 +201,65 @@ def test_a_lost_shard_is_written_again_and_no_other(tokenizer, index, tmp_path, 
     assert_complete(out, tokenizer, index)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "webdataset"])
+def test_a_shard_whose_bytes_changed_is_made_again_as_the_data_set_advises(tokenizer, index, tmp_path, kind):
+    out = tmp_path / "out"
+    make(tokenizer, index, out, format=kind)
+    before = contents(out)
+    shard = next(path for path in out.glob("shard-000001-0001.*") if path.suffix != ".json")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(content)
+    data = LatentDataset(out)
+    broken = next(i for i in range(COUNT) if data.entries.place_of(i).shard == shard.name)
+    with pytest.raises(UserError, match="its content is not what was written") as error:
+        data[broken]
+    (advised,) = re.findall(r"delete (\S+) and encode again", str(error.value))
+    os.unlink(advised)
+    assert make(tokenizer, index, out, format=kind).encoded == 4
+    assert contents(out) == before
+
+
+def test_an_archive_is_searched_once_however_often_it_is_opened(tokenizer, index, tmp_path, monkeypatch):
+    make(tokenizer, index, tmp_path / "out", format="webdataset")
+    data, members, searched = LatentDataset(tmp_path / "out"), latent_reader.members, []
+
+    def search(file):
+        searched.append(file.name)
+        return members(file)
+
+    monkeypatch.setattr(latent_reader, "members", search)
+    monkeypatch.setattr(latent_reader, "_MOST_OPEN", 1)
+    first = [data[i].latent for i in range(COUNT)]
+    for again in (data, pickle.loads(pickle.dumps(data))):
+        for i in reversed(range(COUNT)):
+            assert torch.equal(again[i].latent, first[i])
+    assert len(searched) == len(set(searched)) == 7
+
+
+def test_an_unfinished_folder_is_refused_until_it_is_finished(tokenizer, index, tmp_path):
+    out = tmp_path / "out"
+    make(tokenizer, index, out, units=[Unit(0), Unit(2)])
+    message = "is unfinished: 2 of 3 input shards are encoded to the end.*the same command again"
+    with pytest.raises(UserError, match=message):
+        LatentDataset(out)
+    make(tokenizer, index, out)
+    for piece in ("shard-000001-0000", "shard-000001-0001", "shard-000001-0002"):
+        (out / f"{piece}.json").unlink()
+        with pytest.raises(UserError, match=message):
+            LatentDataset(out)
+        make(tokenizer, index, out)
+        assert_complete(out, tokenizer, index)
+
+
+def test_a_folder_is_finished_though_all_of_an_input_shard_was_left_out(tokenizer, index, tmp_path):
+    for n in range(10):
+        (index.parent / f"{n:02d}.png").write_bytes(b"")
+    tally = make(tokenizer, index, tmp_path / "out")
+    assert len(tally.skipped) == 10
+    assert len(LatentDataset(tmp_path / "out")) == COUNT - 10
+
+
 def test_bad_samples_are_counted_named_and_left_out(tokenizer, index, tmp_path):
     (index.parent / "05.png").write_bytes((index.parent / "05.png").read_bytes()[:60])
     (index.parent / "06.png").unlink()
@@ -218,7 +302,7 @@ def test_archives_with_sidecars_say_the_same_as_the_index(tokenizer, index, tmp_
         torch.testing.assert_close(other, latent, rtol=1e-4, atol=1e-5)
 
 
-def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index, tmp_path):
+def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index, tmp_path, caplog):
     list(write_shards(IndexLines(index), tmp_path / "tars", per_shard=10, seed=0))
     archive = tmp_path / "tars/shard-000001.tar"
     content = archive.read_bytes()
@@ -226,9 +310,16 @@ def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index,
     tally = make(tokenizer, tmp_path / "tars", tmp_path / "out")
     assert tally.latents == 13
     assert "shard-000001.tar" in tally.unreadable[0]
+    assert len(raw_latents(tmp_path / "out")) == 13
+    assert "lacks 1 of 3 input shards, which could not be opened" in caplog.text
+    assert "shard-000001.tar" in caplog.text
+    caplog.clear()
     archive.write_bytes(content)
     assert make(tokenizer, tmp_path / "tars", tmp_path / "out").encoded == 10
     assert len(raw_latents(tmp_path / "out")) == COUNT
+    assert "lacks" not in caplog.text
+    make(tokenizer, tmp_path / "tars", tmp_path / "straight")
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
 
 
 def test_a_folder_has_classes_by_subfolder_and_captions_beside(tokenizer, index, tmp_path):
@@ -262,6 +353,33 @@ def test_classes_that_are_given_leave_out_others_and_numbers_count_from_zero(tok
     tally = make(tokenizer, index, tmp_path / "out", classes=["page", "sky"])
     assert {sample["why"] for sample in tally.skipped} == {"class 'street' is none of the 2 classes"}
     assert raw_latents(tmp_path / "out")["a/key.00"][1] == "sky"
+
+
+def test_numbers_that_are_names_do_not_count_the_names(tokenizer, index, tmp_path):
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    for n, line in enumerate(lines):
+        line["category"] = "1" if n == 0 else ("3", "5", "7")[n % 3]
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tally = make(tokenizer, index, tmp_path / "out", classes=["3", "5", "7"])
+    assert tally.skipped == [{"key": "a/key.00", "why": "class '1' is none of the 3 classes"}]
+    assert raw_latents(tmp_path / "out")["a/key.01"][1] == "5"
+
+
+def test_classes_in_archives_are_found_behind_sidecars_of_scores(tokenizer, archives, tmp_path):
+    make(tokenizer, archives, tmp_path / "out")
+    found = raw_latents(tmp_path / "out")
+    assert {key: (category, ratio, caption) for key, (_, category, ratio, caption) in found.items()} == {
+        f"{n}": (CATEGORIES[n % 3], 16, f"Straße {n}") for n in range(4)
+    }
+
+
+def test_an_archive_whose_classes_cannot_be_found_is_named(tokenizer, archives, tmp_path):
+    (archives / "b.tar").write_bytes(b"")
+    with pytest.raises(UserError, match=r"b\.tar cannot be opened.*mend it, or name all.*--classes"):
+        make(tokenizer, archives, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    tally = make(tokenizer, archives, tmp_path / "out", classes=CATEGORIES)
+    assert (tally.latents, len(tally.unreadable)) == (2, 1)
 
 
 def test_ratios_follow_thresholds_or_are_fixed(tokenizer, index, tmp_path):

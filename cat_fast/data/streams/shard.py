@@ -40,6 +40,20 @@ class Labels:
         )
 
 
+LABELS = tuple(Labels.__dataclass_fields__)
+"""Their names."""
+
+
+def labels_said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The labels that JSON or a row of a table says anything of: what is missing or null is left out.
+
+    Raises:
+        ValueError: a score or ratio that is no whole number.
+    """
+    Labels.of(row)
+    return {name: row[name] for name in LABELS if row.get(name) is not None}
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One sample of a shard."""

@@ -2,10 +2,9 @@
 
 A line is an object with "key" and one or both of "score" (1 to 9) and "ratio" (8, 16, 32); "has_text" keeps a
 picture from being mirrored; "has_faces", "caption" and "category" are for whoever makes latents of them.
-Other fields are passed over. Columns likewise.
+Other fields are passed over. Columns likewise. What is missing or null is not said.
 """
 
-import dataclasses
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -18,9 +17,8 @@ import pyarrow.parquet
 from cat_fast.data.files import atomic_write
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import Labels
+from cat_fast.data.streams.shard import LABELS, labels_said
 
-_LABELS = tuple(field.name for field in dataclasses.fields(Labels))
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 
@@ -30,8 +28,9 @@ def sidecar_url(shard: str, suffix: str = JSON_LINES) -> str:
     return f"{folder}{slash}{name.split('.tar')[0]}{suffix}"
 
 
-def read_sidecar(shard: str, remote: Remote, problems: Problems) -> dict[str, Labels] | None:
-    """Labels by key; None if the shard has no sidecar. Broken lines are reported and left out.
+def read_sidecar(shard: str, remote: Remote, problems: Problems) -> dict[str, dict[str, Any]] | None:
+    """The labels that it says (`labels_said`), by key; None if the shard has no sidecar. Broken lines are
+    reported and left out.
 
     Raises:
         UnreadableShard: it may be there, but cannot be read.
@@ -52,31 +51,31 @@ def write_sidecar(shard: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, Labels]:
+def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
     found = {}
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
-            found[str(fields["key"])] = Labels.of(fields)
+            found[str(fields["key"])] = labels_said(fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problems.report(f"{url}, line {number}", f"{type(error).__name__}: {error}")
     return found
 
 
-def _table(content: bytes, url: str, problems: Problems) -> dict[str, Labels]:
+def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
     found = {}
     try:
         there = pyarrow.parquet.read_schema(io.BytesIO(content)).names
-        columns = [name for name in ("key", *_LABELS) if name in there]
+        columns = [name for name in ("key", *LABELS) if name in there]
         rows = pyarrow.parquet.read_table(io.BytesIO(content), columns=columns).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         problems.report(url, str(error))
         return {}
     for number, row in enumerate(rows):
         try:
-            found[str(row["key"])] = Labels.of(row)
+            found[str(row["key"])] = labels_said(row)
         except (ValueError, KeyError, TypeError) as error:
             problems.report(f"{url}, row {number}", f"{type(error).__name__}: {error}")
     return found

@@ -1,6 +1,7 @@
 """Webdataset shards: tar archives of `KEY.jpg` (png, webp …) and `KEY.json`, their scores in sidecars.
 
-What neither says may stand in `KEY.txt` (the caption) and `KEY.cls` (the class), as webdataset has it.
+What neither says may stand in `KEY.txt` (the caption) and `KEY.cls` (the class), as webdataset has it. Each
+label is taken from the first of sidecar, JSON and these that says it.
 """
 
 import json
@@ -14,7 +15,7 @@ from webdataset.tariterators import base_plus_ext
 from cat_fast.data.images import IMAGE_SUFFIXES
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard, nothing
+from cat_fast.data.streams.shard import LABELS, Entry, Labels, UnreadableShard, labels_said, nothing
 from cat_fast.data.streams.sidecar import read_sidecar
 from cat_fast.data.streams.tar_members import Damage, Member, members
 from cat_fast.errors import UserError
@@ -22,6 +23,8 @@ from cat_fast.errors import UserError
 _NO_LABELS = Labels()
 _PLAIN = {"txt": "caption", "cls": "category"}
 """Members that are a label themselves."""
+_JUDGEMENT = {"score", "ratio"}
+"""Labels that come from one source: a new score does not go with an old ratio."""
 
 
 def list_shards(pattern: str, remote: Remote) -> list[str]:
@@ -73,17 +76,24 @@ class TarShards:
 
     def labels(self, index: int) -> list[Labels] | None:
         sidecar = read_sidecar(self.names[index], self.remote, self.problems)
-        return None if sidecar is None else list(sidecar.values())
+        return None if sidecar is None else [Labels.of(row) for row in sidecar.values()]
+
+    def categories(self, index: int) -> set[str]:
+        """The classes of its samples: by the sidecar if every row says one, else the archive is opened."""
+        rows = (read_sidecar(self.names[index], self.remote, self.problems) or {}).values()
+        if rows and all("category" in row for row in rows):
+            return {Labels.of(row).category for row in rows}
+        return {entry.labels.category for entry in self.open(index).entries(0)}
 
 
 class TarShard:
     """Implements `Shard`: one archive, read through once for the places of its pictures.
 
-    Labels come from the sidecar; for what it does not name, or without one, from the sample's own JSON.
+    Labels come from the sidecar; those that it does not say, from the sample's own files.
     """
 
     def __init__(
-        self, name: str, file: IO[bytes], sidecar: dict[str, Labels] | None, problems: Problems
+        self, name: str, file: IO[bytes], sidecar: dict[str, dict[str, Any]] | None, problems: Problems
     ) -> None:
         self.name, self.problems = name, problems
         self._file = file
@@ -109,26 +119,32 @@ class TarShard:
         if isinstance(sample, Damage):
             return Entry(number, sample.where, _NO_LABELS, nothing, sample.why)
         key, parts = sample
-        labels = self._sidecar.get(key) or self._own_labels(key, parts)
+        labels = self._labels(key, parts)
         picture = next((m for suffix, m in parts.items() if "." + suffix in IMAGE_SUFFIXES), None)
         if picture is None:
             return Entry(number, key, labels, nothing, f"no picture among its files ({', '.join(parts)})")
         return Entry(number, key, labels, lambda: self._read(picture))
 
-    def _own_labels(self, key: str, parts: dict[str, Member]) -> Labels:
-        said = [name for name in ("json", "txt", "cls") if name in parts]
-        if not said:
-            return _NO_LABELS
-        name = said[0]
-        try:
-            fields: dict[str, Any] = {}
-            for name in said:
-                text = self._read(parts[name]).decode()
-                fields = fields | json.loads(text) if name == "json" else {_PLAIN[name]: text} | fields
-            return Labels.of(fields)
-        except (ValueError, TypeError, OSError) as error:
-            self.problems.report(f"{self.name}: {key}.{name}", str(error))
-            return _NO_LABELS
+    def _labels(self, key: str, parts: dict[str, Member]) -> Labels:
+        """By the sidecar, and where that is silent by the sample."""
+        row = self._sidecar.get(key, {})
+        own = self._said_by_itself(key, parts) if len(row) < len(LABELS) else {}
+        if row.keys() & _JUDGEMENT:
+            own = {name: value for name, value in own.items() if name not in _JUDGEMENT}
+        return Labels.of(own | row)
+
+    def _said_by_itself(self, key: str, parts: dict[str, Member]) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        for suffix in [*_PLAIN, "json"]:
+            if suffix not in parts:
+                continue
+            try:
+                text = self._read(parts[suffix]).decode()
+                own |= labels_said(json.loads(text)) if suffix == "json" else {_PLAIN[suffix]: text}
+            except (ValueError, TypeError, AttributeError, OSError) as error:
+                self.problems.report(f"{self.name}: {key}.{suffix}", str(error))
+                return {}
+        return own
 
     def _read(self, member: Member) -> bytes:
         content = os.pread(self._file.fileno(), member.size, member.offset)

@@ -19,7 +19,7 @@ from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.problems import Problems
 from cat_fast.data.streams.remote import Remote
 from cat_fast.data.streams.shard import Labels, UnreadableShard
-from cat_fast.data.streams.sidecar import sidecar_url
+from cat_fast.data.streams.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, make_source, picture, tar_set, write_shards, write_tar
 
@@ -63,7 +63,7 @@ def test_a_sidecar_overrules_the_samples_and_lines_of_json_say_what_a_table_says
     by_lines = archive.with_name("shard-000000.scores.jsonl")
     by_lines.write_text(lines + '{"key": "gone", "score": 1}\n')
     found = [entry.labels for entry in entries(archive)]
-    assert found == [Labels(9, 8, False)] * 8 + [
+    assert found == [Labels(9, 8, False, caption="a street")] * 8 + [
         Labels(9, None, True, caption="a street"),
         Labels(1, None, False, caption="a street"),
     ]
@@ -100,6 +100,43 @@ def test_caption_and_class_may_be_files_of_their_own_and_json_overrules_them(tmp
         Labels(score=3, caption="a street", category="7"),
         Labels(),
     ]
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_sidecar_hides_only_the_labels_that_it_says(tmp_path, table):
+    own = {"score": 2, "ratio": 32, "has_text": True, "has_faces": True, "caption": None}
+    sample = {"png": picture(1), "json": json.dumps(own).encode(), "txt": b"a street", "cls": b"7"}
+    archive = write_tar(tmp_path / "a.tar", [{"__key__": key, **sample} for key in "abc"])
+    rows = [
+        {"key": "a", "score": 5, "has_text": None, "caption": None, "category": None},
+        {"key": "b", "has_text": False, "caption": "a lane", "category": "9"},
+    ]
+    if table:
+        url = sidecar_url(str(archive), ".scores.parquet")
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), url)
+    else:
+        write_sidecar(archive, [{k: v for k, v in row.items() if v is not None} for row in rows])
+    assert [entry.labels for entry in entries(archive)] == [
+        Labels(5, None, True, True, "a street", "7"),  # a new score does not go with the old ratio
+        Labels(2, 32, False, True, "a lane", "9"),
+        Labels(2, 32, True, True, "a street", "7"),
+    ]
+
+
+def test_broken_json_costs_the_labels_that_only_it_says(tmp_path, caplog):
+    archive = write_tar(tmp_path / "a.tar", [{"__key__": "a", "png": picture(1), "json": b'{"score": [1]}'}])
+    write_sidecar(archive, [{"key": "a", "score": 5}])
+    assert [entry.labels for entry in entries(archive)] == [Labels(5)]
+    assert "a.json is skipped" in caplog.text
+
+
+def test_a_sidecar_that_says_all_spares_reading_the_samples_own(tmp_path, monkeypatch):
+    said = {"score": 5, "ratio": 16, "has_text": True, "has_faces": False, "caption": "", "category": ""}
+    archive = write_tar(tmp_path / "a.tar", [{"__key__": "a", "png": picture(1), "cls": b"7"}])
+    write_sidecar(archive, [{"key": "a", **said}])
+    monkeypatch.setattr(tar_shards.TarShard, "_read", lambda *_: pytest.fail("read"))
+    assert [entry.labels for entry in entries(archive)] == [Labels(5, 16, True)]
+    assert tar_set(archive).categories(0) == {""}
 
 
 @pytest.mark.parametrize(
