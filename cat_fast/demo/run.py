@@ -38,7 +38,7 @@ class DemoSettings:
     generator_steps: int = 450
     sampling_steps: int = 30
     resolution: int = 512
-    """Side in pixels of held-out photographs, of the crops to learn from, and of what is drawn."""
+    """Side, in pixels, of held-out photographs, of what the generator learns from and of what it draws."""
     crops_per_picture: int = 4
     guidance: float = 2.0
     tokenizer_overrides: list[str] = field(default_factory=list)
