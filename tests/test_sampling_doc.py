@@ -1,4 +1,4 @@
-"""What docs/sampling.md and docs/data.md say of commands is so: each exists, with its options."""
+"""What docs/sampling.md and docs/data.md say of commands is so: each exists, with its options or keys."""
 
 import re
 import shlex
@@ -8,6 +8,8 @@ import pytest
 import typer
 
 from cat_fast.cli.main import app
+from cat_fast.config import fill, read_yaml
+from cat_fast.training.settings import RUNS
 from tests.test_readme import links, sessions
 
 ROOT = Path(__file__).parents[1]
@@ -15,7 +17,15 @@ DOCUMENTS = [ROOT / "docs" / name for name in ("sampling.md", "data.md")]
 COMMANDS = [line for path in DOCUMENTS for line, _ in sessions(path.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "configs/" in line])
+def test_a_training_names_a_config_and_keys_of_it(line):
+    script, path, *overrides = shlex.split(line)
+    assert (ROOT / script).is_file()
+    values = read_yaml(ROOT / path)
+    assert fill(RUNS[values["task"]], values, overrides).output_dir
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "configs/" not in line])
 def test_a_command_and_its_options_exist(line):
     program, name, *words = shlex.split(line)
     assert program == "cat-fast"
@@ -26,7 +36,7 @@ def test_a_command_and_its_options_exist(line):
 def test_options_that_the_text_names_exist():
     assert len(COMMANDS) > 5
     commands = typer.main.get_command(app).commands
-    for path, names in zip(DOCUMENTS, (["sample"], ["encode", "shard"]), strict=True):
+    for path, names in zip(DOCUMENTS, (["sample", "pipeline"], ["encode", "shard"]), strict=True):
         known = {option for name in names for p in commands[name].params for option in p.opts}
         assert set(re.findall(r"`(--[a-z-]+)", path.read_text(encoding="utf-8"))) <= known
 

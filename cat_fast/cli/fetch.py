@@ -22,18 +22,23 @@ def fetch(
     """Download the pretrained weights that a training needs, and say what has to be placed by hand.
 
     Files that are there are left alone; a download is checked against its publisher's hash before it takes
-    its name. Training itself never downloads. Exit code 1: something still has to be placed by hand.
+    its name. A generator's text encoder comes from the Hugging Face hub into that hub's cache; HF_ENDPOINT
+    and HF_HOME say where both are. Training itself never downloads. Exit code 1: something still has to be
+    placed by hand.
 
     Example: **cat-fast fetch configs/tokenizer/cat_c16.yaml**
     """
     from cat_fast.training.configuration import load_run
-    from cat_fast.training.weights import download, required_weights
+    from cat_fast.training.weights import HubModel, download, required_weights
 
     by_hand = 0
     needed = required_weights(load_run(str(config), overrides or []))
     for weights in needed:
         if weights.is_there:
             _say("is there", weights.key, str(weights.path))
+        elif isinstance(weights, HubModel):
+            weights.download()
+            _say("fetched", weights.key, str(weights.path))
         elif weights.source is None:
             by_hand += 1
             _say("by hand", weights.key, f"{weights.path} is missing: {weights.by_hand}")

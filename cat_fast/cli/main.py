@@ -10,6 +10,7 @@ from cat_fast.cli.codec import decode, encode
 from cat_fast.cli.demo import demo
 from cat_fast.cli.fetch import fetch
 from cat_fast.cli.info import info
+from cat_fast.cli.pipeline import pipeline
 from cat_fast.cli.plan import plan
 from cat_fast.cli.runs import runs
 from cat_fast.cli.sample import sample
@@ -46,6 +47,7 @@ app.command()(score)
 app.command()(shard)
 app.command()(encode)
 app.command()(decode)
+app.command()(pipeline)
 app.command()(sample)
 app.command()(fetch)
 app.command()(runs)

@@ -11,6 +11,7 @@ from rich.text import Text
 from cat_fast import console
 from cat_fast.cli.codec import parse_ratio
 from cat_fast.cli.codec_tables import print_json
+from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ def sample(
     pipeline: Annotated[
         Path,
         typer.Option(
-            "--pipeline", "-p", metavar="DIR", help="Trained models; `cat-fast demo` leaves some here."
+            "--pipeline",
+            "-p",
+            metavar="DIR",
+            help="What `cat-fast pipeline` wrote; `cat-fast demo` leaves one here.",
         ),
     ] = Path("runs/demo/pipeline"),
     labels: Annotated[
@@ -71,7 +75,8 @@ def sample(
     ] = "ddpm",
     seed: Annotated[int, typer.Option(min=0, help="Picture i is drawn from SEED + i.")] = 0,
     size: Annotated[
-        int | None, typer.Option(help="Side in pixels. Default: what it was trained at.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Side in pixels. Default: what it was trained at.", show_default=False),
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also put the first hundred on one sheet.")] = False,
     npz: Annotated[
@@ -132,7 +137,7 @@ def sample(
     from cat_fast.inference.sample_run import SampleRun, SampleSettings
 
     models = CATPipeline.from_pretrained(pipeline).to(find_device(device))
-    prompts: Any = described or _labels(labels, models.labels)
+    prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
     wanted = count or (per_class or 1) * len(prompts)
     chosen: Literal["auto"] | int = "auto" if fixed is None else fixed
     settings = SampleSettings(
@@ -173,17 +178,6 @@ def _read(path: Path) -> "list[Description]":
     from cat_fast.complexity import read_descriptions
 
     return read_descriptions(path)
-
-
-def _labels(given: list[str] | None, known: list[str]) -> list[str | int]:
-    """Of names that may hold commas themselves, as those of ImageNet do."""
-    if not given:
-        return list(known)
-    found: list[str | int] = []
-    for text in given:
-        parts = [text] if text in known else [part.strip() for part in text.split(",") if part.strip()]
-        found += [int(part) if part.isdecimal() and part not in known else part for part in parts]
-    return found
 
 
 def _summary(run: "SampleRun") -> dict[str, Any]:

@@ -38,7 +38,7 @@ def encode_shards(
     """What `cat_fast.cli.codec.encode` does with --shards; the arguments are its options."""
     if rank >= world_size:
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
-    names = _read_classes(classes) if classes else None
+    names = read_classes(classes) if classes else None
 
     from cat_fast.complexity import RatioThresholds
     from cat_fast.inference.cache_plan import CacheSettings, Tally, prepare, units_of
@@ -104,7 +104,8 @@ class _Bar:
             self.bars.advance(self.task, pictures)
 
 
-def _read_classes(path: Path) -> list[str]:
+def read_classes(path: Path) -> list[str]:
+    """Names of classes, one a line; UserError where there are none, or one comes twice."""
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:

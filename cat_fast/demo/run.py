@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.progress import Progress
 
-from cat_fast.complexity import Description, default_thresholds
 from cat_fast.complexity.indexing import index_photographs
 from cat_fast.console import err, progress
 from cat_fast.data.files import atomic_write
@@ -22,15 +21,12 @@ from cat_fast.demo.metrics import collect_metrics
 from cat_fast.demo.report import write_report
 from cat_fast.errors import UserError
 from cat_fast.evaluation.reconstruction import reconstruct
-from cat_fast.generator import DiT
-from cat_fast.generator.diffusion import load_schedule
 from cat_fast.inference import CATPipeline
+from cat_fast.inference.assembly import assemble
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.launch import launch
 from cat_fast.training.logs import read_metrics
 from cat_fast.training.loop import EXPORT
-
-MARKED = {"text": "has_text", "face": "has_faces"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,17 +113,13 @@ class Demo:
         return model
 
     def assemble(self, tokenizer: NestedAutoencoderKL, generator: Path) -> CATPipeline:
-        descriptions = [
-            Description.from_label(c, **{MARKED[c]: True} if c in MARKED else {}) for c in CATEGORIES
-        ]
-        pipeline = CATPipeline(
+        pipeline = assemble(
             tokenizer,
-            DiT.from_pretrained(generator),
-            load_schedule(generator / "scheduler"),
+            generator,
             CATEGORIES,
-            default_thresholds(),
             resolution=self.settings.resolution,
-            descriptions=descriptions,
+            text_classes=["text"],
+            face_classes=["face"],
         )
         pipeline.save_pretrained(self.out / "pipeline")
         return pipeline

@@ -62,6 +62,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         shift_factor, scaling_factor: the model sees (latent - shift_factor) * scaling_factor, one number or
             one a channel. Kept here for whoever decodes its samples; the forward pass does not apply them.
         tokenizer_fingerprint: of the tokenizer whose latents it was trained on, if known.
+        text_encoder_fingerprint: of the text encoder that it was trained with, if any and known.
     """
 
     config: Any  # diffusers calls its attribute dictionary a dict
@@ -90,6 +91,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         shift_factor: float | Sequence[float] = 0.0,
         scaling_factor: float | Sequence[float] = 1.0,
         tokenizer_fingerprint: str | None = None,
+        text_encoder_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
         if hidden_size % num_heads or hidden_size % 4:

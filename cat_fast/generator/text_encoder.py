@@ -1,15 +1,21 @@
 """`TextEncoder`: a frozen language model of transformers that turns descriptions into `PackedText`."""
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Self
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+from transformers.utils import logging
 
 from cat_fast.errors import UserError
 from cat_fast.generator.packed_text import PackedText
+from cat_fast.generator.text_models import find_text_model
 
 
 class TextEncoder:
@@ -20,27 +26,53 @@ class TextEncoder:
     Args:
         name_or_folder: a model on the Hugging Face hub, or a folder with one and its tokenizer.
         max_tokens: longer texts are cut off, here or where the model's own limit is lower.
+        download: whether to ask the hub for a model that is not on this machine; one that is, is taken from
+            there without a network.
 
     Raises:
         UserError: there is no such model, or one without a tokenizer.
     """
 
-    def __init__(self, name_or_folder: str | os.PathLike[str], *, max_tokens: int = 128) -> None:
+    def __init__(
+        self, name_or_folder: str | os.PathLike[str], *, max_tokens: int = 128, download: bool = True
+    ) -> None:
         name = os.fspath(name_or_folder)
+        folder = find_text_model(name)
+        if folder is None and not download:
+            raise UserError(
+                f"text encoder {name!r} is not on this machine, or not all of it; "
+                "fetch it first with `cat-fast fetch CONFIG`"
+            )
+        source = str(folder or name)
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(name)
-            self.model: Any = _load(name).eval().requires_grad_(False)
+            with _without_bars() if folder else nullcontext():  # a download may take long and shows them
+                self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+                self.model: Any = _load(source).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
             raise UserError(f"text encoder {name!r}: {str(error).strip().splitlines()[0]}") from error
+        self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
+        """On the hub, or the path of its folder from anywhere."""
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
+        self._fingerprint: str | None = None
 
     @property
     def dim(self) -> int:
         """Width of its tokens: the generator's `text_dim`."""
         return self.model.config.hidden_size
 
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any weight: generators name the encoder they were trained with."""
+        if self._fingerprint is None:
+            state = sorted(self.model.state_dict().items())
+            with ThreadPoolExecutor(8) as threads:  # hashing holds no lock, and there may be billions
+                digests = threads.map(lambda item: _digest(*item), state)
+                self._fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
+        return self._fingerprint
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move the model; texts are encoded there and in that dtype."""
+        if dtype is not None:
+            self.fingerprint()  # of the weights as they were published
         self.model.to(device=device, dtype=dtype)
         return self
 
@@ -77,3 +109,22 @@ def _load(name: str) -> Any:
     if model.config.is_encoder_decoder:
         return model.get_encoder()
     return getattr(model, "text_model", model)  # CLIP and its like
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Transformers draws a bar for reading weights, also where nobody watches."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _digest(name: str, tensor: torch.Tensor) -> bytes:
+    """Of a weight's value, whatever the dtype it was loaded in, which is up to transformers."""
+    digest = hashlib.sha256(f"{name} {tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().float().cpu().flatten().numpy().data)
+    return digest.digest()

@@ -11,11 +11,10 @@ drawn to the same bits again, while among other neighbours a picture is the same
 """
 
 import difflib
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -29,18 +28,17 @@ from cat_fast.complexity import (
     ratios_within_budget,
     tokens_per_image,
 )
-from cat_fast.data.files import atomic_write
 from cat_fast.data.images import tensor_to_image
 from cat_fast.data.moments import per_channel
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, SampleRequest, sample
-from cat_fast.generator.diffusion import Schedule, load_schedule
+from cat_fast.generator.diffusion import Schedule
 from cat_fast.generator.sampling import Sampler
-from cat_fast.inference.pipeline_parts import load_text_encoder, require_fitting
+from cat_fast.inference.pipeline_folder import load_arguments, save_pipeline
+from cat_fast.inference.pipeline_parts import load_text_encoder, require_fitting, require_room
 from cat_fast.packing import TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
 
-SETTINGS = "pipeline.json"
 MAX_TOKENS = 16_384
 _DECODE_BATCH = 8
 
@@ -72,6 +70,7 @@ class CATPipeline:
         descriptions: what "auto" scores in place of "this is an image of LABEL", one for each label: the
             place to say that a class shows text or faces. A generator with text is told their captions.
         text_encoder: name or folder of the encoder that a generator with text was trained with.
+        text_encoder_fingerprint: of its weights, for a generator that does not tell.
 
     Raises:
         UserError: parts that do not belong together.
@@ -88,6 +87,7 @@ class CATPipeline:
         resolution: int,
         descriptions: Sequence[Description] | None = None,
         text_encoder: str | None = None,
+        text_encoder_fingerprint: str | None = None,
     ) -> None:
         require_fitting(tokenizer, generator, labels, descriptions)
         self.tokenizer = tokenizer.eval()
@@ -97,8 +97,7 @@ class CATPipeline:
         self.thresholds = thresholds
         self.resolution = resolution
         self.descriptions = list(descriptions or map(Description.from_label, labels))
-        self.text_encoder_name = text_encoder
-        self.text_encoder = load_text_encoder(text_encoder, generator)
+        self.text_encoder = load_text_encoder(text_encoder, generator, text_encoder_fingerprint)
         self._number_of = {label: number for number, label in enumerate(self.labels)}
 
     def to(self, device: torch.device | str) -> Self:
@@ -180,7 +179,7 @@ class CATPipeline:
         meant = [self._meaning(prompt) for prompt in given]
         if not meant:
             raise UserError("no label to draw: expected at least one")
-        size = size or self.resolution
+        size = self.resolution if size is None else size
         ratios = self._ratios([description for _, description in meant], ratio, mean_tokens, size)
         return [
             self._request(label, description, f, seed + i, size)
@@ -190,8 +189,13 @@ class CATPipeline:
     def batches(
         self, requests: Sequence[SampleRequest], *, guidance: float = 1.5, max_tokens: int = MAX_TOKENS
     ) -> list[list[int]]:
-        """Which requests, by their place, share a forward pass: a function of the arguments alone."""
+        """Which requests, by their place, share a forward pass: a function of the arguments alone.
+
+        Raises:
+            UserError: one of them alone is more than `max_tokens`.
+        """
         twins = 1 if guidance == 1 else 2
+        require_room(requests, twins, max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
         # equal lengths side by side attend in one call
         by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
@@ -224,50 +228,21 @@ class CATPipeline:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole pipeline: tokenizer/, generator/, scheduler/ and, last, pipeline.json.
 
-        Of a text encoder the name is written, not the model: it is as it was published.
+        Of a text encoder the name and fingerprint are written, not the model: it is as it was published.
+
+        Raises:
+            UserError: nothing can be written there.
         """
-        folder = Path(folder)
-        # without it a half-written folder is not taken for a pipeline
-        (folder / SETTINGS).unlink(missing_ok=True)
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        self.generator.save_pretrained(folder / "generator")
-        self.scheduler.save_pretrained(folder / "scheduler")
-        settings = {
-            "labels": self.labels,
-            "descriptions": [asdict(description) for description in self.descriptions],
-            "thresholds": [self.thresholds.a, self.thresholds.b],
-            "resolution": self.resolution,
-            "text_encoder": self.text_encoder_name,
-        }
-        with atomic_write(folder / SETTINGS) as part:
-            part.write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
+        save_pipeline(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """Read what `save_pretrained` wrote.
 
         Raises:
-            UserError: the folder is no whole pipeline.
+            UserError: the folder is no whole pipeline, or its text encoder is another one now.
         """
-        folder = Path(folder)
-        if not (folder / SETTINGS).is_file():
-            raise UserError(
-                f"{folder} is no pipeline: {SETTINGS} is missing; give a folder that a run has finished"
-            )
-        try:
-            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            return cls(
-                NestedAutoencoderKL.from_pretrained(folder / "tokenizer"),
-                DiT.from_pretrained(folder / "generator"),
-                load_schedule(folder / "scheduler"),
-                settings["labels"],
-                RatioThresholds(*settings["thresholds"]),
-                resolution=settings["resolution"],
-                descriptions=[Description(**description) for description in settings["descriptions"]],
-                text_encoder=settings.get("text_encoder"),
-            )
-        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{folder} is no whole pipeline: {error}") from error
+        return cls(**load_arguments(Path(folder)))
 
     def _meaning(self, prompt: Prompt) -> tuple[int, Description]:
         """Class and description; the null class for what is none."""

@@ -8,7 +8,6 @@ Pictures of one batch share a forward pass, and a batch is a function of samples
 same to the bit. So is the whole, however often the run was cut, and by however many machines it was shared.
 """
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from cat_fast.errors import UserError
 from cat_fast.generator.sampling import Sampler, set_steps
 from cat_fast.inference.contact_sheet import Cell, contact_sheet
 from cat_fast.inference.pipeline import MAX_TOKENS, CATPipeline, Prompt
+from cat_fast.inference.pipeline_folder import pipeline_digest
 
 PLAN = "samples.json"
 _MOST_IN_GRID = 100
@@ -82,7 +82,7 @@ class SampleRun:
         # What decides the bits of a picture is written down, and what is written down is held to.
         device = pipeline.generator.device.type
         plan = {
-            "settings": asdict(settings) | {"pipeline": _digest(source), "device": device},
+            "settings": asdict(settings) | {"pipeline": pipeline_digest(source), "device": device},
             "pictures": [
                 {
                     "file": self.path(i).relative_to(folder).as_posix(),
@@ -192,14 +192,3 @@ def _write_or_check(path: Path, plan: dict[str, Any]) -> None:
         f"{path.parent} holds pictures made otherwise (different: {', '.join(differing)}); "
         "give another --out, or delete it"
     )
-
-
-def _digest(folder: Path) -> str:
-    """16 hex digits that change with any file of a pipeline."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".json", ".safetensors"):
-            digest.update(path.relative_to(folder).as_posix().encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

@@ -74,6 +74,7 @@ class GeneratorTask:
             "scaling_factor": latents.scaling_factor,
             "tokenizer_fingerprint": latents.fingerprint,
             "text_dim": self.text_encoder.dim if self.text_encoder else None,
+            "text_encoder_fingerprint": self.text_encoder.fingerprint() if self.text_encoder else None,
         }
         if both := sorted(told.keys() & self.config.model.keys()):
             raise UserError(
@@ -209,7 +210,7 @@ class GeneratorTask:
             "data.latents": self.latents.digest(),
             "seed": config.seed,
             "loss.prediction": config.loss.prediction,
-            "text_encoder": config.text_encoder,
+            "text_encoder": self.arguments["text_encoder_fingerprint"],
         }
 
     def grid(self, step: int) -> None:
@@ -290,4 +291,4 @@ def _text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Ranks) ->
         return None
     if not latents.entries.has_captions:
         raise UserError(f"text_encoder: the latents in {config.data.latents} have no captions; leave it out")
-    return TextEncoder(config.text_encoder).to(ranks.device)
+    return TextEncoder(config.text_encoder, download=False).to(ranks.device)  # a rank never downloads

@@ -14,7 +14,8 @@ from urllib.error import URLError
 
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
-from cat_fast.training.settings import RunConfig, TokenizerRun
+from cat_fast.generator.text_models import BY_HAND, fetch_text_model, find_text_model, is_hub_name
+from cat_fast.training.settings import GeneratorRun, RunConfig, TokenizerRun
 
 _CHUNK = 2**20
 _TORCHVISION = "https://download.pytorch.org/models"
@@ -72,11 +73,34 @@ class Weights:
         return self.path.exists()
 
 
-def required_weights(config: RunConfig) -> list[Weights]:
+@dataclass(frozen=True, kw_only=True)
+class HubModel:
+    """A text encoder that a run reads from the cache of the Hugging Face hub."""
+
+    key: str
+    name: str
+
+    @property
+    def path(self) -> Path | str:
+        """Where it lies; while it is not there, or not whole, its name."""
+        return find_text_model(self.name) or self.name
+
+    @property
+    def is_there(self) -> bool:
+        return find_text_model(self.name) is not None
+
+    def download(self) -> None:
+        """Raises UserError where it cannot be had."""
+        fetch_text_model(self.name)
+
+
+def required_weights(config: RunConfig) -> list[Weights | HubModel]:
     """What `config` reads from outside, in the order of its keys; whether it is there is another question."""
+    if isinstance(config, GeneratorRun):
+        return [_text_encoder(config.text_encoder)] if config.text_encoder else []
     if not isinstance(config, TokenizerRun):
         return []
-    needed = []
+    needed: list[Weights | HubModel] = []
     loss = config.loss
     trunk = loss.perceptual.removeprefix("lpips_")
     if loss.perceptual_weight and trunk != loss.perceptual:
@@ -111,6 +135,13 @@ def _trunk(name: str) -> Weights:
         path=trunk_path(name),
         by_hand=f"put torchvision's {TRUNKS[name]} there, or set loss.perceptual=st_lpips_alex",
     )
+
+
+def _text_encoder(name: str) -> Weights | HubModel:
+    key = "text_encoder"
+    if Path(name).is_dir() or not is_hub_name(name):
+        return Weights(key=key, path=Path(name), by_hand=BY_HAND)
+    return HubModel(key=key, name=name)
 
 
 def require_weights(config: RunConfig, command: str) -> None:

@@ -13,7 +13,9 @@ from cat_fast.cli.main import app
 HEAVY = ("torch", "numpy", "scipy", "diffusers", "transformers", "deepspeed", "sklearn", "matplotlib")
 
 
-@pytest.mark.parametrize("command", ["demo", "score", "encode", "decode", "sample", "fetch", "runs", "info"])
+@pytest.mark.parametrize(
+    "command", ["demo", "score", "encode", "decode", "pipeline", "sample", "fetch", "runs", "info"]
+)
 def test_every_command_has_help_with_an_example(cat_fast, command):
     result = cat_fast(command, "--help")
     assert result.exit_code == 0
@@ -27,6 +29,7 @@ def test_every_command_has_help_with_an_example(cat_fast, command):
         ["--help"],
         ["encode", "--help"],
         ["sample", "--help"],
+        ["pipeline", "--help"],
         ["--version"],
         ["encode", "x", "-c", "x", "--ratio", "7"],
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds
+from cat_fast.errors import UserError
 from cat_fast.generator import DiT, paper_schedule
 from cat_fast.inference import CATPipeline
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
@@ -187,7 +189,13 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
         (["--count", 3, "--per-class", 2], ["give one of them"]),
         (["--descriptions", "nowhere.txt"], ["nowhere.txt", "cannot be read"]),
         (["--rank", 1], ["--rank 1"]),
-        (["--max-tokens", 8, "--ratio", 8], ["32"]),
+        (
+            ["--max-tokens", 8, "--ratio", 8],
+            ["max_tokens 8: picture 0 at 8x has 16 tokens, 32 with the unconditional twin", "to 32 at least"],
+        ),
+        (["--max-tokens", 8, "--ratio", 8, "--guidance", 1], ["has 16 tokens and has to", "to 16 at least"]),
+        (["--labels", "", "--count", 5], ["--labels '': there is no label in it", "such as 'clear sky'"]),
+        (["--labels", ",", "-l", " "], ["--labels ',', ' ': there is no label in it"]),
         (["--device", "abacus"], ["abacus"]),
         (["-p", "nowhere"], ["nowhere is no pipeline"]),
     ],
@@ -196,6 +204,26 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(cat_fast, models, t
     result = cat_fast("sample", "-p", models, "-o", tmp_path / "out", *options)
     assert_one_line_error(result, *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_size_of_nothing_is_not_the_default(cat_fast, models, tmp_path):
+    result = cat_fast("sample", "-p", models, "-o", tmp_path / "out", "--size", 0)
+    assert result.exit_code == 2
+    assert "'--size'" in result.stderr
+    with pytest.raises(UserError, match="a picture of 0 px"):
+        CATPipeline.from_pretrained(models).plan(LABELS, size=0)
+
+
+def test_pictures_may_lie_in_the_pipelines_own_folder(cat_fast, models, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(models, copy)
+    command = ["sample", "-p", copy, "-o", copy / "pictures of it", *FAST]
+    assert cat_fast(*command).exit_code == 0
+    assert parse_json(cat_fast(*command, "--json"))["drawn_now"] == 0
+    assert parse_json(cat_fast("sample", "-p", copy, "-o", copy, *FAST, "--json"))["drawn_now"] == 3
+    with (copy / "generator/config.json").open("a") as file:
+        file.write("\n")
+    assert_one_line_error(cat_fast(*command), "made otherwise", "different: pipeline")
 
 
 def test_a_class_conditional_generator_says_what_it_cannot_draw(cat_fast, models, tmp_path):

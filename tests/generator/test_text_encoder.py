@@ -76,6 +76,21 @@ def test_long_texts_are_cut_and_unknown_folders_refused(folder):
         TextEncoder(folder / "nothing")
 
 
+def test_the_fingerprint_changes_with_any_weight_and_with_nothing_else(folder):
+    encoder = TextEncoder(folder)
+    own = encoder.fingerprint()
+    assert len(own) == 16
+    assert TextEncoder(folder).to(dtype=torch.bfloat16).fingerprint() == own
+    seen = {own}
+    for weight in encoder.model.parameters():
+        with torch.no_grad():
+            weight.view(-1)[-1] += 1
+        other = TextEncoder(folder)
+        other.model.load_state_dict(encoder.model.state_dict())
+        seen.add(other.fingerprint())
+    assert len(seen) == 1 + len(list(encoder.model.parameters()))
+
+
 def test_texts_split_and_concatenate_without_a_change():
     texts = [torch.randn(n, 3) for n in (4, 0, 2)]
     packed = PackedText.of(texts)

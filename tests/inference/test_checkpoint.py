@@ -1,12 +1,14 @@
-"""A tokenizer is loaded from its folder as it was saved, without asking anyone outside."""
+"""A model is loaded from its folder as it was saved, without asking anyone outside."""
 
 import socket
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cat_fast.errors import UserError
-from cat_fast.inference.checkpoint import load_tokenizer
+from cat_fast.generator import DiT
+from cat_fast.inference.checkpoint import load_model, load_tokenizer
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 
@@ -52,3 +54,22 @@ def test_config_that_makes_no_model_is_refused(tokenizer, tmp_path):
     (tmp_path / "config.json").write_text(config.replace('"norm_num_groups": 4', '"norm_num_groups": 3'))
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path, "cpu")
+
+
+def test_weights_that_lack_something_are_refused(tokenizer, tmp_path):
+    """Nothing of a model is left as it was drawn at random."""
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    del state["quant_conv.weight"]
+    save_file(state, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"cannot be loaded \(quant_conv\.weight is not in its weights"):
+        load_tokenizer(tmp_path, "cpu")
+
+
+def test_a_run_in_place_of_its_model_is_told_from_it(tmp_path):
+    DiT(hidden_size=16, depth=1, num_heads=2, num_classes=2).save_pretrained(tmp_path / "run" / "model")
+    with pytest.raises(UserError, match=r"not a trained generator; did you mean .*run/model\?"):
+        load_model(DiT, "generator", tmp_path / "run")
+    with pytest.raises(UserError, match="is not that of a NestedAutoencoderKL"):
+        load_tokenizer(tmp_path / "run" / "model")

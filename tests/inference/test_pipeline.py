@@ -1,6 +1,8 @@
 """CATPipeline: a label becomes a picture at the ratio its complexity earns, the same one each time."""
 
 import json
+import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -118,6 +120,46 @@ def test_a_folder_that_is_no_pipeline_is_refused(pipeline, tmp_path):
         CATPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["tokenizer", "generator", "scheduler"])
+def test_a_missing_part_is_named_and_asked_of_nobody(pipeline, tmp_path, monkeypatch, part):
+    """`pipe/generator` could be the name of a model on a hub."""
+    monkeypatch.chdir(tmp_path)
+    for target, name in ((socket, "getaddrinfo"), (socket.socket, "connect")):
+        monkeypatch.setattr(target, name, lambda *_, **__: pytest.fail("asked the network"))
+    pipeline.save_pretrained("pipe")
+    shutil.rmtree(f"pipe/{part}")
+    with pytest.raises(UserError, match=f"pipe is no whole pipeline: pipe/{part}"):
+        CATPipeline.from_pretrained("pipe")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("generator/config.json", '"hidden_size": 48', '"hidden_size": 32'),
+        ("generator/config.json", '"num_heads": 2', '"num_heads": 5'),
+        ("generator/config.json", '"depth": 1', '"depth": 2'),  # half of the weights are not there
+        ("tokenizer/config.json", '"latent_channels": 4', '"latent_channels": 6'),
+        ("scheduler/scheduler_config.json", "squaredcos_cap_v2", "no such schedule"),
+        ("pipeline.json", '"thresholds": [', '"thresholds": [1, '),
+        ("pipeline.json", '"resolution": 64', '"resolution": null'),
+    ],
+)
+def test_parts_that_do_not_fit_their_settings_are_refused(pipeline, tmp_path, file, old, new):
+    pipeline.save_pretrained(tmp_path)
+    text = (tmp_path / file).read_text()
+    assert old in text
+    (tmp_path / file).write_text(text.replace(old, new))
+    with pytest.raises(UserError, match="is no whole pipeline") as caught:
+        CATPipeline.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_place_that_cannot_be_written_is_refused(pipeline, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        pipeline.save_pretrained(tmp_path / "file")
+
+
 def test_a_generator_of_another_tokenizer_is_refused(parts, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     config = tmp_path / "generator" / "config.json"
@@ -136,6 +178,7 @@ def test_a_generator_of_another_tokenizer_is_refused(parts, pipeline, tmp_path):
         ({"prompts": ["village street"], "scheduler": "euler"}, "scheduler 'euler'"),
         ({"prompts": ["a cat asleep"]}, "none of the 3 classes; .* trained without text"),
         ({"prompts": [Description("a cat asleep")]}, "'a cat asleep' is none of the 3 classes"),
+        ({"prompts": [1, 0], "ratio": 8, "max_tokens": 31}, "picture 0 at 8x has 16 tokens, 32 with"),
         ({"prompts": [0], "mean_tokens": 0.5}, "64 px costs 1 tokens at least"),
         ({"prompts": [0], "mean_tokens": 4, "ratio": 8}, "one of them is enough"),
         ({"prompts": []}, "no label"),

@@ -5,16 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, paper_schedule
+from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference import CATPipeline
 from tests.cli.conftest import tiny_tokenizer
+from tests.inference.tiny_encoder import WIDTH, save_encoder
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "house", "sky", "newspaper", "page"]
 LABELS = ["sky", "page"]
 DESCRIPTIONS = [Description("a blue sky"), Description("a newspaper page", has_text=True)]
 FAST = {"steps": 3, "scheduler": "ddim", "ratio": 16, "guidance": 3.0}
@@ -23,23 +22,14 @@ FAST = {"steps": 3, "scheduler": "ddim", "ratio": 16, "guidance": 3.0}
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     """Folder of a BERT with random weights."""
-    folder = tmp_path_factory.mktemp("encoder")
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", model_max_length=16
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    BertModel(BertConfig(vocab_size=len(WORDS), **config)).save_pretrained(folder)
-    return str(folder)
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
 
 
 def make_parts(**changes):
     tokenizer = tiny_tokenizer()
     torch.manual_seed(1)
     sizes = {"in_channels": 4, "hidden_size": 32, "depth": 1, "num_heads": 2, "position_frame": 4}
-    generator = DiT(**sizes, num_classes=2, **{"text_dim": 16} | changes)
+    generator = DiT(**sizes, num_classes=2, **{"text_dim": WIDTH} | changes)
     with torch.no_grad():
         for parameter in generator.parameters():
             if not parameter.any():
@@ -112,3 +102,31 @@ def test_parts_that_do_not_fit_are_refused(encoder, tmp_path):
         CATPipeline(*make_parts(text_dim=24), resolution=64, text_encoder=encoder)
     with pytest.raises(UserError, match="text encoder"):
         CATPipeline(*make_parts(), resolution=64, text_encoder=str(tmp_path))
+
+
+def test_another_encoder_of_the_same_width_is_refused(encoder, tmp_path):
+    other, own = save_encoder(tmp_path / "other", seed=1), TextEncoder(encoder).fingerprint()
+    assert TextEncoder(save_encoder(tmp_path / "same")).fingerprint() == own
+    parts = make_parts(text_encoder_fingerprint=own)
+    CATPipeline(*parts, resolution=64, text_encoder=encoder)
+    with pytest.raises(UserError, match=f"trained with text encoder {own}, '{other}' is "):
+        CATPipeline(*parts, resolution=64, text_encoder=other)
+
+
+def test_a_saved_pipeline_refuses_an_encoder_that_has_changed(tmp_path):
+    encoder = save_encoder(tmp_path / "encoder")
+    CATPipeline(*make_parts(), resolution=64, text_encoder=encoder).save_pretrained(tmp_path / "pipe")
+    CATPipeline.from_pretrained(tmp_path / "pipe")
+    save_encoder(tmp_path / "encoder", seed=1)
+    with pytest.raises(UserError, match="use the text encoder it was trained with"):
+        CATPipeline.from_pretrained(tmp_path / "pipe")
+
+
+def test_an_encoder_given_by_a_relative_path_is_found_from_elsewhere(pipeline, tmp_path, monkeypatch):
+    save_encoder(tmp_path / "here" / "encoder")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    CATPipeline(*make_parts(), resolution=64, text_encoder="encoder").save_pretrained(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path / "there")
+    loaded = CATPipeline.from_pretrained(tmp_path / "pipe")
+    assert np.array_equal(picture(loaded, "a red house"), picture(pipeline, "a red house"))

@@ -15,6 +15,7 @@ from cat_fast.data.latent_shards import LatentDataset, LatentShardWriter
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import load_schedule
+from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.training import distributed
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.generator_task import GeneratorTask, _batches_a_step
@@ -146,7 +147,9 @@ def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents
     assert any(name.startswith("text_embedder.") for name in moved)
     assert not any(p.requires_grad for p in task.text_encoder.model.parameters())
     task.export(tmp_path / "model")
-    assert json.loads((tmp_path / "model/config.json").read_text())["text_dim"] == 12
+    exported = json.loads((tmp_path / "model/config.json").read_text())
+    assert exported["text_dim"] == 12
+    assert exported["text_encoder_fingerprint"] == TextEncoder(bert).fingerprint()
 
 
 def test_a_text_encoder_without_captions_is_refused(tmp_path, bert):

@@ -1,0 +1,25 @@
+"""Labels as command lines give them."""
+
+from collections.abc import Sequence
+
+from cat_fast.errors import UserError
+
+
+def parse_labels(given: Sequence[str], known: Sequence[str], option: str) -> list[str | int]:
+    """Names or numbers of classes from the values of an option that may be repeated.
+
+    A value may hold several with commas between, and a name may hold commas itself, as those of ImageNet do.
+
+    Raises:
+        UserError: there is no label in them.
+    """
+    found: list[str | int] = []
+    for text in given:
+        parts = [text] if text in known else [part.strip() for part in text.split(",") if part.strip()]
+        found += [int(part) if part.isdecimal() and part not in known else part for part in parts]
+    if not found:
+        raise UserError(
+            f"{option} {', '.join(map(repr, given))}: there is no label in it; expected names or numbers of"
+            f" classes, such as {known[0]!r}, or leave it out"
+        )
+    return found

@@ -1,0 +1,157 @@
+"""`cat-fast pipeline`: what trainings leave becomes one folder to draw pictures with."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from cat_fast import console
+from cat_fast.cli.labels import parse_labels
+from cat_fast.cli.shards import read_classes
+from cat_fast.errors import UserError
+
+
+def pipeline(
+    tokenizer: Annotated[
+        Path,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="DIR",
+            help="Trained tokenizer: model/ of its run.",
+            show_default=False,
+        ),
+    ],
+    generator: Annotated[
+        Path,
+        typer.Option(
+            "--generator",
+            "-g",
+            metavar="DIR",
+            help="Trained generator: model/ of its run, with its scheduler/.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            help="Folder for the pipeline; one that is there is replaced.",
+            show_default=False,
+        ),
+    ],
+    latents: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Latents that it was trained on: they know its classes, resolution and thresholds.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of its classes, one a line; class 0 first. Default: those of --latents.",
+            show_default=False,
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Side of its pictures in pixels. Default: that of --latents.", show_default=False
+        ),
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of --latents, or the"
+            " pair fitted to the scorer.",
+            show_default=False,
+        ),
+    ] = None,
+    text_classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Classes that show text and earn more tokens: names or numbers with commas between.",
+            show_default=False,
+        ),
+    ] = None,
+    face_classes: Annotated[
+        list[str] | None, typer.Option(help="Classes that show faces, likewise.", show_default=False)
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a generator with text, `text_encoder` of its run: a name on the Hugging Face hub, or a"
+            " folder.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Put a trained tokenizer and a generator together into a folder for `cat-fast sample`.
+
+    The generator must have been trained on latents of this tokenizer, with as many classes as there are
+    names. The latents that it was trained on know everything else; without them, give --labels and
+    --resolution.
+
+    Examples:
+
+        cat-fast pipeline -t runs/tokenizer/model -g runs/generator/model --latents latents --out pipeline
+
+        cat-fast pipeline -t DIR -g DIR --labels names.txt --resolution 512 --text-classes "menu,comic book"
+        --out pipeline
+
+        cat-fast sample --pipeline pipeline --count 50000 --npz --out fid
+    """
+    if latents is None and labels is None:
+        raise UserError("--latents or --labels: one of them has to name the classes of the generator")
+    if latents is None and resolution is None:
+        raise UserError("--resolution: without --latents, give the side in pixels that it was trained at")
+    names = read_classes(labels) if labels else None
+
+    from cat_fast.complexity import RatioThresholds
+    from cat_fast.inference.assembly import assemble, read_latent_facts
+    from cat_fast.inference.checkpoint import load_tokenizer
+
+    pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
+    facts = read_latent_facts(latents) if latents else None
+    model = load_tokenizer(tokenizer, "cpu")
+    if facts is not None:
+        if facts.fingerprint != model.fingerprint():
+            raise UserError(
+                f"{latents} holds latents of tokenizer {facts.fingerprint}, {tokenizer} is "
+                f"{model.fingerprint()}; give the tokenizer that encoded them"
+            )
+        names = names or facts.class_names
+        resolution = resolution or facts.resolution
+        pair = pair or facts.thresholds
+    assert names is not None
+    assert resolution is not None
+    made = assemble(
+        model,
+        generator,
+        names,
+        resolution=resolution,
+        thresholds=pair,
+        text_classes=_names(text_classes, names, "--text-classes"),
+        face_classes=_names(face_classes, names, "--face-classes"),
+        text_encoder=text_encoder,
+    )
+    made.save_pretrained(out)
+    console.out.print(
+        f"{len(names)} classes at {resolution} px, thresholds {made.thresholds.a},{made.thresholds.b}",
+        soft_wrap=True,
+    )
+    console.out.print(Text(f"Draw with cat-fast sample --pipeline {out} --out DIR"), soft_wrap=True)
+
+
+def _names(given: list[str] | None, known: list[str], option: str) -> list[str]:
+    """The names of classes that may be given by their numbers."""
+    labels = parse_labels(given, known, option) if given else []
+    return [known[label] if isinstance(label, int) and label < len(known) else str(label) for label in labels]
