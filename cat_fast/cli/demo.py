@@ -20,10 +20,10 @@ def demo(
         int | None, typer.Option(min=1, help="Training steps of the tokenizer; 400 unless --quick.")
     ] = None,
     generator_steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of the generator; 450 unless --quick.")
+        int | None, typer.Option(min=1, help="Training steps of the generator; 900 unless --quick.")
     ] = None,
     sampling_steps: Annotated[
-        int | None, typer.Option(min=1, help="DDIM steps of the drawn pictures; 30 unless --quick.")
+        int | None, typer.Option(min=1, help="DDPM steps of the drawn pictures; 50 unless --quick.")
     ] = None,
     ranks: Annotated[
         int, typer.Option(min=0, help="Processes to train with; 0: one a GPU, else two on a CPU.")
@@ -33,7 +33,7 @@ def demo(
 
     Photographs are described and scored, and each is given 8x, 16x or 32x compression. A nested VAE and a
     diffusion transformer are trained through DeepSpeed, and held-out photographs are reconstructed at every
-    ratio. About a quarter of an hour on two cores. Ctrl-C loses nothing but the steps since the last
+    ratio. About a quarter of an hour on two fast cores. Ctrl-C loses nothing but the steps since the last
     checkpoint: the same command goes on.
 
     Example: **cat-fast demo --out runs/demo**

@@ -35,12 +35,12 @@ class DemoSettings:
 
     ranks: int
     tokenizer_steps: int = 400
-    generator_steps: int = 450
-    sampling_steps: int = 30
+    generator_steps: int = 900
+    sampling_steps: int = 50
     resolution: int = 512
     """Side, in pixels, of held-out photographs, of what the generator learns from and of what it draws."""
     crops_per_picture: int = 4
-    guidance: float = 2.0
+    guidance: float = 1.5
     tokenizer_overrides: list[str] = field(default_factory=list)
     """Further `key=value` for the tokenizer's configuration."""
     generator_overrides: list[str] = field(default_factory=list)
@@ -135,7 +135,7 @@ class Demo:
                 ratio=ratio,
                 steps=settings.sampling_steps,
                 guidance=settings.guidance,
-                scheduler="ddim",
+                scheduler="ddpm",
                 on_step=lambda done, total: self.bars.advance(bar),
             )
             for label, image, tokens in zip(CATEGORIES, drawn.images, drawn.tokens, strict=True):
