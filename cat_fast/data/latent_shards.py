@@ -13,6 +13,7 @@ killed run loses at most the shard it was filling.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -217,6 +218,7 @@ class LatentDataset(Dataset[LatentSample]):
         latent = (latent - per_channel(self.shift_factor)) * per_channel(self.scaling_factor)
         return LatentSample(key=entry.key, latent=latent, label=entry.label, ratio=entry.ratio)
 
+    @cached_property
     def digest(self) -> str:
         """Of what a run learns from: the tokenizer, the scale, and key, label, ratio and shape of each."""
         scale = np.array([self.shift_factor, self.scaling_factor])

@@ -36,7 +36,7 @@ class GeneratorTask:
     def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.latents = on_each(lambda: _latents(config), ranks)
-        same = ranks.broadcast(self.latents.digest()) == self.latents.digest()
+        same = ranks.broadcast(self.latents.digest) == self.latents.digest
         other = UserError("data.latents: other latents than rank 0: all ranks must see the same files")
         raise_together(None if same else other, ranks)
         self.text_encoder = _text_encoder(config, self.latents, ranks)
@@ -193,8 +193,9 @@ class GeneratorTask:
                 f"data.latents: the run began on latents of tokenizer {before}, these are of "
                 f"{self.latents.fingerprint}; give the former, or start a new run in another output_dir"
             )
+        began = state.get("began_with", {})  # older checkpoints do not say
         for name, now in self._began_with().items():
-            if (then := state["began_with"][name]) != now:
+            if (then := began.get(name, now)) != now:
                 raise UserError(
                     f"{name}: the run began with {then!r}, and this is {now!r}: give the former, or start a "
                     "new run in another output_dir"
@@ -207,7 +208,7 @@ class GeneratorTask:
         """What the weights were learnt from and for, which a run that goes on cannot change."""
         config = self.config
         return {
-            "data.latents": self.latents.digest(),
+            "data.latents": self.latents.digest,
             "seed": config.seed,
             "loss.prediction": config.loss.prediction,
             "text_encoder": self.arguments["text_encoder_fingerprint"],

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from functools import partialmethod
 
 import pytest
@@ -209,11 +210,23 @@ def test_a_run_does_not_go_on_with_what_its_weights_are_not_made_for(latents, ch
         task.load(checkpoint)
 
 
+def test_a_checkpoint_that_does_not_say_what_it_began_with_goes_on(tmp_path, latents, checkpoint):
+    folder = tmp_path / "older"
+    shutil.copytree(checkpoint, folder)
+    state = json.loads((folder / "task.json").read_text())
+    del state["began_with"]
+    (folder / "task.json").write_text(json.dumps(state))
+    task, older = (GeneratorTask(config(f"data.latents={latents}"), Ranks()) for _ in range(2))
+    task.load(checkpoint)
+    older.load(folder)
+    assert older.train_step(1)["loss"] == task.train_step(1)["loss"]
+
+
 def test_relabelled_latents_of_the_same_sizes_are_others(tmp_path):
     def written(name: str, label: int, key: str = "one") -> str:
         with LatentShardWriter(tmp_path / name, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
             writer.add(key, torch.ones(4, 16, 16), label=label, ratio=8)
-        return LatentDataset(tmp_path / name).digest()
+        return LatentDataset(tmp_path / name).digest
 
     digests = {written("first", 0), written("relabelled", 1), written("renamed", 0, "two")}
     assert len(digests) == 3
