@@ -5,7 +5,7 @@ for keys in packer.pack((sample.key, tokens_of(sample)) for sample in stream):
     ...
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
@@ -139,12 +139,17 @@ class TokenBudgetPacker(Generic[Item]):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on, as plain data: JSON where the items are."""
-        pending = [[id_, self._lengths[id_], item] for id_, item in self._items.items()]
-        return {
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """What tells the `state_dict` of now later: cheap to keep of every step, where few are asked."""
+        items, lengths = dict(self._items), dict(self._lengths)
+        added, statistics = self._added, asdict(self.statistics)
+        return lambda: {
             "settings": dict(self._settings),
-            "added": self._added,
-            "pending": pending,
-            "statistics": asdict(self.statistics),
+            "added": added,
+            "pending": [[id_, lengths[id_], item] for id_, item in items.items()],
+            "statistics": statistics,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -48,8 +48,8 @@ class PackedBatches:
         self._ahead, self._device = ahead, device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latents")
         self._ready: deque[Future[PackedBatch]] = deque()
-        self._states: deque[dict[str, Any]] = deque()
-        """The stream's state before each batch that is ready."""
+        self._states: deque[Callable[[], dict[str, Any]]] = deque()
+        """Snapshots of the stream before each batch that is ready."""
 
     def take(self, count: int) -> tuple[list[PackedBatch], float]:
         """The next batches, and how many seconds they were waited for.
@@ -72,7 +72,7 @@ class PackedBatches:
         if not self._ready:
             return self._stream.state_dict()
         wait([self._ready[0]])
-        return self._states[0]
+        return self._states[0]()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; see `PackedStream.load_state_dict`."""
@@ -90,7 +90,7 @@ class PackedBatches:
             self._ready.append(self._thread.submit(self._read))
 
     def _read(self) -> PackedBatch:
-        self._states.append(self._stream.state_dict())
+        self._states.append(self._stream.snapshot())
         indices = self._stream.next()
         samples = [self._latents[i] for i in indices]
         packed = PackedSequence.from_latents(

@@ -1,7 +1,7 @@
 """Which latents each rank packs into its next batch, whatever the number of ranks when the run goes on."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -45,9 +45,14 @@ class PackedStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of all ranks, as plain data."""
-        return {
-            "position": self.position,
-            "packer": self.packer.state_dict(),
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """What tells the `state_dict` of now later."""
+        position, packer = self.position, self.packer.snapshot()
+        return lambda: {
+            "position": position,
+            "packer": packer(),
             "latents": len(self.lengths),
             "lengths": self._digest,
         }
