@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+WORKERS ?= 2
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
 # Stamps: the environment with its dependencies, and the package built into it.
@@ -21,8 +22,8 @@ install: $(PACKAGE) ## Make .venv with the pinned dependencies and this package 
 demo: $(PACKAGE) ## Train a small tokenizer and generator on the shipped photographs; see runs/demo/report.html
 	$(BIN)/cat-fast demo --out runs/demo
 
-test: $(PACKAGE) ## Run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(PACKAGE) ## Run the tests that take seconds, on WORKERS processes (2)
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --durations 25
 
 test-slow: $(PACKAGE) ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"

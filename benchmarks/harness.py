@@ -91,6 +91,9 @@ QUICK = Effort(least_pairs=1, most_pairs=9, seconds=0.3, longest_extra_run=0.4, 
 """torch.compile would take half a minute before it runs."""
 TURN_SECONDS = 0.005
 """Shorter work is repeated within a turn, until a turn takes about this long."""
+RATE_SIDES = (128, 256, 512, 1024, 2048, 4096)
+RATE_SECONDS = 0.2
+"""Sizes of the matrix products that `matmul_rate` times, and the longest time for each of them."""
 
 
 @dataclass(frozen=True)
@@ -145,8 +148,40 @@ class Result:
         return {name: e for name, e in self.errors.items() if not e <= self.tolerance * slack[name]}
 
 
-def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Result:
-    """Check all contestants of a case, then time ours against each baseline in pairs of turns."""
+def matmul_rate(dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
+    """Return the floating-point operations per second of a large matrix product, the best of several.
+
+    Square products of growing size are candidates. Each repeats for at most `RATE_SECONDS`, and a size is
+    skipped if the size before predicts that one product takes longer: a processor without units for the dtype
+    emulates it at a hundredth of its fp32 rate. Factors are random, as products of constants draw less power.
+    """
+    device = "cuda" if torch.cuda.is_initialized() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    rate = 0.0
+    for side in RATE_SIDES:
+        work = 2 * side**3
+        if rate and work / rate > RATE_SECONDS:
+            break
+        matrix = torch.randn(side, side, generator=generator).to(device, dtype)
+        seconds_a_call(lambda factor=matrix: factor @ factor, 1, clock)  # the first call also sets up
+        start = clock()
+        runs = 0
+        while runs < 5 and (runs == 0 or clock() - start < RATE_SECONDS):
+            rate = max(rate, work / seconds_a_call(lambda factor=matrix: factor @ factor, 1, clock))
+            runs += 1
+    return rate
+
+
+def measure(
+    case: Case,
+    effort: Effort,
+    clock: Clock = time.perf_counter,
+    rate_of: Callable[[torch.dtype, Clock], float] = matmul_rate,
+) -> Result:
+    """Check all contestants of a case, then time ours against each baseline in pairs of turns.
+
+    `rate_of(dtype, clock)` is the yardstick of arithmetic, in FLOP/s; tests pass a constant.
+    """
     baselines = {name: c for name, c in case.baselines.items() if not name.endswith(effort.without)}
     everyone = {"ours": case.ours, **baselines}
     truth = case.truth()
@@ -196,7 +231,7 @@ def measure(case: Case, effort: Effort, clock: Clock = time.perf_counter) -> Res
         },
         pairs={name: len(times[name]) for name in baselines},
         peak_bytes=peaks,
-        work=_work(case, seconds["ours"].median, effort, clock),
+        work=_work(case, seconds["ours"].median, effort, clock, rate_of),
         rates={name: count / seconds["ours"].median for name, count in case.rates.items()},
         breakdown=case.breakdown() if case.breakdown else {},
     )
@@ -241,7 +276,13 @@ def seconds_a_call(run: Callable[[], Any], calls: int, clock: Clock) -> float:
     return (clock() - start) / calls
 
 
-def _work(case: Case, seconds: float, effort: Effort, clock: Clock) -> dict[str, float]:
+def _work(
+    case: Case,
+    seconds: float,
+    effort: Effort,
+    clock: Clock,
+    rate_of: Callable[[torch.dtype, Clock], float],
+) -> dict[str, float]:
     work: dict[str, float] = {}
     if case.bytes_moved is not None:
         work |= {"bytes_moved": case.bytes_moved, "gb_per_second": case.bytes_moved / seconds / 1e9}
@@ -255,7 +296,7 @@ def _work(case: Case, seconds: float, effort: Effort, clock: Clock) -> dict[str,
     if case.flops is not None:
         work |= {"flops": case.flops, "gflops_per_second": case.flops / seconds / 1e9}
     if case.flops is not None and case.multiplied is not None:
-        work["of_matmul_rate"] = case.flops / seconds / _matmul_rate(case.multiplied, clock)
+        work["of_matmul_rate"] = case.flops / seconds / rate_of(case.multiplied, clock)
     if (peak := data_sheets.peak()) is not None:
         if case.bytes_moved is not None:
             work["of_peak_bandwidth"] = case.bytes_moved / seconds / peak.bytes_per_second
@@ -263,14 +304,6 @@ def _work(case: Case, seconds: float, effort: Effort, clock: Clock) -> dict[str,
             fastest = peak.flops_per_second(case.details.get("dtype", "float32"))
             work["of_peak_flops"] = case.flops / seconds / fastest
     return work
-
-
-def _matmul_rate(dtype: torch.dtype, clock: Clock) -> float:
-    """Floating-point operations a second of a large matrix product, at its best of a few."""
-    side = 4096 if torch.cuda.is_initialized() else 2048
-    matrix = torch.ones(side, side, dtype=dtype, device="cuda" if torch.cuda.is_initialized() else "cpu")
-    fastest = min(seconds_a_call(lambda: matrix @ matrix, 1, clock) for _ in range(5))
-    return 2 * side**3 / fastest
 
 
 def lines(key: str, result: Result) -> list[str]:

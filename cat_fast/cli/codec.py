@@ -268,7 +268,7 @@ def decode(
         print_json({"out": str(out), "images": list(map(as_row, results))})
     elif decoded:
         console.out.print(decoded_table(decoded))
-        console.out.print(Text(f"{pictures(len(decoded))} in {out}"))
+        console.out.print(Text(f"{pictures(len(decoded))} in {out}"), soft_wrap=True)
     _end([result.error for result in results if result.error], len(results), "decoded")
 
 

@@ -50,7 +50,7 @@ def print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -
             f"{guessed} without a caption: ratio from the JPEG size, a weaker signal;"
             " give --caption, --captions or PHOTO.txt"
         )
-    console.out.print(Text(f"Latents in {out}"))
+    console.out.print(Text(f"Latents in {out}"), soft_wrap=True)
 
 
 def decoded_table(decoded: "list[DecodedLatent]") -> Table:

@@ -39,7 +39,7 @@ def runs(
         typer.echo(json.dumps([asdict(run) for run in found], indent=2))
         return
     if not found:
-        console.out.print(f"no runs in {folder}", markup=False)
+        console.out.print(f"no runs in {folder}", markup=False, soft_wrap=True)
         return
     table = Table("run", "task", "state", "step", "loss", "last sign", "checkpoint")
     for run in found:

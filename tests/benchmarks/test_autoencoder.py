@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from benchmarks import autoencoder, harness
+from benchmarks import autoencoder
 from tests.tokenizer.test_autoencoder import perturbed, tiny
-
-ONCE = harness.Effort(least_pairs=1, most_pairs=1, seconds=0.0)
 
 
 def toy(head_dim, ratio):
@@ -24,8 +22,8 @@ def without_compiling(monkeypatch):
 
 
 @pytest.mark.parametrize("key", autoencoder.cases(64, toy))
-def test_ours_and_the_stock_model_agree_with_float64(key):
-    result = harness.measure(autoencoder.cases(64, toy)[key](), ONCE)
+def test_ours_and_the_stock_model_agree_with_float64(key, measure_once):
+    result = measure_once(autoencoder.cases(64, toy)[key]())
     assert result.right, result.wrong()
     literal = {"nchw_eager"}
     every = {f"{order}_{way}" for order in ("nchw", "channels_last") for way in ("eager", "compile")}

@@ -1,5 +1,6 @@
 """The harness: what is wrong is not timed, and what is right is told as medians of interleaved pairs."""
 
+import itertools
 import json
 import math
 import platform
@@ -196,6 +197,19 @@ def test_the_work_is_told_per_second():
     )
     # By this clock every turn takes a second: ours moves 6000 bytes in one, the copy 2 * 1000.
     assert result.work["of_copy_bandwidth"] == pytest.approx(3.0)
+
+
+def test_the_rate_of_a_matrix_product_is_that_of_the_largest_that_is_fast_enough(monkeypatch):
+    monkeypatch.setattr(harness, "RATE_SIDES", (4, 8, 16))
+
+    def rate(seconds_per_reading):
+        readings = (reading * seconds_per_reading for reading in itertools.count())
+        return harness.matmul_rate(torch.bfloat16, lambda: next(readings))
+
+    fast = harness.RATE_SECONDS / 100
+    assert rate(fast) == pytest.approx(2 * 16**3 / fast)
+    slow = harness.RATE_SECONDS / 2  # 8 times the work would take longer than allowed
+    assert rate(slow) == pytest.approx(2 * 4**3 / slow)
 
 
 def test_the_file_says_what_was_measured_and_on_what(run_program):

@@ -9,7 +9,6 @@ import torch
 
 from benchmarks import harness, kernels
 
-ONCE = harness.Effort(least_pairs=1, most_pairs=1, seconds=0.0)
 TOYS = (
     kernels.Entry(
         op="group_norm_silu",
@@ -60,8 +59,8 @@ TOYS = (
 
 
 @pytest.mark.parametrize(("key", "setup"), kernels.cases(TOYS).items(), ids=kernels.cases(TOYS))
-def test_ours_and_the_baselines_agree_with_float64(key, setup):
-    result = harness.measure(setup(), ONCE)
+def test_ours_and_the_baselines_agree_with_float64(key, setup, measure_once):
+    result = measure_once(setup())
     assert result.right, result.wrong()
     assert len(result.ratios) == len(result.errors) - 1 > 0
 
@@ -75,7 +74,7 @@ def test_every_operator_of_the_table_is_tried_here():
 
 
 @pytest.mark.parametrize("spoiled", ["y", "dx", "dweight", "dbias"])
-def test_a_spoiled_output_or_gradient_is_found(spoiled):
+def test_a_spoiled_output_or_gradient_is_found(spoiled, measure_once):
     """What the harness compares is the output and the gradient of every input."""
     case = kernels.case(TOYS[0], "forward_backward")
     index = ["y", "dx", "dweight", "dbias"].index(spoiled)
@@ -86,7 +85,7 @@ def test_a_spoiled_output_or_gradient_is_found(spoiled):
         return tensors
 
     wrong = harness.Contestant(run=spoil, outputs=case.ours.outputs)
-    result = harness.measure(replace(case, ours=wrong), ONCE)
+    result = measure_once(replace(case, ours=wrong))
     assert result.wrong().keys() == {"ours"}
 
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, mixes, packing, picture_flops
+from benchmarks import mixes, packing, picture_flops
 from benchmarks.mixes import MIXES
 
-ONCE = harness.Effort(least_pairs=1, most_pairs=1, seconds=0.0)
 TOY = packing.MODEL | {"in_channels": 4, "hidden_size": 32, "num_heads": 2}
 RIVALS = {"padded", "dense_mask", "bucketed", "fixed16"}
 
@@ -17,8 +16,8 @@ def toy():
     return packing.case(MIXES["252"], 4096, 2048, TOY)
 
 
-def test_all_ways_train_as_one_picture_after_another_does(toy):
-    result = harness.measure(toy, ONCE)
+def test_all_ways_train_as_one_picture_after_another_does(toy, measure_once):
+    result = measure_once(toy)
     assert result.right, result.wrong()
     assert set(result.ratios) == RIVALS
     # as many tokens: fewer FLOPs for them at 16x, where no picture attends to a thousand tokens
@@ -30,14 +29,14 @@ def test_all_ways_train_as_one_picture_after_another_does(toy):
     assert result.rates["tokens"] == pytest.approx(4096 / pictures * result.rates["images"])
 
 
-def test_attention_that_forgets_who_is_whose_is_noticed(toy, monkeypatch):
+def test_attention_that_forgets_who_is_whose_is_noticed(toy, monkeypatch, measure_once):
     everything = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
         lambda q, k, v, attn_mask=None: everything(q, k, v),
     )
-    assert set(harness.measure(toy, ONCE).wrong()) == {"padded", "dense_mask"}
+    assert set(measure_once(toy).wrong()) == {"padded", "dense_mask"}
 
 
 def test_a_step_that_is_repeated_computes_the_same(toy):

@@ -107,7 +107,7 @@ def test_killed_and_started_again_every_key_is_there_once(checkpoint, tmp_path):
     command += ["--ratio", "16", "--workers", "2", "--json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(out.glob("shard-*.json"))) < 10 and time.monotonic() < deadline:
         time.sleep(0.002)
     workers = psutil.Process(process.pid).children(recursive=True)

@@ -1,0 +1,15 @@
+"""One measurement of a benchmark's case, without the rates that only a benchmark needs."""
+
+from collections.abc import Callable
+
+import pytest
+
+from benchmarks import harness
+
+ONCE = harness.Effort(least_pairs=1, most_pairs=1, seconds=0.0)
+
+
+@pytest.fixture
+def measure_once() -> Callable[[harness.Case], harness.Result]:
+    """Measures a case in one pair of turns; the rate of a matrix product is taken as 1 GFLOP/s."""
+    return lambda case: harness.measure(case, ONCE, rate_of=lambda dtype, clock: 1e9)
