@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from benchmarks import machine
 from cat_fast import console
-from cat_fast.complexity.indexing import index_photographs
+from cat_fast.complexity.image_ratios import index_photographs
 from cat_fast.config import read_yaml
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.photographs import photographs

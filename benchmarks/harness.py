@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from cat_fast.training import peaks as data_sheets
+from cat_fast import hardware
 
 Clock = Callable[[], float]
 
@@ -297,11 +297,11 @@ def _work(
         work |= {"flops": case.flops, "gflops_per_second": case.flops / seconds / 1e9}
     if case.flops is not None and case.multiplied is not None:
         work["of_matmul_rate"] = case.flops / seconds / rate_of(case.multiplied, clock)
-    if (peak := data_sheets.peak()) is not None:
+    if (gpu := hardware.gpu_in_use()) is not None:
         if case.bytes_moved is not None:
-            work["of_peak_bandwidth"] = case.bytes_moved / seconds / peak.bytes_per_second
+            work["of_peak_bandwidth"] = case.bytes_moved / seconds / gpu.bytes_per_second
         if case.flops is not None:
-            fastest = peak.flops_per_second(case.details.get("dtype", "float32"))
+            fastest = gpu.flops_per_second(case.details.get("dtype", "float32"))
             work["of_peak_flops"] = case.flops / seconds / fastest
     return work
 

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.generator import DiT
+from cat_fast.models.build import build_model
 from cat_fast.training.flops import parts_of, predict_on_meta, token_count
-from cat_fast.training.models import build_model
 from cat_fast.training.settings import GeneratorRun
 
 DOCUMENT = tables.ROOT / "docs/generator.md"

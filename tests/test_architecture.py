@@ -15,16 +15,18 @@ ROOMS = (
     "training",
     "evaluation",
     "inference",
+    "models",
     "generator",
     "dual_token",
     "tokenizer",
+    "weights",
     "packing",
     "complexity",
     "data",
     "kernels",
 )
 """From the top of the house to the bottom; CONTRIBUTING.md draws the same."""
-FLOOR = ("errors", "config", "console", "processor")
+FLOOR = ("errors", "config", "console", "processor", "hardware")
 """Modules that every room may import."""
 NATIVE = ("_bindings",)
 """Compiled from csrc/, which lies below everything."""

@@ -9,8 +9,8 @@ import torch
 from cat_fast.config import fill, read_yaml
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
+from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.training.models import build_model
 from cat_fast.training.settings import RUNS
 from cat_fast.training.zero import read_deepspeed_config
 

@@ -188,7 +188,6 @@ def encode(
     files = find_images(photos)  # what is wrong with them is known before torch is there
 
     from cat_fast.complexity import RatioThresholds
-    from cat_fast.inference.checkpoint import load_tokenizer
     from cat_fast.inference.codec import encode_files
     from cat_fast.inference.photo_ratio import (
         PhotoDescriptions,
@@ -197,6 +196,7 @@ def encode(
         read_photo_captions,
         require_served,
     )
+    from cat_fast.models.load import load_tokenizer
 
     rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else {}
     said = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
@@ -246,9 +246,9 @@ def decode(
 
         cat-fast decode holiday.safetensors -c DIR -o out --format webp
     """
-    from cat_fast.inference.checkpoint import load_tokenizer
     from cat_fast.inference.codec import decode_file
     from cat_fast.inference.latent_file import LatentFile
+    from cat_fast.models.load import load_tokenizer
 
     count = len(LatentFile.open(latents).records)
     tokenizer = load_tokenizer(checkpoint, device)

@@ -117,7 +117,7 @@ def pipeline(
 
     from cat_fast.complexity import RatioThresholds
     from cat_fast.inference.assembly import assemble, read_latent_facts
-    from cat_fast.inference.checkpoint import load_tokenizer
+    from cat_fast.models.load import load_tokenizer
 
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
     facts = read_latent_facts(latents) if latents else None

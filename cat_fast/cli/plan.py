@@ -118,16 +118,17 @@ def memory(
 
         cat-fast plan memory configs/tokenizer/cat_c16.yaml gradient_checkpointing=true
     """
-    from cat_fast.training.memory import GPUS, HEADROOM, plan_memory
+    from cat_fast.hardware import MEMORY_BYTES
+    from cat_fast.training.memory import HEADROOM, plan_memory
 
     run = _read(config, overrides)
-    if unknown := sorted(set(gpu or ()) - GPUS.keys()):
-        raise UserError(f"--gpu: {unknown[0]} is not one of {', '.join(GPUS)}")
+    if unknown := sorted(set(gpu or ()) - MEMORY_BYTES.keys()):
+        raise UserError(f"--gpu: {unknown[0]} is not one of {', '.join(MEMORY_BYTES)}")
     if json_file:
         require_writable(json_file)
     ranks = ranks or run.world_size or 1
     predicted = plan_memory(run, ranks)
-    capacities = {name: GPUS[name] for name in gpu or GPUS}
+    capacities = {name: MEMORY_BYTES[name] for name in gpu or MEMORY_BYTES}
     batches = sorted({1, 4, 16, run.data.batch_size})
     report = {
         "what": "predicted peak bytes of a rank, counted on fake tensors; measured on no GPU",

@@ -133,8 +133,8 @@ def sample(
     described = _read(descriptions) if descriptions else None
 
     from cat_fast.inference import CATPipeline
-    from cat_fast.inference.checkpoint import find_device
     from cat_fast.inference.sample_run import SampleRun, SampleSettings
+    from cat_fast.models.device import find_device
 
     models = CATPipeline.from_pretrained(pipeline).to(find_device(device))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)

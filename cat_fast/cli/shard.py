@@ -47,7 +47,7 @@ def shard(
 
         cat-fast shard index.jsonl --out /data/shards
     """
-    from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index
+    from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
     from cat_fast.data.shard_writer import IndexLines, write_shards
 
     records = load_index(index) if index == PHOTOGRAPHS else IndexLines(index)

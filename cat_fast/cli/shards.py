@@ -43,8 +43,9 @@ def encode_shards(
     from cat_fast.complexity import RatioThresholds
     from cat_fast.inference.cache_plan import CacheSettings, Tally, prepare, units_of
     from cat_fast.inference.cache_processes import run_units
-    from cat_fast.inference.checkpoint import find_device, load_tokenizer
     from cat_fast.inference.latent_cache import LatentCache
+    from cat_fast.models.device import find_device
+    from cat_fast.models.load import load_tokenizer
 
     settings = CacheSettings(
         source=source,

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.progress import Progress
 
-from cat_fast.complexity.indexing import index_photographs
+from cat_fast.complexity.image_ratios import index_photographs
 from cat_fast.console import err, progress
 from cat_fast.data.files import atomic_write
 from cat_fast.data.image_index import ImageRecord, write_index

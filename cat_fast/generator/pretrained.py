@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cat_fast.errors import UserError
 from cat_fast.generator.embeddings import position_embedding
-from cat_fast.tokenizer.pretrained import Published
-from cat_fast.tokenizer.tensor_pickle import load_checkpoint
+from cat_fast.weights.published import Published
+from cat_fast.weights.tensor_pickle import load_checkpoint
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 """Of DiT-S, -B, -L and -XL by their widths, as a state dict does not say; others are given heads of 64."""

@@ -9,8 +9,8 @@ from cat_fast.data.latent_format import HEADER, read_json
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import load_schedule
-from cat_fast.inference.checkpoint import load_model
 from cat_fast.inference.pipeline import CATPipeline
+from cat_fast.models.load import load_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cat_fast.complexity import RatioThresholds
-from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
 from cat_fast.data.latent_format import HEADER, SUFFIXES, read_json, write_or_check_header
 from cat_fast.data.latent_inputs import INPUT_SHARDS
 from cat_fast.data.streams.config import StreamConfig

@@ -11,7 +11,7 @@ from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import load_schedule
-from cat_fast.inference.checkpoint import load_model, load_tokenizer
+from cat_fast.models.load import load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from cat_fast.inference.pipeline import CATPipeline

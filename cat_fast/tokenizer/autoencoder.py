@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from cat_fast.tokenizer.initialisation import pyramid_initialise
 from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder, Widths
-from cat_fast.tokenizer.pretrained import Published, from_autoencoder_kl, from_ldm_checkpoint
+from cat_fast.tokenizer.pretrained import from_autoencoder_kl, from_ldm_checkpoint
 from cat_fast.tokenizer.tiling import Tiling, tiled
+from cat_fast.weights.published import Published
 
 _HUB_OPTIONS = (
     "cache_dir",

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cat_fast.errors import UserError
-from cat_fast.tokenizer.tensor_pickle import load_pickle, module_state
+from cat_fast.weights.tensor_pickle import load_pickle, module_state
 
 _LRELU_GAIN = math.sqrt(2)
 

@@ -16,7 +16,7 @@ from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from cat_fast.errors import UserError
-from cat_fast.tokenizer.tensor_pickle import load_checkpoint
+from cat_fast.weights.tensor_pickle import load_checkpoint
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 _MOCO_PREFIX = "module.encoder_q."

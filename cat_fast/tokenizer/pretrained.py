@@ -6,7 +6,6 @@ named as in diffusers; LDM has other names and numbers the decoder's levels the 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,11 @@ import torch
 from torch import Tensor
 
 from cat_fast.errors import UserError
-from cat_fast.tokenizer.tensor_pickle import load_checkpoint
+from cat_fast.weights.published import Published
+from cat_fast.weights.tensor_pickle import load_checkpoint
 
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
-
-
-@dataclass(frozen=True)
-class Published:
-    """What a `NestedAutoencoderKL` is built from."""
-
-    arguments: dict[str, Any]
-    state: dict[str, Tensor]
 
 
 def from_autoencoder_kl(theirs: Any) -> Published:

@@ -15,12 +15,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.generator import DiT, PackedText
+from cat_fast.models.build import build_model
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import Distance, TokenizerObjective
 from cat_fast.training.distributed import Ranks
-from cat_fast.training.models import build_model
 from cat_fast.training.settings import TokenizerRun
 
 META = torch.device("meta")

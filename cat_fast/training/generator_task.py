@@ -12,7 +12,8 @@ from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
 from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight
 from cat_fast.generator.text_encoder import TextEncoder
-from cat_fast.inference.checkpoint import load_tokenizer
+from cat_fast.models.build import build_model
+from cat_fast.models.load import load_tokenizer
 from cat_fast.packing import PackedSequence
 from cat_fast.training.agreement import on_each, raise_together
 from cat_fast.training.distributed import Ranks
@@ -21,7 +22,6 @@ from cat_fast.training.engine import learning_rate, make_engine, set_learning_ra
 from cat_fast.training.engine_checkpoint import load_engine, save_engine
 from cat_fast.training.flops import GeneratorFlops
 from cat_fast.training.guard import SKIPPED, StepGuard
-from cat_fast.training.models import build_model
 from cat_fast.training.packed_batches import PackedBatches
 from cat_fast.training.packed_stream import PackedStream
 from cat_fast.training.seeding import seed_step

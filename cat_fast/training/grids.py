@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from cat_fast.complexity.indexing import PHOTOGRAPHS
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS
 from cat_fast.data.images import (
     find_images,
     image_to_tensor,

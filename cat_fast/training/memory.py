@@ -16,14 +16,11 @@ import numpy as np
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cat_fast.training.engine import read_deepspeed_config
 from cat_fast.training.live_bytes import LiveBytes
 from cat_fast.training.settings import TokenizerRun
 from cat_fast.training.workload import Workload
+from cat_fast.training.zero import read_deepspeed_config
 
-GIB = 2**30
-GPUS = {"A100-40": 39.4 * GIB, "A100-80": 79.1 * GIB, "H100-80": 79.1 * GIB}
-"""Bytes that CUDA says a card of that name has."""
 HEADROOM = 0.1
 """Share of a card that is left for what is not counted; an assumption, not a measurement."""
 _TRACED = (2, 3)

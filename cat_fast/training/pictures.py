@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
-from cat_fast.complexity.indexing import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
 from cat_fast.complexity.ratio import SCORES, RatioThresholds
 from cat_fast.data.crops import CropDataset, load_shrunk
 from cat_fast.data.image_index import ImageRecord

@@ -4,7 +4,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from cat_fast.complexity.indexing import PHOTOGRAPHS, RATIO_SIGNALS
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
 from cat_fast.data.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.config import StreamConfig
 from cat_fast.errors import UserError

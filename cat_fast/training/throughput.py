@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from cat_fast import hardware
 from cat_fast.data.files import atomic_write
 from cat_fast.processor import processor_name
-from cat_fast.training import peaks
 from cat_fast.training.distributed import Ranks
 
 SUMMARY = "summary.json"
@@ -60,7 +60,7 @@ def rates(totals: Mapping[str, float], seconds: float, peak_flops: float | None)
 
 def peak_flops(ranks: Ranks, precision: str) -> float | None:
     """What the run's GPUs promise together in the arithmetic of its matrix products, a second."""
-    known = peaks.peak()
+    known = hardware.gpu_in_use()
     return None if known is None else ranks.world_size * known.flops_per_second(arithmetic(precision))
 
 

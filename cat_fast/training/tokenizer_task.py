@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from cat_fast.errors import UserError
+from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.agreement import on_main
@@ -16,7 +17,6 @@ from cat_fast.training.distributed import Ranks
 from cat_fast.training.ema import EMA
 from cat_fast.training.grids import ReconstructionGrid
 from cat_fast.training.guard import SKIPPED
-from cat_fast.training.models import build_model
 from cat_fast.training.pictures import load_source, loader_metrics, make_source, save_source
 from cat_fast.training.settings import DiscriminatorConfig, TokenizerRun
 from cat_fast.training.tokenizer_trainer import RatioBatch, TokenizerTrainer

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.features import ResNetFeatures
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Distance, LossConfig, TokenizerObjective
 from cat_fast.tokenizer.perceptual import untrained_distance
-from cat_fast.training.models import build_model
 from cat_fast.training.settings import OptimizerConfig, TokenizerRun
 from cat_fast.training.tokenizer_losses import TokenizerLosses
 

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks import harness, machine, program
 from benchmarks.harness import Case, Contestant, Effort, Result, Spread
+from cat_fast import hardware
 from cat_fast.kernels import backends
-from cat_fast.training import peaks
 
 TRUTH = (torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64),)
 EFFORT = Effort(least_pairs=3, most_pairs=3, seconds=0.0)
@@ -316,8 +316,8 @@ def test_peak_memory_is_what_a_call_holds_at_most_and_not_what_it_leaves():
 
 
 def test_on_a_known_gpu_the_share_of_its_peak_is_told(monkeypatch):
-    peak = peaks.Peak(bytes_per_second=100, tensor_flops_per_second=8, float32_flops_per_second=4)
-    monkeypatch.setattr(peaks, "peak", lambda: peak)
+    gpu = hardware.Gpu(bytes_per_second=100, tensor_flops_per_second=8, float32_flops_per_second=4)
+    monkeypatch.setattr(hardware, "gpu_in_use", lambda: gpu)
     clock = Clock()
     work = {"bytes_moved": 200, "flops": 16, "details": {"dtype": "bfloat16"}}
     result = harness.measure(case(clock, ours=(4.0,), **work), EFFORT, clock)

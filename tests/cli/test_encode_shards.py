@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_fast.complexity.indexing import load_index
+from cat_fast.complexity.image_ratios import load_index
 from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop
 from cat_fast.data.latent_shards import LatentDataset
 from cat_fast.data.moments import per_channel

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
-from cat_fast.inference.checkpoint import load_model, load_tokenizer
+from cat_fast.models.load import load_model, load_tokenizer
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 

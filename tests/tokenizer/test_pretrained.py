@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from cat_fast import NestedAutoencoderKL
 from cat_fast.errors import UserError
 from cat_fast.tokenizer.pretrained import diffusers_name
-from cat_fast.tokenizer.tensor_pickle import load_checkpoint, load_pickle, module_state
+from cat_fast.weights.tensor_pickle import load_checkpoint, load_pickle, module_state
 from tests.tokenizer.test_autoencoder import perturbed
 
 

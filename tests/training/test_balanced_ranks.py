@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cat_fast.complexity.indexing import load_index
+from cat_fast.complexity.image_ratios import load_index
 from cat_fast.data.cost_table import CostTable
 from cat_fast.data.crops import CropDataset, load_shrunk
 from cat_fast.data.ratio_sampler import RatioSampler
+from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.memory import plan_memory
-from cat_fast.training.models import build_model
 from cat_fast.training.seeding import seed_step, step_rng
 from tests.training.balanced_worker import STEPS, settings
 from tests.training.many_ranks import run_ranks

@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.config import fill, read_yaml
+from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.training.models import build_model
 from cat_fast.training.settings import TokenizerRun
 from tests.training.gan_case import RATIOS, SIDE, tiny_models
 

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cat_fast.config import fill, read_yaml
-from cat_fast.training.engine import read_deepspeed_config
+from cat_fast.hardware import GIB, MEMORY_BYTES
 from cat_fast.training.live_bytes import LiveBytes
-from cat_fast.training.memory import GIB, GPUS, HEADROOM, MemoryPlan, StepMemory, Zero, plan_memory, trace
+from cat_fast.training.memory import HEADROOM, MemoryPlan, StepMemory, Zero, plan_memory, trace
 from cat_fast.training.settings import TokenizerRun
 from cat_fast.training.workload import Workload
+from cat_fast.training.zero import read_deepspeed_config
 from tests.training.balanced_worker import ROOT, live_bytes
 
 MIB = 2**20
@@ -141,7 +142,7 @@ def test_the_largest_batch_is_the_last_that_fits():
     predicted = MemoryPlan(at_rest={"weights": 5 * GIB}, steps=steps)
     assert predicted.peak(8, 1) == 8 * GIB
     assert predicted.peak(8, 4) == 13 * GIB
-    for size in GPUS.values():
+    for size in MEMORY_BYTES.values():
         n = predicted.largest_batch(8, size)
         assert predicted.peak(8, n) <= size * (1 - HEADROOM) < predicted.peak(8, n + 1)
     assert predicted.largest_batch(8, 5 * GIB) == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cat_fast.training.peaks import PEAKS, peak_of
+from cat_fast.hardware import GPUS, gpu_of
 
 
 @pytest.mark.parametrize(
@@ -18,11 +18,11 @@ from cat_fast.training.peaks import PEAKS, peak_of
     ],
 )
 def test_a_card_and_its_arithmetic(name, tensor, single):
-    peak = peak_of(name)
-    assert peak is not None
-    assert peak.flops_per_second("bfloat16") == peak.flops_per_second("float16") == tensor
-    assert peak.flops_per_second("tf32") == tensor / 2
-    assert peak.flops_per_second("float32") == single
+    gpu = gpu_of(name)
+    assert gpu is not None
+    assert gpu.flops_per_second("bfloat16") == gpu.flops_per_second("float16") == tensor
+    assert gpu.flops_per_second("tf32") == tensor / 2
+    assert gpu.flops_per_second("float32") == single
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_a_card_and_its_arithmetic(name, tensor, single):
     ],
 )
 def test_what_only_sounds_alike_is_not_known(name):
-    assert peak_of(name) is None
+    assert gpu_of(name) is None
 
 
 def test_no_two_entries_claim_one_card():
-    for name in PEAKS:
-        assert [known for known in PEAKS if f" NVIDIA {name}".endswith(f" {known}")] == [name]
+    for name in GPUS:
+        assert [known for known in GPUS if f" NVIDIA {name}".endswith(f" {known}")] == [name]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cat_fast.complexity.indexing import index_photographs, ratio_of_file, ratios_of
+from cat_fast.complexity.image_ratios import index_photographs, ratio_of_file, ratios_of
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.crops import CropDataset, load_shrunk

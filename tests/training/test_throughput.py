@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from cat_fast.hardware import Gpu
 from cat_fast.training import throughput
 from cat_fast.training.distributed import Ranks
-from cat_fast.training.peaks import Peak
 from cat_fast.training.throughput import Throughput, arithmetic, spell, spell_rates, summarize
 
 STEP = {"images": 8.0, "tokens": 512.0, "flops": 3e12, "loss": 0.5}
@@ -94,10 +94,10 @@ def test_matrices_are_multiplied_in_tf32_where_torch_may(precision, tf32, dtype,
 
 
 def test_the_peak_is_that_of_all_ranks(monkeypatch):
-    card = Peak(bytes_per_second=1, tensor_flops_per_second=300.0, float32_flops_per_second=20.0)
-    monkeypatch.setattr(throughput.peaks, "peak", lambda: card)
+    card = Gpu(bytes_per_second=1, tensor_flops_per_second=300.0, float32_flops_per_second=20.0)
+    monkeypatch.setattr(throughput.hardware, "gpu_in_use", lambda: card)
     assert throughput.peak_flops(Ranks(rank=0, world_size=64), "bf16") == 64 * 300
-    monkeypatch.setattr(throughput.peaks, "peak", lambda: None)
+    monkeypatch.setattr(throughput.hardware, "gpu_in_use", lambda: None)
     assert throughput.peak_flops(Ranks(), "bf16") is None
 
 

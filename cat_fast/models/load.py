@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from cat_fast.errors import UserError
+from cat_fast.models.device import find_device
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -62,16 +63,3 @@ def _is_of(kind: type[torch.nn.Module], config: Path) -> bool:
         return json.loads(config.read_text()).get("_class_name") == kind.__name__
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def find_device(name: str) -> torch.device:
-    """CUDA where there is one for "auto", else the device of that name; UserError where it cannot be used."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"device {name!r} cannot be used ({reason}); try --device cpu") from error
-    return device

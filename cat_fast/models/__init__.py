@@ -1,0 +1,1 @@
+"""Building and loading models: from a configuration, from a folder; and the device they run on."""

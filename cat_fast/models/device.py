@@ -1,0 +1,18 @@
+"""Choice of the device that a model runs on."""
+
+import torch
+
+from cat_fast.errors import UserError
+
+
+def find_device(name: str) -> torch.device:
+    """CUDA where there is one for "auto", else the device of that name; UserError where it cannot be used."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"device {name!r} cannot be used ({reason}); try --device cpu") from error
+    return device

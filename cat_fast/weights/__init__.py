@@ -1,0 +1,1 @@
+"""Published checkpoints of other projects: reading their tensors without running their code."""
