@@ -25,18 +25,18 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import harness, program
-from cat_fast.data.image_index import ImageRecord
+from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.photographs import photographs
+from cat_fast.data.sampling.step_plan import PerRankPlan
 from cat_fast.data.shard_writer import write_shards
-from cat_fast.data.step_plan import PerRankPlan
-from cat_fast.data.streams.config import StreamConfig
 from cat_fast.data.streams.decoding import CropSettings, crop_seed, decode_crop
+from cat_fast.data.streams.formats.base import Rating
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.plan import Mix
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import Rating
 from cat_fast.data.streams.source import StreamSource
-from cat_fast.data.streams.tar_shards import TarShards, list_shards
 
 RATIO, BATCH, PICTURES_A_SHARD = 16, 8, 64
 Crops = list[tuple[str, Tensor]]

@@ -28,10 +28,10 @@ if __name__ == "__main__":
 from benchmarks import machine
 from cat_fast import console
 from cat_fast.config import fill, read_yaml
-from cat_fast.data.balanced_plan import BalancedPlan
-from cat_fast.data.cost_table import CostTable
 from cat_fast.data.files import atomic_write, require_writable
-from cat_fast.data.step_plan import PerRankPlan, StepPlan
+from cat_fast.data.sampling.balanced_plan import BalancedPlan
+from cat_fast.data.sampling.cost_table import CostTable
+from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 from cat_fast.errors import UserError
 
 CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"

@@ -183,7 +183,7 @@ def encode(
         raise UserError("--format, --classes, --workers, --rank and --world-size are for --shards: add it")
     out = out or Path("latents.safetensors")
 
-    from cat_fast.data.images import find_images
+    from cat_fast.data.images.io import find_images
 
     files = find_images(photos)  # what is wrong with them is known before torch is there
 

@@ -15,7 +15,7 @@ from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from cat_fast.data.cost_table import CostTable
+    from cat_fast.data.sampling.cost_table import CostTable
     from cat_fast.training.memory import MemoryPlan
     from cat_fast.training.settings import TokenizerRun
 

@@ -10,8 +10,8 @@ from cat_fast.complexity.choose import Scorer, choose_ratios
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.jpeg_size import JPEG_SIDE, jpeg_ratio
 from cat_fast.complexity.ratio import RatioThresholds
-from cat_fast.data.image_index import ImageRecord, read_index
-from cat_fast.data.images import decode_image, load_image, resize_center_crop
+from cat_fast.data.images.index import ImageRecord, read_index
+from cat_fast.data.images.io import decode_image, load_image, resize_center_crop
 from cat_fast.data.photographs import Photograph, photographs
 from cat_fast.errors import UserError
 

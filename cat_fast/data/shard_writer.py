@@ -11,9 +11,9 @@ import numpy as np
 from webdataset import TarWriter
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.image_index import ImageRecord, parse_record
-from cat_fast.data.images import IMAGE_SUFFIXES
-from cat_fast.data.streams.sidecar import sidecar_url, write_sidecar
+from cat_fast.data.images.index import ImageRecord, parse_record
+from cat_fast.data.images.io import IMAGE_SUFFIXES
+from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
 
 HEADER = "shards.json"

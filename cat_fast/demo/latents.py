@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cat_fast.data.crops import CropDataset, load_shrunk
-from cat_fast.data.image_index import ImageRecord
-from cat_fast.data.latent_shards import LatentShardWriter
+from cat_fast.data.images.crops import CropDataset, load_shrunk
+from cat_fast.data.images.index import ImageRecord
+from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.data.photographs import CATEGORIES
 from cat_fast.tokenizer import NestedAutoencoderKL
 

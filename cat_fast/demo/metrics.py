@@ -17,7 +17,7 @@ from cat_fast.complexity import (
     read_scored,
     tokens_per_image,
 )
-from cat_fast.data.image_index import ImageRecord
+from cat_fast.data.images.index import ImageRecord
 from cat_fast.evaluation.reconstruction import Reconstruction, summarize
 from cat_fast.processor import processor_name
 from cat_fast.training.logs import read_metrics

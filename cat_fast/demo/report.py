@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.images import tensor_to_image
+from cat_fast.data.images.io import tensor_to_image
 from cat_fast.evaluation.reconstruction import Reconstruction
 from cat_fast.training.logs import read_metrics
 

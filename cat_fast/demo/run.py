@@ -14,7 +14,7 @@ from rich.progress import Progress
 from cat_fast.complexity.image_ratios import index_photographs
 from cat_fast.console import err, progress
 from cat_fast.data.files import atomic_write
-from cat_fast.data.image_index import ImageRecord, write_index
+from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.demo.latents import encode_crops
 from cat_fast.demo.metrics import collect_metrics

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cat_fast.complexity import tokens_per_image
-from cat_fast.data.image_index import ImageRecord
-from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop
+from cat_fast.data.images.index import ImageRecord
+from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
 from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.perceptual import STLPIPS

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cat_fast.complexity import Description, RatioThresholds, default_thresholds, tokens_per_image
-from cat_fast.data.latent_format import HEADER, read_json
+from cat_fast.data.latents.format import HEADER, read_json
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import load_schedule

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 from cat_fast.complexity import RatioThresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
-from cat_fast.data.latent_format import HEADER, SUFFIXES, read_json, write_or_check_header
-from cat_fast.data.latent_inputs import INPUT_SHARDS
-from cat_fast.data.streams.config import StreamConfig
-from cat_fast.data.streams.listed import FolderShards, IndexShards, RecordShards
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import ShardSet, UnreadableShard
-from cat_fast.data.streams.tar_shards import TarShards, list_shards
+from cat_fast.data.latents.format import HEADER, SUFFIXES, read_json, write_or_check_header
+from cat_fast.data.latents.inputs import INPUT_SHARDS
+from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
+from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.errors import UserError
 from cat_fast.inference.codec import require_patches
 from cat_fast.inference.photo_ratio import require_served
@@ -101,7 +101,7 @@ class Tally:
 
 def open_pictures(source: str) -> ShardSet:
     """`photographs` (those that ship), an image index, a folder of pictures, or webdataset archives: a folder
-    of them, or a pattern of `cat_fast.data.streams.tar_shards.list_shards`.
+    of them, or a pattern of `cat_fast.data.streams.formats.tar.list_shards`.
 
     Raises:
         UserError: nothing is there.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cat_fast.complexity import tokens_per_image
 from cat_fast.data.files import atomic_write, require_writable
-from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop, tensor_to_image
+from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop, tensor_to_image
 from cat_fast.errors import UserError
 from cat_fast.inference.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
 from cat_fast.inference.photo_ratio import RatioChoice, RatioChooser

@@ -4,7 +4,7 @@ The input is cut into shards (`ShardSet`: an archive, or a run of files), and ea
 samples at a time, into shards of latents: the k-th piece of input shard i becomes shard-iiiiii-kkkk. What a
 shard holds is a function of the input alone, not of who writes it or when. So processes need no word of each
 other; a shard that was lost to a crash is written again, and none is written twice. Its record
-(`cat_fast.data.latent_format`) vouches for it, says what was left out and why, and whether it is the last of
+(`cat_fast.data.latents.format`) vouches for it, says what was left out and why, and whether it is the last of
 its input shard, so that what is done is not even opened again.
 """
 
@@ -19,10 +19,10 @@ import torch
 
 from cat_fast.complexity import Description, choose_ratio, default_thresholds, jpeg_ratio
 from cat_fast.complexity.jpeg_size import JPEG_SIDE
-from cat_fast.data.images import decode_image, image_to_bytes, resize_center_crop
-from cat_fast.data.latent_format import SUFFIXES, LatentEntry, damage, read_json, write_shard
-from cat_fast.data.latent_inputs import mark_readable, mark_unreadable, piece_name
-from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard
+from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
+from cat_fast.data.latents.format import SUFFIXES, LatentEntry, damage, read_json, write_shard
+from cat_fast.data.latents.inputs import mark_readable, mark_unreadable, piece_name
+from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard
 from cat_fast.errors import UserError
 from cat_fast.inference.cache_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
 from cat_fast.inference.codec import encode_batch

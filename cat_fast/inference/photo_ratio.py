@@ -22,8 +22,8 @@ from cat_fast.complexity import (
     read_descriptions,
 )
 from cat_fast.complexity.jpeg_size import JPEG_SIDE
-from cat_fast.data.caption_file import caption_beside
-from cat_fast.data.images import image_to_bytes, resize_center_crop
+from cat_fast.data.images.caption_file import caption_beside
+from cat_fast.data.images.io import image_to_bytes, resize_center_crop
 from cat_fast.errors import UserError
 
 

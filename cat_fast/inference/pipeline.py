@@ -28,8 +28,8 @@ from cat_fast.complexity import (
     ratios_within_budget,
     tokens_per_image,
 )
-from cat_fast.data.images import tensor_to_image
-from cat_fast.data.moments import per_channel
+from cat_fast.data.images.io import tensor_to_image
+from cat_fast.data.latents.moments import per_channel
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, SampleRequest, sample
 from cat_fast.generator.diffusion import Schedule

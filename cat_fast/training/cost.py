@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from cat_fast.data.cost_table import Cost, CostTable, Measurement, fit
+from cat_fast.data.sampling.cost_table import Cost, CostTable, Measurement, fit
 from cat_fast.errors import UserError
 from cat_fast.training.agreement import on_main
 from cat_fast.training.distributed import Ranks

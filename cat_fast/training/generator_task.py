@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
 from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight

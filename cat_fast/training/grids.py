@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS
-from cat_fast.data.images import (
+from cat_fast.data.images.io import (
     find_images,
     image_to_tensor,
     load_image,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.packing import PackedSequence
 from cat_fast.training.packed_stream import PackedStream
 

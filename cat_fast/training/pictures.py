@@ -9,19 +9,20 @@ from PIL.Image import Image
 
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
 from cat_fast.complexity.ratio import SCORES, RatioThresholds
-from cat_fast.data.crops import CropDataset, load_shrunk
-from cat_fast.data.image_index import ImageRecord
-from cat_fast.data.picture_source import MemorySource, PictureBatch, PictureSource
-from cat_fast.data.ratio_sampler import RatioSampler, make_plan
+from cat_fast.data.image_batch import PictureBatch, PictureSource
+from cat_fast.data.images.crops import CropDataset, load_shrunk
+from cat_fast.data.images.index import ImageRecord
+from cat_fast.data.memory_source import MemorySource
+from cat_fast.data.sampling.ratio_sampler import RatioSampler, make_plan
 from cat_fast.data.streams.decoding import CropSettings
-from cat_fast.data.streams.hub import HubShards
-from cat_fast.data.streams.listed import FolderShards, IndexShards
+from cat_fast.data.streams.formats.base import Labels, Rating, ShardSet
+from cat_fast.data.streams.formats.hugging_face import HubShards
+from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
+from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.plan import Mix, counted
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import Labels, Rating, ShardSet
 from cat_fast.data.streams.source import StreamSource
-from cat_fast.data.streams.tar_shards import TarShards, list_shards
 from cat_fast.errors import UserError
 from cat_fast.training.agreement import on_each, on_main, raise_together
 from cat_fast.training.cost import costs_of

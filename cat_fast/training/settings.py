@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
-from cat_fast.data.ratio_sampler import RatioSamplerConfig
-from cat_fast.data.streams.config import StreamConfig
+from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
+from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.errors import UserError
 from cat_fast.generator.diffusion import PREDICTIONS, WEIGHTINGS
 from cat_fast.tokenizer.losses import LossConfig

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from cat_fast.data.picture_source import PictureBatch
+from cat_fast.data.image_batch import PictureBatch
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.adversarial import LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator

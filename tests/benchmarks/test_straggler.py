@@ -5,9 +5,9 @@ import json
 import pytest
 
 from benchmarks import straggler
-from cat_fast.data.balanced_plan import BalancedPlan
-from cat_fast.data.cost_table import Cost, CostTable
-from cat_fast.data.step_plan import PerRankPlan
+from cat_fast.data.sampling.balanced_plan import BalancedPlan
+from cat_fast.data.sampling.cost_table import Cost, CostTable
+from cat_fast.data.sampling.step_plan import PerRankPlan
 
 PAPER = CostTable(costs={8: Cost(0, 1153), 16: Cost(0, 592), 32: Cost(0, 497)}, unit="flops")
 """Giga multiply-accumulates of a forward pass at the paper's size."""

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cat_fast.complexity import Description, choose_ratio
-from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop, tensor_to_image
+from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop, tensor_to_image
 from cat_fast.tokenizer import NestedAutoencoderKL
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
 

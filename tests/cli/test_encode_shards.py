@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from cat_fast.complexity.image_ratios import load_index
-from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop
-from cat_fast.data.latent_shards import LatentDataset
-from cat_fast.data.moments import per_channel
+from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
+from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.data.latents.moments import per_channel
 from cat_fast.tokenizer import NestedAutoencoderKL
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds, default_thresholds
-from cat_fast.data.latent_shards import LatentShardWriter
+from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.generator import DiT, make_schedule
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference import CATPipeline

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cat_fast.data.cost_table import CostTable
+from cat_fast.data.sampling.cost_table import CostTable
 from tests.cli.conftest import assert_one_line_error
 
 CONFIGS = Path(__file__).parents[2] / "configs"

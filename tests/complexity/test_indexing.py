@@ -7,8 +7,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from cat_fast.complexity import Description, RatioThresholds, choose_ratios, jpeg_ratio
 from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_of
-from cat_fast.data.image_index import write_index
-from cat_fast.data.images import load_image, resize_center_crop
+from cat_fast.data.images.index import write_index
+from cat_fast.data.images.io import load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 

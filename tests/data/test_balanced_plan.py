@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cat_fast.data.balanced_plan import BATCH_TOLERANCE, BalancedPlan, choose_groups
-from cat_fast.data.cost_table import Cost, CostTable
-from cat_fast.data.step_plan import PerRankPlan
+from cat_fast.data.sampling.balanced_plan import BATCH_TOLERANCE, BalancedPlan, choose_groups
+from cat_fast.data.sampling.cost_table import Cost, CostTable
+from cat_fast.data.sampling.step_plan import PerRankPlan
 from cat_fast.errors import UserError
 
 MIX = {8: 0.10, 16: 0.48, 32: 0.42}

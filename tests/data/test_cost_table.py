@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cat_fast.data.cost_table import Cost, CostTable, Measurement, fit
+from cat_fast.data.sampling.cost_table import Cost, CostTable, Measurement, fit
 from cat_fast.errors import UserError
 
 COSTS = {8: Cost(0.5, 1.153), 16: Cost(0.5, 0.592), 32: Cost(0.25, 0.497)}

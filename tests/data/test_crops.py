@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_fast.data.crops import CropDataset, load_shrunk
+from cat_fast.data.images.crops import CropDataset, load_shrunk
 
 # 8-bit rounding, and a bicubic edge that bends the outermost pixel.
 ROUNDING = 2 / 255

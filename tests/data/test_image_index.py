@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from cat_fast.data.image_index import ImageRecord, read_index, write_index
+from cat_fast.data.images.index import ImageRecord, read_index, write_index
 from cat_fast.errors import UserError
 
 RECORD = ImageRecord(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin
 
-from cat_fast.data.images import (
+from cat_fast.data.images.io import (
     find_images,
     image_to_tensor,
     load_image,

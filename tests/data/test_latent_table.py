@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from cat_fast.data.latent_format import LatentEntry
-from cat_fast.data.latent_table import LatentTable
+from cat_fast.data.latents.format import LatentEntry
+from cat_fast.data.latents.table import LatentTable
 
 ENTRIES = [
     LatentEntry(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cat_fast.data.cost_table import Cost, CostTable
-from cat_fast.data.ratio_sampler import MODES, RatioSampler, RatioSamplerConfig
+from cat_fast.data.sampling.cost_table import Cost, CostTable
+from cat_fast.data.sampling.ratio_sampler import MODES, RatioSampler, RatioSamplerConfig
 from cat_fast.errors import UserError
 
 RATIOS = [8] * 4 + [16] * 20 + [32] * 16

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cat_fast.data.image_index import ImageRecord, read_index, write_index
+from cat_fast.data.images.index import ImageRecord, read_index, write_index
 from cat_fast.data.shard_writer import IndexLines, write_shards
-from cat_fast.data.streams.shard import Labels
+from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
 from tests.data.streams.sets import picture, tar_set
 

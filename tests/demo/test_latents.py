@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cat_fast.complexity.image_ratios import index_photographs
-from cat_fast.data.latent_shards import LatentDataset
-from cat_fast.data.moments import per_channel
+from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.data.latents.moments import per_channel
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.demo.latents import encode_crops
 from tests.cli.conftest import tiny_tokenizer

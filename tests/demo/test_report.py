@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cat_fast.data.images import tensor_to_image
+from cat_fast.data.images.io import tensor_to_image
 from cat_fast.demo.report import picture_uri
 from tests.demo.conftest import CAPTION, LABELS, SIZE
 

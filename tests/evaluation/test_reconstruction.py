@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cat_fast.complexity.image_ratios import index_photographs
-from cat_fast.data.image_index import ImageRecord
-from cat_fast.data.images import image_to_tensor, load_image, resize_center_crop
+from cat_fast.data.images.index import ImageRecord
+from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
 from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
 from cat_fast.evaluation.reconstruction import AtRatio, Reconstruction, reconstruct, summarize

@@ -14,14 +14,14 @@ import webdataset
 from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds, choose_ratio
-from cat_fast.data import latent_reader
-from cat_fast.data.image_index import ImageRecord, write_index
-from cat_fast.data.images import decode_image, image_to_tensor, resize_center_crop
-from cat_fast.data.latent_shards import LatentDataset
-from cat_fast.data.moments import per_channel
+from cat_fast.data.images.index import ImageRecord, write_index
+from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
+from cat_fast.data.latents import reader
+from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.data.latents.moments import per_channel
 from cat_fast.data.shard_writer import IndexLines, write_shards
-from cat_fast.data.streams import listed
-from cat_fast.data.streams.sidecar import write_sidecar
+from cat_fast.data.streams.formats import image_files
+from cat_fast.data.streams.formats.sidecar import write_sidecar
 from cat_fast.errors import UserError
 from cat_fast.inference.cache_plan import (
     NO_CLASSES,
@@ -48,7 +48,7 @@ def tokenizer():
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """Of 23 pictures, ten lines to an input shard."""
-    monkeypatch.setattr(listed, "FILES_A_SHARD", 10)
+    monkeypatch.setattr(image_files, "FILES_A_SHARD", 10)
     folder = tmp_path / "in"
     folder.mkdir()
     records = []
@@ -176,7 +176,7 @@ def test_ranks_and_workers_share_the_work_and_make_the_same_files(
 def test_a_second_run_opens_nothing(tokenizer, index, tmp_path, monkeypatch):
     first = make(tokenizer, index, tmp_path / "out")
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(listed.IndexShards, "open", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(image_files.IndexShards, "open", lambda *_: pytest.fail("opened"))
     again = make(tokenizer, index, tmp_path / "out")
     assert (again.encoded, again.latents, again.ratios) == (0, COUNT, first.ratios)
     assert contents(tmp_path / "out") == before
@@ -222,14 +222,14 @@ def test_a_shard_whose_bytes_changed_is_made_again_as_the_data_set_advises(token
 
 def test_an_archive_is_searched_once_however_often_it_is_opened(tokenizer, index, tmp_path, monkeypatch):
     make(tokenizer, index, tmp_path / "out", format="webdataset")
-    data, members, searched = LatentDataset(tmp_path / "out"), latent_reader.members, []
+    data, members, searched = LatentDataset(tmp_path / "out"), reader.members, []
 
     def search(file):
         searched.append(file.name)
         return members(file)
 
-    monkeypatch.setattr(latent_reader, "members", search)
-    monkeypatch.setattr(latent_reader, "_MOST_OPEN", 1)
+    monkeypatch.setattr(reader, "members", search)
+    monkeypatch.setattr(reader, "_MOST_OPEN", 1)
     first = [data[i].latent for i in range(COUNT)]
     for again in (data, pickle.loads(pickle.dumps(data))):
         for i in reversed(range(COUNT)):

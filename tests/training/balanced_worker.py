@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from cat_fast.config import fill, read_yaml
-from cat_fast.data.cost_table import Cost, CostTable
+from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.training.settings import TokenizerRun
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import paper_schedule
 from cat_fast.packing import PackedSequence

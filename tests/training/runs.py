@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from cat_fast.data.latent_shards import LatentShardWriter
+from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.training.distributed import free_port
 
 ROOT = Path(__file__).parents[2]

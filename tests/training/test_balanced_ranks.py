@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from cat_fast.complexity.image_ratios import load_index
-from cat_fast.data.cost_table import CostTable
-from cat_fast.data.crops import CropDataset, load_shrunk
-from cat_fast.data.ratio_sampler import RatioSampler
+from cat_fast.data.images.crops import CropDataset, load_shrunk
+from cat_fast.data.sampling.cost_table import CostTable
+from cat_fast.data.sampling.ratio_sampler import RatioSampler
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.losses import TokenizerObjective

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cat_fast.config import fill, read_yaml
-from cat_fast.data.cost_table import Cost, CostTable
+from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.errors import UserError
 from cat_fast.training import cost
 from cat_fast.training.distributed import Ranks

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from cat_fast.config import fill, read_yaml
-from cat_fast.data.latent_shards import LatentDataset, LatentShardWriter
+from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import load_schedule

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_fast.data.images import image_to_tensor
+from cat_fast.data.images.io import image_to_tensor
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 from cat_fast.evaluation.metrics import psnr

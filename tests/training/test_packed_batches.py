@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from cat_fast.data.latent_shards import LatentDataset
+from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.packing import PackedSequence
 from cat_fast.training.distributed import Ranks

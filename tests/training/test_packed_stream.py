@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cat_fast.data.ratio_sampler import RatioSampler, RatioSamplerConfig
+from cat_fast.data.sampling.ratio_sampler import RatioSampler, RatioSamplerConfig
 from cat_fast.errors import UserError
 from cat_fast.training.distributed import Ranks
 from cat_fast.training.packed_stream import PackedStream

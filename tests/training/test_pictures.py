@@ -15,14 +15,14 @@ import torch
 from cat_fast.complexity.image_ratios import index_photographs, ratio_of_file, ratios_of
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.config import fill, read_yaml
-from cat_fast.data.crops import CropDataset, load_shrunk
-from cat_fast.data.image_index import ImageRecord, write_index
+from cat_fast.data.images.crops import CropDataset, load_shrunk
+from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.photographs import photographs
-from cat_fast.data.ratio_sampler import RatioSampler
+from cat_fast.data.sampling.ratio_sampler import RatioSampler
 from cat_fast.data.shard_writer import IndexLines, write_shards
+from cat_fast.data.streams.formats.base import UnreadableShard
+from cat_fast.data.streams.formats.tar import TarShards
 from cat_fast.data.streams.plan import Mix
-from cat_fast.data.streams.shard import UnreadableShard
-from cat_fast.data.streams.tar_shards import TarShards
 from cat_fast.errors import UserError
 from cat_fast.training import pictures
 from cat_fast.training.distributed import Ranks

@@ -16,8 +16,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.open_shards import OpenShards, Rated
+from cat_fast.data.streams.shard_assignment import Dealing
 from cat_fast.errors import UserError
 
 T = TypeVar("T")

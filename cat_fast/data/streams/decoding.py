@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cat_fast.data.images import decode_image
-from cat_fast.data.random_crop import jitter_colours, random_crop
+from cat_fast.data.images.io import decode_image
+from cat_fast.data.images.random_crop import jitter_colours, random_crop
 
 
 class CropSettings(NamedTuple):

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from cat_fast.data.streams.dealing import Hand
+from cat_fast.data.streams.formats.base import Entry, Rating, Shard, ShardSet, UnreadableShard
+from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.pool import Broken, WorkerPool
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.shard import Entry, Rating, Shard, ShardSet, UnreadableShard
+from cat_fast.data.streams.shard_assignment import Hand
 from cat_fast.errors import UserError
 
 _JUDGED_AT_ONCE = 32

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from cat_fast.data.step_plan import RankShare, StepPlan
-from cat_fast.data.streams.shard import Rating, ShardSet, UnreadableShard
+from cat_fast.data.sampling.step_plan import RankShare, StepPlan
+from cat_fast.data.streams.formats.base import Rating, ShardSet, UnreadableShard
 from cat_fast.errors import UserError
 
 SHARDS_COUNTED = 16

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cat_fast.data.picture_source import PictureBatch, fingerprint, last_part
-from cat_fast.data.step_plan import StepPlan
+from cat_fast.data.image_batch import PictureBatch, fingerprint, last_part
+from cat_fast.data.sampling.step_plan import StepPlan
 from cat_fast.data.streams.buffers import Pick, Position, RatioReader
-from cat_fast.data.streams.config import StreamConfig
-from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
+from cat_fast.data.streams.formats.base import Rating, ShardSet
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.open_shards import OpenShards, Rated
 from cat_fast.data.streams.plan import Mix, PlanCursor, Planned
 from cat_fast.data.streams.pool import Broken, Task, WorkerPool
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.shard import Rating, ShardSet
+from cat_fast.data.streams.shard_assignment import Dealing
 from cat_fast.errors import UserError
 
 MOST_BROKEN_IN_A_ROW = 1000

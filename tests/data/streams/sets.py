@@ -11,20 +11,20 @@ import numpy as np
 from PIL import Image
 from webdataset import TarWriter
 
-from cat_fast.data.step_plan import PerRankPlan
+from cat_fast.data.sampling.step_plan import PerRankPlan
 from cat_fast.data.streams.buffers import Position, RatioReader
-from cat_fast.data.streams.config import StreamConfig
-from cat_fast.data.streams.dealing import Dealing
 from cat_fast.data.streams.decoding import CropSettings
+from cat_fast.data.streams.formats.base import Entry, Labels, Rating, ShardSet
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.streams.formats.sidecar import write_sidecar
+from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.plan import Mix
 from cat_fast.data.streams.pool import WorkerPool
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import Entry, Labels, Rating, ShardSet
-from cat_fast.data.streams.sidecar import write_sidecar
+from cat_fast.data.streams.shard_assignment import Dealing
 from cat_fast.data.streams.source import StreamSource
-from cat_fast.data.streams.tar_shards import TarShards, list_shards
 
 BY_INDEX = Rating(lambda labels: labels.ratio)
 CROP = CropSettings(8, 0.5)

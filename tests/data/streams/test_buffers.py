@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from cat_fast.data.streams import buffers
 from cat_fast.data.streams.buffers import Position
-from cat_fast.data.streams.dealing import Dealing
+from cat_fast.data.streams.formats.base import UnreadableShard
+from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.pool import WorkerPool
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.shard import UnreadableShard
+from cat_fast.data.streams.shard_assignment import Dealing
 from cat_fast.errors import UserError
 from tests.data.streams.sets import BY_INDEX, MemoryShard, MemoryShards, as_list, keys_of_epochs, make_reader
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cat_fast.data.streams.dealing import Dealing
+from cat_fast.data.streams.shard_assignment import Dealing
 
 SAMPLES = 12
 """In each shard; there are no more ranks, so each takes some of a shard that they share."""

@@ -2,9 +2,9 @@
 
 import pytest
 
-from cat_fast.data.streams.config import StreamConfig
-from cat_fast.data.streams.hub import HubShards
-from cat_fast.data.streams.problems import Problems
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.hugging_face import HubShards
+from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, make_source, picture, state_of
 

@@ -5,10 +5,10 @@ from dataclasses import asdict
 
 import pytest
 
-from cat_fast.data.image_index import ImageRecord, read_index, write_index
-from cat_fast.data.streams import listed
-from cat_fast.data.streams.listed import FolderShards, IndexShards
-from cat_fast.data.streams.shard import Labels
+from cat_fast.data.images.index import ImageRecord, read_index, write_index
+from cat_fast.data.streams.formats import image_files
+from cat_fast.data.streams.formats.base import Labels
+from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, make_source, picture, state_of
 
@@ -16,7 +16,7 @@ from tests.data.streams.sets import batches, make_source, picture, state_of
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """25 pictures, ten to a shard; the tenth file is missing, the twelfth line broken."""
-    monkeypatch.setattr(listed, "FILES_A_SHARD", 10)
+    monkeypatch.setattr(image_files, "FILES_A_SHARD", 10)
     records = []
     for n in range(25):
         path = f"pictures/{n:02d}.png"

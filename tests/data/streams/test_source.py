@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cat_fast.data.images import decode_image
-from cat_fast.data.random_crop import random_crop
+from cat_fast.data.images.io import decode_image
+from cat_fast.data.images.random_crop import random_crop
 from cat_fast.data.streams import source as source_module
 from cat_fast.data.streams.decoding import CropSettings, crop_seed
-from cat_fast.data.streams.shard import Rating
+from cat_fast.data.streams.formats.base import Rating
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, make_source, picture, state_of, tar_set, write_shards
 

@@ -14,12 +14,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cat_fast.data.streams import open_shards, tar_shards
-from cat_fast.data.streams.config import StreamConfig
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import Labels, UnreadableShard
-from cat_fast.data.streams.sidecar import sidecar_url, write_sidecar
+from cat_fast.data.streams import open_shards
+from cat_fast.data.streams.formats import tar as tar_shards
+from cat_fast.data.streams.formats.base import Labels, UnreadableShard
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, make_source, picture, tar_set, write_shards, write_tar
 

@@ -11,9 +11,9 @@ from typing import IO, TypeVar
 import fsspec
 from fsspec.core import url_to_fs
 
-from cat_fast.data.streams.config import StreamConfig
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.shard import UnreadableShard
+from cat_fast.data.streams.formats.base import UnreadableShard
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.errors import UserError
 
 T = TypeVar("T")

@@ -12,12 +12,12 @@ from typing import IO, Any
 from braceexpand import braceexpand
 from webdataset.tariterators import base_plus_ext
 
-from cat_fast.data.images import IMAGE_SUFFIXES
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import LABELS, Entry, Labels, UnreadableShard, labels_said, nothing
-from cat_fast.data.streams.sidecar import read_sidecar
-from cat_fast.data.streams.tar_members import Damage, Member, members
+from cat_fast.data.images.io import IMAGE_SUFFIXES
+from cat_fast.data.streams.formats.base import LABELS, Entry, Labels, UnreadableShard, labels_said, nothing
+from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.streams.formats.sidecar import read_sidecar
+from cat_fast.data.streams.formats.tar_index import Damage, Member, members
 from cat_fast.errors import UserError
 
 _NO_LABELS = Labels()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cat_fast.data.image_index import whole_number
+from cat_fast.data.images.index import whole_number
 
 
 class UnreadableShard(Exception):

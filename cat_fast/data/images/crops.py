@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cat_fast.data.images import image_to_tensor, load_image
-from cat_fast.data.random_crop import jitter_colours, random_crop
+from cat_fast.data.images.io import image_to_tensor, load_image
+from cat_fast.data.images.random_crop import jitter_colours, random_crop
 
 
 class CropDataset:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cat_fast.data.files import atomic_write, sha256
-from cat_fast.data.moments import Moments
+from cat_fast.data.latents.moments import Moments
 from cat_fast.data.shard_writer import member_name
 from cat_fast.errors import UserError
 

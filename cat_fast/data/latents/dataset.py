@@ -1,6 +1,6 @@
 """Latents on disk: written once by the tokenizer, read many times by the generator.
 
-A folder holds shards and, beside each, the record that vouches for it (`cat_fast.data.latent_format`), so a
+A folder holds shards and, beside each, the record that vouches for it (`cat_fast.data.latents.format`), so a
 killed run loses at most the shard it was filling.
 
     with LatentShardWriter(folder, tokenizer.fingerprint(), resolution=128, class_names=names) as writer:
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from cat_fast.data.latent_format import (
+from cat_fast.data.latents.format import (
     HEADER,
     LatentEntry,
     damage,
@@ -31,10 +31,10 @@ from cat_fast.data.latent_format import (
     write_or_check_header,
     write_shard,
 )
-from cat_fast.data.latent_inputs import INPUT_SHARDS, EncodedInputs
-from cat_fast.data.latent_reader import LatentReader
-from cat_fast.data.latent_table import LatentTable
-from cat_fast.data.moments import Moments, per_channel
+from cat_fast.data.latents.inputs import INPUT_SHARDS, EncodedInputs
+from cat_fast.data.latents.moments import Moments, per_channel
+from cat_fast.data.latents.reader import LatentReader
+from cat_fast.data.latents.table import LatentTable
 from cat_fast.errors import UserError
 
 __all__ = ["LatentDataset", "LatentEntry", "LatentSample", "LatentShardWriter"]

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cat_fast.data.balanced_plan import BalancedPlan
-from cat_fast.data.cost_table import CostTable
-from cat_fast.data.step_plan import PerRankPlan, StepPlan
+from cat_fast.data.sampling.balanced_plan import BalancedPlan
+from cat_fast.data.sampling.cost_table import CostTable
+from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 from cat_fast.errors import UserError
 
 MODES = ("per_rank", "balanced")

@@ -15,9 +15,9 @@ import pyarrow
 import pyarrow.parquet
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import Remote
-from cat_fast.data.streams.shard import LABELS, labels_said
+from cat_fast.data.streams.formats.base import LABELS, labels_said
+from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.remote import Remote
 
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 

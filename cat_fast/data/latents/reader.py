@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from cat_fast.data.files import sha256
-from cat_fast.data.latent_format import SUFFIXES
-from cat_fast.data.latent_table import Place
-from cat_fast.data.streams.tar_members import Member, members
+from cat_fast.data.latents.format import SUFFIXES
+from cat_fast.data.latents.table import Place
+from cat_fast.data.streams.formats.tar_index import Member, members
 from cat_fast.errors import UserError
 
 _MOST_OPEN = 512

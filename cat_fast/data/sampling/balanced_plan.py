@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cat_fast.data.cost_table import CostTable
-from cat_fast.data.step_plan import RankShare, normalised
+from cat_fast.data.sampling.cost_table import CostTable
+from cat_fast.data.sampling.step_plan import RankShare, normalised
 
 BATCH_TOLERANCE = 0.1
 """By how much a group's mean batch a rank may differ from the one asked for."""

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from cat_fast.data.caption_file import caption_beside
-from cat_fast.data.image_index import ImageRecord, parse_record
-from cat_fast.data.images import find_images
-from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard, nothing
+from cat_fast.data.images.caption_file import caption_beside
+from cat_fast.data.images.index import ImageRecord, parse_record
+from cat_fast.data.images.io import find_images
+from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, nothing
 from cat_fast.errors import UserError
 
 FILES_A_SHARD = 1024

@@ -11,10 +11,10 @@ from typing import Any
 
 import fsspec
 
-from cat_fast.data.streams.config import StreamConfig
-from cat_fast.data.streams.problems import Problems
-from cat_fast.data.streams.remote import LONGEST_WAIT
-from cat_fast.data.streams.shard import Entry, Labels, UnreadableShard, nothing
+from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, nothing
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.remote import LONGEST_WAIT
 from cat_fast.errors import UserError
 
 KEY_COLUMNS = ("key", "__key__", "id")

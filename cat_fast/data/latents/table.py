@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import pyarrow
 
-from cat_fast.data.latent_format import LatentEntry
+from cat_fast.data.latents.format import LatentEntry
 
 
 class Place(NamedTuple):

@@ -1,0 +1,1 @@
+"""Images: reading and writing, crops, captions next to them, and the index that lists them."""
