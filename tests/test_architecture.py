@@ -89,7 +89,7 @@ def test_imports_run_downward(name):
         ("cat_fast.complexity.choose", "from cat_fast.tokenizer import NestedAutoencoderKL"),
         ("cat_fast.tokenizer.losses", "import cat_fast.training.loop"),
         ("cat_fast.tokenizer.losses", "def late():\n    from cat_fast import evaluation"),
-        ("cat_fast.inference.pipeline", "if TYPE_CHECKING:\n    from ..training import settings"),
+        ("cat_fast.inference.pipeline.cat_pipeline", "if TYPE_CHECKING:\n    from ...training import loop"),
         ("cat_fast.generator.__init__", "from ..inference import CATPipeline"),
         ("cat_fast.generator.dit", "from cat_fast import NestedAutoencoderKL"),
         ("cat_fast.tokenizer.blocks", "from kernels.group_norm_silu.op import group_norm_silu"),

@@ -188,8 +188,8 @@ def encode(
     files = find_images(photos)  # what is wrong with them is known before torch is there
 
     from cat_fast.complexity import RatioThresholds
-    from cat_fast.inference.codec import encode_files
-    from cat_fast.inference.photo_ratio import (
+    from cat_fast.inference.encoding.codec import encode_files
+    from cat_fast.inference.encoding.photo_ratio import (
         PhotoDescriptions,
         adaptive_ratio,
         fixed_ratio,
@@ -246,8 +246,8 @@ def decode(
 
         cat-fast decode holiday.safetensors -c DIR -o out --format webp
     """
-    from cat_fast.inference.codec import decode_file
-    from cat_fast.inference.latent_file import LatentFile
+    from cat_fast.inference.encoding.codec import decode_file
+    from cat_fast.inference.encoding.latent_file import LatentFile
     from cat_fast.models.load import load_tokenizer
 
     count = len(LatentFile.open(latents).records)

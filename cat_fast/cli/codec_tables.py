@@ -14,7 +14,7 @@ from rich.text import Text
 from cat_fast import console
 
 if TYPE_CHECKING:
-    from cat_fast.inference.codec import DecodedLatent, EncodedPhoto
+    from cat_fast.inference.encoding.codec import DecodedLatent, EncodedPhoto
 
 _TABLE_ROWS = 50
 """More pictures than this are not listed one by one; --json lists all."""

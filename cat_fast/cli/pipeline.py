@@ -116,7 +116,7 @@ def pipeline(
     names = read_classes(labels) if labels else None
 
     from cat_fast.complexity import RatioThresholds
-    from cat_fast.inference.assembly import assemble, read_latent_facts
+    from cat_fast.inference.pipeline.assembly import assemble, read_latent_facts
     from cat_fast.models.load import load_tokenizer
 
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None

@@ -16,7 +16,7 @@ from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
     from cat_fast.complexity import Description
-    from cat_fast.inference.sample_run import SampleRun
+    from cat_fast.inference.sampling_run.run import SampleRun
 
 _MANY = "Many pictures"
 
@@ -133,7 +133,7 @@ def sample(
     described = _read(descriptions) if descriptions else None
 
     from cat_fast.inference import CATPipeline
-    from cat_fast.inference.sample_run import SampleRun, SampleSettings
+    from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
     from cat_fast.models.device import find_device
 
     models = CATPipeline.from_pretrained(pipeline).to(find_device(device))

@@ -12,7 +12,7 @@ from cat_fast.cli.codec_tables import print_json
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from cat_fast.inference.cache_plan import Tally
+    from cat_fast.inference.encoding.shard_plan import Tally
 
 _TOLD = 10
 
@@ -41,9 +41,9 @@ def encode_shards(
     names = read_classes(classes) if classes else None
 
     from cat_fast.complexity import RatioThresholds
-    from cat_fast.inference.cache_plan import CacheSettings, Tally, prepare, units_of
-    from cat_fast.inference.cache_processes import run_units
-    from cat_fast.inference.latent_cache import LatentCache
+    from cat_fast.inference.encoding.latent_shards import LatentCache
+    from cat_fast.inference.encoding.shard_plan import CacheSettings, Tally, prepare, units_of
+    from cat_fast.inference.encoding.shard_processes import run_units
     from cat_fast.models.device import find_device
     from cat_fast.models.load import load_tokenizer
 

@@ -22,7 +22,7 @@ from cat_fast.demo.report import write_report
 from cat_fast.errors import UserError
 from cat_fast.evaluation.reconstruction import reconstruct
 from cat_fast.inference import CATPipeline
-from cat_fast.inference.assembly import assemble
+from cat_fast.inference.pipeline.assembly import assemble
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.launch import launch
 from cat_fast.training.logs import read_metrics

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cat_fast.inference.pipeline import CATOutput, CATPipeline
+    from cat_fast.inference.pipeline.cat_pipeline import CATOutput, CATPipeline
 
 __all__ = ["CATOutput", "CATPipeline"]
 
@@ -11,7 +11,7 @@ __all__ = ["CATOutput", "CATPipeline"]
 def __getattr__(name: str) -> object:
     # The pipeline brings the diffusion schedulers along, which encoding and decoding never need.
     if name in __all__:
-        from cat_fast.inference import pipeline
+        from cat_fast.inference.pipeline import cat_pipeline
 
-        return getattr(pipeline, name)
+        return getattr(cat_pipeline, name)
     raise AttributeError(f"module 'cat_fast.inference' has no attribute {name!r}")

@@ -168,7 +168,7 @@ class TestBadPictures:
                 raise KeyboardInterrupt
             return load_image(path)
 
-        monkeypatch.setattr("cat_fast.inference.codec.load_image", interrupted)
+        monkeypatch.setattr("cat_fast.inference.encoding.codec.load_image", interrupted)
         result = cat_fast("encode", photos, "-c", checkpoint, "-o", out, "--size", 64, "--batch-size", 1)
         assert result.exit_code == 130
         assert len(result.stderr.splitlines()) == 1

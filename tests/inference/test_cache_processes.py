@@ -5,9 +5,9 @@ import os
 import pytest
 
 from cat_fast.errors import UserError
-from cat_fast.inference import cache_processes
-from cat_fast.inference.cache_plan import CacheSettings, units_of
-from cat_fast.inference.cache_processes import run_units
+from cat_fast.inference.encoding import shard_processes
+from cat_fast.inference.encoding.shard_plan import CacheSettings, units_of
+from cat_fast.inference.encoding.shard_processes import run_units
 
 
 def test_a_process_that_cannot_start_says_why(tmp_path):
@@ -18,7 +18,7 @@ def test_a_process_that_cannot_start_says_why(tmp_path):
 
 
 def test_an_error_of_a_device_is_told_in_one_line():
-    told = cache_processes._told(RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB. " + 9999 * "x"))
+    told = shard_processes._told(RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB. " + 9999 * "x"))
     assert told.startswith("RuntimeError: CUDA out of memory. Tried to allocate 2 GiB. xxx")
     assert told.endswith("try fewer --workers")
     assert len(told) < 500
@@ -27,4 +27,4 @@ def test_an_error_of_a_device_is_told_in_one_line():
 def test_processes_share_the_cpus_that_this_one_may_use(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4, 5, 6})
-    assert [cache_processes._threads(workers) for workers in (1, 2, 3, 8)] == [4, 2, 1, 1]
+    assert [shard_processes._threads(workers) for workers in (1, 2, 3, 8)] == [4, 2, 1, 1]

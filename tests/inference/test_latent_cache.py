@@ -23,7 +23,8 @@ from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams.formats import image_files
 from cat_fast.data.streams.formats.sidecar import write_sidecar
 from cat_fast.errors import UserError
-from cat_fast.inference.cache_plan import (
+from cat_fast.inference.encoding.latent_shards import LatentCache
+from cat_fast.inference.encoding.shard_plan import (
     NO_CLASSES,
     CacheSettings,
     Tally,
@@ -32,7 +33,6 @@ from cat_fast.inference.cache_plan import (
     prepare,
     units_of,
 )
-from cat_fast.inference.latent_cache import LatentCache
 from tests.cli.conftest import tiny_tokenizer
 from tests.data.streams.sets import picture, write_tar
 

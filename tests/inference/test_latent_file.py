@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cat_fast.errors import UserError
-from cat_fast.inference.latent_file import LatentFile, LatentRecord, write_latents
+from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, write_latents
 
 RECORDS = {
     "cat": LatentRecord(ratio=8, size=64, source="cat.jpg", score=7, why="ein Kätzchen"),

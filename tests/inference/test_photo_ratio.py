@@ -8,7 +8,7 @@ from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds, choose_ratio, jpeg_ratio
 from cat_fast.errors import UserError
-from cat_fast.inference.photo_ratio import (
+from cat_fast.inference.encoding.photo_ratio import (
     PhotoDescriptions,
     adaptive_ratio,
     read_photo_captions,

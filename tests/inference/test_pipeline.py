@@ -88,7 +88,9 @@ def test_latents_are_put_back_into_the_tokenizers_scale(pipeline, monkeypatch):
     seen = []
     decode = pipeline.tokenizer.decode
     monkeypatch.setattr(pipeline.tokenizer, "decode", lambda z, ratio: seen.append(z) or decode(z, ratio))
-    monkeypatch.setattr("cat_fast.inference.pipeline.sample", lambda *_, **__: [torch.full((4, 4, 4), 2.0)])
+    monkeypatch.setattr(
+        "cat_fast.inference.pipeline.cat_pipeline.sample", lambda *_, **__: [torch.full((4, 4, 4), 2.0)]
+    )
     pipeline(["village street"], ratio=16, **FAST)
     expected = torch.tensor([2 / 0.5 + 0.3, 2 / 1.0 - 0.1, 2 / 2.0 + 0.0, 2 / 0.8 + 0.2])
     torch.testing.assert_close(seen[0], expected.view(1, 4, 1, 1).expand(1, 4, 4, 4))

@@ -55,8 +55,8 @@ class LatentShardWriter:
     """Writes latents in shards of `latents_per_shard`; opened on a folder of its own making, it goes on
     there.
 
-    For one process, which knows its keys; `cat_fast.inference.latent_cache` writes sets of any size from
-    many. A context manager: leaving it without an exception writes the last, smaller shard.
+    For one process, which knows its keys; `cat_fast.inference.encoding.latent_shards` writes sets of any size
+    from many. A context manager: leaving it without an exception writes the last, smaller shard.
 
     Args:
         folder: where the shards go; made if missing.

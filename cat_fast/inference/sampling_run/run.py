@@ -21,9 +21,8 @@ from PIL import Image
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 from cat_fast.generator.sampling import Sampler, set_steps
-from cat_fast.inference.contact_sheet import Cell, contact_sheet
-from cat_fast.inference.pipeline import MAX_TOKENS, CATPipeline, Prompt
-from cat_fast.inference.pipeline_folder import pipeline_digest
+from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt, pipeline_digest
+from cat_fast.inference.sampling_run.contact_sheet import Cell, contact_sheet
 
 PLAN = "samples.json"
 _MOST_IN_GRID = 100

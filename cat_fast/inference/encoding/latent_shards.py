@@ -24,9 +24,9 @@ from cat_fast.data.latents.format import SUFFIXES, LatentEntry, damage, read_jso
 from cat_fast.data.latents.inputs import mark_readable, mark_unreadable, piece_name
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard
 from cat_fast.errors import UserError
-from cat_fast.inference.cache_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
-from cat_fast.inference.codec import encode_batch
-from cat_fast.inference.latent_file import unique_keys
+from cat_fast.inference.encoding.codec import encode_batch
+from cat_fast.inference.encoding.latent_file import unique_keys
+from cat_fast.inference.encoding.shard_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 _DECODERS = 4

@@ -13,8 +13,8 @@ import torch
 
 from cat_fast.data.streams.pool import end_with_parent
 from cat_fast.errors import UserError
-from cat_fast.inference.cache_plan import CacheSettings, Tally, Tell, Unit
-from cat_fast.inference.latent_cache import LatentCache
+from cat_fast.inference.encoding.latent_shards import LatentCache
+from cat_fast.inference.encoding.shard_plan import CacheSettings, Tally, Tell, Unit
 from cat_fast.models.load import load_tokenizer
 
 _POLL_SECONDS = 0.2

@@ -16,8 +16,8 @@ from cat_fast.complexity import tokens_per_image
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop, tensor_to_image
 from cat_fast.errors import UserError
-from cat_fast.inference.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
-from cat_fast.inference.photo_ratio import RatioChoice, RatioChooser
+from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
+from cat_fast.inference.encoding.photo_ratio import RatioChoice, RatioChooser
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 IMAGE_FORMATS = ("png", "jpg", "webp")

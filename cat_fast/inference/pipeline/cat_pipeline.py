@@ -11,12 +11,14 @@ drawn to the same bits again, while among other neighbours a picture is the same
 """
 
 import difflib
+import hashlib
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from PIL import Image
@@ -28,19 +30,22 @@ from cat_fast.complexity import (
     ratios_within_budget,
     tokens_per_image,
 )
+from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.images.io import tensor_to_image
 from cat_fast.data.latents.moments import per_channel
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, SampleRequest, sample
-from cat_fast.generator.diffusion import Schedule
+from cat_fast.generator.diffusion import Schedule, load_schedule
 from cat_fast.generator.sampling import Sampler
-from cat_fast.inference.pipeline_folder import load_arguments, save_pipeline
-from cat_fast.inference.pipeline_parts import load_text_encoder, require_fitting, require_room
+from cat_fast.generator.text_encoder import TextEncoder
+from cat_fast.models.load import load_model, load_tokenizer
 from cat_fast.packing import TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 MAX_TOKENS = 16_384
 _DECODE_BATCH = 8
+SETTINGS = "pipeline.json"
+TOKENIZER, GENERATOR, SCHEDULER = "tokenizer", "generator", "scheduler"
 
 Prompt = str | int | Description
 """A label, its index, or a description: a string that is no label is one."""
@@ -89,7 +94,7 @@ class CATPipeline:
         text_encoder: str | None = None,
         text_encoder_fingerprint: str | None = None,
     ) -> None:
-        require_fitting(tokenizer, generator, labels, descriptions)
+        _require_fitting(tokenizer, generator, labels, descriptions)
         self.tokenizer = tokenizer.eval()
         self.generator = generator.eval()
         self.scheduler = scheduler
@@ -97,7 +102,7 @@ class CATPipeline:
         self.thresholds = thresholds
         self.resolution = resolution
         self.descriptions = list(descriptions or map(Description.from_label, labels))
-        self.text_encoder = load_text_encoder(text_encoder, generator, text_encoder_fingerprint)
+        self.text_encoder = _load_text_encoder(text_encoder, generator, text_encoder_fingerprint)
         self._number_of = {label: number for number, label in enumerate(self.labels)}
 
     def to(self, device: torch.device | str) -> Self:
@@ -195,7 +200,7 @@ class CATPipeline:
             UserError: one of them alone is more than `max_tokens`.
         """
         twins = 1 if guidance == 1 else 2
-        require_room(requests, twins, max_tokens)
+        _require_room(requests, twins, max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
         # equal lengths side by side attend in one call
         by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
@@ -233,7 +238,24 @@ class CATPipeline:
         Raises:
             UserError: nothing can be written there.
         """
-        save_pipeline(self, Path(folder))
+        folder = Path(folder)
+        require_writable(folder / SETTINGS)
+        # without it a half-written folder is not taken for a pipeline
+        (folder / SETTINGS).unlink(missing_ok=True)
+        self.tokenizer.save_pretrained(folder / TOKENIZER)
+        self.generator.save_pretrained(folder / GENERATOR)
+        self.scheduler.save_pretrained(folder / SCHEDULER)
+        encoder = self.text_encoder
+        settings = {
+            "labels": self.labels,
+            "descriptions": [asdict(description) for description in self.descriptions],
+            "thresholds": [self.thresholds.a, self.thresholds.b],
+            "resolution": self.resolution,
+            "text_encoder": None if encoder is None else encoder.name,
+            "text_encoder_fingerprint": None if encoder is None else encoder.fingerprint(),
+        }
+        with atomic_write(folder / SETTINGS) as part:
+            part.write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -242,7 +264,7 @@ class CATPipeline:
         Raises:
             UserError: the folder is no whole pipeline, or its text encoder is another one now.
         """
-        return cls(**load_arguments(Path(folder)))
+        return cls(**_load_arguments(Path(folder)))
 
     def _meaning(self, prompt: Prompt) -> tuple[int, Description]:
         """Class and description; the null class for what is none."""
@@ -320,3 +342,115 @@ class CATPipeline:
                 pictures = self.tokenizer.decode(z.to(self.tokenizer.dtype), ratio).sample
                 images |= zip(chunk, map(tensor_to_image, pictures), strict=True)
         return [images[i] for i in range(len(latents))]
+
+
+def pipeline_digest(folder: Path) -> str:
+    """16 hex digits that change with any file of a pipeline, and with nothing else in its folder."""
+    parts = [path for part in (TOKENIZER, GENERATOR, SCHEDULER) for path in (folder / part).iterdir()]
+    digest = hashlib.sha256()
+    for path in sorted([folder / SETTINGS, *parts]):
+        if path.suffix in (".json", ".safetensors"):
+            digest.update(path.relative_to(folder).as_posix().encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _load_arguments(folder: Path) -> dict[str, Any]:
+    """The arguments of the `CATPipeline` that was saved; nobody outside is asked for them.
+
+    Raises:
+        UserError: the folder is no whole pipeline.
+    """
+    if not (folder / SETTINGS).is_file():
+        raise UserError(
+            f"{folder} is no pipeline: {SETTINGS} is missing; give a folder that a run has finished"
+        )
+    try:
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        return {
+            "tokenizer": load_tokenizer(folder / TOKENIZER, "cpu"),
+            "generator": load_model(DiT, "generator", folder / GENERATOR, "cpu"),
+            "scheduler": load_schedule(folder / SCHEDULER),
+            "labels": list(settings["labels"]),
+            "thresholds": RatioThresholds(*settings["thresholds"]),
+            "resolution": int(settings["resolution"]),
+            "descriptions": [Description(**description) for description in settings["descriptions"]],
+            "text_encoder": settings.get("text_encoder"),
+            "text_encoder_fingerprint": settings.get("text_encoder_fingerprint"),
+        }
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is no whole pipeline: {error}") from error
+
+
+def _require_fitting(
+    tokenizer: NestedAutoencoderKL,
+    generator: DiT,
+    labels: Sequence[str],
+    descriptions: Sequence[Description] | None,
+) -> None:
+    """Raises UserError where parts were not made for each other."""
+    trained_on = generator.config.tokenizer_fingerprint
+    if trained_on is not None and trained_on != tokenizer.fingerprint():
+        raise UserError(
+            f"the generator was trained on latents of tokenizer {trained_on}, this one is "
+            f"{tokenizer.fingerprint()}; use the tokenizer it was trained with"
+        )
+    if len(labels) != generator.config.num_classes or len(set(labels)) != len(labels):
+        raise UserError(
+            f"the generator has {generator.config.num_classes} classes: expected as many different "
+            f"labels, got {len(set(labels))}"
+        )
+    if descriptions is not None and len(descriptions) != len(labels):
+        raise UserError(f"expected one description a label, {len(labels)} in all, got {len(descriptions)}")
+
+
+def _load_text_encoder(
+    name: str | None, generator: DiT, fingerprint: str | None = None
+) -> TextEncoder | None:
+    """The encoder of a generator with text.
+
+    Args:
+        fingerprint: of the encoder that it was trained with, where the generator itself does not know it.
+
+    Raises:
+        UserError: `name` cannot be its encoder, or is known to be another one.
+    """
+    width = generator.config.text_dim
+    if name is None and width is None:
+        return None
+    if name is None:
+        raise UserError(
+            "the generator was trained with text: text_encoder must name its text encoder (--text-encoder)"
+        )
+    if width is None:
+        raise UserError(
+            f"the generator was trained without text, and text encoder {name!r} is of no use to it"
+        )
+    encoder = TextEncoder(name)
+    if encoder.dim != width:
+        raise UserError(
+            f"text encoder {name!r} gives tokens of width {encoder.dim}, the generator was trained on {width}"
+        )
+    trained_with = generator.config.text_encoder_fingerprint or fingerprint
+    if trained_with is not None and trained_with != encoder.fingerprint():
+        raise UserError(
+            f"the generator was trained with text encoder {trained_with}, {name!r} is "
+            f"{encoder.fingerprint()}; use the text encoder it was trained with"
+        )
+    return encoder
+
+
+def _require_room(requests: Sequence[SampleRequest], twins: int, max_tokens: int) -> None:
+    """Raises UserError where a picture, with its unconditional twin if `twins` is 2, is over `max_tokens`."""
+    longest = max(range(len(requests)), key=lambda i: requests[i].num_tokens, default=None)
+    if longest is None:
+        return
+    request = requests[longest]
+    needed = twins * request.num_tokens
+    if needed > max_tokens:
+        guided = f", {needed} with the unconditional twin that guidance takes," if twins == 2 else ""
+        raise UserError(
+            f"max_tokens {max_tokens}: picture {longest} at {request.ratio}x has {request.num_tokens} tokens"
+            f"{guided} and has to fit one forward pass; raise --max-tokens to {needed} at least"
+        )

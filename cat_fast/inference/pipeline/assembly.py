@@ -9,7 +9,7 @@ from cat_fast.data.latents.format import HEADER, read_json
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import load_schedule
-from cat_fast.inference.pipeline import CATPipeline
+from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
 from cat_fast.models.load import load_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 

@@ -1,0 +1,1 @@
+"""`CATPipeline`, and its assembly from trained models."""

@@ -1,0 +1,1 @@
+"""Resumable sampling of many images into a folder."""
