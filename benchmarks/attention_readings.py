@@ -29,8 +29,8 @@ from cat_fast.errors import UserError
 from cat_fast.evaluation.reconstruction import reconstruct, summarize
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.launch import default_ranks, launch
-from cat_fast.training.logs import read_metrics
 from cat_fast.training.loop import EXPORT
+from cat_fast.training.metrics.run_log import read_metrics
 
 CONFIG = Path(__file__).parents[1] / "configs/tokenizer/nano.yaml"
 WIDTH = read_yaml(CONFIG)["model"]["block_out_channels"][-1]

@@ -7,8 +7,8 @@ import numpy as np
 
 from cat_fast.errors import UserError
 from cat_fast.packing import packer
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.packed_stream import PackedStream
+from cat_fast.training.generator.packed_stream import PackedStream
+from cat_fast.training.runtime.ranks import Ranks
 
 MIXES: Mapping[str, Mapping[int, float]] = {
     "252": {1024: 0.10, 256: 0.48, 64: 0.42},

@@ -30,8 +30,8 @@ from benchmarks.mixes import MAX_TOKENS, MIXES, UNIFORM, milliseconds_a_step, pa
 from cat_fast.generator import DiT
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 from cat_fast.packing import PackedSequence
-from cat_fast.training.flops import GeneratorFlops
-from cat_fast.training.host_memory import keep_freed_memory
+from cat_fast.training.metrics.flops import GeneratorFlops
+from cat_fast.training.runtime.host_memory import keep_freed_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 AUTOCAST = DEVICE == "cuda"

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.mixes import MIXES
 from cat_fast.config import read_yaml
-from cat_fast.training.flops import GeneratorFlops
+from cat_fast.training.metrics.flops import GeneratorFlops
 
 CONFIGS = Path(__file__).parents[1] / "configs/generator"
 FIXED = 256

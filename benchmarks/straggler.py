@@ -100,8 +100,8 @@ def results(costs: CostTable, batch_size: int, steps: int) -> dict[str, dict[str
 
 def measured(quick: bool) -> CostTable:
     """Of the paper's configuration with smaller pictures, on this machine."""
-    from cat_fast.training.cost import measure, steps_of
-    from cat_fast.training.settings import TokenizerRun
+    from cat_fast.training.config.settings import TokenizerRun
+    from cat_fast.training.tokenizer.measure_cost import measure, steps_of
 
     side, batches, repeats = (64, (1, 4), 2) if quick else (128, (1, 2, 4), 5)
     config = fill(TokenizerRun, read_yaml(CONFIG), [f"data.image_size={side}"])

@@ -13,7 +13,7 @@ import shlex
 import sys
 
 from cat_fast.errors import UserError
-from cat_fast.training.configuration import load_run
+from cat_fast.training.config.load import load_run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,24 +53,25 @@ def train(path: str, overrides: list[str]) -> str:
             "start as many, or set world_size=0 and adapt the batch"
         )
 
-    from cat_fast.training import distributed, loop
-    from cat_fast.training.agreement import SharedError
-    from cat_fast.training.preemption import resume_command
+    from cat_fast.training import loop
+    from cat_fast.training.health.preemption import resume_command
+    from cat_fast.training.health.watchdog import patience_of
+    from cat_fast.training.pretrained_weights import require_weights
+    from cat_fast.training.runtime.collective_errors import SharedError
+    from cat_fast.training.runtime.ranks import start, stop
     from cat_fast.training.tasks import make_task
-    from cat_fast.training.watchdog import patience_of
-    from cat_fast.training.weights import require_weights
 
     require_weights(config, shlex.join(["cat-fast", "fetch", path, *overrides]))
     command = resume_command([path, *overrides])
     if config.checkpoint.resume == "never":
         command += " checkpoint.resume=auto"
-    ranks = distributed.start(patience_of(config.watchdog))
+    ranks = start(patience_of(config.watchdog))
     try:
         ended = loop.run(make_task(config, ranks), config, ranks, command)
     except SharedError:  # which all ranks raise
-        distributed.stop()
+        stop()
         raise
-    distributed.stop()
+    stop()
     return ended.reason if ended else ""
 
 

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cat_fast.config import fill, read_yaml
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
-from cat_fast.training.flops import parts_of, predict_on_meta, token_count
-from cat_fast.training.settings import GeneratorRun
+from cat_fast.training.config.settings import GeneratorRun
+from cat_fast.training.metrics.flops import parts_of, predict_on_meta, token_count
 
 DOCUMENT = tables.ROOT / "docs/generator.md"
 PUBLISHED = json.loads((tables.ROOT / "tests/generator/published.json").read_text(encoding="utf-8"))

@@ -11,8 +11,8 @@ from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.training.settings import RUNS
-from cat_fast.training.zero import read_deepspeed_config
+from cat_fast.training.config.deepspeed_json import read_deepspeed_config
+from cat_fast.training.config.settings import RUNS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cat_fast.training.logs import read_metrics
-from cat_fast.training.status import summarize
+from cat_fast.training.health.run_status import summarize
+from cat_fast.training.metrics.run_log import read_metrics
 from tests.training.runs import TOKENIZER
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import typer
 
 from cat_fast.cli.main import app
 from cat_fast.config import fill, read_yaml
-from cat_fast.training.settings import RUNS
+from cat_fast.training.config.settings import RUNS
 from tests.test_readme import links, sessions
 
 ROOT = Path(__file__).parents[1]

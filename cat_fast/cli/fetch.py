@@ -28,8 +28,8 @@ def fetch(
 
     Example: **cat-fast fetch configs/tokenizer/cat_c16.yaml**
     """
-    from cat_fast.training.configuration import load_run
-    from cat_fast.training.weights import HubModel, download, required_weights
+    from cat_fast.training.config.load import load_run
+    from cat_fast.training.pretrained_weights import HubModel, download, required_weights
 
     by_hand = 0
     needed = required_weights(load_run(str(config), overrides or []))

@@ -16,8 +16,8 @@ from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
     from cat_fast.data.sampling.cost_table import CostTable
-    from cat_fast.training.memory import MemoryPlan
-    from cat_fast.training.settings import TokenizerRun
+    from cat_fast.training.config.settings import TokenizerRun
+    from cat_fast.training.tokenizer.predict_memory import MemoryPlan
 
 plan = typer.Typer(no_args_is_help=True, help="Say what a training run will cost and need, before it runs.")
 
@@ -59,7 +59,7 @@ def cost(
 
         cat-fast plan cost configs/tokenizer/cat_c16.yaml data.image_size=128 --batches 1,2,4
     """
-    from cat_fast.training.cost import count_operations, default_batches, measure, steps_of
+    from cat_fast.training.tokenizer.measure_cost import count_operations, default_batches, measure, steps_of
 
     run = _read(config, overrides)
     if json_file:
@@ -119,7 +119,7 @@ def memory(
         cat-fast plan memory configs/tokenizer/cat_c16.yaml gradient_checkpointing=true
     """
     from cat_fast.hardware import MEMORY_BYTES
-    from cat_fast.training.memory import HEADROOM, plan_memory
+    from cat_fast.training.tokenizer.predict_memory import HEADROOM, plan_memory
 
     run = _read(config, overrides)
     if unknown := sorted(set(gpu or ()) - MEMORY_BYTES.keys()):
@@ -154,7 +154,7 @@ def memory(
 
 
 def _read(path: Path, overrides: Sequence[str] | None) -> "TokenizerRun":
-    from cat_fast.training.settings import TokenizerRun
+    from cat_fast.training.config.settings import TokenizerRun
 
     values = read_yaml(path)
     if values.get("task") != "tokenizer":

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from cat_fast import console
 from cat_fast.errors import UserError
-from cat_fast.training.status import RunSummary, find_runs
+from cat_fast.training.health.run_status import RunSummary, find_runs
 
 _STYLES = {"running": "green", "finished": "blue", "preempted": "yellow", "failed": "red", "killed": "red"}
 

@@ -20,7 +20,7 @@ from cat_fast.complexity import (
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.evaluation.reconstruction import Reconstruction, summarize
 from cat_fast.processor import processor_name
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.metrics.run_log import read_metrics
 
 LAST = 20
 """Training losses are told as the mean over this many last steps."""

@@ -18,7 +18,7 @@ from PIL import Image
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images.io import tensor_to_image
 from cat_fast.evaluation.reconstruction import Reconstruction
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.metrics.run_log import read_metrics
 
 COLOURS = {8: "#c2410c", 16: "#0369a1", 32: "#4d7c0f"}
 

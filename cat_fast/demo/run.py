@@ -25,8 +25,8 @@ from cat_fast.inference import CATPipeline
 from cat_fast.inference.pipeline.assembly import assemble
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.launch import launch
-from cat_fast.training.logs import read_metrics
 from cat_fast.training.loop import EXPORT
+from cat_fast.training.metrics.run_log import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)

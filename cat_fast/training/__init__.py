@@ -1,1 +1,1 @@
-"""The loop every run shares, its checkpoints and engines, and one task file a model."""
+"""The loop every run shares, what it is made of, and one package per model: tokenizer/ and generator/."""

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 
 from cat_fast.errors import UserError
-from cat_fast.training.distributed import free_port
-from cat_fast.training.logs import read_metrics
-from cat_fast.training.status import summarize
+from cat_fast.training.health.run_status import summarize
+from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.runtime.ranks import free_port
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 30

@@ -13,20 +13,20 @@ from PIL import Image
 
 from cat_fast.config import first_line
 from cat_fast.errors import UserError
-from cat_fast.training import throughput
-from cat_fast.training.agreement import on_main, raise_together, require_shared
-from cat_fast.training.checkpoint import CheckpointStore
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.guard import SKIPPED
-from cat_fast.training.logs import GRIDS, METRICS, RunLog, report
-from cat_fast.training.preemption import Preemption
-from cat_fast.training.settings import RunConfig
-from cat_fast.training.slow_ranks import SlowRanks
-from cat_fast.training.status import RunStatus, StatusFile, record_failure, sole_writer
-from cat_fast.training.throughput import SUMMARY
-from cat_fast.training.trackers import TENSORBOARD, WANDB_ID
-from cat_fast.training.watchdog import Watchdog
-from cat_fast.training.write_errors import as_write_error, write_on_main, write_together
+from cat_fast.training.checkpoints.store import CheckpointStore
+from cat_fast.training.checkpoints.write_errors import as_write_error, write_on_main, write_together
+from cat_fast.training.config.settings import RunConfig
+from cat_fast.training.health.nan_guard import SKIPPED
+from cat_fast.training.health.preemption import Preemption
+from cat_fast.training.health.run_status import RunStatus, StatusFile, record_failure, sole_writer
+from cat_fast.training.health.stragglers import SlowRanks
+from cat_fast.training.health.watchdog import Watchdog
+from cat_fast.training.metrics import throughput
+from cat_fast.training.metrics.run_log import GRIDS, METRICS, RunLog, report
+from cat_fast.training.metrics.throughput import SUMMARY
+from cat_fast.training.metrics.trackers import TENSORBOARD, WANDB_ID
+from cat_fast.training.runtime.collective_errors import on_main, raise_together, require_shared
+from cat_fast.training.runtime.ranks import Ranks
 
 EXPORT = "model"
 CHECKPOINTS = "checkpoints"

@@ -18,8 +18,9 @@ python=${PYTHON:-python}
 # for every run, so that a second one on this machine would fail to start.
 read -r gpus ranks port < <("$python" -c '
 import torch
-from cat_fast.training import distributed, launch
-print(torch.cuda.device_count(), launch.default_ranks(), distributed.free_port())')
+from cat_fast.training import launch
+from cat_fast.training.runtime import ranks
+print(torch.cuda.device_count(), launch.default_ranks(), ranks.free_port())')
 ranks=${RANKS:-$ranks}
 
 if [[ $gpus -eq 0 ]]; then

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import attention_readings
 from benchmarks.attention_readings import READINGS, compared, main
 from cat_fast.config import read_yaml
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.metrics.run_log import read_metrics
 
 
 def run(loss, psnr, perceptual):

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from cat_fast.errors import UserError
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.train import train
-from cat_fast.training import weights
-from cat_fast.training.weights import Source
+from cat_fast.training import pretrained_weights
+from cat_fast.training.pretrained_weights import Source
 from tests.cli.conftest import assert_one_line_error
 from tests.inference.tiny_encoder import save_encoder
 
@@ -57,10 +57,10 @@ def server():
 def config(tmp_path, monkeypatch):
     """A configuration like the paper's: a trunk, MoCo's ResNet, a StyleGAN pickle; none of them there."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    for name, source in weights.PUBLISHED.items():
+    for name, source in pretrained_weights.PUBLISHED.items():
         digest = hashlib.new(source.algorithm, CONTENT).hexdigest()[:8]
         changed = Source(url=source.url, algorithm=source.algorithm, digest=digest)
-        monkeypatch.setitem(weights.PUBLISHED, name, changed)
+        monkeypatch.setitem(pretrained_weights.PUBLISHED, name, changed)
     path = tmp_path / "run.yaml"
     path.write_text(
         f"task: tokenizer\noutput_dir: {tmp_path / 'run'}\n"

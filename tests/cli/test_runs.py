@@ -1,8 +1,8 @@
 """`cat-fast runs` tells of each run what it is, how it stands and how to go on."""
 
-from cat_fast.training.checkpoint import CheckpointStore
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.status import RunStatus, StatusFile
+from cat_fast.training.checkpoints.store import CheckpointStore
+from cat_fast.training.health.run_status import RunStatus, StatusFile
+from cat_fast.training.runtime.ranks import Ranks
 from tests.cli.conftest import assert_one_line_error, parse_json
 
 

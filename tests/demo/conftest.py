@@ -14,7 +14,7 @@ from cat_fast.demo import DemoSettings
 from cat_fast.demo.metrics import collect_metrics
 from cat_fast.demo.report import write_report
 from cat_fast.evaluation.reconstruction import Reconstruction, reconstruct
-from cat_fast.training.logs import METRICS
+from cat_fast.training.metrics.run_log import METRICS
 from tests.cli.conftest import tiny_tokenizer
 
 SIZE = 64

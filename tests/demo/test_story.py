@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cat_fast import CATPipeline, NestedAutoencoderKL
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.metrics.run_log import read_metrics
 
 # What a shell starts in the background is deaf to Ctrl-C, and so are its children: this one listens again.
 LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cat_fast import NestedAutoencoderKL
 from cat_fast.config import fill, read_yaml
 from cat_fast.models.build import build_model
-from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.config.settings import TokenizerRun
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((ROOT / "tests/tokenizer/published.json").read_text())

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.sampling.cost_table import Cost, CostTable
-from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.config.settings import TokenizerRun
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -55,10 +55,10 @@ def live_bytes(profile: torch.profiler.profile) -> list[int]:
 
 
 def main(folder: Path) -> None:
-    from cat_fast.training import distributed
-    from cat_fast.training.tokenizer_task import TokenizerTask
+    from cat_fast.training.runtime.ranks import start, stop
+    from cat_fast.training.tokenizer.task import TokenizerTask
 
-    ranks = distributed.start()
+    ranks = start()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:
@@ -70,7 +70,7 @@ def main(folder: Path) -> None:
         weights = {k: v.contiguous() for k, v in task.trainer.engine.module.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
     ranks.barrier()
-    distributed.stop()
+    stop()
 
 
 if __name__ == "__main__":

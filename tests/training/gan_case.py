@@ -13,8 +13,8 @@ import torch
 from cat_fast.config import fill
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
-from cat_fast.training.settings import TokenizerRun
-from cat_fast.training.zero import read_deepspeed_config
+from cat_fast.training.config.deepspeed_json import read_deepspeed_config
+from cat_fast.training.config.settings import TokenizerRun
 
 RATIOS = (2, 4, 8)
 SIDE = 16

@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cat_fast.training import distributed
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.ema import EMA
-from cat_fast.training.tokenizer_trainer import RatioBatch, TokenizerTrainer
+from cat_fast.training.runtime.ema import EMA
+from cat_fast.training.runtime.ranks import Ranks, start, stop
+from cat_fast.training.tokenizer.trainer import RatioBatch, TokenizerTrainer
 from tests.training.engine_state import forward_weights, full_state
 from tests.training.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
 
@@ -122,11 +121,11 @@ def watch_dtypes(trainer: TokenizerTrainer) -> dict[str, str]:
 
 
 def main(out: Path) -> None:
-    ranks = distributed.start()
+    ranks = start()
     for case in CASES:
         train(case, out, ranks)
     ranks.barrier()
-    distributed.stop()
+    stop()
 
 
 if __name__ == "__main__":

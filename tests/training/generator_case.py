@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cat_fast.config import fill
-from cat_fast.training.settings import GeneratorRun
-from cat_fast.training.zero import read_deepspeed_config
+from cat_fast.training.config.deepspeed_json import read_deepspeed_config
+from cat_fast.training.config.settings import GeneratorRun
 
 STEPS = 10
 HALF = 5

@@ -13,9 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cat_fast.training import distributed
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.generator_task import GeneratorTask
+from cat_fast.training.generator.task import GeneratorTask
+from cat_fast.training.runtime.ranks import Ranks, start, stop
 from tests.training.engine_state import forward_weights, full_state
 from tests.training.generator_case import CASES, HALF, STEPS, Case
 
@@ -68,11 +67,11 @@ def train(case: Case, latents: Path, out: Path, ranks: Ranks) -> None:
 
 
 def main(latents: Path, out: Path) -> None:
-    ranks = distributed.start()
+    ranks = start()
     for case in CASES:
         train(case, latents, out, ranks)
     ranks.barrier()
-    distributed.stop()
+    stop()
 
 
 if __name__ == "__main__":

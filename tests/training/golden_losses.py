@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from cat_fast.processor import processor_name
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.metrics.run_log import read_metrics
 from tests.training.runs import GENERATOR, ROOT, TOKENIZER, write_latents
 
 FOLDER = Path(__file__).with_name("golden")

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cat_fast.training.distributed import free_port
+from cat_fast.training.runtime.ranks import free_port
 
 
 def run_ranks(script: Path, world_size: int, *arguments: object, timeout: int = 500) -> list[str]:

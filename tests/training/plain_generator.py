@@ -14,10 +14,10 @@ from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import paper_schedule
 from cat_fast.packing import PackedSequence
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.ema import EMA
-from cat_fast.training.packed_stream import PackedStream
-from cat_fast.training.seeding import seed_step
+from cat_fast.training.generator.packed_stream import PackedStream
+from cat_fast.training.runtime.ema import EMA
+from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.runtime.seeding import seed_step
 from tests.training.generator_case import STEPS, WORLD, Case
 
 

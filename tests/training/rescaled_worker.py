@@ -12,8 +12,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from cat_fast.training import distributed
-from cat_fast.training.distributed import Ranks
+from cat_fast.training.runtime.ranks import Ranks, start, stop
 from tests.training import gan_case, generator_case
 from tests.training.engine_state import forward_weights
 from tests.training.gan_worker import Training
@@ -41,7 +40,7 @@ def go_on(training: Any, engines: dict[str, Any], source: Path, folder: Path, ra
 
 
 def main(latents: Path, gans: Path, generators: Path, out: Path) -> None:
-    ranks = distributed.start()
+    ranks = start()
     own = out / f"rank{ranks.rank}"
     own.mkdir(parents=True)
     for case in gan_case.CASES:
@@ -55,7 +54,7 @@ def main(latents: Path, gans: Path, generators: Path, out: Path) -> None:
             engines = {"model": training.task.engine}
             go_on(training, engines, generators / case.name, out / "generators" / case.name, ranks)
     ranks.barrier()
-    distributed.stop()
+    stop()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cat_fast.data.latents.dataset import LatentShardWriter
-from cat_fast.training.distributed import free_port
+from cat_fast.training.runtime.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
 

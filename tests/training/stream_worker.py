@@ -30,11 +30,12 @@ RUNS = {"straight": [(9, 1)], "stopped": [(5, 0), (9, 1)]}
 def main(shards: str, out: Path) -> None:
     # Here, since decoding processes import this module too, as they do with that of any program's start.
     from cat_fast.config import fill, read_yaml
-    from cat_fast.training import distributed, loop
-    from cat_fast.training.settings import TokenizerRun
+    from cat_fast.training import loop
+    from cat_fast.training.config.settings import TokenizerRun
+    from cat_fast.training.runtime.ranks import start, stop
     from cat_fast.training.tasks import make_task
 
-    ranks = distributed.start()
+    ranks = start()
     for name, parts in RUNS.items():
         for steps, workers in parts:
             data = [f"data.shards={shards}", f"data.stream.workers={workers}"]
@@ -43,7 +44,7 @@ def main(shards: str, out: Path) -> None:
             config = fill(TokenizerRun, read_yaml(NANO), [*TINY, *data, *buffer, *run])
             task = make_task(config, ranks)
             loop.run(task, config, ranks)
-    distributed.stop()
+    stop()
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from cat_fast.data.sampling.ratio_sampler import RatioSampler
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.losses import TokenizerObjective
-from cat_fast.training.memory import plan_memory
-from cat_fast.training.seeding import seed_step, step_rng
+from cat_fast.training.runtime.seeding import seed_step, step_rng
+from cat_fast.training.tokenizer.predict_memory import plan_memory
 from tests.training.balanced_worker import STEPS, settings
 from tests.training.many_ranks import run_ranks
 

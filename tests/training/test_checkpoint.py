@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from cat_fast.errors import UserError
-from cat_fast.training import checkpoint
-from cat_fast.training.checkpoint import MANIFEST, CheckpointStore, find_damage, seal
-from cat_fast.training.distributed import Ranks
+from cat_fast.training.checkpoints import store as checkpoint
+from cat_fast.training.checkpoints.store import MANIFEST, CheckpointStore, find_damage, seal
+from cat_fast.training.runtime.ranks import Ranks
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.errors import UserError
-from cat_fast.training import cost
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.settings import TokenizerRun
-from cat_fast.training.workload import Workload
+from cat_fast.training.config.settings import TokenizerRun
+from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.tokenizer import measure_cost
+from cat_fast.training.tokenizer.synthetic_step import Workload
 from tests.training.balanced_worker import ROOT
 from tests.training.thread_ranks import on_thread_ranks
 
@@ -33,12 +33,12 @@ def test_every_ratio_and_batch_is_timed_and_fitted(monkeypatch):
         done.append((ratio, count))
         return 0.5 + count / ratio
 
-    monkeypatch.setattr(cost, "_time", timed)
+    monkeypatch.setattr(measure_cost, "_time", timed)
     config = settings(*TINY)
-    table = cost.measure(config, [1, 3], 2, on_step=told.append)
+    table = measure_cost.measure(config, [1, 3], 2, on_step=told.append)
     cells = [(f, n) for f in (8, 16, 32) for n in (1, 3)]
     assert done == cells * 3
-    assert len(told) == cost.steps_of(config, [1, 3], 2) == 18
+    assert len(told) == measure_cost.steps_of(config, [1, 3], 2) == 18
     for ratio in (8, 16, 32):
         assert table.costs[ratio].fixed == pytest.approx(0.5)
         assert table.costs[ratio].per_picture == pytest.approx(1 / ratio)
@@ -66,16 +66,16 @@ def test_a_measured_step_trains_both_models():
 )
 def test_what_tells_no_cost_is_refused(batches, side, message):
     with pytest.raises(UserError, match=message):
-        cost.measure(settings(*TINY, f"data.image_size={side}"), batches, 1)
+        measure_cost.measure(settings(*TINY, f"data.image_size={side}"), batches, 1)
 
 
 def test_counted_operations_are_affine_in_the_pictures():
     config = settings(*TINY)
-    table = cost.count_operations(config)
+    table = measure_cost.count_operations(config)
     assert table.unit == "flops"
     with FakeTensorMode():
         workload = Workload(config, "cpu")
-        assert table.costs[16](5) == cost._operations(workload, 16, 5)
+        assert table.costs[16](5) == measure_cost._operations(workload, 16, 5)
     assert all(one.fixed > 0 for one in table.costs.values()), "the ghost pass, whatever the batch"
 
 
@@ -83,19 +83,19 @@ def test_counted_operations_are_affine_in_the_pictures():
 def test_counted_operations_are_about_three_forward_passes():
     """Of the paper's model alone; docs/models.md has its multiply-accumulates, forward."""
     without = ["loss.perceptual_weight=0", "loss.features_weight=0", "loss.gan_weight=0"]
-    table = cost.count_operations(settings(*without, name="cat_c16"))
+    table = measure_cost.count_operations(settings(*without, name="cat_c16"))
     for ratio, gmac in {8: 1154, 16: 592, 32: 497}.items():
         assert table.costs[ratio].per_picture == pytest.approx(3 * 2 * gmac * 1e9, rel=0.06)
 
 
 def test_a_balanced_run_goes_by_its_table_or_says_that_it_counts(tmp_path, capsys):
-    assert cost.costs_of(settings(*TINY), Ranks()) is None
+    assert measure_cost.costs_of(settings(*TINY), Ranks()) is None
     given = CostTable(costs={f: Cost(0.0, 1 / f) for f in (8, 16, 32)})
     given.write(tmp_path / "costs.json")
     measured = settings(*TINY, "sampler.mode=balanced", f"sampler.cost_table={tmp_path / 'costs.json'}")
-    assert cost.costs_of(measured, Ranks()) == given
+    assert measure_cost.costs_of(measured, Ranks()) == given
     assert capsys.readouterr().out == ""
-    counted = cost.costs_of(settings(*TINY, "sampler.mode=balanced"), Ranks())
+    counted = measure_cost.costs_of(settings(*TINY, "sampler.mode=balanced"), Ranks())
     assert counted is not None
     assert counted.unit == "flops"
     assert "counted operations, not by time" in capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_one_table_is_read_for_all_ranks(tmp_path):
 
     def table_of(ranks: Ranks) -> CostTable | None:
         name = "not_there.json" if ranks.rank else "costs.json"
-        return cost.costs_of(
+        return measure_cost.costs_of(
             settings(*TINY, "sampler.mode=balanced", f"sampler.cost_table={tmp_path / name}"), ranks
         )
 
@@ -115,5 +115,5 @@ def test_one_table_is_read_for_all_ranks(tmp_path):
 
 
 def test_default_batches_lie_around_the_configurations():
-    assert cost.default_batches(8) == [4, 8, 12]
-    assert cost.default_batches(1) == [1, 2, 3]
+    assert measure_cost.default_batches(8) == [4, 8, 12]
+    assert measure_cost.default_batches(1) == [1, 2, 3]

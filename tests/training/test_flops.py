@@ -10,9 +10,9 @@ from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.flops import GeneratorFlops, TokenizerFlops, token_count
-from cat_fast.training.settings import DiscriminatorConfig, ImageDataConfig, TokenizerRun
+from cat_fast.training.config.settings import DiscriminatorConfig, ImageDataConfig, TokenizerRun
+from cat_fast.training.metrics.flops import GeneratorFlops, TokenizerFlops, token_count
+from cat_fast.training.runtime.ranks import Ranks
 
 MODEL = {
     "block_out_channels": [8, 8, 16, 16, 32, 32],

@@ -17,10 +17,10 @@ from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import load_schedule
 from cat_fast.generator.text_encoder import TextEncoder
-from cat_fast.training import distributed
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.generator_task import GeneratorTask, _batches_a_step
-from cat_fast.training.settings import GeneratorRun
+from cat_fast.training.config.settings import GeneratorRun
+from cat_fast.training.generator.task import GeneratorTask, _batches_a_step
+from cat_fast.training.runtime import ranks
+from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import GENERATOR, ROOT
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "plane", "in", "the", "sky", "page", "of", "text"]
@@ -38,9 +38,9 @@ def one_rank():
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
             patch.delenv(name, raising=False)
         before = dict(os.environ)
-        distributed.start()
+        ranks.start()
         yield
-        distributed.stop()
+        ranks.stop()
         for name in set(os.environ) - set(before):
             del os.environ[name]
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cat_fast.config import fill, read_yaml
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.config.settings import TokenizerRun
 from tests.training.gan_case import RATIOS, SIDE, tiny_models
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tokenizer"

@@ -9,8 +9,8 @@ from cat_fast.data.images.io import image_to_tensor
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 from cat_fast.evaluation.metrics import psnr
-from cat_fast.training.grids import ReconstructionGrid
-from cat_fast.training.settings import LoggingConfig
+from cat_fast.training.config.settings import LoggingConfig
+from cat_fast.training.metrics.reconstruction_grid import ReconstructionGrid
 
 CPU = torch.device("cpu")
 

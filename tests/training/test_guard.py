@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from cat_fast.errors import UserError
-from cat_fast.training.agreement import SharedError
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.guard import SKIPPED, StepGuard
-from cat_fast.training.settings import GuardConfig, OptimizerConfig
-from cat_fast.training.work import Part
+from cat_fast.training.config.settings import GuardConfig, OptimizerConfig
+from cat_fast.training.health.nan_guard import SKIPPED, StepGuard
+from cat_fast.training.runtime.collective_errors import SharedError
+from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.runtime.step_context import Part
 from tests.training.runs import GENERATOR, TOKENIZER, write_latents
 from tests.training.two_ranks import on_two_ranks
 
@@ -129,14 +129,14 @@ def two_ranks(tmp_path_factory):
 
 def skip_on_rank(folder: str, latents: str) -> None:
     warnings.simplefilter("ignore", FutureWarning)  # torch's, of DeepSpeed's calls, by the hundred
-    from cat_fast.training import distributed
+    from cat_fast.training.runtime.ranks import start, stop
 
-    ranks = distributed.start()
+    ranks = start()
     report = {"stages": _stages(ranks)} | {
         kind: _task(kind, latents, folder, ranks) for kind in ("generator", "tokenizer")
     }
     (Path(folder) / f"rank_{ranks.rank}.json").write_text(json.dumps(report))
-    distributed.stop()
+    stop()
 
 
 def test_under_every_stage_bad_steps_on_one_rank_equal_a_run_without_them(two_ranks):
@@ -227,7 +227,7 @@ def test_a_bad_step_of_a_task_leaves_weights_moments_and_averages_and_the_next_o
 
 def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[bool]]:
     """Four steps of a real task, in the third of which rank 1 sees NaN."""
-    from cat_fast.training.configuration import load_run
+    from cat_fast.training.config.load import load_run
     from cat_fast.training.tasks import make_task
 
     config, *overrides = TOKENIZER if kind == "tokenizer" else [*GENERATOR, f"data.latents={latents}"]

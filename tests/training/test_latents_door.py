@@ -7,10 +7,10 @@ import pytest
 
 from cat_fast.config import fill
 from cat_fast.errors import UserError
-from cat_fast.training import generator_task
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.generator_task import GeneratorTask
-from cat_fast.training.settings import GeneratorRun
+from cat_fast.training.config.settings import GeneratorRun
+from cat_fast.training.generator import task as generator_task
+from cat_fast.training.generator.task import GeneratorTask
+from cat_fast.training.runtime.ranks import Ranks
 from tests.cli.conftest import tiny_tokenizer
 from tests.training.runs import write_latents
 

@@ -10,7 +10,7 @@ import pytest
 from cat_fast.errors import UserError
 from cat_fast.training import launch as launching
 from cat_fast.training.launch import launch
-from cat_fast.training.logs import METRICS
+from cat_fast.training.metrics.run_log import METRICS
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cat_fast import console
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.logs import METRICS, RunLog, read_metrics, report
-from cat_fast.training.settings import LoggingConfig, RunConfig, ScheduleConfig
+from cat_fast.training.config.settings import LoggingConfig, RunConfig, ScheduleConfig
+from cat_fast.training.metrics.run_log import METRICS, RunLog, read_metrics, report
+from cat_fast.training.runtime.ranks import Ranks
 
 
 def settings(folder, total: int = 10, **logging: Any) -> RunConfig:
@@ -102,7 +102,7 @@ def lines(folder, capsys, clock, seconds: float, monkeypatch, **logging) -> list
     return capsys.readouterr().err.splitlines()
 
 
-CLOCK = "cat_fast.training.logs.time.perf_counter"
+CLOCK = "cat_fast.training.metrics.run_log.time.perf_counter"
 
 
 def test_without_a_terminal_a_line_comes_every_so_many_steps_and_at_the_end(tmp_path, capsys, monkeypatch):

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from cat_fast.errors import UserError
-from cat_fast.training.checkpoint import CheckpointStore
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.guard import SKIPPED
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.checkpoints.store import CheckpointStore
+from cat_fast.training.config.settings import CheckpointConfig, RunConfig, ScheduleConfig
+from cat_fast.training.health.nan_guard import SKIPPED
+from cat_fast.training.health.run_status import find_runs, summarize
 from cat_fast.training.loop import EXPORT, Preempted, run
-from cat_fast.training.settings import CheckpointConfig, RunConfig, ScheduleConfig
-from cat_fast.training.status import find_runs, summarize
+from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.runtime.ranks import Ranks
 from tests.training.two_ranks import gloo_ranks, on_two_ranks
 
 
@@ -304,7 +304,7 @@ def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_within_steps(tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     run(Counter(), settings(tmp_path, total=3), Ranks())
-    monkeypatch.setattr("cat_fast.training.checkpoint.seal", full)
+    monkeypatch.setattr("cat_fast.training.checkpoints.store.seal", full)
     task = Counter()
     with pytest.raises(UserError, match="the disk is full"):
         run(task, settings(tmp_path, total=1000, every=500), Ranks())

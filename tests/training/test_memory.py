@@ -8,11 +8,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.hardware import GIB, MEMORY_BYTES
-from cat_fast.training.live_bytes import LiveBytes
-from cat_fast.training.memory import HEADROOM, MemoryPlan, StepMemory, Zero, plan_memory, trace
-from cat_fast.training.settings import TokenizerRun
-from cat_fast.training.workload import Workload
-from cat_fast.training.zero import read_deepspeed_config
+from cat_fast.training.config.deepspeed_json import read_deepspeed_config
+from cat_fast.training.config.settings import TokenizerRun
+from cat_fast.training.tokenizer.live_bytes import LiveBytes
+from cat_fast.training.tokenizer.predict_memory import (
+    HEADROOM,
+    MemoryPlan,
+    StepMemory,
+    Zero,
+    plan_memory,
+    trace,
+)
+from cat_fast.training.tokenizer.synthetic_step import Workload
 from tests.training.balanced_worker import ROOT, live_bytes
 
 MIB = 2**20

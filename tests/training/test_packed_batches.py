@@ -8,9 +8,9 @@ import torch
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.packing import PackedSequence
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.packed_batches import PackedBatches
-from cat_fast.training.packed_stream import PackedStream
+from cat_fast.training.generator.packed_batches import PackedBatches
+from cat_fast.training.generator.packed_stream import PackedStream
+from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import write_latents
 
 AHEAD = 3

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cat_fast.data.sampling.ratio_sampler import RatioSampler, RatioSamplerConfig
 from cat_fast.errors import UserError
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.packed_stream import PackedStream
+from cat_fast.training.generator.packed_stream import PackedStream
+from cat_fast.training.runtime.ranks import Ranks
 
 SIZE, SEED = 23, 1
 LENGTHS = [(64, 16, 4)[i % 3] for i in range(SIZE)]

@@ -24,11 +24,11 @@ from cat_fast.data.streams.formats.base import UnreadableShard
 from cat_fast.data.streams.formats.tar import TarShards
 from cat_fast.data.streams.plan import Mix
 from cat_fast.errors import UserError
-from cat_fast.training import pictures
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.pictures import load_source, loader_metrics, make_source, save_source
-from cat_fast.training.seeding import step_rng
-from cat_fast.training.settings import TokenizerRun
+from cat_fast.training.config.settings import TokenizerRun
+from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.runtime.seeding import step_rng
+from cat_fast.training.tokenizer import image_source
+from cat_fast.training.tokenizer.image_source import load_source, loader_metrics, make_source, save_source
 from tests.data.streams.sets import picture
 from tests.training.thread_ranks import on_thread_ranks
 
@@ -256,7 +256,7 @@ def test_ranks_that_see_other_files_are_refused_together(shards, tmp_path):
 def test_the_mix_is_counted_once_for_all_ranks_and_kept_by_a_resumed_run(shards, tmp_path, monkeypatch):
     counts = [{8: 1, 16: 5, 32: 2}, {8: 3, 16: 1, 32: 1}, {16: 1}]
     told = iter(counts)
-    monkeypatch.setattr(pictures, "counted", lambda shards, rating: Mix(next(told), counted=True))
+    monkeypatch.setattr(image_source, "counted", lambda shards, rating: Mix(next(told), counted=True))
     run = config(f"data.shards={shards}")
     sources = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     assert [source.plan.plan.shares for source in sources] == [{8: 1 / 8, 16: 5 / 8, 32: 2 / 8}] * 2

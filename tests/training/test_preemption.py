@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cat_fast.training.checkpoint import CheckpointStore
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.heartbeat import read_heartbeats
-from cat_fast.training.logs import read_metrics
-from cat_fast.training.preemption import Preemption, launchers, resume_command
-from cat_fast.training.status import summarize
+from cat_fast.training.checkpoints.store import CheckpointStore
+from cat_fast.training.health.heartbeat import read_heartbeats
+from cat_fast.training.health.preemption import Preemption, launchers, resume_command
+from cat_fast.training.health.run_status import summarize
+from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import command, finish, start, write_latents
 
 STEPS = 300
@@ -115,7 +115,7 @@ def test_a_second_ctrl_c_does_not_wait():
 def test_a_launcher_that_is_gone_is_a_reason_to_end_and_one_that_never_was_is_none(tmp_path):
     script = (
         "import time\n"
-        "from cat_fast.training.preemption import Preemption, launchers\n"
+        "from cat_fast.training.health.preemption import Preemption, launchers\n"
         "p = Preemption()\n"
         "print(len(launchers()), p.requested, flush=True)\n"
         "input()\n"

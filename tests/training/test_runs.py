@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
-from cat_fast.training.checkpoint import CheckpointStore
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.checkpoints.store import CheckpointStore
+from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import command, finish, start, write_latents
 
 STEPS = 20

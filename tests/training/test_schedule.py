@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from cat_fast.training.ema import EMA
-from cat_fast.training.engine import learning_rate
-from cat_fast.training.seeding import seed_step, step_rng
-from cat_fast.training.settings import ScheduleConfig
+from cat_fast.training.config.settings import ScheduleConfig
+from cat_fast.training.runtime.ema import EMA
+from cat_fast.training.runtime.engine import learning_rate
+from cat_fast.training.runtime.seeding import seed_step, step_rng
 
 
 def rates(config: ScheduleConfig, base: float = 1.0) -> list[float]:

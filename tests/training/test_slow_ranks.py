@@ -2,11 +2,11 @@
 
 import time
 
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.config.settings import RunConfig, ScheduleConfig, SlowRanksConfig
+from cat_fast.training.health.stragglers import METRIC, SlowRanks
 from cat_fast.training.loop import run
-from cat_fast.training.settings import RunConfig, ScheduleConfig, SlowRanksConfig
-from cat_fast.training.slow_ranks import METRIC, SlowRanks
+from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.runtime.ranks import Ranks
 from tests.training.test_watchdog import Meeting
 from tests.training.two_ranks import gloo_ranks, on_two_ranks
 

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from cat_fast.errors import UserError
-from cat_fast.training.heartbeat import Heartbeat, now, write_heartbeat
-from cat_fast.training.status import (
+from cat_fast.training.health.heartbeat import Heartbeat, now, write_heartbeat
+from cat_fast.training.health.run_status import (
     STATUS,
     RunStatus,
     StatusFile,
@@ -44,7 +44,7 @@ def test_a_run_is_running_while_its_lock_is_held_and_killed_if_it_let_go_without
 
 def test_the_lock_of_another_process_counts_and_goes_with_it(tmp_path):
     script = (
-        "import sys\nfrom pathlib import Path\nfrom cat_fast.training.status import sole_writer\n"
+        "import sys\nfrom pathlib import Path\nfrom cat_fast.training.health.run_status import sole_writer\n"
         "with sole_writer(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
     )
     process = subprocess.Popen(

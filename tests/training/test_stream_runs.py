@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from cat_fast.complexity.image_ratios import index_photographs
 from cat_fast.data.photographs import photographs
 from cat_fast.data.shard_writer import write_shards
-from cat_fast.training.logs import read_metrics
+from cat_fast.training.metrics.run_log import read_metrics
 from tests.training.many_ranks import run_ranks
 from tests.training.stream_worker import RUNS
 

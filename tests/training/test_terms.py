@@ -1,6 +1,6 @@
 """The lines below a progress bar: the latest terms of each ratio."""
 
-from cat_fast.training.terms import TermsByRatio
+from cat_fast.training.metrics.terms_by_ratio import TermsByRatio
 
 
 def test_each_ratio_keeps_what_it_was_last_told():

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cat_fast.hardware import Gpu
-from cat_fast.training import throughput
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.throughput import Throughput, arithmetic, spell, spell_rates, summarize
+from cat_fast.training.metrics import throughput
+from cat_fast.training.metrics.throughput import Throughput, arithmetic, spell, spell_rates, summarize
+from cat_fast.training.runtime.ranks import Ranks
 
 STEP = {"images": 8.0, "tokens": 512.0, "flops": 3e12, "loss": 0.5}
 

@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cat_fast.config import fill
 from cat_fast.errors import UserError
-from cat_fast.training.settings import LoggingConfig, RunConfig
-from cat_fast.training.trackers import TensorBoard, tags, trackers
+from cat_fast.training.config.settings import LoggingConfig, RunConfig
+from cat_fast.training.metrics.trackers import TensorBoard, tags, trackers
 
 METRICS = {
     "step": 7,

@@ -11,8 +11,8 @@ import pytest
 
 from cat_fast.errors import UserError
 from cat_fast.train import train
-from cat_fast.training.logs import read_metrics
-from cat_fast.training.status import summarize
+from cat_fast.training.health.run_status import summarize
+from cat_fast.training.metrics.run_log import read_metrics
 from tests.training.runs import GENERATOR, ROOT, write_latents
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.heartbeat import Heartbeat, now, read_heartbeats, write_heartbeat
+from cat_fast.training.config.settings import CheckpointConfig, RunConfig, ScheduleConfig, WatchdogConfig
+from cat_fast.training.health.heartbeat import Heartbeat, now, read_heartbeats, write_heartbeat
+from cat_fast.training.health.run_status import read_failure, summarize
+from cat_fast.training.health.watchdog import EXIT_HUNG, Watchdog, patience_of
 from cat_fast.training.loop import run
-from cat_fast.training.settings import CheckpointConfig, RunConfig, ScheduleConfig, WatchdogConfig
-from cat_fast.training.status import read_failure, summarize
-from cat_fast.training.watchdog import EXIT_HUNG, Watchdog, patience_of
-from cat_fast.training.work import Part
+from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.runtime.step_context import Part
 from tests.training.two_ranks import gloo_ranks, start_two_ranks
 
 TIMEOUT = 4.0

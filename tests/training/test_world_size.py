@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from cat_fast.errors import UserError
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.engine_checkpoint import load_engine
+from cat_fast.training.checkpoints.engine_state import load_engine
+from cat_fast.training.runtime.ranks import Ranks
 from tests.training.many_ranks import run_ranks
 from tests.training.rescaled_worker import GANS, GENERATORS
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from cat_fast.errors import UserError
-from cat_fast.training.checkpoint import CheckpointStore
-from cat_fast.training.distributed import Ranks
-from cat_fast.training.status import summarize
-from cat_fast.training.write_errors import AgreeingWriter
+from cat_fast.training.checkpoints.store import CheckpointStore
+from cat_fast.training.checkpoints.write_errors import AgreeingWriter
+from cat_fast.training.health.run_status import summarize
+from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import command, finish, start, write_latents
 from tests.training.two_ranks import gloo_ranks, on_two_ranks
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cat_fast.training.distributed import Ranks
+from cat_fast.training.runtime.ranks import Ranks
 
 T = TypeVar("T")
 PATIENCE = 60

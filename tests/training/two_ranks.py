@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from cat_fast.training.distributed import Ranks, free_port
+from cat_fast.training.runtime.ranks import Ranks, free_port
 
 ROOT = Path(__file__).parents[2]
 

@@ -44,6 +44,7 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 
 MAX_TOKENS = 16_384
 _DECODE_BATCH = 8
+
 SETTINGS = "pipeline.json"
 TOKENIZER, GENERATOR, SCHEDULER = "tokenizer", "generator", "scheduler"
 
@@ -357,7 +358,7 @@ def pipeline_digest(folder: Path) -> str:
 
 
 def _load_arguments(folder: Path) -> dict[str, Any]:
-    """The arguments of the `CATPipeline` that was saved; nobody outside is asked for them.
+    """Return the arguments of the `CATPipeline` that was saved.
 
     Raises:
         UserError: the folder is no whole pipeline.

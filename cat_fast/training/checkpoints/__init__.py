@@ -1,0 +1,1 @@
+"""Atomic checkpoints that any number of ranks can load."""

@@ -1,0 +1,1 @@
+"""Training of the generator on packed batches of latents."""

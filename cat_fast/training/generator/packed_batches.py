@@ -1,0 +1,104 @@
+"""A generator's batches, read ahead: while a step computes, a thread plans and reads those of the next."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.packing import PackedSequence
+from cat_fast.training.generator.packed_stream import PackedStream
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedBatch:
+    """Latents for one forward pass."""
+
+    packed: PackedSequence
+    """With labels and keys, on the device."""
+    captions: list[str]
+    """Of each sequence; empty where it has none."""
+
+
+class PackedBatches:
+    """One rank's endless batches, of the latents that a stream says.
+
+    Args:
+        latents: where they are read.
+        stream: which of them a batch holds.
+        patch_size: of the model.
+        ahead: how many batches are kept ready, as many as a step takes.
+        device: where batches go.
+    """
+
+    def __init__(
+        self,
+        latents: LatentDataset,
+        stream: PackedStream,
+        *,
+        patch_size: int,
+        ahead: int,
+        device: torch.device,
+    ) -> None:
+        self._latents, self._stream, self._patch_size = latents, stream, patch_size
+        self._ahead, self._device = ahead, device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latents")
+        self._ready: deque[Future[PackedBatch]] = deque()
+        self._states: deque[Callable[[], dict[str, Any]]] = deque()
+        """Snapshots of the stream before each batch that is ready."""
+
+    def take(self, count: int) -> tuple[list[PackedBatch], float]:
+        """The next batches, and how many seconds they were waited for.
+
+        Raises:
+            UserError: a latent cannot be read.
+        """
+        self._read_ahead(max(count, self._ahead))
+        start = time.perf_counter()
+        batches = []
+        for _ in range(count):
+            batches.append(self._ready.popleft().result())
+            self._states.popleft()
+        seconds = time.perf_counter() - start
+        self._read_ahead(self._ahead)
+        return batches, seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the stream, as if nothing had been read ahead."""
+        if not self._ready:
+            return self._stream.state_dict()
+        wait([self._ready[0]])
+        return self._states[0]()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; see `PackedStream.load_state_dict`."""
+        wait([read for read in self._ready if not read.cancel()])
+        self._ready.clear()
+        self._states.clear()
+        self._stream.load_state_dict(state)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _read_ahead(self, count: int) -> None:
+        while len(self._ready) < count:
+            self._ready.append(self._thread.submit(self._read))
+
+    def _read(self) -> PackedBatch:
+        self._states.append(self._stream.snapshot())
+        indices = self._stream.next()
+        samples = [self._latents[i] for i in indices]
+        packed = PackedSequence.from_latents(
+            [sample.latent for sample in samples],
+            [sample.ratio for sample in samples],
+            self._patch_size,
+            labels=[sample.label for sample in samples],
+            keys=[sample.key for sample in samples],
+        )
+        captions = [self._latents.entries[i].caption or "" for i in indices]
+        return PackedBatch(packed=packed.to(self._device), captions=captions)

@@ -1,0 +1,295 @@
+"""Training the diffusion transformer on packed latents of mixed ratios, within a token budget a rank."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.errors import UserError
+from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
+from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight
+from cat_fast.generator.text_encoder import TextEncoder
+from cat_fast.models.build import build_model
+from cat_fast.models.load import load_tokenizer
+from cat_fast.packing import PackedSequence
+from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
+from cat_fast.training.checkpoints.write_errors import agree_on_writes
+from cat_fast.training.config.settings import GeneratorRun
+from cat_fast.training.generator.packed_batches import PackedBatches
+from cat_fast.training.generator.packed_stream import PackedStream
+from cat_fast.training.health.nan_guard import SKIPPED, StepGuard
+from cat_fast.training.metrics.flops import GeneratorFlops
+from cat_fast.training.runtime.collective_errors import on_each, raise_together
+from cat_fast.training.runtime.ema import EMA
+from cat_fast.training.runtime.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.runtime.seeding import seed_step
+from cat_fast.training.runtime.step_context import Part
+
+
+class GeneratorTask:
+    """Implements `loop.Task` for the DiT."""
+
+    def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        self.latents = on_each(lambda: _latents(config), ranks)
+        same = ranks.broadcast(self.latents.digest) == self.latents.digest
+        other = UserError("data.latents: other latents than rank 0: all ranks must see the same files")
+        raise_together(None if same else other, ranks)
+        self.text_encoder = _text_encoder(config, self.latents, ranks)
+        self.parts = _batches_a_step(config, ranks)
+        torch.manual_seed(config.seed)
+        self.arguments = self._model_arguments()
+        model = build_model(DiT, self.arguments)
+        self.ratios = list(model.config.ratios)
+        lengths = self.latents.token_counts(model.config.patch_size)
+        _require_fit(config, self.latents, model, lengths)
+        if config.gradient_checkpointing:
+            model.enable_gradient_checkpointing()
+        if config.compile:
+            model.compile(dynamic=True)
+        self.engine = make_engine(model, config.optimizer, config.deepspeed, self.parts, config.precision)
+        agree_on_writes(self.engine, ranks)
+        self.flops = GeneratorFlops(self.arguments)
+        self.guard = StepGuard(config.guard, ranks)
+        self.ema = EMA(self.engine.module, config.ema_decay, ranks)
+        self.schedule = make_schedule(config.loss.prediction)
+        self.batches = PackedBatches(
+            self.latents,
+            PackedStream(lengths, config.data.max_tokens, config.data.window, config.seed, ranks),
+            patch_size=model.config.patch_size,
+            ahead=self.parts,
+            device=ranks.device,
+        )
+
+    def _model_arguments(self) -> dict[str, Any]:
+        """The `model:` section, completed by what the latents and the text encoder say of themselves."""
+        latents = self.latents
+        told = {
+            "in_channels": latents.entries[0].shape[0],
+            "shift_factor": latents.shift_factor,
+            "scaling_factor": latents.scaling_factor,
+            "tokenizer_fingerprint": latents.fingerprint,
+            "text_dim": self.text_encoder.dim if self.text_encoder else None,
+            "text_encoder_fingerprint": self.text_encoder.fingerprint() if self.text_encoder else None,
+        }
+        if both := sorted(told.keys() & self.config.model.keys()):
+            raise UserError(
+                f"model.{both[0]}: the latents and the text encoder say it; leave it out "
+                "(data.normalized=false leaves latents as the tokenizer gives them)"
+            )
+        return {"num_classes": len(latents.class_names), **told, **self.config.model}
+
+    def train_step(self, step: int) -> dict[str, float]:
+        config, ranks = self.config, self.ranks
+        batches, data_seconds = self._next_batches()
+        weights = [total_weight(batch, self._weighting) for batch, _ in batches]
+        ranks.work.on([Part(batch.key or ()) for batch, _ in batches])
+        seed_step(config.seed, step, ranks.rank)
+        set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
+        losses: list[torch.Tensor] = []
+        by_ratio = torch.zeros(len(self.ratios), 2, dtype=torch.float64, device=ranks.device)
+        totals: dict[str, float] = {}
+        for (batch, text), weight in zip(batches, weights, strict=True):
+            found = diffusion_loss(
+                self.engine,
+                batch,
+                None,
+                self.schedule,
+                text=text,
+                weighting=self._weighting,
+                min_snr_gamma=config.loss.min_snr_gamma,
+            )
+            if not totals:
+                ranks.work.computed()  # from here on ranks wait for each other
+                totals = self._totals(batches, weights, data_seconds)
+            # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
+            self.engine.backward(found.loss * (weight * ranks.world_size * self.parts / totals["weight"]))
+            by_ratio += self._by_ratio(batch, found.per_sequence)
+            losses.append(found.loss.detach())
+            if len(losses) < self.parts:
+                self.engine.step()  # counts the backward passes, no more
+        metrics = self._metrics(torch.stack(losses), weights, by_ratio, totals)
+        if not self.guard.passes({"loss": torch.stack(losses)}, {"generator": self.engine}):
+            return metrics | {SKIPPED: 1.0}
+        self.engine.step()
+        self.ema.update()
+        return metrics
+
+    @property
+    def _weighting(self) -> Weighting:
+        return cast(Weighting, self.config.loss.weighting)
+
+    def _next_batches(self) -> tuple[list[tuple[PackedSequence, PackedText | None]], float]:
+        """Collective: those of a step, with their texts, and how many seconds they were waited for."""
+        batches, seconds = on_each(lambda: self.batches.take(self.parts), self.ranks)
+        encode = self.text_encoder or (lambda captions: None)
+        return [(batch.packed, encode(batch.captions)) for batch in batches], seconds
+
+    def _totals(
+        self,
+        batches: list[tuple[PackedSequence, PackedText | None]],
+        weights: list[float],
+        data_seconds: float,
+    ) -> dict[str, float]:
+        """Collective: what the step holds on all ranks together."""
+        counts = {
+            "weight": sum(weights),
+            "tokens": sum(batch.num_tokens for batch, _ in batches),
+            "images": sum(len(batch) for batch, _ in batches),
+            "flops": sum(
+                self.flops.of(_lengths(batch), None if text is None else _lengths(text))
+                for batch, text in batches
+            ),
+            "data_seconds": data_seconds / self.ranks.world_size,
+        }
+        sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.ranks.device)
+        return dict(zip(counts, self.ranks.sum(sums).tolist(), strict=True))
+
+    def _by_ratio(self, batch: PackedSequence, per_sequence: torch.Tensor) -> torch.Tensor:
+        """(R, 2): of each ratio the weighted sum of its sequences' losses, and of their weights."""
+        weights = sequence_weights(batch, self._weighting).double()
+        at = batch.ratio[None] == torch.tensor(self.ratios, device=batch.ratio.device)[:, None]
+        return at.double() @ torch.stack([per_sequence.double() * weights, weights], dim=1)
+
+    def _metrics(
+        self,
+        losses: torch.Tensor,
+        weights: list[float],
+        by_ratio: torch.Tensor,
+        totals: dict[str, float],
+    ) -> dict[str, float]:
+        """Collective: the means over all ranks and accumulation steps, over everything and at each ratio."""
+        loss_sum = (losses.double() * torch.tensor(weights, device=losses.device)).sum()
+        loss, *sums = self.ranks.sum(torch.cat([loss_sum[None], by_ratio.flatten()])).tolist()
+        work = {name: total for name, total in totals.items() if name != "weight"}
+        work["fill"] = totals["tokens"] / (self.config.data.max_tokens * self.parts * self.ranks.world_size)
+        at_ratios = zip(self.ratios, sums[::2], sums[1::2], strict=True)
+        means = {f"loss_{ratio}x": total / weight for ratio, total, weight in at_ratios if weight}
+        return {"loss": loss / totals["weight"], **work, **means}
+
+    def save(self, folder: Path) -> None:
+        # Collective parts first: a rank that cannot write its own files must not be missed in them.
+        save_engine(self.engine, folder / "generator")
+        self.ema.save(folder / "ema.safetensors")
+        if self.ranks.is_main:  # every rank's stream is in the same state
+            state = {
+                "ema_updates": self.ema.updates,
+                "tokenizer": self.latents.fingerprint,
+                "began_with": self._began_with(),
+                "stream": self.batches.state_dict(),
+            }
+            (folder / "task.json").write_text(json.dumps(state))
+
+    def load(self, folder: Path) -> None:
+        """Any number of ranks goes on; see `PackedStream` for which latents each then reads."""
+        state = json.loads((folder / "task.json").read_text())
+        before = state["tokenizer"]
+        if before != self.latents.fingerprint:
+            raise UserError(
+                f"data.latents: the run began on latents of tokenizer {before}, these are of "
+                f"{self.latents.fingerprint}; give the former, or start a new run in another output_dir"
+            )
+        began = state.get("began_with", {})  # older checkpoints do not say
+        for name, now in self._began_with().items():
+            if (then := began.get(name, now)) != now:
+                raise UserError(
+                    f"{name}: the run began with {then!r}, and this is {now!r}: give the former, or start a "
+                    "new run in another output_dir"
+                )
+        load_engine(self.engine, folder / "generator", self.ranks)
+        self.batches.load_state_dict(state["stream"])
+        self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def _began_with(self) -> dict[str, Any]:
+        """What the weights were learnt from and for, which a run that goes on cannot change."""
+        config = self.config
+        return {
+            "data.latents": self.latents.digest,
+            "seed": config.seed,
+            "loss.prediction": config.loss.prediction,
+            "text_encoder": self.arguments["text_encoder_fingerprint"],
+        }
+
+    def grid(self, step: int) -> None:
+        """Nothing: there is no tokenizer here to draw with."""
+
+    def close(self) -> None:
+        """Ends the thread that reads latents."""
+        self.batches.close()
+
+    def export(self, folder: Path) -> None:
+        averaged = build_model(DiT, self.arguments) if self.ranks.is_main else None
+        self.ema.copy_to(averaged)
+        if averaged is not None:
+            averaged.save_pretrained(folder)
+            self.schedule.save_pretrained(folder / "scheduler")  # beside it: what its predictions mean
+
+
+def _lengths(packed: PackedSequence | PackedText) -> list[int]:
+    return packed.cu_seqlens.diff().tolist()
+
+
+def _latents(config: GeneratorRun) -> LatentDataset:
+    """Of the run; those of another tokenizer than it names are refused."""
+    data = config.data
+    named = load_tokenizer(Path(data.tokenizer), "cpu").fingerprint() if data.tokenizer else None
+    return LatentDataset(data.latents, named, normalized=data.normalized)
+
+
+def _require_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths: list[int]) -> None:
+    """What the model cannot learn from, or the packer not pack, is better told now than at some step.
+
+    Raises:
+        UserError: says what, and which key to change.
+    """
+    data, entries = config.data, latents.entries
+    if unknown := set(entries.ratios.tolist()) - set(model.config.ratios):
+        raise UserError(
+            f"data.latents: {data.latents} has latents at {min(unknown)}x, and model.ratios is "
+            f"{list(model.config.ratios)}: add it, or give latents without"
+        )
+    if entries.labels.max() >= model.config.num_classes:
+        raise UserError(
+            f"model.num_classes: {model.config.num_classes}, and the latents have class "
+            f"{entries.labels.max()}: leave it out"
+        )
+    if max(lengths) > data.max_tokens:
+        raise UserError(
+            f"data.max_tokens: {data.max_tokens} is less than the longest sequence, {max(lengths)} tokens"
+        )
+    mean = sum(lengths) / len(lengths)
+    if data.window * mean < data.max_tokens:
+        raise UserError(
+            f"data.window: {data.window} latents of {mean:.0f} tokens each, in the mean, do not fill "
+            f"data.max_tokens={data.max_tokens}: give at least {math.ceil(1.25 * data.max_tokens / mean)}"
+        )
+
+
+def _batches_a_step(config: GeneratorRun, ranks: Ranks) -> int:
+    """Of each rank: `accumulation_steps`, or as many as the step's token budget asks for.
+
+    Raises:
+        UserError: the budget of all ranks is no multiple of what they do at a time.
+    """
+    budget, at_a_time = config.data.global_tokens, config.data.max_tokens * ranks.world_size
+    if not budget:
+        return config.accumulation_steps
+    parts, rest = divmod(budget, at_a_time)
+    if rest or not parts:
+        raise UserError(
+            f"data.global_tokens: {budget} is no multiple of the {at_a_time} tokens that {ranks.world_size} "
+            f"ranks take at data.max_tokens={config.data.max_tokens}"
+        )
+    return parts
+
+
+def _text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Ranks) -> TextEncoder | None:
+    if not config.text_encoder:
+        return None
+    if not latents.entries.has_captions:
+        raise UserError(f"text_encoder: the latents in {config.data.latents} have no captions; leave it out")
+    return TextEncoder(config.text_encoder, download=False).to(ranks.device)  # a rank never downloads

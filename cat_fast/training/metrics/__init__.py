@@ -1,0 +1,1 @@
+"""Metrics of a run: logs, trackers, throughput, FLOPs, reconstruction grids."""

@@ -1,0 +1,152 @@
+"""What a run tells as it goes on: JSON lines and trackers always, a bar on a terminal, else lines.
+
+    metrics.jsonl          one record a step: {"step": …, "seconds": …, metric: value, …}
+    tensorboard/, wandb    the same and rates, under the tags of cat_fast.training.metrics.trackers
+    grids/                 reconstructions, as PNG
+    summary.json           totals and mean rates, once the run is complete
+
+All of it lies in the run's folder, and rank 0 alone writes it.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+
+from PIL import Image
+
+from cat_fast.console import progress
+from cat_fast.data.files import atomic_write
+from cat_fast.training.config.settings import RunConfig
+from cat_fast.training.health.nan_guard import SKIPPED
+from cat_fast.training.metrics import throughput
+from cat_fast.training.metrics.terms_by_ratio import TermsByRatio
+from cat_fast.training.metrics.throughput import Throughput
+from cat_fast.training.metrics.trackers import tags, trackers
+from cat_fast.training.runtime.ranks import Ranks
+
+METRICS = "metrics.jsonl"
+GRIDS = "grids"
+
+
+class RunLog:
+    """Rank 0's log of a run, which a resumed run takes up at `first_step`.
+
+    Records of steps that a resumed run will do again are dropped when it opens: no step is told twice.
+    """
+
+    def __init__(self, config: RunConfig, first_step: int, peak_flops: float | None = None) -> None:
+        self.folder, self.config = Path(config.output_dir), config.logging
+        self.total_steps = config.schedule.total_steps
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / METRICS
+        self.skipped = 0
+        """Steps before `first_step` that changed nothing."""
+        with atomic_write(path) as part, part.open("w") as kept:
+            for record in iter_metrics(self.folder):
+                if record["step"] < first_step:
+                    kept.write(json.dumps(record) + "\n")
+                    self.skipped += SKIPPED in record
+        self.file = path.open("a", buffering=1)
+        self.trackers = trackers(self.folder, config, first_step)
+        self.throughput = Throughput(peak_flops)
+        self.progress = progress("steps")
+        self.bar = self.progress.add_task(config.task, total=self.total_steps, completed=first_step)
+        self.terms = TermsByRatio()
+        self.last = self.last_line = time.perf_counter()
+
+    def __enter__(self) -> "RunLog":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.progress.stop()
+        # What a full disk keeps back was told when it was written, or is in metrics.jsonl.
+        with suppress(OSError):
+            self.file.close()
+        for tracker in self.trackers:
+            with suppress(OSError):
+                tracker.close(failed=error is not None)
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        now = time.perf_counter()
+        record = {"step": step, "seconds": round(now - self.last, 4), **metrics}
+        self.throughput.add(now - self.last, metrics)
+        self.last = now
+        self.file.write(json.dumps(record) + "\n")
+        rates = self.throughput.rates()
+        if step % self.config.scalars_every_steps == 0:
+            for tracker in self.trackers:
+                tracker.scalars(tags({**record, **rates}), step)
+        # A step that was skipped has no loss.
+        loss = f"loss {metrics['loss']:.4g}" if "loss" in metrics else "no loss"
+        told = ", ".join([loss, *throughput.spell_rates(rates)])
+        self.terms.update(metrics)
+        self.progress.note = "\n".join([told, *self.terms.lines()])
+        self.progress.update(self.bar, completed=step + 1)
+        if self.progress.disable and self._line_is_due(step + 1, now):
+            left = (self.total_steps - step - 1) / rates["steps_per_second"] if rates else 0.0
+            print(
+                f"step {step + 1} of {self.total_steps}: {told}, {timedelta(seconds=round(left))} left",
+                file=sys.stderr,
+                flush=True,
+            )
+            self.last_line = now
+
+    def _line_is_due(self, done: int, now: float) -> bool:
+        return (
+            done % self.config.every_steps == 0
+            or done == self.total_steps
+            or now - self.last_line >= self.config.every_seconds
+        )
+
+    def grid_is_due(self, step: int) -> bool:
+        every = self.config.grid_every_steps
+        return every > 0 and (step + 1) % every == 0
+
+    def grid(self, step: int, image: Image.Image, figures: dict[str, float]) -> None:
+        """Keep a picture of what the model makes after `step`, and figures measured on it."""
+        with atomic_write(self.folder / GRIDS / f"step_{step + 1:08d}.png") as part:
+            image.save(part, "PNG")
+        for tracker in self.trackers:
+            tracker.picture("reconstructions", image, step)
+            tracker.scalars(figures, step)
+
+
+def report(config: RunConfig, ranks: Ranks) -> None:
+    """Sum up a complete run: one line, and summary.json in its folder. Every rank calls this."""
+    peak_bytes = throughput.peak_bytes(ranks)
+    if not ranks.is_main:
+        return
+    folder = Path(config.output_dir)
+    summary = throughput.summarize(iter_metrics(folder), throughput.peak_flops(ranks, config.precision))
+    summary |= {"ranks": ranks.world_size, "device": throughput.device_name(ranks), "peak_bytes": peak_bytes}
+    throughput.write_summary(folder, summary)
+    print(throughput.spell(summary), flush=True)
+
+
+def iter_metrics(folder: Path) -> Iterator[dict[str, float]]:
+    """The records of a run so far, one by one; a line cut off by a kill is left out."""
+    path = folder / METRICS
+    if not path.is_file():
+        return
+    with path.open(errors="replace") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The records of a run so far."""
+    return list(iter_metrics(folder))

@@ -1,0 +1,77 @@
+"""DeepSpeed engines: one a model, with our optimiser, our schedule and ZeRO from a JSON file."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from cat_fast.training.config.deepspeed_json import read_deepspeed_config
+from cat_fast.training.config.settings import OptimizerConfig, ScheduleConfig
+
+
+def make_engine(
+    module: nn.Module,
+    optimizer: OptimizerConfig,
+    deepspeed_json: str,
+    accumulation_steps: int = 1,
+    precision: str = "fp32",
+) -> Any:
+    """A DeepSpeed engine around `module` with AdamW.
+
+    `engine.step()` follows each `engine.backward(loss)`; every `accumulation_steps`-th one moves the weights,
+    by the mean of the gradients. The micro batch size is told to DeepSpeed as 1: batches are counted by the
+    tasks, which know pictures and tokens.
+
+    With `precision="bf16"` the module's forward pass runs under autocast. Weights, gradients, what ranks
+    exchange and the optimiser stay fp32, so checkpoints are those of an fp32 run; outputs may be bf16.
+
+    Raises:
+        UserError: the JSON is missing or unusable.
+    """
+    import deepspeed
+
+    config = read_deepspeed_config(deepspeed_json)
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": accumulation_steps,
+        # DeepSpeed clips to 1.0 unless told otherwise.
+        "gradient_clipping": optimizer.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        # No module is named safe: DeepSpeed would send the gradients of those in bf16.
+        "torch_autocast": {
+            "enabled": precision == "bf16",
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+    }
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    adamw = torch.optim.AdamW(
+        parameters,
+        lr=optimizer.lr,
+        betas=(optimizer.betas[0], optimizer.betas[1]),
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=module, model_parameters=parameters, optimizer=adamw, config=config, dist_init_required=False
+    )
+    return engine
+
+
+def learning_rate(base: float, schedule: ScheduleConfig, step: int) -> float:
+    """Rate of a step counted from 0: a pure function, so that resuming needs no scheduler state."""
+    if step < schedule.warmup_steps:
+        return base * (step + 1) / schedule.warmup_steps
+    if schedule.kind == "constant":
+        return base
+    progress = (step - schedule.warmup_steps) / max(1, schedule.total_steps - schedule.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return base * (schedule.min_ratio + (1 - schedule.min_ratio) * cosine)
+
+
+def set_learning_rate(engine: Any, lr: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,1 @@
+"""Training of the tokenizer, and plans of its cost and memory."""
