@@ -36,7 +36,7 @@ def test_a_command_and_its_options_exist(line):
 def test_options_that_the_text_names_exist():
     assert len(COMMANDS) > 5
     commands = typer.main.get_command(app).commands
-    for path, names in zip(DOCUMENTS, (["sample", "pipeline"], ["encode", "shard"]), strict=True):
+    for path, names in zip(DOCUMENTS, (["sample", "pipeline"], ["encode-shards", "shard"]), strict=True):
         known = {option for name in names for p in commands[name].params for option in p.opts}
         assert set(re.findall(r"`(--[a-z-]+)", path.read_text(encoding="utf-8"))) <= known
 

@@ -1,10 +1,12 @@
 """`cat-fast encode` and `cat-fast decode`: photographs to latents and back."""
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
+from typer.core import TyperCommand
 
 from cat_fast import console
 from cat_fast.cli.codec_tables import (
@@ -17,9 +19,7 @@ from cat_fast.cli.codec_tables import (
 )
 from cat_fast.errors import UserError
 
-_SHARDS = "With --shards"
-
-_Checkpoint = Annotated[
+CheckpointOption = Annotated[
     Path,
     typer.Option(
         "--checkpoint",
@@ -29,11 +29,35 @@ _Checkpoint = Annotated[
         show_default=False,
     ),
 ]
-_BatchSize = Annotated[
+RatioOption = Annotated[str, typer.Option(metavar="8|16|32|auto", help="Compression ratio of every picture.")]
+SizeOption = Annotated[
+    int, typer.Option(help="Side in pixels to scale to, a multiple of 64, such as 256 or 512.")
+]
+ThresholdsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Scores up to A get 32x, above B 8x, between them 16x. Default: the pair fitted to the scorer.",
+        show_default=False,
+    ),
+]
+BatchSizeOption = Annotated[
     int, typer.Option(min=1, help="Pictures a forward pass; lower it when memory runs out.")
 ]
-_Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
+
+
+class EncodeCommand(TyperCommand):
+    """Refuses `--shards`, the former spelling of `encode-shards`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--shards" in args:
+            rest = shlex.join(arg for arg in args if arg != "--shards")
+            raise UserError(f"encode --shards is now a command of its own: cat-fast encode-shards {rest}")
+        return super().parse_args(ctx, args)
 
 
 def encode(
@@ -41,28 +65,16 @@ def encode(
         list[str],
         typer.Argument(
             metavar="PHOTO...",
-            help="JPEG, PNG or WebP files, or folders. With --shards one of: an image index (JSON lines), a"
-            " folder of pictures, webdataset archives, `photographs`.",
+            help="JPEG, PNG or WebP files, or folders.",
             show_default=False,
         ),
     ],
-    checkpoint: _Checkpoint,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="File of latents to write, or with --shards a folder."
-            " [default: latents.safetensors, or latents]",
-            show_default=False,
-        ),
-    ] = None,
-    ratio: Annotated[
-        str, typer.Option(metavar="8|16|32|auto", help="Compression ratio of every picture.")
-    ] = "auto",
-    size: Annotated[
-        int, typer.Option(help="Side in pixels to scale to, a multiple of 64, such as 256 or 512.")
-    ] = 256,
+    checkpoint: CheckpointOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of latents to write.")] = Path(
+        "latents.safetensors"
+    ),
+    ratio: RatioOption = "auto",
+    size: SizeOption = 256,
     caption: Annotated[
         str | None, typer.Option(help="What is in the pictures, for all of them.", show_default=False)
     ] = None,
@@ -79,50 +91,10 @@ def encode(
     has_faces: Annotated[
         bool, typer.Option("--has-faces", help="The captioned pictures show faces.")
     ] = False,
-    thresholds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B",
-            help="Scores up to A get 32x, above B 8x, between them 16x. Default: the pair fitted to the"
-            " scorer.",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: _BatchSize = 8,
-    device: _Device = "auto",
-    json_output: _Json = False,
-    shards: Annotated[
-        bool,
-        typer.Option("--shards", help="Write shards to train a generator from.", rich_help_panel=_SHARDS),
-    ] = False,
-    shard_format: Annotated[
-        str,
-        typer.Option(
-            "--format", metavar="safetensors|webdataset", help="Of a shard.", rich_help_panel=_SHARDS
-        ),
-    ] = "safetensors",
-    per_shard: Annotated[
-        int, typer.Option(min=1, help="Most latents a shard.", rich_help_panel=_SHARDS)
-    ] = 1024,
-    classes: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Names of the classes, one a line; class 0 first. Default: all that the pictures name,"
-            " sorted.",
-            show_default=False,
-            rich_help_panel=_SHARDS,
-        ),
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes of this machine.", rich_help_panel=_SHARDS)
-    ] = 1,
-    rank: Annotated[
-        int, typer.Option(min=0, help="Which of the machines this is.", rich_help_panel=_SHARDS)
-    ] = 0,
-    world_size: Annotated[
-        int, typer.Option(min=1, help="How many machines share the work.", rich_help_panel=_SHARDS)
-    ] = 1,
+    thresholds: ThresholdsOption = None,
+    batch_size: BatchSizeOption = 8,
+    device: DeviceOption = "auto",
+    json_output: JsonOption = False,
 ) -> None:
     """Encode photographs as latents: simple pictures at 32x, busy ones at 8x.
 
@@ -134,10 +106,7 @@ def encode(
 
     A picture that cannot be read is reported and the others are written all the same (exit code 1).
 
-    With --shards a set of any size becomes a folder of latents for `data.latents` of a generator's run.
-    Ratios, scores, captions and classes come from the index or from what lies beside the pictures
-    (docs/data.md); in a folder the subfolders are the classes. Interrupted or killed, the same command goes
-    on: whole shards are kept, the others written again.
+    `cat-fast encode-shards` makes latents to train a generator on.
 
     Examples:
 
@@ -146,42 +115,8 @@ def encode(
         cat-fast encode page.png -c DIR --caption "a newspaper page" --has-text --size 512
 
         cat-fast encode *.jpg -c DIR --ratio 16 --json
-
-        cat-fast encode --shards index.jsonl -c DIR -o latents --size 512 --workers 2
-
-        cat-fast encode --shards "s3://bucket/shard-{000000..037999}.tar" -c DIR --rank 3 --world-size 16
     """
     fixed = parse_ratio(ratio)
-    if shards:
-        if len(photos) > 1 or caption or captions or has_text or has_faces:
-            raise UserError(
-                "--shards takes one source, and captions from it: an index, sidecars, or text files beside"
-                " the pictures"
-            )
-
-        from cat_fast.cli.shards import encode_shards
-
-        encode_shards(
-            photos[0],
-            out or Path("latents"),
-            checkpoint=checkpoint,
-            ratio=fixed,
-            size=size,
-            thresholds=thresholds,
-            shard_format=shard_format,
-            per_shard=per_shard,
-            classes=classes,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            rank=rank,
-            world_size=world_size,
-            json_output=json_output,
-        )
-        return
-    if classes or (shard_format, workers, rank, world_size) != ("safetensors", 1, 0, 1):
-        raise UserError("--format, --classes, --workers, --rank and --world-size are for --shards: add it")
-    out = out or Path("latents.safetensors")
 
     from cat_fast.data.images.io import find_images
 
@@ -226,15 +161,15 @@ def encode(
 
 def decode(
     latents: Annotated[Path, typer.Argument(help="File that `cat-fast encode` wrote.", show_default=False)],
-    checkpoint: _Checkpoint,
+    checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.", show_default=False)],
     image_format: Annotated[
         str, typer.Option("--format", metavar="png|jpg|webp", help="Picture format.")
     ] = "png",
     force: Annotated[bool, typer.Option("--force", help="Decode latents of another tokenizer too.")] = False,
-    batch_size: _BatchSize = 8,
-    device: _Device = "auto",
-    json_output: _Json = False,
+    batch_size: BatchSizeOption = 8,
+    device: DeviceOption = "auto",
+    json_output: JsonOption = False,
 ) -> None:
     """Decode latents to pictures, one file each, named after the photograph.
 

@@ -1,6 +1,7 @@
 """Labels as command lines give them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from cat_fast.errors import UserError
 
@@ -23,3 +24,16 @@ def parse_labels(given: Sequence[str], known: Sequence[str], option: str) -> lis
             f" classes, such as {known[0]!r}, or leave it out"
         )
     return found
+
+
+def read_classes(path: Path) -> list[str]:
+    """Names of classes, one a line; UserError where there are none, or one comes twice."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); expected a name of a class on each line"
+        ) from error
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: expected names of classes, one a line and each once")
+    return names

@@ -6,8 +6,9 @@ import typer
 from typer.core import TyperGroup
 
 from cat_fast import __version__
-from cat_fast.cli.codec import decode, encode
+from cat_fast.cli.codec import EncodeCommand, decode, encode
 from cat_fast.cli.demo import demo
+from cat_fast.cli.encode_shards import encode_shards
 from cat_fast.cli.fetch import fetch
 from cat_fast.cli.info import info
 from cat_fast.cli.pipeline import pipeline
@@ -45,8 +46,9 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(score)
 app.command()(shard)
-app.command()(encode)
+app.command(cls=EncodeCommand)(encode)
 app.command()(decode)
+app.command()(encode_shards)
 app.command()(pipeline)
 app.command()(sample)
 app.command()(fetch)

@@ -7,8 +7,7 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.labels import parse_labels
-from cat_fast.cli.shards import read_classes
+from cat_fast.cli.labels import parse_labels, read_classes
 from cat_fast.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Stories of `cat-fast encode --shards`: from pictures to latents that a generator can be trained on."""
+"""Stories of `cat-fast encode-shards`: from pictures to latents that a generator can be trained on."""
 
 import json
 import os
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_photographs_become_latents(cat_fast, checkpoint, tmp_path):
     out = tmp_path / "latents"
-    command = ["encode", "--shards", "photographs", "-c", checkpoint, "-o", out, "--size", 64]
+    command = ["encode-shards", "photographs", "-c", checkpoint, "-o", out, "--size", 64]
     summary = parse_json(cat_fast(*command, "--per-shard", 16, "--json"))
     records = load_index("photographs")
     data = LatentDataset(out, NestedAutoencoderKL.from_pretrained(checkpoint).fingerprint())
@@ -47,7 +47,7 @@ def test_the_photographs_become_latents(cat_fast, checkpoint, tmp_path):
 
 def test_bad_pictures_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, photos, tmp_path):
     (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
-    command = ["encode", "--shards", photos, "-c", checkpoint, "-o", tmp_path / "out", "--size", 64]
+    command = ["encode-shards", photos, "-c", checkpoint, "-o", tmp_path / "out", "--size", 64]
     result = cat_fast(*command)
     assert result.exit_code == 1
     assert "left out: broken.jpg: the picture is damaged" in result.stderr
@@ -64,8 +64,7 @@ def test_bad_pictures_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, p
     ("options", "words"),
     [
         (["nowhere.jsonl"], ["nowhere.jsonl", "no such file"]),
-        (["PHOTOS", "--caption", "a cat"], ["--shards takes one source"]),
-        (["PHOTOS", "PHOTOS"], ["--shards takes one source"]),
+        (["PHOTOS", "PHOTOS"], ["one source", "got 2"]),
         (["PHOTOS", "--rank", 2, "--world-size", 2], ["--rank 2", "0 to 1"]),
         (["PHOTOS", "--format", "zip"], ["'zip'", "safetensors or webdataset"]),
         (["PHOTOS", "--device", "abacus", "--workers", 2], ["'abacus' cannot be used"]),
@@ -76,23 +75,36 @@ def test_bad_pictures_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, p
 )
 def test_bad_input_is_refused_in_one_line(cat_fast, checkpoint, photos, tmp_path, options, words):
     options = [photos if option == "PHOTOS" else option for option in options]
-    result = cat_fast("encode", "--shards", *options, "-c", checkpoint, "-o", tmp_path / "out")
+    result = cat_fast("encode-shards", *options, "-c", checkpoint, "-o", tmp_path / "out")
     assert_one_line_error(result, *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_another_tokenizer_is_refused_and_nothing_is_lost(cat_fast, checkpoint, photos, tmp_path):
     out = tmp_path / "out"
-    assert cat_fast("encode", "--shards", photos, "-c", checkpoint, "-o", out, "--size", 64).exit_code == 0
+    assert cat_fast("encode-shards", photos, "-c", checkpoint, "-o", out, "--size", 64).exit_code == 0
     before = {path: path.read_bytes() for path in out.iterdir()}
     tiny_tokenizer(seed=1).save_pretrained(tmp_path / "other")
-    result = cat_fast("encode", "--shards", photos, "-c", tmp_path / "other", "-o", out, "--size", 64)
+    result = cat_fast("encode-shards", photos, "-c", tmp_path / "other", "-o", out, "--size", 64)
     assert_one_line_error(result, "holds latents with fingerprint", "give another folder")
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_options_of_shards_need_the_flag(cat_fast, checkpoint, photos):
-    assert_one_line_error(cat_fast("encode", photos, "-c", checkpoint, "--workers", 2), "for --shards")
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_the_former_spelling_answers_with_the_command_that_replaces_it(cat_fast, tmp_path, place):
+    arguments = ["a b.jsonl", "-c", "DIR", "--workers", "2"]
+    old = [*arguments[:place], "--shards", *arguments[place:]]
+    assert_one_line_error(cat_fast("encode", *old), "cat-fast encode-shards 'a b.jsonl' -c DIR --workers 2")
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [("encode", "--workers"), ("encode", "--per-shard"), ("encode-shards", "--caption")],
+)
+def test_an_option_of_the_other_command_is_refused(cat_fast, checkpoint, photos, command, option):
+    result = cat_fast(command, photos, "-c", checkpoint, option, 2)
+    assert result.exit_code == 2
+    assert option in result.stderr
 
 
 def test_killed_and_started_again_every_key_is_there_once(checkpoint, tmp_path):
@@ -102,7 +114,7 @@ def test_killed_and_started_again_every_key_is_there_once(checkpoint, tmp_path):
     for n in range(count):
         noise = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(noise).resize((64, 64)).save(pictures / f"{n:03d}.png")
-    command = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "encode", "--shards"]
+    command = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "encode-shards"]
     command += [str(pictures), "-c", str(checkpoint), "-o", str(out), "--size", "64", "--per-shard", "5"]
     command += ["--ratio", "16", "--workers", "2", "--json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

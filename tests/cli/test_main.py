@@ -14,7 +14,8 @@ HEAVY = ("torch", "numpy", "scipy", "diffusers", "transformers", "deepspeed", "s
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "score", "encode", "decode", "pipeline", "sample", "fetch", "runs", "info"]
+    "command",
+    ["demo", "score", "encode", "encode-shards", "decode", "pipeline", "sample", "fetch", "runs", "info"],
 )
 def test_every_command_has_help_with_an_example(cat_fast, command):
     result = cat_fast(command, "--help")
@@ -28,6 +29,7 @@ def test_every_command_has_help_with_an_example(cat_fast, command):
     [
         ["--help"],
         ["encode", "--help"],
+        ["encode-shards", "--help"],
         ["sample", "--help"],
         ["pipeline", "--help"],
         ["--version"],

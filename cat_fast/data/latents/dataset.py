@@ -153,7 +153,7 @@ class LatentDataset(Dataset[LatentSample]):
     with zero mean and unit standard deviation over the data set, or not `normalized`, as they were written.
 
     Args:
-        folder: what a `LatentShardWriter` or `cat-fast encode --shards` wrote.
+        folder: what a `LatentShardWriter` or `cat-fast encode-shards` wrote.
         fingerprint: of the tokenizer that will decode; checked if given.
         normalized: whether the scale is that of the data set.
         verify: compare each shard with its SHA-256 when it is first read.

@@ -62,7 +62,7 @@ class EncodedInputs:
         if len(unreadable) < len(missing):
             raise UserError(
                 f"{folder} is unfinished: {count - len(missing)} of {count} input shards are encoded to the "
-                "end; wait for `cat-fast encode --shards` on every machine, or, where it was interrupted, "
+                "end; wait for `cat-fast encode-shards` on every machine, or, where it was interrupted, "
                 "give the same command again: it goes on where it stopped"
             )
         if unreadable:

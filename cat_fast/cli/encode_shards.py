@@ -1,14 +1,25 @@
-"""`cat-fast encode --shards`: a set of any size becomes latents to train a generator on."""
+"""`cat-fast encode-shards`: a set of any size becomes latents to train a generator on."""
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from cat_fast import console
+from cat_fast.cli.codec import (
+    BatchSizeOption,
+    CheckpointOption,
+    DeviceOption,
+    JsonOption,
+    RatioOption,
+    SizeOption,
+    ThresholdsOption,
+    parse_ratio,
+)
 from cat_fast.cli.codec_tables import print_json
+from cat_fast.cli.labels import read_classes
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,24 +29,59 @@ _TOLD = 10
 
 
 def encode_shards(
-    source: str,
-    out: Path,
-    *,
-    checkpoint: Path,
-    ratio: int | None,
-    size: int,
-    thresholds: str | None,
-    shard_format: str,
-    per_shard: int,
-    classes: Path | None,
-    batch_size: int,
-    device: str,
-    workers: int,
-    rank: int,
-    world_size: int,
-    json_output: bool,
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="One of: an image index (JSON lines), a folder of pictures, webdataset archives (a quoted"
+            " pattern), `photographs`.",
+            show_default=False,
+        ),
+    ],
+    checkpoint: CheckpointOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of latents to write.")] = Path("latents"),
+    ratio: RatioOption = "auto",
+    size: SizeOption = 256,
+    thresholds: ThresholdsOption = None,
+    shard_format: Annotated[
+        str, typer.Option("--format", metavar="safetensors|webdataset", help="Format of a shard.")
+    ] = "safetensors",
+    per_shard: Annotated[int, typer.Option(min=1, help="Most latents per shard.")] = 1024,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the classes, one per line; class 0 first. Default: all that the pictures name,"
+            " sorted.",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: BatchSizeOption = 8,
+    device: DeviceOption = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
+    rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    world_size: Annotated[int, typer.Option(min=1, help="Number of machines that share the work.")] = 1,
+    json_output: JsonOption = False,
 ) -> None:
-    """What `cat_fast.cli.codec.encode` does with --shards; the arguments are its options."""
+    """Encode a set of any size as shards of latents, for `data.latents` of a generator's run.
+
+    Ratios, scores, captions and classes come from the index or from the files next to the pictures
+    (docs/data.md); in a folder the subfolders are the classes. Interrupted or killed, the same command
+    resumes: complete shards are kept, the others written again.
+
+    A picture that cannot be read is reported and the others are written all the same (exit code 1).
+
+    Examples:
+
+        cat-fast encode-shards index.jsonl -c DIR -o latents --size 512 --workers 2
+
+        cat-fast encode-shards "s3://bucket/shard-{000000..037999}.tar" -c DIR --rank 3 --world-size 16
+    """
+    fixed = parse_ratio(ratio)
+    if len(sources) > 1:
+        raise UserError(
+            f"encode-shards takes one source, got {len(sources)}: an index, a folder, or a pattern in quotes"
+        )
     if rank >= world_size:
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
     names = read_classes(classes) if classes else None
@@ -48,10 +94,10 @@ def encode_shards(
     from cat_fast.models.load import load_tokenizer
 
     settings = CacheSettings(
-        source=source,
+        source=sources[0],
         out=out,
         size=size,
-        ratio=ratio,
+        ratio=fixed,
         thresholds=RatioThresholds.parse(thresholds) if thresholds is not None else None,
         per_shard=per_shard,
         batch_size=batch_size,
@@ -103,19 +149,6 @@ class _Bar:
             self.bars.update(self.task, total=round(self.found / self.opened * units))
         else:
             self.bars.advance(self.task, pictures)
-
-
-def read_classes(path: Path) -> list[str]:
-    """Names of classes, one a line; UserError where there are none, or one comes twice."""
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); expected a name of a class on each line"
-        ) from error
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{path}: expected names of classes, one a line and each once")
-    return names
 
 
 def _summary(tally: "Tally", seconds: float) -> dict[str, Any]:
