@@ -32,13 +32,13 @@ test-gpu: $(PACKAGE) ## Run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 bench-kernels: $(PACKAGE) ## Measure the operators; see benchmarks/results/kernels.json
-	$(BIN)/python benchmarks/kernels.py --json benchmarks/results/kernels.json
+	$(BIN)/python -m benchmarks.kernels --json benchmarks/results/kernels.json
 
 bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an hour; see docs/models.md
-	$(BIN)/python benchmarks/autoencoder.py --json benchmarks/results/autoencoder.json
+	$(BIN)/python -m benchmarks.autoencoder --json benchmarks/results/autoencoder.json
 
 bench-packing: $(PACKAGE) ## Measure training on packed pictures against other batches; half an hour
-	$(BIN)/python benchmarks/packing.py --json benchmarks/results/packing.json
+	$(BIN)/python -m benchmarks.packing --json benchmarks/results/packing.json
 
 lint: $(PACKAGE) ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -1,1 +1,1 @@
-"""Benchmarks: one script a question, all on `harness`. Run `python benchmarks/NAME.py --help`."""
+"""Benchmarks: one script per question, all on `shared.harness`; `python -m benchmarks.NAME` at the root."""

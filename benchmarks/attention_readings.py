@@ -1,6 +1,6 @@
 """Which reading of the paper's mid-block attention learns better, at nano size?
 
-    python benchmarks/attention_readings.py --json FILE [--steps 400] [--seeds 3] [--out FOLDER]
+    python -m benchmarks.attention_readings --json FILE [--steps 400] [--seeds 3] [--out FOLDER]
 
 `mid_block_attention_head_dim: 1` is as many heads as channels, taken literally; the mid block's width is one
 head. Both train on the photographs that ship, from the same seeds and so on the same crops and ratios in the
@@ -16,10 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from benchmarks import machine
+from benchmarks.shared import machine
 from cat_fast import console
 from cat_fast.complexity.image_ratios import index_photographs
 from cat_fast.config import read_yaml

@@ -1,6 +1,6 @@
 """Speed of the nested VAE at the paper's size, against the same network in diffusers' blocks.
 
-    python benchmarks/autoencoder.py --json FILE [--quick] [--only TEXT]
+    python -m benchmarks.autoencoder --json FILE [--quick] [--only TEXT]
 
 Keys are <reading>.<ratio>x.<encode|decode|train>.<fp32|bf16>.ratio_vs_<stock>: `heads512` is the paper's
 literal reading of its attention, 512 heads of one dimension, `heads1` one head of 512; `bf16` is autocast;
@@ -17,17 +17,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-if __name__ == "__main__":  # else kernels.py, beside the script, would be what diffusers finds as `kernels`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-from benchmarks import harness, program
-from benchmarks.breakdown import breakdown
-from benchmarks.stock_autoencoder import StockAutoencoder
+from benchmarks.shared import harness, program
+from benchmarks.shared.breakdown import breakdown
+from benchmarks.shared.stock_autoencoder import StockAutoencoder
 from cat_fast import NestedAutoencoderKL
 from cat_fast.config import read_yaml
 

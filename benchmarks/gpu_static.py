@@ -1,6 +1,6 @@
 """What the GPU kernels cost before they run: registers, spills, shared memory, instructions.
 
-    python benchmarks/gpu_static.py --json FILE [--only TEXT]
+    python -m benchmarks.gpu_static --json FILE [--only TEXT]
 
 No GPU is needed. The launchers of benchmarks/static/cases are given tensors that have shapes but no memory,
 and each Triton kernel that they would launch is compiled, with the very arguments, warps and stages of the
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
     os.environ.pop("TRITON_INTERPRET", None)  # which would leave nothing to compile
 
 from benchmarks.static.cases import CASES

@@ -1,6 +1,6 @@
 """Speed of the operators, each against what one would use without it.
 
-    python benchmarks/kernels.py --json FILE [--quick] [--only TEXT]
+    python -m benchmarks.kernels --json FILE [--quick] [--only TEXT]
 
 Keys are <operator>.<shape>.<forward|forward_backward>.ratio_vs_<eager|compile|sdpa|padded|loop>. A further
 operator is a function that returns its `Setup`, and an entry of `TABLE` for each size.
@@ -10,16 +10,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-if __name__ == "__main__":  # else this file, beside the script, would be found as `kernels`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from benchmarks import baselines, harness, program
+from benchmarks.shared import baselines, harness, program
 from cat_fast.kernels import backends
 from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
 from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adaln_reference

@@ -1,6 +1,6 @@
 """Pictures a second from local archives to batches of 512 px crops, by the number of decoding processes.
 
-    python benchmarks/loader.py --json benchmarks/results/loader.json
+    python -m benchmarks.loader --json benchmarks/results/loader.json
 
 The rivals do the same work on the same archives: webdataset's pipeline in torch's DataLoader with as many
 processes, and our loader decoding in the training process. A call is an epoch; "pictures_per_second" among a
@@ -21,10 +21,7 @@ import webdataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from benchmarks import harness, program
+from benchmarks.shared import harness, program
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.photographs import photographs
 from cat_fast.data.sampling.step_plan import PerRankPlan

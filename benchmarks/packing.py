@@ -1,6 +1,6 @@
 """Training steps of the DiT on packed pictures of mixed ratios, against other ways to batch them.
 
-    python benchmarks/packing.py --json FILE [--quick] [--only TEXT]
+    python -m benchmarks.packing --json FILE [--quick] [--only TEXT]
 
 Keys are <mix>.ratio_vs_<rival>: how many times as many pictures a second ours trains on, at the width of
 DiT-B/2, two layers deep, with AdamW. The mixes are the paper's, by their mean number of tokens; a batch holds
@@ -16,17 +16,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-if __name__ == "__main__":  # else kernels.py, beside the script, would be what diffusers finds as `kernels`
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from benchmarks import baselines, harness, picture_flops, program
-from benchmarks.mixes import MAX_TOKENS, MIXES, UNIFORM, milliseconds_a_step, packed
+from benchmarks.shared import baselines, harness, picture_flops, program
+from benchmarks.shared.mixes import MAX_TOKENS, MIXES, UNIFORM, milliseconds_a_step, packed
 from cat_fast.generator import DiT
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 from cat_fast.packing import PackedSequence

@@ -1,6 +1,6 @@
 """How long ranks wait for the slowest of them, when each trains at the ratio of its pictures.
 
-    python benchmarks/straggler.py --json FILE [--table FILE] [--quick]
+    python -m benchmarks.straggler --json FILE [--table FILE] [--quick]
 
 Steps of 8, 64 and 1024 ranks are simulated from a cost table: the given one, or one measured first on this
 machine, at the paper's widths and a smaller picture. Keys are <mode>.<ranks>[.jitter].wait: the share of all
@@ -22,10 +22,7 @@ from typing import Any
 
 import numpy as np
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from benchmarks import machine
+from benchmarks.shared import machine
 from cat_fast import console
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.files import atomic_write, require_writable

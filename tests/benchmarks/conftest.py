@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks import harness
+from benchmarks.shared import harness
 
 ONCE = harness.Effort(least_pairs=1, most_pairs=1, seconds=0.0)
 

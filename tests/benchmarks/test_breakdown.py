@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.breakdown import REST, Recorder, breakdown, kind_of
+from benchmarks.shared.breakdown import REST, Recorder, breakdown, kind_of
 
 MIB = 2**20
 

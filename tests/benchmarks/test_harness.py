@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import harness, machine, program
-from benchmarks.harness import Case, Contestant, Effort, Result, Spread
+from benchmarks.shared import harness, machine, program
+from benchmarks.shared.harness import Case, Contestant, Effort, Result, Spread
 from cat_fast import hardware
 from cat_fast.kernels import backends
 

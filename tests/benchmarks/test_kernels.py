@@ -7,7 +7,8 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import harness, kernels
+from benchmarks import kernels
+from benchmarks.shared import harness
 
 TOYS = (
     kernels.Entry(

@@ -1,6 +1,7 @@
 """The loader's benchmark: all rivals give the same crops, on toy sizes."""
 
-from benchmarks import harness, loader
+from benchmarks import loader
+from benchmarks.shared import harness
 
 
 def test_every_rival_gives_the_same_crops(tmp_path):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import mixes, packing, picture_flops
-from benchmarks.mixes import MIXES
+from benchmarks import packing
+from benchmarks.shared import mixes, picture_flops
+from benchmarks.shared.mixes import MIXES
 
 TOY = packing.MODEL | {"in_channels": 4, "hidden_size": 32, "num_heads": 2}
 RIVALS = {"padded", "dense_mask", "bucketed", "fixed16"}

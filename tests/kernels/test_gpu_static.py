@@ -30,8 +30,8 @@ def compile_all(tmp_path, *options):
     """In a process of its own, as this one may have Triton interpret kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = tmp_path / "static.json"
-    command = [sys.executable, ROOT / "benchmarks/gpu_static.py", "--json", path, *options]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu_static", "--json", path, *options]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert path.exists(), ran.stderr[-2000:]
     return ran, json.loads(path.read_text())
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import mixes
+from benchmarks.shared import mixes
 from cat_fast.errors import UserError
 from cat_fast.packing import TokenBudgetPacker, packer
 from cat_fast.packing.reference_packer import ReferenceBestFitPacker

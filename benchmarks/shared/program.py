@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import harness, machine
+from benchmarks.shared import harness, machine
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
+from benchmarks.shared import machine
 from cat_fast import hardware
 
 Clock = Callable[[], float]

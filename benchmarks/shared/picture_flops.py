@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.mixes import MIXES
+from benchmarks.shared.mixes import MIXES
 from cat_fast.config import read_yaml
 from cat_fast.training.metrics.flops import GeneratorFlops
 
-CONFIGS = Path(__file__).parents[1] / "configs/generator"
+CONFIGS = Path(__file__).parents[2] / "configs/generator"
 FIXED = 256
 """Tokens of a picture of 512 px at 16x."""
 PUBLISHED = {
