@@ -1,7 +1,9 @@
-"""Imports run downward: a room of cat_fast knows the rooms below it, and no room above."""
+"""Imports run downward, never in a circle: a room of cat_fast knows the rooms below it, and no room above."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,8 @@ ROOMS = (
 """From the top of the house to the bottom; CONTRIBUTING.md draws the same."""
 FLOOR = ("errors", "config", "console", "processor", "hardware")
 """Modules that every room may import."""
+GROUPED = ("training", "data", "inference")
+"""Rooms of several packages, which import each other in one direction only."""
 NATIVE = ("_bindings",)
 """Compiled from csrc/, which lies below everything."""
 
@@ -52,6 +56,55 @@ def imports(name: str, source: str) -> Iterator[str]:
             base = package[: len(package) - node.level + 1] if node.level else []
             home = ".".join([*base, *([node.module] if node.module else [])])
             yield from (f"{home}.{alias.name}" for alias in node.names)
+
+
+@cache
+def graph() -> dict[str, set[str]]:
+    """Modules with the modules that each imports; without the root, which gathers them all."""
+    found = modules()
+    del found["cat_fast.__init__"]
+    return {
+        name: {
+            module
+            for target in imports(name, path.read_text(encoding="utf-8"))
+            if (module := _module_of(target, found)) not in (None, name)
+        }
+        for name, path in found.items()
+    }
+
+
+def _module_of(target: str, known: Collection[str]) -> str | None:
+    """The module that an import reads: `target` itself, its package, or the one that defines the name."""
+    while target:
+        for name in (target, f"{target}.__init__"):
+            if name in known:
+                return name
+        target = target.rpartition(".")[0]
+    return None
+
+
+def part_of(name: str) -> str:
+    """The package of a module; a module at the top of a room is a part of its own."""
+    package, _, module = name.rpartition(".")
+    return package if package.count(".") > 1 else f"{package}.{module}"
+
+
+def parts_of(room: str, edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The parts of a room with the parts that each imports."""
+    inside = {name for name in edges if name.split(".")[1] == room}
+    found: dict[str, set[str]] = {part_of(name): set() for name in inside}
+    for name in inside:
+        found[part_of(name)] |= {part_of(other) for other in edges[name] & inside} - {part_of(name)}
+    return found
+
+
+def circle(edges: Mapping[str, set[str]]) -> list[str]:
+    """The nodes of a circle, the first one again at the end; empty if there is none."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
 
 
 def violations(name: str, source: str) -> list[str]:
@@ -81,6 +134,27 @@ def _allowed(room: str, target: str) -> bool:
 def test_imports_run_downward(name):
     assert name.split(".")[1] in ROOMS + FLOOR, f"{name} is in no room: give it a place in ROOMS"
     assert violations(name, modules()[name].read_text(encoding="utf-8")) == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circle(graph()) == []
+
+
+@pytest.mark.parametrize("room", GROUPED)
+def test_packages_of_a_room_import_in_one_direction(room):
+    parts = parts_of(room, graph())
+    assert any(parts.values()), "a room of one part has nothing to hold"
+    assert circle(parts) == []
+
+
+def test_a_circle_is_found():
+    names = ("store.__init__", "health.guard", "health.watchdog", "metrics.log", "loop")
+    store, guard, watchdog, log, loop = (f"cat_fast.training.{name}" for name in names)
+    edges = {store: {guard}, guard: {log}, log: {watchdog}, watchdog: set(), loop: {store}}
+    assert circle(edges) == []
+    found = circle(parts_of("training", edges))
+    assert set(found) == {"cat_fast.training.health", "cat_fast.training.metrics"}
+    assert set(circle({**edges, watchdog: {guard}})) == {guard, log, watchdog}
 
 
 @pytest.mark.parametrize(

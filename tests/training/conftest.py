@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 def gans(tmp_path_factory):
     """The folder in which `gan_worker.py` left a folder a case."""
     out = tmp_path_factory.mktemp("gans")
-    run_ranks(HERE / "gan_worker.py", 2, out)
+    run_ranks(HERE / "tokenizer/gan_worker.py", 2, out)
     return out
 
 
@@ -27,5 +27,5 @@ def latents(tmp_path_factory):
 def generators(latents, tmp_path_factory):
     """The folder in which `generator_worker.py` left a folder a case."""
     out = tmp_path_factory.mktemp("generators")
-    run_ranks(HERE / "generator_worker.py", 2, latents, out)
+    run_ranks(HERE / "generator/generator_worker.py", 2, latents, out)
     return out

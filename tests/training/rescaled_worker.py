@@ -13,10 +13,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from cat_fast.training.runtime.ranks import Ranks, start, stop
-from tests.training import gan_case, generator_case
 from tests.training.engine_state import forward_weights
-from tests.training.gan_worker import Training
-from tests.training.generator_worker import GeneratorTraining
+from tests.training.generator import generator_case
+from tests.training.generator.generator_worker import GeneratorTraining
+from tests.training.tokenizer import gan_case
+from tests.training.tokenizer.gan_worker import Training
 
 GANS = ("zero1", "zero2_bf16")
 GENERATORS = ("zero1", "zero2_images", "zero3", "zero3_in_pieces")

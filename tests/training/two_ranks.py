@@ -1,6 +1,6 @@
 """Runs a function of a test file on two ranks, without the launcher.
 
-    outputs = on_two_ranks("tests.training.test_guard:rank_skips", tmp_path)
+    outputs = on_two_ranks("tests.training.health.test_nan_guard:rank_skips", tmp_path)
 
 starts two processes that call `rank_skips(tmp_path)`, its arguments as text, with RANK and what else a
 process group needs in their environment.

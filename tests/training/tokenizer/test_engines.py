@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.gan_case import CASES, GAN_FROM, LR, RATIOS, STEPS, WORLD, Case, ratio_of
-from tests.training.plain_gan import PlainGAN
+from tests.training.tokenizer.gan_case import CASES, GAN_FROM, LR, RATIOS, STEPS, WORLD, Case, ratio_of
+from tests.training.tokenizer.plain_gan import PlainGAN
 
 BY_NAME = {case.name: case for case in CASES}
 FP32 = [case for case in CASES if case.precision == "fp32"]

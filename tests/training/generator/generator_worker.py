@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from cat_fast.training.generator.task import GeneratorTask
 from cat_fast.training.runtime.ranks import Ranks, start, stop
 from tests.training.engine_state import forward_weights, full_state
-from tests.training.generator_case import CASES, HALF, STEPS, Case
+from tests.training.generator.generator_case import CASES, HALF, STEPS, Case
 
 
 class GeneratorTraining:

@@ -16,8 +16,8 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.runtime.seeding import seed_step, step_rng
 from cat_fast.training.tokenizer.predict_memory import plan_memory
-from tests.training.balanced_worker import STEPS, settings
 from tests.training.many_ranks import run_ranks
+from tests.training.tokenizer.balanced_worker import STEPS, settings
 
 WORKER = Path(__file__).with_name("balanced_worker.py")
 

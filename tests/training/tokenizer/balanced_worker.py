@@ -14,7 +14,7 @@ from cat_fast.config import fill, read_yaml
 from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.training.config.settings import TokenizerRun
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = 3
 OVERRIDES = [
     "model.block_out_channels=[16,16,32,32,64,64]",

@@ -32,7 +32,7 @@ from cat_fast.training.tokenizer.image_source import load_source, loader_metrics
 from tests.data.streams.sets import picture
 from tests.training.thread_ranks import on_thread_ranks
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SMALL = ["data.image_size=32", "data.batch_size=2", "data.stream.workers=0", "data.stream.shuffle_pictures=4"]
 
 

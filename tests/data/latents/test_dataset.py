@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from cat_fast.data import files
-from cat_fast.data.latents import format
+from cat_fast.data.latents import format as latent_format
 from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
 from cat_fast.data.latents.moments import per_channel
 from cat_fast.errors import UserError
@@ -159,7 +159,7 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as fault:
-        fault.setattr(format, "save_file", full)
+        fault.setattr(latent_format, "save_file", full)
         with pytest.raises(UserError, match=r"shard-00000\.safetensors: cannot be written .*No space left"):
             write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["latents.json"]

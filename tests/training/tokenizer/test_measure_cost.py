@@ -11,8 +11,8 @@ from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer import measure_cost
 from cat_fast.training.tokenizer.synthetic_step import Workload
-from tests.training.balanced_worker import ROOT
 from tests.training.thread_ranks import on_thread_ranks
+from tests.training.tokenizer.balanced_worker import ROOT
 
 TINY = [
     "model.block_out_channels=[4,4,8,8,8,8]",

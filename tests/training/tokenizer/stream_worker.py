@@ -6,7 +6,7 @@ stream_worker.py SHARDS OUT, started twice by `test_stream_runs.py` with RANK, W
 import sys
 from pathlib import Path
 
-NANO = Path(__file__).parents[2] / "configs/tokenizer/nano.yaml"
+NANO = Path(__file__).parents[3] / "configs/tokenizer/nano.yaml"
 TINY = [
     "model.block_out_channels=[4,4,8,8,8,8]",
     "model.norm_num_groups=2",

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from cat_fast.generator import DiT
-from tests.training.generator_case import CASES, HALF, STEPS, WORLD, Case
-from tests.training.plain_generator import PlainGenerator
+from tests.training.generator.generator_case import CASES, HALF, STEPS, WORLD, Case
+from tests.training.generator.plain_generator import PlainGenerator
 
 BY_NAME = {case.name: case for case in CASES}
 FP32 = [case for case in CASES if case.precision == "fp32"]

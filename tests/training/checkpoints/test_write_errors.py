@@ -39,7 +39,7 @@ class Writer:
 
 
 def test_the_rank_that_cannot_write_makes_room_and_all_raise_at_the_end(tmp_path):
-    outputs = on_two_ranks("tests.training.test_write_errors:write_on_rank", tmp_path)
+    outputs = on_two_ranks("tests.training.checkpoints.test_write_errors:write_on_rank", tmp_path)
     for rank, output in enumerate(outputs):
         assert f"rank {rank}: {tmp_path}: a checkpoint cannot be written (the disk is full)" in output
         assert f"rank {rank} afterwards: ['second']" in output

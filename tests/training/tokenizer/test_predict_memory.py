@@ -20,7 +20,7 @@ from cat_fast.training.tokenizer.predict_memory import (
     trace,
 )
 from cat_fast.training.tokenizer.synthetic_step import Workload
-from tests.training.balanced_worker import ROOT, live_bytes
+from tests.training.tokenizer.balanced_worker import ROOT, live_bytes
 
 MIB = 2**20
 SMALL = [

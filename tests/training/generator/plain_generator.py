@@ -18,7 +18,7 @@ from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
-from tests.training.generator_case import STEPS, WORLD, Case
+from tests.training.generator.generator_case import STEPS, WORLD, Case
 
 
 class Part(NamedTuple):

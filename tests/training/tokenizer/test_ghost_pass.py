@@ -10,9 +10,9 @@ from cat_fast.config import fill, read_yaml
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.config.settings import TokenizerRun
-from tests.training.gan_case import RATIOS, SIDE, tiny_models
+from tests.training.tokenizer.gan_case import RATIOS, SIDE, tiny_models
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "tokenizer"
+CONFIGS = Path(__file__).parents[3] / "configs" / "tokenizer"
 
 
 def loss_at(model: NestedAutoencoderKL, ratio: int, ghost_pass: bool) -> torch.Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.seeding import seed_step
-from tests.training.gan_case import SIDE, STEPS, WORLD, Case, ratio_of, tiny_models
+from tests.training.tokenizer.gan_case import SIDE, STEPS, WORLD, Case, ratio_of, tiny_models
 
 
 class Part(NamedTuple):

@@ -68,7 +68,7 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 
 def test_a_stopped_rank_is_named_by_the_others_which_show_their_stacks_and_end(tmp_path):
-    ranks = start_two_ranks("tests.training.test_watchdog:meet", tmp_path)
+    ranks = start_two_ranks("tests.training.health.test_watchdog:meet", tmp_path)
     try:
         wait_for_step(tmp_path, 3)
         ranks[1].send_signal(signal.SIGSTOP)
@@ -90,7 +90,7 @@ def test_a_stopped_rank_is_named_by_the_others_which_show_their_stacks_and_end(t
 
 
 def test_a_rank_that_is_busy_for_too_long_is_told_from_those_that_wait_for_it(tmp_path):
-    ranks = start_two_ranks("tests.training.test_watchdog:meet", tmp_path, 5)
+    ranks = start_two_ranks("tests.training.health.test_watchdog:meet", tmp_path, 5)
     try:
         outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
     finally:

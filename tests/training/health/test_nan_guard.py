@@ -122,7 +122,7 @@ def two_ranks(tmp_path_factory):
     """(what a rank reports, what it prints) of both: engines under every stage, then both tasks."""
     folder = tmp_path_factory.mktemp("guard")
     latents = write_latents(folder / "latents")
-    outputs = on_two_ranks("tests.training.test_guard:skip_on_rank", folder, latents)
+    outputs = on_two_ranks("tests.training.health.test_nan_guard:skip_on_rank", folder, latents)
     reports = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
     return list(zip(reports, outputs, strict=True))
 

@@ -17,7 +17,7 @@ from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks, start, stop
 from cat_fast.training.tokenizer.trainer import RatioBatch, TokenizerTrainer
 from tests.training.engine_state import forward_weights, full_state
-from tests.training.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
+from tests.training.tokenizer.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
 
 
 class Training:
