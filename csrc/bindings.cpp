@@ -4,7 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "packing/best_fit.h"
+#include "token_budget_packer/best_fit.h"
 
 namespace py = pybind11;
 using cat_fast::BestFitPacker;

@@ -94,5 +94,5 @@ def test_touching_one_source_recompiles_one_object_in_editable_installs(tree):
     assert build() == set()
     (tree / "csrc/ops.cpp").touch()
     assert build() == {"cat_fast._ops/csrc/ops.o"}
-    (tree / "csrc/packing/best_fit.h").touch()
+    (tree / "csrc/token_budget_packer/best_fit.h").touch()
     assert build() == {"cat_fast._bindings/csrc/bindings.o"}
