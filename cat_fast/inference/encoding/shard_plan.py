@@ -18,8 +18,7 @@ from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.errors import UserError
-from cat_fast.inference.encoding.codec import require_patches
-from cat_fast.inference.encoding.photo_ratio import require_served
+from cat_fast.inference.encoding.codec import require_patches, require_served
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 NO_CLASSES = ["picture"]

@@ -1,21 +1,22 @@
 """The pictures of a run: the source that its configuration names, its place in checkpoints, its figures."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
 
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
-from cat_fast.complexity.ratio import SCORES, RatioThresholds
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_of
+from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.image_batch import PictureBatch, PictureSource
 from cat_fast.data.images.crops import CropDataset, load_shrunk
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.memory_source import MemorySource
 from cat_fast.data.sampling.ratio_sampler import RatioSampler, make_plan
 from cat_fast.data.streams.decoding import CropSettings
-from cat_fast.data.streams.formats.base import Labels, Rating, ShardSet
+from cat_fast.data.streams.formats.base import Rating, ShardSet
 from cat_fast.data.streams.formats.hugging_face import HubShards
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
 from cat_fast.data.streams.formats.problems import Problems
@@ -176,16 +177,6 @@ def _shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
 
 
 def _rating(data: ImageDataConfig) -> Rating:
-    thresholds = RatioThresholds(*data.thresholds)
-
-    def by_score(labels: Labels) -> int | None:
-        score = labels.score
-        return thresholds.ratio(score) if score is not None and score in SCORES else None
-
-    by_labels: dict[str, Callable[[Labels], int | None]] = {
-        "index": lambda labels: labels.ratio,
-        "score": by_score,
-        "jpeg": lambda labels: None,
-    }
+    policy = policy_of(data.ratios_from, RatioThresholds(*data.thresholds))
     judged = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
-    return Rating(by_labels[data.ratios_from], ratio_of_file if judged else None)
+    return Rating(policy.rate, ratio_of_file if judged else None)
