@@ -343,6 +343,9 @@ class GeneratorRun(RunConfig):
     text_encoder: str = ""
     """A transformers model, by folder or name, whose frozen states tell captions beside classes.
     Empty is class-conditional, as in the paper."""
+    text_cache_megabytes: int = 1024
+    """Host memory per rank for the states of captions, each of which is then encoded once. With 0, or where
+    the states of all captions of the latents do not fit, each step encodes its captions in one batch."""
     compile: bool = False
     """Whether torch.compile makes kernels of the model: a minute at the start, and not again when the lengths
     in a batch change."""
@@ -352,6 +355,9 @@ class GeneratorRun(RunConfig):
         require(
             not (self.data.global_tokens and self.accumulation_steps > 1),
             "accumulation_steps and data.global_tokens both say how many batches a step holds; leave one out",
+        )
+        require(
+            self.text_cache_megabytes >= 0, f"text_cache_megabytes: {self.text_cache_megabytes} is negative"
         )
         require(
             self.logging.grid_every_steps == 0,
