@@ -12,7 +12,7 @@ import warnings
 import torch
 from packaging.version import Version
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 
 OLDEST_TORCH = Version("2.10")  # the stable ABI that setup.py targets
 DIFFERENTIABLE = ("group_norm_silu", "scalar_attention", "varlen_attention", "adaln", "gate_residual_adaln")
@@ -72,7 +72,7 @@ def _load(name: str, path: str) -> str | None:
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:  # built for another torch, CUDA runtime or platform
-        return str(error).splitlines()[0]
+        return first_line(error)
     device = "CUDA" if name == "_ops_cuda" else "CPU"
     for operator in OPERATORS[name]:
         if not _implements(operator, device):

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL.Image import Image
-from torchvision.transforms.functional import pil_to_tensor
-
 from cat_fast.complexity.choose import Scorer, choose_ratios
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.jpeg_size import JPEG_SIDE, jpeg_ratio
 from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratio_policy import Label, RatioChoice, RatioPolicy, ratio_of_image
 from cat_fast.data.images.index import ImageRecord, read_index
-from cat_fast.data.images.io import decode_image, load_image, resize_center_crop
+from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs
 from cat_fast.errors import UserError
 
 PHOTOGRAPHS = "photographs"
-RATIO_SIGNALS = ("index", "score", "jpeg")
+RATIO_SIGNALS: dict[str, tuple[Label, ...]] = {"index": ("ratio",), "score": ("score",), "jpeg": ()}
+"""Values of `data.ratios_from`, and the labels that each consults."""
 
 
 def index_photographs(
@@ -51,37 +49,24 @@ def load_index(name: str) -> list[ImageRecord]:
     return index_photographs(photographs("train")) if name == PHOTOGRAPHS else read_index(name)
 
 
-def ratios_of(records: Sequence[ImageRecord], signal: str, thresholds: RatioThresholds) -> list[int]:
-    """The ratio of each picture by one of RATIO_SIGNALS; `thresholds` are those of scores.
+def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
+    """Return the policy of one of RATIO_SIGNALS; `thresholds` are those of scores."""
+    return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
 
-    By `jpeg` each picture is read, cut to its centre square at 512 px and compressed once.
+
+def ratios_of(records: Sequence[ImageRecord], signal: str, thresholds: RatioThresholds) -> list[int]:
+    """Return the ratio of each image by one of RATIO_SIGNALS; by `jpeg`, each is read and compressed once.
 
     Raises:
-        UserError: a picture has no such signal.
+        UserError: an image has no such signal, or not a valid one.
     """
-    if signal == "score":
-        return thresholds.ratios(record.score for record in records)
     if signal == "jpeg":
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
-    for record in records:
-        if record.ratio is None:  # JSON may say so
-            raise UserError(f"{record.key}: the index names no ratio; data.ratios_from=jpeg judges by size")
-    return [record.ratio for record in records]
-
-
-def ratio_of_file(data: bytes) -> int:
-    """The ratio of an encoded picture by its size as a JPEG, as `ratios_of` judges with `jpeg`.
-
-    Raises:
-        UserError: the bytes are no whole picture.
-    """
-    return _ratio_by_pixels(decode_image(data))
-
-
-def _ratio_by_jpeg(path: str) -> int:
-    return _ratio_by_pixels(load_image(path))
-
-
-def _ratio_by_pixels(picture: Image) -> int:
-    return jpeg_ratio(pil_to_tensor(resize_center_crop(picture, JPEG_SIDE)))
+            return list(pool.map(lambda record: ratio_of_image(load_image(record.path)), records))
+    ratios = []
+    for record, choice in zip(records, policy_of(signal, thresholds).choose(records), strict=True):
+        if not isinstance(choice, RatioChoice):
+            why = choice or f"the index names no {signal.replace('index', 'ratio')}"
+            raise UserError(f"{record.key}: {why}; data.ratios_from=jpeg judges by size")
+        ratios.append(choice.ratio)
+    return ratios

@@ -4,18 +4,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cat_fast.data.images.crops import CropDataset, load_shrunk
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.data.photographs import CATEGORIES
+from cat_fast.inference.encoding.ratio_batches import encode_batch
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 MIN_CROP = 0.6
 
 
-@torch.no_grad()
 def encode_crops(
     tokenizer: NestedAutoencoderKL,
     records: Sequence[ImageRecord],
@@ -47,10 +46,8 @@ def encode_crops(
                 todo = {i: name for i, name in names.items() if name not in writer}
                 if not todo:
                     continue
-                batch = torch.stack(
-                    [pictures.crop(number, np.random.default_rng([number, ratio, i])) for i in todo]
-                )
-                latents = tokenizer.encode(batch, ratio).latent_dist.mode()
+                batch = [pictures.crop(number, np.random.default_rng([number, ratio, i])) for i in todo]
+                latents = encode_batch(tokenizer, batch, ratio)
                 for name, latent in zip(todo.values(), latents, strict=True):
                     label = CATEGORIES.index(record.category)
                     writer.add(name, latent, label=label, ratio=ratio, caption=record.caption)

@@ -11,8 +11,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from cat_fast.config import first_line
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.checkpoints.write_errors import as_write_error, write_on_main, write_together
 from cat_fast.training.config.settings import RunConfig

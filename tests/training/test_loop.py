@@ -17,7 +17,7 @@ from cat_fast.training.health.run_status import find_runs, summarize
 from cat_fast.training.loop import EXPORT, Preempted, run
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
-from tests.training.two_ranks import gloo_ranks, on_two_ranks
+from tests.training.rank_processes import gloo_ranks, run_ranks
 
 
 class Counter:
@@ -348,7 +348,7 @@ class OnTwoRanks(Counter):
 
 
 def test_what_one_rank_meets_ends_both_with_one_message(tmp_path):
-    outputs = on_two_ranks("tests.training.test_loop:on_rank", tmp_path)
+    outputs = run_ranks("tests.training.test_loop:on_rank", 2, tmp_path)
     for rank, output in enumerate(outputs):
         assert f"rank {rank} failed: {tmp_path}/checkpoints: a checkpoint cannot be written" in output
         assert "(on rank 1)" in output
@@ -377,7 +377,7 @@ def run_in_own_folder(folder: str) -> None:
 def test_ranks_that_do_not_share_their_folder_are_told_before_they_train(tmp_path):
     for rank in (0, 1):
         (tmp_path / f"of_rank_{rank}").mkdir()
-    outputs = on_two_ranks("tests.training.test_loop:run_in_own_folder", tmp_path, codes=(1, 1))
+    outputs = run_ranks("tests.training.test_loop:run_in_own_folder", 2, tmp_path, code=1)
     for output in outputs:
         assert "every rank needs storage that all machines share (on rank 1)" in output
     assert not list(tmp_path.rglob("step_*"))

@@ -94,6 +94,10 @@ class LatentTable(Sequence[LatentEntry]):
         """Whether any latent has one."""
         return self._captions.null_count < len(self)
 
+    def distinct_captions(self) -> list[str]:
+        """Return each caption once, in the order of first use."""
+        return self._captions.unique().drop_null().to_pylist()
+
     def add_to(self, digest: "hashlib._Hash") -> None:
         """Hash all rows in their order, but for their captions."""
         for column in (self.labels, self.ratios, self.shapes):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
 from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight
+from cat_fast.generator.text_cache import TextCache, estimate_bytes
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.models.build import build_model
 from cat_fast.models.load import load_tokenizer
@@ -40,6 +42,7 @@ class GeneratorTask:
         other = UserError("data.latents: other latents than rank 0: all ranks must see the same files")
         raise_together(None if same else other, ranks)
         self.text_encoder = _text_encoder(config, self.latents, ranks)
+        self._encode = _encoding(self.text_encoder, self.latents, config.text_cache_megabytes << 20)
         self.parts = _batches_a_step(config, ranks)
         torch.manual_seed(config.seed)
         self.arguments = self._model_arguments()
@@ -126,8 +129,7 @@ class GeneratorTask:
     def _next_batches(self) -> tuple[list[tuple[PackedSequence, PackedText | None]], float]:
         """Collective: those of a step, with their texts, and how many seconds they were waited for."""
         batches, seconds = on_each(lambda: self.batches.take(self.parts), self.ranks)
-        encode = self.text_encoder or (lambda captions: None)
-        return [(batch.packed, encode(batch.captions)) for batch in batches], seconds
+        return [(batch.packed, self._encode(batch.captions)) for batch in batches], seconds
 
     def _totals(
         self,
@@ -293,3 +295,14 @@ def _text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Ranks) ->
     if not latents.entries.has_captions:
         raise UserError(f"text_encoder: the latents in {config.data.latents} have no captions; leave it out")
     return TextEncoder(config.text_encoder, download=False).to(ranks.device)  # a rank never downloads
+
+
+def _encoding(
+    encoder: TextEncoder | None, latents: LatentDataset, cache_bytes: int
+) -> Callable[[Sequence[str]], PackedText | None]:
+    """Return the function that encodes a batch's captions: cached if the states of all captions fit."""
+    if encoder is None:
+        return lambda captions: None
+    if cache_bytes and estimate_bytes(encoder, latents.entries.distinct_captions()) <= cache_bytes:
+        return TextCache(encoder, cache_bytes)
+    return encoder

@@ -1,26 +1,28 @@
 """The pictures of a run: the source that its configuration names, its place in checkpoints, its figures."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
 
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
-from cat_fast.complexity.ratio import SCORES, RatioThresholds
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_of
+from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.image_batch import PictureBatch, PictureSource
 from cat_fast.data.images.crops import CropDataset, load_shrunk
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.memory_source import MemorySource
 from cat_fast.data.sampling.ratio_sampler import RatioSampler, make_plan
 from cat_fast.data.streams.decoding import CropSettings
-from cat_fast.data.streams.formats.base import Labels, Rating, ShardSet
+from cat_fast.data.streams.formats.base import Rating, ShardSet
 from cat_fast.data.streams.formats.hugging_face import HubShards
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
+from cat_fast.data.streams.held_out import HeldOut, TrainingShards
 from cat_fast.data.streams.plan import Mix, counted
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
@@ -38,7 +40,7 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> PictureSource:
         UserError: no such pictures, or nothing tells their ratios.
     """
     data = config.data
-    if data.in_memory and not (data.shards or data.folder or data.dataset):
+    if data.in_memory and not data.streamed:
         return _in_memory(config, ranks)
     return _streamed(config, ranks)
 
@@ -76,7 +78,9 @@ def loader_metrics(batches: Sequence[PictureBatch], ranks: Ranks) -> dict[str, f
 
 def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
     data = config.data
-    every = on_each(lambda: load_index(data.index), ranks)
+    held_out = held_out_of(config)
+    index = on_each(lambda: load_index(data.index), ranks)
+    every = [record for record in index if held_out is None or record.key not in held_out]
     records, pictures = _readable(every, data.max_side, ranks)
     ratios = _ratios(every, records, config)
     costs = costs_of(config, ranks)
@@ -135,7 +139,9 @@ def _ratios(every: Sequence[ImageRecord], kept: Sequence[ImageRecord], config: T
 
 def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     data, problems = config.data, Problems()
-    shards = on_each(lambda: _shards(data, problems), ranks)
+    held_out = held_out_of(config)
+    shards = on_each(lambda: open_shards(data, problems), ranks)
+    shards = shards if held_out is None else TrainingShards(shards, held_out)
     same = ranks.broadcast(shards.names) == shards.names
     other = UserError("other pictures than rank 0: all ranks must see the same files")
     raise_together(None if same else other, ranks)
@@ -162,7 +168,18 @@ def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     )
 
 
-def _shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
+def held_out_of(config: TokenizerRun) -> HeldOut | None:
+    """The images of the run's own data that are kept out of training; None if all are trained on."""
+    share = config.data.held_out_share
+    return HeldOut(share, config.seed) if share else None
+
+
+def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
+    """Return the images that a configuration names, other than those held in memory.
+
+    Raises:
+        UserError: they are not there.
+    """
     if data.shards:
         remote = Remote(data.stream, problems)
         return TarShards(list_shards(data.shards, remote), remote, problems)
@@ -176,16 +193,6 @@ def _shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
 
 
 def _rating(data: ImageDataConfig) -> Rating:
-    thresholds = RatioThresholds(*data.thresholds)
-
-    def by_score(labels: Labels) -> int | None:
-        score = labels.score
-        return thresholds.ratio(score) if score is not None and score in SCORES else None
-
-    by_labels: dict[str, Callable[[Labels], int | None]] = {
-        "index": lambda labels: labels.ratio,
-        "score": by_score,
-        "jpeg": lambda labels: None,
-    }
+    policy = policy_of(data.ratios_from, RatioThresholds(*data.thresholds))
     judged = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
-    return Rating(by_labels[data.ratios_from], ratio_of_file if judged else None)
+    return Rating(policy.rate, ratio_of_file if judged else None)

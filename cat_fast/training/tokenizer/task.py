@@ -1,7 +1,9 @@
 """Training the nested VAE: one ratio a rank a batch, the pictures that the run's source gives."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,7 +21,14 @@ from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import Part
-from cat_fast.training.tokenizer.image_source import load_source, loader_metrics, make_source, save_source
+from cat_fast.training.tokenizer.grid_images import grid_images
+from cat_fast.training.tokenizer.image_source import (
+    held_out_of,
+    load_source,
+    loader_metrics,
+    make_source,
+    save_source,
+)
 from cat_fast.training.tokenizer.trainer import RatioBatch, TokenizerTrainer
 
 
@@ -42,8 +51,14 @@ class TokenizerTask:
             on_main(self._read_grid, ranks)
 
     def _read_grid(self) -> None:
-        config = self.config
-        self.pictures = ReconstructionGrid(config.logging, config.data.image_size, self.ranks.device)
+        shown = grid_images(self.config)
+        self.pictures = ReconstructionGrid(shown, self.config.data.image_size, self.ranks.device)
+        if not shown.held_out:
+            print(
+                "grids show training images, as the data has no held-out ones: see data.held_out and "
+                "data.held_out_share",
+                flush=True,
+            )
 
     def train_step(self, step: int) -> dict[str, float]:
         parts = self.config.accumulation_steps
@@ -59,13 +74,22 @@ class TokenizerTask:
         self.ema.save(folder / "ema.safetensors")
         save_source(self.source, folder, self.ranks)
         if self.ranks.is_main:
-            state |= {"ema_updates": self.ema.updates}
+            state |= {"ema_updates": self.ema.updates, "held_out": self._held_out()}
             (folder / "task.json").write_text(json.dumps(state))
+
+    def _held_out(self) -> dict[str, Any] | None:
+        held_out = held_out_of(self.config)
+        return None if held_out is None else asdict(held_out)
 
     def load(self, folder: Path) -> None:
         """The state is that of all ranks together, so that any number of them goes on: each ratio's pictures
         where they stopped, the next step's ratios drawn for the ranks there are."""
         state = json.loads((folder / "task.json").read_text())
+        if (before := state.get("held_out")) != (now := self._held_out()):
+            raise UserError(
+                f"data.held_out_share: the run was started with {before}, not {now}, and would train on "
+                "images that were held out; give the former, or start a new run in another output_dir"
+            )
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])

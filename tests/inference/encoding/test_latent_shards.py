@@ -395,10 +395,10 @@ def test_ratios_follow_thresholds_or_are_fixed(tokenizer, index, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 128}, "resolution 64, not 128"),
-        ({"per_shard": 5}, "latents_per_shard 4, not 5"),
-        ({"ratio": 16}, "ratio 'auto', not 16"),
-        ({"format": "webdataset"}, "format 'safetensors'"),
+        ({"size": 128}, "resolution: 64, not 128"),
+        ({"per_shard": 5}, "latents_per_shard: 4, not 5"),
+        ({"ratio": 16}, "ratio: 'auto', not 16"),
+        ({"format": "webdataset"}, "format: 'safetensors'"),
         ({"classes": ["sky"]}, "class_names"),
     ],
 )

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from functools import partialmethod
 
@@ -14,14 +13,15 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
 from cat_fast.errors import UserError
-from cat_fast.generator import DiT
+from cat_fast.generator import DiT, PackedText
 from cat_fast.generator.diffusion import load_schedule
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.training.config.settings import GeneratorRun
 from cat_fast.training.generator.task import GeneratorTask, _batches_a_step
-from cat_fast.training.runtime import ranks
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import GENERATOR, ROOT
+
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "plane", "in", "the", "sky", "page", "of", "text"]
 
@@ -29,20 +29,6 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "plane", "in", "the"
 def config(*overrides: str) -> GeneratorRun:
     path, *tiny = GENERATOR
     return fill(GeneratorRun, read_yaml(ROOT / path), [*tiny, *overrides])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_rank():
-    """DeepSpeed's group of this process alone, and none of its variables afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
-            patch.delenv(name, raising=False)
-        before = dict(os.environ)
-        ranks.start()
-        yield
-        ranks.stop()
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +122,8 @@ def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents
     task = GeneratorTask(run, Ranks())
     task._next_batches()
     ((batch, text),), _ = task._next_batches()
-    expected = task.text_encoder(
-        [["a plane in the sky", "a page of text"][label] for label in batch.label.tolist()]
-    )
+    captions = [["a plane in the sky", "a page of text"][label] for label in batch.label.tolist()]
+    expected = PackedText.of([task.text_encoder([caption]).tokens for caption in captions])
     assert torch.equal(text.tokens, expected.tokens)
     assert torch.equal(text.cu_seqlens, expected.cu_seqlens)
     before = {name: p.detach().clone() for name, p in task.engine.module.named_parameters()}
@@ -151,6 +136,20 @@ def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents
     exported = json.loads((tmp_path / "model/config.json").read_text())
     assert exported["text_dim"] == 12
     assert exported["text_encoder_fingerprint"] == TextEncoder(bert).fingerprint()
+
+
+def test_captions_are_encoded_once_if_all_fit_and_else_in_one_batch_per_step(latents, bert):
+    asked = {}
+    for megabytes in (1, 0):
+        run = [f"data.latents={latents}", f"text_encoder={bert}", f"text_cache_megabytes={megabytes}"]
+        task = GeneratorTask(config(*run), Ranks())
+        batches = asked.setdefault(megabytes, [])
+        task.text_encoder.model.register_forward_pre_hook(
+            lambda _model, _args, kwargs, batches=batches: batches.append(len(kwargs["input_ids"])),
+            with_kwargs=True,
+        )
+        sizes = [len(batch) for _ in range(3) for batch, _ in task._next_batches()[0]]
+    assert asked == {1: [1, 1], 0: sizes}  # there are two captions
 
 
 def test_a_text_encoder_without_captions_is_refused(tmp_path, bert):

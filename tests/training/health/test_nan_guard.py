@@ -17,8 +17,8 @@ from cat_fast.training.health.nan_guard import SKIPPED, StepGuard
 from cat_fast.training.runtime.collective_errors import SharedError
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import Part
+from tests.training.rank_processes import run_ranks
 from tests.training.runs import GENERATOR, TOKENIZER, write_latents
-from tests.training.two_ranks import on_two_ranks
 
 NAN, INF = float("nan"), float("inf")
 CLEAN = (0, 2, 4, 7)
@@ -122,7 +122,7 @@ def two_ranks(tmp_path_factory):
     """(what a rank reports, what it prints) of both: engines under every stage, then both tasks."""
     folder = tmp_path_factory.mktemp("guard")
     latents = write_latents(folder / "latents")
-    outputs = on_two_ranks("tests.training.health.test_nan_guard:skip_on_rank", folder, latents)
+    outputs = run_ranks("tests.training.health.test_nan_guard:skip_on_rank", 2, folder, latents)
     reports = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
     return list(zip(reports, outputs, strict=True))
 

@@ -8,7 +8,7 @@ from cat_fast.training.loop import run
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.health.test_watchdog import Meeting
-from tests.training.two_ranks import gloo_ranks, on_two_ranks
+from tests.training.rank_processes import gloo_ranks, run_ranks
 
 
 class Sleepy(Meeting):
@@ -31,7 +31,7 @@ def train(folder: str) -> None:
 
 
 def test_a_slow_rank_is_warned_of_while_it_is_slow_and_measured(tmp_path):
-    outputs = on_two_ranks("tests.training.health.test_stragglers:train", tmp_path)
+    outputs = run_ranks("tests.training.health.test_stragglers:train", 2, tmp_path)
     warnings = [line for line in outputs[0].splitlines() if line.startswith("warning: rank")]
     assert len(warnings) == 1, outputs[0]
     assert warnings[0].startswith("warning: rank 1 (")

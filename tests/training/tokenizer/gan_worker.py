@@ -1,13 +1,12 @@
 """One rank of the proof of the tokenizer's training: every case of `gan_case.py`, each with new engines.
 
-Started once a rank by `run_ranks`: gan_worker.py OUT. Leaves in OUT/<case>: `straight`, the whole state at
+`main(OUT)` is started once per rank by `run_ranks`. Leaves in OUT/<case>: `straight`, the whole state at
 the end; `rank<r>`, what a rank holds as weights; metrics.json, and dtypes.json, what was computed in which.
 Cases that are also saved half way leave the checkpoint `half`, the state at it, `saved`, and `resumed`, the
 state at the end of a second training that went on from it.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -120,13 +119,9 @@ def watch_dtypes(trainer: TokenizerTrainer) -> dict[str, str]:
     return seen
 
 
-def main(out: Path) -> None:
+def main(out: str) -> None:
     ranks = start()
     for case in CASES:
-        train(case, out, ranks)
+        train(case, Path(out), ranks)
     ranks.barrier()
     stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from cat_fast.complexity.image_ratios import index_photographs, ratio_of_file, ratios_of
+from cat_fast.complexity.image_ratios import index_photographs, ratios_of
 from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.images.crops import CropDataset, load_shrunk
 from cat_fast.data.images.index import ImageRecord, write_index
