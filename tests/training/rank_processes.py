@@ -143,7 +143,7 @@ def _fork_server() -> multiprocessing.context.ForkServerContext:
 
 
 def _run(function: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
-    """The rank itself. Exits without the interpreter's end, where gloo's threads have been seen to abort it."""
+    """Run as a rank; skips the interpreter's shutdown, where gloo's threads have been seen to abort it."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
