@@ -8,9 +8,6 @@ import torch
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.text_encoder import TextEncoder
 
-_MEASURED = 256
-"""Texts by whose mean length the size of all is estimated."""
-
 
 class TextCache:
     """Encodes texts as its encoder does, each distinct one once while it is kept.
@@ -47,9 +44,7 @@ class TextCache:
         return states
 
 
-def estimate_bytes(encoder: TextEncoder, texts: Sequence[str]) -> float:
-    """Estimate the size of the states of all texts by the lengths of a few, spread over them."""
-    few = texts[:: -(-len(texts) // _MEASURED)]
-    parameter = next(encoder.model.parameters())
-    mean_tokens = sum(encoder.count_tokens(few)) / len(few)
-    return len(texts) * mean_tokens * encoder.dim * parameter.element_size()
+def estimate_bytes(encoder: TextEncoder, count: int, sample: Sequence[str]) -> float:
+    """Estimate the size of the states of `count` texts by the lengths of a sample of them."""
+    mean_tokens = sum(encoder.count_tokens(sample)) / len(sample)
+    return count * mean_tokens * encoder.dim * encoder.model.dtype.itemsize

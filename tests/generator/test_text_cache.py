@@ -65,5 +65,5 @@ def test_the_texts_used_longest_ago_are_dropped(encoder):
 def test_the_size_of_all_states_is_estimated_by_their_tokens(encoder):
     lengths = [len(states) for states in alone(encoder, TEXTS)]
     assert encoder.count_tokens(TEXTS) == lengths
-    assert estimate_bytes(encoder, TEXTS) == sum(lengths) * WIDTH * 4
-    assert estimate_bytes(encoder, ["sky"] * 10_000) == 10_000 * lengths[1] * WIDTH * 4
+    assert estimate_bytes(encoder, len(TEXTS), TEXTS) == sum(lengths) * WIDTH * 4
+    assert estimate_bytes(encoder, 10_000, ["sky"]) == 10_000 * lengths[1] * WIDTH * 4

@@ -1,26 +1,9 @@
 """Trainings on two ranks that several files look at: launched once a session, when first asked for."""
 
-import os
-
 import pytest
 
-from cat_fast.training.runtime import ranks
 from tests.training.rank_processes import run_ranks
 from tests.training.runs import write_latents
-
-
-@pytest.fixture(scope="module")
-def one_rank():
-    """DeepSpeed's group of this process alone, and none of its variables afterwards."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
-            patch.delenv(name, raising=False)
-        before = dict(os.environ)
-        ranks.start()
-        yield
-        ranks.stop()
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -94,9 +94,11 @@ class LatentTable(Sequence[LatentEntry]):
         """Whether any latent has one."""
         return self._captions.null_count < len(self)
 
-    def distinct_captions(self) -> list[str]:
-        """Return each caption once, in the order of first use."""
-        return self._captions.unique().drop_null().to_pylist()
+    def distinct_captions(self, most: int) -> tuple[int, list[str]]:
+        """Return the number of distinct captions, and at most `most` of them, spread over all."""
+        distinct = self._captions.unique().drop_null()
+        step = max(1, -(-len(distinct) // most))
+        return len(distinct), distinct.take(pyarrow.array(range(0, len(distinct), step))).to_pylist()
 
     def add_to(self, digest: "hashlib._Hash") -> None:
         """Hash all rows in their order, but for their captions."""

@@ -303,6 +303,6 @@ def _encoding(
     """Return the function that encodes a batch's captions: cached if the states of all captions fit."""
     if encoder is None:
         return lambda captions: None
-    if cache_bytes and estimate_bytes(encoder, latents.entries.distinct_captions()) <= cache_bytes:
+    if cache_bytes and estimate_bytes(encoder, *latents.entries.distinct_captions(most=256)) <= cache_bytes:
         return TextCache(encoder, cache_bytes)
     return encoder

@@ -74,10 +74,11 @@ class TokenizerTask:
         self.ema.save(folder / "ema.safetensors")
         save_source(self.source, folder, self.ranks)
         if self.ranks.is_main:
-            state |= {"ema_updates": self.ema.updates, "held_out": self._held_out()}
+            state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
             (folder / "task.json").write_text(json.dumps(state))
 
-    def _held_out(self) -> dict[str, Any] | None:
+    def held_out(self) -> dict[str, Any] | None:
+        """Return the choice of held-out images, as JSON, which a resumed run has to share."""
         held_out = held_out_of(self.config)
         return None if held_out is None else asdict(held_out)
 
@@ -85,7 +86,7 @@ class TokenizerTask:
         """The state is that of all ranks together, so that any number of them goes on: each ratio's pictures
         where they stopped, the next step's ratios drawn for the ranks there are."""
         state = json.loads((folder / "task.json").read_text())
-        if (before := state.get("held_out")) != (now := self._held_out()):
+        if (before := state.get("held_out")) != (now := self.held_out()):
             raise UserError(
                 f"data.held_out_share: the run was started with {before}, not {now}, and would train on "
                 "images that were held out; give the former, or start a new run in another output_dir"

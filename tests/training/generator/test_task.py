@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from functools import partialmethod
 
@@ -18,10 +19,9 @@ from cat_fast.generator.diffusion import load_schedule
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.training.config.settings import GeneratorRun
 from cat_fast.training.generator.task import GeneratorTask, _batches_a_step
+from cat_fast.training.runtime import ranks
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import GENERATOR, ROOT
-
-pytestmark = pytest.mark.usefixtures("one_rank")
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "plane", "in", "the", "sky", "page", "of", "text"]
 
@@ -29,6 +29,20 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "plane", "in", "the"
 def config(*overrides: str) -> GeneratorRun:
     path, *tiny = GENERATOR
     return fill(GeneratorRun, read_yaml(ROOT / path), [*tiny, *overrides])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_rank():
+    """DeepSpeed's group of this process alone, and none of its variables afterwards."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
+            patch.delenv(name, raising=False)
+        before = dict(os.environ)
+        ranks.start()
+        yield
+        ranks.stop()
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
 
 
 @pytest.fixture(scope="module")
