@@ -68,7 +68,7 @@ class TokenizerTask:
     def backward(self, step: int, totals: Mapping[str, float]) -> Backward:
         batches, self._batches = self._batches, []
         found = self.trainer.backward(step, batches, totals["images"])
-        return replace(found, metrics=lambda sums: found.metrics(sums) | totals)
+        return replace(found, metrics=lambda sums: {**found.metrics(sums), **totals})
 
     def update(self, backward: Backward, sums: Tensor) -> None:
         self.trainer.update(backward, sums)

@@ -52,7 +52,7 @@ class Training:
 
     def backward(self, step: int, totals: Mapping[str, float]) -> Backward:
         found = self.trainer.backward(step, self.batches, totals["images"])
-        return replace(found, metrics=lambda sums: found.metrics(sums) | totals)
+        return replace(found, metrics=lambda sums: {**found.metrics(sums), **totals})
 
     def update(self, backward: Backward, sums: torch.Tensor) -> None:
         self.trainer.update(backward, sums)
