@@ -1,7 +1,7 @@
 """What training gets from a source of images: its batches, and what every source offers."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,6 +47,10 @@ class PictureSource(Protocol):
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch, as JSON."""
+        ...
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that makes the `state_dict` of now, at any later time; cheap in every step."""
         ...
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:

@@ -57,6 +57,10 @@ class MemorySource:
             "sampler": self.sampler.state_dict(),
         }
 
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        state = self.state_dict()
+        return lambda: state
+
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """Raises UserError if the states speak of other pictures, or of other ratios for them."""
         there = states[0]["pictures"]

@@ -1,10 +1,10 @@
 """The pictures of a run: the source that its configuration names, its place in checkpoints, its figures."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from PIL.Image import Image
 
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_of
@@ -45,9 +45,9 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> PictureSource:
     return _streamed(config, ranks)
 
 
-def save_source(source: PictureSource, folder: Path, ranks: Ranks) -> None:
-    """Every rank writes its own position."""
-    (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(source.state_dict()))
+def save_source(state: Mapping[str, Any], folder: Path, ranks: Ranks) -> None:
+    """Write the position of this rank's source, its `state_dict`."""
+    (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(state))
 
 
 def load_source(source: PictureSource, folder: Path) -> None:
@@ -55,24 +55,16 @@ def load_source(source: PictureSource, folder: Path) -> None:
     source.load_state_dict([json.loads(p.read_text()) for p in sorted(folder.glob("pictures_*.json"))])
 
 
-def loader_metrics(batches: Sequence[PictureBatch], ranks: Ranks) -> dict[str, float]:
-    """Collective, of the batches of a step: seconds that ranks waited for their pictures, samples skipped so
-    far, and pictures a second that the loaders could make, beside which the step's own rate should be small.
+def loader_amounts(batches: Sequence[PictureBatch], world_size: int) -> dict[str, float]:
+    """Return this rank's part of a step's loader metrics, which are sums over ranks.
+
+    They are the mean of the seconds that ranks waited for their pictures, the number of samples skipped so
+    far, and the pictures per second that the loaders could make: a step should need fewer.
     """
-    totals = torch.tensor(
-        [
-            sum(batch.data_seconds for batch in batches),
-            sum(batch.pictures_per_second for batch in batches) / len(batches),
-            batches[-1].skipped,
-        ],
-        dtype=torch.float64,
-        device=ranks.device,
-    )
-    seconds, rate, skipped = ranks.sum(totals).tolist()
     return {
-        "data_seconds": seconds / ranks.world_size,
-        "loader_pictures_per_second": rate,
-        "skipped_samples": skipped,
+        "data_seconds": sum(batch.data_seconds for batch in batches) / world_size,
+        "loader_pictures_per_second": sum(batch.pictures_per_second for batch in batches) / len(batches),
+        "skipped_samples": batches[-1].skipped,
     }
 
 

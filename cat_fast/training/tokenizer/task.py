@@ -1,7 +1,8 @@
 """Training the nested VAE: one ratio a rank a batch, the pictures that the run's source gives."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,17 @@ from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.config.settings import DiscriminatorConfig, TokenizerRun
-from cat_fast.training.health.nan_guard import SKIPPED
 from cat_fast.training.metrics.reconstruction_grid import ReconstructionGrid
 from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import Part
+from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.grid_images import grid_images
 from cat_fast.training.tokenizer.image_source import (
     held_out_of,
     load_source,
-    loader_metrics,
+    loader_amounts,
     make_source,
     save_source,
 )
@@ -34,6 +35,8 @@ from cat_fast.training.tokenizer.trainer import RatioBatch, TokenizerTrainer
 
 class TokenizerTask:
     """Implements `loop.Task` for the nested VAE."""
+
+    amounts = ("images", "tokens", "flops", "data_seconds", "loader_pictures_per_second", "skipped_samples")
 
     def __init__(self, config: TokenizerRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
@@ -47,6 +50,9 @@ class TokenizerTask:
         for ratio in self.source.ratios:
             if ratio not in model.ratios:
                 raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
+        self._batches: list[RatioBatch] = []
+        self._position: Callable[[], dict[str, Any]] = self.source.state_dict
+        self._before_draw = self._position
         if config.logging.grid_every_steps:
             on_main(self._read_grid, ranks)
 
@@ -60,19 +66,31 @@ class TokenizerTask:
                 flush=True,
             )
 
-    def train_step(self, step: int) -> dict[str, float]:
+    def draw(self, step: int) -> Sequence[float]:
         parts = self.config.accumulation_steps
+        self._before_draw = self.source.snapshot()
         batches = [self.source.batch(step * parts + part) for part in range(parts)]
         self.ranks.work.on([Part(batch.keys, batch.ratio) for batch in batches])
-        metrics = self.trainer.step(step, [RatioBatch.of(batch, self.ranks.device) for batch in batches])
-        if SKIPPED not in metrics:
-            self.ema.update()
-        return metrics | loader_metrics(batches, self.ranks)
+        self._batches = [RatioBatch.of(batch, self.ranks.device) for batch in batches]
+        amounts = self.trainer.work(step, self._batches) | loader_amounts(batches, self.ranks.world_size)
+        return [amounts[name] for name in self.amounts]
+
+    def undraw(self) -> None:
+        self._position = self._before_draw
+
+    def backward(self, step: int, totals: Mapping[str, float]) -> Backward:
+        batches, self._batches = self._batches, []
+        found = self.trainer.backward(step, batches, totals["images"])
+        return replace(found, metrics=lambda sums: {**found.metrics(sums), **totals})
+
+    def update(self, backward: Backward, sums: Tensor) -> None:
+        self.trainer.update(backward, sums)
+        self.ema.update()
 
     def save(self, folder: Path) -> None:
         state = self.trainer.save(folder)
         self.ema.save(folder / "ema.safetensors")
-        save_source(self.source, folder, self.ranks)
+        save_source(self._position(), folder, self.ranks)
         if self.ranks.is_main:
             state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
             (folder / "task.json").write_text(json.dumps(state))

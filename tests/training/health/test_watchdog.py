@@ -16,11 +16,12 @@ from cat_fast.training.loop import run
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import Part
 from tests.training.rank_processes import gloo_ranks, run_ranks, started_ranks
+from tests.training.steps import PlainTask
 
 TIMEOUT = 4.0
 
 
-class Meeting:
+class Meeting(PlainTask):
     """Implements `loop.Task`: in each step the ranks meet in a collective; rank 1 may stay away."""
 
     def __init__(self, ranks: Ranks, busy_at: int = -1) -> None:
@@ -76,7 +77,7 @@ def test_a_stopped_rank_is_named_by_the_others_which_show_their_stacks_and_end(t
     assert f"process {ranks[0].pid}) hangs: training" in output
     assert f"process {ranks[1].pid}) is missing: silent for" in output
     assert "16x, batch rank1_step" in output  # what the missing rank was at
-    assert "in train_step" in output or "in _agree_to_stop" in output  # where the ranks wait for each other
+    assert "in train_step" in output or "in reduce_step" in output  # where the ranks wait for each other
     state = summarize(tmp_path)
     assert state
     assert state.state == "failed"

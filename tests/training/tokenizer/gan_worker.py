@@ -7,6 +7,8 @@ state at the end of a second training that went on from it.
 """
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,8 +16,10 @@ from safetensors.torch import save_file
 
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks, start, stop
+from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.trainer import RatioBatch, TokenizerTrainer
 from tests.training.engine_state import forward_weights, full_state
+from tests.training.steps import step_metrics
 from tests.training.tokenizer.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
 
 
@@ -29,16 +33,29 @@ class Training:
         self.ema = EMA(self.trainer.engine.module, config.ema_decay, ranks)
 
     def step(self, step: int) -> dict[str, float]:
-        batches = [
+        self.batches = [
             RatioBatch(pictures, ratio_of(step, self.ranks.rank, part), len(pictures))
             for part, pictures in enumerate(
                 self.case.pictures(step, self.ranks.rank, part)
                 for part in range(self.case.accumulation_steps)
             )
         ]
-        metrics = self.trainer.step(step, batches)
+        return step_metrics(self, self.trainer.config, self.ranks, step)
+
+    amounts = ("images", "tokens", "flops")
+
+    def draw(self, step: int) -> Sequence[float]:
+        return list(self.trainer.work(step, self.batches).values())
+
+    def undraw(self) -> None: ...
+
+    def backward(self, step: int, totals: Mapping[str, float]) -> Backward:
+        found = self.trainer.backward(step, self.batches, totals["images"])
+        return replace(found, metrics=lambda sums: {**found.metrics(sums), **totals})
+
+    def update(self, backward: Backward, sums: torch.Tensor) -> None:
+        self.trainer.update(backward, sums)
         self.ema.update()
-        return metrics
 
     def save(self, folder: Path) -> None:
         state = self.trainer.save(folder)
