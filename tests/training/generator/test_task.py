@@ -164,7 +164,7 @@ def test_captions_are_encoded_once_if_all_fit_and_else_in_one_batch_per_step(lat
             lambda _model, _args, kwargs, batches=batches: batches.append(len(kwargs["input_ids"])),
             with_kwargs=True,
         )
-        sizes = [len(batch) for _ in range(3) for batch, _ in task._next_batches()[0]]
+        sizes = [len(batch.packed) for _ in range(3) for batch in task._next_batches()[0]]
     assert asked == {1: [1, 1], 0: sizes}  # there are two captions
 
 
