@@ -27,7 +27,7 @@ from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
-from cat_fast.training.runtime.step_context import Part
+from cat_fast.training.runtime.step_context import describe_batch
 
 
 class GeneratorTask:
@@ -87,7 +87,7 @@ class GeneratorTask:
         config, ranks = self.config, self.ranks
         batches, data_seconds = self._next_batches()
         weights = [total_weight(batch, self._weighting) for batch, _ in batches]
-        ranks.work.on([Part(batch.key or ()) for batch, _ in batches])
+        ranks.work.on([describe_batch(batch.key or ()) for batch, _ in batches])
         seed_step(config.seed, step, ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         losses: list[torch.Tensor] = []

@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, ratio_of_file, ratios_of
 from cat_fast.complexity.ratio import SCORES, RatioThresholds
-from cat_fast.data.image_batch import PictureBatch, PictureSource
+from cat_fast.data.image_batch import ImageBatch, ImageSource
 from cat_fast.data.images.crops import CropDataset, load_shrunk
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.memory_source import MemorySource
@@ -31,7 +31,7 @@ from cat_fast.training.runtime.seeding import step_rng
 from cat_fast.training.tokenizer.measure_cost import costs_of
 
 
-def make_source(config: TokenizerRun, ranks: Ranks) -> PictureSource:
+def make_source(config: TokenizerRun, ranks: Ranks) -> ImageSource:
     """Collective.
 
     Raises:
@@ -43,24 +43,24 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> PictureSource:
     return _streamed(config, ranks)
 
 
-def save_source(source: PictureSource, folder: Path, ranks: Ranks) -> None:
+def save_source(source: ImageSource, folder: Path, ranks: Ranks) -> None:
     """Every rank writes its own position."""
     (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(source.state_dict()))
 
 
-def load_source(source: PictureSource, folder: Path) -> None:
+def load_source(source: ImageSource, folder: Path) -> None:
     """Every rank reads the positions of all that saved."""
     source.load_state_dict([json.loads(p.read_text()) for p in sorted(folder.glob("pictures_*.json"))])
 
 
-def loader_metrics(batches: Sequence[PictureBatch], ranks: Ranks) -> dict[str, float]:
+def loader_metrics(batches: Sequence[ImageBatch], ranks: Ranks) -> dict[str, float]:
     """Collective, of the batches of a step: seconds that ranks waited for their pictures, samples skipped so
     far, and pictures a second that the loaders could make, beside which the step's own rate should be small.
     """
     totals = torch.tensor(
         [
             sum(batch.data_seconds for batch in batches),
-            sum(batch.pictures_per_second for batch in batches) / len(batches),
+            sum(batch.images_per_second for batch in batches) / len(batches),
             batches[-1].skipped,
         ],
         dtype=torch.float64,

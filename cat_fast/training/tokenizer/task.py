@@ -18,9 +18,9 @@ from cat_fast.training.metrics.reconstruction_grid import ReconstructionGrid
 from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
-from cat_fast.training.runtime.step_context import Part
+from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.tokenizer.image_source import load_source, loader_metrics, make_source, save_source
-from cat_fast.training.tokenizer.trainer import RatioBatch, TokenizerTrainer
+from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 
 
 class TokenizerTask:
@@ -47,9 +47,10 @@ class TokenizerTask:
 
     def train_step(self, step: int) -> dict[str, float]:
         parts = self.config.accumulation_steps
-        batches = [self.source.batch(step * parts + part) for part in range(parts)]
-        self.ranks.work.on([Part(batch.keys, batch.ratio) for batch in batches])
-        metrics = self.trainer.step(step, [RatioBatch.of(batch, self.ranks.device) for batch in batches])
+        device = self.ranks.device
+        batches = [self.source.batch(step * parts + part).on(device) for part in range(parts)]
+        self.ranks.work.on([describe_batch(batch.keys, batch.ratio) for batch in batches])
+        metrics = self.trainer.step(step, batches)
         if SKIPPED not in metrics:
             self.ema.update()
         return metrics | loader_metrics(batches, self.ranks)

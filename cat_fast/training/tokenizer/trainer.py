@@ -7,12 +7,12 @@ order. Both engines step after both backward passes: a step that is not finite c
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cat_fast.data.image_batch import PictureBatch
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.adversarial import LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
@@ -26,20 +26,6 @@ from cat_fast.training.runtime.engine import learning_rate, make_engine, set_lea
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
 from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
-
-
-class RatioBatch(NamedTuple):
-    """What a rank is given at a time: pictures (B, 3, H, W) in [-1, 1], all at one ratio."""
-
-    pictures: Tensor
-    ratio: int
-    counted: int
-    """How many of them count: all, or none where a rank only keeps the others company."""
-
-    @classmethod
-    def of(cls, batch: PictureBatch, device: torch.device) -> Self:
-        """The pictures of a source, on the device."""
-        return cls(batch.on(device), batch.ratio, len(batch.keys) if batch.counts else 0)
 
 
 class TokenizerTrainer:
@@ -73,8 +59,8 @@ class TokenizerTrainer:
             agree_on_writes(engine, ranks)
         self.guard = StepGuard(config.guard, ranks)
 
-    def step(self, step: int, batches: Sequence[RatioBatch]) -> dict[str, float]:
-        """Collective: do step number `step` on one batch an accumulation step.
+    def step(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
+        """Collective: do step number `step` on one batch per accumulation step, on the device.
 
         Returns:
             Metrics, equal on all ranks: means over all pictures and, as `name_8x`, over those at each ratio.
@@ -92,7 +78,7 @@ class TokenizerTrainer:
             self.engine.backward(loss.total * shares[part])
             terms = {"loss": loss.total.detach(), **loss.terms()}
             if self._adversarial(step):
-                terms |= self._judge(step, batch.pictures, reconstructions.detach(), shares[part])
+                terms |= self._judge(step, batch, reconstructions.detach(), shares[part])
             done.append(terms)
             if part + 1 < len(batches):
                 for engine in engines.values():
@@ -125,15 +111,15 @@ class TokenizerTrainer:
             set_learning_rate(engine, learning_rate(base, config.schedule, step))
         return {name: engine for name, (engine, _) in engines.items()}
 
-    def _reconstruct(self, step: int, batch: RatioBatch) -> tuple[Tensor, Loss]:
+    def _reconstruct(self, step: int, batch: ImageBatch) -> tuple[Tensor, Loss]:
         judge = self.discriminator.module if self._adversarial(step) else None
-        return self.losses.of_autoencoder(self.engine, judge, batch.pictures, batch.ratio)
+        return self.losses.of_autoencoder(self.engine, judge, batch)
 
-    def _judge(self, step: int, pictures: Tensor, reconstructions: Tensor, share: float) -> dict[str, Tensor]:
+    def _judge(
+        self, step: int, batch: ImageBatch, reconstructions: Tensor, share: float
+    ) -> dict[str, Tensor]:
         engine = self.discriminator
-        loss, real, fake = self.losses.of_discriminator(
-            engine, engine.module, step, pictures, reconstructions
-        )
+        loss, real, fake = self.losses.of_discriminator(engine, engine.module, step, batch, reconstructions)
         engine.backward(loss.total * share)
         return {
             **loss.terms(),
@@ -142,20 +128,20 @@ class TokenizerTrainer:
             "fake_logit": fake.detach().mean(),
         }
 
-    def _shares(self, batches: Sequence[RatioBatch]) -> list[float]:
+    def _shares(self, batches: Sequence[ImageBatch]) -> list[float]:
         """What to multiply each mean loss with, so that the mean of all gradients is that over pictures."""
-        counts = [batch.counted for batch in batches]
+        counts = [batch.count for batch in batches]
         total = self.ranks.sum(torch.tensor(float(sum(counts)), device=self.ranks.device)).item()
         return [count * self.ranks.world_size * len(batches) / total for count in counts]
 
-    def _means(self, batches: Sequence[RatioBatch], done: list[dict[str, Tensor]]) -> dict[str, float]:
+    def _means(self, batches: Sequence[ImageBatch], done: list[dict[str, Tensor]]) -> dict[str, float]:
         """Collective: each term's mean over pictures, over all of them and over those at each ratio."""
         ratios = self.engine.module.ratios
         names = list(done[0])
         table = torch.zeros(len(ratios), len(names) + 1, dtype=torch.float64, device=self.ranks.device)
         for batch, terms in zip(batches, done, strict=True):
             row = torch.stack([*terms.values(), torch.ones_like(terms["loss"])]).double()
-            table[ratios.index(batch.ratio)] += row * batch.counted
+            table[ratios.index(batch.ratio)] += row * batch.count
         self.ranks.sum(table)
         means = dict(zip(names, (table.sum(0) / table[:, -1].sum()).tolist(), strict=False))
         for f, row in zip(ratios, table.tolist(), strict=True):
@@ -163,9 +149,9 @@ class TokenizerTrainer:
                 means |= {f"{name}_{f}x": value / row[-1] for name, value in zip(names, row, strict=False)}
         return means
 
-    def _work(self, step: int, batches: Sequence[RatioBatch]) -> dict[str, float]:
+    def _work(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
         """Collective: pictures, tokens and FLOPs of the step."""
-        done = [(batch.ratio, batch.counted) for batch in batches if batch.counted]
+        done = [(batch.ratio, batch.count) for batch in batches if batch.count]
         return self.flops.over_ranks(self.ranks, done, self._adversarial(step))
 
     def save(self, folder: Path) -> dict[str, Any]:
