@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from cat_fast.data.image_batch import PictureBatch, fingerprint, last_part
+from cat_fast.data.image_batch import ImageBatch, fingerprint, last_part
 from cat_fast.data.images.crops import CropDataset
 from cat_fast.data.sampling.ratio_sampler import RatioSampler
 from cat_fast.errors import UserError
 
 
 class MemorySource:
-    """Implements `PictureSource` for pictures in memory, which are cropped in the training process.
+    """Implements `ImageSource` for pictures in memory, which are cropped in the training process.
 
     Args:
         keys: a name for each picture of `crops`, such as its path.
@@ -36,18 +36,18 @@ class MemorySource:
         chosen = zip(keys, sampler.chosen.tolist(), strict=True)
         self.fingerprint = fingerprint(f"{last_part(key)} {ratio}" for key, ratio in chosen)
 
-    def batch(self, step: int) -> PictureBatch:
+    def batch(self, step: int) -> ImageBatch:
         start = time.perf_counter()
         ratio, indices, counts = self.sampler.plan()[self.rank]
         pictures = self.crops.batch(indices, self.rng(step))
         seconds = time.perf_counter() - start
-        return PictureBatch(
+        return ImageBatch(
             ratio=ratio,
             counts=counts,
-            pixels=pictures,
+            images=pictures,
             keys=[self.keys[index] for index in indices],
             data_seconds=seconds,
-            pictures_per_second=len(indices) / seconds,
+            images_per_second=len(indices) / seconds,
             skipped=self.skipped,
         )
 

@@ -1,13 +1,12 @@
 """The tokenizer's objective: L1 + beta * KL + perceptual + features + delta * GAN (spec: "Objective").
 
-Each term is a small class with its weight: a mean over the batch, computed in float32, and reported as it is
-and as it weighs. The discriminator has an objective of its own.
+Each term is a mean over the batch, computed in float32, and reported as it is and as it weighs. The
+discriminator has an objective of its own.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -59,64 +58,18 @@ class LossConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """What the terms look at."""
-
-    pictures: Tensor
-    """(B, 3, H, W) in [-1, 1]."""
-    reconstructions: Tensor
-    posterior: DiagonalGaussianDistribution
-    window: Sequence[Tensor]
-    """Pictures and reconstructions as the feature networks see them: whole, or the same crop of both."""
-    fake_logits: Tensor | None = None
-    """What the discriminator says of the reconstructions, (B,), once the GAN has started."""
-
-
-class Term(Protocol):
-    """One summand of the objective."""
-
-    name: str
-    weight: float
-
-    def __call__(self, batch: Batch) -> Tensor: ...
-
-
-@dataclass
-class L1:
-    """Mean absolute difference of pixels."""
-
-    weight: float
-    name: str = "l1"
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return F.l1_loss(batch.reconstructions.float(), batch.pictures.float())
-
-
-@dataclass
-class KL:
-    """Divergence of the posterior from the unit normal, summed over a latent, mean over the batch."""
-
-    weight: float
-    name: str = "kl"
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return batch.posterior.kl().mean()
-
-
 class Distance:
-    """A frozen network's distance between pictures and reconstructions, under the network's own name."""
+    """A frozen network's mean distance between images and reconstructions, under the network's own name."""
 
     def __init__(self, name: str, network: torch.nn.Module, weight: float) -> None:
         self.name, self.network, self.weight = name, network, weight
 
-    def __call__(self, batch: Batch) -> Tensor:
-        target, seen = batch.window
-        return self.network(seen.float(), target.float()).mean()
+    def __call__(self, images: Tensor, reconstructions: Tensor) -> Tensor:
+        return self.network(reconstructions.float(), images.float()).mean()
 
 
 class GAN:
-    """How far the discriminator is from taking the reconstructions for pictures."""
+    """Weight, start and losses of the adversarial term."""
 
     name = "gan"
 
@@ -126,10 +79,6 @@ class GAN:
 
     def active(self, step: int) -> bool:
         return self.weight > 0 and step >= self.starting_step
-
-    def __call__(self, batch: Batch) -> Tensor:
-        assert batch.fake_logits is not None
-        return self.generator_loss(batch.fake_logits)
 
     def weight_beside(self, others: Tensor, value: Tensor, reconstructions: Tensor) -> float | Tensor:
         """The weight; if adaptive, times what makes it pull as hard as the sum of the `others`."""
@@ -162,41 +111,42 @@ class TokenizerObjective:
     """
 
     def __init__(self, config: LossConfig, device: torch.device | str = "cpu") -> None:
-        self.terms: list[Term] = [L1(config.l1_weight), KL(config.kl_weight)]
+        self.l1_weight, self.kl_weight = config.l1_weight, config.kl_weight
+        self.distances: list[Distance] = []
         if config.perceptual_weight:
             name, network = perceptual_distance(config.perceptual)
-            self.terms.append(Distance(name, network.to(device), config.perceptual_weight))
+            self.distances.append(Distance(name, network.to(device), config.perceptual_weight))
         if config.features_weight:
             features = ResNetFeatures(Path(config.features_weights), config.features_trunk).to(device)
-            self.terms.append(Distance("features", features, config.features_weight))
+            self.distances.append(Distance("features", features, config.features_weight))
         self.gan = GAN(
             config.gan_weight, config.gan_loss, config.gan_loss_starting_step, config.adaptive_gan_weight
         )
 
     def __call__(
         self,
-        pictures: Tensor,
+        images: Tensor,
         reconstructions: Tensor,
         posterior: DiagonalGaussianDistribution,
         fake_logits: Tensor | None = None,
         window: Sequence[Tensor] | None = None,
     ) -> Loss:
-        """Pictures and reconstructions (B, 3, H, W); `fake_logits` (B,) once the GAN has started.
+        """Return the loss of a batch.
 
-        `window` (picture, reconstruction) is what the feature networks look at, if not the whole.
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            reconstructions: likewise.
+            fake_logits: the discriminator's logits of the reconstructions, (B,), once the GAN has started.
+            window: the same crops of images and reconstructions, for the feature networks; None for all.
         """
-        batch = Batch(
-            pictures=pictures,
-            reconstructions=reconstructions,
-            posterior=posterior,
-            window=window or (pictures, reconstructions),
-            fake_logits=fake_logits,
-        )
-        loss = Loss(torch.zeros((), device=pictures.device))
-        for term in self.terms:
-            loss.add(term.name, term(batch), term.weight)
+        loss = Loss(torch.zeros((), device=images.device))
+        loss.add("l1", F.l1_loss(reconstructions.float(), images.float()), self.l1_weight)
+        # Summed over a latent, mean over the batch.
+        loss.add("kl", posterior.kl().mean(), self.kl_weight)
+        for distance in self.distances:
+            loss.add(distance.name, distance(*(window or (images, reconstructions))), distance.weight)
         if fake_logits is not None:
-            value = self.gan(batch)
+            value = self.gan.generator_loss(fake_logits)
             loss.add(self.gan.name, value, self.gan.weight_beside(loss.total, value, reconstructions))
         return loss
 

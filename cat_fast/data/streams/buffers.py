@@ -16,7 +16,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from cat_fast.data.streams.open_shards import OpenShards, Rated
+from cat_fast.data.streams.formats.base import Entry
+from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.shard_assignment import Dealing
 from cat_fast.errors import UserError
 
@@ -41,26 +42,20 @@ class Position:
 
 
 class Sample(NamedTuple):
-    """An encoded picture."""
+    """An encoded picture, and the position of its ratio once it is used."""
 
     key: str
     shard: str
     data: bytes
     mirrored: bool
     epoch: int
-
-
-class Pick(NamedTuple):
-    """The next sample of a ratio, and the position once it is used."""
-
-    sample: Sample
     after: Position
-    skipped: int
-    """Samples passed over since the pick before, which had no picture or no ratio."""
+    skipped: int = 0
+    """Samples passed over since the one before, which had no picture or no ratio."""
 
 
 class RatioReader:
-    """Endless picks of one ratio, from a position on.
+    """Endless samples of one ratio, from a position on.
 
     Args:
         takes: whether a sample belongs to this ratio.
@@ -73,7 +68,7 @@ class RatioReader:
         rank: int,
         dealing: Dealing,
         shards: OpenShards,
-        takes: Callable[[Rated], bool],
+        takes: Callable[[Entry], bool],
         counts: bool,
         most_pictures: int,
         most_bytes: int,
@@ -91,16 +86,18 @@ class RatioReader:
         """Whether the next pick needs no waiting."""
         return self._left() > 0 or self._coming().done()
 
-    def pick(self) -> Pick:
-        """Raises UserError if there is nothing to read."""
+    def pick(self) -> Sample:
+        """Return the next sample.
+
+        Raises:
+            UserError: there is nothing to read.
+        """
         run = self._run
         if run is None or self._left() == 0:
             run = self._begin_run()
-        taken = self.position.taken
-        sample = run.samples[taken]
-        finished = taken + 1 == len(run.samples)
-        self.position = run.after if finished else replace(self.position, taken=taken + 1)
-        return Pick(sample, self.position, run.skipped if taken == 0 else 0)
+        sample = run.samples[self.position.taken]
+        self.position = sample.after
+        return sample
 
     def close(self) -> None:
         self._closed.set()
@@ -156,10 +153,10 @@ class RatioReader:
             if rated is None:
                 skipped += self.counts
                 continue
-            for sample in rated:
+            for entry in rated:
                 if self._closed.is_set():
                     raise RuntimeError("the reader was closed")
-                found = self._use(index, sample, start.epoch)
+                found = self._use(index, entry, start)
                 if found is None:
                     continue
                 if isinstance(found, int):
@@ -168,20 +165,20 @@ class RatioReader:
                 samples.append(found)
                 size += len(found.data)
                 if len(samples) == self.most_pictures or size >= self.most_bytes:
-                    after = Position(start.epoch, place, sample.entry.number + 1, start.run + 1)
+                    after = Position(start.epoch, place, entry.number + 1, start.run + 1)
                     return self._shuffled(start, samples, after, skipped)
         return self._shuffled(start, samples, Position(start.epoch + 1), skipped)
 
-    def _use(self, index: int, rated: Rated, epoch: int) -> Sample | int | None:
+    def _use(self, index: int, entry: Entry, start: Position) -> Sample | int | None:
         """The sample; 1 if it is unusable and ours to count; None if it is none of ours."""
-        entry, shard = rated.entry, self.shards.shards.names[index]
-        problem = rated.problem
-        unrated = rated.ratio is None and bool(problem)
-        if not (self.counts if unrated else self.takes(rated)):
+        shard, problem = self.shards.shards.names[index], entry.damage
+        unrated = entry.ratio is None and bool(problem)
+        if not (self.counts if unrated else self.takes(entry)):
             return None
         if not problem:
             try:
-                return Sample(entry.key, shard, entry.read(), not entry.labels.has_text, epoch)
+                mirrored = not entry.labels.has_text
+                return Sample(entry.key, shard, entry.read(), mirrored, start.epoch, start)
             except OSError as error:
                 problem = str(error)
         self.shards.problems.report(f"{shard}: {entry.key}", problem)
@@ -190,7 +187,10 @@ class RatioReader:
     def _shuffled(self, start: Position, samples: list[Sample], after: Position, skipped: int) -> "_Run":
         seed = [self.dealing.seed, self.rank, self.ratio, start.epoch, start.run, 4]
         order = np.random.default_rng(seed).permutation(len(samples))
-        return _Run(start, [samples[i] for i in order], after, skipped)
+        after_each = [replace(start, taken=taken) for taken in range(1, len(samples))] + [after]
+        shuffled = [samples[i]._replace(after=place) for i, place in zip(order, after_each, strict=False)]
+        shuffled[:1] = [sample._replace(skipped=skipped) for sample in shuffled[:1]]
+        return _Run(start, shuffled, after, skipped)
 
 
 class _Run(NamedTuple):

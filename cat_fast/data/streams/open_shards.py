@@ -3,8 +3,8 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
-from typing import NamedTuple
 
 from cat_fast.data.streams.formats.base import Entry, Rating, Shard, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.problems import Problems
@@ -15,14 +15,6 @@ from cat_fast.errors import UserError
 _JUDGED_AT_ONCE = 32
 MOST_UNREADABLE_IN_A_ROW = 5
 """More are no matter of single shards: the network is down, or a password has run out."""
-
-
-class Rated(NamedTuple):
-    """A sample and its ratio; without a ratio, `problem` says why it has none."""
-
-    entry: Entry
-    ratio: int | None
-    problem: str = ""
 
 
 class OpenShards:
@@ -48,8 +40,8 @@ class OpenShards:
         self._lock = threading.Lock()
         self._open: OrderedDict[int, _Slot] = OrderedDict()
 
-    def samples(self, index: int, first: int, hand: Hand) -> Iterator[Rated] | None:
-        """Those from number `first` on that a hand takes; None if the shard cannot be opened.
+    def samples(self, index: int, first: int, hand: Hand) -> Iterator[Entry] | None:
+        """Return the samples, rated, from number `first` on that a hand takes; None if the shard cannot open.
 
         Raises:
             UserError: it cannot be opened, and that is to end the run.
@@ -92,22 +84,20 @@ class OpenShards:
                 self._open.popitem(last=False)  # whoever still reads it keeps it alive
             return slot
 
-    def _rated(self, shard: Shard, slot: "_Slot", entries: Iterator[Entry]) -> Iterator[Rated]:
+    def _rated(self, shard: Shard, slot: "_Slot", entries: Iterator[Entry]) -> Iterator[Entry]:
         while run := list(islice(entries, _JUDGED_AT_ONCE)):
             ratios = self._judge(shard, slot, run)
             for entry in run:
                 yield self._one(entry, ratios)
 
-    def _one(self, entry: Entry, judged: dict[int, "int | str"]) -> Rated:
+    def _one(self, entry: Entry, judged: dict[int, "int | str"]) -> Entry:
         if self.rating is None:
-            return Rated(entry, None, entry.damage)
+            return entry
         ratio = self.rating.by_labels(entry.labels)
-        if ratio is not None:
-            return Rated(entry, ratio, entry.damage)
-        if entry.damage:
-            return Rated(entry, None, entry.damage)
+        if ratio is not None or entry.damage:
+            return replace(entry, ratio=ratio)
         verdict = judged.get(entry.number, "it has neither score nor ratio")
-        return Rated(entry, None, verdict) if isinstance(verdict, str) else Rated(entry, verdict)
+        return replace(entry, damage=verdict) if isinstance(verdict, str) else replace(entry, ratio=verdict)
 
     def _judge(self, shard: Shard, slot: "_Slot", entries: list[Entry]) -> "dict[int, int | str]":
         """Ratios by the pictures' bytes where labels say none, or why there is none; once for all readers."""

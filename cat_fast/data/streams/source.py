@@ -5,19 +5,19 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from cat_fast.data.image_batch import PictureBatch, fingerprint, last_part
+from cat_fast.data.image_batch import ImageBatch, fingerprint, last_part
 from cat_fast.data.sampling.step_plan import StepPlan
-from cat_fast.data.streams.buffers import Pick, Position, RatioReader
+from cat_fast.data.streams.buffers import Position, RatioReader, Sample
 from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
-from cat_fast.data.streams.formats.base import Rating, ShardSet
+from cat_fast.data.streams.formats.base import Entry, Rating, ShardSet
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
-from cat_fast.data.streams.open_shards import OpenShards, Rated
+from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.plan import Mix, PlanCursor, Planned
 from cat_fast.data.streams.pool import Broken, Task, WorkerPool
 from cat_fast.data.streams.shard_assignment import Dealing
@@ -27,7 +27,7 @@ MOST_BROKEN_IN_A_ROW = 1000
 
 
 class StreamSource:
-    """Implements `PictureSource` for shards; see the package for what it promises.
+    """Implements `ImageSource` for shards; see the package for what it promises.
 
     Args:
         rating: how pictures get their ratios; None if every picture serves every ratio.
@@ -66,7 +66,7 @@ class StreamSource:
         """Those of the plan, ascending."""
         return self.plan.ratios
 
-    def batch(self, step: int) -> PictureBatch:
+    def batch(self, step: int) -> ImageBatch:
         """Of any step: a stream's crops depend on the picture and its epoch alone.
 
         Raises:
@@ -78,19 +78,19 @@ class StreamSource:
         crops: list[Crop] = []
         keys: list[str] = []
         while len(crops) < planned.share.pictures:
-            pick, crop = self._next_crop(planned.share.ratio)
+            sample, crop = self._next_crop(planned.share.ratio)
             if crop is not None:
                 crops.append(crop)
-                keys.append(f"{pick.sample.shard}: {pick.sample.key}")
+                keys.append(f"{sample.shard}: {sample.key}")
         self._plan_state = planned.state
         self._look_ahead(self.config.prefetch_steps)
         decoding = sum(crop.seconds for crop in crops)
-        return PictureBatch(
+        return ImageBatch(
             ratio=planned.share.ratio,
-            pixels=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
+            images=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
             keys=keys,
             data_seconds=time.perf_counter() - start,
-            pictures_per_second=max(1, self.config.workers) * len(crops) / decoding,
+            images_per_second=max(1, self.config.workers) * len(crops) / decoding,
             skipped=self._skipped,
         )
 
@@ -159,7 +159,7 @@ class StreamSource:
             )
             for ratio in self.ratios
         }
-        self._under_way: dict[int, deque[_UnderWay]] = {ratio: deque() for ratio in self.ratios}
+        self._under_way: dict[int, deque[tuple[Sample, Task]]] = {ratio: deque() for ratio in self.ratios}
         self._planned: deque[Planned] = deque()
         self._plan_state = self.plan.state_dict()
         self._broken_in_a_row = 0
@@ -173,31 +173,30 @@ class StreamSource:
             while len(self._under_way[ratio]) < needed and self._readers[ratio].ready():
                 self._under_way[ratio].append(self._submit(ratio))
 
-    def _submit(self, ratio: int) -> "_UnderWay":
-        pick = self._readers[ratio].pick()
-        sample = pick.sample
+    def _submit(self, ratio: int) -> tuple[Sample, Task]:
+        sample = self._readers[ratio].pick()
         seed = crop_seed(self.seed, sample.epoch, ratio, sample.key)
-        return _UnderWay(pick, self.pool.submit(decode_crop, sample.data, seed, sample.mirrored, self.crop))
+        return sample, self.pool.submit(decode_crop, sample.data, seed, sample.mirrored, self.crop)
 
-    def _next_crop(self, ratio: int) -> tuple[Pick, Crop | None]:
+    def _next_crop(self, ratio: int) -> tuple[Sample, Crop | None]:
         """The ratio's next picture, decoded, or None for one that is broken. Moves the position past it."""
         under_way = self._under_way[ratio]
-        pick, task = under_way.popleft() if under_way else self._submit(ratio)
+        sample, task = under_way.popleft() if under_way else self._submit(ratio)
         crop = task.result()
-        self._positions[ratio] = pick.after
-        self._skipped += pick.skipped
+        self._positions[ratio] = sample.after
+        self._skipped += sample.skipped
         if not isinstance(crop, Broken):
             self._broken_in_a_row = 0
-            return pick, crop
+            return sample, crop
         self._skipped += 1
         self._broken_in_a_row += 1
-        self.problems.report(f"{pick.sample.shard}: {pick.sample.key}", crop.reason)
+        self.problems.report(f"{sample.shard}: {sample.key}", crop.reason)
         if self._broken_in_a_row == MOST_BROKEN_IN_A_ROW:
             raise UserError(
-                f"{MOST_BROKEN_IN_A_ROW} pictures in a row cannot be decoded, the last {pick.sample.key} "
-                f"of {pick.sample.shard}: {crop.reason}; are these pictures?"
+                f"{MOST_BROKEN_IN_A_ROW} pictures in a row cannot be decoded, the last {sample.key} "
+                f"of {sample.shard}: {crop.reason}; are these pictures?"
             )
-        return pick, None
+        return sample, None
 
     def _require_same_shards(self, state: dict[str, Any]) -> None:
         shards = state["shards"]
@@ -208,10 +207,5 @@ class StreamSource:
             )
 
 
-def _takes(ratio: int, every: bool, rated: Rated) -> bool:
-    return every or rated.ratio == ratio
-
-
-class _UnderWay(NamedTuple):
-    pick: Pick
-    task: Task
+def _takes(ratio: int, every: bool, entry: Entry) -> bool:
+    return every or entry.ratio == ratio

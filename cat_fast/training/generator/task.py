@@ -29,7 +29,7 @@ from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
-from cat_fast.training.runtime.step_context import Part
+from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
 
 
@@ -100,7 +100,7 @@ class GeneratorTask:
 
     def draw(self, step: int) -> Sequence[float]:
         self._drawn, seconds = self._next_batches()
-        self.ranks.work.on([Part(batch.packed.key or ()) for batch in self._drawn])
+        self.ranks.work.on([describe_batch(batch.packed.key or ()) for batch in self._drawn])
         amounts = {
             "weight": sum(batch.weight for batch in self._drawn),
             "tokens": sum(batch.packed.num_tokens for batch in self._drawn),

@@ -83,7 +83,7 @@ class StepGuard:
     def _tell(self, bad_losses: list[list[str]], bad_norms: list[str]) -> None:
         """`bad_losses` by name, of each part of this rank's work."""
         work = self.ranks.work
-        reports = self.ranks.gather((bad_losses, list(map(str, work.parts))))
+        reports = self.ranks.gather((bad_losses, list(work.parts)))
         culprits = [
             f"{', '.join(_causes(names))} of rank {rank} ({part})"
             for rank, (by_part, parts) in enumerate(reports)

@@ -19,7 +19,7 @@ from cat_fast.models.build import build_model
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
-from cat_fast.tokenizer.losses import Distance, TokenizerObjective
+from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.config.settings import TokenizerRun
 
 META = torch.device("meta")
@@ -42,9 +42,7 @@ class TokenizerFlops:
         self.window = min(config.perceptual_crop or self.side, self.side)
         with META:
             self.autoencoder = build_model(NestedAutoencoderKL, config.model)
-        self.networks = [
-            copy.deepcopy(term.network).to(META) for term in objective.terms if isinstance(term, Distance)
-        ]
+        self.networks = [copy.deepcopy(distance.network).to(META) for distance in objective.distances]
         self.discriminator = copy.deepcopy(discriminator).to(META)
         self.of = cache(self._of)
 

@@ -3,22 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-
-
-class Part(NamedTuple):
-    """A batch that a rank goes through within a step: one of them, or one an accumulation step."""
-
-    keys: Sequence[str]
-    """Keys or paths of its samples."""
-    ratio: int | None = None
-    """What they share, if they do."""
-
-    def __str__(self) -> str:
-        ratio = [f"{self.ratio}x"] if self.ratio else []
-        return ", ".join([*ratio, f"batch {shortened(self.keys)}" if self.keys else "no batch told"])
 
 
 @dataclass
@@ -30,7 +17,8 @@ class Work:
     """
 
     step: int = 0
-    parts: Sequence[Part] = ()
+    parts: Sequence[str] = ()
+    """Descriptions of its batches, one per accumulation step."""
     _begun: Any = None
     _spans: list[tuple[int, Any, Any]] = field(default_factory=list)
 
@@ -38,8 +26,8 @@ class Work:
         self.step, self.parts = step, ()
         self._begun = _now()
 
-    def on(self, parts: Sequence[Part]) -> None:
-        """Tell what this step is about."""
+    def on(self, parts: Sequence[str]) -> None:
+        """Set the descriptions of this step's batches (`describe_batch`)."""
         self.parts = parts
 
     @property
@@ -67,7 +55,13 @@ class Work:
         return list(seconds.values())
 
     def __str__(self) -> str:
-        return f"step {self.step} ({'; '.join(map(str, self.parts))})" if self.parts else f"step {self.step}"
+        return f"step {self.step} ({'; '.join(self.parts)})" if self.parts else f"step {self.step}"
+
+
+def describe_batch(keys: Sequence[str], ratio: int | None = None) -> str:
+    """Return `16x, batch a, b and 13 more`, from its samples' keys or paths and their common ratio."""
+    prefix = [f"{ratio}x"] if ratio else []
+    return ", ".join([*prefix, f"batch {shortened(keys)}" if keys else "no batch told"])
 
 
 def shortened(names: Sequence[str], most: int = 16) -> str:

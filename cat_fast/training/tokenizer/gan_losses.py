@@ -11,6 +11,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObjective
 
@@ -33,17 +34,17 @@ class TokenizerLosses:
         self,
         autoencoder: Callable[..., tuple[Tensor, DiagonalGaussianDistribution]],
         discriminator: StyleGANDiscriminator | None,
-        pictures: Tensor,
-        ratio: int,
+        batch: ImageBatch,
     ) -> tuple[Tensor, Loss]:
         """Reconstructions (B, 3, H, W) float32, and the autoencoder's loss of them.
 
         Args:
             autoencoder: the model, or an engine around it.
             discriminator: the module, which is left frozen; None until the GAN starts.
-            pictures: (B, 3, H, W) in [-1, 1].
+            batch: images in [-1, 1].
         """
-        reconstructions, posterior = autoencoder(pictures, ratio, ghost_pass=True)
+        images = batch.images
+        reconstructions, posterior = autoencoder(images, batch.ratio, ghost_pass=True)
         # A float32 view: losses and the discriminator are float32 whatever the engine computes in, and
         # gradients at the reconstructions, for balancing, stop here: past it are the engine's hooks.
         reconstructions = reconstructions.float().view_as(reconstructions)
@@ -51,10 +52,10 @@ class TokenizerLosses:
         if discriminator is not None:
             discriminator.requires_grad_(False)
             fake_logits = discriminator(*self.crops([reconstructions], discriminator.resolution))
-        window = [pictures, reconstructions]
+        window = [images, reconstructions]
         if self.perceptual_crop:
             window = self.crops(window, self.perceptual_crop)
-        loss = self.objective(pictures, reconstructions, _in_float32(posterior), fake_logits, window)
+        loss = self.objective(images, reconstructions, _in_float32(posterior), fake_logits, window)
         return reconstructions, loss
 
     def of_discriminator(
@@ -62,10 +63,10 @@ class TokenizerLosses:
         discriminator: Callable[[Tensor], Tensor],
         judge: StyleGANDiscriminator,
         step: int,
-        pictures: Tensor,
+        batch: ImageBatch,
         reconstructions: Tensor,
     ) -> tuple[Loss, Tensor, Tensor]:
-        """The discriminator's loss, and its logits of pictures and reconstructions, (B,) each.
+        """The discriminator's loss, and its logits of images and reconstructions, (B,) each.
 
         Args:
             discriminator: the module, or an engine around it.
@@ -74,7 +75,7 @@ class TokenizerLosses:
             reconstructions: without a gradient.
         """
         judge.requires_grad_(True)
-        crops = self.crops([pictures, reconstructions], judge.resolution)
+        crops = self.crops([batch.images, reconstructions], judge.resolution)
         real, fake = discriminator(torch.cat(crops)).chunk(2)
         return self.discriminator_objective(step, real, fake, judge, crops[0]), real, fake
 

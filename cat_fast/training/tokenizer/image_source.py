@@ -10,7 +10,7 @@ from PIL.Image import Image
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_of
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.ratio_policy import ratio_of_file
-from cat_fast.data.image_batch import PictureBatch, PictureSource
+from cat_fast.data.image_batch import ImageBatch, ImageSource
 from cat_fast.data.images.crops import CropDataset, load_shrunk
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.memory_source import MemorySource
@@ -33,7 +33,7 @@ from cat_fast.training.runtime.seeding import step_rng
 from cat_fast.training.tokenizer.measure_cost import costs_of
 
 
-def make_source(config: TokenizerRun, ranks: Ranks) -> PictureSource:
+def make_source(config: TokenizerRun, ranks: Ranks) -> ImageSource:
     """Collective.
 
     Raises:
@@ -50,12 +50,12 @@ def save_source(state: Mapping[str, Any], folder: Path, ranks: Ranks) -> None:
     (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(state))
 
 
-def load_source(source: PictureSource, folder: Path) -> None:
+def load_source(source: ImageSource, folder: Path) -> None:
     """Every rank reads the positions of all that saved."""
     source.load_state_dict([json.loads(p.read_text()) for p in sorted(folder.glob("pictures_*.json"))])
 
 
-def loader_amounts(batches: Sequence[PictureBatch], world_size: int) -> dict[str, float]:
+def loader_amounts(batches: Sequence[ImageBatch], world_size: int) -> dict[str, float]:
     """Return this rank's part of a step's loader metrics, which are sums over ranks.
 
     They are the mean of the seconds that ranks waited for their pictures, the number of samples skipped so
@@ -63,7 +63,7 @@ def loader_amounts(batches: Sequence[PictureBatch], world_size: int) -> dict[str
     """
     return {
         "data_seconds": sum(batch.data_seconds for batch in batches) / world_size,
-        "loader_pictures_per_second": sum(batch.pictures_per_second for batch in batches) / len(batches),
+        "loader_pictures_per_second": sum(batch.images_per_second for batch in batches) / len(batches),
         "skipped_samples": batches[-1].skipped,
     }
 

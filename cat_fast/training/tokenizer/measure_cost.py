@@ -118,10 +118,10 @@ def _table(config: TokenizerRun) -> CostTable:
 
 
 def _time(workload: Workload, ratio: int, count: int) -> float:
-    pictures = workload.pictures(count)
+    batch = workload.batch(ratio, count)
     _synchronize(workload.device)
     start = time.perf_counter()
-    workload.step(pictures, ratio)
+    workload.step(batch)
     _synchronize(workload.device)
     return time.perf_counter() - start
 
@@ -132,11 +132,11 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _operations(workload: Workload, ratio: int, count: int) -> int:
-    pictures = workload.pictures(count)
+    batch = workload.batch(ratio, count)
     with FlopCounterMode(display=False) as counter:
-        reconstructions = workload.generate(pictures, ratio)
+        reconstructions = workload.generate(batch)
         if workload.adversarial:
-            workload.judge(pictures, reconstructions, r1=False)
+            workload.judge(batch, reconstructions, r1=False)
     return counter.get_total_flops()
 
 

@@ -145,13 +145,13 @@ def trace(workload: Workload, ratio: int, count: int, zero: Zero | None = None) 
     gc.disable()  # a collection in the middle of one count would set it apart from the other
     try:
         with LiveBytes(before) as bytes_:
-            pictures = workload.pictures(count)
+            batch = workload.batch(ratio, count)
             with _Gradients(workload.model, bytes_, zero):
-                reconstructions = workload.generate(pictures, ratio)
+                reconstructions = workload.generate(batch)
             if workload.adversarial:
                 with _Gradients(workload.discriminator, bytes_, zero):
-                    workload.judge(pictures, reconstructions, r1=True)
-            del pictures, reconstructions
+                    workload.judge(batch, reconstructions, r1=True)
+            del batch, reconstructions
     finally:
         gc.enable()
     return bytes_.timeline

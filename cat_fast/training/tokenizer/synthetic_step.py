@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
@@ -53,37 +54,37 @@ class Workload:
     @property
     def frozen(self) -> list[nn.Module]:
         """The loss's networks."""
-        return [term.network for term in self.objective.terms if isinstance(term, Distance)]
+        return [distance.network for distance in self.objective.distances]
 
-    def pictures(self, count: int) -> Tensor:
-        """(count, 3, side, side) of noise."""
-        pictures = torch.rand(count, 3, self.side, self.side, device=self.device) * 2 - 1
-        return pictures.to(memory_format=torch.channels_last)
+    def batch(self, ratio: int, count: int) -> ImageBatch:
+        """Return `count` images of noise."""
+        images = torch.rand(count, 3, self.side, self.side, device=self.device) * 2 - 1
+        return ImageBatch(ratio=ratio, images=images.to(memory_format=torch.channels_last))
 
     @property
     def adversarial(self) -> bool:
         return self.objective.gan.weight > 0
 
-    def step(self, pictures: Tensor, ratio: int) -> None:
+    def step(self, batch: ImageBatch) -> None:
         """A whole step, without R1, which comes in one step of many."""
-        reconstructions = self.generate(pictures, ratio)
+        reconstructions = self.generate(batch)
         self.optimize(self.model)
         if self.adversarial:
-            self.judge(pictures, reconstructions, r1=False)
+            self.judge(batch, reconstructions, r1=False)
             self.optimize(self.discriminator)
 
-    def generate(self, pictures: Tensor, ratio: int) -> Tensor:
+    def generate(self, batch: ImageBatch) -> Tensor:
         """Gradients of the autoencoder; returns the reconstructions."""
         judge = self.discriminator if self.adversarial else None
-        reconstructions, loss = self.losses.of_autoencoder(self._autoencoder, judge, pictures, ratio)
+        reconstructions, loss = self.losses.of_autoencoder(self._autoencoder, judge, batch)
         loss.total.backward()
         return reconstructions.detach()
 
-    def judge(self, pictures: Tensor, reconstructions: Tensor, *, r1: bool) -> None:
+    def judge(self, batch: ImageBatch, reconstructions: Tensor, *, r1: bool) -> None:
         """Gradients of the discriminator; with `r1`, as in a step in which R1 is due, if it ever is."""
         step = 0 if r1 else 1  # R1 is due in multiples of a number of steps
         judge = self.discriminator
-        loss, *_ = self.losses.of_discriminator(judge, judge, step, pictures, reconstructions)
+        loss, *_ = self.losses.of_discriminator(judge, judge, step, batch, reconstructions)
         loss.total.backward()
 
     def _autoencoder(self, *arguments: Any, **keywords: Any) -> Any:
@@ -108,10 +109,10 @@ def corners(batches: list[Tensor], side: int) -> list[Tensor]:
 def _objective(loss: LossConfig) -> TokenizerObjective:
     objective = TokenizerObjective(replace(loss, perceptual_weight=0.0, features_weight=0.0))
     if loss.perceptual_weight:
-        objective.terms.append(Distance(*untrained_distance(loss.perceptual), loss.perceptual_weight))
+        objective.distances.append(Distance(*untrained_distance(loss.perceptual), loss.perceptual_weight))
     if loss.features_weight:
         features = ResNetFeatures(None, loss.features_trunk)
-        objective.terms.append(Distance("features", features, loss.features_weight))
+        objective.distances.append(Distance("features", features, loss.features_weight))
     return objective
 
 

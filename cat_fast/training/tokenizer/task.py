@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
 
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.errors import UserError
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
@@ -20,7 +21,7 @@ from cat_fast.training.metrics.reconstruction_grid import ReconstructionGrid
 from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
-from cat_fast.training.runtime.step_context import Part
+from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.grid_images import grid_images
 from cat_fast.training.tokenizer.image_source import (
@@ -30,7 +31,7 @@ from cat_fast.training.tokenizer.image_source import (
     make_source,
     save_source,
 )
-from cat_fast.training.tokenizer.trainer import RatioBatch, TokenizerTrainer
+from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 
 
 class TokenizerTask:
@@ -50,7 +51,7 @@ class TokenizerTask:
         for ratio in self.source.ratios:
             if ratio not in model.ratios:
                 raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
-        self._batches: list[RatioBatch] = []
+        self._batches: list[ImageBatch] = []
         self._position: Callable[[], dict[str, Any]] = self.source.state_dict
         self._before_draw = self._position
         if config.logging.grid_every_steps:
@@ -69,10 +70,11 @@ class TokenizerTask:
     def draw(self, step: int) -> Sequence[float]:
         parts = self.config.accumulation_steps
         self._before_draw = self.source.snapshot()
-        batches = [self.source.batch(step * parts + part) for part in range(parts)]
-        self.ranks.work.on([Part(batch.keys, batch.ratio) for batch in batches])
-        self._batches = [RatioBatch.of(batch, self.ranks.device) for batch in batches]
-        amounts = self.trainer.work(step, self._batches) | loader_amounts(batches, self.ranks.world_size)
+        device = self.ranks.device
+        self._batches = [self.source.batch(step * parts + part).on(device) for part in range(parts)]
+        self.ranks.work.on([describe_batch(batch.keys, batch.ratio) for batch in self._batches])
+        amounts = self.trainer.work(step, self._batches)
+        amounts |= loader_amounts(self._batches, self.ranks.world_size)
         return [amounts[name] for name in self.amounts]
 
     def undraw(self) -> None:

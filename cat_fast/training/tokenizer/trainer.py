@@ -7,12 +7,12 @@ order. Both engines step after both backward passes: a step that is not finite c
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cat_fast.data.image_batch import PictureBatch
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.adversarial import LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
@@ -27,20 +27,6 @@ from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
 from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
-
-
-class RatioBatch(NamedTuple):
-    """What a rank is given at a time: pictures (B, 3, H, W) in [-1, 1], all at one ratio."""
-
-    pictures: Tensor
-    ratio: int
-    counted: int
-    """How many of them count: all, or none where a rank only keeps the others company."""
-
-    @classmethod
-    def of(cls, batch: PictureBatch, device: torch.device) -> Self:
-        """The pictures of a source, on the device."""
-        return cls(batch.on(device), batch.ratio, len(batch.keys) if batch.counts else 0)
 
 
 class TokenizerTrainer:
@@ -73,12 +59,12 @@ class TokenizerTrainer:
         for engine in (self.engine, self.discriminator):
             agree_on_writes(engine, ranks)
 
-    def work(self, step: int, batches: Sequence[RatioBatch]) -> dict[str, float]:
+    def work(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
         """Return `images`, `tokens` and `flops` of this rank's batches."""
-        done = [(batch.ratio, batch.counted) for batch in batches if batch.counted]
+        done = [(batch.ratio, batch.count) for batch in batches if batch.count]
         return self.flops.of_step(done, self._adversarial(step))
 
-    def backward(self, step: int, batches: Sequence[RatioBatch], images: float) -> Backward:
+    def backward(self, step: int, batches: Sequence[ImageBatch], images: float) -> Backward:
         """Collective: run the passes of step number `step` on one batch an accumulation step.
 
         Its metrics are means over all pictures and, as `name_8x`, over those at each ratio.
@@ -89,7 +75,7 @@ class TokenizerTrainer:
         seed_step(self.config.seed, step, self.ranks.rank)
         engines = self._engines_of(step)
         # What each mean loss is multiplied with, so that the mean of all gradients is that over pictures.
-        shares = [batch.counted * self.ranks.world_size * len(batches) / images for batch in batches]
+        shares = [batch.count * self.ranks.world_size * len(batches) / images for batch in batches]
         done: list[dict[str, Tensor]] = []
         for part, batch in enumerate(batches):
             reconstructions, loss = self._reconstruct(step, batch)
@@ -97,7 +83,7 @@ class TokenizerTrainer:
             self.engine.backward(loss.total * shares[part])
             terms = {"loss": loss.total.detach(), **loss.terms()}
             if self._adversarial(step):
-                terms |= self._judge(step, batch.pictures, reconstructions.detach(), shares[part])
+                terms |= self._judge(step, batch, reconstructions.detach(), shares[part])
             done.append(terms)
             if part + 1 < len(batches):
                 for engine in engines.values():
@@ -105,7 +91,7 @@ class TokenizerTrainer:
         names, ratios = list(done[0]), self.engine.module.ratios
         sums = RatioSums(names, ratios, self.ranks.device)
         for batch, terms in zip(batches, done, strict=True):
-            sums.add(batch.ratio, terms, batch.counted)
+            sums.add(batch.ratio, terms, batch.count)
         return Backward(
             losses={name: torch.stack([terms[name] for terms in done]) for name in names},
             engines=engines,
@@ -139,15 +125,15 @@ class TokenizerTrainer:
             set_learning_rate(engine, learning_rate(base, config.schedule, step))
         return {name: engine for name, (engine, _) in engines.items()}
 
-    def _reconstruct(self, step: int, batch: RatioBatch) -> tuple[Tensor, Loss]:
+    def _reconstruct(self, step: int, batch: ImageBatch) -> tuple[Tensor, Loss]:
         judge = self.discriminator.module if self._adversarial(step) else None
-        return self.losses.of_autoencoder(self.engine, judge, batch.pictures, batch.ratio)
+        return self.losses.of_autoencoder(self.engine, judge, batch)
 
-    def _judge(self, step: int, pictures: Tensor, reconstructions: Tensor, share: float) -> dict[str, Tensor]:
+    def _judge(
+        self, step: int, batch: ImageBatch, reconstructions: Tensor, share: float
+    ) -> dict[str, Tensor]:
         engine = self.discriminator
-        loss, real, fake = self.losses.of_discriminator(
-            engine, engine.module, step, pictures, reconstructions
-        )
+        loss, real, fake = self.losses.of_discriminator(engine, engine.module, step, batch, reconstructions)
         engine.backward(loss.total * share)
         return {
             **loss.terms(),

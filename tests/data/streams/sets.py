@@ -100,7 +100,7 @@ def batches(source: StreamSource, steps: range) -> list[tuple]:
     found = []
     for step in steps:
         batch = source.batch(step)
-        found.append((batch.ratio, tuple(batch.keys), batch.pixels.numpy().tobytes(), batch.skipped))
+        found.append((batch.ratio, tuple(batch.keys), batch.images.numpy().tobytes(), batch.skipped))
     return found
 
 
@@ -157,7 +157,7 @@ def make_reader(
         rank,
         dealing or Dealing(len(shards.names), 1, 0),
         open_shards or OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False),
-        takes=lambda rated: rated.ratio == ratio,
+        takes=lambda entry: entry.ratio == ratio,
         counts=ratio == 8,
         most_pictures=most_pictures,
         most_bytes=most_bytes,
@@ -170,9 +170,9 @@ def keys_of_epochs(reader: RatioReader, epochs: int) -> list[list[str]]:
     found: list[list[str]] = [[] for _ in range(epochs)]
     while True:
         pick = reader.pick()
-        if pick.sample.epoch >= epochs:
+        if pick.epoch >= epochs:
             return found
-        found[pick.sample.epoch].append(pick.sample.key)
+        found[pick.epoch].append(pick.key)
 
 
 def as_list(position: Position) -> list[int]:

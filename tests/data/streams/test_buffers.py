@@ -62,8 +62,8 @@ def test_a_reader_resumes_though_shards_of_the_run_under_way_are_gone(picks, gon
     position = straight.position
     resumed = make_reader(Damaged(shards.ratios, gone), 8, most_pictures=run, position=position)
     found = [resumed.pick() for _ in range(40)]
-    assert not {int(pick.sample.key.split("-")[0]) for pick in found} & gone
-    later = [pick.sample.key for pick in found if pick.sample.epoch == position.epoch + 1]
+    assert not {int(pick.key.split("-")[0]) for pick in found} & gone
+    later = [pick.key for pick in found if pick.epoch == position.epoch + 1]
     left = {key for key in every_key(shards.ratios, 8) if int(key.split("-")[0]) not in gone}
     assert set(later[: len(left)]) == left
 
@@ -94,13 +94,13 @@ def test_pictures_are_shuffled_anew_in_each_epoch_within_and_between_shards():
 def test_a_ratio_that_is_drawn_often_neither_moves_nor_crowds_out_one_that_waits():
     ratios = [[8, 16, 16, 16, 32] * 4 for _ in range(6)]
     alone = make_reader(MemoryShards(ratios), 16)
-    expected = [alone.pick().sample.key for _ in range(72)]
+    expected = [alone.pick().key for _ in range(72)]
 
     shards = MemoryShards(ratios)
     together = OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False)
     waiting = make_reader(shards, 16, open_shards=together)
     starving = make_reader(shards, 8, open_shards=together)
-    found = [waiting.pick().sample.key]
+    found = [waiting.pick().key]
     for _ in range(200):  # more than eight epochs of its 24
         starving.pick()
     deadline = time.monotonic() + 20
@@ -109,7 +109,7 @@ def test_a_ratio_that_is_drawn_often_neither_moves_nor_crowds_out_one_that_waits
         time.sleep(0.01)
     held = sum(shards.read[key] for key in every_key(ratios, 16))
     assert held == 6  # two runs of three, and no more
-    found += [waiting.pick().sample.key for _ in range(71)]
+    found += [waiting.pick().key for _ in range(71)]
     assert found == expected
     assert Counter(expected) == every_key(ratios, 16)
 

@@ -82,7 +82,7 @@ def test_ranks_share_out_each_epoch_of_each_ratio(straight):
 def test_a_picture_at_a_place_is_the_crop_that_its_epoch_seeds(folder):
     stream = make_source(tar_set(folder), batch_size=3, shares={16: 1.0})
     batch = stream.batch(0)
-    for key, pixels in zip(batch.keys, batch.pixels, strict=True):
+    for key, pixels in zip(batch.keys, batch.images, strict=True):
         shard, number = map(int, re.findall(r"(\d+)-(\d+)$", key)[0])
         rng = np.random.default_rng(crop_seed(0, 0, 16, f"{shard}-{number}"))
         expected = random_crop(decode_image(picture(100 * shard + number)), rng, 8, 0.5, mirrored=True)
@@ -190,8 +190,8 @@ def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(
     after = Counter()
     for stream in resumed():
         reader = stream._readers[16]
-        while (pick := reader.pick()).sample.epoch == 0:
-            after[f"{pick.sample.shard}: {pick.sample.key}"] += 1
+        while (pick := reader.pick()).epoch == 0:
+            after[f"{pick.shard}: {pick.key}"] += 1
     assert set(after.values()) == {1}
     every = {f"{folder}/shard-{s:06d}.tar: {s}-{n}" for s in range(5) for n in range(0, 8, 2)}
     assert before | after.keys() == every
@@ -235,7 +235,7 @@ def test_colours_change_on_request(folder):
     plain = make_source(tar_set(folder)).batch(0)
     changed = make_source(tar_set(folder), crop=CropSettings(8, 0.5, 0.3)).batch(0)
     assert plain.keys == changed.keys
-    original, other = plain.on("cpu"), changed.on("cpu")
+    original, other = plain.on("cpu").images, changed.on("cpu").images
     assert other.dtype == original.dtype
     assert not np.allclose(original, other, atol=0.01)
     for before, after in zip(

@@ -16,7 +16,7 @@ from cat_fast.training.config.settings import GuardConfig, OptimizerConfig
 from cat_fast.training.health.nan_guard import SKIPPED, StepGuard
 from cat_fast.training.runtime.collective_errors import SharedError
 from cat_fast.training.runtime.ranks import Ranks
-from cat_fast.training.runtime.step_context import Part
+from cat_fast.training.runtime.step_context import describe_batch
 from tests.training.rank_processes import run_ranks
 from tests.training.runs import GENERATOR, TOKENIZER, write_latents
 
@@ -56,7 +56,7 @@ class PlainEngine:
 def guard_at(step: int, most: int = 3) -> StepGuard:
     ranks = Ranks()
     ranks.work.begin(step)
-    ranks.work.on([Part(["a.png", "b.png"], 16)])
+    ranks.work.on([describe_batch(["a.png", "b.png"], 16)])
     return StepGuard(GuardConfig(max_bad_steps=most), ranks)
 
 
@@ -107,7 +107,9 @@ def test_too_many_in_a_row_end_the_run_with_a_diagnosis():
 
 def test_of_several_batches_the_bad_one_is_named(capsys):
     guard = guard_at(3)
-    guard.ranks.work.on([Part(["a.png"], 8), Part(["b.png"], 16), Part(["c.png"], 32)])
+    guard.ranks.work.on(
+        [describe_batch(["a.png"], 8), describe_batch(["b.png"], 16), describe_batch(["c.png"], 32)]
+    )
     losses = {"l1": torch.tensor([1.0, NAN, 1.0]), "kl": torch.tensor([1.0, 1.0, INF])}
     assert not passes(guard, losses, {})
     told = capsys.readouterr().err
@@ -117,7 +119,7 @@ def test_of_several_batches_the_bad_one_is_named(capsys):
 
 def test_many_files_are_cut_short():
     ranks = Ranks()
-    ranks.work.on([Part([f"{n}.png" for n in range(100)])])
+    ranks.work.on([describe_batch([f"{n}.png" for n in range(100)])])
     with pytest.raises(UserError, match=r"15\.png and 84 more"):
         passes(StepGuard(GuardConfig(max_bad_steps=1), ranks), {"loss": torch.tensor(NAN)}, {})
 
@@ -189,7 +191,7 @@ def _train(
     engine, *_ = deepspeed.initialize(model=net, optimizer=adamw, config=config, dist_init_required=False)
     for step in steps:
         ranks.work.begin(step)
-        ranks.work.on([Part([f"r{ranks.rank}s{step}p{part}"]) for part in range(parts)])
+        ranks.work.on([describe_batch([f"r{ranks.rank}s{step}p{part}"]) for part in range(parts)])
         losses = []
         for part in range(parts):
             seed = 100 * step + 10 * part + ranks.rank
@@ -274,7 +276,7 @@ def _poison(task: Any) -> None:
     def poisoned(*arguments: Any) -> Any:
         setattr(owner, name, original)
         batch = original(*arguments)
-        (batch.pixels if hasattr(batch, "pixels") else batch[0][0].packed.tokens).fill_(NAN)
+        (batch.images if hasattr(batch, "images") else batch[0][0].packed.tokens).fill_(NAN)
         return batch
 
     setattr(owner, name, poisoned)

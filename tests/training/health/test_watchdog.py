@@ -14,7 +14,7 @@ from cat_fast.training.health.run_status import read_failure, summarize
 from cat_fast.training.health.watchdog import EXIT_HUNG, Watchdog, patience_of
 from cat_fast.training.loop import run
 from cat_fast.training.runtime.ranks import Ranks
-from cat_fast.training.runtime.step_context import Part
+from cat_fast.training.runtime.step_context import describe_batch
 from tests.training.rank_processes import gloo_ranks, run_ranks, started_ranks
 from tests.training.steps import PlainTask
 
@@ -28,7 +28,7 @@ class Meeting(PlainTask):
         self.ranks, self.busy_at = ranks, busy_at
 
     def train_step(self, step: int) -> dict[str, float]:
-        self.ranks.work.on([Part([f"rank{self.ranks.rank}_step{step}.png"], 16)])
+        self.ranks.work.on([describe_batch([f"rank{self.ranks.rank}_step{step}.png"], 16)])
         if step == self.busy_at and self.ranks.rank == 1:
             self.stay_away()
         self.ranks.work.computed()

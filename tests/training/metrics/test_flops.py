@@ -59,7 +59,7 @@ def test_the_ghost_pass_is_no_work():
 
 def test_networks_in_the_loss_count_and_so_does_the_discriminator():
     plain, perceptual = tokenizer_flops(perceptual_weight=0), tokenizer_flops()
-    network = TokenizerObjective(LossConfig()).terms[-1].network
+    network = TokenizerObjective(LossConfig()).distances[-1].network
     pictures = torch.zeros(2, 3, 64, 64)
     one = counted(lambda: network(pictures.clone().requires_grad_(), pictures))
     assert perceptual.of(16, 2, False) - plain.of(16, 2, False) == one

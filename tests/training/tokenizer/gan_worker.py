@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks, start, stop
 from cat_fast.training.step import Backward
-from cat_fast.training.tokenizer.trainer import RatioBatch, TokenizerTrainer
+from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 from tests.training.engine_state import forward_weights, full_state
 from tests.training.steps import step_metrics
 from tests.training.tokenizer.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
@@ -34,7 +35,7 @@ class Training:
 
     def step(self, step: int) -> dict[str, float]:
         self.batches = [
-            RatioBatch(pictures, ratio_of(step, self.ranks.rank, part), len(pictures))
+            ImageBatch(images=pictures, ratio=ratio_of(step, self.ranks.rank, part))
             for part, pictures in enumerate(
                 self.case.pictures(step, self.ranks.rank, part)
                 for part in range(self.case.accumulation_steps)

@@ -61,7 +61,7 @@ def draw(source, steps=range(12)):
     found = []
     for step in steps:
         batch = source.batch(step)
-        found.append((batch.ratio, tuple(batch.keys), batch.on(torch.device("cpu"))))
+        found.append((batch.ratio, tuple(batch.keys), batch.on(torch.device("cpu")).images))
     return found
 
 
@@ -82,7 +82,9 @@ def test_pictures_in_memory_are_those_that_sampler_and_step_seed(index):
         batch = source.batch(step)
         assert batch.ratio == ratio
         assert [Path(key).name for key in batch.keys] == [Path(paths[i]).name for i in indices]
-        assert torch.equal(batch.on(torch.device("cpu")), crops.batch(indices, step_rng(run.seed, step, 1)))
+        assert torch.equal(
+            batch.on(torch.device("cpu")).images, crops.batch(indices, step_rng(run.seed, step, 1))
+        )
 
 
 SOURCES = {

@@ -52,7 +52,7 @@ def test_a_measured_step_trains_both_models():
     models = (workload.model, workload.discriminator)
     first_layers = (workload.model.encoder.conv_in.weight, workload.discriminator.b32.conv0.weight)
     before = [weight.detach().clone() for weight in first_layers]
-    workload.step(workload.pictures(2), 32)
+    workload.step(workload.batch(32, 2))
     assert not any(map(torch.equal, before, first_layers))
     for model in models:
         # The ghost pass gives those of other ratios a gradient, too.

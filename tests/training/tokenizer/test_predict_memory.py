@@ -91,12 +91,12 @@ def test_the_prediction_is_what_the_allocator_gives_a_real_step(tmp_path):
         with torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         ) as profile:
-            pictures = workload.pictures(4)
-            reconstructions = workload.generate(pictures, ratio)
+            batch = workload.batch(ratio, 4)
+            reconstructions = workload.generate(batch)
             workload.model.zero_grad()
-            workload.judge(pictures, reconstructions, r1=True)
+            workload.judge(batch, reconstructions, r1=True)
             workload.discriminator.zero_grad()
-            del pictures, reconstructions
+            del batch, reconstructions
         assert step.peak(4) == pytest.approx(max(live_bytes(profile)), rel=0.01)
 
 

@@ -65,7 +65,9 @@ class Entry:
     read: Callable[[], bytes]
     """The encoded picture; OSError where it cannot be read."""
     damage: str = ""
-    """Why there is no picture here, if there is none."""
+    """Why there is no picture here, if there is none; once rated, also why it has no ratio."""
+    ratio: int | None = None
+    """Set by rating it; None if it has none, or needs none."""
 
 
 class Shard(Protocol):
