@@ -20,6 +20,11 @@ class Budget:
     """Whether global memory must be read or written 16 bytes at a time."""
     matrix_instructions: bool = False
 
+    @property
+    def reads_code(self) -> bool:
+        """True if the budget depends on the kernel's instructions."""
+        return self.wide_access or self.matrix_instructions
+
     def violations(self, kernel: Kernel) -> list[str]:
         """What `kernel` breaks, in words."""
         found = []

@@ -36,17 +36,24 @@ class Kernel:
     """That fit a multiprocessor, by registers, shared memory and threads."""
     occupancy: float
     """The part of a multiprocessor's threads that those are."""
-    wide_accesses: int
-    """128-bit or bulk loads and stores of global memory."""
-    matrix_instructions: int
+    wide_accesses: int | None
+    """128-bit or bulk loads and stores of global memory; None if they were not counted."""
+    matrix_instructions: int | None
 
 
-def compile_launched(launch: Callable[[], object], architecture: int) -> list[Kernel]:
-    """The kernels that `launch` launches, each once for a set of arguments. Its tensors may be on meta."""
+def compile_launched(
+    launch: Callable[[], object],
+    architecture: int,
+    reads_code: Callable[[str], bool] = lambda name: True,
+) -> list[Kernel]:
+    """Return the kernels that `launch` launches, each once per set of arguments. Its tensors may be on meta.
+
+    `reads_code(name)` tells whether a kernel's instructions are counted: half a second each.
+    """
     with recording(architecture) as compiled:
         launch()
     unique = {id(kernel): kernel for kernel in compiled}
-    return [examine(kernel, architecture) for kernel in unique.values()]
+    return [examine(kernel, architecture, reads_code(kernel.metadata.name)) for kernel in unique.values()]
 
 
 @contextmanager
@@ -86,13 +93,13 @@ class _Target:
         return 0
 
 
-def examine(compiled: Any, architecture: int) -> Kernel:
-    """Read a compiled kernel's costs from its binary."""
+def examine(compiled: Any, architecture: int, with_code: bool) -> Kernel:
+    """Read a compiled kernel's costs from its binary, instructions only `with_code`."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(compiled.asm["cubin"])
         cubin.flush()
         usage = _cuobjdump("--dump-resource-usage", cubin.name)
-        code = _cuobjdump("--dump-sass", cubin.name)
+        code = _cuobjdump("--dump-sass", cubin.name) if with_code else None
     registers, stack = (int(re.findall(rf"{key}:(\d+)", usage)[0]) for key in ("REG", "STACK"))
     threads = compiled.metadata.num_warps * WARP
     shared = compiled.metadata.shared
@@ -107,8 +114,8 @@ def examine(compiled: Any, architecture: int) -> Kernel:
         threads=threads,
         blocks=blocks,
         occupancy=blocks * threads / THREADS,
-        wide_accesses=len(WIDE_ACCESS.findall(code)),
-        matrix_instructions=len(MATRIX_INSTRUCTION.findall(code)),
+        wide_accesses=None if code is None else len(WIDE_ACCESS.findall(code)),
+        matrix_instructions=None if code is None else len(MATRIX_INSTRUCTION.findall(code)),
     )
 
 

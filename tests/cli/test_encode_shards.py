@@ -109,7 +109,7 @@ def test_an_option_of_the_other_command_is_refused(cat_fast, checkpoint, photos,
 
 def test_killed_and_started_again_every_key_is_there_once(checkpoint, tmp_path):
     """kill -9 in the middle of two working processes, which must not outlive it."""
-    pictures, out, count = tmp_path / "pictures", tmp_path / "out", 600
+    pictures, out, count = tmp_path / "pictures", tmp_path / "out", 400
     pictures.mkdir()
     for n in range(count):
         noise = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Whole runs through the DeepSpeed launcher: killed and started again, they end where a straight run does."""
+"""Runs killed with their launcher: started again, they end where a straight run does."""
 
 import os
 import signal
@@ -15,8 +15,9 @@ from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.rank_processes import run_ranks
-from tests.training.runs import command, finish, settings, start, write_latents
+from tests.training.runs import command, settings, start, write_latents
 
+TRAIN = "tests.training.runs:train_as_rank"
 STEPS = 20
 KILL_AFTER = 10
 SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=4")
@@ -57,10 +58,10 @@ def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp
     half.mkdir()
     (half / "ema.safetensors").write_bytes(b"half")
 
-    finish(start(command(kind, killed, latents, *SCHEDULE), log), log)
-    assert f"at step {left[0]} of {STEPS}" in log.read_text()
-    assert "no readable manifest" in log.read_text()
-    run_ranks("tests.training.runs:train_as_rank", 2, *settings(kind, straight, latents, *SCHEDULE))
+    resumed, _ = run_ranks(TRAIN, 2, *settings(kind, killed, latents, *SCHEDULE))
+    assert f"at step {left[0]} of {STEPS}" in resumed
+    assert "no readable manifest" in resumed
+    run_ranks(TRAIN, 2, *settings(kind, straight, latents, *SCHEDULE))
 
     assert [r["step"] for r in read_metrics(killed)] == list(range(STEPS))
     name = "model/diffusion_pytorch_model.safetensors"

@@ -82,7 +82,7 @@ def test_a_share_of_the_data_is_shown_and_never_trained_on(records, kind):
         source = make_source(run, ranks)
         try:
             batches = [source.batch(step).on(ranks.device) for step in range(2 * COUNT)]
-            return {n for x in batches for n in numbers(x.add(1).mul(127.5).permute(0, 2, 3, 1))}
+            return {n for x in batches for n in numbers(x.images.add(1).mul(127.5).permute(0, 2, 3, 1))}
         finally:
             source.close()
 
