@@ -51,27 +51,14 @@ def load_index(name: str) -> list[ImageRecord]:
     return index_photographs(photographs("train")) if name == PHOTOGRAPHS else read_index(name)
 
 
-def ratios_of(records: Sequence[ImageRecord], signal: str, thresholds: RatioThresholds) -> list[int]:
-    """The ratio of each picture by one of RATIO_SIGNALS; `thresholds` are those of scores.
-
-    By `jpeg` each picture is read, cut to its centre square at 512 px and compressed once.
-
-    Raises:
-        UserError: a picture has no such signal.
-    """
-    if signal == "score":
-        return thresholds.ratios(record.score for record in records)
-    if signal == "jpeg":
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
-    for record in records:
-        if record.ratio is None:  # JSON may say so
-            raise UserError(f"{record.key}: the index names no ratio; data.ratios_from=jpeg judges by size")
-    return [record.ratio for record in records]
+def ratios_by_jpeg(records: Sequence[ImageRecord]) -> list[int | None]:
+    """Return the ratio of each image as `ratio_of_file` does, None for those that cannot be read."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
 
 
 def ratio_of_file(data: bytes) -> int:
-    """The ratio of an encoded picture by its size as a JPEG, as `ratios_of` judges with `jpeg`.
+    """Return an encoded image's ratio by its size as a JPEG: the centre square at 512 px, compressed once.
 
     Raises:
         UserError: the bytes are no whole picture.
@@ -79,8 +66,11 @@ def ratio_of_file(data: bytes) -> int:
     return _ratio_by_pixels(decode_image(data))
 
 
-def _ratio_by_jpeg(path: str) -> int:
-    return _ratio_by_pixels(load_image(path))
+def _ratio_by_jpeg(path: str) -> int | None:
+    try:
+        return _ratio_by_pixels(load_image(path))
+    except UserError:
+        return None
 
 
 def _ratio_by_pixels(picture: Image) -> int:

@@ -46,9 +46,8 @@ class TokenizerTask:
         self.pictures = ReconstructionGrid(config.logging, config.data.image_size, self.ranks.device)
 
     def train_step(self, step: int) -> dict[str, float]:
-        parts = self.config.accumulation_steps
         device = self.ranks.device
-        batches = [self.source.batch(step * parts + part).on(device) for part in range(parts)]
+        batches = [self.source.batch().on(device) for _ in range(self.config.accumulation_steps)]
         self.ranks.work.on([describe_batch(batch.keys, batch.ratio) for batch in batches])
         metrics = self.trainer.step(step, batches)
         if SKIPPED not in metrics:

@@ -151,7 +151,7 @@ class TokenizerTrainer:
 
     def _work(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
         """Collective: pictures, tokens and FLOPs of the step."""
-        done = [(batch.ratio, batch.count) for batch in batches if batch.count]
+        done = [(batch.ratio, batch.count) for batch in batches]
         return self.flops.over_ranks(self.ranks, done, self._adversarial(step))
 
     def save(self, folder: Path) -> dict[str, Any]:
