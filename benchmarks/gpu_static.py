@@ -1,6 +1,6 @@
 """What the GPU kernels cost before they run: registers, spills, shared memory, instructions.
 
-    python -m benchmarks.gpu_static --json FILE [--only TEXT]
+    python -m benchmarks.gpu_static --json FILE [--only TEXT] [--alternate]
 
 No GPU is needed. The launchers of benchmarks/static/cases are given tensors that have shapes but no memory,
 and each Triton kernel that they would launch is compiled, with the very arguments, warps and stages of the
@@ -12,7 +12,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
@@ -43,13 +44,28 @@ def measure(key: str, architecture: int) -> list[dict[str, Any]]:
     return rows
 
 
+def alternating(keys: Sequence[str]) -> list[tuple[str, int]]:
+    """One architecture per case, such that cases of the same kernels take the architectures in turn."""
+    seen: Counter[frozenset[str]] = Counter()
+    jobs = []
+    for key in keys:
+        kernels = frozenset(CASES[key].budgets)
+        jobs.append((key, ARCHITECTURES[seen[kernels] % len(ARCHITECTURES)]))
+        seen[kernels] += 1
+    return jobs
+
+
 def main() -> int:
     """Compile all cases, print a line a kernel, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--only", default="", help="only the cases whose key contains this text")
+    parser.add_argument(
+        "--alternate", action="store_true", help="each case for one architecture, in turn: half the time"
+    )
     arguments = parser.parse_args()
-    jobs = [(key, architecture) for key in CASES if arguments.only in key for architecture in ARCHITECTURES]
+    chosen = [key for key in CASES if arguments.only in key]
+    jobs = alternating(chosen) if arguments.alternate else [(key, a) for key in chosen for a in ARCHITECTURES]
     rows = []
     with ProcessPoolExecutor(max_workers=min(len(os.sched_getaffinity(0)), max(1, len(jobs)))) as pool:
         for found in pool.map(measure, *zip(*jobs, strict=True)):

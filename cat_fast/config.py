@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 
 T = TypeVar("T")
 
@@ -67,10 +67,6 @@ def fill(schema: type[T], values: dict, overrides: list[str], source: str = "con
         raise UserError(f"{source}: {error.full_key or 'value'}: {first_line(error)}") from error
     assert isinstance(filled, schema)
     return filled
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _read_override(override: str) -> DictConfig:

@@ -2,6 +2,10 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <string>
+
+#include "common/instruction_set.h"
+
 STABLE_TORCH_LIBRARY(cat_fast, m) {
   // -> y, and the mean and rstd of each group (N, groups) in fp32, which backward takes
   m.def(
@@ -39,4 +43,16 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def("pack(Tensor[] latents, int patch_size) -> Tensor");
   // grids are h0, w0, h1, w1 and so on, in patches
   m.def("unpack(Tensor tokens, SymInt[] grids, int patch_size) -> Tensor[]");
+  // -> what the CPU kernels run on: "default", "avx2" or "avx512"
+  m.def("instruction_set() -> str");
+}
+
+namespace {
+
+std::string instruction_set_in_use() { return cat_fast::name_of(cat_fast::kInstructionSet); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(cat_fast, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&instruction_set_in_use));
 }

@@ -123,14 +123,9 @@ def encode(
     files = find_images(photos)  # what is wrong with them is known before torch is there
 
     from cat_fast.complexity import RatioThresholds
-    from cat_fast.inference.encoding.codec import encode_files
-    from cat_fast.inference.encoding.photo_ratio import (
-        PhotoDescriptions,
-        adaptive_ratio,
-        fixed_ratio,
-        read_photo_captions,
-        require_served,
-    )
+    from cat_fast.complexity.ratio_policy import RatioPolicy
+    from cat_fast.inference.encoding.codec import encode_files, require_served
+    from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
     from cat_fast.models.load import load_tokenizer
 
     rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else {}
@@ -138,14 +133,14 @@ def encode(
     borders = RatioThresholds.parse(thresholds) if thresholds is not None else None
     tokenizer = load_tokenizer(checkpoint, device)
     require_served(fixed, tokenizer.config["ratios"])
-    choose = fixed_ratio(fixed) if fixed else adaptive_ratio(said, borders)
     with console.progress("pictures") as bar:
         task = bar.add_task("encoding", total=len(files))
         results = encode_files(
             files,
             out,
             tokenizer=tokenizer,
-            choose=choose,
+            policy=RatioPolicy(("caption",), borders, fixed=fixed),
+            descriptions=said,
             size=size,
             batch_size=batch_size,
             on_done=lambda _: bar.advance(task),

@@ -24,6 +24,7 @@ def info(
 
     CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one backend on every operator, and
     CAT_FAST_BACKEND=adaln=triton,group_norm_silu=cuda forces operators one by one.
+    CAT_FAST_CPU=default|avx2|avx512 caps the instruction set that the C++ kernels run on.
 
     Examples:
 
@@ -62,7 +63,7 @@ def environment() -> dict[str, Any]:
     """The same as JSON values: python, platform, packages, cpu, gpus, kernels."""
     import torch
 
-    from cat_fast.kernels import backends
+    from cat_fast.kernels import backends, library
 
     return {
         "python": platform.python_version(),
@@ -71,6 +72,7 @@ def environment() -> dict[str, Any]:
         "cpu": {
             "processor": processor_name(),
             "capability": torch.backends.cpu.get_cpu_capability(),
+            "instruction_set": library.instruction_set(),
             "features": _cpu_features(),
             "threads": torch.get_num_threads(),
         },
@@ -110,7 +112,8 @@ def _gpus() -> list[dict[str, Any]]:
 
 def _cpu_line(cpu: dict[str, Any]) -> str:
     features = "compiled parts are missing" if cpu["features"] is None else " ".join(cpu["features"])
-    return f"{cpu['processor']}; {cpu['threads']} threads; torch uses {cpu['capability']}; {features}"
+    ours = f"the C++ kernels use {cpu['instruction_set']}" if cpu["instruction_set"] else "no C++ kernels"
+    return f"{cpu['processor']}; {cpu['threads']} threads; torch uses {cpu['capability']}; {ours}; {features}"
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:

@@ -3,20 +3,18 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL.Image import Image
-from torchvision.transforms.functional import pil_to_tensor
-
 from cat_fast.complexity.choose import Scorer, choose_ratios
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.jpeg_size import JPEG_SIDE, jpeg_ratio
 from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.data.images.index import ImageRecord, read_index
-from cat_fast.data.images.io import decode_image, load_image, resize_center_crop
+from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs
 from cat_fast.errors import UserError
 
 PHOTOGRAPHS = "photographs"
-RATIO_SIGNALS = ("index", "score", "jpeg")
+RATIO_SIGNALS: dict[str, tuple[Label, ...]] = {"index": ("ratio",), "score": ("score",), "jpeg": ()}
+"""Values of `data.ratios_from`, and the labels that each consults."""
 
 
 def index_photographs(
@@ -51,27 +49,19 @@ def load_index(name: str) -> list[ImageRecord]:
     return index_photographs(photographs("train")) if name == PHOTOGRAPHS else read_index(name)
 
 
+def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
+    """Return the policy of one of RATIO_SIGNALS; `thresholds` are those of scores."""
+    return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
+
+
 def ratios_by_jpeg(records: Sequence[ImageRecord]) -> list[int | None]:
-    """Return the ratio of each image as `ratio_of_file` does, None for those that cannot be read."""
+    """Return the ratio of each image by its size as a JPEG, None for those that cannot be read."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
 
 
-def ratio_of_file(data: bytes) -> int:
-    """Return an encoded image's ratio by its size as a JPEG: the centre square at 512 px, compressed once.
-
-    Raises:
-        UserError: the bytes are no whole picture.
-    """
-    return _ratio_by_pixels(decode_image(data))
-
-
 def _ratio_by_jpeg(path: str) -> int | None:
     try:
-        return _ratio_by_pixels(load_image(path))
+        return ratio_of_image(load_image(path))
     except UserError:
         return None
-
-
-def _ratio_by_pixels(picture: Image) -> int:
-    return jpeg_ratio(pil_to_tensor(resize_center_crop(picture, JPEG_SIDE)))

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cat_fast.errors import UserError
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str], *, keep: bool = False) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], *, keep: bool = False, flush: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
 
     A process killed half way leaves at most a hidden `.NAME.*.part` file, an exception not even that, and
     whatever stood under `path` before is untouched. Missing parent folders are made. With `keep`, what stands
-    under `path` in the end, perhaps another's by then, stays; read it to know.
+    under `path` in the end, perhaps another's by then, stays; read it to know. Without `flush`, which takes
+    long on some disks, it is whole unless the machine itself goes down.
 
     Raises:
         UserError: the file cannot be written there (no permission, disk full, a folder of that name).
@@ -27,8 +30,9 @@ def atomic_write(path: str | os.PathLike[str], *, keep: bool = False) -> Iterato
     part = _create_part(path)
     try:
         yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
         if not (keep and _added(part, path)):
             part.replace(path)
     except OSError as error:
@@ -44,6 +48,16 @@ def require_writable(path: str | os.PathLike[str]) -> None:
         UserError: as `atomic_write`.
     """
     _create_part(Path(path)).unlink()
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], *, keep: bool = False) -> None:
+    """Write a JSON object atomically; `keep` as for `atomic_write`.
+
+    Raises:
+        UserError: as `atomic_write`.
+    """
+    with atomic_write(path, keep=keep) as part:
+        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

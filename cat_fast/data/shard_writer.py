@@ -11,6 +11,7 @@ import numpy as np
 from webdataset import TarWriter
 
 from cat_fast.data.files import atomic_write
+from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.images.index import ImageRecord, parse_record
 from cat_fast.data.images.io import IMAGE_SUFFIXES
 from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
@@ -69,7 +70,10 @@ def write_shards(
         raise UserError("the index holds no pictures")
     if per_shard < 1:
         raise UserError(f"{per_shard} pictures a shard: at least 1 is needed")
-    _write_or_check_header(folder, records, per_shard, seed)
+    ends = [records[0], records[len(records) - 1]]
+    digest = hashlib.sha256(json.dumps([asdict(record) for record in ends]).encode()).hexdigest()[:16]
+    settings = {"pictures": len(records), "per_shard": per_shard, "seed": seed, "ends": digest}
+    claim_folder(folder / HEADER, settings, "shards")
     order = np.random.default_rng(seed).permutation(len(records))
     for number, start in enumerate(range(0, len(order), per_shard)):
         chosen = order[start : start + per_shard].tolist()
@@ -116,18 +120,3 @@ def _picture(record: ImageRecord, suffix: str) -> bytes:
     if suffix not in IMAGE_SUFFIXES:
         raise UserError(f"{suffix or 'no ending'} is no kind of picture")
     return Path(record.path).read_bytes()
-
-
-def _write_or_check_header(folder: Path, records: Sequence[ImageRecord], per_shard: int, seed: int) -> None:
-    ends = [records[0], records[len(records) - 1]]
-    digest = hashlib.sha256(json.dumps([asdict(record) for record in ends]).encode()).hexdigest()[:16]
-    header = {"pictures": len(records), "per_shard": per_shard, "seed": seed, "ends": digest}
-    path = folder / HEADER
-    if path.exists():
-        if json.loads(path.read_text()) != header:
-            raise UserError(
-                f"{folder} holds shards of another index, or cut otherwise; give another folder or delete it"
-            )
-        return
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(header, indent=1))

@@ -4,19 +4,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import image_to_tensor, load_image
 from cat_fast.data.images.random_crop import random_crop, shrink
 from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.data.photographs import CATEGORIES
+from cat_fast.inference.encoding.ratio_batches import encode_batch
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 MIN_CROP = 0.6
 
 
-@torch.no_grad()
 def encode_crops(
     tokenizer: NestedAutoencoderKL,
     records: Sequence[ImageRecord],
@@ -47,13 +46,11 @@ def encode_crops(
                 if not numbers:
                     continue
                 rngs = [np.random.default_rng([number, ratio, i]) for i in numbers]
-                batch = torch.stack(
-                    [
-                        image_to_tensor(random_crop(picture, rng, resolution, MIN_CROP, not record.has_text))
-                        for rng in rngs
-                    ]
-                )
-                latents = tokenizer.encode(batch, ratio).latent_dist.mode()
+                batch = [
+                    image_to_tensor(random_crop(picture, rng, resolution, MIN_CROP, not record.has_text))
+                    for rng in rngs
+                ]
+                latents = encode_batch(tokenizer, batch, ratio)
                 for i, latent in zip(numbers, latents, strict=True):
                     label, name = CATEGORIES.index(record.category), _name(record, ratio, i)
                     writer.add(name, latent, label=label, ratio=ratio, caption=record.caption)

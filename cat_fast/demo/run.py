@@ -1,7 +1,6 @@
 """The demo's five phases, each of which goes on where an earlier run of the same folder stopped."""
 
 import importlib.resources
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +12,13 @@ from rich.progress import Progress
 
 from cat_fast.complexity.image_ratios import index_photographs
 from cat_fast.console import err, progress
-from cat_fast.data.files import atomic_write
+from cat_fast.data.files import write_json
+from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.demo.latents import encode_crops
 from cat_fast.demo.metrics import collect_metrics
 from cat_fast.demo.report import write_report
-from cat_fast.errors import UserError
 from cat_fast.evaluation.reconstruction import reconstruct
 from cat_fast.inference import CATPipeline
 from cat_fast.inference.pipeline.assembly import assemble
@@ -161,14 +160,19 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
     Raises:
         UserError: `out` holds a demo made with other settings, or cannot be written, or a training failed.
     """
-    _claim(out, settings)
+    if claim_folder(out / "settings.json", asdict(settings), "a demo"):
+        err.print(f"going on in {out}", markup=False, soft_wrap=True)
     with progress("steps") as bars:
         demo = Demo(out, settings, bars)
         with demo.timed("describe"):
             train, held_out = demo.describe()
         with demo.timed("train_tokenizer"):
             gan_start = int(0.7 * settings.tokenizer_steps)
-            overrides = [f"data.index={out / 'train.jsonl'}", f"loss.gan_loss_starting_step={gan_start}"]
+            overrides = [
+                f"data.index={out / 'train.jsonl'}",
+                f"data.held_out={out / 'held_out.jsonl'}",
+                f"loss.gan_loss_starting_step={gan_start}",
+            ]
             overrides += settings.tokenizer_overrides
             tokenizer_folder = demo.train("tokenizer", settings.tokenizer_steps, overrides)
         tokenizer = NestedAutoencoderKL.from_pretrained(tokenizer_folder)
@@ -192,23 +196,5 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
             samples = demo.draw(demo.assemble(tokenizer, generator_folder))
     metrics = collect_metrics(out, asdict(settings), train, results, samples, demo.seconds)
     write_report(out / "report.html", metrics, results, samples, out / "runs")
-    with atomic_write(out / "metrics.json") as part:
-        part.write_text(json.dumps(metrics, indent=2, ensure_ascii=False))
+    write_json(out / "metrics.json", metrics)
     return metrics
-
-
-def _claim(out: Path, settings: DemoSettings) -> None:
-    """Refuse to mix two demos in one folder."""
-    file = out / "settings.json"
-    wanted = asdict(settings)
-    if file.is_file():
-        found = json.loads(file.read_text())
-        if found != wanted:
-            differing = ", ".join(k for k in wanted if found.get(k) != wanted[k])
-            raise UserError(
-                f"{out} holds a demo with other settings ({differing}); take another --out or delete it"
-            )
-        err.print(f"going on in {out}", markup=False, soft_wrap=True)
-        return
-    with atomic_write(file) as part:
-        part.write_text(json.dumps(wanted, indent=2))

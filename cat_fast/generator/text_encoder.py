@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 from transformers.utils import logging
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.text_models import find_text_model
 
@@ -49,7 +49,7 @@ class TextEncoder:
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
                 self.model: Any = _load(source).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
-            raise UserError(f"text encoder {name!r}: {str(error).strip().splitlines()[0]}") from error
+            raise UserError(f"text encoder {name!r}: {first_line(error)}") from error
         self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
         """On the hub, or the path of its folder from anywhere."""
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
@@ -76,6 +76,11 @@ class TextEncoder:
         self.model.to(device=device, dtype=dtype)
         return self
 
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of each text, without encoding them; 0 for an empty one."""
+        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [len(own) if text.strip() else 0 for own, text in zip(ids, texts, strict=True)]
+
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> PackedText:
         """One text for each, on the model's device; the empty text has no tokens and is the null text.
@@ -85,6 +90,9 @@ class TextEncoder:
         """
         if not texts:
             raise UserError("no texts to encode: expected at least one, which may be empty")
+        if not any(text.strip() for text in texts):  # a tokenizer without marks would leave the model nothing
+            nothing = torch.empty(0, self.dim, dtype=self.model.dtype, device=self.model.device)
+            return PackedText.of([nothing] * len(texts))
         batch = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )

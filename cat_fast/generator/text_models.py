@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, one_line
 
 BY_HAND = "give the name of a text encoder on the Hugging Face hub, or the folder of one"
 
@@ -56,8 +56,9 @@ def fetch_text_model(name: str) -> Path:
                 # what transformers reads lies at the top; folders hold other formats
                 huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"])
     except Exception as error:  # of the hub, of the network or of the disk
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"text encoder {name!r} cannot be downloaded ({reason}); {BY_HAND}") from error
+        raise UserError(
+            f"text encoder {name!r} cannot be downloaded ({one_line(error)[:200]}); {BY_HAND}"
+        ) from error
     folder = find_text_model(name)
     if folder is None:
         raise UserError(

@@ -2,7 +2,7 @@
 
 import torch
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 
 
 def find_device(name: str) -> torch.device:
@@ -13,6 +13,5 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"device {name!r} cannot be used ({reason}); try --device cpu") from error
+        raise UserError(f"device {name!r} cannot be used ({first_line(error)}); try --device cpu") from error
     return device

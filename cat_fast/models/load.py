@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, one_line
 from cat_fast.models.device import find_device
 from cat_fast.tokenizer import NestedAutoencoderKL
 
@@ -39,8 +39,7 @@ def load_model(kind: type[Model], what: str, folder: Path, device: str = "auto")
         # everything is in the folder: never ask a hub
         model, found = source.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
     except Exception as error:  # a missing, truncated or mismatched file each raise something else
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: the checkpoint cannot be loaded ({reason})") from error
+        raise UserError(f"{folder}: the checkpoint cannot be loaded ({one_line(error)[:200]})") from error
     if lacking := found["missing_keys"]:  # diffusers only warns of it
         raise UserError(f"{folder}: the checkpoint cannot be loaded ({min(lacking)} is not in its weights)")
     return model.to(target).eval()

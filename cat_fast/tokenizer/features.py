@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 from cat_fast.weights.tensor_pickle import load_checkpoint
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -79,7 +79,7 @@ def _trunk(name: str) -> nn.Module:
         else:
             network = get_model(name, weights=None)
     except (ImportError, ValueError, RuntimeError) as error:
-        raise UserError(f"loss.features_trunk: {name}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"loss.features_trunk: {name}: {first_line(error)}") from None
     if not all(hasattr(network, stage) for stage in STAGES):
         raise UserError(f"loss.features_trunk: {name} is no ResNet: it has no {', '.join(STAGES)}")
     return network

@@ -2,24 +2,22 @@
 
 import math
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
 from PIL import Image
 
-from cat_fast.config import first_line
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.checkpoints.write_errors import as_write_error, write_on_main, write_together
 from cat_fast.training.config.settings import RunConfig
 from cat_fast.training.health.nan_guard import SKIPPED
 from cat_fast.training.health.preemption import Preemption
 from cat_fast.training.health.run_status import RunStatus, StatusFile, record_failure, sole_writer
-from cat_fast.training.health.stragglers import SlowRanks
 from cat_fast.training.health.watchdog import Watchdog
 from cat_fast.training.metrics import throughput
 from cat_fast.training.metrics.run_log import GRIDS, METRICS, RunLog, report
@@ -27,23 +25,14 @@ from cat_fast.training.metrics.throughput import SUMMARY
 from cat_fast.training.metrics.trackers import TENSORBOARD, WANDB_ID
 from cat_fast.training.runtime.collective_errors import on_main, raise_together, require_shared
 from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.step import Request, Stepper, Steps
 
 EXPORT = "model"
 CHECKPOINTS = "checkpoints"
 
 
-class Task(Protocol):
-    """One model's training; every method is called by all ranks together.
-
-    While it works, it tells `ranks.work` its batch (`on`) and when it first waits for others (`computed`).
-    """
-
-    def train_step(self, step: int) -> dict[str, float]:
-        """Do one step and return its metrics, equal on all ranks.
-
-        `loss` is among them, and all are finite; unless `guard.SKIPPED` is, and the step changed nothing.
-        """
-        ...
+class Task(Steps, Protocol):
+    """One model's training: its steps, and the methods below, which all ranks call together."""
 
     def save(self, folder: Path) -> None:
         """Write everything that resuming needs."""
@@ -104,7 +93,6 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
     status = _open_status(config, ranks, folder, command)
     if config.checkpoint.resume == "never":
         write_on_main(lambda: _move_aside(folder), folder, "what was there before", ranks)
-    slow_ranks = SlowRanks(config.slow_ranks, ranks)
     ended: Preempted | None = None
     with (
         _state_told(status),
@@ -114,25 +102,40 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
         first = _resume(task, store, config)
         if status:
             status.status.step = first
-        with _opened_log(config, first, ranks) as log:
+        with _opened_log(config, first, ranks) as log, _Reports(log, status, task, folder) as reports:
             if status and log:
                 status.status.skipped = log.skipped
+            stepper = Stepper(task, config, ranks)
+
+            def request() -> Request:
+                return Request(preemption.requested, reports.trouble or store.failure)
+
+            def during() -> Request:
+                reports.flush()
+                return request()
+
+            def save(done: int) -> None:
+                reports.flush()
+                raise_together(reports.trouble or store.failure, ranks)
+                watchdog.progress("saving a checkpoint")
+                store.save(done, task.save)
+
+            asked, saved = Request(), first
             for step in range(first, total):
-                ranks.work.begin(step)
-                metrics = task.train_step(step)
-                ranks.work.computed()
-                metrics = _finite(metrics, step, folder) | slow_ranks.after_step()
-                trouble = _log(log, task, step, metrics, folder)
-                if status:
-                    status.step(step + 1, metrics.get("loss"), SKIPPED in metrics)
-                stop = _agree_to_stop(preemption, store, trouble)
-                if stop or (step + 1) % config.checkpoint.every_steps == 0 or step + 1 == total:
-                    watchdog.progress("saving a checkpoint")
-                    store.save(step + 1, task.save)
+                outcome = stepper.step(step, asked, during)
+                done = step if outcome is None else step + 1
+                if outcome is not None:
+                    reports.keep(step, outcome.metrics)
+                stop = outcome is None or outcome.stop
+                if stop or done % config.checkpoint.every_steps == 0 or done == total:
+                    if done != saved:
+                        save(done)
+                    saved = done
                 watchdog.progress("training")
-                if stop and step + 1 < total:
-                    ended = Preempted(stop, step + 1)
+                if stop and done < total:
+                    ended = Preempted(_reason_to_stop(preemption, ranks), done)
                     break
+                asked = request()
         store.wait()
         if ended is None:
             watchdog.progress("exporting the model")
@@ -150,32 +153,60 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
     return ended
 
 
-def _agree_to_stop(preemption: Preemption, store: CheckpointStore, trouble: UserError | None) -> str:
-    """Collective: the reason to stop here if any rank was given one, else empty; any rank's `trouble`, and
-    a checkpoint that could not be sealed, are raised on all."""
-    ranks = store.ranks
-    trouble = trouble or store.failure
-    flags = torch.tensor(
-        [preemption.requested, trouble is not None], dtype=torch.float64, device=ranks.device
-    )
-    asked, in_trouble = ranks.sum(flags).tolist()
-    if in_trouble:
-        raise_together(trouble, ranks)
-    return next(reason for reason in ranks.gather(preemption.reason) if reason) if asked else ""
+def _reason_to_stop(preemption: Preemption, ranks: Ranks) -> str:
+    """Collective: return the reason of the first rank that has one; they have agreed that one does."""
+    return next(reason for reason in ranks.gather(preemption.reason) if reason)
 
 
-def _log(
-    log: RunLog | None, task: Task, step: int, metrics: dict[str, float], folder: Path
-) -> UserError | None:
-    """Log a step on rank 0; what keeps it from being written is for all ranks to know."""
-    try:
-        if log:
-            log.step(step, metrics)
-            if log.grid_is_due(step) and (grid := task.grid(step)) is not None:
-                log.grid(step, *grid)
-    except (OSError, UserError) as error:
-        return as_write_error(error, folder, "the log")
-    return None
+class _Reports:
+    """Logs each step during the next one, while a device computes; what is left is logged at the exit.
+
+    Only rank 0 has something to write. `trouble` is what keeps it from that, for all ranks to know: a metric
+    that is not finite, or a log that cannot be written.
+    """
+
+    def __init__(self, log: RunLog | None, status: StatusFile | None, task: Task, folder: Path) -> None:
+        self.log, self.status, self.task, self.folder = log, status, task, folder
+        self.trouble: UserError | None = None
+        self._kept: tuple[int, float, Callable[[], dict[str, float]]] | None = None
+
+    def __enter__(self) -> "_Reports":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
+
+    def keep(self, step: int, metrics: Callable[[], dict[str, float]]) -> None:
+        """Keep a step that has just ended for the next `flush`; at once where a grid is due, which shows the
+        weights of this step."""
+        self._kept = step, time.perf_counter(), metrics
+        if self.log and self.log.grid_is_due(step):
+            self.flush()
+            if self.trouble is None:
+                self._write(self._draw_grid, step)
+
+    def flush(self) -> None:
+        """Log the step that was kept, if it was not yet."""
+        kept, self._kept = self._kept, None
+        if kept is not None and self.log:
+            self._write(self._report, *kept)
+
+    def _write(self, write: Callable[..., None], *arguments: Any) -> None:
+        try:
+            write(*arguments)
+        except (OSError, UserError) as error:
+            self.trouble = self.trouble or as_write_error(error, self.folder, "the log")
+
+    def _report(self, step: int, at: float, metrics: Callable[[], dict[str, float]]) -> None:
+        assert self.log
+        found = _finite(metrics(), step, self.folder)
+        if self.status:
+            self.status.step(step + 1, found.get("loss"), SKIPPED in found)
+        self.log.step(step, found, at)
+
+    def _draw_grid(self, step: int) -> None:
+        if self.log and (grid := self.task.grid(step)) is not None:
+            self.log.grid(step, *grid)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 
 
 class Husk:
@@ -73,7 +73,7 @@ def load_checkpoint(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a checkpoint that torch wrote ({_first_line(error)})") from error
+        raise UserError(f"{path}: not a checkpoint that torch wrote ({first_line(error)})") from error
 
 
 def load_pickle(path: Path) -> Any:
@@ -88,7 +88,7 @@ def load_pickle(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except Exception as error:  # a damaged pickle raises whatever it stumbles over
-        raise UserError(f"{path}: not a pickle ({_first_line(error)})") from error
+        raise UserError(f"{path}: not a pickle ({first_line(error)})") from error
 
 
 def module_state(module: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -105,7 +105,3 @@ def module_state(module: Any, prefix: str = "") -> dict[str, Tensor]:
 
 def _load(file: Any, **options: Any) -> Any:
     return TensorUnpickler(file, **options).load()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -184,7 +184,8 @@ std::tuple<Tensor, Tensor, Tensor> adaln_cpu(Tensor x_given, Tensor shift, Tenso
     for_each_piece(batch, scales, &shifts, nullptr, [&](int64_t, const Piece& piece, Modulation modulation) {
       for (int64_t t = piece.begin; t < piece.end; ++t) {
         const int64_t at = t * batch.width;
-        modulated_norm(from + at, modulation, batch.width, static_cast<float>(eps), to + at, means + t, rstds + t);
+        CAT_FAST_DISPATCH(modulated_norm)(from + at, modulation, batch.width, static_cast<float>(eps), to + at,
+                                          means + t, rstds + t);
       }
     });
   });
@@ -207,9 +208,10 @@ std::tuple<Tensor, Tensor, Tensor> adaln_backward_cpu(Tensor grad_y, Tensor x_gi
       float *const dshift = gradients.partial(index, 0), *const dscale = gradients.partial(index, 1);
       for (int64_t t = piece.begin; t < piece.end; ++t) {
         const int64_t at = t * batch.width;
-        const Means row = add_modulation_gradients(dys + at, xs + at, modulation.scale_plus_1, means[t], rstds[t],
-                                                   batch.width, dshift, dscale);
-        input_gradient(dys + at, xs + at, modulation.scale_plus_1, means[t], rstds[t], row, batch.width, dxs + at);
+        const Means row = CAT_FAST_DISPATCH(add_modulation_gradients)(dys + at, xs + at, modulation.scale_plus_1,
+                                                                      means[t], rstds[t], batch.width, dshift, dscale);
+        CAT_FAST_DISPATCH(input_gradient)(dys + at, xs + at, modulation.scale_plus_1, means[t], rstds[t], row,
+                                          batch.width, dxs + at);
       }
     });
   });
@@ -232,8 +234,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gate_residual_adaln_cpu(Tensor x_give
     for_each_piece(batch, scales, &shifts, &gates, [&](int64_t, const Piece& piece, Modulation modulation) {
       for (int64_t t = piece.begin; t < piece.end; ++t) {
         const int64_t at = t * batch.width;
-        add_gated(xs + at, hs + at, modulation.gate, batch.width, sums + at);
-        modulated_norm(sums + at, modulation, batch.width, static_cast<float>(eps), to + at, means + t, rstds + t);
+        CAT_FAST_DISPATCH(add_gated)(xs + at, hs + at, modulation.gate, batch.width, sums + at);
+        CAT_FAST_DISPATCH(modulated_norm)(sums + at, modulation, batch.width, static_cast<float>(eps), to + at,
+                                          means + t, rstds + t);
       }
     });
   });
@@ -260,10 +263,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gate_residual_adaln_backward_
                    *const dscale = gradients.partial(index, 2);
       for (int64_t t = piece.begin; t < piece.end; ++t) {
         const int64_t at = t * batch.width;
-        const Means row = add_modulation_gradients(dys + at, xs + at, modulation.scale_plus_1, means[t], rstds[t],
-                                                   batch.width, dshift, dscale);
-        gated_input_gradients(dx_news + at, dys + at, xs + at, hs + at, modulation, means[t], rstds[t], row,
-                              batch.width, dxs + at, dhs + at, dgate);
+        const Means row = CAT_FAST_DISPATCH(add_modulation_gradients)(dys + at, xs + at, modulation.scale_plus_1,
+                                                                      means[t], rstds[t], batch.width, dshift, dscale);
+        CAT_FAST_DISPATCH(gated_input_gradients)(dx_news + at, dys + at, xs + at, hs + at, modulation, means[t],
+                                                 rstds[t], row, batch.width, dxs + at, dhs + at, dgate);
       }
     });
   });

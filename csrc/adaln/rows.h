@@ -17,7 +17,7 @@ struct Modulation {
 };
 
 // The sum of kLanes partial sums; halving them first leaves SIMD adds instead of one long chain.
-inline float fold(float* lanes) {
+CAT_FAST_INLINE float fold(float* lanes) {
   for (int64_t half = kLanes / 2; half >= 8; half /= 2) {
     for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
@@ -26,7 +26,7 @@ inline float fold(float* lanes) {
 
 // The mean over a row of (x - center)^power, power being 1 or 2.
 template <int kPower, typename T>
-inline float mean_moment(const T* __restrict x, float center, int64_t width) {
+CAT_FAST_INLINE float mean_moment(const T* __restrict x, float center, int64_t width) {
   float lanes[kLanes] = {};
   const auto add = [&](int64_t i, int64_t lane) {
     const float distance = to_float(x[i + lane]) - center;
@@ -42,7 +42,7 @@ inline float mean_moment(const T* __restrict x, float center, int64_t width) {
 
 // y = (x - mean) rstd (1 + scale) + shift, the statistics being of this x
 template <typename T>
-CAT_FAST_CLONES void modulated_norm(const T* __restrict x, Modulation modulation, int64_t width, float eps,
+CAT_FAST_INLINE void modulated_norm(const T* __restrict x, Modulation modulation, int64_t width, float eps,
                                     T* __restrict y, float* mean, float* rstd) {
   const float* __restrict scale_plus_1 = modulation.scale_plus_1;
   const float* __restrict shift = modulation.shift;
@@ -55,7 +55,7 @@ CAT_FAST_CLONES void modulated_norm(const T* __restrict x, Modulation modulation
 
 // x_new = x + gate h
 template <typename T>
-CAT_FAST_CLONES void add_gated(const T* __restrict x, const T* __restrict h, const float* __restrict gate,
+CAT_FAST_INLINE void add_gated(const T* __restrict x, const T* __restrict h, const float* __restrict gate,
                                int64_t width, T* __restrict x_new) {
   for (int64_t i = 0; i < width; ++i) x_new[i] = from_float<T>(to_float(x[i]) + gate[i] * to_float(h[i]));
 }
@@ -64,38 +64,46 @@ struct Means {
   float dxhat, dxhat_xhat;
 };
 
+// The terms of `count` elements, one for each lane.
+template <typename T>
+CAT_FAST_INLINE void add_gradient_lanes(const T* __restrict dy, const T* __restrict x,
+                                        const float* __restrict scale_plus_1, float mean, float rstd, int64_t count,
+                                        float* __restrict dshift, float* __restrict dscale, float* __restrict lanes,
+                                        float* __restrict lanes_xhat) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float dy_i = to_float(dy[i]), xhat = (to_float(x[i]) - mean) * rstd;
+    dshift[i] += dy_i;
+    dscale[i] += dy_i * xhat;
+    lanes[i] += dy_i * scale_plus_1[i];
+    lanes_xhat[i] += dy_i * scale_plus_1[i] * xhat;
+  }
+}
+
 // With xhat = (x - mean) rstd and dxhat = dy (1 + scale): dshift += dy, dscale += dy xhat, and the means over
 // the row of dxhat and of dxhat xhat.
 template <typename T>
-CAT_FAST_CLONES Means add_modulation_gradients(const T* __restrict dy, const T* __restrict x,
+CAT_FAST_INLINE Means add_modulation_gradients(const T* __restrict dy, const T* __restrict x,
                                                const float* __restrict scale_plus_1, float mean, float rstd,
                                                int64_t width, float* __restrict dshift, float* __restrict dscale) {
   float lanes[kLanes] = {}, lanes_xhat[kLanes] = {};
-  const auto add = [&](int64_t i, int64_t lane) {
-    const float dy_i = to_float(dy[i + lane]), xhat = (to_float(x[i + lane]) - mean) * rstd;
-    dshift[i + lane] += dy_i;
-    dscale[i + lane] += dy_i * xhat;
-    lanes[lane] += dy_i * scale_plus_1[i + lane];
-    lanes_xhat[lane] += dy_i * scale_plus_1[i + lane] * xhat;
-  };
-  int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes) {
-    for (int64_t lane = 0; lane < kLanes; ++lane) add(i, lane);
+  const int64_t whole = width / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes) {
+    add_gradient_lanes(dy + i, x + i, scale_plus_1 + i, mean, rstd, kLanes, dshift + i, dscale + i, lanes, lanes_xhat);
   }
-  for (int64_t lane = 0; lane < width - i; ++lane) add(i, lane);
+  add_gradient_lanes(dy + whole, x + whole, scale_plus_1 + whole, mean, rstd, width - whole, dshift + whole,
+                     dscale + whole, lanes, lanes_xhat);
   return {fold(lanes) / static_cast<float>(width), fold(lanes_xhat) / static_cast<float>(width)};
 }
 
 // dx = rstd (dxhat - mean of dxhat - xhat * mean of dxhat xhat)
-inline float norm_gradient(float dy, float x, float scale_plus_1, float mean, float rstd, Means means) {
+CAT_FAST_INLINE float norm_gradient(float dy, float x, float scale_plus_1, float mean, float rstd, Means means) {
   const float xhat = (x - mean) * rstd;
   return rstd * (dy * scale_plus_1 - means.dxhat - xhat * means.dxhat_xhat);
 }
 
 template <typename T>
-CAT_FAST_CLONES void input_gradient(const T* __restrict dy, const T* __restrict x,
-                                    const float* __restrict scale_plus_1, float mean, float rstd, Means means,
-                                    int64_t width, T* __restrict dx) {
+CAT_FAST_INLINE void input_gradient(const T* __restrict dy, const T* __restrict x, const float* __restrict scale_plus_1,
+                                    float mean, float rstd, Means means, int64_t width, T* __restrict dx) {
   for (int64_t i = 0; i < width; ++i) {
     dx[i] = from_float<T>(norm_gradient(to_float(dy[i]), to_float(x[i]), scale_plus_1[i], mean, rstd, means));
   }
@@ -104,7 +112,7 @@ CAT_FAST_CLONES void input_gradient(const T* __restrict dy, const T* __restrict 
 // The same with the gradient dx_new that x_new has from elsewhere, and x_new = x + gate h taken back:
 // dh = gate dx, dgate += h dx
 template <typename T>
-CAT_FAST_CLONES void gated_input_gradients(const T* __restrict dx_new, const T* __restrict dy,
+CAT_FAST_INLINE void gated_input_gradients(const T* __restrict dx_new, const T* __restrict dy,
                                            const T* __restrict x_new, const T* __restrict h, Modulation modulation,
                                            float mean, float rstd, Means means, int64_t width, T* __restrict dx,
                                            T* __restrict dh, float* __restrict dgate) {

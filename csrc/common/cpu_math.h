@@ -7,26 +7,14 @@
 
 #include "common/bfloat16.h"
 #include "common/float16.h"
-
-// A function so marked is compiled for several instruction sets, the best chosen when the library loads.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define CAT_FAST_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define CAT_FAST_CLONES
-#endif
-
-// Inlined always, so that a clone's helpers are compiled for its instruction set and vectors pass in registers.
-#define CAT_FAST_INLINE inline __attribute__((always_inline))
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // how functions that are not inlined would pass vectors
-#endif
+#include "common/instruction_set.h"
 
 namespace cat_fast {
 
 // x held to [-limit, limit] (NaN too). Floats of one sign are ordered like their bits, and an integer minimum
 // is one instruction, where a float comparison lets the compiler split the loop's arithmetic in two and run
 // both halves on every element; the unused half then met subnormal numbers and took ten times as long.
-inline float clamp_magnitude(float x, float limit) {
+CAT_FAST_INLINE float clamp_magnitude(float x, float limit) {
   const int32_t bits = std::bit_cast<int32_t>(x);
   const int32_t magnitude = std::min(bits & 0x7fffffff, std::bit_cast<int32_t>(limit));
   return std::bit_cast<float>((bits & ~0x7fffffff) | magnitude);
@@ -46,7 +34,7 @@ CAT_FAST_INLINE V exponential_series(const V& r) {
 
 // e^x within 2 ulp for |x| <= 87, held at the ends beyond: e^x = 2^n e^r, n = round(x / ln 2),
 // |r| <= ln(2) / 2. Adding 1.5 * 2^23 rounds to an integer.
-inline float exponential(float x) {
+CAT_FAST_INLINE float exponential(float x) {
   x = clamp_magnitude(x, 87.0f);
   constexpr float kRound = 12582912.0f;
   const float n = (x * 1.44269504f + kRound) - kRound;
@@ -54,6 +42,6 @@ inline float exponential(float x) {
   return exponential_series(r) * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
 }
 
-inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+CAT_FAST_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 }  // namespace cat_fast

@@ -8,7 +8,7 @@
 namespace cat_fast {
 
 // kWidth floats. Compilers divide expressions of vectors wider than the machine's into narrower ones, but not well:
-// comparisons one by one, and arrays through memory. So kWidth is a template's argument, and register_width's.
+// comparisons one by one, and arrays through memory. So kWidth is a template's argument, and CAT_FAST_DISPATCH's.
 template <int kWidth>
 struct VectorOf {
   typedef float Type __attribute__((vector_size(kWidth * sizeof(float)), may_alias));
@@ -17,17 +17,6 @@ struct VectorOf {
 
 template <int kWidth>
 using Vector = typename VectorOf<kWidth>::Type;
-
-// Calls f.operator()<kWidth>() with the floats of one vector register of this machine: 16, 8 or 4.
-template <typename F>
-inline void at_register_width(const F& f) {
-#if defined(__x86_64__)
-  static const int width = __builtin_cpu_supports("avx512f") ? 16 : __builtin_cpu_supports("avx2") ? 8 : 4;
-  if (width == 16) return f.template operator()<16>();
-  if (width == 8) return f.template operator()<8>();
-#endif
-  f.template operator()<4>();
-}
 
 // Addresses are multiples of the vector's size.
 template <int kWidth>

@@ -116,14 +116,14 @@ void group_statistics(const Shape& shape, const T* x, float eps, float* mean, fl
     sum_channels(
         shape, tile,
         [&](int64_t, int64_t offset, int64_t rows, int64_t width, float* sums) {
-          add_values(x + offset, rows, width, sums);
+          CAT_FAST_DISPATCH(add_values)(x + offset, rows, width, sums);
         },
         center);
     for (int64_t c = 0; c < tile.channels; ++c) center[c] /= static_cast<float>(tile.positions);
     sum_channels(
         shape, tile,
         [&](int64_t c, int64_t offset, int64_t rows, int64_t width, float* sums) {
-          add_squares<T, kChannelsLast>(x + offset, center + c, rows, width, sums);
+          CAT_FAST_DISPATCH(add_squares<T, kChannelsLast>)(x + offset, center + c, rows, width, sums);
         },
         &squares[tile.partial]);
   });
@@ -184,7 +184,8 @@ void forward(const Shape& shape, const T* x, const float* weight, const float* b
   const Channels channels{per_channel(shape, mean), per_channel(shape, rstd), weight, bias};
   for_each_tile<true>(shape, [&](const Tile& tile) {
     const auto [rows, width] = rows_of(shape, tile);
-    normalize<T, kChannelsLast, kActivation>(x + tile.offset, channels.at(shape, tile), rows, width, y + tile.offset);
+    CAT_FAST_DISPATCH(normalize<T, kChannelsLast, kActivation>)(x + tile.offset, channels.at(shape, tile), rows, width,
+                                                                y + tile.offset);
   });
 }
 
@@ -202,10 +203,11 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
     const auto [rows, width] = rows_of(shape, tile);
     float *dz = &partial_dz[tile.partial], *dz_xhat = &partial_dz_xhat[tile.partial];  // zeros
     if constexpr (kChannelsLast) {
-      add_row_gradients<T, kActivation, kKeep>(x + tile.offset, dy + tile.offset, channel, rows, width, dz, dz_xhat,
-                                               dx + tile.offset);
+      CAT_FAST_DISPATCH(add_row_gradients<T, kActivation, kKeep>)(x + tile.offset, dy + tile.offset, channel, rows,
+                                                                  width, dz, dz_xhat, dx + tile.offset);
     } else {
-      sum_plane_gradients<T, kActivation>(x + tile.offset, dy + tile.offset, channel, rows, width, dz, dz_xhat);
+      CAT_FAST_DISPATCH(sum_plane_gradients<T, kActivation>)(x + tile.offset, dy + tile.offset, channel, rows, width,
+                                                             dz, dz_xhat);
     }
   });
 
@@ -246,12 +248,12 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
     const auto [rows, width] = rows_of(shape, tile);
     const int64_t i = tile.sample * shape.channels + tile.first_channel;
     if constexpr (kKeep) {
-      input_gradient_in_place(x + tile.offset, channels.at(shape, tile), &channel_dz[i], &channel_dz_xhat[i], rows,
-                              width, dx + tile.offset);
+      CAT_FAST_DISPATCH(input_gradient_in_place)(x + tile.offset, channels.at(shape, tile), &channel_dz[i],
+                                                 &channel_dz_xhat[i], rows, width, dx + tile.offset);
     } else {
-      input_gradient<T, kChannelsLast, kActivation>(x + tile.offset, dy + tile.offset, channels.at(shape, tile),
-                                                    &channel_dz[i], &channel_dz_xhat[i], rows, width,
-                                                    dx + tile.offset);
+      CAT_FAST_DISPATCH(input_gradient<T, kChannelsLast, kActivation>)(
+          x + tile.offset, dy + tile.offset, channels.at(shape, tile), &channel_dz[i], &channel_dz_xhat[i], rows, width,
+          dx + tile.offset);
     }
   });
 }

@@ -18,7 +18,7 @@ struct ChannelData {
 
 // sums[i] += x[row][i]
 template <typename T>
-CAT_FAST_CLONES void add_values(const T* __restrict x, int64_t rows, int64_t width, float* __restrict sums) {
+CAT_FAST_INLINE void add_values(const T* __restrict x, int64_t rows, int64_t width, float* __restrict sums) {
   for (int64_t row = 0; row < rows; ++row, x += width) {
     for (int64_t i = 0; i < width; ++i) sums[i] += to_float(x[i]);
   }
@@ -26,7 +26,7 @@ CAT_FAST_CLONES void add_values(const T* __restrict x, int64_t rows, int64_t wid
 
 // sums[i] += (x[row][i] - center)^2
 template <typename T, bool kPerElement>
-CAT_FAST_CLONES void add_squares(const T* __restrict x, const float* __restrict center, int64_t rows, int64_t width,
+CAT_FAST_INLINE void add_squares(const T* __restrict x, const float* __restrict center, int64_t rows, int64_t width,
                                  float* __restrict sums) {
   for (int64_t row = 0; row < rows; ++row, x += width) {
     for (int64_t i = 0; i < width; ++i) {
@@ -38,7 +38,7 @@ CAT_FAST_CLONES void add_squares(const T* __restrict x, const float* __restrict 
 
 // y = silu(z), or z without activation
 template <typename T, bool kPerElement, bool kActivation>
-CAT_FAST_CLONES void normalize(const T* __restrict x, ChannelData channel, int64_t rows, int64_t width,
+CAT_FAST_INLINE void normalize(const T* __restrict x, ChannelData channel, int64_t rows, int64_t width,
                                T* __restrict y) {
   const float* __restrict mean = channel.mean;
   const float* __restrict rstd = channel.rstd;
@@ -55,7 +55,7 @@ CAT_FAST_CLONES void normalize(const T* __restrict x, ChannelData channel, int64
 
 // silu'(z) = s (1 + z (1 - s)) with s = sigmoid(z); 1 without activation
 template <bool kActivation>
-inline float activation_gradient(float z) {
+CAT_FAST_INLINE float activation_gradient(float z) {
   if constexpr (!kActivation) return 1.0f;
   const float s = sigmoid(z);
   return s * (1.0f + z * (1.0f - s));
@@ -67,7 +67,7 @@ struct Gradients {
 };
 
 template <bool kActivation>
-inline Gradients gradients_of(float x, float dy, float mean, float rstd, float weight, float bias) {
+CAT_FAST_INLINE Gradients gradients_of(float x, float dy, float mean, float rstd, float weight, float bias) {
   const float xhat = (x - mean) * rstd;
   const float dz = dy * activation_gradient<kActivation>(weight * xhat + bias);
   return {dz, dz * xhat};
@@ -76,9 +76,9 @@ inline Gradients gradients_of(float x, float dy, float mean, float rstd, float w
 // Of each channel of channels-last rows: sums_dz[i] += dz, sums_dz_xhat[i] += dz * xhat. With kKeep every dz is
 // written to `kept` too.
 template <typename T, bool kActivation, bool kKeep>
-CAT_FAST_CLONES void add_row_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel,
-                                       int64_t rows, int64_t width, float* __restrict sums_dz,
-                                       float* __restrict sums_dz_xhat, T* __restrict kept) {
+CAT_FAST_INLINE void add_row_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel, int64_t rows,
+                                       int64_t width, float* __restrict sums_dz, float* __restrict sums_dz_xhat,
+                                       T* __restrict kept) {
   const float* __restrict mean = channel.mean;
   const float* __restrict rstd = channel.rstd;
   const float* __restrict weight = channel.weight;
@@ -96,7 +96,7 @@ CAT_FAST_CLONES void add_row_gradients(const T* __restrict x, const T* __restric
 
 // The same of contiguous channels, of `width` elements each: sums_dz[row] = the sum of dz, and so on.
 template <typename T, bool kActivation>
-CAT_FAST_CLONES void sum_plane_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel,
+CAT_FAST_INLINE void sum_plane_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel,
                                          int64_t rows, int64_t width, float* __restrict sums_dz,
                                          float* __restrict sums_dz_xhat) {
   constexpr int64_t kLanes = 16;   // independent sums, for SIMD
@@ -138,9 +138,9 @@ CAT_FAST_CLONES void sum_plane_gradients(const T* __restrict x, const T* __restr
 // dx = rstd * (weight * dz - mean_g(weight * dz) - xhat * mean_g(weight * dz * xhat)), the two means over the
 // group being given
 template <typename T, bool kPerElement, bool kActivation>
-CAT_FAST_CLONES void input_gradient(const T* __restrict x, const T* __restrict dy, ChannelData channel,
-                                    const float* __restrict mean_dz, const float* __restrict mean_dz_xhat,
-                                    int64_t rows, int64_t width, T* __restrict dx) {
+CAT_FAST_INLINE void input_gradient(const T* __restrict x, const T* __restrict dy, ChannelData channel,
+                                    const float* __restrict mean_dz, const float* __restrict mean_dz_xhat, int64_t rows,
+                                    int64_t width, T* __restrict dx) {
   const float* __restrict mean = channel.mean;
   const float* __restrict rstd = channel.rstd;
   const float* __restrict weight = channel.weight;
@@ -157,7 +157,7 @@ CAT_FAST_CLONES void input_gradient(const T* __restrict x, const T* __restrict d
 
 // The same for channels-last rows whose dx holds dz.
 template <typename T>
-CAT_FAST_CLONES void input_gradient_in_place(const T* __restrict x, ChannelData channel,
+CAT_FAST_INLINE void input_gradient_in_place(const T* __restrict x, ChannelData channel,
                                              const float* __restrict mean_dz, const float* __restrict mean_dz_xhat,
                                              int64_t rows, int64_t width, T* __restrict dx) {
   const float* __restrict mean = channel.mean;

@@ -11,10 +11,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <utility>
 #include <vector>
 
-#include "common/cpu_math.h"
+#include "common/instruction_set.h"
 
 namespace cat_fast::pack {
 namespace {
@@ -60,7 +61,7 @@ struct Tile {
 
 // Rows i and i + 4 interleaved become rows 2i and 2i + 1; three such rounds transpose 8 x 8.
 template <typename T>
-__attribute__((always_inline)) inline void transpose(Tile<T>& tile) {
+CAT_FAST_INLINE void transpose(Tile<T>& tile) {
   for (int round = 0; round < 3; ++round) {
     Tile<T> next;
     for (int64_t i = 0; i < kTile / 2; ++i) {
@@ -74,7 +75,7 @@ __attribute__((always_inline)) inline void transpose(Tile<T>& tile) {
 
 // Image row y of one latent, into its tokens or out of them.
 template <typename T, bool kPack>
-__attribute__((always_inline)) inline void move_row(const Latent<T>& latent, const Layout& layout, int64_t y) {
+CAT_FAST_INLINE void move_row(const Latent<T>& latent, const Layout& layout, int64_t y) {
   const int64_t channels = layout.channels, patch = layout.patch, width = latent.w * patch;
   T* const row = latent.tokens + y / patch * latent.w * layout.token_stride + y % patch * patch * channels;
   const auto token_at = [&](int64_t x) { return row + layout.offsets[x]; };
@@ -110,7 +111,7 @@ __attribute__((always_inline)) inline void move_row(const Latent<T>& latent, con
 
 // Rows of patches `begin` to `end`, counted over all latents.
 template <typename T, bool kPack>
-CAT_FAST_CLONES void move_rows(const std::vector<Latent<T>>& latents, const Layout& layout, int64_t begin,
+CAT_FAST_INLINE void move_rows(const std::vector<Latent<T>>& latents, const Layout& layout, int64_t begin,
                                int64_t end) {
   const auto after = std::upper_bound(latents.begin(), latents.end(), begin,
                                       [](int64_t row, const Latent<T>& latent) { return row < latent.first_row; });
@@ -141,7 +142,9 @@ void move(const std::vector<Tensor>& latents, const Tensor& tokens, int64_t patc
   const int64_t elements = tokens.size(0) * tokens.size(1);
   if (elements == 0) return;
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, rows * kGrainElements / elements),
-                              [&](int64_t begin, int64_t end) { move_rows<T, kPack>(list, layout, begin, end); });
+                              [&](int64_t begin, int64_t end) {
+                                CAT_FAST_DISPATCH(move_rows<T, kPack>)(std::cref(list), std::cref(layout), begin, end);
+                              });
 }
 
 template <bool kPack>

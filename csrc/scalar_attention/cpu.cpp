@@ -14,6 +14,7 @@
 #include <array>
 #include <cmath>
 #include <initializer_list>
+#include <iterator>
 #include <limits>
 #include <numeric>
 #include <tuple>
@@ -32,18 +33,13 @@ struct Statistics {
   bool finite;
 
   Statistics(const float* values, int64_t count) {
-    constexpr int64_t kColumns = 32;
-    float lows[kColumns], highs[kColumns], sums[kColumns] = {};
-    int32_t special[kColumns] = {};
-    std::fill_n(lows, kColumns, std::numeric_limits<float>::infinity());
-    std::fill_n(highs, kColumns, -std::numeric_limits<float>::infinity());
-    const int64_t rows = count / kColumns, rest = count % kColumns;
-    add_statistics(values, rows, kColumns, lows, highs, sums, special);
-    add_statistics(values + rows * kColumns, 1, rest, lows, highs, sums, special);
-    low = *std::min_element(lows, lows + kColumns);
-    high = *std::max_element(highs, highs + kColumns);
-    mean = static_cast<float>(std::accumulate(sums, sums + kColumns, 0.0) / static_cast<double>(count));
-    finite = std::none_of(special, special + kColumns, [](int32_t flag) { return flag != 0; });
+    const Columns columns = CAT_FAST_DISPATCH(columns_of)(values, count);
+    low = *std::min_element(std::begin(columns.low), std::end(columns.low));
+    high = *std::max_element(std::begin(columns.high), std::end(columns.high));
+    const double sum = std::accumulate(std::begin(columns.sum), std::end(columns.sum), 0.0);
+    mean = static_cast<float>(sum / static_cast<double>(count));
+    finite =
+        std::none_of(std::begin(columns.special), std::end(columns.special), [](int32_t flag) { return flag != 0; });
   }
 
   float middle() const { return 0.5f * low + 0.5f * high; }
@@ -71,8 +67,8 @@ float prepare(Head& head, Workspace& work) {
   const Statistics q(head.q, head.count), k(head.k, head.count), v(head.v, head.count);
   if (!q.finite || !k.finite || !v.finite) return std::numeric_limits<float>::quiet_NaN();
   const float middle = k.middle(), low = k.low - middle, high = k.high - middle;
-  subtract(head.k, middle, head.count);
-  subtract(head.v, v.mean, head.count);
+  CAT_FAST_DISPATCH(subtract)(head.k, middle, head.count);
+  CAT_FAST_DISPATCH(subtract)(head.v, v.mean, head.count);
   work.queries.order(head.q, head.count, q.low, q.high, std::max(std::fabs(low), std::fabs(high)));
   work.keys.order(head.k, head.count, low, high, std::max(std::fabs(q.low), std::fabs(q.high)));
   work.keys.scatter(head.v, work.v);
@@ -170,7 +166,8 @@ void for_each_head(const Shape& shape, std::initializer_list<const Tensor*> inpu
   for_each_group(shape, read.size(), [&](const Group& group, float* columns, int64_t pitch, Workspace& work) {
     const int64_t size = kHeads * pitch;  // of a tensor's columns
     for (size_t i = 0; i < read.size(); ++i) {
-      read_heads(read[i] + group.offset, shape.count, group.stride, group.width, columns + i * size, pitch);
+      CAT_FAST_DISPATCH(read_heads)(read[i] + group.offset, shape.count, group.stride, group.width, columns + i * size,
+                                    pitch);
     }
     for (int64_t h = 0; h < group.width; ++h) {
       float* const q = columns + h * pitch;
@@ -178,7 +175,8 @@ void for_each_head(const Shape& shape, std::initializer_list<const Tensor*> inpu
       f(head, work);
     }
     for (size_t i = 0; i < write.size(); ++i) {
-      write_heads(columns + i * size, pitch, shape.count, group.stride, group.width, write[i] + group.offset);
+      CAT_FAST_DISPATCH(write_heads)(columns + i * size, pitch, shape.count, group.stride, group.width,
+                                     write[i] + group.offset);
     }
   });
 }

@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <numbers>
 #include <numeric>
 #include <vector>
@@ -104,7 +105,7 @@ inline void Axis::order(const float* unordered, int64_t count, float low, float 
   } else {
     block_.resize(count);
     rank_.resize(count);
-    find_blocks(unordered, count, blocks, block_.data());
+    CAT_FAST_DISPATCH(find_blocks)(unordered, count, blocks, block_.data());
     for (int64_t i = 0; i < count; ++i) rank_[i] = begin[block_[i] + 1]++;
     for (int64_t b = 0; b < runs; ++b) begin[b + 1] = begin[b] + padded(begin[b + 1]);
     for (int64_t i = 0; i < count; ++i) place[i] = begin[block_[i]] + rank_[i];
@@ -158,8 +159,9 @@ void sum_directly(const Sources& sources, const Axis& targets, std::array<std::v
     std::copy_n(&targets.positions[begin], size, positions);
     for (int64_t i = 0; i < size; ++i) scales[i] = sources.exponent(positions[i]);
     for (int64_t j = 0; j < sources.axis.size(); j += kSourceTile) {
-      add_direct<kChannels>(&sources.axis.positions[j], sources.offsets + j, sources.u + j, sources.w + j,
-                            std::min(kSourceTile, sources.axis.size() - j), positions, scales, totals);
+      CAT_FAST_DISPATCH(add_direct<kChannels>)(&sources.axis.positions[j], sources.offsets + j, sources.u + j,
+                                               sources.w + j, std::min(kSourceTile, sources.axis.size() - j), positions,
+                                               scales, totals);
     }
     std::copy_n(scales, size, &exponents[begin]);
     for (int64_t c = 0; c < kChannels; ++c) std::copy_n(totals + c * kTargetTile, size, &sums[c][begin]);
@@ -192,8 +194,8 @@ inline Points points_of(const Sources& sources, Scratch& scratch) {
       std::fill_n(&scratch.offsets[b * kNodes], kNodes, sources.offsets[axis.begin[b]]);
     }
   }
-  gather_at_nodes(axis.blocks, axis.begin.data(), axis.positions.data(), sources.u, sources.w, basis(),
-                  scratch.values.data());
+  CAT_FAST_DISPATCH(gather_at_nodes)(axis.blocks, axis.begin.data(), axis.positions.data(), sources.u, sources.w,
+                                     std::cref(basis()), scratch.values.data());
   return {count, scratch.positions.data(), scratch.residuals.data(), scratch.offsets.data(), scratch.values.data(),
           scratch.values.data() + count};
 }
@@ -208,13 +210,13 @@ void tabulate(const Sources& sources, const Blocks& blocks, Scratch& scratch) {
   scratch.table.assign(blocks.count * kWidth, 0.0f);
   for (int64_t j = 0; j < points.count; j += kSourceTile) {
     const int64_t size = std::min(kSourceTile, points.count - j);
-    node_terms<kChannels>(points.positions + j, points.residuals + j, points.u + j, points.w + j, nodes.data(), size,
-                          terms);
+    CAT_FAST_DISPATCH(node_terms<kChannels>)(points.positions + j, points.residuals + j, points.u + j, points.w + j,
+                                             nodes.data(), size, terms);
     for (int64_t b = 0; b < blocks.count; ++b) {
       const float centre = blocks.centres[b];
-      source_weights(points.positions + j, points.residuals + j, points.offsets + j, centre, sources.exponent(centre),
-                     size, weights);
-      add_weighted<kChannels>(weights, terms, size, &scratch.table[b * kWidth]);
+      CAT_FAST_DISPATCH(source_weights)(points.positions + j, points.residuals + j, points.offsets + j, centre,
+                                        sources.exponent(centre), size, weights);
+      CAT_FAST_DISPATCH(add_weighted<kChannels>)(weights, terms, size, &scratch.table[b * kWidth]);
     }
   }
 }
@@ -229,8 +231,8 @@ void exponential_sums(const Sources& sources, const Axis& targets, Scratch& scra
   tabulate<kChannels>(sources, blocks, scratch);
   std::array<float*, kChannels> channels;
   for (int64_t c = 0; c < kChannels; ++c) channels[c] = sums[c].data();
-  interpolate<kChannels>(blocks, targets.begin.data(), targets.positions.data(), scratch.table.data(), basis(),
-                         channels.data());
+  CAT_FAST_DISPATCH(interpolate<kChannels>)(blocks, targets.begin.data(), targets.positions.data(),
+                                            scratch.table.data(), std::cref(basis()), channels.data());
   for (int64_t b = 0; b < blocks.count; ++b) {
     std::fill(exponents.data() + targets.begin[b], exponents.data() + targets.begin[b + 1],
               sources.exponent(blocks.centres[b]));

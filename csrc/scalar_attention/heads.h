@@ -14,7 +14,7 @@ constexpr int64_t kRows = 8;    // positions of a tile
 using Row __attribute__((vector_size(kRows * sizeof(float)), aligned(alignof(float)))) = float;
 
 // The rows of an 8 x 8 matrix become its columns: corners are swapped, of 1 x 1, 2 x 2 and 4 x 4.
-[[gnu::always_inline]] inline void transpose(Row (&rows)[kRows]) {
+CAT_FAST_INLINE void transpose(Row (&rows)[kRows]) {
   Row half[kRows];
   for (int64_t i = 0; i < kRows; i += 2) {
     half[i] = __builtin_shufflevector(rows[i], rows[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
@@ -35,7 +35,7 @@ using Row __attribute__((vector_size(kRows * sizeof(float)), aligned(alignof(flo
 
 // columns[h * pitch + n] = tensor[n * stride + h] for n < count and h < width <= kHeads
 template <typename T>
-CAT_FAST_CLONES void read_heads(const T* __restrict tensor, int64_t count, int64_t stride, int64_t width,
+CAT_FAST_INLINE void read_heads(const T* __restrict tensor, int64_t count, int64_t stride, int64_t width,
                                 float* __restrict columns, int64_t pitch) {
   const int64_t tiled = width == kHeads ? count / kRows * kRows : 0;
   for (int64_t n = 0; n < tiled; n += kRows) {
@@ -60,7 +60,7 @@ CAT_FAST_CLONES void read_heads(const T* __restrict tensor, int64_t count, int64
 
 // tensor[n * stride + h] = columns[h * pitch + n]
 template <typename T>
-CAT_FAST_CLONES void write_heads(const float* __restrict columns, int64_t pitch, int64_t count, int64_t stride,
+CAT_FAST_INLINE void write_heads(const float* __restrict columns, int64_t pitch, int64_t count, int64_t stride,
                                  int64_t width, T* __restrict tensor) {
   const int64_t tiled = width == kHeads ? count / kRows * kRows : 0;
   for (int64_t n = 0; n < tiled; n += kRows) {

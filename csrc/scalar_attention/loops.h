@@ -1,8 +1,10 @@
 // The inner loops of exponential sums on the CPU, each over a whole head or tile: plain arrays and vectors.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 
 #include "common/cpu_math.h"
 
@@ -18,7 +20,7 @@ constexpr int64_t kTargetTile = 32;  // targets that the direct sum works on at 
 using NodeVector __attribute__((vector_size(kNodes * sizeof(float)), aligned(alignof(float)))) = float;
 using LaneVector __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)))) = float;
 
-inline const LaneVector& lanes(const float* values) { return *reinterpret_cast<const LaneVector*>(values); }
+CAT_FAST_INLINE const LaneVector& lanes(const float* values) { return *reinterpret_cast<const LaneVector*>(values); }
 
 // `count` blocks of equal width. Their centres are written down: computed again by the instructions of another
 // processor, they could differ in the last digit.
@@ -36,12 +38,14 @@ struct Basis {
   float node[kNodes][kNodes], degree[kNodes][kNodes];
 };
 
-// The range and the sum of each of `width` columns, to be initialised by the caller. special[i] becomes non-zero
-// where a value is not finite.
-CAT_FAST_CLONES inline void add_statistics(const float* __restrict x, int64_t rows, int64_t width,
-                                           float* __restrict low, float* __restrict high, float* __restrict sum,
-                                           int32_t* __restrict special) {
-  for (int64_t row = 0; row < rows; ++row, x += width) {
+// What is known of values that lie row by row in kColumns columns. special[i] is not 0 where one is not finite.
+struct Columns {
+  static constexpr int64_t kColumns = 32;
+  float low[kColumns], high[kColumns], sum[kColumns];
+  int32_t special[kColumns];
+
+  // Adds a row, or the beginning of one.
+  CAT_FAST_INLINE void add(const float* __restrict x, int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
       low[i] = x[i] < low[i] ? x[i] : low[i];
       high[i] = x[i] > high[i] ? x[i] : high[i];
@@ -49,16 +53,26 @@ CAT_FAST_CLONES inline void add_statistics(const float* __restrict x, int64_t ro
       special[i] |= (std::bit_cast<int32_t>(x[i]) & 0x7f800000) == 0x7f800000 ? 1 : 0;
     }
   }
+};
+
+CAT_FAST_INLINE Columns columns_of(const float* __restrict x, int64_t count) {
+  Columns columns = {};
+  std::fill_n(columns.low, Columns::kColumns, std::numeric_limits<float>::infinity());
+  std::fill_n(columns.high, Columns::kColumns, -std::numeric_limits<float>::infinity());
+  const int64_t whole = count / Columns::kColumns * Columns::kColumns;
+  for (int64_t i = 0; i < whole; i += Columns::kColumns) columns.add(x + i, Columns::kColumns);
+  columns.add(x + whole, count - whole);
+  return columns;
 }
 
 // values[i] -= offset
-CAT_FAST_CLONES inline void subtract(float* values, float offset, int64_t count) {
+CAT_FAST_INLINE void subtract(float* values, float offset, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] -= offset;
 }
 
 // The block that each position lies in.
-CAT_FAST_CLONES inline void find_blocks(const float* __restrict positions, int64_t count, Blocks blocks,
-                                        int32_t* __restrict block) {
+CAT_FAST_INLINE void find_blocks(const float* __restrict positions, int64_t count, Blocks blocks,
+                                 int32_t* __restrict block) {
   const float first = blocks.first, per_width = blocks.per_width();
   const auto last = static_cast<int32_t>(blocks.count - 1);
   for (int64_t i = 0; i < count; ++i) {
@@ -71,10 +85,9 @@ CAT_FAST_CLONES inline void find_blocks(const float* __restrict positions, int64
 //   at_nodes[c][b][r] = sum over j of L_r(x_j) u_c(j),
 // where L_r is the polynomial that is 1 at node r and 0 at the others. The sum of u_c(j) f(x_j) is then that of
 // at_nodes[c][b][r] f(x_r), as exactly as f is interpolated.
-CAT_FAST_CLONES inline void gather_at_nodes(Blocks blocks, const int32_t* __restrict begin,
-                                            const float* __restrict positions, const float* __restrict u,
-                                            const float* __restrict w, const Basis& basis,
-                                            float* __restrict at_nodes) {
+CAT_FAST_INLINE void gather_at_nodes(Blocks blocks, const int32_t* __restrict begin, const float* __restrict positions,
+                                     const float* __restrict u, const float* __restrict w, const Basis& basis,
+                                     float* __restrict at_nodes) {
   const float scale = 2.0f * blocks.per_width();
   for (int64_t b = 0; b < blocks.count; ++b) {
     const float centre = blocks.centres[b];
@@ -125,9 +138,9 @@ CAT_FAST_CLONES inline void gather_at_nodes(Blocks blocks, const int32_t* __rest
 }
 
 // weights[j] = e^(target (positions[j] + residuals[j]) - offsets[j] - exponent); the residuals are small.
-CAT_FAST_CLONES inline void source_weights(const float* __restrict positions, const float* __restrict residuals,
-                                           const float* __restrict offsets, float target, float exponent,
-                                           int64_t count, float* __restrict weights) {
+CAT_FAST_INLINE void source_weights(const float* __restrict positions, const float* __restrict residuals,
+                                    const float* __restrict offsets, float target, float exponent, int64_t count,
+                                    float* __restrict weights) {
   for (int64_t j = 0; j < count; ++j) {
     weights[j] = exponential((target * positions[j] - (exponent + offsets[j])) + target * residuals[j]);
   }
@@ -136,7 +149,7 @@ CAT_FAST_CLONES inline void source_weights(const float* __restrict positions, co
 // terms[j][c][r] = e^(node[r] s_j) * u_c(j), where s_j = positions[j] + residuals[j], u_0 and u_1 are given, and
 // u_(c + 2) = s u_c.
 template <int kChannels>
-CAT_FAST_CLONES void node_terms(const float* __restrict positions, const float* __restrict residuals,
+CAT_FAST_INLINE void node_terms(const float* __restrict positions, const float* __restrict residuals,
                                 const float* __restrict u, const float* __restrict w, const float* __restrict nodes,
                                 int64_t count, float* __restrict terms) {
   float powers[kSourceTile * kNodes];
@@ -155,7 +168,7 @@ CAT_FAST_CLONES void node_terms(const float* __restrict positions, const float* 
 // table[c][r] += sum over j of weights[j] * terms[j][c][r]; four sums at once because an
 // addition waits for the one before it.
 template <int kChannels>
-CAT_FAST_CLONES void add_weighted(const float* __restrict weights, const float* __restrict terms, int64_t count,
+CAT_FAST_INLINE void add_weighted(const float* __restrict weights, const float* __restrict terms, int64_t count,
                                   float* __restrict table) {
   constexpr int64_t kWays = 4;
   const NodeVector* __restrict rows = reinterpret_cast<const NodeVector*>(terms);
@@ -175,7 +188,7 @@ CAT_FAST_CLONES void add_weighted(const float* __restrict weights, const float* 
 
 // sums[c][i] = the polynomial of position i's block through table[block][c], by Clenshaw's recurrence.
 template <int kChannels>
-CAT_FAST_CLONES void interpolate(Blocks blocks, const int32_t* __restrict begin, const float* __restrict positions,
+CAT_FAST_INLINE void interpolate(Blocks blocks, const int32_t* __restrict begin, const float* __restrict positions,
                                  const float* __restrict table, const Basis& basis, float* const* sums) {
   const float scale = 2.0f * blocks.per_width();
   for (int64_t b = 0; b < blocks.count; ++b) {
@@ -206,7 +219,7 @@ CAT_FAST_CLONES void interpolate(Blocks blocks, const int32_t* __restrict begin,
 // sums[c][i] += sum over j of e^(targets[i] s_j - offsets[j] - exponents[i]) * u_c(j), for kTargetTile targets and
 // channels as in node_terms
 template <int kChannels>
-CAT_FAST_CLONES void add_direct(const float* __restrict positions, const float* __restrict offsets,
+CAT_FAST_INLINE void add_direct(const float* __restrict positions, const float* __restrict offsets,
                                 const float* __restrict u, const float* __restrict w, int64_t count,
                                 const float* __restrict targets, const float* __restrict exponents,
                                 float* __restrict sums) {

@@ -44,11 +44,15 @@ class Backward {
     for (int64_t j = 0; j < all_keys; j += kKeys) {
       const int64_t keys = std::min(kKeys, all_keys - j), padded = round_up(keys, kRowTile);
       const int64_t token = item.sequence.keys.start + j;
-      pack_rows(tensors_.k.at(token, item.head), tensors_.k.token, keys, dim_, 1.0f, keys_.data(), dim_, padded);
-      pack_rows(tensors_.v.at(token, item.head), tensors_.v.token, keys, dim_, 1.0f, values_.data(), dim_, padded);
+      CAT_FAST_DISPATCH(pack_rows)(tensors_.k.at(token, item.head), tensors_.k.token, keys, dim_, 1.0f, keys_.data(),
+                                   dim_, padded);
+      CAT_FAST_DISPATCH(pack_rows)(tensors_.v.at(token, item.head), tensors_.v.token, keys, dim_, 1.0f, values_.data(),
+                                   dim_, padded);
       for (int64_t i = 0; i < length; i += kQueries) add_gradients(QueryBlock(i, length), keys, padded, j == 0);
-      unpack_rows(grad_keys_.data(), row_, keys, dim_, 1.0f, tensors_.dk.at(token, item.head), tensors_.dk.token);
-      unpack_rows(grad_values_.data(), row_, keys, dim_, 1.0f, tensors_.dv.at(token, item.head), tensors_.dv.token);
+      CAT_FAST_DISPATCH(unpack_rows)(grad_keys_.data(), row_, keys, dim_, 1.0f, tensors_.dk.at(token, item.head),
+                                     tensors_.dk.token);
+      CAT_FAST_DISPATCH(unpack_rows)(grad_values_.data(), row_, keys, dim_, 1.0f, tensors_.dv.at(token, item.head),
+                                     tensors_.dv.token);
     }
     for (int64_t i = 0; i < length; i += kQueries) unpack_queries(item, QueryBlock(i, length));
   }
@@ -58,17 +62,16 @@ class Backward {
     const int64_t token = item.sequence.queries.start + block.first;
     float* const query_rows = query_rows_.data() + block.first * row_;
     float* const grad_rows = grad_rows_.data() + block.first * row_;
-    pack_rows(tensors_.q.at(token, item.head), tensors_.q.token, block.count, dim_, problem_.scale, query_rows, row_,
-              block.width);
-    pack_rows(tensors_.grad_out.at(token, item.head), tensors_.grad_out.token, block.count, dim_, 1.0f, grad_rows, row_,
-              block.width);
-    pack_rows(tensors_.out.at(token, item.head), tensors_.out.token, block.count, dim_, 1.0f, rows_.data(), row_,
-              block.width);
-    transpose(query_rows, row_, block.width, dim_, queries_.data() + block.first * dim_, block.width);
-    transpose(grad_rows, row_, block.width, dim_, grads_.data() + block.first * dim_, block.width);
-    at_register_width([&]<int kWidth>() {
-      dot_rows<kWidth>(grad_rows, rows_.data(), block.width, row_, delta_.data() + block.first);
-    });
+    CAT_FAST_DISPATCH(pack_rows)(tensors_.q.at(token, item.head), tensors_.q.token, block.count, dim_, problem_.scale,
+                                 query_rows, row_, block.width);
+    CAT_FAST_DISPATCH(pack_rows)(tensors_.grad_out.at(token, item.head), tensors_.grad_out.token, block.count, dim_,
+                                 1.0f, grad_rows, row_, block.width);
+    CAT_FAST_DISPATCH(pack_rows)(tensors_.out.at(token, item.head), tensors_.out.token, block.count, dim_, 1.0f,
+                                 rows_.data(), row_, block.width);
+    CAT_FAST_DISPATCH(transpose)(query_rows, row_, block.width, dim_, queries_.data() + block.first * dim_,
+                                 block.width);
+    CAT_FAST_DISPATCH(transpose)(grad_rows, row_, block.width, dim_, grads_.data() + block.first * dim_, block.width);
+    CAT_FAST_DISPATCH(dot_rows<kWidth>)(grad_rows, rows_.data(), block.width, row_, delta_.data() + block.first);
     const float* const lse = tensors_.lse + item.head * problem_.tokens + token;
     std::fill(std::copy_n(lse, block.count, lse_.data() + block.first), lse_.data() + block.first + block.width, 0.0f);
   }
@@ -79,10 +82,8 @@ class Backward {
     multiply({keys_.data(), dim_, 1}, queries_.data() + transposed, width, padded, dim_, width, weights, width, false);
     multiply({values_.data(), dim_, 1}, grads_.data() + transposed, width, padded, dim_, width, grad_scores, width,
              false);
-    at_register_width([&]<int kWidth>() {
-      softmax_backward<kWidth>(weights, grad_scores, keys, width, lse_.data() + block.first,
-                               delta_.data() + block.first);
-    });
+    CAT_FAST_DISPATCH(softmax_backward<kWidth>)(weights, grad_scores, keys, width, lse_.data() + block.first,
+                                                delta_.data() + block.first);
     multiply({keys_.data(), 1, dim_}, grad_scores, width, dim_, keys, width, grad_queries_.data() + transposed, width,
              !first_keys);
     multiply({weights, width, 1}, grad_rows_.data() + rows, row_, padded, block.count, row_, grad_values_.data(), row_,
@@ -92,9 +93,11 @@ class Backward {
   }
 
   void unpack_queries(const Item& item, const QueryBlock& block) {
-    transpose(grad_queries_.data() + block.first * dim_, block.width, dim_, block.width, rows_.data(), row_);
-    unpack_rows(rows_.data(), row_, block.count, dim_, problem_.scale,
-                tensors_.dq.at(item.sequence.queries.start + block.first, item.head), tensors_.dq.token);
+    CAT_FAST_DISPATCH(transpose)(grad_queries_.data() + block.first * dim_, block.width, dim_, block.width,
+                                 rows_.data(), row_);
+    CAT_FAST_DISPATCH(unpack_rows)(rows_.data(), row_, block.count, dim_, problem_.scale,
+                                   tensors_.dq.at(item.sequence.queries.start + block.first, item.head),
+                                   tensors_.dq.token);
   }
 
   const Problem& problem_;

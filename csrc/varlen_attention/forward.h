@@ -36,8 +36,10 @@ class Forward {
     for (int64_t j = 0; j < item.sequence.keys.length; j += kKeys) {
       const int64_t keys = std::min(kKeys, item.sequence.keys.length - j), padded = round_up(keys, kRowTile);
       const int64_t token = item.sequence.keys.start + j;
-      pack_rows(tensors_.k.at(token, item.head), tensors_.k.token, keys, dim_, 1.0f, keys_.data(), dim_, padded);
-      pack_rows(tensors_.v.at(token, item.head), tensors_.v.token, keys, dim_, 1.0f, values_.data(), dim_, keys);
+      CAT_FAST_DISPATCH(pack_rows)(tensors_.k.at(token, item.head), tensors_.k.token, keys, dim_, 1.0f, keys_.data(),
+                                   dim_, padded);
+      CAT_FAST_DISPATCH(pack_rows)(tensors_.v.at(token, item.head), tensors_.v.token, keys, dim_, 1.0f, values_.data(),
+                                   dim_, keys);
       for (int64_t i = 0; i < item.queries; i += kQueries) attend(QueryBlock(i, item.queries), keys, padded, j == 0);
     }
     for (int64_t i = 0; i < item.queries; i += kQueries) unpack(item, QueryBlock(i, item.queries));
@@ -46,9 +48,10 @@ class Forward {
  private:
   void pack_queries(const Item& item, const QueryBlock& block) {
     const int64_t token = item.sequence.queries.start + item.first + block.first;
-    pack_rows(tensors_.q.at(token, item.head), tensors_.q.token, block.count, dim_, problem_.scale, rows_.data(), dim_,
-              block.width);
-    transpose(rows_.data(), dim_, block.width, dim_, queries_.data() + block.first * dim_, block.width);
+    CAT_FAST_DISPATCH(pack_rows)(tensors_.q.at(token, item.head), tensors_.q.token, block.count, dim_, problem_.scale,
+                                 rows_.data(), dim_, block.width);
+    CAT_FAST_DISPATCH(transpose)(rows_.data(), dim_, block.width, dim_, queries_.data() + block.first * dim_,
+                                 block.width);
   }
 
   void attend(const QueryBlock& block, int64_t keys, int64_t padded, bool first) {
@@ -56,20 +59,18 @@ class Forward {
     float* const outputs = outputs_.data() + block.first * dim_;
     multiply({keys_.data(), dim_, 1}, queries_.data() + block.first * dim_, width, padded, dim_, width, scores_.data(),
              width, false);
-    at_register_width([&]<int kWidth>() {
-      softmax_step<kWidth>(scores_.data(), keys, width, first, maxima_.data() + block.first,
-                           sums_.data() + block.first, outputs, dim_);
-    });
+    CAT_FAST_DISPATCH(softmax_step<kWidth>)(scores_.data(), keys, width, first, maxima_.data() + block.first,
+                                            sums_.data() + block.first, outputs, dim_);
     multiply({values_.data(), 1, dim_}, scores_.data(), width, dim_, keys, width, outputs, width, !first);
   }
 
   void unpack(const Item& item, const QueryBlock& block) {
     const int64_t token = item.sequence.queries.start + item.first + block.first;
     float* const outputs = outputs_.data() + block.first * dim_;
-    at_register_width(
-        [&]<int kWidth>() { normalize<kWidth>(outputs, dim_, block.width, sums_.data() + block.first); });
-    transpose(outputs, block.width, dim_, block.width, rows_.data(), dim_);
-    unpack_rows(rows_.data(), dim_, block.count, dim_, 1.0f, tensors_.out.at(token, item.head), tensors_.out.token);
+    CAT_FAST_DISPATCH(normalize<kWidth>)(outputs, dim_, block.width, sums_.data() + block.first);
+    CAT_FAST_DISPATCH(transpose)(outputs, block.width, dim_, block.width, rows_.data(), dim_);
+    CAT_FAST_DISPATCH(unpack_rows)(rows_.data(), dim_, block.count, dim_, 1.0f, tensors_.out.at(token, item.head),
+                                   tensors_.out.token);
     for (int64_t i = 0; i < block.count; ++i) {
       const float maximum = maxima_.data()[block.first + i], sum = sums_.data()[block.first + i];
       tensors_.lse[item.head * problem_.tokens + token + i] = maximum + std::log(sum);

@@ -23,7 +23,7 @@ struct Left {
 
 // c (+)= a b, kRows x kVectors vectors of kWidth sums being held in registers.
 template <int kWidth, int kRows, int kVectors>
-CAT_FAST_CLONES void multiply_tiles(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, float* c,
+CAT_FAST_INLINE void multiply_tiles(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, float* c,
                                     int64_t c_row, bool accumulate) {
   using V = Vector<kWidth>;
   for (int64_t i = 0; i < rows; i += kRows, c += kRows * c_row) {
@@ -51,22 +51,27 @@ CAT_FAST_CLONES void multiply_tiles(Left a, const float* b, int64_t b_row, int64
 }
 
 // c (+)= a b: c is rows x width, a rows x depth, b depth x width; rows are a multiple of kRowTile, width of kLanes.
+template <int kWidth>
+CAT_FAST_INLINE void multiply(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, int64_t width,
+                              float* c, int64_t c_row, bool accumulate) {
+  constexpr int kRows = kWidth == 16 ? 8 : 4;  // AVX-512 has twice the registers
+  int64_t n = 0;
+  for (; n + 2 * kWidth <= width; n += 2 * kWidth) {
+    multiply_tiles<kWidth, kRows, 2>(a, b + n, b_row, rows, depth, c + n, c_row, accumulate);
+  }
+  for (; n < width; n += kWidth) {
+    multiply_tiles<kWidth, kRows, 1>(a, b + n, b_row, rows, depth, c + n, c_row, accumulate);
+  }
+}
+
 inline void multiply(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, int64_t width, float* c,
                      int64_t c_row, bool accumulate) {
-  at_register_width([&]<int kWidth>() {
-    constexpr int kRows = kWidth == 16 ? 8 : 4;  // AVX-512 has twice the registers
-    for (int64_t n = 0; n < width;) {
-      const bool two = width - n >= 2 * kWidth;
-      const auto tiles = two ? multiply_tiles<kWidth, kRows, 2> : multiply_tiles<kWidth, kRows, 1>;
-      tiles(a, b + n, b_row, rows, depth, c + n, c_row, accumulate);
-      n += two ? 2 * kWidth : kWidth;
-    }
-  });
+  CAT_FAST_DISPATCH(multiply<kWidth>)(a, b, b_row, rows, depth, width, c, c_row, accumulate);
 }
 
 // packed[i] = scale * source[i], zero in columns from `width` on and in rows from `rows` on.
 template <typename T>
-CAT_FAST_CLONES void pack_rows(const T* source, int64_t source_row, int64_t rows, int64_t width, float scale,
+CAT_FAST_INLINE void pack_rows(const T* source, int64_t source_row, int64_t rows, int64_t width, float scale,
                                float* __restrict packed, int64_t packed_row, int64_t packed_rows) {
   for (int64_t i = 0; i < packed_rows; ++i, source += source_row, packed += packed_row) {
     const int64_t filled = i < rows ? width : 0;
@@ -77,7 +82,7 @@ CAT_FAST_CLONES void pack_rows(const T* source, int64_t source_row, int64_t rows
 
 // target[i] = scale * packed[i]
 template <typename T>
-CAT_FAST_CLONES void unpack_rows(const float* __restrict packed, int64_t packed_row, int64_t rows, int64_t width,
+CAT_FAST_INLINE void unpack_rows(const float* __restrict packed, int64_t packed_row, int64_t rows, int64_t width,
                                  float scale, T* __restrict target, int64_t target_row) {
   for (int64_t i = 0; i < rows; ++i, packed += packed_row, target += target_row) {
     for (int64_t d = 0; d < width; ++d) target[d] = from_float<T>(scale * packed[d]);
@@ -86,8 +91,8 @@ CAT_FAST_CLONES void unpack_rows(const float* __restrict packed, int64_t packed_
 
 // to[j][i] = from[i][j]; rows and columns are multiples of 8. Interleaving the upper and the lower half of eight
 // rows three times transposes them.
-CAT_FAST_CLONES inline void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
-                                      int64_t to_row) {
+CAT_FAST_INLINE void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
+                               int64_t to_row) {
   using Eight = float __attribute__((vector_size(32), aligned(4), may_alias));
   using Indices = int32_t __attribute__((vector_size(32)));
   constexpr Indices kLow = {0, 8, 1, 9, 2, 10, 3, 11}, kHigh = {4, 12, 5, 13, 6, 14, 7, 15};
@@ -115,7 +120,7 @@ CAT_FAST_CLONES inline void transpose(const float* from, int64_t from_row, int64
 // One step of the online softmax over a block of keys. scores[key][query] become e^(score - maximum); maxima and
 // sums of the queries are brought up to date, and outputs[d][query], the weighted sums so far, are rescaled.
 template <int kWidth>
-CAT_FAST_CLONES void softmax_step(float* scores, int64_t keys, int64_t width, bool first, float* maxima, float* sums,
+CAT_FAST_INLINE void softmax_step(float* scores, int64_t keys, int64_t width, bool first, float* maxima, float* sums,
                                   float* outputs, int64_t dim) {
   using V = Vector<kWidth>;
   for (int64_t n = 0; n < width; n += kWidth) {
@@ -150,7 +155,7 @@ CAT_FAST_CLONES void softmax_step(float* scores, int64_t keys, int64_t width, bo
 
 // outputs[d][query] /= sums[query]
 template <int kWidth>
-CAT_FAST_CLONES void normalize(float* outputs, int64_t dim, int64_t width, const float* sums) {
+CAT_FAST_INLINE void normalize(float* outputs, int64_t dim, int64_t width, const float* sums) {
   using V = Vector<kWidth>;
   for (int64_t n = 0; n < width; n += kWidth) {
     const V inverse = 1.0f / load<kWidth>(sums + n);
@@ -164,7 +169,7 @@ CAT_FAST_CLONES void normalize(float* outputs, int64_t dim, int64_t width, const
 // scores[key][query] become the weights p = e^(score - lse), and dweights their gradients' dscores =
 // p (dweight - delta).
 template <int kWidth>
-CAT_FAST_CLONES void softmax_backward(float* scores, float* dweights, int64_t keys, int64_t width, const float* lse,
+CAT_FAST_INLINE void softmax_backward(float* scores, float* dweights, int64_t keys, int64_t width, const float* lse,
                                       const float* delta) {
   using V = Vector<kWidth>;
   for (int64_t n = 0; n < width; n += kWidth) {
@@ -181,7 +186,7 @@ CAT_FAST_CLONES void softmax_backward(float* scores, float* dweights, int64_t ke
 
 // sums[i] = sum over d of a[i][d] b[i][d]; the width is a multiple of kLanes.
 template <int kWidth>
-CAT_FAST_CLONES void dot_rows(const float* a, const float* b, int64_t rows, int64_t width, float* sums) {
+CAT_FAST_INLINE void dot_rows(const float* a, const float* b, int64_t rows, int64_t width, float* sums) {
   for (int64_t i = 0; i < rows; ++i, a += width, b += width) {
     Vector<kWidth> total = {};
     for (int64_t d = 0; d < width; d += kWidth) total += load<kWidth>(a + d) * load<kWidth>(b + d);

@@ -13,6 +13,8 @@ from typing import Any, cast
 
 import torch
 
+from cat_fast.errors import first_line
+
 from .reference import nothing
 
 
@@ -99,5 +101,5 @@ def _failure(route: Any) -> str | None:
         with torch.enable_grad():
             torch.autograd.grad(route(q, q, q, cu_seqlens, 15, cu_seqlens, 15).sum(), q)
     except (ImportError, NotImplementedError, RuntimeError, TypeError) as error:
-        return f"it fails here: {str(error).strip().splitlines()[0]}" if str(error) else repr(error)
+        return f"it fails here: {first_line(error)}"
     return None

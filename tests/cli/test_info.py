@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import torch
 
-from cat_fast.kernels import backends
+from cat_fast.kernels import backends, library
 from tests.cli.conftest import parse_json
 
 
@@ -15,6 +15,7 @@ def test_json_holds_versions_devices_and_every_backend(cat_fast):
     assert report["packages"]["torch"] == torch.__version__.split("+")[0]
     assert {"triton", "xformers", "deepspeed", "diffusers", "transformers"} <= report["packages"].keys()
     assert len(report["gpus"]) == torch.cuda.device_count()
+    assert report["cpu"]["instruction_set"] == library.instruction_set()
     assert report["kernels"] == [asdict(row) for row in backends.report()]
 
 

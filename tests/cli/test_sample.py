@@ -223,7 +223,7 @@ def test_pictures_may_lie_in_the_pipelines_own_folder(cat_fast, models, tmp_path
     assert parse_json(cat_fast("sample", "-p", copy, "-o", copy, *FAST, "--json"))["drawn_now"] == 3
     with (copy / "generator/config.json").open("a") as file:
         file.write("\n")
-    assert_one_line_error(cat_fast(*command), "made otherwise", "different: pipeline")
+    assert_one_line_error(cat_fast(*command), "other settings", "settings.pipeline")
 
 
 def test_a_class_conditional_generator_says_what_it_cannot_draw(cat_fast, models, tmp_path):
@@ -238,8 +238,8 @@ def test_other_settings_are_refused_and_nothing_is_lost(cat_fast, models, tmp_pa
     command = ["sample", "-p", models, "-o", tmp_path, *FAST]
     assert cat_fast(*command).exit_code == 0
     before = contents(tmp_path)
-    assert_one_line_error(cat_fast(*command, "--guidance", 3), "made otherwise", "different: guidance")
-    assert_one_line_error(cat_fast(*command, "--labels", "clear sky"), "made otherwise", "what is drawn")
+    assert_one_line_error(cat_fast(*command, "--guidance", 3), "other settings", "settings.guidance")
+    assert_one_line_error(cat_fast(*command, "--labels", "clear sky"), "other settings (pictures)")
     assert contents(tmp_path) == before
 
 

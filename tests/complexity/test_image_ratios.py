@@ -7,7 +7,8 @@ import pytest
 from torchvision.transforms.functional import pil_to_tensor
 
 from cat_fast.complexity import Description, RatioThresholds, choose_ratios, jpeg_ratio
-from cat_fast.complexity.image_ratios import index_photographs, load_index, ratio_of_file, ratios_by_jpeg
+from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_by_jpeg
+from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.images.index import write_index
 from cat_fast.data.images.io import load_image, resize_center_crop
 from cat_fast.data.photographs import photographs

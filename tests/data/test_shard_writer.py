@@ -107,7 +107,7 @@ def test_another_index_or_cut_does_not_go_into_the_same_folder(index, tmp_path):
         (IndexLines(index), 5, 1),
         (read_index(index)[1:], 5, 0),
     ]:
-        with pytest.raises(UserError, match="another index, or cut otherwise"):
+        with pytest.raises(UserError, match="holds shards made with other settings"):
             list(write_shards(records, out, per_shard, seed))
     with pytest.raises(UserError, match="at least 1"):
         list(write_shards(IndexLines(index), tmp_path / "new", 0, 0))

@@ -1,5 +1,9 @@
-"""group_norm_silu: every backend of this machine against float64, forward and gradients."""
+"""group_norm_silu: every backend of this machine against float64, forward and gradients.
 
+The CUDA kernels are also executed on CPU threads (csrc/emulation), which needs no GPU.
+"""
+
+import ctypes
 import math
 
 import pytest
@@ -11,6 +15,7 @@ from cat_fast.errors import UserError
 from cat_fast.kernels import backends
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
+from tests.kernels.emulation import check_races, compile_emulation, pointer
 
 BACKENDS = ["cpp", "triton", pytest.param("cuda", marks=pytest.mark.gpu)]
 # (shape, groups): odd sizes, two channels a group, more than one chunk, no spatial dimension, one sample.
@@ -24,14 +29,40 @@ CONTIGUOUS = [
     ((4, 12), 2),
 ]
 CHANNELS_LAST = [(shape, groups) for shape, groups in CONTIGUOUS if len(shape) in (4, 5)]
-CASES = [(*case, False) for case in CONTIGUOUS] + [(*case, True) for case in CHANNELS_LAST]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # of the largest value
+EVERYTHING = [
+    (*case, channels_last, dtype, activation)
+    for cases, channels_last in ((CONTIGUOUS, False), (CHANNELS_LAST, True))
+    for case in cases
+    for dtype, activation in [*((dtype, True) for dtype in backends.FLOATS), (torch.float32, False)]
+]
+# 16-byte packs and single elements, two channels a group, several chunks and column tiles, idle threads.
+EMULATED = [
+    ((2, 8, 64, 40), 4, False, torch.float32, True),
+    ((2, 6, 13, 7), 3, False, torch.float32, True),
+    ((1, 4, 48, 48), 2, False, torch.bfloat16, True),
+    ((1, 4, 10, 63), 2, False, torch.float16, True),
+    ((2, 24, 16, 9), 12, True, torch.float32, True),
+    ((1, 300, 5, 3), 3, True, torch.float32, True),
+    ((2, 64, 12, 12), 32, True, torch.bfloat16, True),
+    ((1, 48, 9, 11), 4, True, torch.float16, True),
+    ((1, 6, 31, 33), 2, True, torch.float32, False),
+]
+CASES = [
+    *(("cpp", *case) for case in EVERYTHING),
+    *(("triton", *case) for case in EVERYTHING),
+    *(("emulated", *case) for case in EMULATED),
+    *(pytest.param("cuda", *case, marks=pytest.mark.gpu) for case in EVERYTHING),
+]
+EMULATED_DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # cat_fast::group_norm_silu::Dtype
+EMULATED_CHUNK = 2048  # elements; smaller than kCudaChunkElements, so that small tensors have several chunks
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, force, monkeypatch):
-    """Each backend of this machine, forced."""
-    force("group_norm_silu", request.param)
+    """Each backend of this machine, forced; for the CUDA kernels in emulation, nothing is."""
+    if request.param != "emulated":
+        force("group_norm_silu", request.param)
     if request.param == "triton":  # few programs, which then walk over several tiles each
         monkeypatch.setattr("cat_fast.kernels.group_norm_silu.triton.multiprocessors", lambda x: 1)
     return request.param
@@ -40,6 +71,75 @@ def backend(request, force, monkeypatch):
 @pytest.fixture
 def device(backend):
     return "cuda" if backend == "cuda" or (backend == "triton" and torch.cuda.is_available()) else "cpu"
+
+
+class Shape(ctypes.Structure):
+    """cat_fast::group_norm_silu::Shape."""
+
+    _fields_ = (
+        ("samples", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("spatial", ctypes.c_int64),
+        ("groups", ctypes.c_int64),
+        ("channels_last", ctypes.c_bool),
+        ("chunk", ctypes.c_int64),
+        ("chunks", ctypes.c_int64),
+    )
+
+
+@pytest.fixture(scope="module")
+def emulation(tmp_path_factory):
+    path = tmp_path_factory.mktemp("emulation") / "group_norm_silu.so"
+    compile_emulation("group_norm_silu", path, "-shared", "-fPIC")
+    library = ctypes.CDLL(str(path))
+    library.workspace_floats.restype = ctypes.c_int64
+    return library
+
+
+@pytest.fixture
+def results(request, backend):
+    """y, dx, dweight, dbias of x, weight, bias, the gradient at y, and the operator's other arguments."""
+    if backend != "emulated":
+        return lambda x, weight, bias, grad, *arguments: value_and_gradients(
+            lambda *leaves: group_norm_silu(*leaves, *arguments), x, weight, bias, grad
+        )
+    library = request.getfixturevalue("emulation")
+    return lambda *arguments: run_emulated(library, *arguments)
+
+
+def run_emulated(library, x, weight, bias, grad, groups, eps, activation):
+    """y, dx, dweight, dbias of the CUDA kernels; memory they should write begins as NaN."""
+    channels_last = not x.is_contiguous()
+    if channels_last:
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    spatial = x[0, 0].numel()
+    chunk = max(1, EMULATED_CHUNK // x.shape[1]) if channels_last else EMULATED_CHUNK
+    shape = Shape(x.shape[0], x.shape[1], spatial, groups, channels_last, chunk, -(-spatial // chunk))
+    nan = float("nan")
+    y, dx = torch.full_like(x, nan), torch.full_like(x, nan)
+    mean, rstd = torch.full((2, x.shape[0], groups), nan).unbind()
+    dweight, dbias = torch.full((2, x.shape[1]), nan).unbind()
+    workspace = torch.full((library.workspace_floats(ctypes.byref(shape)),), nan)
+    scratch = pointer(workspace)
+    flag, dtype = ctypes.c_int(activation), ctypes.c_int(EMULATED_DTYPES.index(x.dtype))
+    parameters = pointer(weight), pointer(bias)
+    statistics = pointer(mean), pointer(rstd)
+    first = dtype, ctypes.byref(shape)
+    library.forward(
+        *first, pointer(x), *parameters, ctypes.c_float(eps), flag, pointer(y), *statistics, scratch
+    )
+    workspace.fill_(nan)
+    library.backward(
+        *first,
+        pointer(grad),
+        pointer(x),
+        *parameters,
+        *statistics,
+        flag,
+        *map(pointer, (dx, dweight, dbias)),
+        scratch,
+    )
+    return y, dx, dweight, dbias
 
 
 def inputs(shape, *, device, dtype=torch.float32, channels_last=False, mean=0.5):
@@ -72,18 +172,22 @@ def float64_truth(x, weight, bias, grad, groups, eps, activation):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "activation"), [*((dtype, True) for dtype in backends.FLOATS), (torch.float32, False)], ids=str
+    ("backend", "shape", "groups", "channels_last", "dtype", "activation"),
+    CASES,
+    indirect=["backend"],
+    ids=str,
 )
-@pytest.mark.parametrize(("shape", "groups", "channels_last"), CASES, ids=str)
-def test_value_and_gradients_match_float64(backend, device, shape, groups, channels_last, dtype, activation):
+def test_value_and_gradients_match_float64(
+    results, backend, device, shape, groups, channels_last, dtype, activation
+):
     if device == "cpu" and backend == "triton" and math.prod(shape) > 100_000:
         pytest.skip("takes minutes in Triton's interpreter")
     tensors = inputs(shape, device=device, dtype=dtype, channels_last=channels_last)
-    got = value_and_gradients(lambda *leaves: group_norm_silu(*leaves, groups, 1e-5, activation), *tensors)
+    got = results(*tensors, groups, 1e-5, activation)
     want = float64_truth(*tensors, groups, 1e-5, activation)
     for name, ours, truth in zip(("y", "dx", "dweight", "dbias"), got, want, strict=True):
         error = (ours.double() - truth).abs().max() / truth.abs().max()
-        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"  # also fails for NaN
     assert got[0].stride() == tensors[0].stride()
     assert got[1].stride() == tensors[0].stride()
 
@@ -223,4 +327,12 @@ def test_reference_passes_gradcheck(activation):
     x, weight, bias, _ = (t.double().requires_grad_() for t in inputs((2, 6, 3, 2), device="cpu"))
     assert torch.autograd.gradcheck(
         lambda *leaves: group_norm_silu_reference(*leaves, 3, 1e-5, activation), (x, weight, bias)
+    )
+
+
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "with a missing __syncthreads"])
+def test_cuda_kernels_have_no_data_race(tmp_path, planted):
+    write_then_sync = "shared[threadIdx.x * V + j] = sums[j];\n  __syncthreads();"
+    check_races(
+        "group_norm_silu", tmp_path, "group_norm_silu/kernels.cuh", write_then_sync if planted else None
     )

@@ -1,7 +1,12 @@
 """varlen_attention: every backend here against float64, each sequence attending to itself alone."""
 
+import json
+import os
+import subprocess
+import sys
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, product
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +21,41 @@ from cat_fast.kernels.varlen_attention.reference import varlen_attention_referen
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # of the greatest value
 LENGTHS = [[5], [1, 63, 0, 64, 65], [4, 4, 1, 7, 7, 4], [16, 1000, 33], [0, 0, 300, 96, 96, 0]]
 CASES = [(lengths, 72) for lengths in LENGTHS] + [([1, 63, 0, 64, 65], dim) for dim in (32, 40, 128)]
+INTERPRETED = [
+    *((torch.float32, dim) for dim in (32, 40, 56, 72, 128)),
+    *((torch.bfloat16, dim) for dim in (32, 40, 72, 128)),
+    *((torch.float16, dim) for dim in (40, 72)),
+]
+CROSSED = [
+    ([70, 1, 5, 300], [9, 66, 1, 120]),
+    ([4, 4, 4, 9], [7, 7, 3, 3]),
+    ([5, 3, 0, 33, 0], [2, 0, 4, 40, 0]),  # queries without keys, and keys that no query asks for
+    ([3, 2], [0, 0]),
+    ([0, 0], [3, 2]),
+]
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::RuntimeWarning"
+)  # of Triton's interpreter, in rows past the end, which are infinite and not stored
 
 
-@pytest.fixture(params=["reference", "cpp"])
+@pytest.fixture(params=["reference", "cpp", "triton"])
 def backend(request, force):
     force("varlen_attention", request.param)
     return request.param
+
+
+@pytest.fixture
+def device(backend):
+    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(params=["cpp", "triton"])
+def kernel(request, force):
+    """Each backend of this machine with kernels of its own, forced; the device that it runs on."""
+    force("varlen_attention", request.param)
+    return "cuda" if request.param == "triton" and torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture
@@ -30,16 +64,16 @@ def compiled(require):
     require("varlen_attention", "cpp")
 
 
-def offsets(lengths):
-    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+def offsets(lengths, device="cpu"):
+    return torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
 
-def packed(lengths, heads=2, dim=72, dtype=torch.float32):
+def packed(lengths, heads=2, dim=72, dtype=torch.float32, device="cpu"):
     """Views of a fused (T, 3, H, D), the gradient of the output, and cu_seqlens."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(sum(lengths), 3, heads, dim, generator=generator).to(dtype).unbind(1)
-    grad = torch.randn(sum(lengths), heads, dim, generator=generator).to(dtype)
-    return q, k, v, grad, offsets(lengths)
+    qkv = torch.randn(sum(lengths), 3, heads, dim, generator=generator).to(device, dtype)
+    grad = torch.randn(sum(lengths), heads, dim, generator=generator).to(device, dtype)
+    return *qkv.unbind(1), grad, offsets(lengths, device)
 
 
 def value_and_gradients(function, q, k, v, grad):
@@ -48,10 +82,10 @@ def value_and_gradients(function, q, k, v, grad):
     return out.detach(), *torch.autograd.grad(out, leaves, grad)
 
 
-def crossed(queries, keys, heads=2, dim=72, dtype=torch.float32):
+def crossed(queries, keys, heads=2, dim=72, dtype=torch.float32, device="cpu"):
     """q and its gradient of some lengths, k and v of others; the offsets of both."""
-    q, _, _, grad, cu_seqlens = packed(queries, heads, dim, dtype)
-    _, k, v, _, cu_seqlens_k = packed(keys, heads, dim, dtype)
+    q, _, _, grad, cu_seqlens = packed(queries, heads, dim, dtype, device)
+    _, k, v, _, cu_seqlens_k = packed(keys, heads, dim, dtype, device)
     return q, k, v, grad, cu_seqlens, cu_seqlens_k
 
 
@@ -64,7 +98,7 @@ def run(q, k, v, grad, *cu_seqlens):
 def float64_truth(q, k, v, grad, cu_seqlens, cu_seqlens_k=None):
     """One softmax over all tokens in float64, with a block-diagonal mask."""
     of_query, of_key = (
-        torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
+        torch.arange(len(bounds) - 1).repeat_interleave(bounds.cpu().diff())
         for bounds in (cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k)
     )
 
@@ -74,63 +108,62 @@ def float64_truth(q, k, v, grad, cu_seqlens, cu_seqlens_k=None):
         weights = scores.softmax(-1).nan_to_num(0.0)  # a query without keys gets zeros
         return torch.einsum("hij,jhd->ihd", weights, v)
 
-    return value_and_gradients(formula, *[t.double() for t in (q, k, v, grad)])
+    return value_and_gradients(formula, *[t.cpu().double() for t in (q, k, v, grad)])
 
 
 def assert_near(got, want, tolerance):
-    for name, ours, truth in zip(("out", "dq", "dk", "dv"), got, want, strict=True):
-        scale = truth.abs().max()
-        assert_close(
-            ours.double() / scale,
-            truth.double() / scale,
-            atol=tolerance,
-            rtol=0,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
+    for name, ours, truth in zip(("out", "dq", "dk", "dv")[: len(got)], got, want, strict=True):
+        if not truth.any():
+            assert not ours.any(), name
+            continue
+        error = (ours.cpu().double() - truth).abs().max() / truth.abs().max()
+        assert error <= tolerance, f"{name}: {error:.1e}"  # also fails for NaN
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("lengths", "dim"), CASES, ids=str)
-def test_value_and_gradients_match_float64(backend, lengths, dim, dtype):
-    tensors = packed(lengths, dim=dim, dtype=dtype)
+@pytest.mark.parametrize(
+    ("backend", "lengths", "dim", "dtype"),
+    [
+        *((name, *case, dtype) for name, case, dtype in product(("reference", "cpp"), CASES, TOLERANCE)),
+        *(("triton", [1, 0, 63, 16, 70], dim, dtype) for dtype, dim in INTERPRETED),
+    ],
+    indirect=["backend"],
+    ids=str,
+)
+def test_value_and_gradients_match_float64(backend, device, lengths, dim, dtype):
+    tensors = packed(lengths, dim=dim, dtype=dtype, device=device)
     got = run(*tensors)
     assert_near(got, float64_truth(*tensors), TOLERANCE[dtype])
     assert {(t.dtype, t.shape) for t in got} == {(dtype, tensors[0].shape)}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize(
-    ("queries", "keys"),
+    ("backend", "queries", "keys", "dtype"),
     [
-        ([70, 1, 5, 300], [9, 66, 1, 120]),
-        ([4, 4, 4, 9], [7, 7, 3, 3]),
-        ([5, 3, 0, 33, 0], [2, 0, 4, 40, 0]),  # queries without keys, and keys that no query asks for
-        ([3, 2], [0, 0]),
-        ([0, 0], [3, 2]),
+        *((name, *case, dtype) for name, case, dtype in product(("reference", "cpp"), CROSSED, TOLERANCE)),
+        *(
+            ("triton", [70, 1, 5, 3, 0, 33], [9, 66, 1, 0, 4, 40], dtype)
+            for dtype in (torch.float32, torch.bfloat16)
+        ),
     ],
+    indirect=["backend"],
     ids=str,
 )
-def test_keys_have_lengths_of_their_own(backend, queries, keys, dtype):
-    tensors = crossed(queries, keys, dtype=dtype)
-    got, want = run(*tensors), float64_truth(*tensors)
+def test_keys_have_lengths_of_their_own(backend, device, queries, keys, dtype):
+    tensors = crossed(queries, keys, dtype=dtype, device=device)
+    got = run(*tensors)
     assert [(t.dtype, t.shape) for t in got] == [(dtype, tensors[i].shape) for i in (0, 0, 1, 2)]
-    for ours, truth in zip(got, want, strict=True):
-        if truth.any():
-            assert (ours.double() - truth).abs().max() <= TOLERANCE[dtype] * truth.abs().max()
-        else:
-            assert not ours.any()
+    assert_near(got, float64_truth(*tensors), TOLERANCE[dtype])
 
 
-@pytest.mark.usefixtures("compiled")
-def test_a_sequence_and_its_keys_in_a_pack_have_the_bits_that_they_have_alone():
-    q, k, v, grad, cu_seqlens, cu_seqlens_k = crossed([65, 1, 300], [40, 80, 3])
-    together = run(q, k, v, grad, cu_seqlens, cu_seqlens_k)
+def test_a_sequence_and_its_keys_in_a_pack_have_the_bits_that_they_have_alone(kernel):
+    q, k, v, grad, cu_seqlens, cu_seqlens_k = crossed([65, 1, 70], [40, 80, 3], device=kernel)
+    together, again = (run(q, k, v, grad, cu_seqlens, cu_seqlens_k) for _ in range(2))
+    assert all(map(torch.equal, together, again))
     bounds = zip(pairwise(cu_seqlens.tolist()), pairwise(cu_seqlens_k.tolist()), strict=True)
     for (begin, end), (begin_k, end_k) in bounds:
         queries, keys = slice(begin, end), slice(begin_k, end_k)
-        alone = run(
-            q[queries], k[keys], v[keys], grad[queries], offsets([end - begin]), offsets([end_k - begin_k])
-        )
+        own_offsets = offsets([end - begin], kernel), offsets([end_k - begin_k], kernel)
+        alone = run(q[queries], k[keys], v[keys], grad[queries], *own_offsets)
         own = [t[rows] for t, rows in zip(together, (queries, queries, keys, keys), strict=True)]
         assert all(map(torch.equal, alone, own))
 
@@ -141,6 +174,7 @@ def test_reference_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda *t: varlen_attention_reference(*t, cu_seqlens), leaves)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"], indirect=True)
 def test_agrees_with_the_mask_of_xformers(backend):
     fmha = pytest.importorskip("xformers.ops.fmha.attn_bias")
     lengths = [4, 9, 9, 70]
@@ -153,21 +187,29 @@ def test_agrees_with_the_mask_of_xformers(backend):
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
-def test_no_tokens_give_no_output_and_a_gradient(backend, lengths):
-    q, k, v, grad, cu_seqlens = packed(lengths)
+def test_no_tokens_give_no_output_and_a_gradient(device, lengths):
+    q, k, v, grad, cu_seqlens = packed(lengths, device=device)
     got = value_and_gradients(lambda *t: varlen_attention(*t, cu_seqlens, 0), q, k, v, grad)
     assert [t.shape for t in got] == [(0, 2, 72)] * 4
 
 
-@pytest.mark.usefixtures("compiled")
-def test_a_sequence_in_a_pack_has_the_bits_that_it_has_alone():
-    lengths = [65, 1, 0, 300, 16]
-    *tensors, cu_seqlens = packed(lengths)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_sequence_in_a_pack_has_the_bits_that_it_has_alone(kernel, dtype):
+    *tensors, cu_seqlens = packed([65, 1, 0, 100, 16], dtype=dtype, device=kernel)
     together = run(*tensors, cu_seqlens)
     for start, end in pairwise(cu_seqlens.tolist()):
         if end > start:
-            alone = run(*[t[start:end] for t in tensors], torch.tensor([0, end - start], dtype=torch.int32))
+            alone = run(*[t[start:end] for t in tensors], offsets([end - start], kernel))
             assert all(torch.equal(a, b[start:end]) for a, b in zip(alone, together, strict=True))
+
+
+def test_strides_that_are_no_multiples_of_eight_and_an_expanded_gradient(kernel):
+    _, k, v, _, cu_seqlens = packed([5, 66], dim=40, device=kernel)
+    odd = torch.randn(71, 2, 43, generator=torch.Generator().manual_seed(1)).to(kernel)[:, :, 1:41]
+    apart = torch.empty(71, 2, 80, device=kernel)[..., ::2].copy_(k)
+    grad = torch.ones((), device=kernel).expand(71, 2, 40)
+    tensors = odd, apart, v, grad, cu_seqlens
+    assert_near(run(*tensors), float64_truth(*tensors), 1e-5)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -198,10 +240,9 @@ def test_result_does_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@pytest.mark.usefixtures("compiled")
-def test_reads_no_memory_it_did_not_write():
+def test_reads_no_memory_it_did_not_write(kernel):
     """With NaN in every fresh allocation, an unwritten output shows."""
-    tensors = packed([63, 0, 1, 129])
+    tensors = packed([63, 0, 1, 129], dim=40, device=kernel)
     plain = run(*tensors)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     try:
@@ -211,14 +252,21 @@ def test_reads_no_memory_it_did_not_write():
     assert all(torch.equal(a, b) for a, b in zip(plain, poisoned, strict=True))
 
 
+def test_scores_far_from_zero_neither_overflow_nor_vanish(kernel):
+    q, k, *others = packed([70, 5], dim=40, device=kernel)
+    direction = torch.zeros(40, device=kernel)
+    direction[0] = 40.0
+    tensors = (q + direction, k - direction, *others)  # all scores near -250, but those beyond the end
+    assert_near(run(*tensors), float64_truth(*tensors), 2e-4)  # to fp32, a score of 250 is known to 2e-5
+
+
 @pytest.mark.parametrize("size", [1e2, 1e-4])
-def test_large_scores_do_not_overflow_and_small_ones_average(backend, size):
-    q, k, v, grad, cu_seqlens = packed([150, 20])
+def test_large_scores_do_not_overflow_and_small_ones_average(device, size):
+    q, k, v, grad, cu_seqlens = packed([150, 20], device=device)
     got = run(q * size, k, v, grad, cu_seqlens)[0]
     want = float64_truth(q * size, k, v, grad, cu_seqlens)[0]
-    assert_close(
-        got.double(), want, atol=2e-4 if size > 1 else 1e-6, rtol=0
-    )  # scores of 1e3 have 6e-5 of error
+    tolerance = 2e-4 if size > 1 else 1e-6  # scores of 1e3 have 6e-5 of error
+    assert_close(got.cpu().double(), want, atol=tolerance, rtol=0)
 
 
 @pytest.mark.usefixtures("compiled")
@@ -235,19 +283,26 @@ def test_nan_stays_in_its_sequence_and_head_and_is_not_hidden(which):
     assert gradients[2 - which][70:, 1].isnan().any() if which != 1 else gradients[0][70:, 1].isnan().all()
 
 
-@pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_operator_is_registered_as_torch_expects(dtype):
-    q, k, v, grad, cu_seqlens = packed([5, 0, 3], dtype=dtype)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [*(("cpp", dtype) for dtype in TOLERANCE), ("triton", torch.float32)],
+    indirect=["backend"],
+    ids=str,
+)
+def test_operator_is_registered_as_torch_expects(backend, device, dtype):
+    suffix = "_triton" if backend == "triton" else ""
+    names = f"varlen_attention{suffix}", f"varlen_attention_backward{suffix}"
+    forward, backward = (getattr(torch.ops.cat_fast, name).default for name in names)
+    q, k, v, grad, cu_seqlens = packed([5, 0, 3], dtype=dtype, device=device)
     leaves = [t.clone().requires_grad_() for t in (q, k, v)]
     lengths = cu_seqlens, 5, cu_seqlens, 5
-    torch.library.opcheck(torch.ops.cat_fast.varlen_attention.default, (*leaves, *lengths))
-    out, lse = torch.ops.cat_fast.varlen_attention(q, k, v, *lengths)
-    torch.library.opcheck(
-        torch.ops.cat_fast.varlen_attention_backward.default, (grad, q, k, v, out, lse, *lengths)
-    )
+    torch.library.opcheck(forward, (*leaves, *lengths))
+    out, lse = forward(q, k, v, *lengths)
+    torch.library.opcheck(backward, (grad, q, k, v, out, lse, *lengths))
     scores = torch.einsum("ihd,jhd->hij", q[:5].float(), k[:5].float()) / 72**0.5
     assert_close(lse[:, :5], scores.logsumexp(-1))
+    _, none = forward(q, k[:0], v[:0], cu_seqlens, 5, torch.zeros_like(cu_seqlens), 0)
+    assert none.isneginf().all()  # queries without keys
 
 
 @pytest.mark.usefixtures("compiled")
@@ -270,6 +325,7 @@ def test_changing_lengths_compile_no_further_graph():
 @pytest.mark.parametrize(
     "dtypes", [(torch.float32,) * 3, (torch.float32, torch.bfloat16, torch.float32)], ids=str
 )
+@pytest.mark.parametrize("backend", ["reference", "cpp"], indirect=True)
 def test_autocast_decides_the_dtype(backend, dtypes):
     q, k, v, grad, cu_seqlens = packed([20, 5])
     with torch.autocast("cpu", torch.bfloat16):
@@ -330,6 +386,7 @@ def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
         varlen_attention(q, k, v, cu_seqlens, 3)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpp"], indirect=True)
 def test_arguments_that_do_not_fit_are_refused(backend):
     q, k, v, _, cu_seqlens = packed([3, 4])
     with pytest.raises(ValueError, match="of one shape"):
@@ -362,3 +419,48 @@ def test_the_operator_itself_reads_within_bounds_only(wrong):
         torch.ops.cat_fast.varlen_attention(q, k, v, bad, 7, good, 7)
     with pytest.raises(RuntimeError, match="cu_seqlens"):
         torch.ops.cat_fast.varlen_attention(q, k, v, good, 7, bad, 7)
+
+
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+def test_more_sequences_than_a_triton_program_looks_through_at_a_time(backend, device):
+    q, k, v, grad, cu_seqlens = packed([1, 0, 2] * 100, heads=1, dim=32, device=device)
+    out = varlen_attention(q, k, v, cu_seqlens, 2)
+    assert_near([out], float64_truth(q, k, v, grad, cu_seqlens)[:1], 1e-5)
+
+
+@pytest.mark.parametrize("widest", [64, 128])
+@pytest.mark.parametrize("dim", range(32, 129, 8))
+def test_triton_tiles_cover_the_columns_and_no_whole_tile_is_masked(dim, widest):
+    from cat_fast.kernels.varlen_attention.triton import column_tiles
+
+    main, tail = column_tiles(dim, widest)
+    assert dim <= main + tail <= 2 ** (dim - 1).bit_length()
+    assert {main, tail} <= {0, 16, 32, 64, widest}
+    assert main <= widest
+    if tail:
+        assert main < dim
+
+
+def test_new_lengths_compile_nothing_new():
+    """Batches of other T, S and longest sequence, 1 and multiples of 16 among them, use the same kernels."""
+    script = """
+import json, torch
+from benchmarks.static.compiler import recording
+from cat_fast.kernels.varlen_attention.triton import varlen_attention_backward_triton, varlen_attention_triton
+
+with recording(80) as compiled:
+    for tokens, sequences in ((1, 1), (16, 1), (17, 16), (640, 3)):
+        q, k, v = torch.empty(tokens, 3, 4, 32, dtype=torch.bfloat16, device="meta").unbind(1)
+        cu_seqlens = torch.empty(sequences + 1, dtype=torch.int32, device="meta")
+        lengths = cu_seqlens, tokens, cu_seqlens, tokens
+        out, lse = varlen_attention_triton(q, k, v, *lengths)
+        varlen_attention_backward_triton(out, q, k, v, out, lse, *lengths)
+print(json.dumps([len(compiled), len(set(map(id, compiled)))]))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    launched, different = json.loads(ran.stdout)
+    assert (launched, different) == (12, 3)

@@ -1,20 +1,16 @@
 """Trainings on two ranks that several files look at: launched once a session, when first asked for."""
 
-from pathlib import Path
-
 import pytest
 
-from tests.training.many_ranks import run_ranks
+from tests.training.rank_processes import run_ranks
 from tests.training.runs import write_latents
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="session")
 def gans(tmp_path_factory):
     """The folder in which `gan_worker.py` left a folder a case."""
     out = tmp_path_factory.mktemp("gans")
-    run_ranks(HERE / "tokenizer/gan_worker.py", 2, out)
+    run_ranks("tests.training.tokenizer.gan_worker:main", 2, out)
     return out
 
 
@@ -27,5 +23,5 @@ def latents(tmp_path_factory):
 def generators(latents, tmp_path_factory):
     """The folder in which `generator_worker.py` left a folder a case."""
     out = tmp_path_factory.mktemp("generators")
-    run_ranks(HERE / "generator/generator_worker.py", 2, latents, out)
+    run_ranks("tests.training.generator.generator_worker:main", 2, latents, out)
     return out

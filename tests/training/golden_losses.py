@@ -6,11 +6,8 @@
 """
 
 import json
-import os
 import platform
 import re
-import subprocess
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +16,8 @@ import torch
 
 from cat_fast.processor import processor_name
 from cat_fast.training.metrics.run_log import read_metrics
-from tests.training.runs import GENERATOR, ROOT, TOKENIZER, write_latents
+from tests.training.rank_processes import run_ranks
+from tests.training.runs import GENERATOR, TOKENIZER, write_latents
 
 FOLDER = Path(__file__).with_name("golden")
 STEPS = 20
@@ -49,15 +47,7 @@ def train(kind: str, arguments: list[str], run: Path) -> list[dict[str, float]]:
     if kind == "generator" and not latents.exists():
         write_latents(latents)
     more = [f"output_dir={run}", *([f"data.latents={latents}"] if kind == "generator" else [])]
-    done = subprocess.run(
-        [sys.executable, "-m", "cat_fast.train", *arguments, *more],
-        cwd=ROOT,
-        env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks("tests.training.runs:train_as_rank", 1, *arguments, *more)
     return [_losses(record) for record in read_metrics(run)]
 
 

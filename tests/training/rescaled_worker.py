@@ -1,12 +1,11 @@
 """One rank that goes on from checkpoints which another number of ranks wrote.
 
-Started by `run_ranks`: rescaled_worker.py LATENTS GANS GENERATORS OUT, where GANS and GENERATORS hold what
+`main(LATENTS, GANS, GENERATORS, OUT)` is started by `run_ranks`; GANS and GENERATORS hold what
 `gan_worker.py` and `generator_worker.py` left, or this worker in OUT/gans and OUT/generators. Leaves in the
 folder of each case: `loaded`, the whole state right after loading; `rank<r>`, what a rank holds as weights;
 the state two steps on, `saved`, and the checkpoint of it, `half`.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,8 @@ def go_on(training: Any, engines: dict[str, Any], source: Path, folder: Path, ra
         save_file(saved, folder / "saved.safetensors")
 
 
-def main(latents: Path, gans: Path, generators: Path, out: Path) -> None:
+def main(*folders: str) -> None:
+    latents, gans, generators, out = map(Path, folders)
     ranks = start()
     own = out / f"rank{ranks.rank}"
     own.mkdir(parents=True)
@@ -56,7 +56,3 @@ def main(latents: Path, gans: Path, generators: Path, out: Path) -> None:
             go_on(training, engines, generators / case.name, out / "generators" / case.name, ranks)
     ranks.barrier()
     stop()
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))

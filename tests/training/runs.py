@@ -53,14 +53,25 @@ def write_latents(folder: Path) -> Path:
     return folder
 
 
-def command(kind: str, out: Path, latents: Path, *more: str) -> list[str]:
+def settings(kind: str, out: Path, latents: Path, *more: str) -> list[str]:
+    """Return the arguments of `cat_fast.train`."""
     config, *overrides = TOKENIZER if kind == "tokenizer" else [*GENERATOR, f"data.latents={latents}"]
+    return [config, f"output_dir={out}", *overrides, "schedule.warmup_steps=2", *more]
+
+
+def command(kind: str, out: Path, latents: Path, *more: str) -> list[str]:
+    """Return the command line that starts a run on two ranks with the launcher."""
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", free_port()),
-        *("--module", "cat_fast.train", config, f"output_dir={out}", *overrides),
-        "schedule.warmup_steps=2",
-        *more,
+        *("--module", "cat_fast.train", *settings(kind, out, latents, *more)),
     ]
+
+
+def train_as_rank(*arguments: str) -> None:
+    """Train as one of the ranks of `run_ranks`, without the launcher."""
+    from cat_fast.train import main
+
+    sys.exit(main([*arguments]))
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen:

@@ -4,10 +4,13 @@ import errno
 import math
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from cat_fast.errors import UserError
 from cat_fast.training.checkpoints.store import CheckpointStore
@@ -15,12 +18,14 @@ from cat_fast.training.config.settings import CheckpointConfig, RunConfig, Sched
 from cat_fast.training.health.nan_guard import SKIPPED
 from cat_fast.training.health.run_status import find_runs, summarize
 from cat_fast.training.loop import EXPORT, Preempted, run
-from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.metrics.run_log import RunLog, read_metrics
 from cat_fast.training.runtime.ranks import Ranks
-from tests.training.two_ranks import gloo_ranks, on_two_ranks
+from cat_fast.training.step import Backward
+from tests.training.rank_processes import gloo_ranks, run_ranks
+from tests.training.steps import PlainTask
 
 
-class Counter:
+class Counter(PlainTask):
     """Implements `loop.Task`: its whole state is the sum of the steps it did."""
 
     def __init__(self, fail_at: int = -1, loss_at: dict[int, float] | None = None) -> None:
@@ -34,8 +39,10 @@ class Counter:
         if step == self.fail_at:
             raise KeyboardInterrupt
         self.steps.append(step)
-        self.total += step
         return {"loss": self.loss_at.get(step, 1.0)}
+
+    def update(self, backward: Backward, sums: torch.Tensor) -> None:
+        self.total += self.steps[-1]
 
     def save(self, folder: Path) -> None:
         (folder / "total").write_text(str(self.total))
@@ -228,6 +235,81 @@ def test_a_run_that_is_told_to_end_saves_after_its_step_and_goes_on_from_there(t
     assert summarize(tmp_path).state == "finished"
 
 
+class ToldAfterStep3(Counter):
+    """Is told to end when its fourth step has been agreed on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[int] = []
+        self.saves = 0
+
+    def draw(self, step: int) -> Sequence[float]:
+        self.drawn.append(step)
+        return ()
+
+    def undraw(self) -> None:
+        self.drawn.pop()
+
+    def update(self, backward: Backward, sums: torch.Tensor) -> None:
+        super().update(backward, sums)
+        if self.steps[-1] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def save(self, folder: Path) -> None:
+        super().save(folder)
+        self.saves += 1
+
+
+@pytest.mark.parametrize("every", [100, 4])
+def test_told_after_a_step_was_agreed_on_a_run_ends_before_the_next_and_saves_once(tmp_path, every):
+    told = ToldAfterStep3()
+    assert run(told, settings(tmp_path, every=every), Ranks()) == Preempted("SIGTERM", 4)
+    assert told.steps == told.drawn == [0, 1, 2, 3]
+    assert told.saves == 1
+    assert saved(tmp_path) == [4]
+    assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    task = Counter()
+    assert run(task, settings(tmp_path, every=100), Ranks()) is None
+    assert task.steps == [4, 5, 6, 7, 8, 9]
+    assert exported(tmp_path) == sum(range(10))
+
+
+def test_a_step_is_logged_during_the_next_one_and_before_a_checkpoint(tmp_path):
+    class Reads(Counter):
+        def train_step(self, step: int) -> dict[str, float]:
+            assert len(read_metrics(tmp_path)) == max(0, step - (step % 3 > 0))
+            return super().train_step(step) | {"own": float(step)}
+
+        def update(self, backward: Backward, sums: torch.Tensor) -> None:
+            assert len(read_metrics(tmp_path)) == self.steps[-1]
+            super().update(backward, sums)
+
+        def save(self, folder: Path) -> None:
+            assert len(read_metrics(tmp_path)) == self.steps[-1] + 1
+            super().save(folder)
+
+    run(Reads(), settings(tmp_path), Ranks())
+    assert [(r["step"], r["own"]) for r in read_metrics(tmp_path)] == [(n, n) for n in range(10)]
+
+
+def test_a_step_that_cannot_be_logged_ends_the_run_before_the_next_one_changes_anything(
+    tmp_path, monkeypatch
+):
+    log_step = RunLog.step
+
+    def full(self: RunLog, step: int, *arguments: Any) -> None:
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        log_step(self, step, *arguments)
+
+    monkeypatch.setattr(RunLog, "step", full)
+    task = Counter()
+    with pytest.raises(UserError, match=r"the log cannot be written \(the disk is full\)"):
+        run(task, settings(tmp_path), Ranks())
+    assert task.total == sum(range(5))
+    assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3]
+
+
 def test_a_run_that_is_told_to_end_in_its_last_step_just_finishes(tmp_path):
     assert run(ToldInStep3(), settings(tmp_path, total=4), Ranks()) is None
     assert exported(tmp_path) == 6
@@ -348,7 +430,7 @@ class OnTwoRanks(Counter):
 
 
 def test_what_one_rank_meets_ends_both_with_one_message(tmp_path):
-    outputs = on_two_ranks("tests.training.test_loop:on_rank", tmp_path)
+    outputs = run_ranks("tests.training.test_loop:on_rank", 2, tmp_path)
     for rank, output in enumerate(outputs):
         assert f"rank {rank} failed: {tmp_path}/checkpoints: a checkpoint cannot be written" in output
         assert "(on rank 1)" in output
@@ -377,7 +459,7 @@ def run_in_own_folder(folder: str) -> None:
 def test_ranks_that_do_not_share_their_folder_are_told_before_they_train(tmp_path):
     for rank in (0, 1):
         (tmp_path / f"of_rank_{rank}").mkdir()
-    outputs = on_two_ranks("tests.training.test_loop:run_in_own_folder", tmp_path, codes=(1, 1))
+    outputs = run_ranks("tests.training.test_loop:run_in_own_folder", 2, tmp_path, code=1)
     for output in outputs:
         assert "every rank needs storage that all machines share (on rank 1)" in output
     assert not list(tmp_path.rglob("step_*"))

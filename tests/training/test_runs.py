@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
-from tests.training.runs import command, finish, start, write_latents
+from tests.training.rank_processes import run_ranks
+from tests.training.runs import command, finish, settings, start, write_latents
 
 STEPS = 20
 KILL_AFTER = 10
@@ -59,7 +60,7 @@ def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp
     finish(start(command(kind, killed, latents, *SCHEDULE), log), log)
     assert f"at step {left[0]} of {STEPS}" in log.read_text()
     assert "no readable manifest" in log.read_text()
-    finish(start(command(kind, straight, latents, *SCHEDULE), log), log)
+    run_ranks("tests.training.runs:train_as_rank", 2, *settings(kind, straight, latents, *SCHEDULE))
 
     assert [r["step"] for r in read_metrics(killed)] == list(range(STEPS))
     name = "model/diffusion_pytorch_model.safetensors"

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from cat_fast.errors import UserError
 from cat_fast.training.checkpoints.engine_state import load_engine
 from cat_fast.training.runtime.ranks import Ranks
-from tests.training.many_ranks import run_ranks
+from tests.training.rank_processes import run_ranks
 from tests.training.rescaled_worker import GANS, GENERATORS
 
-WORKER = Path(__file__).with_name("rescaled_worker.py")
+WORKER = "tests.training.rescaled_worker:main"
 KINDS = [f"gans/{name}" for name in GANS] + [f"generators/{name}" for name in GENERATORS]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, one_line
 
 if TYPE_CHECKING:  # torch takes seconds to import, and scoring a picture needs none of it
     import torch
@@ -176,8 +176,7 @@ def _read(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
         except UnidentifiedImageError as error:
             raise UserError("not a picture that can be read; expected a JPEG, PNG or WebP file") from error
         except Exception as error:  # decoders raise anything at all on damaged bytes
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"the picture is damaged or cut short ({reason})") from error
+            raise UserError(f"the picture is damaged or cut short ({one_line(error)})") from error
 
 
 def _require_size(image: Image.Image, max_pixels: int) -> None:

@@ -25,10 +25,10 @@ from torch.utils.data import Dataset
 from cat_fast.data.latents.format import (
     HEADER,
     LatentEntry,
+    claim_latents,
     damage,
     read_json,
     records,
-    write_or_check_header,
     write_shard,
 )
 from cat_fast.data.latents.inputs import INPUT_SHARDS, EncodedInputs
@@ -84,7 +84,7 @@ class LatentShardWriter:
         self._fingerprint = fingerprint
         self._per_shard = latents_per_shard
         self._class_count = len(class_names)
-        write_or_check_header(
+        claim_latents(
             self._folder,
             {"fingerprint": fingerprint, "resolution": resolution, "class_names": list(class_names)},
         )

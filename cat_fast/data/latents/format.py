@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from cat_fast.data.files import atomic_write, sha256
+from cat_fast.data.files import atomic_write, sha256, write_json
+from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.latents.moments import Moments
 from cat_fast.data.shard_writer import member_name
 from cat_fast.errors import UserError
@@ -43,22 +44,13 @@ class LatentEntry:
     caption: str | None = None
 
 
-def write_or_check_header(folder: Path, header: Mapping[str, Any]) -> None:
-    """The first to come writes it, of several processes and machines too.
+def claim_latents(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Claim a folder for latents made with `settings`, which become its header.
 
     Raises:
-        UserError: the folder holds latents of another tokenizer, resolution, ...
+        UserError: the folder holds latents made with other settings.
     """
-    path = folder / HEADER
-    if not path.exists():
-        write_json(path, header, keep=True)
-    found = read_json(path)
-    for name, value in header.items():
-        if found.get(name) != value:
-            raise UserError(
-                f"{folder} holds latents with {name} {found.get(name)!r}, not {value!r}; "
-                "give another folder, or delete this one"
-            )
+    claim_folder(folder / HEADER, settings, "latents")
 
 
 def write_shard(
@@ -123,12 +115,6 @@ def read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and encode again") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any], *, keep: bool = False) -> None:
-    """Whole or not at all; `keep` as for `atomic_write`."""
-    with atomic_write(path, keep=keep) as part:
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def _write_tar(

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cat_fast.data.latents.format import read_json, write_json
+from cat_fast.data.files import write_json
+from cat_fast.data.latents.format import read_json
 from cat_fast.errors import UserError
 
 INPUT_SHARDS = "input_shards"

@@ -94,6 +94,12 @@ class LatentTable(Sequence[LatentEntry]):
         """Whether any latent has one."""
         return self._captions.null_count < len(self)
 
+    def distinct_captions(self, most: int) -> tuple[int, list[str]]:
+        """Return the number of distinct captions, and at most `most` of them, spread over all."""
+        distinct = self._captions.unique().drop_null()
+        step = max(1, -(-len(distinct) // most))
+        return len(distinct), distinct.take(pyarrow.array(range(0, len(distinct), step))).to_pylist()
+
     def add_to(self, digest: "hashlib._Hash") -> None:
         """Hash all rows in their order, but for their captions."""
         for column in (self.labels, self.ratios, self.shapes):

@@ -1,6 +1,6 @@
 """Ratio and number of pictures of every step, for sets whose pictures nobody has counted."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cat_fast.data.sampling.step_plan import RankShare, StepPlan
@@ -78,7 +78,7 @@ def counted(shards: ShardSet, rating: Rating, most: int = SHARDS_COUNTED) -> Mix
     """
     found: dict[int, int] = {}
     unreadable = ""
-    for index in _spread(len(shards.names), most):
+    for index in spread(len(shards.names), most):
         try:
             labels = shards.labels(index) or []
         except UnreadableShard as error:
@@ -95,5 +95,6 @@ def counted(shards: ShardSet, rating: Rating, most: int = SHARDS_COUNTED) -> Mix
     return Mix(dict(sorted(found.items())), counted=True)
 
 
-def _spread(total: int, count: int) -> Iterable[int]:
-    return range(total) if total <= count else (i * total // count for i in range(count))
+def spread(total: int, count: int) -> Sequence[int]:
+    """Return `count` of the numbers below `total` at equal distances, or all of them if there are fewer."""
+    return range(total) if total <= count else [i * total // count for i in range(count)]

@@ -105,18 +105,24 @@ class StreamSource:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch, as JSON."""
-        under_way = {
-            ratio: left
-            for ratio, left in self.dealing.left.items()
-            if left.epoch >= self._positions[ratio].epoch
-        }
-        return {
-            "shards": {"count": self.shard_count, "fingerprint": self.fingerprint},
-            "plan": self._plan_state,
-            "positions": {str(ratio): list(astuple(at)) for ratio, at in self._positions.items()},
-            "left": Dealing(self.shard_count, self.world_size, self.seed, under_way).state_dict(),
-            "skipped": self._skipped,
-        }
+        return self.snapshot()()
+
+    def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that makes the `state_dict` of now, at any later time; cheap in every step."""
+        dealing, plan, positions = self.dealing, self._plan_state, dict(self._positions)
+        skipped = self._skipped
+
+        def state() -> dict[str, Any]:
+            under_way = {r: left for r, left in dealing.left.items() if left.epoch >= positions[r].epoch}
+            return {
+                "shards": {"count": self.shard_count, "fingerprint": self.fingerprint},
+                "plan": plan,
+                "positions": {str(ratio): list(astuple(at)) for ratio, at in positions.items()},
+                "left": Dealing(self.shard_count, self.world_size, self.seed, under_way).state_dict(),
+                "skipped": skipped,
+            }
+
+        return state
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """Resume from the states that all ranks of a run saved, in their order.

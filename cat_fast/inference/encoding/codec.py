@@ -5,22 +5,29 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from cat_fast.complexity import tokens_per_image
+from cat_fast.complexity import RATIOS, tokens_per_image
+from cat_fast.complexity.ratio_policy import RatioChoice, RatioPolicy
 from cat_fast.data.files import atomic_write, require_writable
-from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop, tensor_to_image
+from cat_fast.data.images.io import image_to_bytes, load_image, resize_center_crop, tensor_to_image
+from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
-from cat_fast.inference.encoding.photo_ratio import RatioChoice, RatioChooser
+from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
+from cat_fast.inference.encoding.ratio_batches import ToEncode, encode_by_ratio
 from cat_fast.tokenizer import NestedAutoencoderKL
 
+T = TypeVar("T")
 IMAGE_FORMATS = ("png", "jpg", "webp")
+_SCORED_TOGETHER = 256
+"""Captions per call of the scorer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,15 +60,21 @@ def encode_files(
     out: Path,
     *,
     tokenizer: NestedAutoencoderKL,
-    choose: RatioChooser,
+    policy: RatioPolicy,
+    descriptions: PhotoDescriptions | None = None,
     size: int = 256,
     batch_size: int = 8,
     on_done: Callable[[EncodedPhoto], None] = lambda photo: None,
 ) -> list[EncodedPhoto]:
     """Encodes the centre square of each photograph, scaled to size x size, and writes all latents to `out`.
 
-    Pictures of equal ratio share a batch; the latent is the posterior's mode. `out` is written once, at the
-    end and atomically; it is not touched when every photograph failed.
+    Captions are scored in batches, and images of equal ratio are encoded in batches; a latent is the
+    posterior's mode. `out` is written once, at the end and atomically; it is not touched when every
+    photograph failed.
+
+    Args:
+        policy: chooses each photograph's ratio: fixed, by its caption, or without one by its JPEG size.
+        descriptions: captions of the photographs; by default those in text files next to them.
 
     Returns:
         One result a photograph, in their order; `on_done` has been told of each as it came.
@@ -71,6 +84,7 @@ def encode_files(
     """
     require_patches(size, max(tokenizer.config["ratios"]))
     require_writable(out)
+    descriptions = descriptions or PhotoDescriptions()
     results: dict[str, EncodedPhoto] = {}
     latents: dict[str, Tensor] = {}
 
@@ -78,29 +92,29 @@ def encode_files(
         results[result.key] = result
         on_done(result)
 
-    waiting: dict[int, list[tuple[EncodedPhoto, Tensor]]] = defaultdict(list)
+    keys = unique_keys([os.fsencode(photo.stem).decode("utf-8", "replace") for photo in photos])
 
-    def flush(ratio: int) -> None:
-        batch, pictures = zip(*waiting.pop(ratio), strict=True)
-        for photo, latent in zip(batch, encode_batch(tokenizer, pictures, ratio), strict=True):
+    def prepared() -> Iterator[ToEncode[EncodedPhoto]]:
+        for chunk in _chunks(list(zip(photos, keys, strict=True)), _SCORED_TOGETHER):
+            choices = _choose(policy, descriptions, [photo for photo, _ in chunk])
+            for (file, key), choice in zip(chunk, choices, strict=True):
+                try:
+                    image = load_image(file)
+                    if isinstance(choice, UserError):
+                        raise choice
+                    choice = choice or policy.choose_by_jpeg(image)
+                except UserError as error:
+                    done(EncodedPhoto(file=file, key=key, error=str(error)))
+                    continue
+                tokens = tokens_per_image(choice.ratio, size)
+                photo = EncodedPhoto(file=file, key=key, choice=choice, tokens=tokens)
+                pixels = image_to_bytes(resize_center_crop(image, size))
+                yield ToEncode(photo, pixels, choice.ratio)
+
+    for batch in encode_by_ratio(tokenizer, prepared(), batch_size):
+        for photo, latent in batch:
             latents[photo.key] = latent
             done(photo)
-
-    keys = unique_keys([os.fsencode(photo.stem).decode("utf-8", "replace") for photo in photos])
-    for file, key in zip(photos, keys, strict=True):
-        try:
-            image = load_image(file)
-            choice = choose(file, image)
-        except UserError as error:
-            done(EncodedPhoto(file=file, key=key, error=str(error)))
-            continue
-        tokens = tokens_per_image(choice.ratio, size)
-        photo = EncodedPhoto(file=file, key=key, choice=choice, tokens=tokens)
-        waiting[choice.ratio].append((photo, image_to_tensor(resize_center_crop(image, size))))
-        if len(waiting[choice.ratio]) == batch_size:
-            flush(choice.ratio)
-    for ratio in list(waiting):
-        flush(ratio)
 
     ordered = [results[key] for key in keys]
     records = {photo.key: _record(photo, size) for photo in ordered if photo.choice}
@@ -172,6 +186,16 @@ def require_patches(size: int, deepest_ratio: int) -> None:
         raise UserError(f"size {size}: expected a multiple of {smallest} px, such as 256 or 512")
 
 
+def require_served(ratio: int | None, served: tuple[int, ...]) -> None:
+    """Raises UserError where a tokenizer of ratios `served` cannot do `ratio`; None stands for adaptive."""
+    has = ", ".join(map(str, served))
+    if ratio is not None and ratio not in served:
+        raise UserError(f"this tokenizer has no ratio {ratio}; it was trained for {has}")
+    if ratio is None and not set(RATIOS) <= set(served):
+        wanted = ", ".join(map(str, RATIOS))
+        raise UserError(f"adaptive ratios need a tokenizer of ratios {wanted}; this one has {has}: fix one")
+
+
 def _record(photo: EncodedPhoto, size: int) -> LatentRecord:
     assert photo.choice is not None
     source = os.fsencode(photo.file.name).decode("utf-8", "replace")
@@ -179,12 +203,22 @@ def _record(photo: EncodedPhoto, size: int) -> LatentRecord:
     return LatentRecord(ratio=choice.ratio, size=size, source=source, score=choice.score, why=choice.why)
 
 
-@torch.inference_mode()
-def encode_batch(tokenizer: NestedAutoencoderKL, pictures: Sequence[Tensor], ratio: int) -> list[Tensor]:
-    """The posterior's modes, (c, h, w) float32 on the CPU, of pictures (3, H, W) in [-1, 1]."""
-    x_BCHW = torch.stack(list(pictures)).to(tokenizer.device, tokenizer.dtype)
-    z_BCHW = tokenizer.encode(x_BCHW, ratio).latent_dist.mode().float().cpu()
-    return [z_CHW.clone() for z_CHW in z_BCHW]  # each its own memory, as safetensors wants it
+def _choose(
+    policy: RatioPolicy, descriptions: PhotoDescriptions, photos: Sequence[Path]
+) -> list[RatioChoice | UserError | None]:
+    """Choose the ratios of described photographs, scored in one batch; None for those without description."""
+    if policy.fixed:
+        return [policy.fixed] * len(photos)
+    unreadable: dict[int, UserError] = {}
+    labels = []
+    for number, photo in enumerate(photos):
+        description = None
+        try:
+            description = descriptions.find(photo)
+        except UserError as error:
+            unreadable[number] = error
+        labels.append(Labels() if description is None else Labels(**asdict(description)))
+    return [unreadable.get(number, choice) for number, choice in enumerate(policy.choose(labels))]
 
 
 @torch.inference_mode()
@@ -219,6 +253,6 @@ def _save(key: str, picture: Tensor, ratio: int, file: Path) -> DecodedLatent:
     return DecodedLatent(key=key, ratio=ratio, size=size, file=file)
 
 
-def _chunks(keys: list[str], length: int) -> Iterator[list[str]]:
-    for start in range(0, len(keys), length):
-        yield keys[start : start + length]
+def _chunks(items: list[T], length: int) -> Iterator[list[T]]:
+    for start in range(0, len(items), length):
+        yield items[start : start + length]

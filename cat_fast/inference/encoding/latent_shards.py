@@ -8,8 +8,8 @@ other; a shard that was lost to a crash is written again, and none is written tw
 its input shard, so that what is done is not even opened again.
 """
 
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections import deque
+from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
@@ -17,15 +17,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cat_fast.complexity import Description, choose_ratio, default_thresholds, jpeg_ratio
-from cat_fast.complexity.jpeg_size import JPEG_SIDE
+from cat_fast.complexity.ratio_policy import Label, RatioChoice, RatioPolicy
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.latents.format import SUFFIXES, LatentEntry, damage, read_json, write_shard
 from cat_fast.data.latents.inputs import mark_readable, mark_unreadable, piece_name
-from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard
+from cat_fast.data.streams.formats.base import Entry, UnreadableShard
 from cat_fast.errors import UserError
-from cat_fast.inference.encoding.codec import encode_batch
 from cat_fast.inference.encoding.latent_file import unique_keys
+from cat_fast.inference.encoding.ratio_batches import ToEncode, encode_by_ratio
 from cat_fast.inference.encoding.shard_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
 from cat_fast.tokenizer import NestedAutoencoderKL
 
@@ -44,7 +43,7 @@ class LatentCache:
         self.classes = {name: number for number, name in enumerate(class_names)}
         self.numbered = not any(name.isdecimal() for name in class_names)
         """Whether a number as a class counts the names; where names are numbers, it is a name."""
-        self.thresholds = settings.thresholds or default_thresholds()
+        self.policy = self._policy()
 
     def run(self, unit: Unit, tell: Tell = lambda kind, pictures: None) -> Tally:
         """Write what is missing of a unit."""
@@ -101,14 +100,17 @@ class LatentCache:
         entries: dict[int, LatentEntry] = {}
         latents: dict[str, torch.Tensor] = {}
         skipped: dict[int, str] = {}
-        waiting: dict[int, list[tuple[int, _Prepared]]] = defaultdict(list)
 
-        def flush(ratio: int) -> None:
-            numbers, batch = zip(*waiting.pop(ratio), strict=True)
-            pictures = [prepared.pixels.float().div_(127.5).sub_(1) for prepared in batch]
-            for number, prepared, latent in zip(
-                numbers, batch, encode_batch(self.tokenizer, pictures, ratio), strict=True
-            ):
+        def usable() -> Iterator[ToEncode[tuple[int, _Prepared]]]:
+            for number, prepared in enumerate(self._prepared(piece, decoders)):
+                if isinstance(prepared, str):
+                    skipped[number] = prepared
+                    tell("done", 1)
+                else:
+                    yield ToEncode((number, prepared), prepared.pixels, prepared.ratio)
+
+        for batch in encode_by_ratio(self.tokenizer, usable(), self.settings.batch_size):
+            for (number, prepared), latent in batch:
                 if not torch.isfinite(latent).all():
                     skipped[number] = "its latent is not finite"
                     continue
@@ -116,23 +118,12 @@ class LatentCache:
                 entries[number] = LatentEntry(
                     key=keys[number],
                     label=prepared.label,
-                    ratio=ratio,
+                    ratio=prepared.ratio,
                     shape=(channels, height, width),
                     caption=piece[number].labels.caption or None,
                 )
                 latents[keys[number]] = latent
             tell("done", len(batch))
-
-        for number, prepared in enumerate(self._prepared(piece, decoders)):
-            if isinstance(prepared, str):
-                skipped[number] = prepared
-                tell("done", 1)
-                continue
-            waiting[prepared.ratio].append((number, prepared))
-            if len(waiting[prepared.ratio]) == self.settings.batch_size:
-                flush(prepared.ratio)
-        for ratio in list(waiting):
-            flush(ratio)
         return write_shard(
             path,
             latents,
@@ -145,20 +136,25 @@ class LatentCache:
     def _prepared(self, piece: list[Entry], decoders: ThreadPoolExecutor) -> "Iterator[_Prepared | str]":
         """In order, decoded a few batches ahead; for an entry that cannot be used, why."""
         ahead: deque[Future[_Prepared | str]] = deque()
-        for entry in piece:
-            ahead.append(decoders.submit(self._prepare, entry))
+        choices = self.policy.choose([entry.labels for entry in piece])
+        for entry, choice in zip(piece, choices, strict=True):
+            ahead.append(decoders.submit(self._prepare, entry, choice))
             if len(ahead) > 2 * self.settings.batch_size + _DECODERS:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
-    def _prepare(self, entry: Entry) -> "_Prepared | str":
+    def _prepare(self, entry: Entry, choice: RatioChoice | UserError | None) -> "_Prepared | str":
         if entry.damage:
             return entry.damage
         try:
             label = self._label(entry.labels.category)
             image = decode_image(entry.read())
-            ratio = self._ratio(entry.labels, lambda: resize_center_crop(image, JPEG_SIDE))
+            if isinstance(choice, UserError):
+                raise choice
+            ratio = (choice or self.policy.choose_by_jpeg(image)).ratio
+            if ratio not in self.tokenizer.config["ratios"]:
+                raise UserError(f"the tokenizer has no ratio {ratio}")
             return _Prepared(image_to_bytes(resize_center_crop(image, self.settings.size)), ratio, label)
         except (OSError, UserError) as error:
             return str(error)
@@ -176,21 +172,13 @@ class LatentCache:
             else "it has no class"
         )
 
-    def _ratio(self, labels: Labels, square: Callable[[], Any]) -> int:
-        """One for all, else by the labels' ratio or score, else by the caption, else by the JPEG size."""
-        fixed, own = self.settings.ratio, labels.ratio
-        if fixed is not None:
-            return fixed
-        if own is None or self.settings.thresholds is not None:
-            if labels.score is not None:
-                own = self.thresholds.ratio(labels.score)
-            elif labels.caption:
-                said = Description(labels.caption, labels.has_text, labels.has_faces)
-                own = choose_ratio(said, thresholds=self.thresholds).ratio
-        own = jpeg_ratio(image_to_bytes(square())) if own is None else own
-        if own not in self.tokenizer.config["ratios"]:
-            raise UserError(f"the tokenizer has no ratio {own}")
-        return own
+    def _policy(self) -> RatioPolicy:
+        """By ratio, else score, else caption; with thresholds of the run's own, ratios come last."""
+        settings = self.settings
+        order: tuple[Label, ...] = ("ratio", "score", "caption")
+        if settings.thresholds is not None:
+            order = ("score", "caption", "ratio")
+        return RatioPolicy(order, settings.thresholds, fixed=settings.ratio)
 
 
 class _Prepared(NamedTuple):

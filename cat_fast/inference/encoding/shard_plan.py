@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cat_fast.complexity import RatioThresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
-from cat_fast.data.latents.format import HEADER, SUFFIXES, read_json, write_or_check_header
+from cat_fast.data.latents.format import HEADER, SUFFIXES, claim_latents, read_json
 from cat_fast.data.latents.inputs import INPUT_SHARDS
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
@@ -18,8 +18,7 @@ from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.errors import UserError
-from cat_fast.inference.encoding.codec import require_patches
-from cat_fast.inference.encoding.photo_ratio import require_served
+from cat_fast.inference.encoding.codec import require_patches, require_served
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 NO_CLASSES = ["picture"]
@@ -141,7 +140,7 @@ def prepare(
         "\n".join(name.rpartition("/")[2] for name in pictures.names) + f"\n{getattr(pictures, 'extent', '')}"
     )
     thresholds = settings.thresholds
-    write_or_check_header(
+    claim_latents(
         settings.out,
         {
             "fingerprint": tokenizer.fingerprint(),

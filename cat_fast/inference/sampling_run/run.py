@@ -8,21 +8,22 @@ Pictures of one batch share a forward pass, and a batch is a function of samples
 same to the bit. So is the whole, however often the run was cut, and by however many machines it was shared.
 """
 
-import json
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from cat_fast.data.files import atomic_write
-from cat_fast.errors import UserError
+from cat_fast.data.folder_settings import claim_folder
+from cat_fast.data.images.contact_sheet import Cell, contact_sheet
 from cat_fast.generator.sampling import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt, pipeline_digest
-from cat_fast.inference.sampling_run.contact_sheet import Cell, contact_sheet
 
 PLAN = "samples.json"
 _MOST_IN_GRID = 100
@@ -94,7 +95,7 @@ class SampleRun:
                 for i, request in enumerate(self.requests)
             ],
         }
-        _write_or_check(folder / PLAN, plan)
+        claim_folder(folder / PLAN, plan, "images")
 
     def path(self, i: int) -> Path:
         """The file of picture i."""
@@ -135,13 +136,18 @@ class SampleRun:
     def write_grid(self) -> Path:
         """The first hundred pictures on one sheet, each over its prompt and what it cost."""
         cells = [
-            Cell(self.path(i), self.names[i], f"{request.ratio}x, {_tokens(request.num_tokens)}")
+            Cell(
+                partial(Image.open, self.path(i)),
+                (self.names[i], f"{request.ratio}x, {_tokens(request.num_tokens)}"),
+            )
             for i, request in enumerate(self.requests[:_MOST_IN_GRID])
         ]
         different = len(set(self.names))
+        columns = different if different <= 10 else math.ceil(math.sqrt(len(cells)))
+        rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
         path = self.folder / "grid.png"
         with atomic_write(path) as part:
-            contact_sheet(cells, columns=different if different <= 10 else None).save(part, format="PNG")
+            contact_sheet(rows).save(part, format="PNG")
         return path
 
     def write_npz(self) -> Path:
@@ -171,23 +177,3 @@ class SampleRun:
 
 def _tokens(count: int) -> str:
     return f"{count} token{'s' * (count != 1)}"
-
-
-def _write_or_check(path: Path, plan: dict[str, Any]) -> None:
-    if not path.exists():
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(plan, ensure_ascii=False, indent=1), encoding="utf-8")
-        return
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        before = found["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give another --out, or delete it") from error
-    if found == plan:
-        return
-    settings = plan["settings"]
-    differing = [name for name in settings if before.get(name) != settings[name]] or ["what is drawn"]
-    raise UserError(
-        f"{path.parent} holds pictures made otherwise (different: {', '.join(differing)}); "
-        "give another --out, or delete it"
-    )

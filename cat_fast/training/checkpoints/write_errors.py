@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 from cat_fast.training.runtime.collective_errors import SharedError, raise_together
 from cat_fast.training.runtime.ranks import Ranks
 
@@ -52,7 +52,7 @@ def as_write_error(error: Exception, path: Path, what: str = "a checkpoint") -> 
         why = "the disk is full" if error.errno in _FULL else error.strerror or text
     elif any(word in text for word in _WORDS):
         full = "No space left" in text or _is_full(path)
-        why = "the disk is full" if full else text.splitlines()[0]
+        why = "the disk is full" if full else first_line(error)
     else:
         return None
     return UserError(

@@ -120,11 +120,9 @@ class LoggingConfig:
     scalars_every_steps: int = 1
     """TensorBoard and wandb are given the figures of every so many steps."""
     grid_every_steps: int = 0
-    """Reconstructions of a few pictures at every ratio, every so many steps; 0 is never."""
-    grid_pictures: str = "photographs"
-    """A folder of pictures to reconstruct, or `photographs` for held-out ones that ship."""
+    """Reconstructions of a few held-out images at every ratio, every so many steps; 0 is never."""
     grid_columns: int = 4
-    """How many of them."""
+    """Number of images in a grid."""
     wandb_project: str = ""
     """Also tell Weights & Biases, under this project; WANDB_MODE=offline keeps it on this machine."""
 
@@ -221,13 +219,29 @@ class ImageDataConfig:
     """Images of an index in memory are shrunk until their short side has at most this many pixels."""
     colour_jitter: float = 0.0
     """Strength of random changes of colour; for sets of a few dozen pictures."""
+    held_out: str = ""
+    """A folder or image index (.jsonl) of images that are not among the above, for reconstruction grids.
+    Empty takes the held-out photographs where the training split of those that ship is trained on."""
+    held_out_share: float = 0.0
+    """Share of the images above that are never trained on and shown in grids instead, chosen by a hash of
+    seed and key; such as 0.001 of a set of a million. With neither, grids show images that are trained on."""
+
+    @property
+    def streamed(self) -> list[str]:
+        """The names of the settings, other than `index`, that name images."""
+        return [name for name in ("shards", "folder", "dataset") if getattr(self, name)]
+
+    @property
+    def held(self) -> bool:
+        """Whether the images are those of an index in memory."""
+        return self.in_memory and not self.streamed
 
     def __post_init__(self) -> None:
         require(
             self.ratios_from in RATIO_SIGNALS,
             f"data.ratios_from: {self.ratios_from!r} is not {', '.join(RATIO_SIGNALS)}",
         )
-        streamed = [name for name in ("shards", "folder", "dataset") if getattr(self, name)]
+        streamed = self.streamed
         require(
             bool(streamed or self.index),
             "data: where are the pictures? Set data.index, data.shards, data.folder or data.dataset",
@@ -247,12 +261,18 @@ class ImageDataConfig:
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")
         require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
         require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")
+        require(
+            0 <= self.held_out_share < 1, f"data.held_out_share: {self.held_out_share} is not within [0, 1)"
+        )
+        require(
+            not self.held_out_share or bool(streamed) or self.index != PHOTOGRAPHS,
+            "data.held_out_share: the photographs that ship have held-out ones already; leave it out",
+        )
+        require(
+            not (self.held_out and self.held_out_share),
+            "data.held_out and data.held_out_share are set, and grids show one of them; leave one out",
+        )
         require(0 <= self.colour_jitter < 1, f"data.colour_jitter: {self.colour_jitter} is not within [0, 1)")
-
-    @property
-    def held(self) -> bool:
-        """Whether the images are those of an index in memory."""
-        return self.in_memory and not (self.shards or self.folder or self.dataset)
 
 
 @dataclass(kw_only=True)
@@ -334,6 +354,9 @@ class GeneratorRun(RunConfig):
     text_encoder: str = ""
     """A transformers model, by folder or name, whose frozen states tell captions beside classes.
     Empty is class-conditional, as in the paper."""
+    text_cache_megabytes: int = 1024
+    """Host memory per rank for the states of captions, each of which is then encoded once. With 0, or where
+    the states of all captions of the latents do not fit, each step encodes its captions in one batch."""
     compile: bool = False
     """Whether torch.compile makes kernels of the model: a minute at the start, and not again when the lengths
     in a batch change."""
@@ -343,6 +366,9 @@ class GeneratorRun(RunConfig):
         require(
             not (self.data.global_tokens and self.accumulation_steps > 1),
             "accumulation_steps and data.global_tokens both say how many batches a step holds; leave one out",
+        )
+        require(
+            self.text_cache_megabytes >= 0, f"text_cache_megabytes: {self.text_cache_megabytes} is negative"
         )
         require(
             self.logging.grid_every_steps == 0,

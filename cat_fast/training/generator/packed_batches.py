@@ -22,6 +22,8 @@ class PackedBatch:
     """With labels and keys, on the device."""
     captions: list[str]
     """Of each sequence; empty where it has none."""
+    lengths: list[int]
+    """Tokens of each sequence, on the host so that no use of them has to wait for a device."""
 
 
 class PackedBatches:
@@ -50,6 +52,8 @@ class PackedBatches:
         self._ready: deque[Future[PackedBatch]] = deque()
         self._states: deque[Callable[[], dict[str, Any]]] = deque()
         """Snapshots of the stream before each batch that is ready."""
+        self._before_take: Callable[[], dict[str, Any]] | None = None
+        self._position: Callable[[], dict[str, Any]] | None = None
 
     def take(self, count: int) -> tuple[list[PackedBatch], float]:
         """The next batches, and how many seconds they were waited for.
@@ -59,6 +63,8 @@ class PackedBatches:
         """
         self._read_ahead(max(count, self._ahead))
         start = time.perf_counter()
+        wait([self._ready[0]])
+        self._before_take, self._position = self._states[0], None
         batches = []
         for _ in range(count):
             batches.append(self._ready.popleft().result())
@@ -67,8 +73,14 @@ class PackedBatches:
         self._read_ahead(self._ahead)
         return batches, seconds
 
+    def put_back(self) -> None:
+        """Have `state_dict` return the state before the last `take`, until the next one."""
+        self._position = self._before_take
+
     def state_dict(self) -> dict[str, Any]:
         """Of the stream, as if nothing had been read ahead."""
+        if self._position:
+            return self._position()
         if not self._ready:
             return self._stream.state_dict()
         wait([self._ready[0]])
@@ -79,6 +91,7 @@ class PackedBatches:
         wait([read for read in self._ready if not read.cancel()])
         self._ready.clear()
         self._states.clear()
+        self._position = None
         self._stream.load_state_dict(state)
 
     def close(self) -> None:
@@ -101,4 +114,5 @@ class PackedBatches:
             keys=[sample.key for sample in samples],
         )
         captions = [self._latents.entries[i].caption or "" for i in indices]
-        return PackedBatch(packed=packed.to(self._device), captions=captions)
+        lengths = packed.cu_seqlens.diff().tolist()
+        return PackedBatch(packed=packed.to(self._device), captions=captions, lengths=lengths)

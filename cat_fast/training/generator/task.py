@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 
@@ -11,6 +12,7 @@ from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
 from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight
+from cat_fast.generator.text_cache import TextCache, estimate_bytes
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.models.build import build_model
 from cat_fast.models.load import load_tokenizer
@@ -20,18 +22,30 @@ from cat_fast.training.checkpoints.write_errors import agree_on_writes
 from cat_fast.training.config.settings import GeneratorRun
 from cat_fast.training.generator.packed_batches import PackedBatches
 from cat_fast.training.generator.packed_stream import PackedStream
-from cat_fast.training.health.nan_guard import SKIPPED, StepGuard
 from cat_fast.training.metrics.flops import GeneratorFlops
+from cat_fast.training.metrics.step_means import means_at_ratios
 from cat_fast.training.runtime.collective_errors import on_each, raise_together
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
 from cat_fast.training.runtime.step_context import describe_batch
+from cat_fast.training.step import Backward
+
+
+class Drawn(NamedTuple):
+    """A batch of a step, and what its loss weighs."""
+
+    packed: PackedSequence
+    text: PackedText | None
+    lengths: list[int]
+    weight: float
 
 
 class GeneratorTask:
     """Implements `loop.Task` for the DiT."""
+
+    amounts = ("weight", "tokens", "images", "flops", "data_seconds")
 
     def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
@@ -40,6 +54,7 @@ class GeneratorTask:
         other = UserError("data.latents: other latents than rank 0: all ranks must see the same files")
         raise_together(None if same else other, ranks)
         self.text_encoder = _text_encoder(config, self.latents, ranks)
+        self._encode = _encoding(self.text_encoder, self.latents, config.text_cache_megabytes << 20)
         self.parts = _batches_a_step(config, ranks)
         torch.manual_seed(config.seed)
         self.arguments = self._model_arguments()
@@ -54,9 +69,9 @@ class GeneratorTask:
         self.engine = make_engine(model, config.optimizer, config.deepspeed, self.parts, config.precision)
         agree_on_writes(self.engine, ranks)
         self.flops = GeneratorFlops(self.arguments)
-        self.guard = StepGuard(config.guard, ranks)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
         self.schedule = make_schedule(config.loss.prediction)
+        self._drawn: list[Drawn] = []
         self.batches = PackedBatches(
             self.latents,
             PackedStream(lengths, config.data.max_tokens, config.data.window, config.seed, ranks),
@@ -83,71 +98,80 @@ class GeneratorTask:
             )
         return {"num_classes": len(latents.class_names), **told, **self.config.model}
 
-    def train_step(self, step: int) -> dict[str, float]:
+    def draw(self, step: int) -> Sequence[float]:
+        self._drawn, seconds = self._next_batches()
+        self.ranks.work.on([describe_batch(batch.packed.key or ()) for batch in self._drawn])
+        amounts = {
+            "weight": sum(batch.weight for batch in self._drawn),
+            "tokens": sum(batch.packed.num_tokens for batch in self._drawn),
+            "images": sum(len(batch.packed) for batch in self._drawn),
+            "flops": sum(
+                self.flops.of(batch.lengths, None if batch.text is None else _lengths(batch.text))
+                for batch in self._drawn
+            ),
+            "data_seconds": seconds / self.ranks.world_size,
+        }
+        return [amounts[name] for name in self.amounts]
+
+    def undraw(self) -> None:
+        self.batches.put_back()
+
+    def backward(self, step: int, totals: Mapping[str, float]) -> Backward:
         config, ranks = self.config, self.ranks
-        batches, data_seconds = self._next_batches()
-        weights = [total_weight(batch, self._weighting) for batch, _ in batches]
-        ranks.work.on([describe_batch(batch.key or ()) for batch, _ in batches])
+        drawn, self._drawn = self._drawn, []
         seed_step(config.seed, step, ranks.rank)
         set_learning_rate(self.engine, learning_rate(config.optimizer.lr, config.schedule, step))
         losses: list[torch.Tensor] = []
         by_ratio = torch.zeros(len(self.ratios), 2, dtype=torch.float64, device=ranks.device)
-        totals: dict[str, float] = {}
-        for (batch, text), weight in zip(batches, weights, strict=True):
+        for batch in drawn:
             found = diffusion_loss(
                 self.engine,
-                batch,
+                batch.packed,
                 None,
                 self.schedule,
-                text=text,
+                text=batch.text,
                 weighting=self._weighting,
                 min_snr_gamma=config.loss.min_snr_gamma,
             )
-            if not totals:
-                ranks.work.computed()  # from here on ranks wait for each other
-                totals = self._totals(batches, weights, data_seconds)
+            ranks.work.computed()  # from here on ranks wait for each other
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
-            self.engine.backward(found.loss * (weight * ranks.world_size * self.parts / totals["weight"]))
-            by_ratio += self._by_ratio(batch, found.per_sequence)
+            share = batch.weight * ranks.world_size * self.parts / totals["weight"]
+            self.engine.backward(found.loss * share)
+            by_ratio += self._by_ratio(batch.packed, found.per_sequence)
             losses.append(found.loss.detach())
             if len(losses) < self.parts:
                 self.engine.step()  # counts the backward passes, no more
-        metrics = self._metrics(torch.stack(losses), weights, by_ratio, totals)
-        if not self.guard.passes({"loss": torch.stack(losses)}, {"generator": self.engine}):
-            return metrics | {SKIPPED: 1.0}
+        each = torch.stack(losses)
+        weights = torch.tensor([batch.weight for batch in drawn], device=each.device)
+        loss = (each.double() * weights).sum()
+        return Backward(
+            losses={"loss": each},
+            engines={"generator": self.engine},
+            sums=torch.cat([loss[None], by_ratio.flatten()]),
+            metrics=lambda sums: self._metrics(sums, totals),
+        )
+
+    def update(self, backward: Backward, sums: torch.Tensor) -> None:
         self.engine.step()
         self.ema.update()
-        return metrics
 
     @property
     def _weighting(self) -> Weighting:
         return cast(Weighting, self.config.loss.weighting)
 
-    def _next_batches(self) -> tuple[list[tuple[PackedSequence, PackedText | None]], float]:
-        """Collective: those of a step, with their texts, and how many seconds they were waited for."""
-        batches, seconds = on_each(lambda: self.batches.take(self.parts), self.ranks)
-        encode = self.text_encoder or (lambda captions: None)
-        return [(batch.packed, encode(batch.captions)) for batch in batches], seconds
-
-    def _totals(
-        self,
-        batches: list[tuple[PackedSequence, PackedText | None]],
-        weights: list[float],
-        data_seconds: float,
-    ) -> dict[str, float]:
-        """Collective: what the step holds on all ranks together."""
-        counts = {
-            "weight": sum(weights),
-            "tokens": sum(batch.num_tokens for batch, _ in batches),
-            "images": sum(len(batch) for batch, _ in batches),
-            "flops": sum(
-                self.flops.of(_lengths(batch), None if text is None else _lengths(text))
-                for batch, text in batches
-            ),
-            "data_seconds": data_seconds / self.ranks.world_size,
-        }
-        sums = torch.tensor(list(counts.values()), dtype=torch.float64, device=self.ranks.device)
-        return dict(zip(counts, self.ranks.sum(sums).tolist(), strict=True))
+    def _next_batches(self) -> tuple[list[Drawn], float]:
+        """Return the batches of a step, with their texts, and the seconds that this rank waited for them."""
+        batches, seconds = self.batches.take(self.parts)
+        drawn = [
+            Drawn(
+                batch.packed,
+                self._encode(batch.captions),
+                batch.lengths,
+                total_weight(batch.packed, self._weighting),
+            )
+            for batch in batches
+        ]
+        return drawn, seconds
 
     def _by_ratio(self, batch: PackedSequence, per_sequence: torch.Tensor) -> torch.Tensor:
         """(R, 2): of each ratio the weighted sum of its sequences' losses, and of their weights."""
@@ -155,21 +179,15 @@ class GeneratorTask:
         at = batch.ratio[None] == torch.tensor(self.ratios, device=batch.ratio.device)[:, None]
         return at.double() @ torch.stack([per_sequence.double() * weights, weights], dim=1)
 
-    def _metrics(
-        self,
-        losses: torch.Tensor,
-        weights: list[float],
-        by_ratio: torch.Tensor,
-        totals: dict[str, float],
-    ) -> dict[str, float]:
-        """Collective: the means over all ranks and accumulation steps, over everything and at each ratio."""
-        loss_sum = (losses.double() * torch.tensor(weights, device=losses.device)).sum()
-        loss, *sums = self.ranks.sum(torch.cat([loss_sum[None], by_ratio.flatten()])).tolist()
-        work = {name: total for name, total in totals.items() if name != "weight"}
-        work["fill"] = totals["tokens"] / (self.config.data.max_tokens * self.parts * self.ranks.world_size)
-        at_ratios = zip(self.ratios, sums[::2], sums[1::2], strict=True)
-        means = {f"loss_{ratio}x": total / weight for ratio, total, weight in at_ratios if weight}
-        return {"loss": loss / totals["weight"], **work, **means}
+    def _metrics(self, sums: torch.Tensor, totals: Mapping[str, float]) -> dict[str, float]:
+        """Return the means over all ranks and accumulation steps, over everything and at each ratio."""
+        budget = self.config.data.max_tokens * self.parts * self.ranks.world_size
+        return {
+            "loss": sums[0].item() / totals["weight"],
+            **{name: total for name, total in totals.items() if name != "weight"},
+            "fill": totals["tokens"] / budget,
+            **means_at_ratios(["loss"], self.ratios, sums[1:].view(-1, 2)),
+        }
 
     def save(self, folder: Path) -> None:
         # Collective parts first: a rank that cannot write its own files must not be missed in them.
@@ -229,8 +247,8 @@ class GeneratorTask:
             self.schedule.save_pretrained(folder / "scheduler")  # beside it: what its predictions mean
 
 
-def _lengths(packed: PackedSequence | PackedText) -> list[int]:
-    return packed.cu_seqlens.diff().tolist()
+def _lengths(text: PackedText) -> list[int]:
+    return text.cu_seqlens.diff().tolist()
 
 
 def _latents(config: GeneratorRun) -> LatentDataset:
@@ -293,3 +311,14 @@ def _text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Ranks) ->
     if not latents.entries.has_captions:
         raise UserError(f"text_encoder: the latents in {config.data.latents} have no captions; leave it out")
     return TextEncoder(config.text_encoder, download=False).to(ranks.device)  # a rank never downloads
+
+
+def _encoding(
+    encoder: TextEncoder | None, latents: LatentDataset, cache_bytes: int
+) -> Callable[[Sequence[str]], PackedText | None]:
+    """Return the function that encodes a batch's captions: cached if the states of all captions fit."""
+    if encoder is None:
+        return lambda captions: None
+    if cache_bytes and estimate_bytes(encoder, *latents.entries.distinct_captions(most=256)) <= cache_bytes:
+        return TextCache(encoder, cache_bytes)
+    return encoder

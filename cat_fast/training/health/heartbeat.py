@@ -4,8 +4,12 @@ import json
 import os
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from cat_fast.data.files import atomic_write
+from cat_fast.errors import UserError
 
 HEARTBEATS = "heartbeats"
 
@@ -37,13 +41,8 @@ def this_process() -> tuple[str, int]:
 def write_heartbeat(folder: Path, beat: Heartbeat) -> None:
     """Replaces this rank's file whole; a full disk must not end a run that could go on."""
     path = folder / HEARTBEATS / f"rank_{beat.rank:05d}.json"
-    part = path.with_suffix(".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(UserError), atomic_write(path, flush=False) as part:
         part.write_text(json.dumps(asdict(beat)))
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
 
 
 def read_heartbeats(folder: Path) -> list[Heartbeat]:

@@ -7,7 +7,7 @@ stay as they were; step number, schedule and data go on.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,46 +24,58 @@ SKIPPED = "skipped"
 class StepGuard:
     """Lets a step pass on all ranks or on none.
 
-    A task calls `passes` once a step, after every backward pass and before any `engine.step()`, and on False
-    leaves out everything that would change its state. The backward passes run either way: their collectives
-    belong to all ranks, and no rank has to know of another's loss before them.
+    Once per step, after every backward pass and before any `engine.step()`, the ranks sum what `inspect`
+    returns, and `passes` decides by the sums. On False, everything that would change a task's state is left
+    out. The backward passes run either way: their collectives belong to all ranks, and no rank has to know of
+    another's loss before them.
     """
 
     def __init__(self, config: GuardConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.in_a_row = 0
         self.skipped = 0
+        self._bad_losses: dict[str, Tensor] = {}
+        self._engines: Mapping[str, Any] = {}
 
-    def passes(self, losses: Mapping[str, Tensor], engines: Mapping[str, Any]) -> bool:
-        """Collective: whether `losses` and the engines' gradient norms are finite on every rank.
+    def inspect(self, losses: Mapping[str, Tensor], engines: Mapping[str, Any]) -> Tensor:
+        """Return (1 + E,) float64 on the device: 1 where a loss of this rank is not finite, and the square of
+        each engine's gradient norm. Waits for nothing.
 
         Losses are (P,), one for each part of `ranks.work`, or scalars; names are those of the message.
-        Where anything is not finite, the engines' gradients are dropped, and rank 0 tells terms, ranks and
-        batches. One reduction of a few numbers, one wait for the GPU.
+        """
+        device = self.ranks.device
+        self._engines = engines
+        self._bad_losses = {
+            name: ~torch.isfinite(loss.detach()).reshape(-1).to(device) for name, loss in losses.items()
+        }
+        is_bad = torch.stack(list(self._bad_losses.values())).any()
+        squares = [_square_norm(engine, device) for engine in engines.values()]
+        return torch.stack([is_bad.double(), *squares])
+
+    def passes(self, sums: Sequence[float]) -> bool:
+        """Return True if all that was inspected on all ranks is finite, given its sums over ranks.
+
+        Collective if not: the engines' gradients are dropped, and rank 0 tells terms, ranks and batches.
 
         Raises:
             SharedError: `max_bad_steps` in a row did not pass.
         """
-        device = self.ranks.device
-        bad_losses = torch.stack(
-            [~torch.isfinite(loss.detach()).reshape(-1).to(device) for loss in losses.values()]
-        )
-        squares = [_square_norm(engine, device) for engine in engines.values()]
-        table = torch.stack([bad_losses.any().double(), *squares])
-        bad_ranks, *sums = self.ranks.sum(table).tolist()
+        bad_ranks, *squares = sums
         # DeepSpeed computes its norm in float32 and takes one beyond that range for an overflow.
         largest = torch.finfo(torch.float32).max
-        bad_norms = [name for name, square in zip(engines, sums, strict=True) if not square <= largest]
+        bad_norms = [
+            name for name, square in zip(self._engines, squares, strict=True) if not square <= largest
+        ]
         if not bad_ranks and not bad_norms:
             self.in_a_row = 0
             return True
-        for engine in engines.values():
+        for engine in self._engines.values():
             discard_gradients(engine)
         self.in_a_row += 1
         self.skipped += 1
         by_part = [
-            [name for name, is_bad in zip(losses, part, strict=True) if is_bad]
-            for part in bad_losses.T.tolist()
+            [name for name, is_bad in zip(self._bad_losses, part, strict=True) if is_bad]
+            for part in zip(*(bad.tolist() for bad in self._bad_losses.values()), strict=True)
         ]
         self._tell(by_part, bad_norms)
         return False

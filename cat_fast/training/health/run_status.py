@@ -6,11 +6,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 from cat_fast.training.health.heartbeat import HEARTBEATS, last_sign
 
@@ -71,12 +72,8 @@ class StatusFile:
         """A full disk must not end a run that could go on, nor hide why it ends."""
         self.status.updated = time.time()
         self._written = time.monotonic()
-        part = self.path.with_name(f".{STATUS}.part")
-        try:
+        with suppress(UserError), atomic_write(self.path, flush=False) as part:
             part.write_text(json.dumps(asdict(self.status), indent=1))
-            part.replace(self.path)
-        except OSError:
-            part.unlink(missing_ok=True)
 
 
 def record_failure(folder: Path, rank: int, reason: str) -> None:

@@ -4,6 +4,9 @@ import socket
 import statistics
 import sys
 
+import torch
+from torch import Tensor
+
 from cat_fast.training.config.settings import SlowRanksConfig
 from cat_fast.training.runtime.ranks import Ranks
 
@@ -11,7 +14,7 @@ METRIC = "slowest_rank_over_median"
 
 
 class SlowRanks:
-    """Compares the ranks' own time (`Work.computed`), averaged over `every_steps`, with one small gather.
+    """Comparison of the ranks' own time (`Work.computed`), averaged over `every_steps`; made by all ranks.
 
     A rank is slow at `factor` times the median of the others. Over a window, not a step: ranks draw different
     ratios, and one step says more about the ratio than about the rank.
@@ -19,34 +22,44 @@ class SlowRanks:
 
     def __init__(self, config: SlowRanksConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
+        self.hosts = ranks.gather(socket.gethostname())
         self.steps = 0
 
-    def after_step(self) -> dict[str, float]:
-        """Collective. Metrics of a window that ends here, else none; rank 0 warns of slow ranks.
+    def own_time(self) -> Tensor:
+        """Return what the ranks have to sum in this step for `compare`, once this rank's own part is done.
 
         The first step of a process is left out: it holds what happens once.
+
+        Returns:
+            (W,) with this rank's mean seconds per step in its place, where a window ends here; else empty.
         """
         self.steps += 1
         if self.steps == 1:
             self.ranks.work.take_own_seconds()
         if self.steps % self.config.every_steps:
-            return {}
+            return torch.zeros(0, dtype=torch.float64)
         own = self.ranks.work.take_own_seconds()
         if self.ranks.world_size == 1:
+            return torch.zeros(0, dtype=torch.float64)
+        seconds = torch.zeros(self.ranks.world_size, dtype=torch.float64)
+        seconds[self.ranks.rank] = statistics.mean(own) if own else 0.0
+        return seconds
+
+    def compare(self, summed: Tensor) -> dict[str, float]:
+        """Return the metrics of a window from the summed times, none if no window ended; rank 0 warns of slow
+        ranks."""
+        seconds = summed.tolist()
+        if not seconds or not all(seconds):
             return {}
-        told = self.ranks.gather((statistics.mean(own) if own else None, socket.gethostname()))
-        seconds = {rank: mean for rank, (mean, _) in enumerate(told) if mean is not None}
-        if len(seconds) < self.ranks.world_size:
-            return {}
-        over = {
-            rank: mean / max(1e-9, statistics.median([s for r, s in seconds.items() if r != rank]))
-            for rank, mean in seconds.items()
-        }
-        slowest = max(over, key=lambda rank: over[rank])
+        over = [
+            mean / max(1e-9, statistics.median([s for r, s in enumerate(seconds) if r != rank]))
+            for rank, mean in enumerate(seconds)
+        ]
+        slowest = over.index(max(over))
         if self.ranks.is_main:
-            for rank in (r for r in over if over[r] > self.config.factor):
+            for rank in (r for r, factor in enumerate(over) if factor > self.config.factor):
                 print(
-                    f"warning: rank {rank} ({told[rank][1]}) is slow: {seconds[rank]:.3f} s of its own "
+                    f"warning: rank {rank} ({self.hosts[rank]}) is slow: {seconds[rank]:.3f} s of its own "
                     f"a step, {over[rank]:.1f} times the others' median, in {self.config.every_steps} steps",
                     file=sys.stderr,
                     flush=True,

@@ -21,7 +21,6 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.config.settings import TokenizerRun
-from cat_fast.training.runtime.ranks import Ranks
 
 META = torch.device("meta")
 LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm)
@@ -47,17 +46,17 @@ class TokenizerFlops:
         self.discriminator = copy.deepcopy(discriminator).to(META)
         self.of = cache(self._of)
 
-    def over_ranks(self, ranks: Ranks, batches: Sequence[tuple[int, int]], gan: bool) -> dict[str, float]:
-        """`images`, `tokens` and `flops` of all ranks in a step; every rank calls this.
+    def of_step(self, batches: Sequence[tuple[int, int]], gan: bool) -> dict[str, float]:
+        """Return the `images`, `tokens` and `flops` of one rank's step.
 
         Args:
-            batches: this rank's, as ratios and numbers of pictures.
+            batches: as ratios and numbers of pictures.
         """
-        images = sum(count for _, count in batches)
-        tokens = sum(count * token_count(ratio, self.side) for ratio, count in batches)
-        flops = sum(self.of(ratio, count, gan) for ratio, count in batches)
-        totals = torch.tensor([images, tokens, flops], dtype=torch.float64, device=ranks.device)
-        return dict(zip(("images", "tokens", "flops"), ranks.sum(totals).tolist(), strict=True))
+        return {
+            "images": sum(count for _, count in batches),
+            "tokens": sum(count * token_count(ratio, self.side) for ratio, count in batches),
+            "flops": sum(self.of(ratio, count, gan) for ratio, count in batches),
+        }
 
     def _of(self, ratio: int, count: int, gan: bool) -> int:
         pictures = torch.empty(count, 3, self.side, self.side, device=META)

@@ -77,8 +77,9 @@ class RunLog:
             with suppress(OSError):
                 tracker.close(failed=error is not None)
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        now = time.perf_counter()
+    def step(self, step: int, metrics: dict[str, float], at: float | None = None) -> None:
+        """Log a step that ended `at` this value of `time.perf_counter`; now, if None."""
+        now = time.perf_counter() if at is None else at
         record = {"step": step, "seconds": round(now - self.last, 4), **metrics}
         self.throughput.add(now - self.last, metrics)
         self.last = now

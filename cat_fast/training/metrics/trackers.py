@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from cat_fast.config import first_line
 from cat_fast.data.files import atomic_write
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 from cat_fast.training.config.settings import RunConfig
 from cat_fast.training.metrics.terms_by_ratio import AT_RATIO
 

@@ -8,7 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 import torch
 
@@ -26,8 +26,12 @@ class SharedError(UserError):
 
 def raise_together(error: Exception | None, ranks: Ranks) -> None:
     """Collective: if any rank brings an error, every rank raises a `SharedError` that says what and where."""
-    if not ranks.sum(torch.tensor(float(error is not None), device=ranks.device)):
-        return
+    if ranks.sum(torch.tensor(float(error is not None), device=ranks.device)):
+        raise_shared(error, ranks)
+
+
+def raise_shared(error: Exception | None, ranks: Ranks) -> NoReturn:
+    """Collective: raise a `SharedError` on every rank; they have agreed that at least one brings an error."""
     messages = ranks.gather(None if error is None else str(error))
     failed = [rank for rank, message in enumerate(messages) if message is not None]
     first = messages[failed[0]]

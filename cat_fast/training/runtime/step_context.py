@@ -12,15 +12,15 @@ import torch
 class Work:
     """The step in hand, its batches, and how much of the step was this rank's own doing.
 
-    A step is its own work from `begin` to the first `computed`: data, and what is computed before the rank
-    first waits for another. On a GPU the time is the device's, between two events.
+    A step is its own work from `begin` or `resumed` to the next `computed`: data, and what is computed before
+    the rank waits for others. On a GPU the time is the device's, between two events.
     """
 
     step: int = 0
     parts: Sequence[str] = ()
     """Descriptions of its batches, one per accumulation step."""
     _begun: Any = None
-    _spans: list[tuple[Any, Any]] = field(default_factory=list)
+    _spans: list[tuple[int, Any, Any]] = field(default_factory=list)
 
     def begin(self, step: int) -> None:
         self.step, self.parts = step, ()
@@ -36,15 +36,23 @@ class Work:
         return self._begun is None
 
     def computed(self) -> None:
-        """From here on this rank may wait for the others; the first call of a step counts."""
+        """From here on this rank may wait for the others; only the first call since `begin` or `resumed`
+        counts."""
         if self._begun is not None:
-            self._spans.append((self._begun, _now()))
+            self._spans.append((self.step, self._begun, _now()))
             self._begun = None
+
+    def resumed(self) -> None:
+        """Return to this rank's own part of the step, after it waited for the others."""
+        self._begun = _now()
 
     def take_own_seconds(self) -> list[float]:
         """Own time of each step since the last call, in seconds; waits for the GPU."""
         spans, self._spans = self._spans, []
-        return [_seconds(first, last) for first, last in spans]
+        seconds: dict[int, float] = {}
+        for step, first, last in spans:
+            seconds[step] = seconds.get(step, 0.0) + _seconds(first, last)
+        return list(seconds.values())
 
     def __str__(self) -> str:
         return f"step {self.step} ({'; '.join(self.parts)})" if self.parts else f"step {self.step}"

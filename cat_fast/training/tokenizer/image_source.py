@@ -1,23 +1,24 @@
 """The pictures of a run: the source that its configuration names, its place in checkpoints, its figures."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, ratio_of_file, ratios_by_jpeg
-from cat_fast.complexity.ratio import SCORES, RatioThresholds
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_by_jpeg
+from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.image_batch import ImageBatch
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.sampling.ratio_sampler import make_plan
 from cat_fast.data.streams.decoding import CropSettings
-from cat_fast.data.streams.formats.base import Labels, Rating, ShardSet
+from cat_fast.data.streams.formats.base import Rating, ShardSet
 from cat_fast.data.streams.formats.hugging_face import HubShards
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
+from cat_fast.data.streams.held_out import HeldOut, TrainingShards
 from cat_fast.data.streams.plan import SHARDS_COUNTED, Mix, counted
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
@@ -34,7 +35,7 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
         UserError: no such pictures, or nothing tells their ratios.
     """
     data, sampler, problems = config.data, config.sampler, Problems()
-    shards = _in_memory(config, ranks) if data.held else on_each(lambda: _shards(data, problems), ranks)
+    shards = _in_memory(config, ranks) if data.held else on_each(lambda: _streamed(config, problems), ranks)
     same = ranks.broadcast(shards.fingerprint) == shards.fingerprint
     other = UserError("other pictures than rank 0: all ranks must see the same files")
     raise_together(None if same else other, ranks)
@@ -56,9 +57,9 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     )
 
 
-def save_source(source: StreamSource, folder: Path, ranks: Ranks) -> None:
-    """Every rank writes its own position."""
-    (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(source.state_dict()))
+def save_source(state: Mapping[str, Any], folder: Path, ranks: Ranks) -> None:
+    """Write the position of this rank's source, its `state_dict`."""
+    (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(state))
 
 
 def load_source(source: StreamSource, folder: Path) -> None:
@@ -66,42 +67,45 @@ def load_source(source: StreamSource, folder: Path) -> None:
     source.load_state_dict([json.loads(p.read_text()) for p in sorted(folder.glob("pictures_*.json"))])
 
 
-def loader_metrics(batches: Sequence[ImageBatch], ranks: Ranks) -> dict[str, float]:
-    """Collective, of the batches of a step: seconds that ranks waited for their pictures, samples skipped so
-    far, and pictures a second that the loaders could make, beside which the step's own rate should be small.
+def loader_amounts(batches: Sequence[ImageBatch], world_size: int) -> dict[str, float]:
+    """Return this rank's part of a step's loader metrics, which are sums over ranks.
+
+    They are the mean of the seconds that ranks waited for their pictures, the number of samples skipped so
+    far, and the pictures per second that the loaders could make: a step should need fewer.
     """
-    totals = torch.tensor(
-        [
-            sum(batch.data_seconds for batch in batches),
-            sum(batch.images_per_second for batch in batches) / len(batches),
-            batches[-1].skipped,
-        ],
-        dtype=torch.float64,
-        device=ranks.device,
-    )
-    seconds, rate, skipped = ranks.sum(totals).tolist()
     return {
-        "data_seconds": seconds / ranks.world_size,
-        "loader_pictures_per_second": rate,
-        "skipped_samples": skipped,
+        "data_seconds": sum(batch.data_seconds for batch in batches) / world_size,
+        "loader_pictures_per_second": sum(batch.images_per_second for batch in batches) / len(batches),
+        "skipped_samples": batches[-1].skipped,
     }
 
 
 def _in_memory(config: TokenizerRun, ranks: Ranks) -> RecordShards:
-    """Collective: the records of an index, with the ratios that `_rating` reads."""
+    """Collective: the records to train on, with the ratios that `_rating` reads."""
     data, sampler = config.data, config.sampler
-    records = on_each(lambda: _load_index(data.index), ranks)
+    records = on_each(lambda: _records(config), ranks)
     rated = sampler.pool == "own_ratio" or not sampler.shares
     if rated and data.ratios_from == "jpeg":
         return RecordShards(records, on_main(lambda: ratios_by_jpeg(records), ranks))
     return RecordShards(records)
 
 
-def _load_index(name: str) -> list[ImageRecord]:
-    records = load_index(name)
+def _records(config: TokenizerRun) -> list[ImageRecord]:
+    """Return the records of the index, other than those held out."""
+    index, held_out = config.data.index, held_out_of(config)
+    records = load_index(index)
     if not records:
-        raise UserError(f"data.index: {name} holds no pictures")
-    return records
+        raise UserError(f"data.index: {index} holds no pictures")
+    kept = [record for record in records if held_out is None or record.key not in held_out]
+    if not kept:
+        raise UserError(f"data.held_out_share: all images of {index} are held out; lower it")
+    return kept
+
+
+def _streamed(config: TokenizerRun, problems: Problems) -> ShardSet:
+    """Return the shards to train on, other than their held-out images."""
+    shards, held_out = open_shards(config.data, problems), held_out_of(config)
+    return shards if held_out is None else TrainingShards(shards, held_out)
 
 
 def _mix(config: TokenizerRun, shards: ShardSet, rating: Rating, ranks: Ranks) -> Mix:
@@ -121,7 +125,18 @@ def _mix(config: TokenizerRun, shards: ShardSet, rating: Rating, ranks: Ranks) -
     return Mix(said) if said else own
 
 
-def _shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
+def held_out_of(config: TokenizerRun) -> HeldOut | None:
+    """The images of the run's own data that are kept out of training; None if all are trained on."""
+    share = config.data.held_out_share
+    return HeldOut(share, config.seed) if share else None
+
+
+def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
+    """Return the images that a configuration names, other than those held in memory.
+
+    Raises:
+        UserError: they are not there.
+    """
     if data.shards:
         remote = Remote(data.stream, problems)
         return TarShards(list_shards(data.shards, remote), remote, problems)
@@ -135,17 +150,8 @@ def _shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
 
 
 def _rating(data: ImageDataConfig) -> Rating:
-    thresholds = RatioThresholds(*data.thresholds)
-
-    def by_score(labels: Labels) -> int | None:
-        score = labels.score
-        return thresholds.ratio(score) if score is not None and score in SCORES else None
-
-    by_labels: dict[str, Callable[[Labels], int | None]] = {
-        "index": lambda labels: labels.ratio,
-        "score": by_score,
-        # Records that are held have had their ratios counted.
-        "jpeg": lambda labels: labels.ratio if data.held else None,
-    }
+    # Records in memory have had their ratios by JPEG size counted.
+    counted_before = data.held and data.ratios_from == "jpeg"
+    policy = policy_of("index" if counted_before else data.ratios_from, RatioThresholds(*data.thresholds))
     judged = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
-    return Rating(by_labels[data.ratios_from], ratio_of_file if judged else None)
+    return Rating(policy.rate, ratio_of_file if judged else None)

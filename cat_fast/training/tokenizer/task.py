@@ -1,30 +1,43 @@
 """Training the nested VAE: one ratio a rank a batch, the pictures that the run's source gives."""
 
 import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.func import functional_call
 
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.errors import UserError
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.config.settings import DiscriminatorConfig, TokenizerRun
-from cat_fast.training.health.nan_guard import SKIPPED
 from cat_fast.training.metrics.reconstruction_grid import ReconstructionGrid
 from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import describe_batch
-from cat_fast.training.tokenizer.image_source import load_source, loader_metrics, make_source, save_source
+from cat_fast.training.step import Backward
+from cat_fast.training.tokenizer.grid_images import grid_images
+from cat_fast.training.tokenizer.image_source import (
+    held_out_of,
+    load_source,
+    loader_amounts,
+    make_source,
+    save_source,
+)
 from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 
 
 class TokenizerTask:
     """Implements `loop.Task` for the nested VAE."""
+
+    amounts = ("images", "tokens", "flops", "data_seconds", "loader_pictures_per_second", "skipped_samples")
 
     def __init__(self, config: TokenizerRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
@@ -38,34 +51,65 @@ class TokenizerTask:
         for ratio in self.source.ratios:
             if ratio not in model.ratios:
                 raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
+        self._batches: list[ImageBatch] = []
+        self._position: Callable[[], dict[str, Any]] = self.source.state_dict
+        self._before_draw = self._position
         if config.logging.grid_every_steps:
             on_main(self._read_grid, ranks)
 
     def _read_grid(self) -> None:
-        config = self.config
-        self.pictures = ReconstructionGrid(config.logging, config.data.image_size, self.ranks.device)
+        shown = grid_images(self.config)
+        self.pictures = ReconstructionGrid(shown, self.config.data.image_size, self.ranks.device)
+        if not shown.held_out:
+            print(
+                "grids show training images, as the data has no held-out ones: see data.held_out and "
+                "data.held_out_share",
+                flush=True,
+            )
 
-    def train_step(self, step: int) -> dict[str, float]:
+    def draw(self, step: int) -> Sequence[float]:
+        self._before_draw = self.source.snapshot()
         device = self.ranks.device
-        batches = [self.source.batch().on(device) for _ in range(self.config.accumulation_steps)]
-        self.ranks.work.on([describe_batch(batch.keys, batch.ratio) for batch in batches])
-        metrics = self.trainer.step(step, batches)
-        if SKIPPED not in metrics:
-            self.ema.update()
-        return metrics | loader_metrics(batches, self.ranks)
+        self._batches = [self.source.batch().on(device) for _ in range(self.config.accumulation_steps)]
+        self.ranks.work.on([describe_batch(batch.keys, batch.ratio) for batch in self._batches])
+        amounts = self.trainer.work(step, self._batches)
+        amounts |= loader_amounts(self._batches, self.ranks.world_size)
+        return [amounts[name] for name in self.amounts]
+
+    def undraw(self) -> None:
+        self._position = self._before_draw
+
+    def backward(self, step: int, totals: Mapping[str, float]) -> Backward:
+        batches, self._batches = self._batches, []
+        found = self.trainer.backward(step, batches, totals["images"])
+        return replace(found, metrics=lambda sums: {**found.metrics(sums), **totals})
+
+    def update(self, backward: Backward, sums: Tensor) -> None:
+        self.trainer.update(backward, sums)
+        self.ema.update()
 
     def save(self, folder: Path) -> None:
         state = self.trainer.save(folder)
         self.ema.save(folder / "ema.safetensors")
-        save_source(self.source, folder, self.ranks)
+        save_source(self._position(), folder, self.ranks)
         if self.ranks.is_main:
-            state |= {"ema_updates": self.ema.updates}
+            state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
             (folder / "task.json").write_text(json.dumps(state))
+
+    def held_out(self) -> dict[str, Any] | None:
+        """Return the choice of held-out images, as JSON, which a resumed run has to share."""
+        held_out = held_out_of(self.config)
+        return None if held_out is None else asdict(held_out)
 
     def load(self, folder: Path) -> None:
         """The state is that of all ranks together, so that any number of them goes on: each ratio's pictures
         where they stopped, the next step's ratios drawn for the ranks there are."""
         state = json.loads((folder / "task.json").read_text())
+        if (before := state.get("held_out")) != (now := self.held_out()):
+            raise UserError(
+                f"data.held_out_share: the run was started with {before}, not {now}, and would train on "
+                "images that were held out; give the former, or start a new run in another output_dir"
+            )
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])

@@ -2,7 +2,7 @@
 
 Every rank runs the ghost pass, so that ranks at different ratios still produce every gradient in the same
 order. Both engines step after both backward passes: a step that is not finite changes neither
-(`guard.StepGuard`). What else ZeRO asks of two engines is in `tokenizer_losses`.
+(`nan_guard.StepGuard`). What else ZeRO asks of two engines is in `tokenizer_losses`.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,12 @@ from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObj
 from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
 from cat_fast.training.checkpoints.write_errors import agree_on_writes
 from cat_fast.training.config.settings import TokenizerRun
-from cat_fast.training.health.nan_guard import SKIPPED, StepGuard
 from cat_fast.training.metrics.flops import TokenizerFlops
+from cat_fast.training.metrics.step_means import RatioSums, means, means_at_ratios
 from cat_fast.training.runtime.engine import learning_rate, make_engine, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
+from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 
 
@@ -57,24 +58,28 @@ class TokenizerTrainer:
         )
         for engine in (self.engine, self.discriminator):
             agree_on_writes(engine, ranks)
-        self.guard = StepGuard(config.guard, ranks)
 
-    def step(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
-        """Collective: do step number `step` on one batch per accumulation step, on the device.
+    def work(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
+        """Return `images`, `tokens` and `flops` of this rank's batches."""
+        done = [(batch.ratio, batch.count) for batch in batches]
+        return self.flops.of_step(done, self._adversarial(step))
 
-        Returns:
-            Metrics, equal on all ranks: means over all pictures and, as `name_8x`, over those at each ratio.
-            With `guard.SKIPPED` among them, the step was not finite and changed nothing.
+    def backward(self, step: int, batches: Sequence[ImageBatch], images: float) -> Backward:
+        """Collective: run the passes of step number `step` on one batch an accumulation step.
+
+        Its metrics are means over all pictures and, as `name_8x`, over those at each ratio.
+
+        Args:
+            images: number of images in the batches of all ranks.
         """
         seed_step(self.config.seed, step, self.ranks.rank)
         engines = self._engines_of(step)
+        # What each mean loss is multiplied with, so that the mean of all gradients is that over pictures.
+        shares = [batch.count * self.ranks.world_size * len(batches) / images for batch in batches]
         done: list[dict[str, Tensor]] = []
-        shares: list[float] = []
         for part, batch in enumerate(batches):
             reconstructions, loss = self._reconstruct(step, batch)
-            if not shares:
-                self.ranks.work.computed()  # from here on ranks wait for each other
-                shares = self._shares(batches)
+            self.ranks.work.computed()  # from here on ranks wait for each other
             self.engine.backward(loss.total * shares[part])
             terms = {"loss": loss.total.detach(), **loss.terms()}
             if self._adversarial(step):
@@ -83,15 +88,24 @@ class TokenizerTrainer:
             if part + 1 < len(batches):
                 for engine in engines.values():
                     engine.step()  # counts the backward passes, no more
-        metrics = self._means(batches, done) | self._work(step, batches)
-        losses = {name: torch.stack([terms[name] for terms in done]) for name in done[0]}
-        if not self.guard.passes(losses, engines):
-            return metrics | {SKIPPED: 1.0}
-        for engine in engines.values():
+        names, ratios = list(done[0]), self.engine.module.ratios
+        sums = RatioSums(names, ratios, self.ranks.device)
+        for batch, terms in zip(batches, done, strict=True):
+            sums.add(batch.ratio, terms, batch.count)
+        return Backward(
+            losses={name: torch.stack([terms[name] for terms in done]) for name in names},
+            engines=engines,
+            sums=sums.table,
+            metrics=lambda table: means(names, table) | means_at_ratios(names, ratios, table),
+        )
+
+    def update(self, backward: Backward, sums: Tensor) -> None:
+        """Collective: move the weights; `sums` are those of `backward` over all ranks."""
+        for engine in backward.engines.values():
             engine.step()
-        if self._adversarial(step):
+        if "discriminator" in backward.engines:
+            metrics = backward.metrics(sums)
             self.lecam.update(metrics["real_logit"], metrics["fake_logit"])
-        return metrics
 
     @property
     def lecam(self) -> LeCam:
@@ -127,32 +141,6 @@ class TokenizerTrainer:
             "real_logit": real.detach().mean(),
             "fake_logit": fake.detach().mean(),
         }
-
-    def _shares(self, batches: Sequence[ImageBatch]) -> list[float]:
-        """What to multiply each mean loss with, so that the mean of all gradients is that over pictures."""
-        counts = [batch.count for batch in batches]
-        total = self.ranks.sum(torch.tensor(float(sum(counts)), device=self.ranks.device)).item()
-        return [count * self.ranks.world_size * len(batches) / total for count in counts]
-
-    def _means(self, batches: Sequence[ImageBatch], done: list[dict[str, Tensor]]) -> dict[str, float]:
-        """Collective: each term's mean over pictures, over all of them and over those at each ratio."""
-        ratios = self.engine.module.ratios
-        names = list(done[0])
-        table = torch.zeros(len(ratios), len(names) + 1, dtype=torch.float64, device=self.ranks.device)
-        for batch, terms in zip(batches, done, strict=True):
-            row = torch.stack([*terms.values(), torch.ones_like(terms["loss"])]).double()
-            table[ratios.index(batch.ratio)] += row * batch.count
-        self.ranks.sum(table)
-        means = dict(zip(names, (table.sum(0) / table[:, -1].sum()).tolist(), strict=False))
-        for f, row in zip(ratios, table.tolist(), strict=True):
-            if row[-1]:
-                means |= {f"{name}_{f}x": value / row[-1] for name, value in zip(names, row, strict=False)}
-        return means
-
-    def _work(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
-        """Collective: pictures, tokens and FLOPs of the step."""
-        done = [(batch.ratio, batch.count) for batch in batches]
-        return self.flops.over_ranks(self.ranks, done, self._adversarial(step))
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Collective: write both engines; the rest of the state, as plain data."""

@@ -132,9 +132,9 @@ def test_latents_of_another_tokenizer_are_refused(tmp_path):
     write(tmp_path)
     with pytest.raises(UserError, match="latents of tokenizer abc, not of xyz"):
         LatentDataset(tmp_path, "xyz")
-    with pytest.raises(UserError, match="fingerprint 'abc', not 'xyz'"):
+    with pytest.raises(UserError, match="fingerprint: 'abc', not 'xyz'"):
         open_writer(tmp_path, "xyz")
-    with pytest.raises(UserError, match="resolution 128, not 256"):
+    with pytest.raises(UserError, match="resolution: 128, not 256"):
         open_writer(tmp_path, resolution=256)
 
 
@@ -148,7 +148,7 @@ def test_of_two_that_begin_a_folder_together_the_second_is_refused(tmp_path, mon
         return created(path)
 
     monkeypatch.setattr(files, "_create_part", create_late)
-    with pytest.raises(UserError, match="fingerprint 'abc', not 'xyz'"):
+    with pytest.raises(UserError, match="fingerprint: 'abc', not 'xyz'"):
         open_writer(tmp_path, "xyz")
     assert json.loads((tmp_path / "latents.json").read_text())["fingerprint"] == "abc"
     assert [path.name for path in tmp_path.iterdir()] == ["latents.json"]

@@ -49,3 +49,11 @@ def test_a_latent_takes_its_key_its_caption_and_a_few_dozen_bytes():
     for shard in range(count // 1000):
         builder.add(f"{shard}", [{"key": f"{n:020d}", **row} for n in range(1000)])
     assert len(pickle.dumps(builder.finish())) < count * (20 + 60 + 40)
+
+
+def test_distinct_captions_are_counted_and_some_of_them_read(table):
+    assert table.distinct_captions(most=10) == (6, ["a", "", "über", "b", "c", "d"])
+    assert table.distinct_captions(most=3) == (6, ["a", "über", "c"])
+    builder = LatentTable.Builder()
+    builder.add("one", [asdict(entry) for entry in ENTRIES[:4] * 50])
+    assert builder.finish().distinct_captions(most=2) == (3, ["a", "über"])

@@ -13,7 +13,7 @@ import torch
 import webdataset
 from PIL import Image
 
-from cat_fast.complexity import Description, RatioThresholds, choose_ratio
+from cat_fast.complexity import Description, EmbeddedScorer, RatioThresholds, choose_ratio
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
 from cat_fast.data.latents import reader
@@ -338,6 +338,24 @@ def test_a_folder_has_classes_by_subfolder_and_captions_beside(tokenizer, index,
     assert found["page/03.png"][2:] == (32, None)  # a smooth picture: a small JPEG
 
 
+def test_captions_are_scored_in_one_batch_per_shard_as_one_by_one(tokenizer, index, tmp_path, monkeypatch):
+    captions = ["a plane in the sky", "a newspaper page full of text", "a dog", "a crowd of faces", "a wall"]
+    for n, caption in enumerate(captions):
+        (index.parent / f"{n:02d}.txt").write_text(caption)
+    batches, score_many = [], EmbeddedScorer.score_many
+
+    def recorded(scorer, descriptions):
+        batches.append([d.caption for d in descriptions])
+        return score_many(scorer, descriptions)
+
+    monkeypatch.setattr(EmbeddedScorer, "score_many", recorded)
+    make(tokenizer, index.parent, tmp_path / "out", per_shard=4)
+    assert batches == [captions[:4], captions[4:]]
+    found = raw_latents(tmp_path / "out")
+    for n, caption in enumerate(captions):
+        assert found[f"{n:02d}.png"][2:] == (choose_ratio(Description(caption)).ratio, caption)
+
+
 def test_pictures_without_classes_are_of_one(tokenizer, index, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -395,10 +413,10 @@ def test_ratios_follow_thresholds_or_are_fixed(tokenizer, index, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": 128}, "resolution 64, not 128"),
-        ({"per_shard": 5}, "latents_per_shard 4, not 5"),
-        ({"ratio": 16}, "ratio 'auto', not 16"),
-        ({"format": "webdataset"}, "format 'safetensors'"),
+        ({"size": 128}, "resolution: 64, not 128"),
+        ({"per_shard": 5}, "latents_per_shard: 4, not 5"),
+        ({"ratio": 16}, "ratio: 'auto', not 16"),
+        ({"format": "webdataset"}, "format: 'safetensors'"),
         ({"classes": ["sky"]}, "class_names"),
     ],
 )

@@ -12,8 +12,8 @@ from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.checkpoints.write_errors import AgreeingWriter
 from cat_fast.training.health.run_status import summarize
 from cat_fast.training.runtime.ranks import Ranks
+from tests.training.rank_processes import gloo_ranks, run_ranks
 from tests.training.runs import command, finish, start, write_latents
-from tests.training.two_ranks import gloo_ranks, on_two_ranks
 
 
 class Writer:
@@ -39,7 +39,7 @@ class Writer:
 
 
 def test_the_rank_that_cannot_write_makes_room_and_all_raise_at_the_end(tmp_path):
-    outputs = on_two_ranks("tests.training.checkpoints.test_write_errors:write_on_rank", tmp_path)
+    outputs = run_ranks("tests.training.checkpoints.test_write_errors:write_on_rank", 2, tmp_path)
     for rank, output in enumerate(outputs):
         assert f"rank {rank}: {tmp_path}: a checkpoint cannot be written (the disk is full)" in output
         assert f"rank {rank} afterwards: ['second']" in output

@@ -1,13 +1,12 @@
 """One rank of the proof of the generator's training: every case of `generator_case.py`, as a run does it.
 
-Started once a rank by `run_ranks`: generator_worker.py LATENTS OUT. Half way it writes a checkpoint,
+`main(LATENTS, OUT)` is started once per rank by `run_ranks`. Half way it writes a checkpoint,
 OUT/<case>/half, from which a second task goes on in its turn. Files beside it: `straight` and `resumed`, the
 whole state at the end of each; `saved`, that at the checkpoint; `rank<r>`, what a rank holds as weights;
 metrics.json; and the exported model.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from cat_fast.training.generator.task import GeneratorTask
 from cat_fast.training.runtime.ranks import Ranks, start, stop
 from tests.training.engine_state import forward_weights, full_state
 from tests.training.generator.generator_case import CASES, HALF, STEPS, Case
+from tests.training.steps import train_step
 
 
 class GeneratorTraining:
@@ -28,7 +28,7 @@ class GeneratorTraining:
 
     def step(self, step: int) -> dict[str, float]:
         """What it tells, but for the clock."""
-        metrics = self.task.train_step(step)
+        metrics = train_step(self.task, step)
         del metrics["data_seconds"]
         return metrics
 
@@ -66,13 +66,9 @@ def train(case: Case, latents: Path, out: Path, ranks: Ranks) -> None:
     write("resumed", training.state())
 
 
-def main(latents: Path, out: Path) -> None:
+def main(latents: str, out: str) -> None:
     ranks = start()
     for case in CASES:
-        train(case, latents, out, ranks)
+        train(case, Path(latents), Path(out), ranks)
     ranks.barrier()
     stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

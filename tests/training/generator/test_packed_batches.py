@@ -72,6 +72,19 @@ def test_from_a_state_it_goes_on_whatever_was_read_ahead(batches):
     assert keys(batches, 6) == straight
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_state_of_what_was_put_back_is_that_before_it(folder, batches, steps):
+    for _ in range(steps - 1):
+        keys(batches, 2)
+    before = batches.state_dict()
+    keys(batches, 2)
+    assert batches.state_dict() != before
+    batches.put_back()
+    assert batches.state_dict() == before
+    keys(batches, 2)  # of another step, whose state counts again
+    assert batches.state_dict() != before
+
+
 def test_a_latent_that_cannot_be_read_shows_when_its_batch_is_taken(folder, batches, monkeypatch):
     _, stream = streamed(folder)
     first, second = set(stream.next()), set(stream.next())

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
 from cat_fast.errors import UserError
-from cat_fast.generator import DiT
+from cat_fast.generator import DiT, PackedText
 from cat_fast.generator.diffusion import load_schedule
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.training.config.settings import GeneratorRun
@@ -22,6 +22,7 @@ from cat_fast.training.generator.task import GeneratorTask, _batches_a_step
 from cat_fast.training.runtime import ranks
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import GENERATOR, ROOT
+from tests.training.steps import train_step
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "plane", "in", "the", "sky", "page", "of", "text"]
 
@@ -105,7 +106,7 @@ def test_budgets_and_losses_that_make_no_sense_are_refused(overrides, message):
 def test_a_run_learns_what_it_is_told_to_and_says_so_beside_its_model(tmp_path, latents, prediction):
     run = config(f"data.latents={latents}", f"loss.prediction={prediction}", f"output_dir={tmp_path}")
     task = GeneratorTask(run, Ranks())
-    metrics = [task.train_step(step) for step in range(3)]
+    metrics = [train_step(task, step) for step in range(3)]
     for told in metrics:
         ratios = [name for name in told if name.startswith("loss_")]
         assert ratios
@@ -120,11 +121,12 @@ def test_a_run_learns_what_it_is_told_to_and_says_so_beside_its_model(tmp_path, 
 
 def test_the_loss_is_the_mean_of_those_at_each_ratio_by_their_tokens(tmp_path, latents):
     task = GeneratorTask(config(f"data.latents={latents}", "accumulation_steps=2"), Ranks())
-    told = task.train_step(0)
+    told = train_step(task, 0)
     counts = dict.fromkeys((8, 16, 32), 0)
     task = GeneratorTask(config(f"data.latents={latents}", "accumulation_steps=2"), Ranks())
-    for batch, _ in task._next_batches()[0]:
-        for ratio, length in zip(batch.ratio.tolist(), batch.cu_seqlens.diff().tolist(), strict=True):
+    for batch in task._next_batches()[0]:
+        assert batch.lengths == batch.packed.cu_seqlens.diff().tolist()
+        for ratio, length in zip(batch.packed.ratio.tolist(), batch.lengths, strict=True):
             counts[ratio] += length
     mean = sum(count * told[f"loss_{f}x"] for f, count in counts.items() if count) / sum(counts.values())
     assert told["loss"] == pytest.approx(mean, rel=1e-6)
@@ -135,15 +137,14 @@ def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents
     run = config(f"data.latents={latents}", f"text_encoder={bert}", "model.class_dropout_prob=0")
     task = GeneratorTask(run, Ranks())
     task._next_batches()
-    ((batch, text),), _ = task._next_batches()
-    expected = task.text_encoder(
-        [["a plane in the sky", "a page of text"][label] for label in batch.label.tolist()]
-    )
+    ((batch, text, *_),), _ = task._next_batches()
+    captions = [["a plane in the sky", "a page of text"][label] for label in batch.label.tolist()]
+    expected = PackedText.of([task.text_encoder([caption]).tokens for caption in captions])
     assert torch.equal(text.tokens, expected.tokens)
     assert torch.equal(text.cu_seqlens, expected.cu_seqlens)
     before = {name: p.detach().clone() for name, p in task.engine.module.named_parameters()}
     for step in range(3):  # branches start closed: the first step opens their gates, the next ones train them
-        task.train_step(step)
+        train_step(task, step)
     moved = {name for name, p in task.engine.module.named_parameters() if not torch.equal(p, before[name])}
     assert any(name.startswith("text_embedder.") for name in moved)
     assert not any(p.requires_grad for p in task.text_encoder.model.parameters())
@@ -151,6 +152,20 @@ def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents
     exported = json.loads((tmp_path / "model/config.json").read_text())
     assert exported["text_dim"] == 12
     assert exported["text_encoder_fingerprint"] == TextEncoder(bert).fingerprint()
+
+
+def test_captions_are_encoded_once_if_all_fit_and_else_in_one_batch_per_step(latents, bert):
+    asked = {}
+    for megabytes in (1, 0):
+        run = [f"data.latents={latents}", f"text_encoder={bert}", f"text_cache_megabytes={megabytes}"]
+        task = GeneratorTask(config(*run), Ranks())
+        batches = asked.setdefault(megabytes, [])
+        task.text_encoder.model.register_forward_pre_hook(
+            lambda _model, _args, kwargs, batches=batches: batches.append(len(kwargs["input_ids"])),
+            with_kwargs=True,
+        )
+        sizes = [len(batch.packed) for _ in range(3) for batch in task._next_batches()[0]]
+    assert asked == {1: [1, 1], 0: sizes}  # there are two captions
 
 
 def test_a_text_encoder_without_captions_is_refused(tmp_path, bert):
@@ -178,7 +193,7 @@ def test_what_would_go_wrong_at_some_step_is_refused_before_the_first(latents, o
 
 def test_latents_can_be_left_as_the_tokenizer_gives_them(tmp_path, latents):
     task = GeneratorTask(config(f"data.latents={latents}", "data.normalized=false"), Ranks())
-    ((batch, _),), _ = task._next_batches()
+    ((batch, *_),), _ = task._next_batches()
     whole = torch.cat([latent.flatten() for latent in batch.to_latents()])
     stored = LatentDataset(latents, normalized=False)
     by_key = {entry.key: stored[i].latent for i, entry in enumerate(stored.entries)}
@@ -191,7 +206,7 @@ def test_latents_can_be_left_as_the_tokenizer_gives_them(tmp_path, latents):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, latents):
     task, folder = GeneratorTask(config(f"data.latents={latents}"), Ranks()), tmp_path_factory.mktemp("saved")
-    task.train_step(0)
+    train_step(task, 0)
     task.save(folder)
     return folder
 
@@ -219,7 +234,7 @@ def test_a_checkpoint_that_does_not_say_what_it_began_with_goes_on(tmp_path, lat
     task, older = (GeneratorTask(config(f"data.latents={latents}"), Ranks()) for _ in range(2))
     task.load(checkpoint)
     older.load(folder)
-    assert older.train_step(1)["loss"] == task.train_step(1)["loss"]
+    assert train_step(older, 1)["loss"] == train_step(task, 1)["loss"]
 
 
 def test_relabelled_latents_of_the_same_sizes_are_others(tmp_path):
@@ -243,8 +258,8 @@ def test_a_compiled_run_compiles_at_most_once_more_when_lengths_change(latents, 
     compiled, eager = (GeneratorTask(config(*run, f"compile={on}"), Ranks()) for on in ("true", "false"))
     counts = []
     for step in range(8):
-        loss = compiled.train_step(step)["loss"]
+        loss = train_step(compiled, step)["loss"]
         counts.append(counter.frame_count)
-        assert loss == pytest.approx(eager.train_step(step)["loss"], rel=1e-5)
+        assert loss == pytest.approx(train_step(eager, step)["loss"], rel=1e-5)
     assert counts[0] > 0
     assert counts[-1] - counts[0] <= 1

@@ -17,8 +17,8 @@ from cat_fast.training.health.nan_guard import SKIPPED, StepGuard
 from cat_fast.training.runtime.collective_errors import SharedError
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import describe_batch
+from tests.training.rank_processes import run_ranks
 from tests.training.runs import GENERATOR, TOKENIZER, write_latents
-from tests.training.two_ranks import on_two_ranks
 
 NAN, INF = float("nan"), float("inf")
 CLEAN = (0, 2, 4, 7)
@@ -60,12 +60,17 @@ def guard_at(step: int, most: int = 3) -> StepGuard:
     return StepGuard(GuardConfig(max_bad_steps=most), ranks)
 
 
+def passes(guard: StepGuard, losses: dict[str, torch.Tensor], engines: dict[str, Any]) -> bool:
+    """Collective: decide as a step does."""
+    return guard.passes(guard.ranks.sum(guard.inspect(losses, engines)).tolist())
+
+
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_loss_that_is_not_finite_does_not_pass_and_its_gradients_are_gone(value, capsys):
     engine, guard = PlainEngine(), guard_at(7)
     engine.module(torch.ones(2)).sum().backward()
     losses = {"loss": torch.tensor(value), "l1": torch.tensor(value), "kl": torch.tensor(1.0)}
-    assert not guard.passes(losses, {"model": engine})
+    assert not passes(guard, losses, {"model": engine})
     assert all(p.grad is None for p in engine.module.parameters())
     told = capsys.readouterr().err
     assert told.startswith(
@@ -77,7 +82,7 @@ def test_a_loss_that_is_not_finite_does_not_pass_and_its_gradients_are_gone(valu
 def test_a_gradient_whose_norm_float32_cannot_hold_does_not_pass(value, capsys):
     engine, guard = PlainEngine(), guard_at(0)
     (engine.module(torch.ones(2)).sum() * value).backward()
-    assert not guard.passes({"loss": torch.tensor(1.0)}, {"model": engine})
+    assert not passes(guard, {"loss": torch.tensor(1.0)}, {"model": engine})
     assert "the gradient norm of the model" in capsys.readouterr().err
 
 
@@ -85,7 +90,7 @@ def test_finite_steps_keep_their_gradients_and_end_the_row():
     engine, guard = PlainEngine(), guard_at(0, most=2)
     for value in (NAN, 1.0, NAN, 1.0):
         engine.module(torch.ones(2)).sum().backward()
-        assert guard.passes({"loss": torch.tensor(value)}, {"model": engine}) == (value == 1.0)
+        assert passes(guard, {"loss": torch.tensor(value)}, {"model": engine}) == (value == 1.0)
     assert all(p.grad is not None for p in engine.module.parameters())
     assert guard.skipped == 2
 
@@ -93,11 +98,11 @@ def test_finite_steps_keep_their_gradients_and_end_the_row():
 def test_too_many_in_a_row_end_the_run_with_a_diagnosis():
     engine, guard = PlainEngine(), guard_at(9, most=2)
     losses = {"loss": torch.tensor(NAN), "weighted/kl": torch.tensor(NAN), "kl": torch.tensor(NAN)}
-    assert not guard.passes(losses, {"model": engine})
+    assert not passes(guard, losses, {"model": engine})
     with pytest.raises(
         SharedError, match=r"2 steps in a row.*step 9.*kl of rank 0 \(16x, batch a\.png, b\.png\)"
     ):
-        guard.passes(losses, {"model": engine})
+        passes(guard, losses, {"model": engine})
 
 
 def test_of_several_batches_the_bad_one_is_named(capsys):
@@ -106,7 +111,7 @@ def test_of_several_batches_the_bad_one_is_named(capsys):
         [describe_batch(["a.png"], 8), describe_batch(["b.png"], 16), describe_batch(["c.png"], 32)]
     )
     losses = {"l1": torch.tensor([1.0, NAN, 1.0]), "kl": torch.tensor([1.0, 1.0, INF])}
-    assert not guard.passes(losses, {})
+    assert not passes(guard, losses, {})
     told = capsys.readouterr().err
     assert "l1 of rank 0 (16x, batch b.png); kl of rank 0 (32x, batch c.png)" in told
     assert "a.png" not in told
@@ -116,7 +121,7 @@ def test_many_files_are_cut_short():
     ranks = Ranks()
     ranks.work.on([describe_batch([f"{n}.png" for n in range(100)])])
     with pytest.raises(UserError, match=r"15\.png and 84 more"):
-        StepGuard(GuardConfig(max_bad_steps=1), ranks).passes({"loss": torch.tensor(NAN)}, {})
+        passes(StepGuard(GuardConfig(max_bad_steps=1), ranks), {"loss": torch.tensor(NAN)}, {})
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +129,7 @@ def two_ranks(tmp_path_factory):
     """(what a rank reports, what it prints) of both: engines under every stage, then both tasks."""
     folder = tmp_path_factory.mktemp("guard")
     latents = write_latents(folder / "latents")
-    outputs = on_two_ranks("tests.training.health.test_nan_guard:skip_on_rank", folder, latents)
+    outputs = run_ranks("tests.training.health.test_nan_guard:skip_on_rank", 2, folder, latents)
     reports = [json.loads((folder / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
     return list(zip(reports, outputs, strict=True))
 
@@ -200,7 +205,7 @@ def _train(
             losses.append(loss.detach())
             if part + 1 < parts:
                 engine.step()
-        if guard.passes({"loss": torch.stack(losses)}, {"net": engine}):
+        if passes(guard, {"loss": torch.stack(losses)}, {"net": engine}):
             engine.step()
     return list(_tensors([engine.module.state_dict(), engine.optimizer.state_dict()]))
 
@@ -231,6 +236,7 @@ def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[
     """Four steps of a real task, in the third of which rank 1 sees NaN."""
     from cat_fast.training.config.load import load_run
     from cat_fast.training.tasks import make_task
+    from tests.training.steps import train_step
 
     config, *overrides = TOKENIZER if kind == "tokenizer" else [*GENERATOR, f"data.latents={latents}"]
     if kind == "tokenizer":
@@ -242,7 +248,7 @@ def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[
         if step == 2 and ranks.rank == 1:
             _poison(task)
         ranks.work.begin(step)
-        metrics = task.train_step(step)
+        metrics = train_step(task, step)
         after = list(_tensors(_state(task)))
         same = len(before) == len(after) and all(map(torch.equal, before, after))
         report["skipped"].append(SKIPPED in metrics)

@@ -19,7 +19,8 @@ from cat_fast.training.health.preemption import Preemption, launchers, resume_co
 from cat_fast.training.health.run_status import summarize
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
-from tests.training.runs import command, finish, start, write_latents
+from tests.training.rank_processes import run_ranks
+from tests.training.runs import command, finish, settings, start, write_latents
 
 STEPS = 300
 SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=1000")
@@ -84,7 +85,7 @@ def test_whoever_is_told_to_end_all_ranks_save_and_the_printed_command_goes_on(t
     assert f"preempted (the launcher is gone) after step {saved(run)}" in log.read_text()
 
     finish(start(again, log), log)
-    finish(start(command("generator", straight, latents, *SCHEDULE), log), log)
+    run_ranks("tests.training.runs:train_as_rank", 2, *settings("generator", straight, latents, *SCHEDULE))
     assert summarize(run).state == "finished"
     name = "model/diffusion_pytorch_model.safetensors"
     resumed_weights, straight_weights = load_file(run / name), load_file(straight / name)

@@ -8,7 +8,7 @@ from cat_fast.training.loop import run
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.health.test_watchdog import Meeting
-from tests.training.two_ranks import gloo_ranks, on_two_ranks
+from tests.training.rank_processes import gloo_ranks, run_ranks
 
 
 class Sleepy(Meeting):
@@ -31,7 +31,7 @@ def train(folder: str) -> None:
 
 
 def test_a_slow_rank_is_warned_of_while_it_is_slow_and_measured(tmp_path):
-    outputs = on_two_ranks("tests.training.health.test_stragglers:train", tmp_path)
+    outputs = run_ranks("tests.training.health.test_stragglers:train", 2, tmp_path)
     warnings = [line for line in outputs[0].splitlines() if line.startswith("warning: rank")]
     assert len(warnings) == 1, outputs[0]
     assert warnings[0].startswith("warning: rank 1 (")
@@ -52,11 +52,28 @@ def test_own_time_ends_where_a_rank_first_waits_and_the_first_step_is_left_out()
         ranks.work.computed()
         time.sleep(0.05)
         ranks.work.computed()
-        assert slow_ranks.after_step() == {}  # of one rank there is nothing to say
+        assert slow_ranks.compare(slow_ranks.own_time()) == {}  # of one rank there is nothing to say
     own = ranks.work.take_own_seconds()
     assert len(own) == 2
     assert max(own) < 0.05
     assert ranks.work.take_own_seconds() == []
+
+
+def test_own_time_is_what_is_left_of_a_step_without_its_waits():
+    work = Ranks().work
+    for step in range(2):
+        work.begin(step)
+        time.sleep(0.02)
+        work.computed()
+        assert work.waiting
+        time.sleep(0.2)
+        work.resumed()
+        assert not work.waiting
+        time.sleep(0.02)
+        work.computed()
+    own = work.take_own_seconds()
+    assert len(own) == 2
+    assert all(0.04 <= seconds < 0.2 for seconds in own)
 
 
 def test_one_rank_alone_does_not_gather_times_for_ever():
@@ -65,5 +82,5 @@ def test_one_rank_alone_does_not_gather_times_for_ever():
     for step in range(10):
         ranks.work.begin(step)
         ranks.work.computed()
-        slow_ranks.after_step()
+        slow_ranks.own_time()
     assert len(ranks.work.take_own_seconds()) == 2

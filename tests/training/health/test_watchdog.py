@@ -15,12 +15,13 @@ from cat_fast.training.health.watchdog import EXIT_HUNG, Watchdog, patience_of
 from cat_fast.training.loop import run
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import describe_batch
-from tests.training.two_ranks import gloo_ranks, start_two_ranks
+from tests.training.rank_processes import gloo_ranks, run_ranks, started_ranks
+from tests.training.steps import PlainTask
 
 TIMEOUT = 4.0
 
 
-class Meeting:
+class Meeting(PlainTask):
     """Implements `loop.Task`: in each step the ranks meet in a collective; rank 1 may stay away."""
 
     def __init__(self, ranks: Ranks, busy_at: int = -1) -> None:
@@ -68,20 +69,15 @@ def wait_for_step(folder: Path, step: int) -> None:
 
 
 def test_a_stopped_rank_is_named_by_the_others_which_show_their_stacks_and_end(tmp_path):
-    ranks = start_two_ranks("tests.training.health.test_watchdog:meet", tmp_path)
-    try:
+    with started_ranks("tests.training.health.test_watchdog:meet", 2, tmp_path) as ranks:
         wait_for_step(tmp_path, 3)
         ranks[1].send_signal(signal.SIGSTOP)
-        output, _ = ranks[0].communicate(timeout=60)
-        assert ranks[0].returncode == EXIT_HUNG, output
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+        code, output = ranks[0].wait(timeout=60), ranks[0].output()
+    assert code == EXIT_HUNG, output
     assert f"process {ranks[0].pid}) hangs: training" in output
     assert f"process {ranks[1].pid}) is missing: silent for" in output
     assert "16x, batch rank1_step" in output  # what the missing rank was at
-    assert "in train_step" in output or "in _agree_to_stop" in output  # where the ranks wait for each other
+    assert "in train_step" in output or "in reduce_step" in output  # where the ranks wait for each other
     state = summarize(tmp_path)
     assert state
     assert state.state == "failed"
@@ -90,13 +86,8 @@ def test_a_stopped_rank_is_named_by_the_others_which_show_their_stacks_and_end(t
 
 
 def test_a_rank_that_is_busy_for_too_long_is_told_from_those_that_wait_for_it(tmp_path):
-    ranks = start_two_ranks("tests.training.health.test_watchdog:meet", tmp_path, 5)
-    try:
-        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [EXIT_HUNG] * 2, outputs
+    function = "tests.training.health.test_watchdog:meet"
+    outputs = run_ranks(function, 2, tmp_path, 5, code=EXIT_HUNG, timeout=120)
     for output in outputs:
         assert "the others wait for rank 1 (" in output
         assert "at work in step 5 (16x, batch rank1_step5.png)" in output

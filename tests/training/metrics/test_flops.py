@@ -12,7 +12,6 @@ from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
 from cat_fast.training.config.settings import DiscriminatorConfig, ImageDataConfig, TokenizerRun
 from cat_fast.training.metrics.flops import GeneratorFlops, TokenizerFlops, token_count
-from cat_fast.training.runtime.ranks import Ranks
 
 MODEL = {
     "block_out_channels": [8, 8, 16, 16, 32, 32],
@@ -81,7 +80,7 @@ def test_flops_grow_with_the_batch_and_fall_with_the_ratio():
 
 def test_a_step_is_told_in_pictures_tokens_and_flops_of_all_batches():
     flops = tokenizer_flops()
-    assert flops.over_ranks(Ranks(), [(8, 3), (32, 2)], False) == {
+    assert flops.of_step([(8, 3), (32, 2)], False) == {
         "images": 5,
         "tokens": 3 * 16 + 2 * 1,
         "flops": flops.of(8, 3, False) + flops.of(32, 2, False),

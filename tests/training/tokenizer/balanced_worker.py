@@ -1,10 +1,9 @@
 """One of two ranks that train a small tokenizer on balanced steps, and tell what they did and held in memory.
 
-Started twice by `test_balanced_ranks.py` with RANK, WORLD_SIZE and MASTER_PORT set, for a FOLDER.
+`main(FOLDER)` is started once per rank by `run_ranks`.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -54,16 +53,17 @@ def live_bytes(profile: torch.profiler.profile) -> list[int]:
     return found
 
 
-def main(folder: Path) -> None:
+def main(name: str) -> None:
     from cat_fast.training.runtime.ranks import start, stop
     from cat_fast.training.tokenizer.task import TokenizerTask
+    from tests.training.steps import train_step
 
-    ranks = start()
+    folder, ranks = Path(name), start()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:
         task = TokenizerTask(settings(folder), ranks)
-        metrics = [task.train_step(step) for step in range(STEPS)]
+        metrics = [train_step(task, step) for step in range(STEPS)]
     told = {"metrics": metrics, "peak": max(live_bytes(profile))}
     (folder / f"rank{ranks.rank}.json").write_text(json.dumps(told))
     if ranks.is_main:
@@ -71,7 +71,3 @@ def main(folder: Path) -> None:
         save_file(weights, folder / "weights.safetensors")
     ranks.barrier()
     stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

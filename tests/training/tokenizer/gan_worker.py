@@ -1,13 +1,14 @@
 """One rank of the proof of the tokenizer's training: every case of `gan_case.py`, each with new engines.
 
-Started once a rank by `run_ranks`: gan_worker.py OUT. Leaves in OUT/<case>: `straight`, the whole state at
+`main(OUT)` is started once per rank by `run_ranks`. Leaves in OUT/<case>: `straight`, the whole state at
 the end; `rank<r>`, what a rank holds as weights; metrics.json, and dtypes.json, what was computed in which.
 Cases that are also saved half way leave the checkpoint `half`, the state at it, `saved`, and `resumed`, the
 state at the end of a second training that went on from it.
 """
 
 import json
-import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +17,10 @@ from safetensors.torch import save_file
 from cat_fast.data.image_batch import ImageBatch
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks, start, stop
+from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 from tests.training.engine_state import forward_weights, full_state
+from tests.training.steps import step_metrics
 from tests.training.tokenizer.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
 
 
@@ -31,16 +34,29 @@ class Training:
         self.ema = EMA(self.trainer.engine.module, config.ema_decay, ranks)
 
     def step(self, step: int) -> dict[str, float]:
-        batches = [
+        self.batches = [
             ImageBatch(images=pictures, ratio=ratio_of(step, self.ranks.rank, part))
             for part, pictures in enumerate(
                 self.case.pictures(step, self.ranks.rank, part)
                 for part in range(self.case.accumulation_steps)
             )
         ]
-        metrics = self.trainer.step(step, batches)
+        return step_metrics(self, self.trainer.config, self.ranks, step)
+
+    amounts = ("images", "tokens", "flops")
+
+    def draw(self, step: int) -> Sequence[float]:
+        return list(self.trainer.work(step, self.batches).values())
+
+    def undraw(self) -> None: ...
+
+    def backward(self, step: int, totals: Mapping[str, float]) -> Backward:
+        found = self.trainer.backward(step, self.batches, totals["images"])
+        return replace(found, metrics=lambda sums: {**found.metrics(sums), **totals})
+
+    def update(self, backward: Backward, sums: torch.Tensor) -> None:
+        self.trainer.update(backward, sums)
         self.ema.update()
-        return metrics
 
     def save(self, folder: Path) -> None:
         state = self.trainer.save(folder)
@@ -121,13 +137,9 @@ def watch_dtypes(trainer: TokenizerTrainer) -> dict[str, str]:
     return seen
 
 
-def main(out: Path) -> None:
+def main(out: str) -> None:
     ranks = start()
     for case in CASES:
-        train(case, out, ranks)
+        train(case, Path(out), ranks)
     ranks.barrier()
     stop()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

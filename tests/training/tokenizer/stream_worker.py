@@ -1,9 +1,8 @@
 """One rank of two that train the tokenizer from shards, straight and interrupted.
 
-stream_worker.py SHARDS OUT, started twice by `test_stream_runs.py` with RANK, WORLD_SIZE and MASTER_PORT set.
+`main(SHARDS, OUT)` is started once per rank by `run_ranks`.
 """
 
-import sys
 from pathlib import Path
 
 NANO = Path(__file__).parents[3] / "configs/tokenizer/nano.yaml"
@@ -27,8 +26,8 @@ RUNS = {"straight": [(9, 1)], "stopped": [(5, 0), (9, 1)]}
 """By folder: up to which step, with how many decoding processes."""
 
 
-def main(shards: str, out: Path) -> None:
-    # Here, since decoding processes import this module too, as they do with that of any program's start.
+def main(shards: str, out: str) -> None:
+    # Here, so that importing this module stays cheap.
     from cat_fast.config import fill, read_yaml
     from cat_fast.training import loop
     from cat_fast.training.config.settings import TokenizerRun
@@ -40,12 +39,8 @@ def main(shards: str, out: Path) -> None:
         for steps, workers in parts:
             data = [f"data.shards={shards}", f"data.stream.workers={workers}"]
             buffer = ["data.stream.shuffle_pictures=3"]
-            run = [f"output_dir={out / name}", f"schedule.total_steps={steps}"]
+            run = [f"output_dir={out}/{name}", f"schedule.total_steps={steps}"]
             config = fill(TokenizerRun, read_yaml(NANO), [*TINY, *data, *buffer, *run])
             task = make_task(config, ranks)
             loop.run(task, config, ranks)
     stop()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,7 +1,6 @@
 """Two ranks with unequal batches train as plain torch on all their pictures, and hold what was predicted."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +13,11 @@ from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.runtime.seeding import seed_step
 from cat_fast.training.tokenizer.image_source import make_source
 from cat_fast.training.tokenizer.predict_memory import plan_memory
-from tests.training.many_ranks import run_ranks
+from tests.training.rank_processes import run_ranks
 from tests.training.thread_ranks import on_thread_ranks
 from tests.training.tokenizer.balanced_worker import STEPS, settings
 
-WORKER = Path(__file__).with_name("balanced_worker.py")
+WORKER = "tests.training.tokenizer.balanced_worker:main"
 
 
 @pytest.fixture(scope="module")

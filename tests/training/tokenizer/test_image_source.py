@@ -26,7 +26,7 @@ from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer import image_source
-from cat_fast.training.tokenizer.image_source import load_source, loader_metrics, make_source, save_source
+from cat_fast.training.tokenizer.image_source import load_source, loader_amounts, make_source, save_source
 from tests.data.streams.sets import picture
 from tests.training.thread_ranks import on_thread_ranks
 
@@ -81,15 +81,19 @@ SOURCES = {
 def test_a_source_goes_on_from_what_its_ranks_saved(kind, index, shards, tmp_path):
     run = config(*SOURCES[kind](index, shards))
     sources = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
+    snapshots = []
     for rank, source in enumerate(sources):
         draw(source, 5)
-        save_source(source, tmp_path, Ranks(rank, 2))
+        snapshots.append((source.snapshot(), source.state_dict()))
+        save_source(source.state_dict(), tmp_path, Ranks(rank, 2))
     resumed = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     for source, straight in zip(resumed, sources, strict=True):
         load_source(source, tmp_path)
         assert same(draw(source, 7), draw(straight, 7))
         source.close()
         straight.close()
+    for snapshot, state in snapshots:  # of then, though the sources have moved on
+        assert snapshot() == state
 
 
 @pytest.mark.parametrize("kind", ["memory", "index", "shards"])
@@ -297,7 +301,7 @@ def test_the_mix_is_counted_once_for_all_ranks_and_kept_by_a_resumed_run(shards,
     assert [source.plan.plan.shares for source in sources] == [{8: 1 / 8, 16: 5 / 8, 32: 2 / 8}] * 2
     for rank, source in enumerate(sources):
         draw(source, 5)
-        save_source(source, tmp_path, Ranks(rank, 2))
+        save_source(source.state_dict(), tmp_path, Ranks(rank, 2))
     for _ in counts[1:]:  # another mix, and one that lacks ratios
         resumed = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
         for source, straight in zip(resumed, sources, strict=True):
@@ -354,7 +358,7 @@ def test_metrics_tell_waiting_rate_and_what_was_skipped(index, shards, tmp_path)
     write_index(bad, [*same_ratio, type(records[0])(**{**vars(same_ratio[0]), "path": str(broken)})])
     source = make_source(config(f"data.index={bad}", "data.in_memory=false"), Ranks())
     batch = [source.batch() for _ in same_ratio][-1]
-    metrics = loader_metrics([batch], Ranks())
+    metrics = loader_amounts([batch], 1)
     assert metrics["skipped_samples"] in (1, 2)  # an epoch, or the first of the next
     assert metrics["data_seconds"] > 0
     assert np.isfinite(metrics["loader_pictures_per_second"])

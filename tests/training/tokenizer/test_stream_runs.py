@@ -11,10 +11,10 @@ from cat_fast.complexity.image_ratios import index_photographs
 from cat_fast.data.photographs import photographs
 from cat_fast.data.shard_writer import write_shards
 from cat_fast.training.metrics.run_log import read_metrics
-from tests.training.many_ranks import run_ranks
+from tests.training.rank_processes import run_ranks
 from tests.training.tokenizer.stream_worker import RUNS
 
-WORKER = Path(__file__).with_name("stream_worker.py")
+WORKER = "tests.training.tokenizer.stream_worker:main"
 
 
 def write_set(folder: Path) -> Path:

@@ -5,7 +5,6 @@ ratio reads it for itself: a set that is read over a network, or more than once,
 """
 
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,8 +13,8 @@ import fsspec
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, nothing
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
-from cat_fast.data.streams.formats.remote import LONGEST_WAIT
-from cat_fast.errors import UserError
+from cat_fast.data.streams.formats.retries import Retries
+from cat_fast.errors import UserError, one_line
 
 KEY_COLUMNS = ("key", "__key__", "id")
 
@@ -40,7 +39,7 @@ class HubShards:
             found: Any = datasets.load_dataset(path, name or None, split=split, streaming=True)
             features = found.features or found._resolve_features().features or {}
         except Exception as error:  # of the Hub, of the network, of file formats
-            raise UserError(f"data.dataset: {path}: {' '.join(str(error).split())}") from error
+            raise UserError(f"data.dataset: {path}: {one_line(error)}") from error
         pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
         if not pictures:
             raise UserError(f"data.dataset: {path}: no picture among its columns {', '.join(features)}")
@@ -76,24 +75,20 @@ class HubShard:
 
     def entries(self, first: int) -> Iterator[Entry]:
         """After an error it goes on behind the last sample; after the last attempt the rest is left out."""
-        number, failures, wait = first, 0, self.parent.config.first_wait
+        number, retries = first, Retries(self.parent.config, self.parent.problems, self.name)
         while True:
             try:
                 for row in self.rows(number):
                     yield self._entry(number, row)
-                    number, failures = number + 1, 0
+                    number += 1
+                    retries.succeeded()
                 return
             except GeneratorExit:
                 raise
             except Exception as error:
-                failures += 1
-                why = " ".join(str(error).split()) or type(error).__name__
-                if failures == self.parent.config.attempts:
+                if not retries.failed(why := one_line(error)):
                     yield Entry(number, f"the rest from sample {number}", Labels(), nothing, why)
                     return
-                self.parent.problems.retrying(self.name, why, wait)
-                time.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
 
     def _entry(self, number: int, row: Mapping[str, Any]) -> Entry:
         picture = row[self.parent.column] or {}

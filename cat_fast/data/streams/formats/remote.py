@@ -3,7 +3,6 @@
 import errno
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import IO, TypeVar
@@ -14,10 +13,10 @@ from fsspec.core import url_to_fs
 from cat_fast.data.streams.formats.base import UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
-from cat_fast.errors import UserError
+from cat_fast.data.streams.formats.retries import Retries
+from cat_fast.errors import UserError, one_line
 
 T = TypeVar("T")
-LONGEST_WAIT = 60.0
 _CHUNK = 1 << 22
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -99,8 +98,8 @@ class Remote:
         )
 
     def _patiently(self, url: str, work: Callable[[], T]) -> T:
-        wait = self.config.first_wait
-        for attempt in range(1, self.config.attempts + 1):
+        retries = Retries(self.config, self.problems, url)
+        while True:
             try:
                 return work()
             except UserError:
@@ -110,12 +109,8 @@ class Remote:
             except Exception as error:  # every file system has exceptions of its own
                 if isinstance(error, OSError) and error.errno in _FULL:
                     raise self._no_room(error) from error
-                if attempt == self.config.attempts:
-                    raise UnreadableShard(f"{_reason(error)}, {attempt} attempts") from error
-                self.problems.retrying(url, _reason(error), wait)
-                time.sleep(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
-        raise AssertionError("there is at least one attempt")
+                if not retries.failed(_reason(error)):
+                    raise UnreadableShard(f"{_reason(error)}, {retries.failures} attempts") from error
 
 
 def _glob(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
@@ -140,4 +135,4 @@ def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -1,19 +1,12 @@
-"""What decides a photograph's ratio, and which of several things said about it counts."""
+"""The description of a photograph: which of several captions counts."""
 
 import json
 
 import pytest
-import torch
-from PIL import Image
 
-from cat_fast.complexity import Description, RatioThresholds, choose_ratio, jpeg_ratio
+from cat_fast.complexity import Description
 from cat_fast.errors import UserError
-from cat_fast.inference.encoding.photo_ratio import (
-    PhotoDescriptions,
-    adaptive_ratio,
-    read_photo_captions,
-    require_served,
-)
+from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
 
 DOG = Description("a dog lying on grass")
 
@@ -78,33 +71,3 @@ def test_captions_without_pictures_names_are_refused(tmp_path):
     (tmp_path / "captions.txt").write_text("a dog\n")
     with pytest.raises(UserError, match=r"\.jsonl"):
         read_photo_captions(tmp_path / "captions.txt")
-
-
-def test_a_caption_is_scored_with_the_thresholds_given(tmp_path):
-    photo, image = tmp_path / "a.jpg", Image.new("RGB", (8, 8))
-    for thresholds in (RatioThresholds(0, 0), RatioThresholds(0, 9), RatioThresholds(9, 9)):
-        choice = adaptive_ratio(PhotoDescriptions(caption=DOG.caption), thresholds)(photo, image)
-        result = choose_ratio(DOG, thresholds=thresholds)
-        assert (choice.ratio, choice.score, choice.source) == (result.ratio, result.score, "caption")
-
-
-def test_without_a_caption_the_jpeg_size_decides(tmp_path):
-    noise = torch.randint(
-        0, 256, (3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    pictures = {32: torch.full_like(noise, 90), 8: noise}
-    for ratio, pixels in pictures.items():
-        assert jpeg_ratio(pixels) == ratio
-        choice = adaptive_ratio(PhotoDescriptions())(
-            tmp_path / "a.jpg", Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        )
-        assert (choice.ratio, choice.score, choice.source) == (ratio, None, "jpeg size")
-
-
-def test_ratios_that_a_tokenizer_does_not_serve():
-    require_served(16, (16,))
-    require_served(None, (8, 16, 32))
-    with pytest.raises(UserError, match="no ratio 8"):
-        require_served(8, (16, 32))
-    with pytest.raises(UserError, match="adaptive"):
-        require_served(None, (16, 32))

@@ -1,69 +1,17 @@
-"""Which compression ratio a photograph gets: a fixed one, or what its description earns.
+"""Descriptions of photographs from the user's words.
 
-A description comes from the user's words, most explicit first: a row of a captions file, one caption for
-all pictures, a text file beside the picture. A picture with none is judged by its size as a JPEG.
+The most explicit counts: a row of a captions file, one caption for all images, a text file next to the image.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
-from cat_fast.complexity import (
-    RATIOS,
-    Description,
-    RatioThresholds,
-    choose_ratio,
-    jpeg_ratio,
-    read_descriptions,
-)
-from cat_fast.complexity.jpeg_size import JPEG_SIDE
+from cat_fast.complexity import Description, read_descriptions
 from cat_fast.data.images.caption_file import caption_beside
-from cat_fast.data.images.io import image_to_bytes, resize_center_crop
 from cat_fast.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class RatioChoice:
-    """A ratio and what it rests on."""
-
-    ratio: int
-    source: str
-    """One of "fixed", "caption" and "jpeg size"."""
-    why: str
-    """The same for people: the caption where there is one."""
-    score: int | None = None
-    """Complexity score 1..9, where a caption was scored."""
-
-
-RatioChooser = Callable[[Path, Image.Image], RatioChoice]
-"""(file, its picture as `load_image` gives it) -> choice. Raises UserError for this picture alone."""
-
-
-def fixed_ratio(ratio: int) -> RatioChooser:
-    """Gives every picture `ratio`."""
-    choice = RatioChoice(ratio=ratio, source="fixed", why=f"fixed {ratio}x")
-    return lambda photo, image: choice
-
-
-def adaptive_ratio(
-    descriptions: PhotoDescriptions, thresholds: RatioThresholds | None = None
-) -> RatioChooser:
-    """Gives each picture the ratio of its description's score, or of its JPEG size where it has none."""
-
-    def choose(photo: Path, image: Image.Image) -> RatioChoice:
-        description = descriptions.find(photo)
-        if description is None:
-            ratio = jpeg_ratio(image_to_bytes(resize_center_crop(image, JPEG_SIDE)))
-            return RatioChoice(ratio=ratio, source="jpeg size", why="no caption; by JPEG size")
-        result = choose_ratio(description, thresholds=thresholds)
-        return RatioChoice(ratio=result.ratio, source="caption", why=description.caption, score=result.score)
-
-    return choose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +70,3 @@ def read_photo_captions(
             raise UserError(f"{path}, caption {number}: {name} has a caption already; keep one")
         rows[name] = description
     return rows
-
-
-def require_served(ratio: int | None, served: tuple[int, ...]) -> None:
-    """Raises UserError where a tokenizer of ratios `served` cannot do `ratio`; None stands for adaptive."""
-    has = ", ".join(map(str, served))
-    if ratio is not None and ratio not in served:
-        raise UserError(f"this tokenizer has no ratio {ratio}; it was trained for {has}")
-    if ratio is None and not set(RATIOS) <= set(served):
-        wanted = ", ".join(map(str, RATIOS))
-        raise UserError(f"adaptive ratios need a tokenizer of ratios {wanted}; this one has {has}: fix one")

@@ -1,0 +1,54 @@
+"""The settings that the content of a folder was made with, kept in a JSON file in it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cat_fast.data.files import write_json
+from cat_fast.errors import UserError
+
+_MAX_SHOWN = 60
+"""Longest values, in characters, that an error quotes."""
+
+
+def claim_folder(path: Path, settings: Mapping[str, Any], content: str) -> bool:
+    """Write `settings` to `path`, or compare them with those already there.
+
+    Of several processes or machines that claim a folder together, the first one's settings count.
+
+    Args:
+        path: a JSON file in the folder, which is made if missing.
+        settings: everything that the folder's content depends on, as JSON values.
+        content: a name for what the folder holds, such as "latents".
+
+    Returns:
+        True if the folder was claimed before, with the same settings.
+
+    Raises:
+        UserError: the folder was claimed with other settings, or the file cannot be read or written.
+    """
+    claimed = path.exists()
+    if not claimed:
+        write_json(path, settings, keep=True)
+    advice = "choose another folder, or delete this one"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); {advice}") from error
+    wanted = json.loads(json.dumps(settings))
+    if differing := list(_differences(found, wanted)):
+        raise UserError(
+            f"{path.parent} holds {content} made with other settings ({', '.join(differing)}); {advice}"
+        )
+    return claimed
+
+
+def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
+    """Yield the dotted names of values that differ, with both values where they are short."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in wanted | found:
+            yield from _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
+    elif found != wanted:
+        values = f"{found!r}, not {wanted!r}"
+        yield f"{name}: {values}" if name and len(values) <= _MAX_SHOWN else name or "not an object"

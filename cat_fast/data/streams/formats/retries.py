@@ -1,0 +1,34 @@
+"""Repeated attempts at what may fail for a while: each wait is twice the one before, up to a minute."""
+
+import time
+
+from cat_fast.data.streams.formats.config import StreamConfig
+from cat_fast.data.streams.formats.problems import Problems
+
+LONGEST_WAIT = 60.0
+
+
+class Retries:
+    """Attempts at one operation, `config.attempts` in a row.
+
+    Args:
+        where: name of the shard or file in warnings.
+    """
+
+    def __init__(self, config: StreamConfig, problems: Problems, where: str) -> None:
+        self.config, self.problems, self.where = config, problems, where
+        self.succeeded()
+
+    def succeeded(self) -> None:
+        """Start counting again, with the first wait."""
+        self.failures, self.wait = 0, self.config.first_wait
+
+    def failed(self, reason: str) -> bool:
+        """Wait before the next attempt; return False at once where no attempt is left."""
+        self.failures += 1
+        if self.failures == self.config.attempts:
+            return False
+        self.problems.retrying(self.where, reason, self.wait)
+        time.sleep(self.wait)
+        self.wait = min(2 * self.wait, LONGEST_WAIT)
+        return True

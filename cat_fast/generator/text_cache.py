@@ -1,0 +1,50 @@
+"""`TextCache`: the states of texts that come up again, encoded once each and kept on the host."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from cat_fast.generator.packed_text import PackedText
+from cat_fast.generator.text_encoder import TextEncoder
+
+
+class TextCache:
+    """Encodes texts as its encoder does, each distinct one once while it is kept.
+
+    A text is encoded by itself, not in a batch: padding and neighbours change the last bits of its states.
+    So the states are a function of the text alone, whatever was encoded or dropped before, and a resumed run
+    computes what an uninterrupted one has in its cache.
+
+    Args:
+        max_bytes: memory for states; beyond it the ones used longest ago are dropped.
+    """
+
+    def __init__(self, encoder: TextEncoder, max_bytes: int) -> None:
+        self.encoder, self.max_bytes = encoder, max_bytes
+        self.bytes = 0
+        """Size of the states kept now."""
+        self._states: OrderedDict[str, torch.Tensor] = OrderedDict()
+
+    def __call__(self, texts: Sequence[str]) -> PackedText:
+        """As `TextEncoder.__call__`."""
+        packed = PackedText.of([self._get(text) for text in texts])
+        return packed.to(self.encoder.model.device)
+
+    def _get(self, text: str) -> torch.Tensor:
+        """Return the states of a text, (tokens, dim) on the CPU."""
+        states = self._states.pop(text, None)
+        if states is None:
+            states = self.encoder([text]).tokens.cpu()
+            self.bytes += states.nbytes
+        self._states[text] = states
+        while self.bytes > self.max_bytes:
+            _, dropped = self._states.popitem(last=False)
+            self.bytes -= dropped.nbytes
+        return states
+
+
+def estimate_bytes(encoder: TextEncoder, count: int, sample: Sequence[str]) -> float:
+    """Estimate the size of the states of `count` texts by the lengths of a sample of them."""
+    mean_tokens = sum(encoder.count_tokens(sample)) / len(sample)
+    return count * mean_tokens * encoder.dim * encoder.model.dtype.itemsize

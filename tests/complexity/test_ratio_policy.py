@@ -1,0 +1,96 @@
+"""The ratio of an image by its labels in the order of a policy, scored in one batch; or by its JPEG size."""
+
+import pytest
+import torch
+from PIL import Image
+
+from cat_fast.complexity import Description, RatioThresholds, choose_ratio, jpeg_ratio
+from cat_fast.complexity.ratio_policy import RatioPolicy
+from cat_fast.data.streams.formats.base import Labels
+from cat_fast.errors import UserError
+
+DOG = Labels(caption="a dog lying on grass")
+PAIR = RatioThresholds(2, 5)
+
+
+class Recorder:
+    """Scores a caption by its number of words, keeps the batches that it was given, and refuses one word."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def score_many(self, descriptions):
+        captions = [d.caption for d in descriptions]
+        self.batches.append(captions)
+        if "refused" in captions:
+            raise UserError("refused has no score")
+        return [len(caption.split()) for caption in captions]
+
+
+@pytest.mark.parametrize(
+    ("order", "labels", "ratio", "source"),
+    [
+        (("ratio", "score", "caption"), Labels(ratio=8, score=3, caption="a b"), 8, "ratio"),
+        (("ratio", "score", "caption"), Labels(score=3, caption="a b"), 16, "score"),
+        (("ratio", "score", "caption"), Labels(caption="a b"), 32, "caption"),
+        (("score", "caption", "ratio"), Labels(ratio=8, score=3, caption="a b"), 16, "score"),
+        (("score", "caption", "ratio"), Labels(ratio=8, caption="a b"), 32, "caption"),
+        (("score", "caption", "ratio"), Labels(ratio=8), 8, "ratio"),
+        (("caption",), Labels(ratio=8, score=9, caption="a b c"), 16, "caption"),
+    ],
+)
+def test_the_first_label_of_the_order_decides(order, labels, ratio, source):
+    policy = RatioPolicy(order, PAIR, Recorder())
+    (choice,) = policy.choose([labels])
+    assert (choice.ratio, choice.source) == (ratio, source)
+    assert policy.rate(labels) == ratio
+
+
+def test_without_a_label_there_is_no_choice():
+    policy = RatioPolicy(("ratio", "score"))
+    assert policy.choose([DOG]) == [None]
+    assert policy.rate(DOG) is None
+
+
+def test_a_fixed_ratio_looks_at_no_label():
+    policy = RatioPolicy(("caption",), scorer=Recorder(), fixed=16)
+    assert {(c.ratio, c.source, c.score) for c in policy.choose([DOG, Labels(), Labels(score=99)])} == {
+        (16, "fixed", None)
+    }
+    assert policy.scorer.batches == []
+
+
+def test_captions_are_scored_in_one_batch_as_one_by_one():
+    images = [DOG, Labels(score=4), Labels(), Labels(caption="a b c d e f", has_faces=True), Labels(ratio=8)]
+    policy = RatioPolicy(("ratio", "score", "caption"), PAIR, Recorder())
+    together = policy.choose(images)
+    assert policy.scorer.batches == [["a dog lying on grass", "a b c d e f"]]
+    assert together == [choice for image in images for choice in policy.choose([image])]
+
+
+def test_by_default_the_shipped_scorer_and_thresholds_decide():
+    (choice,) = RatioPolicy(("caption",)).choose([Labels(caption=DOG.caption, has_faces=True)])
+    expected = choose_ratio(Description(DOG.caption, has_faces=True))
+    assert (choice.ratio, choice.score, choice.why) == (expected.ratio, expected.score, DOG.caption)
+
+
+def test_labels_that_are_not_valid_cost_no_other_image_its_choice():
+    images = [DOG, Labels(caption="refused"), Labels(score=12), Labels(caption=" "), Labels(caption="a b")]
+    policy = RatioPolicy(("score", "caption"), PAIR, Recorder())
+    first, refused, out_of_range, blank, last = policy.choose(images)
+    assert (first.ratio, last.ratio) == (16, 32)
+    for error, words in ((refused, "refused has no score"), (out_of_range, "12"), (blank, "non-empty")):
+        assert isinstance(error, UserError)
+        assert words in str(error)
+    assert [policy.rate(image) for image in images] == [16, None, None, None, 32]
+
+
+def test_a_jpeg_size_decides_where_it_is_asked():
+    noise = torch.randint(
+        0, 256, (3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    for ratio, pixels in {32: torch.full_like(noise, 90), 8: noise}.items():
+        assert jpeg_ratio(pixels) == ratio
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        choice = RatioPolicy(("caption",)).choose_by_jpeg(image)
+        assert (choice.ratio, choice.score, choice.source) == (ratio, None, "jpeg size")
