@@ -101,7 +101,7 @@ def _ours(shards: list[str], workers: int, pictures: int, settings: CropSettings
     )
 
     def epoch() -> Crops:
-        batches = [source.batch(0) for _ in range(pictures // BATCH)]
+        batches = [source.batch() for _ in range(pictures // BATCH)]
         return [
             (k.split(": ")[1], x) for batch in batches for k, x in zip(batch.keys, batch.images, strict=True)
         ]

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cat_fast.complexity.choose import Scorer, choose_ratios
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.ratio import RatioThresholds
-from cat_fast.complexity.ratio_policy import Label, RatioChoice, RatioPolicy, ratio_of_image
+from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs
@@ -54,19 +54,14 @@ def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
     return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
 
 
-def ratios_of(records: Sequence[ImageRecord], signal: str, thresholds: RatioThresholds) -> list[int]:
-    """Return the ratio of each image by one of RATIO_SIGNALS; by `jpeg`, each is read and compressed once.
+def ratios_by_jpeg(records: Sequence[ImageRecord]) -> list[int | None]:
+    """Return the ratio of each image by its size as a JPEG, None for those that cannot be read."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
 
-    Raises:
-        UserError: an image has no such signal, or not a valid one.
-    """
-    if signal == "jpeg":
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda record: ratio_of_image(load_image(record.path)), records))
-    ratios = []
-    for record, choice in zip(records, policy_of(signal, thresholds).choose(records), strict=True):
-        if not isinstance(choice, RatioChoice):
-            why = choice or f"the index names no {signal.replace('index', 'ratio')}"
-            raise UserError(f"{record.key}: {why}; data.ratios_from=jpeg judges by size")
-        ratios.append(choice.ratio)
-    return ratios
+
+def _ratio_by_jpeg(path: str) -> int | None:
+    try:
+        return ratio_of_image(load_image(path))
+    except UserError:
+        return None

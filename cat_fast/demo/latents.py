@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cat_fast.data.images.crops import CropDataset, load_shrunk
 from cat_fast.data.images.index import ImageRecord
+from cat_fast.data.images.io import image_to_tensor, load_image
+from cat_fast.data.images.random_crop import random_crop, shrink
 from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.data.photographs import CATEGORIES
 from cat_fast.inference.encoding.ratio_batches import encode_batch
@@ -30,25 +31,31 @@ def encode_crops(
     picture and the crop's number alone, and latents that are there already are not made again.
     """
     tokenizer.eval()
-    pictures = CropDataset(
-        [load_shrunk(r.path, 2 * resolution) for r in records],
-        resolution,
-        MIN_CROP,
-        mirrored=[not r.has_text for r in records],
-    )
     with LatentShardWriter(
         folder, tokenizer.fingerprint(), resolution=resolution, class_names=CATEGORIES, latents_per_shard=256
     ) as writer:
         for number, record in enumerate(records):
-            for ratio in tokenizer.ratios:
-                count = crops if ratio == record.ratio else crops // 2
-                names = {i: f"{record.key}-{ratio}x-{i}" for i in range(count)}
-                todo = {i: name for i, name in names.items() if name not in writer}
-                if not todo:
+            todo = {
+                ratio: [i for i in range(count) if _name(record, ratio, i) not in writer]
+                for ratio in tokenizer.ratios
+                for count in [crops if ratio == record.ratio else crops // 2]
+            }
+            if any(todo.values()):
+                picture = shrink(load_image(record.path), 2 * resolution)
+            for ratio, numbers in todo.items():
+                if not numbers:
                     continue
-                batch = [pictures.crop(number, np.random.default_rng([number, ratio, i])) for i in todo]
+                rngs = [np.random.default_rng([number, ratio, i]) for i in numbers]
+                batch = [
+                    image_to_tensor(random_crop(picture, rng, resolution, MIN_CROP, not record.has_text))
+                    for rng in rngs
+                ]
                 latents = encode_batch(tokenizer, batch, ratio)
-                for name, latent in zip(todo.values(), latents, strict=True):
-                    label = CATEGORIES.index(record.category)
+                for i, latent in zip(numbers, latents, strict=True):
+                    label, name = CATEGORIES.index(record.category), _name(record, ratio, i)
                     writer.add(name, latent, label=label, ratio=ratio, caption=record.caption)
             on_done()
+
+
+def _name(record: ImageRecord, ratio: int, number: int) -> str:
+    return f"{record.key}-{ratio}x-{number}"

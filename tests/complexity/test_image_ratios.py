@@ -1,12 +1,14 @@
 """From described pictures to an index: the description decides score and ratio, the rest is carried over."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from torchvision.transforms.functional import pil_to_tensor
 
 from cat_fast.complexity import Description, RatioThresholds, choose_ratios, jpeg_ratio
-from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_of
+from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_by_jpeg
+from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.images.index import write_index
 from cat_fast.data.images.io import load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
@@ -54,14 +56,12 @@ def test_the_name_photographs_means_the_training_split_and_anything_else_a_file(
         load_index(str(tmp_path / "photographs"))
 
 
-def test_ratios_come_from_the_index_from_scores_or_from_jpeg_sizes():
+def test_ratios_come_from_jpeg_sizes_where_images_can_be_read(tmp_path):
     records = index_photographs(photographs("held_out"))
-    assert ratios_of(records, "index", RatioThresholds(4, 7)) == [record.ratio for record in records]
-    by_score = ratios_of(records, "score", RatioThresholds(2, 8))
-    assert by_score == [RatioThresholds(2, 8).ratio(record.score) for record in records]
     expected = [
         jpeg_ratio(pil_to_tensor(resize_center_crop(load_image(record.path), 512))) for record in records
     ]
-    by_jpeg = ratios_of(records, "jpeg", RatioThresholds(4, 7))
-    assert by_jpeg == expected
+    by_jpeg = ratios_by_jpeg([*records, replace(records[0], path=str(tmp_path / "none.jpg"))])
+    assert by_jpeg == [*expected, None]
+    assert [ratio_of_file(Path(record.path).read_bytes()) for record in records] == expected
     assert len(set(by_jpeg)) > 1

@@ -24,6 +24,15 @@ def random_crop(
     return crop
 
 
+def shrink(image: Image.Image, max_side: int) -> Image.Image:
+    """Return an image with its short side at most `max_side` pixels."""
+    scale = max_side / min(image.size)
+    if scale >= 1:
+        return image
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
 def jitter_colours(x_CHW: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """(3, H, W) float32 in [-1, 1], channels in another order, scaled by 1 - strength to 1, shifted."""
     gain = np.float32(1) - np.float32(strength) * rng.random((3, 1, 1), dtype=np.float32)

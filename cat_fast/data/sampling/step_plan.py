@@ -1,7 +1,7 @@
 """The plan of a step: which ratio each rank trains at, and on how many pictures.
 
-A plan is a pure function of the step and of how many pictures of each ratio were trained on before. It knows
-no pictures: `RatioSampler` gives it indices, and a stream takes the next pictures of each ratio as they come.
+A plan is a pure function of the step and of the number of images of each ratio trained on before. It knows no
+images: a source takes the next ones of each ratio as they come.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,7 @@ class RankShare(NamedTuple):
 
     ratio: int
     pictures: int
-    """0 is an idle rank, which runs on any picture, and whose loss counts for nothing; only the last step of
-    an epoch that has fewer pictures left than there are ranks has one."""
+    """Number of images."""
 
 
 class StepPlan(Protocol):

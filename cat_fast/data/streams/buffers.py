@@ -44,8 +44,10 @@ class Position:
 class Sample(NamedTuple):
     """An encoded picture, and the position of its ratio once it is used."""
 
-    key: str
     shard: str
+    number: int
+    """Its place in the shard."""
+    key: str
     data: bytes
     mirrored: bool
     epoch: int
@@ -177,8 +179,15 @@ class RatioReader:
             return None
         if not problem:
             try:
-                mirrored = not entry.labels.has_text
-                return Sample(entry.key, shard, entry.read(), mirrored, start.epoch, start)
+                return Sample(
+                    shard=shard,
+                    number=entry.number,
+                    key=entry.key,
+                    data=entry.read(),
+                    mirrored=not entry.labels.has_text,
+                    epoch=start.epoch,
+                    after=start,  # until its run is shuffled
+                )
             except OSError as error:
                 problem = str(error)
         self.shards.problems.report(f"{shard}: {entry.key}", problem)

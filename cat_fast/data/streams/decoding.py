@@ -5,17 +5,25 @@ import time
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from cat_fast.data.images.io import decode_image
-from cat_fast.data.images.random_crop import jitter_colours, random_crop
+from cat_fast.data.images.random_crop import jitter_colours, random_crop, shrink
 
 
 class CropSettings(NamedTuple):
-    """As in `CropDataset`."""
+    """How square training crops are made."""
 
     image_size: int
+    """Side of a crop in pixels."""
     min_crop: float
+    """Smallest crop side as a share of the short side, before resizing to `image_size`; never fewer pixels
+    than `image_size`, unless the image itself is smaller."""
     colour_jitter: float = 0.0
+    """Strength in [0, 1) of random changes of colour, for sets too small to show all colours: channels change
+    places, and each is scaled by 1 - jitter to 1 and shifted by at most jitter."""
+    max_side: int = 0
+    """Larger images are first shrunk until their short side has this many pixels; 0 for none."""
 
 
 class Crop(NamedTuple):
@@ -26,7 +34,7 @@ class Crop(NamedTuple):
 
 
 def crop_seed(seed: int, epoch: int, ratio: int, key: str) -> tuple[int, ...]:
-    """Of a picture's crop, flip and colours.
+    """Return the seed of an image's crop, flip and colours.
 
     By picture, not by place in a batch: a broken picture found by a worker moves those after it, which other
     workers are cutting already.
@@ -37,15 +45,32 @@ def crop_seed(seed: int, epoch: int, ratio: int, key: str) -> tuple[int, ...]:
 
 
 def decode_crop(data: bytes, seed: tuple[int, ...], mirrored: bool, settings: CropSettings) -> Crop:
-    """A random crop of a picture.
+    """Return a random crop of an encoded image.
 
     Raises:
-        UserError: the bytes are no whole picture.
+        UserError: the bytes are not a complete image.
     """
     start = time.perf_counter()
-    rng = np.random.default_rng(seed)
-    crop = random_crop(decode_image(data), rng, settings.image_size, settings.min_crop, mirrored)
+    pixels = crop_pixels(decode(data, settings), np.random.default_rng(seed), mirrored, settings)
+    return Crop(pixels, time.perf_counter() - start)
+
+
+def decode(data: bytes, settings: CropSettings) -> Image.Image:
+    """Return an encoded image as 8-bit RGB, at most as large as crops are taken from.
+
+    Raises:
+        UserError: the bytes are not a complete image.
+    """
+    image = decode_image(data)
+    return shrink(image, settings.max_side) if settings.max_side else image
+
+
+def crop_pixels(
+    image: Image.Image, rng: np.random.Generator, mirrored: bool, settings: CropSettings
+) -> np.ndarray:
+    """Return a random crop, flipped at random if `mirrored`, as in `Crop.pixels`."""
+    crop = random_crop(image, rng, settings.image_size, settings.min_crop, mirrored)
     pixels = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))
     if settings.colour_jitter:
-        pixels = jitter_colours(pixels.astype(np.float32) / 127.5 - 1, settings.colour_jitter, rng)
-    return Crop(pixels, time.perf_counter() - start)
+        return jitter_colours(pixels.astype(np.float32) / 127.5 - 1, settings.colour_jitter, rng)
+    return pixels

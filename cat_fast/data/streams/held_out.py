@@ -27,7 +27,8 @@ class TrainingShards:
     """Implements `ShardSet` for all images of a set that are not held out."""
 
     def __init__(self, shards: ShardSet, held_out: HeldOut) -> None:
-        self.shards, self.held_out, self.names = shards, held_out, shards.names
+        self.shards, self.held_out = shards, held_out
+        self.names, self.fingerprint = shards.names, shards.fingerprint
 
     def open(self, index: int) -> Shard:
         return FilteredShard(self.shards.open(index), lambda key: key not in self.held_out)

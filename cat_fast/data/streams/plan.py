@@ -70,15 +70,15 @@ class PlanCursor:
         self.drawn = {ratio: int(state["drawn"][str(ratio)]) for ratio in self.ratios}
 
 
-def counted(shards: ShardSet, rating: Rating) -> Mix:
-    """Pictures of each ratio by the labels of a few shards, spread over the set.
+def counted(shards: ShardSet, rating: Rating, most: int = SHARDS_COUNTED) -> Mix:
+    """Count the images of each ratio by the labels of at most `most` shards, spread over the set.
 
     Raises:
         UserError: the labels name no ratio.
     """
     found: dict[int, int] = {}
     unreadable = ""
-    for index in spread(len(shards.names), SHARDS_COUNTED):
+    for index in spread(len(shards.names), most):
         try:
             labels = shards.labels(index) or []
         except UnreadableShard as error:

@@ -29,8 +29,8 @@ class Broken:
 class WorkerPool:
     """Runs functions in `workers` processes, or here and at once where there are none.
 
-    The processes are started by `spawn`: a fork would copy the locks of threads, NCCL's and CUDA's among
-    them, in whatever state they are.
+    The processes are started when they are first needed, by `spawn`: a fork would copy the locks of threads,
+    NCCL's and CUDA's among them, in whatever state they are.
     """
 
     def __init__(self, workers: int) -> None:
@@ -38,7 +38,7 @@ class WorkerPool:
         self._lock, self._alone_lock = threading.Lock(), threading.Lock()
         self._generation = 0
         self._closed = False
-        self._executor = _start(workers) if workers else None
+        self._executor: ProcessPoolExecutor | None = None
         self._alone: ProcessPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> "Task":
@@ -55,6 +55,10 @@ class WorkerPool:
         """A future of the work, and the generation of processes that does it."""
         while True:
             with self._lock:
+                if self.workers and self._executor is None:
+                    if self._closed:
+                        raise RuntimeError("the pool is closed")
+                    self._executor = _start(self.workers)
                 generation, executor = self._generation, self._executor
             if executor is None:
                 future: Future[Any] = Future()

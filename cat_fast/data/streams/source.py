@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from cat_fast.data.image_batch import ImageBatch, fingerprint, last_part
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.data.sampling.step_plan import StepPlan
 from cat_fast.data.streams.buffers import Position, RatioReader, Sample
 from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
 from cat_fast.data.streams.formats.base import Entry, Rating, ShardSet
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.image_cache import ImageCache
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.plan import Mix, PlanCursor, Planned
 from cat_fast.data.streams.pool import Broken, Task, WorkerPool
@@ -27,12 +28,14 @@ MOST_BROKEN_IN_A_ROW = 1000
 
 
 class StreamSource:
-    """Implements `ImageSource` for shards; see the package for what it promises.
+    """Batches of one rank, in the order of the steps; see the package for what it promises.
 
     Args:
         rating: how pictures get their ratios; None if every picture serves every ratio.
         plan_of: ratio and number of pictures of each rank, step by step, for a mix of ratios.
         mix: that mix; of a run that goes on, the checkpoint's if it was counted.
+        cache_bytes: memory for decoded images, which are then cropped in the training process; images without
+            room are decoded by the workers each time. 0 keeps none.
     """
 
     def __init__(
@@ -47,15 +50,17 @@ class StreamSource:
         world_size: int,
         seed: int,
         problems: Problems,
+        cache_bytes: int = 0,
     ) -> None:
         self.plan, self.crop, self.config = PlanCursor(plan_of, mix, rank), crop, config
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.problems = problems
-        self.pool = WorkerPool(config.workers)
+        self.pool, self.in_process = WorkerPool(config.workers), WorkerPool(0)
+        self.cache = ImageCache(cache_bytes, crop) if cache_bytes else None
         self.open_shards = OpenShards(
             shards, rating, self.pool, problems, 2 * len(self.ratios), config.unreadable == "stop"
         )
-        self.fingerprint = fingerprint(map(last_part, shards.names))
+        self.fingerprint = shards.fingerprint
         self.shard_count = len(shards.names)
         self._begin(
             Dealing(self.shard_count, world_size, seed), dict.fromkeys(self.ratios, Position()), skipped=0
@@ -63,11 +68,11 @@ class StreamSource:
 
     @property
     def ratios(self) -> list[int]:
-        """Those of the plan, ascending."""
+        """Ratios that batches can have, ascending; the same on all ranks."""
         return self.plan.ratios
 
-    def batch(self, step: int) -> ImageBatch:
-        """Of any step: a stream's crops depend on the picture and its epoch alone.
+    def batch(self) -> ImageBatch:
+        """Return the next batch, its images on the CPU.
 
         Raises:
             UserError: nothing that can be used comes any more.
@@ -90,14 +95,20 @@ class StreamSource:
             images=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
             keys=keys,
             data_seconds=time.perf_counter() - start,
-            images_per_second=max(1, self.config.workers) * len(crops) / decoding,
+            images_per_second=self._decoders * len(crops) / decoding,
             skipped=self._skipped,
         )
 
+    @property
+    def _decoders(self) -> int:
+        return 1 if self.cache is not None else max(1, self.config.workers)
+
     def state_dict(self) -> dict[str, Any]:
+        """Return the position after the last batch, as JSON."""
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
+        """Return a function that makes the `state_dict` of now, at any later time; cheap in every step."""
         dealing, plan, positions = self.dealing, self._plan_state, dict(self._positions)
         skipped = self._skipped
 
@@ -114,7 +125,9 @@ class StreamSource:
         return state
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """On the number of ranks that saved them, to the very picture; on another, see `Dealing.resumed`.
+        """Resume from the states that all ranks of a run saved, in their order.
+
+        On the number of ranks that saved them, at the very image; on another, see `Dealing.resumed`.
 
         Raises:
             UserError: other shards than those the states speak of, or other ratios.
@@ -136,6 +149,7 @@ class StreamSource:
             self._begin(dealing, {f: Position(dealing.first_epoch(f)) for f in self.ratios}, skipped)
 
     def close(self) -> None:
+        """End processes and threads."""
         for reader in self._readers.values():
             reader.close()
         self.pool.close()
@@ -176,6 +190,8 @@ class StreamSource:
     def _submit(self, ratio: int) -> tuple[Sample, Task]:
         sample = self._readers[ratio].pick()
         seed = crop_seed(self.seed, sample.epoch, ratio, sample.key)
+        if self.cache is not None and self.cache.serves(sample):
+            return sample, self.in_process.submit(self.cache.crop, sample, seed)
         return sample, self.pool.submit(decode_crop, sample.data, seed, sample.mirrored, self.crop)
 
     def _next_crop(self, ratio: int) -> tuple[Sample, Crop | None]:
@@ -199,11 +215,16 @@ class StreamSource:
         return sample, None
 
     def _require_same_shards(self, state: dict[str, Any]) -> None:
+        if "shards" not in state:
+            raise UserError(
+                "the checkpoint's position in the data is of an earlier version: start a new run, as "
+                "with checkpoint.resume=never"
+            )
         shards = state["shards"]
         if shards["fingerprint"] != self.fingerprint:
             raise UserError(
-                f"the checkpoint is of {shards['count']} other shards than these {self.shard_count}: "
-                "give the same ones in the same order, or start a new run"
+                f"the checkpoint is of {shards['count']} other shards than these {self.shard_count}, or of "
+                "other images or ratios: give the same ones in the same order, or start a new run"
             )
 
 

@@ -187,7 +187,11 @@ class ImageDataConfig:
     """An image index (JSON lines), or `photographs` for the training split of the pictures that ship, which
     give way where shards, a folder or a dataset are named."""
     in_memory: bool = True
-    """Whether the index and its pictures are held in memory, decoded; if not, both are read as needed."""
+    """Whether the index is held in memory, with its images decoded as far as `cache_megabytes` allows; if
+    not, both are read as needed."""
+    cache_megabytes: int = 4096
+    """Memory per rank for decoded images of an index in memory; images without room are decoded by the
+    workers whenever they are drawn."""
     shards: str = ""
     """Webdataset archives with their scores beside them, local or anywhere fsspec reaches:
     `s3://bucket/shard-{000000..037999}.tar`, `folder/*.tar`, a folder, or several joined by `::`."""
@@ -198,7 +202,7 @@ class ImageDataConfig:
     dataset_config: str = ""
     dataset_split: str = "train"
     stream: StreamConfig = field(default_factory=StreamConfig)
-    """Reading and decoding of what is not held in memory."""
+    """Reading, shuffling and decoding."""
     ratios_from: str = "index"
     """What chooses a picture's ratio: `index`, the ratio in its line of the index or sidecar; `score`, its
     score by `thresholds`; or `jpeg`, its size as a JPEG by the published borders (counted when the run
@@ -212,7 +216,7 @@ class ImageDataConfig:
     min_crop: float = 0.25
     """Smallest side of a random crop, as a share of the picture's short side."""
     max_side: int = 512
-    """Pictures held in memory have their short side shrunk to this many pixels."""
+    """Images of an index in memory are shrunk until their short side has at most this many pixels."""
     colour_jitter: float = 0.0
     """Strength of random changes of colour; for sets of a few dozen pictures."""
     held_out: str = ""
@@ -226,6 +230,11 @@ class ImageDataConfig:
     def streamed(self) -> list[str]:
         """The names of the settings, other than `index`, that name images."""
         return [name for name in ("shards", "folder", "dataset") if getattr(self, name)]
+
+    @property
+    def held(self) -> bool:
+        """Whether the images are those of an index in memory."""
+        return self.in_memory and not self.streamed
 
     def __post_init__(self) -> None:
         require(
@@ -247,6 +256,8 @@ class ImageDataConfig:
             f"data.{''.join(streamed)}=''",
         )
         require(len(self.thresholds) == 2, f"data.thresholds: two scores expected, got {self.thresholds}")
+        require(self.cache_megabytes > 0, f"data.cache_megabytes: {self.cache_megabytes} must be positive")
+        require(self.max_side > 0, f"data.max_side: {self.max_side} must be positive")
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")
         require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
         require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")

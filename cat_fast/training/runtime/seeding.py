@@ -3,16 +3,11 @@
 Nothing random is carried from one step to the next, so a resumed run needs no generator state to go on
 exactly as a straight one would.
 Each stream ends its seed in a number of its own: numpy pads seeds with zeros, so (seed, step, rank 0) would
-be the stream from which the ratio sampler draws with (seed, step), and crops would follow the ratio.
+be the stream from which the plan of ratios draws with (seed, step).
 """
 
 import numpy as np
 import torch
-
-
-def step_rng(seed: int, step: int, rank: int) -> np.random.Generator:
-    """Source of the data's randomness: crops, flips."""
-    return np.random.default_rng([seed, step, rank, 2])
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

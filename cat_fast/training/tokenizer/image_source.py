@@ -5,44 +5,56 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL.Image import Image
-
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_of
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_by_jpeg
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.ratio_policy import ratio_of_file
-from cat_fast.data.image_batch import ImageBatch, ImageSource
-from cat_fast.data.images.crops import CropDataset, load_shrunk
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.data.images.index import ImageRecord
-from cat_fast.data.memory_source import MemorySource
-from cat_fast.data.sampling.ratio_sampler import RatioSampler, make_plan
+from cat_fast.data.sampling.ratio_sampler import make_plan
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.formats.base import Rating, ShardSet
 from cat_fast.data.streams.formats.hugging_face import HubShards
-from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
+from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.held_out import HeldOut, TrainingShards
-from cat_fast.data.streams.plan import Mix, counted
+from cat_fast.data.streams.plan import SHARDS_COUNTED, Mix, counted
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import ImageDataConfig, TokenizerRun
 from cat_fast.training.runtime.collective_errors import on_each, on_main, raise_together
 from cat_fast.training.runtime.ranks import Ranks
-from cat_fast.training.runtime.seeding import step_rng
 from cat_fast.training.tokenizer.measure_cost import costs_of
 
 
-def make_source(config: TokenizerRun, ranks: Ranks) -> ImageSource:
+def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     """Collective.
 
     Raises:
         UserError: no such pictures, or nothing tells their ratios.
     """
-    data = config.data
-    if data.in_memory and not data.streamed:
-        return _in_memory(config, ranks)
-    return _streamed(config, ranks)
+    data, sampler, problems = config.data, config.sampler, Problems()
+    shards = _in_memory(config, ranks) if data.held else on_each(lambda: _streamed(config, problems), ranks)
+    same = ranks.broadcast(shards.fingerprint) == shards.fingerprint
+    other = UserError("other pictures than rank 0: all ranks must see the same files")
+    raise_together(None if same else other, ranks)
+    rating = _rating(data)
+    mix = _mix(config, shards, rating, ranks)
+    costs = costs_of(config, ranks)
+    return StreamSource(
+        shards,
+        None if sampler.pool == "all" else rating,
+        lambda shares: make_plan(sampler, shares, data.batch_size, ranks.world_size, config.seed, costs),
+        mix,
+        CropSettings(data.image_size, data.min_crop, data.colour_jitter, data.max_side if data.held else 0),
+        data.stream,
+        ranks.rank,
+        ranks.world_size,
+        config.seed,
+        problems,
+        cache_bytes=data.cache_megabytes << 20 if data.held else 0,
+    )
 
 
 def save_source(state: Mapping[str, Any], folder: Path, ranks: Ranks) -> None:
@@ -50,7 +62,7 @@ def save_source(state: Mapping[str, Any], folder: Path, ranks: Ranks) -> None:
     (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(state))
 
 
-def load_source(source: ImageSource, folder: Path) -> None:
+def load_source(source: StreamSource, folder: Path) -> None:
     """Every rank reads the positions of all that saved."""
     source.load_state_dict([json.loads(p.read_text()) for p in sorted(folder.glob("pictures_*.json"))])
 
@@ -68,96 +80,49 @@ def loader_amounts(batches: Sequence[ImageBatch], world_size: int) -> dict[str, 
     }
 
 
-def _in_memory(config: TokenizerRun, ranks: Ranks) -> MemorySource:
-    data = config.data
-    held_out = held_out_of(config)
-    index = on_each(lambda: load_index(data.index), ranks)
-    every = [record for record in index if held_out is None or record.key not in held_out]
-    records, pictures = _readable(every, data.max_side, ranks)
-    ratios = _ratios(every, records, config)
-    costs = costs_of(config, ranks)
-    sampler = RatioSampler(ratios, data.batch_size, ranks.world_size, config.seed, config.sampler, costs)
-    crops = CropDataset(
-        pictures,
-        data.image_size,
-        data.min_crop,
-        mirrored=[not r.has_text for r in records],
-        colour_jitter=data.colour_jitter,
-    )
-    return MemorySource(
-        sampler,
-        crops,
-        [r.path for r in records],
-        ranks.rank,
-        lambda step: step_rng(config.seed, step, ranks.rank),
-        skipped=len(every) - len(records) if ranks.is_main else 0,
-    )
-
-
-def _readable(
-    records: Sequence[ImageRecord], max_side: int, ranks: Ranks
-) -> tuple[list[ImageRecord], list[Image]]:
-    """Collective: the records whose pictures every rank can read, since all plan by one list, and those
-    pictures. Rank 0 tells which are left out."""
-    pictures: dict[int, Image] = {}
-    broken: dict[int, str] = {}
-    for number, record in enumerate(records):
-        try:
-            pictures[number] = load_shrunk(record.path, max_side)
-        except UserError as error:
-            broken[number] = str(error)
-    broken = {number: why for its in ranks.gather(broken) for number, why in its.items()}
-    problems = Problems()
-    for number in sorted(broken) if ranks.is_main else ():
-        problems.report(records[number].key, broken[number])
-    kept = [number for number in range(len(records)) if number not in broken]
-    return [records[number] for number in kept], [pictures[number] for number in kept]
-
-
-def _ratios(every: Sequence[ImageRecord], kept: Sequence[ImageRecord], config: TokenizerRun) -> list[int]:
-    """Of the pictures that are kept, as long as no ratio is lost with those that are not."""
+def _in_memory(config: TokenizerRun, ranks: Ranks) -> RecordShards:
+    """Collective: the records to train on, with the ratios that `_rating` reads."""
     data, sampler = config.data, config.sampler
-    thresholds = RatioThresholds(*data.thresholds)
-    ratios = ratios_of(kept, data.ratios_from, thresholds)
-    if sampler.pool == "own_ratio" and not sampler.shares and data.ratios_from != "jpeg":
-        lost = set(ratios_of(every, data.ratios_from, thresholds)) - set(ratios)
-        if lost:
-            raise UserError(
-                f"data.index: {data.index}: none of its pictures at {min(lost)}x can be read: see the "
-                "warnings above, or leave the ratio out of sampler.shares"
-            )
-    return ratios
+    records = on_each(lambda: _records(config), ranks)
+    rated = sampler.pool == "own_ratio" or not sampler.shares
+    if rated and data.ratios_from == "jpeg":
+        return RecordShards(records, on_main(lambda: ratios_by_jpeg(records), ranks))
+    return RecordShards(records)
 
 
-def _streamed(config: TokenizerRun, ranks: Ranks) -> StreamSource:
-    data, problems = config.data, Problems()
-    held_out = held_out_of(config)
-    shards = on_each(lambda: open_shards(data, problems), ranks)
-    shards = shards if held_out is None else TrainingShards(shards, held_out)
-    same = ranks.broadcast(shards.names) == shards.names
-    other = UserError("other pictures than rank 0: all ranks must see the same files")
-    raise_together(None if same else other, ranks)
+def _records(config: TokenizerRun) -> list[ImageRecord]:
+    """Return the records of the index, other than those held out."""
+    index, held_out = config.data.index, held_out_of(config)
+    records = load_index(index)
+    if not records:
+        raise UserError(f"data.index: {index} holds no pictures")
+    kept = [record for record in records if held_out is None or record.key not in held_out]
+    if not kept:
+        raise UserError(f"data.held_out_share: all images of {index} are held out; lower it")
+    return kept
+
+
+def _streamed(config: TokenizerRun, problems: Problems) -> ShardSet:
+    """Return the shards to train on, other than their held-out images."""
+    shards, held_out = open_shards(config.data, problems), held_out_of(config)
+    return shards if held_out is None else TrainingShards(shards, held_out)
+
+
+def _mix(config: TokenizerRun, shards: ShardSet, rating: Rating, ranks: Ranks) -> Mix:
+    """Collective: the shares that are set, else the data's own."""
+    said, held = config.sampler.shares, config.data.held
     everyone = config.sampler.pool == "all"
-    rating = _rating(data)
-    if everyone and not config.sampler.shares:
+    if said and (everyone or not held):
+        return Mix(said)
+    if everyone and not held:
         raise UserError("sampler.shares: with pool: all they have to be said, such as sampler.shares={16: 1}")
-    said = config.sampler.shares
-    mix = Mix(said) if said else on_main(lambda: counted(shards, rating), ranks)
-    costs = costs_of(config, ranks)
-    return StreamSource(
-        shards,
-        None if everyone else rating,
-        lambda shares: make_plan(
-            config.sampler, shares, data.batch_size, ranks.world_size, config.seed, costs
-        ),
-        mix,
-        CropSettings(data.image_size, data.min_crop, data.colour_jitter),
-        data.stream,
-        ranks.rank,
-        ranks.world_size,
-        config.seed,
-        problems,
-    )
+    most = len(shards.names) if held else SHARDS_COUNTED
+    own = on_main(lambda: counted(shards, rating, most), ranks)
+    if missing := sorted(f for f, share in said.items() if share and f not in own.shares):
+        raise UserError(
+            f"sampler.shares: ratio {missing[0]} has a share but no picture; lower it or use sampler.pool=all"
+        )
+    return Mix(said) if said else own
 
 
 def held_out_of(config: TokenizerRun) -> HeldOut | None:
@@ -185,6 +150,8 @@ def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
 
 
 def _rating(data: ImageDataConfig) -> Rating:
-    policy = policy_of(data.ratios_from, RatioThresholds(*data.thresholds))
+    # Records in memory have had their ratios by JPEG size counted.
+    counted_before = data.held and data.ratios_from == "jpeg"
+    policy = policy_of("index" if counted_before else data.ratios_from, RatioThresholds(*data.thresholds))
     judged = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
     return Rating(policy.rate, ratio_of_file if judged else None)

@@ -68,10 +68,9 @@ class TokenizerTask:
             )
 
     def draw(self, step: int) -> Sequence[float]:
-        parts = self.config.accumulation_steps
         self._before_draw = self.source.snapshot()
         device = self.ranks.device
-        self._batches = [self.source.batch(step * parts + part).on(device) for part in range(parts)]
+        self._batches = [self.source.batch().on(device) for _ in range(self.config.accumulation_steps)]
         self.ranks.work.on([describe_batch(batch.keys, batch.ratio) for batch in self._batches])
         amounts = self.trainer.work(step, self._batches)
         amounts |= loader_amounts(self._batches, self.ranks.world_size)

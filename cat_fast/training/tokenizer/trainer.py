@@ -61,7 +61,7 @@ class TokenizerTrainer:
 
     def work(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
         """Return `images`, `tokens` and `flops` of this rank's batches."""
-        done = [(batch.ratio, batch.count) for batch in batches if batch.count]
+        done = [(batch.ratio, batch.count) for batch in batches]
         return self.flops.of_step(done, self._adversarial(step))
 
     def backward(self, step: int, batches: Sequence[ImageBatch], images: float) -> Backward:
@@ -70,7 +70,7 @@ class TokenizerTrainer:
         Its metrics are means over all pictures and, as `name_8x`, over those at each ratio.
 
         Args:
-            images: of all ranks and batches that count.
+            images: number of images in the batches of all ranks.
         """
         seed_step(self.config.seed, step, self.ranks.rank)
         engines = self._engines_of(step)

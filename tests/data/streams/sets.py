@@ -14,7 +14,7 @@ from webdataset import TarWriter
 from cat_fast.data.sampling.step_plan import PerRankPlan
 from cat_fast.data.streams.buffers import Position, RatioReader
 from cat_fast.data.streams.decoding import CropSettings
-from cat_fast.data.streams.formats.base import Entry, Labels, Rating, ShardSet
+from cat_fast.data.streams.formats.base import Entry, Labels, Rating, ShardSet, fingerprint_of
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
@@ -78,6 +78,7 @@ def make_source(
     shares: dict[int, float] = SHARES,
     rating: Rating | None = BY_INDEX,
     crop: CropSettings = CROP,
+    cache_bytes: int = 0,
     **stream,
 ) -> StreamSource:
     settings = {"workers": 0, "shuffle_pictures": 3, "first_wait": 0.0} | stream
@@ -92,14 +93,15 @@ def make_source(
         world_size,
         seed,
         Problems(),
+        cache_bytes,
     )
 
 
 def batches(source: StreamSource, steps: range) -> list[tuple]:
     """What counts of each batch."""
     found = []
-    for step in steps:
-        batch = source.batch(step)
+    for _ in steps:
+        batch = source.batch()
         found.append((batch.ratio, tuple(batch.keys), batch.images.numpy().tobytes(), batch.skipped))
     return found
 
@@ -115,6 +117,7 @@ class MemoryShards:
     def __init__(self, ratios: Sequence[Sequence[int]]) -> None:
         self.ratios = ratios
         self.names = [f"shard {n}" for n in range(len(ratios))]
+        self.fingerprint = fingerprint_of(self.names)
         self.opened: Counter[int] = Counter()
         self.read: Counter[str] = Counter()
 

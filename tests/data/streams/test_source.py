@@ -81,7 +81,7 @@ def test_ranks_share_out_each_epoch_of_each_ratio(straight):
 
 def test_a_picture_at_a_place_is_the_crop_that_its_epoch_seeds(folder):
     stream = make_source(tar_set(folder), batch_size=3, shares={16: 1.0})
-    batch = stream.batch(0)
+    batch = stream.batch()
     for key, pixels in zip(batch.keys, batch.images, strict=True):
         shard, number = map(int, re.findall(r"(\d+)-(\d+)$", key)[0])
         rng = np.random.default_rng(crop_seed(0, 0, 16, f"{shard}-{number}"))
@@ -124,7 +124,7 @@ def test_pictures_without_a_ratio_are_skipped_or_judged(tmp_path, caplog):
     lines = sidecar.read_text().splitlines(keepends=True)
     sidecar.write_text("".join([*lines[:4], '{"key": "0-4", "score": 3}\n', "no line\n"]))
     skipping = make_source(tar_set(folder), shares={16: 1.0}, batch_size=4)
-    first = skipping.batch(0)
+    first = skipping.batch()
     assert sorted(key[-3:] for key in first.keys) == ["0-0", "0-1", "0-2", "0-3"]
     assert first.skipped == 2
     assert "0-4 is skipped: it has neither score nor ratio" in caplog.text
@@ -164,7 +164,7 @@ def test_nothing_but_broken_pictures_ends_the_run_with_a_reason(tmp_path, monkey
     monkeypatch.setattr(source_module, "MOST_BROKEN_IN_A_ROW", 10)
     folder = write_shards(tmp_path, [[16, 16, 16]], ["0-0", "0-1", "0-2"])
     with pytest.raises(UserError, match=r"10 pictures in a row cannot be decoded.*are these pictures"):
-        make_source(tar_set(folder), shares={16: 1.0}).batch(0)
+        make_source(tar_set(folder), shares={16: 1.0}).batch()
 
 
 @pytest.mark.parametrize("new_size", [1, 3, 6])
@@ -232,8 +232,8 @@ def test_a_checkpoint_of_other_shards_or_ratios_is_refused_and_one_of_moved_shar
 
 
 def test_colours_change_on_request(folder):
-    plain = make_source(tar_set(folder)).batch(0)
-    changed = make_source(tar_set(folder), crop=CropSettings(8, 0.5, 0.3)).batch(0)
+    plain = make_source(tar_set(folder)).batch()
+    changed = make_source(tar_set(folder), crop=CropSettings(8, 0.5, 0.3)).batch()
     assert plain.keys == changed.keys
     original, other = plain.on("cpu").images, changed.on("cpu").images
     assert other.dtype == original.dtype

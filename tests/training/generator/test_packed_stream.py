@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cat_fast.data.sampling.ratio_sampler import RatioSampler, RatioSamplerConfig
 from cat_fast.errors import UserError
 from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ranks import Ranks
@@ -93,21 +92,3 @@ def test_a_run_with_another_budget_does_not_go_on():
     other = PackedStream(LENGTHS, 97, 6, SEED, Ranks())
     with pytest.raises(UserError, match="the saved state is of"):
         other.load_state_dict(stream.state_dict())
-
-
-def test_the_ratio_sampler_goes_on_through_the_pictures_with_another_number_of_ranks():
-    ratios = [(8, 16, 32)[i % 3] for i in range(90)]
-    given_out: Counter[int] = Counter()
-    state = None
-    for world_size in (2, 3, 1):
-        sampler = RatioSampler(ratios, 2, world_size, SEED, RatioSamplerConfig())
-        if state is not None:
-            sampler.load_state_dict(state)
-        for _ in range(4):
-            for batch in sampler.plan():
-                assert {ratios[i] for i in batch.indices} == {batch.ratio}
-                given_out.update(batch.indices)
-        state = json.loads(json.dumps(sampler.state_dict()))
-    assert given_out.total() == 4 * 2 * (2 + 3 + 1)
-    # No pool of 30 was gone through, so no picture came up again.
-    assert set(given_out.values()) == {1}

@@ -6,16 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cat_fast.complexity.image_ratios import load_index
-from cat_fast.data.images.crops import CropDataset, load_shrunk
-from cat_fast.data.sampling.cost_table import CostTable
-from cat_fast.data.sampling.ratio_sampler import RatioSampler
+from cat_fast.data.image_batch import ImageBatch
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.losses import TokenizerObjective
-from cat_fast.training.runtime.seeding import seed_step, step_rng
+from cat_fast.training.runtime.seeding import seed_step
+from cat_fast.training.tokenizer.image_source import make_source
 from cat_fast.training.tokenizer.predict_memory import plan_memory
 from tests.training.rank_processes import run_ranks
+from tests.training.thread_ranks import on_thread_ranks
 from tests.training.tokenizer.balanced_worker import STEPS, settings
 
 WORKER = "tests.training.tokenizer.balanced_worker:main"
@@ -30,24 +29,14 @@ def run(tmp_path_factory):
     return folder
 
 
-def sampler_of(config):
-    ratios = [record.ratio for record in load_index(config.data.index)]
-    costs = CostTable.read(config.sampler.cost_table)
-    return RatioSampler(ratios, config.data.batch_size, 2, config.seed, config.sampler, costs)
+def drawn(config) -> list[list[ImageBatch]]:
+    """The batches of both ranks, step by step."""
+    sources = on_thread_ranks(2, lambda ranks: make_source(config, ranks))
+    return [[source.batch().on(torch.device("cpu")) for source in sources] for _ in range(STEPS)]
 
 
 def reference(config):
     """Plain torch: every picture of both ranks weighs the same; on one thread, as the ranks compute."""
-    records = load_index(config.data.index)
-    data = config.data
-    crops = CropDataset(
-        [load_shrunk(r.path, data.max_side) for r in records],
-        data.image_size,
-        data.min_crop,
-        mirrored=[not r.has_text for r in records],
-        colour_jitter=data.colour_jitter,
-    )
-    sampler = sampler_of(config)
     torch.manual_seed(config.seed)
     model = build_model(NestedAutoencoderKL, config.model)
     objective = TokenizerObjective(config.loss)
@@ -56,17 +45,14 @@ def reference(config):
         model.parameters(), lr=o.lr, betas=tuple(o.betas), eps=o.eps, weight_decay=o.weight_decay
     )
     losses = []
-    for step in range(STEPS):
-        plan = sampler.plan()
-        total = sum(len(batch.indices) for batch in plan)
+    for step, batches in enumerate(drawn(config)):
+        total = sum(batch.count for batch in batches)
         optimizer.zero_grad()
         loss_of_step = 0.0
-        for rank, batch in enumerate(plan):
-            pictures = crops.batch(batch.indices, step_rng(config.seed, step, rank))
-            pictures = pictures.to(memory_format=torch.channels_last)
+        for rank, batch in enumerate(batches):
             seed_step(config.seed, step, rank)
-            reconstructions, posterior = model(pictures, batch.ratio, ghost_pass=True)
-            loss = objective(pictures, reconstructions, posterior).total * len(batch.indices) / total
+            reconstructions, posterior = model(batch.images, batch.ratio, ghost_pass=True)
+            loss = objective(batch.images, reconstructions, posterior).total * batch.count / total
             loss.backward()
             loss_of_step += loss.item()
         optimizer.step()
@@ -84,9 +70,7 @@ def one_thread():
 
 def test_ranks_with_unequal_batches_equal_plain_torch_on_all_pictures(run, one_thread):
     config = settings(run)
-    sampler = sampler_of(config)
-    plans = [sampler.plan() for _ in range(STEPS)]
-    assert any(len(a.indices) != len(b.indices) for a, b in plans), "else nothing is shown"
+    assert any(a.count != b.count for a, b in drawn(config)), "else nothing is shown"
     expected, losses = reference(config)
     trained = load_file(run / "weights.safetensors")
     for name, value in expected.items():
@@ -102,8 +86,6 @@ def test_a_rank_holds_the_memory_that_was_predicted(run):
     """Of torch's allocator, by the profiler: ZeRO 2 on two ranks, weights, gradients, optimiser and all."""
     config = settings(run)
     predicted = plan_memory(config, ranks=2)
-    sampler = sampler_of(config)
-    plans = [sampler.plan() for _ in range(STEPS)]
-    expected = max(predicted.peak(plan[0].ratio, len(plan[0].indices)) for plan in plans)
+    expected = max(predicted.peak(batch.ratio, batch.count) for batch, _ in drawn(config))
     measured = json.loads((run / "rank0.json").read_text())["peak"]
     assert expected == pytest.approx(measured, rel=0.1)

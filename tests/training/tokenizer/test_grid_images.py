@@ -81,7 +81,7 @@ def test_a_share_of_the_data_is_shown_and_never_trained_on(records, kind):
     def trained(ranks: Ranks) -> set[int]:
         source = make_source(run, ranks)
         try:
-            batches = [source.batch(step).on(ranks.device) for step in range(2 * COUNT)]
+            batches = [source.batch().on(ranks.device) for _ in range(2 * COUNT)]
             return {n for x in batches for n in numbers(x.images.add(1).mul(127.5).permute(0, 2, 3, 1))}
         finally:
             source.close()
@@ -107,6 +107,12 @@ def test_without_held_out_images_grids_show_training_images_and_say_so(records, 
 def test_a_set_too_small_for_its_share_shows_training_images(records):
     run = config(*sources(records)["memory"], "data.held_out_share=1e-9")
     assert not grid_images(run).held_out
+
+
+def test_an_index_in_memory_without_training_images_is_refused(records):
+    run = config(*sources(records)["memory"], f"data.held_out_share={1 - 1e-9}")
+    with pytest.raises(UserError, match=r"all images of .*are held out"):
+        make_source(run, Ranks())
 
 
 def test_another_seed_holds_out_other_images(records):

@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from cat_fast.complexity.image_ratios import index_photographs, ratios_of
+from cat_fast.complexity.image_ratios import index_photographs, ratios_by_jpeg
 from cat_fast.complexity.ratio import RatioThresholds
-from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.config import fill, read_yaml
-from cat_fast.data.images.crops import CropDataset, load_shrunk
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.photographs import photographs
-from cat_fast.data.sampling.ratio_sampler import RatioSampler
+from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams.formats.base import UnreadableShard
 from cat_fast.data.streams.formats.tar import TarShards
@@ -27,7 +25,6 @@ from cat_fast.data.streams.plan import Mix
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.ranks import Ranks
-from cat_fast.training.runtime.seeding import step_rng
 from cat_fast.training.tokenizer import image_source
 from cat_fast.training.tokenizer.image_source import load_source, loader_amounts, make_source, save_source
 from tests.data.streams.sets import picture
@@ -57,34 +54,16 @@ def shards(index):
     return folder
 
 
-def draw(source, steps=range(12)):
+def draw(source, steps=12):
     found = []
-    for step in steps:
-        batch = source.batch(step)
-        found.append((batch.ratio, tuple(batch.keys), batch.on(torch.device("cpu")).images))
+    for _ in range(steps):
+        batch = source.batch()
+        found.append((batch.ratio, tuple(batch.keys), batch.images))
     return found
 
 
 def same(first, second) -> bool:
     return all(a[:2] == b[:2] and torch.equal(a[2], b[2]) for a, b in zip(first, second, strict=True))
-
-
-def test_pictures_in_memory_are_those_that_sampler_and_step_seed(index):
-    run = config(f"data.index={index}", "data.colour_jitter=0.3")
-    records = index_photographs(photographs("held_out"))
-    paths = [str(record.path) for record in records]
-    sampler = RatioSampler([record.ratio for record in records], 2, 2, run.seed, run.sampler)
-    shrunk = [load_shrunk(path, 512) for path in paths]
-    crops = CropDataset(shrunk, 32, 0.25, [not record.has_text for record in records], 0.3)
-    _, source = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
-    for step in range(4):
-        ratio, indices = sampler.plan()[1][:2]
-        batch = source.batch(step)
-        assert batch.ratio == ratio
-        assert [Path(key).name for key in batch.keys] == [Path(paths[i]).name for i in indices]
-        assert torch.equal(
-            batch.on(torch.device("cpu")).images, crops.batch(indices, step_rng(run.seed, step, 1))
-        )
 
 
 SOURCES = {
@@ -104,46 +83,67 @@ def test_a_source_goes_on_from_what_its_ranks_saved(kind, index, shards, tmp_pat
     sources = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     snapshots = []
     for rank, source in enumerate(sources):
-        draw(source, range(5))
+        draw(source, 5)
         snapshots.append((source.snapshot(), source.state_dict()))
         save_source(source.state_dict(), tmp_path, Ranks(rank, 2))
     resumed = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     for source, straight in zip(resumed, sources, strict=True):
         load_source(source, tmp_path)
-        assert same(draw(source, range(5, 12)), draw(straight, range(5, 12)))
+        assert same(draw(source, 7), draw(straight, 7))
         source.close()
         straight.close()
     for snapshot, state in snapshots:  # of then, though the sources have moved on
         assert snapshot() == state
 
 
-@pytest.mark.parametrize("kind", ["index", "shards"])
-def test_a_stream_draws_the_same_mix_as_memory(kind, index, shards):
-    run = config(*SOURCES[kind](index, shards))
-    drawn = Counter(ratio for ratio, *_ in draw(make_source(run, Ranks()), range(40)))
-    in_memory = make_source(config(f"data.index={index}"), Ranks())
-    assert Counter(ratio for ratio, *_ in draw(in_memory, range(40))) == drawn
+@pytest.mark.parametrize("kind", ["memory", "index", "shards"])
+def test_the_mix_is_that_of_the_data(kind, index, shards):
+    source = make_source(config(*SOURCES[kind](index, shards)), Ranks())
+    ratios = [record.ratio for record in index_photographs(photographs("held_out"))]
+    assert source.plan.plan.shares == {f: ratios.count(f) / len(ratios) for f in sorted(set(ratios))}
 
 
-def test_scores_choose_ratios_by_thresholds(index, shards):
+def test_an_index_is_the_same_images_in_memory_and_on_the_disk(index):
+    """Save that on the disk they are not shrunk, which these need not be for `max_side`."""
+    held, read = (
+        make_source(config(f"data.index={index}", "data.max_side=4096", *more), Ranks())
+        for more in ([], ["data.in_memory=false"])
+    )
+    drawn = [draw(source) for source in (held, read)]
+    names = [[[key.split(": ")[1] for key in keys] for _, keys, _ in batches] for batches in drawn]
+    assert names[0] == names[1]
+    assert all(torch.equal(a, b) for (_, _, a), (_, _, b) in zip(*drawn, strict=True))
+    assert held.cache is not None
+    assert len(held.cache) == len({key for _, keys, _ in drawn[0] for key in keys})
+
+
+def test_the_cache_is_bounded_and_what_it_lacks_is_the_same(index):
+    sources = [
+        make_source(config(f"data.index={index}", f"data.cache_megabytes={size}"), Ranks())
+        for size in (4096, 2)
+    ]
+    assert same(*(draw(source) for source in sources))
+    assert [source.cache.full for source in sources] == [False, True]
+    assert 0 < sources[1].cache.size <= 2 << 20
+
+
+@pytest.mark.parametrize("kind", ["memory", "shards"])
+def test_scores_choose_ratios_by_thresholds(kind, index, shards):
     records = index_photographs(photographs("held_out"))
     for thresholds in ((2, 8), (5, 6)):
         run = config(
-            *SOURCES["shards"](index, shards),
+            *SOURCES[kind](index, shards),
             *("data.ratios_from=score", f"data.thresholds=[{thresholds[0]},{thresholds[1]}]"),
             "data.batch_size=1",
         )
         expected = {r.key: RatioThresholds(*thresholds).ratio(r.score) for r in records}
-        for ratio, keys, _ in draw(make_source(run, Ranks()), range(30)):
+        for ratio, keys, _ in draw(make_source(run, Ranks()), 30):
             assert expected[keys[0].split(": ")[1]] == ratio
 
 
 def test_sizes_as_jpeg_choose_ratios_where_asked_or_where_nothing_else_does(index, shards, tmp_path):
     records = index_photographs(photographs("held_out"))
-    judged = dict(
-        zip([r.key for r in records], ratios_of(records, "jpeg", RatioThresholds(4, 7)), strict=True)
-    )
-    assert [ratio_of_file(Path(r.path).read_bytes()) for r in records] == list(judged.values())
+    judged = dict(zip([r.key for r in records], ratios_by_jpeg(records), strict=True))
     there = [f for f in (8, 16, 32) if f in judged.values()]
     shares = f"sampler.shares={{{', '.join(f'{f}: 1' for f in there)}}}"
     bare = tmp_path / "bare"
@@ -153,24 +153,24 @@ def test_sizes_as_jpeg_choose_ratios_where_asked_or_where_nothing_else_does(inde
     for path in shards.glob("*.tar"):
         (bare / path.name).write_bytes(_without_json(path))
     for overrides in (
+        [f"data.index={index}", "data.ratios_from=jpeg"],
         [f"data.shards={shards}", "data.ratios_from=jpeg"],
         [f"data.shards={bare}", "data.stream.unscored=jpeg"],
     ):
         run = config(*overrides, shares, "data.batch_size=1")
-        seen = {
-            keys[0].split(": ")[1]: ratio for ratio, keys, _ in draw(make_source(run, Ranks()), range(40))
-        }
+        seen = {keys[0].split(": ")[1]: ratio for ratio, keys, _ in draw(make_source(run, Ranks()), 40)}
         assert seen == {key: judged[key] for key in seen}
         assert len(seen) > 4
 
 
-def test_a_picture_in_memory_that_no_ratio_was_chosen_for_is_named(index, tmp_path):
+def test_an_image_in_memory_that_no_ratio_was_chosen_for_is_skipped(index, tmp_path, caplog):
     first, *others = index.read_text().splitlines()
     fields = json.loads(first) | {"ratio": None}
-    bad = tmp_path / "index.jsonl"
-    bad.write_text("\n".join([*others, json.dumps(fields)]) + "\n")
-    with pytest.raises(UserError, match=f"{fields['key']}: the index names no ratio"):
-        make_source(config(f"data.index={bad}"), Ranks())
+    unrated = tmp_path / "index.jsonl"
+    unrated.write_text("\n".join([*others, json.dumps(fields)]) + "\n")
+    drawn = draw(make_source(config(f"data.index={unrated}"), Ranks()), 40)
+    assert not any(fields["key"] in key for _, keys, _ in drawn for key in keys)
+    assert f"{fields['key']} is skipped: it has neither score nor ratio" in caplog.text
 
 
 @pytest.fixture
@@ -194,38 +194,70 @@ def small_set(tmp_path):
     return write
 
 
-def test_a_broken_picture_in_memory_is_left_out_on_all_ranks_and_told_once(small_set, caplog):
-    indices = [small_set("zero", broken=[4]), small_set("one", broken=[4, 8])]
-
-    def draw_all(ranks: Ranks) -> list:
-        source = make_source(config(f"data.index={indices[ranks.rank]}"), ranks)
-        return [source.batch(step) for step in range(20)]
-
-    first, second = on_thread_ranks(2, draw_all)
-    drawn = {Path(key).stem for batch in first + second for key in batch.keys}
-    assert drawn == set("0123567")
-    assert [first[-1].skipped, second[-1].skipped] == [2, 0]
-    assert caplog.text.count("k4 is skipped: ") == caplog.text.count("k8 is skipped: ") == 1
+def test_a_broken_image_in_memory_is_skipped_counted_and_told(small_set, caplog):
+    source = make_source(config(f"data.index={small_set('some', broken=[4, 8])}"), Ranks())
+    batches = [source.batch() for _ in range(20)]
+    drawn = {key.split(": ")[1] for batch in batches for key in batch.keys}
+    assert drawn == {f"k{n}" for n in range(9)} - {"k4", "k8"}
+    assert {batch.count for batch in batches} == {2}
+    assert batches[-1].skipped >= 2
+    assert "k4 is skipped: " in caplog.text
+    assert "k8 is skipped: " in caplog.text
 
 
-def test_a_ratio_whose_pictures_in_memory_are_all_broken_ends_the_run(small_set):
+def test_a_ratio_in_memory_without_a_usable_image_ends_the_run(small_set):
     bad = small_set("bad", broken=[1, 4, 7])
-    with pytest.raises(UserError, match="none of its pictures at 16x can be read"):
-        make_source(config(f"data.index={bad}"), Ranks())
+    with pytest.raises(UserError, match="1000 pictures in a row cannot be decoded"):
+        draw(make_source(config(f"data.index={bad}"), Ranks()), 20)
     source = make_source(config(f"data.index={bad}", "sampler.shares={8: 1, 32: 1}"), Ranks())
     assert source.ratios == [8, 32]
-    with pytest.raises(UserError, match="no picture"):
-        make_source(config(f"data.index={small_set('worse', broken=range(9))}", "sampler.pool=all"), Ranks())
+    assert {ratio for ratio, *_ in draw(source, 20)} == {8, 32}
+    with pytest.raises(UserError, match="ratio 4 has a share but no picture"):
+        make_source(config(f"data.index={bad}", "sampler.shares={4: 1}"), Ranks())
+    bad.write_text("")
+    with pytest.raises(UserError, match="holds no pictures"):
+        make_source(config(f"data.index={bad}"), Ranks())
 
 
-def test_a_checkpoint_of_other_pictures_in_memory_is_refused(small_set):
+def test_balanced_every_image_in_memory_comes_up_equally_often(small_set, tmp_path):
+    costs = tmp_path / "costs.json"
+    CostTable(costs={8: Cost(0, 3), 16: Cost(0, 2), 32: Cost(0, 1)}).write(costs)
+    run = config(
+        f"data.index={small_set('all')}",
+        *(
+            "sampler.mode=balanced",
+            f"sampler.cost_table={costs}",
+            "sampler.max_wait=0.5",
+            "data.batch_size=6",
+        ),
+    )
+    counts = set()
+    for source in on_thread_ranks(2, lambda ranks: make_source(run, ranks)):
+        drawn: dict[int, Counter[str]] = {8: Counter(), 16: Counter(), 32: Counter()}
+        for _ in range(30):
+            batch = source.batch()
+            counts.add(batch.count)
+            drawn[batch.ratio].update(batch.keys)
+        for images in drawn.values():
+            # Of two ranks, each has an image in one of two epochs.
+            assert len(images) == 3
+            assert max(images.values()) - min(images.values()) <= 1
+    assert len(counts) > 1, "else nothing is balanced"
+
+
+def test_a_checkpoint_of_other_images_in_memory_is_refused(small_set):
     index = small_set("first")
     state = make_source(config(f"data.index={index}"), Ranks()).state_dict()
     make_source(config(f"data.index={small_set('moved')}"), Ranks()).load_state_dict([state])
-    for other in (small_set("fewer", broken=[3]), small_set("others", changes={"ratio": 8})):
+    changed = small_set("changed", changes={"ratio": 8})
+    fewer = small_set("fewer")
+    fewer.write_text("".join(fewer.read_text().splitlines(keepends=True)[:-1]))
+    for other in (changed, fewer):
         source = make_source(config(f"data.index={other}"), Ranks())
-        with pytest.raises(UserError, match=r"the checkpoint is of 9 other pictures than these [89]"):
+        with pytest.raises(UserError, match="or of other images or ratios"):
             source.load_state_dict([state])
+    with pytest.raises(UserError, match="of an earlier version"):
+        source.load_state_dict([{"pictures": {}, "sampler": {}}])
 
 
 def _without_json(path: Path) -> bytes:
@@ -263,12 +295,12 @@ def test_ranks_that_see_other_files_are_refused_together(shards, tmp_path):
 def test_the_mix_is_counted_once_for_all_ranks_and_kept_by_a_resumed_run(shards, tmp_path, monkeypatch):
     counts = [{8: 1, 16: 5, 32: 2}, {8: 3, 16: 1, 32: 1}, {16: 1}]
     told = iter(counts)
-    monkeypatch.setattr(image_source, "counted", lambda shards, rating: Mix(next(told), counted=True))
+    monkeypatch.setattr(image_source, "counted", lambda *_: Mix(next(told), counted=True))
     run = config(f"data.shards={shards}")
     sources = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     assert [source.plan.plan.shares for source in sources] == [{8: 1 / 8, 16: 5 / 8, 32: 2 / 8}] * 2
     for rank, source in enumerate(sources):
-        draw(source, range(5))
+        draw(source, 5)
         save_source(source.state_dict(), tmp_path, Ranks(rank, 2))
     for _ in counts[1:]:  # another mix, and one that lacks ratios
         resumed = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
@@ -276,7 +308,7 @@ def test_the_mix_is_counted_once_for_all_ranks_and_kept_by_a_resumed_run(shards,
             load_source(source, tmp_path)
             assert source.plan.plan.shares == straight.plan.plan.shares
             assert source.ratios == [8, 16, 32]
-    assert same(draw(resumed[0], range(5, 12)), draw(sources[0], range(5, 12)))
+    assert same(draw(resumed[0], 7), draw(sources[0], 7))
     said = make_source(config(f"data.shards={shards}", "sampler.shares={8: 1, 16: 1, 32: 2}"), Ranks())
     load_source(said, tmp_path)
     assert said.plan.plan.shares == {8: 0.25, 16: 0.25, 32: 0.5}
@@ -304,6 +336,7 @@ def test_sidecars_that_cannot_be_read_end_all_ranks_together(index, shards, monk
         (["data.index=''"], "where are the pictures"),
         (["data.shards=a.tar", "data.folder=b"], r"data\.shards and data\.folder are set"),
         (["data.shards=a.tar", "data.index=mine.jsonl"], r"data\.index names mine\.jsonl, and data\.shards"),
+        (["data.cache_megabytes=0"], "must be positive"),
         (["data.stream.workers=-1"], "negative"),
         (["data.stream.shuffle_pictures=0"], "must be positive"),
         (["data.stream.unscored=keep"], "'keep' is not skip or jpeg"),
@@ -324,7 +357,7 @@ def test_metrics_tell_waiting_rate_and_what_was_skipped(index, shards, tmp_path)
     same_ratio = [r for r in records if r.ratio == 16]
     write_index(bad, [*same_ratio, type(records[0])(**{**vars(same_ratio[0]), "path": str(broken)})])
     source = make_source(config(f"data.index={bad}", "data.in_memory=false"), Ranks())
-    batch = [source.batch(step) for step in range(len(same_ratio))][-1]
+    batch = [source.batch() for _ in same_ratio][-1]
     metrics = loader_amounts([batch], 1)
     assert metrics["skipped_samples"] in (1, 2)  # an epoch, or the first of the next
     assert metrics["data_seconds"] > 0

@@ -1,6 +1,7 @@
 """What every kind of shard looks like to those who read it: numbered samples, in an order that stays."""
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -84,6 +85,8 @@ class ShardSet(Protocol):
     """All shards of a data set, in one order that every rank knows."""
 
     names: list[str]
+    fingerprint: str
+    """A hash of what a resumed run has to find again (`fingerprint_of`)."""
 
     def open(self, index: int) -> Shard:
         """Raises UnreadableShard."""
@@ -106,6 +109,13 @@ class Rating:
 
     by_labels: Callable[[Labels], int | None]
     by_bytes: Callable[[bytes], int] | None = None
+
+
+def fingerprint_of(names: Iterable[str]) -> str:
+    """Return a hash of the last parts of paths or URLs, in order: a set that has moved is the same set."""
+    # Those of files may be any bytes, which Python holds as lone surrogates.
+    parts = "\n".join(name.rpartition("/")[2] for name in names)
+    return hashlib.sha256(parts.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def nothing() -> bytes:

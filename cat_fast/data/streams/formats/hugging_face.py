@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, nothing
+from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, nothing
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.retries import Retries
@@ -46,6 +46,7 @@ class HubShards:
         self.column = pictures[0]
         self.dataset = found.cast_column(self.column, datasets.Image(decode=False))
         self.names = [f"{path}/{split}-{n:05d}" for n in range(found.num_shards)]
+        self.fingerprint = fingerprint_of(self.names)
         self.config, self.problems = config, problems
         self.lock = threading.Lock()
 

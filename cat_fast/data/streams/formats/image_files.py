@@ -10,7 +10,7 @@ from pathlib import Path
 from cat_fast.data.images.caption_file import caption_beside
 from cat_fast.data.images.index import ImageRecord, parse_record
 from cat_fast.data.images.io import find_images
-from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, nothing
+from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, nothing
 from cat_fast.errors import UserError
 
 FILES_A_SHARD = 1024
@@ -41,6 +41,7 @@ class IndexShards:
         self.names = [
             f"{self.path.name}, lines from {1 + n * FILES_A_SHARD}" for n in range(len(self.starts) - 1)
         ]
+        self.fingerprint = fingerprint_of(self.names)
 
     def open(self, index: int) -> "ListedShard":
         start, stop = self.starts[index : index + 2]
@@ -60,22 +61,35 @@ class IndexShards:
 
     def _entry(self, number: int, line_number: int, line: bytes) -> Entry:
         try:
-            return _entry_of(number, parse_record(line, self.path, line_number))
+            record = parse_record(line, self.path, line_number)
+            return _entry_of(number, record, record.ratio)
         except UserError as error:
             return Entry(number, f"line {line_number}", Labels(), nothing, str(error))
 
 
 class RecordShards:
-    """Implements `ShardSet` for image records that are held in memory."""
+    """Implements `ShardSet` for image records that are held in memory.
 
-    def __init__(self, records: Sequence[ImageRecord]) -> None:
+    Its fingerprint covers the file names and ratios of all images.
+
+    Args:
+        ratios: ratios of the images, in place of the records' own.
+    """
+
+    def __init__(self, records: Sequence[ImageRecord], ratios: Sequence[int | None] | None = None) -> None:
         self.records = records
+        self.ratios = [record.ratio for record in records] if ratios is None else ratios
         self.extent = len(records)
         self.names = [f"pictures from {n}" for n in range(0, len(records), FILES_A_SHARD)]
+        self.fingerprint = fingerprint_of(
+            f"{record.path} {ratio}" for record, ratio in zip(records, self.ratios, strict=True)
+        )
 
     def open(self, index: int) -> "ListedShard":
-        run = self.records[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
-        return ListedShard(self.names[index], [_entry_of(n, record) for n, record in enumerate(run)])
+        run = slice(index * FILES_A_SHARD, (index + 1) * FILES_A_SHARD)
+        pairs = zip(self.records[run], self.ratios[run], strict=True)
+        entries = [_entry_of(n, record, ratio) for n, (record, ratio) in enumerate(pairs)]
+        return ListedShard(self.names[index], entries)
 
     def labels(self, index: int) -> list[Labels] | None:
         return [entry.labels for entry in self.open(index).entries(0)]
@@ -96,6 +110,7 @@ class FolderShards:
         self.files = [str(path.relative_to(self.folder)) for path in find_images([self.folder])]
         self.extent = len(self.files)
         self.names = self.files[::FILES_A_SHARD]
+        self.fingerprint = fingerprint_of(self.names)
 
     def open(self, index: int) -> "ListedShard":
         entries = [self._entry(n, name) for n, name in enumerate(self._run(index))]
@@ -134,9 +149,9 @@ class ListedShard:
         return iter(self._entries[first:])
 
 
-def _entry_of(number: int, record: ImageRecord) -> Entry:
-    """Raises UserError for labels that are none."""
-    return Entry(number, record.key, Labels.of(vars(record)), partial(_read, record.path))
+def _entry_of(number: int, record: ImageRecord, ratio: int | None) -> Entry:
+    labels = Labels.of(vars(record) | {"ratio": ratio})
+    return Entry(number, record.key, labels, partial(_read, record.path))
 
 
 def _first_folder(name: str) -> str:

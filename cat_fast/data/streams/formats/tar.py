@@ -13,7 +13,15 @@ from braceexpand import braceexpand
 from webdataset.tariterators import base_plus_ext
 
 from cat_fast.data.images.io import IMAGE_SUFFIXES
-from cat_fast.data.streams.formats.base import LABELS, Entry, Labels, UnreadableShard, labels_said, nothing
+from cat_fast.data.streams.formats.base import (
+    LABELS,
+    Entry,
+    Labels,
+    UnreadableShard,
+    fingerprint_of,
+    labels_said,
+    nothing,
+)
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import read_sidecar
@@ -68,6 +76,7 @@ class TarShards:
 
     def __init__(self, names: list[str], remote: Remote, problems: Problems) -> None:
         self.names, self.remote, self.problems = names, remote, problems
+        self.fingerprint = fingerprint_of(names)
 
     def open(self, index: int) -> "TarShard":
         name = self.names[index]

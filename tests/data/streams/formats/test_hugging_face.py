@@ -69,7 +69,7 @@ def test_a_folder_of_pictures_is_one_shard_which_ranks_share(tmp_path):
     drawn = []
     for rank in (0, 1):
         stream = make_source(shards, rank=rank, world_size=2, rating=None, batch_size=3, shares={16: 1.0})
-        drawn += stream.batch(0).keys
+        drawn += stream.batch().keys
     assert len(set(drawn)) == 6
 
 

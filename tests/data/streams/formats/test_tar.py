@@ -313,7 +313,7 @@ def test_a_full_scratch_folder_ends_the_run_and_costs_no_shard(remote, monkeypat
     source = make_source(tar_set("memory://set", PATIENT))
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb+"))  # noqa: SIM115
     with pytest.raises(UserError, match=r"data\.stream\.scratch: .*: No space left on device; make room"):
-        source.batch(0)
+        source.batch()
 
 
 def test_a_scratch_folder_that_is_not_there_is_refused_at_the_start(tmp_path):
@@ -354,5 +354,5 @@ def test_warnings_come_at_a_rate_that_can_be_read(tmp_path, caplog):
     folder = write_shards(tmp_path, [[16] * 50])
     (folder / "shard-000000.scores.jsonl").write_text('{"key": "0-0", "ratio": 16}\n')
     with caplog.at_level(logging.WARNING, logger="cat_fast.data"):
-        make_source(tar_set(folder), shares={16: 1.0}, batch_size=1).batch(0)
+        make_source(tar_set(folder), shares={16: 1.0}, batch_size=1).batch()
     assert 1 <= len(caplog.records) <= 10

@@ -5,7 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_fast.data.images.crops import CropDataset, load_shrunk
+from cat_fast.data.images.io import load_image
+from cat_fast.data.images.random_crop import shrink
+from cat_fast.data.streams.decoding import CropSettings, crop_pixels
 
 # 8-bit rounding, and a bicubic edge that bends the outermost pixel.
 ROUNDING = 2 / 255
@@ -25,9 +27,16 @@ def ramp(tmp_path):
     return write
 
 
-def dataset(paths, image_size=32, min_crop=0.25, max_side=512, mirrored=False, **changes) -> CropDataset:
-    pictures = [load_shrunk(path, max_side) for path in paths]
-    return CropDataset(pictures, image_size, min_crop, [mirrored] * len(paths), **changes)
+def cropper(path, image_size=32, min_crop=0.25, mirrored=False, colour_jitter=0.0):
+    """A function from a generator to a crop, (3, H, W) in [-1, 1]."""
+    image, settings = load_image(path), CropSettings(image_size, min_crop, colour_jitter)
+
+    def crop(rng: np.random.Generator) -> torch.Tensor:
+        pixels = torch.from_numpy(crop_pixels(image, rng, mirrored, settings))
+        assert pixels.dtype == (torch.float32 if colour_jitter else torch.uint8)
+        return pixels if colour_jitter else pixels.float() / 127.5 - 1
+
+    return crop
 
 
 def rngs(count: int):
@@ -44,19 +53,18 @@ def span(channel: torch.Tensor, along: int) -> float:
 
 @pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 96), (80, 80), (20, 30), (33, 32)])
 def test_every_crop_is_a_square_of_the_asked_size_within_range(ramp, width, height):
-    crops = dataset([ramp(width, height)])
+    crop_of = cropper(ramp(width, height))
     for rng in rngs(20):
-        crop = crops.crop(0, rng)
+        crop = crop_of(rng)
         assert crop.shape == (3, 32, 32)
-        assert crop.dtype == torch.float32
         assert -1 <= crop.min() <= crop.max() <= 1
 
 
 def test_a_crop_is_an_undistorted_window_of_the_picture(ramp):
-    crops = dataset([ramp(400, 200)], min_crop=0.25)
+    crop_of = cropper(ramp(400, 200), min_crop=0.25)
     sides = []
     for rng in rngs(60):
-        red, green, blue = crops.crop(0, rng)
+        red, green, blue = crop_of(rng)
         wide, high = 400 * span(red, along=1), 200 * span(green, along=0)
         assert wide == pytest.approx(high, rel=0.08, abs=2), "both sides are scaled alike"
         assert 50 - 3 <= high <= 200 + 3
@@ -70,50 +78,49 @@ def test_a_crop_is_an_undistorted_window_of_the_picture(ramp):
 
 
 def test_windows_reach_every_border(ramp):
-    crops = dataset([ramp(200, 200)], min_crop=0.2)
-    corners = torch.stack([crops.crop(0, rng)[:2] for rng in rngs(200)])
+    crop_of = cropper(ramp(200, 200), min_crop=0.2)
+    corners = torch.stack([crop_of(rng)[:2] for rng in rngs(200)])
     for channel in range(2):
         assert corners[:, channel].min() < -0.9
         assert corners[:, channel].max() > 0.9
 
 
 def test_a_crop_is_never_enlarged_unless_the_picture_is_too_small(ramp):
-    large, small = dataset([ramp(100, 100)], image_size=80, min_crop=0.1), dataset([ramp(40, 40)])
+    large, small = cropper(ramp(100, 100), image_size=80, min_crop=0.1), cropper(ramp(40, 40))
     for rng in rngs(20):
-        assert 100 * span(large.crop(0, rng)[0], along=1) >= 80 * 0.95
-    whole = dataset([ramp(20, 20)], image_size=32)
-    first = whole.crop(0, np.random.default_rng(0))
-    assert all(torch.equal(whole.crop(0, rng), first) for rng in rngs(5)), "there is one window only"
-    assert 40 * span(small.crop(0, np.random.default_rng(0))[0], along=1) >= 32 * 0.95
+        assert 100 * span(large(rng)[0], along=1) >= 80 * 0.95
+    whole = cropper(ramp(20, 20), image_size=32)
+    first = whole(np.random.default_rng(0))
+    assert all(torch.equal(whole(rng), first) for rng in rngs(5)), "there is one window only"
+    assert 40 * span(small(np.random.default_rng(0))[0], along=1) >= 32 * 0.95
 
 
 def test_the_same_generator_state_gives_the_same_crop_and_another_another(ramp):
-    crops = dataset([ramp(128, 96)], mirrored=True, colour_jitter=0.4)
-    first, again, other = (crops.crop(0, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    crop_of = cropper(ramp(128, 96), mirrored=True, colour_jitter=0.4)
+    first, again, other = (crop_of(np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_half_of_the_crops_of_a_picture_that_may_be_are_mirrored(ramp):
-    crops = dataset([ramp(96, 96)], mirrored=True)
-    mirrored = sum(span(crops.crop(0, rng)[0], along=1) < 0 for rng in rngs(200))
+    crop_of = cropper(ramp(96, 96), mirrored=True)
+    mirrored = sum(span(crop_of(rng)[0], along=1) < 0 for rng in rngs(200))
     assert 70 <= mirrored <= 130
 
 
-def test_text_is_never_mirrored_also_beside_pictures_that_may_be(ramp):
-    paths = [ramp(96, 96, "photo.png"), ramp(96, 96, "text.png")]
-    crops = CropDataset([load_shrunk(path, 512) for path in paths], 32, 0.25, mirrored=[True, False])
-    assert all(span(crops.crop(1, rng)[0], along=1) > 0 for rng in rngs(50))
+def test_text_is_never_mirrored(ramp):
+    crop_of = cropper(ramp(96, 96), mirrored=False)
+    assert all(span(crop_of(rng)[0], along=1) > 0 for rng in rngs(50))
 
 
 def test_colour_jitter_permutes_scales_and_shifts_whole_channels(ramp):
     jitter, path = 0.3, ramp(64, 64)
     whole = {"image_size": 64, "min_crop": 1.0}
-    plain = dataset([path], **whole).crop(0, np.random.default_rng(0)).double()
-    crops = dataset([path], colour_jitter=jitter, **whole)
+    plain = cropper(path, **whole)(np.random.default_rng(0)).double()
+    crop_of = cropper(path, colour_jitter=jitter, **whole)
     orders = set()
     for rng in rngs(30):
-        crop = crops.crop(0, rng).double()
+        crop = crop_of(rng).double()
         assert -1 <= crop.min() <= crop.max() <= 1
         order = tuple(ramp_of(channel) for channel in crop)
         for channel, number in zip(crop, order, strict=True):
@@ -136,18 +143,7 @@ def ramp_of(channel: torch.Tensor) -> int:
     return 0 if channel.std(1).max() > 0.1 else 1 if channel.std(0).max() > 0.1 else 2
 
 
-def test_large_pictures_are_held_with_their_short_side_at_max_side(ramp):
-    crops = dataset([ramp(400, 200)], max_side=100)
-    assert crops.pictures[0].size == (200, 100)
-    assert crops.pictures[0].mode == "RGB"
-    assert dataset([ramp(90, 60)], max_side=100).pictures[0].size == (90, 60)
-
-
-def test_a_batch_holds_the_pictures_asked_for_in_order(tmp_path):
-    paths = []
-    for name, value in {"black": 0, "grey": 128, "white": 255}.items():
-        Image.new("RGB", (40, 40), (value,) * 3).save(tmp_path / f"{name}.png")
-        paths.append(str(tmp_path / f"{name}.png"))
-    batch = dataset(paths).batch([2, 0, 2, 1], np.random.default_rng(0))
-    assert batch.shape == (4, 3, 32, 32)
-    assert batch.mean((1, 2, 3)).tolist() == pytest.approx([1, -1, 1, 2 * 128 / 255 - 1], abs=1e-6)
+def test_large_images_are_shrunk_and_others_left_alone(ramp):
+    assert shrink(load_image(ramp(400, 200)), 100).size == (200, 100)
+    small = load_image(ramp(90, 60))
+    assert shrink(small, 100) is small
