@@ -179,6 +179,10 @@ class RunConfig:
         read_deepspeed_config(self.deepspeed, self.zero_stages)
 
 
+HELD_OUT_SHARE = 1e-3
+"""Default share of a data set that reconstruction grids keep for themselves."""
+
+
 @dataclass(kw_only=True)
 class ImageDataConfig:
     """Pictures and how a rank's batch is drawn from them."""
@@ -222,9 +226,21 @@ class ImageDataConfig:
     held_out: str = ""
     """A folder or image index (.jsonl) of images that are not among the above, for reconstruction grids.
     Empty takes the held-out photographs where the training split of those that ship is trained on."""
-    held_out_share: float = 0.0
-    """Share of the images above that are never trained on and shown in grids instead, chosen by a hash of
-    seed and key; such as 0.001 of a set of a million. With neither, grids show images that are trained on."""
+    held_out_share: float | None = None
+    """Share of the images above that are kept out of training and shown in grids, chosen by a hash of seed
+    and key. Unset: 0.001, or 0 with `held_out` and for the shipped photographs, which have a held-out split."""
+
+    @property
+    def share_held_out(self) -> float:
+        """Share of the run's own images to keep out of training, in [0, 1)."""
+        if self.held_out_share is not None:
+            return self.held_out_share
+        return 0.0 if self.held_out or self.shipped else HELD_OUT_SHARE
+
+    @property
+    def shipped(self) -> bool:
+        """True for the training split of the photographs that ship with the package."""
+        return not self.streamed and self.index == PHOTOGRAPHS
 
     @property
     def streamed(self) -> list[str]:
@@ -262,10 +278,10 @@ class ImageDataConfig:
         require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
         require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")
         require(
-            0 <= self.held_out_share < 1, f"data.held_out_share: {self.held_out_share} is not within [0, 1)"
+            0 <= self.share_held_out < 1, f"data.held_out_share: {self.held_out_share} is not within [0, 1)"
         )
         require(
-            not self.held_out_share or bool(streamed) or self.index != PHOTOGRAPHS,
+            not (self.held_out_share and self.shipped),
             "data.held_out_share: the photographs that ship have held-out ones already; leave it out",
         )
         require(

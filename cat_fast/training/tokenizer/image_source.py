@@ -127,7 +127,7 @@ def _mix(config: TokenizerRun, shards: ShardSet, rating: Rating, ranks: Ranks) -
 
 def held_out_of(config: TokenizerRun) -> HeldOut | None:
     """The images of the run's own data that are kept out of training; None if all are trained on."""
-    share = config.data.held_out_share
+    share = config.data.share_held_out
     return HeldOut(share, config.seed) if share else None
 
 
