@@ -37,7 +37,7 @@ bench-kernels: $(PACKAGE) ## Measure the operators; see benchmarks/results/kerne
 bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an hour; see docs/models.md
 	$(BIN)/python -m benchmarks.autoencoder --json benchmarks/results/autoencoder.json
 
-bench-packing: $(PACKAGE) ## Measure training on packed pictures against other batches; half an hour
+bench-packing: $(PACKAGE) ## Measure training on packed images against other batches; half an hour
 	$(BIN)/python -m benchmarks.packing --json benchmarks/results/packing.json
 
 lint: $(PACKAGE) ## Check style, formatting and types

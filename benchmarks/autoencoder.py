@@ -115,7 +115,7 @@ def case(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int)
 
 
 def given(work: Work, latent_channels: int, side: int) -> Tensor:
-    """A picture, or the latent of one."""
+    """An image, or the latent of one."""
     small = side // work.ratio
     shape = (1, latent_channels, small, small) if work.which == "decode" else (1, 3, side, side)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
@@ -127,15 +127,15 @@ def stock(model: NestedAutoencoderKL) -> StockAutoencoder:
 
 
 def ours_of(model: NestedAutoencoderKL, work: Work) -> Callable[[Tensor], Tensor]:
-    """The work as a function of its input: moments, a picture, or the loss of one."""
+    """The work as a function of its input: moments, an image, or the loss of one."""
     if work.which == "encode":
         return lambda x: model.encode(x, work.ratio).latent_dist.parameters
     if work.which == "decode":
         return lambda z: model.decode(z, work.ratio).sample
 
     def loss(x: Tensor) -> Tensor:
-        picture, posterior = model(x, work.ratio, sample_posterior=False)
-        return objective(x, picture, posterior)
+        image, posterior = model(x, work.ratio, sample_posterior=False)
+        return objective(x, image, posterior)
 
     return loss
 
@@ -152,8 +152,8 @@ def theirs_of(model: StockAutoencoder, work: Work) -> Callable[[Tensor], Tensor]
     return loss
 
 
-def objective(x: Tensor, picture: Tensor, posterior: DiagonalGaussianDistribution) -> Tensor:
-    return F.l1_loss(picture, x) + 1e-6 * posterior.kl().mean()
+def objective(x: Tensor, image: Tensor, posterior: DiagonalGaussianDistribution) -> Tensor:
+    return F.l1_loss(image, x) + 1e-6 * posterior.kl().mean()
 
 
 def contestant(

@@ -1,9 +1,9 @@
-"""Pictures a second from local archives to batches of 512 px crops, by the number of decoding processes.
+"""Images a second from local archives to batches of 512 px crops, by the number of decoding processes.
 
     python -m benchmarks.loader --json benchmarks/results/loader.json
 
 The rivals do the same work on the same archives: webdataset's pipeline in torch's DataLoader with as many
-processes, and our loader decoding in the training process. A call is an epoch; "pictures_per_second" among a
+processes, and our loader decoding in the training process. A call is an epoch; "images_per_second" among a
 case's details is the median over the calls of ours.
 """
 
@@ -35,31 +35,31 @@ from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.plan import Mix
 from cat_fast.data.streams.source import StreamSource
 
-RATIO, BATCH, PICTURES_A_SHARD = 16, 8, 64
+RATIO, BATCH, IMAGES_PER_SHARD = 16, 8, 64
 Crops = list[tuple[str, Tensor]]
 """Keys and (3, H, W) uint8 crops, in whatever order."""
 
 
-def case(folder: Path, workers: int, pictures: int = 256, side: int = 512) -> harness.Case:
-    """An epoch of `pictures`, the shipped photographs over and over, which must be a multiple of `BATCH`."""
+def case(folder: Path, workers: int, images: int = 256, side: int = 512) -> harness.Case:
+    """An epoch of `images`, the shipped photographs over and over, which must be a multiple of `BATCH`."""
     settings = CropSettings(side, 1.0)
-    shards = _write(folder, pictures)
-    details: dict[str, Any] = {"workers": workers, "pictures": pictures, "side": side}
+    shards = _write(folder, images)
+    details: dict[str, Any] = {"workers": workers, "images": images, "side": side}
     rates: list[float] = []
-    ours = _ours(shards, workers, pictures, settings)
+    ours = _ours(shards, workers, images, settings)
 
     def timed() -> Crops:
         start = time.perf_counter()
         crops = ours()
-        rates.append(pictures / (time.perf_counter() - start))
-        details["pictures_per_second"] = statistics.median(rates)
+        rates.append(images / (time.perf_counter() - start))
+        details["images_per_second"] = statistics.median(rates)
         return crops
 
     return harness.Case(
         ours=harness.Contestant(run=timed, outputs=_sorted),
         baselines={
             "webdataset": harness.Contestant(run=_webdataset(shards, workers, settings), outputs=_sorted),
-            "one_process": harness.Contestant(run=_ours(shards, 0, pictures, settings), outputs=_sorted),
+            "one_process": harness.Contestant(run=_ours(shards, 0, images, settings), outputs=_sorted),
         },
         truth=lambda: _sorted(_webdataset(shards, 0, settings)()),
         tolerance=0.0,
@@ -67,7 +67,7 @@ def case(folder: Path, workers: int, pictures: int = 256, side: int = 512) -> ha
     )
 
 
-def _write(folder: Path, pictures: int) -> list[str]:
+def _write(folder: Path, images: int) -> list[str]:
     shown = photographs()
     records = [
         ImageRecord(
@@ -79,13 +79,13 @@ def _write(folder: Path, pictures: int) -> list[str]:
             score=5,
             ratio=RATIO,
         )
-        for number in range(pictures)
+        for number in range(images)
     ]
-    list(write_shards(records, folder, PICTURES_A_SHARD, seed=0))
+    list(write_shards(records, folder, IMAGES_PER_SHARD, seed=0))
     return list_shards(str(folder), Remote(StreamConfig(), Problems()))
 
 
-def _ours(shards: list[str], workers: int, pictures: int, settings: CropSettings) -> Callable[[], Crops]:
+def _ours(shards: list[str], workers: int, images: int, settings: CropSettings) -> Callable[[], Crops]:
     config, problems = StreamConfig(workers=workers, prefetch_steps=1), Problems()
     source = StreamSource(
         TarShards(shards, Remote(config, problems), problems),
@@ -101,7 +101,7 @@ def _ours(shards: list[str], workers: int, pictures: int, settings: CropSettings
     )
 
     def epoch() -> Crops:
-        batches = [source.batch() for _ in range(pictures // BATCH)]
+        batches = [source.batch() for _ in range(images // BATCH)]
         return [
             (k.split(": ")[1], x) for batch in batches for k, x in zip(batch.keys, batch.images, strict=True)
         ]
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for n in (1, 2, 4, 8, 16)
             if n <= max(2, cores)
         }
-        return program.main("the loader of pictures", cases, arguments)
+        return program.main("the loader of images", cases, arguments)
 
 
 if __name__ == "__main__":

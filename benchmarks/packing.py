@@ -1,13 +1,13 @@
-"""Training steps of the DiT on packed pictures of mixed ratios, against other ways to batch them.
+"""Training steps of the DiT on packed images of mixed ratios, against other ways to batch them.
 
     python -m benchmarks.packing --json FILE [--quick] [--only TEXT]
 
-Keys are <mix>.ratio_vs_<rival>: how many times as many pictures a second ours trains on, at the width of
+Keys are <mix>.ratio_vs_<rival>: how many times as many images a second ours trains on, at the width of
 DiT-B/2, two layers deep, with AdamW. The mixes are the paper's, by their mean number of tokens; a batch holds
-MAX_TOKENS. Of the rivals, `padded`, `dense_mask` and `bucketed` train on the same pictures, `fixed16` on as
-many tokens of pictures at 16x. All are this package's DiT with another attention, and must first compute what
-it does in float64 on one picture after another. The file also says what a picture costs by FLOPs
-(`flops_a_picture`), and how well the packer fills and balances batches and how fast (`packer`). Half an hour
+MAX_TOKENS. Of the rivals, `padded`, `dense_mask` and `bucketed` train on the same images, `fixed16` on as
+many tokens of images at 16x. All are this package's DiT with another attention, and must first compute what
+it does in float64 on one image after another. The file also says what an image costs by FLOPs
+(`flops_per_image`), and how well the packer fills and balances batches and how fast (`packer`). Half an hour
 on two cores; `--quick`, with a quarter of the budget, one mix, and correctness on a smaller batch, a minute.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.shared import baselines, harness, picture_flops, program
+from benchmarks.shared import baselines, harness, image_flops, program
 from benchmarks.shared.mixes import MAX_TOKENS, MIXES, UNIFORM, milliseconds_a_step, packed
 from cat_fast.generator import DiT
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
@@ -68,24 +68,24 @@ def ours(batch: PackedSequence) -> Iterator[Part]:
 
 
 def alone(batch: PackedSequence) -> Iterator[Part]:
-    """The contract: attention runs once for each picture."""
+    """The contract: attention runs once for each image."""
     lengths = batch.cu_seqlens.diff().tolist()
     attend = partial(baselines.sdpa_per_sequence, lengths=lengths)
     yield Part(batch, attend, slice(None), slice(None))
 
 
 def dense_mask(batch: PackedSequence) -> Iterator[Part]:
-    """The naive way to pack: one sequence, under a mask that keeps pictures apart."""
+    """The naive way to pack: one sequence, under a mask that keeps images apart."""
     owner = batch.sequence_index()
     attend = partial(baselines.block_mask_sdpa, mask=owner[:, None] == owner[None, :])
     yield Part(batch, attend, slice(None), slice(None))
 
 
 def padded(batch: PackedSequence) -> Iterator[Part]:
-    """All pictures as long as the longest, under a mask that hides the padding.
+    """All images as long as the longest, under a mask that hides the padding.
 
-    Padding is packed behind its picture as a sequence of its own, so that the model gives the tokens of the
-    picture the places they have.
+    Padding is packed behind its image as a sequence of its own, so that the model gives the tokens of the
+    image the places they have.
     """
     rows: list[PackedSequence] = []
     for one in batch.split():
@@ -111,10 +111,10 @@ def padded(batch: PackedSequence) -> Iterator[Part]:
 
 def bucketed(batch: PackedSequence) -> Iterator[Part]:
     """One dense batch a ratio, one pass after another, and one step of the optimizer."""
-    pictures, owner = batch.split(), batch.sequence_index()
+    images, owner = batch.split(), batch.sequence_index()
     for ratio in batch.ratio.unique():
         members = (batch.ratio == ratio).nonzero().flatten()
-        dense = PackedSequence.concat([pictures[i] for i in members.tolist()])
+        dense = PackedSequence.concat([images[i] for i in members.tolist()])
         attend = partial(varlen_attention_reference, cu_seqlens=dense.cu_seqlens.cpu())  # one SDPA call
         yield Part(dense, attend, slice(None), torch.isin(owner, members).nonzero().flatten())
 
@@ -205,7 +205,7 @@ def composed(mix: Mapping[int, float], max_tokens: int) -> list[int]:
 
 
 def drawn(lengths: Sequence[int], arguments: Mapping[str, Any]) -> Batch:
-    """Square pictures of so many tokens each, with random content."""
+    """Square images of so many tokens each, with random content."""
     generator = torch.Generator().manual_seed(2)
     sides = [2 * round(length**0.5) for length in lengths]
     latents = [torch.randn(arguments["in_channels"], side, side, generator=generator) for side in sides]
@@ -267,7 +267,7 @@ def case(
             "device": DEVICE,
             "max_tokens": max_tokens,
             "checked_tokens": checked_tokens,
-            "pictures": {f"{RATIO_OF_LENGTH[n]}x": lengths.count(n) for n in mix},
+            "images": {f"{RATIO_OF_LENGTH[n]}x": lengths.count(n) for n in mix},
         },
     )
 
@@ -280,11 +280,11 @@ def cases(
 
 
 def facts() -> dict[str, Any]:
-    """What takes no training: FLOPs a picture, and the packer."""
-    found = picture_flops.of_presets()
+    """What takes no training: FLOPs an image, and the packer."""
+    found = image_flops.of_presets()
     filled = {name: packed(mix, 1_000_000, ranks=64) for name, mix in {**MIXES, "uniform": UNIFORM}.items()}
     planned = {ranks: milliseconds_a_step(MIXES["197"], ranks) for ranks in (1, 16, 64, 1024)}
-    for line in picture_flops.lines(found):
+    for line in image_flops.lines(found):
         print(line)
     for name, one in filled.items():
         print(
@@ -294,7 +294,7 @@ def facts() -> dict[str, Any]:
     for ranks, milliseconds in planned.items():
         print(f"planning a step for {ranks} ranks takes each {milliseconds:.2f} ms")
     return {
-        "flops_a_picture": {"presets": found, "published": picture_flops.PUBLISHED},
+        "flops_per_image": {"presets": found, "published": image_flops.PUBLISHED},
         "packer": {"max_tokens": MAX_TOKENS, "mixes": filled, "milliseconds_a_step_by_ranks": planned},
     }
 

@@ -1,9 +1,9 @@
-"""How long ranks wait for the slowest of them, when each trains at the ratio of its pictures.
+"""How long ranks wait for the slowest of them, when each trains at the ratio of its images.
 
     python -m benchmarks.straggler --json FILE [--table FILE] [--quick]
 
 Steps of 8, 64 and 1024 ranks are simulated from a cost table: the given one, or one measured first on this
-machine, at the paper's widths and a smaller picture. Keys are <mode>.<ranks>[.jitter].wait: the share of all
+machine, at the paper's widths and a smaller image. Keys are <mode>.<ranks>[.jitter].wait: the share of all
 ranks' time that is spent waiting, under `sampler.mode: per_rank` and `balanced` with the mix below, and with
 <jitter> of random noise on every rank's step, which makes ranks wait under any plan: `equal` is what it alone
 does. No GPU and no communication is simulated. About five minutes on two cores.
@@ -34,7 +34,7 @@ from cat_fast.errors import UserError
 CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
 MIX = {8: 0.10, 16: 0.48, 32: 0.42}
 BATCH_SIZE = 8
-"""Pictures a rank, as in the paper."""
+"""Images a rank, as in the paper."""
 WORLD_SIZES = (8, 64, 1024)
 JITTER = 0.05
 """Standard deviation of a rank's step time, as a share of it."""
@@ -51,21 +51,21 @@ def simulate(
     busy, total, batches = 0.0, 0.0, []
     for step in range(steps):
         parts = plan.plan(step, drawn)
-        seconds = np.array([costs.costs[part.ratio](part.pictures) for part in parts], dtype=float)
+        seconds = np.array([costs.costs[part.ratio](part.images) for part in parts], dtype=float)
         seconds *= np.maximum(0.0, 1 + jitter * noise.standard_normal(len(parts)))
         busy += seconds.sum()
         total += seconds.max() * len(parts)
         for part in parts:
-            drawn[part.ratio] += part.pictures
-        batches.append(sum(part.pictures for part in parts))
-    pictures = sum(batches)
+            drawn[part.ratio] += part.images
+        batches.append(sum(part.images for part in parts))
+    images = sum(batches)
     return {
         "wait": 1 - busy / total,
-        "pictures_per_rank_and_second": pictures / total,
+        "images_per_rank_and_second": images / total,
         "least_batch": min(batches),
-        "mean_batch": pictures / steps,
+        "mean_batch": images / steps,
         "most_batch": max(batches),
-        **{f"share_{f}x": drawn[f] / pictures for f in MIX},
+        **{f"share_{f}x": drawn[f] / images for f in MIX},
     }
 
 
@@ -96,7 +96,7 @@ def results(costs: CostTable, batch_size: int, steps: int) -> dict[str, dict[str
 
 
 def measured(quick: bool) -> CostTable:
-    """Of the paper's configuration with smaller pictures, on this machine."""
+    """Of the paper's configuration with smaller images, on this machine."""
     from cat_fast.training.config.settings import TokenizerRun
     from cat_fast.training.tokenizer.measure_cost import measure, steps_of
 
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--table", type=Path, metavar="FILE", help="a table of cat-fast plan cost")
-    parser.add_argument("--quick", action="store_true", help="small pictures, few steps: a rough answer soon")
+    parser.add_argument("--quick", action="store_true", help="small images, few steps: a rough answer soon")
     given = parser.parse_args(arguments)
     try:
         if given.json is not None:
@@ -166,7 +166,7 @@ def as_json(
 
 def line(key: str, row: Mapping[str, Any]) -> str:
     """A row as text."""
-    batches = f"{row['least_batch']} to {row['most_batch']} pictures a step"
+    batches = f"{row['least_batch']} to {row['most_batch']} images a step"
     return f"{key:<24} ranks wait {row['wait']:>6.1%} of the time   {batches}"
 
 

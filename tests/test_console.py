@@ -24,23 +24,23 @@ def shown(bar, terminal: Console) -> str:
 
 @pytest.mark.parametrize("before", [0, 50])
 def test_rate_and_time_left_come_from_the_work_of_this_run(terminal, before):
-    bar = console.progress("pictures")
+    bar = console.progress("images")
     now = 1000.0
     bar.get_time = lambda: now
     task = bar.add_task("encoding", total=100, completed=before)
-    assert "- pictures/s, -:--:-- left" in shown(bar, terminal)
+    assert "- images/s, -:--:-- left" in shown(bar, terminal)
     now += 5
     for _ in range(10):  # a batch arrives in one instant
         bar.advance(task)
     text = shown(bar, terminal)
     assert f"{before + 10}/100" in text
-    assert f"2 pictures/s, 0:00:{(90 - before) // 2:02d} left" in text
+    assert f"2 images/s, 0:00:{(90 - before) // 2:02d} left" in text
 
 
 def test_nothing_is_drawn_where_nobody_watches(monkeypatch):
     pipe = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=pipe))
-    with console.progress("pictures") as bar:
+    with console.progress("images") as bar:
         bar.advance(bar.add_task("encoding", total=2))
     assert pipe.getvalue() == ""
 

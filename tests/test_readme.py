@@ -131,7 +131,7 @@ def test_paths_exist(text):
 
 
 def links(text: str) -> list[str]:
-    """Targets of links and pictures that are files of the repository."""
+    """Targets of links and images that are files of the repository."""
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
 
@@ -139,7 +139,7 @@ def links(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("document", "target"), [(name, target) for name, text in DOCUMENTS.items() for target in links(text)]
 )
-def test_links_and_pictures_lead_somewhere(document, target):
+def test_links_and_images_lead_somewhere(document, target):
     assert (ROOT / target).exists(), f"{document} shows {target}, which is missing"
 
 

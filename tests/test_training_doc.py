@@ -78,7 +78,7 @@ def test_paths_exist():
 
 
 @pytest.mark.parametrize("target", links(DOCUMENT))
-def test_links_and_pictures_lead_somewhere(target):
+def test_links_and_images_lead_somewhere(target):
     assert (ROOT / "docs" / target).exists()
 
 

@@ -39,7 +39,7 @@ class Contestant:
     rehearsal: Callable[[], Any] | None = None
     """The same work at the size of the truth, where checking `run` would take too long."""
     count: float = 1.0
-    """How many of what is compared a run gets through, such as pictures: ratios are of counts a second."""
+    """How many of what is compared a run gets through, such as images: ratios are of counts a second."""
 
 
 @dataclass(frozen=True, kw_only=True)

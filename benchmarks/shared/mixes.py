@@ -15,7 +15,7 @@ MIXES: Mapping[str, Mapping[int, float]] = {
     "216": {1024: 0.06, 256: 0.49, 64: 0.45},
     "197": {1024: 0.04, 256: 0.49, 64: 0.47},
 }
-"""Of the paper's pictures of 512 px at 8x, 16x and 32x: lengths and their shares, by the mean length."""
+"""Of the paper's images of 512 px at 8x, 16x and 32x: lengths and their shares, by the mean length."""
 UNIFORM = dict.fromkeys(range(16, 1025), 1.0)
 MAX_TOKENS = 16_384
 """The paper's budget of a GPU: 4 x 4096."""

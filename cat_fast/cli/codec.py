@@ -13,7 +13,7 @@ from cat_fast.cli.codec_tables import (
     as_row,
     decoded_table,
     encoded_table,
-    pictures,
+    images,
     print_encoded_summary,
     print_json,
 )
@@ -29,7 +29,7 @@ CheckpointOption = Annotated[
         show_default=False,
     ),
 ]
-RatioOption = Annotated[str, typer.Option(metavar="8|16|32|auto", help="Compression ratio of every picture.")]
+RatioOption = Annotated[str, typer.Option(metavar="8|16|32|auto", help="Compression ratio of every image.")]
 SizeOption = Annotated[
     int, typer.Option(help="Side in pixels to scale to, a multiple of 64, such as 256 or 512.")
 ]
@@ -42,7 +42,7 @@ ThresholdsOption = Annotated[
     ),
 ]
 BatchSizeOption = Annotated[
-    int, typer.Option(min=1, help="Pictures a forward pass; lower it when memory runs out.")
+    int, typer.Option(min=1, help="Images a forward pass; lower it when memory runs out.")
 ]
 DeviceOption = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
@@ -76,7 +76,7 @@ def encode(
     ratio: RatioOption = "auto",
     size: SizeOption = 256,
     caption: Annotated[
-        str | None, typer.Option(help="What is in the pictures, for all of them.", show_default=False)
+        str | None, typer.Option(help="What is in the images, for all of them.", show_default=False)
     ] = None,
     captions: Annotated[
         Path | None,
@@ -87,24 +87,22 @@ def encode(
             show_default=False,
         ),
     ] = None,
-    has_text: Annotated[bool, typer.Option("--has-text", help="The captioned pictures show text.")] = False,
-    has_faces: Annotated[
-        bool, typer.Option("--has-faces", help="The captioned pictures show faces.")
-    ] = False,
+    has_text: Annotated[bool, typer.Option("--has-text", help="The captioned images show text.")] = False,
+    has_faces: Annotated[bool, typer.Option("--has-faces", help="The captioned images show faces.")] = False,
     thresholds: ThresholdsOption = None,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
-    """Encode photographs as latents: simple pictures at 32x, busy ones at 8x.
+    """Encode photographs as latents: simple images at 32x, busy ones at 8x.
 
-    With --ratio auto a caption decides: from --captions, else --caption, else PHOTO.txt beside PHOTO.jpg. A
-    picture without one is judged by its size as a JPEG, and the output says so.
+    With --ratio auto a caption decides: from --captions, else --caption, else PHOTO.txt beside PHOTO.jpg. An
+    image without one is judged by its size as a JPEG, and the output says so.
 
     The short side is scaled to --size and the long one cropped about the middle, after EXIF rotation; colour
     profiles become sRGB, transparency white.
 
-    A picture that cannot be read is reported and the others are written all the same (exit code 1).
+    An image that cannot be read is reported and the others are written all the same (exit code 1).
 
     `cat-fast encode-shards` makes latents to train a generator on.
 
@@ -133,7 +131,7 @@ def encode(
     borders = RatioThresholds.parse(thresholds) if thresholds is not None else None
     tokenizer = load_tokenizer(checkpoint, device)
     require_served(fixed, tokenizer.config["ratios"])
-    with console.progress("pictures") as bar:
+    with console.progress("images") as bar:
         task = bar.add_task("encoding", total=len(files))
         results = encode_files(
             files,
@@ -157,16 +155,16 @@ def encode(
 def decode(
     latents: Annotated[Path, typer.Argument(help="File that `cat-fast encode` wrote.", show_default=False)],
     checkpoint: CheckpointOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pictures.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.", show_default=False)],
     image_format: Annotated[
-        str, typer.Option("--format", metavar="png|jpg|webp", help="Picture format.")
+        str, typer.Option("--format", metavar="png|jpg|webp", help="Image format.")
     ] = "png",
     force: Annotated[bool, typer.Option("--force", help="Decode latents of another tokenizer too.")] = False,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
-    """Decode latents to pictures, one file each, named after the photograph.
+    """Decode latents to images, one file each, named after the photograph.
 
     The checkpoint must be the one that encoded them: the file of latents knows its fingerprint.
 
@@ -182,7 +180,7 @@ def decode(
 
     count = len(LatentFile.open(latents).records)
     tokenizer = load_tokenizer(checkpoint, device)
-    with console.progress("pictures") as bar:
+    with console.progress("images") as bar:
         task = bar.add_task("decoding", total=count)
         results = decode_file(
             latents,
@@ -198,7 +196,7 @@ def decode(
         print_json({"out": str(out), "images": list(map(as_row, results))})
     elif decoded:
         console.out.print(decoded_table(decoded))
-        console.out.print(Text(f"{pictures(len(decoded))} in {out}"), soft_wrap=True)
+        console.out.print(Text(f"{images(len(decoded))} in {out}"), soft_wrap=True)
     _end([result.error for result in results if result.error], len(results), "decoded")
 
 
@@ -218,6 +216,6 @@ def _end(errors: list[str], count: int, done: str) -> None:
     if not errors:
         return
     if len(errors) < count:
-        console.err.print(f"{len(errors)} of {pictures(count)} failed; the others are {done}")
+        console.err.print(f"{len(errors)} of {images(count)} failed; the others are {done}")
         raise typer.Exit(1)
     raise typer.Exit(2)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cat_fast.inference.encoding.codec import DecodedLatent, EncodedPhoto
 
 _TABLE_ROWS = 50
-"""More pictures than this are not listed one by one; --json lists all."""
+"""More images than this are not listed one by one; --json lists all."""
 
 
 def encoded_table(encoded: "list[EncodedPhoto]") -> Table:
@@ -42,7 +42,7 @@ def print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -
     mean = sum(photo.tokens or 0 for photo in encoded) / len(encoded)
     fixed = tokens_per_image(16, size)
     console.out.print(
-        f"{pictures(len(encoded))}: {mix}; mean {mean:.1f} tokens against {fixed} at a fixed 16x"
+        f"{images(len(encoded))}: {mix}; mean {mean:.1f} tokens against {fixed} at a fixed 16x"
         f" ({mean / fixed - 1:+.1%})"
     )
     if guessed := sum(choice.source == "jpeg size" for choice in choices):
@@ -86,5 +86,5 @@ def print_json(content: dict[str, Any]) -> None:
     typer.echo(json.dumps(content, indent=2))
 
 
-def pictures(count: int) -> str:
-    return f"{count} picture{'s' * (count != 1)}"
+def images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"

@@ -23,7 +23,7 @@ def demo(
         int | None, typer.Option(min=1, help="Training steps of the generator; 900 unless --quick.")
     ] = None,
     sampling_steps: Annotated[
-        int | None, typer.Option(min=1, help="DDPM steps of the drawn pictures; 50 unless --quick.")
+        int | None, typer.Option(min=1, help="DDPM steps of the drawn images; 50 unless --quick.")
     ] = None,
     ranks: Annotated[
         int, typer.Option(min=0, help="Processes to train with; 0: one a GPU, else two on a CPU.")

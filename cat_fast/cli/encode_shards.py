@@ -33,7 +33,7 @@ def encode_shards(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="One of: an image index (JSON lines), a folder of pictures, webdataset archives (a quoted"
+            help="One of: an image index (JSON lines), a folder of images, webdataset archives (a quoted"
             " pattern), `photographs`.",
             show_default=False,
         ),
@@ -51,7 +51,7 @@ def encode_shards(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Names of the classes, one per line; class 0 first. Default: all that the pictures name,"
+            help="Names of the classes, one per line; class 0 first. Default: all that the images name,"
             " sorted.",
             show_default=False,
         ),
@@ -65,11 +65,11 @@ def encode_shards(
 ) -> None:
     """Encode a set of any size as shards of latents, for `data.latents` of a generator's run.
 
-    Ratios, scores, captions and classes come from the index or from the files next to the pictures
+    Ratios, scores, captions and classes come from the index or from the files next to the images
     (docs/data.md); in a folder the subfolders are the classes. Interrupted or killed, the same command
     resumes: complete shards are kept, the others written again.
 
-    A picture that cannot be read is reported and the others are written all the same (exit code 1).
+    An image that cannot be read is reported and the others are written all the same (exit code 1).
 
     Examples:
 
@@ -108,7 +108,7 @@ def encode_shards(
     input_shards, names = prepare(settings, tokenizer, names)
     units = units_of(rank, world_size, workers, input_shards)
     tally, begun = Tally(), time.perf_counter()
-    with console.progress("pictures") as bars:
+    with console.progress("images") as bars:
         bar = _Bar(bars, len(units))
         if workers > 1:
             tally = run_units(settings, checkpoint, device, names, units, workers, bar.tell)
@@ -133,7 +133,7 @@ def encode_shards(
 
 
 class _Bar:
-    """Shows pictures; until all input shards are opened, how many there are is reckoned from those that
+    """Shows images; until all input shards are opened, how many there are is reckoned from those that
     were."""
 
     def __init__(self, bars: Any, units: int) -> None:
@@ -141,14 +141,14 @@ class _Bar:
         self.opened = self.found = 0
         self.task = bars.add_task("encoding", total=None)
 
-    def tell(self, kind: str, pictures: int) -> None:
+    def tell(self, kind: str, images: int) -> None:
         if kind == "found":
             self.opened += 1
-            self.found += pictures
+            self.found += images
             units = max(self.units, self.opened)
             self.bars.update(self.task, total=round(self.found / self.opened * units))
         else:
-            self.bars.advance(self.task, pictures)
+            self.bars.advance(self.task, images)
 
 
 def _summary(tally: "Tally", seconds: float) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def _report(summary: dict[str, Any], json_output: bool) -> None:
     mean = f"; mean {summary['mean_tokens']:.1f} tokens" if summary["latents"] else ""
     console.out.print(
         f"{summary['latents']} latents in {summary['shards']} shards, {summary['encoded_now']} of them"
-        f" encoded now ({summary['images_per_second']:.3g} pictures/s)",
+        f" encoded now ({summary['images_per_second']:.3g} images/s)",
         soft_wrap=True,
     )
     console.out.print(f"{mix}{mean}" if mix else "no latents")

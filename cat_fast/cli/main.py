@@ -79,7 +79,7 @@ def _cat_fast(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Content-adaptive image tokenization: simple pictures get few tokens, busy ones many.
+    """Content-adaptive image tokenization: simple images get few tokens, busy ones many.
 
     A caption decides the budget (score), the tokenizer spends it (encode, decode), and so does whoever draws
     (sample).

@@ -1,4 +1,4 @@
-"""`cat-fast pipeline`: what trainings leave becomes one folder to draw pictures with."""
+"""`cat-fast pipeline`: what trainings leave becomes one folder to draw images with."""
 
 from pathlib import Path
 from typing import Annotated
@@ -61,7 +61,7 @@ def pipeline(
     resolution: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Side of its pictures in pixels. Default: that of --latents.", show_default=False
+            min=1, help="Side of its images in pixels. Default: that of --latents.", show_default=False
         ),
     ] = None,
     thresholds: Annotated[

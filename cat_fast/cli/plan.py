@@ -39,7 +39,7 @@ def cost(
     batches: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N…", help="Pictures a step; data.batch_size and around it.", show_default=False
+            metavar="N,N…", help="Images a step; data.batch_size and around it.", show_default=False
         ),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Steps for each ratio and batch, after one more.")] = 5,
@@ -51,7 +51,7 @@ def cost(
     """Measure what a training step costs at each ratio on this machine, for **sampler.mode: balanced**.
 
     Whole steps of one rank at the configuration's size are timed, on the GPU if there is one, and an affine
-    cost, fixed + pictures x per picture, is fitted to the medians.
+    cost, fixed + images x per image, is fitted to the medians.
 
     Examples:
 
@@ -181,18 +181,18 @@ def _machine() -> dict[str, Any]:
 def _cost_table(table: "CostTable") -> Table:
     seconds = table.unit == "seconds"
     unit, scale = ("ms", 1e3) if seconds else ("GFLOP", 1e-9)
-    rows = Table("ratio", f"fixed, {unit}", f"a picture, {unit}", "relative")
-    cheapest = min(cost.per_picture for cost in table.costs.values())
+    rows = Table("ratio", f"fixed, {unit}", f"an image, {unit}", "relative")
+    cheapest = min(cost.per_image for cost in table.costs.values())
     for ratio, one in sorted(table.costs.items()):
         rows.add_row(
             f"{ratio}x",
             f"{one.fixed * scale:.4g}",
-            f"{one.per_picture * scale:.4g}",
-            f"{one.per_picture / cheapest:.2f}",
+            f"{one.per_image * scale:.4g}",
+            f"{one.per_image / cheapest:.2f}",
         )
     if not seconds:
         rows.caption = "counted operations: a fallback, nothing was measured"
-    elif len({one.pictures for one in table.measured}) == 2:
+    elif len({one.images for one in table.measured}) == 2:
         rows.caption = "measured with two batches: whether costs are affine takes a third"
     else:
         rows.caption = f"measured; the affine cost is off by {table.fit_error:.1%} at most"
@@ -206,7 +206,7 @@ def _memory_table(predicted: "MemoryPlan", batches: Sequence[int], capacities: d
         peaks = [_gib(predicted.peak(ratio, n)) for n in batches]
         most = [str(predicted.largest_batch(ratio, size)) for size in capacities.values()]
         rows.add_row(f"{ratio}x", *peaks, *most)
-    rows.caption = "peak GiB by pictures a rank, and the largest batch"
+    rows.caption = "peak GiB by images a rank, and the largest batch"
     return rows
 
 

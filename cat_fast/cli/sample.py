@@ -1,4 +1,4 @@
-"""`cat-fast sample`: labels or descriptions to pictures, one or fifty thousand."""
+"""`cat-fast sample`: labels or descriptions to images, one or fifty thousand."""
 
 import time
 from collections import Counter
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from cat_fast.complexity import Description
     from cat_fast.inference.sampling_run.run import SampleRun
 
-_MANY = "Many pictures"
+_MANY = "Many images"
 
 
 def sample(
     out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the pictures.", show_default=False)
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the images.", show_default=False)
     ],
     pipeline: Annotated[
         Path,
@@ -60,7 +60,7 @@ def sample(
     mean_tokens: Annotated[
         float | None,
         typer.Option(
-            help="Tokens a picture may cost in the mean; the more complex ones get more of them.",
+            help="Tokens an image may cost in the mean; the more complex ones get more of them.",
             show_default=False,
         ),
     ] = None,
@@ -73,24 +73,22 @@ def sample(
             help="ddim and dpm++ need some 30 to 50 steps; euler is for models trained as flows.",
         ),
     ] = "ddpm",
-    seed: Annotated[int, typer.Option(min=0, help="Picture i is drawn from SEED + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from SEED + i.")] = 0,
     size: Annotated[
         int | None,
         typer.Option(min=1, help="Side in pixels. Default: what it was trained at.", show_default=False),
     ] = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also put the first hundred on one sheet.")] = False,
     npz: Annotated[
-        bool, typer.Option("--npz", help="Also samples.npz for FID: arr_0 pictures, arr_1 labels.")
+        bool, typer.Option("--npz", help="Also samples.npz for FID: arr_0 images, arr_1 labels.")
     ] = False,
     count: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Pictures in all, labels in turn.", show_default=False, rich_help_panel=_MANY
-        ),
+        typer.Option(min=1, help="Images in all, labels in turn.", show_default=False, rich_help_panel=_MANY),
     ] = None,
     per_class: Annotated[
         int | None,
-        typer.Option(min=1, help="Pictures of each label.", show_default=False, rich_help_panel=_MANY),
+        typer.Option(min=1, help="Images of each label.", show_default=False, rich_help_panel=_MANY),
     ] = None,
     max_tokens: Annotated[
         int,
@@ -107,19 +105,19 @@ def sample(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if any.")] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Draw pictures of classes, or of descriptions, each with the tokens its complexity earns.
+    """Draw images of classes, or of descriptions, each with the tokens its complexity earns.
 
-    DIR gets pictures/000000.png and so on, and samples.json, which says of each its label, ratio, tokens and
-    seed. Interrupted or killed, the same command draws only what is missing, and the pictures are to the bit
+    DIR gets images/000000.png and so on, and samples.json, which says of each its label, ratio, tokens and
+    seed. Interrupted or killed, the same command draws only what is missing, and the images are to the bit
     those of a run without a break.
 
     Examples:
 
-        cat-fast sample --labels "sky,text" --out pictures --grid --steps 30 --scheduler ddim
+        cat-fast sample --labels "sky,text" --out images --grid --steps 30 --scheduler ddim
 
         cat-fast sample -p DIR --count 50000 --npz --out fid --mean-tokens 216
 
-        cat-fast sample -p DIR --descriptions prompts.txt --out pictures --ratio auto
+        cat-fast sample -p DIR --descriptions prompts.txt --out images --ratio auto
     """
     fixed = parse_ratio(ratio)
     if labels and descriptions:
@@ -152,11 +150,11 @@ def sample(
     )
     run = SampleRun(models, [prompts[i % len(prompts)] for i in range(wanted)], settings, out, pipeline)
     begun = time.perf_counter()
-    with console.progress("pictures") as bars:
+    with console.progress("images") as bars:
         mine = sum(map(len, run.batches[rank::world_size]))
         there = mine - run.count_missing(rank, world_size)
         task = bars.add_task("drawing", total=mine, completed=there)
-        drawn = run.draw(rank, world_size, lambda pictures: bars.advance(task, pictures))
+        drawn = run.draw(rank, world_size, lambda images: bars.advance(task, images))
     seconds = time.perf_counter() - begun
     missing = run.count_missing()
     summary = _summary(run) | {
@@ -164,7 +162,7 @@ def sample(
         "drawn_now": drawn,
         "missing": missing,
         "seconds": round(seconds, 2),
-        "pictures_per_second": round(drawn / seconds, 3),
+        "images_per_second": round(drawn / seconds, 3),
         "grid": str(run.write_grid()) if grid and not missing else None,
         "npz": str(run.write_npz()) if npz and not missing else None,
     }
@@ -185,7 +183,7 @@ def _summary(run: "SampleRun") -> dict[str, Any]:
     size = run.settings.size or run.pipeline.resolution
     patch = run.pipeline.generator.config.patch_size
     return {
-        "pictures": len(run.requests),
+        "images": len(run.requests),
         "size": size,
         "ratios": {str(ratio): ratios[ratio] for ratio in sorted(ratios)},
         "mean_tokens": sum(request.num_tokens for request in run.requests) / len(run.requests),
@@ -197,7 +195,7 @@ def _tell(summary: dict[str, Any]) -> None:
     mix = ", ".join(f"{count} at {ratio}x" for ratio, count in summary["ratios"].items())
     fixed = summary["fixed_16x_tokens"]
     console.out.print(
-        f"{summary['pictures']} pictures, {summary['drawn_now']} of them drawn now: {mix}; mean"
+        f"{summary['images']} images, {summary['drawn_now']} of them drawn now: {mix}; mean"
         f" {summary['mean_tokens']:.1f} tokens against {fixed:g} at a fixed 16x"
         f" ({summary['mean_tokens'] / fixed - 1:+.1%})",
         soft_wrap=True,

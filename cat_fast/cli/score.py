@@ -36,12 +36,10 @@ def score(
     ] = None,
     has_text: Annotated[
         bool,
-        typer.Option(
-            "--has-text", help="There is text or a number in the pictures, unless a .jsonl says no."
-        ),
+        typer.Option("--has-text", help="There is text or a number in the images, unless a .jsonl says no."),
     ] = False,
     has_faces: Annotated[
-        bool, typer.Option("--has-faces", help="There is a face in the pictures, unless a .jsonl says no.")
+        bool, typer.Option("--has-faces", help="There is a face in the images, unless a .jsonl says no.")
     ] = False,
     thresholds: Annotated[
         str | None,
@@ -60,10 +58,10 @@ def score(
         bool, typer.Option("--explain", help="Show what weighed most on each score, and the rubric.")
     ] = False,
 ) -> None:
-    """Score how much detail captions promise, from 1 to 9, and choose each picture's compression ratio.
+    """Score how much detail captions promise, from 1 to 9, and choose each image's compression ratio.
 
     The embedded scorer judges, a small model on words and flags.
-    Tokens are for a 512 px picture; a fixed 16x tokenizer spends 256.
+    Tokens are for a 512 px image; a fixed 16x tokenizer spends 256.
 
     Examples:
 

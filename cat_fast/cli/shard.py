@@ -16,7 +16,7 @@ def shard(
         str,
         typer.Argument(
             help="An image index (JSON lines with key, path, caption, has_text, has_faces, score, ratio), or"
-            " `photographs` for the training pictures that ship.",
+            " `photographs` for the training images that ship.",
             show_default=False,
         ),
     ],
@@ -25,11 +25,11 @@ def shard(
         typer.Option("--out", metavar="DIR", help="Folder for the shards.", show_default=False),
     ],
     per_shard: Annotated[
-        int, typer.Option(help="Pictures a shard; for training from a network, some hundred MB are good.")
+        int, typer.Option(help="Images a shard; for training from a network, some hundred MB are good.")
     ] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the order in which pictures are spread over the shards.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the order in which images are spread over the shards.")] = 0,
 ) -> None:
-    """Pack the pictures of an index into webdataset shards, with their scores beside them.
+    """Pack the images of an index into webdataset shards, with their scores beside them.
 
     Writes shard-000000.tar with the files as they are, shard-000000.scores.jsonl, and so on. The index is
     not held in memory, and may have any length. Interrupted, the same command goes on where it stopped;
@@ -53,7 +53,7 @@ def shard(
     records = load_index(index) if index == PHOTOGRAPHS else IndexLines(index)
     missing: list[str] = []
     shards = 0
-    with progress("pictures") as bar:
+    with progress("images") as bar:
         task = bar.add_task("packing", total=len(records))
         for written in write_shards(records, folder, per_shard, seed):
             shards += 1
@@ -64,7 +64,7 @@ def shard(
     if len(missing) > _TOLD:
         err.print(f"left out: {len(missing) - _TOLD} more")
     out.print(
-        f"{len(records) - len(missing)} pictures in {shards} shards in {escape(str(folder))}", soft_wrap=True
+        f"{len(records) - len(missing)} images in {shards} shards in {escape(str(folder))}", soft_wrap=True
     )
     out.print(f"Train from them with data.shards={escape(str(folder))}", soft_wrap=True)
     if missing:

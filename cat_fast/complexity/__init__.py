@@ -1,4 +1,4 @@
-"""Description → score → ratio: how much detail a picture holds, judged from words, and the tokens it earns.
+"""Description → score → ratio: how much detail an image holds, judged from words, and the tokens it earns.
 
 Knows nothing of the tokenizer: the decision is made before a pixel is encoded.
 """

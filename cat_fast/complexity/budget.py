@@ -1,4 +1,4 @@
-"""A budget of tokens over a set of pictures: the more complex get more of it."""
+"""A budget of tokens over a set of images: the more complex get more of it."""
 
 from collections.abc import Sequence
 
@@ -17,20 +17,20 @@ def ratios_within_budget(
     ratios: Sequence[int] = RATIOS,
     preferred: Sequence[int] | None = None,
 ) -> list[int]:
-    """A ratio for each picture, so that the mean of their tokens is as near to `mean_tokens` as it can be
+    """A ratio for each image, so that the mean of their tokens is as near to `mean_tokens` as it can be
     without exceeding it.
 
-    No picture gets fewer tokens than a less complex one. Many mixes cost the same (an 8x picture as much as
+    No image gets fewer tokens than a less complex one. Many mixes cost the same (an 8x image as much as
     sixteen at 32x): the one taken agrees best with `preferred`, and of those it has the fewest at the lowest
     ratio. So a budget that `preferred` ratios just meet gives them back.
 
     Args:
-        complexities: of each picture, in any unit; of equal ones the first get more.
+        complexities: of each image, in any unit; of equal ones the first get more.
         ratios: up to three that may be chosen.
-        preferred: the ratio that each picture would have without a budget.
+        preferred: the ratio that each image would have without a budget.
 
     Raises:
-        UserError: a budget below what all pictures cost at the highest ratio, or a resolution that makes no
+        UserError: a budget below what all images cost at the highest ratio, or a resolution that makes no
             whole number of patches.
     """
     levels = sorted(set(ratios))
@@ -39,10 +39,10 @@ def ratios_within_budget(
     count = len(complexities)
     if not mean_tokens >= least:  # neither is NaN
         raise UserError(
-            f"mean_tokens {mean_tokens:g}: a picture of {resolution} px costs {least} tokens at least"
+            f"mean_tokens {mean_tokens:g}: an image of {resolution} px costs {least} tokens at least"
             f" ({high}x)"
         )
-    # With `first` pictures at the lowest ratio, as many at the middle one as the rest of the budget pays.
+    # With `first` images at the lowest ratio, as many at the middle one as the rest of the budget pays.
     first = np.arange(count + 1)
     left = np.floor(min(mean_tokens, most) * count + 1e-6) - first * most - (count - first) * least
     step = some - least if len(levels) == 3 else 0

@@ -1,6 +1,6 @@
 """A monotone map from a regression's predictions onto the score scale, so that their distributions agree.
 
-Least squares shrinks predictions towards the mean: hardly any picture would get a 1 or a 9, and a token
+Least squares shrinks predictions towards the mean: hardly any image would get a 1 or a 9, and a token
 budget that was balanced on the given scores would be missed.
 """
 

@@ -33,7 +33,7 @@ class ComplexityResult:
     ratio: int
 
     def tokens(self, resolution: int = 512, patch_size: int = 2) -> int:
-        """Tokens that the picture gets; UserError where `resolution` does not divide into patches."""
+        """Tokens that the image gets; UserError where `resolution` does not divide into patches."""
         return tokens_per_image(self.ratio, resolution, patch_size)
 
 

@@ -1,4 +1,4 @@
-"""Pictures with their descriptions -> an image index with scores and ratios."""
+"""Images with their descriptions -> an image index with scores and ratios."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,30 +18,30 @@ RATIO_SIGNALS: dict[str, tuple[Label, ...]] = {"index": ("ratio",), "score": ("s
 
 
 def index_photographs(
-    pictures: Sequence[Photograph],
+    images: Sequence[Photograph],
     scorer: Scorer | None = None,
     thresholds: RatioThresholds | None = None,
 ) -> list[ImageRecord]:
-    """Score described pictures and choose their ratios, in order."""
-    descriptions = [Description(p.caption, p.has_text, p.has_faces) for p in pictures]
+    """Score described images and choose their ratios, in order."""
+    descriptions = [Description(p.caption, p.has_text, p.has_faces) for p in images]
     results = choose_ratios(descriptions, scorer, thresholds)
     return [
         ImageRecord(
-            key=picture.key,
-            path=str(picture.path),
-            caption=picture.caption,
-            has_text=picture.has_text,
-            has_faces=picture.has_faces,
-            category=picture.category,
+            key=image.key,
+            path=str(image.path),
+            caption=image.caption,
+            has_text=image.has_text,
+            has_faces=image.has_faces,
+            category=image.category,
             score=result.score,
             ratio=result.ratio,
         )
-        for picture, result in zip(pictures, results, strict=True)
+        for image, result in zip(images, results, strict=True)
     ]
 
 
 def load_index(name: str) -> list[ImageRecord]:
-    """The image index file `name`, or with the name `photographs` the training pictures that ship.
+    """The image index file `name`, or with the name `photographs` the training images that ship.
 
     Raises:
         UserError: no such file, or one that is no index.

@@ -1,6 +1,6 @@
-"""The pixel signal the method was published against: how many bytes a picture has as a JPEG.
+"""The pixel signal the method was published against: how many bytes an image has as a JPEG.
 
-It is the fallback where a picture has no description. Bytes see noise and miss meaning: their published
+It is the fallback where an image has no description. Bytes see noise and miss meaning: their published
 correlation with the best ratio is 0.31 on COCO, against 0.55 for scores from captions.
 """
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JPEG_SIDE = 512
-"""The side in px of the pictures that `JPEG_THRESHOLDS` hold for."""
+"""The side in px of the images that `JPEG_THRESHOLDS` hold for."""
 JPEG_THRESHOLDS = (38761, 65837)
 """Published borders in bytes: files up to the first get 32x, above the second 8x, between them 16x."""
 
@@ -28,7 +28,7 @@ def jpeg_bytes(image: "Tensor") -> int:
 
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise UserError(
-            f"expected a uint8 picture (3, H, W) or (1, H, W), got {image.dtype} {tuple(image.shape)}"
+            f"expected a uint8 image (3, H, W) or (1, H, W), got {image.dtype} {tuple(image.shape)}"
         )
     return encode_jpeg(image.cpu().contiguous()).numel()
 

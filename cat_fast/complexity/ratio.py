@@ -1,7 +1,7 @@
 """From scores to compression ratios, and what ratios cost in tokens.
 
-Score thresholds a < b give simple pictures few tokens and busy ones many; `RatioThresholds.fit` chooses them
-so that a whole set of pictures costs what a tokenizer with one fixed ratio would.
+Score thresholds a < b give simple images few tokens and busy ones many; `RatioThresholds.fit` chooses them
+so that a whole set of images costs what a tokenizer with one fixed ratio would.
 """
 
 import math
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cat_fast.errors import UserError
 
 RATIOS = (8, 16, 32)
-"""Compression ratios f of the nested tokenizer: a picture of side r has a latent of side r / f."""
+"""Compression ratios f of the nested tokenizer: an image of side r has a latent of side r / f."""
 SCORES = range(1, 10)
 """Complexity scores, from 1 (a plane in the sky) to 9 (a newspaper page)."""
 
@@ -46,7 +46,7 @@ class RatioThresholds:
         return cls(a, b)
 
     def ratio(self, score: int) -> int:
-        """Compression ratio of one picture with `score` in 1..9; UserError for any other score."""
+        """Compression ratio of one image with `score` in 1..9; UserError for any other score."""
         score = _valid_score(score)
         return 32 if score <= self.a else 16 if score <= self.b else 8
 
@@ -63,11 +63,11 @@ class RatioThresholds:
         """Thresholds under which `scores` cost what a tokenizer fixed at `fixed_ratio` would.
 
         Solves the budget equation Σ p(f) r²/f² ≈ r²/fixed_ratio² over whole a < b, at any resolution r. One
-        ratio for all would meet its own budget and adapt nothing, so only pairs that put pictures at all
+        ratio for all would meet its own budget and adapt nothing, so only pairs that put images at all
         three ratios count; of those the nearest to the budget is taken (of equally near ones the lowest).
 
         Args:
-            scores: complexity scores of a representative set of pictures, each in 1..9.
+            scores: complexity scores of a representative set of images, each in 1..9.
             fixed_ratio: the ratio whose budget is to be met, one of 8, 16, 32.
             tolerance: largest relative distance from the budget.
 
@@ -89,7 +89,7 @@ class RatioThresholds:
             raise UserError(
                 f"no thresholds keep mean tokens within {tolerance:.1%} of a fixed {fixed_ratio}x"
                 f" tokenizer's: the nearest pair is ({nearest.a}, {nearest.b}) at {costs[nearest] - 1:+.1%};"
-                " allow a wider tolerance, or score more pictures"
+                " allow a wider tolerance, or score more images"
             )
         return nearest
 
@@ -98,12 +98,12 @@ def ratio_mix(ratios: Iterable[int]) -> dict[int, float]:
     """Share of each ratio in `ratios`: {8: share, 16: share, 32: share}; UserError when there are none."""
     counts = Counter(_valid_ratio(ratio) for ratio in ratios)
     if not counts:
-        raise UserError("there are no pictures to take a mix of ratios over")
+        raise UserError("there are no images to take a mix of ratios over")
     return {ratio: counts[ratio] / counts.total() for ratio in RATIOS}
 
 
 def tokens_per_image(ratio: int, resolution: int = 512, patch_size: int = 2) -> int:
-    """Tokens of one square picture: (resolution / ratio / patch_size)², at 512 px 1024, 256 or 64.
+    """Tokens of one square image: (resolution / ratio / patch_size)², at 512 px 1024, 256 or 64.
 
     Raises:
         UserError: `ratio` is not one of 8, 16, 32, or `resolution` is no multiple of ratio · patch_size.
@@ -112,14 +112,14 @@ def tokens_per_image(ratio: int, resolution: int = 512, patch_size: int = 2) -> 
     side, rest = divmod(resolution, ratio * patch_size)
     if rest or side < 1:
         raise UserError(
-            f"a picture of {resolution} px has no whole number of {patch_size} x {patch_size} patches"
+            f"an image of {resolution} px has no whole number of {patch_size} x {patch_size} patches"
             f" at {ratio}x: use a multiple of {ratio * patch_size} px"
         )
     return side * side
 
 
 def mean_tokens(mix: Mapping[int, float], resolution: int = 512, patch_size: int = 2) -> float:
-    """Mean tokens a picture under `mix` ({ratio: share}); ratios of share 0 cost nothing and need not fit."""
+    """Mean tokens an image under `mix` ({ratio: share}); ratios of share 0 cost nothing and need not fit."""
     shares = _valid_mix(mix).items()
     return math.fsum(
         share * tokens_per_image(ratio, resolution, patch_size) for ratio, share in shares if share

@@ -28,15 +28,15 @@ _FACTORS = (
     "Colour: a few flat colours, or many that change from place to place?",
     "Texture: smooth surfaces, or fine structure such as fur, foliage, fabric or print?",
     "Depth: one subject before an empty background, or detail from front to back?",
-    "Regularity: do symmetry and repetition make the rest of the picture easy to guess from a part?",
+    "Regularity: do symmetry and repetition make the rest of the image easy to guess from a part?",
     "Perception: do people notice small errors at once, as they do in faces, letters and digits?",
 )
 
 _FLAG_SENTENCES = {
-    (False, False): "Neither text nor a face can be seen in the picture.",
-    (True, False): "Text or a number can be seen in the picture, but no face.",
-    (False, True): "A face can be seen in the picture, but neither text nor a number.",
-    (True, True): "Both a face and text or a number can be seen in the picture.",
+    (False, False): "Neither text nor a face can be seen in the image.",
+    (True, False): "Text or a number can be seen in the image, but no face.",
+    (False, True): "A face can be seen in the image, but neither text nor a number.",
+    (True, True): "Both a face and text or a number can be seen in the image.",
 }
 
 _REPLY = re.compile(
@@ -48,11 +48,11 @@ def rubric_text() -> str:
     """The rubric: what to weigh, the scale with one example a score, and the form of the reply."""
     return "\n".join(
         [
-            "Judge from its description how much detail a picture holds, that is, how much room a faithful"
+            "Judge from its description how much detail an image holds, that is, how much room a faithful"
             " copy of it needs. Weigh:",
             *(f"- {factor}" for factor in _FACTORS),
             "",
-            "Give a whole number from 1, almost nothing to draw, to 9, as dense as pictures get. Examples:",
+            "Give a whole number from 1, almost nothing to draw, to 9, as dense as images get. Examples:",
             *(f"{score}: {_one_line(anchor)}" for score, anchor in ANCHORS.items()),
             "",
             'Begin the reply with "Score: N out of 9", N being that number; then give the reasons.',
@@ -62,7 +62,7 @@ def rubric_text() -> str:
 
 def prompt(description: Description) -> str:
     """What a language model is asked: the rubric, then the description, last so that prefix caches help."""
-    return f"{rubric_text()}\n\nThe picture: {_one_line(description)}\n"
+    return f"{rubric_text()}\n\nThe image: {_one_line(description)}\n"
 
 
 def parse_score(reply: str) -> int:

@@ -61,18 +61,18 @@ def write_shards(
     """Shard after shard, each whole or not there; those that are there already are left alone.
 
     Records come in an order drawn from `seed`, so that every shard is like the whole set: training shuffles
-    within a few shards only. Pictures are copied as they are.
+    within a few shards only. Images are copied as they are.
 
     Raises:
         UserError: nothing to write, or the folder holds shards of another index or another cut.
     """
     if not len(records):
-        raise UserError("the index holds no pictures")
+        raise UserError("the index holds no images")
     if per_shard < 1:
-        raise UserError(f"{per_shard} pictures a shard: at least 1 is needed")
+        raise UserError(f"{per_shard} images a shard: at least 1 is needed")
     ends = [records[0], records[len(records) - 1]]
     digest = hashlib.sha256(json.dumps([asdict(record) for record in ends]).encode()).hexdigest()[:16]
-    settings = {"pictures": len(records), "per_shard": per_shard, "seed": seed, "ends": digest}
+    settings = {"images": len(records), "per_shard": per_shard, "seed": seed, "ends": digest}
     claim_folder(folder / HEADER, settings, "shards")
     order = np.random.default_rng(seed).permutation(len(records))
     for number, start in enumerate(range(0, len(order), per_shard)):
@@ -103,20 +103,20 @@ def _write(path: Path, records: list[ImageRecord]) -> list[str]:
             name = member_name(record.key)
             name = f"{name}_{len(rows)}" if name in names else name
             try:
-                picture = _picture(record, suffix)
+                image = _image(record, suffix)
             except (OSError, UserError) as error:
                 missing.append(f"{record.path}: {error}")
                 continue
             names.add(name)
             row = {field: getattr(record, field) for field in LABELS} | {"key": name}
             own = json.dumps(row, ensure_ascii=False).encode()
-            archive.write({"__key__": name, suffix[1:]: picture, "json": own})
+            archive.write({"__key__": name, suffix[1:]: image, "json": own})
             rows.append(row)
     write_sidecar(path, rows)
     return missing
 
 
-def _picture(record: ImageRecord, suffix: str) -> bytes:
+def _image(record: ImageRecord, suffix: str) -> bytes:
     if suffix not in IMAGE_SUFFIXES:
-        raise UserError(f"{suffix or 'no ending'} is no kind of picture")
+        raise UserError(f"{suffix or 'no ending'} is no kind of image")
     return Path(record.path).read_bytes()

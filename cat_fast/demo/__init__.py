@@ -1,4 +1,4 @@
-"""The main job in one go: photographs in, a trained tokenizer and generator, and pictures out."""
+"""The main job in one go: photographs in, a trained tokenizer and generator, and images out."""
 
 from cat_fast.demo.run import DemoSettings, run_demo
 

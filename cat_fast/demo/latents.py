@@ -25,10 +25,10 @@ def encode_crops(
     crops: int,
     on_done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write `crops` latents a picture at its chosen ratio, and half as many at each of the others.
+    """Write `crops` latents an image at its chosen ratio, and half as many at each of the others.
 
-    The others let a forty-picture generator draw every class at every token count. Crops depend on the
-    picture and the crop's number alone, and latents that are there already are not made again.
+    The others let a forty-image generator draw every class at every token count. Crops depend on the
+    image and the crop's number alone, and latents that are there already are not made again.
     """
     tokenizer.eval()
     with LatentShardWriter(
@@ -41,13 +41,13 @@ def encode_crops(
                 for count in [crops if ratio == record.ratio else crops // 2]
             }
             if any(todo.values()):
-                picture = shrink(load_image(record.path), 2 * resolution)
+                image = shrink(load_image(record.path), 2 * resolution)
             for ratio, numbers in todo.items():
                 if not numbers:
                     continue
                 rngs = [np.random.default_rng([number, ratio, i]) for i in numbers]
                 batch = [
-                    image_to_tensor(random_crop(picture, rng, resolution, MIN_CROP, not record.has_text))
+                    image_to_tensor(random_crop(image, rng, resolution, MIN_CROP, not record.has_text))
                     for rng in rngs
                 ]
                 latents = encode_batch(tokenizer, batch, ratio)

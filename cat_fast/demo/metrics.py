@@ -44,7 +44,7 @@ def collect_metrics(
         },
         "complexity": _complexity([*train, *(r.record for r in results)]),
         "held_out": summarize(results),
-        "pictures": [_picture(r) for r in results],
+        "images": [_image(r) for r in results],
         "tokenizer_training": _training(out / "runs" / "tokenizer"),
         "generator_training": _training(out / "runs" / "generator"),
         "samples": [{k: s[k] for k in ("label", "ratio", "tokens")} for s in samples],
@@ -75,7 +75,7 @@ def _budget(thresholds: RatioThresholds, scores: Sequence[int]) -> dict[str, Any
     }
 
 
-def _picture(result: Reconstruction) -> dict[str, Any]:
+def _image(result: Reconstruction) -> dict[str, Any]:
     record = result.record
     return {
         "key": record.key,

@@ -30,7 +30,7 @@ def write_report(
     samples: Sequence[dict[str, Any]],
     runs: Path,
 ) -> None:
-    """Write `path` whole, with pictures and plots embedded."""
+    """Write `path` whole, with images and plots embedded."""
     environment = Environment(
         loader=PackageLoader("cat_fast.demo"),
         autoescape=True,
@@ -44,7 +44,7 @@ def write_report(
         colours=COLOURS,
         rows=[_row(r) for r in results],
         labels=list(dict.fromkeys(s["label"] for s in samples)),
-        samples={(s["label"], s["ratio"]): picture_uri(s["image"]) for s in samples},
+        samples={(s["label"], s["ratio"]): image_uri(s["image"]) for s in samples},
         tokens={s["ratio"]: s["tokens"] for s in samples},
         tokenizer_plot=tokenizer_curves(runs / "tokenizer"),
         generator_plot=generator_curve(runs / "generator"),
@@ -57,15 +57,14 @@ def _row(result: Reconstruction) -> dict[str, Any]:
     return {
         "record": result.record,
         "mean_colour_psnr": result.mean_colour_psnr,
-        "original": picture_uri(tensor_to_image(result.original)),
+        "original": image_uri(tensor_to_image(result.original)),
         "at": {
-            ratio: {"at": a, "picture": picture_uri(tensor_to_image(a.picture))}
-            for ratio, a in result.at.items()
+            ratio: {"at": a, "image": image_uri(tensor_to_image(a.image))} for ratio, a in result.at.items()
         },
     }
 
 
-def picture_uri(image: Image.Image) -> str:
+def image_uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return _uri("image/jpeg", buffer.getvalue())

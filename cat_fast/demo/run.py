@@ -38,7 +38,7 @@ class DemoSettings:
     sampling_steps: int = 50
     resolution: int = 512
     """Side, in pixels, of held-out photographs, of what the generator learns from and of what it draws."""
-    crops_per_picture: int = 4
+    crops_per_image: int = 4
     guidance: float = 1.5
     tokenizer_overrides: list[str] = field(default_factory=list)
     """Further `key=value` for the tokenizer's configuration."""
@@ -53,7 +53,7 @@ class DemoSettings:
             generator_steps=12,
             sampling_steps=4,
             resolution=128,
-            crops_per_picture=2,
+            crops_per_image=2,
             tokenizer_overrides=[
                 "model.block_out_channels=[4,4,8,8,16,16]",
                 "model.norm_num_groups=2",
@@ -124,7 +124,7 @@ class Demo:
         return pipeline
 
     def draw(self, pipeline: CATPipeline) -> list[dict[str, Any]]:
-        """One picture of each class at each ratio, from one seed a class."""
+        """One image of each class at each ratio, from one seed a class."""
         settings, ratios = self.settings, sorted(pipeline.tokenizer.ratios)
         bar = self.bars.add_task("draw samples", total=settings.sampling_steps * len(ratios))
         samples = []
@@ -183,7 +183,7 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
                 train,
                 out / "latents",
                 resolution=settings.resolution,
-                crops=settings.crops_per_picture,
+                crops=settings.crops_per_image,
                 on_done=lambda: bars.advance(bar),
             )
         with demo.timed("train_generator"):

@@ -1,4 +1,4 @@
-"""How well does a tokenizer reconstruct each picture at each ratio, and at the ratio chosen for it?"""
+"""How well does a tokenizer reconstruct each image at each ratio, and at the ratio chosen for it?"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from cat_fast.tokenizer.perceptual import STLPIPS
 
 @dataclass(frozen=True, kw_only=True)
 class AtRatio:
-    """One picture through the tokenizer at one ratio."""
+    """One image through the tokenizer at one ratio."""
 
-    picture: Tensor
+    image: Tensor
     """(3, H, W) in [-1, 1]."""
     tokens: int
     psnr: float
@@ -27,7 +27,7 @@ class AtRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """One picture at every ratio."""
+    """One image at every ratio."""
 
     record: ImageRecord
     original: Tensor
@@ -47,7 +47,7 @@ def reconstruct(
     size: int,
     on_done: Callable[[], None] = lambda: None,
 ) -> list[Reconstruction]:
-    """Centre squares of the pictures, scaled to size x size, through the posterior's mode at every ratio."""
+    """Centre squares of the images, scaled to size x size, through the posterior's mode at every ratio."""
     tokenizer.eval()
     distance = STLPIPS.pretrained()
     results = []
@@ -62,10 +62,8 @@ def reconstruct(
             strict=True,
         )
         at = {
-            ratio: AtRatio(
-                picture=picture, tokens=tokens_per_image(ratio, size), psnr=decibels, perceptual=far
-            )
-            for ratio, picture, decibels, far in figures
+            ratio: AtRatio(image=image, tokens=tokens_per_image(ratio, size), psnr=decibels, perceptual=far)
+            for ratio, image, decibels, far in figures
         }
         results.append(
             Reconstruction(
@@ -76,18 +74,18 @@ def reconstruct(
     return results
 
 
-def _through(tokenizer: NestedAutoencoderKL, pictures: Tensor, ratio: int) -> Tensor:
-    latents = tokenizer.encode(pictures, ratio).latent_dist.mode()
+def _through(tokenizer: NestedAutoencoderKL, images: Tensor, ratio: int) -> Tensor:
+    latents = tokenizer.encode(images, ratio).latent_dist.mode()
     return tokenizer.decode(latents, ratio).sample.clamp(-1, 1)
 
 
 def summarize(results: Sequence[Reconstruction]) -> dict:
-    """Means over pictures, as JSON values: per ratio, and at the ratio chosen for each picture."""
+    """Means over images, as JSON values: per ratio, and at the ratio chosen for each image."""
     n = len(results)
     fixed = sum(r.at[16].tokens for r in results) if 16 in results[0].at else None
     spent = sum(r.chosen.tokens for r in results)
     return {
-        "pictures": n,
+        "images": n,
         "mean_colour_psnr": sum(r.mean_colour_psnr for r in results) / n,
         "chosen": {
             "psnr": sum(r.chosen.psnr for r in results) / n,

@@ -99,11 +99,11 @@ def diffusion_loss(
 ) -> DiffusionLoss:
     """Mean squared error of the prediction, at one random timestep for each sequence.
 
-    ``weighting="token"`` is one mean over all tokens of the batch, so a 1024-token picture counts sixteen
-    times a 64-token one; ``"image"`` gives every picture the same weight. Token weighting is taken for the
+    ``weighting="token"`` is one mean over all tokens of the batch, so a 1024-token image counts sixteen
+    times a 64-token one; ``"image"`` gives every image the same weight. Token weighting is taken for the
     paper's: it trains every model on the same number of tokens a step (64 x 4096) with the plain MSE, and the
     mean over such a batch divides by that fixed number. Under image weighting the gradient of a token would
-    shrink with the size of its picture, and with it the share of the 8x latents. Sequences with a `weight`
+    shrink with the size of its image, and with it the share of the 8x latents. Sequences with a `weight`
     count as many times. Over several batches the exact mean weighs each by its `total_weight`.
 
     Args:

@@ -1,7 +1,7 @@
 """`DiT`: the diffusion transformer (Peebles & Xie, arXiv:2212.09748) over packed mixed-ratio sequences.
 
 One forward pass takes latents of any mix of ratios as one run of tokens. What differs from the original is
-only what that asks for: attention stays inside each sequence, positions are those in the picture, modulation
+only what that asks for: attention stays inside each sequence, positions are those in the image, modulation
 is computed once a sequence, and the ratio is part of the conditioning. Module names are the original's, so
 its weights load. What it does not have is optional: text beside the class, RoPE, normalised queries and keys,
 SwiGLU, one modulation for all blocks.
@@ -27,7 +27,7 @@ from cat_fast.generator.embeddings import (
     RatioEmbedder,
     TextEmbedder,
     TimestepEmbedder,
-    picture_positions,
+    image_positions,
     position_embedding,
     rotation_angles,
 )
@@ -51,12 +51,12 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
             instead of the label, and on the null text. A model with text loses the label alone as often
             again, so that a text alone is enough to draw from.
         ratios: the compression ratios that latents may have.
-        position_frame: side of the coordinate frame that every picture is laid into; as many units as the
+        position_frame: side of the coordinate frame that every image is laid into; as many units as the
             largest grid has tokens a side (32 for 8x at 512 px).
         shared_adaln: one modulation for all blocks, to which each adds constants of its own (PixArt's
             adaLN-single, arXiv:2310.00426), instead of one a block: DiT-XL loses a third of its parameters.
         qk_norm: RMS norm over each head's queries and keys.
-        rope: rotate queries and keys by their places in the picture, beside adding those to the tokens.
+        rope: rotate queries and keys by their places in the image, beside adding those to the tokens.
         swiglu: SwiGLU of the same size instead of the MLP with GELU.
         text_dim: width of text tokens, which every block then attends to; None is class-conditional only.
         shift_factor, scaling_factor: the model sees (latent - shift_factor) * scaling_factor, one number or
@@ -174,7 +174,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         config = self.config
         labels, unconditional = self.y_embedder.drop(labels, generator, alone=config.text_dim is not None)
         condition = self.t_embedder(timesteps) + self.y_embedder(labels) + self.ratio_embedder(packed.ratio)
-        positions = picture_positions(packed, config.position_frame)
+        positions = image_positions(packed, config.position_frame)
         head_dim = config.hidden_size // config.num_heads
         around = Surroundings(
             condition=condition,

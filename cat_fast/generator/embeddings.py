@@ -1,4 +1,4 @@
-"""What a DiT block is told beside the tokens: place in the picture, timestep, class, ratio and text."""
+"""What a DiT block is told beside the tokens: place in the image, timestep, class, ratio and text."""
 
 import math
 
@@ -9,11 +9,11 @@ from cat_fast.generator.packed_text import PackedText
 from cat_fast.packing import PackedSequence
 
 
-def picture_positions(packed: PackedSequence, frame: int) -> torch.Tensor:
+def image_positions(packed: PackedSequence, frame: int) -> torch.Tensor:
     """(T, 2) float32 centre (y, x) of every token, in one frame for grids of every ratio.
 
-    The longer side of a picture spans `frame` units and the shorter is centred in it, so a token's position
-    says where in the *picture* it lies: the four tokens of an 8x8 grid that cover a token of the 4x4 grid
+    The longer side of an image spans `frame` units and the shorter is centred in it, so a token's position
+    says where in the *image* it lies: the four tokens of an 8x8 grid that cover a token of the 4x4 grid
     surround its position. On a square grid of `frame` tokens a side the positions are the integers 0 .. frame
     - 1 of the original DiT.
     """

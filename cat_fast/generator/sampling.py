@@ -23,7 +23,7 @@ Sampler = Literal["ddpm", "ddim", "dpm++", "euler"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """One picture to draw."""
+    """One image to draw."""
 
     label: int
     """Class index; the number of classes is the null class."""
@@ -32,7 +32,7 @@ class SampleRequest:
     grid: tuple[int, int]
     """Height and width of the latent in tokens."""
     seed: int
-    """Everything random in this picture comes from it, and from nothing else."""
+    """Everything random in this image comes from it, and from nothing else."""
     text: str = ""
     """What a model with text is told of it; empty is nothing."""
 
@@ -99,7 +99,7 @@ def sample(
     """Draw latents (c, h, w), float32, one for each request, in the model's scale.
 
     All requests take each step in one forward pass, with their unconditional twins beside them where
-    `guidance` is not 1: eps = eps_null + guidance * (eps_label - eps_null). A picture depends on its own
+    `guidance` is not 1: eps = eps_null + guidance * (eps_label - eps_null). An image depends on its own
     request only, up to the rounding of matrix products of another height.
 
     Args:
@@ -114,7 +114,7 @@ def sample(
         UserError: no request, more steps than the sampler has, or a model in training mode.
     """
     if not requests:
-        raise UserError("no request: expected at least one picture to draw")
+        raise UserError("no request: expected at least one image to draw")
     if model.training:
         raise UserError("the model is in training mode, which drops labels; call model.eval() first")
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]

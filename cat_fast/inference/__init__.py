@@ -1,4 +1,4 @@
-"""From photographs to latents and back, and from a label to a picture."""
+"""From photographs to latents and back, and from a label to an image."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
 """`PackedSequence`: latents of several ratios as one run of tokens, without a token of padding.
 
-The tokens of all pictures lie one after another; ``cu_seqlens`` says where each begins, ``grid`` and
+The tokens of all images lie one after another; ``cu_seqlens`` says where each begins, ``grid`` and
 ``ratio`` what shape it had, and the optional fields what else belongs to it.
 
     packed = PackedSequence.from_latents(latents, ratios=[8, 32], labels=[3, 7])

@@ -1,4 +1,4 @@
-"""`TokenBudgetPacker`: a stream of pictures in, batches of at most `max_tokens` tokens out.
+"""`TokenBudgetPacker`: a stream of images in, batches of at most `max_tokens` tokens out.
 
 packer = TokenBudgetPacker(max_tokens=16_384)
 for keys in packer.pack((sample.key, tokens_of(sample)) for sample in stream):

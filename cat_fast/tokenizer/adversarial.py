@@ -57,7 +57,7 @@ class R1:
         return self.weight * self.every_steps
 
     def __call__(self, judge: Callable[[Tensor], Tensor], real: Tensor) -> Tensor:
-        """Of a discriminator `judge`, (B, 3, H, W) -> (B,), at the pictures `real`."""
+        """Of a discriminator `judge`, (B, 3, H, W) -> (B,), at the images `real`."""
         real = real.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(judge(real).float().sum(), real, create_graph=True)
         return 0.5 * gradient.float().square().sum((1, 2, 3)).mean()
@@ -94,7 +94,7 @@ class LeCam:
 
 
 def balance(reconstruction: Tensor, adversarial: Tensor, output: Tensor) -> Tensor:
-    """How much to weigh the adversarial loss so that both pull equally hard at `output`, the pictures.
+    """How much to weigh the adversarial loss so that both pull equally hard at `output`, the images.
 
     The ratio of the two gradients' norms, at most 1e4. VQGAN (Esser et al., 2021) takes them at the decoder's
     last layer; gradients of single parameters are not to be had under ZeRO, those of the output are.

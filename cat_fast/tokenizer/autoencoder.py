@@ -43,7 +43,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """KL autoencoder that compresses each side by 8, 16 or 32 with one set of weights.
 
     Args:
-        sample_size: side in pixels of the pictures it is meant for (informative).
+        sample_size: side in pixels of the images it is meant for (informative).
         block_out_channels: width per level; n blocks downsample n - 1 times.
         layers_per_block: residual blocks per encoder block; decoder blocks have one more.
         latent_channels: c, the same at every ratio.
@@ -166,15 +166,15 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def encode(
         self, x_BCHW: Tensor | Sequence[Tensor], ratio: int | Sequence[int], ghost_pass: bool = False
     ) -> AutoencoderKLOutput | list[DiagonalGaussianDistribution]:
-        """Posterior of pictures in [-1, 1]: (B, 3, H, W) -> `.latent_dist` of latents (B, c, H/f, W/f).
+        """Posterior of images in [-1, 1]: (B, 3, H, W) -> `.latent_dist` of latents (B, c, H/f, W/f).
 
         Only the layers up to the tap of `ratio` run; `ghost_pass` also touches the others (see `ghost`).
-        With a ratio for each picture, the pictures, (B, 3, H, W) or a list of (3, H, W) of any sizes, are
-        grouped, and a list of posteriors of one picture each is returned in their order.
+        With a ratio for each image, the images, (B, 3, H, W) or a list of (3, H, W) of any sizes, are
+        grouped, and a list of posteriors of one image each is returned in their order.
 
         Raises:
             ValueError: a ratio this model does not have, sides that are not multiples of it, or another
-                number of ratios than of pictures.
+                number of ratios than of images.
         """
         if isinstance(ratio, int):
             assert isinstance(x_BCHW, Tensor)
@@ -193,14 +193,14 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def decode(
         self, z_BCHW: Tensor | Sequence[Tensor], ratio: int | Sequence[int], ghost_pass: bool = False
     ) -> DecoderOutput | list[Tensor]:
-        """Pictures of latents: (B, c, h, w) -> `.sample` (B, 3, h * ratio, w * ratio), about [-1, 1].
+        """Images of latents: (B, c, h, w) -> `.sample` (B, 3, h * ratio, w * ratio), about [-1, 1].
 
-        With a ratio for each of a list of latents (c, h, w): a list of pictures (3, H, W), in their order.
+        With a ratio for each of a list of latents (c, h, w): a list of images (3, H, W), in their order.
         """
         if isinstance(ratio, int):
             assert isinstance(z_BCHW, Tensor)
-            return DecoderOutput(sample=self._pictures(z_BCHW, ratio, ghost_pass))
-        return grouped(self._pictures, z_BCHW, ratio)
+            return DecoderOutput(sample=self._images(z_BCHW, ratio, ghost_pass))
+        return grouped(self._images, z_BCHW, ratio)
 
     def forward(
         self, x_BCHW: Tensor, ratio: int, sample_posterior: bool = True, ghost_pass: bool = False
@@ -214,9 +214,9 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return self.decode(z, ratio, ghost_pass).sample, posterior
 
     def enable_tiling(self, size: int = 512, overlap: int = 128) -> None:
-        """Encode and decode pictures with a side over `size` pixels in tiles that overlap by `overlap`.
+        """Encode and decode images with a side over `size` pixels in tiles that overlap by `overlap`.
 
-        Memory then depends on the tile and no longer on the picture; normalisation and attention see no more
+        Memory then depends on the tile and no longer on the image; normalisation and attention see no more
         than a tile.
 
         Raises:
@@ -231,7 +231,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.tiling = None
 
     def enable_slicing(self) -> None:
-        """Encode and decode one picture of a batch at a time: less memory, the same result."""
+        """Encode and decode one image of a batch at a time: less memory, the same result."""
         self.slicing = True
 
     def disable_slicing(self) -> None:
@@ -251,7 +251,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         height, width = x_BCHW.shape[-2:]
         if height % ratio or width % ratio:
             raise ValueError(
-                f"picture of {height} x {width} px: both sides must be multiples of the ratio {ratio}"
+                f"image of {height} x {width} px: both sides must be multiples of the ratio {ratio}"
             )
 
         def encode(x: Tensor) -> Tensor:
@@ -259,7 +259,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         return self._in_pieces(encode, x_BCHW, ratio, cell_in=ratio, cell_out=1)
 
-    def _pictures(self, z_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
+    def _images(self, z_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
         self._check_ratio(ratio)
 
         def decode(z: Tensor) -> Tensor:
@@ -299,7 +299,7 @@ def grouped(
 ) -> list[Tensor]:
     """`function` of each item at its ratio, in their order, with one call for each ratio and shape."""
     if len(items) != len(ratios):
-        raise ValueError(f"{len(items)} pictures or latents but {len(ratios)} ratios: give one for each")
+        raise ValueError(f"{len(items)} images or latents but {len(ratios)} ratios: give one for each")
     groups: dict[tuple[int, torch.Size], list[int]] = {}
     for i, (item, ratio) in enumerate(zip(items, ratios, strict=True)):
         groups.setdefault((int(ratio), item.shape), []).append(i)

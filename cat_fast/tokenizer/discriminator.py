@@ -4,8 +4,8 @@ Residual architecture of Karras et al., "Analyzing and Improving the Image Quali
 equalised learning rate, low-pass filtered downsampling and a minibatch-stddev channel. Parameter names are
 those of the published networks (`b64.conv0.weight`, `b4.fc.weight`, …).
 
-The autoencoder's pictures are larger than the discriminator's own resolution: it judges random crops of
-that size, and the minibatch-stddev channel is fed zeros, because crops of different pictures say nothing
+The autoencoder's images are larger than the discriminator's own resolution: it judges random crops of
+that size, and the minibatch-stddev channel is fed zeros, because crops of different images say nothing
 about each other.
 """
 
@@ -139,7 +139,7 @@ class StyleGANDiscriminator(nn.Module):
         """The discriminator of a published StyleGAN2-ADA pickle, of which only tensors are read.
 
         Raises:
-            UserError: no such pickle, or one without a residual discriminator for RGB pictures.
+            UserError: no such pickle, or one without a residual discriminator for RGB images.
         """
         networks = load_pickle(path)
         if not isinstance(networks, dict) or "D" not in networks:
@@ -169,19 +169,19 @@ class StyleGANDiscriminator(nn.Module):
         return self.b4(x_BCHW)
 
 
-def random_crops(pictures: list[Tensor], resolution: int) -> list[Tensor]:
+def random_crops(images: list[Tensor], resolution: int) -> list[Tensor]:
     """The same random window of side `resolution` from each (B, 3, H, W) batch, one window per sample.
 
-    Pictures no larger than the window are returned as they are. Randomness comes from torch's global state.
+    Images no larger than the window are returned as they are. Randomness comes from torch's global state.
     """
-    B, _, height, width = pictures[0].shape
+    B, _, height, width = images[0].shape
     if height <= resolution and width <= resolution:
-        return pictures
+        return images
     tops = torch.randint(0, height - resolution + 1, (B,)).tolist()
     lefts = torch.randint(0, width - resolution + 1, (B,)).tolist()
     return [
         torch.stack(
             [x[:, i : i + resolution, j : j + resolution] for x, i, j in zip(batch, tops, lefts, strict=True)]
         )
-        for batch in pictures
+        for batch in images
     ]

@@ -23,7 +23,7 @@ _MOCO_PREFIX = "module.encoder_q."
 
 
 class ResNetFeatures(nn.Module):
-    """Distance per picture, (B,), of pictures in [-1, 1], (B, 3, H, W); only the first gets a gradient.
+    """Distance per image, (B,), of images in [-1, 1], (B, 3, H, W); only the first gets a gradient.
 
     Args:
         trunk: a ResNet of torchvision by name, such as `resnet50`, or one of timm as `timm/resnet50`.

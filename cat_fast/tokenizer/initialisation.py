@@ -1,17 +1,17 @@
 """Pyramid initialisation: the untrained nested VAE already is a low-pass autoencoder.
 
 With torch's default initialisation each convolution on the residual stream shrinks it while every residual
-branch, being normalised, adds at full scale: after six blocks nothing is left of the picture's own colours,
+branch, being normalised, adds at full scale: after six blocks nothing is left of the image's own colours,
 and short runs spend most of their steps digging them out again. Here the residual branches start at zero and
 the stream carries the colours through: downsampling averages, upsampling interpolates, changes of width
-copy channels. The first three latent channels then are the picture at 1/f of its size.
+copy channels. The first three latent channels then are the image at 1/f of its size.
 
 What makes this exact through the last GroupNorm and SiLU is the *quad*: a value x travels as four channels
 
     x + d,  -(x + d),  x - d,  -(x - d)        because silu(u) - silu(-u) = u.
 
 The first two give x + d, the others x - d; beside the constant d the group's spread sqrt(d^2 + E[x^2]) hardly
-depends on the picture, so its brightness and contrast survive the normalisation.
+depends on the image, so its brightness and contrast survive the normalisation.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder
 _SIGNS = (1.0, -1.0, 1.0, -1.0)
 _D = 2.0
 _OFFSETS = (_D, -_D, -_D, _D)
-_SPREAD = (_D**2 + 0.3) ** 0.5  # 0.3 is about the mean square of pictures in [-1, 1]
+_SPREAD = (_D**2 + 0.3) ** 0.5  # 0.3 is about the mean square of images in [-1, 1]
 
 
 @torch.no_grad()

@@ -152,7 +152,7 @@ class TokenizerObjective:
 
 
 class DiscriminatorObjective:
-    """Loss of the discriminator: telling pictures from reconstructions, without overdoing it."""
+    """Loss of the discriminator: telling images from reconstructions, without overdoing it."""
 
     def __init__(self, config: LossConfig) -> None:
         _, self.tell_apart = GAN_LOSSES[config.gan_loss]
@@ -167,7 +167,7 @@ class DiscriminatorObjective:
         judge: Callable[[Tensor], Tensor],
         real: Tensor,
     ) -> Loss:
-        """Logits (B,) of pictures and reconstructions; `judge` is the discriminator, `real` its pictures."""
+        """Logits (B,) of images and reconstructions; `judge` is the discriminator, `real` its images."""
         loss = Loss(torch.zeros((), device=real.device))
         loss.add("discriminator", self.tell_apart(real_logits, fake_logits), 1.0)
         if self.r1.due(step):

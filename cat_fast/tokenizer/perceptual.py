@@ -37,7 +37,7 @@ class BlurPool(nn.Module):
 
 
 class ShiftTolerantAlexNet(nn.Module):
-    """Five feature maps of a picture normalised by `STLPIPS`; (B, 3, H, W) -> list of (B, C_l, H_l, W_l)."""
+    """Five feature maps of an image normalised by `STLPIPS`; (B, 3, H, W) -> list of (B, C_l, H_l, W_l)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,9 +74,9 @@ class ShiftTolerantAlexNet(nn.Module):
 
 
 class STLPIPS(nn.Module):
-    """Shift-tolerant LPIPS (AlexNet): 0 for equal pictures, about 0.5 and more for unrelated ones.
+    """Shift-tolerant LPIPS (AlexNet): 0 for equal images, about 0.5 and more for unrelated ones.
 
-    The module is frozen and stays in eval mode; gradients flow to the pictures only.
+    The module is frozen and stays in eval mode; gradients flow to the images only.
     """
 
     name = "st_lpips_alex"
@@ -122,7 +122,7 @@ class STLPIPS(nn.Module):
         return super().train(False)
 
     def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-        """Distance per picture, (B,); pictures in [-1, 1], (B, 3, H, W) with H, W >= 32.
+        """Distance per image, (B,); images in [-1, 1], (B, 3, H, W) with H, W >= 32.
 
         Only `x` receives a gradient: `y` is the target. One target, (1, 3, H, W), serves a whole batch.
         """
@@ -140,7 +140,7 @@ class STLPIPS(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """LPIPS of the `lpips` package, with STLPIPS' signature: (B,) from pictures in [-1, 1].
+    """LPIPS of the `lpips` package, with STLPIPS' signature: (B,) from images in [-1, 1].
 
     Raises:
         UserError: its trunk is neither in torch's cache nor to be downloaded, and is to be `pretrained`.

@@ -125,7 +125,7 @@ _RENAMED = (
 
 
 def diffusers_name(name: str, levels: int) -> str:
-    """LDM's name of a parameter as diffusers has it; LDM's decoder counts its levels from the picture."""
+    """LDM's name of a parameter as diffusers has it; LDM's decoder counts its levels from the image."""
     name = re.sub(r"\bup\.(\d+)\.", lambda match: f"up_blocks.{levels - 1 - int(match[1])}.", name)
     for theirs, ours in _RENAMED:
         name = re.sub(theirs, ours, name)

@@ -1,4 +1,4 @@
-"""Large pictures piece by piece: overlapping tiles whose results are blended.
+"""Large images piece by piece: overlapping tiles whose results are blended.
 
 Normalisation and attention look at a whole tile, so that two tiles disagree a little about what they share.
 Results fade into each other over the overlap, which leaves no seam.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How pictures are cut; both in pixels of the picture and multiples of every ratio."""
+    """How images are cut; both in pixels of the image and multiples of every ratio."""
 
     size: int
     overlap: int
@@ -44,7 +44,7 @@ def tiled(
 ) -> Tensor:
     """`function` over overlapping tiles of x, blended linearly across the overlaps.
 
-    The picture is a grid of cells, each `cell_in` pixels of x and `cell_out` pixels of the result a side;
+    The image is a grid of cells, each `cell_in` pixels of x and `cell_out` pixels of the result a side;
     `size` and `overlap` are in cells. `function` takes n x m cells, (B, C, n * cell_in, m * cell_in), to
     (B, C', n * cell_out, m * cell_out).
     """
@@ -73,7 +73,7 @@ def tiled(
 
 
 def _spans(cells: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """(first cell, cells) of each tile along a side; the last is moved back to end where the picture does."""
+    """(first cell, cells) of each tile along a side; the last is moved back to end where the image does."""
     if cells <= size:
         return [(0, cells)]
     starts = [*range(0, cells - size, size - overlap), cells - size]
@@ -81,7 +81,7 @@ def _spans(cells: int, size: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _fade(first: int, count: int, cells: int, overlap: int, cell: int, device: torch.device) -> Tensor:
-    """A tile's weight along one side: rising and falling over the overlaps, 1 at the picture's own edges."""
+    """A tile's weight along one side: rising and falling over the overlaps, 1 at the image's own edges."""
     weight = torch.ones(count * cell, device=device)
     ramp = (torch.arange(overlap * cell, device=device) + 0.5) / (overlap * cell)
     if first > 0:

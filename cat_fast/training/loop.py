@@ -41,7 +41,7 @@ class Task(Steps, Protocol):
     def load(self, folder: Path) -> None: ...
 
     def grid(self, step: int) -> tuple[Image.Image, dict[str, float]] | None:
-        """Pictures of what the model can do after `step`, and figures about them; asked of rank 0 alone.
+        """Images of what the model can do after `step`, and figures about them; asked of rank 0 alone.
 
         None if it has none to show. Draws no random number.
         """

@@ -23,12 +23,12 @@ AT_LEAST = {
 
 
 @pytest.mark.parametrize(("key", "least"), AT_LEAST.items())
-def test_training_on_packed_pictures_is_as_fast_as_promised(key, least):
+def test_training_on_packed_images_is_as_fast_as_promised(key, least):
     assert MEASURED[key] >= least
 
 
 @pytest.mark.parametrize("mix", ["252", "216", "197"])
-def test_fewer_tokens_give_the_pictures_that_their_flops_let_expect(mix):
+def test_fewer_tokens_give_the_images_that_their_flops_let_expect(mix):
     case = MEASURED["cases"][mix]
     assert case["right"]
     assert case["of_expected"]["fixed16"] >= 0.97
@@ -44,4 +44,4 @@ def test_batches_are_full_and_soon_planned(mix, least):
 
 def test_every_preset_is_counted():
     configs = Path(__file__).parents[2] / "configs/generator"
-    assert MEASURED["flops_a_picture"]["presets"].keys() == {path.stem for path in configs.glob("*.yaml")}
+    assert MEASURED["flops_per_image"]["presets"].keys() == {path.stem for path in configs.glob("*.yaml")}

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import packing
-from benchmarks.shared import mixes, picture_flops
+from benchmarks.shared import image_flops, mixes
 from benchmarks.shared.mixes import MIXES
 
 TOY = packing.MODEL | {"in_channels": 4, "hidden_size": 32, "num_heads": 2}
@@ -17,17 +17,17 @@ def toy():
     return packing.case(MIXES["252"], 4096, 2048, TOY)
 
 
-def test_all_ways_train_as_one_picture_after_another_does(toy, measure_once):
+def test_all_ways_train_as_one_image_after_another_does(toy, measure_once):
     result = measure_once(toy)
     assert result.right, result.wrong()
     assert set(result.ratios) == RIVALS
-    # as many tokens: fewer FLOPs for them at 16x, where no picture attends to a thousand tokens
-    pictures = sum(result.details["pictures"].values())
-    assert 0 < toy.expected["fixed16"] < pictures / 16
+    # as many tokens: fewer FLOPs for them at 16x, where no image attends to a thousand tokens
+    images = sum(result.details["images"].values())
+    assert 0 < toy.expected["fixed16"] < images / 16
     assert result.of_expected["fixed16"] == pytest.approx(
         result.ratios["fixed16"].median / toy.expected["fixed16"]
     )
-    assert result.rates["tokens"] == pytest.approx(4096 / pictures * result.rates["images"])
+    assert result.rates["tokens"] == pytest.approx(4096 / images * result.rates["images"])
 
 
 def test_attention_that_forgets_who_is_whose_is_noticed(toy, monkeypatch, measure_once):
@@ -57,14 +57,14 @@ def test_a_batch_is_full_and_like_its_mix(name):
         assert lengths.count(length) / len(lengths) == pytest.approx(share, abs=0.05)
 
 
-def test_flops_of_a_picture_agree_with_the_formula():
+def test_flops_of_an_image_agree_with_the_formula():
     """At DiT-XL/2's width, of which the published figures are; a shallow one, as depth cancels."""
-    found = picture_flops.of_preset({"hidden_size": 1152, "num_heads": 16, "depth": 4})
+    found = image_flops.of_preset({"hidden_size": 1152, "num_heads": 16, "depth": 4})
     for name, mix in MIXES.items():
         tokens = sum(share * length for length, share in mix.items()) / 256
         squares = sum(share * length**2 for length, share in mix.items()) / 256**2
         assert found[name]["attention"] == pytest.approx(squares)
-        assert found[name]["linear"] == pytest.approx(tokens, rel=0.01)  # modulation is once a picture
+        assert found[name]["linear"] == pytest.approx(tokens, rel=0.01)  # modulation is once an image
     assert found["216"]["total"] == pytest.approx(0.865, abs=0.003)
     assert found["216"]["images_at_equal_flops"] == pytest.approx(1 / found["216"]["total"])
 

@@ -102,10 +102,10 @@ class TestEncode:
 
         told = cat_fast(*command).stdout
         assert "1 without a caption: ratio from the JPEG size" in told
-        assert "3 pictures: 1 at 8x, 2 at 32x; mean 6.0 tokens against 4 at a fixed 16x (+50.0%)" in told
+        assert "3 images: 1 at 8x, 2 at 32x; mean 6.0 tokens against 4 at a fixed 16x (+50.0%)" in told
         assert "out.safetensors" in told
 
-    def test_pictures_of_one_name_are_all_kept(self, cat_fast, checkpoint, photos, tmp_path):
+    def test_images_of_one_name_are_all_kept(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "more").mkdir()
         Image.new("RGB", (64, 64), "red").save(photos / "more" / "a.png")
         out = tmp_path / "out.safetensors"
@@ -122,8 +122,8 @@ class TestEncode:
             torch.testing.assert_close(together[key], single[key], rtol=1e-4, atol=1e-5)
 
 
-class TestBadPictures:
-    def test_one_bad_picture_does_not_cost_the_others(self, cat_fast, checkpoint, photos, tmp_path):
+class TestBadImages:
+    def test_one_bad_image_does_not_cost_the_others(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
         (photos / "empty.png").touch()
         out = tmp_path / "out.safetensors"
@@ -135,7 +135,7 @@ class TestBadPictures:
         assert [line.startswith("error: ") for line in errors] == [True] * 3
         for name, line in zip(("broken.jpg", "empty.png", "missing.jpg"), errors, strict=True):
             assert name in line
-        assert last == "3 of 6 pictures failed; the others are written"
+        assert last == "3 of 6 images failed; the others are written"
 
     def test_json_lists_failures_too(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "empty.png").touch()
@@ -143,7 +143,7 @@ class TestBadPictures:
         images = parse_json(cat_fast(*command, "--size", 64, "--json"))["images"]
         assert [bool(image["error"]) for image in images] == [False, False, False, True]
 
-    def test_an_unreadable_caption_file_costs_only_its_picture(self, cat_fast, checkpoint, photos, tmp_path):
+    def test_an_unreadable_caption_file_costs_only_its_image(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "a.txt").write_bytes(b"caf\xe9")
         command = ["encode", photos, "-c", checkpoint, "-o", tmp_path / "o.safetensors", "--size", 64]
         result = cat_fast(*command)
@@ -218,7 +218,7 @@ class TestRefusals:
 
     def test_empty_folder(self, cat_fast, checkpoint, tmp_path):
         (tmp_path / "empty").mkdir()
-        assert_one_line_error(cat_fast("encode", tmp_path / "empty", "-c", checkpoint), "holds no picture")
+        assert_one_line_error(cat_fast("encode", tmp_path / "empty", "-c", checkpoint), "holds no image")
 
     def test_output_that_cannot_be_written(self, cat_fast, checkpoint, photos, tmp_path):
         (tmp_path / "file").touch()
@@ -241,8 +241,8 @@ class TestRefusals:
 
 class TestDecode:
     @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-    def test_pictures_are_the_tokenizers_own(self, cat_fast, checkpoint, latents, tmp_path, suffix):
-        out = tmp_path / "new" / "pictures"
+    def test_images_are_the_tokenizers_own(self, cat_fast, checkpoint, latents, tmp_path, suffix):
+        out = tmp_path / "new" / "images"
         result = cat_fast("decode", latents, "-c", checkpoint, "-o", out, "--format", suffix)
         assert result.exit_code == 0, result.output
         assert sorted(path.name for path in out.iterdir()) == [f"{key}.{suffix}" for key in "abc"]
@@ -250,8 +250,8 @@ class TestDecode:
         tokenizer = NestedAutoencoderKL.from_pretrained(checkpoint)
         for key, latent in load_file(latents).items():
             with torch.no_grad():
-                picture = tensor_to_image(tokenizer.decode(latent[None], 16).sample[0])
-            picture.save(tmp_path / f"expected.{suffix}", quality=95)
+                expected = tensor_to_image(tokenizer.decode(latent[None], 16).sample[0])
+            expected.save(tmp_path / f"expected.{suffix}", quality=95)
             actual = np.asarray(load_image(out / f"{key}.{suffix}")).astype(int)
             expected = np.asarray(load_image(tmp_path / f"expected.{suffix}"))
             assert actual.shape == (64, 64, 3)
@@ -287,7 +287,7 @@ class TestDecode:
         result = cat_fast("decode", latents, "-c", checkpoint, "-o", tmp_path / "out")
         assert result.exit_code == 1
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
-        assert "error: b: the picture holds NaN" in result.stderr
+        assert "error: b: the image holds NaN" in result.stderr
 
     def test_a_name_never_leads_out_of_the_folder(self, cat_fast, checkpoint, latents, tmp_path):
         rewrite(latents, names={"b": "../../escaped"})

@@ -1,4 +1,4 @@
-"""Stories of `cat-fast encode-shards`: from pictures to latents that a generator can be trained on."""
+"""Stories of `cat-fast encode-shards`: from images to latents that a generator can be trained on."""
 
 import json
 import os
@@ -45,12 +45,12 @@ def test_the_photographs_become_latents(cat_fast, checkpoint, tmp_path):
     assert f"data.latents={out}" in again.stdout
 
 
-def test_bad_pictures_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, photos, tmp_path):
+def test_bad_images_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, photos, tmp_path):
     (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
     command = ["encode-shards", photos, "-c", checkpoint, "-o", tmp_path / "out", "--size", 64]
     result = cat_fast(*command)
     assert result.exit_code == 1
-    assert "left out: broken.jpg: the picture is damaged" in result.stderr
+    assert "left out: broken.jpg: the image is damaged" in result.stderr
     assert "3 latents in 1 shards" in result.stdout
     for path in photos.iterdir():
         path.write_bytes(b"")
@@ -109,13 +109,13 @@ def test_an_option_of_the_other_command_is_refused(cat_fast, checkpoint, photos,
 
 def test_killed_and_started_again_every_key_is_there_once(checkpoint, tmp_path):
     """kill -9 in the middle of two working processes, which must not outlive it."""
-    pictures, out, count = tmp_path / "pictures", tmp_path / "out", 400
-    pictures.mkdir()
+    images, out, count = tmp_path / "images", tmp_path / "out", 400
+    images.mkdir()
     for n in range(count):
         noise = np.random.default_rng(n).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(noise).resize((64, 64)).save(pictures / f"{n:03d}.png")
+        Image.fromarray(noise).resize((64, 64)).save(images / f"{n:03d}.png")
     command = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "encode-shards"]
-    command += [str(pictures), "-c", str(checkpoint), "-o", str(out), "--size", "64", "--per-shard", "5"]
+    command += [str(images), "-c", str(checkpoint), "-o", str(out), "--size", "64", "--per-shard", "5"]
     command += ["--ratio", "16", "--workers", "2", "--json"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -140,7 +140,7 @@ def test_killed_and_started_again_every_key_is_there_once(checkpoint, tmp_path):
     tokenizer = NestedAutoencoderKL.from_pretrained(checkpoint)
     for i in range(0, count, 50):
         sample = data[i]
-        x = image_to_tensor(resize_center_crop(load_image(pictures / sample.key), 64))
+        x = image_to_tensor(resize_center_crop(load_image(images / sample.key), 64))
         with torch.no_grad():
             expected = tokenizer.encode(x[None], 16).latent_dist.mode()[0]
         restored = sample.latent / per_channel(data.scaling_factor) + per_channel(data.shift_factor)

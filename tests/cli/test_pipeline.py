@@ -76,14 +76,14 @@ def test_what_was_trained_becomes_a_pipeline_that_draws(cat_fast, assemble, trai
     ]
     for name, tensor in DiT.from_pretrained(trained / "generator/model").state_dict().items():
         assert torch.equal(made.generator.state_dict()[name], tensor)
-    out = tmp_path / "pictures"
+    out = tmp_path / "images"
     result = cat_fast(
         "sample", "-p", tmp_path / "pipeline", "-o", out, "--scheduler", "euler", "--steps", 2, "--npz"
     )
     assert result.exit_code == 0, result.output
     expected = made(NAMES, scheduler="euler", steps=2).images
     for number, image in enumerate(expected):
-        assert np.array_equal(Image.open(out / f"pictures/{number:06d}.png"), image)
+        assert np.array_equal(Image.open(out / f"images/{number:06d}.png"), image)
 
 
 def test_without_latents_names_and_resolution_are_given(assemble, trained, tmp_path):
@@ -123,7 +123,7 @@ def test_a_generator_with_text_takes_its_own_encoder_only(assemble, tmp_path):
         ({"generator": "nowhere"}, ["nowhere: no such folder", "trained generator"]),
         ({"tokenizer": "generator/model"}, ["not that of a NestedAutoencoderKL"]),
         ({"labels": "two.txt"}, ["the generator has 3 classes", "got 2"]),
-        ({"resolution": 100}, ["a picture of 100 px", "multiple of"]),
+        ({"resolution": 100}, ["an image of 100 px", "multiple of"]),
         ({"thresholds": "7"}, ["thresholds must be two whole numbers"]),
         ({"text-classes": "skies"}, ["'skies' is none of the 3 classes"]),
         ({"face-classes": "3"}, ["'3' is none of the 3 classes"]),

@@ -1,4 +1,4 @@
-"""Stories of `cat-fast sample`: a few pictures to look at, and many that no kill can spoil."""
+"""Stories of `cat-fast sample`: a few images to look at, and many that no kill can spoil."""
 
 import json
 import os
@@ -32,7 +32,7 @@ FAST = ["--steps", 3, "--scheduler", "ddim"]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Folder of a pipeline with random weights: its pictures are noise, and each its own."""
+    """Folder of a pipeline with random weights: its images are noise, and each its own."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
     generator = DiT(
@@ -52,8 +52,8 @@ def models(tmp_path_factory):
     return folder
 
 
-def pictures(folder):
-    return [np.asarray(Image.open(path)) for path in sorted((folder / "pictures").iterdir())]
+def images(folder):
+    return [np.asarray(Image.open(path)) for path in sorted((folder / "images").iterdir())]
 
 
 def contents(folder):
@@ -68,23 +68,23 @@ def test_all_classes_are_drawn_as_the_pipeline_draws_them(cat_fast, models, tmp_
     result = cat_fast("sample", "-p", models, "-o", tmp_path, *FAST, "--seed", 5, "--grid", "--npz")
     assert result.exit_code == 0, result.output
     drawn = CATPipeline.from_pretrained(models)(LABELS, steps=3, scheduler="ddim", seed=5)
-    for got, expected in zip(pictures(tmp_path), drawn.images, strict=True):
+    for got, expected in zip(images(tmp_path), drawn.images, strict=True):
         assert np.array_equal(got, np.asarray(expected))
     plan = json.loads((tmp_path / "samples.json").read_text())
-    assert [one["prompt"] for one in plan["pictures"]] == LABELS
-    assert [(one["label"], one["seed"]) for one in plan["pictures"]] == [(0, 5), (1, 6), (2, 7)]
-    assert [(one["ratio"], one["tokens"]) for one in plan["pictures"]] == list(
+    assert [one["prompt"] for one in plan["images"]] == LABELS
+    assert [(one["label"], one["seed"]) for one in plan["images"]] == [(0, 5), (1, 6), (2, 7)]
+    assert [(one["ratio"], one["tokens"]) for one in plan["images"]] == list(
         zip(drawn.ratios, drawn.tokens, strict=True)
     )
     assert plan["settings"]["guidance"] == 1.5
-    assert "3 pictures, 3 of them drawn now" in result.stdout
+    assert "3 images, 3 of them drawn now" in result.stdout
     stored = np.load(tmp_path / "samples.npz")
     assert (stored["arr_0"].dtype, stored["arr_0"].shape) == (np.uint8, (3, 64, 64, 3))
-    assert np.array_equal(stored["arr_0"], np.stack(pictures(tmp_path)))
+    assert np.array_equal(stored["arr_0"], np.stack(images(tmp_path)))
     assert stored["arr_1"].tolist() == [0, 1, 2]
     with Image.open(tmp_path / "grid.png") as sheet:  # cells twice as large, one row of three
         cell = np.asarray(sheet)[8 : 8 + 128, 8 : 8 + 128]
-    assert np.array_equal(cell[::2, ::2], pictures(tmp_path)[0])
+    assert np.array_equal(cell[::2, ::2], images(tmp_path)[0])
 
 
 def test_labels_are_names_or_numbers_and_names_may_hold_commas(cat_fast, models, tmp_path):
@@ -93,10 +93,10 @@ def test_labels_are_names_or_numbers_and_names_may_hold_commas(cat_fast, models,
         cat_fast("sample", "-p", models, "-o", tmp_path, *labels, "--per-class", 2, *FAST, "--json")
     )
     plan = json.loads((tmp_path / "samples.json").read_text())
-    assert [one["label"] for one in plan["pictures"]] == [2, 0, 1] * 2
-    assert [one["prompt"] for one in plan["pictures"]][:2] == ["page, newspaper", "clear sky"]
-    assert (summary["pictures"], summary["drawn_now"], summary["missing"]) == (6, 6, 0)
-    assert summary["mean_tokens"] == np.mean([one["tokens"] for one in plan["pictures"]])
+    assert [one["label"] for one in plan["images"]] == [2, 0, 1] * 2
+    assert [one["prompt"] for one in plan["images"]][:2] == ["page, newspaper", "clear sky"]
+    assert (summary["images"], summary["drawn_now"], summary["missing"]) == (6, 6, 0)
+    assert summary["mean_tokens"] == np.mean([one["tokens"] for one in plan["images"]])
 
 
 def test_a_budget_and_a_fixed_ratio(cat_fast, models, tmp_path):
@@ -107,7 +107,7 @@ def test_a_budget_and_a_fixed_ratio(cat_fast, models, tmp_path):
     assert summary["ratios"] == {"32": 7}
 
 
-def test_a_second_run_draws_nothing_and_a_lost_picture_comes_back_alone(cat_fast, models, tmp_path):
+def test_a_second_run_draws_nothing_and_a_lost_image_comes_back_alone(cat_fast, models, tmp_path):
     command = [
         "sample",
         "-p",
@@ -125,8 +125,8 @@ def test_a_second_run_draws_nothing_and_a_lost_picture_comes_back_alone(cat_fast
     assert cat_fast(*command).exit_code == 0
     before = contents(tmp_path)
     assert parse_json(cat_fast(*command, "--json"))["drawn_now"] == 0
-    lost = tmp_path / "pictures/000004.png"
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "pictures").iterdir()}
+    lost = tmp_path / "images/000004.png"
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "images").iterdir()}
     lost.unlink()
     assert parse_json(cat_fast(*command, "--json"))["drawn_now"] == 1
     assert contents(tmp_path) == before
@@ -158,11 +158,11 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
     subprocess.run(command(straight), env=environment, check=True, capture_output=True)
     process = subprocess.Popen(command(cut), env=environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(list(cut.glob("pictures/*.png"))) < 8 and time.monotonic() < deadline:
+    while len(list(cut.glob("images/*.png"))) < 8 and time.monotonic() < deadline:
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = {path: path.stat().st_mtime_ns for path in cut.glob("pictures/*.png")}
+    kept = {path: path.stat().st_mtime_ns for path in cut.glob("images/*.png")}
     assert 8 <= len(kept) < 30
     again = subprocess.run(command(cut), env=environment, check=True, capture_output=True, text=True)
     assert json.loads(again.stdout)["drawn_now"] == 30 - len(kept)
@@ -191,7 +191,7 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
         (["--rank", 1], ["--rank 1"]),
         (
             ["--max-tokens", 8, "--ratio", 8],
-            ["max_tokens 8: picture 0 at 8x has 16 tokens, 32 with the unconditional twin", "to 32 at least"],
+            ["max_tokens 8: image 0 at 8x has 16 tokens, 32 with the unconditional twin", "to 32 at least"],
         ),
         (["--max-tokens", 8, "--ratio", 8, "--guidance", 1], ["has 16 tokens and has to", "to 16 at least"]),
         (["--labels", "", "--count", 5], ["--labels '': there is no label in it", "such as 'clear sky'"]),
@@ -210,14 +210,14 @@ def test_a_size_of_nothing_is_not_the_default(cat_fast, models, tmp_path):
     result = cat_fast("sample", "-p", models, "-o", tmp_path / "out", "--size", 0)
     assert result.exit_code == 2
     assert "'--size'" in result.stderr
-    with pytest.raises(UserError, match="a picture of 0 px"):
+    with pytest.raises(UserError, match="an image of 0 px"):
         CATPipeline.from_pretrained(models).plan(LABELS, size=0)
 
 
-def test_pictures_may_lie_in_the_pipelines_own_folder(cat_fast, models, tmp_path):
+def test_images_may_lie_in_the_pipelines_own_folder(cat_fast, models, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(models, copy)
-    command = ["sample", "-p", copy, "-o", copy / "pictures of it", *FAST]
+    command = ["sample", "-p", copy, "-o", copy / "images of it", *FAST]
     assert cat_fast(*command).exit_code == 0
     assert parse_json(cat_fast(*command, "--json"))["drawn_now"] == 0
     assert parse_json(cat_fast("sample", "-p", copy, "-o", copy, *FAST, "--json"))["drawn_now"] == 3
@@ -239,7 +239,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(cat_fast, models, tmp_pa
     assert cat_fast(*command).exit_code == 0
     before = contents(tmp_path)
     assert_one_line_error(cat_fast(*command, "--guidance", 3), "other settings", "settings.guidance")
-    assert_one_line_error(cat_fast(*command, "--labels", "clear sky"), "other settings (pictures)")
+    assert_one_line_error(cat_fast(*command, "--labels", "clear sky"), "other settings (images)")
     assert contents(tmp_path) == before
 
 

@@ -14,7 +14,7 @@ def test_the_photographs_become_shards_and_a_second_time_nothing_is_done(cat_fas
     result = cat_fast("shard", "photographs", "--out", out, "--per-shard", 16)
     assert result.exit_code == 0, result.output
     records = load_index("photographs")
-    assert f"{len(records)} pictures in 3 shards" in result.stdout
+    assert f"{len(records)} images in 3 shards" in result.stdout
     assert f"data.shards={out}" in result.stdout
     rows = [
         json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.read_text().splitlines()
@@ -25,7 +25,7 @@ def test_the_photographs_become_shards_and_a_second_time_nothing_is_done(cat_fas
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
 
 
-def test_missing_pictures_are_told_and_the_exit_code_says_so(cat_fast, tmp_path, photos):
+def test_missing_images_are_told_and_the_exit_code_says_so(cat_fast, tmp_path, photos):
     flags = {"caption": "a", "has_text": False, "has_faces": False, "score": 5, "ratio": 16}
     names = [*(p.name for p in sorted(photos.iterdir())), *(f"gone{n}.jpg" for n in range(12))]
     write_index(
@@ -33,7 +33,7 @@ def test_missing_pictures_are_told_and_the_exit_code_says_so(cat_fast, tmp_path,
     )
     result = cat_fast("shard", photos / "index.jsonl", "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "3 pictures in 1 shards" in result.stdout
+    assert "3 images in 1 shards" in result.stdout
     assert result.stderr.count("left out: ") == 11
     assert "left out: 2 more" in result.stderr
 

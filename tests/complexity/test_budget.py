@@ -57,13 +57,13 @@ def test_a_budget_that_the_preferred_ratios_just_meet_gives_them_back(pairs):
         assert got == preferred
 
 
-def test_fifty_thousand_pictures_meet_the_published_budget_nearly_to_the_token():
+def test_fifty_thousand_images_meet_the_published_budget_nearly_to_the_token():
     complexities = [(7919 * i) % 50_000 for i in range(50_000)]
     mean = sum(TOKENS[ratio] for ratio in ratios_within_budget(complexities, 216)) / 50_000
     assert 216 - 192 / 50_000 <= mean <= 216
 
 
 @pytest.mark.parametrize("budget", [63.9, float("nan"), -1])
-def test_a_budget_that_pays_no_picture_is_refused(budget):
+def test_a_budget_that_pays_no_image_is_refused(budget):
     with pytest.raises(UserError, match="mean_tokens"):
         ratios_within_budget([1, 2], budget)

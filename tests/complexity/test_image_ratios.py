@@ -1,4 +1,4 @@
-"""From described pictures to an index: the description decides score and ratio, the rest is carried over."""
+"""From described images to an index: the description decides score and ratio, the rest is carried over."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,26 +23,26 @@ class WordCount:
 
 
 def test_a_record_is_its_photograph_with_the_score_and_ratio_of_its_description():
-    pictures = photographs("held_out")
-    records = index_photographs(pictures)
-    chosen = choose_ratios([Description(p.caption, p.has_text, p.has_faces) for p in pictures])
-    for picture, record, choice in zip(pictures, records, chosen, strict=True):
+    images = photographs("held_out")
+    records = index_photographs(images)
+    chosen = choose_ratios([Description(p.caption, p.has_text, p.has_faces) for p in images])
+    for image, record, choice in zip(images, records, chosen, strict=True):
         assert (record.score, record.ratio) == (choice.score, choice.ratio)
         for name in ("key", "caption", "has_text", "has_faces", "category"):
-            assert getattr(record, name) == getattr(picture, name)
-        assert Path(record.path) == picture.path
+            assert getattr(record, name) == getattr(image, name)
+        assert Path(record.path) == image.path
 
 
 def test_another_scorer_decides_when_it_is_given():
-    pictures = photographs("held_out")
-    scores = [r.score for r in index_photographs(pictures, WordCount())]
-    assert scores == [min(9, len(p.caption.split())) for p in pictures]
+    images = photographs("held_out")
+    scores = [r.score for r in index_photographs(images, WordCount())]
+    assert scores == [min(9, len(p.caption.split())) for p in images]
 
 
 def test_another_thresholds_pair_gives_other_ratios_for_the_same_scores():
-    pictures = photographs("held_out")
+    images = photographs("held_out")
     for (a, b), ratio in {(9, 9): 32, (0, 9): 16, (0, 0): 8}.items():
-        records = index_photographs(pictures, thresholds=RatioThresholds(a, b))
+        records = index_photographs(images, thresholds=RatioThresholds(a, b))
         assert {r.ratio for r in records} == {ratio}
 
 

@@ -44,5 +44,5 @@ def test_other_sizes_shapes_and_dtypes_are_refused() -> None:
     with pytest.raises(UserError, match="512 x 512"):
         jpeg_ratio(noise(0, side=256))
     for image in (torch.zeros(3, 512, 512), noise(0)[0], noise(0)[:2]):
-        with pytest.raises(UserError, match="uint8 picture"):
+        with pytest.raises(UserError, match="uint8 image"):
             jpeg_bytes(image)

@@ -73,7 +73,7 @@ def test_halving_the_ratio_quadruples_the_tokens(resolution: int, patch_size: in
         assert fine == 4 * coarse > 0
 
 
-def test_pictures_that_do_not_divide_into_patches_are_refused_with_a_size_that_does() -> None:
+def test_images_that_do_not_divide_into_patches_are_refused_with_a_size_that_does() -> None:
     with pytest.raises(UserError, match="multiple of 64 px"):
         tokens_per_image(32, resolution=500)
     with pytest.raises(UserError, match="one of 8, 16 and 32"):
@@ -146,5 +146,5 @@ def test_fit_out_of_reach_names_the_nearest_pair() -> None:
         RatioThresholds.fit([1] * 30 + [2, 8] * 20 + [9] * 30)
     with pytest.raises(UserError, match="three different scores"):
         RatioThresholds.fit([3, 5, 5])
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         RatioThresholds.fit([])

@@ -27,7 +27,7 @@ FREE_LICENCES = {
     "LPPL-1.3c",
     "LicenseRef-public-domain",
 }
-# Correlation of 16 x 16 grey thumbnails: two different pictures here stay under 0.83, a copy is above 0.97.
+# Correlation of 16 x 16 grey thumbnails: two different images here stay under 0.83, a copy is above 0.97.
 DUPLICATE = 0.9
 
 
@@ -38,7 +38,7 @@ def records() -> dict[str, dict]:
 
 @pytest.fixture
 def collect() -> ModuleType:
-    """The script that rebuilds the pictures, as a module."""
+    """The script that rebuilds the images, as a module."""
     spec = importlib.util.spec_from_file_location(
         "collect_photographs", ROOT / "scripts/collect_photographs.py"
     )
@@ -94,10 +94,10 @@ def test_every_file_is_the_rgb_jpeg_that_the_list_describes() -> None:
     for photograph in photographs():
         record = by_key[photograph.key]
         assert hashlib.sha256(photograph.path.read_bytes()).hexdigest() == record["sha256"], photograph.key
-        with Image.open(photograph.path) as picture:
-            picture.load()
-            assert (picture.format, picture.mode) == ("JPEG", "RGB")
-            assert picture.size == (record["width"], record["height"])
+        with Image.open(photograph.path) as image:
+            image.load()
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+            assert image.size == (record["width"], record["height"])
 
 
 def test_sizes_stay_within_what_the_package_may_weigh_and_the_tokenizer_needs() -> None:
@@ -129,20 +129,20 @@ def test_no_held_out_photograph_looks_like_a_training_one() -> None:
 
 @pytest.mark.parametrize("photograph", photographs("held_out"), ids=lambda photograph: photograph.key)
 def test_a_recompressed_smaller_copy_would_be_noticed(photograph: Photograph, tmp_path: Path) -> None:
-    with Image.open(photograph.path) as picture:
-        picture.resize((picture.width // 3, picture.height // 3)).save(tmp_path / "copy.jpg", quality=40)
+    with Image.open(photograph.path) as image:
+        image.resize((image.width // 3, image.height // 3)).save(tmp_path / "copy.jpg", quality=40)
     with Image.open(tmp_path / "copy.jpg") as copy:
         assert signature(copy) @ thumbnail(photograph) > 0.97
 
 
 def thumbnail(photograph: Photograph) -> np.ndarray:
-    with Image.open(photograph.path) as picture:
-        return signature(picture)
+    with Image.open(photograph.path) as image:
+        return signature(image)
 
 
-def signature(picture: Image.Image) -> np.ndarray:
+def signature(image: Image.Image) -> np.ndarray:
     """(256,) grey values with mean 0 and norm 1: their inner product is the correlation."""
-    grey = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float64).ravel()
+    grey = np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float64).ravel()
     centred = grey - grey.mean()
     return centred / np.linalg.norm(centred)
 
@@ -181,13 +181,13 @@ def test_a_photograph_is_rebuilt_from_its_package(
 
     assert (record["width"], record["height"]) == (400, 400)
     assert record["sha256"] == hashlib.sha256((tmp_path / "ramp.jpg").read_bytes()).hexdigest()
-    with Image.open(tmp_path / "ramp.jpg") as picture:
-        assert picture.mode == "RGB"
-        columns = np.asarray(picture.convert("L"), dtype=np.float64).mean(axis=0)
+    with Image.open(tmp_path / "ramp.jpg") as image:
+        assert image.mode == "RGB"
+        columns = np.asarray(image.convert("L"), dtype=np.float64).mean(axis=0)
     np.testing.assert_allclose(columns, ramp[200:].reshape(400, 2).mean(axis=1), atol=2)
 
 
-def test_a_picture_is_never_enlarged_and_a_small_one_is_refused(
+def test_an_image_is_never_enlarged_and_a_small_one_is_refused(
     collect: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "PHOTOGRAPHS", tmp_path)
@@ -215,7 +215,7 @@ def test_a_missing_package_is_named_when_nothing_may_be_fetched(collect: ModuleT
 
 @pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="pdftoppm (poppler-utils) is not installed")
 def test_a_page_of_a_pdf_is_rendered_at_its_resolution(collect: ModuleType, tmp_path: Path) -> None:
-    # At 72 dpi one pixel of the picture is one point of the page; the second page is black.
+    # At 72 dpi one pixel of the image is one point of the page; the second page is black.
     first, second = Image.new("RGB", (200, 100), "white"), Image.new("RGB", (200, 100), "black")
     first.save(tmp_path / "pages.pdf", save_all=True, append_images=[second], resolution=72)
     page = collect.load(tmp_path / "pages.pdf", {"page": 2, "dpi": 144})

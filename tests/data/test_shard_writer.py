@@ -1,4 +1,4 @@
-"""Archives from an index: every picture as it was, its scores beside it, the same bytes at every writing."""
+"""Archives from an index: every image as it was, its scores beside it, the same bytes at every writing."""
 
 import json
 from dataclasses import replace
@@ -11,17 +11,17 @@ from cat_fast.data.images.index import ImageRecord, read_index, write_index
 from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
-from tests.data.streams.sets import picture, tar_set
+from tests.data.streams.sets import image, tar_set
 
 
 @pytest.fixture
 def index(tmp_path):
-    """23 pictures, with keys that no archive could hold as they are."""
+    """23 images, with keys that no archive could hold as they are."""
     records = []
     for n in range(23):
         kind = ("png", "JPG", "webp")[n % 3]
-        path = tmp_path / f"picture {n}.{kind}"
-        path.write_bytes(picture(n, {"png": "PNG", "JPG": "JPEG", "webp": "WEBP"}[kind]))
+        path = tmp_path / f"image {n}.{kind}"
+        path.write_bytes(image(n, {"png": "PNG", "JPG": "JPEG", "webp": "WEBP"}[kind]))
         records.append(
             ImageRecord(
                 key=f"{'same' if n < 2 else f'dir/über.{n}'}{'x' * 150 if n == 3 else ''}",
@@ -41,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_every_picture_is_in_one_shard_with_its_labels(index, tmp_path):
+def test_every_image_is_in_one_shard_with_its_labels(index, tmp_path):
     out = tmp_path / "out"
     written = list(write_shards(IndexLines(index), out, per_shard=5, seed=0))
     assert [w.records for w in written] == [5, 5, 5, 5, 3]
@@ -80,7 +80,7 @@ def test_interrupted_and_started_again_it_writes_what_it_would_have_and_nothing_
 
 
 def test_every_shard_is_like_the_whole_set_however_the_index_is_sorted(tmp_path):
-    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "a.png").write_bytes(image(0))
     record = ImageRecord(key="a", path="a.png", caption="", has_text=False, has_faces=False, score=1, ratio=8)
     records = [replace(record, key=f"k{n}", ratio=8 if n < 100 else 32) for n in range(200)]
     write_index(tmp_path / "index.jsonl", records)
@@ -91,11 +91,11 @@ def test_every_shard_is_like_the_whole_set_however_the_index_is_sorted(tmp_path)
         assert 10 < sum(label.ratio == 8 for label in shards.labels(number)) < 40
 
 
-def test_missing_pictures_are_named_and_left_out(index, tmp_path):
-    (index.parent / "picture 7.JPG").unlink()
+def test_missing_images_are_named_and_left_out(index, tmp_path):
+    (index.parent / "image 7.JPG").unlink()
     (written,) = write_shards(IndexLines(index), tmp_path / "out", per_shard=100, seed=0)
     assert len(written.missing) == 1
-    assert "picture 7.JPG" in written.missing[0]
+    assert "image 7.JPG" in written.missing[0]
     assert len(list(tar_set(tmp_path / "out").open(0).entries(0))) == 22
 
 

@@ -1,4 +1,4 @@
-"""Latents for the generator: so many of each picture at each ratio, and an interrupted run goes on."""
+"""Latents for the generator: so many of each image at each ratio, and an interrupted run goes on."""
 
 from collections import Counter
 
@@ -38,7 +38,7 @@ def latents(folder) -> dict[str, torch.Tensor]:
     return raw
 
 
-def test_a_picture_gets_all_crops_at_its_own_ratio_and_half_as_many_at_the_others(
+def test_an_image_gets_all_crops_at_its_own_ratio_and_half_as_many_at_the_others(
     tokenizer, records, tmp_path
 ):
     encode(tokenizer, records, tmp_path)
@@ -54,7 +54,7 @@ def test_a_picture_gets_all_crops_at_its_own_ratio_and_half_as_many_at_the_other
     assert dataset.resolution == 64
 
 
-def test_crops_of_a_picture_differ(tokenizer, records, tmp_path):
+def test_crops_of_an_image_differ(tokenizer, records, tmp_path):
     encode(tokenizer, records[:1], tmp_path)
     values = list(latents(tmp_path).values())
     same_ratio = [v for v in values if v.shape == values[0].shape]

@@ -12,11 +12,11 @@ def test_it_is_json_that_another_program_can_read(miniature):
     assert json.loads(json.dumps(miniature.metrics, allow_nan=False)) == miniature.metrics
 
 
-def test_the_summary_and_the_pictures_are_those_of_the_reconstructions(miniature):
+def test_the_summary_and_the_images_are_those_of_the_reconstructions(miniature):
     metrics = miniature.metrics
     assert metrics["held_out"] == summarize(miniature.results)
-    assert [p["key"] for p in metrics["pictures"]] == [r.record.key for r in miniature.results]
-    chosen = [p["at"][str(p["ratio"])]["psnr"] for p in metrics["pictures"]]
+    assert [p["key"] for p in metrics["images"]] == [r.record.key for r in miniature.results]
+    chosen = [p["at"][str(p["ratio"])]["psnr"] for p in metrics["images"]]
     assert metrics["held_out"]["chosen"]["psnr"] == pytest.approx(sum(chosen) / len(chosen))
 
 

@@ -1,4 +1,4 @@
-"""The report: one file that needs nothing, each held-out picture once, each figure as metrics.json has it."""
+"""The report: one file that needs nothing, each held-out image once, each figure as metrics.json has it."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cat_fast.data.images.io import tensor_to_image
-from cat_fast.demo.report import picture_uri
+from cat_fast.demo.report import image_uri
 from tests.demo.conftest import CAPTION, LABELS, SIZE
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -106,15 +106,15 @@ def test_every_image_is_embedded_and_opens(page, miniature):
         assert attributes["alt"]
 
 
-def test_each_held_out_picture_is_a_row_of_itself_and_its_three_reconstructions(page, miniature):
+def test_each_held_out_image_is_a_row_of_itself_and_its_three_reconstructions(page, miniature):
     shown = page.images()
     for number, result in enumerate(miniature.results):
         row = shown[4 * number : 4 * number + 4]
         assert [image["alt"] for image in row] == ["original", "8x", "16x", "32x"]
-        pictures = [result.original, *(result.at[ratio].picture for ratio in (8, 16, 32))]
-        for place, picture in enumerate(pictures):
-            # JPEG blurs an untrained tokenizer's noise: the right picture is the nearest one.
-            distances = [distance(tensor_to_image(picture), image["src"]) for image in row]
+        images = [result.original, *(result.at[ratio].image for ratio in (8, 16, 32))]
+        for place, shown in enumerate(images):
+            # JPEG blurs an untrained tokenizer's noise: the right image is the nearest one.
+            distances = [distance(tensor_to_image(shown), image["src"]) for image in row]
             assert min(distances) == distances[place]
             assert distances[place] < 15
 
@@ -137,10 +137,10 @@ def test_captions_are_shown_as_text_whatever_they_hold(html, page, miniature):
     assert not [tag for tag, _ in page.tags if tag == "b"][4:], "four cards are all that is bold"
 
 
-def test_the_figures_under_the_pictures_are_those_of_the_metrics(page, miniature):
+def test_the_figures_under_the_images_are_those_of_the_metrics(page, miniature):
     cells = iter([caption for caption in page.captions if "dB" in caption])
-    for picture in miniature.metrics["pictures"]:
-        for ratio, at in picture["at"].items():
+    for image in miniature.metrics["images"]:
+        for ratio, at in image["at"].items():
             wanted = (
                 f"{ratio}x, {at['tokens']} tokens, {at['psnr']:.1f} dB, perceptual {at['perceptual']:.2f}"
             )
@@ -156,7 +156,7 @@ def test_the_tables_and_cards_say_what_the_metrics_say(page, miniature):
         assert [f"{ratio}x for all", *figures] in page.rows
     chosen = held["chosen"]
     figures = [f"{chosen['tokens']:.0f}", f"{chosen['psnr']:.2f}", f"{chosen['perceptual']:.3f}"]
-    assert ["chosen per picture", *figures] in page.rows
+    assert ["chosen per image", *figures] in page.rows
     for name, budget in (("captions", "captions"), ("photographs that ship", "photographs")):
         budget = metrics["complexity"][budget]
         mix = [f"{100 * budget['mix'].get(f, 0):.0f} %" for f in ("8", "16", "32")]
@@ -167,12 +167,12 @@ def test_the_tables_and_cards_say_what_the_metrics_say(page, miniature):
     generator = metrics["generator_training"]
     for words in (
         f"{chosen['psnr']:.1f} dB",
-        f" {chosen['psnr'] - held['mean_colour_psnr']:+.1f} dB over each picture's mean colour",
+        f" {chosen['psnr'] - held['mean_colour_psnr']:+.1f} dB over each image's mean colour",
         f"{100 * chosen['tokens_vs_fixed_16x']:.0f} %",
         f"trained for {metrics['tokenizer_training']['steps']} steps",
         f"for {generator['steps']} on",
         f"fell from {generator['first_loss']:.2f} to {generator['final_loss']:.2f}",
-        f"12 pictures, packed into 250 tokens; each padded to the longest, they would be {12 * 16}",
+        f"12 images, packed into 250 tokens; each padded to the longest, they would be {12 * 16}",
     ):
         assert words in page.words(), words
 
@@ -194,6 +194,6 @@ def test_the_plots_differ_and_have_something_drawn(page):
         assert len(plot.getcolors(maxcolors=1 << 24)) > 50
 
 
-def test_a_picture_survives_being_embedded():
+def test_an_image_survives_being_embedded():
     gradient = Image.linear_gradient("L").convert("RGB")
-    assert distance(gradient, picture_uri(gradient)) < 2
+    assert distance(gradient, image_uri(gradient)) < 2

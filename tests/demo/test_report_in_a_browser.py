@@ -18,11 +18,11 @@ MEASURE = """<!doctype html><body>
 <script>
   const measure = frame => {
     const page = frame.contentDocument, root = page.documentElement;
-    const pictures = [...page.images];
+    const images = [...page.images];
     const isDrawn = p => p.complete && p.naturalWidth > 0 && p.getBoundingClientRect().width > 20;
     return {
       inner: root.clientWidth, outer: root.scrollWidth, height: root.scrollHeight,
-      drawn: pictures.filter(isDrawn).length, pictures: pictures.length,
+      drawn: images.filter(isDrawn).length, images: images.length,
     };
   };
   window.onload = () => {
@@ -42,7 +42,7 @@ def chromium(folder, page, *arguments: str) -> str:
     return finished.stdout
 
 
-def test_every_picture_is_drawn_and_the_page_is_never_wider_than_the_window(miniature, tmp_path):
+def test_every_image_is_drawn_and_the_page_is_never_wider_than_the_window(miniature, tmp_path):
     # A window cannot be as narrow as a phone's, a frame can.
     frames = "\n".join(
         f'<iframe src="{miniature.report.as_uri()}" width="{width}" height="800" frameborder="0"></iframe>'
@@ -56,15 +56,15 @@ def test_every_picture_is_drawn_and_the_page_is_never_wider_than_the_window(mini
         assert width - 20 <= seen["inner"] <= width
         assert seen["outer"] <= seen["inner"], f"sticks out at {width} px"
         assert seen["height"] > 800
-        assert seen["drawn"] == seen["pictures"] == 4 * len(miniature.results) + len(miniature.samples) + 2
+        assert seen["drawn"] == seen["images"] == 4 * len(miniature.results) + len(miniature.samples) + 2
 
 
 def test_a_screenshot_shows_more_than_an_empty_page(miniature, tmp_path):
-    picture = tmp_path / "report.png"
+    image = tmp_path / "report.png"
     chromium(
-        tmp_path, miniature.report, f"--screenshot={picture}", "--window-size=1280,1600", "--hide-scrollbars"
+        tmp_path, miniature.report, f"--screenshot={image}", "--window-size=1280,1600", "--hide-scrollbars"
     )
-    shown = Image.open(picture).convert("RGB")
+    shown = Image.open(image).convert("RGB")
     assert shown.size == (1280, 1600)
     colours = shown.getcolors(maxcolors=1 << 24)
     assert len(colours) > 1000

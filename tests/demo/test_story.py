@@ -90,7 +90,7 @@ def test_the_models_load_and_the_metrics_hold_the_figures(finished):
     pipeline = CATPipeline.from_pretrained(out / "pipeline")
     assert pipeline.tokenizer.fingerprint() == tokenizer.fingerprint()
     metrics = json.loads((out / "metrics.json").read_text())
-    assert len(metrics["pictures"]) == metrics["held_out"]["pictures"] == 8
+    assert len(metrics["images"]) == metrics["held_out"]["images"] == 8
     assert set(metrics["held_out"]["per_ratio"]) == {"8", "16", "32"}
     assert {s["tokens"] for s in metrics["samples"]} == {64, 16, 4}
     assert metrics["complexity"]["captions"]["relative_to_fixed_16x"] == pytest.approx(1, abs=0.05)

@@ -1,4 +1,4 @@
-"""Distances between pictures against their formulas in float64."""
+"""Distances between images against their formulas in float64."""
 
 import math
 
@@ -9,7 +9,7 @@ from torchvision.transforms.functional import gaussian_blur
 from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
 
 
-def pictures(count: int = 3, height: int = 20, width: int = 28) -> torch.Tensor:
+def images(count: int = 3, height: int = 20, width: int = 28) -> torch.Tensor:
     return torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -19,8 +19,8 @@ def psnr64(x: torch.Tensor, y: torch.Tensor) -> list[float]:
     ]
 
 
-def test_psnr_is_the_formula_a_picture():
-    x = pictures()
+def test_psnr_is_the_formula_per_image():
+    x = images()
     y = torch.stack([gaussian_blur(p, [5, 5], [s]) for p, s in zip(x, (0.4, 0.9, 2.0), strict=True)])
     assert psnr(x, y).shape == (3,)
     assert psnr(x, y).tolist() == pytest.approx(psnr64(x, y), abs=1e-4)
@@ -35,18 +35,18 @@ def test_a_known_error_has_its_known_value():
 
 
 def test_values_out_of_range_count_as_what_a_screen_would_show():
-    x = pictures()
+    x = images()
     assert torch.equal(psnr(x, 3 * x), psnr(x, (3 * x).clamp(-1, 1)))
     white = torch.ones(1, 3, 8, 8)
     assert psnr(white, 5 * white).item() == pytest.approx(100)
 
 
-def test_equal_pictures_have_a_finite_value():
-    assert psnr(pictures(), pictures()).tolist() == pytest.approx([100.0] * 3)
+def test_equal_images_have_a_finite_value():
+    assert psnr(images(), images()).tolist() == pytest.approx([100.0] * 3)
 
 
 def test_the_mean_colour_is_the_best_single_colour():
-    x = pictures()
+    x = images()
     mean = torch.stack([p.double().mean((1, 2)) for p in x])[:, :, None, None]
     assert mean_colour_psnr(x).tolist() == pytest.approx(psnr64(x, mean.expand_as(x)), abs=1e-4)
     for shift in (-0.05, 0.05):
@@ -54,6 +54,6 @@ def test_the_mean_colour_is_the_best_single_colour():
         assert (psnr(x, other) < mean_colour_psnr(x)).all()
 
 
-def test_a_picture_of_one_colour_is_its_own_mean():
+def test_an_image_of_one_colour_is_its_own_mean():
     colour = torch.tensor([0.3, -0.7, 0.1])[None, :, None, None].expand(1, 3, 16, 16)
     assert mean_colour_psnr(colour).item() == pytest.approx(100, abs=1)

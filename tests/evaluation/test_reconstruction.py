@@ -1,4 +1,4 @@
-"""Reconstruction at every ratio: the figures belong to the pictures that are returned with them."""
+"""Reconstruction at every ratio: the figures belong to the images that are returned with them."""
 
 import pytest
 import torch
@@ -30,14 +30,14 @@ def results(tokenizer, records):
     return reconstruct(tokenizer, records, SIZE)
 
 
-def test_each_picture_is_there_in_order_at_each_ratio(results, records):
+def test_each_image_is_there_in_order_at_each_ratio(results, records):
     assert [r.record for r in results] == records
     for result in results:
         assert list(result.at) == [8, 16, 32]
         assert result.chosen is result.at[result.record.ratio]
         for at in result.at.values():
-            assert at.picture.shape == (3, SIZE, SIZE)
-            assert -1 <= at.picture.min() <= at.picture.max() <= 1
+            assert at.image.shape == (3, SIZE, SIZE)
+            assert -1 <= at.image.min() <= at.image.max() <= 1
 
 
 def test_the_original_is_the_centre_square_of_the_file(results, records):
@@ -47,26 +47,26 @@ def test_the_original_is_the_centre_square_of_the_file(results, records):
 
 
 @torch.no_grad()
-def test_the_pictures_are_the_posteriors_mode_decoded(results, tokenizer):
+def test_the_images_are_the_posteriors_mode_decoded(results, tokenizer):
     for result in results:
         for ratio, at in result.at.items():
             expected, _ = tokenizer(result.original[None], ratio, sample_posterior=False)
-            torch.testing.assert_close(at.picture, expected[0].clamp(-1, 1))
+            torch.testing.assert_close(at.image, expected[0].clamp(-1, 1))
 
 
 @torch.no_grad()
-def test_the_figures_are_those_of_the_pictures(results):
+def test_the_figures_are_those_of_the_images(results):
     distance = STLPIPS.pretrained()
     for result in results:
         original = result.original[None]
         assert result.mean_colour_psnr == pytest.approx(mean_colour_psnr(original).item())
         for ratio, at in result.at.items():
-            assert at.psnr == pytest.approx(psnr(at.picture[None], original).item(), abs=1e-4)
-            assert at.perceptual == pytest.approx(distance(at.picture[None], original).item(), abs=1e-5)
+            assert at.psnr == pytest.approx(psnr(at.image[None], original).item(), abs=1e-4)
+            assert at.perceptual == pytest.approx(distance(at.image[None], original).item(), abs=1e-5)
             assert at.tokens == (SIZE // ratio // 2) ** 2
 
 
-def test_progress_is_told_once_a_picture_and_dropout_is_off(tokenizer, records):
+def test_progress_is_told_once_per_image_and_dropout_is_off(tokenizer, records):
     told = []
     tokenizer.train()
     reconstruct(tokenizer, records[:1], SIZE, lambda: told.append(1))
@@ -81,20 +81,20 @@ def made_up(ratio: int, psnrs: list[float], distances: list[float], mean_colour:
     blank = torch.zeros(3, 8, 8)
     tokens = {8: 64, 16: 16, 32: 4}
     at = {
-        f: AtRatio(picture=blank, tokens=tokens[f], psnr=p, perceptual=d)
+        f: AtRatio(image=blank, tokens=tokens[f], psnr=p, perceptual=d)
         for f, p, d in zip((8, 16, 32), psnrs, distances, strict=True)
     }
     return Reconstruction(record=record, original=blank, mean_colour_psnr=mean_colour, at=at)
 
 
-def test_the_summary_holds_means_over_pictures():
+def test_the_summary_holds_means_over_images():
     summary = summarize(
         [
             made_up(8, [30.0, 20.0, 10.0], [0.1, 0.2, 0.3], mean_colour=9.0),
             made_up(32, [34.0, 26.0, 16.0], [0.3, 0.4, 0.5], mean_colour=12.0),
         ]
     )
-    assert summary["pictures"] == 2
+    assert summary["images"] == 2
     assert summary["mean_colour_psnr"] == 10.5
     chosen = {
         "psnr": (30 + 16) / 2,

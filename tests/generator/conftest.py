@@ -35,7 +35,7 @@ def tiny_dit(make_dit) -> DiT:
 @pytest.fixture
 def random_mix():
     def make(seed: int, count: int = 6, stretch: int = 0) -> PackedSequence:
-        """`stretch`: how many tokens wider than high a picture may be."""
+        """`stretch`: how many tokens wider than high an image may be."""
         generator = torch.Generator().manual_seed(seed)
         draws = torch.randint(3, (count,), generator=generator).tolist()
         wider = torch.randint(stretch + 1, (count,), generator=generator).tolist()

@@ -1,4 +1,4 @@
-"""The training loss on packed batches against a loop over pictures, and that it trains."""
+"""The training loss on packed batches against a loop over images, and that it trains."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from cat_fast.packing import PackedSequence
 
 
 def alone(model, schedule, part, t, noise, gamma):
-    """A picture's error by the formulas, without packing."""
+    """An image's error by the formulas, without packing."""
     if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
         sigma = t / 1000
         noisy, target, weight = (1 - sigma) * part.tokens + sigma * noise, noise - part.tokens, 1.0
@@ -39,7 +39,7 @@ def alone(model, schedule, part, t, noise, gamma):
         ("flow", 0.0, False),
     ],
 )
-def test_loss_equals_a_loop_over_pictures(tiny_dit, random_mix, weighting, prediction, gamma, weighed):
+def test_loss_equals_a_loop_over_images(tiny_dit, random_mix, weighting, prediction, gamma, weighed):
     packed = random_mix(seed=8)
     weights = torch.rand(len(packed)) + 0.5 if weighed else torch.ones(len(packed))
     schedule = make_schedule(prediction)
@@ -73,7 +73,7 @@ def test_loss_equals_a_loop_over_pictures(tiny_dit, random_mix, weighting, predi
 
 
 def test_the_weightings_differ_exactly_where_sizes_do(tiny_dit):
-    """Image weighting lifts a small picture's tokens; token weighting treats all tokens alike."""
+    """Image weighting lifts a small image's tokens; token weighting treats all tokens alike."""
     packed = PackedSequence.from_latents(
         [torch.randn(4, 16, 16), torch.randn(4, 4, 4)], [8, 32], labels=[1, 2]
     )

@@ -1,4 +1,4 @@
-"""DiT: packing is invisible to every picture in it, and the layer is the original's."""
+"""DiT: packing is invisible to every image in it, and the layer is the original's."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
-from cat_fast.generator.embeddings import picture_positions, position_embedding
+from cat_fast.generator.embeddings import image_positions, position_embedding
 from cat_fast.packing import PackedSequence
 
 
@@ -29,7 +29,7 @@ def output_and_gradients(model, packs, weights):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_packed_equals_each_picture_alone(tiny_dit, random_mix, seed):
+def test_packed_equals_each_image_alone(tiny_dit, random_mix, seed):
     packed = random_mix(seed)
     weight = torch.randn(packed.tokens.shape)
     alone_packs = packed.split()
@@ -44,7 +44,7 @@ def test_packed_equals_each_picture_alone(tiny_dit, random_mix, seed):
         assert relative_error(together[2][name], gradient) <= 1e-5, name
 
 
-def test_a_picture_does_not_feel_its_neighbours_or_its_place(tiny_dit, random_mix):
+def test_an_image_does_not_feel_its_neighbours_or_its_place(tiny_dit, random_mix):
     first, *others = random_mix(seed=5, count=5).split()
     expected = tiny_dit(first)
     behind = PackedSequence.concat([*others, first])
@@ -73,17 +73,17 @@ def test_a_fresh_model_predicts_zero_and_ignores_the_ratio():
     assert not model.ratio_embedder.embedding_table.weight.any()
 
 
-def test_grids_of_all_ratios_share_the_frame_of_the_picture():
+def test_grids_of_all_ratios_share_the_frame_of_the_image():
     packed = PackedSequence.from_latents([torch.zeros(1, 16, 16), torch.zeros(1, 4, 4)], [8, 32])
-    fine, coarse = picture_positions(packed, frame=8).split([64, 4])
+    fine, coarse = image_positions(packed, frame=8).split([64, 4])
     assert torch.equal(fine.view(8, 8, 2)[3, 5], torch.tensor([3.0, 5.0]))
     centres_of_quarters = fine.view(2, 4, 2, 4, 2).mean((1, 3)).view(4, 2)
     assert torch.equal(coarse, centres_of_quarters)
 
 
-def test_a_wide_picture_keeps_its_proportions_in_the_frame():
+def test_a_wide_image_keeps_its_proportions_in_the_frame():
     packed = PackedSequence.from_latents([torch.zeros(1, 4, 8)], [16])
-    y, x = picture_positions(packed, frame=8).unbind(1)
+    y, x = image_positions(packed, frame=8).unbind(1)
     assert x.unique().tolist() == [0.5, 2.5, 4.5, 6.5]
     assert y.unique().tolist() == [2.5, 4.5]
 
@@ -92,7 +92,7 @@ def test_positions_on_a_full_square_grid_are_the_original_dits():
     packed = PackedSequence.from_latents([torch.zeros(1, 16, 16)], [8])
     expected = get_2d_sincos_pos_embed(48, grid_size=8, base_size=8, output_type="pt")
     torch.testing.assert_close(
-        position_embedding(picture_positions(packed, frame=8), 48), expected.float(), atol=2e-6, rtol=0
+        position_embedding(image_positions(packed, frame=8), 48), expected.float(), atol=2e-6, rtol=0
     )
 
 

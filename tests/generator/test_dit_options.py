@@ -1,4 +1,4 @@
-"""The DiT's options: with each, packing is invisible to a picture, and each is what its paper says it is."""
+"""The DiT's options: with each, packing is invisible to an image, and each is what its paper says it is."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText
 from cat_fast.generator.blocks import SwiGLU
-from cat_fast.generator.embeddings import picture_positions, rotate, rotation_angles
+from cat_fast.generator.embeddings import image_positions, rotate, rotation_angles
 from cat_fast.packing import PackedSequence
 
 TEXT = {"text_dim": 12}
@@ -52,8 +52,8 @@ def results(model, pieces):
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", VARIANTS)
-def test_packed_equals_each_picture_alone(make_dit, random_mix, random_texts, name, seed):
-    """Forward and gradients, pictures of all ratios and of many shapes, texts of many lengths and none."""
+def test_packed_equals_each_image_alone(make_dit, random_mix, random_texts, name, seed):
+    """Forward and gradients, images of all ratios and of many shapes, texts of many lengths and none."""
     model = make_dit(**WIDE, **VARIANTS[name])
     packed = random_mix(seed, count=8, stretch=3)
     text = random_texts(seed, count=8) if model.config.text_dim else None
@@ -70,7 +70,7 @@ def test_packed_equals_each_picture_alone(make_dit, random_mix, random_texts, na
         assert relative_error(together[1][parameter], gradient) <= 1e-5, parameter
 
 
-def test_a_picture_feels_neither_the_order_nor_the_content_of_its_neighbours(
+def test_an_image_feels_neither_the_order_nor_the_content_of_its_neighbours(
     make_dit, random_mix, random_texts
 ):
     model = make_dit(**WIDE, **ALL)
@@ -142,13 +142,13 @@ def test_rope_is_a_product_with_complex_units():
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 4), (4, 3)], ids=str)
-def test_rope_turns_by_the_place_in_the_picture_at_every_ratio(shape):
+def test_rope_turns_by_the_place_in_the_image_at_every_ratio(shape):
     """A token of a coarse grid is turned by the mean angle of the four that cover it in a finer one."""
     height, width = shape
     coarse = torch.zeros(1, 2 * height, 2 * width)
     fine = torch.zeros(1, 4 * height, 4 * width)
     packed = PackedSequence.from_latents([coarse, fine], [16, 8])
-    angles = rotation_angles(picture_positions(packed, 32), 72)
+    angles = rotation_angles(image_positions(packed, 32), 72)
     of_coarse, of_fine = angles.split([height * width, 4 * height * width])
     quarters = of_fine.view(height, 2, width, 2, 36).mean((1, 3)).flatten(0, 1)
     torch.testing.assert_close(of_coarse, quarters)

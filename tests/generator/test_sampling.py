@@ -1,4 +1,4 @@
-"""Sampling: a picture is its request's alone, and the solvers are diffusers' own."""
+"""Sampling: an image is its request's alone, and the solvers are diffusers' own."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(tiny_dit, sampler):
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_sampling_equals_a_plain_loop_over_one_picture(tiny_dit, sampler, guidance):
+def test_sampling_equals_a_plain_loop_over_one_image(tiny_dit, sampler, guidance):
     request = REQUESTS[0]
     (got,) = sample(tiny_dit, [request], paper_schedule(), sampler=sampler, steps=6, guidance=guidance)
 

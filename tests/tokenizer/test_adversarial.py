@@ -136,8 +136,8 @@ def test_the_discriminators_objective_adds_its_terms_with_their_weights():
     weight = torch.randn(3, 4, 4, requires_grad=True)
     crops = torch.randn(3, 3, 4, 4)
 
-    def judge(pictures):
-        return (pictures * weight).sum((1, 2, 3))
+    def judge(images):
+        return (images * weight).sum((1, 2, 3))
 
     loss = objective(8, REAL, FAKE, judge, crops)
     expected = {"discriminator": 1.0, "r1": 4 * 0.5, "lecam": 0.1}

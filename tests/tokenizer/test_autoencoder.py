@@ -35,7 +35,7 @@ def perturbed(model):
 
 @pytest.mark.parametrize("ratio", [8, 16, 32])
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64)])
-def test_latent_and_picture_have_the_sides_the_ratio_says(ratio, height, width):
+def test_latent_and_image_have_the_sides_the_ratio_says(ratio, height, width):
     model = tiny()
     posterior = model.encode(torch.rand(2, 3, height, width), ratio).latent_dist
     assert posterior.mean.shape == (2, 4, height // ratio, width // ratio)
@@ -58,11 +58,11 @@ def test_only_the_layers_of_a_ratio_run(ratio):
         assert (f"encoder.channel_matching.{f}" in ran) == (f == ratio)
 
 
-def test_a_latent_depends_on_its_own_picture_only():
+def test_a_latent_depends_on_its_own_image_only():
     model = perturbed(tiny())
-    pictures = torch.rand(3, 3, 64, 64)
-    together = model.encode(pictures, 16).latent_dist.mean
-    alone = torch.cat([model.encode(x[None], 16).latent_dist.mean for x in pictures])
+    images = torch.rand(3, 3, 64, 64)
+    together = model.encode(images, 16).latent_dist.mean
+    alone = torch.cat([model.encode(x[None], 16).latent_dist.mean for x in images])
     torch.testing.assert_close(
         together, alone, rtol=1e-4, atol=1e-4
     )  # convolutions sum in batch-dependent order
@@ -108,10 +108,10 @@ def test_weights_of_a_diffusers_autoencoder_give_diffusers_outputs():
         ratios=(8,),
     ).eval()
     ours.load_state_dict(theirs.state_dict())
-    picture = torch.rand(2, 3, 64, 48) * 2 - 1
+    image = torch.rand(2, 3, 64, 48) * 2 - 1
     with torch.no_grad():
-        expected = theirs.encode(picture).latent_dist
-        posterior = ours.encode(picture, 8).latent_dist
+        expected = theirs.encode(image).latent_dist
+        posterior = ours.encode(image, 8).latent_dist
         torch.testing.assert_close(posterior.mean, expected.mean, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(posterior.logvar, expected.logvar, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(
@@ -126,8 +126,8 @@ def test_saved_and_loaded_it_is_the_same_model(tmp_path):
     model = perturbed(tiny())
     model.save_pretrained(tmp_path)
     loaded = NestedAutoencoderKL.from_pretrained(tmp_path)
-    picture = torch.rand(1, 3, 64, 64)
-    assert torch.equal(loaded.encode(picture, 8).latent_dist.mean, model.encode(picture, 8).latent_dist.mean)
+    image = torch.rand(1, 3, 64, 64)
+    assert torch.equal(loaded.encode(image, 8).latent_dist.mean, model.encode(image, 8).latent_dist.mean)
     assert loaded.fingerprint() == model.fingerprint()
     assert loaded.ratios == (8, 16, 32)
 
@@ -169,7 +169,7 @@ def test_a_ratio_or_a_side_it_does_not_serve_is_refused():
         model.encode(torch.rand(1, 3, 64, 72), 16)
 
 
-def smooth_pictures(side):
+def smooth_images(side):
     across = torch.linspace(0, 1, side)
     y, x = torch.meshgrid(across, across, indexing="ij")
     waves = [
@@ -180,12 +180,12 @@ def smooth_pictures(side):
 
 @pytest.mark.parametrize("ratio", [8, 16, 32])
 def test_pyramid_initialised_it_already_is_a_low_pass_autoencoder(ratio):
-    pictures, errors = smooth_pictures(256), {}
+    images, errors = smooth_images(256), {}
     inside = slice(2 * ratio, -2 * ratio)  # zero padding darkens the rim of an untrained decoder
     for initialisation in ("pyramid", "default"):
         model = tiny(block_out_channels=(16, 32, 48, 96, 128, 128), initialisation=initialisation).eval()
         with torch.no_grad():
-            again, _ = model(pictures, ratio, sample_posterior=False)
-        errors[initialisation] = (again - pictures)[..., inside, inside].square().mean() / pictures.var()
+            again, _ = model(images, ratio, sample_posterior=False)
+        errors[initialisation] = (again - images)[..., inside, inside].square().mean() / images.var()
     assert errors["pyramid"] < 0.02
     assert errors["default"] > 0.5

@@ -72,7 +72,7 @@ def test_channels_last_gives_the_same_and_stays_channels_last(ratio):
 @torch.no_grad()
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_half_precision_keeps_statistics_in_float32(ratio):
-    """A picture whose brightness hides its contrast: statistics in bf16 would be off by a large part."""
+    """An image whose brightness hides its contrast: statistics in bf16 would be off by a large part."""
     model = perturbed(tiny())
     x = 3 + 0.05 * torch.rand(1, 3, 64, 64)
     expected = model.encode(x, ratio).latent_dist.mean

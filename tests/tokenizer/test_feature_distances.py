@@ -14,7 +14,7 @@ MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
-def pictures(seed):
+def images(seed):
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -43,7 +43,7 @@ def test_features_are_those_of_the_trunk(tmp_path, trunk, prefix):
     path = tmp_path / "weights.pth.tar"
     torch.save({"epoch": 800, "arch": "resnet18", "state_dict": state}, path)
     features = ResNetFeatures(path, "resnet18")
-    x, y = pictures(0).requires_grad_(), pictures(1).requires_grad_()
+    x, y = images(0).requires_grad_(), images(1).requires_grad_()
     distance = features(x, y)
     torch.testing.assert_close(distance, by_hand(trunk, x, y), rtol=1e-4, atol=1e-5)
     distance.sum().backward()
@@ -86,8 +86,8 @@ def test_lpips_is_that_of_the_package(hub):
     torch.save(squeezenet1_1().state_dict(), hub / "squeezenet1_1-b8a52dc0.pth")
     name, distance = perceptual_distance("lpips_squeeze")
     assert name == "lpips_squeeze"
-    expected = lpips.LPIPS(net="squeeze", verbose=False)(pictures(0), pictures(1)).flatten()
-    torch.testing.assert_close(distance(pictures(0), pictures(1)), expected)
+    expected = lpips.LPIPS(net="squeeze", verbose=False)(images(0), images(1)).flatten()
+    torch.testing.assert_close(distance(images(0), images(1)), expected)
     assert not any(p.requires_grad for p in distance.parameters())
     assert not distance.train().training
 

@@ -8,7 +8,7 @@ from tests.tokenizer.test_autoencoder import perturbed, tiny
 RATIOS = (32, 8, 16, 8)
 
 
-def pictures(*sides):
+def images(*sides):
     generator = torch.Generator().manual_seed(2)
     return [torch.rand(3, height, width, generator=generator) * 2 - 1 for height, width in sides]
 
@@ -18,38 +18,38 @@ def close(got, expected):
 
 
 @torch.no_grad()
-def test_a_mixed_batch_is_each_picture_alone_in_its_order():
+def test_a_mixed_batch_is_each_image_alone_in_its_order():
     model = perturbed(tiny())
-    batch = torch.stack(pictures(*[(64, 64)] * 4))
+    batch = torch.stack(images(*[(64, 64)] * 4))
     posteriors = model.encode(batch, RATIOS)
     latents = [posterior.mode()[0] for posterior in posteriors]
     again = model.decode(latents, RATIOS)
-    for picture, ratio, posterior, decoded in zip(batch, RATIOS, posteriors, again, strict=True):
-        alone = model.encode(picture[None], ratio).latent_dist
+    for image, ratio, posterior, decoded in zip(batch, RATIOS, posteriors, again, strict=True):
+        alone = model.encode(image[None], ratio).latent_dist
         close(posterior.mean, alone.mean)
         close(posterior.logvar, alone.logvar)
         close(decoded, model.decode(alone.mode(), ratio).sample[0])
 
 
 @torch.no_grad()
-def test_pictures_of_a_mixed_batch_may_differ_in_size_and_share_calls_where_they_do_not():
+def test_images_of_a_mixed_batch_may_differ_in_size_and_share_calls_where_they_do_not():
     model, calls = perturbed(tiny()), []
     model.encoder.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape))
     sides = [(64, 96), (32, 32), (64, 96), (32, 32)]
-    posteriors = model.encode(pictures(*sides), [16, 32, 16, 8])
+    posteriors = model.encode(images(*sides), [16, 32, 16, 8])
     assert [tuple(p.mean.shape[2:]) for p in posteriors] == [(4, 6), (1, 1), (4, 6), (4, 4)]
     assert sorted(calls) == [(1, 3, 32, 32), (1, 3, 32, 32), (2, 3, 64, 96)]
 
 
-def test_another_number_of_ratios_than_of_pictures_is_refused():
-    with pytest.raises(ValueError, match="2 pictures or latents but 1 ratios"):
+def test_another_number_of_ratios_than_of_images_is_refused():
+    with pytest.raises(ValueError, match="2 images or latents but 1 ratios"):
         tiny().encode(torch.rand(2, 3, 32, 32), [8])
 
 
 @torch.no_grad()
 def test_slices_give_what_the_batch_gives():
     model = perturbed(tiny())
-    batch = torch.stack(pictures(*[(64, 64)] * 3))
+    batch = torch.stack(images(*[(64, 64)] * 3))
     whole = model.encode(batch, 16).latent_dist.mean
     model.enable_slicing()
     shapes = []
@@ -60,14 +60,14 @@ def test_slices_give_what_the_batch_gives():
 
 @torch.no_grad()
 @pytest.mark.parametrize("ratio", [8, 32])
-def test_where_a_picture_fits_one_tile_tiling_changes_nothing(ratio):
+def test_where_an_image_fits_one_tile_tiling_changes_nothing(ratio):
     model = perturbed(tiny())
-    batch = torch.stack(pictures((64, 96)))
+    batch = torch.stack(images((64, 96)))
     latent = model.encode(batch, ratio).latent_dist.mean
-    picture = model.decode(latent, ratio).sample
+    image = model.decode(latent, ratio).sample
     model.enable_tiling(size=96, overlap=32)
     assert torch.equal(model.encode(batch, ratio).latent_dist.mean, latent)
-    assert torch.equal(model.decode(latent, ratio).sample, picture)
+    assert torch.equal(model.decode(latent, ratio).sample, image)
 
 
 @torch.no_grad()
@@ -91,9 +91,9 @@ def test_tiled_reconstructions_have_no_seam(ratio):
     """Where tiles meet, the step from pixel to pixel is no larger than elsewhere; unblended it would be."""
     model = tiny(block_out_channels=(16, 32, 48, 96, 128, 128), initialisation="pyramid").eval()
     across = torch.linspace(-1, 1, 256)
-    picture = (0.6 * torch.sin(4 * across[:, None] * across + across)).expand(1, 3, 256, 256)
+    image = (0.6 * torch.sin(4 * across[:, None] * across + across)).expand(1, 3, 256, 256)
     model.enable_tiling(size=128, overlap=64)
-    latent = model.encode(picture, ratio).latent_dist.mean
+    latent = model.encode(image, ratio).latent_dist.mean
     tiles = model.decode(latent, ratio).sample
     steps = tiles.diff(dim=-1).abs().amax(dim=(0, 1, 2))[ratio:-ratio]
     smooth = torch.nn.functional.max_pool1d(steps[None], 2 * ratio + 1, 1, ratio)[0]
@@ -116,7 +116,7 @@ def test_tiles_that_cannot_be_are_refused(size, overlap, message):
 @pytest.mark.parametrize("ratio", [8, 32])
 def test_checkpointed_gradients_are_the_plain_ones(ratio, ghost_pass):
     model = perturbed(tiny()).train()
-    batch = torch.stack(pictures((64, 64)))
+    batch = torch.stack(images((64, 64)))
 
     def gradients():
         model.zero_grad()

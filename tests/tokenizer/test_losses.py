@@ -31,20 +31,20 @@ def published(monkeypatch):
     return stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
 
 
-def pictures(seed, batch=2, side=64):
+def images(seed, batch=2, side=64):
     return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def test_the_perceptual_distance_is_the_published_one(distance, published):
-    x, y = pictures(0), pictures(1)
+    x, y = images(0), images(1)
     with torch.no_grad():
         torch.testing.assert_close(
             distance(x, y), published(x.clone(), y.clone()).flatten(), rtol=1e-4, atol=1e-6
         )
 
 
-def test_equal_pictures_are_at_distance_zero_with_a_finite_gradient(distance):
-    x = pictures(0).requires_grad_()
+def test_equal_images_are_at_distance_zero_with_a_finite_gradient(distance):
+    x = images(0).requires_grad_()
     value = distance(x, x.detach())
     value.sum().backward()
     assert value.detach().abs().max() < 1e-6
@@ -52,7 +52,7 @@ def test_equal_pictures_are_at_distance_zero_with_a_finite_gradient(distance):
 
 
 def test_more_blur_is_further_away(distance):
-    x = pictures(0)
+    x = images(0)
     blurred = [torch.nn.functional.avg_pool2d(x, k, 1, k // 2, count_include_pad=False) for k in (3, 7, 15)]
     near, middle, far = (distance(b, x).mean().item() for b in blurred)
     assert 0 < near < middle < far
@@ -79,7 +79,7 @@ def posterior():
 def test_the_objective_adds_its_terms_with_their_weights(posterior):
     config = LossConfig(l1_weight=2.0, kl_weight=0.1, perceptual_weight=0.5, gan_weight=0.25)
     objective = TokenizerObjective(config)
-    x, y = pictures(0), pictures(1)
+    x, y = images(0), images(1)
     loss = objective(x, y, posterior, fake_logits=torch.tensor([0.3, -0.2]))
     raw = loss.raw
     assert set(raw) == set(loss.weighted) == {"l1", "kl", "st_lpips_alex", "gan"}
@@ -99,7 +99,7 @@ def test_the_gan_starts_at_its_step():
 
 def test_a_balanced_gan_pulls_as_hard_as_the_other_terms(posterior):
     objective = TokenizerObjective(LossConfig(gan_weight=0.5, adaptive_gan_weight=True))
-    x, y = pictures(0), pictures(1).requires_grad_()
+    x, y = images(0), images(1).requires_grad_()
     fake_logits = 100 * y.mean((1, 2, 3))
     loss = objective(x, y, posterior, fake_logits)
     (together,) = torch.autograd.grad(loss.total, y)
@@ -133,24 +133,24 @@ def test_the_discriminator_has_the_published_names_and_halves_down_to_four():
         "b4.fc.weight",
     } <= names
     assert not any("b16.fromrgb" in name for name in names)
-    assert model(pictures(0, side=32)).shape == (2,)
+    assert model(images(0, side=32)).shape == (2,)
 
 
 def test_the_discriminator_judges_each_crop_by_itself():
     torch.manual_seed(0)
     model = StyleGANDiscriminator(resolution=16, channel_base=256, channel_max=16)
-    x = pictures(0, batch=3, side=16)
+    x = images(0, batch=3, side=16)
     torch.testing.assert_close(
         model(x), torch.cat([model(x[i : i + 1]) for i in range(3)]), rtol=1e-4, atol=1e-5
     )
 
 
-def test_the_discriminator_can_tell_two_kinds_of_pictures_apart():
+def test_the_discriminator_can_tell_two_kinds_of_images_apart():
     torch.manual_seed(0)
     model = StyleGANDiscriminator(resolution=16, channel_base=128, channel_max=16)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, betas=(0.0, 0.99))
     for step in range(40):
-        real = pictures(step, batch=8, side=16)
+        real = images(step, batch=8, side=16)
         fake = torch.nn.functional.avg_pool2d(real, 5, 1, 2)
         loss = non_saturating_discriminator(*model(torch.cat([real, fake])).chunk(2))
         optimizer.zero_grad()
@@ -160,7 +160,7 @@ def test_the_discriminator_can_tell_two_kinds_of_pictures_apart():
 
 
 def test_crops_of_several_batches_show_the_same_window():
-    x = pictures(0, batch=4, side=48)
+    x = images(0, batch=4, side=48)
     first, second = random_crops([x, x * 2], 16)
     assert first.shape == (4, 3, 16, 16)
     torch.testing.assert_close(second, first * 2)

@@ -51,8 +51,8 @@ def test_a_folder_of_diffusers_gives_diffusers_outputs(tmp_path, options):
     assert not ours.training
     assert ours.config.scaling_factor == theirs.config.scaling_factor
     assert ours.config.shift_factor == (theirs.config.shift_factor or 0.0)
-    picture = torch.rand(2, 3, 32, 48) * 2 - 1
-    posterior, expected = ours.encode(picture, 4).latent_dist, theirs.encode(picture).latent_dist
+    image = torch.rand(2, 3, 32, 48) * 2 - 1
+    posterior, expected = ours.encode(image, 4).latent_dist, theirs.encode(image).latent_dist
     close(posterior.mean, expected.mean)
     close(posterior.logvar, expected.logvar)
     close(ours.decode(posterior.mode(), 4).sample, theirs.decode(expected.mode()).sample)
@@ -210,9 +210,9 @@ def test_a_checkpoint_of_ldm_gives_ldm_outputs_and_runs_nothing(tmp_path, ch_mul
     ratio = 2 ** (len(ch_mult) - 1)
     assert ours.ratios == (ratio,)
     assert ours.config.scaling_factor == 0.5
-    picture = torch.rand(1, 3, 32, 48) * 2 - 1
-    mean, logvar = theirs.encode(picture).chunk(2, dim=1)
-    posterior = ours.encode(picture, ratio).latent_dist
+    image = torch.rand(1, 3, 32, 48) * 2 - 1
+    mean, logvar = theirs.encode(image).chunk(2, dim=1)
+    posterior = ours.encode(image, ratio).latent_dist
     close(posterior.mean, mean)
     close(posterior.logvar, logvar)
     close(ours.decode(mean, ratio).sample, theirs.decode(mean))

@@ -43,13 +43,13 @@ GENERATOR = [
 
 
 def write_latents(folder: Path) -> Path:
-    """Of 24 pictures of 128 px, 64, 16 and 4 tokens long."""
+    """Of 24 images of 128 px, 64, 16 and 4 tokens long."""
     generator = torch.Generator().manual_seed(0)
     with LatentShardWriter(folder, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
         for number in range(24):
             ratio = (8, 16, 32)[number % 3]
             latent = torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
-            writer.add(f"picture{number}", latent, label=number % 2, ratio=ratio)
+            writer.add(f"image{number}", latent, label=number % 2, ratio=ratio)
     return folder
 
 

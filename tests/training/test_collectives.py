@@ -32,7 +32,7 @@ COLLECTIVES = [
     for name, found in vars(torch.distributed).items()
     if name.startswith(FAMILIES) and type(found) is FunctionType
 ]
-CLOCK = ("seconds", "data_seconds", "loader_pictures_per_second", "slowest_rank", "slowest_rank_over_median")
+CLOCK = ("seconds", "data_seconds", "loader_images_per_second", "slowest_rank", "slowest_rank_over_median")
 """Metrics that are measured, and differ from run to run."""
 
 
@@ -77,7 +77,7 @@ def test_a_stop_request_of_one_rank_after_they_agreed_on_a_step_ends_both_before
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_that_one_rank_cannot_read_ends_both_in_its_step(folder, kind):
     for report in reports(folder, kind):
-        assert report["failed"] == "picture 7 is gone (on rank 1)"
+        assert report["failed"] == "image 7 is gone (on rank 1)"
     assert losses(folder / f"{kind}_failed") == losses(folder / f"{kind}_straight")[:TOLD_IN]
 
 
@@ -185,7 +185,7 @@ def _fails_to_draw(ranks: Ranks) -> Callable[[Any], None]:
 
         def failing(step: int) -> Any:
             if step == TOLD_IN and ranks.rank == 1:
-                raise UserError("picture 7 is gone")
+                raise UserError("image 7 is gone")
             return draw(step)
 
         task.draw = failing

@@ -1,4 +1,4 @@
-"""The caption that lies beside a picture as a text file."""
+"""The caption that lies beside an image as a text file."""
 
 from pathlib import Path
 

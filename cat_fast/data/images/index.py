@@ -1,4 +1,4 @@
-"""The image index: one line of JSON a picture, with its description, score and ratio."""
+"""The image index: one line of JSON an image, with its description, score and ratio."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from cat_fast.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """A described and scored picture."""
+    """A described and scored image."""
 
     key: str
     path: str
@@ -31,7 +31,7 @@ def write_index(path: str | Path, records: list[ImageRecord]) -> None:
 
 
 def read_index(path: str | Path) -> list[ImageRecord]:
-    """Records of an index; relative picture paths are taken from the index's own folder.
+    """Records of an index; relative image paths are taken from the index's own folder.
 
     Raises:
         UserError: no such file, or a line that is not a record.

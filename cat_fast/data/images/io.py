@@ -1,4 +1,4 @@
-"""Photographs in and out: any ordinary picture file becomes 8-bit sRGB as a person sees it.
+"""Photographs in and out: any ordinary image file becomes 8-bit sRGB as a person sees it.
 
 `load_image` -> `resize_center_crop` -> `image_to_tensor` is the way in, `tensor_to_image` the way back;
 `find_images` turns what a user typed (files, folders) into a list of files.
@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from cat_fast.errors import UserError, one_line
 
-if TYPE_CHECKING:  # torch takes seconds to import, and scoring a picture needs none of it
+if TYPE_CHECKING:  # torch takes seconds to import, and scoring an image needs none of it
     import torch
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -32,10 +32,10 @@ _WHITE = (255, 255, 255, 255)
 
 
 def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads a picture as 8-bit sRGB, mode "RGB", the way a viewer shows it.
+    """Reads an image as 8-bit sRGB, mode "RGB", the way a viewer shows it.
 
     EXIF orientation is applied; an embedded ICC profile (CMYK, Display P3, ...) is converted to sRGB;
-    grey and palette pictures become RGB; transparency is laid on white; 16-bit grey is scaled to 8 bits;
+    grey and palette images become RGB; transparency is laid on white; 16-bit grey is scaled to 8 bits;
     of an animation the first frame is taken.
 
     Args:
@@ -44,7 +44,7 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
             decoded. Pillow's own ceiling (2 x `PIL.Image.MAX_IMAGE_PIXELS`) holds besides.
 
     Raises:
-        UserError: one line naming the file, when it is missing, a folder, empty, not a picture,
+        UserError: one line naming the file, when it is missing, a folder, empty, not an image,
             damaged, cut short, or larger than `max_pixels`.
     """
     path = Path(path)
@@ -61,7 +61,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """`load_image` of a file's bytes.
 
     Raises:
-        UserError: they are no picture, a damaged one, or one larger than `max_pixels`.
+        UserError: they are no image, a damaged one, or one larger than `max_pixels`.
     """
     if not data:
         raise UserError("the file is empty")
@@ -73,7 +73,7 @@ def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
 
     The same framing as scaling the short side to `size` and cropping the middle of the long one, in one
     antialiased Lanczos pass that never computes the pixels thrown away (so that a 1 x 100000 strip costs
-    no more than any other picture). Pictures smaller than `size` are enlarged.
+    no more than any other image). Images smaller than `size` are enlarged.
     """
     side = min(image.size)
     left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -82,19 +82,19 @@ def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:
-    """RGB picture -> (3, H, W) float32 in [-1, 1]; 0 -> -1 and 255 -> 1."""
+    """RGB image -> (3, H, W) float32 in [-1, 1]; 0 -> -1 and 255 -> 1."""
     return image_to_bytes(image).float().div_(127.5).sub_(1.0)
 
 
 def image_to_bytes(image: Image.Image) -> torch.Tensor:
-    """RGB picture -> its (3, H, W) uint8 pixels, contiguous."""
+    """RGB image -> its (3, H, W) uint8 pixels, contiguous."""
     import torch
 
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
 def tensor_to_image(x: torch.Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1], any floating dtype -> RGB picture; the inverse of `image_to_tensor`.
+    """(3, H, W) in [-1, 1], any floating dtype -> RGB image; the inverse of `image_to_tensor`.
 
     Values outside [-1, 1] are clipped, the rest rounded to the nearest of 256 levels.
 
@@ -107,20 +107,20 @@ def tensor_to_image(x: torch.Tensor) -> Image.Image:
         raise ValueError(f"expected a (3, H, W) tensor, got {tuple(x.shape)}")
     levels = (x.detach().float().cpu() + 1.0) * 127.5
     if not torch.isfinite(levels).all():
-        raise ValueError("the picture holds NaN or infinite values")
+        raise ValueError("the image holds NaN or infinite values")
     pixels_HWC = levels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
     return Image.fromarray(pixels_HWC.contiguous().numpy())
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The picture files behind `paths`: files as given, folders replaced by the pictures in them.
+    """The image files behind `paths`: files as given, folders replaced by the images in them.
 
     Folders are searched with their subfolders, by file extension, in sorted order; hidden files and
     folders are left out. A file named twice is taken once. Files are not opened: one that is missing or
     broken is `load_image`'s to report, so that it does not keep the others from being read.
 
     Raises:
-        UserError: nothing was given, or a folder holds no picture.
+        UserError: nothing was given, or a folder holds no image.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
@@ -130,12 +130,12 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         inside = sorted(_walk(path))
         if not inside:
             raise UserError(
-                f"{path}: the folder holds no picture; expected files ending in "
+                f"{path}: the folder holds no image; expected files ending in "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))}"
             )
         found.update(dict.fromkeys(inside))
     if not found:
-        raise UserError("no picture given; name at least one file or folder")
+        raise UserError("no image given; name at least one file or folder")
     return list(found)
 
 
@@ -149,11 +149,11 @@ def _walk(folder: Path) -> Iterable[Path]:
 
 def _require_content(path: Path) -> None:
     if path.is_dir():
-        raise UserError("is a folder; expected a picture file")
+        raise UserError("is a folder; expected an image file")
     if not path.exists():
         raise UserError("no such file")
     if not path.is_file():
-        raise UserError("not a regular file; expected a picture file")
+        raise UserError("not a regular file; expected an image file")
     with path.open("rb") as file:
         if not file.read(1):
             raise UserError("the file is empty")
@@ -161,7 +161,7 @@ def _require_content(path: Path) -> None:
 
 def _read(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
     with warnings.catch_warnings():
-        # Damage that does not cost the picture, and sizes that max_pixels allows, are no news to the user.
+        # Damage that does not cost the image, and sizes that max_pixels allows, are no news to the user.
         warnings.simplefilter("ignore")
         try:
             with Image.open(file, formats=_FORMATS) as image:
@@ -174,9 +174,9 @@ def _read(file: Path | io.BytesIO, max_pixels: int) -> Image.Image:
             ceiling = 2 * (Image.MAX_IMAGE_PIXELS or 0)
             raise UserError(f"more pixels than {_limit(ceiling)}") from error
         except UnidentifiedImageError as error:
-            raise UserError("not a picture that can be read; expected a JPEG, PNG or WebP file") from error
+            raise UserError("not an image that can be read; expected a JPEG, PNG or WebP file") from error
         except Exception as error:  # decoders raise anything at all on damaged bytes
-            raise UserError(f"the picture is damaged or cut short ({one_line(error)})") from error
+            raise UserError(f"the image is damaged or cut short ({one_line(error)})") from error
 
 
 def _require_size(image: Image.Image, max_pixels: int) -> None:
@@ -185,7 +185,7 @@ def _require_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _limit(pixels: int) -> str:
-    return f"the limit of {pixels / 1e6:.3g} million; scale the picture down first"
+    return f"the limit of {pixels / 1e6:.3g} million; scale the image down first"
 
 
 def _apply_orientation(image: Image.Image) -> Image.Image:
@@ -196,7 +196,7 @@ def _apply_orientation(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image) -> Image.Image:
-    """Converts the colours of a picture that carries an ICC profile; others are returned as they are."""
+    """Converts the colours of an image that carries an ICC profile; others are returned as they are."""
     profile = image.info.get("icc_profile")
     if not profile:
         return image

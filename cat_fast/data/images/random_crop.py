@@ -1,22 +1,22 @@
-"""One random square crop of a picture. Free of torch, so that processes that only decode start in no time."""
+"""One random square crop of an image. Free of torch, so that processes that only decode start in no time."""
 
 import numpy as np
 from PIL import Image
 
 
 def random_crop(
-    picture: Image.Image, rng: np.random.Generator, image_size: int, min_crop: float, mirrored: bool
+    image: Image.Image, rng: np.random.Generator, image_size: int, min_crop: float, mirrored: bool
 ) -> Image.Image:
     """A square of at least `min_crop` of the short side, scaled to `image_size` x `image_size` pixels.
 
-    It never has fewer pixels than that, unless the picture itself is smaller; `mirrored` lets chance flip it
+    It never has fewer pixels than that, unless the image itself is smaller; `mirrored` lets chance flip it
     left to right.
     """
-    short = min(picture.size)
+    short = min(image.size)
     side = min(short, max(image_size, round(short * rng.uniform(min_crop, 1.0))))
-    left = int(rng.integers(picture.width - side + 1))
-    top = int(rng.integers(picture.height - side + 1))
-    crop = picture.resize(
+    left = int(rng.integers(image.width - side + 1))
+    top = int(rng.integers(image.height - side + 1))
+    crop = image.resize(
         (image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
     )
     if mirrored and rng.random() < 0.5:

@@ -61,7 +61,7 @@ class LatentShardWriter:
     Args:
         folder: where the shards go; made if missing.
         fingerprint: of the tokenizer that makes the latents.
-        resolution: side of the pictures in pixels.
+        resolution: side of the images in pixels.
         class_names: what the labels 0, 1, ... mean.
         latents_per_shard: how many latents a kill may lose, and a shard holds.
 
@@ -183,7 +183,7 @@ class LatentDataset(Dataset[LatentSample]):
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise UserError(
                 f"{self._folder} holds latents of tokenizer {self.fingerprint}, not of {fingerprint}; "
-                "encode the pictures with this tokenizer first"
+                "encode the images with this tokenizer first"
             )
         hashes: dict[str, str] = {}
         moments: list[Moments] = []

@@ -1,9 +1,9 @@
-"""Steps in which no rank waits long: fewer pictures at dear ratios, more at cheap ones.
+"""Steps in which no rank waits long: fewer images at dear ratios, more at cheap ones.
 
-A rank still has one ratio a step. How many pictures it then takes is chosen once, for the whole run
-(`choose_groups`): as many as fit one common time, where whole numbers of pictures allow that; where they do
+A rank still has one ratio a step. How many images it then takes is chosen once, for the whole run
+(`choose_groups`): as many as fit one common time, where whole numbers of images allow that; where they do
 not, ratios are split into groups, each with a time of its own, and a step is of one group. Which group, and
-how many ranks at which of its ratios, follows from how far each ratio is behind its share of the pictures.
+how many ranks at which of its ratios, follows from how far each ratio is behind its share of the images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,24 +20,24 @@ BATCH_TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Group:
-    """Ratios that share a step, and the pictures of a rank at each."""
+    """Ratios that share a step, and the images of a rank at each."""
 
     counts: Mapping[int, int]
     wait: float
     """Expected share of its ranks' time that is spent waiting, by the cost table."""
-    pictures: float
-    """Expected pictures a rank."""
+    images: float
+    """Expected images a rank."""
 
 
 class BalancedPlan:
     """Every rank of a step has about the same predicted cost.
 
-    The mix: after any step, a ratio has had its share of the pictures so far, give or take `drift`. Steps
-    hold between `least` and `most` pictures.
+    The mix: after any step, a ratio has had its share of the images so far, give or take `drift`. Steps
+    hold between `least` and `most` images.
 
     Args:
-        shares: the mix, as shares of pictures.
-        batch_size: pictures of a rank in a step, on average within BATCH_TOLERANCE.
+        shares: the mix, as shares of images.
+        batch_size: images of a rank in a step, on average within BATCH_TOLERANCE.
         max_wait: the expected share of waiting that choosing the groups aims for.
 
     Raises:
@@ -61,7 +61,7 @@ class BalancedPlan:
 
     @property
     def most(self) -> int:
-        """The most pictures in a step."""
+        """The most images in a step."""
         return self.world_size * max(self.counts.values())
 
     @property
@@ -71,7 +71,7 @@ class BalancedPlan:
 
     @property
     def drift(self) -> int:
-        """Pictures by which a ratio may be off its share: a few ranks', with several groups a few steps'.
+        """Images by which a ratio may be off its share: a few ranks', with several groups a few steps'.
 
         Who is most behind comes next, so nobody is ever ahead by more than what comes at once, nor behind by
         more than what all others can be ahead.
@@ -128,21 +128,21 @@ def choose_groups(
 def _best_counts(shares: Mapping[int, float], batch_size: int, costs: CostTable) -> Group:
     """Counts for ratios that share a step: least waiting, with a mean batch within the tolerance.
 
-    Candidates are the times that some ratio fills exactly with whole pictures.
+    Candidates are the times that some ratio fills exactly with whole images.
     """
     if len(shares) == 1:
         return Group(dict.fromkeys(shares, batch_size), 0.0, float(batch_size))
     best: Group | None = None
     for budget in sorted({costs.costs[f](n) for f in shares for n in range(1, 4 * batch_size + 1)}):
-        counts = {f: costs.costs[f].pictures_within(budget) for f in shares}
+        counts = {f: costs.costs[f].images_within(budget) for f in shares}
         if min(counts.values()) < 1:
             continue
         ranks = {f: share / counts[f] for f, share in shares.items()}
-        pictures = sum(shares.values()) / sum(ranks.values())
-        if abs(pictures / batch_size - 1) > BATCH_TOLERANCE:
+        images = sum(shares.values()) / sum(ranks.values())
+        if abs(images / batch_size - 1) > BATCH_TOLERANCE:
             continue
         mean = sum(ranks[f] * costs.costs[f](n) for f, n in counts.items()) / sum(ranks.values())
-        group = Group(counts, 1 - mean / max(costs.costs[f](n) for f, n in counts.items()), pictures)
+        group = Group(counts, 1 - mean / max(costs.costs[f](n) for f, n in counts.items()), images)
         if best is None or group.wait < best.wait:
             best = group
     return best or Group(dict.fromkeys(shares, batch_size), 1.0, float(batch_size))

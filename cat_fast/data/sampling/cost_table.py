@@ -1,7 +1,7 @@
-"""What a training step costs a rank, by ratio and number of pictures: c_f(n) = fixed_f + per_picture_f * n.
+"""What a training step costs a rank, by ratio and number of images: c_f(n) = fixed_f + per_image_f * n.
 
 The affine form: one part of a step does not see the batch (the optimiser, the launching of kernels), the
-other does the same work picture by picture. `fit` tells how far the measurements are from it, and keeps them.
+other does the same work image by image. `fit` tells how far the measurements are from it, and keeps them.
 """
 
 import json
@@ -24,23 +24,23 @@ class Cost:
     """Of a step at one ratio; both parts in the table's unit."""
 
     fixed: float
-    per_picture: float
+    per_image: float
 
-    def __call__(self, pictures: int) -> float:
-        return self.fixed + self.per_picture * pictures
+    def __call__(self, images: int) -> float:
+        return self.fixed + self.per_image * images
 
-    def pictures_within(self, budget: float) -> int:
-        """The most pictures that cost no more than `budget`; 0 if not even one fits."""
-        # A budget that is itself the cost of n pictures must give n, whatever the division rounds to.
-        return max(0, math.floor((budget - self.fixed) / self.per_picture + 1e-9))
+    def images_within(self, budget: float) -> int:
+        """The most images that cost no more than `budget`; 0 if not even one fits."""
+        # A budget that is itself the cost of n images must give n, whatever the division rounds to.
+        return max(0, math.floor((budget - self.fixed) / self.per_image + 1e-9))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of one training step with `pictures` pictures at `ratio`: median and quartiles of `repeats`."""
+    """Seconds of one training step with `images` images at `ratio`: median and quartiles of `repeats`."""
 
     ratio: int
-    pictures: int
+    images: int
     seconds: float
     low: float
     high: float
@@ -111,9 +111,7 @@ class CostTable:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"cost table {path}: not what cat-fast plan cost writes ({error!r})") from error
         for ratio, cost in table.costs.items():
-            if not (
-                cost.per_picture > 0 and cost.fixed >= 0 and math.isfinite(cost.fixed + cost.per_picture)
-            ):
+            if not (cost.per_image > 0 and cost.fixed >= 0 and math.isfinite(cost.fixed + cost.per_image)):
                 raise UserError(f"cost table {path}: {cost} is no cost of ratio {ratio}")
         if not table.costs or table.unit not in UNITS:
             raise UserError(f"cost table {path}: it holds no costs in {' or '.join(UNITS)}")
@@ -126,13 +124,13 @@ def fit(measured: Sequence[Measurement], about: Mapping[str, Any]) -> CostTable:
     A negative fixed part, which noise can give, is set to 0.
 
     Raises:
-        UserError: a ratio measured with fewer than two numbers of pictures, or a step that does not take
+        UserError: a ratio measured with fewer than two numbers of images, or a step that does not take
             longer with more of them.
     """
     costs, worst = {}, 0.0
     for ratio in sorted({one.ratio for one in measured}):
         own = [one for one in measured if one.ratio == ratio]
-        n = np.array([one.pictures for one in own], dtype=float)
+        n = np.array([one.images for one in own], dtype=float)
         seconds = np.array([one.seconds for one in own])
         if len(set(n)) < 2:
             raise UserError(
@@ -145,7 +143,7 @@ def fit(measured: Sequence[Measurement], about: Mapping[str, Any]) -> CostTable:
             fixed, slope = 0.0, float((n * weights).sum() / ((n * weights) ** 2).sum())
         if slope <= 0:
             raise UserError(
-                f"cost table: at ratio {ratio} a step did not take longer with more pictures; measure again "
+                f"cost table: at ratio {ratio} a step did not take longer with more images; measure again "
                 "with larger batches, or while nothing else runs"
             )
         costs[ratio] = Cost(float(fixed), float(slope))

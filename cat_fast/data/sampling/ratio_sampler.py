@@ -13,19 +13,19 @@ MODES = ("per_rank", "balanced")
 
 @dataclass(kw_only=True)
 class RatioSamplerConfig:
-    """How ratios are drawn and which pictures a ratio may be given."""
+    """How ratios are drawn and which images a ratio may be given."""
 
     mode: str = "per_rank"
-    """`per_rank`: each rank draws a ratio by the mix, and data.batch_size pictures, as the paper trains.
+    """`per_rank`: each rank draws a ratio by the mix, and data.batch_size images, as the paper trains.
     `balanced`: a step is planned for all ranks so that each has the same predicted cost; a rank then takes
-    fewer pictures at dear ratios and more at cheap ones, data.batch_size on average."""
+    fewer images at dear ratios and more at cheap ones, data.batch_size on average."""
     cost_table: str = ""
     """File of `cat-fast plan cost`, for `balanced`; without one, ratios cost what their operations count."""
     max_wait: float = 0.025
     """For `balanced`: ratios share a step if its ranks are expected to wait no more than this share of it."""
     pool: str = "own_ratio"
-    """`own_ratio`: each picture at the ratio its description chose, as the paper trains. `all`: every picture
-    at every ratio, for sets so small that a ratio would otherwise see two pictures."""
+    """`own_ratio`: each image at the ratio its description chose, as the paper trains. `all`: every image
+    at every ratio, for sets so small that a ratio would otherwise see two images."""
     shares: dict[int, float] = field(default_factory=dict)
     """Chance of each ratio; empty takes the data's own mix."""
 

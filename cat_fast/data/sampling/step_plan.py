@@ -1,4 +1,4 @@
-"""The plan of a step: which ratio each rank trains at, and on how many pictures.
+"""The plan of a step: which ratio each rank trains at, and on how many images.
 
 A plan is a pure function of the step and of the number of images of each ratio trained on before. It knows no
 images: a source takes the next ones of each ratio as they come.
@@ -14,7 +14,7 @@ class RankShare(NamedTuple):
     """One rank's part of a step."""
 
     ratio: int
-    pictures: int
+    images: int
     """Number of images."""
 
 
@@ -22,15 +22,15 @@ class StepPlan(Protocol):
     """Plans steps for all ranks at once; every rank comes to the same plan."""
 
     shares: dict[int, float]
-    """The mix: each ratio's share of the pictures; they add up to 1."""
+    """The mix: each ratio's share of the images; they add up to 1."""
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
-        """One share a rank for `step`, before which `drawn` pictures of each ratio were trained on."""
+        """One share a rank for `step`, before which `drawn` images of each ratio were trained on."""
         ...
 
 
 class PerRankPlan:
-    """Each rank draws a ratio by the mix, and the same number of pictures whatever it drew: the paper's.
+    """Each rank draws a ratio by the mix, and the same number of images whatever it drew: the paper's.
 
     Ranks wait for the slowest, which among many ranks is always one at the dearest ratio.
     """

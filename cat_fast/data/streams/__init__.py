@@ -1,4 +1,4 @@
-"""Pictures from sets of any size: dealt to ranks shard by shard, shuffled in buffers, decoded in workers.
+"""Images from sets of any size: dealt to ranks shard by shard, shuffled in buffers, decoded in workers.
 
     shard set --Dealing--> a rank's shards --RatioReader--> shuffled runs of one ratio --workers--> batches
 
@@ -6,7 +6,7 @@
 
 - **Epochs.** The set is cut into shards. In every epoch they come in a new order, a permutation seeded by
   (seed, epoch), and are dealt to the ranks in turn. Where there are fewer shards than ranks, every rank reads
-  all of them and takes every world-size-th sample. So each picture comes up exactly once an epoch over all
+  all of them and takes every world-size-th sample. So each image comes up exactly once an epoch over all
   ranks. Each ratio counts its own epochs: a ratio that is drawn more often than the data hold it begins its
   next epoch sooner. So does a rank whose part is smaller: ranks do not wait for each other, and may be in
   different epochs.

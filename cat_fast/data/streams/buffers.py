@@ -1,9 +1,9 @@
-"""The pictures of one ratio in a rank's order: read from its shards in runs, each run shuffled.
+"""The images of one ratio in a rank's order: read from its shards in runs, each run shuffled.
 
-A run is a buffer of encoded pictures that is filled, shuffled and emptied. While it is emptied the next is
+A run is a buffer of encoded images that is filled, shuffled and emptied. While it is emptied the next is
 filled in a thread, and no more: so at most two are held a ratio, whatever the other ratios do. Each ratio
 reads the shards by itself. If it is drawn too seldom to keep up it waits at its own place, if too often it
-reads on, into its next epoch; no picture is passed over for want of room, and none comes twice.
+reads on, into its next epoch; no image is passed over for want of room, and none comes twice.
 The price is that ratios which have drifted apart open a shard more than once.
 """
 
@@ -23,7 +23,7 @@ from cat_fast.errors import UserError
 
 T = TypeVar("T")
 MOST_BARREN_SHARDS = 1000
-"""A part of an epoch may hold no picture of a rare ratio; so many shards without one, and no fewer than
+"""A part of an epoch may hold no image of a rare ratio; so many shards without one, and no fewer than
 two epochs, are a mistake."""
 
 
@@ -42,7 +42,7 @@ class Position:
 
 
 class Sample(NamedTuple):
-    """An encoded picture, and the position of its ratio once it is used."""
+    """An encoded image, and the position of its ratio once it is used."""
 
     shard: str
     number: int
@@ -53,7 +53,7 @@ class Sample(NamedTuple):
     epoch: int
     after: Position
     skipped: int = 0
-    """Samples passed over since the one before, which had no picture or no ratio."""
+    """Samples passed over since the one before, which had no image or no ratio."""
 
 
 class RatioReader:
@@ -72,13 +72,13 @@ class RatioReader:
         shards: OpenShards,
         takes: Callable[[Entry], bool],
         counts: bool,
-        most_pictures: int,
+        most_images: int,
         most_bytes: int,
         position: Position,
     ) -> None:
         self.ratio, self.rank, self.dealing, self.shards = ratio, rank, dealing, shards
         self.takes, self.counts = takes, counts
-        self.most_pictures, self.most_bytes = most_pictures, most_bytes
+        self.most_images, self.most_bytes = most_images, most_bytes
         self.position = position
         self._closed = threading.Event()
         self._run: _Run | None = None
@@ -105,7 +105,7 @@ class RatioReader:
         self._closed.set()
 
     def _begin_run(self) -> "_Run":
-        """The next run with a picture that was not taken yet; moves the position into it."""
+        """The next run with an image that was not taken yet; moves the position into it."""
         while True:
             self._run = run = self._coming().result()
             self._next = in_background(partial(self._read, run.after))
@@ -129,7 +129,7 @@ class RatioReader:
         return len(run.samples) - self.position.taken
 
     def _read(self, start: Position) -> "_Run":
-        """The run that begins at a position, or the next one that holds a picture; a function of it alone."""
+        """The run that begins at a position, or the next one that holds an image; a function of it alone."""
         skipped = barren = 0
         first = start.epoch
         while barren < MOST_BARREN_SHARDS or start.epoch < first + 2:
@@ -139,8 +139,8 @@ class RatioReader:
             barren += len(self.dealing.hand(self.ratio, start.epoch, self.rank).shards)
             start, skipped = run.after, run.skipped
         raise UserError(
-            f"rank {self.rank} found no picture at {self.ratio}x in {barren} shards, and {skipped} samples "
-            "that cannot be used: see the warnings above, mix pictures of all ratios in each shard, or take "
+            f"rank {self.rank} found no image at {self.ratio}x in {barren} shards, and {skipped} samples "
+            "that cannot be used: see the warnings above, mix images of all ratios in each shard, or take "
             "the ratio from sampler.shares"
         )
 
@@ -166,7 +166,7 @@ class RatioReader:
                     continue
                 samples.append(found)
                 size += len(found.data)
-                if len(samples) == self.most_pictures or size >= self.most_bytes:
+                if len(samples) == self.most_images or size >= self.most_bytes:
                     after = Position(start.epoch, place, entry.number + 1, start.run + 1)
                     return self._shuffled(start, samples, after, skipped)
         return self._shuffled(start, samples, Position(start.epoch + 1), skipped)

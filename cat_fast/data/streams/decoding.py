@@ -36,7 +36,7 @@ class Crop(NamedTuple):
 def crop_seed(seed: int, epoch: int, ratio: int, key: str) -> tuple[int, ...]:
     """Return the seed of an image's crop, flip and colours.
 
-    By picture, not by place in a batch: a broken picture found by a worker moves those after it, which other
+    By image, not by place in a batch: a broken image found by a worker moves those after it, which other
     workers are cutting already.
     """
     # Names of files may be any bytes, which Python holds as lone surrogates.

@@ -22,7 +22,7 @@ class OpenShards:
 
     Args:
         capacity: how many; readers that are farther apart open a shard again.
-        rating: None if every picture serves every ratio, and none needs its own.
+        rating: None if every image serves every ratio, and none needs its own.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class OpenShards:
         return replace(entry, damage=verdict) if isinstance(verdict, str) else replace(entry, ratio=verdict)
 
     def _judge(self, shard: Shard, slot: "_Slot", entries: list[Entry]) -> "dict[int, int | str]":
-        """Ratios by the pictures' bytes where labels say none, or why there is none; once for all readers."""
+        """Ratios by the images' bytes where labels say none, or why there is none; once for all readers."""
         if self.rating is None or self.rating.by_bytes is None:
             return {}
         with slot.lock:

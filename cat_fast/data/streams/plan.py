@@ -1,4 +1,4 @@
-"""Ratio and number of pictures of every step, for sets whose pictures nobody has counted."""
+"""Ratio and number of images of every step, for sets whose images nobody has counted."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ class PlanCursor:
         shares = self.plan.plan(self.step, self.drawn)
         self.step += 1
         for share in shares:
-            self.drawn[share.ratio] += share.pictures
+            self.drawn[share.ratio] += share.images
         return Planned(shares[self.rank], self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def counted(shards: ShardSet, rating: Rating, most: int = SHARDS_COUNTED) -> Mix
                 found[ratio] = found.get(ratio, 0) + 1
     if not found:
         raise UserError(
-            "sampler.shares: the shares of the ratios are not known, as no scores lie beside the pictures; "
+            "sampler.shares: the shares of the ratios are not known, as no scores lie beside the images; "
             "say them, such as sampler.shares={8: 0.1, 16: 0.48, 32: 0.42}" + unreadable
         )
     return Mix(dict(sorted(found.items())), counted=True)

@@ -1,6 +1,6 @@
 """Processes that decode, and outlive what crashes them.
 
-A picture can bring down its decoder (a fault in a library, or too little memory). Then the processes are
+An image can bring down its decoder (a fault in a library, or too little memory). Then the processes are
 started anew, and what they had in hand is done again one by one, in a process apart: so the one that brings
 its process down is known, and only that is broken. Signals for the run reach its workers, too: they leave
 SIGINT and SIGUSR1 to their rank; SIGTERM, by which executors end them, is survived like a crash.
@@ -116,7 +116,7 @@ def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return function(*arguments)
     except UserError as error:
         return Broken(str(error))
-    except Exception as error:  # of whatever the picture led into
+    except Exception as error:  # of whatever the image led into
         return Broken(f"{type(error).__name__}: {error}")
 
 

@@ -51,7 +51,7 @@ class Dealing:
         """The dealing for another number of ranks, from where each of the old ones was.
 
         Each ratio goes on in the earliest epoch that one of its ranks was in. Shards which all who take from
-        them had finished are done; the others are dealt anew and read from their start. So no picture is left
+        them had finished are done; the others are dealt anew and read from their start. So no image is left
         out; those that were seen of shards under way come up once more, and so do those that ranks ahead of
         the others had seen of the next epoch.
 

@@ -31,8 +31,8 @@ class StreamSource:
     """Batches of one rank, in the order of the steps; see the package for what it promises.
 
     Args:
-        rating: how pictures get their ratios; None if every picture serves every ratio.
-        plan_of: ratio and number of pictures of each rank, step by step, for a mix of ratios.
+        rating: how images get their ratios; None if every image serves every ratio.
+        plan_of: ratio and number of images of each rank, step by step, for a mix of ratios.
         mix: that mix; of a run that goes on, the checkpoint's if it was counted.
         cache_bytes: memory for decoded images, which are then cropped in the training process; images without
             room are decoded by the workers each time. 0 keeps none.
@@ -82,7 +82,7 @@ class StreamSource:
         planned = self._planned.popleft()
         crops: list[Crop] = []
         keys: list[str] = []
-        while len(crops) < planned.share.pictures:
+        while len(crops) < planned.share.images:
             sample, crop = self._next_crop(planned.share.ratio)
             if crop is not None:
                 crops.append(crop)
@@ -167,7 +167,7 @@ class StreamSource:
                 self.open_shards,
                 takes=partial(_takes, ratio, self.open_shards.rating is None),
                 counts=ratio == self.ratios[0],
-                most_pictures=self.config.shuffle_pictures,
+                most_images=self.config.shuffle_images,
                 most_bytes=self.config.shuffle_megabytes << 20,
                 position=at[ratio],
             )
@@ -183,7 +183,7 @@ class StreamSource:
         while len(self._planned) < steps:
             self._planned.append(self.plan.next())
         for ratio in self.ratios:
-            needed = sum(planned.share.pictures for planned in self._planned if planned.share.ratio == ratio)
+            needed = sum(planned.share.images for planned in self._planned if planned.share.ratio == ratio)
             while len(self._under_way[ratio]) < needed and self._readers[ratio].ready():
                 self._under_way[ratio].append(self._submit(ratio))
 
@@ -195,7 +195,7 @@ class StreamSource:
         return sample, self.pool.submit(decode_crop, sample.data, seed, sample.mirrored, self.crop)
 
     def _next_crop(self, ratio: int) -> tuple[Sample, Crop | None]:
-        """The ratio's next picture, decoded, or None for one that is broken. Moves the position past it."""
+        """The ratio's next image, decoded, or None for one that is broken. Moves the position past it."""
         under_way = self._under_way[ratio]
         sample, task = under_way.popleft() if under_way else self._submit(ratio)
         crop = task.result()
@@ -209,8 +209,8 @@ class StreamSource:
         self.problems.report(f"{sample.shard}: {sample.key}", crop.reason)
         if self._broken_in_a_row == MOST_BROKEN_IN_A_ROW:
             raise UserError(
-                f"{MOST_BROKEN_IN_A_ROW} pictures in a row cannot be decoded, the last {sample.key} "
-                f"of {sample.shard}: {crop.reason}; are these pictures?"
+                f"{MOST_BROKEN_IN_A_ROW} images in a row cannot be decoded, the last {sample.key} "
+                f"of {sample.shard}: {crop.reason}; are these images?"
             )
         return sample, None
 

@@ -1,4 +1,4 @@
-"""Photographs to a file of latents and back, batch by batch; one bad picture never costs the others."""
+"""Photographs to a file of latents and back, batch by batch; one bad image never costs the others."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class EncodedPhoto:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedLatent:
-    """What became of one latent: a picture file, or an error that says why not."""
+    """What became of one latent: an image file, or an error that says why not."""
 
     key: str
     ratio: int
     size: int
-    """Side of the picture in pixels."""
+    """Side of the image in pixels."""
     file: Path | None = None
     error: str | None = None
 
@@ -134,7 +134,7 @@ def decode_file(
     batch_size: int = 8,
     on_done: Callable[[DecodedLatent], None] = lambda latent: None,
 ) -> list[DecodedLatent]:
-    """Decodes every latent of a file to `out`/KEY.`image_format`, each picture written atomically.
+    """Decodes every latent of a file to `out`/KEY.`image_format`, each image written atomically.
 
     Args:
         latents: a file that `encode_files` wrote.
@@ -149,7 +149,7 @@ def decode_file(
         UserError: not a file of latents, latents of another tokenizer, or a folder that cannot be written.
     """
     if image_format not in IMAGE_FORMATS:
-        raise UserError(f"unknown picture format {image_format!r}; expected {', '.join(IMAGE_FORMATS)}")
+        raise UserError(f"unknown image format {image_format!r}; expected {', '.join(IMAGE_FORMATS)}")
     stored = LatentFile.open(latents)
     made_by, present = stored.tokenizer, tokenizer.fingerprint()
     if made_by != present and not force:
@@ -157,7 +157,7 @@ def decode_file(
             f"{latents}: made by tokenizer {made_by}, but the checkpoint is {present}; decode with the "
             "checkpoint that encoded it, or pass --force to see what comes out"
         )
-    require_writable(out / "picture")
+    require_writable(out / "image")
     results: dict[str, DecodedLatent] = {}
 
     def done(result: DecodedLatent) -> None:
@@ -173,14 +173,14 @@ def decode_file(
             batches[record.ratio, stored.shapes[key]].append(key)
     for (ratio, _), keys in batches.items():
         for batch in _chunks(keys, batch_size):
-            pictures = _decode(tokenizer, [stored.load(key) for key in batch], ratio)
-            for key, picture in zip(batch, pictures, strict=True):
-                done(_save(key, picture, ratio, out / f"{key}.{image_format}"))
+            images = _decode(tokenizer, [stored.load(key) for key in batch], ratio)
+            for key, image in zip(batch, images, strict=True):
+                done(_save(key, image, ratio, out / f"{key}.{image_format}"))
     return [results[key] for key in stored.records]
 
 
 def require_patches(size: int, deepest_ratio: int) -> None:
-    """Raises UserError where a picture of `size` px makes no whole number of patches at some ratio."""
+    """Raises UserError where an image of `size` px makes no whole number of patches at some ratio."""
     smallest = 2 * deepest_ratio  # one 2 x 2 patch of the smallest latent
     if size < 1 or size % smallest:
         raise UserError(f"size {size}: expected a multiple of {smallest} px, such as 256 or 512")
@@ -241,10 +241,10 @@ def _undecodable(
     return None
 
 
-def _save(key: str, picture: Tensor, ratio: int, file: Path) -> DecodedLatent:
-    size = picture.shape[-1]
+def _save(key: str, x: Tensor, ratio: int, file: Path) -> DecodedLatent:
+    size = x.shape[-1]
     try:
-        image: Image.Image = tensor_to_image(picture)
+        image: Image.Image = tensor_to_image(x)
         image_format = file.suffix[1:].upper().replace("JPG", "JPEG")
         with atomic_write(file) as part:
             image.save(part, format=image_format, quality=95)

@@ -1,4 +1,4 @@
-"""Latents on disk: one safetensors file, a (c, h, w) float32 tensor a picture, what made them in the header.
+"""Latents on disk: one safetensors file, a (c, h, w) float32 tensor an image, what made them in the header.
 
 Under the header's key "cat_fast.latents" lies JSON: {"version", "tokenizer": fingerprint, "images": {key:
 {"ratio", "size", "source", "score", "why"}}}. Tensors can be read without it by any safetensors reader.
@@ -69,13 +69,11 @@ class LatentFile:
             version, tokenizer = content["version"], content["tokenizer"]
             records = {key: LatentRecord(**record) for key, record in content["images"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: its header is damaged ({error!r}); encode the pictures again"
-            ) from error
+            raise UserError(f"{path}: its header is damaged ({error!r}); encode the images again") from error
         if version != _VERSION:
             raise UserError(f"{path}: written in version {version} of the format; this reads {_VERSION}")
         if records.keys() != shapes.keys():
-            raise UserError(f"{path}: its header does not match its tensors; encode the pictures again")
+            raise UserError(f"{path}: its header does not match its tensors; encode the images again")
         return cls(path=path, tokenizer=tokenizer, records=records, shapes=shapes)
 
     def load(self, key: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pictures of any number to shards of latents, by as many processes and machines as there are.
+"""Images of any number to shards of latents, by as many processes and machines as there are.
 
 The input is cut into shards (`ShardSet`: an archive, or a run of files), and each of these, `per_shard`
 samples at a time, into shards of latents: the k-th piece of input shard i becomes shard-iiiiii-kkkk. What a
@@ -25,7 +25,7 @@ from cat_fast.data.streams.formats.base import Entry, UnreadableShard
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import unique_keys
 from cat_fast.inference.encoding.ratio_batches import ToEncode, encode_by_ratio
-from cat_fast.inference.encoding.shard_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_pictures
+from cat_fast.inference.encoding.shard_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_images
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 _DECODERS = 4
@@ -39,25 +39,25 @@ class LatentCache:
     ) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.fingerprint = tokenizer.fingerprint()
-        self.pictures = open_pictures(settings.source)
+        self.images = open_images(settings.source)
         self.classes = {name: number for number, name in enumerate(class_names)}
         self.numbered = not any(name.isdecimal() for name in class_names)
         """Whether a number as a class counts the names; where names are numbers, it is a name."""
         self.policy = self._policy()
 
-    def run(self, unit: Unit, tell: Tell = lambda kind, pictures: None) -> Tally:
+    def run(self, unit: Unit, tell: Tell = lambda kind, images: None) -> Tally:
         """Write what is missing of a unit."""
         tally = Tally()
         if (done := self._finished(unit.input)) is not None:
             for record in done[unit.part :: unit.parts]:
-                tell("found", _pictures(record))
-                tell("done", _pictures(record))
+                tell("found", _images(record))
+                tell("done", _images(record))
                 tally.add(record, new=False)
             return tally
         try:
-            shard = self.pictures.open(unit.input)
+            shard = self.images.open(unit.input)
         except UnreadableShard as error:
-            why = f"{self.pictures.names[unit.input]}: {error}"
+            why = f"{self.images.names[unit.input]}: {error}"
             mark_unreadable(self.settings.out, unit.input, why)
             tally.unreadable.append(why)
             return tally
@@ -74,7 +74,7 @@ class LatentCache:
                 path = self._path(unit.input, number)
                 there = _whole(path)
                 if there is not None:
-                    tell("done", _pictures(there))
+                    tell("done", _images(there))
                 tally.add(there or self._write(path, piece, last, decoders, tell), new=there is None)
         return tally
 
@@ -208,5 +208,5 @@ def _whole(path: Path) -> dict[str, Any] | None:
     return record if damage(path.parent, record) is None else None
 
 
-def _pictures(record: dict[str, Any]) -> int:
+def _images(record: dict[str, Any]) -> int:
     return len(record["latents"]) + len(record["skipped"])

@@ -16,10 +16,10 @@ from cat_fast.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoDescriptions:
-    """What the user said about pictures.
+    """What the user said about images.
 
     Args:
-        caption: for every picture that `rows` does not name; text files beside them do not count then.
+        caption: for every image that `rows` does not name; text files beside them do not count then.
         rows: descriptions by file name, stem or path, from `read_photo_captions`.
         has_text, has_faces: the flags of captions that do not bring their own.
 
@@ -34,7 +34,7 @@ class PhotoDescriptions:
 
     def __post_init__(self) -> None:
         if self.caption is not None:
-            Description(self.caption)  # refuses a blank one here rather than once a picture
+            Description(self.caption)  # refuses a blank one here rather than once an image
 
     def find(self, photo: Path) -> Description | None:
         """The description of `photo`, or None; UserError when the text file beside it cannot be read."""
@@ -54,10 +54,10 @@ def read_photo_captions(
     arguments.
 
     Raises:
-        UserError: the file cannot be read, a line is malformed, or two name the same picture.
+        UserError: the file cannot be read, a line is malformed, or two name the same image.
     """
     if path.suffix != ".jsonl":
-        raise UserError(f"{path}: captions of pictures are read from .jsonl files, one JSON object a line")
+        raise UserError(f"{path}: captions of images are read from .jsonl files, one JSON object a line")
     descriptions = read_descriptions(path, has_text, has_faces)  # from here on every line is a sound object
     lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     rows: dict[str, Description] = {}
@@ -65,7 +65,7 @@ def read_photo_captions(
         row = json.loads(line)
         name = row.get("file", row.get("key"))
         if not isinstance(name, str) or not name:
-            raise UserError(f'{path}, caption {number}: expected "file" or "key" to name the picture')
+            raise UserError(f'{path}, caption {number}: expected "file" or "key" to name the image')
         if name in rows:
             raise UserError(f"{path}, caption {number}: {name} has a caption already; keep one")
         rows[name] = description

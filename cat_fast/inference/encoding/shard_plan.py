@@ -1,4 +1,4 @@
-"""Which latents are made of which pictures, and who makes them: the door of the latent cache."""
+"""Which latents are made of which images, and who makes them: the door of the latent cache."""
 
 import hashlib
 from collections import Counter
@@ -21,31 +21,31 @@ from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import require_patches, require_served
 from cat_fast.tokenizer import NestedAutoencoderKL
 
-NO_CLASSES = ["picture"]
-"""The one class of pictures that have none."""
+NO_CLASSES = ["image"]
+"""The one class of images that have none."""
 
 Tell = Callable[[str, int], None]
-"""Told ("found", pictures) when an input shard is opened, and ("done", pictures) as they are encoded or left
+"""Told ("found", images) when an input shard is opened, and ("done", images) as they are encoded or left
 out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """What latents are made of what pictures.
+    """What latents are made of what images.
 
     Raises:
         UserError: a size that makes no whole number of patches, an unknown format, counts below 1.
     """
 
     source: str
-    """As for `open_pictures`."""
+    """As for `open_images`."""
     out: Path
     size: int = 256
-    """Side in pixels that the centre square of a picture is scaled to."""
+    """Side in pixels that the centre square of an image is scaled to."""
     ratio: int | None = None
-    """One for all, or None: each picture's own."""
+    """One for all, or None: each image's own."""
     thresholds: RatioThresholds | None = None
-    """From scores to ratios, over the ratio that a picture's labels say; None takes that, or the default
+    """From scores to ratios, over the ratio that an image's labels say; None takes that, or the default
     pair."""
     per_shard: int = 1024
     batch_size: int = 8
@@ -98,8 +98,8 @@ class Tally:
             setattr(self, name, getattr(self, name) + value)
 
 
-def open_pictures(source: str) -> ShardSet:
-    """`photographs` (those that ship), an image index, a folder of pictures, or webdataset archives: a folder
+def open_images(source: str) -> ShardSet:
+    """`photographs` (those that ship), an image index, a folder of images, or webdataset archives: a folder
     of them, or a pattern of `cat_fast.data.streams.formats.tar.list_shards`.
 
     Raises:
@@ -122,23 +122,21 @@ def prepare(
 ) -> tuple[int, list[str]]:
     """Claim the folder; returns the number of input shards, and the classes.
 
-    Without `classes` they are those of a folder that was begun before, or all that the pictures' labels name,
+    Without `classes` they are those of a folder that was begun before, or all that the images' labels name,
     in order, which takes one pass over the labels.
 
     Raises:
-        UserError: no such pictures; classes that have to be found in a shard that cannot be opened; ratios
-            that the tokenizer lacks; the folder holds latents of another tokenizer, of other pictures, or
+        UserError: no such images; classes that have to be found in a shard that cannot be opened; ratios
+            that the tokenizer lacks; the folder holds latents of another tokenizer, of other images, or
             made otherwise.
     """
     require_served(settings.ratio, tokenizer.config["ratios"])
-    pictures = open_pictures(settings.source)
+    images = open_images(settings.source)
     if classes is None and (settings.out / HEADER).is_file():
         classes = read_json(settings.out / HEADER).get("class_names")
-    classes = list(classes or _classes_of(pictures))
+    classes = list(classes or _classes_of(images))
     # A set that has moved is the same set, one that has grown is not.
-    names = (
-        "\n".join(name.rpartition("/")[2] for name in pictures.names) + f"\n{getattr(pictures, 'extent', '')}"
-    )
+    names = "\n".join(name.rpartition("/")[2] for name in images.names) + f"\n{getattr(images, 'extent', '')}"
     thresholds = settings.thresholds
     claim_latents(
         settings.out,
@@ -146,7 +144,7 @@ def prepare(
             "fingerprint": tokenizer.fingerprint(),
             "resolution": settings.size,
             "class_names": classes,
-            INPUT_SHARDS: len(pictures.names),
+            INPUT_SHARDS: len(images.names),
             "input_digest": hashlib.sha256(names.encode()).hexdigest()[:16],
             "latents_per_shard": settings.per_shard,
             "format": settings.format,
@@ -154,7 +152,7 @@ def prepare(
             "thresholds": None if thresholds is None else [thresholds.a, thresholds.b],
         },
     )
-    return len(pictures.names), classes
+    return len(images.names), classes
 
 
 def units_of(rank: int, world_size: int, workers: int, input_shards: int) -> list[Unit]:
@@ -165,24 +163,24 @@ def units_of(rank: int, world_size: int, workers: int, input_shards: int) -> lis
     return units[rank::world_size]
 
 
-def _classes_of(pictures: ShardSet) -> list[str]:
+def _classes_of(images: ShardSet) -> list[str]:
     found: set[str] = set()
-    for index, shard in enumerate(pictures.names):
+    for index, shard in enumerate(images.names):
         try:
-            found |= _categories(pictures, index)
+            found |= _categories(images, index)
         except UnreadableShard as error:
             raise UserError(
                 f"{shard} cannot be opened ({error}), and the folder's classes are settled now: mend it, or "
-                f"name all classes with --classes ({NO_CLASSES[0]!r} alone where pictures have none)"
+                f"name all classes with --classes ({NO_CLASSES[0]!r} alone where images have none)"
             ) from error
     names = sorted(found - {""}, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     return names or NO_CLASSES
 
 
-def _categories(pictures: ShardSet, index: int) -> set[str]:
-    if isinstance(pictures, TarShards):
-        return pictures.categories(index)
-    labels = pictures.labels(index)
+def _categories(images: ShardSet, index: int) -> set[str]:
+    if isinstance(images, TarShards):
+        return images.categories(index)
+    labels = images.labels(index)
     if labels is None:
-        labels = [entry.labels for entry in pictures.open(index).entries(0)]
+        labels = [entry.labels for entry in images.open(index).entries(0)]
     return {label.category for label in labels}

@@ -114,7 +114,7 @@ def _told(error: Exception) -> str:
 
 def _run(unit: Unit) -> Tally:
     cache, told = _mine
-    return cache.run(unit, lambda kind, pictures: told.put((kind, pictures)))
+    return cache.run(unit, lambda kind, images: told.put((kind, images)))
 
 
 def _pass_on(told: Any, tell: Tell) -> None:

@@ -31,9 +31,9 @@ def assemble(
         tokenizer: whose latents the generator was trained on.
         generator: `model/` of its run, with its scheduler/.
         labels: names of its classes, in order.
-        resolution: side of its pictures in pixels.
+        resolution: side of its images in pixels.
         thresholds: from complexity score to ratio; the pair fitted to the scorer if None.
-        text_classes, face_classes: labels of classes whose pictures show text, or faces, and so earn more
+        text_classes, face_classes: labels of classes whose images show text, or faces, and so earn more
             tokens.
         text_encoder: name or folder of the encoder that it was trained with, if with text.
 
@@ -69,7 +69,7 @@ class LatentFacts:
     """Of the tokenizer."""
     class_names: list[str]
     resolution: int
-    """Side of the pictures in pixels."""
+    """Side of the images in pixels."""
     thresholds: RatioThresholds | None
     """That chose the ratios, where they were given."""
 

@@ -1,13 +1,13 @@
-"""`CATPipeline`: labels or descriptions in, pictures out, each with the number of tokens its complexity
+"""`CATPipeline`: labels or descriptions in, images out, each with the number of tokens its complexity
 earns.
 
     pipeline = CATPipeline.from_pretrained("runs/demo/pipeline")
     output = pipeline(["sky", "text"], steps=50, seed=7)
     output.images[0].save("sky.png")
 
-A call is `plan` (which pictures), `batches` (which of them share a forward pass), `draw` for each batch.
-Whoever draws many pictures does these steps for himself, and can stop between two batches: the same batch is
-drawn to the same bits again, while among other neighbours a picture is the same up to rounding.
+A call is `plan` (which images), `batches` (which of them share a forward pass), `draw` for each batch.
+Whoever draws many images does these steps for himself, and can stop between two batches: the same batch is
+drawn to the same bits again, while among other neighbours an image is the same up to rounding.
 """
 
 import difflib
@@ -54,17 +54,17 @@ Prompt = str | int | Description
 
 @dataclass(frozen=True, kw_only=True)
 class CATOutput:
-    """The pictures of one call, in the order of its prompts."""
+    """The images of one call, in the order of its prompts."""
 
     images: list[Image.Image]
     ratios: list[int]
-    """Compression ratio of each picture."""
+    """Compression ratio of each image."""
     tokens: list[int]
-    """Tokens of each picture."""
+    """Tokens of each image."""
 
 
 class CATPipeline:
-    """Label or description -> ratio -> tokens -> picture.
+    """Label or description -> ratio -> tokens -> image.
 
     Args:
         tokenizer: decodes the latents.
@@ -72,7 +72,7 @@ class CATPipeline:
         scheduler: the noise schedule of its training.
         labels: names of the generator's classes, in order.
         thresholds: from complexity score to ratio, for ``ratio="auto"``.
-        resolution: side of the pictures in pixels, unless a call says otherwise.
+        resolution: side of the images in pixels, unless a call says otherwise.
         descriptions: what "auto" scores in place of "this is an image of LABEL", one for each label: the
             place to say that a class shows text or faces. A generator with text is told their captions.
         text_encoder: name or folder of the encoder that a generator with text was trained with.
@@ -128,22 +128,22 @@ class CATPipeline:
         max_tokens: int = MAX_TOKENS,
         on_step: Callable[[int, int], None] | None = None,
     ) -> CATOutput:
-        """Draw one picture for each prompt; the defaults are the paper's sampling.
+        """Draw one image for each prompt; the defaults are the paper's sampling.
 
         Args:
             prompts: labels, indices of classes, or, for a generator with text, descriptions.
             ratio: one for all, or "auto": from each prompt's complexity.
-            mean_tokens: in place of `ratio`: what a picture of this call may cost in the mean.
+            mean_tokens: in place of `ratio`: what an image of this call may cost in the mean.
             steps: of the sampler.
             guidance: classifier-free guidance scale; 1 is none.
-            seed: picture i is drawn from seed + i, whatever else is drawn beside it.
-            size: side of the pictures in pixels.
+            seed: image i is drawn from seed + i, whatever else is drawn beside it.
+            size: side of the images in pixels.
             scheduler: "ddpm", or "ddim" or "dpm++", which need far fewer steps; of a flow "euler".
             max_tokens: most tokens in one forward pass, unconditional twins included.
             on_step: called after every step with the number of steps done and of steps in all.
 
         Raises:
-            UserError: an unknown label, ratio, scheduler or size, or a budget that pays no picture.
+            UserError: an unknown label, ratio, scheduler or size, or a budget that pays no image.
         """
         requests = self.plan(prompts, ratio=ratio, mean_tokens=mean_tokens, seed=seed, size=size)
         batches = self.batches(requests, guidance=guidance, max_tokens=max_tokens)
@@ -180,7 +180,7 @@ class CATPipeline:
         seed: int = 0,
         size: int | None = None,
     ) -> list[SampleRequest]:
-        """The pictures of a call, one for each prompt; arguments and errors are those of `__call__`."""
+        """The images of a call, one for each prompt; arguments and errors are those of `__call__`."""
         given = [prompts] if isinstance(prompts, str | int | Description) else prompts
         meant = [self._meaning(prompt) for prompt in given]
         if not meant:
@@ -217,7 +217,7 @@ class CATPipeline:
         scheduler: Sampler = "ddpm",
         on_step: Callable[[], None] | None = None,
     ) -> list[Image.Image]:
-        """The pictures of one batch; arguments are those of `__call__`, errors those of `sample`."""
+        """The images of one batch; arguments are those of `__call__`, errors those of `sample`."""
         text = None if self.text_encoder is None else self.text_encoder([r.text for r in requests])
         latents = sample(
             self.generator,
@@ -301,7 +301,7 @@ class CATPipeline:
             if mean_tokens is not None:
                 raise UserError(f"ratio {ratio} and mean_tokens {mean_tokens:g}: one of them is enough")
             return [ratio] * len(descriptions)
-        different = list(dict.fromkeys(descriptions))  # of many pictures of few classes
+        different = list(dict.fromkeys(descriptions))  # of many images of few classes
         scores = dict(zip(different, default_scorer().score_many(different), strict=True))
         own = [self._nearest(self.thresholds.ratio(scores[description])) for description in descriptions]
         if mean_tokens is None:
@@ -330,7 +330,7 @@ class CATPipeline:
         return SampleRequest(label=label, ratio=ratio, grid=(side, side), seed=seed, text=text)
 
     def _decode(self, latents: list[torch.Tensor], ratios: list[int]) -> list[Image.Image]:
-        """Pictures of latents in the generator's scale, each decoded at its ratio."""
+        """Images of latents in the generator's scale, each decoded at its ratio."""
         config = self.generator.config
         groups: dict[int, list[int]] = defaultdict(list)
         for i, ratio in enumerate(ratios):
@@ -340,8 +340,8 @@ class CATPipeline:
             for chunk in (members[j : j + _DECODE_BATCH] for j in range(0, len(members), _DECODE_BATCH)):
                 z = torch.stack([latents[i] for i in chunk])
                 z = z / per_channel(config.scaling_factor).to(z) + per_channel(config.shift_factor).to(z)
-                pictures = self.tokenizer.decode(z.to(self.tokenizer.dtype), ratio).sample
-                images |= zip(chunk, map(tensor_to_image, pictures), strict=True)
+                decoded = self.tokenizer.decode(z.to(self.tokenizer.dtype), ratio).sample
+                images |= zip(chunk, map(tensor_to_image, decoded), strict=True)
         return [images[i] for i in range(len(latents))]
 
 
@@ -443,7 +443,7 @@ def _load_text_encoder(
 
 
 def _require_room(requests: Sequence[SampleRequest], twins: int, max_tokens: int) -> None:
-    """Raises UserError where a picture, with its unconditional twin if `twins` is 2, is over `max_tokens`."""
+    """Raises UserError where an image, with its unconditional twin if `twins` is 2, is over `max_tokens`."""
     longest = max(range(len(requests)), key=lambda i: requests[i].num_tokens, default=None)
     if longest is None:
         return
@@ -452,6 +452,6 @@ def _require_room(requests: Sequence[SampleRequest], twins: int, max_tokens: int
     if needed > max_tokens:
         guided = f", {needed} with the unconditional twin that guidance takes," if twins == 2 else ""
         raise UserError(
-            f"max_tokens {max_tokens}: picture {longest} at {request.ratio}x has {request.num_tokens} tokens"
+            f"max_tokens {max_tokens}: image {longest} at {request.ratio}x has {request.num_tokens} tokens"
             f"{guided} and has to fit one forward pass; raise --max-tokens to {needed} at least"
         )

@@ -1,10 +1,10 @@
-"""Many pictures into a folder, in batches that a killed run does not have to draw again.
+"""Many images into a folder, in batches that a killed run does not have to draw again.
 
-    samples.json             settings, and of each picture label, ratio, tokens and seed; written first
-    pictures/000000.png      picture i, drawn from seed + i
-    grid.png, samples.npz    what was asked for besides, once all pictures are there
+    samples.json             settings, and of each image label, ratio, tokens and seed; written first
+    images/000000.png      image i, drawn from seed + i
+    grid.png, samples.npz    what was asked for besides, once all images are there
 
-Pictures of one batch share a forward pass, and a batch is a function of samples.json: drawn again it is the
+Images of one batch share a forward pass, and a batch is a function of samples.json: drawn again it is the
 same to the bit. So is the whole, however often the run was cut, and by however many machines it was shared.
 """
 
@@ -44,11 +44,11 @@ class SampleSettings:
 
 
 class SampleRun:
-    """One folder of pictures.
+    """One folder of images.
 
     Args:
         pipeline: from `source`, on the device that draws.
-        prompts: one for each picture.
+        prompts: one for each image.
         folder: made if missing; one that was begun with the same arguments is gone on with.
         source: the folder that `pipeline` was read from.
 
@@ -79,11 +79,11 @@ class SampleRun:
             self.requests, guidance=settings.guidance, max_tokens=settings.max_tokens
         )
         self.names = [self._name_of(prompt) for prompt in prompts]
-        # What decides the bits of a picture is written down, and what is written down is held to.
+        # What decides the bits of an image is written down, and what is written down is held to.
         device = pipeline.generator.device.type
         plan = {
             "settings": asdict(settings) | {"pipeline": pipeline_digest(source), "device": device},
-            "pictures": [
+            "images": [
                 {
                     "file": self.path(i).relative_to(folder).as_posix(),
                     "prompt": self.names[i],
@@ -98,16 +98,16 @@ class SampleRun:
         claim_folder(folder / PLAN, plan, "images")
 
     def path(self, i: int) -> Path:
-        """The file of picture i."""
-        return self.folder / "pictures" / f"{i:06d}.png"
+        """The file of image i."""
+        return self.folder / "images" / f"{i:06d}.png"
 
     def draw(
-        self, rank: int = 0, world_size: int = 1, on_progress: Callable[[float], None] = lambda pictures: None
+        self, rank: int = 0, world_size: int = 1, on_progress: Callable[[float], None] = lambda count: None
     ) -> int:
-        """Draw what is missing of one machine's batches; returns how many pictures that were.
+        """Draw what is missing of one machine's batches; returns how many images that were.
 
         Args:
-            on_progress: told, after every step, how many pictures' worth of work it was.
+            on_progress: told, after every step, how many images' worth of work it was.
         """
         settings, drawn = self.settings, 0
         for batch in self.batches[rank::world_size]:
@@ -130,11 +130,11 @@ class SampleRun:
         return drawn
 
     def count_missing(self, rank: int = 0, world_size: int = 1) -> int:
-        """How many pictures of one machine's batches are still to be drawn."""
+        """How many images of one machine's batches are still to be drawn."""
         return sum(not self.path(i).exists() for batch in self.batches[rank::world_size] for i in batch)
 
     def write_grid(self) -> Path:
-        """The first hundred pictures on one sheet, each over its prompt and what it cost."""
+        """The first hundred images on one sheet, each over its prompt and what it cost."""
         cells = [
             Cell(
                 partial(Image.open, self.path(i)),
@@ -152,7 +152,7 @@ class SampleRun:
 
     def write_npz(self) -> Path:
         """samples.npz as the evaluation of guided diffusion (Dhariwal & Nichol, 2021) reads it: arr_0 (N, H,
-        W, 3) uint8, arr_1 (N,) int64 with the labels, left out where a picture has none. One picture is held
+        W, 3) uint8, arr_1 (N,) int64 with the labels, left out where an image has none. One image is held
         at a time.
         """
         path, side = self.folder / "samples.npz", self.settings.size or self.pipeline.resolution

@@ -185,10 +185,10 @@ HELD_OUT_SHARE = 1e-3
 
 @dataclass(kw_only=True)
 class ImageDataConfig:
-    """Pictures and how a rank's batch is drawn from them."""
+    """Images and how a rank's batch is drawn from them."""
 
     index: str = "photographs"
-    """An image index (JSON lines), or `photographs` for the training split of the pictures that ship, which
+    """An image index (JSON lines), or `photographs` for the training split of the images that ship, which
     give way where shards, a folder or a dataset are named."""
     in_memory: bool = True
     """Whether the index is held in memory, with its images decoded as far as `cache_megabytes` allows; if
@@ -200,7 +200,7 @@ class ImageDataConfig:
     """Webdataset archives with their scores beside them, local or anywhere fsspec reaches:
     `s3://bucket/shard-{000000..037999}.tar`, `folder/*.tar`, a folder, or several joined by `::`."""
     folder: str = ""
-    """A folder of pictures. Nothing is known of them: `ratios_from: jpeg`, or `sampler.pool: all`."""
+    """A folder of images. Nothing is known of them: `ratios_from: jpeg`, or `sampler.pool: all`."""
     dataset: str = ""
     """A Hugging Face dataset, on the Hub or in a local folder, streamed."""
     dataset_config: str = ""
@@ -208,7 +208,7 @@ class ImageDataConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Reading, shuffling and decoding."""
     ratios_from: str = "index"
-    """What chooses a picture's ratio: `index`, the ratio in its line of the index or sidecar; `score`, its
+    """What chooses an image's ratio: `index`, the ratio in its line of the index or sidecar; `score`, its
     score by `thresholds`; or `jpeg`, its size as a JPEG by the published borders (counted when the run
     starts, or when a stream reads it)."""
     thresholds: list[int] = field(default_factory=lambda: [4, 7])
@@ -218,17 +218,17 @@ class ImageDataConfig:
     batch_size: int = 4
     """Crops a rank sees in a step, all at one ratio."""
     min_crop: float = 0.25
-    """Smallest side of a random crop, as a share of the picture's short side."""
+    """Smallest side of a random crop, as a share of the image's short side."""
     max_side: int = 512
     """Images of an index in memory are shrunk until their short side has at most this many pixels."""
     colour_jitter: float = 0.0
-    """Strength of random changes of colour; for sets of a few dozen pictures."""
+    """Strength of random changes of colour; for sets of a few dozen images."""
     held_out: str = ""
     """A folder or image index (.jsonl) of images that are not among the above, for reconstruction grids.
     Empty takes the held-out photographs where the training split of those that ship is trained on."""
     held_out_share: float | None = None
     """Share of the images above that are kept out of training and shown in grids, chosen by a hash of seed
-    and key. Unset: 0.001, or 0 with `held_out` and for the shipped photographs, which have a held-out split."""
+    and key. Default: 0.001; 0 with `held_out` and for the shipped photographs, which have a held-out split."""
 
     @property
     def share_held_out(self) -> float:
@@ -260,11 +260,11 @@ class ImageDataConfig:
         streamed = self.streamed
         require(
             bool(streamed or self.index),
-            "data: where are the pictures? Set data.index, data.shards, data.folder or data.dataset",
+            "data: where are the images? Set data.index, data.shards, data.folder or data.dataset",
         )
         require(
             len(streamed) < 2,
-            f"data.{' and data.'.join(streamed)} are set, and pictures come from one of them",
+            f"data.{' and data.'.join(streamed)} are set, and images come from one of them",
         )
         require(
             not streamed or self.index in ("", PHOTOGRAPHS),
@@ -312,7 +312,7 @@ class TokenizerRun(RunConfig):
     sampler: RatioSamplerConfig = field(default_factory=RatioSamplerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     perceptual_crop: int = 0
-    """Side of the random window the perceptual term looks at; 0 for the whole picture."""
+    """Side of the random window the perceptual term looks at; 0 for the whole image."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
 
@@ -346,7 +346,7 @@ class DiffusionLossConfig:
     prediction: str = "epsilon"
     """`epsilon`, the noise, as in the paper; `v_prediction`; or `flow`, rectified flow."""
     weighting: str = "token"
-    """Whether a `token` or an `image` weighs the same whatever its picture's size."""
+    """Whether a `token` or an `image` weighs the same whatever its image's size."""
     min_snr_gamma: float = 0.0
     """Noise levels with a signal-to-noise ratio above it count less; 0 is off, 5 is what is published."""
 

@@ -1,4 +1,4 @@
-"""How much a step is: pictures, tokens and FLOPs, of which a run's speed and utilisation are told.
+"""How much a step is: images, tokens and FLOPs, of which a run's speed and utilisation are told.
 
 FLOPs are those of the models trained and of the networks in their losses, forward and backward, as torch
 counts them (a multiply-accumulate is two), on copies without memory. What is done beside that to train them
@@ -28,7 +28,7 @@ LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
 def token_count(ratio: int, side: int, patch_size: int = 2) -> float:
-    """What a square picture costs a generator; a fraction where the latent is smaller than a patch."""
+    """What a square image costs a generator; a fraction where the latent is smaller than a patch."""
     return (side / ratio / patch_size) ** 2
 
 
@@ -50,7 +50,7 @@ class TokenizerFlops:
         """Return the `images`, `tokens` and `flops` of one rank's step.
 
         Args:
-            batches: as ratios and numbers of pictures.
+            batches: as ratios and numbers of images.
         """
         return {
             "images": sum(count for _, count in batches),
@@ -59,10 +59,10 @@ class TokenizerFlops:
         }
 
     def _of(self, ratio: int, count: int, gan: bool) -> int:
-        pictures = torch.empty(count, 3, self.side, self.side, device=META)
+        images = torch.empty(count, 3, self.side, self.side, device=META)
         window = torch.empty(count, 3, self.window, self.window, device=META)
         with FlopCounterMode(display=False) as counter:
-            self.autoencoder(pictures, ratio, sample_posterior=False)[0].sum().backward()
+            self.autoencoder(images, ratio, sample_posterior=False)[0].sum().backward()
             for network in self.networks:
                 network(window.clone().requires_grad_(), window).sum().backward()
             if gan:

@@ -33,7 +33,7 @@ class ReconstructionGrid:
 
     def __init__(self, shown: GridImages, size: int, device: torch.device) -> None:
         squares = [image_to_tensor(resize_center_crop(image, size)) for image in shown.images]
-        self.pictures = torch.stack(squares).to(device)
+        self.squares = torch.stack(squares).to(device)
         self.held_out = shown.held_out
 
     @torch.no_grad()
@@ -48,17 +48,17 @@ class ReconstructionGrid:
             reconstruct: (1, 3, size, size) in [-1, 1] and a ratio -> the same image as it comes back. One
                 at a time: a grid shall not need more memory than a step.
         """
-        size = self.pictures.shape[-1]
+        size = self.squares.shape[-1]
         split = "held_out" if self.held_out else "training"
-        rows, labels, figures = [self.pictures], [["original"]], {}
+        rows, labels, figures = [self.squares], [["original"]], {}
         for ratio in ratios:
-            back = torch.cat([reconstruct(picture[None], ratio).float() for picture in self.pictures])
+            back = torch.cat([reconstruct(image[None], ratio).float() for image in self.squares])
             back = back.nan_to_num(0.0).clamp(-1, 1)  # a diverged model is to be seen
-            decibels = psnr(back, self.pictures).mean().item()
+            decibels = psnr(back, self.squares).mean().item()
             figures[f"{split}/psnr_{ratio}x"] = decibels
             tokens = token_count(ratio, size)
             rows.append(back)
             labels.append([f"{ratio}x", f"{tokens:g} token{'s' * (tokens != 1)}", f"{decibels:.1f} dB"])
-        cells = [[Cell(partial(tensor_to_image, picture)) for picture in row] for row in rows]
+        cells = [[Cell(partial(tensor_to_image, image)) for image in row] for row in rows]
         title = f"{title}, {split.replace('_', '-')} images"
         return contact_sheet(cells, title=title, labels=labels, max_cell=_MAX_CELL), figures

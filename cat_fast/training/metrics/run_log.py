@@ -115,11 +115,11 @@ class RunLog:
         return every > 0 and (step + 1) % every == 0
 
     def grid(self, step: int, image: Image.Image, figures: dict[str, float]) -> None:
-        """Keep a picture of what the model makes after `step`, and figures measured on it."""
+        """Keep an image of what the model makes after `step`, and figures measured on it."""
         with atomic_write(self.folder / GRIDS / f"step_{step + 1:08d}.png") as part:
             image.save(part, "PNG")
         for tracker in self.trackers:
-            tracker.picture("reconstructions", image, step)
+            tracker.image("reconstructions", image, step)
             tracker.scalars(figures, step)
 
 

@@ -1,4 +1,4 @@
-"""Where a run's figures and pictures go to be looked at: TensorBoard always, Weights & Biases if asked."""
+"""Where a run's figures and images go to be looked at: TensorBoard always, Weights & Biases if asked."""
 
 import secrets
 import sys
@@ -25,7 +25,7 @@ class Tracker(Protocol):
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
-    def picture(self, tag: str, image: Image.Image, step: int) -> None: ...
+    def image(self, tag: str, image: Image.Image, step: int) -> None: ...
 
     def close(self, failed: bool) -> None:
         """At the end of the run, which went wrong or did not."""
@@ -50,7 +50,7 @@ class TensorBoard:
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step)
 
-    def picture(self, tag: str, image: Image.Image, step: int) -> None:
+    def image(self, tag: str, image: Image.Image, step: int) -> None:
         self.writer.add_image(tag, np.asarray(image), step, dataformats="HWC")
         self.writer.flush()
 
@@ -92,7 +92,7 @@ class WandB:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._tell(dict(values), step)
 
-    def picture(self, tag: str, image: Image.Image, step: int) -> None:
+    def image(self, tag: str, image: Image.Image, step: int) -> None:
         self._tell({tag: self.wandb.Image(image)}, step)
 
     def _tell(self, values: dict[str, Any], step: int) -> None:

@@ -21,7 +21,7 @@ def make_engine(
 
     `engine.step()` follows each `engine.backward(loss)`; every `accumulation_steps`-th one moves the weights,
     by the mean of the gradients. The micro batch size is told to DeepSpeed as 1: batches are counted by the
-    tasks, which know pictures and tokens.
+    tasks, which know images and tokens.
 
     With `precision="bf16"` the module's forward pass runs under autocast. Weights, gradients, what ranks
     exchange and the optimiser stay fp32, so checkpoints are those of an fp32 run; outputs may be bf16.

@@ -21,7 +21,7 @@ class TokenizerLosses:
     """The objectives, on windows of a batch.
 
     Args:
-        perceptual_crop: side of the window that the feature networks look at; 0 for the whole picture.
+        perceptual_crop: side of the window that the feature networks look at; 0 for the whole image.
         crops: the same windows of several batches, as `random_crops` draws them.
     """
 
@@ -71,7 +71,7 @@ class TokenizerLosses:
         Args:
             discriminator: the module, or an engine around it.
             judge: the module, which R1 asks past the engine: its hooks would take the gradient at
-                its pictures for the backward pass.
+                its images for the backward pass.
             reconstructions: without a gradient.
         """
         judge.requires_grad_(True)

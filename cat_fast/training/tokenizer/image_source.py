@@ -1,4 +1,4 @@
-"""The pictures of a run: the source that its configuration names, its place in checkpoints, its figures."""
+"""The images of a run: the source that its configuration names, its place in checkpoints, its figures."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -32,12 +32,12 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     """Collective.
 
     Raises:
-        UserError: no such pictures, or nothing tells their ratios.
+        UserError: no such images, or nothing tells their ratios.
     """
     data, sampler, problems = config.data, config.sampler, Problems()
     shards = _in_memory(config, ranks) if data.held else on_each(lambda: _streamed(config, problems), ranks)
     same = ranks.broadcast(shards.fingerprint) == shards.fingerprint
-    other = UserError("other pictures than rank 0: all ranks must see the same files")
+    other = UserError("other images than rank 0: all ranks must see the same files")
     raise_together(None if same else other, ranks)
     rating = _rating(data)
     mix = _mix(config, shards, rating, ranks)
@@ -59,23 +59,23 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
 
 def save_source(state: Mapping[str, Any], folder: Path, ranks: Ranks) -> None:
     """Write the position of this rank's source, its `state_dict`."""
-    (folder / f"pictures_{ranks.rank:05d}.json").write_text(json.dumps(state))
+    (folder / f"images_{ranks.rank:05d}.json").write_text(json.dumps(state))
 
 
 def load_source(source: StreamSource, folder: Path) -> None:
     """Every rank reads the positions of all that saved."""
-    source.load_state_dict([json.loads(p.read_text()) for p in sorted(folder.glob("pictures_*.json"))])
+    source.load_state_dict([json.loads(p.read_text()) for p in sorted(folder.glob("images_*.json"))])
 
 
 def loader_amounts(batches: Sequence[ImageBatch], world_size: int) -> dict[str, float]:
     """Return this rank's part of a step's loader metrics, which are sums over ranks.
 
-    They are the mean of the seconds that ranks waited for their pictures, the number of samples skipped so
-    far, and the pictures per second that the loaders could make: a step should need fewer.
+    They are the mean of the seconds that ranks waited for their images, the number of samples skipped so
+    far, and the images per second that the loaders could make: a step should need fewer.
     """
     return {
         "data_seconds": sum(batch.data_seconds for batch in batches) / world_size,
-        "loader_pictures_per_second": sum(batch.images_per_second for batch in batches) / len(batches),
+        "loader_images_per_second": sum(batch.images_per_second for batch in batches) / len(batches),
         "skipped_samples": batches[-1].skipped,
     }
 
@@ -95,7 +95,7 @@ def _records(config: TokenizerRun) -> list[ImageRecord]:
     index, held_out = config.data.index, held_out_of(config)
     records = load_index(index)
     if not records:
-        raise UserError(f"data.index: {index} holds no pictures")
+        raise UserError(f"data.index: {index} holds no images")
     kept = [record for record in records if held_out is None or record.key not in held_out]
     if not kept:
         raise UserError(f"data.held_out_share: all images of {index} are held out; lower it")
@@ -120,7 +120,7 @@ def _mix(config: TokenizerRun, shards: ShardSet, rating: Rating, ranks: Ranks) -
     own = on_main(lambda: counted(shards, rating, most), ranks)
     if missing := sorted(f for f, share in said.items() if share and f not in own.shares):
         raise UserError(
-            f"sampler.shares: ratio {missing[0]} has a share but no picture; lower it or use sampler.pool=all"
+            f"sampler.shares: ratio {missing[0]} has a share but no image; lower it or use sampler.pool=all"
         )
     return Mix(said) if said else own
 

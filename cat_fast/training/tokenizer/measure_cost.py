@@ -1,4 +1,4 @@
-"""What a training step costs by ratio and number of pictures: measured here, or counted as a fallback."""
+"""What a training step costs by ratio and number of images: measured here, or counted as a fallback."""
 
 import statistics
 import time
@@ -32,11 +32,11 @@ def measure(
     after each of `steps_of` steps.
 
     Raises:
-        UserError: fewer than two batches, pictures that the ratios do not divide, or a model that is refused.
+        UserError: fewer than two batches, images that the ratios do not divide, or a model that is refused.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if len(set(batches)) < 2 or min(batches) < 1:
-        raise UserError(f"--batches: {list(batches)}: at least two different numbers of pictures are needed")
+        raise UserError(f"--batches: {list(batches)}: at least two different numbers of images are needed")
     torch.manual_seed(config.seed)
     workload = Workload(config, device)
     if workload.side % max(workload.model.ratios):
@@ -50,7 +50,7 @@ def measure(
             taken = _time(workload, ratio, count)
             if round_:
                 seconds[ratio, count].append(taken)
-            on_step(f"{ratio}x, {count} pictures")
+            on_step(f"{ratio}x, {count} images")
     about = {
         "what": "a training step of one rank, without communication: autoencoder, losses"
         + (", discriminator" if workload.adversarial else "")
@@ -97,7 +97,7 @@ def count_operations(config: TokenizerRun) -> CostTable:
 def costs_of(config: TokenizerRun, ranks: Ranks) -> CostTable | None:
     """Collective: what `sampler.mode: balanced` goes by, the measured table, else counted operations.
 
-    Rank 0's, on every rank: ranks that planned by different tables would train on each other's pictures. None
+    Rank 0's, on every rank: ranks that planned by different tables would train on each other's images. None
     for other modes.
 
     Raises:

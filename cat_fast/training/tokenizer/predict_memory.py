@@ -1,8 +1,8 @@
-"""How much memory a rank needs: predicted, without a GPU, by ratio and number of pictures.
+"""How much memory a rank needs: predicted, without a GPU, by ratio and number of images.
 
 What a model holds at rest is added up from its sizes and the ZeRO stage. What a step holds while it runs is
 counted on fake tensors, operator by operator, through the forward and backward passes of both models. Every
-tensor's size is affine in the number of pictures and operators come in one order, so two counts at small
+tensor's size is affine in the number of images and operators come in one order, so two counts at small
 batches give every batch exactly. Not counted: workspaces of libraries, gaps of allocators, the CUDA context
 (`HEADROOM` is kept for them).
 """
@@ -24,7 +24,7 @@ from cat_fast.training.tokenizer.synthetic_step import Workload
 HEADROOM = 0.1
 """Share of a card that is left for what is not counted; an assumption, not a measurement."""
 _TRACED = (2, 3)
-"""Batches that are counted. One picture alone is laid out otherwise: channels-last is ambiguous for it."""
+"""Batches that are counted. One image alone is laid out otherwise: channels-last is ambiguous for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +68,15 @@ class Zero:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a step's own tensors at one ratio, moment by moment: base + slope * pictures."""
+    """Bytes of a step's own tensors at one ratio, moment by moment: base + slope * images."""
 
     base: np.ndarray
     slope: np.ndarray
     least: int
-    """What a step takes with however few pictures: the optimisers'."""
+    """What a step takes with however few images: the optimisers'."""
 
-    def peak(self, pictures: int) -> int:
-        return max(int((self.base + self.slope * pictures).max()), self.least)
+    def peak(self, images: int) -> int:
+        return max(int((self.base + self.slope * images).max()), self.least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +86,12 @@ class MemoryPlan:
     at_rest: Mapping[str, int]
     steps: Mapping[int, StepMemory]
 
-    def peak(self, ratio: int, pictures: int) -> int:
+    def peak(self, ratio: int, images: int) -> int:
         """The most that a rank holds in a step."""
-        return sum(self.at_rest.values()) + self.steps[ratio].peak(pictures)
+        return sum(self.at_rest.values()) + self.steps[ratio].peak(images)
 
     def largest_batch(self, ratio: int, capacity: float) -> int:
-        """The most pictures whose step stays within `capacity` bytes, less HEADROOM; 0 if none does."""
+        """The most images whose step stays within `capacity` bytes, less HEADROOM; 0 if none does."""
         low, high = 0, 1
         while self.peak(ratio, high) <= capacity * (1 - HEADROOM):
             low, high = high, 2 * high

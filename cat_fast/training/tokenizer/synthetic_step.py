@@ -1,4 +1,4 @@
-"""One training step of the tokenizer on random pictures, without data, ranks and engines.
+"""One training step of the tokenizer on random images, without data, ranks and engines.
 
 `cat-fast plan cost` times it, and `cat-fast plan memory` follows its tensors. It does what a step of
 `TokenizerTrainer` does once the GAN has started: the ghost pass, every term of the loss, the discriminator's
@@ -25,7 +25,7 @@ from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 class Workload:
     """Models, losses and optimisers of a run, at its size and in its precision.
 
-    Smaller pictures than the discriminator's resolution shrink that along.
+    Smaller images than the discriminator's resolution shrink that along.
 
     Raises:
         UserError: arguments that the model refuses.
@@ -100,10 +100,10 @@ class Workload:
 
 
 def corners(batches: list[Tensor], side: int) -> list[Tensor]:
-    """Copies of one corner of each picture, at the cost of `random_crops`, whose places are drawn."""
+    """Copies of one corner of each image, at the cost of `random_crops`, whose places are drawn."""
     if max(batches[0].shape[-2:]) <= side:
         return batches
-    return [pictures[:, :, :side, :side].contiguous() for pictures in batches]
+    return [images[:, :, :side, :side].contiguous() for images in batches]
 
 
 def _objective(loss: LossConfig) -> TokenizerObjective:

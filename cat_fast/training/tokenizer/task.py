@@ -1,4 +1,4 @@
-"""Training the nested VAE: one ratio a rank a batch, the pictures that the run's source gives."""
+"""Training the nested VAE: one ratio a rank a batch, the images that the run's source gives."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +37,7 @@ from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 class TokenizerTask:
     """Implements `loop.Task` for the nested VAE."""
 
-    amounts = ("images", "tokens", "flops", "data_seconds", "loader_pictures_per_second", "skipped_samples")
+    amounts = ("images", "tokens", "flops", "data_seconds", "loader_images_per_second", "skipped_samples")
 
     def __init__(self, config: TokenizerRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
@@ -59,7 +59,7 @@ class TokenizerTask:
 
     def _read_grid(self) -> None:
         shown = grid_images(self.config)
-        self.pictures = ReconstructionGrid(shown, self.config.data.image_size, self.ranks.device)
+        self.images = ReconstructionGrid(shown, self.config.data.image_size, self.ranks.device)
         if not shown.held_out:
             print(
                 "grids show training images, as the data has no held-out ones: see data.held_out and "
@@ -102,7 +102,7 @@ class TokenizerTask:
         return None if held_out is None else asdict(held_out)
 
     def load(self, folder: Path) -> None:
-        """The state is that of all ranks together, so that any number of them goes on: each ratio's pictures
+        """The state is that of all ranks together, so that any number of them goes on: each ratio's images
         where they stopped, the next step's ratios drawn for the ranks there are."""
         state = json.loads((folder / "task.json").read_text())
         if (before := state.get("held_out")) != (now := self.held_out()):
@@ -118,10 +118,10 @@ class TokenizerTask:
         """Reconstructions by the averaged weights."""
         model, averaged = self.trainer.engine.module, self.ema.averaged
 
-        def reconstruct(picture: Tensor, ratio: int) -> Tensor:
-            return functional_call(model, averaged, (picture, ratio), {"sample_posterior": False})[0]
+        def reconstruct(image: Tensor, ratio: int) -> Tensor:
+            return functional_call(model, averaged, (image, ratio), {"sample_posterior": False})[0]
 
-        return self.pictures.draw(reconstruct, model.ratios, f"after {step + 1} steps, averaged weights")
+        return self.images.draw(reconstruct, model.ratios, f"after {step + 1} steps, averaged weights")
 
     def export(self, folder: Path) -> None:
         averaged = build_model(NestedAutoencoderKL, self.config.model) if self.ranks.is_main else None
@@ -130,7 +130,7 @@ class TokenizerTask:
             averaged.save_pretrained(folder)
 
     def close(self) -> None:
-        """Ends the processes that read pictures."""
+        """Ends the processes that read images."""
         self.source.close()
 
 

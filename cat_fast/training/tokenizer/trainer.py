@@ -1,4 +1,4 @@
-"""One step of the nested VAE and its discriminator, on given pictures: two engines, one step each.
+"""One step of the nested VAE and its discriminator, on given images: two engines, one step each.
 
 Every rank runs the ghost pass, so that ranks at different ratios still produce every gradient in the same
 order. Both engines step after both backward passes: a step that is not finite changes neither
@@ -30,9 +30,9 @@ from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 
 
 class TokenizerTrainer:
-    """Moves both models by the mean gradient over all pictures of all ranks and accumulation steps.
+    """Moves both models by the mean gradient over all images of all ranks and accumulation steps.
 
-    Each picture weighs the same, also where ranks were given different numbers of them. Of the losses, only
+    Each image weighs the same, also where ranks were given different numbers of them. Of the losses, only
     the adaptive weight of the GAN is a matter of each batch by itself.
     """
 
@@ -67,14 +67,14 @@ class TokenizerTrainer:
     def backward(self, step: int, batches: Sequence[ImageBatch], images: float) -> Backward:
         """Collective: run the passes of step number `step` on one batch an accumulation step.
 
-        Its metrics are means over all pictures and, as `name_8x`, over those at each ratio.
+        Its metrics are means over all images and, as `name_8x`, over those at each ratio.
 
         Args:
             images: number of images in the batches of all ranks.
         """
         seed_step(self.config.seed, step, self.ranks.rank)
         engines = self._engines_of(step)
-        # What each mean loss is multiplied with, so that the mean of all gradients is that over pictures.
+        # What each mean loss is multiplied with, so that the mean of all gradients is that over images.
         shares = [batch.count * self.ranks.world_size * len(batches) / images for batch in batches]
         done: list[dict[str, Tensor]] = []
         for part, batch in enumerate(batches):

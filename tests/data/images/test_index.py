@@ -9,7 +9,7 @@ from cat_fast.data.images.index import ImageRecord, read_index, write_index
 from cat_fast.errors import UserError
 
 RECORD = ImageRecord(
-    key="a", path="/pictures/a.jpg", caption="A plane", has_text=False, has_faces=True, score=2, ratio=32
+    key="a", path="/images/a.jpg", caption="A plane", has_text=False, has_faces=True, score=2, ratio=32
 )
 
 
@@ -28,7 +28,7 @@ def test_an_index_of_nothing_is_empty(tmp_path):
     assert read_index(tmp_path / "index.jsonl") == []
 
 
-def test_the_file_is_one_line_of_readable_json_a_picture(tmp_path):
+def test_the_file_is_one_line_of_readable_json_per_image(tmp_path):
     write_index(tmp_path / "index.jsonl", [replace(RECORD, caption="Straße")] * 2)
     lines = (tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
@@ -42,7 +42,7 @@ def test_relative_paths_start_at_the_index_and_absolute_ones_stay(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     write_index(folder / "index.jsonl", [replace(RECORD, path="images/a.jpg"), RECORD])
     paths = [r.path for r in read_index(folder / "index.jsonl")]
-    assert paths == [str(folder / "images" / "a.jpg"), "/pictures/a.jpg"]
+    assert paths == [str(folder / "images" / "a.jpg"), "/images/a.jpg"]
 
 
 def without(name: str) -> str:
@@ -73,7 +73,7 @@ def test_a_broken_line_is_named_with_its_number(tmp_path, line, word):
     assert word in str(caught.value)
 
 
-def test_a_missing_index_and_one_that_is_a_picture_are_refused(tmp_path):
+def test_a_missing_index_and_one_that_is_an_image_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_index(tmp_path / "index.jsonl")
     (tmp_path / "index.jsonl").write_bytes(b"\xff\xd8\xff\xe0")

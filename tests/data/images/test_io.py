@@ -1,4 +1,4 @@
-"""Every kind of picture a person may hand over is read as the person sees it, or refused in one line."""
+"""Every kind of image a person may hand over is read as the person sees it, or refused in one line."""
 
 import io
 import struct
@@ -50,7 +50,7 @@ def exif_with(orientation: int) -> Image.Exif:
     return exif
 
 
-class TestKindsOfPicture:
+class TestKindsOfImage:
     @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
     def test_lossless_formats_come_back_bit_for_bit(self, tmp_path, suffix):
         quadrants().save(tmp_path / f"a.{suffix}")
@@ -82,7 +82,7 @@ class TestKindsOfPicture:
         Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif_with(6))
         assert load_image(tmp_path / "a.jpg").size == (20, 40)
 
-    def test_damaged_exif_does_not_cost_the_picture(self, tmp_path):
+    def test_damaged_exif_does_not_cost_the_image(self, tmp_path):
         quadrants().save(tmp_path / "a.png", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
         assert_close(load_image(tmp_path / "a.png"), quadrants(), 0)
 
@@ -215,11 +215,11 @@ class TestRefusals:
         self.refused(tmp_path / "a.jpg", "empty")
 
     @pytest.mark.parametrize(
-        "content", [b"hello, this is no picture\n" * 40, b"%!PS-Adobe-3.0 EPSF-3.0\n" * 20]
+        "content", [b"hello, this is no image\n" * 40, b"%!PS-Adobe-3.0 EPSF-3.0\n" * 20]
     )
-    def test_not_a_picture(self, tmp_path, content):
+    def test_not_an_image(self, tmp_path, content):
         (tmp_path / "a.jpg").write_bytes(content)
-        self.refused(tmp_path / "a.jpg", "not a picture")
+        self.refused(tmp_path / "a.jpg", "not an image")
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
     def test_cut_short(self, tmp_path, suffix):
@@ -286,7 +286,7 @@ class TestResize:
         difference = np.asarray(resize_center_crop(image, 100)).astype(int) - np.asarray(scaled).astype(int)
         assert np.abs(difference[:, 3:-3]).max() <= 1
 
-    def test_small_pictures_are_enlarged(self):
+    def test_small_images_are_enlarged(self):
         enlarged = quadrants(8).resize((64, 64), Image.Resampling.LANCZOS)
         assert_close(resize_center_crop(quadrants(8), 64), enlarged, 0)
 
@@ -316,7 +316,7 @@ class TestTensors:
     @pytest.mark.parametrize(
         "x", [torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4), torch.full((3, 4, 4), torch.nan)]
     )
-    def test_what_is_no_picture_is_refused(self, x):
+    def test_what_is_no_image_is_refused(self, x):
         with pytest.raises(ValueError, match=r"expected|NaN"):
             tensor_to_image(x)
 
@@ -336,11 +336,11 @@ class TestFindImages:
         assert find_images([tmp_path / "a.png", str(tmp_path)]) == [tmp_path / "a.png"]
 
     def test_an_empty_folder_is_an_error(self, tmp_path):
-        with pytest.raises(UserError, match="holds no picture"):
+        with pytest.raises(UserError, match="holds no image"):
             find_images([tmp_path])
 
     def test_nothing_given_is_an_error(self):
-        with pytest.raises(UserError, match="no picture given"):
+        with pytest.raises(UserError, match="no image given"):
             find_images([])
 
 

@@ -1,4 +1,4 @@
-"""Training crops: true windows of the picture, decided by the generator alone, and text is never mirrored."""
+"""Training crops: true windows of the image, decided by the generator alone, and text is never mirrored."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ ROUNDING = 2 / 255
 
 @pytest.fixture
 def ramp(tmp_path):
-    """Writes a picture whose red says how far right, and whose green how far down, each pixel is."""
+    """Writes an image whose red says how far right, and whose green how far down, each pixel is."""
 
     def write(width: int, height: int, name: str = "ramp.png") -> str:
         right = np.tile(np.linspace(0, 255, width), (height, 1))
@@ -44,7 +44,7 @@ def rngs(count: int):
 
 
 def span(channel: torch.Tensor, along: int) -> float:
-    """How much of the picture, as a share, a ramp's crop covers along one side: slope times pixels."""
+    """How much of the image, as a share, a ramp's crop covers along one side: slope times pixels."""
     profile = channel.double().mean(1 - along)
     inner = profile[4:-4]
     slope = (inner[-1] - inner[0]) / (len(inner) - 1)
@@ -60,7 +60,7 @@ def test_every_crop_is_a_square_of_the_asked_size_within_range(ramp, width, heig
         assert -1 <= crop.min() <= crop.max() <= 1
 
 
-def test_a_crop_is_an_undistorted_window_of_the_picture(ramp):
+def test_a_crop_is_an_undistorted_window_of_the_image(ramp):
     crop_of = cropper(ramp(400, 200), min_crop=0.25)
     sides = []
     for rng in rngs(60):
@@ -85,7 +85,7 @@ def test_windows_reach_every_border(ramp):
         assert corners[:, channel].max() > 0.9
 
 
-def test_a_crop_is_never_enlarged_unless_the_picture_is_too_small(ramp):
+def test_a_crop_is_never_enlarged_unless_the_image_is_too_small(ramp):
     large, small = cropper(ramp(100, 100), image_size=80, min_crop=0.1), cropper(ramp(40, 40))
     for rng in rngs(20):
         assert 100 * span(large(rng)[0], along=1) >= 80 * 0.95
@@ -102,7 +102,7 @@ def test_the_same_generator_state_gives_the_same_crop_and_another_another(ramp):
     assert not torch.equal(first, other)
 
 
-def test_half_of_the_crops_of_a_picture_that_may_be_are_mirrored(ramp):
+def test_half_of_the_crops_of_an_image_that_may_be_are_mirrored(ramp):
     crop_of = cropper(ramp(96, 96), mirrored=True)
     mirrored = sum(span(crop_of(rng)[0], along=1) < 0 for rng in rngs(200))
     assert 70 <= mirrored <= 130

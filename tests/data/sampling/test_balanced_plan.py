@@ -1,4 +1,4 @@
-"""Balanced steps: ranks wait little, every picture counts the same, and the mix is the data's."""
+"""Balanced steps: ranks wait little, every image counts the same, and the mix is the data's."""
 
 from collections import Counter
 
@@ -17,24 +17,24 @@ PAPER = CostTable(costs={8: Cost(0, 1153), 16: Cost(0, 592), 32: Cost(0, 497)}, 
 
 def waiting(parts, costs):
     """Time of all ranks, and what of it they wait."""
-    times = [costs.costs[part.ratio](part.pictures) for part in parts]
+    times = [costs.costs[part.ratio](part.images) for part in parts]
     return max(times) * len(times), max(times) * len(times) - sum(times)
 
 
 @st.composite
 def situations(draw):
-    """Mix (pictures by ratio), batch, ranks, costs: anything that a run could be started with."""
+    """Mix (images by ratio), batch, ranks, costs: anything that a run could be started with."""
     ratios = draw(st.lists(st.sampled_from((4, 8, 16, 32)), min_size=1, max_size=4, unique=True))
-    pictures = {f: draw(st.integers(1, 400)) for f in sorted(ratios)}
+    images = {f: draw(st.integers(1, 400)) for f in sorted(ratios)}
     costs = {f: Cost(draw(st.floats(0, 5)), draw(st.floats(0.2, 5))) for f in ratios}
-    return pictures, draw(st.integers(1, 12)), draw(st.integers(1, 16)), CostTable(costs=costs)
+    return images, draw(st.integers(1, 12)), draw(st.integers(1, 16)), CostTable(costs=costs)
 
 
 @settings(max_examples=100, deadline=None)
 @given(situations(), st.integers(0, 3))
 def test_steps_keep_the_mix_the_batch_and_the_wait(situation, seed):
-    pictures, batch_size, ranks, costs = situation
-    plan = BalancedPlan(pictures, batch_size, ranks, seed, costs)
+    images, batch_size, ranks, costs = situation
+    plan = BalancedPlan(images, batch_size, ranks, seed, costs)
     drawn: Counter = Counter()
     time = wait = 0.0
     steps = 200
@@ -44,15 +44,15 @@ def test_steps_keep_the_mix_the_batch_and_the_wait(situation, seed):
         taken, waited = waiting(parts, costs)
         time, wait = time + taken, wait + waited
         for part in parts:
-            drawn[part.ratio] += part.pictures
-        total = sum(part.pictures for part in parts)
+            drawn[part.ratio] += part.images
+        total = sum(part.images for part in parts)
         assert plan.least <= total <= plan.most
         done = sum(drawn.values())
         for f, share in plan.shares.items():
             assert abs(drawn[f] - share * done) <= plan.drift + 1e-6
     assert wait / time <= 0.025 + 0.01
     mean = done / steps / ranks / batch_size
-    # What the mix is off at the end may be one ratio's pictures more than another's.
+    # What the mix is off at the end may be one ratio's images more than another's.
     assert abs(mean - 1) <= BATCH_TOLERANCE + plan.drift / (steps * ranks)
 
 
@@ -68,14 +68,14 @@ def test_at_the_papers_costs_all_ratios_share_a_step_and_ranks_wait_two_and_a_ha
         taken, waited = waiting(parts, PAPER)
         time, wait = time + taken, wait + waited
         for part in parts:
-            drawn[part.ratio] += part.pictures
-            assert part.pictures == plan.counts[part.ratio]
+            drawn[part.ratio] += part.images
+            assert part.images == plan.counts[part.ratio]
         if ranks == 64:
             assert {part.ratio for part in parts} == {8, 16, 32}
     assert wait / time < 0.0248
 
 
-def test_ratios_that_whole_pictures_cannot_balance_take_turns():
+def test_ratios_that_whole_images_cannot_balance_take_turns():
     plan = BalancedPlan(MIX, 1, 8, 0, PAPER)
     assert [dict(group.counts) for group in plan.groups] == [{8: 1}, {16: 1}, {32: 1}]
     drawn: Counter = Counter()
@@ -83,7 +83,7 @@ def test_ratios_that_whole_pictures_cannot_balance_take_turns():
         parts = plan.plan(step, drawn)
         assert len({part.ratio for part in parts}) == 1
         for part in parts:
-            drawn[part.ratio] += part.pictures
+            drawn[part.ratio] += part.images
     assert drawn == {8: 40, 16: 192, 32: 168}
 
 
@@ -99,7 +99,7 @@ def test_no_rank_is_always_at_the_same_ratio(mode):
     seen: list[set[int]] = [set() for _ in range(4)]
     for step in range(60):
         for rank, part in enumerate(plan.plan(step, drawn)):
-            drawn[part.ratio] += part.pictures
+            drawn[part.ratio] += part.images
             seen[rank].add(part.ratio)
     assert seen == [{8, 16, 32}] * 4
 

@@ -12,11 +12,11 @@ from cat_fast.errors import UserError
 COSTS = {8: Cost(0.5, 1.153), 16: Cost(0.5, 0.592), 32: Cost(0.25, 0.497)}
 
 
-def measured(costs=COSTS, pictures=(1, 2, 4), noise=lambda f, n: 1.0):
+def measured(costs=COSTS, images=(1, 2, 4), noise=lambda f, n: 1.0):
     return [
         Measurement(f, n, cost(n) * noise(f, n), cost(n), cost(n), 5)
         for f, cost in costs.items()
-        for n in pictures
+        for n in images
     ]
 
 
@@ -24,7 +24,7 @@ def test_affine_costs_are_found_exactly():
     table = fit(measured(), {"side": 128})
     for ratio, cost in COSTS.items():
         assert table.costs[ratio].fixed == pytest.approx(cost.fixed)
-        assert table.costs[ratio].per_picture == pytest.approx(cost.per_picture)
+        assert table.costs[ratio].per_image == pytest.approx(cost.per_image)
     assert table.fit_error < 1e-9
     assert table.about == {"side": 128}
 
@@ -34,10 +34,10 @@ def test_the_error_of_the_fit_is_told():
     assert 0.05 < bent.fit_error < 0.3
 
 
-def test_a_step_whose_time_grows_faster_than_its_pictures_gets_no_negative_fixed_part():
+def test_a_step_whose_time_grows_faster_than_its_images_gets_no_negative_fixed_part():
     table = fit([Measurement(8, n, s, s, s, 1) for n, s in ((1, 1.0), (2, 2.2), (4, 4.8))], {})
     assert table.costs[8].fixed == 0
-    assert 1.0 < table.costs[8].per_picture < 1.2
+    assert 1.0 < table.costs[8].per_image < 1.2
 
 
 @given(
@@ -45,11 +45,11 @@ def test_a_step_whose_time_grows_faster_than_its_pictures_gets_no_negative_fixed
     st.floats(1e-3, 100, allow_subnormal=False),
     st.integers(1, 500),
 )
-def test_as_many_pictures_fit_a_time_as_cost_no_more(fixed, per_picture, pictures):
-    cost = Cost(fixed, per_picture)
-    assert cost.pictures_within(cost(pictures)) == pictures
-    assert cost.pictures_within(cost(pictures) - 0.01 * per_picture) == pictures - 1
-    assert Cost(fixed, per_picture).pictures_within(0.0) == 0
+def test_as_many_images_fit_a_time_as_cost_no_more(fixed, per_image, images):
+    cost = Cost(fixed, per_image)
+    assert cost.images_within(cost(images)) == images
+    assert cost.images_within(cost(images) - 0.01 * per_image) == images - 1
+    assert Cost(fixed, per_image).images_within(0.0) == 0
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path):
@@ -64,9 +64,9 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         (lambda v: v.update(costs={}), "no costs"),
         (lambda v: v.update(unit="eur"), "seconds or flops"),
         (lambda v: v.pop("costs"), "not what cat-fast plan cost writes"),
-        (lambda v: v["costs"]["8"].update(per_picture=0), "no cost of ratio 8"),
+        (lambda v: v["costs"]["8"].update(per_image=0), "no cost of ratio 8"),
         (lambda v: v["costs"]["8"].update(fixed=-1), "no cost of ratio 8"),
-        (lambda v: v["costs"]["8"].update(per_picture=float("nan")), "no cost of ratio 8"),
+        (lambda v: v["costs"]["8"].update(per_image=float("nan")), "no cost of ratio 8"),
         (lambda v: v["costs"]["8"].update(slope=1), "not what cat-fast plan cost writes"),
     ],
 )

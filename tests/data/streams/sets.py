@@ -1,4 +1,4 @@
-"""Small sets of pictures whose colours say which they are, as archives and in memory."""
+"""Small sets of images whose colours say which they are, as archives and in memory."""
 
 import io
 import json
@@ -32,7 +32,7 @@ START = Position()
 SHARES = {8: 1.0, 16: 2.0, 32: 1.0}
 
 
-def picture(number: int, kind: str = "PNG", size: tuple[int, int] = (20, 16)) -> bytes:
+def image(number: int, kind: str = "PNG", size: tuple[int, int] = (20, 16)) -> bytes:
     """Encoded: noise that only this number gives."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -50,11 +50,11 @@ def write_tar(path: Path, samples: Sequence[dict]) -> Path:
 
 
 def write_shards(folder: Path, ratios: Sequence[Sequence[int]], broken: Sequence[str] = ()) -> Path:
-    """A shard of pictures `SHARD-NUMBER` for each list of ratios; the keys in `broken` are no pictures."""
+    """A shard of images `SHARD-NUMBER` for each list of ratios; the keys in `broken` are no images."""
     for shard, its_ratios in enumerate(ratios):
         keys = [f"{shard}-{number}" for number in range(len(its_ratios))]
         samples = [
-            {"__key__": key, "png": b"no picture" if key in broken else picture(100 * shard + number)}
+            {"__key__": key, "png": b"no image" if key in broken else image(100 * shard + number)}
             for number, key in enumerate(keys)
         ]
         path = write_tar(folder / f"shard-{shard:06d}.tar", samples)
@@ -81,7 +81,7 @@ def make_source(
     cache_bytes: int = 0,
     **stream,
 ) -> StreamSource:
-    settings = {"workers": 0, "shuffle_pictures": 3, "first_wait": 0.0} | stream
+    settings = {"workers": 0, "shuffle_images": 3, "first_wait": 0.0} | stream
     return StreamSource(
         shards,
         rating,
@@ -112,7 +112,7 @@ def state_of(source: StreamSource) -> dict:
 
 
 class MemoryShards:
-    """A `ShardSet` of nothing but ratios, which counts how often each picture is read."""
+    """A `ShardSet` of nothing but ratios, which counts how often each image is read."""
 
     def __init__(self, ratios: Sequence[Sequence[int]]) -> None:
         self.ratios = ratios
@@ -151,7 +151,7 @@ def make_reader(
     rank: int = 0,
     dealing: Dealing | None = None,
     position: Position = START,
-    most_pictures: int = 3,
+    most_images: int = 3,
     most_bytes: int = 1 << 30,
     open_shards: OpenShards | None = None,
 ) -> RatioReader:
@@ -162,14 +162,14 @@ def make_reader(
         open_shards or OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False),
         takes=lambda entry: entry.ratio == ratio,
         counts=ratio == 8,
-        most_pictures=most_pictures,
+        most_images=most_images,
         most_bytes=most_bytes,
         position=position,
     )
 
 
 def keys_of_epochs(reader: RatioReader, epochs: int) -> list[list[str]]:
-    """Keys of the pictures of each epoch, in the order of the picks."""
+    """Keys of the images of each epoch, in the order of the picks."""
     found: list[list[str]] = [[] for _ in range(epochs)]
     while True:
         pick = reader.pick()

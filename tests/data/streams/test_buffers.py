@@ -1,4 +1,4 @@
-"""Each ratio of each rank: every picture once an epoch, shuffled, in bounded memory, whatever others draw."""
+"""Each ratio of each rank: every image once an epoch, shuffled, in bounded memory, whatever others draw."""
 
 import time
 from collections import Counter
@@ -26,14 +26,14 @@ def every_key(ratios: list[list[int]], ratio: int) -> Counter:
 
 @settings(max_examples=60, deadline=None)
 @given(ratio_lists, st.integers(1, 4), st.integers(1, 6), st.integers(100, 1000), st.integers(0, 9))
-def test_each_picture_comes_up_once_an_epoch_over_all_ranks(ratios, world_size, run, run_bytes, seed):
+def test_each_image_comes_up_once_an_epoch_over_all_ranks(ratios, world_size, run, run_bytes, seed):
     shards = MemoryShards([*ratios, [8, 16, 32] * world_size])
     for ratio in (8, 16, 32):
         epochs: list[Counter] = [Counter(), Counter(), Counter()]
         for rank in range(world_size):
             dealing = Dealing(len(shards.names), world_size, seed)
             reader = make_reader(
-                shards, ratio, rank=rank, dealing=dealing, most_pictures=run, most_bytes=run_bytes
+                shards, ratio, rank=rank, dealing=dealing, most_images=run, most_bytes=run_bytes
             )
             for epoch, keys in enumerate(keys_of_epochs(reader, 3)):
                 epochs[epoch].update(keys)
@@ -45,10 +45,10 @@ def test_each_picture_comes_up_once_an_epoch_over_all_ranks(ratios, world_size, 
 @given(ratio_lists, st.integers(1, 5), st.integers(0, 60))
 def test_from_any_position_a_reader_goes_on_as_the_one_that_was_there(ratios, run, picks):
     shards = MemoryShards([*ratios, [8]])
-    straight = make_reader(shards, 8, most_pictures=run)
+    straight = make_reader(shards, 8, most_images=run)
     for _ in range(picks):
         straight.pick()
-    resumed = make_reader(shards, 8, most_pictures=run, position=Position(*as_list(straight.position)))
+    resumed = make_reader(shards, 8, most_images=run, position=Position(*as_list(straight.position)))
     assert [resumed.pick() for _ in range(40)] == [straight.pick() for _ in range(40)]
 
 
@@ -56,11 +56,11 @@ def test_from_any_position_a_reader_goes_on_as_the_one_that_was_there(ratios, ru
 @given(st.integers(1, 30), st.sets(st.integers(0, 4), max_size=3), st.integers(1, 12))
 def test_a_reader_resumes_though_shards_of_the_run_under_way_are_gone(picks, gone, run):
     shards = MemoryShards([[8] * 4 for _ in range(5)])
-    straight = make_reader(shards, 8, most_pictures=run)
+    straight = make_reader(shards, 8, most_images=run)
     for _ in range(picks):
         straight.pick()
     position = straight.position
-    resumed = make_reader(Damaged(shards.ratios, gone), 8, most_pictures=run, position=position)
+    resumed = make_reader(Damaged(shards.ratios, gone), 8, most_images=run, position=position)
     found = [resumed.pick() for _ in range(40)]
     assert not {int(pick.key.split("-")[0]) for pick in found} & gone
     later = [pick.key for pick in found if pick.epoch == position.epoch + 1]
@@ -81,9 +81,9 @@ class Damaged(MemoryShards):
         return super().open(index)
 
 
-def test_pictures_are_shuffled_anew_in_each_epoch_within_and_between_shards():
+def test_images_are_shuffled_anew_in_each_epoch_within_and_between_shards():
     shards = MemoryShards([[8] * 20 for _ in range(5)])
-    first, second = keys_of_epochs(make_reader(shards, 8, most_pictures=30), 2)
+    first, second = keys_of_epochs(make_reader(shards, 8, most_images=30), 2)
     assert first != second
     assert sorted(first) == sorted(second)
     assert len({key.split("-")[0] for key in first[:30]}) == 2  # a run spans shards of 20
@@ -117,7 +117,7 @@ def test_a_ratio_that_is_drawn_often_neither_moves_nor_crowds_out_one_that_waits
 def test_readers_that_keep_together_open_each_shard_once_an_epoch():
     shards = MemoryShards([[8, 16] * 10 for _ in range(8)])
     together = OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False)
-    readers = [make_reader(shards, f, open_shards=together, most_pictures=2) for f in (8, 16)]
+    readers = [make_reader(shards, f, open_shards=together, most_images=2) for f in (8, 16)]
     for _ in range(60):
         for reader in readers:
             reader.pick()
@@ -127,7 +127,7 @@ def test_readers_that_keep_together_open_each_shard_once_an_epoch():
 
 def test_a_run_ends_at_its_bytes_too():
     shards = MemoryShards([[8] * 10])
-    reader = make_reader(shards, 8, most_pictures=100, most_bytes=250)  # of pictures of 100 bytes
+    reader = make_reader(shards, 8, most_images=100, most_bytes=250)  # of images of 100 bytes
     runs = [reader.pick().after.run for _ in range(10)]
     assert runs == [0, 0, 1, 1, 1, 2, 2, 2, 3, 0]
 
@@ -135,5 +135,5 @@ def test_a_run_ends_at_its_bytes_too():
 def test_a_ratio_that_never_comes_ends_the_run_with_a_reason(monkeypatch):
     monkeypatch.setattr(buffers, "MOST_BARREN_SHARDS", 6)
     shards = MemoryShards([[16, 16], [32]])
-    with pytest.raises(UserError, match=r"no picture at 8x in 6 shards, and 0 samples.*sampler\.shares"):
+    with pytest.raises(UserError, match=r"no image at 8x in 6 shards, and 0 samples.*sampler\.shares"):
         make_reader(shards, 8).pick()

@@ -8,7 +8,7 @@ from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.streams import image_cache
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.formats.image_files import RecordShards
-from tests.data.streams.sets import batches, make_source, picture, state_of
+from tests.data.streams.sets import batches, image, make_source, state_of
 
 IMAGE_BYTES = 4 * 20 * 16
 ALL, SOME = 100 * IMAGE_BYTES, 5 * IMAGE_BYTES + 1
@@ -20,7 +20,7 @@ def shards(tmp_path):
     records = []
     for n in range(12):
         path = tmp_path / f"{n}.png"
-        path.write_bytes(b"no image" if n == 4 else picture(n))
+        path.write_bytes(b"no image" if n == 4 else image(n))
         flags = {"has_text": n % 2 == 1, "has_faces": False}
         fields = {"caption": "", "score": 5, "ratio": (8, 16, 32)[n % 3]}
         records.append(ImageRecord(key="same", path=str(path), **flags, **fields))

@@ -20,7 +20,7 @@ def double(x: int) -> int:
 
 
 def refuse(x: int) -> int:
-    raise UserError(f"{x} is no picture")
+    raise UserError(f"{x} is no image")
 
 
 def die(x: int) -> int:
@@ -34,7 +34,7 @@ def test_results_come_by_task_and_a_refusal_is_one(workers):
     tasks = [pool.submit(double, n) for n in range(20)]
     refused = pool.submit(refuse, 3)
     assert [task.result() for task in tasks] == [2 * n for n in range(20)]
-    assert refused.result() == Broken("3 is no picture")
+    assert refused.result() == Broken("3 is no image")
     pool.close()
 
 
@@ -74,7 +74,7 @@ def test_signals_for_the_run_leave_its_workers_at_work(kind):
     pool.close()
 
 
-def test_a_launcher_that_terminates_the_whole_tree_costs_no_picture():
+def test_a_launcher_that_terminates_the_whole_tree_costs_no_image():
     """Workers are ended by SIGTERM, as their executor does, while the rank has a step to finish."""
     pool = WorkerPool(2)
     alone = pool.run_alone(os.getpid, ())

@@ -15,7 +15,7 @@ from cat_fast.data.streams import source as source_module
 from cat_fast.data.streams.decoding import CropSettings, crop_seed
 from cat_fast.data.streams.formats.base import Rating
 from cat_fast.errors import UserError
-from tests.data.streams.sets import batches, make_source, picture, state_of, tar_set, write_shards
+from tests.data.streams.sets import batches, image, make_source, state_of, tar_set, write_shards
 
 RATIOS = [[8, 16, 16, 32, 16, 32], [16, 8, 32, 16], [32, 16, 8, 16, 16, 32, 32, 8], [8, 16, 32]]
 BROKEN = ("0-1", "1-0", "2-2", "3-2")
@@ -23,7 +23,7 @@ BROKEN = ("0-1", "1-0", "2-2", "3-2")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """21 pictures in four archives, of which four are broken: one or two of each ratio."""
+    """21 images in four archives, of which four are broken: one or two of each ratio."""
     return write_shards(tmp_path_factory.mktemp("shards"), RATIOS, BROKEN)
 
 
@@ -79,20 +79,20 @@ def test_ranks_share_out_each_epoch_of_each_ratio(straight):
     assert {ratio for its in straight for ratio, *_ in its} == {8, 16, 32}
 
 
-def test_a_picture_at_a_place_is_the_crop_that_its_epoch_seeds(folder):
+def test_an_image_at_a_place_is_the_crop_that_its_epoch_seeds(folder):
     stream = make_source(tar_set(folder), batch_size=3, shares={16: 1.0})
     batch = stream.batch()
     for key, pixels in zip(batch.keys, batch.images, strict=True):
         shard, number = map(int, re.findall(r"(\d+)-(\d+)$", key)[0])
         rng = np.random.default_rng(crop_seed(0, 0, 16, f"{shard}-{number}"))
-        expected = random_crop(decode_image(picture(100 * shard + number)), rng, 8, 0.5, mirrored=True)
+        expected = random_crop(decode_image(image(100 * shard + number)), rng, 8, 0.5, mirrored=True)
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
-def test_crops_change_from_epoch_to_epoch_and_pictures_with_text_are_not_mirrored(tmp_path):
+def test_crops_change_from_epoch_to_epoch_and_images_with_text_are_not_mirrored(tmp_path):
     folder = write_shards(tmp_path, [[16]])
     whole = CropSettings(16, 1.0)  # of 20 x 16: the whole height, from five places
-    original = np.asarray(decode_image(picture(0))).transpose(2, 0, 1)
+    original = np.asarray(decode_image(image(0))).transpose(2, 0, 1)
     unflipped = {np.ascontiguousarray(original[:, :, x : x + 16]).tobytes() for x in range(5)}
 
     def crops() -> list[bytes]:
@@ -110,15 +110,15 @@ def test_crops_change_from_epoch_to_epoch_and_pictures_with_text_are_not_mirrore
 def test_what_is_broken_is_skipped_counted_and_told_and_batches_stay_full(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="cat_fast.data"):
         stream = make_source(tar_set(folder), shares={16: 1.0})
-        found = batches(stream, range(9))  # 18 pictures: two epochs and more of nine, two of them broken
+        found = batches(stream, range(9))  # 18 images: two epochs and more of nine, two of them broken
     assert {len(keys) for _, keys, *_ in found} == {2}
     assert not any("0-1" in key for _, keys, *_ in found for key in keys)
     assert found[-1][3] >= 4
     told = caplog.text
-    assert "shard-000000.tar: 0-1 is skipped: not a picture" in told
+    assert "shard-000000.tar: 0-1 is skipped: not an image" in told
 
 
-def test_pictures_without_a_ratio_are_skipped_or_judged(tmp_path, caplog):
+def test_images_without_a_ratio_are_skipped_or_judged(tmp_path, caplog):
     folder = write_shards(tmp_path, [[16] * 6])
     sidecar = next(folder.glob("*.scores.jsonl"))
     lines = sidecar.read_text().splitlines(keepends=True)
@@ -147,7 +147,7 @@ def always_32(data: bytes) -> int:
     return 32
 
 
-def test_with_one_pool_every_picture_serves_every_ratio_and_needs_no_score(tmp_path):
+def test_with_one_pool_every_image_serves_every_ratio_and_needs_no_score(tmp_path):
     folder = write_shards(tmp_path, [[16, 8], [32]])
     for sidecar in folder.glob("*.jsonl"):
         sidecar.unlink()
@@ -160,10 +160,10 @@ def test_with_one_pool_every_picture_serves_every_ratio_and_needs_no_score(tmp_p
     assert {skipped for *_, skipped in found} == {0}
 
 
-def test_nothing_but_broken_pictures_ends_the_run_with_a_reason(tmp_path, monkeypatch):
+def test_nothing_but_broken_images_ends_the_run_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(source_module, "MOST_BROKEN_IN_A_ROW", 10)
     folder = write_shards(tmp_path, [[16, 16, 16]], ["0-0", "0-1", "0-2"])
-    with pytest.raises(UserError, match=r"10 pictures in a row cannot be decoded.*are these pictures"):
+    with pytest.raises(UserError, match=r"10 images in a row cannot be decoded.*are these images"):
         make_source(tar_set(folder), shares={16: 1.0}).batch()
 
 
@@ -207,7 +207,7 @@ def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(
 
 
 def test_the_position_is_a_few_numbers_however_long_the_run(folder):
-    stream = make_source(tar_set(folder), shuffle_pictures=1000)
+    stream = make_source(tar_set(folder), shuffle_images=1000)
     batches(stream, range(100))
     assert len(str(state_of(stream))) < 500
 

@@ -1,4 +1,4 @@
-"""The latent cache: a function of the pictures, whoever makes it and however often the work is cut."""
+"""The latent cache: a function of the images, whoever makes it and however often the work is cut."""
 
 import io
 import json
@@ -29,12 +29,12 @@ from cat_fast.inference.encoding.shard_plan import (
     CacheSettings,
     Tally,
     Unit,
-    open_pictures,
+    open_images,
     prepare,
     units_of,
 )
 from tests.cli.conftest import tiny_tokenizer
-from tests.data.streams.sets import picture, write_tar
+from tests.data.streams.sets import image, write_tar
 
 CATEGORIES = ("sky", "page", "street")
 COUNT = 23
@@ -47,7 +47,7 @@ def tokenizer():
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """Of 23 pictures, ten lines to an input shard."""
+    """Of 23 images, ten lines to an input shard."""
     monkeypatch.setattr(image_files, "FILES_A_SHARD", 10)
     folder = tmp_path / "in"
     folder.mkdir()
@@ -73,13 +73,13 @@ def index(tmp_path, monkeypatch):
 
 @pytest.fixture
 def archives(tmp_path):
-    """Two of two samples each, with classes and captions beside the pictures and sidecars of ratios only."""
+    """Two of two samples each, with classes and captions beside the images and sidecars of ratios only."""
     folder = tmp_path / "archives"
     for name, numbers in {"a": (0, 1), "b": (2, 3)}.items():
         samples = [
             {
                 "__key__": f"{n}",
-                "png": picture(n, size=(80, 70)),
+                "png": image(n, size=(80, 70)),
                 "txt": f"Straße {n}".encode(),
                 "cls": CATEGORIES[n % 3].encode(),
             }
@@ -119,8 +119,8 @@ def assert_complete(folder, tokenizer, index):
     for n in range(COUNT):
         latent, category, ratio, caption = found[f"a/key.{n:02d}"]
         assert (category, ratio, caption) == (CATEGORIES[n % 3], (8, 16, 32)[n % 3], f"Straße {n}")
-        picture = decode_image((index.parent / f"{n:02d}.png").read_bytes())
-        x = image_to_tensor(resize_center_crop(picture, 64))[None]
+        image = decode_image((index.parent / f"{n:02d}.png").read_bytes())
+        x = image_to_tensor(resize_center_crop(image, 64))[None]
         with torch.no_grad():
             expected = tokenizer.encode(x, ratio).latent_dist.mode()[0]
         torch.testing.assert_close(latent, expected, rtol=1e-4, atol=1e-5)
@@ -131,7 +131,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "webdataset"])
-def test_every_picture_is_there_once_as_the_tokenizer_sees_it(tokenizer, index, tmp_path, kind):
+def test_every_image_is_there_once_as_the_tokenizer_sees_it(tokenizer, index, tmp_path, kind):
     out = tmp_path / "out"
     tally = make(tokenizer, index, out, format=kind)
     assert_complete(out, tokenizer, index)
@@ -275,14 +275,14 @@ def test_bad_samples_are_counted_named_and_left_out(tokenizer, index, tmp_path):
     assert len(raw_latents(tmp_path / "out")) == COUNT - 3
 
 
-def test_progress_is_told_of_every_picture(tokenizer, index, tmp_path):
+def test_progress_is_told_of_every_image(tokenizer, index, tmp_path):
     settings = CacheSettings(source=str(index), out=tmp_path / "out", size=64)
     prepare(settings, tokenizer)
     for _ in range(2):
         told = {"found": 0, "done": 0}
 
-        def tell(kind, pictures, told=told):
-            told[kind] += pictures
+        def tell(kind, images, told=told):
+            told[kind] += images
 
         cache = LatentCache(settings, tokenizer, sorted(CATEGORIES))
         for unit in units_of(0, 1, 1, 3):
@@ -323,7 +323,7 @@ def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index,
 
 
 def test_a_folder_has_classes_by_subfolder_and_captions_beside(tokenizer, index, tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     for n in range(6):
         (folder / CATEGORIES[n % 2]).mkdir(parents=True, exist_ok=True)
         shutil.copy(index.parent / f"{n:02d}.png", folder / CATEGORIES[n % 2])
@@ -335,7 +335,7 @@ def test_a_folder_has_classes_by_subfolder_and_captions_beside(tokenizer, index,
     }
     chosen = choose_ratio(Description("a newspaper page full of text")).ratio
     assert found["page/01.png"][2:] == (chosen, "a newspaper page full of text")
-    assert found["page/03.png"][2:] == (32, None)  # a smooth picture: a small JPEG
+    assert found["page/03.png"][2:] == (32, None)  # a smooth image: a small JPEG
 
 
 def test_captions_are_scored_in_one_batch_per_shard_as_one_by_one(tokenizer, index, tmp_path, monkeypatch):
@@ -356,7 +356,7 @@ def test_captions_are_scored_in_one_batch_per_shard_as_one_by_one(tokenizer, ind
         assert found[f"{n:02d}.png"][2:] == (choose_ratio(Description(caption)).ratio, caption)
 
 
-def test_pictures_without_classes_are_of_one(tokenizer, index, tmp_path):
+def test_images_without_classes_are_of_one(tokenizer, index, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
     shutil.copy(index.parent / "00.png", flat)
@@ -434,9 +434,9 @@ def test_a_folder_of_other_latents_is_refused(tokenizer, index, tmp_path, change
 
 def test_what_cannot_be_encoded_is_refused(tokenizer, tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        open_pictures(str(tmp_path / "none"))
-    with pytest.raises(UserError, match="holds no picture"):
-        open_pictures(str(tmp_path))
+        open_images(str(tmp_path / "none"))
+    with pytest.raises(UserError, match="holds no image"):
+        open_images(str(tmp_path))
     with pytest.raises(UserError, match="multiple of 64"):
         CacheSettings(source="photographs", out=tmp_path, size=100)
     with pytest.raises(UserError, match="'zip': expected safetensors or webdataset"):

@@ -67,7 +67,7 @@ def test_a_malformed_captions_file_is_refused(tmp_path, rows, reason):
         read_photo_captions(path)
 
 
-def test_captions_without_pictures_names_are_refused(tmp_path):
+def test_captions_without_images_names_are_refused(tmp_path):
     (tmp_path / "captions.txt").write_text("a dog\n")
     with pytest.raises(UserError, match=r"\.jsonl"):
         read_photo_captions(tmp_path / "captions.txt")

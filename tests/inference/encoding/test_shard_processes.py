@@ -14,7 +14,7 @@ def test_a_process_that_cannot_start_says_why(tmp_path):
     settings = CacheSettings(source="photographs", out=tmp_path / "out", size=64)
     units, gone = units_of(0, 1, 2, 1), tmp_path / "gone"
     with pytest.raises(UserError, match=r"could not start: \S*gone: no such folder; expected the folder"):
-        run_units(settings, gone, "cpu", ["sky"], units, 2, lambda kind, pictures: None)
+        run_units(settings, gone, "cpu", ["sky"], units, 2, lambda kind, images: None)
 
 
 def test_an_error_of_a_device_is_told_in_one_line():

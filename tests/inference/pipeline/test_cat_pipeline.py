@@ -1,4 +1,4 @@
-"""CATPipeline: a label becomes a picture at the ratio its complexity earns, the same one each time."""
+"""CATPipeline: a label becomes an image at the ratio its complexity earns, the same one each time."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def pixels(output):
     return [np.asarray(image).astype(int) for image in output.images]
 
 
-def test_every_ratio_gives_a_picture_of_the_asked_size(pipeline):
+def test_every_ratio_gives_an_image_of_the_asked_size(pipeline):
     for ratio, tokens in ((8, 16), (16, 4), (32, 1)):
         output = pipeline(["village street"], ratio=ratio, **FAST)
         assert (output.images[0].size, output.images[0].mode) == ((64, 64), "RGB")
@@ -73,7 +73,7 @@ def test_auto_spends_more_tokens_on_what_is_complex(pipeline):
     assert output.tokens[0] <= output.tokens[1] <= output.tokens[2]
 
 
-def test_a_picture_depends_on_its_seed_and_not_on_its_neighbours(pipeline):
+def test_an_image_depends_on_its_seed_and_not_on_its_neighbours(pipeline):
     together = pixels(pipeline(LABELS * 2, seed=10, guidance=2.0, **FAST))
     for i, label in enumerate(LABELS * 2):
         (alone,) = pixels(pipeline([label], seed=10 + i, guidance=2.0, **FAST))
@@ -96,7 +96,7 @@ def test_latents_are_put_back_into_the_tokenizers_scale(pipeline, monkeypatch):
     torch.testing.assert_close(seen[0], expected.view(1, 4, 1, 1).expand(1, 4, 4, 4))
 
 
-def test_a_saved_pipeline_draws_the_same_pictures(pipeline, tmp_path):
+def test_a_saved_pipeline_draws_the_same_images(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     loaded = CATPipeline.from_pretrained(tmp_path)
     assert (loaded.labels, loaded.thresholds, loaded.resolution) == (LABELS, RatioThresholds(3, 7), 64)
@@ -180,7 +180,7 @@ def test_a_generator_of_another_tokenizer_is_refused(parts, pipeline, tmp_path):
         ({"prompts": ["village street"], "scheduler": "euler"}, "scheduler 'euler'"),
         ({"prompts": ["a cat asleep"]}, "none of the 3 classes; .* trained without text"),
         ({"prompts": [Description("a cat asleep")]}, "'a cat asleep' is none of the 3 classes"),
-        ({"prompts": [1, 0], "ratio": 8, "max_tokens": 31}, "picture 0 at 8x has 16 tokens, 32 with"),
+        ({"prompts": [1, 0], "ratio": 8, "max_tokens": 31}, "image 0 at 8x has 16 tokens, 32 with"),
         ({"prompts": [0], "mean_tokens": 0.5}, "64 px costs 1 tokens at least"),
         ({"prompts": [0], "mean_tokens": 4, "ratio": 8}, "one of them is enough"),
         ({"prompts": []}, "no label"),

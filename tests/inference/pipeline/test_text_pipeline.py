@@ -1,4 +1,4 @@
-"""CATPipeline with a generator that takes text: descriptions become pictures, labels still do."""
+"""CATPipeline with a generator that takes text: descriptions become images, labels still do."""
 
 import json
 
@@ -42,15 +42,15 @@ def pipeline(encoder):
     return CATPipeline(*make_parts(), resolution=64, descriptions=DESCRIPTIONS, text_encoder=encoder)
 
 
-def picture(pipeline, prompt):
+def image(pipeline, prompt):
     return np.asarray(pipeline(prompt, **FAST).images[0]).astype(int)
 
 
 def test_what_is_drawn_follows_the_description(pipeline):
-    house = picture(pipeline, "a red house")
-    assert np.array_equal(picture(pipeline, Description("a red house")), house)
-    assert np.abs(picture(pipeline, "a blue house") - house).max() > 1
-    assert np.abs(picture(pipeline, LABELS[0]) - house).max() > 1
+    house = image(pipeline, "a red house")
+    assert np.array_equal(image(pipeline, Description("a red house")), house)
+    assert np.abs(image(pipeline, "a blue house") - house).max() > 1
+    assert np.abs(image(pipeline, LABELS[0]) - house).max() > 1
 
 
 def test_a_label_brings_its_class_and_its_caption(pipeline):
@@ -59,7 +59,7 @@ def test_a_label_brings_its_class_and_its_caption(pipeline):
     assert (by_name.label, by_name.text) == (1, "a newspaper page")
     (free,) = pipeline.plan("a newspaper page")
     assert (free.label, free.text) == (2, "a newspaper page")  # 2 is the null class
-    assert np.abs(picture(pipeline, "page") - picture(pipeline, "a newspaper page")).max() > 1
+    assert np.abs(image(pipeline, "page") - image(pipeline, "a newspaper page")).max() > 1
 
 
 def test_without_guidance_the_text_counts_too(pipeline):
@@ -90,7 +90,7 @@ def test_a_saved_pipeline_remembers_its_encoder(pipeline, encoder, tmp_path):
     pipeline.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "pipeline.json").read_text())["text_encoder"] == encoder
     loaded = CATPipeline.from_pretrained(tmp_path)
-    assert np.array_equal(picture(loaded, "a red house"), picture(pipeline, "a red house"))
+    assert np.array_equal(image(loaded, "a red house"), image(pipeline, "a red house"))
 
 
 def test_parts_that_do_not_fit_are_refused(encoder, tmp_path):
@@ -129,4 +129,4 @@ def test_an_encoder_given_by_a_relative_path_is_found_from_elsewhere(pipeline, t
     CATPipeline(*make_parts(), resolution=64, text_encoder="encoder").save_pretrained(tmp_path / "pipe")
     monkeypatch.chdir(tmp_path / "there")
     loaded = CATPipeline.from_pretrained(tmp_path / "pipe")
-    assert np.array_equal(picture(loaded, "a red house"), picture(pipeline, "a red house"))
+    assert np.array_equal(image(loaded, "a red house"), image(pipeline, "a red house"))

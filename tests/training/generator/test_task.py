@@ -55,7 +55,7 @@ def latents(tmp_path_factory):
             ratio, label = (8, 16, 32)[number % 3], number % 2
             latent = torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
             caption = ["a plane in the sky", "a page of text"][label]
-            writer.add(f"picture{number}", latent, label=label, ratio=ratio, caption=caption)
+            writer.add(f"image{number}", latent, label=label, ratio=ratio, caption=caption)
     return folder
 
 

@@ -46,8 +46,8 @@ def counted(run) -> int:
 def test_the_autoencoders_flops_are_those_of_training_it(ratio, monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
     model = NestedAutoencoderKL(**MODEL)
-    pictures = torch.zeros(2, 3, 64, 64)
-    expected = counted(lambda: model(pictures, ratio)[0])
+    images = torch.zeros(2, 3, 64, 64)
+    expected = counted(lambda: model(images, ratio)[0])
     assert tokenizer_flops(perceptual_weight=0).of(ratio, 2, False) == expected
 
 
@@ -60,8 +60,8 @@ def test_the_ghost_pass_is_no_work():
 def test_networks_in_the_loss_count_and_so_does_the_discriminator():
     plain, perceptual = tokenizer_flops(perceptual_weight=0), tokenizer_flops()
     network = TokenizerObjective(LossConfig()).distances[-1].network
-    pictures = torch.zeros(2, 3, 64, 64)
-    one = counted(lambda: network(pictures.clone().requires_grad_(), pictures))
+    images = torch.zeros(2, 3, 64, 64)
+    one = counted(lambda: network(images.clone().requires_grad_(), images))
     assert perceptual.of(16, 2, False) - plain.of(16, 2, False) == one
 
     judge = StyleGANDiscriminator(16, 128, 16)
@@ -78,7 +78,7 @@ def test_flops_grow_with_the_batch_and_fall_with_the_ratio():
     assert flops.of(8, 2, False) > flops.of(16, 2, False) > flops.of(32, 2, False)
 
 
-def test_a_step_is_told_in_pictures_tokens_and_flops_of_all_batches():
+def test_a_step_is_told_in_images_tokens_and_flops_of_all_batches():
     flops = tokenizer_flops()
     assert flops.of_step([(8, 3), (32, 2)], False) == {
         "images": 5,
@@ -90,7 +90,7 @@ def test_a_step_is_told_in_pictures_tokens_and_flops_of_all_batches():
 @pytest.mark.parametrize(
     ("ratio", "side", "tokens"), [(8, 512, 1024), (16, 512, 256), (32, 512, 64), (32, 32, 0.25)]
 )
-def test_tokens_of_a_picture(ratio, side, tokens):
+def test_tokens_of_an_image(ratio, side, tokens):
     assert token_count(ratio, side) == tokens
 
 

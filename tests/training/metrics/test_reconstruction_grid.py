@@ -20,20 +20,20 @@ def grid(count: int, size: int = 128, held_out: bool = True) -> ReconstructionGr
 def test_each_row_shows_what_came_back_at_its_ratio_and_says_how_good_it_is():
     shown = grid(3)
 
-    def reconstruct(picture, ratio):
-        return picture * (1 - ratio / 64)
+    def reconstruct(image, ratio):
+        return image * (1 - ratio / 64)
 
     image, figures = shown.draw(reconstruct, (8, 16, 32), "after 5 steps")
     assert list(figures) == ["held_out/psnr_8x", "held_out/psnr_16x", "held_out/psnr_32x"]
     assert figures["held_out/psnr_16x"] == pytest.approx(
-        psnr(shown.pictures * 0.75, shown.pictures).mean().item(), abs=1e-4
+        psnr(shown.squares * 0.75, shown.squares).mean().item(), abs=1e-4
     )
     pixels = image_to_tensor(image)
     for row, factor in enumerate([1, 7 / 8, 3 / 4, 1 / 2]):
-        for column, picture in enumerate(shown.pictures):
+        for column, image in enumerate(shown.squares):
             top, left = 44 + row * 136, 120 + column * 136
             cell = pixels[:, top : top + 128, left : left + 128]
-            torch.testing.assert_close(cell, picture * factor, rtol=0, atol=1 / 127)
+            torch.testing.assert_close(cell, image * factor, rtol=0, atol=1 / 127)
     assert (image.width, image.height) == (120 + 3 * 136, 44 + 4 * 136)
     labels = np.asarray(image)[44:, 8:120]  # the next column is an image's edge
     for row in range(4):  # every row has its label, and no label runs into the images
@@ -41,8 +41,8 @@ def test_each_row_shows_what_came_back_at_its_ratio_and_says_how_good_it_is():
     assert labels[:, -8:].min() == 255
 
 
-def test_small_pictures_are_enlarged_pixel_by_pixel():
-    image, _ = grid(1, size=32).draw(lambda picture, ratio: picture, (8,), "")
+def test_small_images_are_enlarged_pixel_by_pixel():
+    image, _ = grid(1, size=32).draw(lambda x, ratio: x, (8,), "")
     cell = np.asarray(image)[44 : 44 + 128, 120 : 120 + 128]
     blocks = cell.reshape(32, 4, 32, 4, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()
@@ -65,12 +65,12 @@ def test_a_model_that_diverged_is_drawn_all_the_same():
     assert 0 < figures["held_out/psnr_8x"] < 20
 
 
-def test_one_picture_goes_through_at_a_time_and_without_gradients():
+def test_one_image_goes_through_at_a_time_and_without_gradients():
     seen = []
 
-    def reconstruct(picture, ratio):
-        seen.append((tuple(picture.shape), ratio, torch.is_grad_enabled()))
-        return picture
+    def reconstruct(image, ratio):
+        seen.append((tuple(image.shape), ratio, torch.is_grad_enabled()))
+        return image
 
     grid(2, size=16).draw(reconstruct, (8, 16), "")
     assert seen == [((1, 3, 16, 16), ratio, False) for ratio in (8, 8, 16, 16)]

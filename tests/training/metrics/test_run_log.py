@@ -133,7 +133,7 @@ def test_on_a_terminal_a_bar_tells_it_and_no_line(tmp_path, monkeypatch):
     assert "step 1 of 4" not in shown
 
 
-def test_grids_are_kept_as_pictures_and_their_figures_tracked(tmp_path):
+def test_grids_are_kept_as_images_and_their_figures_tracked(tmp_path):
     with RunLog(settings(tmp_path, 6, grid_every_steps=2), 0) as log:
         due = [step for step in range(6) if log.grid_is_due(step)]
         for step in due:

@@ -1,4 +1,4 @@
-"""What a dashboard is given: figures in groups, pictures, and one run a folder."""
+"""What a dashboard is given: figures in groups, images, and one run a folder."""
 
 import sys
 import textwrap
@@ -57,10 +57,10 @@ def test_every_figure_has_a_group():
     }
 
 
-def test_tensorboard_is_given_pictures(tmp_path):
+def test_tensorboard_is_given_images(tmp_path):
     board = TensorBoard(tmp_path, 0)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
-    board.picture("reconstructions", Image.fromarray(pixels), 4)
+    board.image("reconstructions", Image.fromarray(pixels), 4)
     (event,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("reconstructions")
     board.close(failed=False)
     assert (event.step, event.width, event.height) == (4, 9, 6)
@@ -113,7 +113,7 @@ def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path,
     for first in (0, 3):
         _, tracker = trackers(run, config(run, wandb_project="cat"), first)
         tracker.scalars({"loss/total": 1.0}, first)
-        tracker.picture("reconstructions", Image.new("RGB", (4, 2)), first)
+        tracker.image("reconstructions", Image.new("RGB", (4, 2)), first)
         tracker.close(failed=first == 3)
     one, two = wandb.RUNS
     assert one.given["project"] == "cat"

@@ -1,4 +1,4 @@
-"""What the proof of the tokenizer's training is about: two tiny models, and the pictures each rank is given.
+"""What the proof of the tokenizer's training is about: two tiny models, and the images each rank is given.
 
 Shared by the ranks (`gan_worker.py`) and by plain torch (`plain_gan.py`), which must come to one result.
 """
@@ -50,7 +50,7 @@ class Case:
     loss: dict[str, Any] = field(default_factory=dict)
     accumulation_steps: int = 1
     unequal: bool = False
-    """Rank 1 is given half the pictures of rank 0."""
+    """Rank 1 is given half the images of rank 0."""
     max_grad_norm: float = 1e9
     precision: str = "fp32"
     checkpointing: bool = False
@@ -82,7 +82,7 @@ class Case:
         }
         return fill(TokenizerRun, values, [])
 
-    def pictures(self, step: int, rank: int, part: int) -> torch.Tensor:
+    def images(self, step: int, rank: int, part: int) -> torch.Tensor:
         count = 1 if self.unequal and rank else 2
         generator = torch.Generator().manual_seed(100 * step + 10 * part + rank)
         return torch.rand(count, 3, SIDE, SIDE, generator=generator) * 2 - 1

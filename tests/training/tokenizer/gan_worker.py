@@ -25,7 +25,7 @@ from tests.training.tokenizer.gan_case import CASES, HALF, STEPS, Case, ratio_of
 
 
 class Training:
-    """A trainer and its EMA, as the task has them, on the pictures of a case."""
+    """A trainer and its EMA, as the task has them, on the images of a case."""
 
     def __init__(self, case: Case, folder: Path, ranks: Ranks) -> None:
         self.case, self.ranks = case, ranks
@@ -35,10 +35,9 @@ class Training:
 
     def step(self, step: int) -> dict[str, float]:
         self.batches = [
-            ImageBatch(images=pictures, ratio=ratio_of(step, self.ranks.rank, part))
-            for part, pictures in enumerate(
-                self.case.pictures(step, self.ranks.rank, part)
-                for part in range(self.case.accumulation_steps)
+            ImageBatch(images=images, ratio=ratio_of(step, self.ranks.rank, part))
+            for part, images in enumerate(
+                self.case.images(step, self.ranks.rank, part) for part in range(self.case.accumulation_steps)
             )
         ]
         return step_metrics(self, self.trainer.config, self.ranks, step)

@@ -3,7 +3,7 @@
 By default each batch's gradient is taken by itself and they are averaged in DeepSpeed's order: a rank's
 gradient is divided by the number of ranks before the sum; under ZeRO-1 a rank adds up its accumulation steps
 first, under ZeRO-2 each is averaged over ranks and those are added up. `undivided` is what all that stands
-for: one gradient of the mean loss over all pictures, those of one ratio in one batch.
+for: one gradient of the mean loss over all images, those of one ratio in one batch.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Part(NamedTuple):
     """A batch of one ratio, and what is drawn at random for it."""
 
     ratio: int
-    pictures: Tensor
+    images: Tensor
     noise: Tensor
     """Of the posterior, (B, c, h, w)."""
     windows: Tensor
@@ -71,11 +71,11 @@ class PlainGAN:
         gan = self.objective.gan.active(step)
         outputs, losses, terms = [], [], []
         for part in parts:
-            posterior = self.model.encode(part.pictures, part.ratio).latent_dist
+            posterior = self.model.encode(part.images, part.ratio).latent_dist
             z = posterior.mean + posterior.std * part.noise
             output = self.model.decode(z, part.ratio).sample
             logits = self.discriminator(self._crop(output, part.windows[:, 0])) if gan else None
-            loss = self.objective(part.pictures, output, posterior, logits)
+            loss = self.objective(part.images, output, posterior, logits)
             outputs.append(output.detach())
             losses.append(loss.total)
             terms.append({"loss": loss.total, **loss.terms()})
@@ -83,7 +83,7 @@ class PlainGAN:
         if gan:
             losses = []
             for part, output, told in zip(parts, outputs, terms, strict=True):
-                crops = [self._crop(x, part.windows[:, 1]) for x in (part.pictures, output)]
+                crops = [self._crop(x, part.windows[:, 1]) for x in (part.images, output)]
                 real, fake = self.discriminator(torch.cat(crops)).chunk(2)
                 loss = self.judging(step, real, fake, self.discriminator, crops[0])
                 losses.append(loss.total)
@@ -105,23 +105,23 @@ class PlainGAN:
         seed_step(self.config.seed, step, rank)
         parts = []
         for number in range(self.case.accumulation_steps):
-            ratio, pictures = ratio_of(step, rank, number), self.case.pictures(step, rank, number)
-            noise = torch.randn(len(pictures), 4, SIDE // ratio, SIDE // ratio)
-            windows = torch.zeros(len(pictures), 2, 2, dtype=torch.int64)
+            ratio, images = ratio_of(step, rank, number), self.case.images(step, rank, number)
+            noise = torch.randn(len(images), 4, SIDE // ratio, SIDE // ratio)
+            windows = torch.zeros(len(images), 2, 2, dtype=torch.int64)
             if self.objective.gan.active(step):
                 corners = SIDE - self.discriminator.resolution + 1
                 for which, side in ((0, 0), (0, 1), (1, 0), (1, 1)):
-                    windows[:, which, side] = torch.randint(0, corners, (len(pictures),))
-            parts.append(Part(ratio, pictures, noise, windows))
+                    windows[:, which, side] = torch.randint(0, corners, (len(images),))
+            parts.append(Part(ratio, images, noise, windows))
         return parts
 
-    def _crop(self, pictures: Tensor, corners: Tensor) -> Tensor:
+    def _crop(self, images: Tensor, corners: Tensor) -> Tensor:
         side = self.discriminator.resolution
-        pairs = zip(pictures, corners.tolist(), strict=True)
+        pairs = zip(images, corners.tolist(), strict=True)
         return torch.stack([x[:, i : i + side, j : j + side] for x, (i, j) in pairs])
 
     def _move(self, module: nn.Module, losses: Sequence[Tensor], parts: Sequence[Part]) -> None:
-        """One step of a model down the mean of `losses` over the pictures of `parts`."""
+        """One step of a model down the mean of `losses` over the images of `parts`."""
         parameters = list(module.parameters())
 
         def gradient(loss: Tensor) -> list[Tensor | None]:
@@ -157,12 +157,12 @@ class PlainGAN:
 
 
 def _shares(parts: Sequence[Part], total: int = 1) -> list[float]:
-    """Of the pictures, adding up to `total`."""
-    return [len(part.pictures) * total / sum(len(p.pictures) for p in parts) for part in parts]
+    """Of the images, adding up to `total`."""
+    return [len(part.images) * total / sum(len(p.images) for p in parts) for part in parts]
 
 
 def _mean(parts: Sequence[Part], values: Sequence[Tensor]) -> float:
-    """Over pictures."""
+    """Over images."""
     return sum(share * value.item() for share, value in zip(_shares(parts), values, strict=True))
 
 

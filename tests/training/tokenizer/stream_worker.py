@@ -38,7 +38,7 @@ def main(shards: str, out: str) -> None:
     for name, parts in RUNS.items():
         for steps, workers in parts:
             data = [f"data.shards={shards}", f"data.stream.workers={workers}"]
-            buffer = ["data.stream.shuffle_pictures=3"]
+            buffer = ["data.stream.shuffle_images=3"]
             run = [f"output_dir={out}/{name}", f"schedule.total_steps={steps}"]
             config = fill(TokenizerRun, read_yaml(NANO), [*TINY, *data, *buffer, *run])
             task = make_task(config, ranks)

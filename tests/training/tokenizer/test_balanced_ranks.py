@@ -1,4 +1,4 @@
-"""Two ranks with unequal batches train as plain torch on all their pictures, and hold what was predicted."""
+"""Two ranks with unequal batches train as plain torch on all their images, and hold what was predicted."""
 
 import json
 
@@ -36,7 +36,7 @@ def drawn(config) -> list[list[ImageBatch]]:
 
 
 def reference(config):
-    """Plain torch: every picture of both ranks weighs the same; on one thread, as the ranks compute."""
+    """Plain torch: every image of both ranks weighs the same; on one thread, as the ranks compute."""
     torch.manual_seed(config.seed)
     model = build_model(NestedAutoencoderKL, config.model)
     objective = TokenizerObjective(config.loss)
@@ -68,7 +68,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_ranks_with_unequal_batches_equal_plain_torch_on_all_pictures(run, one_thread):
+def test_ranks_with_unequal_batches_equal_plain_torch_on_all_images(run, one_thread):
     config = settings(run)
     assert any(a.count != b.count for a, b in drawn(config)), "else nothing is shown"
     expected, losses = reference(config)

@@ -1,4 +1,4 @@
-"""Two engines on two ranks that draw different ratios, GAN and all, are plain torch on all their pictures.
+"""Two engines on two ranks that draw different ratios, GAN and all, are plain torch on all their images.
 
 All cases of `gan_case.py` are trained in one launch of `gan_worker.py`, through the engines and the step of
 real runs, and compared with `plain_gan.py`.
@@ -89,10 +89,10 @@ def test_blocks_that_nobody_used_in_a_step_decay_all_the_same(gans, plain):
 
 
 @pytest.mark.parametrize("case", FP32, ids=lambda case: case.name)
-def test_logged_losses_are_means_over_pictures_however_unequally_ranks_have_them(case, gans, plain):
+def test_logged_losses_are_means_over_images_however_unequally_ranks_have_them(case, gans, plain):
     for step, (told, wanted) in enumerate(zip(metrics_of(gans, case), plain(case)[1], strict=True)):
         assert {name: told[name] for name in wanted} == pytest.approx(wanted, rel=1e-12)
-        images = sum(len(case.pictures(step, rank, 0)) for rank in range(WORLD)) * case.accumulation_steps
+        images = sum(len(case.images(step, rank, 0)) for rank in range(WORLD)) * case.accumulation_steps
         assert told["images"] == images
 
 

@@ -16,8 +16,8 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "tokenizer"
 
 
 def loss_at(model: NestedAutoencoderKL, ratio: int, ghost_pass: bool) -> torch.Tensor:
-    pictures = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(ratio))
-    output, _ = model(pictures, ratio, sample_posterior=False, ghost_pass=ghost_pass)
+    images = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(ratio))
+    output, _ = model(images, ratio, sample_posterior=False, ghost_pass=ghost_pass)
     return output.square().mean()
 
 
@@ -62,19 +62,19 @@ def test_the_ghost_pass_changes_neither_output_nor_gradients(ratio):
 
 @pytest.mark.parametrize("ratio", [8, 16, 32])
 def test_at_the_papers_size_the_ghost_pass_costs_less_than_two_percent_of_a_step(ratio):
-    """Of the autoencoder's forward and backward pass alone: the step also judges and compares pictures."""
+    """Of the autoencoder's forward and backward pass alone: the step also judges and compares images."""
     config = fill(TokenizerRun, read_yaml(CONFIGS / "cat_c16.yaml"), [])
     with torch.device("meta"):
         model = build_model(NestedAutoencoderKL, config.model)
-        pictures = torch.empty(config.data.batch_size, 3, config.data.image_size, config.data.image_size)
-    assert pictures.shape == (8, 3, 512, 512)
-    plain, ghost = (flops(model, pictures, ratio, ghost_pass) for ghost_pass in (False, True))
+        images = torch.empty(config.data.batch_size, 3, config.data.image_size, config.data.image_size)
+    assert images.shape == (8, 3, 512, 512)
+    plain, ghost = (flops(model, images, ratio, ghost_pass) for ghost_pass in (False, True))
     # The three ratios skip different blocks, and all three skip some.
     assert 0 < ghost - plain < 0.02 * ghost
 
 
-def flops(model: NestedAutoencoderKL, pictures: torch.Tensor, ratio: int, ghost_pass: bool) -> int:
+def flops(model: NestedAutoencoderKL, images: torch.Tensor, ratio: int, ghost_pass: bool) -> int:
     with FlopCounterMode(display=False) as counter:
-        output, _ = model(pictures, ratio, ghost_pass=ghost_pass)
+        output, _ = model(images, ratio, ghost_pass=ghost_pass)
         output.sum().backward()
     return counter.get_total_flops()

@@ -1,4 +1,4 @@
-"""A run's pictures: every kind of source that a configuration can name, and its place in checkpoints."""
+"""A run's images: every kind of source that a configuration can name, and its place in checkpoints."""
 
 import io
 import json
@@ -27,11 +27,11 @@ from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer import image_source
 from cat_fast.training.tokenizer.image_source import load_source, loader_amounts, make_source, save_source
-from tests.data.streams.sets import picture
+from tests.data.streams.sets import image
 from tests.training.thread_ranks import on_thread_ranks
 
 ROOT = Path(__file__).parents[3]
-SMALL = ["data.image_size=32", "data.batch_size=2", "data.stream.workers=0", "data.stream.shuffle_pictures=4"]
+SMALL = ["data.image_size=32", "data.batch_size=2", "data.stream.workers=0", "data.stream.shuffle_images=4"]
 
 
 def config(*overrides: str) -> TokenizerRun:
@@ -175,13 +175,13 @@ def test_an_image_in_memory_that_no_ratio_was_chosen_for_is_skipped(index, tmp_p
 
 @pytest.fixture
 def small_set(tmp_path):
-    """Writes an index of nine pictures, three a ratio, of which some are broken."""
+    """Writes an index of nine images, three a ratio, of which some are broken."""
 
     def write(name: str, broken: Iterable[int] = (), changes: dict | None = None) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         for n in range(9):
-            (folder / f"{n}.png").write_bytes(b"no picture" if n in broken else picture(n))
+            (folder / f"{n}.png").write_bytes(b"no image" if n in broken else image(n))
         flags = {"has_text": False, "has_faces": False}
         fields = {"caption": "", "score": 5, **flags, **(changes or {})}
         records = [
@@ -207,15 +207,15 @@ def test_a_broken_image_in_memory_is_skipped_counted_and_told(small_set, caplog)
 
 def test_a_ratio_in_memory_without_a_usable_image_ends_the_run(small_set):
     bad = small_set("bad", broken=[1, 4, 7])
-    with pytest.raises(UserError, match="1000 pictures in a row cannot be decoded"):
+    with pytest.raises(UserError, match="1000 images in a row cannot be decoded"):
         draw(make_source(config(f"data.index={bad}"), Ranks()), 20)
     source = make_source(config(f"data.index={bad}", "sampler.shares={8: 1, 32: 1}"), Ranks())
     assert source.ratios == [8, 32]
     assert {ratio for ratio, *_ in draw(source, 20)} == {8, 32}
-    with pytest.raises(UserError, match="ratio 4 has a share but no picture"):
+    with pytest.raises(UserError, match="ratio 4 has a share but no image"):
         make_source(config(f"data.index={bad}", "sampler.shares={4: 1}"), Ranks())
     bad.write_text("")
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         make_source(config(f"data.index={bad}"), Ranks())
 
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_of_other_images_in_memory_is_refused(small_set):
         with pytest.raises(UserError, match="or of other images or ratios"):
             source.load_state_dict([state])
     with pytest.raises(UserError, match="of an earlier version"):
-        source.load_state_dict([{"pictures": {}, "sampler": {}}])
+        source.load_state_dict([{"images": {}, "sampler": {}}])
 
 
 def _without_json(path: Path) -> bytes:
@@ -269,7 +269,7 @@ def _without_json(path: Path) -> bytes:
     return out.getvalue()
 
 
-def test_shares_have_to_be_said_where_no_scores_lie_beside_the_pictures(index, shards):
+def test_shares_have_to_be_said_where_no_scores_lie_beside_the_images(index, shards):
     folder = photographs()[0].path.parent
     with pytest.raises(UserError, match=r"sampler\.shares.*no scores lie beside"):
         make_source(config(f"data.folder={folder}"), Ranks())
@@ -289,7 +289,7 @@ def test_ranks_that_see_other_files_are_refused_together(shards, tmp_path):
 
     first, second = on_thread_ranks(2, refused)
     assert first == second
-    assert "other pictures than rank 0: all ranks must see the same files (on rank 1)" in first
+    assert "other images than rank 0: all ranks must see the same files (on rank 1)" in first
 
 
 def test_the_mix_is_counted_once_for_all_ranks_and_kept_by_a_resumed_run(shards, tmp_path, monkeypatch):
@@ -333,12 +333,12 @@ def test_sidecars_that_cannot_be_read_end_all_ranks_together(index, shards, monk
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.index=''"], "where are the pictures"),
+        (["data.index=''"], "where are the images"),
         (["data.shards=a.tar", "data.folder=b"], r"data\.shards and data\.folder are set"),
         (["data.shards=a.tar", "data.index=mine.jsonl"], r"data\.index names mine\.jsonl, and data\.shards"),
         (["data.cache_megabytes=0"], "must be positive"),
         (["data.stream.workers=-1"], "negative"),
-        (["data.stream.shuffle_pictures=0"], "must be positive"),
+        (["data.stream.shuffle_images=0"], "must be positive"),
         (["data.stream.unscored=keep"], "'keep' is not skip or jpeg"),
         (["data.stream.unreadable=ask"], "'ask' is not skip or stop"),
         (["data.stream.first_wait=-1"], "negative"),
@@ -353,7 +353,7 @@ def test_metrics_tell_waiting_rate_and_what_was_skipped(index, shards, tmp_path)
     bad = tmp_path / "bad.jsonl"
     records = index_photographs(photographs("held_out"))
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     same_ratio = [r for r in records if r.ratio == 16]
     write_index(bad, [*same_ratio, type(records[0])(**{**vars(same_ratio[0]), "path": str(broken)})])
     source = make_source(config(f"data.index={bad}", "data.in_memory=false"), Ranks())
@@ -361,4 +361,4 @@ def test_metrics_tell_waiting_rate_and_what_was_skipped(index, shards, tmp_path)
     metrics = loader_amounts([batch], 1)
     assert metrics["skipped_samples"] in (1, 2)  # an epoch, or the first of the next
     assert metrics["data_seconds"] > 0
-    assert np.isfinite(metrics["loader_pictures_per_second"])
+    assert np.isfinite(metrics["loader_images_per_second"])

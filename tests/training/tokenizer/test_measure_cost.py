@@ -41,8 +41,8 @@ def test_every_ratio_and_batch_is_timed_and_fitted(monkeypatch):
     assert len(told) == measure_cost.steps_of(config, [1, 3], 2) == 18
     for ratio in (8, 16, 32):
         assert table.costs[ratio].fixed == pytest.approx(0.5)
-        assert table.costs[ratio].per_picture == pytest.approx(1 / ratio)
-    assert [(m.ratio, m.pictures, m.repeats) for m in table.measured] == [(f, n, 2) for f, n in cells]
+        assert table.costs[ratio].per_image == pytest.approx(1 / ratio)
+    assert [(m.ratio, m.images, m.repeats) for m in table.measured] == [(f, n, 2) for f, n in cells]
     assert table.unit == "seconds"
 
 
@@ -69,7 +69,7 @@ def test_what_tells_no_cost_is_refused(batches, side, message):
         measure_cost.measure(settings(*TINY, f"data.image_size={side}"), batches, 1)
 
 
-def test_counted_operations_are_affine_in_the_pictures():
+def test_counted_operations_are_affine_in_the_images():
     config = settings(*TINY)
     table = measure_cost.count_operations(config)
     assert table.unit == "flops"
@@ -85,7 +85,7 @@ def test_counted_operations_are_about_three_forward_passes():
     without = ["loss.perceptual_weight=0", "loss.features_weight=0", "loss.gan_weight=0"]
     table = measure_cost.count_operations(settings(*without, name="cat_c16"))
     for ratio, gmac in {8: 1154, 16: 592, 32: 497}.items():
-        assert table.costs[ratio].per_picture == pytest.approx(3 * 2 * gmac * 1e9, rel=0.06)
+        assert table.costs[ratio].per_image == pytest.approx(3 * 2 * gmac * 1e9, rel=0.06)
 
 
 def test_a_balanced_run_goes_by_its_table_or_says_that_it_counts(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Two ranks train from shards with a broken picture: interrupted, they end where a straight run does."""
+"""Two ranks train from shards with a broken image: interrupted, they end where a straight run does."""
 
 import tarfile
 from collections import Counter
@@ -36,7 +36,7 @@ def write_set(folder: Path) -> Path:
 def test_interrupted_runs_from_shards_end_where_a_straight_one_does(tmp_path):
     outputs = run_ranks(WORKER, 2, write_set(tmp_path / "shards"), tmp_path)
 
-    timings = {"seconds", "data_seconds", "loader_pictures_per_second"}
+    timings = {"seconds", "data_seconds", "loader_images_per_second"}
     straight, stopped = (
         [
             {name: value for name, value in r.items() if name not in timings}

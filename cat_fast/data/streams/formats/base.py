@@ -14,7 +14,7 @@ class UnreadableShard(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a sidecar, an index or the sample itself says of a picture."""
+    """What a sidecar, an index or the sample itself says of an image."""
 
     score: int | None = None
     ratio: int | None = None
@@ -64,9 +64,9 @@ class Entry:
     key: str
     labels: Labels
     read: Callable[[], bytes]
-    """The encoded picture; OSError where it cannot be read."""
+    """The encoded image; OSError where it cannot be read."""
     damage: str = ""
-    """Why there is no picture here, if there is none; once rated, also why it has no ratio."""
+    """Why there is no image here, if there is none; once rated, also why it has no ratio."""
     ratio: int | None = None
     """Set by rating it; None if it has none, or needs none."""
 
@@ -93,18 +93,18 @@ class ShardSet(Protocol):
         ...
 
     def labels(self, index: int) -> list[Labels] | None:
-        """Those of all samples, without the pictures; None where they can only be had together."""
+        """Those of all samples, without the images; None where they can only be had together."""
         ...
 
 
 @dataclass(frozen=True)
 class Rating:
-    """How a picture gets its ratio: from its labels, or by judging its bytes.
+    """How an image gets its ratio: from its labels, or by judging its bytes.
 
     Args:
         by_labels: the ratio that labels say, None where they say nothing.
-        by_bytes: judges a file's bytes, in a worker (so it can be pickled); None leaves such pictures out.
-            It raises UserError for what is no picture.
+        by_bytes: judges a file's bytes, in a worker (so it can be pickled); None leaves such images out.
+            It raises UserError for what is no image.
     """
 
     by_labels: Callable[[Labels], int | None]
@@ -119,8 +119,8 @@ def fingerprint_of(names: Iterable[str]) -> str:
 
 
 def nothing() -> bytes:
-    """The picture of an entry that has none."""
-    raise OSError("there is no picture")
+    """The image of an entry that has none."""
+    raise OSError("there is no image")
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""How a stream of pictures is read."""
+"""How a stream of images is read."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ UNREADABLE = ("skip", "stop")
 
 @dataclass(kw_only=True)
 class StreamConfig:
-    """Reading, shuffling and decoding of pictures that are not held in memory; all figures are a rank's."""
+    """Reading, shuffling and decoding of images that are not held in memory; all figures are a rank's."""
 
     workers: int = 4
     """Processes that decode; 0 decodes in the training process. Batches do not depend on it."""
     prefetch_steps: int = 2
-    """How many steps ahead pictures are given to the workers."""
-    shuffle_pictures: int = 1024
-    """Pictures are shuffled among as many of the same ratio; two such buffers a ratio are held, encoded."""
+    """How many steps ahead images are given to the workers."""
+    shuffle_images: int = 1024
+    """Images are shuffled among as many of the same ratio; two such buffers a ratio are held, encoded."""
     shuffle_megabytes: int = 256
     """A buffer ends at this size if it comes first, which bounds the memory."""
     unscored: str = "skip"
-    """What becomes of pictures without score or ratio: `skip` passes them over and counts them, `jpeg` judges
+    """What becomes of images without score or ratio: `skip` passes them over and counts them, `jpeg` judges
     them by their size as a JPEG, which decodes them once more."""
     unreadable: str = "skip"
     """Whether a shard that cannot be opened is passed over (`skip`) or ends the run (`stop`)."""
@@ -36,7 +36,7 @@ class StreamConfig:
         for name in ("workers", "prefetch_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"data.stream.{name}: {getattr(self, name)} is negative")
-        for name in ("shuffle_pictures", "shuffle_megabytes", "attempts"):
+        for name in ("shuffle_images", "shuffle_megabytes", "attempts"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.stream.{name}: {getattr(self, name)} must be positive")
         if self.first_wait < 0:

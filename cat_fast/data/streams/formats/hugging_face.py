@@ -1,4 +1,4 @@
-"""Hugging Face datasets, streamed: of the Hub, or a local folder of parquet files or pictures.
+"""Hugging Face datasets, streamed: of the Hub, or a local folder of parquet files or images.
 
 A shard is what `datasets` calls one, such as a parquet file. It cannot be entered in the middle, and each
 ratio reads it for itself: a set that is read over a network, or more than once, is better made into archives.
@@ -22,10 +22,10 @@ KEY_COLUMNS = ("key", "__key__", "id")
 class HubShards:
     """Implements `ShardSet` for `datasets.load_dataset(path, name, split=split, streaming=True)`.
 
-    The picture is the column of type Image; `score`, `ratio` and `has_text` are columns of those names.
+    The image is the column of type Image; `score`, `ratio` and `has_text` are columns of those names.
 
     Raises:
-        UserError: the package `datasets` is missing, there is no such set, or it has no picture.
+        UserError: the package `datasets` is missing, there is no such set, or it has no image.
     """
 
     def __init__(self, path: str, name: str, split: str, config: StreamConfig, problems: Problems) -> None:
@@ -40,10 +40,10 @@ class HubShards:
             features = found.features or found._resolve_features().features or {}
         except Exception as error:  # of the Hub, of the network, of file formats
             raise UserError(f"data.dataset: {path}: {one_line(error)}") from error
-        pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-        if not pictures:
-            raise UserError(f"data.dataset: {path}: no picture among its columns {', '.join(features)}")
-        self.column = pictures[0]
+        images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+        if not images:
+            raise UserError(f"data.dataset: {path}: no image among its columns {', '.join(features)}")
+        self.column = images[0]
         self.dataset = found.cast_column(self.column, datasets.Image(decode=False))
         self.names = [f"{path}/{split}-{n:05d}" for n in range(found.num_shards)]
         self.fingerprint = fingerprint_of(self.names)
@@ -91,8 +91,8 @@ class HubShard:
                     return
 
     def _entry(self, number: int, row: Mapping[str, Any]) -> Entry:
-        picture = row[self.parent.column] or {}
-        content, path = picture.get("bytes"), picture.get("path")
+        image = row[self.parent.column] or {}
+        content, path = image.get("bytes"), image.get("path")
         own = next((str(row[column]) for column in KEY_COLUMNS if row.get(column) is not None), None)
         key = own or f"{self.name.rpartition('/')[2]}-{number:08d}"
         try:
@@ -103,7 +103,7 @@ class HubShard:
             return Entry(number, key, labels, lambda: content)
         if path is not None:
             return Entry(number, key, labels, lambda: _read(path))
-        return Entry(number, key, labels, nothing, "no picture in its row")
+        return Entry(number, key, labels, nothing, "no image in its row")
 
 
 def _read(path: str) -> bytes:

@@ -1,6 +1,6 @@
-"""Pictures in files of their own: an image index of any length, or a folder. A run of files is a shard.
+"""Images in files of their own: an image index of any length, or a folder. A run of files is a shard.
 
-The `extent` of a set grows with it: a set of the same names may have more pictures.
+The `extent` of a set grows with it: a set of the same names may have more images.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ class IndexShards:
                     self.starts.append(position)
                 position += len(line)
         if not lines:
-            raise UserError(f"image index {self.path}: it holds no pictures")
+            raise UserError(f"image index {self.path}: it holds no images")
         self.starts.append(position)
         self.extent = position
         self.names = [
@@ -80,7 +80,7 @@ class RecordShards:
         self.records = records
         self.ratios = [record.ratio for record in records] if ratios is None else ratios
         self.extent = len(records)
-        self.names = [f"pictures from {n}" for n in range(0, len(records), FILES_A_SHARD)]
+        self.names = [f"images from {n}" for n in range(0, len(records), FILES_A_SHARD)]
         self.fingerprint = fingerprint_of(
             f"{record.path} {ratio}" for record, ratio in zip(records, self.ratios, strict=True)
         )
@@ -96,11 +96,11 @@ class RecordShards:
 
 
 class FolderShards:
-    """Implements `ShardSet` for the pictures in a folder and its subfolders.
+    """Implements `ShardSet` for the images in a folder and its subfolders.
 
-    Nothing is known of them; `described`, the subfolder that a picture lies in is its class, and a text file
+    Nothing is known of them; `described`, the subfolder that an image lies in is its class, and a text file
     beside it its caption (`caption_beside`). What is held is their names within the folder, about a hundred
-    bytes a picture.
+    bytes an image.
     """
 
     def __init__(self, folder: str | Path, described: bool = False) -> None:

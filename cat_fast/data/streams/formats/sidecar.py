@@ -1,7 +1,7 @@
 """Scores beside a shard: `shard-000123.scores.jsonl` or `.scores.parquet`, read when the shard is opened.
 
-A line is an object with "key" and one or both of "score" (1 to 9) and "ratio" (8, 16, 32); "has_text" keeps a
-picture from being mirrored; "has_faces", "caption" and "category" are for whoever makes latents of them.
+A line is an object with "key" and one or both of "score" (1 to 9) and "ratio" (8, 16, 32); "has_text"
+keeps an image from being mirrored; "has_faces", "caption" and "category" are for whoever makes latents of them.
 Other fields are passed over. Columns likewise. What is missing or null is not said.
 """
 

@@ -48,7 +48,7 @@ def list_shards(pattern: str, remote: Remote) -> list[str]:
     if all("://" not in url and not os.path.exists(url) for url in found):
         raise UserError(f"data.shards: {found[0]}: no such file; cat-fast shard makes shards of an index")
     if len(set(found)) < len(found):
-        raise UserError(f"data.shards: {pattern}: names a shard twice, and its pictures would come up twice")
+        raise UserError(f"data.shards: {pattern}: names a shard twice, and its images would come up twice")
     return found
 
 
@@ -96,7 +96,7 @@ class TarShards:
 
 
 class TarShard:
-    """Implements `Shard`: one archive, read through once for the places of its pictures.
+    """Implements `Shard`: one archive, read through once for the places of its images.
 
     Labels come from the sidecar; those that it does not say, from the sample's own files.
     """
@@ -112,7 +112,7 @@ class TarShard:
             self._entries.append(self._entry(len(self._entries), sample))
         if all(entry.damage for entry in self._entries):
             why = self._entries[0].damage if self._entries else "it is empty"
-            raise UnreadableShard(f"no picture in the archive: {why}")
+            raise UnreadableShard(f"no image in the archive: {why}")
         if sidecar is not None:
             for key in sidecar.keys() - {entry.key for entry in self._entries}:
                 problems.report(f"{name}: {key}", "the sidecar scores it, but it is not in the archive")
@@ -129,10 +129,10 @@ class TarShard:
             return Entry(number, sample.where, _NO_LABELS, nothing, sample.why)
         key, parts = sample
         labels = self._labels(key, parts)
-        picture = next((m for suffix, m in parts.items() if "." + suffix in IMAGE_SUFFIXES), None)
-        if picture is None:
-            return Entry(number, key, labels, nothing, f"no picture among its files ({', '.join(parts)})")
-        return Entry(number, key, labels, lambda: self._read(picture))
+        image = next((m for suffix, m in parts.items() if "." + suffix in IMAGE_SUFFIXES), None)
+        if image is None:
+            return Entry(number, key, labels, nothing, f"no image among its files ({', '.join(parts)})")
+        return Entry(number, key, labels, lambda: self._read(image))
 
     def _labels(self, key: str, parts: dict[str, Member]) -> Labels:
         """By the sidecar, and where that is silent by the sample."""

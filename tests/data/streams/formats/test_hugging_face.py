@@ -1,4 +1,4 @@
-"""Hugging Face datasets, streamed from local folders: parquet files and plain pictures."""
+"""Hugging Face datasets, streamed from local folders: parquet files and plain images."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.hugging_face import HubShards
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.errors import UserError
-from tests.data.streams.sets import batches, make_source, picture, state_of
+from tests.data.streams.sets import batches, image, make_source, state_of
 
 datasets = pytest.importorskip("datasets")
 
@@ -17,12 +17,12 @@ def hub(path, config=None) -> HubShards:
 
 @pytest.fixture
 def parquet(tmp_path):
-    """Three files of five pictures with scores."""
+    """Three files of five images with scores."""
     for part in range(3):
         rows = [
             {
                 "key": f"{part}-{n}",
-                "image": {"bytes": picture(10 * part + n), "path": None},
+                "image": {"bytes": image(10 * part + n), "path": None},
                 "ratio": (8, 16, 32)[n % 3],
                 "has_text": n == 0,
             }
@@ -39,7 +39,7 @@ def test_rows_are_samples_with_their_labels_and_files_are_shards(parquet):
     for part in range(3):
         entries = list(shards.open(part).entries(0))
         assert [entry.key for entry in entries] == [f"{part}-{n}" for n in range(5)]
-        assert [entry.read() for entry in entries] == [picture(10 * part + n) for n in range(5)]
+        assert [entry.read() for entry in entries] == [image(10 * part + n) for n in range(5)]
         assert [entry.labels.ratio for entry in entries] == [8, 16, 32, 8, 16]
         assert [entry.labels.has_text for entry in entries] == [True, *[False] * 4]
     assert [entry.number for entry in shards.open(1).entries(3)] == [3, 4]
@@ -61,9 +61,9 @@ def test_a_resumed_stream_goes_on_exactly(parquet):
     assert batches(again, range(7, 20)) == batches(stream, range(7, 20))
 
 
-def test_a_folder_of_pictures_is_one_shard_which_ranks_share(tmp_path):
+def test_a_folder_of_images_is_one_shard_which_ranks_share(tmp_path):
     for n in range(6):
-        (tmp_path / f"{n}.png").write_bytes(picture(n))
+        (tmp_path / f"{n}.png").write_bytes(image(n))
     shards = hub(tmp_path)
     assert len(shards.names) == 1
     drawn = []
@@ -97,9 +97,9 @@ def test_reading_goes_on_behind_the_last_sample_after_an_error(parquet, failures
     assert [entry.damage for entry in found if entry.damage] == ["the line is down"] * (expected < 5)
 
 
-def test_what_is_no_set_of_pictures_is_refused(tmp_path):
+def test_what_is_no_set_of_images_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"data\.dataset"):
         hub(tmp_path / "none")
     datasets.Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "text.parquet")
-    with pytest.raises(UserError, match="no picture among its columns text"):
+    with pytest.raises(UserError, match="no image among its columns text"):
         hub(tmp_path)

@@ -1,4 +1,4 @@
-"""Pictures in files of their own, read as they come: an index of any length, a folder."""
+"""Images in files of their own, read as they come: an index of any length, a folder."""
 
 import json
 from dataclasses import asdict
@@ -10,18 +10,18 @@ from cat_fast.data.streams.formats import image_files
 from cat_fast.data.streams.formats.base import Labels
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
 from cat_fast.errors import UserError
-from tests.data.streams.sets import batches, make_source, picture, state_of
+from tests.data.streams.sets import batches, image, make_source, state_of
 
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """25 pictures, ten to a shard; the tenth file is missing, the twelfth line broken."""
+    """25 images, ten to a shard; the tenth file is missing, the twelfth line broken."""
     monkeypatch.setattr(image_files, "FILES_A_SHARD", 10)
     records = []
     for n in range(25):
-        path = f"pictures/{n:02d}.png"
-        (tmp_path / "pictures").mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes(picture(n))
+        path = f"images/{n:02d}.png"
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(image(n))
         flags = {"has_text": n % 2 == 1, "has_faces": False}
         ratio = (8, 16, 32)[n % 3]
         records.append(ImageRecord(key=f"k{n}", path=path, caption="a", score=5, ratio=ratio, **flags))
@@ -36,11 +36,11 @@ def test_an_index_read_in_runs_says_what_it_says_as_a_whole(index):
     for entry, record in zip(entries, read_index(index), strict=True):
         assert entry.key == record.key
         assert entry.labels == Labels.of(vars(record))
-    assert [entry.read() for entry in entries] == [picture(n) for n in range(25)]
+    assert [entry.read() for entry in entries] == [image(n) for n in range(25)]
 
 
 def test_a_missing_file_and_a_broken_line_cost_themselves(index, caplog):
-    (index.parent / "pictures/09.png").unlink()
+    (index.parent / "images/09.png").unlink()
     lines = index.read_text().splitlines(keepends=True)
     lines[11] = '{"key": "k11"}\n'
     index.write_text("".join(lines))
@@ -84,36 +84,36 @@ def test_an_index_without_lines_or_without_a_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         IndexShards(tmp_path / "index.jsonl")
     (tmp_path / "index.jsonl").write_text("")
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         IndexShards(tmp_path / "index.jsonl")
 
 
 def test_a_folder_serves_every_ratio(index):
     folder = index.parent
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     shards = FolderShards(folder)
     assert len(shards.names) == 3
     assert shards.labels(0) is None
     found = batches(make_source(shards, rating=None, batch_size=5, shares={16: 1.0}), range(5))
     keys = [key.split(": ")[1] for _, its, *_ in found for key in its]
-    assert sorted(keys) == [f"pictures/{n:02d}.png" for n in range(25)]  # an epoch
+    assert sorted(keys) == [f"images/{n:02d}.png" for n in range(25)]  # an epoch
     with pytest.raises(UserError, match="no such folder"):
         FolderShards(folder / "none")
 
 
 def test_index_fields_survive_as_they_are_written(index):
     first = json.loads(index.read_text().splitlines()[0])
-    assert first == asdict(read_index(index)[0]) | {"path": "pictures/00.png"}
+    assert first == asdict(read_index(index)[0]) | {"path": "images/00.png"}
 
 
 def test_a_described_folder_has_classes_and_captions(index):
     folder = index.parent
-    (folder / "pictures/03.txt").write_text("a street\n at night")
-    (folder / "pictures/04.txt").write_bytes(b"caf\xe9")
+    (folder / "images/03.txt").write_text("a street\n at night")
+    (folder / "images/04.txt").write_bytes(b"caf\xe9")
     shards = FolderShards(folder, described=True)
     entries = list(shards.open(0).entries(0))
-    assert {entry.labels.category for entry in entries if not entry.damage} == {"pictures"}
+    assert {entry.labels.category for entry in entries if not entry.damage} == {"images"}
     assert [entry.labels.caption for entry in entries[2:4]] == ["", "a street at night"]
     assert "04.txt cannot be read" in entries[4].damage
-    assert [labels.category for labels in shards.labels(2)] == ["pictures"] * 5
+    assert [labels.category for labels in shards.labels(2)] == ["images"] * 5
     assert [entry.labels for entry in FolderShards(folder).open(0).entries(0)] == [Labels()] * 10

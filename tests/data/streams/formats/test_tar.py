@@ -22,7 +22,7 @@ from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
-from tests.data.streams.sets import batches, make_source, picture, tar_set, write_shards, write_tar
+from tests.data.streams.sets import batches, image, make_source, tar_set, write_shards, write_tar
 
 PATIENT = StreamConfig(first_wait=0.0)
 
@@ -37,11 +37,11 @@ def read(entry):
 
 @pytest.fixture
 def archive(tmp_path):
-    """Ten pictures of three kinds, each with JSON, some in folders."""
+    """Ten images of three kinds, each with JSON, some in folders."""
     samples = []
     for n in range(10):
         kind = ("png", "jpg", "webp")[n % 3]
-        content = picture(n, {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[kind])
+        content = image(n, {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[kind])
         own = {"score": n % 9 + 1, "has_text": n % 2 == 0, "caption": "a street"}
         samples.append({"__key__": f"part/{n:03d}", kind: content, "json": json.dumps(own).encode()})
     return write_tar(tmp_path / "shard-000000.tar", samples)
@@ -77,18 +77,16 @@ def test_a_sidecar_overrules_the_samples_and_lines_of_json_say_what_a_table_says
     assert [entry.labels for entry in entries(archive)] == found
 
 
-def test_a_sample_without_a_picture_and_a_picture_without_json_are_said_to_be(tmp_path):
-    path = write_tar(
-        tmp_path / "a.tar", [{"__key__": "a", "json": b"{}"}, {"__key__": "b", "png": picture(1)}]
-    )
+def test_a_sample_without_an_image_and_an_image_without_json_are_said_to_be(tmp_path):
+    path = write_tar(tmp_path / "a.tar", [{"__key__": "a", "json": b"{}"}, {"__key__": "b", "png": image(1)}])
     first, second = entries(path)
-    assert "no picture among its files (json)" in first.damage
+    assert "no image among its files (json)" in first.damage
     assert second.labels == Labels()
-    assert second.read() == picture(1)
+    assert second.read() == image(1)
 
 
 def test_caption_and_class_may_be_files_of_their_own_and_json_overrules_them(tmp_path):
-    plain = {"png": picture(1), "txt": "Straße\n".encode(), "cls": b"7"}
+    plain = {"png": image(1), "txt": "Straße\n".encode(), "cls": b"7"}
     own = json.dumps({"score": 3, "caption": "a street"}).encode()
     samples = [
         {"__key__": "a", **plain},
@@ -106,7 +104,7 @@ def test_caption_and_class_may_be_files_of_their_own_and_json_overrules_them(tmp
 @pytest.mark.parametrize("table", [False, True])
 def test_a_sidecar_hides_only_the_labels_that_it_says(tmp_path, table):
     own = {"score": 2, "ratio": 32, "has_text": True, "has_faces": True, "caption": None}
-    sample = {"png": picture(1), "json": json.dumps(own).encode(), "txt": b"a street", "cls": b"7"}
+    sample = {"png": image(1), "json": json.dumps(own).encode(), "txt": b"a street", "cls": b"7"}
     archive = write_tar(tmp_path / "a.tar", [{"__key__": key, **sample} for key in "abc"])
     rows = [
         {"key": "a", "score": 5, "has_text": None, "caption": None, "category": None},
@@ -125,7 +123,7 @@ def test_a_sidecar_hides_only_the_labels_that_it_says(tmp_path, table):
 
 
 def test_broken_json_costs_the_labels_that_only_it_says(tmp_path, caplog):
-    archive = write_tar(tmp_path / "a.tar", [{"__key__": "a", "png": picture(1), "json": b'{"score": [1]}'}])
+    archive = write_tar(tmp_path / "a.tar", [{"__key__": "a", "png": image(1), "json": b'{"score": [1]}'}])
     write_sidecar(archive, [{"key": "a", "score": 5}])
     assert [entry.labels for entry in entries(archive)] == [Labels(5)]
     assert "a.json is skipped" in caplog.text
@@ -133,7 +131,7 @@ def test_broken_json_costs_the_labels_that_only_it_says(tmp_path, caplog):
 
 def test_a_sidecar_that_says_all_spares_reading_the_samples_own(tmp_path, monkeypatch):
     said = {"score": 5, "ratio": 16, "has_text": True, "has_faces": False, "caption": "", "category": ""}
-    archive = write_tar(tmp_path / "a.tar", [{"__key__": "a", "png": picture(1), "cls": b"7"}])
+    archive = write_tar(tmp_path / "a.tar", [{"__key__": "a", "png": image(1), "cls": b"7"}])
     write_sidecar(archive, [{"key": "a", **said}])
     monkeypatch.setattr(tar_shards.TarShard, "_read", lambda *_: pytest.fail("read"))
     assert [entry.labels for entry in entries(archive)] == [Labels(5, 16, True)]
@@ -144,7 +142,7 @@ def test_a_sidecar_that_says_all_spares_reading_the_samples_own(tmp_path, monkey
     "own", ['{"score": [1]}', '{"score": Infinity}', '{"ratio": {}}', "[16]", '{"ratio": true}']
 )
 def test_a_label_that_is_no_number_costs_its_own_sample(tmp_path, caplog, own):
-    samples = [{"__key__": f"{n}", "png": picture(n), "json": b'{"ratio": 16}'} for n in range(4)]
+    samples = [{"__key__": f"{n}", "png": image(n), "json": b'{"ratio": 16}'} for n in range(4)]
     samples[2]["json"] = own.encode()
     write_tar(tmp_path / "shard-000000.tar", samples)
     found = batches(make_source(tar_set(tmp_path), shares={16: 1.0}, batch_size=3), range(4))
@@ -154,7 +152,7 @@ def test_a_label_that_is_no_number_costs_its_own_sample(tmp_path, caplog, own):
 
 
 def test_names_that_are_no_unicode_are_names_too(tmp_path):
-    samples = [{"__key__": key, "png": picture(1), "json": b'{"ratio": 16}'} for key in ("a", "b\udcff")]
+    samples = [{"__key__": key, "png": image(1), "json": b'{"ratio": 16}'} for key in ("a", "b\udcff")]
     write_tar(tmp_path / "shard-\udcff.tar", samples)
     ((_, keys, *_),) = batches(make_source(tar_set(tmp_path), shares={16: 1.0}), range(1))
     assert sorted(key.split(": ")[1] for key in keys) == ["a", "b\udcff"]

@@ -1,4 +1,4 @@
-"""What a picture costs a DiT by FLOPs, linear layers and attention apart, beside what the paper published."""
+"""What an image costs a DiT by FLOPs, linear layers and attention apart, beside what the paper published."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from cat_fast.training.metrics.flops import GeneratorFlops
 
 CONFIGS = Path(__file__).parents[2] / "configs/generator"
 FIXED = 256
-"""Tokens of a picture of 512 px at 16x."""
+"""Tokens of an image of 512 px at 16x."""
 PUBLISHED = {
     "flops_relative_to_fixed16": {
         "published": 0.82,
@@ -26,8 +26,8 @@ PUBLISHED = {
     "throughput_of_training": {
         "published": 1.23,
         "mix": "197",
-        "why": "It is 1 + (1 - 197.44 / 256): 23 % fewer tokens read as 23 % more pictures. As many tokens "
-        "hold 256 / 197.44 = 1.297 times as many pictures; by FLOPs it is images_at_equal_flops.",
+        "why": "It is 1 + (1 - 197.44 / 256): 23 % fewer tokens read as 23 % more images. As many tokens "
+        "hold 256 / 197.44 = 1.297 times as many images; by FLOPs it is images_at_equal_flops.",
     },
 }
 
@@ -46,7 +46,7 @@ def of_presets() -> dict[str, dict[str, Any]]:
 
 
 def of_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """FLOPs of training on a picture at 16x, and the mean of each mix's pictures relative to it.
+    """FLOPs of training on an image at 16x, and the mean of each mix's images relative to it.
 
     Forward and backward; a forward pass is a third of both parts.
     """
@@ -76,7 +76,7 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         for mix in MIXES:
             one = found[presets[0]][mix]
             yield (
-                f"{', '.join(presets)}; mix {mix}: {one['total']:.3f} of the FLOPs of a picture at fixed 16x "
+                f"{', '.join(presets)}; mix {mix}: {one['total']:.3f} of the FLOPs of an image at fixed 16x "
                 f"(linear {one['linear']:.3f}, attention {one['attention']:.3f})"
             )
     for name, one in PUBLISHED.items():
