@@ -1,4 +1,4 @@
-"""Imports run downward, never in a circle: a room of cat_fast knows the rooms below it, and no room above."""
+"""Imports run downward and never in a cycle: a package of cat_fast imports only from packages below it."""
 
 import ast
 from collections.abc import Collection, Iterator, Mapping
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-ROOMS = (
+PACKAGES = (
     "cli",
     "train",
     "demo",
@@ -27,17 +27,17 @@ ROOMS = (
     "data",
     "kernels",
 )
-"""From the top of the house to the bottom; CONTRIBUTING.md draws the same."""
+"""From top to bottom, as in CONTRIBUTING.md."""
 FLOOR = ("errors", "config", "console", "processor", "hardware")
-"""Modules that every room may import."""
+"""Modules that every package may import."""
 GROUPED = ("training", "data", "inference")
-"""Rooms of several packages, which import each other in one direction only."""
+"""Packages with sub-packages, which import each other in one direction only."""
 NATIVE = ("_bindings",)
-"""Compiled from csrc/, which lies below everything."""
+"""Compiled from csrc/, which is below everything."""
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name, kernels/ under the name it is installed as."""
+    """Return every module by its dotted name, kernels/ under the name it is installed as."""
     found = {}
     for folder, package in ((ROOT / "cat_fast", "cat_fast"), (ROOT / "kernels", "cat_fast.kernels")):
         for path in sorted(folder.rglob("*.py")):
@@ -47,8 +47,8 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, source: str) -> Iterator[str]:
-    """Dotted names of all that a module imports, wherever the statement stands (functions, TYPE_CHECKING)."""
-    package = name.split(".")[:-1]  # that of an __init__ too: its own name ends in .__init__
+    """Yield dotted names of all imports of a module, including those in functions and for type checking."""
+    package = name.split(".")[:-1]  # also for an __init__, whose name ends in .__init__
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -60,7 +60,7 @@ def imports(name: str, source: str) -> Iterator[str]:
 
 @cache
 def graph() -> dict[str, set[str]]:
-    """Modules with the modules that each imports; without the root, which gathers them all."""
+    """Return the modules that each module imports; the root, which re-exports names, is left out."""
     found = modules()
     del found["cat_fast.__init__"]
     return {
@@ -74,7 +74,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def _module_of(target: str, known: Collection[str]) -> str | None:
-    """The module that an import reads: `target` itself, its package, or the one that defines the name."""
+    """Return the module that an import reads: `target`, its package, or the one that defines the name."""
     while target:
         for name in (target, f"{target}.__init__"):
             if name in known:
@@ -84,22 +84,22 @@ def _module_of(target: str, known: Collection[str]) -> str | None:
 
 
 def part_of(name: str) -> str:
-    """The package of a module; a module at the top of a room is a part of its own."""
+    """Return the sub-package of a module; a module directly in a package is its own part."""
     package, _, module = name.rpartition(".")
     return package if package.count(".") > 1 else f"{package}.{module}"
 
 
-def parts_of(room: str, edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """The parts of a room with the parts that each imports."""
-    inside = {name for name in edges if name.split(".")[1] == room}
+def parts_of(package: str, edges: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return the parts of a package with the parts that each imports."""
+    inside = {name for name in edges if name.split(".")[1] == package}
     found: dict[str, set[str]] = {part_of(name): set() for name in inside}
     for name in inside:
         found[part_of(name)] |= {part_of(other) for other in edges[name] & inside} - {part_of(name)}
     return found
 
 
-def circle(edges: Mapping[str, set[str]]) -> list[str]:
-    """The nodes of a circle, the first one again at the end; empty if there is none."""
+def find_cycle(edges: Mapping[str, set[str]]) -> list[str]:
+    """Return the nodes of a cycle, the first one again at the end; empty if there is none."""
     try:
         TopologicalSorter(edges).prepare()
     except CycleError as error:
@@ -108,53 +108,53 @@ def circle(edges: Mapping[str, set[str]]) -> list[str]:
 
 
 def violations(name: str, source: str) -> list[str]:
-    """The imports of one module that do not run downward."""
-    room = name.split(".")[1]
+    """Return the imports of one module that do not run downward."""
+    package = name.split(".")[1]
     return [
         f"{name} imports {target}"
         for target in imports(name, source)
-        if target.split(".")[0] in ("cat_fast", "kernels") and not _allowed(room, target)
+        if target.split(".")[0] in ("cat_fast", "kernels") and not _allowed(package, target)
     ]
 
 
-def _allowed(room: str, target: str) -> bool:
-    package, _, rest = target.partition(".")
+def _allowed(package: str, target: str) -> bool:
+    top, _, rest = target.partition(".")
     other = rest.split(".")[0]
-    if package == "kernels":  # it would be a second copy of cat_fast.kernels
+    if top == "kernels":  # a second copy of cat_fast.kernels
         return False
     if other in FLOOR or other in NATIVE or other == "__version__":
         return True
-    if room in FLOOR or other not in ROOMS:  # the public names of the root are for users of the package
+    if package in FLOOR or other not in PACKAGES:  # names of the root are for users of the package
         return False
-    return ROOMS.index(other) >= ROOMS.index(room)
+    return PACKAGES.index(other) >= PACKAGES.index(package)
 
 
-# The root gathers the public names of all rooms, so it is exempt.
+# The root re-exports public names of all packages, so it is exempt.
 @pytest.mark.parametrize("name", sorted(modules().keys() - {"cat_fast.__init__"}))
 def test_imports_run_downward(name):
-    assert name.split(".")[1] in ROOMS + FLOOR, f"{name} is in no room: give it a place in ROOMS"
+    assert name.split(".")[1] in PACKAGES + FLOOR, f"{name} is in no package of PACKAGES: add it"
     assert violations(name, modules()[name].read_text(encoding="utf-8")) == []
 
 
-def test_no_module_imports_itself_by_way_of_others():
-    assert circle(graph()) == []
+def test_imports_have_no_cycle():
+    assert find_cycle(graph()) == []
 
 
-@pytest.mark.parametrize("room", GROUPED)
-def test_packages_of_a_room_import_in_one_direction(room):
-    parts = parts_of(room, graph())
-    assert any(parts.values()), "a room of one part has nothing to hold"
-    assert circle(parts) == []
+@pytest.mark.parametrize("package", GROUPED)
+def test_sub_packages_import_in_one_direction(package):
+    parts = parts_of(package, graph())
+    assert any(parts.values()), "expected several parts"
+    assert find_cycle(parts) == []
 
 
-def test_a_circle_is_found():
+def test_a_cycle_is_found():
     names = ("store.__init__", "health.guard", "health.watchdog", "metrics.log", "loop")
     store, guard, watchdog, log, loop = (f"cat_fast.training.{name}" for name in names)
     edges = {store: {guard}, guard: {log}, log: {watchdog}, watchdog: set(), loop: {store}}
-    assert circle(edges) == []
-    found = circle(parts_of("training", edges))
+    assert find_cycle(edges) == []
+    found = find_cycle(parts_of("training", edges))
     assert set(found) == {"cat_fast.training.health", "cat_fast.training.metrics"}
-    assert set(circle({**edges, watchdog: {guard}})) == {guard, log, watchdog}
+    assert set(find_cycle({**edges, watchdog: {guard}})) == {guard, log, watchdog}
 
 
 @pytest.mark.parametrize(

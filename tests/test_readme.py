@@ -1,4 +1,4 @@
-"""What the documents say is so: their examples run, and every command, path and link in them exists."""
+"""Examples in the documents run; every command, path and link in them exists."""
 
 import os
 import re
@@ -21,15 +21,16 @@ README, CONTRIBUTING, CHANGELOG = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 )
 DOCUMENTS = {"README.md": README, "CONTRIBUTING.md": CONTRIBUTING}
+DECISIONS = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """(language, contents) of every fenced block, in order."""
+    """Return (language, contents) of every fenced block, in order."""
     return re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 def code(text: str) -> str:
-    """All that a document sets as code, fenced or in line."""
+    """Return the fenced and inline code of a document."""
     fenced = [content for _, content in blocks(text)]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     # a span may be broken over two lines, as prose is
@@ -37,14 +38,14 @@ def code(text: str) -> str:
 
 
 def sessions(text: str) -> list[tuple[str, str]]:
-    """(command, the output shown) of every `$ command` in console blocks."""
+    """Return (command, output shown) of every `$ command` in console blocks."""
     consoles = "".join(content for language, content in blocks(text) if language == "console")
     parts = re.split(r"^\$ (.*)\n", consoles, flags=re.MULTILINE)
     return list(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def run(*command: str, folder: Path) -> str:
-    """Standard output of a command on an 80-column terminal, trailing spaces removed."""
+    """Return a command's standard output on an 80-column terminal, without trailing spaces."""
     environment = os.environ | {"COLUMNS": "80", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, capture_output=True, text=True, encoding="utf-8", cwd=folder, env=environment, check=False
@@ -54,7 +55,7 @@ def run(*command: str, folder: Path) -> str:
 
 
 def python_examples() -> list[tuple[str, str]]:
-    """(example, its output) of every Python block; a text block right behind it is what it prints."""
+    """Return (example, output) of every Python block; the output is a text block directly after it."""
     found = [*blocks(README), ("", "")]
     return [
         (content, output if language == "text" else "")
@@ -79,14 +80,14 @@ def test_there_is_a_python_example_of_fifteen_lines():
 
 
 @pytest.mark.parametrize(("example", "output"), python_examples())
-def test_python_examples_print_what_is_shown(example, output, tmp_path):
+def test_python_examples_print_the_output_shown(example, output, tmp_path):
     assert run(sys.executable, "-c", example, folder=tmp_path) == output
 
 
 @pytest.mark.parametrize(
     ("command", "output"), [s for s in sessions(README) if s[0].startswith("cat-fast score")]
 )
-def test_scores_are_those_shown(command, output, tmp_path):
+def test_scores_match_the_output_shown(command, output, tmp_path):
     start = "from cat_fast.cli.main import main; main()"
     assert run(sys.executable, "-c", start, *shlex.split(command)[1:], folder=tmp_path) == output
 
@@ -122,7 +123,7 @@ def test_training_commands_name_a_config_and_keys_of_it():
         fill(RUNS[values["task"]], values, overrides)
 
 
-@pytest.mark.parametrize("text", DOCUMENTS.values(), ids=DOCUMENTS)
+@pytest.mark.parametrize("text", [*DOCUMENTS.values(), DECISIONS], ids=[*DOCUMENTS, "decisions"])
 def test_paths_exist(text):
     start = r"(?<![\w/.-])(?:cat_fast|kernels|csrc|configs|tests|scripts|benchmarks|docs|\.ci)/"
     named = set(re.findall(rf"{start}[\w./<>*-]*", code(text)))
@@ -131,7 +132,7 @@ def test_paths_exist(text):
 
 
 def links(text: str) -> list[str]:
-    """Targets of links and images that are files of the repository."""
+    """Return the targets of links and images that are files of the repository."""
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
     return [target for target in targets if not re.match(r"[a-z]+:", target)]
 
@@ -139,16 +140,16 @@ def links(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("document", "target"), [(name, target) for name, text in DOCUMENTS.items() for target in links(text)]
 )
-def test_links_and_images_lead_somewhere(document, target):
+def test_links_and_images_exist(document, target):
     assert (ROOT / target).exists(), f"{document} shows {target}, which is missing"
 
 
 @pytest.mark.parametrize("text", DOCUMENTS.values(), ids=DOCUMENTS)
-def test_every_room_is_on_the_map(text):
-    rooms = [init.parent.name for init in (ROOT / "cat_fast").glob("*/__init__.py")]
-    assert len(rooms) > 5
-    assert [room for room in rooms if not re.search(rf"\b{room}\b", code(text))] == []
+def test_every_package_is_listed(text):
+    packages = [init.parent.name for init in (ROOT / "cat_fast").glob("*/__init__.py")]
+    assert len(packages) > 5
+    assert [package for package in packages if not re.search(rf"\b{package}\b", code(text))] == []
 
 
-def test_the_changelog_tells_of_this_version():
+def test_the_changelog_has_this_version():
     assert re.search(rf"^## \[{re.escape(__version__)}\]", CHANGELOG, re.MULTILINE)
