@@ -1,4 +1,4 @@
-# Everything here makes the virtual environment it needs. `make help` lists the targets.
+# Every target creates the virtual environment it needs. `make help` lists the targets.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
-# Stamps: the environment with its dependencies, and the package built into it.
+# Stamp files: the environment with its dependencies, and the package built into it.
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
 
@@ -17,27 +17,27 @@ PACKAGE := $(VENV)/.package
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(PACKAGE) ## Make .venv with the pinned dependencies and this package in it
+install: $(PACKAGE) ## Create .venv with pinned dependencies and this package
 
-demo: $(PACKAGE) ## Train a small tokenizer and generator on the shipped photographs; see runs/demo/report.html
+demo: $(PACKAGE) ## Train a small tokenizer and DiT on the shipped photographs; writes runs/demo/report.html
 	$(BIN)/cat-fast demo --out runs/demo
 
-test: $(PACKAGE) ## Run the tests that take seconds, on WORKERS processes (2)
+test: $(PACKAGE) ## Run the fast tests, on WORKERS processes (2)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --durations 25
 
-test-slow: $(PACKAGE) ## Run the tests that take minutes
+test-slow: $(PACKAGE) ## Run tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-test-gpu: $(PACKAGE) ## Run the tests that need a CUDA device
+test-gpu: $(PACKAGE) ## Run tests that require a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench-kernels: $(PACKAGE) ## Measure the operators; see benchmarks/results/kernels.json
+bench-kernels: $(PACKAGE) ## Measure the operators; writes benchmarks/results/kernels.json
 	$(BIN)/python -m benchmarks.kernels --json benchmarks/results/kernels.json
 
 bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an hour; see docs/models.md
 	$(BIN)/python -m benchmarks.autoencoder --json benchmarks/results/autoencoder.json
 
-bench-packing: $(PACKAGE) ## Measure training on packed images against other batches; half an hour
+bench-packing: $(PACKAGE) ## Measure training on packed images against other ways to batch, half an hour
 	$(BIN)/python -m benchmarks.packing --json benchmarks/results/packing.json
 
 lint: $(PACKAGE) ## Check style, formatting and types
@@ -45,18 +45,18 @@ lint: $(PACKAGE) ## Check style, formatting and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-build: $(PACKAGE) ## Recompile the C++ and CUDA sources that changed
+build: $(PACKAGE) ## Recompile changed C++ and CUDA sources
 
 clean: ## Remove compiled libraries and caches; .venv and runs stay
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	rm -f cat_fast/*.so $(PACKAGE)
 
-# torch comes first: the package is compiled against it, and other packages look for it when they install.
+# torch comes first: the package is compiled against it, and other packages require it to install.
 $(ENVIRONMENT): constraints.txt
-	@$(if $(PYTHON),,echo "Python 3.11 or newer is needed, and no python3 is on PATH." >&2; exit 1)
+	@$(if $(PYTHON),,echo "Python 3.11 or newer is required, but no python3 was found on PATH." >&2; exit 1)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "Python 3.11 or newer is needed, and $(PYTHON) is older: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@command -v $${CXX:-c++} > /dev/null || { echo "A C++20 compiler is needed, such as g++." >&2; exit 1; }
+	  echo "Python 3.11 or newer is required, but $(PYTHON) is older: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@command -v $${CXX:-c++} > /dev/null || { echo "A C++20 compiler such as g++ is required." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt torch torchvision setuptools wheel
 	$(PIP) install --requirement constraints.txt

@@ -1,10 +1,10 @@
-"""Which reading of the paper's mid-block attention learns better, at nano size?
+"""Compare two readings of the paper's mid-block attention by training both at nano size.
 
     python -m benchmarks.attention_readings --json FILE [--steps 400] [--seeds 3] [--out FOLDER]
 
-`mid_block_attention_head_dim: 1` is as many heads as channels, taken literally; the mid block's width is one
-head. Both train on the photographs that ship, from the same seeds and so on the same crops and ratios in the
-same order, and are compared on held-out photographs. What is interrupted goes on where it stopped.
+`mid_block_attention_head_dim: 1`, taken literally, means one head per channel; the other reading is one head
+as wide as the mid block. Both train on the shipped photographs with the same seeds, and therefore on the same
+crops and ratios in the same order, and are compared on held-out photographs. Interrupted runs resume.
 """
 
 import argparse
@@ -35,21 +35,21 @@ READINGS = {"heads_of_1": 1, "one_head": WIDTH}
 """Head dimension of the mid blocks' attention."""
 SIDE = 512
 LAST_STEPS = 50
-"""The training loss is its mean over so many steps at the end."""
+"""Number of final steps over which the training loss is averaged."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, compare, print and write; returns the exit code, 2 for bad usage or a failed training."""
+    """Train, compare, print and write. Return the exit code: 2 for invalid usage or a failed training run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each run")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each reading")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    parser.add_argument("--steps", type=int, default=400, help="training steps per run")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs per reading")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/attention_readings"), help="folder of the runs"
+        "--out", type=Path, default=Path("runs/attention_readings"), help="folder for the runs"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="further settings of every run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="more settings for every run")
     given = parser.parse_args(arguments)
     try:
         if given.json is not None:
@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def trained(folder: Path, head_dim: int, seed: int, steps: int, overrides: list[str]) -> dict[str, Any]:
-    """Train one model, or go on with it; its loss at the end and its held-out figures per ratio."""
-    console.err.print(f"{folder.name}: {len(read_metrics(folder))} of {steps} steps are done")
+    """Train one model, or resume it. Return its final loss and held-out metrics per ratio."""
+    console.err.print(f"{folder.name}: {len(read_metrics(folder))} of {steps} steps done")
     settings = [
         f"output_dir={folder}",
         f"seed={seed}",
@@ -103,7 +103,7 @@ def trained(folder: Path, head_dim: int, seed: int, steps: int, overrides: list[
 
 
 def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Every run, and by how much heads of one dimension are ahead of one head, seed by seed."""
+    """Return every run, and the lead of heads of one dimension over one head, per seed."""
     pairs = list(zip(runs["heads_of_1"], runs["one_head"], strict=True))
     ahead = {
         "training_loss": [theirs["training_loss"] - ours["training_loss"] for ours, theirs in pairs],
@@ -113,23 +113,23 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     return {"heads_of_1_ahead_by": ahead, "runs": runs}
 
 
-def mean_of(run: Mapping[str, Any], figure: str) -> float:
-    return statistics.fmean(at[figure] for at in run["held_out"].values())
+def mean_of(run: Mapping[str, Any], metric: str) -> float:
+    return statistics.fmean(at[metric] for at in run["held_out"].values())
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """The comparison for people."""
-    told = []
+    """Return the comparison as lines of text."""
+    text = []
     for name, runs in result["runs"].items():
         for run in runs:
             figures = ", ".join(
                 f"{ratio}x {at['psnr']:.2f} dB / {at['perceptual']:.3f}"
                 for ratio, at in run["held_out"].items()
             )
-            told.append(f"{name}, seed {run['seed']}: loss {run['training_loss']:.4f}; {figures}")
-    for figure, values in result["heads_of_1_ahead_by"].items():
-        told.append(f"heads of 1 ahead in {figure}: " + ", ".join(f"{value:+.4f}" for value in values))
-    return told
+            text.append(f"{name}, seed {run['seed']}: loss {run['training_loss']:.4f}; {figures}")
+    for metric, values in result["heads_of_1_ahead_by"].items():
+        text.append(f"heads of 1 ahead in {metric}: " + ", ".join(f"{value:+.4f}" for value in values))
+    return text
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python -m benchmarks.autoencoder --json FILE [--quick] [--only TEXT]
 
-Keys are <reading>.<ratio>x.<encode|decode|train>.<fp32|bf16>.ratio_vs_<stock>: `heads512` is the paper's
-literal reading of its attention, 512 heads of one dimension, `heads1` one head of 512; `bf16` is autocast;
-`train` is a whole step of L1, KL and AdamW, in fp32 at 16x. Stock models have our weights; what all compute
-is compared with float64 before anything is timed. Almost an hour on two cores.
+Keys are <reading>.<ratio>x.<encode|decode|train>.<fp32|bf16>.ratio_vs_<stock>. `heads512` is the literal
+reading of the paper's attention, 512 heads of one dimension, and `heads1` one head of 512. `bf16` is
+autocast. `train` is a complete step with L1, KL and AdamW, in fp32 at 16x. Stock models have our weights; all
+outputs are compared with float64 before any timing. Takes almost an hour on two cores.
 """
 
 import functools
@@ -39,15 +39,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.1}
 SLACK = {"fp32": 10.0, "bf16": 2.0}
 TRAINING_SLACK = 50.0
-"""Gradients through torch's own GroupNorm are off by 2e-3, ours by 6e-5."""
-EFFORT = harness.Effort(least_pairs=3, most_pairs=15, seconds=10.0)
-"""A pass takes seconds."""
+"""Gradients through torch's GroupNorm have an error of 2e-3, ours of 6e-5."""
+EFFORT = harness.Effort(min_pairs=3, max_pairs=15, seconds=10.0)
+"""One pass takes seconds."""
 GRADIENTS = (
     "encoder.conv_in.weight",
     "encoder.mid_block.attentions.0.to_v.weight",
     "decoder.conv_out.weight",
 )
-"""Those that training steps are compared by."""
+"""Parameters whose gradients are compared between training steps."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Work:
 
 
 def build(head_dim: int, ratio: int) -> NestedAutoencoderKL:
-    """Our model of one ratio, with random weights."""
+    """Return our model of one ratio, with random weights."""
     torch.manual_seed(0)
     arguments = read_yaml(CONFIG)["model"] | {"ratios": [ratio], "mid_block_attention_head_dim": head_dim}
     return NestedAutoencoderKL(**arguments).to(DEVICE).eval()
@@ -70,7 +70,7 @@ def build(head_dim: int, ratio: int) -> NestedAutoencoderKL:
 def cases(
     side: int = SIDE, make: Callable[[int, int], NestedAutoencoderKL] = build
 ) -> Mapping[str, Callable[[], harness.Case]]:
-    """What the harness measures. Stock blocks are slow at the literal reading: one layout, eager, forward."""
+    """Return the cases. Stock blocks are slow at the literal reading: one layout, eager, forward."""
     table = {
         f"heads512.{ratio}x.{which}.fp32": Work(READINGS["heads512"], ratio, which, "fp32")
         for ratio in RATIOS
@@ -87,10 +87,10 @@ def cases(
 
 
 def case(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int) -> harness.Case:
-    """Ours, channels-last and eager, against each stock variant."""
-    torch._dynamo.reset()  # else the eighth compiled model is the last, and others run eagerly unannounced
+    """Return the case of ours, channels-last and eager, against each stock variant."""
+    torch._dynamo.reset()  # after eight compiled models, others would silently run eagerly
     model = make(work.head_dim, work.ratio)
-    x = given(work, model.config["latent_channels"], side)
+    x = make_input(work, model.config["latent_channels"], side)
     literal = work.head_dim == READINGS["heads512"]
     baselines: dict[str, harness.Contestant] = {}
     for order in ("nchw",) if literal else ORDERS:
@@ -107,27 +107,27 @@ def case(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int)
         truth=lambda: truth(work, make, side),
         tolerance=TOLERANCES[work.dtype],
         slack=TRAINING_SLACK if work.which == "train" else SLACK[work.dtype],
-        flops=counted(ours.run),
+        flops=count_flops(ours.run),
         multiplied=DTYPES[work.dtype],
         breakdown=lambda: breakdown(ours.run),
         details={"dtype": str(DTYPES[work.dtype]).removeprefix("torch."), "device": DEVICE, "side": side},
     )
 
 
-def given(work: Work, latent_channels: int, side: int) -> Tensor:
-    """An image, or the latent of one."""
+def make_input(work: Work, latent_channels: int, side: int) -> Tensor:
+    """Return an image, or the latent of one."""
     small = side // work.ratio
     shape = (1, latent_channels, small, small) if work.which == "decode" else (1, 3, side, side)
     return torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
 
 def stock(model: NestedAutoencoderKL) -> StockAutoencoder:
-    """The same network in diffusers' blocks."""
+    """Return the same network in diffusers' blocks."""
     return StockAutoencoder(model).to(DEVICE).eval()
 
 
 def ours_of(model: NestedAutoencoderKL, work: Work) -> Callable[[Tensor], Tensor]:
-    """The work as a function of its input: moments, an image, or the loss of one."""
+    """Return the work as a function of its input, yielding moments, an image, or a loss."""
     if work.which == "encode":
         return lambda x: model.encode(x, work.ratio).latent_dist.parameters
     if work.which == "decode":
@@ -141,7 +141,7 @@ def ours_of(model: NestedAutoencoderKL, work: Work) -> Callable[[Tensor], Tensor
 
 
 def theirs_of(model: StockAutoencoder, work: Work) -> Callable[[Tensor], Tensor]:
-    """Likewise."""
+    """Return the same work on the stock model."""
     if work.which != "train":
         return getattr(model, work.which)
 
@@ -159,7 +159,7 @@ def objective(x: Tensor, image: Tensor, posterior: DiagonalGaussianDistribution)
 def contestant(
     model: torch.nn.Module, function: Callable[[Tensor], Tensor], work: Work, x: Tensor, order: str
 ) -> harness.Contestant:
-    """A forward pass without gradients, or a training step, of a model that is laid out in `order`."""
+    """Return a forward pass without gradients, or a training step, of a model with memory format `order`."""
     x = x.to(memory_format=ORDERS[order])
     autocast = partial(torch.autocast, DEVICE, dtype=torch.bfloat16, enabled=work.dtype == "bf16")
     if work.which != "train":
@@ -170,7 +170,8 @@ def contestant(
 
         return harness.Contestant(run=run, outputs=lambda y: (y,))
 
-    # At a rate of zero the step does all its work and leaves the weights as they are, for the next turn.
+    # With a learning rate of zero, a step does all its work and leaves the weights unchanged for the next
+    # turn.
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
 
     def step() -> Tensor:
@@ -190,7 +191,7 @@ def gradients(model: torch.nn.Module) -> list[Tensor]:
 
 
 def truth(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int) -> Sequence[Tensor]:
-    """What the stock model computes in float64, once for both dtypes."""
+    """Return the stock model's outputs in float64, computed once for both dtypes."""
     return _truth(Work(work.head_dim, work.ratio, work.which, "fp32"), make, side)
 
 
@@ -198,13 +199,13 @@ def truth(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int
 def _truth(work: Work, make: Callable[[int, int], NestedAutoencoderKL], side: int) -> Sequence[Tensor]:
     model = make(work.head_dim, work.ratio)
     exact = stock(model).double()
-    x = given(work, model.config["latent_channels"], side).double()
+    x = make_input(work, model.config["latent_channels"], side).double()
     reference = contestant(exact, theirs_of(exact, work), work, x, "nchw")
     return tuple(output.clone() for output in reference.outputs(reference.run()))
 
 
-def counted(run: Callable[[], Tensor]) -> int:
-    """Floating-point operations of a run; attention counts as N x N products, however it is computed."""
+def count_flops(run: Callable[[], Tensor]) -> int:
+    """Count floating-point operations of a run; attention always counts as N x N products."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()

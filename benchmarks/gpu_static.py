@@ -1,11 +1,11 @@
-"""What the GPU kernels cost before they run: registers, spills, shared memory, instructions.
+"""Static costs of the GPU kernels: registers, spills, shared memory, instructions.
 
     python -m benchmarks.gpu_static --json FILE [--only TEXT] [--alternate]
 
-No GPU is needed. The launchers of benchmarks/static/cases are given tensors that have shapes but no memory,
-and each Triton kernel that they would launch is compiled, with the very arguments, warps and stages of the
-launch, for sm_80 (A100) and sm_90 (H100). Each kernel is held to the budget of its kind; one over budget ends
-the program with exit code 1. The CUDA C++ kernels are held to theirs by tests/kernels/test_cuda_binary.py.
+No GPU is needed. The launchers of benchmarks/static/cases run with tensors that have shapes but no memory.
+Each Triton kernel that they would launch is compiled, with the arguments, warps and stages of that launch,
+for sm_80 (A100) and sm_90 (H100), and checked against the budget of its kind. A kernel over budget makes the
+exit code 1. tests/kernels/test_cuda_binary.py checks the CUDA C++ kernels.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    os.environ.pop("TRITON_INTERPRET", None)  # which would leave nothing to compile
+    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
 
 from benchmarks.static.cases import CASES
 from benchmarks.static.compiler import compile_launched
@@ -32,7 +32,7 @@ ARCHITECTURES = (80, 90)
 
 
 def measure(key: str, architecture: int, count_all: bool) -> list[dict[str, Any]]:
-    """Return the rows of one case: each kernel's costs, the kind it is held to, and what it breaks.
+    """Return the rows of one case: each kernel's costs, the kind of its budget, and the violations.
 
     Without `count_all`, instructions are counted only of kernels whose budget depends on them.
     """
@@ -50,7 +50,7 @@ def measure(key: str, architecture: int, count_all: bool) -> list[dict[str, Any]
 
 
 def alternating(keys: Sequence[str]) -> list[tuple[str, int]]:
-    """One architecture per case, such that cases of the same kernels take the architectures in turn."""
+    """Return one architecture per case; cases of the same kernels alternate between architectures."""
     seen: Counter[frozenset[str]] = Counter()
     jobs = []
     for key in keys:
@@ -61,14 +61,14 @@ def alternating(keys: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def main() -> int:
-    """Compile all cases, print a line a kernel, and write the JSON."""
+    """Compile all cases, print one line per kernel, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--only", default="", help="only the cases whose key contains this text")
     parser.add_argument(
         "--alternate",
         action="store_true",
-        help="each case for one architecture, in turn, and instructions only where a budget asks for them",
+        help="one architecture per case, alternating; instructions only where a budget needs them",
     )
     arguments = parser.parse_args()
     chosen = [key for key in CASES if arguments.only in key]
@@ -89,7 +89,7 @@ def main() -> int:
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row as text."""
+    """Format a row as text."""
     verdict = "; ".join(row["violations"]) or "ok"
     return (
         f"{row['case']:<44} {row['name']:<28} sm_{row['architecture']}  {row['registers']:>3} registers  "

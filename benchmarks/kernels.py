@@ -1,9 +1,9 @@
-"""Speed of the operators, each against what one would use without it.
+"""Speed of the operators, each against the common alternatives.
 
     python -m benchmarks.kernels --json FILE [--quick] [--only TEXT]
 
-Keys are <operator>.<shape>.<forward|forward_backward>.ratio_vs_<eager|compile|sdpa|padded|loop>. A further
-operator is a function that returns its `Setup`, and an entry of `TABLE` for each size.
+Keys are <operator>.<shape>.<forward|forward_backward>.ratio_vs_<eager|compile|sdpa|padded|loop>. To add an
+operator, write a function that returns its `Setup`, and one entry of `TABLE` per size.
 """
 
 import sys
@@ -38,35 +38,35 @@ Tensors = torch.Tensor | tuple[torch.Tensor, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Rival:
-    """A way to compute an operator, and what it is given, in the layout it wants."""
+    """One implementation of an operator with its inputs, in its own layout."""
 
     function: Callable[..., Tensors]
     inputs: Sequence[torch.Tensor]
-    """All of them have gradients."""
+    """All of them require gradients."""
     grad: Tensors
-    """Of the output."""
+    """Gradient of the output."""
     restore: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
-    """An output or a gradient, laid out as ours is."""
+    """Converts an output or a gradient to our layout."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """An operator at one size. The mappings to numbers are by pass."""
+    """An operator at one size. Mappings to numbers have the pass as key."""
 
     ours: Rival
     baselines: Mapping[str, Rival]
     reference: Callable[..., Tensors]
-    """The truth, given ours' inputs in float64."""
+    """Computes the truth from our inputs in float64."""
     tolerance: float = 1e-5
     bytes_moved: Mapping[str, int] = field(default_factory=dict)
     copied: torch.Tensor | None = None
     flops: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """By which the backend is chosen."""
+    """Sizes that determine the backend."""
 
 
 def group_norm_silu_channels_last(*shape: int) -> Setup:
-    """GroupNorm + SiLU of x: (N, C, H, W), fp32, channels-last, in 32 groups."""
+    """Return GroupNorm + SiLU of x: (N, C, H, W), fp32, channels-last, in 32 groups."""
     generator = torch.Generator().manual_seed(0)
     x, grad = (
         torch.randn(shape, generator=generator).to(DEVICE, memory_format=torch.channels_last)
@@ -90,7 +90,7 @@ def group_norm_silu_channels_last(*shape: int) -> Setup:
 
 
 def scalar_attention_normal(heads: int, count: int) -> Setup:
-    """Attention of `count` positions in heads of one dimension: q, k, v of unit variance, fp32."""
+    """Return attention over `count` positions in heads of one dimension: q, k, v of unit variance, fp32."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = torch.randn(4, 1, count, heads, generator=generator).to(DEVICE).unbind()
 
@@ -115,7 +115,7 @@ def scalar_attention_normal(heads: int, count: int) -> Setup:
 
 
 def varlen_attention_packed(heads: int, dim: int, lengths: Sequence[int]) -> Setup:
-    """Attention over packed sequences of these lengths, fp32."""
+    """Return attention over packed sequences of these lengths, fp32."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = torch.randn(4, sum(lengths), heads, dim, generator=generator).to(DEVICE).unbind()
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(DEVICE, torch.int32)
@@ -145,7 +145,7 @@ def varlen_attention_packed(heads: int, dim: int, lengths: Sequence[int]) -> Set
 
 
 def pack_mixed(channels: int, sides: Sequence[int]) -> Setup:
-    """Square fp32 latents of these sides to tokens, in patches of 2 x 2; backward is the way back."""
+    """Return packing of square fp32 latents of these sides into tokens of 2 x 2; backward unpacks."""
     generator = torch.Generator().manual_seed(0)
     latents = [torch.randn(channels, side, side, generator=generator).to(DEVICE) for side in sides]
     grad = torch.randn(sum(side**2 for side in sides) // 4, 4 * channels, generator=generator).to(DEVICE)
@@ -165,9 +165,9 @@ def pack_mixed(channels: int, sides: Sequence[int]) -> Setup:
 
 
 def adaln_packed(features: int, lengths: Sequence[int], gated: bool) -> Setup:
-    """adaLN over packed tokens (T, D) of these lengths, fp32, the modulation being views into one (S, 6 D).
+    """Return adaLN over packed tokens (T, D) of these lengths, fp32; the modulation are views of (S, 6 D).
 
-    `gated` is with gate and residual before it. The baselines expand the modulation to tokens.
+    `gated` adds gate and residual before it. The baselines expand the modulation to tokens.
     """
     generator = torch.Generator().manual_seed(0)
     x, h, *grads = torch.randn(4, sum(lengths), features, generator=generator).to(DEVICE).unbind()
@@ -199,7 +199,7 @@ def adaln_packed(features: int, lengths: Sequence[int], gated: bool) -> Setup:
 
 
 def wide_attention_one_head(count: int, dim: int) -> Setup:
-    """Attention of `count` positions in one head of `dim` dimensions, fp32."""
+    """Return attention over `count` positions in one head of `dim` dimensions, fp32."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = torch.randn(4, 1, count, 1, dim, generator=generator).to(DEVICE).unbind()
     rival = partial(Rival, inputs=(q, k, v), grad=grad)
@@ -218,11 +218,11 @@ def wide_attention_one_head(count: int, dim: int) -> Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An operator at one size, and what it is compared with on each pass."""
+    """An operator at one size, and its baselines per pass."""
 
     op: str
     shape: str
-    """As it stands in the key."""
+    """Part of the key."""
     setup: Callable[[], Setup]
     forward: Sequence[str] = ()
     forward_backward: Sequence[str] = ()
@@ -287,7 +287,7 @@ TABLE = (
 
 
 def cases(table: Sequence[Entry] = TABLE) -> dict[str, Callable[[], harness.Case]]:
-    """What the harness measures: a case for each entry and pass that has a baseline."""
+    """Return one case per entry and pass that has a baseline."""
     return {
         f"{entry.op}.{entry.shape}.{name}": partial(case, entry, name)
         for entry in table
@@ -297,7 +297,7 @@ def cases(table: Sequence[Entry] = TABLE) -> dict[str, Callable[[], harness.Case
 
 
 def case(entry: Entry, name: str) -> harness.Case:
-    """One pass of one entry, set up."""
+    """Set up one pass of one entry."""
     setup = entry.setup()
     ours = setup.ours
 
@@ -324,7 +324,7 @@ def case(entry: Entry, name: str) -> harness.Case:
 
 
 def contestant(rival: Rival, name: str) -> harness.Contestant:
-    """A rival at one pass: its outputs without autograd, or its outputs and the gradients of all inputs."""
+    """Return one pass: outputs without autograd, or outputs and gradients of all inputs."""
 
     def forward() -> tuple[torch.Tensor, ...]:
         with torch.no_grad():

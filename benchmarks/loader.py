@@ -1,10 +1,10 @@
-"""Images a second from local archives to batches of 512 px crops, by the number of decoding processes.
+"""Images per second from local archives to batches of 512 px crops, by number of decoding processes.
 
     python -m benchmarks.loader --json benchmarks/results/loader.json
 
-The rivals do the same work on the same archives: webdataset's pipeline in torch's DataLoader with as many
-processes, and our loader decoding in the training process. A call is an epoch; "images_per_second" among a
-case's details is the median over the calls of ours.
+The baselines do the same work on the same archives: webdataset's pipeline in torch's DataLoader with the same
+number of processes, and our loader decoding in the training process. One call is one epoch;
+"images_per_second" in a case's details is the median over our calls.
 """
 
 import os
@@ -37,11 +37,11 @@ from cat_fast.data.streams.source import StreamSource
 
 RATIO, BATCH, IMAGES_PER_SHARD = 16, 8, 64
 Crops = list[tuple[str, Tensor]]
-"""Keys and (3, H, W) uint8 crops, in whatever order."""
+"""Keys and (3, H, W) uint8 crops, in any order."""
 
 
 def case(folder: Path, workers: int, images: int = 256, side: int = 512) -> harness.Case:
-    """An epoch of `images`, the shipped photographs over and over, which must be a multiple of `BATCH`."""
+    """Return an epoch of `images` (a multiple of `BATCH`), the shipped photographs repeated."""
     settings = CropSettings(side, 1.0)
     shards = _write(folder, images)
     details: dict[str, Any] = {"workers": workers, "images": images, "side": side}
@@ -74,7 +74,7 @@ def _write(folder: Path, images: int) -> list[str]:
             key=f"{number:06d}",
             path=str(shown[number % len(shown)].path),
             caption="",
-            has_text=True,  # the rivals do not mirror
+            has_text=True,  # baselines do not mirror
             has_faces=False,
             score=5,
             ratio=RATIO,
@@ -110,7 +110,7 @@ def _ours(shards: list[str], workers: int, images: int, settings: CropSettings) 
 
 
 def _webdataset(shards: list[str], workers: int, settings: CropSettings) -> Callable[[], Crops]:
-    """Crops as ours are in the first epoch."""
+    """Return a function that yields the same crops as our first epoch."""
 
     def crop(sample: dict[str, Any]) -> tuple[str, Tensor]:
         key = sample["__key__"]

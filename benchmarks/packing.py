@@ -2,13 +2,13 @@
 
     python -m benchmarks.packing --json FILE [--quick] [--only TEXT]
 
-Keys are <mix>.ratio_vs_<rival>: how many times as many images a second ours trains on, at the width of
-DiT-B/2, two layers deep, with AdamW. The mixes are the paper's, by their mean number of tokens; a batch holds
-MAX_TOKENS. Of the rivals, `padded`, `dense_mask` and `bucketed` train on the same images, `fixed16` on as
-many tokens of images at 16x. All are this package's DiT with another attention, and must first compute what
-it does in float64 on one image after another. The file also says what an image costs by FLOPs
-(`flops_per_image`), and how well the packer fills and balances batches and how fast (`packer`). Half an hour
-on two cores; `--quick`, with a quarter of the budget, one mix, and correctness on a smaller batch, a minute.
+Keys are <mix>.ratio_vs_<baseline>: our images per second relative to the baseline's, at the width of DiT-B/2,
+two layers deep, with AdamW. The mixes are the paper's, named by their mean number of tokens; a batch holds
+MAX_TOKENS. The baselines `padded`, `dense_mask` and `bucketed` train on the same images, `fixed16` on the
+same number of tokens of images at 16x. All are this package's DiT with another attention, and must first
+agree with float64 computed on one image after another. The file also contains FLOPs per image
+(`flops_per_image`) and the fill, balance and speed of the packer (`packer`). Takes half an hour on two cores;
+`--quick` takes a minute, with a quarter of the budget, one mix, and correctness on a smaller batch.
 """
 
 import copy
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.shared import baselines, harness, image_flops, program
-from benchmarks.shared.mixes import MAX_TOKENS, MIXES, UNIFORM, milliseconds_a_step, packed
+from benchmarks.shared.mixes import MAX_TOKENS, MIXES, UNIFORM, measure_packer, milliseconds_per_step
 from cat_fast.generator import DiT
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 from cat_fast.packing import PackedSequence
@@ -34,25 +34,25 @@ AUTOCAST = DEVICE == "cuda"
 DTYPE = torch.bfloat16 if AUTOCAST else torch.float32
 MODEL = {"in_channels": 16, "hidden_size": 768, "depth": 2, "num_heads": 12, "class_dropout_prob": 0.0}
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-EFFORT = harness.Effort(least_pairs=3, most_pairs=15, seconds=10.0)
-"""A step takes seconds."""
+EFFORT = harness.Effort(min_pairs=3, max_pairs=15, seconds=10.0)
+"""One step takes seconds."""
 RATIO_OF_LENGTH = {1024: 8, 256: 16, 64: 32}
 GRADIENTS = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "final_layer.linear.weight")
-"""Those that steps are compared by."""
+"""Parameters whose gradients are compared between steps."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention within each sequence: q, k, v (T, H, D) -> (T, H, D)."""
 
 
 class Part(NamedTuple):
-    """What one forward and backward pass is given of a batch."""
+    """The input of one forward and backward pass, a part of a batch."""
 
     packed: PackedSequence
     attend: Attend | None
-    """None is the model's own."""
+    """None for the model's own attention."""
     real: Tensor | slice
-    """Its tokens that are no padding."""
+    """Its tokens other than padding."""
     rows: Tensor | slice
-    """Which tokens of the batch those are."""
+    """Positions of these tokens in the batch."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,24 @@ def ours(batch: PackedSequence) -> Iterator[Part]:
 
 
 def alone(batch: PackedSequence) -> Iterator[Part]:
-    """The contract: attention runs once for each image."""
+    """Yield the reference: attention runs once per image."""
     lengths = batch.cu_seqlens.diff().tolist()
     attend = partial(baselines.sdpa_per_sequence, lengths=lengths)
     yield Part(batch, attend, slice(None), slice(None))
 
 
 def dense_mask(batch: PackedSequence) -> Iterator[Part]:
-    """The naive way to pack: one sequence, under a mask that keeps images apart."""
+    """Yield naive packing: one sequence with a mask that separates images."""
     owner = batch.sequence_index()
     attend = partial(baselines.block_mask_sdpa, mask=owner[:, None] == owner[None, :])
     yield Part(batch, attend, slice(None), slice(None))
 
 
 def padded(batch: PackedSequence) -> Iterator[Part]:
-    """All images as long as the longest, under a mask that hides the padding.
+    """Yield all images padded to the longest, with a mask that hides the padding.
 
-    Padding is packed behind its image as a sequence of its own, so that the model gives the tokens of the
-    image the places they have.
+    Padding follows its image as a sequence of its own, so that the model assigns the image's tokens their
+    positions.
     """
     rows: list[PackedSequence] = []
     for one in batch.split():
@@ -105,12 +105,12 @@ def padded(batch: PackedSequence) -> Iterator[Part]:
         q, k, v = (x.unflatten(0, real.shape) for x in qkv)
         return baselines.padded_sdpa(q, k, v, real).flatten(0, 1)
 
-    # numbers, not a mask, whose size a GPU would have to stop for
+    # indices, since the size of a masked result would synchronize a GPU
     yield Part(PackedSequence.concat(rows), attend, real.flatten().nonzero().flatten(), slice(None))
 
 
 def bucketed(batch: PackedSequence) -> Iterator[Part]:
-    """One dense batch a ratio, one pass after another, and one step of the optimizer."""
+    """Yield one dense batch per ratio: one pass each, and one optimizer step."""
     images, owner = batch.split(), batch.sequence_index()
     for ratio in batch.ratio.unique():
         members = (batch.ratio == ratio).nonzero().flatten()
@@ -120,7 +120,7 @@ def bucketed(batch: PackedSequence) -> Iterator[Part]:
 
 
 class OtherAttention(nn.Module):
-    """The DiT's self-attention with its weights and another way to attend."""
+    """The DiT's self-attention with its weights and another attention function."""
 
     def __init__(self, own: Any, attend: Attend) -> None:
         super().__init__()
@@ -133,9 +133,9 @@ class OtherAttention(nn.Module):
 
 
 class Trainer:
-    """A model and its optimizer, which all contestants share.
+    """A model and its optimizer, shared by all contestants.
 
-    At a rate of zero a step does all its work and leaves the weights as they are, for the next turn.
+    With a learning rate of zero, a step does all its work and leaves the weights unchanged for the next turn.
     """
 
     def __init__(self, model: DiT) -> None:
@@ -147,33 +147,33 @@ class Trainer:
     def step(self, parts: Sequence[Part], noise: Tensor) -> list[tuple[Tensor | slice, Tensor]]:
         """Forward and backward of all parts and one step; what was predicted, and for which tokens."""
         self.optimizer.zero_grad(set_to_none=True)
-        told = []
+        results = []
         for part in parts:
             self._attend_by(part.attend)
             with torch.autocast(DEVICE, dtype=DTYPE, enabled=AUTOCAST):
                 predicted = self.model(part.packed)[part.real]
             errors = predicted.to(noise.dtype) - noise[part.rows]
             (errors.square().sum() / noise.numel()).backward()
-            told.append((part.rows, predicted.detach()))
+            results.append((part.rows, predicted.detach()))
         self.optimizer.step()
         self._attend_by(None)
-        return told
+        return results
 
     def _attend_by(self, attend: Attend | None) -> None:
         for block, own in zip(self.model.blocks, self.own, strict=True):
             block.attn = own if attend is None else OtherAttention(own, attend)
 
-    def outputs(self, told: Sequence[tuple[Tensor | slice, Tensor]]) -> list[Tensor]:
-        """The prediction (T, C) in the order of the batch, and the gradients that are compared."""
-        _, first = told[0]
-        predicted = first.new_empty(sum(len(part) for _, part in told), first.shape[1])
-        for rows, part in told:
+    def outputs(self, results: Sequence[tuple[Tensor | slice, Tensor]]) -> list[Tensor]:
+        """Return the prediction (T, C) in the order of the batch, and the gradients to compare."""
+        _, first = results[0]
+        predicted = first.new_empty(sum(len(part) for _, part in results), first.shape[1])
+        for rows, part in results:
             predicted[rows] = part
         return [predicted, *(parameter.grad for parameter in self.compared if parameter.grad is not None)]
 
 
 def build(arguments: Mapping[str, Any]) -> DiT:
-    """With random weights where the DiT starts at zero and would predict nothing, whatever attention does."""
+    """Return a DiT with random weights where it starts at zero, so that attention affects the output."""
     torch.manual_seed(0)
     model = DiT(**arguments)
     with torch.no_grad():
@@ -183,8 +183,8 @@ def build(arguments: Mapping[str, Any]) -> DiT:
     return model.to(DEVICE)
 
 
-def composed(mix: Mapping[int, float], max_tokens: int) -> list[int]:
-    """Lengths that fill `max_tokens` to the last, above all with the mix's mean, and near its shares."""
+def compose_lengths(mix: Mapping[int, float], max_tokens: int) -> list[int]:
+    """Return lengths that fill `max_tokens` exactly, first matching the mix's mean and then its shares."""
     longest, middle, shortest = mix
     mean = sum(length * share for length, share in mix.items())
 
@@ -204,8 +204,8 @@ def composed(mix: Mapping[int, float], max_tokens: int) -> list[int]:
     return [lengths[i] for i in order.tolist()]
 
 
-def drawn(lengths: Sequence[int], arguments: Mapping[str, Any]) -> Batch:
-    """Square images of so many tokens each, with random content."""
+def make_batch(lengths: Sequence[int], arguments: Mapping[str, Any]) -> Batch:
+    """Return square images with these numbers of tokens and random content."""
     generator = torch.Generator().manual_seed(2)
     sides = [2 * round(length**0.5) for length in lengths]
     latents = [torch.randn(arguments["in_channels"], side, side, generator=generator) for side in sides]
@@ -222,12 +222,16 @@ def drawn(lengths: Sequence[int], arguments: Mapping[str, Any]) -> Batch:
 def case(
     mix: Mapping[int, float], max_tokens: int, checked_tokens: int, arguments: Mapping[str, Any] = MODEL
 ) -> harness.Case:
-    """Ours against all rivals; correctness is checked on a batch of `checked_tokens`."""
+    """Return the case of ours against all baselines; correctness is checked on `checked_tokens` tokens."""
     trainer = Trainer(build(arguments))
     fixed = [256] * (max_tokens // 256)
-    lengths = composed(mix, max_tokens)
-    batches = {tokens: drawn(composed(mix, tokens), arguments) for tokens in {max_tokens, checked_tokens}}
-    of_fixed = {tokens: drawn([256] * (tokens // 256), arguments) for tokens in {max_tokens, checked_tokens}}
+    lengths = compose_lengths(mix, max_tokens)
+    batches = {
+        tokens: make_batch(compose_lengths(mix, tokens), arguments) for tokens in {max_tokens, checked_tokens}
+    }
+    of_fixed = {
+        tokens: make_batch([256] * (tokens // 256), arguments) for tokens in {max_tokens, checked_tokens}
+    }
 
     def contestant(
         way: Callable[[PackedSequence], Iterator[Part]], given: Mapping[int, Batch], **more: Any
@@ -275,32 +279,34 @@ def case(
 def cases(
     max_tokens: int, checked_tokens: int, mixes: Sequence[str]
 ) -> dict[str, Callable[[], harness.Case]]:
-    """What the harness measures, by mix."""
+    """Return the cases to measure, by mix."""
     return {mix: partial(case, MIXES[mix], max_tokens, checked_tokens) for mix in mixes}
 
 
 def facts() -> dict[str, Any]:
-    """What takes no training: FLOPs an image, and the packer."""
-    found = image_flops.of_presets()
-    filled = {name: packed(mix, 1_000_000, ranks=64) for name, mix in {**MIXES, "uniform": UNIFORM}.items()}
-    planned = {ranks: milliseconds_a_step(MIXES["197"], ranks) for ranks in (1, 16, 64, 1024)}
+    """Compute the results that need no training: FLOPs per image, and the packer."""
+    found = image_flops.count_presets()
+    filled = {
+        name: measure_packer(mix, 1_000_000, ranks=64) for name, mix in {**MIXES, "uniform": UNIFORM}.items()
+    }
+    planned = {ranks: milliseconds_per_step(MIXES["197"], ranks) for ranks in (1, 16, 64, 1024)}
     for line in image_flops.lines(found):
         print(line)
     for name, one in filled.items():
         print(
             f"packer, mix {name}, 64 ranks: {one['fill']:.2%} full; sum(n^2) spreads {one['spread']:.2%} "
-            f"(dealt in turn {one['spread_dealt_in_turn']:.1%}); a million lengths in {one['seconds']:.2f} s"
+            f"(assigned in turn {one['spread_in_turn']:.1%}); a million lengths in {one['seconds']:.2f} s"
         )
     for ranks, milliseconds in planned.items():
-        print(f"planning a step for {ranks} ranks takes each {milliseconds:.2f} ms")
+        print(f"planning a step for {ranks} ranks takes {milliseconds:.2f} ms per rank")
     return {
         "flops_per_image": {"presets": found, "published": image_flops.PUBLISHED},
-        "packer": {"max_tokens": MAX_TOKENS, "mixes": filled, "milliseconds_a_step_by_ranks": planned},
+        "packer": {"max_tokens": MAX_TOKENS, "mixes": filled, "milliseconds_per_step_by_ranks": planned},
     }
 
 
 if __name__ == "__main__":
-    if DEVICE == "cpu":  # as in a training
+    if DEVICE == "cpu":  # as in training
         keep_freed_memory()
     sys.exit(
         program.main(

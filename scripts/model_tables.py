@@ -1,9 +1,9 @@
-"""Write the tables of docs/models.md: sizes, what the tokenizers' attention learns, speed.
+"""Write the tables of docs/models.md: sizes, comparison of attention readings, speed.
 
     python scripts/model_tables.py
 
-Sizes are counted on tensors without memory, beside the published ones of tests/tokenizer/published.json; the
-rest is what the benchmarks committed.
+Sizes are counted on the meta device and listed with the published ones of tests/tokenizer/published.json; the
+rest comes from committed benchmark results.
 """
 
 import json
@@ -23,7 +23,7 @@ from cat_fast.training.config.settings import TokenizerRun
 DOCUMENT = tables.ROOT / "docs/models.md"
 PUBLISHED = json.loads((tables.ROOT / "tests/tokenizer/published.json").read_text(encoding="utf-8"))
 IMAGENET_MIX = {8: 0.06, 16: 0.49, 32: 0.45}
-"""Shares of the ratios that the paper's thresholds give on ImageNet."""
+"""Shares of the ratios on ImageNet with the paper's thresholds."""
 READINGS = {"heads_of_1": "heads of one dimension", "one_head": "one head"}
 
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def filled(text: str) -> str:
-    """The document with its tables made anew."""
+    """Return the document with updated tables."""
     speed = tables.results("autoencoder")
     made = {
         "tokenizers": tokenizers(),
@@ -46,7 +46,7 @@ def filled(text: str) -> str:
 
 
 def tokenizers() -> str:
-    """A row a configuration."""
+    """Return one row per configuration."""
     header = ("configuration", "parameters, M", "published", "", "GMAC by ratio", "mean", "published", "")
     rows = [
         describe(name, row["parameters"], PUBLISHED["gmac_imagenet"].get(name))
@@ -57,9 +57,9 @@ def tokenizers() -> str:
 
 
 def readings(results: Mapping[str, Any]) -> str:
-    """A row a reading of the attention: means over the seeds, and their range."""
+    """Return one row per reading of the attention: means and ranges over seeds."""
     rows = []
-    for name, told in READINGS.items():
+    for name, label in READINGS.items():
         runs = results["runs"][name]
         columns = [spread([run["training_loss"] for run in runs], 4)]
         for ratio in ("8", "16", "32"):
@@ -67,7 +67,7 @@ def readings(results: Mapping[str, Any]) -> str:
             columns.append(
                 f"{decibels} dB, {spread([run['held_out'][ratio]['perceptual'] for run in runs], 3)}"
             )
-        rows.append((told, *columns))
+        rows.append((label, *columns))
     return tables.markdown(("attention", "training loss", "8x", "16x", "32x"), rows)
 
 
@@ -76,7 +76,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def literal(results: Mapping[str, Any]) -> str:
-    """The literal reading against stock blocks."""
+    """Return the comparison of the literal reading with stock blocks."""
     rows = []
     for key, case in results["cases"].items():
         reading, ratio, which, _ = key.split(".")
@@ -94,7 +94,7 @@ def literal(results: Mapping[str, Any]) -> str:
 
 
 def stock(results: Mapping[str, Any]) -> str:
-    """One head, against every stock variant; the best of them is the one to beat."""
+    """Return the comparison of one head with every stock variant, the fastest first."""
     rows = []
     for key, case in results["cases"].items():
         reading, ratio, which, dtype = key.split(".")
@@ -117,13 +117,13 @@ def stock(results: Mapping[str, Any]) -> str:
 
 
 def breakdown(results: Mapping[str, Any]) -> str:
-    """Where our own time goes, and the tensors that are alive when most memory is taken."""
+    """Return our time by kind of work, and the live tensors at peak memory."""
     rows = []
     for key, case in results["cases"].items():
-        told = case["breakdown"]
-        whole = sum(told["seconds"].values())
-        shares = [f"{seconds / whole:.0%}" for seconds in told["seconds"].values()]
-        held = [f"{(size or 0) / 2**20:.0f}" for size in told["peak_bytes"].values()]
+        parts = case["breakdown"]
+        total = sum(parts["seconds"].values())
+        shares = [f"{seconds / total:.0%}" for seconds in parts["seconds"].values()]
+        held = [f"{(size or 0) / 2**20:.0f}" for size in parts["peak_bytes"].values()]
         rows.append((f"`{key}`", " / ".join(shares), " / ".join(held)))
     header = (
         "case",
@@ -134,7 +134,7 @@ def breakdown(results: Mapping[str, Any]) -> str:
 
 
 def describe(name: str, published_parameters: int, published_gmac: float | None) -> Sequence[str]:
-    """Of one configuration: parameters, and multiply-accumulates of coding one image of 512 px."""
+    """Return a configuration's row: parameters, and multiply-accumulates of one 512 px image, both ways."""
     config = fill(TokenizerRun, read_yaml(tables.ROOT / f"configs/tokenizer/{name}.yaml"), [])
     with torch.device("meta"):
         model = build_model(NestedAutoencoderKL, config.model)
@@ -154,7 +154,7 @@ def describe(name: str, published_parameters: int, published_gmac: float | None)
 
 
 def multiply_accumulates(model: Any, ratio: int, side: int = 512) -> float:
-    """Of encoding and decoding one image: half of what torch counts as FLOPs."""
+    """Count multiply-accumulates of encoding and decoding one image: half of the FLOPs that torch counts."""
     image = torch.empty(1, 3, side, side, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image, ratio, sample_posterior=False)

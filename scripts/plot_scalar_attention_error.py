@@ -1,9 +1,9 @@
-"""Draw kernels/scalar_attention/error.png: how exact the compiled operator is, and why.
+"""Draw kernels/scalar_attention/error.png: the accuracy of the compiled operator.
 
     python scripts/plot_scalar_attention_error.py
 
-Left, the error of interpolating e^(t s) within a block, beside its bound; right, the operator's error against
-float64 as the range of the data grows, beside the error of torch's own attention in fp32.
+Left: the error of interpolating e^(t s) within a block, and its bound. Right: the operator's error against
+float64 over the range of the data, and the error of torch's attention in fp32.
 """
 
 import math
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def draw_interpolation(axes: Axes) -> None:
-    """The largest relative error of the polynomial for e^(t s), |s| <= 1 and |t| <= reach."""
+    """Plot the largest relative error of the polynomial for e^(t s), |s| <= 1 and |t| <= reach."""
     reaches = np.geomspace(0.1, 3, 40)
     for colour, nodes in enumerate((4, 6, 8, 10)):
         bound = [
@@ -65,7 +65,7 @@ def interpolation_error(nodes: int, reach: float) -> float:
 
 
 def draw_operator(axes: Axes) -> None:
-    """max|error| / max|truth| of y and the gradients over normal data of growing deviation."""
+    """Plot max|error| / max|truth| of y and the gradients for normal data of growing deviation."""
     deviations = np.geomspace(0.1, 6, 16)
     ranges, ours, torchs = [], [], []
     for deviation in deviations:

@@ -1,4 +1,4 @@
-"""Tables in documents: each stands between `<!-- NAME -->` and `<!-- end -->`, and is made from results."""
+"""Tables in documents, generated from results, between `<!-- NAME -->` and `<!-- end -->`."""
 
 import json
 import re
@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    """The document `text` with its tables, by name, replaced.
+    """Replace the tables of a document by name.
 
     Raises:
-        ValueError: a table that has no place in the document, or several.
+        ValueError: the document has no place for a table, or several.
     """
     for name, table in tables.items():
         text, found = re.subn(
@@ -23,16 +23,16 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
             flags=re.DOTALL,
         )
         if found != 1:
-            raise ValueError(f"the document has {found} places for the table {name!r}, not one")
+            raise ValueError(f"expected one place for the table {name!r} in the document, found {found}")
     return text
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def results(name: str) -> Any:
-    """What a benchmark wrote: benchmarks/results/NAME.json."""
+    """Load a benchmark's results: benchmarks/results/NAME.json."""
     return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))

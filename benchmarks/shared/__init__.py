@@ -1,1 +1,1 @@
-"""What the benchmarks share: harness, command line, machine, baselines, and the batches they measure."""
+"""Shared by the benchmarks: harness, command line, machine, baselines and batches."""

@@ -1,4 +1,4 @@
-"""Where a model's time and memory go: seconds and live bytes by kind of work, operator by operator."""
+"""Time and memory of a model by kind of work: seconds and live bytes, measured operator by operator."""
 
 import time
 import weakref
@@ -16,17 +16,17 @@ KINDS = {
     "norm": ("group_norm", "adaln", "layer_norm"),
     "attention": ("attention", "addmm", "bmm", "mm"),
 }
-"""By what stands in an operator's name. The autoencoder's matrix products are its attention's projections."""
+"""Kinds by parts of operator names. The autoencoder's matrix products are projections of its attention."""
 REST = "rest"
 
 
 def breakdown(run: Callable[[], Any]) -> dict[str, Any]:
-    """Run once more, operator by operator.
+    """Run once, recording every operator.
 
-    Returns `seconds`, of each kind of work, and in `peak_bytes` the tensors alive when most was, by the kind
-    of work that made them: what there was before, such as weights, does not count. `workspace` is what the
-    run took beyond its tensors at their height: buffers of operators and gaps of the allocator; None where
-    the system does not tell.
+    Returns `seconds` per kind of work, and `peak_bytes`: the live tensors at the peak, by the kind of work
+    that created them. Tensors that existed before, such as weights, do not count. `workspace` is memory
+    beyond these tensors: buffers of operators and gaps of the allocator; None if the system does not report
+    it.
     """
     mode = Recorder()
 
@@ -43,7 +43,7 @@ def breakdown(run: Callable[[], Any]) -> dict[str, Any]:
 
 
 def kind_of(operator: str) -> str:
-    """The kind of work of an operator such as `aten::convolution_backward`."""
+    """Return the kind of work of an operator such as `aten::convolution_backward`."""
     name = operator.split("::")[-1]
     for kind, parts in KINDS.items():
         if any(part in name for part in parts):
@@ -52,7 +52,7 @@ def kind_of(operator: str) -> str:
 
 
 class Recorder(TorchDispatchMode):
-    """Times every operator within it, and follows the storages they make until they are freed."""
+    """Context that times every operator and tracks the storages they allocate until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
-                self.known.add(tensor.untyped_storage())  # if it is not ours, it was there before
+                self.known.add(tensor.untyped_storage())  # unknown storages existed before
         machine.synchronize()
         start = time.perf_counter()
         result = func(*args, **kwargs)

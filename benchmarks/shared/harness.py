@@ -1,13 +1,13 @@
-"""Fair comparisons of speed: every rival must first be right, and then they take turns.
+"""Fair comparisons of speed: every contestant must first be correct; then they alternate.
 
-A benchmark is a script with a dictionary from key to a function that sets up a `Case`, which it gives to
-`program.main`. That prints each comparison as it is measured and writes them all as JSON:
+A benchmark is a script with a dictionary from key to a function that sets up a `Case`, passed to
+`program.main`. It prints each comparison and writes all of them as JSON:
 
-    "<key>.ratio_vs_<baseline>"   how many times as fast as the baseline ours is: the median over the pairs
-    "cases"                       under each key: errors, seconds a call, ratios, pairs, peak memory, work
+    "<key>.ratio_vs_<baseline>"   speed-up of ours over the baseline: the median over the pairs
+    "cases"                       under each key: errors, seconds per call, ratios, pairs, peak memory, work
     "about"                       machine, versions, effort, load of the machine before and after
 
-Where a result is wrong, the case has no ratio and the program ends with exit code 1.
+A case with a wrong result has no ratio, and the program exits with 1.
 """
 
 import math
@@ -28,72 +28,72 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """One way of doing the work of a case."""
+    """One implementation of the work of a case."""
 
     run: Callable[[], Any]
-    """Does it once; all of it is timed."""
+    """Does the work once; timed."""
     outputs: Callable[[Any], Sequence[torch.Tensor]]
-    """What `run` returned, as tensors laid out like the truth; not timed."""
+    """Converts the result of `run` to tensors with the layout of the truth; not timed."""
     truth: Callable[[], Sequence[torch.Tensor]] | None = None
-    """What it should compute, where it does other work than the case's."""
+    """Expected outputs, if its work differs from the case's."""
     rehearsal: Callable[[], Any] | None = None
-    """The same work at the size of the truth, where checking `run` would take too long."""
+    """The same work at the size of the truth, if checking `run` would take too long."""
     count: float = 1.0
-    """How many of what is compared a run gets through, such as images: ratios are of counts a second."""
+    """Number of items per run, such as images: ratios compare items per second."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One comparison: the same work done our way and in other ways."""
+    """One comparison: the same work by our implementation and by baselines."""
 
     ours: Contestant
     baselines: Mapping[str, Contestant]
     truth: Callable[[], Sequence[torch.Tensor]]
-    """What all of them should compute, in a wider dtype."""
+    """Expected outputs, in a wider dtype."""
     tolerance: float
-    """The largest max|output - truth| / max|truth| that counts as right, for each tensor."""
+    """Largest max|output - truth| / max|truth| of any tensor that counts as correct."""
     slack: float = 10.0
-    """Baselines may be off by this many times the tolerance: they must do the same work, not do it as well.
-    (Channels-last GroupNorm of torch 2.14 is off by 2e-5 where ours is by 5e-7.)"""
+    """Baselines may have this many times the tolerance: they must do the same work, but not as accurately.
+    (Channels-last GroupNorm of torch 2.14 has an error of 2e-5, ours of 5e-7.)"""
     bytes_moved: int | None = None
-    """What ours reads and writes, in bytes, where memory is the limit."""
+    """Bytes that ours reads and writes, if bound by memory."""
     copied: torch.Tensor | None = None
-    """The tensor whose copy is the yardstick of the bandwidth, beside `bytes_moved`."""
+    """Tensor whose copy gives the reference bandwidth for `bytes_moved`."""
     flops: int | None = None
-    """Floating-point operations of the work, where arithmetic is the limit."""
+    """Floating-point operations of the work, if bound by arithmetic."""
     multiplied: torch.dtype | None = None
-    """The dtype of the matrix product whose rate is the yardstick of the arithmetic, beside `flops`."""
+    """Dtype of the matrix product whose rate is the reference for `flops`."""
     rates: Mapping[str, float] = field(default_factory=dict)
-    """How many of what a run of ours gets through, such as tokens, to be told per second."""
+    """Items per run of ours, such as tokens, to report per second."""
     expected: Mapping[str, float] = field(default_factory=dict)
-    """By baseline: the ratio that the work itself predicts."""
+    """Ratio that the amount of work predicts, by baseline."""
     breakdown: Callable[[], Mapping[str, Any]] | None = None
-    """Where ours spends its time and memory; asked once, after the timing."""
+    """Returns the time and memory of ours by kind of work; called once, after timing."""
     details: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts for the JSON, such as the backend and the dtype."""
+    """More entries for the JSON, such as backend and dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long each comparison goes on: for `seconds`, but within these numbers of pairs."""
+    """Duration of each comparison: `seconds`, within these numbers of pairs."""
 
-    least_pairs: int
-    most_pairs: int
+    min_pairs: int
+    max_pairs: int
     seconds: float
     longest_extra_run: float = math.inf
-    """Contestants slower than this, in seconds, are not run once more for their peak memory."""
+    """Contestants slower than this, in seconds, do not run again for their peak memory."""
     without: tuple[str, ...] = ()
-    """Endings of the names of baselines to leave out."""
+    """Suffixes of the names of baselines to skip."""
 
 
-FULL = Effort(least_pairs=7, most_pairs=101, seconds=10.0)
-QUICK = Effort(least_pairs=1, most_pairs=9, seconds=0.3, longest_extra_run=0.4, without=("compile",))
-"""torch.compile would take half a minute before it runs."""
+FULL = Effort(min_pairs=7, max_pairs=101, seconds=10.0)
+QUICK = Effort(min_pairs=1, max_pairs=9, seconds=0.3, longest_extra_run=0.4, without=("compile",))
+"""Without torch.compile, which takes half a minute to compile."""
 TURN_SECONDS = 0.005
-"""Shorter work is repeated within a turn, until a turn takes about this long."""
+"""Shorter work is repeated until a turn takes about this long."""
 RATE_SIDES = (128, 256, 512, 1024, 2048, 4096)
 RATE_SECONDS = 0.2
-"""Sizes of the matrix products that `matmul_rate` times, and the longest time for each of them."""
+"""Sizes of the matrix products that `matmul_rate` times, and the longest time per size."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Quartiles interpolate linearly, so that they lie among the values."""
+        """Compute linearly interpolated quartiles, which are within the range of the values."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -115,27 +115,27 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What `measure` found; the mappings are by contestant ("ours" and the baselines)."""
+    """Result of `measure`; the keys of mappings are contestants ("ours" and the baselines)."""
 
     errors: Mapping[str, float]
     tolerance: float
     slack: float
     seconds: Mapping[str, Spread] = field(default_factory=dict)
-    """Of one call."""
+    """Seconds per call."""
     ratios: Mapping[str, Spread] = field(default_factory=dict)
-    """By baseline: its time over ours, each by its count, pair by pair. Empty unless all are right."""
+    """Time per item of each baseline over ours, over pairs. Empty unless all are correct."""
     of_expected: Mapping[str, float] = field(default_factory=dict)
-    """By baseline: the median ratio as a share of the expected one."""
+    """Median ratio over the expected one, by baseline."""
     pairs: Mapping[str, int] = field(default_factory=dict)
     peak_bytes: Mapping[str, int | None] = field(default_factory=dict)
-    """By how much a call raises the memory in use, at its height; None where the system does not tell."""
+    """Peak increase of memory in use during a call; None if the system does not report it."""
     work: Mapping[str, float] = field(default_factory=dict)
-    """What is known of bytes_moved, gb_per_second, of_copy_bandwidth, of_peak_bandwidth, flops,
-    gflops_per_second, of_matmul_rate and of_peak_flops of ours; a peak is that of the GPU's data sheet."""
+    """For ours, as far as known: bytes_moved, gb_per_second, of_copy_bandwidth, of_peak_bandwidth, flops,
+    gflops_per_second, of_matmul_rate, of_peak_flops. Peaks are from the GPU's data sheet."""
     rates: Mapping[str, float] = field(default_factory=dict)
-    """How many of `Case.rates` ours gets through a second."""
+    """Items of `Case.rates` that ours processes per second."""
     breakdown: Mapping[str, Any] = field(default_factory=dict)
-    """What `Case.breakdown` told."""
+    """Result of `Case.breakdown`."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -143,7 +143,7 @@ class Result:
         return not self.wrong()
 
     def wrong(self) -> dict[str, float]:
-        """The contestants that are not right, with their errors; NaN is wrong too."""
+        """Return contestants that are not correct, with their errors; NaN counts as wrong."""
         slack = dict.fromkeys(self.errors, self.slack) | {"ours": 1.0}
         return {name: e for name, e in self.errors.items() if not e <= self.tolerance * slack[name]}
 
@@ -151,8 +151,8 @@ class Result:
 def matmul_rate(dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
     """Return the floating-point operations per second of a large matrix product, the best of several.
 
-    Square products of growing size are candidates. Each repeats for at most `RATE_SECONDS`, and a size is
-    skipped if the size before predicts that one product takes longer: a processor without units for the dtype
+    Square products of growing size are candidates. Each repeats for at most `RATE_SECONDS`; a size is skipped
+    if the previous one predicts that a product takes longer, since a processor without units for the dtype
     emulates it at a hundredth of its fp32 rate. Factors are random, as products of constants draw less power.
     """
     device = "cuda" if torch.cuda.is_initialized() else "cpu"
@@ -164,11 +164,11 @@ def matmul_rate(dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
             break
         matrix = torch.randn(side, side, generator=generator).to(device, dtype)
         product = partial(torch.matmul, matrix, matrix)
-        seconds_a_call(product, 1, clock)  # the first call also sets up
+        seconds_per_call(product, 1, clock)  # the first call also sets up
         start = clock()
         runs = 0
         while runs < 5 and (runs == 0 or clock() - start < RATE_SECONDS):
-            rate = max(rate, work / seconds_a_call(product, 1, clock))
+            rate = max(rate, work / seconds_per_call(product, 1, clock))
             runs += 1
     return rate
 
@@ -181,7 +181,7 @@ def measure(
 ) -> Result:
     """Check all contestants of a case, then time ours against each baseline in pairs of turns.
 
-    `rate_of(dtype, clock)` is the yardstick of arithmetic, in FLOP/s; tests pass a constant.
+    `rate_of(dtype, clock)` returns the reference rate of arithmetic in FLOP/s; tests pass a constant.
     """
     baselines = {name: c for name, c in case.baselines.items() if not name.endswith(effort.without)}
     everyone = {"ours": case.ours, **baselines}
@@ -198,7 +198,7 @@ def measure(
         return checked
     del truth
 
-    # This second run shows the peak, without what compiling took, and how often to repeat within a turn.
+    # A second run measures peak memory without compilation, and the number of calls per turn.
     peaks: dict[str, int | None] = {}
     calls = {}
     for name, contestant in everyone.items():
@@ -208,7 +208,7 @@ def measure(
         taken: list[float] = []
 
         def timed(contestant: Contestant = contestant, taken: list[float] = taken) -> None:
-            taken.append(seconds_a_call(contestant.run, 1, clock))
+            taken.append(seconds_per_call(contestant.run, 1, clock))
 
         peaks[name] = machine.peak_bytes(timed)
         calls[name] = max(1, math.ceil(TURN_SECONDS / max(taken[0], 1e-6)))
@@ -216,7 +216,7 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in everyone}
     ratios = {}
     for name in baselines:
-        turns = [partial(seconds_a_call, everyone[n].run, calls[n], clock) for n in ("ours", name)]
+        turns = [partial(seconds_per_call, everyone[n].run, calls[n], clock) for n in ("ours", name)]
         pairs = take_turns(turns, effort, clock)
         times["ours"] += [ours for ours, _ in pairs]
         times[name] = [theirs for _, theirs in pairs]
@@ -239,7 +239,7 @@ def measure(
 
 
 def error_of(outputs: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> float:
-    """The largest max|output - truth| / max|truth| over the tensors; NaN if an output holds one."""
+    """Return the largest max|output - truth| / max|truth| over the tensors; NaN if an output contains NaN."""
     worst = 0.0
     for ours, true in zip(outputs, truth, strict=True):
         if ours.shape != true.shape:
@@ -255,11 +255,11 @@ def error_of(outputs: Sequence[torch.Tensor], truth: Sequence[torch.Tensor]) -> 
 def take_turns(
     turns: Sequence[Callable[[], float]], effort: Effort, clock: Clock
 ) -> list[tuple[float, float]]:
-    """What two turns return, pair by pair. Who goes first alternates, so that neither gains by the order."""
+    """Return the results of two turns, pair by pair, in alternating order."""
     pairs: list[tuple[float, float]] = []
     start = clock()
-    while len(pairs) < effort.least_pairs or (
-        len(pairs) < effort.most_pairs and clock() - start < effort.seconds
+    while len(pairs) < effort.min_pairs or (
+        len(pairs) < effort.max_pairs and clock() - start < effort.seconds
     ):
         if len(pairs) % 2 == 0:
             pairs.append((turns[0](), turns[1]()))
@@ -268,7 +268,7 @@ def take_turns(
     return pairs
 
 
-def seconds_a_call(run: Callable[[], Any], calls: int, clock: Clock) -> float:
+def seconds_per_call(run: Callable[[], Any], calls: int, clock: Clock) -> float:
     machine.synchronize()
     start = clock()
     for _ in range(calls):
@@ -288,9 +288,9 @@ def _work(
     if case.bytes_moved is not None:
         work |= {"bytes_moved": case.bytes_moved, "gb_per_second": case.bytes_moved / seconds / 1e9}
     if case.bytes_moved is not None and case.copied is not None:
-        # The copy allocates its result anew, as operators do: fresh pages are a good part of the cost.
+        # The copy allocates its result, as operators do: page faults are a large part of the cost.
         copy = statistics.median(
-            seconds_a_call(case.copied.clone, 1, clock) for _ in range(2 * effort.least_pairs + 1)
+            seconds_per_call(case.copied.clone, 1, clock) for _ in range(2 * effort.min_pairs + 1)
         )
         copied_per_second = 2 * case.copied.nbytes / copy
         work["of_copy_bandwidth"] = case.bytes_moved / seconds / copied_per_second
@@ -308,17 +308,17 @@ def _work(
 
 
 def lines(key: str, result: Result) -> list[str]:
-    """A result for people: one line a baseline, then one of facts; no ratio where something is wrong."""
+    """Format a result: one line per baseline, then one of facts; no ratio if a result is wrong."""
     if not result.right:
-        wrong = ", ".join(f"{name} is off by {error:.1e}" for name, error in result.wrong().items())
-        return [f"{key}: WRONG: {wrong}, allowed is {result.tolerance:.0e}; not timed"]
-    told = [key]
+        wrong = ", ".join(f"{name} has an error of {error:.1e}" for name, error in result.wrong().items())
+        return [f"{key}: WRONG: {wrong}, limit {result.tolerance:.0e}; not timed"]
+    text = [key]
     milliseconds = {name: spread.median * 1e3 for name, spread in result.seconds.items()}
     for name, ratio in result.ratios.items():
-        told.append(
+        text.append(
             f"  {ratio.median:7.2f} x as fast as {name} (quartiles {ratio.low:.2f} to {ratio.high:.2f}, "
             f"{result.pairs[name]} pairs): {milliseconds['ours']:.2f} ms against {milliseconds[name]:.2f}"
-            + (f", {result.of_expected[name]:.0%} of what was expected" if name in result.of_expected else "")
+            + (f", {result.of_expected[name]:.0%} of expected" if name in result.of_expected else "")
         )
     facts = [f"error {result.errors['ours']:.1e}"]
     work = result.work
@@ -337,13 +337,13 @@ def lines(key: str, result: Result) -> list[str]:
     peaks = [f"{name} {peak / 2**20:.0f}" for name, peak in result.peak_bytes.items() if peak is not None]
     if peaks:
         facts.append("peak memory in MiB: " + ", ".join(peaks))
-    told.append("    " + "; ".join(facts))
+    text.append("    " + "; ".join(facts))
     if result.breakdown:
         seconds, held = result.breakdown["seconds"], result.breakdown["peak_bytes"]
         shares = ", ".join(f"{kind} {value / sum(seconds.values()):.0%}" for kind, value in seconds.items())
         sizes = ", ".join(f"{kind} {(value or 0) / 2**20:.0f}" for kind, value in held.items())
-        told.append(f"    time: {shares}; memory at its height in MiB: {sizes}")
-    return told
+        text.append(f"    time: {shares}; peak memory in MiB: {sizes}")
+    return text
 
 
 def _flops(number: float) -> str:
@@ -351,7 +351,7 @@ def _flops(number: float) -> str:
 
 
 def as_json(about: Mapping[str, Any], results: Mapping[str, Result]) -> dict[str, Any]:
-    """The file's contents, to four significant digits; null where there is no finite number."""
+    """Return the file's contents with four significant digits, and null for non-finite numbers."""
     ratios = {
         f"{key}.ratio_vs_{name}": ratio.median
         for key, result in results.items()
@@ -367,7 +367,7 @@ def _plain(result: Result) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """A JSON value with its floats to four significant digits, and null where they are not finite."""
+    """Round the floats of a JSON value to four significant digits; null replaces non-finite ones."""
     if isinstance(value, Mapping):
         return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""What an image costs a DiT by FLOPs, linear layers and attention apart, beside what the paper published."""
+"""FLOPs per image of a DiT, split into linear layers and attention, and the published figures."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,15 +10,15 @@ from cat_fast.training.metrics.flops import GeneratorFlops
 
 CONFIGS = Path(__file__).parents[2] / "configs/generator"
 FIXED = 256
-"""Tokens of an image of 512 px at 16x."""
+"""Tokens per image of 512 px at 16x."""
 PUBLISHED = {
     "flops_relative_to_fixed16": {
         "published": 0.82,
         "mix": "216",
         "why": "Tokens alone give 216 / 256 = 0.844, and attention, which grows with their square, more. "
-        "0.82 would be the 18 % fewer tokens on natural images that the paper tells elsewhere.",
+        "0.82 would be the 18 % fewer tokens on natural images that the paper reports elsewhere.",
     },
-    "images_a_second_at_inference": {
+    "images_per_second_at_inference": {
         "published": 1.185,
         "mix": "216",
         "why": "It is 256 / 216, the ratio of tokens; by FLOPs it is images_at_equal_flops.",
@@ -32,23 +32,23 @@ PUBLISHED = {
 }
 
 
-def of_presets() -> dict[str, dict[str, Any]]:
-    """`of_preset` of every file in configs/generator; those that differ in ratios alone cost the same."""
+def count_presets() -> dict[str, dict[str, Any]]:
+    """Return `count_preset` of every file in configs/generator; ratios do not matter."""
     found: dict[str, dict[str, Any]] = {}
     counted: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for path in sorted(CONFIGS.glob("*.yaml")):
         arguments = read_yaml(path)["model"]
         arguments.pop("ratios", None)
         known = [result for others, result in counted if others == arguments]
-        found[path.stem] = known[0] if known else of_preset(arguments)
+        found[path.stem] = known[0] if known else count_preset(arguments)
         counted.append((arguments, found[path.stem]))
     return found
 
 
-def of_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """FLOPs of training on an image at 16x, and the mean of each mix's images relative to it.
+def count_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Count FLOPs of training on an image at 16x, and the mean per image of each mix relative to it.
 
-    Forward and backward; a forward pass is a third of both parts.
+    Includes forward and backward; a forward pass is a third of both parts.
     """
     flops = GeneratorFlops(dict(arguments))
     fixed = flops.of_lengths(FIXED)
@@ -68,7 +68,7 @@ def of_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lines(found: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """For people: presets that cost the same share their lines."""
+    """Yield lines of text; presets with equal costs share their lines."""
     alike: dict[str, list[str]] = {}
     for preset, by_mix in found.items():
         alike.setdefault(repr(by_mix), []).append(preset)

@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on: what it is, and the most memory that a piece of work takes on it."""
+"""The machine that a benchmark runs on, and the peak memory of a function on it."""
 
 import ctypes
 import platform
@@ -16,24 +16,24 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def describe() -> dict[str, Any]:
-    """Processor, GPUs, threads and versions; no names of hosts or of kernels built for one, and no path."""
+    """Return processor, GPUs, threads and versions, without host names, custom kernel names or paths."""
     found = environment()
-    # The reasons why other backends are not active may hold paths.
+    # The reasons why other backends are inactive may contain paths.
     active = [f"{row['op']}.{row['backend']}" for row in found["kernels"] if row["status"] == "active"]
     return found | {"kernels": active, "platform": f"{platform.system()} {platform.machine()}"}
 
 
 def synchronize() -> None:
-    """Wait for the GPU, if there is one, so that a clock sees the work and not only its launch."""
+    """Wait for the GPU, if any, so that a clock measures the work and not only its launch."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """By how much one call raises the memory in use, at its height; None where the system does not tell.
+    """Return the peak increase of memory in use during one call; None if the system does not report it.
 
-    Memory of the GPU once it is in use, else of the process: not that of torch's allocator alone, so that
-    the buffers of other libraries count. For tensors below 32 MiB so do the gaps of the C library's heap.
+    Measures memory of the GPU once it is in use, else of the process, including buffers of libraries other
+    than torch. For tensors below 32 MiB, gaps of the C library's heap count as well.
     """
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
@@ -41,9 +41,9 @@ def peak_bytes(run: Callable[[], Any]) -> int | None:
         run()
         return torch.cuda.max_memory_allocated() - before
     with suppress(OSError, AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)  # else freed memory that the process kept would hide what is taken
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory kept by the process would hide new allocations
     try:
-        _CLEAR_REFS.write_text("5")  # sets the peak to what is in use now: proc(5)
+        _CLEAR_REFS.write_text("5")  # resets the peak to the memory in use: proc(5)
         before = _resident("VmHWM")
     except OSError:
         run()

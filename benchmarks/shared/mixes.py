@@ -1,4 +1,4 @@
-"""Mixes of sequence lengths, and how well the packer fills and balances batches of them."""
+"""Mixes of sequence lengths, and the fill and balance of batches that the packer makes of them."""
 
 import time
 from collections.abc import Mapping
@@ -15,45 +15,45 @@ MIXES: Mapping[str, Mapping[int, float]] = {
     "216": {1024: 0.06, 256: 0.49, 64: 0.45},
     "197": {1024: 0.04, 256: 0.49, 64: 0.47},
 }
-"""Of the paper's images of 512 px at 8x, 16x and 32x: lengths and their shares, by the mean length."""
+"""Lengths and shares of the paper's 512 px images at 8x, 16x and 32x, by mean length."""
 UNIFORM = dict.fromkeys(range(16, 1025), 1.0)
 MAX_TOKENS = 16_384
-"""The paper's budget of a GPU: 4 x 4096."""
+"""The paper's budget per GPU: 4 x 4096."""
 
 
-def drawn(mix: Mapping[int, float], count: int, seed: int = 0) -> np.ndarray:
-    """(count,) int64 lengths, drawn by their shares."""
+def draw_lengths(mix: Mapping[int, float], count: int, seed: int = 0) -> np.ndarray:
+    """Draw (count,) int64 lengths by their shares."""
     shares = np.array(list(mix.values()))
     return np.random.default_rng(seed).choice(list(mix), size=count, p=shares / shares.sum())
 
 
 def spread(squares: np.ndarray) -> float:
-    """Standard deviation of sum(n^2) over the ranks of a step as a share of its mean, over (steps, ranks)."""
+    """Return the mean over steps of std(sum(n^2)) / mean(sum(n^2)) over ranks; squares: (steps, ranks)."""
     return float((squares.std(axis=1) / squares.mean(axis=1)).mean())
 
 
-def packed(mix: Mapping[int, float], count: int, ranks: int, window: int = 256) -> dict[str, float]:
-    """What planning `count` lengths for `ranks` comes to.
+def measure_packer(mix: Mapping[int, float], count: int, ranks: int, window: int = 256) -> dict[str, float]:
+    """Plan `count` lengths for `ranks`, and measure the result.
 
-    Returns: seconds of it; the fill of the budget; spreads of sum(n^2) over ranks, and what they would be if
-    batches were packed one by one and dealt in turn.
+    Returns: seconds; the fill of the budget; the spread of sum(n^2) over ranks, and that spread if batches
+    were packed one by one and assigned to ranks in turn.
     """
     if not packer.NATIVE:
         raise UserError("the packer's native core is not built: run `make build`")
-    lengths = drawn(mix, count)
+    lengths = draw_lengths(mix, count)
     seconds, tokens, squares = _planned(lengths, ranks, window)
     _, _, alone = _planned(lengths, 1, window)
-    dealt = alone[: len(alone) // ranks * ranks].reshape(-1, ranks)
+    in_turn = alone[: len(alone) // ranks * ranks].reshape(-1, ranks)
     return {
         "seconds": seconds,
         "fill": float(tokens.mean() / MAX_TOKENS),
         "spread": spread(squares),
-        "spread_dealt_in_turn": spread(dealt),
+        "spread_in_turn": spread(in_turn),
     }
 
 
 def _planned(lengths: np.ndarray, ranks: int, window: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """Seconds, and sums of n and of n^2 (steps, ranks), without the last steps: nothing came behind them."""
+    """Return seconds and sums of n and n^2 (steps, ranks), without the last steps, which nothing followed."""
     core = packer.BestFitPacker(MAX_TOKENS, MAX_TOKENS, window * ranks, ranks)
     start = time.perf_counter()
     ids, offsets = core.plan(lengths)
@@ -66,9 +66,9 @@ def _planned(lengths: np.ndarray, ranks: int, window: int) -> tuple[float, np.nd
     return seconds, tokens, squares
 
 
-def milliseconds_a_step(mix: Mapping[int, float], ranks: int, steps: int = 10, window: int = 256) -> float:
-    """What a training step's batch costs a rank to plan, by `PackedStream`."""
-    stream = PackedStream(drawn(mix, 1_000_000).tolist(), MAX_TOKENS, window, 0, Ranks(0, ranks))
+def milliseconds_per_step(mix: Mapping[int, float], ranks: int, steps: int = 10, window: int = 256) -> float:
+    """Return the time that a rank needs to plan one step with `PackedStream`."""
+    stream = PackedStream(draw_lengths(mix, 1_000_000).tolist(), MAX_TOKENS, window, 0, Ranks(0, ranks))
     stream.next()  # fills the window
     start = time.perf_counter()
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""The command line of a benchmark: `main` measures a dictionary of cases, prints, and writes JSON."""
+"""Command line of a benchmark: `main` measures a dictionary of cases, prints the results, and writes JSON."""
 
 import argparse
 import gc
@@ -24,22 +24,22 @@ def main(
     quick_cases: Mapping[str, Callable[[], harness.Case]] | None = None,
     facts: Callable[[], Mapping[str, Any]] = dict,
 ) -> int:
-    """The command line of a benchmark; returns the exit code: 1 if a result was wrong, 2 for bad usage.
+    """Run a benchmark's command line. Return the exit code: 1 if a result was wrong, 2 for invalid usage.
 
-    `full` is the effort without --quick, `quick_cases` are what --quick measures, where they are others;
-    `facts` finds, and prints, what else the file is to hold. The file is written anew after each case, so
-    that --keep can go on with what was ended early.
+    `full` is the effort without --quick. `quick_cases` are the cases for --quick, if different. `facts`
+    computes and prints additional contents of the file. The file is written after each case, so that --keep
+    can resume an interrupted run.
     """
     parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     parser.add_argument(
-        "--quick", action="store_true", help="few pairs, and without torch.compile: a rough answer soon"
+        "--quick", action="store_true", help="few pairs, without torch.compile: a rough answer quickly"
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="only the cases whose key contains it")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key contains TEXT")
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="keep what FILE has and measure what is missing or wrong, or what --only names",
+        help="keep the results in FILE; measure only missing or wrong ones, or those of --only",
     )
     given = parser.parse_args(arguments)
     if given.quick and quick_cases is not None:
@@ -47,7 +47,9 @@ def main(
     chosen = {key: setup for key, setup in cases.items() if given.only in key}
     try:
         if not chosen:
-            raise UserError(f"--only {given.only}: no case has that in its key; there are {', '.join(cases)}")
+            raise UserError(
+                f"--only {given.only}: no case matches; expected part of one of {', '.join(cases)}"
+            )
         if given.json is not None:
             require_writable(given.json)
         kept = _kept(given.json, benchmark) if given.keep else {}
@@ -76,9 +78,9 @@ def run(
     effort: harness.Effort,
     save: Callable[[Mapping[str, harness.Result], Mapping[str, Any]], None],
 ) -> dict[str, harness.Result]:
-    """Measure and print the cases one after another; `save` is given the results so far after each.
+    """Measure and print the cases in turn, and call `save` after each with all results so far.
 
-    Its second argument says what they were measured with.
+    The second argument of `save` describes the machine, versions and effort.
     """
     about = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -89,7 +91,7 @@ def run(
     results = {}
     for key, setup in cases.items():
         results[key] = harness.measure(setup(), effort)
-        gc.collect()  # the tensors of one case make no room scarce for the next
+        gc.collect()  # free the tensors of one case before the next
         for line in harness.lines(key, results[key]):
             print(line, flush=True)
         save(results, about | {"load_after": os.getloadavg()[0]})
@@ -97,7 +99,7 @@ def run(
 
 
 def _kept(path: Path | None, benchmark: str) -> dict[str, Any]:
-    """What an earlier call wrote, if it was this benchmark's, on a machine and with versions like these."""
+    """Return the results of an earlier call of this benchmark on the same machine and versions."""
     if path is None:
         raise UserError("--keep: give the file with --json")
     if not path.exists():
@@ -106,12 +108,14 @@ def _kept(path: Path | None, benchmark: str) -> dict[str, Any]:
     now = {"benchmark": benchmark, **machine.describe()}
     differing = [name for name, value in now.items() if found["about"].get(name) != value]
     if differing:
-        raise UserError(f"--keep: {path} was measured with another {', '.join(differing)}; measure all anew")
+        raise UserError(
+            f"--keep: {path} was measured with another {', '.join(differing)}; measure again without --keep"
+        )
     return found
 
 
 def _merged(kept: Mapping[str, Any], written: dict[str, Any], order: Iterable[str]) -> dict[str, Any]:
-    """Both files as one, in the order of the cases; `about` is the newer's."""
+    """Merge both files in the order of the cases; `about` is that of the newer one."""
     measured = written["cases"]
     cases = kept.get("cases", {}) | measured
     ratios = {

@@ -1,4 +1,4 @@
-"""The autoencoder of one ratio, put together from diffusers' blocks: what one would run without ours."""
+"""The autoencoder of one ratio, built from diffusers' blocks: the baseline of ours."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _NO_TIMESTEP: Any = None  # the blocks were written for diffusion models
 
 
 class StockAutoencoder(nn.Module):
-    """Computes what `model` computes at its only ratio, with its weights, in blocks of diffusers.
+    """An equivalent of `model` at its only ratio, with its weights, in blocks of diffusers.
 
     encode: (B, 3, H, W) -> moments (B, 2c, H/f, W/f). decode: (B, c, h, w) -> (B, 3, h * f, w * f).
     """

@@ -1,4 +1,4 @@
-"""What each kind of GPU kernel may cost."""
+"""Cost limits per kind of GPU kernel."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ from benchmarks.static.compiler import Kernel
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a kernel may cost."""
+    """Cost limits of a kernel."""
 
     kind: str
     occupancy: float = 0.0
-    """The least part of a multiprocessor's threads that fits, by registers and shared memory."""
+    """Minimum share of a multiprocessor's threads that fit, by registers and shared memory."""
     blocks: int = 1
-    """The least blocks that fit a multiprocessor."""
+    """Minimum number of blocks that fit a multiprocessor."""
     wide_access: bool = False
-    """Whether global memory must be read or written 16 bytes at a time."""
+    """True if global memory must be accessed 16 bytes at a time."""
     matrix_instructions: bool = False
 
     @property
@@ -26,7 +26,7 @@ class Budget:
         return self.wide_access or self.matrix_instructions
 
     def violations(self, kernel: Kernel) -> list[str]:
-        """What `kernel` breaks, in words."""
+        """Return descriptions of the limits that `kernel` exceeds."""
         found = []
         if kernel.spill_bytes:
             found.append(f"spills {kernel.spill_bytes} bytes")
@@ -54,6 +54,6 @@ class Case:
     """A launcher at one size."""
 
     launch: Callable[[], Any]
-    """Calls it with meta tensors."""
+    """Calls the launcher with meta tensors."""
     budgets: Mapping[str, Budget]
-    """By the name of each kernel that it launches."""
+    """Budgets by the names of the kernels launched."""

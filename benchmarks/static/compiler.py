@@ -1,4 +1,4 @@
-"""Compile what a Triton launcher would launch, and read each kernel's costs from its binary."""
+"""Compile the kernels that a Triton launcher launches, and read their costs from the binaries."""
 
 import re
 import subprocess
@@ -15,9 +15,9 @@ from triton.runtime.jit import JITFunction
 
 WARP = 32
 REGISTERS, THREADS = 65536, 2048
-"""Of a multiprocessor: 32-bit registers, resident threads."""
+"""32-bit registers and resident threads per multiprocessor."""
 SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024}
-"""Of a multiprocessor, by architecture; each block takes 1 KiB more than it asks for."""
+"""Shared memory per multiprocessor, by architecture; each block uses 1 KiB in addition to its request."""
 MATRIX_INSTRUCTION = re.compile(r"\b(HMMA|HGMMA)\.")
 WIDE_ACCESS = re.compile(r"\b(?:LDG|STG|LDGSTS)\.E\S*\.128|\bUTMALDG|\bUTMASTG")
 
@@ -33,11 +33,11 @@ class Kernel:
     shared_bytes: int
     threads: int
     blocks: int
-    """That fit a multiprocessor, by registers, shared memory and threads."""
+    """Blocks that fit a multiprocessor, by registers, shared memory and threads."""
     occupancy: float
-    """The part of a multiprocessor's threads that those are."""
+    """Share of a multiprocessor's threads that these blocks use."""
     wide_accesses: int | None
-    """128-bit or bulk loads and stores of global memory; None if they were not counted."""
+    """128-bit or bulk loads and stores of global memory; None if not counted."""
     matrix_instructions: int | None
 
 
@@ -46,9 +46,9 @@ def compile_launched(
     architecture: int,
     reads_code: Callable[[str], bool] = lambda name: True,
 ) -> list[Kernel]:
-    """Return the kernels that `launch` launches, each once per set of arguments. Its tensors may be on meta.
+    """Return the kernels that `launch` launches, each once per set of arguments. Tensors may be on meta.
 
-    `reads_code(name)` tells whether a kernel's instructions are counted: half a second each.
+    `reads_code(name)` returns True if a kernel's instructions should be counted, which takes half a second.
     """
     with recording(architecture) as compiled:
         launch()
@@ -58,7 +58,7 @@ def compile_launched(
 
 @contextmanager
 def recording(architecture: int) -> Iterator[list[Any]]:
-    """Compiles what is launched inside, and lists it, instead of running it."""
+    """Compile and list the kernels launched inside the context, without running them."""
     compiled: list[Any] = []
     run, driver = JITFunction.run, triton.runtime.driver._active
 
@@ -77,8 +77,8 @@ def recording(architecture: int) -> Iterator[list[Any]]:
 
 
 class _Target:
-    """A driver that knows what to compile for, and no more. Each architecture is a device of its own, as
-    Triton keeps its compiled kernels by device."""
+    """A driver that only provides the compilation target. Each architecture is a separate device, since
+    Triton caches compiled kernels per device."""
 
     def __init__(self, architecture: int) -> None:
         self.architecture = architecture

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.shared import harness
 
-ONCE = harness.Effort(least_pairs=1, most_pairs=1, seconds=0.0)
+ONCE = harness.Effort(min_pairs=1, max_pairs=1, seconds=0.0)
 
 
 @pytest.fixture

@@ -37,9 +37,9 @@ def test_fewer_tokens_give_the_images_that_their_flops_let_expect(mix):
 
 @pytest.mark.parametrize(("mix", "least"), [("252", 0.99), ("216", 0.99), ("197", 0.99), ("uniform", 0.97)])
 def test_batches_are_full_and_soon_planned(mix, least):
-    told = MEASURED["packer"]["mixes"][mix]
-    assert told["fill"] >= least
-    assert told["seconds"] < 5
+    measured = MEASURED["packer"]["mixes"][mix]
+    assert measured["fill"] >= least
+    assert measured["seconds"] < 5
 
 
 def test_every_preset_is_counted():

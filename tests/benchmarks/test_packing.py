@@ -49,7 +49,7 @@ def test_a_step_that_is_repeated_computes_the_same(toy):
 
 @pytest.mark.parametrize("name", MIXES)
 def test_a_batch_is_full_and_like_its_mix(name):
-    lengths = packing.composed(MIXES[name], 16_384)
+    lengths = packing.compose_lengths(MIXES[name], 16_384)
     assert sum(lengths) == 16_384
     mean = sum(length * share for length, share in MIXES[name].items())
     assert np.mean(lengths) == pytest.approx(mean, rel=0.02)
@@ -59,7 +59,7 @@ def test_a_batch_is_full_and_like_its_mix(name):
 
 def test_flops_of_an_image_agree_with_the_formula():
     """At DiT-XL/2's width, of which the published figures are; a shallow one, as depth cancels."""
-    found = image_flops.of_preset({"hidden_size": 1152, "num_heads": 16, "depth": 4})
+    found = image_flops.count_preset({"hidden_size": 1152, "num_heads": 16, "depth": 4})
     for name, mix in MIXES.items():
         tokens = sum(share * length for length, share in mix.items()) / 256
         squares = sum(share * length**2 for length, share in mix.items()) / 256**2
@@ -69,9 +69,9 @@ def test_flops_of_an_image_agree_with_the_formula():
     assert found["216"]["images_at_equal_flops"] == pytest.approx(1 / found["216"]["total"])
 
 
-def test_what_is_told_of_the_packer():
-    """Against sums over the batches themselves."""
-    told = mixes.packed(MIXES["197"], 20_000, ranks=4)
-    assert told["fill"] > 0.99
-    assert told["spread"] < told["spread_dealt_in_turn"] / 5
+def test_fill_and_spread_of_the_packer():
+    """Compare with sums over the batches."""
+    measured = mixes.measure_packer(MIXES["197"], 20_000, ranks=4)
+    assert measured["fill"] > 0.99
+    assert measured["spread"] < measured["spread_in_turn"] / 5
     assert mixes.spread(np.array([[1.0, 3.0], [2.0, 2.0]])) == 0.25

@@ -1,4 +1,4 @@
-"""The straggler benchmark at toy size: it waits as probability says, and balanced hardly."""
+"""The straggler benchmark at toy size: waiting agrees with probability, and `balanced` hardly waits."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_balanced_ranks_wait_less_than_three_percent(ranks):
 @pytest.mark.parametrize(
     ("ranks", "expected", "steps"), [(8, 0.33, 3000), (64, 0.472, 400), (1024, 0.473, 50)]
 )
-def test_ranks_that_draw_alone_wait_as_long_as_probability_says(ranks, expected, steps):
+def test_independent_ranks_wait_as_long_as_probability_predicts(ranks, expected, steps):
     plan = PerRankPlan(straggler.MIX, 8, ranks, seed=1)
     row = straggler.simulate(plan, PAPER, steps)
     closed = straggler.expected_wait(PAPER, 8, ranks)
@@ -61,7 +61,7 @@ def test_the_program_writes_every_row_and_fails_where_balanced_waits(tmp_path, m
 
 
 def test_in_the_committed_results_balanced_ranks_hardly_wait():
-    """From measured steps, of 8, 64 and 1024 ranks; and `per_rank` as probability says of the same table."""
+    """From measured steps, of 8, 64 and 1024 ranks; and `per_rank` as probability predicts from the same table."""
     report = json.loads((straggler.CONFIG.parents[2] / "benchmarks/results/straggler.json").read_text())
     assert report["costs"]["unit"] == "seconds"
     for ranks in straggler.WORLD_SIZES:

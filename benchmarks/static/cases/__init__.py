@@ -1,4 +1,4 @@
-"""Every Triton launcher at the sizes that its kernels are compiled for, one module an operator."""
+"""Triton launchers with the sizes to compile, one module per operator."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""adaLN at the width of DiT-XL, and at one that fills no vector."""
+"""adaLN at the width of DiT-XL, and at a width that is not a multiple of a vector."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -13,7 +13,7 @@ UNALIGNED = Budget(kind="memory-bound, rows not aligned")
 
 
 def launch(features: int, dtype: torch.dtype, modulation: torch.dtype, gated: bool) -> None:
-    """Forward and backward, the modulation being views into one (S, 6 D)."""
+    """Run forward and backward; the modulation are views of one (S, 6 D) tensor."""
     tokens = torch.empty(TOKENS, features, dtype=dtype, device="meta")
     rows = torch.empty(SEQUENCES, 6 * features, dtype=modulation, device="meta")
     gate, shift, scale, *_ = rows.chunk(6, dim=1)

@@ -1,4 +1,4 @@
-"""GroupNorm + SiLU of the nested VAE's largest and smallest features, in both memory orders."""
+"""GroupNorm + SiLU of the nested VAE's largest and smallest features, in both memory formats."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ GROUPS = 32
 
 
 def launch(shape: tuple[int, int, int, int], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     x = torch.empty(shape, dtype=dtype, device="meta").contiguous(memory_format=memory_format)
     weight = torch.empty(shape[1], device="meta")
     _y, mean, rstd = group_norm_silu.group_norm_silu_triton(x, weight, weight, GROUPS, 1e-6, True)

@@ -1,4 +1,4 @@
-"""Attention with heads of one dimension: aligned heads, whole tiles and parts of one, and odd numbers."""
+"""Attention with heads of one dimension: aligned heads, full and partial tiles, and odd numbers."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ UNALIGNED = Budget(kind="memory-bound, heads not aligned", occupancy=0.5)
 
 
 def launch(heads: int, dtype: torch.dtype) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     q, k, v, grad_y = (torch.empty(2, 1024, heads, dtype=dtype, device="meta") for _ in range(4))
     scalar_attention.scalar_attention_triton(q, k, v)
     scalar_attention.scalar_attention_backward_triton(grad_y, q, k, v)

@@ -1,4 +1,4 @@
-"""varlen_attention on views of a fused qkv, as the DiT hands them over."""
+"""varlen_attention on views of a fused qkv tensor, as in the DiT."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ EXACT = torch.float32
 
 
 def launches(dim: int, dtype: torch.dtype) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The forward and the backward pass, without values."""
+    """Return functions that launch the forward and the backward pass, with meta tensors."""
     qkv = torch.empty(TOKENS, 3, HEADS, dim, dtype=dtype, device="meta")
     q, k, v = qkv.unbind(1)
     cu_seqlens = torch.empty(SEQUENCES + 1, dtype=torch.int32, device="meta")

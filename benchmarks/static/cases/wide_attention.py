@@ -1,4 +1,4 @@
-"""wide_attention: N x H x D of a middle block with one head, and one size that fits no tile."""
+"""wide_attention: N x H x D of a mid block with one head, and a size that is not a multiple of a tile."""
 
 from functools import partial
 

@@ -19,7 +19,7 @@ MIB = 2**20
         ("aten::add.Tensor", REST),
     ],
 )
-def test_operators_are_told_apart_by_name(operator, kind):
+def test_operators_are_classified_by_name(operator, kind):
     assert kind_of(operator) == kind
 
 

@@ -1,4 +1,4 @@
-"""The harness: what is wrong is not timed, and what is right is told as medians of interleaved pairs."""
+"""The harness does not time wrong results, and reports medians of interleaved pairs for correct ones."""
 
 import itertools
 import json
@@ -16,11 +16,11 @@ from cat_fast import hardware
 from cat_fast.kernels import backends
 
 TRUTH = (torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64),)
-EFFORT = Effort(least_pairs=3, most_pairs=3, seconds=0.0)
+EFFORT = Effort(min_pairs=3, max_pairs=3, seconds=0.0)
 
 
 class Clock:
-    """Stands still unless a contestant says that it took time."""
+    """A clock that advances only when a contestant reports time."""
 
     def __init__(self):
         self.now = 0.0
@@ -86,7 +86,7 @@ def test_the_ratio_is_the_median_over_pairs_and_not_the_ratio_of_medians():
     assert result.pairs == {"eager": 3}
 
 
-def test_ratios_are_of_what_each_gets_through_and_told_beside_the_expected():
+def test_ratios_are_per_item_and_compared_with_the_expected():
     clock = Clock()
     given = case(clock, ours=(2.0,), theirs=(3.0,), expected={"eager": 2.5}, rates={"tokens": 50})
     given = replace(
@@ -98,9 +98,9 @@ def test_ratios_are_of_what_each_gets_through_and_told_beside_the_expected():
     assert result.ratios["eager"].median == 3.0  # 10 / 2 s against 5 / 3 s
     assert result.of_expected["eager"] == pytest.approx(3.0 / 2.5)
     assert result.rates == {"tokens": 25.0}
-    told = "\n".join(harness.lines("toy", result))
-    assert "120% of what was expected" in told
-    assert "25 tokens/s" in told
+    text = "\n".join(harness.lines("toy", result))
+    assert "120% of expected" in text
+    assert "25 tokens/s" in text
 
 
 def test_a_baseline_may_have_a_truth_of_its_own_and_be_rehearsed():
@@ -134,7 +134,7 @@ def test_spread_is_the_median_and_the_quartiles(values, spread):
 def test_pairs_go_on_for_the_seconds_given_within_their_bounds():
     for seconds, least, most, pairs in [(10, 1, 9, 3), (10, 5, 9, 5), (100, 1, 9, 9)]:
         clock = Clock()
-        effort = Effort(least_pairs=least, most_pairs=most, seconds=seconds)
+        effort = Effort(min_pairs=least, max_pairs=most, seconds=seconds)
         assert harness.measure(case(clock), effort, clock).pairs["eager"] == pairs  # of four seconds each
 
 
@@ -150,7 +150,7 @@ def test_a_wrong_candidate_prints_no_speed_up_and_fails(run_program, off_by):
     code, printed, written = run_program({"right": toy(), "wrong": toy(ours_off_by=off_by)})
     assert code == 1
     about_wrong = printed.out[printed.out.index("wrong:") :]
-    assert "WRONG: ours is off by" in about_wrong
+    assert "WRONG: ours has an error of" in about_wrong
     assert "as fast as" not in about_wrong
     assert "right.ratio_vs_eager" in written
     assert "wrong.ratio_vs_eager" not in written
@@ -184,7 +184,7 @@ def test_error_is_relative_to_the_largest_true_value_of_each_tensor():
         harness.error_of([small], [small, large])
 
 
-def test_the_work_is_told_per_second():
+def test_the_work_is_reported_per_second():
     clock = Clock()
     copied = torch.zeros(250)
     result = harness.measure(case(clock, ours=(2.0,), bytes_moved=4 * 10**9, flops=6 * 10**9), EFFORT, clock)
@@ -212,7 +212,7 @@ def test_the_rate_of_a_matrix_product_is_that_of_the_largest_that_is_fast_enough
     assert rate(slow) == pytest.approx(2 * 4**3 / slow)
 
 
-def test_the_file_says_what_was_measured_and_on_what(run_program):
+def test_the_file_holds_results_and_machine(run_program):
     code, printed, written = run_program({"op.1x2.forward": toy(flops=100), "op.1x2.backward": toy()})
     assert code == 0
     assert "as fast as eager" in printed.out
@@ -258,10 +258,10 @@ def test_only_chooses_cases_and_an_empty_choice_is_refused(run_program):
     assert written["cases"].keys() == {"b.forward"}
     code, printed, _ = run_program({"a.forward": toy()}, "--only", "c")
     assert code == 2
-    assert printed.err.startswith("error: --only c: no case has that in its key; there are a.forward")
+    assert printed.err.startswith("error: --only c: no case matches; expected part of one of a.forward")
 
 
-def test_what_was_ended_early_goes_on_with_what_is_missing(run_program, monkeypatch):
+def test_an_interrupted_benchmark_resumes_with_missing_cases(run_program, monkeypatch):
     """--keep measures what FILE lacks or has wrong, or --only names; a file of another machine is refused."""
     cases = {"a.forward": toy(), "b.forward": toy(), "c.forward": toy()}
     run_program(cases, "--only", "b.")
@@ -279,7 +279,7 @@ def test_what_was_ended_early_goes_on_with_what_is_missing(run_program, monkeypa
     monkeypatch.setattr(machine, "describe", lambda: {"cpu": "another"})
     code, printed, _ = run_program(cases, "--keep")
     assert code == 2
-    assert "was measured with another cpu; measure all anew" in printed.err
+    assert "was measured with another cpu; measure again without --keep" in printed.err
 
 
 def test_quick_may_measure_other_cases_and_facts_stand_in_the_file(tmp_path):
@@ -299,7 +299,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, caps
     assert clock.order == []
 
 
-@pytest.mark.skipif(machine.peak_bytes(lambda: None) is None, reason="the system does not tell peak memory")
+@pytest.mark.skipif(machine.peak_bytes(lambda: None) is None, reason="the system does not report peak memory")
 def test_peak_memory_is_what_a_call_holds_at_most_and_not_what_it_leaves():
     size = 64 * 2**20  # too large for the C library's heap, whose gaps would count
 
@@ -315,7 +315,7 @@ def test_peak_memory_is_what_a_call_holds_at_most_and_not_what_it_leaves():
         assert machine.peak_bytes(at_once) == pytest.approx(3 * size, rel=0.1)
 
 
-def test_on_a_known_gpu_the_share_of_its_peak_is_told(monkeypatch):
+def test_on_a_known_gpu_the_share_of_its_peak_is_reported(monkeypatch):
     gpu = hardware.Gpu(bytes_per_second=100, tensor_flops_per_second=8, float32_flops_per_second=4)
     monkeypatch.setattr(hardware, "gpu_in_use", lambda: gpu)
     clock = Clock()
