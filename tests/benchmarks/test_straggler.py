@@ -61,7 +61,7 @@ def test_the_program_writes_every_row_and_fails_where_balanced_waits(tmp_path, m
 
 
 def test_in_the_committed_results_balanced_ranks_hardly_wait():
-    """From measured steps, of 8, 64 and 1024 ranks; and `per_rank` as probability predicts from the same table."""
+    """Check measured steps of 8, 64 and 1024 ranks; `per_rank` as predicted from the same table."""
     report = json.loads((straggler.CONFIG.parents[2] / "benchmarks/results/straggler.json").read_text())
     assert report["costs"]["unit"] == "seconds"
     for ranks in straggler.WORLD_SIZES:
