@@ -68,9 +68,9 @@ class PlanCursor:
         """
         if self.mix.counted and "counted" in state:
             self._set_mix(Mix({int(ratio): count for ratio, count in state["counted"].items()}, counted=True))
-        there = sorted(map(int, state["drawn"]))
-        if there != self.ratios:
-            raise UserError(f"the checkpoint has the ratios {there}, the data has {self.ratios}")
+        saved = sorted(map(int, state["drawn"]))
+        if saved != self.ratios:
+            raise UserError(f"the checkpoint has the ratios {saved}, the data has {self.ratios}")
         self.step = int(state["step"])
         self.drawn = {ratio: int(state["drawn"][str(ratio)]) for ratio in self.ratios}
 
@@ -101,5 +101,5 @@ def counted(shards: ShardSet, rating: Rating, max_shards: int = SHARDS_COUNTED) 
 
 
 def spread(total: int, count: int) -> Sequence[int]:
-    """Return `count` evenly spaced numbers below `total`, or all of them if there are fewer."""
+    """Return `count` evenly spaced numbers below `total`, or all of them if saved are fewer."""
     return range(total) if total <= count else [i * total // count for i in range(count)]
