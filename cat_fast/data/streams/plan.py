@@ -101,5 +101,5 @@ def counted(shards: ShardSet, rating: Rating, max_shards: int = SHARDS_COUNTED) 
 
 
 def spread(total: int, count: int) -> Sequence[int]:
-    """Return `count` evenly spaced numbers below `total`, or all of them if saved are fewer."""
+    """Return `count` evenly spaced numbers below `total`, or all of them if there are fewer."""
     return range(total) if total <= count else [i * total // count for i in range(count)]
