@@ -36,7 +36,7 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
 
     EXIF orientation is applied. Colours are converted from an embedded ICC profile (CMYK, Display P3, ...) to
     sRGB. Grey and palette images become RGB, transparency is composited on white, 16-bit grey is scaled to 8
-    bits, and the first frame of an animation is used.
+    bits. Only the first frame of an animation is used.
 
     Args:
         path: a JPEG, PNG or WebP file (BMP, GIF and TIFF work too).

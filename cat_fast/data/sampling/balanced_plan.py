@@ -3,7 +3,7 @@
 A rank still has one ratio per step. Its number of images at each ratio is chosen once per run
 (`choose_groups`), such that all ratios take about the same time. If integer batch sizes do not allow that,
 ratios are split into groups with different times, and each step uses one group. The group of a step, and the
-number of ranks at each of its ratios, depend on how far each ratio is behind its share of the images.
+number of ranks per ratio, depend on how far each ratio is behind its share of the images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

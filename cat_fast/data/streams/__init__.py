@@ -9,7 +9,7 @@
   them to ranks round-robin. With fewer shards than ranks, every rank reads all shards and takes every
   world-size-th sample. Each image is used exactly once per epoch over all ranks.
 - **Epochs are counted per ratio and rank.** A ratio that is drawn more often than it occurs in the data
-  starts its next epoch earlier, and so does a rank with fewer images. Ranks do not wait for each other.
+  starts its next epoch earlier. So does a rank with fewer images: ranks do not wait for each other.
 - **Determinism.** The samples of a ratio on a rank depend on (shards, seed, rank, number of ranks) only.
   Number of workers, cache size, timing and other ratios have no influence. Crops and flips depend on (seed,
   epoch, ratio, key).
