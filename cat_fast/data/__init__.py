@@ -1,1 +1,1 @@
-"""Images, captions, latent shards, the ratio sampler and loaders that resume exactly where they stopped."""
+"""Data: images, captions, latent shards, the ratio sampler, and loaders with exact resume."""

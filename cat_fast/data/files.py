@@ -1,4 +1,4 @@
-"""Whole files or none: what is written here appears under its name only once it is complete."""
+"""Atomic file writing: a file appears under its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from cat_fast.errors import UserError
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], *, keep: bool = False, flush: bool = True) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
+    """Yield a temporary path next to `path`; on success it is flushed to disk and renamed to `path`.
 
-    A process killed half way leaves at most a hidden `.NAME.*.part` file, an exception not even that, and
-    whatever stood under `path` before is untouched. Missing parent folders are made. With `keep`, what stands
-    under `path` in the end, perhaps another's by then, stays; read it to know. Without `flush`, which takes
-    long on some disks, it is whole unless the machine itself goes down.
+    An exception leaves an existing file at `path` unchanged, and so does killing the process, which leaves at
+    most a hidden `.NAME.*.part` file. Missing parent folders are created.
+
+    Args:
+        keep: keep a file that exists at `path` by the end, perhaps written by another process; read it
+            afterwards.
+        flush: flush to disk, which is slow on some disks; without it, a machine crash may truncate the file.
 
     Raises:
-        UserError: the file cannot be written there (no permission, disk full, a folder of that name).
+        UserError: the file cannot be written (no permission, disk full, `path` is a folder).
     """
     path = Path(path)
     part = _create_part(path)
@@ -33,7 +36,7 @@ def atomic_write(path: str | os.PathLike[str], *, keep: bool = False, flush: boo
         if flush:
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
-        if not (keep and _added(part, path)):
+        if not (keep and _link(part, path)):
             part.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -42,10 +45,10 @@ def atomic_write(path: str | os.PathLike[str], *, keep: bool = False, flush: boo
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
-    """Finds out before the work, not after it, that `path` cannot be written.
+    """Check that `path` can be written, before the work whose result it will hold.
 
     Raises:
-        UserError: as `atomic_write`.
+        UserError: see `atomic_write`.
     """
     _create_part(Path(path)).unlink()
 
@@ -54,21 +57,20 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], *, keep
     """Write a JSON object atomically; `keep` as for `atomic_write`.
 
     Raises:
-        UserError: as `atomic_write`.
+        UserError: see `atomic_write`.
     """
     with atomic_write(path, keep=keep) as part:
         part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _added(part: Path, path: Path) -> bool:
-    """Whether `path` is there now: `part` under a second name, or what stood there; False without hard
-    links."""
+def _link(part: Path, path: Path) -> bool:
+    """Link `part` to `path` unless it exists; return False on file systems without hard links."""
     try:
         os.link(part, path)
     except FileExistsError:
@@ -80,10 +82,10 @@ def _added(part: Path, path: Path) -> bool:
 
 def _create_part(path: Path) -> Path:
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; expected the name of a file to write")
+        raise UserError(f"{path}: is a folder; expected a file name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its files are readable by their owner alone, and so would the result be.
+        # Not tempfile: its files, and so the result, would be readable by their owner only.
         part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")
         part.touch(exist_ok=False)
     except OSError as error:

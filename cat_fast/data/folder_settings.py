@@ -1,4 +1,4 @@
-"""The settings that the content of a folder was made with, kept in a JSON file in it."""
+"""Settings of a folder's content, stored in a JSON file in the folder."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,21 +9,21 @@ from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
 
 _MAX_SHOWN = 60
-"""Longest values, in characters, that an error quotes."""
+"""Maximum length of a value quoted in an error, in characters."""
 
 
 def claim_folder(path: Path, settings: Mapping[str, Any], content: str) -> bool:
-    """Write `settings` to `path`, or compare them with those already there.
+    """Write `settings` to `path`, or compare them with those stored there.
 
-    Of several processes or machines that claim a folder together, the first one's settings count.
+    If several processes or machines claim a folder at the same time, the settings of the first one count.
 
     Args:
-        path: a JSON file in the folder, which is made if missing.
-        settings: everything that the folder's content depends on, as JSON values.
-        content: a name for what the folder holds, such as "latents".
+        path: JSON file in the folder, which is created if missing.
+        settings: all settings that the folder's content depends on, as JSON values.
+        content: name of the content for error messages, such as "latents".
 
     Returns:
-        True if the folder was claimed before, with the same settings.
+        True if the folder was claimed before with the same settings.
 
     Raises:
         UserError: the folder was claimed with other settings, or the file cannot be read or written.
@@ -39,13 +39,13 @@ def claim_folder(path: Path, settings: Mapping[str, Any], content: str) -> bool:
     wanted = json.loads(json.dumps(settings))
     if differing := list(_differences(found, wanted)):
         raise UserError(
-            f"{path.parent} holds {content} made with other settings ({', '.join(differing)}); {advice}"
+            f"{path.parent} contains {content} made with other settings ({', '.join(differing)}); {advice}"
         )
     return claimed
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:
-    """Yield the dotted names of values that differ, with both values where they are short."""
+    """Yield the dotted names of differing values, with both values if they are short."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in wanted | found:
             yield from _differences(found.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))

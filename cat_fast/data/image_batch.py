@@ -1,4 +1,4 @@
-"""The batch of images that a source yields, the trainer consumes and the losses read."""
+"""Batch of images, passed from the source to the trainer and the losses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ImageBatch:
-    """Images of one ratio that a rank processes together."""
+    """A rank's batch of images at one ratio."""
 
     ratio: int
     images: Tensor
@@ -17,11 +17,11 @@ class ImageBatch:
     keys: Sequence[str] = ()
     """Names of the images, for diagnostics."""
     data_seconds: float = 0.0
-    """Time that the training process waited for the images."""
+    """Time the training process waited for the images."""
     images_per_second: float = 0.0
-    """Rate at which this rank's loader can make such images: a step should need fewer."""
+    """Throughput of this rank's loader; it should exceed the rate of training."""
     skipped: int = 0
-    """Number of samples that this rank has skipped as unusable since training began."""
+    """Number of unusable samples that this rank has skipped since training started."""
 
     @property
     def count(self) -> int:

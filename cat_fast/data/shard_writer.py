@@ -1,4 +1,4 @@
-"""An image index -> webdataset archives with their scores beside them, for training from a stream."""
+"""Conversion of an image index to webdataset archives with sidecars, for streamed training."""
 
 import hashlib
 import json
@@ -22,18 +22,18 @@ LABELS = ("key", "score", "ratio", "has_text", "has_faces", "caption", "category
 
 
 @dataclass(frozen=True)
-class Written:
-    """A shard that is there now."""
+class WrittenShard:
+    """A complete shard."""
 
     path: Path
     records: int
-    """Records of the index it stands for."""
+    """Number of index records that belong to it."""
     missing: list[str]
-    """What could not be put in, and why; empty for a shard that was there before."""
+    """Images that could not be added, with the reason; empty for a shard that existed before."""
 
 
 class IndexLines(Sequence[ImageRecord]):
-    """The records of an index that stays on the disk: what is held is eight bytes a line."""
+    """Sequence of the records of an index on disk; only eight bytes per line are held in memory."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -57,19 +57,20 @@ class IndexLines(Sequence[ImageRecord]):
 
 def write_shards(
     records: Sequence[ImageRecord], folder: Path, per_shard: int, seed: int
-) -> Iterator[Written]:
-    """Shard after shard, each whole or not there; those that are there already are left alone.
+) -> Iterator[WrittenShard]:
+    """Write shards atomically and yield each one; existing shards are kept.
 
-    Records come in an order drawn from `seed`, so that every shard is like the whole set: training shuffles
-    within a few shards only. Images are copied as they are.
+    Records are shuffled with `seed`, so that every shard has the distribution of the full data set: training
+    shuffles within a few shards only. Image files are copied unchanged.
 
     Raises:
-        UserError: nothing to write, or the folder holds shards of another index or another cut.
+        UserError: the index is empty, or the folder contains shards made with another index or other
+            settings.
     """
     if not len(records):
-        raise UserError("the index holds no images")
+        raise UserError("the index contains no images")
     if per_shard < 1:
-        raise UserError(f"{per_shard} images a shard: at least 1 is needed")
+        raise UserError(f"expected at least 1 image per shard, got {per_shard}")
     ends = [records[0], records[len(records) - 1]]
     digest = hashlib.sha256(json.dumps([asdict(record) for record in ends]).encode()).hexdigest()[:16]
     settings = {"images": len(records), "per_shard": per_shard, "seed": seed, "ends": digest}
@@ -78,13 +79,13 @@ def write_shards(
     for number, start in enumerate(range(0, len(order), per_shard)):
         chosen = order[start : start + per_shard].tolist()
         path = folder / f"shard-{number:06d}.tar"
-        # The sidecar is written last, and vouches for its archive.
+        # The sidecar is written last: if it exists, the archive is complete.
         missing = [] if Path(sidecar_url(str(path))).exists() else _write(path, [records[i] for i in chosen])
-        yield Written(path, len(chosen), missing)
+        yield WrittenShard(path, len(chosen), missing)
 
 
 def member_name(key: str) -> str:
-    """A key as webdataset can hold it: a dot would end it, a slash make a folder."""
+    """Return a key without the characters that have a meaning in webdataset names: dots and slashes."""
     return re.sub(r"[^\w-]", "_", key)
 
 
@@ -95,7 +96,7 @@ def _write(path: Path, records: list[ImageRecord]) -> list[str]:
     with (
         atomic_write(path) as part,
         part.open("wb") as file,
-        # Without the time of day, the same index gives the same bytes. Pax names may be of any length.
+        # Without timestamps, the same index gives the same bytes. Pax allows names of any length.
         TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as archive,
     ):
         for record in records:
@@ -118,5 +119,5 @@ def _write(path: Path, records: list[ImageRecord]) -> list[str]:
 
 def _image(record: ImageRecord, suffix: str) -> bytes:
     if suffix not in IMAGE_SUFFIXES:
-        raise UserError(f"{suffix or 'no ending'} is no kind of image")
+        raise UserError(f"expected an image file, got the extension {suffix!r}")
     return Path(record.path).read_bytes()

@@ -218,7 +218,7 @@ class TestRefusals:
 
     def test_empty_folder(self, cat_fast, checkpoint, tmp_path):
         (tmp_path / "empty").mkdir()
-        assert_one_line_error(cat_fast("encode", tmp_path / "empty", "-c", checkpoint), "holds no image")
+        assert_one_line_error(cat_fast("encode", tmp_path / "empty", "-c", checkpoint), "contains no image")
 
     def test_output_that_cannot_be_written(self, cat_fast, checkpoint, photos, tmp_path):
         (tmp_path / "file").touch()
@@ -287,7 +287,7 @@ class TestDecode:
         result = cat_fast("decode", latents, "-c", checkpoint, "-o", tmp_path / "out")
         assert result.exit_code == 1
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
-        assert "error: b: the image holds NaN" in result.stderr
+        assert "error: b: the image contains NaN" in result.stderr
 
     def test_a_name_never_leads_out_of_the_folder(self, cat_fast, checkpoint, latents, tmp_path):
         rewrite(latents, names={"b": "../../escaped"})

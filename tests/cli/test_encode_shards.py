@@ -86,7 +86,9 @@ def test_another_tokenizer_is_refused_and_nothing_is_lost(cat_fast, checkpoint, 
     before = {path: path.read_bytes() for path in out.iterdir()}
     tiny_tokenizer(seed=1).save_pretrained(tmp_path / "other")
     result = cat_fast("encode-shards", photos, "-c", tmp_path / "other", "-o", out, "--size", 64)
-    assert_one_line_error(result, "holds latents made with other settings (fingerprint: ", "another folder")
+    assert_one_line_error(
+        result, "contains latents made with other settings (fingerprint: ", "another folder"
+    )
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 

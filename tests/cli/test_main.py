@@ -64,7 +64,7 @@ def test_the_process_reports_one_line_and_the_code(tmp_path):
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert finished.returncode == 2
     assert finished.stdout == ""
-    assert finished.stderr.startswith(f"error: {tmp_path}: the folder holds no image")
+    assert finished.stderr.startswith(f"error: {tmp_path}: the folder contains no image")
     assert finished.stderr.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""A file written here is whole or absent, whatever happens half way."""
+"""Atomic writes: a file is complete or absent, whatever happens while it is written."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
 
 
-def test_the_result_appears_under_its_name_and_nothing_else_remains(tmp_path):
+def test_the_result_appears_under_its_name_without_leftovers(tmp_path):
     with atomic_write(tmp_path / "new" / "a.bin") as part:
         part.write_bytes(b"whole")
         assert not (tmp_path / "new" / "a.bin").exists()
@@ -21,7 +21,7 @@ def test_the_result_appears_under_its_name_and_nothing_else_remains(tmp_path):
     assert (tmp_path / "new" / "a.bin").read_bytes() == b"whole"
 
 
-def test_an_exception_leaves_the_old_file_and_no_litter(tmp_path):
+def test_an_exception_leaves_the_old_file_and_no_leftovers(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"old")
 
     def fail_half_way():
@@ -36,7 +36,7 @@ def test_an_exception_leaves_the_old_file_and_no_litter(tmp_path):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_what_has_come_to_stand_there_meanwhile_can_be_kept(tmp_path, there):
+def test_a_file_written_meanwhile_can_be_kept(tmp_path, there):
     with atomic_write(tmp_path / "a.bin", keep=True) as part:
         part.write_bytes(b"own")
         if there:
@@ -45,7 +45,7 @@ def test_what_has_come_to_stand_there_meanwhile_can_be_kept(tmp_path, there):
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_without_hard_links_a_file_is_written_all_the_same(tmp_path, monkeypatch):
+def test_keep_works_without_hard_links(tmp_path, monkeypatch):
     def link(*_):
         raise PermissionError(1, "Operation not permitted")
 
@@ -79,7 +79,7 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
 
 
 @pytest.mark.parametrize("use", [require_writable, lambda path: atomic_write(path).__enter__()])
-def test_a_place_that_cannot_be_written_is_named(tmp_path, use):
+def test_an_unwritable_path_is_reported(tmp_path, use):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"file/a\.bin: cannot be written"):
         use(tmp_path / "file" / "a.bin")
@@ -87,6 +87,6 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path, use):
         use(tmp_path)
 
 
-def test_asking_whether_it_is_writable_writes_nothing(tmp_path):
+def test_require_writable_writes_nothing(tmp_path):
     require_writable(tmp_path / "a.bin")
     assert os.listdir(tmp_path) == []

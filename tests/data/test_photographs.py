@@ -1,4 +1,4 @@
-"""The photographs that ship as package data: what the README, the demo and their licences promise of them."""
+"""The photographs in the package: splits, captions, files, licences and the script that rebuilds them."""
 
 import hashlib
 import importlib.util
@@ -27,7 +27,7 @@ FREE_LICENCES = {
     "LPPL-1.3c",
     "LicenseRef-public-domain",
 }
-# Correlation of 16 x 16 grey thumbnails: two different images here stay under 0.83, a copy is above 0.97.
+# Correlation of 16 x 16 grey thumbnails: two different images have less than 0.83, copies more than 0.97.
 DUPLICATE = 0.9
 
 
@@ -38,7 +38,7 @@ def records() -> dict[str, dict]:
 
 @pytest.fixture
 def collect() -> ModuleType:
-    """The script that rebuilds the images, as a module."""
+    """Import the script that rebuilds the images."""
     spec = importlib.util.spec_from_file_location(
         "collect_photographs", ROOT / "scripts/collect_photographs.py"
     )
@@ -56,17 +56,17 @@ def test_the_two_splits_make_up_all_photographs_and_eight_are_held_out() -> None
     assert 44 <= len(photographs()) <= 56
 
 
-def test_an_unknown_split_is_refused_by_name() -> None:
+def test_an_unknown_split_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"'test'.*train, held_out"):
         photographs("test")
 
 
-def test_every_category_is_trained_on_and_held_out() -> None:
+def test_every_category_is_in_both_splits() -> None:
     for split in ("train", "held_out"):
         assert {photograph.category for photograph in photographs(split)} == set(CATEGORIES)
 
 
-def test_flags_fit_the_categories() -> None:
+def test_flags_match_the_categories() -> None:
     shown = photographs()
     assert all(photograph.has_text for photograph in shown if photograph.category == "text")
     assert all(photograph.has_faces == (photograph.category == "face") for photograph in shown)
@@ -84,7 +84,7 @@ def test_captions_are_one_sentence_each_and_all_different() -> None:
         assert 5 <= len(caption.split()) <= 25
 
 
-def test_folder_holds_the_listed_files_and_no_others() -> None:
+def test_folder_contains_exactly_the_listed_files() -> None:
     listed = {photograph.path.name for photograph in photographs()}
     assert listed == {path.name for path in FOLDER.glob("*.jpg")}
 
@@ -100,7 +100,7 @@ def test_every_file_is_the_rgb_jpeg_that_the_list_describes() -> None:
             assert image.size == (record["width"], record["height"])
 
 
-def test_sizes_stay_within_what_the_package_may_weigh_and_the_tokenizer_needs() -> None:
+def test_image_and_package_sizes_are_within_limits() -> None:
     short_sides = [min(record["width"], record["height"]) for record in records().values()]
     assert min(short_sides) >= 360
     assert max(short_sides) <= 640
@@ -141,7 +141,7 @@ def thumbnail(photograph: Photograph) -> np.ndarray:
 
 
 def signature(image: Image.Image) -> np.ndarray:
-    """(256,) grey values with mean 0 and norm 1: their inner product is the correlation."""
+    """Return (256,) grey values with mean 0 and norm 1: the inner product of two is their correlation."""
     grey = np.asarray(image.convert("L").resize((16, 16), Image.Resampling.BOX), dtype=np.float64).ravel()
     centred = grey - grey.mean()
     return centred / np.linalg.norm(centred)
@@ -187,7 +187,7 @@ def test_a_photograph_is_rebuilt_from_its_package(
     np.testing.assert_allclose(columns, ramp[200:].reshape(400, 2).mean(axis=1), atol=2)
 
 
-def test_an_image_is_never_enlarged_and_a_small_one_is_refused(
+def test_an_image_is_never_enlarged_and_a_small_one_is_rejected(
     collect: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect, "PHOTOGRAPHS", tmp_path)
@@ -207,7 +207,7 @@ def test_an_image_is_never_enlarged_and_a_small_one_is_refused(
         collect.rebuild(record, tmp_path)
 
 
-def test_a_missing_package_is_named_when_nothing_may_be_fetched(collect: ModuleType, tmp_path: Path) -> None:
+def test_a_missing_package_is_reported_without_download(collect: ModuleType, tmp_path: Path) -> None:
     source = {"kind": "debian", "package": "wallpapers", "version": "1", "file": "ramp.png"}
     with pytest.raises(SystemExit, match="wallpapers there or add --download"):
         collect.package_folder(tmp_path, source, download=False)

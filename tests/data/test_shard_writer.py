@@ -1,4 +1,4 @@
-"""Archives from an index: every image as it was, its scores beside it, the same bytes at every writing."""
+"""Shard writer: images unchanged, labels in sidecars, reproducible bytes."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tests.data.streams.sets import image, tar_set
 
 @pytest.fixture
 def index(tmp_path):
-    """23 images, with keys that no archive could hold as they are."""
+    """Write 23 images, with keys that are not valid in an archive."""
     records = []
     for n in range(23):
         kind = ("png", "JPG", "webp")[n % 3]
@@ -58,7 +58,7 @@ def test_every_image_is_in_one_shard_with_its_labels(index, tmp_path):
     assert "Straße" in rows[0]
 
 
-def test_the_samples_own_json_says_what_the_sidecar_says(index, tmp_path):
+def test_json_and_sidecar_have_the_same_labels(index, tmp_path):
     out = tmp_path / "out"
     list(write_shards(IndexLines(index), out, per_shard=30, seed=0))
     with_sidecar = [entry.labels for entry in tar_set(out).open(0).entries(0)]
@@ -66,11 +66,11 @@ def test_the_samples_own_json_says_what_the_sidecar_says(index, tmp_path):
     assert [entry.labels for entry in tar_set(out).open(0).entries(0)] == with_sidecar
 
 
-def test_interrupted_and_started_again_it_writes_what_it_would_have_and_nothing_twice(index, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_files(index, tmp_path):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     list(write_shards(IndexLines(index), straight, per_shard=5, seed=0))
     list(islice(write_shards(IndexLines(index), stopped, per_shard=5, seed=0), 2))
-    # An archive whose sidecar is missing was not finished.
+    # An archive without a sidecar is incomplete.
     (stopped / "shard-000001.scores.jsonl").unlink()
     (stopped / "shard-000001.tar").write_bytes(b"half")
     before = (stopped / "shard-000000.tar").stat().st_mtime_ns
@@ -79,7 +79,7 @@ def test_interrupted_and_started_again_it_writes_what_it_would_have_and_nothing_
     assert (stopped / "shard-000000.tar").stat().st_mtime_ns == before
 
 
-def test_every_shard_is_like_the_whole_set_however_the_index_is_sorted(tmp_path):
+def test_every_shard_has_the_mix_of_the_data_set(tmp_path):
     (tmp_path / "a.png").write_bytes(image(0))
     record = ImageRecord(key="a", path="a.png", caption="", has_text=False, has_faces=False, score=1, ratio=8)
     records = [replace(record, key=f"k{n}", ratio=8 if n < 100 else 32) for n in range(200)]
@@ -91,7 +91,7 @@ def test_every_shard_is_like_the_whole_set_however_the_index_is_sorted(tmp_path)
         assert 10 < sum(label.ratio == 8 for label in shards.labels(number)) < 40
 
 
-def test_missing_images_are_named_and_left_out(index, tmp_path):
+def test_missing_images_are_reported_and_skipped(index, tmp_path):
     (index.parent / "image 7.JPG").unlink()
     (written,) = write_shards(IndexLines(index), tmp_path / "out", per_shard=100, seed=0)
     assert len(written.missing) == 1
@@ -99,7 +99,7 @@ def test_missing_images_are_named_and_left_out(index, tmp_path):
     assert len(list(tar_set(tmp_path / "out").open(0).entries(0))) == 22
 
 
-def test_another_index_or_cut_does_not_go_into_the_same_folder(index, tmp_path):
+def test_another_index_or_other_settings_are_rejected_in_the_same_folder(index, tmp_path):
     out = tmp_path / "out"
     list(write_shards(IndexLines(index), out, per_shard=5, seed=0))
     for records, per_shard, seed in [
@@ -107,13 +107,13 @@ def test_another_index_or_cut_does_not_go_into_the_same_folder(index, tmp_path):
         (IndexLines(index), 5, 1),
         (read_index(index)[1:], 5, 0),
     ]:
-        with pytest.raises(UserError, match="holds shards made with other settings"):
+        with pytest.raises(UserError, match="contains shards made with other settings"):
             list(write_shards(records, out, per_shard, seed))
     with pytest.raises(UserError, match="at least 1"):
         list(write_shards(IndexLines(index), tmp_path / "new", 0, 0))
 
 
-def test_an_index_on_the_disk_reads_like_one_in_memory(index):
+def test_an_index_on_disk_equals_one_in_memory(index):
     lines = IndexLines(index)
     assert list(lines) == read_index(index)
     with pytest.raises(UserError, match="no such file"):

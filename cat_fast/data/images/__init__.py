@@ -1,1 +1,1 @@
-"""Images: reading and writing, crops, captions next to them, and the index that lists them."""
+"""Images: reading and writing, crops, caption files, and the image index."""

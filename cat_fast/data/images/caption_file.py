@@ -1,4 +1,4 @@
-"""The caption that lies beside an image as a text file."""
+"""Caption files next to images."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from cat_fast.errors import UserError
 
 
 def caption_beside(photo: Path) -> str:
-    """The text in PHOTO.txt or PHOTO.jpg.txt beside PHOTO.jpg, on one line; empty where there is none.
+    """Return the text of PHOTO.txt or PHOTO.jpg.txt next to PHOTO.jpg, on one line; empty if neither exists.
 
     Raises:
-        UserError: there is one, and it cannot be read as UTF-8.
+        UserError: the file cannot be read as UTF-8.
     """
     for file in (photo.with_suffix(".txt"), photo.with_name(photo.name + ".txt")):
         try:

@@ -1,4 +1,4 @@
-"""Images of one size in rows on a white sheet, with a title, labels of rows and notes below images."""
+"""Contact sheet: images of one size in rows, with a title, row labels and notes below the images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 8
 """Pixels between cells and around the sheet."""
 HEADER, GUTTER, LINE = 44, 112, 18
-"""Height of the title, width of the labels of rows, height of a line of notes, in pixels."""
+"""Height of the title, width of the row labels, height of a line of notes, in pixels."""
 MIN_CELL = 128
 _INK, _FAINT = "#111827", "#6b7280"
 _LABEL_OFFSETS = (-22, 4, 24)
-"""Of a label's lines from the middle of its row."""
+"""Vertical offsets of a label's lines from the middle of its row, in pixels."""
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
@@ -33,12 +33,12 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw the cells of each row from left to right.
 
-    Images below 128 px are shown larger, pixel by pixel, those above `max_cell` px smaller; one is open at a
-    time.
+    Images below 128 px are enlarged by nearest neighbour, those above `max_cell` px downscaled. One image is
+    open at a time.
 
     Args:
-        rows: of at most as many cells as the first.
-        labels: up to three lines for each row, to the left of it.
+        rows: cells per row; no row may be longer than the first.
+        labels: up to three lines per row, drawn to its left.
     """
     with rows[0][0].open() as first:
         side = first.width
@@ -71,7 +71,7 @@ def _font(size: int) -> Font:
 
 
 def _cut(text: str, width: int, ink: ImageDraw.ImageDraw, font: Font) -> str:
-    """Return as much of `text` as goes into `width` pixels."""
+    """Return `text`, truncated to `width` pixels."""
     if ink.textlength(text, font) <= width:
         return text
     while text and ink.textlength(text + "...", font) > width:

@@ -1,4 +1,4 @@
-"""The image index: one line of JSON an image, with its description, score and ratio."""
+"""The image index: one JSON line per image, with its description, score and ratio."""
 
 import io
 import json
@@ -25,16 +25,17 @@ class ImageRecord:
 
 
 def write_index(path: str | Path, records: list[ImageRecord]) -> None:
+    """Write an index, atomically."""
     with atomic_write(path) as part:
         lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
         part.write_text("".join(lines), encoding="utf-8")
 
 
 def read_index(path: str | Path) -> list[ImageRecord]:
-    """Records of an index; relative image paths are taken from the index's own folder.
+    """Return the records of an index; image paths are relative to the index's folder.
 
     Raises:
-        UserError: no such file, or a line that is not a record.
+        UserError: the file is missing, or a line is not a valid record.
     """
     path = Path(path)
     if not path.is_file():
@@ -42,36 +43,36 @@ def read_index(path: str | Path) -> list[ImageRecord]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"image index {path}: JSON lines were expected, this is no text") from error
+        raise UserError(f"image index {path}: expected JSON lines in UTF-8, got binary data") from error
     return [parse_record(line, path, number) for number, line in enumerate(io.StringIO(text), start=1)]
 
 
 def parse_record(line: str | bytes, index: Path, number: int) -> ImageRecord:
-    """One line of an index.
+    """Return the record in one line of an index.
 
     Raises:
-        UserError: it is no record.
+        UserError: the line is not a valid record.
     """
     try:
         record = ImageRecord(**json.loads(line))
         for text in (record.key, record.path):
             if not isinstance(text, str):
-                raise TypeError(f"{text!r} is no text")
+                raise TypeError(f"expected a string, got {text!r}")
         for value in (record.score, record.ratio):
-            whole_number(value)
+            parse_integer(value)
     except (ValueError, TypeError) as error:
         raise UserError(f"image index {index}, line {number}: {error}") from error
     return replace(record, path=str(index.parent / record.path))
 
 
-def whole_number(value: Any) -> int | None:
-    """The integer that a field of JSON or of a table holds, such as 16 or 16.0; None if it holds nothing.
+def parse_integer(value: Any) -> int | None:
+    """Return the integer in a JSON or table field, such as 16 or 16.0; None for null.
 
     Raises:
-        ValueError: it holds anything else.
+        ValueError: the value is not an integer.
     """
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
-        raise ValueError(f"{value!r} is no whole number")
+        raise ValueError(f"expected an integer, got {value!r}")
     return int(value)

@@ -1,1 +1,1 @@
-"""Folders of latents: the format of their shards, and the data set read from them."""
+"""Latent folders: shard format, writer and data set."""

@@ -1,7 +1,7 @@
-"""Latents on disk: written once by the tokenizer, read many times by the generator.
+"""Latents on disk: encoded once with the tokenizer, read in every epoch of a DiT's training.
 
-A folder holds shards and, beside each, the record that vouches for it (`cat_fast.data.latents.format`), so a
-killed run loses at most the shard it was filling.
+A folder contains shards, each with a commit record (`cat_fast.data.latents.format`), so a killed process
+loses at most the shard it was filling.
 
     with LatentShardWriter(folder, tokenizer.fingerprint(), resolution=128, class_names=names) as writer:
         for key, ... in photographs:
@@ -46,27 +46,27 @@ class LatentSample:
 
     key: str
     latent: torch.Tensor
-    """(c, h, w) float32, in the generator's scale."""
+    """(c, h, w) float32, in the scale of the DiT."""
     label: int
     ratio: int
 
 
 class LatentShardWriter:
-    """Writes latents in shards of `latents_per_shard`; opened on a folder of its own making, it goes on
-    there.
+    """Writer of latent shards for a single process; reopening a folder with the same settings resumes it.
 
-    For one process, which knows its keys; `cat_fast.inference.encoding.latent_shards` writes sets of any size
-    from many. A context manager: leaving it without an exception writes the last, smaller shard.
+    Keys are held in memory; `cat_fast.inference.encoding.latent_shards` writes data sets of any size from
+    several processes. It is a context manager: leaving it without an exception writes the last, smaller
+    shard.
 
     Args:
-        folder: where the shards go; made if missing.
-        fingerprint: of the tokenizer that makes the latents.
+        folder: output folder; created if missing.
+        fingerprint: fingerprint of the tokenizer that encodes the latents.
         resolution: side of the images in pixels.
-        class_names: what the labels 0, 1, ... mean.
-        latents_per_shard: how many latents a kill may lose, and a shard holds.
+        class_names: names of the labels 0, 1, ...
+        latents_per_shard: number of latents per shard, and so the most that a killed process loses.
 
     Raises:
-        UserError: the folder holds latents of another tokenizer, resolution or set of classes.
+        UserError: the folder contains latents of another tokenizer, resolution or list of classes.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LatentShardWriter:
         latents_per_shard: int = 1024,
     ) -> None:
         if latents_per_shard < 1:
-            raise UserError(f"latents_per_shard is {latents_per_shard}: at least 1 is needed")
+            raise UserError(f"expected latents_per_shard of at least 1, got {latents_per_shard}")
         self._folder = Path(folder)
         self._fingerprint = fingerprint
         self._per_shard = latents_per_shard
@@ -98,7 +98,7 @@ class LatentShardWriter:
                 self._keys.update(entry["key"] for entry in record["latents"])
 
     def __contains__(self, key: object) -> bool:
-        """Whether the latent of this key is written, or waits in the shard being filled."""
+        """Return whether the latent of this key is written or buffered."""
         return key in self._keys
 
     def __enter__(self) -> Self:
@@ -113,18 +113,18 @@ class LatentShardWriter:
     def add(
         self, key: str, latent: torch.Tensor, *, label: int, ratio: int, caption: str | None = None
     ) -> None:
-        """Append one (c, h, w) latent, as the tokenizer gives it; stored as float32.
+        """Append one (c, h, w) latent as encoded by the tokenizer; stored as float32.
 
         Raises:
-            UserError: a key that is there already, a shape of another rank, values that are not finite, or a
-                label that is no class.
+            UserError: the key exists, the latent is not three-dimensional and finite, or the label is
+                invalid.
         """
         if key in self._keys:
-            raise UserError(f"latent {key!r} is there already; skip the keys that are `in` the writer")
+            raise UserError(f"latent {key!r} exists already; skip keys that are `in` the writer")
         if latent.ndim != 3 or not torch.isfinite(latent).all():
             raise UserError(f"latent {key!r}: expected finite (c, h, w), got shape {tuple(latent.shape)}")
         if not 0 <= label < self._class_count:
-            raise UserError(f"latent {key!r}: label {label} is none of the {self._class_count} classes")
+            raise UserError(f"latent {key!r}: expected a label below {self._class_count}, got {label}")
         channels, height, width = latent.shape
         self._entries.append(
             LatentEntry(key=key, label=label, ratio=ratio, shape=(channels, height, width), caption=caption)
@@ -135,7 +135,7 @@ class LatentShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits as a shard, whole or not at all."""
+        """Write the buffered latents as a shard, atomically."""
         if not self._buffer:
             return
         names = (f"shard-{index:05d}.safetensors" for index in range(len(self._taken) + 1))
@@ -147,20 +147,20 @@ class LatentShardWriter:
 
 
 class LatentDataset(Dataset[LatentSample]):
-    """The latents of a folder, in the order of their shards; map-style, and safe to hand to loader workers.
+    """Map-style data set of the latents in a folder, in shard order; can be passed to loader workers.
 
-    Latents come out in the generator's scale, (latent - shift_factor) * scaling_factor, channel by channel:
-    with zero mean and unit standard deviation over the data set, or not `normalized`, as they were written.
+    Latents are returned in the scale of the DiT, (latent - shift_factor) * scaling_factor per channel: with
+    zero mean and unit standard deviation over the data set if `normalized`, else as they were written.
 
     Args:
-        folder: what a `LatentShardWriter` or `cat-fast encode-shards` wrote.
-        fingerprint: of the tokenizer that will decode; checked if given.
-        normalized: whether the scale is that of the data set.
+        folder: output of `LatentShardWriter` or `cat-fast encode-shards`.
+        fingerprint: fingerprint of the tokenizer that will decode; checked if given.
+        normalized: normalise each channel over the data set.
         verify: compare each shard with its SHA-256 when it is first read.
 
     Raises:
-        UserError: no latents there, latents of another tokenizer, input shards that are not encoded to the
-            end, or a shard that is missing or damaged (named).
+        UserError: the folder contains no latents, latents of another tokenizer, incompletely encoded input
+            shards, or a missing or damaged shard.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class LatentDataset(Dataset[LatentSample]):
         self._folder = Path(folder)
         if not (self._folder / HEADER).is_file():
             raise UserError(
-                f"{self._folder} holds no latents: {HEADER} is missing; write them with the encode step"
+                f"{self._folder} contains no latents: {HEADER} is missing; run cat-fast encode-shards"
             )
         header = read_json(self._folder / HEADER)
         self.fingerprint: str = header["fingerprint"]
@@ -182,14 +182,14 @@ class LatentDataset(Dataset[LatentSample]):
         self.class_names: list[str] = header["class_names"]
         if fingerprint is not None and fingerprint != self.fingerprint:
             raise UserError(
-                f"{self._folder} holds latents of tokenizer {self.fingerprint}, not of {fingerprint}; "
+                f"{self._folder}: expected latents of tokenizer {fingerprint}, got {self.fingerprint}; "
                 "encode the images with this tokenizer first"
             )
         hashes: dict[str, str] = {}
         moments: list[Moments] = []
         inputs, table = EncodedInputs(), LatentTable.Builder()
         for record in records(self._folder):
-            self._require_whole(record)
+            self._require_intact(record)
             inputs.add(record)
             table.add(record["shard"], record["latents"])
             if record["latents"]:
@@ -197,16 +197,16 @@ class LatentDataset(Dataset[LatentSample]):
             if verify:
                 hashes[record["shard"]] = record["sha256"]
         if INPUT_SHARDS in header:
-            inputs.require_all(self._folder, header[INPUT_SHARDS])
+            inputs.require_complete(self._folder, header[INPUT_SHARDS])
         if not moments:
-            raise UserError(f"{self._folder} holds no whole shard yet; let the encode step finish")
+            raise UserError(f"{self._folder} contains no complete shard; wait until encoding has finished")
         self.entries = table.finish()
         """Key, label, ratio and shape of every latent, in order."""
         total = Moments.merge(moments)
         self.shift_factor = list(total.mean) if normalized else [0.0] * len(total.mean)
-        """Mean of each channel over all latents, or 0."""
+        """Mean per channel over all latents, or 0."""
         self.scaling_factor = [1 / std if normalized and std > 0 else 1.0 for std in total.std]
-        """One over its standard deviation, or 1."""
+        """Inverse standard deviation per channel, or 1."""
         self._reader = LatentReader(self._folder, hashes)
 
     def __len__(self) -> int:
@@ -220,21 +220,21 @@ class LatentDataset(Dataset[LatentSample]):
 
     @cached_property
     def digest(self) -> str:
-        """Of what a run learns from: the tokenizer, the scale, and key, label, ratio and shape of each."""
+        """Hash of the training data: tokenizer, scale, and key, label, ratio and shape of each latent."""
         scale = np.array([self.shift_factor, self.scaling_factor])
         found = hashlib.sha256(self.fingerprint.encode() + scale.tobytes())
-        self.entries.add_to(found)
+        self.entries.update_digest(found)
         return found.hexdigest()[:16]
 
     def token_counts(self, patch_size: int = 2) -> list[int]:
-        """How many tokens each latent makes, without reading any."""
+        """Return the number of tokens of each latent, without reading it."""
         return (self.entries.shapes[:, 1:].prod(axis=1) // patch_size**2).tolist()
 
-    def _require_whole(self, record: dict[str, Any]) -> None:
+    def _require_intact(self, record: dict[str, Any]) -> None:
         path = self._folder / record["shard"]
         if why := damage(self._folder, record):
             raise UserError(f"{path} {why}; encode again to rewrite it")
         if (found := record.get("fingerprint", self.fingerprint)) != self.fingerprint:
             raise UserError(
-                f"{path} holds latents of tokenizer {found}, the others are of {self.fingerprint}"
+                f"{path}: expected latents of tokenizer {self.fingerprint} like the other shards, got {found}"
             )

@@ -1,12 +1,12 @@
-"""What lies in a folder of latents.
+"""Format of a latent folder.
 
     latents.json                 tokenizer fingerprint, resolution, class names; written once
-    shard-00000.safetensors      the latents of one shard under their keys; or, for webdataset readers,
-    shard-00000.tar              KEY.npy, KEY.cls and KEY.json of each
-    shard-00000.json             key, label, ratio, shape, caption of each; the shard's size, SHA-256, moments
+    shard-00000.safetensors      latents of one shard by key; or, for webdataset readers,
+    shard-00000.tar              KEY.npy, KEY.cls and KEY.json per latent
+    shard-00000.json             key, label, ratio, shape, caption per latent; size, SHA-256, moments
 
-The JSON beside a shard is its commit record: it appears after the shard is safely on disk. A shard without
-one, or whose size does not match it, is no shard: what it held is written again, never twice.
+The JSON file next to a shard is its commit record, written after the shard is on disk. A shard without a
+record, or with another size, does not count: its latents are encoded again, so no latent is stored twice.
 """
 
 import io
@@ -29,12 +29,12 @@ from cat_fast.errors import UserError
 
 HEADER = "latents.json"
 SUFFIXES = {"safetensors": ".safetensors", "webdataset": ".tar"}
-"""The formats of a shard, and how its file's name ends."""
+"""File extension by shard format."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentEntry:
-    """What is known of a latent without reading it."""
+    """Metadata of a latent."""
 
     key: str
     label: int
@@ -48,7 +48,7 @@ def claim_latents(folder: Path, settings: Mapping[str, Any]) -> None:
     """Claim a folder for latents made with `settings`, which become its header.
 
     Raises:
-        UserError: the folder holds latents made with other settings.
+        UserError: the folder contains latents made with other settings.
     """
     claim_folder(folder / HEADER, settings, "latents")
 
@@ -60,18 +60,19 @@ def write_shard(
     fingerprint: str,
     **more: Any,
 ) -> dict[str, Any]:
-    """Write a shard, whole or not at all, then its record; `more` goes into the record, which is returned.
+    """Write a shard atomically, then its commit record, and return the record.
 
     Args:
-        path: its ending says the format, one of `SUFFIXES`.
-        latents: (c, h, w) float32, under the keys of `entries`.
-        fingerprint: of the tokenizer that made them.
+        path: file name; its extension selects the format (`SUFFIXES`).
+        latents: (c, h, w) float32, by the keys of `entries`.
+        fingerprint: fingerprint of the tokenizer that encoded them.
+        more: additional entries of the record.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the shard cannot be written.
     """
-    path.with_suffix(".json").unlink(missing_ok=True)  # a lost shard's record must not vouch for this one
-    for stale in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed over it
+    path.with_suffix(".json").unlink(missing_ok=True)  # the record of a lost shard must not validate this one
+    for stale in path.parent.glob(f".{path.stem}.*.part"):  # left by a killed process
         stale.unlink(missing_ok=True)
     with atomic_write(path) as part:
         if path.suffix == SUFFIXES["webdataset"]:
@@ -79,7 +80,7 @@ def write_shard(
         else:
             try:
                 save_file(dict(latents), part, metadata={"tokenizer": fingerprint})
-            except SafetensorError as error:  # its name for a full disk
+            except SafetensorError as error:  # raised for a full disk
                 raise UserError(f"{path}: cannot be written ({error})") from error
     record = {
         "shard": path.name,
@@ -95,22 +96,26 @@ def write_shard(
 
 
 def records(folder: Path) -> Iterator[dict[str, Any]]:
-    """The commit records of a folder, in the order of its shards."""
+    """Yield the commit records of a folder, in shard order."""
     return (read_json(path) for path in sorted(folder.glob("shard-*.json")))
 
 
 def damage(folder: Path, record: Mapping[str, Any]) -> str | None:
-    """What is wrong with a recorded shard as far as its size tells, or None."""
+    """Return the problem of a recorded shard, or None; only existence and size are checked."""
     path = folder / record["shard"]
     if not path.is_file():
         return "is missing"
     if path.stat().st_size != record["bytes"]:
-        return f"is damaged: {path.stat().st_size} bytes of {record['bytes']}"
+        return f"is damaged: {path.stat().st_size} of {record['bytes']} bytes"
     return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises UserError where it is missing or damaged."""
+    """Read a JSON file of a latent folder.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

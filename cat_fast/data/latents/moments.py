@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each channel of data that is seen in pieces."""
+"""Mean and standard deviation per channel, computed from parts of the data."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ import torch
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and sum of squared deviations a channel; they merge without loss (Chan, Golub & LeVeque, 1979).
+    """Mean and sum of squared deviations per channel, mergeable without loss (Chan, Golub & LeVeque, 1979).
 
-    `count` values were seen of every channel.
+    `count` is the number of values per channel.
     """
 
     count: int
@@ -21,7 +21,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: Iterable[torch.Tensor]) -> Self:
-        """Of tensors (c, ...) that share their channels, in float64."""
+        """Compute the moments of tensors (c, ...) with the same channels, in float64."""
         merged = torch.cat([value.flatten(1) for value in values], dim=1).double()
         mean = merged.mean(1)
         squares = (merged - mean[:, None]).square().sum(1)
@@ -29,7 +29,7 @@ class Moments:
 
     @classmethod
     def merge(cls, parts: Iterable["Moments"]) -> Self:
-        """Of the union of the parts."""
+        """Return the moments of the union of `parts`."""
         first, *others = parts
         count, mean, squares = first.count, np.array(first.mean), np.array(first.squares)
         for part in others:
@@ -42,10 +42,10 @@ class Moments:
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of the population, a channel."""
+        """Population standard deviation per channel."""
         return np.sqrt(np.array(self.squares) / self.count).tolist()
 
 
 def per_channel(values: float | Sequence[float]) -> torch.Tensor:
-    """One value for all channels or one a channel, as (1, 1, 1) or (c, 1, 1): broadcasts over (c, h, w)."""
+    """Return one value, or one per channel, as (1, 1, 1) or (c, 1, 1), which broadcasts over (c, h, w)."""
     return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)

@@ -1,5 +1,4 @@
-"""What is known of each latent of a data set, in columns: a few dozen bytes a latent beside its key and
-caption."""
+"""Columnar metadata of the latents of a data set: a few dozen bytes per latent plus its key and caption."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,8 @@ import pyarrow
 from cat_fast.data.latents.format import LatentEntry
 
 
-class Place(NamedTuple):
-    """Where a latent lies: it is number `row` of the `rows` latents in the file `shard`."""
+class Location(NamedTuple):
+    """Location of a latent: row `row` of the `rows` latents in the file `shard`."""
 
     shard: str
     row: int
@@ -20,10 +19,10 @@ class Place(NamedTuple):
 
 
 class LatentTable(Sequence[LatentEntry]):
-    """Entries of latents, shard after shard; a row becomes a `LatentEntry` when it is asked for.
+    """Sequence of the entries of all latents, in shard order; each `LatentEntry` is created on access.
 
-    `shapes` is (N, 3) int32, `labels` and `ratios` (N,) int32; `starts` (shards + 1,) says which rows lie in
-    which of the shards called `shards`.
+    `shapes` is (N, 3) int32, `labels` and `ratios` are (N,) int32. Shard `shards[i]` has the rows from
+    `starts[i]` to `starts[i + 1]`.
     """
 
     def __init__(
@@ -39,14 +38,14 @@ class LatentTable(Sequence[LatentEntry]):
         self.labels, self.ratios, self.shapes = numbers[:, 0], numbers[:, 1], numbers[:, 2:]
 
     class Builder:
-        """Takes the shards one by one."""
+        """Builder of a table, shard by shard."""
 
         def __init__(self) -> None:
             self._shards: list[str] = []
             self._columns: list[tuple[pyarrow.Array, pyarrow.Array, np.ndarray]] = []
 
         def add(self, shard: str, latents: Sequence[Mapping[str, Any]]) -> None:
-            """The latents of a commit record."""
+            """Append the latents of a commit record."""
             numbers = [[entry["label"], entry["ratio"], *entry["shape"]] for entry in latents]
             self._shards.append(shard)
             self._columns.append(
@@ -58,6 +57,7 @@ class LatentTable(Sequence[LatentEntry]):
             )
 
         def finish(self) -> "LatentTable":
+            """Return the table."""
             keys, captions, numbers = zip(*self._columns, strict=True)
             return LatentTable(
                 self._shards,
@@ -91,24 +91,24 @@ class LatentTable(Sequence[LatentEntry]):
 
     @property
     def has_captions(self) -> bool:
-        """Whether any latent has one."""
+        """True if any latent has a caption."""
         return self._captions.null_count < len(self)
 
     def distinct_captions(self, most: int) -> tuple[int, list[str]]:
-        """Return the number of distinct captions, and at most `most` of them, spread over all."""
+        """Return the number of distinct captions, and at most `most` evenly spaced ones."""
         distinct = self._captions.unique().drop_null()
         step = max(1, -(-len(distinct) // most))
         return len(distinct), distinct.take(pyarrow.array(range(0, len(distinct), step))).to_pylist()
 
-    def add_to(self, digest: "hashlib._Hash") -> None:
-        """Hash all rows in their order, but for their captions."""
+    def update_digest(self, digest: "hashlib._Hash") -> None:
+        """Update `digest` with all rows in order, without captions."""
         for column in (self.labels, self.ratios, self.shapes):
             digest.update(column.tobytes())
         digest.update("\0".join(self._keys.to_pylist()).encode())
 
-    def place_of(self, index: int) -> Place:
-        """Where row `index` lies."""
+    def place_of(self, index: int) -> Location:
+        """Return the location of row `index`."""
         index = range(len(self))[index]
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         start, stop = self.starts[shard : shard + 2].tolist()
-        return Place(self.shards[shard], index - start, stop - start)
+        return Location(self.shards[shard], index - start, stop - start)

@@ -1,6 +1,6 @@
-"""The freely licensed photographs that ship with cat_fast, with captions and perception flags.
+"""Freely licensed photographs included in the package, with captions and content flags.
 
-ATTRIBUTION.md in this folder names source, author and licence of each.
+ATTRIBUTION.md in this folder lists source, author and licence of each.
 """
 
 import json
@@ -16,15 +16,15 @@ SPLITS = ("train", "held_out")
 
 @dataclass(frozen=True, kw_only=True)
 class Photograph:
-    """One RGB JPEG, short side 360..640 px, and what a captioner would say about it."""
+    """An RGB JPEG with a short side of 360 to 640 px, its caption and its content flags."""
 
     key: str
     path: Path
     caption: str
     has_text: bool
-    """Writing that a viewer would read or notice; not a name tag of a few pixels."""
+    """Contains legible or noticeable text; a name tag of a few pixels does not count."""
     has_faces: bool
-    """Human faces, also in profile; not those of animals."""
+    """Contains human faces, including profiles; animal faces do not count."""
     category: str
     """One of CATEGORIES."""
     split: str
@@ -35,14 +35,14 @@ def photographs(split: str | None = None) -> list[Photograph]:
     """Return the photographs of one split ("train" or "held_out"), or all of them, ordered by key.
 
     Raises:
-        ValueError: the split is neither.
+        ValueError: the split is unknown.
     """
     if split not in (None, *SPLITS):
         raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}, or None")
     folder = resources.files(__name__)
     lines = folder.joinpath("photographs.jsonl").read_text(encoding="utf-8").splitlines()
     records = sorted((json.loads(line) for line in lines), key=lambda record: record["key"])
-    # The wheel is never imported from a zip file (it holds compiled code), so that the folder is a real path.
+    # The package contains compiled code and is never imported from a zip file, so the folder is a real path.
     return [
         _photograph(record, Path(str(folder)))
         for record in records

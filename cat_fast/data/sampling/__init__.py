@@ -1,1 +1,1 @@
-"""The ratio and the images of each rank in each step, and the costs by which steps are balanced."""
+"""Ratio sampling: step plans (ratio and number of images per rank), and cost tables that balance them."""

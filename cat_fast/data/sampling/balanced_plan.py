@@ -1,9 +1,9 @@
-"""Steps in which no rank waits long: fewer images at dear ratios, more at cheap ones.
+"""Balanced step plan: fewer images at expensive ratios, more at cheap ones, so that ranks hardly wait.
 
-A rank still has one ratio a step. How many images it then takes is chosen once, for the whole run
-(`choose_groups`): as many as fit one common time, where whole numbers of images allow that; where they do
-not, ratios are split into groups, each with a time of its own, and a step is of one group. Which group, and
-how many ranks at which of its ratios, follows from how far each ratio is behind its share of the images.
+A rank still has one ratio per step. Its number of images at each ratio is chosen once per run
+(`choose_groups`), such that all ratios take about the same time. If integer batch sizes do not allow that,
+ratios are split into groups with different times, and each step uses one group. The group of a step, and the
+number of ranks per ratio, depend on how far each ratio is behind its share of the images.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,33 +12,33 @@ from dataclasses import dataclass
 import numpy as np
 
 from cat_fast.data.sampling.cost_table import CostTable
-from cat_fast.data.sampling.step_plan import RankShare, normalised
+from cat_fast.data.sampling.step_plan import RankShare, normalise_shares
 
 BATCH_TOLERANCE = 0.1
-"""By how much a group's mean batch a rank may differ from the one asked for."""
+"""Maximum relative deviation of a group's mean batch size per rank from the requested one."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Ratios that share a step, and the images of a rank at each."""
+    """Ratios that are combined in a step, and the number of images per rank at each."""
 
     counts: Mapping[int, int]
     wait: float
-    """Expected share of its ranks' time that is spent waiting, by the cost table."""
+    """Expected share of rank time spent waiting, according to the cost table."""
     images: float
-    """Expected images a rank."""
+    """Expected number of images per rank."""
 
 
 class BalancedPlan:
-    """Every rank of a step has about the same predicted cost.
+    """Plan in which all ranks of a step have about the same predicted cost.
 
-    The mix: after any step, a ratio has had its share of the images so far, give or take `drift`. Steps
-    hold between `least` and `most` images.
+    After any step, the images of each ratio so far match its share up to `drift` images. A step has between
+    `min_images` and `max_images` images.
 
     Args:
         shares: the mix, as shares of images.
-        batch_size: images of a rank in a step, on average within BATCH_TOLERANCE.
-        max_wait: the expected share of waiting that choosing the groups aims for.
+        batch_size: mean number of images per rank and step, within BATCH_TOLERANCE.
+        max_wait: maximum expected share of time spent waiting, for `choose_groups`.
 
     Raises:
         UserError: the cost table lacks a ratio.
@@ -53,42 +53,42 @@ class BalancedPlan:
         costs: CostTable,
         max_wait: float = 0.025,
     ) -> None:
-        self.shares = normalised(shares)
+        self.shares = normalise_shares(shares)
         self.world_size, self.seed = world_size, seed
         costs.require(list(self.shares))
         self.groups = choose_groups(self.shares, batch_size, costs, max_wait)
         self.counts = {f: n for group in self.groups for f, n in group.counts.items()}
 
     @property
-    def most(self) -> int:
-        """The most images in a step."""
+    def max_images(self) -> int:
+        """Maximum number of images in a step."""
         return self.world_size * max(self.counts.values())
 
     @property
-    def least(self) -> int:
-        """The fewest."""
+    def min_images(self) -> int:
+        """Minimum number of images in a step."""
         return self.world_size * min(self.counts.values())
 
     @property
     def drift(self) -> int:
-        """Images by which a ratio may be off its share: a few ranks', with several groups a few steps'.
+        """Maximum deviation of a ratio from its share, in images.
 
-        Who is most behind comes next, so nobody is ever ahead by more than what comes at once, nor behind by
-        more than what all others can be ahead.
+        The ratio that is furthest behind is always next. So no ratio is ever ahead by more than its images in
+        one step, or behind by more than the others can be ahead together.
         """
         of_ranks = len(self.counts) * max(self.counts.values())
-        return of_ranks if len(self.groups) == 1 else of_ranks + len(self.groups) * self.most
+        return of_ranks if len(self.groups) == 1 else of_ranks + len(self.groups) * self.max_images
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
         total = sum(drawn.get(f, 0) for f in self.shares)
         behind = {f: share * total - drawn.get(f, 0) for f, share in self.shares.items()}
         group = max(self.groups, key=lambda group: sum(behind[f] for f in group.counts))
-        parts = self._fill(group, behind)
+        parts = self._assign_ratios(group, behind)
         order = np.random.default_rng([self.seed, step, 0, 3]).permutation(self.world_size)
         return [parts[place] for place in order]
 
-    def _fill(self, group: Group, behind: Mapping[int, float]) -> list[RankShare]:
-        """One for each rank: one after another goes to the ratio most behind within the group."""
+    def _assign_ratios(self, group: Group, behind: Mapping[int, float]) -> list[RankShare]:
+        """Return one share per rank; each next rank gets the ratio of the group that is furthest behind."""
         total = sum(self.shares[f] for f in group.counts)
         within = {f: self.shares[f] / total for f in group.counts}
         all_behind = sum(behind[f] for f in group.counts)
@@ -107,11 +107,11 @@ class BalancedPlan:
 def choose_groups(
     shares: Mapping[int, float], batch_size: int, costs: CostTable, max_wait: float
 ) -> tuple[Group, ...]:
-    """The fewest groups of ratios whose ranks are expected to wait no more than `max_wait` of their time.
+    """Return the smallest number of groups whose expected waiting time is at most `max_wait`.
 
-    Among equally many, those that wait least. A ratio on its own never waits, so there is always an answer.
+    Among partitions of the same size, the one with the least waiting is chosen. A solution always exists,
+    since a group of one ratio never waits.
     """
-
     found = []
     for parts in _partitions(list(shares)):
         groups = tuple(_best_counts({f: shares[f] for f in part}, batch_size, costs) for part in parts)
@@ -126,9 +126,9 @@ def choose_groups(
 
 
 def _best_counts(shares: Mapping[int, float], batch_size: int, costs: CostTable) -> Group:
-    """Counts for ratios that share a step: least waiting, with a mean batch within the tolerance.
+    """Return the numbers of images with the least waiting whose mean batch size is within the tolerance.
 
-    Candidates are the times that some ratio fills exactly with whole images.
+    Candidate times are those that some ratio takes for an integer number of images.
     """
     if len(shares) == 1:
         return Group(dict.fromkeys(shares, batch_size), 0.0, float(batch_size))
@@ -149,7 +149,7 @@ def _best_counts(shares: Mapping[int, float], batch_size: int, costs: CostTable)
 
 
 def _partitions(items: Sequence[int]) -> Iterator[list[list[int]]]:
-    """All ways to split `items` into groups."""
+    """Yield all partitions of `items` into groups."""
     if not items:
         yield []
         return

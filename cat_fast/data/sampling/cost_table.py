@@ -1,7 +1,7 @@
-"""What a training step costs a rank, by ratio and number of images: c_f(n) = fixed_f + per_image_f * n.
+"""Cost of a training step on one rank, by ratio and number of images: c_f(n) = fixed_f + per_image_f * n.
 
-The affine form: one part of a step does not see the batch (the optimiser, the launching of kernels), the
-other does the same work image by image. `fit` tells how far the measurements are from it, and keeps them.
+The fixed part does not depend on the batch (optimiser, kernel launches); the other is proportional to the
+number of images. `fit` records the measurements and their largest deviation from this form.
 """
 
 import json
@@ -21,7 +21,7 @@ UNITS = ("seconds", "flops")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a step at one ratio; both parts in the table's unit."""
+    """Cost of a step at one ratio, in the table's unit."""
 
     fixed: float
     per_image: float
@@ -30,8 +30,8 @@ class Cost:
         return self.fixed + self.per_image * images
 
     def images_within(self, budget: float) -> int:
-        """The most images that cost no more than `budget`; 0 if not even one fits."""
-        # A budget that is itself the cost of n images must give n, whatever the division rounds to.
+        """Return the largest number of images with a cost of at most `budget`; 0 if one exceeds it."""
+        # A budget equal to the cost of n images must give n despite rounding.
         return max(0, math.floor((budget - self.fixed) / self.per_image + 1e-9))
 
 
@@ -49,35 +49,35 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """Costs by ratio; `unit` is `seconds` where they were measured, `flops` where they were only counted."""
+    """Costs by ratio; `unit` is `seconds` for measured and `flops` for counted costs."""
 
     costs: Mapping[int, Cost]
     unit: str = "seconds"
     measured: Sequence[Measurement] = ()
     fit_error: float = 0.0
-    """The largest relative distance of a measurement from the affine form."""
+    """Largest relative deviation of a measurement from the affine form."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What was measured, and the machine."""
+    """Description of the measured configuration and of the machine."""
 
     def require(self, ratios: Sequence[int]) -> "CostTable":
-        """Itself.
+        """Return the table if it has all of `ratios`.
 
         Raises:
             UserError: a ratio is missing.
         """
         if missing := sorted(set(ratios) - set(self.costs)):
             raise UserError(
-                f"cost table: it lacks ratio {missing[0]} (it has {', '.join(map(str, self.costs))}); "
+                f"cost table: ratio {missing[0]} is missing (it has {', '.join(map(str, self.costs))}); "
                 "measure it for this configuration with cat-fast plan cost"
             )
         return self
 
     def with_facts(self, **facts: Any) -> "CostTable":
-        """The same, and more in `about`."""
+        """Return a copy with more entries in `about`."""
         return replace(self, about={**self.about, **facts})
 
     def write(self, path: str | Path) -> None:
-        """As JSON, whole or not at all."""
+        """Write the table as JSON, atomically."""
         values = {
             "unit": self.unit,
             "costs": {str(f): asdict(cost) for f, cost in sorted(self.costs.items())},
@@ -90,10 +90,10 @@ class CostTable:
 
     @classmethod
     def read(cls, path: str | Path) -> "CostTable":
-        """What `write` wrote.
+        """Read a table written by `write`.
 
         Raises:
-            UserError: no such file, or no cost table in it.
+            UserError: the file is missing or not a valid cost table.
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -107,25 +107,27 @@ class CostTable:
                 about=values.get("about", {}),
             )
         except OSError as error:
-            raise UserError(f"cost table {path}: {error.strerror}; cat-fast plan cost writes one") from error
+            raise UserError(f"cost table {path}: {error.strerror}; run cat-fast plan cost first") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"cost table {path}: not what cat-fast plan cost writes ({error!r})") from error
+            raise UserError(
+                f"cost table {path}: expected the output of cat-fast plan cost ({error!r})"
+            ) from error
         for ratio, cost in table.costs.items():
             if not (cost.per_image > 0 and cost.fixed >= 0 and math.isfinite(cost.fixed + cost.per_image)):
-                raise UserError(f"cost table {path}: {cost} is no cost of ratio {ratio}")
+                raise UserError(f"cost table {path}: invalid cost of ratio {ratio}: {cost}")
         if not table.costs or table.unit not in UNITS:
-            raise UserError(f"cost table {path}: it holds no costs in {' or '.join(UNITS)}")
+            raise UserError(f"cost table {path}: expected costs in {' or '.join(UNITS)}")
         return table
 
 
 def fit(measured: Sequence[Measurement], about: Mapping[str, Any]) -> CostTable:
-    """The affine costs nearest to measurements, by least squares of relative errors, ratio by ratio.
+    """Fit affine costs to measurements, per ratio, by least squares of relative errors.
 
-    A negative fixed part, which noise can give, is set to 0.
+    A negative fixed part, which noise can cause, is set to 0.
 
     Raises:
-        UserError: a ratio measured with fewer than two numbers of images, or a step that does not take
-            longer with more of them.
+        UserError: a ratio was measured with fewer than two batch sizes, or its steps do not take longer with
+            larger batches.
     """
     costs, worst = {}, 0.0
     for ratio in sorted({one.ratio for one in measured}):
@@ -133,9 +135,7 @@ def fit(measured: Sequence[Measurement], about: Mapping[str, Any]) -> CostTable:
         n = np.array([one.images for one in own], dtype=float)
         seconds = np.array([one.seconds for one in own])
         if len(set(n)) < 2:
-            raise UserError(
-                f"cost table: ratio {ratio} needs at least two batch sizes, to tell the fixed part"
-            )
+            raise UserError(f"cost table: ratio {ratio} needs at least two batch sizes to fit the fixed part")
         weights = 1 / seconds
         columns = np.stack([np.ones_like(n), n], axis=1)
         fixed, slope = np.linalg.lstsq(columns * weights[:, None], seconds * weights, rcond=None)[0]
@@ -144,7 +144,7 @@ def fit(measured: Sequence[Measurement], about: Mapping[str, Any]) -> CostTable:
         if slope <= 0:
             raise UserError(
                 f"cost table: at ratio {ratio} a step did not take longer with more images; measure again "
-                "with larger batches, or while nothing else runs"
+                "with larger batches, or on an idle machine"
             )
         costs[ratio] = Cost(float(fixed), float(slope))
         worst = max(worst, float(np.abs((fixed + slope * n) * weights - 1).max()))

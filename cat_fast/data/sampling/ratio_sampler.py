@@ -1,4 +1,4 @@
-"""How a run samples ratios: its configuration, and the plan that it asks for."""
+"""Configuration of the ratio sampler (`sampler`), and the step plan built from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,21 +13,21 @@ MODES = ("per_rank", "balanced")
 
 @dataclass(kw_only=True)
 class RatioSamplerConfig:
-    """How ratios are drawn and which images a ratio may be given."""
+    """How ratios are drawn, and which images may be used at a ratio."""
 
     mode: str = "per_rank"
-    """`per_rank`: each rank draws a ratio by the mix, and data.batch_size images, as the paper trains.
-    `balanced`: a step is planned for all ranks so that each has the same predicted cost; a rank then takes
-    fewer images at dear ratios and more at cheap ones, data.batch_size on average."""
+    """`per_rank`: each rank draws a ratio from the mix and takes data.batch_size images, as in the paper.
+    `balanced`: steps are planned so that all ranks have about the same predicted cost; a rank takes fewer
+    images at expensive ratios and more at cheap ones, data.batch_size on average."""
     cost_table: str = ""
-    """File of `cat-fast plan cost`, for `balanced`; without one, ratios cost what their operations count."""
+    """Output file of `cat-fast plan cost`, for `balanced`; empty uses the FLOPs of each ratio as its cost."""
     max_wait: float = 0.025
-    """For `balanced`: ratios share a step if its ranks are expected to wait no more than this share of it."""
+    """For `balanced`: maximum expected share of waiting time in a step that combines ratios."""
     pool: str = "own_ratio"
-    """`own_ratio`: each image at the ratio its description chose, as the paper trains. `all`: every image
-    at every ratio, for sets so small that a ratio would otherwise see two images."""
+    """`own_ratio`: each image at the ratio chosen from its description, as in the paper. `all`: every image
+    at every ratio, for data sets so small that a ratio would otherwise get only a few images."""
     shares: dict[int, float] = field(default_factory=dict)
-    """Chance of each ratio; empty takes the data's own mix."""
+    """Share of each ratio; empty uses the mix of the data."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -41,7 +41,7 @@ class RatioSamplerConfig:
         if any(share < 0 for share in self.shares.values()) or (
             self.shares and sum(self.shares.values()) <= 0
         ):
-            raise UserError(f"sampler.shares: {self.shares} are no shares")
+            raise UserError(f"sampler.shares: {self.shares} must be non-negative with a positive sum")
 
 
 def make_plan(
@@ -52,10 +52,10 @@ def make_plan(
     seed: int,
     costs: CostTable | None,
 ) -> StepPlan:
-    """Return the plan that a configuration asks for; `costs` are needed by `balanced`.
+    """Return the step plan of a configuration; mode `balanced` requires `costs`.
 
     Raises:
-        UserError: the costs lack a ratio.
+        UserError: `costs` lacks a ratio.
     """
     if config.mode == "per_rank":
         return PerRankPlan(shares, batch_size, world_size, seed)

@@ -1,7 +1,7 @@
-"""The plan of a step: which ratio each rank trains at, and on how many images.
+"""Step plans: ratio and number of images of each rank in a step.
 
-A plan is a pure function of the step and of the number of images of each ratio trained on before. It knows no
-images: a source takes the next ones of each ratio as they come.
+A plan is a pure function of the step and of the number of images per ratio used before. It does not choose
+images: a source takes the next ones of each ratio.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class RankShare(NamedTuple):
-    """One rank's part of a step."""
+    """One rank's share of a step."""
 
     ratio: int
     images: int
@@ -19,24 +19,24 @@ class RankShare(NamedTuple):
 
 
 class StepPlan(Protocol):
-    """Plans steps for all ranks at once; every rank comes to the same plan."""
+    """Planner of steps for all ranks; every rank computes the same plan."""
 
     shares: dict[int, float]
-    """The mix: each ratio's share of the images; they add up to 1."""
+    """The mix: each ratio's share of the images, with sum 1."""
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
-        """One share a rank for `step`, before which `drawn` images of each ratio were trained on."""
+        """Return one share per rank for `step`, given the number of images `drawn` before it, by ratio."""
         ...
 
 
 class PerRankPlan:
-    """Each rank draws a ratio by the mix, and the same number of images whatever it drew: the paper's.
+    """Plan of the paper: each rank draws a ratio from the mix, always with the same number of images.
 
-    Ranks wait for the slowest, which among many ranks is always one at the dearest ratio.
+    Ranks wait for the slowest one, which among many ranks is always one at the most expensive ratio.
     """
 
     def __init__(self, shares: Mapping[int, float], batch_size: int, world_size: int, seed: int) -> None:
-        self.shares = normalised(shares)
+        self.shares = normalise_shares(shares)
         self.batch_size, self.world_size, self.seed = batch_size, world_size, seed
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
@@ -45,7 +45,7 @@ class PerRankPlan:
         return [RankShare(int(f), self.batch_size) for f in ratios]
 
 
-def normalised(shares: Mapping[int, float]) -> dict[int, float]:
-    """Without those that are 0, adding up to 1, in the order of the ratios."""
+def normalise_shares(shares: Mapping[int, float]) -> dict[int, float]:
+    """Return the positive shares, sorted by ratio and scaled to sum 1."""
     total = sum(shares.values())
     return {f: share / total for f, share in sorted(shares.items()) if share > 0}

@@ -1,19 +1,21 @@
-"""Images from sets of any size: dealt to ranks shard by shard, shuffled in buffers, decoded in workers.
+"""Streams of training images: shards assigned to ranks, shuffled in buffers, decoded in worker processes.
 
-    shard set --Dealing--> a rank's shards --RatioReader--> shuffled runs of one ratio --workers--> batches
+    ShardSet --ShardAssignment--> a rank's shards --RatioReader--> shuffled samples of one ratio
+             --PlanCursor: ratio and batch size of each step--> WorkerPool --> ImageBatch
 
-`StreamSource` puts it together. What it promises:
+`StreamSource` (`source.py`) connects these parts. It guarantees:
 
-- **Epochs.** The set is cut into shards. In every epoch they come in a new order, a permutation seeded by
-  (seed, epoch), and are dealt to the ranks in turn. Where there are fewer shards than ranks, every rank reads
-  all of them and takes every world-size-th sample. So each image comes up exactly once an epoch over all
-  ranks. Each ratio counts its own epochs: a ratio that is drawn more often than the data hold it begins its
-  next epoch sooner. So does a rank whose part is smaller: ranks do not wait for each other, and may be in
-  different epochs.
-- **Order.** What a rank sees of a ratio is a function of (shards, seed, rank, number of ranks) alone: not of
-  the number of workers, the size of the cache, timing, or what other ratios were drawn. Crops and flips are a
-  function of (seed, epoch, ratio, image).
-- **Position.** It is five numbers a ratio, so a resumed run sees the very batches of a straight one. On
-  another number of ranks, `Dealing.resumed` says what is left of the epoch under way.
-- **Damage.** What cannot be read, rated or decoded is logged, counted and passed over, on every run alike.
+- **Epochs.** Each epoch visits the shards in a new order, a permutation seeded by (seed, epoch), and assigns
+  them to ranks round-robin. With fewer shards than ranks, every rank reads all shards and takes every
+  world-size-th sample. Each image is used exactly once per epoch over all ranks.
+- **Epochs are counted per ratio and rank.** A ratio that is drawn more often than it occurs in the data
+  starts its next epoch earlier. So does a rank with fewer images: ranks do not wait for each other.
+- **Determinism.** The samples of a ratio on a rank depend on (shards, seed, rank, number of ranks) only.
+  Number of workers, cache size, timing and other ratios have no influence. Crops and flips depend on (seed,
+  epoch, ratio, key).
+- **Resuming.** The position is five numbers per ratio; a resumed run gets the same batches as an
+  uninterrupted one. On another number of ranks, `ShardAssignment.reassign` distributes the rest of the
+  current epoch.
+- **Errors.** Samples that cannot be read, rated or decoded are logged, counted and skipped, identically in
+  each run.
 """

@@ -1,4 +1,4 @@
-"""From a file's bytes to a training crop: what a worker does. Free of torch, so that it starts quickly."""
+"""Decoding of image files to training crops, in workers. Does not import torch, so that they start fast."""
 
 import hashlib
 import time
@@ -12,51 +12,53 @@ from cat_fast.data.images.random_crop import jitter_colours, random_crop, shrink
 
 
 class CropSettings(NamedTuple):
-    """How square training crops are made."""
+    """Settings of square training crops."""
 
     image_size: int
     """Side of a crop in pixels."""
     min_crop: float
-    """Smallest crop side as a share of the short side, before resizing to `image_size`; never fewer pixels
-    than `image_size`, unless the image itself is smaller."""
+    """Smallest crop side as a share of the short side, before resizing to `image_size`; at least `image_size`
+    pixels, unless the image is smaller."""
     colour_jitter: float = 0.0
-    """Strength in [0, 1) of random changes of colour, for sets too small to show all colours: channels change
-    places, and each is scaled by 1 - jitter to 1 and shifted by at most jitter."""
+    """Strength in [0, 1) of random colour changes, for data sets too small to cover all colours: channels are
+    permuted, and each is scaled by 1 - jitter to 1 and shifted by at most jitter."""
     max_side: int = 0
-    """Larger images are first shrunk until their short side has this many pixels; 0 for none."""
+    """Images with a larger short side are first downscaled to this many pixels; 0 disables it."""
 
 
 class Crop(NamedTuple):
+    """A training crop."""
+
     pixels: np.ndarray
     """(3, image_size, image_size): uint8, or float32 in [-1, 1] if the colours were changed."""
     seconds: float
-    """What it took to make."""
+    """Time to decode and crop it."""
 
 
 def crop_seed(seed: int, epoch: int, ratio: int, key: str) -> tuple[int, ...]:
     """Return the seed of an image's crop, flip and colours.
 
-    By image, not by place in a batch: a broken image found by a worker moves those after it, which other
-    workers are cutting already.
+    It depends on the image, not on its index in a batch: a broken image shifts the following ones, which
+    other workers are already cropping.
     """
-    # Names of files may be any bytes, which Python holds as lone surrogates.
+    # File names may contain any bytes; Python represents invalid ones as lone surrogates.
     digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
     return seed, epoch, ratio, int.from_bytes(digest, "little"), 5
 
 
-def decode_crop(data: bytes, seed: tuple[int, ...], mirrored: bool, settings: CropSettings) -> Crop:
+def decode_crop(data: bytes, seed: tuple[int, ...], allow_flip: bool, settings: CropSettings) -> Crop:
     """Return a random crop of an encoded image.
 
     Raises:
         UserError: the bytes are not a complete image.
     """
     start = time.perf_counter()
-    pixels = crop_pixels(decode(data, settings), np.random.default_rng(seed), mirrored, settings)
+    pixels = crop_pixels(decode(data, settings), np.random.default_rng(seed), allow_flip, settings)
     return Crop(pixels, time.perf_counter() - start)
 
 
 def decode(data: bytes, settings: CropSettings) -> Image.Image:
-    """Return an encoded image as 8-bit RGB, at most as large as crops are taken from.
+    """Return an encoded image as 8-bit RGB, downscaled to `settings.max_side`.
 
     Raises:
         UserError: the bytes are not a complete image.
@@ -66,10 +68,10 @@ def decode(data: bytes, settings: CropSettings) -> Image.Image:
 
 
 def crop_pixels(
-    image: Image.Image, rng: np.random.Generator, mirrored: bool, settings: CropSettings
+    image: Image.Image, rng: np.random.Generator, allow_flip: bool, settings: CropSettings
 ) -> np.ndarray:
-    """Return a random crop, flipped at random if `mirrored`, as in `Crop.pixels`."""
-    crop = random_crop(image, rng, settings.image_size, settings.min_crop, mirrored)
+    """Return a random crop, randomly flipped if `allow_flip`, in the format of `Crop.pixels`."""
+    crop = random_crop(image, rng, settings.image_size, settings.min_crop, allow_flip)
     pixels = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))
     if settings.colour_jitter:
         return jitter_colours(pixels.astype(np.float32) / 127.5 - 1, settings.colour_jitter, rng)

@@ -1,4 +1,4 @@
-"""Images of a set that are kept out of training, chosen by a hash of their keys."""
+"""Held-out images, chosen by a hash of their keys."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,9 +9,9 @@ from cat_fast.data.streams.formats.base import Entry, Labels, Shard, ShardSet
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The choice of images to hold out: a function of the seed and an image's key alone.
+    """Set of held-out keys, which depends on the seed and the key only.
 
-    So it is the same for any number of ranks, for any cut of the set into shards, and after resuming.
+    It is the same for any number of ranks, for any division into shards, and after resuming.
     """
 
     share: float
@@ -24,7 +24,7 @@ class HeldOut:
 
 
 class TrainingShards:
-    """Implements `ShardSet` for all images of a set that are not held out."""
+    """`ShardSet` without the held-out images."""
 
     def __init__(self, shards: ShardSet, held_out: HeldOut) -> None:
         self.shards, self.held_out = shards, held_out
@@ -34,12 +34,12 @@ class TrainingShards:
         return FilteredShard(self.shards.open(index), lambda key: key not in self.held_out)
 
     def labels(self, index: int) -> list[Labels] | None:
-        """Of all images, the few that are held out included: mixes of ratios are counted by them."""
+        """Return the labels of all images, including held-out ones: they are only used to count ratios."""
         return self.shards.labels(index)
 
 
 class FilteredShard:
-    """Implements `Shard` for the samples whose keys pass a filter; they keep their numbers."""
+    """`Shard` restricted to the samples whose keys pass a filter; they keep their numbers."""
 
     def __init__(self, shard: Shard, keeps: Callable[[str], bool]) -> None:
         self.shard, self.keeps, self.name = shard, keeps, shard.name

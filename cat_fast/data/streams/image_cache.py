@@ -1,4 +1,4 @@
-"""Decoded images kept in memory, so that a set that fits is decoded once."""
+"""Cache of decoded images: a data set that fits is decoded once."""
 
 import time
 
@@ -10,10 +10,10 @@ from cat_fast.data.streams.decoding import Crop, CropSettings, crop_pixels, deco
 
 
 class ImageCache:
-    """Decoded images of one rank, up to a number of bytes.
+    """Decoded images of one rank, up to `capacity` bytes.
 
-    Nothing is evicted: an epoch draws every image once, so of a set that does not fit, the image that would
-    be dropped for another is needed just as soon. Images without room are decoded again each time.
+    Nothing is evicted: an epoch uses every image once, so an evicted image would be needed as soon as the one
+    that replaces it. Images that do not fit are decoded again each time.
     """
 
     def __init__(self, capacity: int, settings: CropSettings) -> None:
@@ -26,18 +26,18 @@ class ImageCache:
         return len(self._images)
 
     def serves(self, sample: Sample) -> bool:
-        """Return whether a sample is held, or there may be room for it."""
+        """Return whether a sample is cached, or may still fit."""
         return not self.full or (sample.shard, sample.number) in self._images
 
     def crop(self, sample: Sample, seed: tuple[int, ...]) -> Crop:
-        """Return what `decode_crop` returns of a sample, and keep the decoded image if there is room.
+        """Return the result of `decode_crop` for a sample, and cache the decoded image if it fits.
 
         Raises:
             UserError: the sample is not a complete image.
         """
         start = time.perf_counter()
         image = self._images.get((sample.shard, sample.number)) or self._decode(sample)
-        pixels = crop_pixels(image, np.random.default_rng(seed), sample.mirrored, self.settings)
+        pixels = crop_pixels(image, np.random.default_rng(seed), sample.allow_flip, self.settings)
         return Crop(pixels, time.perf_counter() - start)
 
     def _decode(self, sample: Sample) -> Image.Image:

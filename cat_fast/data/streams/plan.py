@@ -1,4 +1,4 @@
-"""Ratio and number of images of every step, for sets whose images nobody has counted."""
+"""Step plan of a stream, for data sets of unknown size: ratio and number of images of each step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +10,8 @@ from cat_fast.errors import UserError
 SHARDS_COUNTED = 16
 
 
-class Planned(NamedTuple):
-    """What one rank trains on in one step."""
+class PlannedStep(NamedTuple):
+    """One rank's share of one step."""
 
     share: RankShare
     state: dict[str, Any]
@@ -19,39 +19,40 @@ class Planned(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """How often each ratio comes up."""
+    """Relative frequency of each ratio."""
 
     shares: Mapping[int, float]
-    """In any unit."""
+    """In any unit; normalised by the plan."""
     counted: bool = False
-    """Whether that was counted in a few shards, and not said."""
+    """True if counted in some of the shards, False if configured."""
 
 
 class PlanCursor:
-    """Steps of a plan in order, for one rank; counts what all ranks have drawn.
+    """Iterator over the steps of a plan for one rank; counts the images drawn by all ranks.
 
-    A mix that was counted is part of the state: counted again, it might be another.
+    A counted mix is part of the state, since counting again may give another result.
 
     Args:
-        plan_of: the plan that a mix of ratios gives.
+        make_plan: returns the plan for a mix of ratios.
     """
 
-    def __init__(self, plan_of: Callable[[Mapping[int, float]], StepPlan], mix: Mix, rank: int) -> None:
-        self.plan_of, self.rank = plan_of, rank
-        self._follow(mix)
+    def __init__(self, make_plan: Callable[[Mapping[int, float]], StepPlan], mix: Mix, rank: int) -> None:
+        self.make_plan, self.rank = make_plan, rank
+        self._set_mix(mix)
 
-    def _follow(self, mix: Mix) -> None:
-        self.mix, self.plan = mix, self.plan_of(mix.shares)
+    def _set_mix(self, mix: Mix) -> None:
+        self.mix, self.plan = mix, self.make_plan(mix.shares)
         self.ratios = sorted(self.plan.shares)
         self.step = 0
         self.drawn = dict.fromkeys(self.ratios, 0)
 
-    def next(self) -> Planned:
+    def next(self) -> PlannedStep:
+        """Return the next step."""
         shares = self.plan.plan(self.step, self.drawn)
         self.step += 1
         for share in shares:
             self.drawn[share.ratio] += share.images
-        return Planned(shares[self.rank], self.state_dict())
+        return PlannedStep(shares[self.rank], self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         state = {"step": self.step, "drawn": {str(ratio): count for ratio, count in self.drawn.items()}}
@@ -60,41 +61,45 @@ class PlanCursor:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError if the state is of other ratios."""
+        """Resume after the step of a `state_dict`.
+
+        Raises:
+            UserError: the state is for other ratios.
+        """
         if self.mix.counted and "counted" in state:
-            self._follow(Mix({int(ratio): count for ratio, count in state["counted"].items()}, counted=True))
-        there = sorted(map(int, state["drawn"]))
-        if there != self.ratios:
-            raise UserError(f"the checkpoint knows the ratios {there}, the data has {self.ratios}")
+            self._set_mix(Mix({int(ratio): count for ratio, count in state["counted"].items()}, counted=True))
+        saved = sorted(map(int, state["drawn"]))
+        if saved != self.ratios:
+            raise UserError(f"the checkpoint has the ratios {saved}, the data has {self.ratios}")
         self.step = int(state["step"])
         self.drawn = {ratio: int(state["drawn"][str(ratio)]) for ratio in self.ratios}
 
 
-def counted(shards: ShardSet, rating: Rating, most: int = SHARDS_COUNTED) -> Mix:
-    """Count the images of each ratio by the labels of at most `most` shards, spread over the set.
+def counted(shards: ShardSet, rating: Rating, max_shards: int = SHARDS_COUNTED) -> Mix:
+    """Count the images of each ratio, using the labels of at most `max_shards` shards spread over the set.
 
     Raises:
-        UserError: the labels name no ratio.
+        UserError: the labels contain no ratio.
     """
     found: dict[int, int] = {}
     unreadable = ""
-    for index in spread(len(shards.names), most):
+    for index in spread(len(shards.names), max_shards):
         try:
             labels = shards.labels(index) or []
         except UnreadableShard as error:
-            unreadable = f"; those of {shards.names[index]} cannot be read: {error}"
+            unreadable = f"; labels of {shards.names[index]} cannot be read: {error}"
             continue
         for label in labels:
             if (ratio := rating.by_labels(label)) is not None:
                 found[ratio] = found.get(ratio, 0) + 1
     if not found:
         raise UserError(
-            "sampler.shares: the shares of the ratios are not known, as no scores lie beside the images; "
-            "say them, such as sampler.shares={8: 0.1, 16: 0.48, 32: 0.42}" + unreadable
+            "sampler.shares: the mix of ratios cannot be counted, because the images have no scores; set it, "
+            "for example sampler.shares={8: 0.1, 16: 0.48, 32: 0.42}" + unreadable
         )
     return Mix(dict(sorted(found.items())), counted=True)
 
 
 def spread(total: int, count: int) -> Sequence[int]:
-    """Return `count` of the numbers below `total` at equal distances, or all of them if there are fewer."""
+    """Return `count` evenly spaced numbers below `total`, or all of them if there are fewer."""
     return range(total) if total <= count else [i * total // count for i in range(count)]

@@ -1,9 +1,9 @@
-"""Processes that decode, and outlive what crashes them.
+"""Decoder pool that survives inputs that crash a worker.
 
-An image can bring down its decoder (a fault in a library, or too little memory). Then the processes are
-started anew, and what they had in hand is done again one by one, in a process apart: so the one that brings
-its process down is known, and only that is broken. Signals for the run reach its workers, too: they leave
-SIGINT and SIGUSR1 to their rank; SIGTERM, by which executors end them, is survived like a crash.
+An image can crash its decoder (a bug in a library, or out of memory). The pool then restarts its processes
+and repeats the interrupted tasks one at a time in a separate process. This identifies the task that crashes,
+and only that one fails. Signals sent to the run also reach its workers: they ignore SIGINT and SIGUSR1, which
+their rank handles; SIGTERM, which executors use to stop them, is treated like a crash.
 """
 
 import os
@@ -20,17 +20,17 @@ from cat_fast.errors import UserError
 
 
 @dataclass(frozen=True)
-class Broken:
-    """What came of work that could not be done."""
+class TaskFailure:
+    """Result of a task that raised, or crashed its process."""
 
     reason: str
 
 
 class WorkerPool:
-    """Runs functions in `workers` processes, or here and at once where there are none.
+    """Pool of `workers` processes that run functions; with 0, `submit` runs them in the calling process.
 
-    The processes are started when they are first needed, by `spawn`: a fork would copy the locks of threads,
-    NCCL's and CUDA's among them, in whatever state they are.
+    Processes start at the first task, with `spawn`: a fork would copy the locks of other threads, including
+    those of NCCL and CUDA, in an arbitrary state.
     """
 
     def __init__(self, workers: int) -> None:
@@ -42,17 +42,18 @@ class WorkerPool:
         self._alone: ProcessPoolExecutor | None = None
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> "Task":
-        """Both must be picklable; an exception of the function is a result, `Broken`."""
+        """Start a task of picklable function and arguments; an exception becomes a `TaskFailure` result."""
         return Task(self, function, arguments)
 
     def close(self) -> None:
+        """Cancel waiting tasks and stop the processes."""
         self._closed = True
         for executor in (self._executor, self._alone):
             if executor is not None:
                 executor.shutdown(wait=True, cancel_futures=True)
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> "tuple[Future[Any], int]":
-        """A future of the work, and the generation of processes that does it."""
+        """Return the future of a task, and the generation of processes that runs it."""
         while True:
             with self._lock:
                 if self.workers and self._executor is None:
@@ -66,24 +67,24 @@ class WorkerPool:
                 return future, 0
             try:
                 return executor.submit(_guarded, function, arguments), generation
-            except RuntimeError:  # they are broken, or have just been replaced
+            except RuntimeError:  # the processes have crashed, or have just been replaced
                 if self._closed:
                     raise
                 self.restart(generation)
 
     def run_alone(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """The result of the work in a process that does nothing else meanwhile; `Broken` if two die of it."""
+        """Run a task in a process of its own and return the result; `TaskFailure` if it crashes twice."""
         with self._alone_lock:
-            for _ in range(2):  # the first may have been ended by somebody else
+            for _ in range(2):  # the first process may have been killed from outside
                 self._alone = self._alone or _start(1)
                 try:
                     return self._alone.submit(_guarded, function, arguments).result()
                 except BrokenProcessPool:
                     self._alone = None
-            return Broken("the process that decoded it died")
+            return TaskFailure("the process that decoded it died")
 
     def restart(self, generation: int) -> None:
-        """New processes, unless somebody has replaced those of `generation` already."""
+        """Replace the processes, unless those of `generation` have been replaced already."""
         with self._lock:
             if generation == self._generation and self._executor is not None:
                 self._executor.shutdown(wait=False, cancel_futures=True)
@@ -92,14 +93,14 @@ class WorkerPool:
 
 
 class Task:
-    """Work under way."""
+    """A submitted function call."""
 
     def __init__(self, pool: WorkerPool, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.pool, self.function, self.arguments = pool, function, arguments
         self.future, self.generation = pool.run(function, arguments)
 
     def result(self) -> Any:
-        """What the function returned, or `Broken`; waits for it."""
+        """Wait for the function, and return its result or a `TaskFailure`."""
         try:
             return self.future.result()
         except (BrokenProcessPool, CancelledError):
@@ -108,26 +109,29 @@ class Task:
 
 
 def _start(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin)
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_init_worker)
 
 
 def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     try:
         return function(*arguments)
     except UserError as error:
-        return Broken(str(error))
-    except Exception as error:  # of whatever the image led into
-        return Broken(f"{type(error).__name__}: {error}")
+        return TaskFailure(str(error))
+    except Exception as error:  # decoders raise many types on damaged images
+        return TaskFailure(f"{type(error).__name__}: {error}")
 
 
-def _begin() -> None:
+def _init_worker() -> None:
     for kind in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(kind, signal.SIG_IGN)
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """A worker waits on a pipe whose other end it holds itself: it would outlive a parent that is killed."""
+    """Exit this process when its parent dies.
+
+    Otherwise it would outlive a killed parent: it waits on a pipe whose other end it holds itself.
+    """
     parent = parent_process()
     if parent is not None:
 

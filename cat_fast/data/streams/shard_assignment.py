@@ -1,4 +1,4 @@
-"""Which shards each rank reads in which order, epoch by epoch, and after a change of the number of ranks."""
+"""Assignment of shards to ranks per epoch, also after a change of the number of ranks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,87 +7,94 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class Hand(NamedTuple):
-    """A rank's part of an epoch: `shards` in order, of whose samples it takes every `stride`-th."""
+class RankShards(NamedTuple):
+    """A rank's shards for one epoch, in order; the rank reads every `stride`-th sample of each."""
 
     shards: list[int]
     stride: int = 1
     offset: int = 0
 
-    def takes(self, shard: int, number: int) -> bool:
-        """Whether a sample is this rank's. The place changes with the shard and, in `offset`, with the epoch:
-        where ratios alternate, a rank would else get the same one for ever."""
+    def includes(self, shard: int, number: int) -> bool:
+        """Return whether a sample belongs to this rank.
+
+        The sample numbers change with the shard and, through `offset`, with the epoch. Otherwise a rank would
+        always get the same ratio from data in which ratios alternate.
+        """
         return (number + shard) % self.stride == self.offset
 
 
 @dataclass(frozen=True)
-class Left:
-    """An epoch that began on another number of ranks, and the shards of it that were `done` there."""
+class PartialEpoch:
+    """An epoch started on another number of ranks, and the shards finished there."""
 
     epoch: int
     done: frozenset[int]
 
 
 @dataclass(frozen=True)
-class Dealing:
-    """Shards to ranks. Ratios differ in `left` only, by the epochs in which they were."""
+class ShardAssignment:
+    """Assignment of shards to ranks; ratios differ only in their entry of `partial_epochs`."""
 
     shard_count: int
     world_size: int
     seed: int
-    left: Mapping[int, Left] = field(default_factory=dict)
+    partial_epochs: Mapping[int, PartialEpoch] = field(default_factory=dict)
+    """By ratio: the epoch that was current when the number of ranks changed."""
 
-    def hand(self, ratio: int, epoch: int, rank: int) -> Hand:
-        """Shards in the order of the epoch, dealt in turn; all to each where there are fewer than ranks."""
+    def rank_shards(self, ratio: int, epoch: int, rank: int) -> RankShards:
+        """Return a rank's shards of an epoch: every world-size-th, or all if there are fewer than ranks."""
         order = np.random.default_rng([self.seed, epoch, 0, 3]).permutation(self.shard_count).tolist()
-        left = self.left.get(ratio)
-        if left is not None and left.epoch == epoch:
-            order = [shard for shard in order if shard not in left.done]
+        partial = self.partial_epochs.get(ratio)
+        if partial is not None and partial.epoch == epoch:
+            order = [shard for shard in order if shard not in partial.done]
         if len(order) < self.world_size:
-            return Hand(order, self.world_size, (rank + epoch) % self.world_size)
-        return Hand(order[rank :: self.world_size])
+            return RankShards(order, self.world_size, (rank + epoch) % self.world_size)
+        return RankShards(order[rank :: self.world_size])
 
-    def resumed(self, world_size: int, reached: Mapping[int, Sequence[tuple[int, int]]]) -> "Dealing":
-        """The dealing for another number of ranks, from where each of the old ones was.
+    def reassign(
+        self, world_size: int, reached: Mapping[int, Sequence[tuple[int, int]]]
+    ) -> "ShardAssignment":
+        """Return the assignment for another number of ranks, given the progress of the old ranks.
 
-        Each ratio goes on in the earliest epoch that one of its ranks was in. Shards which all who take from
-        them had finished are done; the others are dealt anew and read from their start. So no image is left
-        out; those that were seen of shards under way come up once more, and so do those that ranks ahead of
-        the others had seen of the next epoch.
+        Each ratio resumes in the earliest epoch that any of its ranks had reached. Shards finished by every
+        rank that reads them are done; the others are assigned again and read from their start. No image is
+        skipped. Images already read from unfinished shards are repeated once. So are images of the next epoch
+        that ranks ahead of the others had read.
 
         Args:
-            reached: by ratio, each old rank's epoch and how many shards of its hand it had finished.
+            reached: by ratio, each old rank's epoch and its number of finished shards in that epoch.
         """
-        left = {}
+        partial_epochs = {}
         for ratio, positions in reached.items():
             epoch = min(position[0] for position in positions)
             finished = []
-            before = self.left.get(ratio)
+            before = self.partial_epochs.get(ratio)
             done = set(before.done) if before is not None and before.epoch == epoch else set()
-            hands = [self.hand(ratio, epoch, rank) for rank in range(self.world_size)]
-            for hand, (its_epoch, count) in zip(hands, positions, strict=True):
-                finished.append(set(hand.shards if its_epoch > epoch else hand.shards[:count]))
-            strided = hands[0].stride > 1
+            per_rank = [self.rank_shards(ratio, epoch, rank) for rank in range(self.world_size)]
+            for (shards, *_), (rank_epoch, count) in zip(per_rank, positions, strict=True):
+                finished.append(set(shards if rank_epoch > epoch else shards[:count]))
+            strided = per_rank[0].stride > 1
             done |= set.intersection(*finished) if strided else set.union(*finished)
-            left[ratio] = Left(epoch, frozenset(done))
-        return Dealing(self.shard_count, world_size, self.seed, left)
+            partial_epochs[ratio] = PartialEpoch(epoch, frozenset(done))
+        return ShardAssignment(self.shard_count, world_size, self.seed, partial_epochs)
 
     def first_epoch(self, ratio: int) -> int:
-        """The epoch that ranks of this dealing begin in."""
-        left = self.left.get(ratio)
-        return left.epoch if left is not None else 0
+        """Return the epoch in which the ranks of this assignment start."""
+        partial = self.partial_epochs.get(ratio)
+        return partial.epoch if partial is not None else 0
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON; the done shards as a number with a bit each, in hexadecimal."""
+        """Return the partial epochs as JSON values; finished shards are the 1 bits of a hexadecimal mask."""
         return {
-            str(ratio): {"epoch": left.epoch, "done": f"{sum(1 << shard for shard in left.done):x}"}
-            for ratio, left in self.left.items()
+            str(ratio): {"epoch": partial.epoch, "done": f"{sum(1 << shard for shard in partial.done):x}"}
+            for ratio, partial in self.partial_epochs.items()
         }
 
-    def with_state(self, state: Mapping[str, Any]) -> "Dealing":
-        left = {}
+    def with_state(self, state: Mapping[str, Any]) -> "ShardAssignment":
+        """Return this assignment with the partial epochs of a `state_dict`."""
+        partial_epochs = {}
         for ratio, fields in state.items():
             bits = int(fields["done"], 16)
             done = frozenset(shard for shard in range(self.shard_count) if bits >> shard & 1)
-            left[int(ratio)] = Left(int(fields["epoch"]), done)
-        return Dealing(self.shard_count, self.world_size, self.seed, left)
+            partial_epochs[int(ratio)] = PartialEpoch(int(fields["epoch"]), done)
+        return ShardAssignment(self.shard_count, self.world_size, self.seed, partial_epochs)

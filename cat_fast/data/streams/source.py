@@ -1,9 +1,9 @@
-"""Batches of one rank from shards: planned, read, decoded and put in order."""
+"""Source of one rank's batches: plans steps, reads shards, decodes images, keeps their order."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from typing import Any
 
@@ -19,30 +19,30 @@ from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.image_cache import ImageCache
 from cat_fast.data.streams.open_shards import OpenShards
-from cat_fast.data.streams.plan import Mix, PlanCursor, Planned
-from cat_fast.data.streams.pool import Broken, Task, WorkerPool
-from cat_fast.data.streams.shard_assignment import Dealing
+from cat_fast.data.streams.plan import Mix, PlanCursor, PlannedStep
+from cat_fast.data.streams.pool import Task, TaskFailure, WorkerPool
+from cat_fast.data.streams.shard_assignment import ShardAssignment
 from cat_fast.errors import UserError
 
-MOST_BROKEN_IN_A_ROW = 1000
+MAX_CONSECUTIVE_FAILURES = 1000
 
 
 class StreamSource:
-    """Batches of one rank, in the order of the steps; see the package for what it promises.
+    """Batches of one rank in step order; `cat_fast.data.streams` lists the guarantees.
 
     Args:
-        rating: how images get their ratios; None if every image serves every ratio.
-        plan_of: ratio and number of images of each rank, step by step, for a mix of ratios.
-        mix: that mix; of a run that goes on, the checkpoint's if it was counted.
-        cache_bytes: memory for decoded images, which are then cropped in the training process; images without
-            room are decoded by the workers each time. 0 keeps none.
+        rating: rule that gives images their ratios; None if every image is used at every ratio.
+        make_plan: returns the step plan (ratio and number of images per rank) for a mix of ratios.
+        mix: shares of the ratios; a resumed run uses the checkpoint's if they were counted.
+        cache_bytes: memory for decoded images, which are then cropped in the training process; images that do
+            not fit are decoded by the workers each time. 0 disables the cache.
     """
 
     def __init__(
         self,
         shards: ShardSet,
         rating: Rating | None,
-        plan_of: Callable[[Mapping[int, float]], StepPlan],
+        make_plan: Callable[[Mapping[int, float]], StepPlan],
         mix: Mix,
         crop: CropSettings,
         config: StreamConfig,
@@ -52,7 +52,7 @@ class StreamSource:
         problems: Problems,
         cache_bytes: int = 0,
     ) -> None:
-        self.plan, self.crop, self.config = PlanCursor(plan_of, mix, rank), crop, config
+        self.plan, self.crop, self.config = PlanCursor(make_plan, mix, rank), crop, config
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.problems = problems
         self.pool, self.in_process = WorkerPool(config.workers), WorkerPool(0)
@@ -62,23 +62,22 @@ class StreamSource:
         )
         self.fingerprint = shards.fingerprint
         self.shard_count = len(shards.names)
-        self._begin(
-            Dealing(self.shard_count, world_size, seed), dict.fromkeys(self.ratios, Position()), skipped=0
-        )
+        assignment = ShardAssignment(self.shard_count, world_size, seed)
+        self._start(assignment, dict.fromkeys(self.ratios, Position()), skipped=0)
 
     @property
     def ratios(self) -> list[int]:
-        """Ratios that batches can have, ascending; the same on all ranks."""
+        """Possible ratios of a batch, ascending; the same on all ranks."""
         return self.plan.ratios
 
     def batch(self) -> ImageBatch:
         """Return the next batch, its images on the CPU.
 
         Raises:
-            UserError: nothing that can be used comes any more.
+            UserError: there are no usable images.
         """
         start = time.perf_counter()
-        self._look_ahead(self.config.prefetch_steps + 1)
+        self._prefetch(self.config.prefetch_steps + 1)
         planned = self._planned.popleft()
         crops: list[Crop] = []
         keys: list[str] = []
@@ -88,7 +87,7 @@ class StreamSource:
                 crops.append(crop)
                 keys.append(f"{sample.shard}: {sample.key}")
         self._plan_state = planned.state
-        self._look_ahead(self.config.prefetch_steps)
+        self._prefetch(self.config.prefetch_steps)
         decoding = sum(crop.seconds for crop in crops)
         return ImageBatch(
             ratio=planned.share.ratio,
@@ -108,125 +107,126 @@ class StreamSource:
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """Return a function that makes the `state_dict` of now, at any later time; cheap in every step."""
-        dealing, plan, positions = self.dealing, self._plan_state, dict(self._positions)
+        """Return a function that builds the current `state_dict` later; cheap enough for every step."""
+        assignment, plan, positions = self.assignment, self._plan_state, dict(self._positions)
         skipped = self._skipped
 
         def state() -> dict[str, Any]:
-            under_way = {r: left for r, left in dealing.left.items() if left.epoch >= positions[r].epoch}
+            unfinished = {r: p for r, p in assignment.partial_epochs.items() if p.epoch >= positions[r].epoch}
             return {
                 "shards": {"count": self.shard_count, "fingerprint": self.fingerprint},
                 "plan": plan,
                 "positions": {str(ratio): list(astuple(at)) for ratio, at in positions.items()},
-                "left": Dealing(self.shard_count, self.world_size, self.seed, under_way).state_dict(),
+                "left": replace(assignment, partial_epochs=unfinished).state_dict(),
                 "skipped": skipped,
             }
 
         return state
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
-        """Resume from the states that all ranks of a run saved, in their order.
+        """Resume from the states of all ranks of a run, in rank order.
 
-        On the number of ranks that saved them, at the very image; on another, see `Dealing.resumed`.
+        On the same number of ranks, reading continues at the exact image; else see
+        `ShardAssignment.reassign`.
 
         Raises:
-            UserError: other shards than those the states speak of, or other ratios.
+            UserError: the states are for other shards or other ratios.
         """
         for state in states:
             self._require_same_shards(state)
         self.plan.load_state_dict(states[0]["plan"])
         before = [{int(f): Position(*at) for f, at in state["positions"].items()} for state in states]
-        dealing = Dealing(self.shard_count, len(states), self.seed)
+        assignment = ShardAssignment(self.shard_count, len(states), self.seed)
         if len(states) == self.world_size:
             mine = states[self.rank]
-            self._begin(dealing.with_state(mine["left"]), before[self.rank], mine["skipped"])
+            self._start(assignment.with_state(mine["left"]), before[self.rank], mine["skipped"])
         else:
-            # Ranks that are past the epoch that was left have forgotten it.
+            # Ranks that are past a partial epoch no longer store it.
             left = {ratio: fields for state in states for ratio, fields in state["left"].items()}
             reached = {f: [(at[f].epoch, at[f].shard) for at in before] for f in self.ratios}
-            dealing = dealing.with_state(left).resumed(self.world_size, reached)
+            assignment = assignment.with_state(left).reassign(self.world_size, reached)
             skipped = sum(state["skipped"] for state in states) if self.rank == 0 else 0
-            self._begin(dealing, {f: Position(dealing.first_epoch(f)) for f in self.ratios}, skipped)
+            self._start(assignment, {f: Position(assignment.first_epoch(f)) for f in self.ratios}, skipped)
 
     def close(self) -> None:
-        """End processes and threads."""
+        """Stop the worker processes and reader threads."""
         for reader in self._readers.values():
             reader.close()
         self.pool.close()
 
-    def _begin(self, dealing: Dealing, at: dict[int, Position], skipped: int) -> None:
-        """Read from given positions on; what was read ahead before is let go."""
+    def _start(self, assignment: ShardAssignment, at: dict[int, Position], skipped: int) -> None:
+        """Start reading at given positions; discard everything prefetched before."""
         for reader in getattr(self, "_readers", {}).values():
             reader.close()
-        self.dealing, self._positions, self._skipped = dealing, dict(at), skipped
+        self.assignment, self._positions, self._skipped = assignment, dict(at), skipped
         self._readers = {
             ratio: RatioReader(
                 ratio,
                 self.rank,
-                dealing,
+                assignment,
                 self.open_shards,
-                takes=partial(_takes, ratio, self.open_shards.rating is None),
-                counts=ratio == self.ratios[0],
-                most_images=self.config.shuffle_images,
-                most_bytes=self.config.shuffle_megabytes << 20,
+                accepts=partial(_has_ratio, ratio, self.open_shards.rating is None),
+                counts_unrated=ratio == self.ratios[0],
+                max_images=self.config.shuffle_images,
+                max_bytes=self.config.shuffle_megabytes << 20,
                 position=at[ratio],
             )
             for ratio in self.ratios
         }
-        self._under_way: dict[int, deque[tuple[Sample, Task]]] = {ratio: deque() for ratio in self.ratios}
-        self._planned: deque[Planned] = deque()
+        self._pending: dict[int, deque[tuple[Sample, Task]]] = {ratio: deque() for ratio in self.ratios}
+        self._planned: deque[PlannedStep] = deque()
         self._plan_state = self.plan.state_dict()
-        self._broken_in_a_row = 0
+        self._consecutive_failures = 0
 
-    def _look_ahead(self, steps: int) -> None:
-        """Give the workers what the next steps will need, as far as it has been read."""
+    def _prefetch(self, steps: int) -> None:
+        """Submit the images of the next steps to the workers, as far as they have been read."""
         while len(self._planned) < steps:
             self._planned.append(self.plan.next())
         for ratio in self.ratios:
             needed = sum(planned.share.images for planned in self._planned if planned.share.ratio == ratio)
-            while len(self._under_way[ratio]) < needed and self._readers[ratio].ready():
-                self._under_way[ratio].append(self._submit(ratio))
+            while len(self._pending[ratio]) < needed and self._readers[ratio].ready():
+                self._pending[ratio].append(self._submit(ratio))
 
     def _submit(self, ratio: int) -> tuple[Sample, Task]:
         sample = self._readers[ratio].pick()
         seed = crop_seed(self.seed, sample.epoch, ratio, sample.key)
         if self.cache is not None and self.cache.serves(sample):
             return sample, self.in_process.submit(self.cache.crop, sample, seed)
-        return sample, self.pool.submit(decode_crop, sample.data, seed, sample.mirrored, self.crop)
+        return sample, self.pool.submit(decode_crop, sample.data, seed, sample.allow_flip, self.crop)
 
     def _next_crop(self, ratio: int) -> tuple[Sample, Crop | None]:
-        """The ratio's next image, decoded, or None for one that is broken. Moves the position past it."""
-        under_way = self._under_way[ratio]
-        sample, task = under_way.popleft() if under_way else self._submit(ratio)
+        """Return the ratio's next sample and its crop (None if decoding fails); move the position past it."""
+        pending = self._pending[ratio]
+        sample, task = pending.popleft() if pending else self._submit(ratio)
         crop = task.result()
         self._positions[ratio] = sample.after
         self._skipped += sample.skipped
-        if not isinstance(crop, Broken):
-            self._broken_in_a_row = 0
+        if not isinstance(crop, TaskFailure):
+            self._consecutive_failures = 0
             return sample, crop
         self._skipped += 1
-        self._broken_in_a_row += 1
+        self._consecutive_failures += 1
         self.problems.report(f"{sample.shard}: {sample.key}", crop.reason)
-        if self._broken_in_a_row == MOST_BROKEN_IN_A_ROW:
+        if self._consecutive_failures == MAX_CONSECUTIVE_FAILURES:
             raise UserError(
-                f"{MOST_BROKEN_IN_A_ROW} images in a row cannot be decoded, the last {sample.key} "
-                f"of {sample.shard}: {crop.reason}; are these images?"
+                f"{MAX_CONSECUTIVE_FAILURES} images in a row cannot be decoded; the last is {sample.key} "
+                f"of {sample.shard}: {crop.reason}. Check that the data set contains images"
             )
         return sample, None
 
     def _require_same_shards(self, state: dict[str, Any]) -> None:
         if "shards" not in state:
             raise UserError(
-                "the checkpoint's position in the data is of an earlier version: start a new run, as "
-                "with checkpoint.resume=never"
+                "the checkpoint's data position was written by an earlier version; start a new run, for "
+                "example with checkpoint.resume=never"
             )
         shards = state["shards"]
         if shards["fingerprint"] != self.fingerprint:
             raise UserError(
-                f"the checkpoint is of {shards['count']} other shards than these {self.shard_count}, or of "
-                "other images or ratios: give the same ones in the same order, or start a new run"
+                f"the checkpoint is for {shards['count']} other shards than these {self.shard_count}, or for "
+                "other images or ratios; use the same shards in the same order, or start a new run"
             )
 
 
-def _takes(ratio: int, every: bool, entry: Entry) -> bool:
-    return every or entry.ratio == ratio
+def _has_ratio(ratio: int, any_ratio: bool, entry: Entry) -> bool:
+    return any_ratio or entry.ratio == ratio

@@ -1,4 +1,4 @@
-"""The image index: what is written comes back, and a broken line is named."""
+"""The image index: round trips, and errors with line numbers."""
 
 import json
 from dataclasses import asdict, replace
@@ -17,13 +17,13 @@ RECORD = ImageRecord(
     "caption",
     ["Eine Straße", "東京 🗼", "two\nlines", 'a "quoted" one', "a\u2028separator, \x85 and \x1c", "", " "],
 )
-def test_records_come_back_as_they_were(tmp_path, caption):
+def test_records_make_the_round_trip(tmp_path, caption):
     records = [replace(RECORD, caption=caption), replace(RECORD, key="b", score=9, ratio=8, category="text")]
     write_index(tmp_path / "index.jsonl", records)
     assert read_index(tmp_path / "index.jsonl") == records
 
 
-def test_an_index_of_nothing_is_empty(tmp_path):
+def test_an_index_may_be_empty(tmp_path):
     write_index(tmp_path / "index.jsonl", [])
     assert read_index(tmp_path / "index.jsonl") == []
 
@@ -36,7 +36,7 @@ def test_the_file_is_one_line_of_readable_json_per_image(tmp_path):
     assert json.loads(lines[0])["ratio"] == 32
 
 
-def test_relative_paths_start_at_the_index_and_absolute_ones_stay(tmp_path, monkeypatch):
+def test_paths_are_relative_to_the_index(tmp_path, monkeypatch):
     folder = tmp_path / "set"
     folder.mkdir()
     monkeypatch.chdir(tmp_path)
@@ -57,13 +57,13 @@ def without(name: str) -> str:
         ("", "line 3"),
         (without("ratio"), "ratio"),
         (json.dumps(asdict(RECORD) | {"colour": "red"}), "colour"),
-        (json.dumps(asdict(RECORD) | {"key": 7}), "7 is no text"),
-        (json.dumps(asdict(RECORD) | {"path": None}), "None is no text"),
-        (json.dumps(asdict(RECORD) | {"score": float("inf")}), "inf is no whole number"),
-        (json.dumps(asdict(RECORD) | {"ratio": [8]}), "[8] is no whole number"),
+        (json.dumps(asdict(RECORD) | {"key": 7}), "expected a string, got 7"),
+        (json.dumps(asdict(RECORD) | {"path": None}), "expected a string, got None"),
+        (json.dumps(asdict(RECORD) | {"score": float("inf")}), "expected an integer, got inf"),
+        (json.dumps(asdict(RECORD) | {"ratio": [8]}), "expected an integer, got [8]"),
     ],
 )
-def test_a_broken_line_is_named_with_its_number(tmp_path, line, word):
+def test_an_invalid_line_is_reported_with_its_number(tmp_path, line, word):
     path = tmp_path / "index.jsonl"
     good = json.dumps(asdict(RECORD))
     path.write_text("\n".join([good, good, line, good]) + "\n")
@@ -73,9 +73,9 @@ def test_a_broken_line_is_named_with_its_number(tmp_path, line, word):
     assert word in str(caught.value)
 
 
-def test_a_missing_index_and_one_that_is_an_image_are_refused(tmp_path):
+def test_a_missing_or_binary_index_is_rejected(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_index(tmp_path / "index.jsonl")
     (tmp_path / "index.jsonl").write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(UserError, match="this is no text"):
+    with pytest.raises(UserError, match="got binary data"):
         read_index(tmp_path / "index.jsonl")

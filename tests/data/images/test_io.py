@@ -1,4 +1,4 @@
-"""Every kind of image a person may hand over is read as the person sees it, or refused in one line."""
+"""Image input: every common kind of image file is loaded as displayed, or rejected with a one-line error."""
 
 import io
 import struct
@@ -23,7 +23,7 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def quadrants(size: int = 32) -> Image.Image:
-    """Red and green above, blue and white below: every rotation and flip shows."""
+    """Return an image with red and green above, blue and white below, which shows any rotation or flip."""
     half = size // 2
     image = Image.new("RGB", (size, size), WHITE)
     image.paste(RED, (0, 0, half, half))
@@ -52,7 +52,7 @@ def exif_with(orientation: int) -> Image.Exif:
 
 class TestKindsOfImage:
     @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff"])
-    def test_lossless_formats_come_back_bit_for_bit(self, tmp_path, suffix):
+    def test_lossless_formats_are_bit_exact(self, tmp_path, suffix):
         quadrants().save(tmp_path / f"a.{suffix}")
         assert_close(load_image(tmp_path / f"a.{suffix}"), quadrants(), 0)
 
@@ -70,7 +70,7 @@ class TestKindsOfImage:
             (1, [RED, GREEN, BLUE, WHITE]),
             (2, [GREEN, RED, WHITE, BLUE]),
             (3, [WHITE, BLUE, GREEN, RED]),
-            (6, [BLUE, RED, WHITE, GREEN]),  # the camera was held upright: turn clockwise to see it right
+            (6, [BLUE, RED, WHITE, GREEN]),  # portrait: rotate clockwise to display
             (8, [GREEN, WHITE, RED, BLUE]),
         ],
     )
@@ -82,7 +82,7 @@ class TestKindsOfImage:
         Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif_with(6))
         assert load_image(tmp_path / "a.jpg").size == (20, 40)
 
-    def test_damaged_exif_does_not_cost_the_image(self, tmp_path):
+    def test_damaged_exif_is_ignored(self, tmp_path):
         quadrants().save(tmp_path / "a.png", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
         assert_close(load_image(tmp_path / "a.png"), quadrants(), 0)
 
@@ -146,9 +146,9 @@ class TestKindsOfImage:
         assert np.abs(levels - raw / 257).max() <= 1
 
     @pytest.mark.parametrize("values", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 70000, np.int32)])
-    def test_pixels_without_a_natural_range_are_refused(self, tmp_path, values):
+    def test_pixels_without_a_natural_range_are_rejected(self, tmp_path, values):
         Image.fromarray(values).save(tmp_path / "a.tiff")
-        with pytest.raises(UserError, match=r"a\.tiff: 32-bit pixels"):
+        with pytest.raises(UserError, match=r"a\.tiff: expected 8 or 16 bits per channel, got 32"):
             load_image(tmp_path / "a.tiff")
 
     def test_first_frame_of_an_animation(self, tmp_path):
@@ -158,7 +158,7 @@ class TestKindsOfImage:
 
 
 class TestColourProfiles:
-    """The reference is littlecms itself, driven directly on the same pixels."""
+    """Colour profiles; the reference is littlecms, applied directly to the same pixels."""
 
     def test_rgb_profile_is_converted_to_srgb(self, tmp_path):
         wide = ImageCms.ImageCmsProfile(io.BytesIO(swapped_primaries()))
@@ -183,7 +183,7 @@ class TestColourProfiles:
         Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(
             tmp_path / "a.jpg", icc_profile=cmyk_profile(), quality=100
         )
-        # This profile says that full cyan ink is L* = 40, a* = b* = 0: a mid grey, as no formula would.
+        # In this profile full cyan ink is L* = 40, a* = b* = 0: a mid grey, unlike in any fixed formula.
         grey = load_image(tmp_path / "a.jpg").getpixel((4, 4))
         assert grey == pytest.approx((94, 94, 94), abs=3)
 
@@ -214,24 +214,22 @@ class TestRefusals:
         (tmp_path / "a.jpg").touch()
         self.refused(tmp_path / "a.jpg", "empty")
 
-    @pytest.mark.parametrize(
-        "content", [b"hello, this is no image\n" * 40, b"%!PS-Adobe-3.0 EPSF-3.0\n" * 20]
-    )
+    @pytest.mark.parametrize("content", [b"hello, this is text\n" * 40, b"%!PS-Adobe-3.0 EPSF-3.0\n" * 20])
     def test_not_an_image(self, tmp_path, content):
         (tmp_path / "a.jpg").write_bytes(content)
         self.refused(tmp_path / "a.jpg", "not an image")
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-    def test_cut_short(self, tmp_path, suffix):
+    def test_truncated(self, tmp_path, suffix):
         noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
         whole = tmp_path / f"whole.{suffix}"
         Image.fromarray(noise).save(whole)
         half = tmp_path / f"half.{suffix}"
         half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-        self.refused(half, "damaged or cut short")
+        self.refused(half, "damaged or truncated")
 
     @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tiff"])
-    def test_random_damage_never_escapes_as_another_exception(self, tmp_path, suffix):
+    def test_random_damage_raises_only_user_errors(self, tmp_path, suffix):
         whole = io.BytesIO()
         quadrants().save(whole, format="JPEG" if suffix == "jpg" else suffix)
         random = np.random.default_rng(7)
@@ -248,8 +246,8 @@ class TestRefusals:
                 refused += 1
         assert refused > 0
 
-    def test_decompression_bomb_is_known_from_its_header(self, tmp_path):
-        # 10^10 pixels promised and none there: only the header can tell.
+    def test_decompression_bomb_is_rejected_by_its_header(self, tmp_path):
+        # The header declares 10^10 pixels; the file contains none.
         (tmp_path / "a.png").write_bytes(png(100_000, 100_000, bit_depth=8, colour_type=2, rows=b""))
         self.refused(tmp_path / "a.png", "limit of 179 million")
 
@@ -316,7 +314,7 @@ class TestTensors:
     @pytest.mark.parametrize(
         "x", [torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4), torch.full((3, 4, 4), torch.nan)]
     )
-    def test_what_is_no_image_is_refused(self, x):
+    def test_invalid_tensors_are_rejected(self, x):
         with pytest.raises(ValueError, match=r"expected|NaN"):
             tensor_to_image(x)
 
@@ -336,7 +334,7 @@ class TestFindImages:
         assert find_images([tmp_path / "a.png", str(tmp_path)]) == [tmp_path / "a.png"]
 
     def test_an_empty_folder_is_an_error(self, tmp_path):
-        with pytest.raises(UserError, match="holds no image"):
+        with pytest.raises(UserError, match="contains no image"):
             find_images([tmp_path])
 
     def test_nothing_given_is_an_error(self):
@@ -345,7 +343,7 @@ class TestFindImages:
 
 
 def png(width: int, height: int, *, bit_depth: int, colour_type: int, rows: np.ndarray | bytes) -> bytes:
-    """A PNG file written by hand, for what Pillow cannot write (16-bit RGB, sizes that are a lie)."""
+    """Return a hand-written PNG file, for features Pillow cannot write (16-bit RGB, wrong sizes)."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -357,7 +355,7 @@ def png(width: int, height: int, *, bit_depth: int, colour_type: int, rows: np.n
 
 
 def icc(colour_space: bytes, connection_space: bytes, kind: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC version 2 profile: 128-byte header, tag table, tags."""
+    """Return an ICC version 2 profile: 128-byte header, tag table, tags."""
     table, body = struct.pack(">I", len(tags)), b""
     start = 128 + 4 + 12 * len(tags)
     for name, content in tags.items():
@@ -371,7 +369,7 @@ def icc(colour_space: bytes, connection_space: bytes, kind: bytes, tags: dict[by
 
 
 def swapped_primaries() -> bytes:
-    """sRGB's primaries with red and green exchanged, linear light."""
+    """Return a profile with the sRGB primaries, red and green swapped, in linear light."""
 
     def xyz(x: float, y: float, z: float) -> bytes:
         return b"XYZ \x00\x00\x00\x00" + struct.pack(">iii", *(round(v * 65536) for v in (x, y, z)))
@@ -390,7 +388,7 @@ def swapped_primaries() -> bytes:
 
 
 def cmyk_profile() -> bytes:
-    """A printer of greys: one full ink gives L* = 40, all four give black, none paper white; a* = b* = 0."""
+    """Return a profile of greys: one full ink gives L* = 40, four give black, none white; a* = b* = 0."""
     curve = bytes(range(256))
     grid = b""
     for corner in range(16):

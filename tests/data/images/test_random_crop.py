@@ -1,4 +1,4 @@
-"""Training crops: true windows of the image, decided by the generator alone, and text is never mirrored."""
+"""Training crops: undistorted windows of the image, reproducible, and text is never flipped."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ ROUNDING = 2 / 255
 
 @pytest.fixture
 def ramp(tmp_path):
-    """Writes an image whose red says how far right, and whose green how far down, each pixel is."""
+    """Return a function that writes an image whose red encodes x and whose green encodes y."""
 
     def write(width: int, height: int, name: str = "ramp.png") -> str:
         right = np.tile(np.linspace(0, 255, width), (height, 1))
@@ -27,12 +27,12 @@ def ramp(tmp_path):
     return write
 
 
-def cropper(path, image_size=32, min_crop=0.25, mirrored=False, colour_jitter=0.0):
-    """A function from a generator to a crop, (3, H, W) in [-1, 1]."""
+def cropper(path, image_size=32, min_crop=0.25, allow_flip=False, colour_jitter=0.0):
+    """Return a function from a random generator to a crop, (3, H, W) in [-1, 1]."""
     image, settings = load_image(path), CropSettings(image_size, min_crop, colour_jitter)
 
     def crop(rng: np.random.Generator) -> torch.Tensor:
-        pixels = torch.from_numpy(crop_pixels(image, rng, mirrored, settings))
+        pixels = torch.from_numpy(crop_pixels(image, rng, allow_flip, settings))
         assert pixels.dtype == (torch.float32 if colour_jitter else torch.uint8)
         return pixels if colour_jitter else pixels.float() / 127.5 - 1
 
@@ -44,7 +44,7 @@ def rngs(count: int):
 
 
 def span(channel: torch.Tensor, along: int) -> float:
-    """How much of the image, as a share, a ramp's crop covers along one side: slope times pixels."""
+    """Return the share of the image that a ramp's crop covers along one side: slope times pixels."""
     profile = channel.double().mean(1 - along)
     inner = profile[4:-4]
     slope = (inner[-1] - inner[0]) / (len(inner) - 1)
@@ -52,7 +52,7 @@ def span(channel: torch.Tensor, along: int) -> float:
 
 
 @pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 96), (80, 80), (20, 30), (33, 32)])
-def test_every_crop_is_a_square_of_the_asked_size_within_range(ramp, width, height):
+def test_every_crop_is_a_square_of_the_requested_size_within_range(ramp, width, height):
     crop_of = cropper(ramp(width, height))
     for rng in rngs(20):
         crop = crop_of(rng)
@@ -66,10 +66,10 @@ def test_a_crop_is_an_undistorted_window_of_the_image(ramp):
     for rng in rngs(60):
         red, green, blue = crop_of(rng)
         wide, high = 400 * span(red, along=1), 200 * span(green, along=0)
-        assert wide == pytest.approx(high, rel=0.08, abs=2), "both sides are scaled alike"
+        assert wide == pytest.approx(high, rel=0.08, abs=2), "both sides have the same scale"
         assert 50 - 3 <= high <= 200 + 3
         sides.append(high)
-        # Positions rise to the right and downwards: not mirrored, not turned.
+        # Coordinates increase to the right and downwards: neither flipped nor rotated.
         assert (red[:, 4:] - red[:, :-4]).min() > -ROUNDING
         assert (green[4:] - green[:-4]).min() > -ROUNDING
         assert (blue - (2 * 64 / 255 - 1)).abs().max() < ROUNDING
@@ -91,25 +91,25 @@ def test_a_crop_is_never_enlarged_unless_the_image_is_too_small(ramp):
         assert 100 * span(large(rng)[0], along=1) >= 80 * 0.95
     whole = cropper(ramp(20, 20), image_size=32)
     first = whole(np.random.default_rng(0))
-    assert all(torch.equal(whole(rng), first) for rng in rngs(5)), "there is one window only"
+    assert all(torch.equal(whole(rng), first) for rng in rngs(5)), "only one window exists"
     assert 40 * span(small(np.random.default_rng(0))[0], along=1) >= 32 * 0.95
 
 
-def test_the_same_generator_state_gives_the_same_crop_and_another_another(ramp):
-    crop_of = cropper(ramp(128, 96), mirrored=True, colour_jitter=0.4)
+def test_crops_are_reproducible_from_the_generator_state(ramp):
+    crop_of = cropper(ramp(128, 96), allow_flip=True, colour_jitter=0.4)
     first, again, other = (crop_of(np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_half_of_the_crops_of_an_image_that_may_be_are_mirrored(ramp):
-    crop_of = cropper(ramp(96, 96), mirrored=True)
-    mirrored = sum(span(crop_of(rng)[0], along=1) < 0 for rng in rngs(200))
-    assert 70 <= mirrored <= 130
+def test_half_of_the_crops_are_flipped(ramp):
+    crop_of = cropper(ramp(96, 96), allow_flip=True)
+    flipped = sum(span(crop_of(rng)[0], along=1) < 0 for rng in rngs(200))
+    assert 70 <= flipped <= 130
 
 
-def test_text_is_never_mirrored(ramp):
-    crop_of = cropper(ramp(96, 96), mirrored=False)
+def test_text_is_never_flipped(ramp):
+    crop_of = cropper(ramp(96, 96), allow_flip=False)
     assert all(span(crop_of(rng)[0], along=1) > 0 for rng in rngs(50))
 
 
@@ -124,8 +124,8 @@ def test_colour_jitter_permutes_scales_and_shifts_whole_channels(ramp):
         assert -1 <= crop.min() <= crop.max() <= 1
         order = tuple(ramp_of(channel) for channel in crop)
         for channel, number in zip(crop, order, strict=True):
-            inside = channel.abs() < 1  # clamped values say nothing
-            if number == 2:  # of a constant, gain and shift cannot be told apart
+            inside = channel.abs() < 1  # clamped values are not informative
+            if number == 2:  # gain and shift of a constant cannot be separated
                 assert channel.std() < 1e-6
                 continue
             gain, shift = np.polyfit(plain[number][inside], channel[inside], 1)
@@ -135,15 +135,15 @@ def test_colour_jitter_permutes_scales_and_shifts_whole_channels(ramp):
             assert 1 - jitter <= gain <= 1
             assert abs(shift) <= jitter
         orders.add(order)
-    assert len(orders) == 6, "all orders of the channels come up"
+    assert len(orders) == 6, "all channel orders occur"
 
 
 def ramp_of(channel: torch.Tensor) -> int:
-    """Which channel of a ramp it was: 0 changes along its rows, 1 along its columns, 2 is constant."""
+    """Return the original channel of a ramp: 0 varies along rows, 1 along columns, 2 is constant."""
     return 0 if channel.std(1).max() > 0.1 else 1 if channel.std(0).max() > 0.1 else 2
 
 
-def test_large_images_are_shrunk_and_others_left_alone(ramp):
+def test_large_images_are_downscaled_and_others_unchanged(ramp):
     assert shrink(load_image(ramp(400, 200)), 100).size == (200, 100)
     small = load_image(ramp(90, 60))
     assert shrink(small, 100) is small

@@ -1,4 +1,4 @@
-"""Latent shards: what is written is read, a kill loses little and doubles nothing, strangers are refused."""
+"""Latent shards: round trip, resuming after a kill, damage, and rejection of other tokenizers."""
 
 import json
 import pickle
@@ -35,7 +35,7 @@ def open_writer(folder, fingerprint="abc", **changes):
 
 
 def write(folder, count=10, stop_before=None):
-    """Encodes as a run would, and dies before the latent `stop_before`."""
+    """Write latents like an encoding run; raise KeyboardInterrupt before latent `stop_before`."""
     encoded = []
     with open_writer(folder) as writer:
         for i, (key, latent, label, ratio) in enumerate(make_latents(count)):
@@ -50,7 +50,7 @@ def write(folder, count=10, stop_before=None):
 def assert_complete(folder, count=10):
     dataset = LatentDataset(folder, "abc")
     expected = {key: (latent, label, ratio) for key, latent, label, ratio in make_latents(count)}
-    assert sorted(entry.key for entry in dataset.entries) == sorted(expected)  # each once
+    assert sorted(entry.key for entry in dataset.entries) == sorted(expected)  # exactly once
     for sample in (dataset[i] for i in range(len(dataset))):
         latent, label, ratio = expected[sample.key]
         assert (sample.label, sample.ratio) == (label, ratio)
@@ -58,7 +58,7 @@ def assert_complete(folder, count=10):
         torch.testing.assert_close(restored, latent)
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_latents_make_the_round_trip(tmp_path):
     write(tmp_path)
     assert_complete(tmp_path)
     dataset = LatentDataset(tmp_path)
@@ -68,7 +68,7 @@ def test_what_is_written_is_read(tmp_path):
     assert dataset.token_counts(patch_size=2)[:4] == [64, 16, 4, 64]
 
 
-def test_latents_come_out_with_zero_mean_and_unit_deviation(tmp_path):
+def test_latents_are_normalised_to_zero_mean_and_unit_deviation(tmp_path):
     write(tmp_path, count=30)
     dataset = LatentDataset(tmp_path)
     raw = torch.cat([latent.flatten(1) for _, latent, _, _ in make_latents(30)], dim=1).double()
@@ -80,27 +80,27 @@ def test_latents_come_out_with_zero_mean_and_unit_deviation(tmp_path):
 
 
 @pytest.mark.parametrize("stop_before", [1, 4, 6, 9])
-def test_a_cut_run_goes_on_and_doubles_nothing(tmp_path, stop_before):
+def test_an_interrupted_run_resumes_without_duplicates(tmp_path, stop_before):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, stop_before=stop_before)
-    whole = stop_before // 4 * 4
-    assert len(write(tmp_path)) == 10 - whole  # whole shards are not encoded again
+    complete = stop_before // 4 * 4
+    assert len(write(tmp_path)) == 10 - complete  # complete shards are not encoded again
     assert_complete(tmp_path)
     assert write(tmp_path) == []
 
 
-def test_a_truncated_shard_is_named_and_rewritten(tmp_path):
+def test_a_truncated_shard_is_reported_and_rewritten(tmp_path):
     write(tmp_path)
     shard = tmp_path / "shard-00001.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"shard-00001\.safetensors is damaged: \d+ bytes of \d+"):
+    with pytest.raises(UserError, match=r"shard-00001\.safetensors is damaged: \d+ of \d+ bytes"):
         LatentDataset(tmp_path)
     assert write(tmp_path) == [f"photo-{i:02d}" for i in range(4, 8)]
     assert_complete(tmp_path)
 
 
-def test_a_shard_without_its_record_is_no_shard(tmp_path):
-    """The kill came between the two files."""
+def test_a_shard_without_a_record_is_ignored_and_rewritten(tmp_path):
+    """The process was killed after the shard and before its record."""
     write(tmp_path)
     (tmp_path / "shard-00002.json").unlink()
     assert len(LatentDataset(tmp_path)) == 8
@@ -108,14 +108,14 @@ def test_a_shard_without_its_record_is_no_shard(tmp_path):
     assert_complete(tmp_path)
 
 
-def test_a_missing_shard_is_named(tmp_path):
+def test_a_missing_shard_is_reported(tmp_path):
     write(tmp_path)
     (tmp_path / "shard-00000.safetensors").unlink()
     with pytest.raises(UserError, match=r"shard-00000\.safetensors is missing"):
         LatentDataset(tmp_path)
 
 
-def test_a_shard_whose_bytes_changed_is_named(tmp_path):
+def test_a_shard_with_changed_content_is_reported(tmp_path):
     write(tmp_path)
     shard = tmp_path / "shard-00002.safetensors"
     content = bytearray(shard.read_bytes())
@@ -128,9 +128,9 @@ def test_a_shard_whose_bytes_changed_is_named(tmp_path):
     LatentDataset(tmp_path, verify=False)[9]
 
 
-def test_latents_of_another_tokenizer_are_refused(tmp_path):
+def test_latents_of_another_tokenizer_are_rejected(tmp_path):
     write(tmp_path)
-    with pytest.raises(UserError, match="latents of tokenizer abc, not of xyz"):
+    with pytest.raises(UserError, match="expected latents of tokenizer xyz, got abc"):
         LatentDataset(tmp_path, "xyz")
     with pytest.raises(UserError, match="fingerprint: 'abc', not 'xyz'"):
         open_writer(tmp_path, "xyz")
@@ -138,8 +138,8 @@ def test_latents_of_another_tokenizer_are_refused(tmp_path):
         open_writer(tmp_path, resolution=256)
 
 
-def test_of_two_that_begin_a_folder_together_the_second_is_refused(tmp_path, monkeypatch):
-    """The other's header comes after this one has looked for one."""
+def test_a_concurrent_writer_with_other_settings_is_rejected(tmp_path, monkeypatch):
+    """The other writer creates the header after this one has checked for it."""
     created = files._create_part
 
     def create_late(path):
@@ -154,7 +154,7 @@ def test_of_two_that_begin_a_folder_together_the_second_is_refused(tmp_path, mon
     assert [path.name for path in tmp_path.iterdir()] == ["latents.json"]
 
 
-def test_a_full_disk_is_told_and_costs_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_raises_an_error_and_loses_nothing(tmp_path, monkeypatch):
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -167,30 +167,30 @@ def test_a_full_disk_is_told_and_costs_nothing(tmp_path, monkeypatch):
     assert_complete(tmp_path)
 
 
-def test_folders_without_latents_are_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no latents"):
+def test_folders_without_latents_are_rejected(tmp_path):
+    with pytest.raises(UserError, match="contains no latents"):
         LatentDataset(tmp_path)
     open_writer(tmp_path)
-    with pytest.raises(UserError, match="no whole shard"):
+    with pytest.raises(UserError, match="no complete shard"):
         LatentDataset(tmp_path)
     (tmp_path / "latents.json").write_text('{"fingerp')
     with pytest.raises(UserError, match=r"latents\.json cannot be read"):
         LatentDataset(tmp_path)
 
 
-def test_latents_that_cannot_be_stored_are_refused(tmp_path):
+def test_invalid_latents_are_rejected(tmp_path):
     writer = open_writer(tmp_path)
     latent = torch.zeros(4, 8, 8)
     writer.add("a", latent, label=0, ratio=16)
-    with pytest.raises(UserError, match="'a' is there already"):
+    with pytest.raises(UserError, match="'a' exists already"):
         writer.add("a", latent, label=0, ratio=16)
     with pytest.raises(UserError, match="'b': expected finite"):
         writer.add("b", torch.full((4, 8, 8), float("nan")), label=0, ratio=16)
-    with pytest.raises(UserError, match="label 3 is none of the 3 classes"):
+    with pytest.raises(UserError, match="expected a label below 3, got 3"):
         writer.add("b", latent, label=3, ratio=16)
 
 
-def test_the_dataset_travels_to_loader_workers(tmp_path):
+def test_the_dataset_can_be_pickled_for_loader_workers(tmp_path):
     write(tmp_path)
     dataset = LatentDataset(tmp_path)
     first = dataset[0]
@@ -198,7 +198,7 @@ def test_the_dataset_travels_to_loader_workers(tmp_path):
     assert torch.equal(copy[0].latent, first.latent)
 
 
-def test_the_record_says_what_a_shard_holds(tmp_path):
+def test_the_record_lists_the_latents_of_a_shard(tmp_path):
     write(tmp_path)
     record = json.loads((tmp_path / "shard-00000.json").read_text())
     assert record["latents"][2] == {

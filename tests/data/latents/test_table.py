@@ -1,4 +1,4 @@
-"""The table of latents is a sequence of entries like a list of them, at a fraction of the memory."""
+"""The table of latents behaves like a list of entries, with a fraction of the memory."""
 
 import pickle
 from dataclasses import asdict
@@ -26,7 +26,7 @@ def table():
     return builder.finish()
 
 
-def test_it_is_read_as_a_list_is(table):
+def test_it_behaves_like_a_list(table):
     assert list(table) == ENTRIES
     assert [table[i] for i in range(-8, 8)] == ENTRIES * 2
     assert table[2:7:2] == ENTRIES[2:7:2]
@@ -35,15 +35,15 @@ def test_it_is_read_as_a_list_is(table):
     assert list(pickle.loads(pickle.dumps(table))) == ENTRIES
 
 
-def test_rows_know_their_place_in_their_shard(table):
-    places = [(shard, row, size) for shard, size in SIZES.items() for row in range(size)]
-    assert [table.place_of(i) for i in range(8)] == places
-    assert table.place_of(-1) == places[-1]
+def test_rows_have_a_location_in_their_shard(table):
+    locations = [(shard, row, size) for shard, size in SIZES.items() for row in range(size)]
+    assert [table.place_of(i) for i in range(8)] == locations
+    assert table.place_of(-1) == locations[-1]
     with pytest.raises(IndexError):
         table.place_of(8)
 
 
-def test_a_latent_takes_its_key_its_caption_and_a_few_dozen_bytes():
+def test_a_latent_takes_a_few_dozen_bytes_plus_key_and_caption():
     builder, count = LatentTable.Builder(), 20_000
     row = {"label": 1, "ratio": 16, "shape": [16, 32, 32], "caption": "c" * 60}
     for shard in range(count // 1000):
@@ -51,7 +51,7 @@ def test_a_latent_takes_its_key_its_caption_and_a_few_dozen_bytes():
     assert len(pickle.dumps(builder.finish())) < count * (20 + 60 + 40)
 
 
-def test_distinct_captions_are_counted_and_some_of_them_read(table):
+def test_distinct_captions_are_counted_and_sampled(table):
     assert table.distinct_captions(most=10) == (6, ["a", "", "über", "b", "c", "d"])
     assert table.distinct_captions(most=3) == (6, ["a", "über", "c"])
     builder = LatentTable.Builder()

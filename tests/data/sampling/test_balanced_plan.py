@@ -1,4 +1,4 @@
-"""Balanced steps: ranks wait little, every image counts the same, and the mix is the data's."""
+"""Balanced steps: little waiting, the requested batch size, and the mix of the data."""
 
 from collections import Counter
 
@@ -16,14 +16,14 @@ PAPER = CostTable(costs={8: Cost(0, 1153), 16: Cost(0, 592), 32: Cost(0, 497)}, 
 
 
 def waiting(parts, costs):
-    """Time of all ranks, and what of it they wait."""
+    """Return the total time of all ranks, and the part of it spent waiting."""
     times = [costs.costs[part.ratio](part.images) for part in parts]
     return max(times) * len(times), max(times) * len(times) - sum(times)
 
 
 @st.composite
 def situations(draw):
-    """Mix (images by ratio), batch, ranks, costs: anything that a run could be started with."""
+    """Draw any valid mix (images by ratio), batch size, number of ranks and costs."""
     ratios = draw(st.lists(st.sampled_from((4, 8, 16, 32)), min_size=1, max_size=4, unique=True))
     images = {f: draw(st.integers(1, 400)) for f in sorted(ratios)}
     costs = {f: Cost(draw(st.floats(0, 5)), draw(st.floats(0.2, 5))) for f in ratios}
@@ -46,18 +46,18 @@ def test_steps_keep_the_mix_the_batch_and_the_wait(situation, seed):
         for part in parts:
             drawn[part.ratio] += part.images
         total = sum(part.images for part in parts)
-        assert plan.least <= total <= plan.most
+        assert plan.min_images <= total <= plan.max_images
         done = sum(drawn.values())
         for f, share in plan.shares.items():
             assert abs(drawn[f] - share * done) <= plan.drift + 1e-6
     assert wait / time <= 0.025 + 0.01
     mean = done / steps / ranks / batch_size
-    # What the mix is off at the end may be one ratio's images more than another's.
+    # The final deviation from the mix also changes the mean batch size.
     assert abs(mean - 1) <= BATCH_TOLERANCE + plan.drift / (steps * ranks)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8, 64])
-def test_at_the_papers_costs_all_ratios_share_a_step_and_ranks_wait_two_and_a_half_percent(ranks):
+def test_with_the_costs_of_the_paper_all_ratios_share_a_step_and_ranks_wait_2_5_percent(ranks):
     plan = BalancedPlan(MIX, 8, ranks, 0, PAPER)
     assert plan.counts == {8: 4, 16: 8, 32: 9}
     assert plan.groups[0].wait == pytest.approx(0.0247, abs=1e-4)
@@ -75,7 +75,7 @@ def test_at_the_papers_costs_all_ratios_share_a_step_and_ranks_wait_two_and_a_ha
     assert wait / time < 0.0248
 
 
-def test_ratios_that_whole_images_cannot_balance_take_turns():
+def test_ratios_that_integer_batches_cannot_balance_take_turns():
     plan = BalancedPlan(MIX, 1, 8, 0, PAPER)
     assert [dict(group.counts) for group in plan.groups] == [{8: 1}, {16: 1}, {32: 1}]
     drawn: Counter = Counter()
@@ -87,7 +87,7 @@ def test_ratios_that_whole_images_cannot_balance_take_turns():
     assert drawn == {8: 40, 16: 192, 32: 168}
 
 
-def test_more_waiting_allowed_lets_more_ratios_share_a_step():
+def test_a_larger_max_wait_combines_more_ratios():
     sizes = [len(choose_groups(MIX, 4, PAPER, limit)) for limit in (0.001, 0.028, 0.2)]
     assert sizes == [3, 2, 1]
 
@@ -115,6 +115,6 @@ def test_a_plan_is_a_function_of_step_and_counters(mode):
     assert make().plan(17, drawn) != make(seed=1).plan(17, drawn)
 
 
-def test_a_ratio_without_a_cost_is_refused():
-    with pytest.raises(UserError, match="lacks ratio 4"):
+def test_a_ratio_without_a_cost_is_rejected():
+    with pytest.raises(UserError, match="ratio 4 is missing"):
         BalancedPlan({4: 0.5, 8: 0.5}, 4, 2, 0, PAPER)

@@ -1,4 +1,4 @@
-"""Costs of a step: what is fitted, what is kept, and what is refused."""
+"""Cost tables: fitting, reading and writing, and rejection of invalid ones."""
 
 import json
 
@@ -29,12 +29,12 @@ def test_affine_costs_are_found_exactly():
     assert table.about == {"side": 128}
 
 
-def test_the_error_of_the_fit_is_told():
+def test_the_error_of_the_fit_is_recorded():
     bent = fit(measured(noise=lambda f, n: 1.3 if (f, n) == (8, 2) else 1.0), {})
     assert 0.05 < bent.fit_error < 0.3
 
 
-def test_a_step_whose_time_grows_faster_than_its_images_gets_no_negative_fixed_part():
+def test_superlinear_costs_get_no_negative_fixed_part():
     table = fit([Measurement(8, n, s, s, s, 1) for n, s in ((1, 1.0), (2, 2.2), (4, 4.8))], {})
     assert table.costs[8].fixed == 0
     assert 1.0 < table.costs[8].per_image < 1.2
@@ -45,14 +45,14 @@ def test_a_step_whose_time_grows_faster_than_its_images_gets_no_negative_fixed_p
     st.floats(1e-3, 100, allow_subnormal=False),
     st.integers(1, 500),
 )
-def test_as_many_images_fit_a_time_as_cost_no_more(fixed, per_image, images):
+def test_images_within_a_budget(fixed, per_image, images):
     cost = Cost(fixed, per_image)
     assert cost.images_within(cost(images)) == images
     assert cost.images_within(cost(images) - 0.01 * per_image) == images - 1
     assert Cost(fixed, per_image).images_within(0.0) == 0
 
 
-def test_a_table_is_read_as_it_was_written(tmp_path):
+def test_a_table_makes_the_round_trip(tmp_path):
     table = fit(measured(), {"side": 128, "cpu": {"threads": 2}})
     table.write(tmp_path / "costs.json")
     assert CostTable.read(tmp_path / "costs.json") == table
@@ -61,16 +61,16 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.update(costs={}), "no costs"),
+        (lambda v: v.update(costs={}), "expected costs in"),
         (lambda v: v.update(unit="eur"), "seconds or flops"),
-        (lambda v: v.pop("costs"), "not what cat-fast plan cost writes"),
-        (lambda v: v["costs"]["8"].update(per_image=0), "no cost of ratio 8"),
-        (lambda v: v["costs"]["8"].update(fixed=-1), "no cost of ratio 8"),
-        (lambda v: v["costs"]["8"].update(per_image=float("nan")), "no cost of ratio 8"),
-        (lambda v: v["costs"]["8"].update(slope=1), "not what cat-fast plan cost writes"),
+        (lambda v: v.pop("costs"), "expected the output of cat-fast plan cost"),
+        (lambda v: v["costs"]["8"].update(per_image=0), "invalid cost of ratio 8"),
+        (lambda v: v["costs"]["8"].update(fixed=-1), "invalid cost of ratio 8"),
+        (lambda v: v["costs"]["8"].update(per_image=float("nan")), "invalid cost of ratio 8"),
+        (lambda v: v["costs"]["8"].update(slope=1), "expected the output of cat-fast plan cost"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(tmp_path, change, message):
+def test_an_invalid_table_is_rejected(tmp_path, change, message):
     path = tmp_path / "costs.json"
     fit(measured(), {}).write(path)
     values = json.loads(path.read_text())
@@ -80,13 +80,13 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, change, message):
         CostTable.read(path)
 
 
-def test_a_missing_file_says_what_writes_one(tmp_path):
+def test_the_error_for_a_missing_file_names_the_command(tmp_path):
     with pytest.raises(UserError, match=r"none\.json.*cat-fast plan cost"):
         CostTable.read(tmp_path / "none.json")
 
 
-def test_a_missing_ratio_is_named():
-    with pytest.raises(UserError, match=r"lacks ratio 4 \(it has 8, 16, 32\)"):
+def test_a_missing_ratio_is_reported():
+    with pytest.raises(UserError, match=r"ratio 4 is missing \(it has 8, 16, 32\)"):
         CostTable(costs=COSTS).require([4, 8])
 
 
@@ -97,6 +97,6 @@ def test_a_missing_ratio_is_named():
         ([(1, 2.0), (2, 1.0), (4, 0.5)], "did not take longer"),
     ],
 )
-def test_measurements_that_tell_no_cost_are_refused(measurements, message):
+def test_measurements_without_a_positive_slope_are_rejected(measurements, message):
     with pytest.raises(UserError, match=message):
         fit([Measurement(8, n, s, s, s, 1) for n, s in measurements], {})

@@ -1,4 +1,4 @@
-"""The sampler's configuration, and the plans that it asks for."""
+"""Configuration of the ratio sampler, and the plans made from it."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ def test_the_mode_chooses_the_plan():
     assert isinstance(plan_of(mode="balanced"), BalancedPlan)
 
 
-def test_per_rank_ratios_are_drawn_by_the_mix_as_they_always_were():
-    """The order of ratios is part of what a resumed run relies on."""
+def test_per_rank_ratios_are_drawn_from_the_mix_reproducibly():
+    """Resumed runs rely on the order of the ratios."""
     plan = plan_of(world_size=3, seed=5)
     for step in range(40):
         drawn = np.random.default_rng([5, step]).choice([8, 16, 32], size=3, p=[0.1, 0.5, 0.4])
@@ -37,9 +37,9 @@ def test_per_rank_ratios_are_drawn_by_the_mix_as_they_always_were():
         ({"cost_table": "costs.json"}, "only sampler.mode=balanced"),
         ({"mode": "balanced", "max_wait": 0.0}, "max_wait"),
         ({"pool": "some"}, "own_ratio or all"),
-        ({"shares": {8: -1.0}}, "no shares"),
+        ({"shares": {8: -1.0}}, "must be non-negative"),
     ],
 )
-def test_an_impossible_configuration_is_refused(config, message):
+def test_an_invalid_configuration_is_rejected(config, message):
     with pytest.raises(UserError, match=message):
         RatioSamplerConfig(**config)

@@ -1,4 +1,4 @@
-"""Small sets of images whose colours say which they are, as archives and in memory."""
+"""Small data sets of distinguishable images, as archives and in memory."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.plan import Mix
 from cat_fast.data.streams.pool import WorkerPool
-from cat_fast.data.streams.shard_assignment import Dealing
+from cat_fast.data.streams.shard_assignment import ShardAssignment
 from cat_fast.data.streams.source import StreamSource
 
 BY_INDEX = Rating(lambda labels: labels.ratio)
@@ -33,7 +33,7 @@ SHARES = {8: 1.0, 16: 2.0, 32: 1.0}
 
 
 def image(number: int, kind: str = "PNG", size: tuple[int, int] = (20, 16)) -> bytes:
-    """Encoded: noise that only this number gives."""
+    """Return an encoded image of noise that is unique to `number`."""
     pixels = np.random.default_rng(number).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
@@ -41,7 +41,7 @@ def image(number: int, kind: str = "PNG", size: tuple[int, int] = (20, 16)) -> b
 
 
 def write_tar(path: Path, samples: Sequence[dict]) -> Path:
-    """Of webdataset samples: `{"__key__": key, "png": bytes, "json": bytes}`."""
+    """Write an archive of webdataset samples: `{"__key__": key, "png": bytes, "json": bytes}`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as archive:
         for sample in samples:
@@ -50,11 +50,11 @@ def write_tar(path: Path, samples: Sequence[dict]) -> Path:
 
 
 def write_shards(folder: Path, ratios: Sequence[Sequence[int]], broken: Sequence[str] = ()) -> Path:
-    """A shard of images `SHARD-NUMBER` for each list of ratios; the keys in `broken` are no images."""
+    """Write a shard of images `SHARD-NUMBER` for each list of ratios; keys in `broken` are invalid."""
     for shard, its_ratios in enumerate(ratios):
         keys = [f"{shard}-{number}" for number in range(len(its_ratios))]
         samples = [
-            {"__key__": key, "png": b"no image" if key in broken else image(100 * shard + number)}
+            {"__key__": key, "png": b"not an image" if key in broken else image(100 * shard + number)}
             for number, key in enumerate(keys)
         ]
         path = write_tar(folder / f"shard-{shard:06d}.tar", samples)
@@ -98,7 +98,7 @@ def make_source(
 
 
 def batches(source: StreamSource, steps: range) -> list[tuple]:
-    """What counts of each batch."""
+    """Return ratio, keys, pixels and number of skipped samples of each batch."""
     found = []
     for _ in steps:
         batch = source.batch()
@@ -107,12 +107,12 @@ def batches(source: StreamSource, steps: range) -> list[tuple]:
 
 
 def state_of(source: StreamSource) -> dict:
-    """As it comes back from a checkpoint."""
+    """Return the state after a round trip through JSON, as in a checkpoint."""
     return json.loads(json.dumps(source.state_dict()))
 
 
 class MemoryShards:
-    """A `ShardSet` of nothing but ratios, which counts how often each image is read."""
+    """`ShardSet` of given ratios that counts the reads of each image."""
 
     def __init__(self, ratios: Sequence[Sequence[int]]) -> None:
         self.ratios = ratios
@@ -149,27 +149,27 @@ def make_reader(
     ratio: int,
     *,
     rank: int = 0,
-    dealing: Dealing | None = None,
+    assignment: ShardAssignment | None = None,
     position: Position = START,
-    most_images: int = 3,
-    most_bytes: int = 1 << 30,
+    max_images: int = 3,
+    max_bytes: int = 1 << 30,
     open_shards: OpenShards | None = None,
 ) -> RatioReader:
     return RatioReader(
         ratio,
         rank,
-        dealing or Dealing(len(shards.names), 1, 0),
+        assignment or ShardAssignment(len(shards.names), 1, 0),
         open_shards or OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False),
-        takes=lambda entry: entry.ratio == ratio,
-        counts=ratio == 8,
-        most_images=most_images,
-        most_bytes=most_bytes,
+        accepts=lambda entry: entry.ratio == ratio,
+        counts_unrated=ratio == 8,
+        max_images=max_images,
+        max_bytes=max_bytes,
         position=position,
     )
 
 
 def keys_of_epochs(reader: RatioReader, epochs: int) -> list[list[str]]:
-    """Keys of the images of each epoch, in the order of the picks."""
+    """Return the keys of each epoch's images, in order."""
     found: list[list[str]] = [[] for _ in range(epochs)]
     while True:
         pick = reader.pick()

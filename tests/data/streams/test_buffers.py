@@ -1,4 +1,4 @@
-"""Each ratio of each rank: every image once an epoch, shuffled, in bounded memory, whatever others draw."""
+"""Shuffle buffers: each image once per epoch, in bounded memory, independent of other ratios."""
 
 import time
 from collections import Counter
@@ -13,7 +13,7 @@ from cat_fast.data.streams.formats.base import UnreadableShard
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.pool import WorkerPool
-from cat_fast.data.streams.shard_assignment import Dealing
+from cat_fast.data.streams.shard_assignment import ShardAssignment
 from cat_fast.errors import UserError
 from tests.data.streams.sets import BY_INDEX, MemoryShard, MemoryShards, as_list, keys_of_epochs, make_reader
 
@@ -26,14 +26,14 @@ def every_key(ratios: list[list[int]], ratio: int) -> Counter:
 
 @settings(max_examples=60, deadline=None)
 @given(ratio_lists, st.integers(1, 4), st.integers(1, 6), st.integers(100, 1000), st.integers(0, 9))
-def test_each_image_comes_up_once_an_epoch_over_all_ranks(ratios, world_size, run, run_bytes, seed):
+def test_each_image_is_read_once_per_epoch_over_all_ranks(ratios, world_size, run, run_bytes, seed):
     shards = MemoryShards([*ratios, [8, 16, 32] * world_size])
     for ratio in (8, 16, 32):
         epochs: list[Counter] = [Counter(), Counter(), Counter()]
         for rank in range(world_size):
-            dealing = Dealing(len(shards.names), world_size, seed)
+            assignment = ShardAssignment(len(shards.names), world_size, seed)
             reader = make_reader(
-                shards, ratio, rank=rank, dealing=dealing, most_images=run, most_bytes=run_bytes
+                shards, ratio, rank=rank, assignment=assignment, max_images=run, max_bytes=run_bytes
             )
             for epoch, keys in enumerate(keys_of_epochs(reader, 3)):
                 epochs[epoch].update(keys)
@@ -43,24 +43,24 @@ def test_each_image_comes_up_once_an_epoch_over_all_ranks(ratios, world_size, ru
 
 @settings(max_examples=60, deadline=None)
 @given(ratio_lists, st.integers(1, 5), st.integers(0, 60))
-def test_from_any_position_a_reader_goes_on_as_the_one_that_was_there(ratios, run, picks):
+def test_a_reader_resumes_exactly_from_any_position(ratios, run, picks):
     shards = MemoryShards([*ratios, [8]])
-    straight = make_reader(shards, 8, most_images=run)
+    straight = make_reader(shards, 8, max_images=run)
     for _ in range(picks):
         straight.pick()
-    resumed = make_reader(shards, 8, most_images=run, position=Position(*as_list(straight.position)))
+    resumed = make_reader(shards, 8, max_images=run, position=Position(*as_list(straight.position)))
     assert [resumed.pick() for _ in range(40)] == [straight.pick() for _ in range(40)]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 30), st.sets(st.integers(0, 4), max_size=3), st.integers(1, 12))
-def test_a_reader_resumes_though_shards_of_the_run_under_way_are_gone(picks, gone, run):
+def test_a_reader_resumes_if_shards_of_the_current_run_have_disappeared(picks, gone, run):
     shards = MemoryShards([[8] * 4 for _ in range(5)])
-    straight = make_reader(shards, 8, most_images=run)
+    straight = make_reader(shards, 8, max_images=run)
     for _ in range(picks):
         straight.pick()
     position = straight.position
-    resumed = make_reader(Damaged(shards.ratios, gone), 8, most_images=run, position=position)
+    resumed = make_reader(Damaged(shards.ratios, gone), 8, max_images=run, position=position)
     found = [resumed.pick() for _ in range(40)]
     assert not {int(pick.key.split("-")[0]) for pick in found} & gone
     later = [pick.key for pick in found if pick.epoch == position.epoch + 1]
@@ -69,7 +69,7 @@ def test_a_reader_resumes_though_shards_of_the_run_under_way_are_gone(picks, gon
 
 
 class Damaged(MemoryShards):
-    """Some of whose shards cannot be opened."""
+    """Shard set with some shards that cannot be opened."""
 
     def __init__(self, ratios: list[list[int]], gone: set[int]) -> None:
         super().__init__(ratios)
@@ -77,13 +77,13 @@ class Damaged(MemoryShards):
 
     def open(self, index: int) -> MemoryShard:
         if index in self.gone:
-            raise UnreadableShard("it is gone")
+            raise UnreadableShard("the file is missing")
         return super().open(index)
 
 
-def test_images_are_shuffled_anew_in_each_epoch_within_and_between_shards():
+def test_each_epoch_shuffles_images_within_and_between_shards():
     shards = MemoryShards([[8] * 20 for _ in range(5)])
-    first, second = keys_of_epochs(make_reader(shards, 8, most_images=30), 2)
+    first, second = keys_of_epochs(make_reader(shards, 8, max_images=30), 2)
     assert first != second
     assert sorted(first) == sorted(second)
     assert len({key.split("-")[0] for key in first[:30]}) == 2  # a run spans shards of 20
@@ -91,7 +91,7 @@ def test_images_are_shuffled_anew_in_each_epoch_within_and_between_shards():
     assert within != sorted(within)
 
 
-def test_a_ratio_that_is_drawn_often_neither_moves_nor_crowds_out_one_that_waits():
+def test_a_ratio_drawn_often_does_not_affect_a_ratio_drawn_rarely():
     ratios = [[8, 16, 16, 16, 32] * 4 for _ in range(6)]
     alone = make_reader(MemoryShards(ratios), 16)
     expected = [alone.pick().key for _ in range(72)]
@@ -99,41 +99,43 @@ def test_a_ratio_that_is_drawn_often_neither_moves_nor_crowds_out_one_that_waits
     shards = MemoryShards(ratios)
     together = OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False)
     waiting = make_reader(shards, 16, open_shards=together)
-    starving = make_reader(shards, 8, open_shards=together)
+    frequent = make_reader(shards, 8, open_shards=together)
     found = [waiting.pick().key]
-    for _ in range(200):  # more than eight epochs of its 24
-        starving.pick()
+    for _ in range(200):  # more than eight epochs of its 24 images
+        frequent.pick()
     deadline = time.monotonic() + 20
-    while not waiting._coming().done():
+    while not waiting._next_run().done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
     held = sum(shards.read[key] for key in every_key(ratios, 16))
-    assert held == 6  # two runs of three, and no more
+    assert held == 6  # two runs of three
     found += [waiting.pick().key for _ in range(71)]
     assert found == expected
     assert Counter(expected) == every_key(ratios, 16)
 
 
-def test_readers_that_keep_together_open_each_shard_once_an_epoch():
+def test_readers_in_step_open_each_shard_once_per_epoch():
     shards = MemoryShards([[8, 16] * 10 for _ in range(8)])
     together = OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False)
-    readers = [make_reader(shards, f, open_shards=together, most_images=2) for f in (8, 16)]
+    readers = [make_reader(shards, f, open_shards=together, max_images=2) for f in (8, 16)]
     for _ in range(60):
         for reader in readers:
             reader.pick()
-            reader._coming().result()
+            reader._next_run().result()
     assert set(shards.opened.values()) == {1}
 
 
-def test_a_run_ends_at_its_bytes_too():
+def test_a_run_ends_at_its_maximum_size_in_bytes():
     shards = MemoryShards([[8] * 10])
-    reader = make_reader(shards, 8, most_images=100, most_bytes=250)  # of images of 100 bytes
+    reader = make_reader(shards, 8, max_images=100, max_bytes=250)  # images have 100 bytes
     runs = [reader.pick().after.run for _ in range(10)]
     assert runs == [0, 0, 1, 1, 1, 2, 2, 2, 3, 0]
 
 
-def test_a_ratio_that_never_comes_ends_the_run_with_a_reason(monkeypatch):
-    monkeypatch.setattr(buffers, "MOST_BARREN_SHARDS", 6)
+def test_a_ratio_without_images_raises_an_error_with_the_reason(monkeypatch):
+    monkeypatch.setattr(buffers, "MAX_EMPTY_SHARDS", 6)
     shards = MemoryShards([[16, 16], [32]])
-    with pytest.raises(UserError, match=r"no image at 8x in 6 shards, and 0 samples.*sampler\.shares"):
+    with pytest.raises(
+        UserError, match=r"no image at 8x in 6 shards, and 0 unusable samples.*sampler\.shares"
+    ):
         make_reader(shards, 8).pick()

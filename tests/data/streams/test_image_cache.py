@@ -1,4 +1,4 @@
-"""The cache of decoded images changes how often images are decoded, and nothing else."""
+"""Cache of decoded images: fewer decodes, identical batches."""
 
 from collections import Counter
 
@@ -16,11 +16,11 @@ ALL, SOME = 100 * IMAGE_BYTES, 5 * IMAGE_BYTES + 1
 
 @pytest.fixture
 def shards(tmp_path):
-    """Twelve images of one key, of which the fifth is broken."""
+    """Twelve images with the same key; the fifth is broken."""
     records = []
     for n in range(12):
         path = tmp_path / f"{n}.png"
-        path.write_bytes(b"no image" if n == 4 else image(n))
+        path.write_bytes(b"not an image" if n == 4 else image(n))
         flags = {"has_text": n % 2 == 1, "has_faces": False}
         fields = {"caption": "", "score": 5, "ratio": (8, 16, 32)[n % 3]}
         records.append(ImageRecord(key="same", path=str(path), **flags, **fields))
@@ -39,7 +39,7 @@ def test_batches_do_not_depend_on_the_cache(shards, cache_bytes, max_side):
     assert batches(resumed, range(25, 40)) == straight[25:]
 
 
-def test_what_fits_is_decoded_once_and_the_memory_is_bounded(shards, monkeypatch):
+def test_images_that_fit_are_decoded_once_and_memory_is_bounded(shards, monkeypatch):
     decoded: Counter[bytes] = Counter()
     original = image_cache.decode
 
@@ -50,7 +50,7 @@ def test_what_fits_is_decoded_once_and_the_memory_is_bounded(shards, monkeypatch
     monkeypatch.setattr(image_cache, "decode", counting)
     source = make_source(shards, cache_bytes=ALL)
     batches(source, range(60))
-    broken = decoded.pop(b"no image")
+    broken = decoded.pop(b"not an image")
     assert broken > 1
     assert len(decoded) == 11
     assert set(decoded.values()) == {1}
@@ -61,7 +61,7 @@ def test_what_fits_is_decoded_once_and_the_memory_is_bounded(shards, monkeypatch
     assert (len(small.cache), small.cache.size, small.cache.full) == (5, 5 * IMAGE_BYTES, True)
 
 
-def test_a_set_that_fits_starts_no_process_and_one_that_does_not_uses_them(shards):
+def test_worker_processes_start_only_if_the_data_set_does_not_fit(shards):
     held = make_source(shards, cache_bytes=ALL, workers=1)
     expected = batches(held, range(20))
     assert held.pool._executor is None

@@ -1,4 +1,4 @@
-"""Decoding processes: order, what they survive, and that they end with the process that made them."""
+"""Decoder pool: result order, crashes, signals, and exit with the parent process."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cat_fast.data.streams.pool import Broken, WorkerPool
+from cat_fast.data.streams.pool import TaskFailure, WorkerPool
 from cat_fast.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +20,7 @@ def double(x: int) -> int:
 
 
 def refuse(x: int) -> int:
-    raise UserError(f"{x} is no image")
+    raise UserError(f"{x} is not an image")
 
 
 def die(x: int) -> int:
@@ -29,26 +29,26 @@ def die(x: int) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_results_come_by_task_and_a_refusal_is_one(workers):
+def test_each_task_has_its_result_and_a_user_error_is_a_failure(workers):
     pool = WorkerPool(workers)
     tasks = [pool.submit(double, n) for n in range(20)]
     refused = pool.submit(refuse, 3)
     assert [task.result() for task in tasks] == [2 * n for n in range(20)]
-    assert refused.result() == Broken("3 is no image")
+    assert refused.result() == TaskFailure("3 is not an image")
     pool.close()
 
 
-def test_what_kills_its_process_is_broken_and_the_rest_is_done():
+def test_only_tasks_that_crash_their_process_fail():
     pool = WorkerPool(2)
     tasks = [pool.submit(die if n in (2, 5) else double, n) for n in range(8)]
     results = [task.result() for task in tasks]
     for n, result in enumerate(results):
-        assert result == (Broken("the process that decoded it died") if n in (2, 5) else 2 * n)
+        assert result == (TaskFailure("the process that decoded it died") if n in (2, 5) else 2 * n)
     pool.close()
 
 
 def number_of_process(_: int) -> int:
-    time.sleep(0.02)  # so that each of the processes gets some
+    time.sleep(0.02)  # so that every process gets tasks
     return os.getpid()
 
 
@@ -62,11 +62,11 @@ def processes(pool: WorkerPool) -> set[int]:
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGUSR1])
-def test_signals_for_the_run_leave_its_workers_at_work(kind):
-    """Ctrl-C and Slurm's warning reach every process of a run, which goes on until it has saved."""
+def test_workers_ignore_signals_for_the_run(kind):
+    """Ctrl-C and Slurm's warning reach all processes of a run, which first saves a checkpoint."""
     pool = WorkerPool(2)
     while len(before := processes(pool)) < 2:
-        pass  # one was still starting
+        pass  # one process was still starting
     for pid in before:
         os.kill(pid, kind)
     assert processes(pool) <= before
@@ -74,8 +74,8 @@ def test_signals_for_the_run_leave_its_workers_at_work(kind):
     pool.close()
 
 
-def test_a_launcher_that_terminates_the_whole_tree_costs_no_image():
-    """Workers are ended by SIGTERM, as their executor does, while the rank has a step to finish."""
+def test_no_image_is_lost_when_a_launcher_terminates_the_process_tree():
+    """SIGTERM stops the workers, as by their executor, while the rank finishes a step."""
     pool = WorkerPool(2)
     alone = pool.run_alone(os.getpid, ())
     tasks = [pool.submit(slowly_double, n) for n in range(30)]

@@ -1,4 +1,4 @@
-"""Every sample belongs to one rank an epoch, and a change of the number of ranks loses none."""
+"""Shard assignment: each sample belongs to one rank per epoch, and a new number of ranks loses none."""
 
 from collections import Counter
 
@@ -6,101 +6,112 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cat_fast.data.streams.shard_assignment import Dealing
+from cat_fast.data.streams.shard_assignment import ShardAssignment
 
 SAMPLES = 12
-"""In each shard; there are no more ranks, so each takes some of a shard that they share."""
+"""Samples per shard; at least the number of ranks, so each rank gets samples of a shared shard."""
 sizes = st.integers(1, 12)
 
 
-def taken(dealing: Dealing, ratio: int, epoch: int, rank: int, count: int | None = None) -> Counter:
-    """(shard, number) that a rank takes from the first `count` shards of its hand."""
-    hand = dealing.hand(ratio, epoch, rank)
+def taken(
+    assignment: ShardAssignment, ratio: int, epoch: int, rank: int, count: int | None = None
+) -> Counter:
+    """Return the (shard, number) pairs that a rank reads from its first `count` shards."""
+    rank_shards = assignment.rank_shards(ratio, epoch, rank)
     return Counter(
-        (shard, n) for shard in hand.shards[:count] for n in range(SAMPLES) if hand.takes(shard, n)
+        (shard, n)
+        for shard in rank_shards.shards[:count]
+        for n in range(SAMPLES)
+        if rank_shards.includes(shard, n)
     )
 
 
 @given(shards=sizes, world_size=sizes, seed=st.integers(0, 99), epoch=st.integers(0, 5))
-def test_each_sample_of_each_shard_is_dealt_to_one_rank_an_epoch(shards, world_size, seed, epoch):
-    dealing = Dealing(shards, world_size, seed)
-    dealt = sum((taken(dealing, 8, epoch, rank) for rank in range(world_size)), Counter())
+def test_each_sample_belongs_to_one_rank_per_epoch(shards, world_size, seed, epoch):
+    assignment = ShardAssignment(shards, world_size, seed)
+    dealt = sum((taken(assignment, 8, epoch, rank) for rank in range(world_size)), Counter())
     assert dealt == Counter((shard, n) for shard in range(shards) for n in range(SAMPLES))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own_and_ratios_share_them():
-    hands = {(seed, epoch): Dealing(40, 4, seed).hand(8, epoch, 1) for seed in (0, 1) for epoch in (0, 1, 2)}
-    assert len({tuple(hand.shards) for hand in hands.values()}) == 6
-    for (seed, epoch), hand in hands.items():
-        assert Dealing(40, 4, seed).hand(32, epoch, 1) == hand
+def test_order_depends_on_seed_and_epoch_but_not_on_ratio():
+    per_rank = {
+        (seed, epoch): ShardAssignment(40, 4, seed).rank_shards(8, epoch, 1)
+        for seed in (0, 1)
+        for epoch in (0, 1, 2)
+    }
+    assert len({tuple(rank_shards.shards) for rank_shards in per_rank.values()}) == 6
+    for (seed, epoch), rank_shards in per_rank.items():
+        assert ShardAssignment(40, 4, seed).rank_shards(32, epoch, 1) == rank_shards
 
 
-def test_a_rank_that_shares_shards_gets_other_places_in_each_epoch():
-    """Or one whose ratio is that of every other sample would never come."""
-    dealing = Dealing(3, 4, 0)
-    places = {n for epoch in range(4) for _, n in taken(dealing, 8, epoch, 1)}
+def test_a_rank_that_shares_shards_gets_other_samples_in_each_epoch():
+    """Otherwise a ratio that occurs in every other sample could be missing on a rank."""
+    assignment = ShardAssignment(3, 4, 0)
+    places = {n for epoch in range(4) for _, n in taken(assignment, 8, epoch, 1)}
     assert places == set(range(SAMPLES))
 
 
 @st.composite
 def interrupted(draw):
-    """A dealing, where each of its ranks is, and the next number of ranks."""
+    """Draw an assignment, the progress of its ranks, and the next number of ranks."""
     shards, world_size = draw(sizes), draw(sizes)
-    dealing = Dealing(shards, world_size, draw(st.integers(0, 9)))
-    for _ in range(draw(st.integers(0, 1))):  # one that has changed before
-        dealing = dealing.resumed(draw(sizes), {8: draw(positions(dealing, 0))})
-    epoch = dealing.first_epoch(8) + draw(st.integers(0, 2))
-    return dealing, draw(positions(dealing, epoch)), draw(sizes)
+    assignment = ShardAssignment(shards, world_size, draw(st.integers(0, 9)))
+    for _ in range(draw(st.integers(0, 1))):  # after an earlier change
+        assignment = assignment.reassign(draw(sizes), {8: draw(positions(assignment, 0))})
+    epoch = assignment.first_epoch(8) + draw(st.integers(0, 2))
+    return assignment, draw(positions(assignment, epoch)), draw(sizes)
 
 
-def positions(dealing: Dealing, epoch: int):
-    """Each rank in this epoch or the next, so many shards into its hand."""
+def positions(assignment: ShardAssignment, epoch: int):
+    """Draw the progress of all ranks: this epoch or the next, and a number of finished shards."""
 
     @st.composite
     def draw_them(draw):
         found = []
-        for rank in range(dealing.world_size):
-            its_epoch = epoch + draw(st.integers(0, 1))
-            most = len(dealing.hand(8, its_epoch, rank).shards)
-            found.append((its_epoch, draw(st.integers(0, most))))
+        for rank in range(assignment.world_size):
+            rank_epoch = epoch + draw(st.integers(0, 1))
+            count = len(assignment.rank_shards(8, rank_epoch, rank).shards)
+            found.append((rank_epoch, draw(st.integers(0, count))))
         return found
 
     return draw_them()
 
 
 @given(interrupted())
-def test_on_another_number_of_ranks_nothing_is_lost_and_what_was_finished_does_not_come_again(case):
-    dealing, reached, world_size = case
-    resumed = dealing.resumed(world_size, {8: reached})
-    epoch = min(its_epoch for its_epoch, _ in reached)
+def test_another_number_of_ranks_loses_nothing_and_repeats_no_finished_shard(case):
+    assignment, reached, world_size = case
+    resumed = assignment.reassign(world_size, {8: reached})
+    epoch = min(rank_epoch for rank_epoch, _ in reached)
     assert resumed.first_epoch(8) == epoch
     before, finished_by = Counter(), Counter()
-    for rank, (its_epoch, count) in enumerate(reached):
-        before += taken(dealing, 8, epoch, rank, None if its_epoch > epoch else count)
-    whole_epoch = sum((taken(dealing, 8, epoch, rank) for rank in range(dealing.world_size)), Counter())
+    for rank, (rank_epoch, count) in enumerate(reached):
+        before += taken(assignment, 8, epoch, rank, None if rank_epoch > epoch else count)
+    whole_epoch = sum((taken(assignment, 8, epoch, rank) for rank in range(assignment.world_size)), Counter())
     after = sum((taken(resumed, 8, epoch, rank) for rank in range(world_size)), Counter())
     assert max(after.values(), default=1) == 1
     assert before.keys() | after.keys() >= whole_epoch.keys()
-    for shard in range(dealing.shard_count):  # those of which all was finished
+    for shard in range(assignment.shard_count):  # shards finished completely
         samples = {(shard, n) for n in range(SAMPLES)}
         finished_by[shard] = len(samples & before.keys()) == SAMPLES
         if finished_by[shard]:
             assert not samples & after.keys()
     assert sum((taken(resumed, 8, epoch + 1, rank) for rank in range(world_size)), Counter()) == Counter(
-        (shard, n) for shard in range(dealing.shard_count) for n in range(SAMPLES)
+        (shard, n) for shard in range(assignment.shard_count) for n in range(SAMPLES)
     )
 
 
 @given(interrupted())
-def test_a_dealing_comes_back_from_its_state(case):
-    dealing, reached, world_size = case
-    resumed = dealing.resumed(world_size, {8: reached})
-    again = Dealing(dealing.shard_count, world_size, dealing.seed).with_state(resumed.state_dict())
+def test_an_assignment_is_restored_from_its_state(case):
+    assignment, reached, world_size = case
+    resumed = assignment.reassign(world_size, {8: reached})
+    again = ShardAssignment(assignment.shard_count, world_size, assignment.seed).with_state(
+        resumed.state_dict()
+    )
     assert again == resumed
 
 
-def test_the_state_of_a_change_is_small_at_the_size_of_the_paper():
-    dealing = Dealing(38_000, 64, 0)
-    resumed = dealing.resumed(128, {8: [(0, 300)] * 64})
+def test_the_state_is_small_at_the_scale_of_the_paper():
+    assignment = ShardAssignment(38_000, 64, 0)
+    resumed = assignment.reassign(128, {8: [(0, 300)] * 64})
     assert len(str(resumed.state_dict())) < 10_000
-    assert len(resumed.hand(8, 0, 0).shards) == pytest.approx((38_000 - 64 * 300) / 128, abs=1)
+    assert len(resumed.rank_shards(8, 0, 0).shards) == pytest.approx((38_000 - 64 * 300) / 128, abs=1)

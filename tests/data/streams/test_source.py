@@ -1,4 +1,4 @@
-"""A stream of batches: the same after any interruption, with any workers, whatever is broken in the data."""
+"""Streamed batches: identical after interruption, with any number of workers and with damaged data."""
 
 import logging
 import re
@@ -23,13 +23,13 @@ BROKEN = ("0-1", "1-0", "2-2", "3-2")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """21 images in four archives, of which four are broken: one or two of each ratio."""
+    """Write 21 images to four archives; four are broken, one or two of each ratio."""
     return write_shards(tmp_path_factory.mktemp("shards"), RATIOS, BROKEN)
 
 
 @pytest.fixture(scope="module")
 def straight(folder):
-    """Sixty batches of each of two ranks."""
+    """Return sixty batches of each of two ranks."""
     return [batches(make_source(tar_set(folder), rank=rank, world_size=2), range(60)) for rank in (0, 1)]
 
 
@@ -39,7 +39,7 @@ def straight(folder):
     rank=st.sampled_from([0, 1]),
     prefetch=st.integers(0, 4),
 )
-def test_interrupted_anywhere_it_gives_the_batches_of_a_straight_run(folder, straight, stops, rank, prefetch):
+def test_interruptions_do_not_change_the_batches(folder, straight, stops, rank, prefetch):
     found, step, states = [], 0, None
     for stop in [*stops, 60]:
         stream = make_source(tar_set(folder), rank=rank, world_size=2, prefetch_steps=prefetch)
@@ -64,7 +64,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(folder, straight, worker
     assert found == straight[0][:50]
 
 
-def test_ranks_share_out_each_epoch_of_each_ratio(straight):
+def test_ranks_together_read_all_images_of_each_ratio(straight):
     for ratio in (8, 16, 32):
         good = {
             f"shard-{s:06d}.tar: {s}-{n}"
@@ -79,19 +79,19 @@ def test_ranks_share_out_each_epoch_of_each_ratio(straight):
     assert {ratio for its in straight for ratio, *_ in its} == {8, 16, 32}
 
 
-def test_an_image_at_a_place_is_the_crop_that_its_epoch_seeds(folder):
+def test_a_crop_depends_on_seed_epoch_ratio_and_key(folder):
     stream = make_source(tar_set(folder), batch_size=3, shares={16: 1.0})
     batch = stream.batch()
     for key, pixels in zip(batch.keys, batch.images, strict=True):
         shard, number = map(int, re.findall(r"(\d+)-(\d+)$", key)[0])
         rng = np.random.default_rng(crop_seed(0, 0, 16, f"{shard}-{number}"))
-        expected = random_crop(decode_image(image(100 * shard + number)), rng, 8, 0.5, mirrored=True)
+        expected = random_crop(decode_image(image(100 * shard + number)), rng, 8, 0.5, allow_flip=True)
         assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
-def test_crops_change_from_epoch_to_epoch_and_images_with_text_are_not_mirrored(tmp_path):
+def test_crops_change_with_the_epoch_and_images_with_text_are_not_flipped(tmp_path):
     folder = write_shards(tmp_path, [[16]])
-    whole = CropSettings(16, 1.0)  # of 20 x 16: the whole height, from five places
+    whole = CropSettings(16, 1.0)  # full height of 20 x 16, at five offsets
     original = np.asarray(decode_image(image(0))).transpose(2, 0, 1)
     unflipped = {np.ascontiguousarray(original[:, :, x : x + 16]).tobytes() for x in range(5)}
 
@@ -107,18 +107,19 @@ def test_crops_change_from_epoch_to_epoch_and_images_with_text_are_not_mirrored(
     assert set(crops()) <= unflipped
 
 
-def test_what_is_broken_is_skipped_counted_and_told_and_batches_stay_full(folder, caplog):
+def test_broken_images_are_skipped_counted_and_logged_and_batches_stay_full(folder, caplog):
     with caplog.at_level(logging.WARNING, logger="cat_fast.data"):
         stream = make_source(tar_set(folder), shares={16: 1.0})
-        found = batches(stream, range(9))  # 18 images: two epochs and more of nine, two of them broken
+        found = batches(
+            stream, range(9)
+        )  # 18 images: more than two epochs of nine images, two of which are broken
     assert {len(keys) for _, keys, *_ in found} == {2}
     assert not any("0-1" in key for _, keys, *_ in found for key in keys)
     assert found[-1][3] >= 4
-    told = caplog.text
-    assert "shard-000000.tar: 0-1 is skipped: not an image" in told
+    assert "shard-000000.tar: 0-1 is skipped: not an image" in caplog.text
 
 
-def test_images_without_a_ratio_are_skipped_or_judged(tmp_path, caplog):
+def test_images_without_a_ratio_are_skipped_or_rated_by_content(tmp_path, caplog):
     folder = write_shards(tmp_path, [[16] * 6])
     sidecar = next(folder.glob("*.scores.jsonl"))
     lines = sidecar.read_text().splitlines(keepends=True)
@@ -130,15 +131,15 @@ def test_images_without_a_ratio_are_skipped_or_judged(tmp_path, caplog):
     assert "0-4 is skipped: it has neither score nor ratio" in caplog.text
     assert "line 6 is skipped" in caplog.text
 
-    judging = make_source(
+    rating = make_source(
         tar_set(folder),
         shares={16: 1.0, 32: 1.0},
         batch_size=2,
         rating=Rating(lambda labels: labels.ratio, always_32),
         workers=1,
     )
-    found = batches(judging, range(12))
-    judging.close()
+    found = batches(rating, range(12))
+    rating.close()
     by_ratio = {f: {key[-3:] for r, keys, *_ in found for key in keys if r == f} for f in (16, 32)}
     assert by_ratio == {16: {"0-0", "0-1", "0-2", "0-3"}, 32: {"0-4", "0-5"}}
 
@@ -147,7 +148,7 @@ def always_32(data: bytes) -> int:
     return 32
 
 
-def test_with_one_pool_every_image_serves_every_ratio_and_needs_no_score(tmp_path):
+def test_without_rating_every_image_is_used_at_every_ratio(tmp_path):
     folder = write_shards(tmp_path, [[16, 8], [32]])
     for sidecar in folder.glob("*.jsonl"):
         sidecar.unlink()
@@ -156,19 +157,21 @@ def test_with_one_pool_every_image_serves_every_ratio_and_needs_no_score(tmp_pat
     for ratio in (8, 16, 32):
         drawn = [sorted(key[-3:] for key in keys) for f, keys, *_ in found if f == ratio]
         assert drawn
-        assert all(keys == ["0-0", "0-1", "1-0"] for keys in drawn)  # an epoch a batch
+        assert all(keys == ["0-0", "0-1", "1-0"] for keys in drawn)  # one epoch per batch
     assert {skipped for *_, skipped in found} == {0}
 
 
-def test_nothing_but_broken_images_ends_the_run_with_a_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(source_module, "MOST_BROKEN_IN_A_ROW", 10)
+def test_a_data_set_of_broken_images_raises_an_error_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "MAX_CONSECUTIVE_FAILURES", 10)
     folder = write_shards(tmp_path, [[16, 16, 16]], ["0-0", "0-1", "0-2"])
-    with pytest.raises(UserError, match=r"10 images in a row cannot be decoded.*are these images"):
+    with pytest.raises(
+        UserError, match=r"10 images in a row cannot be decoded.*Check that the data set contains images"
+    ):
         make_source(tar_set(folder), shares={16: 1.0}).batch()
 
 
 @pytest.mark.parametrize("new_size", [1, 3, 6])
-def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(tmp_path, new_size):
+def test_on_another_number_of_ranks_the_epoch_resumes_without_finished_shards(tmp_path, new_size):
     ratios = [[16, 8] * 4 for _ in range(5)]
     folder = write_shards(tmp_path, ratios)
     same = {"seed": 3, "shares": {8: 1.0, 16: 1.0}}
@@ -178,7 +181,7 @@ def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(
     finished = {
         shard
         for rank, state in enumerate(states)
-        for shard in old[0].dealing.hand(16, 0, rank).shards[: state["positions"]["16"][1]]
+        for shard in old[0].assignment.rank_shards(16, 0, rank).shards[: state["positions"]["16"][1]]
     }
 
     def resumed() -> list:
@@ -198,7 +201,7 @@ def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(
     assert not any(f"shard-{shard:06d}" in key for shard in finished for key in after)
     first, second = ([batches(stream, range(3, 11)) for stream in resumed()] for _ in range(2))
     assert first == second
-    # And it goes on exactly from there, too.
+    # Resuming from there is exact, too.
     stream = resumed()[0]
     batches(stream, range(3, 7))
     again = make_source(tar_set(folder), world_size=new_size, **same)
@@ -206,13 +209,13 @@ def test_on_another_number_of_ranks_the_epoch_goes_on_without_what_was_finished(
     assert batches(again, range(7, 11)) == first[0][4:]
 
 
-def test_the_position_is_a_few_numbers_however_long_the_run(folder):
+def test_the_state_does_not_grow_with_the_run(folder):
     stream = make_source(tar_set(folder), shuffle_images=1000)
     batches(stream, range(100))
     assert len(str(state_of(stream))) < 500
 
 
-def test_a_checkpoint_of_other_shards_or_ratios_is_refused_and_one_of_moved_shards_is_not(folder, tmp_path):
+def test_other_shards_or_ratios_are_rejected_and_moved_shards_accepted(folder, tmp_path):
     stream = make_source(tar_set(folder))
     expected = batches(stream, range(3))
     state = state_of(stream)

@@ -139,7 +139,7 @@ def test_every_image_is_there_once_as_the_tokenizer_sees_it(tokenizer, index, tm
     assert tally.ratios == {8: 8, 16: 8, 32: 7}
     assert tally.tokens == sum(LatentDataset(out).token_counts())
     assert LatentDataset(out, tokenizer.fingerprint()).class_names == sorted(CATEGORIES)
-    with pytest.raises(UserError, match="not of another"):
+    with pytest.raises(UserError, match="expected latents of tokenizer another"):
         LatentDataset(out, "another")
 
 
@@ -212,7 +212,7 @@ def test_a_shard_whose_bytes_changed_is_made_again_as_the_data_set_advises(token
     shard.write_bytes(content)
     data = LatentDataset(out)
     broken = next(i for i in range(COUNT) if data.entries.place_of(i).shard == shard.name)
-    with pytest.raises(UserError, match="its content is not what was written") as error:
+    with pytest.raises(UserError, match="its SHA-256 differs from its record") as error:
         data[broken]
     (advised,) = re.findall(r"delete (\S+) and encode again", str(error.value))
     os.unlink(advised)
@@ -229,7 +229,7 @@ def test_an_archive_is_searched_once_however_often_it_is_opened(tokenizer, index
         return members(file)
 
     monkeypatch.setattr(reader, "members", search)
-    monkeypatch.setattr(reader, "_MOST_OPEN", 1)
+    monkeypatch.setattr(reader, "_MAX_OPEN_FILES", 1)
     first = [data[i].latent for i in range(COUNT)]
     for again in (data, pickle.loads(pickle.dumps(data))):
         for i in reversed(range(COUNT)):
@@ -240,7 +240,7 @@ def test_an_archive_is_searched_once_however_often_it_is_opened(tokenizer, index
 def test_an_unfinished_folder_is_refused_until_it_is_finished(tokenizer, index, tmp_path):
     out = tmp_path / "out"
     make(tokenizer, index, out, units=[Unit(0), Unit(2)])
-    message = "is unfinished: 2 of 3 input shards are encoded to the end.*the same command again"
+    message = "is incomplete: 2 of 3 input shards are encoded.*the same command again"
     with pytest.raises(UserError, match=message):
         LatentDataset(out)
     make(tokenizer, index, out)
@@ -435,7 +435,7 @@ def test_a_folder_of_other_latents_is_refused(tokenizer, index, tmp_path, change
 def test_what_cannot_be_encoded_is_refused(tokenizer, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         open_images(str(tmp_path / "none"))
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no image"):
         open_images(str(tmp_path))
     with pytest.raises(UserError, match="multiple of 64"):
         CacheSettings(source="photographs", out=tmp_path, size=100)

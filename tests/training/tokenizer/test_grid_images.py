@@ -157,7 +157,7 @@ def test_held_out_images_may_be_named(records, tmp_path, kind):
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no image"):
+    with pytest.raises(UserError, match="contains no image"):
         grid_images(config(f"data.held_out={tmp_path}"))
 
 

@@ -254,9 +254,9 @@ def test_a_checkpoint_of_other_images_in_memory_is_refused(small_set):
     fewer.write_text("".join(fewer.read_text().splitlines(keepends=True)[:-1]))
     for other in (changed, fewer):
         source = make_source(config(f"data.index={other}"), Ranks())
-        with pytest.raises(UserError, match="or of other images or ratios"):
+        with pytest.raises(UserError, match="or for other images or ratios"):
             source.load_state_dict([state])
-    with pytest.raises(UserError, match="of an earlier version"):
+    with pytest.raises(UserError, match="by an earlier version"):
         source.load_state_dict([{"images": {}, "sampler": {}}])
 
 
@@ -271,7 +271,7 @@ def _without_json(path: Path) -> bytes:
 
 def test_shares_have_to_be_said_where_no_scores_lie_beside_the_images(index, shards):
     folder = photographs()[0].path.parent
-    with pytest.raises(UserError, match=r"sampler\.shares.*no scores lie beside"):
+    with pytest.raises(UserError, match=r"sampler\.shares.*the images have no scores"):
         make_source(config(f"data.folder={folder}"), Ranks())
     with pytest.raises(UserError, match=r"sampler\.shares: with pool: all"):
         make_source(config(f"data.shards={shards}", "sampler.pool=all"), Ranks())

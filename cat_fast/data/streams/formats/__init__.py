@@ -1,1 +1,1 @@
-"""Shard formats: tar archives, image files, Hugging Face datasets, and the files next to them."""
+"""Shard formats: tar archives with sidecars, image files, Hugging Face datasets."""

@@ -1,20 +1,20 @@
-"""What every kind of shard looks like to those who read it: numbered samples, in an order that stays."""
+"""Common interface of all shard formats: numbered samples in a fixed order."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cat_fast.data.images.index import whole_number
+from cat_fast.data.images.index import parse_integer
 
 
 class UnreadableShard(Exception):
-    """A shard that could not be opened, after all attempts."""
+    """Raised for a shard that cannot be opened after all attempts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a sidecar, an index or the sample itself says of an image."""
+    """Labels of an image, from a sidecar, an index or the sample itself."""
 
     score: int | None = None
     ratio: int | None = None
@@ -22,18 +22,18 @@ class Labels:
     has_faces: bool = False
     caption: str = ""
     category: str = ""
-    """Its class: a name, or a number as text."""
+    """Class: a name, or a number as text."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Labels":
-        """From JSON or a row of a table, whose other fields are nobody's business here.
+        """Return the labels of a JSON object or table row; other fields are ignored.
 
         Raises:
-            ValueError: a score or ratio that is no whole number.
+            ValueError: the score or ratio is not an integer.
         """
         return cls(
-            score=whole_number(fields.get("score")),
-            ratio=whole_number(fields.get("ratio")),
+            score=parse_integer(fields.get("score")),
+            ratio=parse_integer(fields.get("ratio")),
             has_text=bool(fields.get("has_text")),
             has_faces=bool(fields.get("has_faces")),
             caption=_text(fields.get("caption")),
@@ -42,14 +42,14 @@ class Labels:
 
 
 LABELS = tuple(Labels.__dataclass_fields__)
-"""Their names."""
+"""Names of all labels."""
 
 
-def labels_said(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The labels that JSON or a row of a table says anything of: what is missing or null is left out.
+def given_labels(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the labels that a JSON object or table row sets; missing and null fields are left out.
 
     Raises:
-        ValueError: a score or ratio that is no whole number.
+        ValueError: the score or ratio is not an integer.
     """
     Labels.of(row)
     return {name: row[name] for name in LABELS if row.get(name) is not None}
@@ -60,51 +60,56 @@ class Entry:
     """One sample of a shard."""
 
     number: int
-    """Its place in the shard, counting the unusable."""
+    """Index within the shard, unusable samples included."""
     key: str
     labels: Labels
     read: Callable[[], bytes]
-    """The encoded image; OSError where it cannot be read."""
+    """Returns the encoded image; raises OSError if it cannot be read."""
     damage: str = ""
-    """Why there is no image here, if there is none; once rated, also why it has no ratio."""
+    """Reason why the sample is unusable: no image, or (once rated) no ratio; empty if usable."""
     ratio: int | None = None
-    """Set by rating it; None if it has none, or needs none."""
+    """Set when the sample is rated; None if it has no ratio or needs none."""
 
 
 class Shard(Protocol):
-    """An opened shard; several threads may read it at once."""
+    """An open shard; safe to read from several threads."""
 
     name: str
 
     def entries(self, first: int) -> Iterator[Entry]:
-        """Its samples from number `first` on."""
+        """Yield the samples from number `first`."""
         ...
 
 
 class ShardSet(Protocol):
-    """All shards of a data set, in one order that every rank knows."""
+    """All shards of a data set, in the same order on all ranks."""
 
     names: list[str]
     fingerprint: str
-    """A hash of what a resumed run has to find again (`fingerprint_of`)."""
+    """Hash of the data set's identity (`fingerprint_of`), which a resumed run compares."""
 
     def open(self, index: int) -> Shard:
-        """Raises UnreadableShard."""
+        """Open a shard.
+
+        Raises:
+            UnreadableShard: it cannot be opened after all attempts.
+        """
         ...
 
     def labels(self, index: int) -> list[Labels] | None:
-        """Those of all samples, without the images; None where they can only be had together."""
+        """Return the labels of all samples without reading images; None if the format does not allow it."""
         ...
 
 
 @dataclass(frozen=True)
 class Rating:
-    """How an image gets its ratio: from its labels, or by judging its bytes.
+    """Rule that gives an image its ratio: from its labels, or else from its file content.
 
     Args:
-        by_labels: the ratio that labels say, None where they say nothing.
-        by_bytes: judges a file's bytes, in a worker (so it can be pickled); None leaves such images out.
-            It raises UserError for what is no image.
+        by_labels: returns the ratio given by labels, or None.
+        by_bytes: returns the ratio of an encoded image without a labelled one. It runs in a worker, so it
+            must be picklable, and raises UserError for invalid images. None skips images without a labelled
+            ratio.
     """
 
     by_labels: Callable[[Labels], int | None]
@@ -112,15 +117,15 @@ class Rating:
 
 
 def fingerprint_of(names: Iterable[str]) -> str:
-    """Return a hash of the last parts of paths or URLs, in order: a set that has moved is the same set."""
-    # Those of files may be any bytes, which Python holds as lone surrogates.
+    """Return a hash of the file names of paths or URLs, in order; moving the data set does not change it."""
+    # File names may contain any bytes; Python represents invalid ones as lone surrogates.
     parts = "\n".join(name.rpartition("/")[2] for name in names)
     return hashlib.sha256(parts.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def nothing() -> bytes:
-    """The image of an entry that has none."""
-    raise OSError("there is no image")
+def no_image() -> bytes:
+    """Serve as `read` of an entry without an image: raise OSError."""
+    raise OSError("the sample has no image")
 
 
 def _text(value: Any) -> str:

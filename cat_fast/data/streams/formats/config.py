@@ -1,4 +1,4 @@
-"""How a stream of images is read."""
+"""Configuration of an image stream (`data.stream`)."""
 
 from dataclasses import dataclass
 
@@ -10,27 +10,27 @@ UNREADABLE = ("skip", "stop")
 
 @dataclass(kw_only=True)
 class StreamConfig:
-    """Reading, shuffling and decoding of images that are not held in memory; all figures are a rank's."""
+    """Reading, shuffling and decoding of images that are not held in memory; all values are per rank."""
 
     workers: int = 4
-    """Processes that decode; 0 decodes in the training process. Batches do not depend on it."""
+    """Number of decoder processes; 0 decodes in the training process. Batches do not depend on it."""
     prefetch_steps: int = 2
-    """How many steps ahead images are given to the workers."""
+    """Number of steps for which images are sent to the workers in advance."""
     shuffle_images: int = 1024
-    """Images are shuffled among as many of the same ratio; two such buffers a ratio are held, encoded."""
+    """Shuffle buffer size per ratio, in encoded images; two buffers per ratio are held in memory."""
     shuffle_megabytes: int = 256
-    """A buffer ends at this size if it comes first, which bounds the memory."""
+    """Maximum size of a shuffle buffer, whatever its number of images; bounds the memory."""
     unscored: str = "skip"
-    """What becomes of images without score or ratio: `skip` passes them over and counts them, `jpeg` judges
-    them by their size as a JPEG, which decodes them once more."""
+    """How to handle images without a score or ratio: `skip` skips and counts them, `jpeg` derives the ratio
+    from their size as a JPEG, which decodes them a second time."""
     unreadable: str = "skip"
-    """Whether a shard that cannot be opened is passed over (`skip`) or ends the run (`stop`)."""
+    """How to handle a shard that cannot be opened: `skip` it, or `stop` the run."""
     attempts: int = 5
-    """How often a shard is tried before it counts as unreadable."""
+    """Number of attempts before a shard counts as unreadable."""
     first_wait: float = 1.0
-    """Seconds before the second attempt; each further wait is twice as long, up to a minute."""
+    """Seconds before the second attempt; each further wait doubles, up to a minute."""
     scratch: str = ""
-    """Folder for the copies of remote shards, two a ratio at most; empty takes the system's temporary one."""
+    """Folder for copies of remote shards, at most two per ratio; empty uses the system's temporary folder."""
 
     def __post_init__(self) -> None:
         for name in ("workers", "prefetch_steps"):

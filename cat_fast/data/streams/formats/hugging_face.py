@@ -1,7 +1,7 @@
-"""Hugging Face datasets, streamed: of the Hub, or a local folder of parquet files or images.
+"""Streamed Hugging Face datasets, from the Hub or from a local folder of parquet files or images.
 
-A shard is what `datasets` calls one, such as a parquet file. It cannot be entered in the middle, and each
-ratio reads it for itself: a set that is read over a network, or more than once, is better made into archives.
+A shard is a shard of `datasets`, such as a parquet file. It has no random access, and each ratio reads it
+separately: convert a data set to archives if it is read over a network or more than once.
 """
 
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 
 import fsspec
 
-from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, nothing
+from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.retries import Retries
@@ -20,12 +20,12 @@ KEY_COLUMNS = ("key", "__key__", "id")
 
 
 class HubShards:
-    """Implements `ShardSet` for `datasets.load_dataset(path, name, split=split, streaming=True)`.
+    """`ShardSet` of `datasets.load_dataset(path, name, split=split, streaming=True)`.
 
-    The image is the column of type Image; `score`, `ratio` and `has_text` are columns of those names.
+    Images are read from the first column of type Image, labels from the columns named like them (`LABELS`).
 
     Raises:
-        UserError: the package `datasets` is missing, there is no such set, or it has no image.
+        UserError: the package `datasets` or the data set is missing, or it has no image column.
     """
 
     def __init__(self, path: str, name: str, split: str, config: StreamConfig, problems: Problems) -> None:
@@ -33,16 +33,16 @@ class HubShards:
             import datasets
         except ImportError as error:
             raise UserError(
-                "data.dataset: needs the package datasets; pip install 'cat-fast[data]'"
+                "data.dataset: the package datasets is missing; install it with pip install 'cat-fast[data]'"
             ) from error
         try:
             found: Any = datasets.load_dataset(path, name or None, split=split, streaming=True)
             features = found.features or found._resolve_features().features or {}
-        except Exception as error:  # of the Hub, of the network, of file formats
+        except Exception as error:  # the Hub, the network and file formats raise many types
             raise UserError(f"data.dataset: {path}: {one_line(error)}") from error
         images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
         if not images:
-            raise UserError(f"data.dataset: {path}: no image among its columns {', '.join(features)}")
+            raise UserError(f"data.dataset: {path}: expected an image column, got {', '.join(features)}")
         self.column = images[0]
         self.dataset = found.cast_column(self.column, datasets.Image(decode=False))
         self.names = [f"{path}/{split}-{n:05d}" for n in range(found.num_shards)]
@@ -58,7 +58,7 @@ class HubShards:
 
 
 class HubShard:
-    """Implements `Shard`; every reader iterates for itself."""
+    """`Shard` of a Hugging Face dataset; each reader iterates separately."""
 
     def __init__(self, parent: HubShards, index: int) -> None:
         self.parent, self.index, self.name = parent, index, parent.names[index]
@@ -68,13 +68,13 @@ class HubShard:
             raise UnreadableShard(str(error)) from error
 
     def rows(self, first: int) -> Iterable[Mapping[str, Any]]:
-        """Those from number `first` on, as an object of its own: threads that share one mix them up."""
+        """Return the rows from number `first`, as a new object: threads must not share an iterable."""
         with self.parent.lock:
             rows = self.parent.dataset.shard(num_shards=len(self.parent.names), index=self.index)
             return rows.skip(first) if first else rows
 
     def entries(self, first: int) -> Iterator[Entry]:
-        """After an error it goes on behind the last sample; after the last attempt the rest is left out."""
+        """Yield the samples; resume after an error, and skip the rest of the shard after the last attempt."""
         number, retries = first, Retries(self.parent.config, self.parent.problems, self.name)
         while True:
             try:
@@ -87,7 +87,7 @@ class HubShard:
                 raise
             except Exception as error:
                 if not retries.failed(why := one_line(error)):
-                    yield Entry(number, f"the rest from sample {number}", Labels(), nothing, why)
+                    yield Entry(number, f"all samples from {number}", Labels(), no_image, why)
                     return
 
     def _entry(self, number: int, row: Mapping[str, Any]) -> Entry:
@@ -98,12 +98,12 @@ class HubShard:
         try:
             labels = Labels.of(row)
         except (ValueError, TypeError) as error:
-            return Entry(number, key, Labels(), nothing, str(error))
+            return Entry(number, key, Labels(), no_image, str(error))
         if content is not None:
             return Entry(number, key, labels, lambda: content)
         if path is not None:
             return Entry(number, key, labels, lambda: _read(path))
-        return Entry(number, key, labels, nothing, "no image in its row")
+        return Entry(number, key, labels, no_image, "its row has no image")
 
 
 def _read(path: str) -> bytes:
@@ -112,5 +112,5 @@ def _read(path: str) -> bytes:
             return file.read()
     except OSError:
         raise
-    except Exception as error:  # every file system has exceptions of its own
+    except Exception as error:  # each file system has its own exceptions
         raise OSError(str(error)) from error

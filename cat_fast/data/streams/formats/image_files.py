@@ -1,6 +1,6 @@
-"""Images in files of their own: an image index of any length, or a folder. A run of files is a shard.
+"""Images in separate files, from an image index of any length or a folder; consecutive files form a shard.
 
-The `extent` of a set grows with it: a set of the same names may have more images.
+The `extent` of a set grows with its number of images, which the names of its shards do not determine.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,16 +10,17 @@ from pathlib import Path
 from cat_fast.data.images.caption_file import caption_beside
 from cat_fast.data.images.index import ImageRecord, parse_record
 from cat_fast.data.images.io import find_images
-from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, nothing
+from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
 from cat_fast.errors import UserError
 
 FILES_A_SHARD = 1024
 
 
 class IndexShards:
-    """Implements `ShardSet` for an image index (`ImageRecord`, JSON lines), which stays on the disk.
+    """`ShardSet` of an image index (`ImageRecord`, JSON lines) that stays on disk.
 
-    What is held is the place of every `FILES_A_SHARD`-th line. Relative paths start at the index's folder.
+    Only the offset of every `FILES_A_SHARD`-th line is held in memory. Paths are relative to the index's
+    folder.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -35,7 +36,7 @@ class IndexShards:
                     self.starts.append(position)
                 position += len(line)
         if not lines:
-            raise UserError(f"image index {self.path}: it holds no images")
+            raise UserError(f"image index {self.path} contains no images")
         self.starts.append(position)
         self.extent = position
         self.names = [
@@ -64,16 +65,14 @@ class IndexShards:
             record = parse_record(line, self.path, line_number)
             return _entry_of(number, record, record.ratio)
         except UserError as error:
-            return Entry(number, f"line {line_number}", Labels(), nothing, str(error))
+            return Entry(number, f"line {line_number}", Labels(), no_image, str(error))
 
 
 class RecordShards:
-    """Implements `ShardSet` for image records that are held in memory.
-
-    Its fingerprint covers the file names and ratios of all images.
+    """`ShardSet` of image records in memory; the fingerprint covers file names and ratios of all images.
 
     Args:
-        ratios: ratios of the images, in place of the records' own.
+        ratios: ratios that replace those of the records.
     """
 
     def __init__(self, records: Sequence[ImageRecord], ratios: Sequence[int | None] | None = None) -> None:
@@ -96,11 +95,11 @@ class RecordShards:
 
 
 class FolderShards:
-    """Implements `ShardSet` for the images in a folder and its subfolders.
+    """`ShardSet` of the images in a folder and its subfolders.
 
-    Nothing is known of them; `described`, the subfolder that an image lies in is its class, and a text file
-    beside it its caption (`caption_beside`). What is held is their names within the folder, about a hundred
-    bytes an image.
+    Images have no labels, unless `described`: then the subfolder is the class, and a text file next to the
+    image contains the caption (`caption_beside`). Relative paths are held in memory, about a hundred bytes
+    per image.
     """
 
     def __init__(self, folder: str | Path, described: bool = False) -> None:
@@ -117,7 +116,7 @@ class FolderShards:
         return ListedShard(f"{self.folder.name}, from {self.names[index]}", entries)
 
     def labels(self, index: int) -> list[Labels] | None:
-        """Of a described folder the classes alone: captions take opening every file."""
+        """Return the classes if `described`; captions are left out, since reading them opens every file."""
         if not self.described:
             return None
         return [Labels(category=_first_folder(name)) for name in self._run(index)]
@@ -131,12 +130,12 @@ class FolderShards:
             try:
                 labels = Labels(caption=caption_beside(path), category=_first_folder(name))
             except UserError as error:
-                return Entry(number, name, labels, nothing, str(error))
+                return Entry(number, name, labels, no_image, str(error))
         return Entry(number, name, labels, partial(_read, path))
 
 
 class ListedShard:
-    """Implements `Shard` for a list of entries."""
+    """`Shard` of a list of entries."""
 
     def __init__(self, name: str, entries: list[Entry]) -> None:
         self.name = name
@@ -162,5 +161,5 @@ def _first_folder(name: str) -> str:
 def _read(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
-    except ValueError as error:  # no file can have this name
+    except ValueError as error:  # not a valid file name
         raise OSError(str(error)) from error

@@ -1,37 +1,39 @@
-"""Warnings about data, at a rate that a person can read."""
+"""Rate-limited warnings about unusable data."""
 
 import logging
 import threading
 import time
 
 _LOG = logging.getLogger("cat_fast.data")
-MOST_A_MINUTE = 10
+MAX_PER_MINUTE = 10
 
 
 class Problems:
-    """Logs where data could not be used and why: ten lines a minute, then how many were left out."""
+    """Log of unusable data: at most `max_per_minute` warnings, then the number of suppressed ones."""
 
-    def __init__(self, most_a_minute: int = MOST_A_MINUTE) -> None:
-        self.most = most_a_minute
+    def __init__(self, max_per_minute: int = MAX_PER_MINUTE) -> None:
+        self.max_per_minute = max_per_minute
         self.lock = threading.Lock()
         self.since = -60.0
-        self.told = self.untold = 0
+        self.logged = self.suppressed = 0
 
     def report(self, where: str, why: str) -> None:
-        self._tell(f"{where} is skipped: {why}")
+        """Warn that a sample, shard or line is skipped."""
+        self._log(f"{where} is skipped: {why}")
 
     def retrying(self, where: str, why: str, wait: float) -> None:
-        self._tell(f"{where}: {why}; trying again in {wait:g} s")
+        """Warn that an operation is repeated after `wait` seconds."""
+        self._log(f"{where}: {why}; trying again in {wait:g} s")
 
-    def _tell(self, message: str) -> None:
+    def _log(self, message: str) -> None:
         with self.lock:
             now = time.monotonic()
             if now - self.since >= 60:
-                if self.untold:
-                    _LOG.warning("data: %d more problems in the minute before", self.untold)
-                self.since, self.told, self.untold = now, 0, 0
-            if self.told < self.most:
-                self.told += 1
+                if self.suppressed:
+                    _LOG.warning("data: %d more warnings were suppressed in the last minute", self.suppressed)
+                self.since, self.logged, self.suppressed = now, 0, 0
+            if self.logged < self.max_per_minute:
+                self.logged += 1
                 _LOG.warning("data: %s", message)
             else:
-                self.untold += 1
+                self.suppressed += 1

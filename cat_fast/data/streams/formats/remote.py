@@ -1,4 +1,4 @@
-"""Files of any file system that fsspec knows (local, s3://, gs://, memory:// …), with patience."""
+"""Files on any fsspec file system (local, s3://, gs://, memory:// …), with retries."""
 
 import errno
 import shutil
@@ -22,10 +22,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Remote:
-    """Finds and opens files, trying again with growing waits where that may help.
+    """Client that lists and opens files; temporary errors are retried with growing waits.
 
     Raises:
-        UserError: nothing can be written to the scratch folder that the configuration names.
+        UserError: the configured scratch folder is not writable.
     """
 
     def __init__(self, config: StreamConfig, problems: Problems) -> None:
@@ -34,28 +34,28 @@ class Remote:
             self._scratch_file().close()
 
     def glob(self, pattern: str) -> list[str]:
-        """What is there under names with wildcards, without the scheme; empty if nothing is.
+        """Return the paths that match a pattern with wildcards, without the scheme.
 
         Raises:
-            UnreadableShard: nobody tells, after all attempts.
-            ValueError, ImportError: a file system that nobody knows, or whose package is missing.
+            UnreadableShard: listing failed in all attempts.
+            ValueError, ImportError: the file system is unknown, or its package is missing.
         """
         filesystem, path = url_to_fs(pattern)
-        return self._patiently(pattern, lambda: _glob(filesystem, path))
+        return self._with_retries(pattern, lambda: _glob(filesystem, path))
 
     def open(self, url: str) -> IO[bytes]:
-        """A seekable local file: the file itself, or a nameless copy of a remote or compressed one.
+        """Return a seekable local file: the file itself, or an unnamed copy of a remote or compressed one.
 
-        The copy has no name in any folder, so that nothing is left behind however the process ends.
+        The copy is an unlinked temporary file, so it disappears even if the process is killed.
 
         Raises:
-            UnreadableShard: missing, forbidden, or not to be had after all attempts.
-            UserError: there is no room for the copy.
+            UnreadableShard: the file is missing, access is denied, or all attempts failed.
+            UserError: the scratch folder is full.
         """
-        return self._patiently(url, lambda: self._open(url))
+        return self._with_retries(url, lambda: self._open(url))
 
-    def read_if_there(self, url: str) -> bytes | None:
-        """A small file whole; None if there is no such file."""
+    def read_if_exists(self, url: str) -> bytes | None:
+        """Return the content of a small file, or None if it does not exist."""
 
         def read() -> bytes | None:
             try:
@@ -64,7 +64,7 @@ class Remote:
             except FileNotFoundError:
                 return None
 
-        return self._patiently(url, read)
+        return self._with_retries(url, read)
 
     def _open(self, url: str) -> IO[bytes]:
         filesystem, path = url_to_fs(url)
@@ -77,7 +77,7 @@ class Remote:
             with fsspec.open(url, "rb", compression="infer" if compressed else None) as file:
                 shutil.copyfileobj(file, copy, _CHUNK)
             if expected is not None and copy.tell() != expected:
-                raise OSError(f"{copy.tell()} bytes of {expected} arrived")
+                raise OSError(f"received {copy.tell()} of {expected} bytes")
         except BaseException:
             copy.close()
             raise
@@ -88,16 +88,16 @@ class Remote:
         try:
             return tempfile.TemporaryFile(dir=self.config.scratch or None)
         except OSError as error:
-            raise self._no_room(error) from error
+            raise self._scratch_error(error) from error
 
-    def _no_room(self, error: OSError) -> UserError:
+    def _scratch_error(self, error: OSError) -> UserError:
         folder = self.config.scratch or "the system's temporary folder"
         return UserError(
-            f"data.stream.scratch: {folder}: {error.strerror or error}; make room for copies of remote "
-            "shards, two a ratio and rank, or name another folder"
+            f"data.stream.scratch: {folder}: {error.strerror or error}; free space for copies of remote "
+            "shards, two per ratio and rank, or choose another folder"
         )
 
-    def _patiently(self, url: str, work: Callable[[], T]) -> T:
+    def _with_retries(self, url: str, work: Callable[[], T]) -> T:
         retries = Retries(self.config, self.problems, url)
         while True:
             try:
@@ -105,16 +105,16 @@ class Remote:
             except UserError:
                 raise
             except (FileNotFoundError, PermissionError, IsADirectoryError, ImportError) as error:
-                raise UnreadableShard(_reason(error)) from error  # waiting does not help
-            except Exception as error:  # every file system has exceptions of its own
+                raise UnreadableShard(_reason(error)) from error  # retrying does not help
+            except Exception as error:  # each file system has its own exceptions
                 if isinstance(error, OSError) and error.errno in _FULL:
-                    raise self._no_room(error) from error
+                    raise self._scratch_error(error) from error
                 if not retries.failed(_reason(error)):
-                    raise UnreadableShard(f"{_reason(error)}, {retries.failures} attempts") from error
+                    raise UnreadableShard(f"{_reason(error)}, after {retries.failures} attempts") from error
 
 
 def _glob(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
-    """As fsspec's own, which however takes folders that cannot be read for empty ones."""
+    """Glob like fsspec, but raise for folders that cannot be read, which fsspec treats as empty."""
     if "**" in path:
         return filesystem.glob(path)
     folder, _, pattern = path.rpartition("/")
@@ -124,7 +124,7 @@ def _glob(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
             names = filesystem.ls(parent, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        # Of a file, its own name is all that is listed.
+        # Listing a file returns its own name.
         found += [n for n in names if n != parent and fnmatchcase(n.rpartition("/")[2], pattern)]
     return found
 

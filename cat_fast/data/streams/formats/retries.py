@@ -1,15 +1,15 @@
-"""Repeated attempts at what may fail for a while: each wait is twice the one before, up to a minute."""
+"""Retries with exponential backoff, up to a minute."""
 
 import time
 
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
 
-LONGEST_WAIT = 60.0
+MAX_WAIT = 60.0
 
 
 class Retries:
-    """Attempts at one operation, `config.attempts` in a row.
+    """State of one operation's attempts, at most `config.attempts` in a row.
 
     Args:
         where: name of the shard or file in warnings.
@@ -20,15 +20,15 @@ class Retries:
         self.succeeded()
 
     def succeeded(self) -> None:
-        """Start counting again, with the first wait."""
+        """Reset the counter and the wait."""
         self.failures, self.wait = 0, self.config.first_wait
 
     def failed(self, reason: str) -> bool:
-        """Wait before the next attempt; return False at once where no attempt is left."""
+        """Wait before the next attempt; return False immediately if none is left."""
         self.failures += 1
         if self.failures == self.config.attempts:
             return False
         self.problems.retrying(self.where, reason, self.wait)
         time.sleep(self.wait)
-        self.wait = min(2 * self.wait, LONGEST_WAIT)
+        self.wait = min(2 * self.wait, MAX_WAIT)
         return True

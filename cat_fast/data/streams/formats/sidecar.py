@@ -1,8 +1,8 @@
-"""Scores beside a shard: `shard-000123.scores.jsonl` or `.scores.parquet`, read when the shard is opened.
+"""Sidecar files with a shard's labels: `shard-000123.scores.jsonl` or `.scores.parquet`, read with the shard.
 
-A line is an object with "key" and one or both of "score" (1 to 9) and "ratio" (8, 16, 32); "has_text"
-keeps an image from being mirrored; "has_faces", "caption" and "category" are for whoever makes latents of them.
-Other fields are passed over. Columns likewise. What is missing or null is not said.
+A JSON line is an object with "key" and "score" (1 to 9), "ratio" (8, 16, 32) or both. "has_text" disables
+horizontal flips; "has_faces", "caption" and "category" are used when latents are encoded. Parquet files have
+columns of the same names. Other fields are ignored; missing or null fields are unset.
 """
 
 import io
@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.streams.formats.base import LABELS, labels_said
+from cat_fast.data.streams.formats.base import LABELS, given_labels
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 
@@ -23,28 +23,29 @@ JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 
 def sidecar_url(shard: str, suffix: str = JSON_LINES) -> str:
-    """The sidecar of `…/shard-000123.tar`; of `.tar.gz` too."""
+    """Return the URL of the sidecar of `…/shard-000123.tar` or `.tar.gz`."""
     folder, slash, name = shard.rpartition("/")
     return f"{folder}{slash}{name.split('.tar')[0]}{suffix}"
 
 
 def read_sidecar(shard: str, remote: Remote, problems: Problems) -> dict[str, dict[str, Any]] | None:
-    """The labels that it says (`labels_said`), by key; None if the shard has no sidecar. Broken lines are
-    reported and left out.
+    """Return the labels that a sidecar sets (`given_labels`), by key; None without a sidecar.
+
+    Invalid lines are reported and skipped.
 
     Raises:
-        UnreadableShard: it may be there, but cannot be read.
+        UnreadableShard: the sidecar cannot be read.
     """
     for suffix, parse in ((JSON_LINES, _json_lines), (PARQUET, _table)):
         url = sidecar_url(shard, suffix)
-        content = remote.read_if_there(url)
+        content = remote.read_if_exists(url)
         if content is not None:
             return parse(content, url, problems)
     return None
 
 
 def write_sidecar(shard: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """JSON lines beside `shard`, whole or not at all."""
+    """Write JSON lines next to `shard`, atomically."""
     with atomic_write(sidecar_url(str(shard))) as part:
         part.write_text(
             "".join(json.dumps(dict(r), ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
@@ -58,7 +59,7 @@ def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[
             continue
         try:
             fields = json.loads(line)
-            found[str(fields["key"])] = labels_said(fields)
+            found[str(fields["key"])] = given_labels(fields)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problems.report(f"{url}, line {number}", f"{type(error).__name__}: {error}")
     return found
@@ -67,15 +68,15 @@ def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[
 def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
     found = {}
     try:
-        there = pyarrow.parquet.read_schema(io.BytesIO(content)).names
-        columns = [name for name in ("key", *LABELS) if name in there]
+        existing = pyarrow.parquet.read_schema(io.BytesIO(content)).names
+        columns = [name for name in ("key", *LABELS) if name in existing]
         rows = pyarrow.parquet.read_table(io.BytesIO(content), columns=columns).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         problems.report(url, str(error))
         return {}
     for number, row in enumerate(rows):
         try:
-            found[str(row["key"])] = labels_said(row)
+            found[str(row["key"])] = given_labels(row)
         except (ValueError, KeyError, TypeError) as error:
             problems.report(f"{url}, row {number}", f"{type(error).__name__}: {error}")
     return found

@@ -1,7 +1,7 @@
-"""Webdataset shards: tar archives of `KEY.jpg` (png, webp …) and `KEY.json`, their scores in sidecars.
+"""Webdataset shards: tar archives of `KEY.jpg` (png, webp …) and `KEY.json`, with scores in sidecars.
 
-What neither says may stand in `KEY.txt` (the caption) and `KEY.cls` (the class), as webdataset has it. Each
-label is taken from the first of sidecar, JSON and these that says it.
+As in webdataset, `KEY.txt` may hold the caption and `KEY.cls` the class. Each label is taken from the first
+source that sets it: sidecar, JSON, then these files.
 """
 
 import json
@@ -19,8 +19,8 @@ from cat_fast.data.streams.formats.base import (
     Labels,
     UnreadableShard,
     fingerprint_of,
-    labels_said,
-    nothing,
+    given_labels,
+    no_image,
 )
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
@@ -29,26 +29,28 @@ from cat_fast.data.streams.formats.tar_index import Damage, Member, members
 from cat_fast.errors import UserError
 
 _NO_LABELS = Labels()
-_PLAIN = {"txt": "caption", "cls": "category"}
-"""Members that are a label themselves."""
-_JUDGEMENT = {"score", "ratio"}
-"""Labels that come from one source: a new score does not go with an old ratio."""
+_TEXT_MEMBERS = {"txt": "caption", "cls": "category"}
+"""Members whose content is a label."""
+_SCORE_OR_RATIO = {"score", "ratio"}
+"""Labels taken from the same source: a new score must not be combined with an old ratio."""
 
 
 def list_shards(pattern: str, remote: Remote) -> list[str]:
-    """The archives behind a pattern, in its order: braces (`s3://b/shard-{000000..037999}.tar`), which ask
-    nobody what is there; wildcards; a folder; several of these, joined by `::`.
+    """Return the archives that a pattern names, in order.
+
+    A pattern contains braces (`s3://b/shard-{000000..037999}.tar`), which are expanded without listing files,
+    or wildcards, or is a folder. `::` joins several patterns.
 
     Raises:
-        UserError: nothing is there, nobody tells what is, or a shard is named twice.
+        UserError: there are none, listing failed, or a shard is named twice.
     """
     found = [url for part in pattern.split("::") for url in _expand(part.strip(), remote)]
     if not found:
-        raise UserError(f"data.shards: {pattern}: no archive (.tar) is there")
+        raise UserError(f"data.shards: {pattern}: found no archive (.tar)")
     if all("://" not in url and not os.path.exists(url) for url in found):
-        raise UserError(f"data.shards: {found[0]}: no such file; cat-fast shard makes shards of an index")
+        raise UserError(f"data.shards: {found[0]}: no such file; cat-fast shard creates shards from an index")
     if len(set(found)) < len(found):
-        raise UserError(f"data.shards: {pattern}: names a shard twice, and its images would come up twice")
+        raise UserError(f"data.shards: {pattern}: names a shard twice; name each shard once")
     return found
 
 
@@ -72,7 +74,7 @@ def _expand(part: str, remote: Remote) -> list[str]:
 
 
 class TarShards:
-    """Implements `ShardSet` for archives."""
+    """`ShardSet` of tar archives."""
 
     def __init__(self, names: list[str], remote: Remote, problems: Problems) -> None:
         self.names, self.remote, self.problems = names, remote, problems
@@ -88,7 +90,7 @@ class TarShards:
         return None if sidecar is None else [Labels.of(row) for row in sidecar.values()]
 
     def categories(self, index: int) -> set[str]:
-        """The classes of its samples: by the sidecar if every row says one, else the archive is opened."""
+        """Return the classes of a shard: from the sidecar if every row has one, else from the archive."""
         rows = (read_sidecar(self.names[index], self.remote, self.problems) or {}).values()
         if rows and all("category" in row for row in rows):
             return {Labels.of(row).category for row in rows}
@@ -96,9 +98,9 @@ class TarShards:
 
 
 class TarShard:
-    """Implements `Shard`: one archive, read through once for the places of its images.
+    """`Shard` of one archive, scanned once for the offsets of its images.
 
-    Labels come from the sidecar; those that it does not say, from the sample's own files.
+    Labels come from the sidecar, or from the sample's own files where the sidecar does not set them.
     """
 
     def __init__(
@@ -112,10 +114,10 @@ class TarShard:
             self._entries.append(self._entry(len(self._entries), sample))
         if all(entry.damage for entry in self._entries):
             why = self._entries[0].damage if self._entries else "it is empty"
-            raise UnreadableShard(f"no image in the archive: {why}")
+            raise UnreadableShard(f"the archive contains no image: {why}")
         if sidecar is not None:
             for key in sidecar.keys() - {entry.key for entry in self._entries}:
-                problems.report(f"{name}: {key}", "the sidecar scores it, but it is not in the archive")
+                problems.report(f"{name}: {key}", "it is in the sidecar, but not in the archive")
         del self._sidecar
 
     def __len__(self) -> int:
@@ -126,30 +128,31 @@ class TarShard:
 
     def _entry(self, number: int, sample: "Damage | tuple[str, dict[str, Member]]") -> Entry:
         if isinstance(sample, Damage):
-            return Entry(number, sample.where, _NO_LABELS, nothing, sample.why)
+            return Entry(number, sample.where, _NO_LABELS, no_image, sample.why)
         key, parts = sample
         labels = self._labels(key, parts)
         image = next((m for suffix, m in parts.items() if "." + suffix in IMAGE_SUFFIXES), None)
         if image is None:
-            return Entry(number, key, labels, nothing, f"no image among its files ({', '.join(parts)})")
+            return Entry(number, key, labels, no_image, f"expected an image file, got {', '.join(parts)}")
         return Entry(number, key, labels, lambda: self._read(image))
 
     def _labels(self, key: str, parts: dict[str, Member]) -> Labels:
-        """By the sidecar, and where that is silent by the sample."""
+        """Return the labels of the sidecar, completed by those of the sample."""
         row = self._sidecar.get(key, {})
-        own = self._said_by_itself(key, parts) if len(row) < len(LABELS) else {}
-        if row.keys() & _JUDGEMENT:
-            own = {name: value for name, value in own.items() if name not in _JUDGEMENT}
+        own = self._own_labels(key, parts) if len(row) < len(LABELS) else {}
+        if row.keys() & _SCORE_OR_RATIO:
+            own = {name: value for name, value in own.items() if name not in _SCORE_OR_RATIO}
         return Labels.of(own | row)
 
-    def _said_by_itself(self, key: str, parts: dict[str, Member]) -> dict[str, Any]:
+    def _own_labels(self, key: str, parts: dict[str, Member]) -> dict[str, Any]:
+        """Return the labels in a sample's JSON, text and class files."""
         own: dict[str, Any] = {}
-        for suffix in [*_PLAIN, "json"]:
+        for suffix in [*_TEXT_MEMBERS, "json"]:
             if suffix not in parts:
                 continue
             try:
                 text = self._read(parts[suffix]).decode()
-                own |= labels_said(json.loads(text)) if suffix == "json" else {_PLAIN[suffix]: text}
+                own |= given_labels(json.loads(text)) if suffix == "json" else {_TEXT_MEMBERS[suffix]: text}
             except (ValueError, TypeError, AttributeError, OSError) as error:
                 self.problems.report(f"{self.name}: {key}.{suffix}", str(error))
                 return {}
@@ -158,12 +161,12 @@ class TarShard:
     def _read(self, member: Member) -> bytes:
         content = os.pread(self._file.fileno(), member.size, member.offset)
         if len(content) != member.size:
-            raise OSError(f"{len(content)} bytes of {member.size}")
+            raise OSError(f"read {len(content)} of {member.size} bytes")
         return content
 
 
 def _samples(file: IO[bytes]) -> Iterator[Damage | tuple[str, dict[str, Member]]]:
-    """Neighbouring members that share all before the first dot of their names, as webdataset groups them."""
+    """Group adjacent members by the part of their name before the first dot, as webdataset does."""
     key: str | None = None
     parts: dict[str, Member] = {}
     for member in members(file):

@@ -1,4 +1,4 @@
-"""The members of a tar archive with their places in the file, whatever is damaged between them."""
+"""Index of a tar archive: offsets of its members, skipping damaged parts."""
 
 import os
 import tarfile
@@ -20,43 +20,43 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A stretch of the archive, or a member of it, that holds nothing to use."""
+    """An unusable member or byte range of the archive."""
 
     where: str
     why: str
 
 
 def members(file: IO[bytes]) -> Iterator[Member | Damage]:
-    """Files in order; after a damaged header the search goes on at the next whole one.
+    """Yield the files in order; after a damaged header, continue at the next valid one.
 
-    The data are not read, only passed over.
+    Only headers are read, not the content of files.
     """
     total = os.fstat(file.fileno()).st_size
     expected = 0
     try:
-        # Zeros are ignored so that tarfile goes on after a broken header, where it would else end in silence.
+        # With ignore_zeros, tarfile continues after a broken header instead of ending silently.
         tar = tarfile.open(fileobj=file, mode="r:", ignore_zeros=True)  # noqa: SIM115
         while (info := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined] # it would keep them all
+            tar.members = []  # type: ignore[attr-defined] # tarfile would keep all of them
             if info.offset > expected and not _zeros(file, expected, info.offset):
-                yield Damage(f"byte {expected}", f"no archive member up to byte {info.offset}")
+                yield Damage(f"byte {expected}", f"found no archive member up to byte {info.offset}")
             if info.size < 0:
-                yield Damage(info.name, f"a size of {info.size} bytes")
+                yield Damage(info.name, f"invalid size of {info.size} bytes")
                 return
             end = info.offset_data + info.size
             expected = -(-end // _BLOCK) * _BLOCK
             if end > total:
-                yield Damage(info.name, f"cut short: {total - info.offset_data} bytes of {info.size}")
+                yield Damage(info.name, f"truncated: {total - info.offset_data} of {info.size} bytes")
                 return
             if info.isfile():
                 yield Member(info.name, info.offset_data, info.size)
-    except Exception as error:  # damaged headers make tarfile raise anything
+    except Exception as error:  # tarfile raises many types on damaged headers
         yield Damage(f"byte {expected}", f"the archive is damaged: {error}")
         return
     if expected >= total:
-        yield Damage(f"byte {total}", "the archive is cut short: its end mark is missing")
+        yield Damage(f"byte {total}", "the archive is truncated: its end marker is missing")
     elif not _zeros(file, expected, total):
-        yield Damage(f"byte {expected}", "no archive member up to the end")
+        yield Damage(f"byte {expected}", "found no archive member up to the end")
 
 
 def _zeros(file: IO[bytes], start: int, stop: int) -> bool:

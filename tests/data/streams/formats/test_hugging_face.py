@@ -1,4 +1,4 @@
-"""Hugging Face datasets, streamed from local folders: parquet files and plain images."""
+"""Hugging Face datasets, streamed from local folders of parquet files or images."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def hub(path, config=None) -> HubShards:
 
 @pytest.fixture
 def parquet(tmp_path):
-    """Three files of five images with scores."""
+    """Write three files of five images with ratios."""
     for part in range(3):
         rows = [
             {
@@ -45,7 +45,7 @@ def test_rows_are_samples_with_their_labels_and_files_are_shards(parquet):
     assert [entry.number for entry in shards.open(1).entries(3)] == [3, 4]
 
 
-def test_readers_of_one_shard_do_not_mix_up_their_rows(parquet):
+def test_readers_of_one_shard_are_independent(parquet):
     shard = hub(parquet).open(0)
     whole = [entry.key for entry in shard.entries(0)]
     first, second = shard.entries(0), shard.entries(2)
@@ -53,7 +53,7 @@ def test_readers_of_one_shard_do_not_mix_up_their_rows(parquet):
     assert together == list(zip(whole[:3], whole[2:], strict=True))
 
 
-def test_a_resumed_stream_goes_on_exactly(parquet):
+def test_a_stream_resumes_exactly(parquet):
     stream = make_source(hub(parquet))
     batches(stream, range(7))
     again = make_source(hub(parquet))
@@ -61,7 +61,7 @@ def test_a_resumed_stream_goes_on_exactly(parquet):
     assert batches(again, range(7, 20)) == batches(stream, range(7, 20))
 
 
-def test_a_folder_of_images_is_one_shard_which_ranks_share(tmp_path):
+def test_a_folder_of_images_is_one_shard_shared_by_ranks(tmp_path):
     for n in range(6):
         (tmp_path / f"{n}.png").write_bytes(image(n))
     shards = hub(tmp_path)
@@ -74,7 +74,7 @@ def test_a_folder_of_images_is_one_shard_which_ranks_share(tmp_path):
 
 
 def breaking(rows, at, times):
-    """In place of a shard's rows: they raise at one of them, so often."""
+    """Return a replacement for a shard's `rows` that raises at row `at`, `times` times."""
     left = [True] * times
 
     def rows_from(first):
@@ -88,7 +88,7 @@ def breaking(rows, at, times):
 
 
 @pytest.mark.parametrize(("failures", "expected"), [(2, 5), (5, 3)])
-def test_reading_goes_on_behind_the_last_sample_after_an_error(parquet, failures, expected):
+def test_reading_resumes_after_the_last_sample_on_an_error(parquet, failures, expected):
     shard = hub(parquet).open(0)
     whole = [entry.key for entry in shard.entries(0)]
     shard.rows = breaking(list(shard.rows(0)), 3, failures)
@@ -97,9 +97,9 @@ def test_reading_goes_on_behind_the_last_sample_after_an_error(parquet, failures
     assert [entry.damage for entry in found if entry.damage] == ["the line is down"] * (expected < 5)
 
 
-def test_what_is_no_set_of_images_is_refused(tmp_path):
+def test_data_sets_without_images_are_rejected(tmp_path):
     with pytest.raises(UserError, match=r"data\.dataset"):
         hub(tmp_path / "none")
     datasets.Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "text.parquet")
-    with pytest.raises(UserError, match="no image among its columns text"):
+    with pytest.raises(UserError, match="expected an image column, got text"):
         hub(tmp_path)

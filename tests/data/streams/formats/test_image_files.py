@@ -1,4 +1,4 @@
-"""Images in files of their own, read as they come: an index of any length, a folder."""
+"""Images in separate files: an index of any length, a folder."""
 
 import json
 from dataclasses import asdict
@@ -15,7 +15,7 @@ from tests.data.streams.sets import batches, image, make_source, state_of
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """25 images, ten to a shard; the tenth file is missing, the twelfth line broken."""
+    """Write an index of 25 images, ten per shard."""
     monkeypatch.setattr(image_files, "FILES_A_SHARD", 10)
     records = []
     for n in range(25):
@@ -29,7 +29,7 @@ def index(tmp_path, monkeypatch):
     return tmp_path / "index.jsonl"
 
 
-def test_an_index_read_in_runs_says_what_it_says_as_a_whole(index):
+def test_an_index_on_disk_equals_the_index_in_memory(index):
     shards = IndexShards(index)
     entries = [entry for n in range(len(shards.names)) for entry in shards.open(n).entries(0)]
     assert len(shards.names) == 3
@@ -39,7 +39,7 @@ def test_an_index_read_in_runs_says_what_it_says_as_a_whole(index):
     assert [entry.read() for entry in entries] == [image(n) for n in range(25)]
 
 
-def test_a_missing_file_and_a_broken_line_cost_themselves(index, caplog):
+def test_missing_files_and_broken_lines_are_skipped(index, caplog):
     (index.parent / "images/09.png").unlink()
     lines = index.read_text().splitlines(keepends=True)
     lines[11] = '{"key": "k11"}\n'
@@ -68,7 +68,7 @@ def test_a_missing_file_and_a_broken_line_cost_themselves(index, caplog):
         {"key": 7},
     ],
 )
-def test_a_field_of_another_kind_costs_its_own_line(index, caplog, changes):
+def test_a_field_of_another_type_skips_only_its_line(index, caplog, changes):
     lines = index.read_text().splitlines()
     lines[11] = json.dumps(json.loads(lines[11]) | changes)
     index.write_text("\n".join(lines) + "\n")
@@ -80,28 +80,28 @@ def test_a_field_of_another_kind_costs_its_own_line(index, caplog, changes):
     assert "is skipped: " in caplog.text
 
 
-def test_an_index_without_lines_or_without_a_file_is_refused(tmp_path):
+def test_an_empty_or_missing_index_is_rejected(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         IndexShards(tmp_path / "index.jsonl")
     (tmp_path / "index.jsonl").write_text("")
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="contains no images"):
         IndexShards(tmp_path / "index.jsonl")
 
 
-def test_a_folder_serves_every_ratio(index):
+def test_images_of_a_folder_are_used_at_every_ratio(index):
     folder = index.parent
-    (folder / "notes.txt").write_text("no image")
+    (folder / "notes.txt").write_text("not an image")
     shards = FolderShards(folder)
     assert len(shards.names) == 3
     assert shards.labels(0) is None
     found = batches(make_source(shards, rating=None, batch_size=5, shares={16: 1.0}), range(5))
     keys = [key.split(": ")[1] for _, its, *_ in found for key in its]
-    assert sorted(keys) == [f"images/{n:02d}.png" for n in range(25)]  # an epoch
+    assert sorted(keys) == [f"images/{n:02d}.png" for n in range(25)]  # one epoch
     with pytest.raises(UserError, match="no such folder"):
         FolderShards(folder / "none")
 
 
-def test_index_fields_survive_as_they_are_written(index):
+def test_index_fields_are_kept(index):
     first = json.loads(index.read_text().splitlines()[0])
     assert first == asdict(read_index(index)[0]) | {"path": "images/00.png"}
 
