@@ -6,7 +6,8 @@ by all blocks) are optional.
 Shapes: S sequences, T tokens, D hidden size, H heads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
 import torch
 from torch import nn
@@ -38,6 +39,11 @@ class BlockContext:
     """(T, D / 2H) float32 RoPE angles; None without RoPE."""
     text: PackedText | None
     """Embedded texts, one per sequence, tokens (L, D); None for a class-conditional model."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move all tensors to `device`; accelerate calls this for blocks on other devices."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in values.items() if hasattr(x, "to")})
 
 
 @dataclass(frozen=True, kw_only=True)

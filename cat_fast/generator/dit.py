@@ -70,6 +70,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
     _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
     _no_split_modules = ("DiTBlock",)
     _repeated_blocks = ("DiTBlock",)
+    _skip_layerwise_casting_patterns = ("x_embedder", "norm")
 
     @register_to_config
     def __init__(
@@ -147,7 +148,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         model = cls(**published.arguments)
         nn.init.zeros_(model.ratio_embedder.embedding_table.weight)
         model.load_state_dict(published.state | {RATIO_TABLE: model.state_dict()[RATIO_TABLE]})
-        dtype = options.get("torch_dtype") or next(iter(published.state.values())).dtype
+        dtype = options.get("dtype") or options.get("torch_dtype")
+        dtype = dtype or next(iter(published.state.values())).dtype
         return model.to(dtype).eval()
 
     def forward(
@@ -182,7 +184,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         timesteps, labels = self._check(packed, timesteps, labels, text)
         config = self.config
         labels, unconditional = self.y_embedder.drop(labels, generator, alone=config.text_dim is not None)
-        condition = self.t_embedder(timesteps) + self.y_embedder(labels) + self.ratio_embedder(packed.ratio)
+        condition = self.t_embedder(timesteps, self.dtype) + self.y_embedder(labels)
+        condition = condition + self.ratio_embedder(packed.ratio)
         positions = image_positions(packed, config.position_frame)
         head_dim = config.hidden_size // config.num_heads
         context = BlockContext(

@@ -89,10 +89,10 @@ class TimestepEmbedder(nn.Module):
             nn.Linear(frequency_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
+    def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         # unlike in its position embedding, DiT puts the cosines first
         sin, cos = sincos_embedding(timesteps, self.frequency_dim).chunk(2, dim=1)
-        return self.mlp(torch.cat((cos, sin), dim=1).to(next(self.mlp.parameters()).dtype))
+        return self.mlp(torch.cat((cos, sin), dim=1).to(dtype))
 
 
 class LabelEmbedder(nn.Module):

@@ -14,7 +14,7 @@ from cat_fast.weights.published import Published
 from cat_fast.weights.tensor_pickle import load_checkpoint
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Heads of DiT-S, -B, -L and -XL by width, which the state dict does not contain; other widths use heads of 64."""
+"""Heads of DiT-S, -B, -L and -XL by width, which the state dict does not contain; others have heads of 64."""
 REQUIRED_KEYS = {
     "x_embedder.proj.weight",
     "y_embedder.embedding_table.weight",
