@@ -29,7 +29,7 @@ RIVALS = ("padded", "dense_mask", "bucketed", "fixed16")
 SIZES = {
     "`cat_xl`": {},
     "with 28 blocks": {"depth": 28},
-    "with 28 blocks, a modulation a block": {"depth": 28, "shared_adaln": False},
+    "with 28 blocks, one modulation per block": {"depth": 28, "shared_adaln": False},
     "with `qk_norm`, `rope` and `swiglu`": {"qk_norm": True, "rope": True, "swiglu": True},
     "with text of width 768": {"text_dim": 768},
 }
@@ -97,7 +97,7 @@ def speed() -> str:
         mean = f"{mix} tokens: {' / '.join(str(n) for n in case['details']['images'].values())}"
         rows.append((mean, f"{case['rates']['images']:.1f}", *(ratios[rival] for rival in RIVALS)))
     rivals = ("padded with a mask", "dense block mask", "bucketed by ratio", "16x (of the expected)")
-    return tables.markdown(("mix, images a batch at 8x / 16x / 32x", "images/s", *rivals), rows)
+    return tables.markdown(("mix, images per batch at 8x / 16x / 32x", "images/s", *rivals), rows)
 
 
 def relative_work(model: DiT, shares: list[float]) -> float:
