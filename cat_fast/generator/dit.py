@@ -68,9 +68,9 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
     config: Any  # diffusers annotates its attribute dictionary as dict
     _supports_gradient_checkpointing = True
     _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
-    _no_split_modules = ("DiTBlock",)
-    _repeated_blocks = ("DiTBlock",)
-    _skip_layerwise_casting_patterns = ("x_embedder", "norm")
+    _no_split_modules: Any = ("DiTBlock",)
+    _repeated_blocks: Any = ("DiTBlock",)
+    _skip_layerwise_casting_patterns: Any = ("x_embedder", "norm")
 
     @register_to_config
     def __init__(
