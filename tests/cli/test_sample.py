@@ -182,7 +182,7 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
         (["--mean-tokens", 0.5], ["mean_tokens 0.5", "costs 1 tokens at least"]),
         (["--scheduler", "heun"], ["--scheduler heun", "dpm++"]),
         (["--scheduler", "euler"], ["'euler'", "expected 'ddpm'"]),
-        (["--steps", 2000], ["2000 steps", "1 .. 1000"]),
+        (["--steps", 2000], ["got 2000", "1 .. 1000"]),
         (["--steps", 990, "--scheduler", "dpm++"], ["fewer than 990 distinct timesteps"]),
         (["--size", 96, "--ratio", 32], ["96 px", "multiple of 64"]),
         (["--labels", "0", "--descriptions", "x.txt"], ["give one of them"]),
