@@ -151,7 +151,7 @@ class Trainer:
         for part in parts:
             self._attend_by(part.attend)
             with torch.autocast(DEVICE, dtype=DTYPE, enabled=AUTOCAST):
-                predicted = self.model(part.packed)[part.real]
+                predicted = self.model(part.packed).sample[part.real]
             errors = predicted.to(noise.dtype) - noise[part.rows]
             (errors.square().sum() / noise.numel()).backward()
             results.append((part.rows, predicted.detach()))

@@ -77,7 +77,7 @@ def test_the_dit_does_not_feel_its_backend(monkeypatch, backend):
 
     def predict():
         packed = PackedSequence.from_latents(latents, (16, 8, 32), labels=[1, 2, 3])
-        return model(packed, torch.tensor([10, 500, 900]))
+        return model(packed, torch.tensor([10, 500, 900])).sample
 
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
     expected = output_and_gradients(model, predict)

@@ -1,6 +1,6 @@
-"""The noise schedules and the training loss on packed batches.
+"""Noise schedules and the training loss on packed batches.
 
-Latents here are as the model sees them: shifted and scaled (`DiT.config.shift_factor`, `scaling_factor`).
+Latents are in the model's scale, after `DiT.config.shift_factor` and `scaling_factor` are applied.
 """
 
 import json
@@ -17,7 +17,7 @@ from cat_fast.generator.packed_text import PackedText
 from cat_fast.packing import PackedSequence
 
 Schedule = DDPMScheduler | FlowMatchEulerDiscreteScheduler
-"""The noise levels, and with them what the model predicts: a diffusers scheduler, which is saved with it."""
+"""The noise levels and the prediction target: a diffusers scheduler, saved next to the model."""
 Weighting = Literal["token", "image"]
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 WEIGHTINGS = ("token", "image")
@@ -25,43 +25,45 @@ STEPS = 1000
 
 
 def make_schedule(prediction: str = "epsilon") -> Schedule:
-    """The schedule of a run that predicts
+    """Return the training schedule for a prediction target.
 
-    - `epsilon`, the noise: the paper's, `paper_schedule()`;
-    - `v_prediction`, sqrt(a) noise - sqrt(1 - a) latent, on the same noise levels (Salimans & Ho, 2022);
-    - `flow`, noise - latent, on straight paths between them (rectified flow: Liu et al., 2023).
+    - `epsilon`: the noise, on the paper's schedule, `paper_schedule()`;
+    - `v_prediction`: sqrt(a) noise - sqrt(1 - a) latent, on the same noise levels (Salimans & Ho, 2022);
+    - `flow`: noise - latent, on straight paths between them (rectified flow; Liu et al., 2023).
 
     Raises:
-        UserError: another prediction.
+        UserError: unknown prediction target.
     """
     if prediction not in PREDICTIONS:
-        raise UserError(f"prediction {prediction!r}: expected {', '.join(PREDICTIONS)}")
+        raise UserError(f"prediction: expected one of {', '.join(PREDICTIONS)}, got {prediction!r}")
     if prediction == "flow":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS)
     return paper_schedule(prediction)
 
 
 def load_schedule(folder: str | Path) -> Schedule:
-    """What `save_pretrained` of a schedule wrote.
+    """Load a schedule written by its `save_pretrained`.
 
     Raises:
-        UserError: the folder holds none that a generator can have been trained on.
+        UserError: the folder has no scheduler config, or one of a class that `make_schedule` does not return.
     """
     config = Path(folder) / "scheduler_config.json"
     try:
         name = json.loads(config.read_text(encoding="utf-8"))["_class_name"]
         kind = {one.__name__: one for one in (DDPMScheduler, FlowMatchEulerDiscreteScheduler)}[name]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{config}: no schedule of a generator ({error})") from error
+        raise UserError(
+            f"{config}: not the config of a DDPMScheduler or FlowMatchEulerDiscreteScheduler ({error})"
+        ) from error
     return kind.from_pretrained(str(folder))
 
 
 def paper_schedule(prediction: str = "epsilon") -> DDPMScheduler:
-    """DDPM with 1000 steps, epsilon prediction, cosine betas and leading spacing (the paper's section 4).
+    """Return DDPM with 1000 steps, epsilon prediction, cosine betas and leading spacing (section 4).
 
-    beta_start and beta_end are the published values; the cosine schedule does not read them. The schedule's
-    last steps hold almost no signal, and dividing by it magnifies the error of the noise estimate: so clean
-    latents predicted in sampling are clipped, at 16 of their standard deviations, where no real one lies.
+    beta_start and beta_end are the published values; the cosine schedule ignores them. The schedule's last
+    steps contain almost no signal, and dividing by it magnifies the error of the predicted noise. Predicted
+    clean latents are therefore clipped in sampling, at 16 standard deviations, far outside the real range.
     """
     return DDPMScheduler(
         num_train_timesteps=STEPS,
@@ -76,14 +78,14 @@ def paper_schedule(prediction: str = "epsilon") -> DDPMScheduler:
 
 
 class DiffusionLoss(NamedTuple):
-    """What `diffusion_loss` returns."""
+    """Result of `diffusion_loss`."""
 
     loss: torch.Tensor
-    """Scalar, mean over this batch under the weighting."""
+    """Scalar: the weighted mean over this batch."""
     per_sequence: torch.Tensor
-    """(S,) float32, detached: each sequence's mean squared error, times its min-SNR weight."""
+    """(S,) float32, detached: mean squared error of each sequence, times its min-SNR weight."""
     timesteps: torch.Tensor
-    """(S,): the timestep drawn for each sequence, int64, or float32 in a flow."""
+    """(S,): the timestep drawn for each sequence, int64, or float32 for a flow."""
 
 
 def diffusion_loss(
@@ -97,40 +99,40 @@ def diffusion_loss(
     min_snr_gamma: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> DiffusionLoss:
-    """Mean squared error of the prediction, at one random timestep for each sequence.
+    """Compute the mean squared error of the prediction, at one random timestep per sequence.
 
-    ``weighting="token"`` is one mean over all tokens of the batch, so a 1024-token image counts sixteen
-    times a 64-token one; ``"image"`` gives every image the same weight. Token weighting is taken for the
-    paper's: it trains every model on the same number of tokens a step (64 x 4096) with the plain MSE, and the
-    mean over such a batch divides by that fixed number. Under image weighting the gradient of a token would
-    shrink with the size of its image, and with it the share of the 8x latents. Sequences with a `weight`
-    count as many times. Over several batches the exact mean weighs each by its `total_weight`.
+    ``weighting="token"`` is the mean over all tokens of the batch, so a 1024-token image counts sixteen times
+    as much as a 64-token one. ``"image"`` gives every image the same weight. The paper trains every model on
+    the same number of tokens per step (64 x 4096) with the plain MSE, which we read as token weighting: the
+    mean over such a batch divides by a fixed number. Under image weighting, the gradient of a token shrinks
+    with the size of its image. A sequence's `weight` multiplies its contribution. To average over several
+    batches exactly, weight each by its `total_weight`.
 
     Args:
-        model: a `DiT`, or a wrapper called like one.
+        model: a `DiT`, or a wrapper with the same call signature.
         packed: clean latents in the model's scale.
         labels: (S,) int64; `packed.label` if None.
-        schedule: gives the noise levels, and says what is predicted.
-        text: of a model with text.
+        schedule: the noise levels and the prediction target.
+        text: one text per sequence, for a model with text.
         weighting: "token" or "image".
-        min_snr_gamma: sequences with more signal than so many times the noise count as if they had no more, 5
-            in the published runs (Hang et al., 2023); 0 is off.
+        min_snr_gamma: gamma of the weight min(SNR, gamma) / SNR, 5 in Hang et al. (2023); 0 disables it.
         generator: source of timesteps, noise and label dropout, in this order; torch's default generators if
             None.
 
     Raises:
-        UserError: unknown weighting, a schedule of another prediction, or min-SNR in a flow.
+        UserError: unknown weighting, unsupported prediction type, or min-SNR with a flow.
     """
     if weighting not in WEIGHTINGS:
-        raise UserError(f"weighting {weighting!r}: expected 'token' or 'image'")
+        raise UserError(f"weighting: expected 'token' or 'image', got {weighting!r}")
     source = packed.device if generator is None else generator.device
     index = packed.sequence_index()
     timesteps = _draw_timesteps(schedule, len(packed), generator, source).to(packed.device)
     noise = torch.randn(packed.tokens.shape, generator=generator, device=source).to(packed.tokens)
     noisy, target = _noised(schedule, packed.tokens, noise, timesteps[index])
-    predicted = model(packed.replace(tokens=noisy), timesteps, labels, text, generator=generator)
+    noisy_batch = packed.replace(tokens=noisy)
+    predicted = model(noisy_batch, timesteps, labels, text, generator=generator, return_dict=False)[0]
 
-    # the error in fp32 whatever the model computes in: it spans four orders of magnitude over the timesteps
+    # fp32 whatever the model's dtype: the error spans four orders of magnitude over the timesteps
     per_token = (predicted.float() - target.float()).square().mean(1)
     if min_snr_gamma:
         per_token = per_token * _min_snr(schedule, timesteps, min_snr_gamma)[index]
@@ -145,14 +147,14 @@ def diffusion_loss(
 
 
 def sequence_weights(packed: PackedSequence, weighting: Weighting) -> torch.Tensor:
-    """(S,) float32: what each sequence's error counts in the mean."""
+    """Return the weight of each sequence's error in the mean, (S,) float32."""
     lengths = packed.cu_seqlens.diff().float()
     weights = lengths if weighting == "token" else torch.ones_like(lengths)
     return weights if packed.weight is None else weights * packed.weight
 
 
 def total_weight(packed: PackedSequence, weighting: Weighting) -> float:
-    """What the mean of a batch divides by: its tokens or images, or their weights."""
+    """Return the divisor of a batch's mean: its number of tokens or images, or the sum of their weights."""
     if packed.weight is None:
         return packed.num_tokens if weighting == "token" else len(packed)
     return sequence_weights(packed, weighting).double().sum().item()
@@ -170,7 +172,7 @@ def _draw_timesteps(
 def _noised(
     schedule: Schedule, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noisy tokens (T, C), and what the model is to predict of them; `timesteps` (T,)."""
+    """Return noisy tokens (T, C) and the prediction target (T, C); `timesteps` is (T,)."""
     if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
         sigma = (timesteps / schedule.config["num_train_timesteps"]).to(clean.dtype)[:, None]
         return (1 - sigma) * clean + sigma * noise, noise - clean
@@ -180,13 +182,13 @@ def _noised(
         return noisy, noise
     if prediction == "v_prediction":
         return noisy, schedule.get_velocity(clean, noise, timesteps)  # type: ignore[arg-type]
-    raise UserError(f"prediction_type {prediction!r}: expected 'epsilon' or 'v_prediction'")
+    raise UserError(f"prediction_type: expected 'epsilon' or 'v_prediction', got {prediction!r}")
 
 
 def _min_snr(schedule: Schedule, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-    """(S,) min(SNR, gamma) / SNR of a predicted noise, / (SNR + 1) of a predicted velocity."""
+    """Return the min-SNR weights (S,): min(SNR, gamma) / SNR for epsilon, / (SNR + 1) for v_prediction."""
     if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
-        raise UserError("min_snr_gamma: a weight of noise levels in DDPM's schedule; a flow has none")
+        raise UserError("min_snr_gamma: expected 0 for a flow; min-SNR weights need the DDPM noise levels")
     alphas: Any = schedule.alphas_cumprod.to(timesteps.device)
     snr = alphas[timesteps] / (1 - alphas[timesteps])
     shift = 1 if schedule.config["prediction_type"] == "v_prediction" else 0

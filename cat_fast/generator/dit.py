@@ -1,10 +1,9 @@
 """`DiT`: the diffusion transformer (Peebles & Xie, arXiv:2212.09748) over packed mixed-ratio sequences.
 
-One forward pass takes latents of any mix of ratios as one run of tokens. What differs from the original is
-only what that asks for: attention stays inside each sequence, positions are those in the image, modulation
-is computed once a sequence, and the ratio is part of the conditioning. Module names are the original's, so
-its weights load. What it does not have is optional: text beside the class, RoPE, normalised queries and keys,
-SwiGLU, one modulation for all blocks.
+One forward pass takes latents of any mix of ratios as one run of tokens. It differs from the original only
+where packing requires it: attention is per sequence, positions are relative to the image, modulation is
+computed once per sequence, and the ratio is part of the conditioning. Module names are the original's, so
+published weights load. Extensions are optional: text, RoPE, QK norm, SwiGLU and shared adaLN.
 
 Shapes: S sequences, T tokens, D hidden size, H heads, C = patch_size^2 * in_channels.
 """
@@ -16,11 +15,12 @@ from typing import Any, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from cat_fast.errors import UserError
-from cat_fast.generator.blocks import BlockOptions, Branch, DiTBlock, FinalLayer, Surroundings, modulation
+from cat_fast.generator.blocks import BlockContext, BlockOptions, Branch, DiTBlock, FinalLayer, modulation
 from cat_fast.generator.embeddings import (
     LabelEmbedder,
     PatchEmbed,
@@ -37,7 +37,7 @@ from cat_fast.packing import PackedSequence
 
 
 class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
-    """Predicts the noise in packed latents, given a timestep, a label and perhaps a text for each sequence.
+    """Diffusion transformer over packed latents, conditioned per sequence on timestep, class, ratio and text.
 
     Args:
         in_channels: channels of a latent.
@@ -47,27 +47,30 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         num_heads: attention heads; head dimension is hidden_size / num_heads (72 in DiT-XL).
         mlp_ratio: width of the MLP relative to D.
         num_classes: classes; index `num_classes` is the null class.
-        class_dropout_prob: probability of training without condition, which guidance needs: on the null class
-            instead of the label, and on the null text. A model with text loses the label alone as often
-            again, so that a text alone is enough to draw from.
-        ratios: the compression ratios that latents may have.
-        position_frame: side of the coordinate frame that every image is laid into; as many units as the
-            largest grid has tokens a side (32 for 8x at 512 px).
-        shared_adaln: one modulation for all blocks, to which each adds constants of its own (PixArt's
-            adaLN-single, arXiv:2310.00426), instead of one a block: DiT-XL loses a third of its parameters.
+        class_dropout_prob: probability of training a sequence with the null class and the null text, required
+            for classifier-free guidance. A model with text also drops the label alone with this probability,
+            so that it can sample from a text without a class.
+        ratios: compression ratios of the latents.
+        position_frame: side of the coordinate frame that every image is centred in, in units of one token of
+            the largest grid (32 for 8x at 512 px).
+        shared_adaln: one modulation for all blocks, to which each adds its own constants (PixArt's
+            adaLN-single, arXiv:2310.00426), instead of one per block; saves a third of DiT-XL's parameters.
         qk_norm: RMS norm over each head's queries and keys.
-        rope: rotate queries and keys by their places in the image, beside adding those to the tokens.
-        swiglu: SwiGLU of the same size instead of the MLP with GELU.
-        text_dim: width of text tokens, which every block then attends to; None is class-conditional only.
-        shift_factor, scaling_factor: the model sees (latent - shift_factor) * scaling_factor, one number or
-            one a channel. Kept here for whoever decodes its samples; the forward pass does not apply them.
-        tokenizer_fingerprint: of the tokenizer whose latents it was trained on, if known.
-        text_encoder_fingerprint: of the text encoder that it was trained with, if any and known.
+        rope: rotate queries and keys by their image positions, in addition to the position embedding.
+        swiglu: SwiGLU with the same parameter count instead of the GELU MLP.
+        text_dim: width of the text tokens that every block attends to; None for a class-conditional model.
+        shift_factor, scaling_factor: one number or one per channel; the model is trained on
+            (latent - shift_factor) * scaling_factor. Stored for decoding; the forward pass ignores them.
+        tokenizer_fingerprint: fingerprint of the tokenizer that made the training latents, if known.
+        text_encoder_fingerprint: fingerprint of the text encoder used in training, if any and if known.
     """
 
-    config: Any  # diffusers calls its attribute dictionary a dict
+    config: Any  # diffusers annotates its attribute dictionary as dict
     _supports_gradient_checkpointing = True
     _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
+    _no_split_modules: Any = ("DiTBlock",)
+    _repeated_blocks: Any = ("DiTBlock",)
+    _skip_layerwise_casting_patterns: Any = ("x_embedder", "norm")
 
     @register_to_config
     def __init__(
@@ -95,13 +98,17 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
     ) -> None:
         super().__init__()
         if hidden_size % num_heads or hidden_size % 4:
-            raise UserError(f"hidden_size {hidden_size} must be divisible by 4 and by num_heads {num_heads}")
+            raise UserError(
+                f"hidden_size: expected a multiple of 4 and of num_heads {num_heads}, got {hidden_size}"
+            )
         head_dim = hidden_size // num_heads
         if rope and head_dim % 4:
-            raise UserError(f"rope: the head dimension {head_dim} must be divisible by 4")
-        most = 1.0 if text_dim is None else 0.5
-        if not 0 <= class_dropout_prob < most:
-            raise UserError(f"class_dropout_prob {class_dropout_prob} must lie in [0, {most:g})")
+            raise UserError(f"rope: expected hidden_size / num_heads to be a multiple of 4, got {head_dim}")
+        limit = 1.0 if text_dim is None else 0.5
+        if not 0 <= class_dropout_prob < limit:
+            raise UserError(
+                f"class_dropout_prob: expected a value in [0, {limit:g}), got {class_dropout_prob}"
+            )
         token_dim = patch_size**2 * in_channels
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
@@ -126,14 +133,13 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **options: Any
     ) -> Self:
-        """A trained model, in evaluation mode, from a folder or a name on the Hugging Face hub.
+        """Load a trained model in evaluation mode, from a folder or the Hugging Face hub.
 
-        Also loads a `.pt` checkpoint of the original DiT, such as DiT-XL-2-512x512.pt, of which only tensors
-        are read; without its second half of outputs, the variances, which nothing here uses. `options` are
-        those of diffusers.
+        Also loads `.pt` checkpoints of the original DiT, such as DiT-XL-2-512x512.pt. Only tensors are read
+        from them, and the outputs that predict variances are dropped. `options` are those of diffusers.
 
         Raises:
-            UserError: a checkpoint that is none of a DiT.
+            UserError: the `.pt` file is not a DiT checkpoint.
         """
         name = str(pretrained_model_name_or_path)
         if Path(name).suffix != ".pt":
@@ -142,7 +148,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         model = cls(**published.arguments)
         nn.init.zeros_(model.ratio_embedder.embedding_table.weight)
         model.load_state_dict(published.state | {RATIO_TABLE: model.state_dict()[RATIO_TABLE]})
-        dtype = options.get("torch_dtype") or next(iter(published.state.values())).dtype
+        dtype = options.get("dtype") or options.get("torch_dtype")
+        dtype = dtype or next(iter(published.state.values())).dtype
         return model.to(dtype).eval()
 
     def forward(
@@ -153,51 +160,57 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         text: PackedText | None = None,
         *,
         generator: torch.Generator | None = None,
-    ) -> torch.Tensor:
-        """Predicted noise, (T, C), features in the order of the packed tokens.
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """Predict the noise (or velocity) of every token.
 
         Args:
             packed: noisy latents, packed with this model's patch size.
-            timesteps: (S,) in 0 .. 999; `packed.timestep` if not given.
-            labels: (S,) int64 in 0 .. num_classes (the last is the null class); `packed.label` if not given.
-            text: a text for each sequence, for a model with text; all null if not given.
-            generator: source of the dropout of labels and texts in training; torch's default generator if not
-                given.
+            timesteps: (S,) in 0 .. 999; `packed.timestep` if None.
+            labels: (S,) int64 in 0 .. num_classes (the last is the null class); `packed.label` if None.
+            text: one text per sequence, for a model with text; all null if None.
+            generator: source of label and text dropout in training; torch's default generator if None.
+            return_dict: return a plain tuple if False.
+
+        Returns:
+            An output whose `sample` is the prediction, (T, C), features in the order of the packed tokens;
+            with `return_dict=False`, a tuple with this tensor.
 
         Raises:
-            UserError: tokens of another width, a ratio, label or row count the model does not know, or text
-                that it does not take.
+            UserError: unexpected token width, shape, ratio, label or text.
         """
         timesteps = packed.timestep if timesteps is None else timesteps
         labels = packed.label if labels is None else labels
         timesteps, labels = self._check(packed, timesteps, labels, text)
         config = self.config
         labels, unconditional = self.y_embedder.drop(labels, generator, alone=config.text_dim is not None)
-        condition = self.t_embedder(timesteps) + self.y_embedder(labels) + self.ratio_embedder(packed.ratio)
+        condition = self.t_embedder(timesteps, self.dtype) + self.y_embedder(labels)
+        condition = condition + self.ratio_embedder(packed.ratio)
         positions = image_positions(packed, config.position_frame)
         head_dim = config.hidden_size // config.num_heads
-        around = Surroundings(
+        context = BlockContext(
             condition=condition,
             modulation=self.adaLN_modulation(condition) if config.shared_adaln else None,
             cu_seqlens=packed.cu_seqlens,
             max_seqlen=packed.max_seqlen,
             rotation=rotation_angles(positions, head_dim) if config.rope else None,
-            text=None if config.text_dim is None else self._embedded(packed, text, unconditional),
+            text=None if config.text_dim is None else self._embed_text(packed, text, unconditional),
         )
         x = self.x_embedder(packed.tokens.to(self.dtype))
         x = x + position_embedding(positions, config.hidden_size).to(self.dtype)
         branch: Branch | None = None
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:  # keeps x and h of each block
-                x, branch = self._gradient_checkpointing_func(block, x, branch, around)
+                x, branch = self._gradient_checkpointing_func(block, x, branch, context)
             else:
-                x, branch = block(x, branch, around)
-        return self.final_layer(x, branch, condition, packed.cu_seqlens)
+                x, branch = block(x, branch, context)
+        predicted = self.final_layer(x, branch, condition, packed.cu_seqlens)
+        return Transformer2DModelOutput(sample=predicted) if return_dict else (predicted,)
 
-    def _embedded(
+    def _embed_text(
         self, packed: PackedSequence, text: PackedText | None, unconditional: torch.Tensor | None
     ) -> PackedText:
-        """The text as blocks see it, null where there is none."""
+        """Return the embedded texts, all null if `text` is None."""
         if text is None:
             text = PackedText(
                 tokens=packed.tokens.new_empty(0, self.config.text_dim),
@@ -215,26 +228,28 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if packed.tokens.shape[1] != self.final_layer.linear.out_features:
             raise UserError(
-                f"tokens have {packed.tokens.shape[1]} features, but {self.config.in_channels} channels at "
-                f"patch size {self.config.patch_size} make {self.final_layer.linear.out_features}"
+                f"tokens: expected {self.final_layer.linear.out_features} features "
+                f"({self.config.in_channels} channels at patch size {self.config.patch_size}), "
+                f"got {packed.tokens.shape[1]}"
             )
         if timesteps is None or timesteps.shape != packed.ratio.shape:
             raise UserError(
-                f"timesteps: expected ({len(packed)},), one for each sequence, got {_shape(timesteps)}"
+                f"timesteps: expected ({len(packed)},), one per sequence, got {_shape(timesteps)}"
             )
         if labels is None or labels.shape != packed.ratio.shape:
-            raise UserError(f"labels: expected ({len(packed)},), one for each sequence, got {_shape(labels)}")
+            raise UserError(f"labels: expected ({len(packed)},), one per sequence, got {_shape(labels)}")
+        if text is not None and self.config.text_dim is None:
+            raise UserError("text: expected None, because this model has no text_dim")
         if text is not None and (len(text), text.tokens.shape[1]) != (len(packed), self.config.text_dim):
             raise UserError(
-                f"text: expected {len(packed)} texts of width {self.config.text_dim or 'none: no text'}, "
+                f"text: expected {len(packed)} texts of width {self.config.text_dim}, "
                 f"got {len(text)} of width {text.tokens.shape[1]}"
             )
-        if (
-            packed.ratio.device.type == "cpu" and not torch.compiler.is_compiling()
-        ):  # a GPU would have to stop
+        # values are checked on the CPU only: reading them from a GPU would synchronize
+        if packed.ratio.device.type == "cpu" and not torch.compiler.is_compiling():
             unknown = set(packed.ratio.tolist()) - set(self.config.ratios)
             if unknown:
-                raise UserError(f"ratio {min(unknown)} is not among this model's {tuple(self.config.ratios)}")
+                raise UserError(f"ratio: expected one of {tuple(self.config.ratios)}, got {min(unknown)}")
             if labels.min() < 0 or labels.max() > self.config.num_classes:
                 raise UserError(
                     f"labels: expected 0 .. {self.config.num_classes}, "
@@ -243,7 +258,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         return timesteps, labels
 
     def _initialise(self) -> None:
-        """As the original: Xavier weights, zero biases, and every block and the output start as zero."""
+        """Initialise as the original: Xavier weights, zero biases, zero outputs of blocks and model."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -264,7 +279,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
 
 
 RATIO_TABLE = "ratio_embedder.embedding_table.weight"
-"""The one parameter that the original does not have; zero, it changes nothing."""
+"""The one parameter that the original lacks; its zero initialisation leaves the output unchanged."""
 
 
 def _shape(value: torch.Tensor | None) -> str:

@@ -1,4 +1,4 @@
-"""What a DiT block is told beside the tokens: place in the image, timestep, class, ratio and text."""
+"""Embeddings of the DiT: patches, image positions, timestep, class, ratio and text."""
 
 import math
 
@@ -10,12 +10,12 @@ from cat_fast.packing import PackedSequence
 
 
 def image_positions(packed: PackedSequence, frame: int) -> torch.Tensor:
-    """(T, 2) float32 centre (y, x) of every token, in one frame for grids of every ratio.
+    """Return the centre (y, x) of every token, (T, 2) float32, in a coordinate frame shared by all ratios.
 
-    The longer side of an image spans `frame` units and the shorter is centred in it, so a token's position
-    says where in the *image* it lies: the four tokens of an 8x8 grid that cover a token of the 4x4 grid
-    surround its position. On a square grid of `frame` tokens a side the positions are the integers 0 .. frame
-    - 1 of the original DiT.
+    The longer side of an image spans `frame` units and the shorter side is centred in it. Positions are thus
+    relative to the image, not to the grid: the four tokens of an 8x8 grid that cover a token of the 4x4 grid
+    surround its position. On a square grid of `frame` x `frame` tokens, the positions are the integers
+    0 .. frame - 1 of the original DiT.
     """
     index = packed.sequence_index()
     grid = packed.grid.long()
@@ -28,7 +28,7 @@ def image_positions(packed: PackedSequence, frame: int) -> torch.Tensor:
 
 
 def sincos_embedding(position: torch.Tensor, dim: int, *, max_period: float = 10_000.0) -> torch.Tensor:
-    """(N,) float positions -> (N, dim): sines, then cosines, of dim / 2 geometrically spaced frequencies."""
+    """Embed (N,) positions as (N, dim): sines, then cosines, of dim / 2 geometrically spaced frequencies."""
     half = dim // 2
     exponent = torch.arange(half, device=position.device, dtype=torch.float32) / half
     angle = position.float()[:, None] * torch.exp(-math.log(max_period) * exponent)
@@ -36,16 +36,16 @@ def sincos_embedding(position: torch.Tensor, dim: int, *, max_period: float = 10
 
 
 def position_embedding(positions: torch.Tensor, dim: int) -> torch.Tensor:
-    """(T, 2) positions -> (T, dim) float32: the first half of the features encodes x, the second half y."""
+    """Embed (T, 2) positions as (T, dim) float32; the first half of the features encodes x, the second y."""
     y, x = positions.unbind(1)
     return torch.cat((sincos_embedding(x, dim // 2), sincos_embedding(y, dim // 2)), dim=1)
 
 
 def rotation_angles(positions: torch.Tensor, head_dim: int, *, max_period: float = 100.0) -> torch.Tensor:
-    """(T, 2) positions -> (T, head_dim / 2) float32 angles of 2-D RoPE, a quarter for x and a quarter for y.
+    """Return the 2-D RoPE angles of (T, 2) positions: (T, head_dim / 2) float32, half for x and half for y.
 
-    The periods run from a turn in 2π units of the frame to one in almost 200π: a frame of 32 is no full
-    turn of the slow ones, and neighbours in the finest grid, a unit apart, differ in the fast ones.
+    The periods range from 2π to almost 200π units of the frame. A frame of 32 is less than one turn of the
+    slow frequencies, and the fast ones separate neighbours in the finest grid, which are one unit apart.
     """
     quarter = head_dim // 4
     exponent = torch.arange(quarter, device=positions.device, dtype=torch.float32) / quarter
@@ -54,14 +54,14 @@ def rotation_angles(positions: torch.Tensor, head_dim: int, *, max_period: float
 
 
 def rotate(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
-    """Turn the pairs (i, i + d / 2) of x (T, H, d) by angle (T, d / 2); computed in fp32, of x's dtype."""
+    """Rotate the pairs (i, i + d / 2) of x (T, H, d) by angle (T, d / 2), in fp32; return x's dtype."""
     a, b = x.float().chunk(2, dim=2)
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=2).to(x.dtype)
 
 
 class PatchEmbed(nn.Module):
-    """Tokens (T, p*p*c) -> (T, hidden), holding the weight of the strided convolution that it is in DiT."""
+    """Tokens (T, p*p*c) -> (T, hidden), with the weight layout of DiT's strided convolution."""
 
     def __init__(self, in_channels: int, hidden_size: int, patch_size: int) -> None:
         super().__init__()
@@ -72,10 +72,10 @@ class PatchEmbed(nn.Module):
 
 
 class _PatchConv(nn.Conv2d):
-    """A convolution whose input is cut into patches already, features in the order of `kernels.pack`."""
+    """Convolution over input that is already patchified, with features in the order of `kernels.pack`."""
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (hidden, p, p, c) as the tokens have it
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (hidden, p, p, c), the tokens' feature order
         return nn.functional.linear(tokens, weight, self.bias)
 
 
@@ -89,10 +89,10 @@ class TimestepEmbedder(nn.Module):
             nn.Linear(frequency_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
 
-    def forward(self, timesteps: torch.Tensor) -> torch.Tensor:
-        # DiT puts the cosines first here, unlike in its position embedding
+    def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        # unlike in its position embedding, DiT puts the cosines first
         sin, cos = sincos_embedding(timesteps, self.frequency_dim).chunk(2, dim=1)
-        return self.mlp(torch.cat((cos, sin), dim=1).to(next(self.mlp.parameters()).dtype))
+        return self.mlp(torch.cat((cos, sin), dim=1).to(dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -107,14 +107,15 @@ class LabelEmbedder(nn.Module):
     def drop(
         self, labels: torch.Tensor, generator: torch.Generator | None = None, *, alone: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """In training, labels (S,) of which some became null, and which sequences lose all condition (S,).
+        """Return labels (S,), some replaced by the null class, and a mask (S,) of unconditional sequences.
 
-        Each loses it all with probability `dropout_prob`; with `alone`, as many more lose their label only.
+        In training, a sequence becomes unconditional with probability `dropout_prob`. With `alone`, as many
+        others lose only their label. In evaluation mode the labels are unchanged and the mask is None.
         """
         if not self.training or self.dropout_prob == 0:
             return labels, None
         device = labels.device if generator is None else generator.device
-        # torch.rand with a generator, even none, and a symbolic length is more than torch.compile traces
+        # torch.compile cannot trace torch.rand with a `generator` argument and a symbolic length
         draw = torch.empty(len(labels), device=device).uniform_(generator=generator).to(labels.device)
         unconditional = draw < self.dropout_prob
         unlabelled = draw < 2 * self.dropout_prob if alone else unconditional
@@ -125,7 +126,7 @@ class LabelEmbedder(nn.Module):
 
 
 class RatioEmbedder(nn.Module):
-    """(S,) compression ratios -> (S, hidden), zero at the start: published DiT weights load unchanged."""
+    """(S,) compression ratios -> (S, hidden), zero-initialised: published DiT weights act unchanged."""
 
     def __init__(self, ratios: tuple[int, ...], hidden_size: int) -> None:
         super().__init__()
@@ -138,10 +139,11 @@ class RatioEmbedder(nn.Module):
 
 
 class TextEmbedder(nn.Module):
-    """Text (L, text_dim) -> (L + S, hidden), for S texts: every text follows a learned token, the null token.
+    """S texts (L, text_dim) -> (L + S, hidden): each text is preceded by a learned null token.
 
-    A text of no tokens is the null token alone. In training a text is made null by making each of its tokens
-    the null token, to which attention is the same as to one: no length changes, no device is waited for.
+    An empty text is the null token alone. In training, a text is dropped by replacing each of its tokens with
+    the null token. Attention to several copies equals attention to one, so dropping changes no length and
+    needs no device synchronization.
     """
 
     def __init__(self, text_dim: int, hidden_size: int) -> None:
@@ -152,7 +154,7 @@ class TextEmbedder(nn.Module):
         self.null_token = nn.Parameter(torch.zeros(hidden_size))
 
     def forward(self, text: PackedText, null: torch.Tensor | None) -> PackedText:
-        """`null`: (S,) bool, the texts to make null; None is none of them."""
+        """Embed `text`, dropping the texts selected by `null`, (S,) bool; None drops none."""
         null_token = self.null_token
         count, length = len(text), text.tokens.shape[0]
         sequence = torch.arange(count, device=null_token.device)
@@ -160,7 +162,7 @@ class TextEmbedder(nn.Module):
         embedded = self.mlp(text.tokens.to(null_token.dtype)).to(null_token.dtype)
         if null is not None:
             embedded = torch.where(null[sequence, None], null_token, embedded)
-        place = torch.arange(length, device=null_token.device) + sequence + 1
-        tokens = null_token.expand(length + count, -1).index_copy(0, place, embedded)
-        more = torch.arange(count + 1, dtype=torch.int32, device=text.cu_seqlens.device)
-        return PackedText(tokens=tokens, cu_seqlens=text.cu_seqlens + more, max_seqlen=text.max_seqlen + 1)
+        row = torch.arange(length, device=null_token.device) + sequence + 1
+        tokens = null_token.expand(length + count, -1).index_copy(0, row, embedded)
+        shift = torch.arange(count + 1, dtype=torch.int32, device=text.cu_seqlens.device)
+        return PackedText(tokens=tokens, cu_seqlens=text.cu_seqlens + shift, max_seqlen=text.max_seqlen + 1)

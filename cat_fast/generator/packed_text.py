@@ -1,4 +1,4 @@
-"""`PackedText`: what a text encoder says of several texts, as one run of tokens without padding."""
+"""`PackedText`: encoded texts as one run of tokens without padding."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,47 +12,48 @@ from cat_fast.errors import UserError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedText:
-    """S texts of L tokens in all, one text for each sequence of a `PackedSequence`, in its order.
+    """S texts with L tokens in total, one text per sequence of a `PackedSequence`, in the same order.
 
-    A text of no tokens is the null text of classifier-free guidance.
+    An empty text is the null text of classifier-free guidance.
 
     Raises:
-        UserError: if the fields do not fit each other. Shapes are checked always; values (does ``cu_seqlens``
-            rise from 0 to L) where they are on the CPU, as a GPU would have to stop for it.
+        UserError: inconsistent fields. Shapes are always checked. The values of ``cu_seqlens`` are checked on
+            the CPU only, because reading them from a GPU would synchronize.
     """
 
     tokens: torch.Tensor
     """(L, text_dim) float: last hidden states of the encoder."""
     cu_seqlens: torch.Tensor
-    """(S + 1,) int32; text s holds tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
+    """(S + 1,) int32; text s is tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
     max_seqlen: int
-    """Length of the longest text in tokens, on the host so that no use of it has to wait for a device."""
+    """Length of the longest text in tokens, kept on the host to avoid device synchronization."""
 
     def __post_init__(self) -> None:
         if self.tokens.ndim != 2 or not self.tokens.is_floating_point():
             raise UserError(
-                f"text tokens: expected (L, text_dim) of a float dtype, got {_spell(self.tokens)}"
+                f"text tokens: expected (L, text_dim) of a float dtype, got {_format(self.tokens)}"
             )
         if self.cu_seqlens.ndim != 1 or self.cu_seqlens.dtype != torch.int32 or len(self.cu_seqlens) < 2:
             raise UserError(
-                f"text cu_seqlens: expected (S + 1,) int32 with S >= 1, got {_spell(self.cu_seqlens)}"
+                f"text cu_seqlens: expected (S + 1,) int32 with S >= 1, got {_format(self.cu_seqlens)}"
             )
         if self.cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_values()
 
     def __len__(self) -> int:
-        """The number of texts, S."""
+        """Return the number of texts, S."""
         return self.cu_seqlens.shape[0] - 1
 
     @classmethod
     def of(cls, texts: Sequence[torch.Tensor]) -> Self:
-        """Pack texts of (tokens, text_dim) each, all of one width, dtype and device, in the order given.
+        """Pack texts (tokens, text_dim) of the same width, dtype and device, in the given order.
 
         Raises:
-            UserError: there is none, or their widths differ.
+            UserError: `texts` is empty, or the widths differ.
         """
         if not texts or len({text.shape[1:] for text in texts}) > 1:
-            raise UserError(f"texts: expected some of one width, got {[tuple(t.shape) for t in texts]}")
+            shapes = [tuple(text.shape) for text in texts]
+            raise UserError(f"texts: expected at least one, all of the same width, got {shapes}")
         lengths = [len(text) for text in texts]
         offsets = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         return cls(
@@ -60,19 +61,19 @@ class PackedText:
         )
 
     def null(self) -> Self:
-        """As many null texts, such as the unconditional half of classifier-free guidance takes."""
+        """Return S null texts, for the unconditional half of classifier-free guidance."""
         return type(self)(tokens=self.tokens[:0], cu_seqlens=torch.zeros_like(self.cu_seqlens), max_seqlen=0)
 
     def split(self) -> list[Self]:
-        """Each text as a PackedText of its own; tokens are views."""
+        """Return one PackedText per text; tokens are views."""
         return [self.of([self.tokens[begin:end]]) for begin, end in pairwise(self.cu_seqlens.tolist())]
 
     @classmethod
     def concat(cls, packs: Sequence[Self]) -> Self:
-        """One pack of all texts of `packs`, in order.
+        """Concatenate packs, in order.
 
         Raises:
-            UserError: if there is none.
+            UserError: `packs` is empty.
         """
         if not packs:
             raise UserError("nothing to concatenate: expected at least one PackedText")
@@ -85,10 +86,10 @@ class PackedText:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move both tensors to `device`; cast the tokens to `dtype`."""
-        at_once = device is not None and torch.device(device).type != "cpu"
+        non_blocking = device is not None and torch.device(device).type != "cpu"
         return type(self)(
-            tokens=self.tokens.to(device=device, dtype=dtype, non_blocking=at_once),
-            cu_seqlens=self.cu_seqlens.to(device=device, non_blocking=at_once),
+            tokens=self.tokens.to(device=device, dtype=dtype, non_blocking=non_blocking),
+            cu_seqlens=self.cu_seqlens.to(device=device, non_blocking=non_blocking),
             max_seqlen=self.max_seqlen,
         )
 
@@ -97,14 +98,14 @@ class PackedText:
         total = self.tokens.shape[0]
         if self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != total or (lengths < 0).any():
             raise UserError(
-                f"text cu_seqlens: expected to rise from 0 to the {total} tokens, "
+                f"text cu_seqlens: expected to increase from 0 to the {total} tokens, "
                 f"got {self.cu_seqlens.tolist()}"
             )
         if self.max_seqlen != int(lengths.max()):
             raise UserError(
-                f"text max_seqlen: the longest text has {int(lengths.max())} tokens, not {self.max_seqlen}"
+                f"text max_seqlen: expected {int(lengths.max())}, the longest text, got {self.max_seqlen}"
             )
 
 
-def _spell(tensor: torch.Tensor) -> str:
+def _format(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,4 +1,4 @@
-"""Published checkpoints of the original DiT (facebookresearch/DiT) as arguments and weights of our `DiT`."""
+"""Conversion of checkpoints of the original DiT (facebookresearch/DiT) to arguments and weights of `DiT`."""
 
 import math
 import re
@@ -14,8 +14,8 @@ from cat_fast.weights.published import Published
 from cat_fast.weights.tensor_pickle import load_checkpoint
 
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Of DiT-S, -B, -L and -XL by their widths, as a state dict does not say; others are given heads of 64."""
-WANTED = {
+"""Heads of DiT-S, -B, -L and -XL by width, which the state dict does not contain; others have heads of 64."""
+REQUIRED_KEYS = {
     "x_embedder.proj.weight",
     "y_embedder.embedding_table.weight",
     "blocks.0.mlp.fc1.weight",
@@ -25,25 +25,25 @@ WANTED = {
 }
 SD_VAE_SCALING = 0.18215
 SD_VAE_RATIO = 8
-"""Of the Stable Diffusion autoencoder, whose latents the published models draw."""
+"""Scaling factor and ratio of the Stable Diffusion autoencoder, which the published models use."""
 
 
 def from_dit_checkpoint(path: Path) -> Published:
-    """Weights such as DiT-XL-2-512x512.pt, or a checkpoint of that project's training, whose EMA is taken.
+    """Load published weights such as DiT-XL-2-512x512.pt, or the EMA of a training checkpoint.
 
     Published models also predict variances (learn_sigma), the second half of the output channels of each
-    latent pixel, which are left out; and hold their fixed positions, which `position_frame` makes anew. Only
-    tensors are read from the file; nothing in it is run.
+    latent pixel; these are dropped. The stored position embedding is checked and replaced by
+    `position_frame`. Only tensors are read from the file; no code in it is executed.
 
     Raises:
-        UserError: no checkpoint, none of a DiT, or positions other than the original's.
+        UserError: the file is not a checkpoint, not of a DiT, or its positions differ from the original's.
     """
     checkpoint = load_checkpoint(path)
     state = checkpoint.get("ema", checkpoint) if isinstance(checkpoint, Mapping) else {}
     state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     depth = len({match[1] for name in state if (match := re.match(r"blocks\.(\d+)\.", name))})
-    if not depth or not state.keys() >= WANTED:
-        raise UserError(f"{path}: there is no DiT of facebookresearch/DiT in it")
+    if not depth or not state.keys() >= REQUIRED_KEYS:
+        raise UserError(f"{path}: expected a DiT checkpoint of facebookresearch/DiT, found other keys")
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     for kind in ("weight", "bias"):
         outputs = state[f"final_layer.linear.{kind}"].unflatten(0, (patch * patch, -1))
@@ -58,17 +58,19 @@ def from_dit_checkpoint(path: Path) -> Published:
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "num_classes": state["y_embedder.embedding_table.weight"].shape[0] - 1,
         "ratios": (SD_VAE_RATIO,),
-        "position_frame": _side(path, state.pop("pos_embed")[0]),
+        "position_frame": _grid_size(path, state.pop("pos_embed")[0]),
         "scaling_factor": SD_VAE_SCALING,
     }
     return Published(arguments, state)
 
 
-def _side(path: Path, stored: Tensor) -> int:
-    """Tokens a side of the grid whose positions (side^2, D) are stored, which must be the ones we compute."""
+def _grid_size(path: Path, stored: Tensor) -> int:
+    """Return the side of the grid whose position embedding (side^2, D) is stored; check it against ours."""
     side = math.isqrt(len(stored))
     ticks = torch.arange(side)
     ours = position_embedding(torch.cartesian_prod(ticks, ticks), stored.shape[1])
     if side * side != len(stored) or (ours - stored.float()).abs().max() > 1e-4:
-        raise UserError(f"{path}: its positions (pos_embed) are not the original's for a square grid")
+        raise UserError(
+            f"{path}: expected the pos_embed of facebookresearch/DiT for a square grid, got other values"
+        )
     return side

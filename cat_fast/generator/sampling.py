@@ -1,4 +1,4 @@
-"""Sampling packed sequences of mixed ratios with classifier-free guidance and any diffusers scheduler."""
+"""Sampling of packed sequences with classifier-free guidance and diffusers schedulers."""
 
 import copy
 from collections import defaultdict
@@ -23,18 +23,18 @@ Sampler = Literal["ddpm", "ddim", "dpm++", "euler"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRequest:
-    """One image to draw."""
+    """Label, latent shape and seed of one image to sample."""
 
     label: int
-    """Class index; the number of classes is the null class."""
+    """Class index; `num_classes` is the null class."""
     ratio: int
     """Compression ratio of the latent."""
     grid: tuple[int, int]
     """Height and width of the latent in tokens."""
     seed: int
-    """Everything random in this image comes from it, and from nothing else."""
+    """Seed of all random numbers of this image."""
     text: str = ""
-    """What a model with text is told of it; empty is nothing."""
+    """Caption, for a model with text; empty is the null text."""
 
     @property
     def num_tokens(self) -> int:
@@ -42,45 +42,49 @@ class SampleRequest:
 
 
 def make_sampler(schedule: Schedule, name: Sampler) -> Any:
-    """The diffusers scheduler called `name` on the noise levels the model was trained with.
+    """Return the diffusers scheduler `name` with the noise levels of the training schedule.
 
     Raises:
-        UserError: another name than "ddpm", "ddim" or "dpm++"; of a flow, than "euler".
+        UserError: `name` is not "ddpm", "ddim" or "dpm++", or not "euler" for a flow.
     """
     if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
         if name == "euler":
             return FlowMatchEulerDiscreteScheduler.from_config(schedule.config)
-        raise UserError(f"scheduler {name!r}: this model was trained as a flow, which 'euler' solves")
+        raise UserError(
+            f"scheduler: expected 'euler', because this model was trained as a flow, got {name!r}"
+        )
     if name == "ddpm":
         return DDPMScheduler.from_config(schedule.config)
     if name == "ddim":
         return DDIMScheduler.from_config(schedule.config)
     if name == "dpm++":
-        # It cannot clip the clean latents it predicts, so it starts where they can be told from noise: at
+        # DPM-Solver++ cannot clip predicted clean latents, so it starts where they contain enough signal: at
         # alpha / sigma = exp(-2.5) = 0.08. Starting at the schedule's end multiplies the error of a trained
-        # model tenfold and more; "leading" spacing would begin ever later the more steps are asked for.
+        # model by ten or more. With "leading" spacing the start would depend on the number of steps.
         return DPMSolverMultistepScheduler.from_config(
             schedule.config,
             algorithm_type="dpmsolver++",
             timestep_spacing="linspace",
             lambda_min_clipped=-2.5,
         )
-    raise UserError(f"scheduler {name!r}: expected 'ddpm', 'ddim' or 'dpm++'")
+    raise UserError(f"scheduler: expected 'ddpm', 'ddim' or 'dpm++', got {name!r}")
 
 
 def set_steps(schedule: Schedule, name: Sampler, steps: int) -> Any:
-    """`make_sampler`, told to take `steps` steps.
+    """Return `make_sampler(schedule, name)` with its timesteps set.
 
     Raises:
-        UserError: no step, or more than it can take different ones.
+        UserError: `steps` is below 1, or above the number of distinct timesteps of the sampler.
     """
-    most = schedule.config["num_train_timesteps"]
-    if not 1 <= steps <= most:
-        raise UserError(f"{steps} steps: expected 1 .. {most}")
+    max_steps = schedule.config["num_train_timesteps"]
+    if not 1 <= steps <= max_steps:
+        raise UserError(f"steps: expected 1 .. {max_steps}, got {steps}")
     sampler = make_sampler(schedule, name)
     sampler.set_timesteps(steps)
     if len(sampler.timesteps.unique()) < steps:
-        raise UserError(f"{type(sampler).__name__} cannot take {steps} different steps; ask for fewer")
+        raise UserError(
+            f"steps: {type(sampler).__name__} has fewer than {steps} distinct timesteps; use fewer steps"
+        )
     return sampler
 
 
@@ -96,27 +100,30 @@ def sample(
     text: PackedText | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> list[torch.Tensor]:
-    """Draw latents (c, h, w), float32, one for each request, in the model's scale.
+    """Sample latents (c, h, w), float32, one per request, in the model's scale.
 
-    All requests take each step in one forward pass, with their unconditional twins beside them where
-    `guidance` is not 1: eps = eps_null + guidance * (eps_label - eps_null). An image depends on its own
-    request only, up to the rounding of matrix products of another height.
+    Each step is one forward pass over all requests. Unless `guidance` is 1, the pass includes their
+    unconditional copies: eps = eps_null + guidance * (eps_label - eps_null). An image depends only on its own
+    request, up to rounding: the batch size changes the shape of matrix products.
 
     Args:
-        model: in eval mode, or label dropout would act.
-        schedule: what the model was trained with.
-        sampler, steps: which solver, and how many steps of it.
-        guidance: 1 is none.
-        text: that of each request, encoded, for a model with text.
+        model: transformer in evaluation mode; in training mode it would drop labels.
+        schedule: the schedule the model was trained with.
+        sampler: name of the solver.
+        steps: number of solver steps.
+        guidance: scale of classifier-free guidance; 1 disables it.
+        text: one encoded text per request, for a model with text.
         on_step: called after every step.
 
     Raises:
-        UserError: no request, more steps than the sampler has, or a model in training mode.
+        UserError: `requests` is empty, `steps` is out of range, or the model is in training mode.
     """
     if not requests:
-        raise UserError("no request: expected at least one image to draw")
+        raise UserError("requests: expected at least one, got none")
     if model.training:
-        raise UserError("the model is in training mode, which drops labels; call model.eval() first")
+        raise UserError(
+            "model: expected evaluation mode, got training mode, which drops labels; call model.eval()"
+        )
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     packed = _initial_noise(model, requests, generators)
     solver = _PackedSolver(set_steps(schedule, sampler, steps), requests, generators)
@@ -144,24 +151,22 @@ def _initial_noise(
 def _guided_noise(
     model: DiT, packed: PackedSequence, timestep: torch.Tensor, guidance: float, text: PackedText | None
 ) -> torch.Tensor:
-    """(T, C) float32 noise estimate at one timestep for all sequences."""
+    """Predict the noise (T, C), float32, at one timestep for all sequences, with guidance."""
     packed = packed.replace(timestep=timestep.to(packed.device).expand(len(packed)))
-    told: dict[str, PackedText] = {} if text is None else {"text": text}
     if guidance == 1:
-        return model(packed, **told).float()
+        return model(packed, text=text, return_dict=False)[0].float()
     null = packed.replace(label=torch.full((len(packed),), model.config.num_classes, device=packed.device))
     both = PackedSequence.concat([packed, null])
-    if text is not None:
-        told = {"text": PackedText.concat([text, text.null()])}
-    conditional, unconditional = model(both, **told).float().chunk(2)
+    texts = None if text is None else PackedText.concat([text, text.null()])
+    conditional, unconditional = model(both, text=texts, return_dict=False)[0].float().chunk(2)
     return torch.lerp(unconditional, conditional, guidance)
 
 
 class _PackedSolver:
-    """A diffusers scheduler stepping over packed tokens.
+    """Diffusers scheduler that steps over packed tokens.
 
-    Schedulers want one dense batch, and multistep ones remember past outputs: so sequences of equal length
-    are stacked, and each length has a scheduler of its own.
+    Schedulers expect a dense batch, and multistep schedulers keep past outputs. Sequences of equal length are
+    therefore stacked, and each length has its own scheduler.
     """
 
     def __init__(
@@ -179,7 +184,7 @@ class _PackedSolver:
         self._schedulers = {length: copy.deepcopy(scheduler) for length in self._groups}
 
     def step(self, noise: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """One step: estimated noise (T, C) and tokens (T, C) -> tokens (T, C)."""
+        """Take one step from the predicted noise (T, C) and the tokens (T, C); return the new tokens."""
         noises, samples = noise.split(self._lengths), tokens.split(self._lengths)
         result: list[torch.Tensor] = [tokens] * len(samples)
         for length, members in self._groups.items():

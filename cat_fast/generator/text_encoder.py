@@ -1,4 +1,4 @@
-"""`TextEncoder`: a frozen language model of transformers that turns descriptions into `PackedText`."""
+"""`TextEncoder`: a frozen transformers model that encodes captions as `PackedText`."""
 
 import hashlib
 import os
@@ -19,18 +19,17 @@ from cat_fast.generator.text_models import find_text_model
 
 
 class TextEncoder:
-    """Texts -> the last hidden states of their tokens, without padding, without gradients.
+    """Frozen text encoder: texts -> last hidden states of their tokens, without padding or gradients.
 
-    Encoders such as T5 and BERT and the text half of CLIP; of models with a decoder, only the encoder runs.
+    Supports T5, BERT, CLIP's text model and similar; only the encoder of encoder-decoder models runs.
 
     Args:
-        name_or_folder: a model on the Hugging Face hub, or a folder with one and its tokenizer.
-        max_tokens: longer texts are cut off, here or where the model's own limit is lower.
-        download: whether to ask the hub for a model that is not on this machine; one that is, is taken from
-            there without a network.
+        name_or_folder: name of a model on the Hugging Face hub, or a folder with a model and its tokenizer.
+        max_tokens: longer texts are truncated to this length, or to the model's own limit if that is lower.
+        download: download the model if it is not on this machine; a local model needs no network.
 
     Raises:
-        UserError: there is no such model, or one without a tokenizer.
+        UserError: the model is not found, or has no tokenizer.
     """
 
     def __init__(
@@ -40,59 +39,63 @@ class TextEncoder:
         folder = find_text_model(name)
         if folder is None and not download:
             raise UserError(
-                f"text encoder {name!r} is not on this machine, or not all of it; "
-                "fetch it first with `cat-fast fetch CONFIG`"
+                f"text encoder {name!r} is missing or incomplete on this machine; "
+                "download it with `cat-fast fetch CONFIG`"
             )
         source = str(folder or name)
         try:
-            with _without_bars() if folder else nullcontext():  # a download may take long and shows them
+            with _no_progress_bars() if folder else nullcontext():  # bars are for downloads only
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
                 self.model: Any = _load(source).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
             raise UserError(f"text encoder {name!r}: {first_line(error)}") from error
         self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
-        """On the hub, or the path of its folder from anywhere."""
+        """Name on the hub, or the absolute path of the folder."""
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
         self._fingerprint: str | None = None
 
     @property
     def dim(self) -> int:
-        """Width of its tokens: the generator's `text_dim`."""
+        """Width of the encoded tokens: the `text_dim` of a `DiT`."""
         return self.model.config.hidden_size
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with any weight: generators name the encoder they were trained with."""
+        """Return a hash of the weights, 16 hex digits, which a `DiT` stores to identify its encoder."""
         if self._fingerprint is None:
             state = sorted(self.model.state_dict().items())
-            with ThreadPoolExecutor(8) as threads:  # hashing holds no lock, and there may be billions
+            with ThreadPoolExecutor(
+                8
+            ) as threads:  # hashing releases the GIL, and there may be billions of weights
                 digests = threads.map(lambda item: _digest(*item), state)
                 self._fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
         return self._fingerprint
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the model; texts are encoded there and in that dtype."""
+        """Move the model to `device` and cast it to `dtype`."""
         if dtype is not None:
-            self.fingerprint()  # of the weights as they were published
+            self.fingerprint()  # must hash the weights before the cast
         self.model.to(device=device, dtype=dtype)
         return self
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text, without encoding them; 0 for an empty one."""
+        """Return the number of tokens of each text without encoding it; 0 for an empty text."""
         ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
         return [len(own) if text.strip() else 0 for own, text in zip(ids, texts, strict=True)]
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> PackedText:
-        """One text for each, on the model's device; the empty text has no tokens and is the null text.
+        """Encode texts on the model's device; an empty text has no tokens and is the null text.
 
         Raises:
-            UserError: no texts.
+            UserError: `texts` is empty.
         """
         if not texts:
-            raise UserError("no texts to encode: expected at least one, which may be empty")
-        if not any(text.strip() for text in texts):  # a tokenizer without marks would leave the model nothing
-            nothing = torch.empty(0, self.dim, dtype=self.model.dtype, device=self.model.device)
-            return PackedText.of([nothing] * len(texts))
+            raise UserError("texts: expected at least one, which may be empty, got none")
+        if not any(
+            text.strip() for text in texts
+        ):  # without special tokens, the model's input would be empty
+            null = torch.empty(0, self.dim, dtype=self.model.dtype, device=self.model.device)
+            return PackedText.of([null] * len(texts))
         batch = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
@@ -116,12 +119,12 @@ def _load(name: str) -> Any:
     model: Any = AutoModel.from_pretrained(name)
     if model.config.is_encoder_decoder:
         return model.get_encoder()
-    return getattr(model, "text_model", model)  # CLIP and its like
+    return getattr(model, "text_model", model)  # CLIP and similar
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Transformers draws a bar for reading weights, also where nobody watches."""
+def _no_progress_bars() -> Iterator[None]:
+    """Disable the progress bar that transformers shows while it reads weights."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -132,7 +135,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _digest(name: str, tensor: torch.Tensor) -> bytes:
-    """Of a weight's value, whatever the dtype it was loaded in, which is up to transformers."""
+    """Hash a weight in fp32, because the dtype it is loaded in depends on transformers' version."""
     digest = hashlib.sha256(f"{name} {tuple(tensor.shape)}".encode())
     digest.update(tensor.detach().float().cpu().flatten().numpy().data)
     return digest.digest()

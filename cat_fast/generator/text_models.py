@@ -1,4 +1,4 @@
-"""Where the model of a text encoder lies on this machine, and how it comes there."""
+"""Local lookup and download of text encoder models."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,16 @@ from cat_fast.errors import UserError, one_line
 
 BY_HAND = "give the name of a text encoder on the Hugging Face hub, or the folder of one"
 
-_REST = ["*.json", "*.txt", "*.model", "*.jinja"]
+_CONFIG_AND_TOKENIZER = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""The second where a model has none of the first."""
+"""In order of preference."""
 
 
 def find_text_model(name: str) -> Path | None:
-    """The folder called `name`, or what the cache of the Hugging Face hub holds of the model called so.
+    """Return the folder `name`, or the folder of model `name` in the local cache of the Hugging Face hub.
 
-    None where it is not there, or not whole, as after a download that was cut short. Asks no network.
+    Return None if the model is missing or incomplete, for example after an interrupted download. Does not
+    access the network.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -23,16 +24,16 @@ def find_text_model(name: str) -> Path | None:
 
     try:
         config = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # no name that the hub could have
+    except ValueError:  # not a valid hub name
         return None
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
-    return folder if _is_whole(folder) else None
+    return folder if _is_complete(folder) else None
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a model on the hub could be called so."""
+    """Check that `name` is a valid model name on the hub."""
     from huggingface_hub.utils import validate_repo_id
 
     try:
@@ -43,42 +44,43 @@ def is_hub_name(name: str) -> bool:
 
 
 def fetch_text_model(name: str) -> Path:
-    """Download a model from the hub into its cache, weights last; returns its folder there.
+    """Download a model from the hub into the local cache, weights last, and return its folder.
 
     Raises:
-        UserError: there is no such model, or no way to the hub.
+        UserError: the model does not exist, or the hub is not reachable.
     """
     import huggingface_hub
 
     try:
-        for patterns in (_REST, *([weights] for weights in _WEIGHTS)):
+        for patterns in (_CONFIG_AND_TOKENIZER, *([weights] for weights in _WEIGHTS)):
             if not find_text_model(name):
-                # what transformers reads lies at the top; folders hold other formats
+                # transformers reads the top-level files; subfolders contain other formats
                 huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"])
-    except Exception as error:  # of the hub, of the network or of the disk
+    except Exception as error:  # errors of the hub, the network or the disk
         raise UserError(
             f"text encoder {name!r} cannot be downloaded ({one_line(error)[:200]}); {BY_HAND}"
         ) from error
     folder = find_text_model(name)
     if folder is None:
         raise UserError(
-            f"text encoder {name!r} lacks config.json, a tokenizer or weights on the hub; {BY_HAND}"
+            f"text encoder {name!r}: config.json, tokenizer or weights are missing on the hub; {BY_HAND}"
         )
     return folder
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder with config.json has a tokenizer and all of its weights, in either format."""
+def _is_complete(folder: Path) -> bool:
+    """Check that a folder with config.json has a tokenizer and all weights, in either format."""
     return any(any(folder.glob(pattern)) for pattern in ("tokenizer*", "vocab*", "*.model")) and any(
-        any(folder.glob(weights)) and all((folder / piece).exists() for piece in _pieces(folder, weights))
+        any(folder.glob(weights))
+        and all((folder / shard).exists() for shard in _weight_shards(folder, weights))
         for weights in _WEIGHTS
     )
 
 
-def _pieces(folder: Path, weights: str) -> set[str]:
-    """The files that large weights are cut into; none where they are one file."""
+def _weight_shards(folder: Path, weights: str) -> set[str]:
+    """Return the names of sharded weight files; empty if the weights are a single file."""
     return {
-        piece
+        shard
         for index in folder.glob(f"{weights}.index.json")
-        for piece in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
     }

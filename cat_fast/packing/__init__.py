@@ -1,4 +1,4 @@
-"""Mixed-ratio latents as one run of tokens, and the packer that fills a token budget with them."""
+"""Packed sequences of mixed-ratio latents, and the packer that fills token budgets with them."""
 
 from cat_fast.packing.packed_sequence import PackedSequence
 from cat_fast.packing.packer import PackingStatistics, TokenBudgetPacker

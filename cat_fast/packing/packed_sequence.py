@@ -1,7 +1,7 @@
-"""`PackedSequence`: latents of several ratios as one run of tokens, without a token of padding.
+"""`PackedSequence`: latents of several ratios as one run of tokens, without padding.
 
-The tokens of all images lie one after another; ``cu_seqlens`` says where each begins, ``grid`` and
-``ratio`` what shape it had, and the optional fields what else belongs to it.
+The tokens of all images are concatenated; ``cu_seqlens`` holds the offset of each image, ``grid`` and
+``ratio`` its shape and compression ratio. Labels, timesteps, weights and keys are optional.
 
     packed = PackedSequence.from_latents(latents, ratios=[8, 32], labels=[3, 7])
     noisy = packed.replace(tokens=packed.tokens + noise)
@@ -19,24 +19,23 @@ import torch
 from cat_fast.errors import UserError
 from cat_fast.kernels.pack.op import pack, unpack
 
-_OPTIONAL = {"label": torch.int64, "timestep": None, "weight": torch.float32}  # (S,), of these dtypes
-_PER_SEQUENCE = ("grid", "ratio", *_OPTIONAL)  # tensors with one row a sequence
+_OPTIONAL = {"label": torch.int64, "timestep": None, "weight": torch.float32}  # (S,); None allows any dtype
+_PER_SEQUENCE = ("grid", "ratio", *_OPTIONAL)  # tensors with one row per sequence
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PackedSequence:
-    """S sequences of T tokens in all.
+    """S sequences with T tokens in total.
 
     Raises:
-        UserError: if the fields do not fit each other. Shapes are checked always; values (does ``cu_seqlens``
-            begin at 0, end at T, agree with ``grid``) where the tensors are on the CPU: reading them from a
-            GPU would wait for it.
+        UserError: inconsistent fields. Shapes are always checked. The values of ``cu_seqlens`` and ``grid``
+            are checked on the CPU only, because reading them from a GPU would synchronize.
     """
 
     tokens: torch.Tensor
     """(T, C) float; C = patch_size^2 * latent channels, in the order of `cat_fast.kernels.pack.reference`."""
     cu_seqlens: torch.Tensor
-    """(S + 1,) int32; sequence s holds tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
+    """(S + 1,) int32; sequence s is tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
     grid: torch.Tensor
     """(S, 2) int32; height and width of each sequence in tokens."""
     ratio: torch.Tensor
@@ -46,11 +45,11 @@ class PackedSequence:
     timestep: torch.Tensor | None = None
     """(S,) diffusion timestep, integer or float."""
     weight: torch.Tensor | None = None
-    """(S,) float32; how much each sequence counts in a loss."""
+    """(S,) float32 loss weight of each sequence."""
     key: tuple[str, ...] | None = None
     """S names, for bookkeeping."""
     max_seqlen: int = 0
-    """Length of the longest sequence; counted here once, so that no later use has to wait for the device."""
+    """Length of the longest sequence, computed once to avoid later device synchronization; 0 computes it."""
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -60,12 +59,12 @@ class PackedSequence:
             object.__setattr__(self, "max_seqlen", int(self.cu_seqlens.diff().max()))
 
     def __len__(self) -> int:
-        """The number of sequences, S."""
+        """Return the number of sequences, S."""
         return self.ratio.shape[0]
 
     @property
     def num_tokens(self) -> int:
-        """The number of tokens, T."""
+        """Number of tokens, T."""
         return self.tokens.shape[0]
 
     @property
@@ -83,18 +82,18 @@ class PackedSequence:
         weights: Sequence[float] | torch.Tensor | None = None,
         keys: Sequence[str] | None = None,
     ) -> Self:
-        """Pack (c, h, w) latents, all of one dtype, device and channel count, in the order given.
+        """Pack (c, h, w) latents of the same dtype, device and number of channels, in the given order.
 
         Raises:
-            UserError: no latent or an empty one, lists of different lengths, or what `pack` refuses.
+            UserError: no latents, an empty latent, lists of different lengths, or latents `pack` rejects.
         """
         if not latents or len(latents) != len(ratios):
             raise UserError(
-                f"expected one ratio for each latent, got {len(latents)} latents and {len(ratios)} ratios"
+                f"expected one ratio per latent, got {len(latents)} latents and {len(ratios)} ratios"
             )
         if empty := [i for i, latent in enumerate(latents) if latent.numel() == 0]:
             raise UserError(
-                f"latent {empty[0]}: expected (c, h, w), got no element: {_spell(latents[empty[0]])}"
+                f"latent {empty[0]}: expected a non-empty (c, h, w), got {_format(latents[empty[0]])}"
             )
         tokens = pack(latents, patch_size)
         device = tokens.device
@@ -112,20 +111,20 @@ class PackedSequence:
         )
 
     def to_latents(self, patch_size: int = 2) -> list[torch.Tensor]:
-        """The (c, h, w) latents, in order: the exact inverse of `from_latents`."""
+        """Return the (c, h, w) latents, in order: the exact inverse of `from_latents`."""
         return unpack(self.tokens, [(h, w) for h, w in self.grid.tolist()], patch_size)
 
     def split(self) -> list[Self]:
-        """Each sequence as a PackedSequence of its own; tokens are views."""
+        """Return one PackedSequence per sequence; tokens are views."""
         bounds = self.cu_seqlens.tolist()
         return [self._one(s, begin, end) for s, (begin, end) in enumerate(pairwise(bounds))]
 
     @classmethod
     def concat(cls, packs: Sequence[Self]) -> Self:
-        """One pack of all sequences of `packs`, in order.
+        """Concatenate packs, in order.
 
         Raises:
-            UserError: if there is none, or an optional field is set in some packs only.
+            UserError: `packs` is empty, or an optional field is set in some packs only.
         """
         if not packs:
             raise UserError("nothing to concatenate: expected at least one PackedSequence")
@@ -141,27 +140,27 @@ class PackedSequence:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move every tensor to `device`; cast the tokens, and nothing else, to `dtype`."""
-        # Values are looked at where they are on the CPU, so they have to be there.
-        at_once = device is not None and torch.device(device).type != "cpu"
+        """Move all tensors to `device`; cast only the tokens to `dtype`."""
+        # Copies to the CPU must be complete, because values are checked there.
+        non_blocking = device is not None and torch.device(device).type != "cpu"
         moved = {
-            name: value.to(device=device, non_blocking=at_once)
+            name: value.to(device=device, non_blocking=non_blocking)
             for name in ("cu_seqlens", *_PER_SEQUENCE)
             if (value := getattr(self, name)) is not None
         }
-        tokens = self.tokens.to(device=device, dtype=dtype, non_blocking=at_once)
+        tokens = self.tokens.to(device=device, dtype=dtype, non_blocking=non_blocking)
         return dataclasses.replace(self, tokens=tokens, **moved)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with the named fields changed."""
+        """Return a copy with the given fields changed."""
         if "cu_seqlens" in changes:
             changes.setdefault("max_seqlen", 0)
         return dataclasses.replace(self, **changes)
 
     def sequence_index(self) -> torch.Tensor:
-        """(T,) int64: the sequence that each token belongs to."""
+        """Return the index of the sequence that each token belongs to, (T,) int64."""
         index = torch.arange(len(self), device=self.cu_seqlens.device)
-        # output_size known here keeps a GPU from stopping to count
+        # output_size avoids a synchronization to compute it on the GPU
         return index.repeat_interleave(self.cu_seqlens.diff(), output_size=self.num_tokens)
 
     def _one(self, s: int, begin: int, end: int) -> Self:
@@ -179,41 +178,41 @@ class PackedSequence:
 
     def _check_shapes(self) -> None:
         if self.tokens.ndim != 2 or not self.tokens.is_floating_point():
-            raise UserError(f"tokens: expected (T, C) of a float dtype, got {_spell(self.tokens)}")
+            raise UserError(f"tokens: expected (T, C) of a float dtype, got {_format(self.tokens)}")
         if self.ratio.ndim != 1 or self.ratio.dtype != torch.int32 or len(self) == 0:
-            raise UserError(f"ratio: expected (S,) int32 with S >= 1, got {_spell(self.ratio)}")
+            raise UserError(f"ratio: expected (S,) int32 with S >= 1, got {_format(self.ratio)}")
         for name, shape in (("cu_seqlens", (len(self) + 1,)), ("grid", (len(self), 2))):
             value = getattr(self, name)
             if value.shape != shape or value.dtype != torch.int32:
-                raise UserError(f"{name}: expected {shape} int32, got {_spell(value)}")
+                raise UserError(f"{name}: expected {shape} int32, got {_format(value)}")
         for name, dtype in _OPTIONAL.items():
             value = getattr(self, name)
             if value is not None and value.shape != self.ratio.shape:
                 raise UserError(
-                    f"{name}: expected ({len(self)},), one for each sequence, got {tuple(value.shape)}"
+                    f"{name}: expected ({len(self)},), one per sequence, got {tuple(value.shape)}"
                 )
             if value is not None and dtype not in (None, value.dtype):
-                raise UserError(f"{name}: expected {_spell_dtype(dtype)}, got {_spell(value)}")
+                raise UserError(f"{name}: expected {_format_dtype(dtype)}, got {_format(value)}")
         if self.key is not None and len(self.key) != len(self):
-            raise UserError(f"key: expected {len(self)}, one for each sequence, got {len(self.key)}")
+            raise UserError(f"key: expected {len(self)}, one per sequence, got {len(self.key)}")
 
     def _check_values(self) -> None:
         lengths = self.cu_seqlens.diff()
         if self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != self.num_tokens or (lengths <= 0).any():
             raise UserError(
-                f"cu_seqlens: expected to rise from 0 to the {self.num_tokens} tokens, "
+                f"cu_seqlens: expected to increase from 0 to the {self.num_tokens} tokens, "
                 f"got {self.cu_seqlens.tolist()}"
             )
-        wrong = (self.grid.prod(1) != lengths).nonzero()
-        if len(wrong):
-            s = int(wrong[0])
+        mismatches = (self.grid.prod(1) != lengths).nonzero()
+        if len(mismatches):
+            s = int(mismatches[0])
             h, w = self.grid[s].tolist()
             raise UserError(
-                f"grid: sequence {s} is {h} x {w} tokens, but cu_seqlens gives it {int(lengths[s])}"
+                f"grid: expected {int(lengths[s])} tokens for sequence {s} as in cu_seqlens, got {h} x {w}"
             )
         if self.max_seqlen and self.max_seqlen != int(lengths.max()):
             raise UserError(
-                f"max_seqlen: the longest sequence has {int(lengths.max())} tokens, not {self.max_seqlen}"
+                f"max_seqlen: expected {int(lengths.max())}, the longest sequence, got {self.max_seqlen}"
             )
 
 
@@ -229,9 +228,9 @@ def _join(packs: Sequence[PackedSequence], name: str) -> Any:
     return torch.cat(present)
 
 
-def _spell(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)} {_spell_dtype(tensor.dtype)}"
+def _format(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {_format_dtype(tensor.dtype)}"
 
 
-def _spell_dtype(dtype: torch.dtype | None) -> str:
+def _format_dtype(dtype: torch.dtype | None) -> str:
     return str(dtype).removeprefix("torch.")

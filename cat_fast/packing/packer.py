@@ -1,4 +1,4 @@
-"""`TokenBudgetPacker`: a stream of images in, batches of at most `max_tokens` tokens out.
+"""`TokenBudgetPacker`: groups a stream of images into batches of at most `max_tokens` tokens.
 
 packer = TokenBudgetPacker(max_tokens=16_384)
 for keys in packer.pack((sample.key, tokens_of(sample)) for sample in stream):
@@ -14,18 +14,18 @@ from cat_fast.packing.reference_packer import ReferenceBestFitPacker
 
 try:
     from cat_fast._bindings import BestFitPacker
-except ImportError:  # not built: the twin packs the same batches, slower
+except ImportError:  # not built; the reference packs the same batches, but slower
     BestFitPacker = ReferenceBestFitPacker
 
 Item = TypeVar("Item", bound=Hashable)
 
 NATIVE = BestFitPacker is not ReferenceBestFitPacker
-"""Whether the native core packs."""
+"""True if the native core is available."""
 
 
 @dataclass
 class PackingStatistics:
-    """What a packer has put out so far, over all ranks."""
+    """Totals over all batches of a packer, for all ranks."""
 
     max_tokens: int
     batches: int = 0
@@ -34,30 +34,30 @@ class PackingStatistics:
 
     @property
     def fill(self) -> float:
-        """Tokens as a fraction of the budget of all batches; 0 before the first."""
+        """Tokens divided by the token budget of all batches; 0 before the first batch."""
         return self.tokens / (self.batches * self.max_tokens) if self.batches else 0.0
 
 
 class TokenBudgetPacker(Generic[Item]):
-    """Packs items of known lengths n into batches, best fit among the oldest pending, for all ranks at once.
+    """Best-fit packer of items with known lengths n; fills the batches of all ranks at once.
 
-    A batch costs a transformer some a * sum(n) + b * sum(n^2), and ranks wait for the dearest. So a step's
-    batches, one a rank, are all filled to the budget, which makes sum(n) equal, and sequences are dealt so
-    that sum(n^2) nearly is (`ReferenceBestFitPacker` says how). Every step takes the oldest pending item, so
-    nothing waits forever; nothing is truncated or dropped.
+    The cost of a batch is about a * sum(n) + b * sum(n^2), and all ranks wait for the most expensive batch.
+    Each step fills one batch per rank up to the budget, which equalizes sum(n), and balances sum(n^2) over
+    the ranks. `ReferenceBestFitPacker` documents the algorithm. Every step includes the oldest pending item,
+    so the waiting time is bounded; items are never truncated or dropped.
 
-    There is no seed, as nothing is drawn: batches depend on the order of arrival alone, so equal streams give
-    equal batches on every machine. Who wants another order permutes the stream, as `PackedStream` does.
+    The packer is deterministic: batches depend only on the order of arrival, so equal streams give equal
+    batches on every machine. To change the order, permute the stream, as `PackedStream` does.
 
     Args:
-        max_tokens: most tokens in a batch.
-        max_sequences: most items in a batch; unlimited if None.
-        window: how many pending items a step may choose from, for each rank, which is also the most that are
-            held: keep it above max_tokens / (mean length), by a few dozen for a good fill.
-        ranks: batches a step.
+        max_tokens: maximum number of tokens per batch.
+        max_sequences: maximum number of items per batch; unlimited if None.
+        window: number of pending items per rank that a step chooses from, which is also the maximum number
+            held. For a good fill, use a few dozen more than max_tokens / (mean length).
+        ranks: number of batches per step.
 
     Raises:
-        UserError: an argument below 1.
+        UserError: an argument is below 1.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class TokenBudgetPacker(Generic[Item]):
     ) -> None:
         self._settings = {"max_tokens": max_tokens, "max_sequences": max_sequences, "window": window}
         try:
-            # no batch can hold more sequences than tokens
+            # a batch cannot hold more sequences than tokens
             self._core = BestFitPacker(
                 max_tokens, max_tokens if max_sequences is None else max_sequences, window * ranks, ranks
             )
@@ -73,38 +73,38 @@ class TokenBudgetPacker(Generic[Item]):
             raise UserError(f"packer: {error}") from error
         self._capacity = window * ranks
         self._added = 0
-        self._items: dict[int, Item] = {}  # the pending, by the core's number for each
+        self._items: dict[int, Item] = {}  # pending items by the core's id
         self._lengths: dict[int, int] = {}
         self.statistics = PackingStatistics(max_tokens)
 
     def __len__(self) -> int:
-        """The number of pending items."""
+        """Return the number of pending items."""
         return len(self._items)
 
     @property
     def missing(self) -> int:
-        """How many items `next` waits for."""
+        """Number of items to add before `next` returns batches."""
         return max(0, self._capacity - len(self))
 
     def add(self, item: Item, length: int) -> None:
         """Append an item of `length` tokens.
 
         Raises:
-            UserError: a length outside 1 .. max_tokens.
+            UserError: the length is outside 1 .. max_tokens.
         """
         self.extend([item], [length])
 
     def extend(self, items: Sequence[Item], lengths: Sequence[int]) -> None:
-        """Append items, each with its length; all of them or, where one is refused, none.
+        """Append items with their lengths; if one length is invalid, append none.
 
         Raises:
-            UserError: a length outside 1 .. max_tokens.
+            UserError: a length is outside 1 .. max_tokens.
         """
         try:
             self._core.extend(lengths)
         except ValueError as error:
-            most = self.statistics.max_tokens
-            item = next(item for item, n in zip(items, lengths, strict=True) if not 1 <= n <= most)
+            limit = self.statistics.max_tokens
+            item = next(item for item, n in zip(items, lengths, strict=True) if not 1 <= n <= limit)
             raise UserError(f"{item}: {error}") from error
         ids = range(self._added, self._added + len(items))
         self._items.update(zip(ids, items, strict=True))
@@ -112,9 +112,9 @@ class TokenBudgetPacker(Generic[Item]):
         self._added += len(items)
 
     def next(self, *, flush: bool = False) -> list[list[Item]] | None:
-        """One batch for each rank; None while items are `missing` (with `flush`: if none is pending).
+        """Return one batch per rank, or None while items are `missing` (with `flush`: if none are pending).
 
-        Flushing the last items may leave ranks with an empty batch.
+        When the last items are flushed, some ranks may get an empty batch.
         """
         step = self._core.next(flush)
         if step is None:
@@ -125,10 +125,10 @@ class TokenBudgetPacker(Generic[Item]):
         return [list(map(self._items.pop, ids)) for ids in step]
 
     def pack(self, items: Iterable[tuple[Item, int]]) -> Iterator[list[Item]]:
-        """Batches of a stream of (item, length), and of what was pending before it, rank after rank.
+        """Yield the batches of pending items and of a stream of (item, length), rank by rank.
 
-        Reads no further ahead than the window, and flushes at the end, without empty batches. Saving
-        `state_dict` between two steps loses nothing: what was read but not yet put out is in it.
+        Reads ahead by at most the window. Flushes at the end, skipping empty batches. `state_dict` includes
+        items that were read but not yet packed, so saving it between two steps loses nothing.
         """
         for item, length in items:
             self.add(item, length)
@@ -138,11 +138,14 @@ class TokenBudgetPacker(Generic[Item]):
             yield from filter(None, batches)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on, as plain data: JSON where the items are."""
+        """Return the state needed to resume, as plain data; JSON-serializable if the items are."""
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """What tells the `state_dict` of now later: cheap to keep of every step, where few are asked."""
+        """Return a function that builds the current `state_dict` later.
+
+        A snapshot is cheap enough to keep for every step when few of them are saved.
+        """
         items, lengths = dict(self._items), dict(self._lengths)
         added, statistics = self._added, asdict(self.statistics)
         return lambda: {
@@ -153,15 +156,14 @@ class TokenBudgetPacker(Generic[Item]):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`, with any number of ranks.
+        """Resume from `state_dict()`, with any number of ranks.
 
         Raises:
-            UserError: the state is of a packer with other settings, whose batches would not go on the same
-                way.
+            UserError: the state was saved with other settings, so the batches would differ.
         """
         if state["settings"] != self._settings:
             raise UserError(
-                f"packer: the saved state is of {state['settings']}, this one has {self._settings}"
+                f"packer: expected a state saved with {self._settings}, got one with {state['settings']}"
             )
         pending = [(id_, length) for id_, length, _ in state["pending"]]
         self._core.restore({"next_id": state["added"], "pending": pending})

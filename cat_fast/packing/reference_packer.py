@@ -1,4 +1,4 @@
-"""Best-fit packing in plain Python: what the native core must equal, and what serves where it is missing."""
+"""Best-fit packing in plain Python: reference and fallback of the native core."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -6,17 +6,19 @@ from typing import Any
 
 
 class ReferenceBestFitPacker:
-    """The algorithm of `cat_fast._bindings.BestFitPacker`, method for method.
+    """Reference implementation of `cat_fast._bindings.BestFitPacker`, with the same methods.
 
-    A step takes, in arrival order, as many of the oldest pending sequences as `ranks` budgets could hold. The
-    oldest of all is placed first, the others from the longest to the shortest, each with the rank that has
-    the least sum of squared lengths among those with room for it. What room is left is filled by best fit:
-    the rank with the least sum of squares takes the longest pending sequence that still fits it, until
-    nothing fits anywhere. Among equal sums the fewer tokens decide, then the lower rank; among equal lengths
-    the older sequence. Only the first `window` pending sequences are looked at.
+    1. A step selects, in arrival order, as many of the oldest pending sequences as fit `ranks` budgets.
+    2. The oldest is placed first, the others from longest to shortest. Each goes to the rank with the
+       smallest sum of squared lengths among those with enough room.
+    3. The remaining room is filled by best fit: the rank with the smallest sum of squares takes the longest
+       pending sequence that fits, until none fits any rank.
+
+    Ties of sums are broken by fewer tokens, then by the lower rank; ties of lengths by the older sequence.
+    Only the first `window` pending sequences are considered.
 
     Raises:
-        ValueError: an argument below 1.
+        ValueError: an argument is below 1.
     """
 
     def __init__(self, max_tokens: int, max_sequences: int, window: int, ranks: int = 1) -> None:
@@ -32,14 +34,14 @@ class ReferenceBestFitPacker:
         self._pending: list[tuple[int, int]] = []  # (id, length), oldest first
 
     def __len__(self) -> int:
-        """The number of pending sequences."""
+        """Return the number of pending sequences."""
         return len(self._pending)
 
     def extend(self, lengths: Iterable[int]) -> None:
-        """Append sequences; the id of each is the number added before it.
+        """Append sequences; the id of a sequence is the number of sequences added before it.
 
         Raises:
-            ValueError: a length outside 1 .. max_tokens; then none is appended.
+            ValueError: a length is outside 1 .. max_tokens; then none is appended.
         """
         lengths = list(lengths)
         for length in lengths:
@@ -52,10 +54,10 @@ class ReferenceBestFitPacker:
         self._next_id += len(lengths)
 
     def next(self, flush: bool = False) -> list[list[int]] | None:
-        """The ids of one batch for each rank, some of them empty where too few are pending.
+        """Return the ids of one batch per rank; batches may be empty if too few sequences are pending.
 
-        A batch lists what it took in arrival order, then what best fit added. None if none is pending, or
-        fewer than `window` are and not `flush`.
+        A batch lists the selected ids in arrival order, then those added by best fit. Return None if none are
+        pending, or fewer than `window` without `flush`.
         """
         if not self._pending or (len(self._pending) < self._window and not flush):
             return None
@@ -81,20 +83,20 @@ class ReferenceBestFitPacker:
         return [batch.ids for batch in batches]
 
     def pending(self) -> list[tuple[int, int]]:
-        """(id, length) of every pending sequence, oldest first."""
+        """Return (id, length) of every pending sequence, oldest first."""
         return list(self._pending)
 
     def state(self) -> dict[str, Any]:
-        """Plain ints and lists, for `restore`."""
+        """Return the state for `restore`, as plain ints and lists."""
         return {"next_id": self._next_id, "pending": self.pending()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved `state`."""
+        """Resume from a saved `state`."""
         self._next_id = int(state["next_id"])
         self._pending = [(int(id_), int(length)) for id_, length in state["pending"]]
 
     def _within_budgets(self, window: list[tuple[int, int]]) -> int:
-        """How many of the window, in arrival order, are no more than the budgets of all ranks together."""
+        """Return the number of oldest sequences in the window that fit the combined budgets of all ranks."""
         room = self._ranks * self._max_tokens
         window = window[: self._ranks * self._max_sequences]
         for count, (_, length) in enumerate(window):
@@ -109,7 +111,7 @@ class ReferenceBestFitPacker:
 
 @dataclass(eq=False)
 class _Batch:
-    """What a rank is given in a step."""
+    """Batch of one rank in one step."""
 
     rank: int
     tokens: int = 0

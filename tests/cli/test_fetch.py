@@ -159,7 +159,9 @@ def test_a_text_encoder_is_fetched_once_and_then_needs_no_network(cat_fast, hub,
     if weights == "pytorch_model.bin":
         (published / "model.safetensors").unlink()
     torch.save(state, published / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"'org/bert' is not on this machine.*cat-fast fetch"):
+    with pytest.raises(
+        UserError, match=r"'org/bert' is missing or incomplete on this machine.*cat-fast fetch"
+    ):
         TextEncoder("org/bert", download=False)
     result = cat_fast("fetch", captioned)
     assert result.exit_code == 0, result.output
@@ -196,4 +198,6 @@ def test_a_text_encoder_may_be_a_folder_and_what_is_none_is_said(cat_fast, hub, 
     result = cat_fast("fetch", captioned, "text_encoder=org/brt")
     assert_one_line_error(result, "'org/brt' cannot be downloaded (404 Client Error: Repository Not Found)")
     (published / "config.json").unlink()
-    assert_one_line_error(cat_fast("fetch", captioned), "'org/bert' lacks config.json")
+    assert_one_line_error(
+        cat_fast("fetch", captioned), "'org/bert': config.json, tokenizer or weights are missing"
+    )

@@ -159,5 +159,5 @@ def test_a_generator_without_its_schedule_is_refused(assemble, tmp_path):
     generator = export(tmp_path / "generator")
     (generator / "scheduler/scheduler_config.json").unlink()
     assert_one_line_error(
-        assemble(generator=generator), "scheduler_config.json", "no schedule of a generator"
+        assemble(generator=generator), "scheduler_config.json", "not the config of a DDPMScheduler"
     )

@@ -1,4 +1,4 @@
-"""Small DiTs whose blocks do something, and random mixes of ratios, with texts beside them."""
+"""Small DiTs with non-zero blocks, and random batches of mixed ratios and texts."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ TEXT_DIM = 12
 
 @pytest.fixture
 def make_dit():
-    """Zero-initialised layers get random weights: a fresh DiT predicts zero and would pass any comparison."""
+    """Build DiTs with random weights in zero-initialised layers: a fresh DiT predicts zero for any input."""
 
     def make(**options) -> DiT:
         torch.manual_seed(0)
@@ -35,7 +35,7 @@ def tiny_dit(make_dit) -> DiT:
 @pytest.fixture
 def random_mix():
     def make(seed: int, count: int = 6, stretch: int = 0) -> PackedSequence:
-        """`stretch`: how many tokens wider than high an image may be."""
+        """Return a batch of `count` images, each up to `stretch` tokens wider than high."""
         generator = torch.Generator().manual_seed(seed)
         draws = torch.randint(3, (count,), generator=generator).tolist()
         wider = torch.randint(stretch + 1, (count,), generator=generator).tolist()
@@ -55,7 +55,7 @@ def random_mix():
 @pytest.fixture
 def random_texts():
     def make(seed: int, count: int = 6) -> PackedText:
-        """Of 0 to 9 tokens, the first of none."""
+        """Return texts of 0 to 9 tokens; the first is empty."""
         generator = torch.Generator().manual_seed(seed)
         lengths = [0, *torch.randint(10, (count - 1,), generator=generator).tolist()]
         return PackedText.of([torch.randn(length, TEXT_DIM, generator=generator) for length in lengths])

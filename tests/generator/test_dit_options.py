@@ -1,4 +1,4 @@
-"""The DiT's options: with each, packing is invisible to an image, and each is what its paper says it is."""
+"""Options of the DiT: packed images stay independent, and each option matches its paper."""
 
 import math
 
@@ -16,7 +16,7 @@ from cat_fast.packing import PackedSequence
 TEXT = {"text_dim": 12}
 ALL = {"shared_adaln": True, "qk_norm": True, "rope": True, "swiglu": True} | TEXT
 WIDE = {"hidden_size": 96}
-"""Heads of 48, which the compiled attention takes; of 24, only the reference."""
+"""Head dimension 48, which the compiled attention supports; it does not support 24."""
 VARIANTS = {
     "published": {},
     **{name: {name: value} for name, value in ALL.items()},
@@ -29,7 +29,7 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def results(model, pieces):
-    """Outputs of (packed, text, weight) pieces, and all gradients of sum(output * weight)."""
+    """Return the outputs of (packed, text, weight) pieces, and all gradients of sum(output * weight)."""
     model.zero_grad()
     outputs, inputs, texts = [], [], []
     for packed, text, weight in pieces:
@@ -37,7 +37,7 @@ def results(model, pieces):
         if text is not None:
             words = text.tokens.clone().requires_grad_()
             text = PackedText(tokens=words, cu_seqlens=text.cu_seqlens, max_seqlen=text.max_seqlen)
-        output = model(packed.replace(tokens=tokens), text=text)
+        output = model(packed.replace(tokens=tokens), text=text).sample
         (output * weight).sum().backward()
         outputs.append(output.detach())
         inputs.append(tokens.grad)
@@ -53,7 +53,7 @@ def results(model, pieces):
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", VARIANTS)
 def test_packed_equals_each_image_alone(make_dit, random_mix, random_texts, name, seed):
-    """Forward and gradients, images of all ratios and of many shapes, texts of many lengths and none."""
+    """Compare outputs and gradients for images of all ratios and many shapes, and texts of many lengths."""
     model = make_dit(**WIDE, **VARIANTS[name])
     packed = random_mix(seed, count=8, stretch=3)
     text = random_texts(seed, count=8) if model.config.text_dim else None
@@ -70,45 +70,45 @@ def test_packed_equals_each_image_alone(make_dit, random_mix, random_texts, name
         assert relative_error(together[1][parameter], gradient) <= 1e-5, parameter
 
 
-def test_an_image_feels_neither_the_order_nor_the_content_of_its_neighbours(
-    make_dit, random_mix, random_texts
-):
+def test_an_image_is_independent_of_order_and_content_of_its_neighbours(make_dit, random_mix, random_texts):
     model = make_dit(**WIDE, **ALL)
     pieces = list(zip(random_mix(5, stretch=2).split(), random_texts(5).split(), strict=True))
     first, text = pieces[-1]
-    expected = model(first, text=text)
+    expected = model(first, text=text).sample
     loud = [(p.replace(tokens=p.tokens * 100), t.to()) for p, t in pieces[:-1]]
     for order in (pieces, pieces[::-1], [*loud, pieces[-1]]):
         packs, texts = zip(*order, strict=True)
-        together = model(PackedSequence.concat(packs), text=PackedText.concat(texts))
+        together = model(PackedSequence.concat(packs), text=PackedText.concat(texts)).sample
         lengths = [p.num_tokens for p in packs]
         own = together.split(lengths)[[p is first for p in packs].index(True)]
         assert relative_error(own, expected) <= 1e-5
 
 
-def test_no_text_is_the_null_text_and_a_text_is_not(make_dit, random_mix, random_texts):
+def test_no_text_equals_the_null_text(make_dit, random_mix, random_texts):
     model = make_dit(**TEXT)
     packed, text = random_mix(1), random_texts(1)
-    null = model(packed)
-    assert relative_error(model(packed, text=text.null()), null) <= 1e-6
-    mixed, length = model(packed, text=text), packed.split()[0].num_tokens
+    null = model(packed).sample
+    assert relative_error(model(packed, text=text.null()).sample, null) <= 1e-6
+    mixed, length = model(packed, text=text).sample, packed.split()[0].num_tokens
     assert relative_error(mixed[:length], null[:length]) <= 1e-5  # the first text is empty
     assert relative_error(mixed[length:], null[length:]) > 1e-3
 
 
-def test_condition_is_dropped_as_a_whole_and_labels_as_often_alone(make_dit, random_mix):
-    """Of 1000: 10 % lose label and text, 10 % the label alone, each within four standard deviations."""
+def test_dropout_of_all_conditioning_and_of_labels_alone(make_dit, random_mix):
+    """10 % of 1000 sequences lose label and text, 10 % the label alone, within four standard deviations."""
     model = make_dit(**TEXT)
     packed = PackedSequence.concat([random_mix(2, count=1)] * 1000)
     text = PackedText.of([torch.randn(4, 12, generator=torch.Generator().manual_seed(0))] * 1000)
     unlabelled = packed.replace(label=torch.full_like(packed.label, 10))
     kinds = {
-        "whole": model(packed, text=text)[0],
-        "unconditional": model(unlabelled, text=text.null())[0],
-        "label alone": model(unlabelled, text=text)[0],
+        "conditional": model(packed, text=text).sample[0],
+        "unconditional": model(unlabelled, text=text.null()).sample[0],
+        "label alone": model(unlabelled, text=text).sample[0],
     }
     model.train()
-    first, again = (model(packed, text=text, generator=torch.Generator().manual_seed(7)) for _ in range(2))
+    first, again = (
+        model(packed, text=text, generator=torch.Generator().manual_seed(7)).sample for _ in range(2)
+    )
     assert torch.equal(first, again)
     rows = first[packed.cu_seqlens[:-1].long()]
     counts = {kind: sum(relative_error(row, kinds[kind]) < 1e-4 for row in rows.unbind()) for kind in kinds}
@@ -116,7 +116,7 @@ def test_condition_is_dropped_as_a_whole_and_labels_as_often_alone(make_dit, ran
     assert all(62 <= counts[kind] <= 138 for kind in ("unconditional", "label alone"))
 
 
-def test_attention_with_rope_depends_on_displacements_alone():
+def test_attention_with_rope_depends_only_on_relative_positions():
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(2, 5, 3, 24, generator=generator, dtype=torch.float64).float()
     positions = 8 * torch.rand(5, 2, generator=generator)
@@ -127,10 +127,10 @@ def test_attention_with_rope_depends_on_displacements_alone():
 
     shifted = positions + torch.tensor([3.0, -2.0])
     torch.testing.assert_close(scores(shifted), scores(positions), atol=1e-4, rtol=1e-4)
-    assert relative_error(scores(positions.flip(1)), scores(positions)) > 0.1  # y and x are told apart
+    assert relative_error(scores(positions.flip(1)), scores(positions)) > 0.1  # y and x are distinguished
 
 
-def test_rope_is_a_product_with_complex_units():
+def test_rope_equals_complex_rotation():
     x, positions = torch.randn(6, 2, 24), 8 * torch.rand(6, 2)
     frequency = 100.0 ** -(torch.arange(6, dtype=torch.float64) / 6)
     angle = torch.cat([positions[:, 1:].double() * frequency, positions[:, :1].double() * frequency], dim=1)
@@ -142,8 +142,8 @@ def test_rope_is_a_product_with_complex_units():
 
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 4), (4, 3)], ids=str)
-def test_rope_turns_by_the_place_in_the_image_at_every_ratio(shape):
-    """A token of a coarse grid is turned by the mean angle of the four that cover it in a finer one."""
+def test_rope_uses_image_positions_at_every_ratio(shape):
+    """A token of a coarse grid has the mean angle of the four tokens that cover it in a finer one."""
     height, width = shape
     coarse = torch.zeros(1, 2 * height, 2 * width)
     fine = torch.zeros(1, 4 * height, 4 * width)
@@ -154,8 +154,8 @@ def test_rope_turns_by_the_place_in_the_image_at_every_ratio(shape):
     torch.testing.assert_close(of_coarse, quarters)
 
 
-def test_shared_modulation_is_a_modulation_a_block_with_the_same_weights(make_dit, random_mix):
-    """Which differ in their biases alone: the table of each block is added to the shared one."""
+def test_shared_modulation_equals_per_block_modulations_with_equal_weights(make_dit, random_mix):
+    """The per-block modulations differ only in their biases: shared bias plus the block's table."""
     shared, own = make_dit(shared_adaln=True), make_dit()
     state = shared.state_dict()
     for i in range(2):
@@ -164,15 +164,15 @@ def test_shared_modulation_is_a_modulation_a_block_with_the_same_weights(make_di
         state[f"blocks.{i}.adaLN_modulation.1.bias"] = state["adaLN_modulation.1.bias"] + table
     own.load_state_dict({name: value for name, value in state.items() if name[:5] != "adaLN"})
     packed = random_mix(3)
-    assert relative_error(shared(packed), own(packed)) <= 1e-5
+    assert relative_error(shared(packed).sample, own(packed).sample) <= 1e-5
 
 
-def test_with_normalised_queries_and_keys_their_size_does_not_matter(make_dit, random_mix, random_texts):
+def test_qk_norm_makes_attention_independent_of_query_and_key_scale(make_dit, random_mix, random_texts):
     packed, text = random_mix(3), random_texts(3)
     errors = []
     for options in (TEXT | {"qk_norm": True}, TEXT):
         model = make_dit(**options)
-        before = model(packed, text=text)
+        before = model(packed, text=text).sample
         with torch.no_grad():
             for block in model.blocks:
                 block.attn.qkv.weight[:96] *= 100
@@ -180,11 +180,11 @@ def test_with_normalised_queries_and_keys_their_size_does_not_matter(make_dit, r
                 for part in (block.cross_attn.q, block.cross_attn.kv):
                     part.weight[:48] *= 100
                     part.bias[:48] *= 100
-        errors.append(relative_error(model(packed, text=text), before))
+        errors.append(relative_error(model(packed, text=text).sample, before))
     assert errors[0] < 1e-3 < errors[1]  # 1e-6 is added to the mean square
 
 
-def test_swiglu_is_diffusers():
+def test_swiglu_equals_diffusers():
     ours = SwiGLU(48, 4.0)
     theirs = DiffusersSwiGLU(48, 128)
     value, gate = theirs.proj.weight.chunk(2)
@@ -199,11 +199,11 @@ def test_a_fresh_model_with_every_option_predicts_zero_and_learns(random_mix, ra
     torch.manual_seed(0)
     model = DiT(in_channels=4, hidden_size=48, depth=2, num_heads=2, num_classes=10, **ALL)
     packed, text = random_mix(0), random_texts(0)
-    assert not model(packed, text=text).any()
+    assert not model(packed, text=text).sample.any()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     losses = []
     for _ in range(40):
-        loss = (model.eval()(packed, text=text) - packed.tokens).square().mean()
+        loss = (model.eval()(packed, text=text).sample - packed.tokens).square().mean()
         losses.append(loss.item())
         loss.backward()
         optimizer.step()
@@ -211,40 +211,24 @@ def test_a_fresh_model_with_every_option_predicts_zero_and_learns(random_mix, ra
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_checkpointing_precision_and_files_know_every_option(make_dit, random_mix, random_texts, tmp_path):
-    model, packed, text = make_dit(**ALL), random_mix(4), random_texts(4)
-    weight = torch.randn(packed.tokens.shape)
-    plain = results(model, [(packed, text, weight)])
-    model.save_pretrained(tmp_path)
-    model.train().y_embedder.dropout_prob = 0.0
-    model.enable_gradient_checkpointing()
-    checkpointed = results(model, [(packed, text, weight)])
-    assert all(torch.equal(checkpointed[1][name], gradient) for name, gradient in plain[1].items())
-    loaded = DiT.from_pretrained(tmp_path).eval()
-    assert torch.equal(loaded(packed, text=text), plain[0])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert relative_error(loaded(packed, text=text).float(), plain[0]) < 0.05
-    assert relative_error(loaded.bfloat16()(packed, text=text).float(), plain[0]) < 0.05
-
-
-def test_what_does_not_fit_is_refused(make_dit, random_mix, random_texts):
+def test_invalid_options_and_texts_are_rejected(make_dit, random_mix, random_texts):
     packed, text = random_mix(0), random_texts(0)
-    with pytest.raises(UserError, match="expected 6 texts of width none: no text, got 6 of width 12"):
+    with pytest.raises(UserError, match="text: expected None, because this model has no text_dim"):
         make_dit()(packed, text=text)
     with pytest.raises(UserError, match="expected 6 texts of width 12, got 5 of width 12"):
         make_dit(**TEXT)(packed, text=random_texts(0, count=5))
-    with pytest.raises(UserError, match="head dimension 10 must be divisible by 4"):
+    with pytest.raises(UserError, match="expected hidden_size / num_heads to be a multiple of 4, got 10"):
         make_dit(hidden_size=20, rope=True)
-    with pytest.raises(UserError, match=r"class_dropout_prob 0.5 must lie in \[0, 0.5\)"):
+    with pytest.raises(UserError, match=r"class_dropout_prob: expected a value in \[0, 0.5\), got 0.5"):
         make_dit(class_dropout_prob=0.5, **TEXT)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, ALL], ids=["published", "all"])
-def test_changing_mixes_compile_no_further_graph(make_dit, options):
-    """T, S, the longest sequence, L and the longest text change in each step, forward and backward.
+def test_changing_batches_need_no_recompilation(make_dit, options):
+    """T, S, the longest sequence, L and the longest text change in every step, forward and backward.
 
-    No size is 1, which torch.compile always takes for a constant, and those of the first step all differ.
+    All sizes exceed 1, which torch.compile specializes, and those of the first step are distinct.
     """
     model = make_dit(**WIDE, **options).train()
     counter = CompileCounterWithBackend("aot_eager")
@@ -256,7 +240,7 @@ def test_changing_mixes_compile_no_further_graph(make_dit, options):
         packed = packed.replace(timestep=torch.randint(1000, (len(sides),)))
         words = [torch.randn(3 * i * (step + 1) % 10, 12) for i in range(len(sides))]
         text = {"text": PackedText.of(words)} if model.config.text_dim else {}
-        compiled(packed, **text).sum().backward()
+        compiled(packed, **text).sample.sum().backward()
         warm = warm or counter.frame_count
     assert counter.frame_count - warm <= 1
     assert math.isfinite(sum(p.grad.sum().item() for p in model.parameters()))

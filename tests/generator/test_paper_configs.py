@@ -1,4 +1,4 @@
-"""The generator's configurations say what was published, of CAT and of the original DiT."""
+"""configs/generator against the published values of CAT and of the original DiT."""
 
 import json
 from dataclasses import asdict
@@ -33,21 +33,23 @@ def size(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def assert_says(config, expected):
+def assert_values(config, expected):
     for key, value in expected.items():
         assert reduce(lambda values, part: values[part], key.split("."), config) == value, key
 
 
 @pytest.mark.parametrize("name", PUBLISHED["rows"])
-def test_every_value_is_the_published_one(name):
-    assert_says(resolve(name), PUBLISHED["common"] | PUBLISHED["rows"][name] | {"output_dir": f"runs/{name}"})
+def test_values_are_the_published_ones(name):
+    assert_values(
+        resolve(name), PUBLISHED["common"] | PUBLISHED["rows"][name] | {"output_dir": f"runs/{name}"}
+    )
     model = model_of(name)
     assert size(model) == pytest.approx(PUBLISHED["parameters"], rel=0.01)
     assert model.config.hidden_size == PUBLISHED["head_dim"] * model.config.num_heads
 
 
 @pytest.mark.parametrize("name", PUBLISHED["rows"])
-def test_each_has_a_preset_that_differs_in_its_machines_only(name):
+def test_hardware_presets_differ_only_in_the_number_of_ranks(name):
     preset, row = resolve(name + PRESET["suffix"]), resolve(name)
     assert preset["world_size"] == PRESET["world_size"]
     assert preset["world_size"] * preset["data"]["max_tokens"] == preset["data"]["global_tokens"]
@@ -56,7 +58,7 @@ def test_each_has_a_preset_that_differs_in_its_machines_only(name):
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED["rows"].keys() - {"cat_xl"}))
-def test_a_baseline_is_the_same_run_at_one_ratio(name):
+def test_baselines_differ_only_in_the_ratio(name):
     baseline, ours = resolve(name), resolve("cat_xl")
     for config in (baseline, ours):
         del config["output_dir"], config["data"]["latents"], config["model"]["ratios"]
@@ -64,13 +66,13 @@ def test_a_baseline_is_the_same_run_at_one_ratio(name):
 
 
 @pytest.mark.parametrize("name", ORIGINAL["rows"])
-def test_the_originals_are_what_they_published(name):
-    """Sizes to their three digits; multiply-accumulates but for the variances, which we do not predict."""
+def test_original_dits_have_the_published_sizes(name):
+    """Compare parameters and multiply-accumulates; ours exclude the outputs that predict variances."""
     expected = ORIGINAL["common"] | ORIGINAL["rows"][name]
     parameters, gmac = expected.pop("parameters"), {256: expected.pop("gmac")}
     if "gmac_1024" in expected:
         gmac[1024] = expected.pop("gmac_1024")
-    assert_says(resolve(name), expected | {"output_dir": f"runs/{name}"})
+    assert_values(resolve(name), expected | {"output_dir": f"runs/{name}"})
     model = model_of(name)
     assert size(model) == pytest.approx(parameters, rel=0.005)
     for tokens, published in gmac.items():
@@ -79,15 +81,15 @@ def test_the_originals_are_what_they_published(name):
         assert counter.get_total_flops() / 2e9 == pytest.approx(published, rel=0.005)
 
 
-def test_there_is_no_other_configuration():
+def test_every_configuration_is_covered():
     configs = {
         path.stem.removesuffix(PRESET["suffix"]) for path in (ROOT / "configs/generator").glob("*.yaml")
     }
     assert configs - {"nano"} == PUBLISHED["rows"].keys() | ORIGINAL["rows"].keys()
 
 
-def test_no_full_depth_fits_the_published_size():
-    """Why cat_xl has 26 blocks: with shared modulation that is nearest, and 28 are far above."""
+def test_26_blocks_are_closest_to_the_published_size():
+    """With shared modulation, 26 blocks are closest to the published size of cat_xl; 28 exceed it by 5 %."""
     sizes = {depth: size(model_of("cat_xl", depth=depth)) for depth in (25, 26, 27, 28)}
     assert min(sizes, key=lambda depth: abs(sizes[depth] - PUBLISHED["parameters"])) == 26
     assert sizes[28] > 1.05 * PUBLISHED["parameters"]

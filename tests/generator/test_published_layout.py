@@ -1,4 +1,4 @@
-"""One state dict in the original DiT's layout, in our model and in diffusers' DiTTransformer2DModel."""
+"""A state dict in the original DiT's layout, loaded by `DiT` and by diffusers' DiTTransformer2DModel."""
 
 import pickle
 
@@ -15,7 +15,7 @@ WIDTH, DEPTH, CLASSES, HEADS = 128, 2, 10, 2
 
 
 def published_state(side: int, channels: int = 4) -> dict[str, torch.Tensor]:
-    """Random weights under the names of facebookresearch/DiT, with variances (learn_sigma) and positions."""
+    """Return random weights named as in facebookresearch/DiT, with variances (learn_sigma) and positions."""
     generator = torch.Generator().manual_seed(side)
     linears = {
         "t_embedder.mlp.0": (WIDTH, 256),
@@ -41,7 +41,7 @@ def published_state(side: int, channels: int = 4) -> dict[str, torch.Tensor]:
 
 
 def to_diffusers(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The original's names -> diffusers', which holds a copy of both embedders in every block."""
+    """Rename the original's weights for diffusers, which has a copy of both embedders in every block."""
     renamed = {"x_embedder.proj": "pos_embed.proj", "final_layer.linear": "proj_out_2"}
     renamed["final_layer.adaLN_modulation.1"] = "proj_out_1"
     result = {}
@@ -80,7 +80,7 @@ def diffusers_model(state: dict[str, torch.Tensor], side: int) -> DiTTransformer
     ).eval()
     missing, unexpected = theirs.load_state_dict(to_diffusers(state), strict=False)
     assert not unexpected
-    assert set(missing) <= {"pos_embed.pos_embed"}  # fixed, so not every version stores it
+    assert set(missing) <= {"pos_embed.pos_embed"}  # constant, so some versions do not store it
     for block in theirs.transformer_blocks:
         # diffusers spaces the timestep frequencies by 1 / (half - 1) where the original has 1 / half
         block.norm1.emb.time_proj.downscale_freq_shift = 0
@@ -89,13 +89,14 @@ def diffusers_model(state: dict[str, torch.Tensor], side: int) -> DiTTransformer
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["weights", "checkpoint"])
 @pytest.mark.parametrize("side", [8, 16])
-def test_a_published_checkpoint_gives_what_diffusers_dit_does(side, wrapped, tmp_path):
-    """Its noise; the variances, the last channels, are left out. Training checkpoints give their EMA."""
+def test_published_checkpoints_give_the_outputs_of_diffusers_dit(side, wrapped, tmp_path):
+    """Compare the predicted noise; the last channels are variances. Training checkpoints load their EMA."""
     state = published_state(side)
     path = tmp_path / "DiT-XL-2-512x512.pt"
-    torch.save({"model": {}, "ema": state, "args": PosedAsSettings()} if wrapped else state, path)
+    torch.save({"model": {}, "ema": state, "args": MaliciousArguments()} if wrapped else state, path)
     ours = DiT.from_pretrained(path)
     assert (ours.config.position_frame, ours.config.num_heads, ours.config.ratios) == (side, HEADS, (8,))
+    assert DiT.from_pretrained(path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
     torch.manual_seed(1)
     latents = torch.randn(3, 4, 2 * side, 2 * side)
@@ -104,28 +105,28 @@ def test_a_published_checkpoint_gives_what_diffusers_dit_does(side, wrapped, tmp
     with torch.no_grad():
         theirs = diffusers_model(state, side)
         expected = theirs(latents, timestep=timesteps, class_labels=labels).sample[:, :4]
-        got = torch.stack(packed.replace(tokens=ours(packed, timesteps, labels)).to_latents())
+        got = torch.stack(packed.replace(tokens=ours(packed, timesteps, labels).sample).to_latents())
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-class PosedAsSettings:
-    """Stands for the arguments that a training checkpoint holds: code that a reader might run."""
+class MaliciousArguments:
+    """Stand-in for the pickled arguments of a training checkpoint: code that a reader could execute."""
 
     def __reduce__(self):
         return exec, ("raise SystemExit('a checkpoint ran its code')",)
 
 
-def test_other_files_and_other_positions_are_refused(tmp_path):
+def test_other_files_and_positions_are_rejected(tmp_path):
     path = tmp_path / "model.pt"
     with pytest.raises(UserError, match="no such file"):
         DiT.from_pretrained(path)
     torch.save({"weight": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="no DiT of facebookresearch/DiT"):
+    with pytest.raises(UserError, match="expected a DiT checkpoint of facebookresearch/DiT"):
         DiT.from_pretrained(path)
     path.write_bytes(pickle.dumps("text"))
     with pytest.raises(UserError, match=r"model\.pt: "):
         DiT.from_pretrained(path)
     state = published_state(8)
     torch.save(state | {"pos_embed": state["pos_embed"].flip(1)}, path)
-    with pytest.raises(UserError, match=r"positions \(pos_embed\) are not the original's"):
+    with pytest.raises(UserError, match="expected the pos_embed of facebookresearch/DiT"):
         DiT.from_pretrained(path)

@@ -1,4 +1,4 @@
-"""Sampling: an image is its request's alone, and the solvers are diffusers' own."""
+"""Sampling: images depend only on their own request, and steps equal those of diffusers' schedulers."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_sampling_equals_a_plain_loop_over_one_image(tiny_dit, sampler, guidance
         for t in solver.timesteps:
             packed = PackedSequence.from_latents([x], [request.ratio])
             labelled, null = (
-                tiny_dit(packed, t.expand(1), torch.tensor([label])) for label in (request.label, 10)
+                tiny_dit(packed, t.expand(1), torch.tensor([label])).sample for label in (request.label, 10)
             )
             noise = null + guidance * (labelled - null)
             tokens = solver.step(noise, t, packed.tokens, generator=generator).prev_sample
@@ -56,11 +56,11 @@ def test_sampling_equals_a_plain_loop_over_one_image(tiny_dit, sampler, guidance
     ("sampler", "steps"),
     [("ddpm", 25), ("ddpm", 1000), ("ddim", 25), ("ddim", 1000), ("dpm++", 25), ("dpm++", 250)],
 )
-def test_every_solver_recovers_a_distribution_whose_noise_is_known(sampler, steps):
-    """Where all data is one latent, the exact noise is known, and every solver must arrive at it.
+def test_solvers_recover_a_distribution_with_known_noise(sampler, steps):
+    """If all data is one latent, the exact noise is known, and every solver must converge to that latent.
 
-    The estimate is off by a little, as a trained model's: over the nearly signal-free end of the schedule
-    this is magnified thousandfold unless the solver is kept from it.
+    The prediction has a small error, like a trained model's. The nearly signal-free end of the schedule would
+    magnify it a thousandfold.
     """
     target = 0.7
     schedule = paper_schedule()
@@ -69,35 +69,35 @@ def test_every_solver_recovers_a_distribution_whose_noise_is_known(sampler, step
         config = type("config", (), {"patch_size": 2, "in_channels": 4, "num_classes": 10})
         device = torch.device("cpu")
 
-        def forward(self, packed):
+        def forward(self, packed, text, return_dict):
             alpha_bar = schedule.alphas_cumprod[packed.timestep][packed.sequence_index(), None]
             exact = (packed.tokens - alpha_bar.sqrt() * target) / (1 - alpha_bar).sqrt()
-            return exact + 0.01 * torch.sin(31 * packed.tokens)
+            return (exact + 0.01 * torch.sin(31 * packed.tokens),)
 
     for latent in sample(Oracle().eval(), REQUESTS, schedule, sampler=sampler, steps=steps):
         torch.testing.assert_close(latent, torch.full_like(latent, target), atol=0.03, rtol=0)
 
 
-def test_progress_is_told_once_a_step(tiny_dit):
+def test_on_step_is_called_once_per_step(tiny_dit):
     ticks = []
     sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=5, on_step=lambda: ticks.append(1))
     assert len(ticks) == 5
 
 
-def test_what_cannot_be_sampled_is_refused(tiny_dit):
-    with pytest.raises(UserError, match="scheduler 'euler': expected 'ddpm', 'ddim' or 'dpm\\+\\+'"):
+def test_invalid_requests_are_rejected(tiny_dit):
+    with pytest.raises(UserError, match="scheduler: expected 'ddpm', 'ddim' or 'dpm\\+\\+', got 'euler'"):
         sample(tiny_dit, REQUESTS, paper_schedule(), sampler="euler")
-    with pytest.raises(UserError, match=r"1001 steps: expected 1 \.\. 1000"):
+    with pytest.raises(UserError, match=r"steps: expected 1 \.\. 1000, got 1001"):
         sample(tiny_dit, REQUESTS, paper_schedule(), steps=1001)
-    with pytest.raises(UserError, match="cannot take 1000 different steps"):
+    with pytest.raises(UserError, match="fewer than 1000 distinct timesteps"):
         sample(tiny_dit, REQUESTS, paper_schedule(), sampler="dpm++", steps=1000)
-    with pytest.raises(UserError, match="no request"):
+    with pytest.raises(UserError, match="requests: expected at least one"):
         sample(tiny_dit, [], paper_schedule())
     with pytest.raises(UserError, match="training mode"):
         sample(tiny_dit.train(), REQUESTS, paper_schedule())
 
 
-def test_a_flow_is_drawn_by_eulers_steps_and_by_nothing_else(tiny_dit):
+def test_a_flow_is_sampled_with_euler_steps_only(tiny_dit):
     """Against the steps by hand: z - (sigma - next sigma) * predicted (noise - latent)."""
     schedule, request = make_schedule("flow"), REQUESTS[0]
     (got,) = sample(tiny_dit, [request], schedule, sampler="euler", steps=5, guidance=1.0)
@@ -111,19 +111,19 @@ def test_a_flow_is_drawn_by_eulers_steps_and_by_nothing_else(tiny_dit):
     solver.set_timesteps(5)
     for t, sigma, following in zip(solver.timesteps, solver.sigmas, solver.sigmas[1:], strict=False):
         with torch.no_grad():
-            velocity = tiny_dit(packed.replace(timestep=t[None]))
+            velocity = tiny_dit(packed.replace(timestep=t[None])).sample
         packed = packed.replace(tokens=packed.tokens + (following - sigma) * velocity)
     torch.testing.assert_close(got, packed.to_latents()[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="trained as a flow, which 'euler' solves"):
+    with pytest.raises(UserError, match="expected 'euler', because this model was trained as a flow"):
         sample(tiny_dit, [request], schedule, sampler="ddim")
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
-def test_a_saved_schedule_is_loaded_as_what_it_was(tmp_path, prediction):
+def test_saved_schedules_load_with_their_class_and_prediction(tmp_path, prediction):
     schedule = make_schedule(prediction)
     schedule.save_pretrained(tmp_path)
     loaded = load_schedule(tmp_path)
     assert type(loaded) is type(schedule)
     assert loaded.config.get("prediction_type") == schedule.config.get("prediction_type")
-    with pytest.raises(UserError, match="no schedule of a generator"):
+    with pytest.raises(UserError, match="not the config of a DDPMScheduler"):
         load_schedule(tmp_path / "nowhere")

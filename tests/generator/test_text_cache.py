@@ -1,4 +1,4 @@
-"""Cached states of texts are those of a fresh encoder to the bit, within a bounded memory."""
+"""`TextCache` returns bit-identical states to a fresh encoder, within its memory limit."""
 
 import pytest
 import torch
@@ -16,13 +16,13 @@ def encoder(tmp_path_factory):
 
 
 class Counting:
-    """A text encoder that keeps what it was asked to encode."""
+    """Text encoder that records its inputs."""
 
     def __init__(self, encoder):
-        self.encoder, self.model, self.asked = encoder, encoder.model, []
+        self.encoder, self.model, self.encoded = encoder, encoder.model, []
 
     def __call__(self, texts):
-        self.asked += texts
+        self.encoded += texts
         return self.encoder(texts)
 
 
@@ -31,7 +31,7 @@ def alone(encoder, texts):
 
 
 @pytest.mark.parametrize("max_bytes", [1 << 20, 500, 0])
-def test_states_are_those_of_each_text_alone_whatever_came_before(encoder, max_bytes):
+def test_states_equal_those_of_each_text_encoded_alone(encoder, max_bytes):
     cache = TextCache(encoder, max_bytes)
     for texts in (TEXTS, TEXTS[::-1], TEXTS[3:], ["sky"], TEXTS):
         packed = cache(texts)
@@ -40,7 +40,7 @@ def test_states_are_those_of_each_text_alone_whatever_came_before(encoder, max_b
         assert torch.equal(packed.tokens, torch.cat(expected))
         assert packed.max_seqlen == max(map(len, expected))
         assert cache.bytes <= max_bytes
-    # A batch changes no more than rounding.
+    # Encoding in a batch differs only by rounding.
     torch.testing.assert_close(packed.tokens, encoder(TEXTS).tokens)
 
 
@@ -49,20 +49,20 @@ def test_each_distinct_text_is_encoded_once(encoder):
     cache = TextCache(counting, 1 << 20)
     for _ in range(3):
         cache(TEXTS)
-    assert counting.asked == list(dict.fromkeys(TEXTS))
+    assert counting.encoded == list(dict.fromkeys(TEXTS))
     assert cache.bytes == sum(states.nbytes for states in alone(encoder, dict.fromkeys(TEXTS)))
 
 
-def test_the_texts_used_longest_ago_are_dropped(encoder):
+def test_least_recently_used_texts_are_dropped(encoder):
     counting = Counting(encoder)
     sizes = [states.nbytes for states in alone(encoder, ["sky", "page", "house"])]
     cache = TextCache(counting, sizes[0] + sizes[1])
     for text in ("sky", "page", "sky", "house", "sky", "page"):
         cache([text])
-    assert counting.asked == ["sky", "page", "house", "page"]
+    assert counting.encoded == ["sky", "page", "house", "page"]
 
 
-def test_the_size_of_all_states_is_estimated_by_their_tokens(encoder):
+def test_size_estimate_is_proportional_to_the_number_of_tokens(encoder):
     lengths = [len(states) for states in alone(encoder, TEXTS)]
     assert encoder.count_tokens(TEXTS) == lengths
     assert estimate_bytes(encoder, len(TEXTS), TEXTS) == sum(lengths) * WIDTH * 4

@@ -1,4 +1,4 @@
-"""The text encoder says of each text what its model says of it alone, and PackedText checks its fields."""
+"""`TextEncoder` returns the states of each text encoded alone, and `PackedText` validates its fields."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ MODELS = {
 
 @pytest.fixture(params=MODELS)
 def folder(request, tmp_path):
-    """A model with random weights, and a tokenizer that puts its marks around a text's words."""
+    """Save a model with random weights and a word tokenizer that adds [CLS] and [SEP]."""
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -52,10 +52,15 @@ def folder(request, tmp_path):
     return tmp_path
 
 
-def test_each_text_is_what_the_model_says_of_it_alone(folder):
+def test_states_equal_those_of_each_text_encoded_alone(folder):
     encoder = TextEncoder(folder)
     packed = encoder(TEXTS)
-    assert packed.cu_seqlens.diff().tolist() == [8, 3, 0, 5]  # two marks each, and nothing for no text
+    assert packed.cu_seqlens.diff().tolist() == [
+        8,
+        3,
+        0,
+        5,
+    ]  # two special tokens each; none for the empty text
     assert (packed.max_seqlen, encoder.dim) == (8, 32)
     model = AutoModel.from_pretrained(folder).eval()
     model = {"t5": lambda: model.encoder, "clip": lambda: model.text_model}.get(
@@ -68,15 +73,15 @@ def test_each_text_is_what_the_model_says_of_it_alone(folder):
     assert not packed.tokens.requires_grad
 
 
-def test_long_texts_are_cut_and_unknown_folders_refused(folder):
+def test_long_texts_are_truncated_and_unknown_folders_rejected(folder):
     assert TextEncoder(folder, max_tokens=5)(TEXTS).cu_seqlens.diff().tolist() == [5, 3, 0, 5]
-    with pytest.raises(UserError, match="no texts"):
+    with pytest.raises(UserError, match="texts: expected at least one"):
         TextEncoder(folder)([])
     with pytest.raises(UserError, match="text encoder"):
         TextEncoder(folder / "nothing")
 
 
-def test_the_fingerprint_changes_with_any_weight_and_with_nothing_else(folder):
+def test_fingerprint_changes_with_any_weight_but_not_with_dtype(folder):
     encoder = TextEncoder(folder)
     own = encoder.fingerprint()
     assert len(own) == 16
@@ -91,7 +96,7 @@ def test_the_fingerprint_changes_with_any_weight_and_with_nothing_else(folder):
     assert len(seen) == 1 + len(list(encoder.model.parameters()))
 
 
-def test_texts_split_and_concatenate_without_a_change():
+def test_split_and_concat_of_texts_are_inverse():
     texts = [torch.randn(n, 3) for n in (4, 0, 2)]
     packed = PackedText.of(texts)
     assert all(map(torch.equal, (part.tokens for part in packed.split()), texts))
@@ -105,20 +110,20 @@ def test_texts_split_and_concatenate_without_a_change():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"tokens": torch.zeros(3)}, r"tokens: expected \(L, text_dim\)"),
         ({"tokens": torch.zeros(3, 2, dtype=torch.int64)}, "of a float dtype"),
         ({"cu_seqlens": torch.tensor([0, 1, 3])}, r"\(S \+ 1,\) int32"),
         ({"cu_seqlens": torch.tensor([0], dtype=torch.int32)}, "S >= 1"),
-        ({"cu_seqlens": torch.tensor([0, 1, 2], dtype=torch.int32)}, "rise from 0 to the 3 tokens"),
-        ({"cu_seqlens": torch.tensor([0, 4, 3], dtype=torch.int32)}, "rise from 0 to the 3 tokens"),
-        ({"max_seqlen": 3}, "the longest text has 2 tokens, not 3"),
+        ({"cu_seqlens": torch.tensor([0, 1, 2], dtype=torch.int32)}, "increase from 0 to the 3 tokens"),
+        ({"cu_seqlens": torch.tensor([0, 4, 3], dtype=torch.int32)}, "increase from 0 to the 3 tokens"),
+        ({"max_seqlen": 3}, "max_seqlen: expected 2, the longest text, got 3"),
     ],
 )
-def test_fields_that_do_not_fit_are_refused(change, said):
+def test_inconsistent_fields_are_rejected(change, message):
     fields = {"tokens": torch.zeros(3, 2), "cu_seqlens": torch.tensor([0, 1, 3], dtype=torch.int32)}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         PackedText(**{**fields, "max_seqlen": 2, **change})
-    with pytest.raises(UserError, match="of one width"):
+    with pytest.raises(UserError, match="all of the same width"):
         PackedText.of([torch.zeros(1, 2), torch.zeros(1, 3)])

@@ -1,4 +1,4 @@
-"""TokenBudgetPacker: full batches of equal cost, nothing lost, nothing starved, the same every time."""
+"""TokenBudgetPacker: full batches of equal cost, lossless, without starvation, and deterministic."""
 
 import json
 import random
@@ -22,7 +22,7 @@ CORES = [
     pytest.param(packer.BestFitPacker, id="native", marks=native_only),
 ]
 MIXES = {**mixes.MIXES, "uniform": mixes.UNIFORM}
-"""Lengths and their shares: the paper's, and one of many lengths."""
+"""Lengths and their shares: the paper's mixes, and a uniform one."""
 
 
 @pytest.fixture(params=CORES)
@@ -39,7 +39,7 @@ def mixed_lengths(mix: Mapping[int, float], count: int, seed: int = 0) -> list[i
 
 
 def steps_of(budget, items):
-    """Steps of a packer over (item, length), the last of them flushed."""
+    """Yield the steps of a packer over (item, length), flushing at the end."""
     for item, length in items:
         budget.add(item, length)
         while (batches := budget.next()) is not None:
@@ -50,7 +50,7 @@ def steps_of(budget, items):
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("seed", range(4))
-def test_every_item_comes_out_once_whole_and_within_budget(core, seed, ranks):
+def test_every_item_is_packed_once_within_the_budget(core, seed, ranks):
     rng = random.Random(seed)
     by_item = dict(stream([rng.randint(1, 100) for _ in range(300)]))
     budget = TokenBudgetPacker(100, max_sequences=7, window=32, ranks=ranks)
@@ -61,21 +61,21 @@ def test_every_item_comes_out_once_whole_and_within_budget(core, seed, ranks):
     assert sorted(item for batch in batches for item in batch) == sorted(by_item)
 
 
-def test_a_batch_by_hand(core):
-    """Arrival order while it fits (5, 2), then the largest that still fits (3, not 1), the older 3."""
+def test_worked_example_of_one_batch(core):
+    """Arrival order while it fits (5, 2), then the longest that still fits (3, not 1): the older 3."""
     budget = TokenBudgetPacker(10, window=6)
     for item, length in zip("abcdef", [5, 2, 6, 1, 3, 3], strict=True):
         budget.add(item, length)
     assert budget.next() == [["a", "b", "e"]]
-    assert budget.next() is None  # three pending, a window of six
+    assert budget.next() is None  # three pending, but the window is six
     assert budget.missing == 3
     assert budget.next(flush=True) == [["c", "d", "f"]]
     assert budget.next(flush=True) is None
 
 
-def test_a_step_of_two_ranks_by_hand(core):
-    """Two budgets of 10 hold a to e. The oldest (2) is placed first, then 6, 4, 4, 3 where squares are least:
-    6 on rank 1 (0 < 4); 4 and 4 on rank 0 (4 and 20 < 36), which is full; 3 on rank 1, which best fit fills.
+def test_worked_example_of_two_ranks(core):
+    """Two budgets of 10 fit a to e. The oldest (2) is placed first, then 6, 4, 4, 3 by the smallest squares:
+    6 on rank 1 (0 < 4); 4 and 4 on rank 0 (4 and 20 < 36), now full; 3 on rank 1, then filled by best fit.
     """
     budget = TokenBudgetPacker(10, window=4, ranks=2)
     for item, length in zip("abcdefgh", [2, 4, 4, 6, 3, 5, 2, 1], strict=True):
@@ -83,8 +83,8 @@ def test_a_step_of_two_ranks_by_hand(core):
     assert budget.next() == [["a", "b", "c"], ["d", "e", "h"]]
 
 
-def test_nothing_past_the_window_is_looked_at(core):
-    """Behind a window of 3 lies the item that would fit best: it must wait."""
+def test_items_beyond_the_window_are_not_considered(core):
+    """The item that would fit best is beyond the window of 3."""
     budget = TokenBudgetPacker(10, window=3)
     for item, length in zip("abcd", [7, 8, 2, 3], strict=True):
         budget.add(item, length)
@@ -92,8 +92,8 @@ def test_nothing_past_the_window_is_looked_at(core):
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_nobody_waits_longer_than_the_window(core, ranks):
-    """Each step takes the oldest, so an item leaves within as many steps as items are before it."""
+def test_waiting_time_is_bounded_by_the_window(core, ranks):
+    """Each step includes the oldest item, so an item waits at most one step per older item."""
     rng = random.Random(ranks)
     budget = TokenBudgetPacker(64, window=16, ranks=ranks)
     arrived, steps = {}, 0
@@ -102,10 +102,10 @@ def test_nobody_waits_longer_than_the_window(core, ranks):
         arrived[item] = steps
         while (batches := budget.next()) is not None:
             steps += 1
-            assert all(batches)  # no rank is left without work
+            assert all(batches)  # every rank gets a batch
             assert batches[0][0] == min(arrived)
-            for done in (item for batch in batches for item in batch):
-                assert steps - arrived.pop(done) <= 16 * ranks
+            for packed in (item for batch in batches for item in batch):
+                assert steps - arrived.pop(packed) <= 16 * ranks
 
 
 @native_only
@@ -130,7 +130,7 @@ def test_native_and_reference_pack_the_same_batches(data):
         ]
         native.extend(lengths)
         reference.extend(lengths)
-        if rng.random() < 0.05:  # swap the states: each goes on with the other's
+        if rng.random() < 0.05:  # swap the states
             saved = native.state()
             native.restore(reference.state())
             reference.restore(saved)
@@ -142,33 +142,35 @@ def test_native_and_reference_pack_the_same_batches(data):
 
 @native_only
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_a_plan_of_many_lengths_is_packing_them_step_by_step(ranks):
+def test_a_plan_equals_packing_step_by_step(ranks):
     lengths = mixed_lengths(MIXES["uniform"], 2000)
     core = packer.BestFitPacker(4096, 4096, 50 * ranks, ranks)
     core.extend([5])
     ids, offsets = core.plan(np.array(lengths))
-    assert core.pending() == [(0, 5)]  # it plans beside what is pending
+    assert core.pending() == [(0, 5)]  # planning leaves pending sequences unchanged
     planned = [ids[begin:end].tolist() for begin, end in pairwise(offsets)]
     budget = TokenBudgetPacker(4096, window=50, ranks=ranks)
     assert planned == [batch for step in steps_of(budget, enumerate(lengths)) for batch in step]
 
 
 @pytest.mark.parametrize("ranks", [1, 8])
-@pytest.mark.parametrize(("mix", "least"), [("252", 0.99), ("216", 0.99), ("197", 0.99), ("uniform", 0.97)])
-def test_batches_of_the_paper_are_full(core, mix, least, ranks):
+@pytest.mark.parametrize(
+    ("mix", "min_fill"), [("252", 0.99), ("216", 0.99), ("197", 0.99), ("uniform", 0.97)]
+)
+def test_batches_of_the_paper_mixes_are_full(core, mix, min_fill, ranks):
     lengths = mixed_lengths(MIXES[mix], 20_000)
     budget = TokenBudgetPacker(16_384, ranks=ranks)
     steps = list(steps_of(budget, enumerate(lengths)))
     assert sum(len(batch) for step in steps for batch in step) == budget.statistics.sequences == 20_000
     assert budget.statistics.tokens == sum(lengths)
-    whole = [batch for step in steps[:-1] for batch in step]  # the last step is what was left
-    assert sum(lengths[i] for batch in whole for i in batch) >= least * 16_384 * len(whole)
+    complete = [batch for step in steps[:-1] for batch in step]  # the last step is the remainder
+    assert sum(lengths[i] for batch in complete for i in batch) >= min_fill * 16_384 * len(complete)
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_ranks_pay_alike_for_attention(core, mix):
-    """Sums of squared lengths differ over the ranks of a step at most a fifth as much as those of batches
-    packed one by one, and the dearest rank is less than 3 % over the mean."""
+def test_attention_cost_is_balanced_over_ranks(core, mix):
+    """The spread of sums of squared lengths is less than a fifth of that of batches packed one by one, and
+    the most expensive rank is less than 3 % above the mean."""
     ranks, lengths = 8, mixed_lengths(MIXES[mix], 10_000)
 
     def squares(batches):
@@ -182,16 +184,16 @@ def test_ranks_pay_alike_for_attention(core, mix):
     ]
     alone = squares(TokenBudgetPacker(16_384).pack(enumerate(lengths)))
     dealt = [alone[i : i + ranks] for i in range(0, len(alone) - ranks, ranks)]
-    whole = balanced[:-2]  # the last is what was left, and the one before may lack fitting lengths
-    assert spread(whole) < spread(dealt) / 5
-    assert statistics.mean(max(step) / statistics.mean(step) for step in whole) < 1.03
+    complete = balanced[:-2]  # the last is the remainder, and the one before may lack fitting lengths
+    assert spread(complete) < spread(dealt) / 5
+    assert statistics.mean(max(step) / statistics.mean(step) for step in complete) < 1.03
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_a_run_that_was_cut_goes_on_with_the_same_batches(core, ranks):
+def test_a_resumed_packer_gives_the_same_batches(core, ranks):
     lengths = mixed_lengths({64: 4, 16: 48, 4: 48}, 500)
-    whole = TokenBudgetPacker(256, window=64, ranks=ranks)
-    expected = list(whole.pack(stream(lengths)))
+    uninterrupted = TokenBudgetPacker(256, window=64, ranks=ranks)
+    expected = list(uninterrupted.pack(stream(lengths)))
 
     source = stream(lengths)
     first = TokenBudgetPacker(256, window=64, ranks=ranks)
@@ -203,10 +205,10 @@ def test_a_run_that_was_cut_goes_on_with_the_same_batches(core, ranks):
     assert len(second) == len(first)
     got += second.pack(source)
     assert got == expected
-    assert second.statistics == whole.statistics
+    assert second.statistics == uninterrupted.statistics
 
 
-def test_another_number_of_ranks_goes_on_with_what_is_pending(core):
+def test_state_loads_with_another_number_of_ranks(core):
     many, few = TokenBudgetPacker(100, window=8, ranks=4), TokenBudgetPacker(100, window=8, ranks=1)
     items = list(range(40))
     many.extend(items, [30] * 40)
@@ -215,7 +217,7 @@ def test_another_number_of_ranks_goes_on_with_what_is_pending(core):
     assert sorted(taken + [item for batch in few.pack([]) for item in batch]) == items
 
 
-def test_what_cannot_be_packed_is_refused(core):
+def test_invalid_lengths_and_settings_are_rejected(core):
     budget = TokenBudgetPacker(100)
     for length in (0, 101):
         with pytest.raises(UserError, match=rf"photo\.jpg: a sequence of {length} tokens does not fit"):
@@ -231,5 +233,5 @@ def test_what_cannot_be_packed_is_refused(core):
     ):
         with pytest.raises(UserError, match="at least 1 is needed"):
             TokenBudgetPacker(**arguments)
-    with pytest.raises(UserError, match="the saved state is of"):
+    with pytest.raises(UserError, match="expected a state saved with"):
         TokenBudgetPacker(99).load_state_dict(budget.state_dict())

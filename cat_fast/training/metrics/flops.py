@@ -119,4 +119,4 @@ def predict_on_meta(model: DiT, length: int, text_length: int = 0) -> torch.Tens
         tokens = torch.empty(text_length, config.text_dim, device=META)
         text = PackedText(tokens=tokens, cu_seqlens=packed.cu_seqlens, max_seqlen=text_length)
     one = torch.empty(1, dtype=torch.int64, device=META)
-    return model(packed, one, one, text)
+    return model(packed, one, one, text, return_dict=False)[0]

@@ -177,7 +177,7 @@ def test_a_generator_of_another_tokenizer_is_refused(parts, pipeline, tmp_path):
         ({"prompts": [3]}, r"class 3: expected 0 \.\. 2"),
         ({"prompts": ["village street"], "ratio": 4}, "ratio 4: expected 'auto' or one of 8, 16, 32"),
         ({"prompts": ["village street"], "ratio": 32, "size": 96}, "multiple of 64"),
-        ({"prompts": ["village street"], "scheduler": "euler"}, "scheduler 'euler'"),
+        ({"prompts": ["village street"], "scheduler": "euler"}, "got 'euler'"),
         ({"prompts": ["a cat asleep"]}, "none of the 3 classes; .* trained without text"),
         ({"prompts": [Description("a cat asleep")]}, "'a cat asleep' is none of the 3 classes"),
         ({"prompts": [1, 0], "ratio": 8, "max_tokens": 31}, "image 0 at 8x has 16 tokens, 32 with"),

@@ -125,7 +125,7 @@ class PlainGenerator:
         packed = part.packed
         of_token = part.timesteps[packed.sequence_index()]
         noisy = self.schedule.add_noise(packed.tokens, part.noise, of_token)
-        predicted = self.model(packed.replace(tokens=noisy), part.timesteps, part.labels)
+        predicted = self.model(packed.replace(tokens=noisy), part.timesteps, part.labels).sample
         errors = (predicted - part.noise).square().mean(1)
         if self.case.weighting == "token":
             return errors.mean()

@@ -90,5 +90,5 @@ def test_with_the_same_number_of_ranks_batches_are_those_of_a_run_without_a_brea
 def test_a_run_with_another_budget_does_not_go_on():
     (stream,) = start(1)
     other = PackedStream(LENGTHS, 97, 6, SEED, Ranks())
-    with pytest.raises(UserError, match="the saved state is of"):
+    with pytest.raises(UserError, match="expected a state saved with"):
         other.load_state_dict(stream.state_dict())

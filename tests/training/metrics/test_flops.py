@@ -115,7 +115,7 @@ def test_the_transformers_flops_are_those_of_training_it(sides, monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
     batch = packed(sides)
     model = DiT(**DIT)
-    expected = counted(lambda: model(batch, torch.zeros(len(sides), dtype=torch.long)))
+    expected = counted(lambda: model(batch, torch.zeros(len(sides), dtype=torch.long)).sample)
     assert GeneratorFlops(DIT).of(batch.cu_seqlens.diff().tolist()) == expected
 
 
@@ -124,7 +124,7 @@ def test_with_text_the_texts_count_too(monkeypatch):
     arguments = DIT | {"text_dim": 6, "shared_adaln": True, "swiglu": True, "rope": True, "qk_norm": True}
     batch, model = packed([4, 16, 8]), DiT(**arguments)
     text = PackedText.of([torch.zeros(length, 6) for length in (3, 0, 7)])
-    expected = counted(lambda: model(batch, torch.zeros(3, dtype=torch.long), text=text))
+    expected = counted(lambda: model(batch, torch.zeros(3, dtype=torch.long), text=text).sample)
     counts = GeneratorFlops(arguments)
     assert counts.of(batch.cu_seqlens.diff().tolist(), [3, 0, 7]) == expected
     assert counts.of([4]) < counts.of([4], [3])
