@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from cat_fast.errors import UserError, one_line
 
@@ -27,6 +27,9 @@ MAX_PIXELS = 178_956_970
 
 # An explicit list keeps user files away from other plug-ins (EPS runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+# Pillow allows 1 MB per compressed text or colour profile of a PNG: too little for editing histories, prompts
+# and printer profiles. Its limit of 64 MB for all of them still applies.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 _SRGB = ImageCms.createProfile("sRGB")
 _WHITE = (255, 255, 255, 255)
 

@@ -256,11 +256,32 @@ class TestRefusals:
         assert load_image(tmp_path / "a.png", max_pixels=600).size == (30, 20)
         self.refused(tmp_path / "a.png", "30 x 20 pixels is more than the limit", max_pixels=599)
 
-    def test_text_chunk_bomb(self, tmp_path):
+    def test_text_chunk_bomb(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1000)
         info = PngImagePlugin.PngInfo()
         info.add_text("comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 10), zip=True)
         quadrants().save(tmp_path / "a.png", pnginfo=info)
         self.refused(tmp_path / "a.png", "damaged")
+
+
+class TestLongMetadata:
+    """Metadata of more than 1 MB; it compresses well, as editing histories do."""
+
+    @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "tEXt"])
+    def test_text_of_a_png(self, tmp_path, kind):
+        info = PngImagePlugin.PngInfo()
+        if kind == "iTXt":
+            info.add_itxt("XML:com.adobe.xmp", "x" * 3_000_000, zip=True)
+        else:
+            info.add_text("prompt", "x" * 3_000_000, zip=kind == "zTXt")
+        quadrants().save(tmp_path / "a.png", pnginfo=info)
+        assert_close(load_image(tmp_path / "a.png"), quadrants(), 0)
+
+    def test_profile_of_a_png(self, tmp_path):
+        wide = ImageCms.ImageCmsProfile(io.BytesIO(swapped_primaries())).tobytes()
+        quadrants().save(tmp_path / "small.png", icc_profile=wide)
+        quadrants().save(tmp_path / "large.png", icc_profile=wide + bytes(2_000_000))
+        assert_close(load_image(tmp_path / "large.png"), load_image(tmp_path / "small.png"), 0)
 
 
 class TestResize:
