@@ -3,7 +3,7 @@
 The `extent` of a set grows with its number of images, which the names of its shards do not determine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -97,9 +97,9 @@ class RecordShards:
 class FolderShards:
     """`ShardSet` of the images in a folder and its subfolders.
 
-    Images have no labels, unless `described`: then the subfolder is the class, and a text file next to the
-    image contains the caption (`caption_beside`). Relative paths are held in memory, about a hundred bytes
-    per image.
+    Images have no labels, unless `described`: then the subfolder is the class, except for the numbered ones
+    of img2dataset, and a text file next to the image contains the caption (`caption_beside`). Relative paths
+    are held in memory, about a hundred bytes per image.
     """
 
     def __init__(self, folder: str | Path, described: bool = False) -> None:
@@ -110,6 +110,7 @@ class FolderShards:
         self.extent = len(self.files)
         self.names = self.files[::FILES_A_SHARD]
         self.fingerprint = fingerprint_of(self.names)
+        self._not_classes = _download_folders(self.folder, self.files) if described else set()
 
     def open(self, index: int) -> "ListedShard":
         entries = [self._entry(n, name) for n, name in enumerate(self._run(index))]
@@ -119,16 +120,20 @@ class FolderShards:
         """Return the classes if `described`; captions are left out, since reading them opens every file."""
         if not self.described:
             return None
-        return [Labels(category=_first_folder(name)) for name in self._run(index)]
+        return [Labels(category=self._category(name)) for name in self._run(index)]
 
     def _run(self, index: int) -> list[str]:
         return self.files[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
+
+    def _category(self, name: str) -> str:
+        first, inside, _ = name.partition("/")
+        return first if inside and first not in self._not_classes else ""
 
     def _entry(self, number: int, name: str) -> Entry:
         path, labels = self.folder / name, Labels()
         if self.described:
             try:
-                labels = Labels(caption=caption_beside(path), category=_first_folder(name))
+                labels = Labels(caption=caption_beside(path), category=self._category(name))
             except UserError as error:
                 return Entry(number, name, labels, no_image, str(error))
         return Entry(number, name, labels, partial(_read, path))
@@ -153,9 +158,19 @@ def _entry_of(number: int, record: ImageRecord, ratio: int | None) -> Entry:
     return Entry(number, record.key, labels, partial(_read, record.path))
 
 
-def _first_folder(name: str) -> str:
-    folder, inside, _ = name.partition("/")
-    return folder if inside else ""
+def _download_folders(folder: Path, files: Iterable[str]) -> set[str]:
+    """Return the numbered subfolders of img2dataset, which are parts of a download and not classes.
+
+    It writes `00012/000120345.jpg` and, when a part is complete, `00012_stats.json`.
+    """
+    numbered: dict[str, bool] = {}
+    for file in files:
+        first, inside, name = file.partition("/")
+        if inside and first.isdecimal():
+            stem = name.partition(".")[0]
+            fits = len(first) >= 5 and stem.isdecimal() and stem.startswith(first) and len(stem) > len(first)
+            numbered[first] = numbered.get(first, True) and fits
+    return {name for name, fits in numbered.items() if fits or (folder / f"{name}_stats.json").is_file()}
 
 
 def _read(path: str | Path) -> bytes:

@@ -117,3 +117,22 @@ def test_a_described_folder_has_classes_and_captions(index):
     assert "04.txt cannot be read" in entries[4].damage
     assert [labels.category for labels in shards.labels(2)] == ["images"] * 5
     assert [entry.labels for entry in FolderShards(folder).open(0).entries(0)] == [Labels()] * 10
+
+
+@pytest.mark.parametrize(
+    ("files", "classes"),
+    [
+        (["00000/000000001.png", "00000/000000002.png", "00013/000130000.png"], ["", "", ""]),
+        (["00/a.png", "00_stats.json", "01/b.png"], ["", "01"]),
+        (["00000/000000001.png", "00000/1.png"], ["00000", "00000"]),
+        (["00000/00000_00001.png", "00001/00001_00001.png"], ["00000", "00001"]),
+        (["0/00001.png", "1/10001.png", "cat/00000/000000001.png"], ["0", "1", "cat"]),
+    ],
+)
+def test_numbered_folders_of_img2dataset_are_not_classes(tmp_path, files, classes):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(image(0))
+    shards = FolderShards(tmp_path, described=True)
+    assert [entry.labels.category for entry in shards.open(0).entries(0)] == classes
+    assert [labels.category for labels in shards.labels(0)] == classes
