@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from cat_fast.data.text_files import text_lines
 from cat_fast.errors import UserError
 
 
@@ -28,12 +29,7 @@ def parse_labels(given: Sequence[str], known: Sequence[str], option: str) -> lis
 
 def read_classes(path: Path) -> list[str]:
     """Names of classes, one a line; UserError where there are none, or one comes twice."""
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); expected a name of a class on each line"
-        ) from error
+    names = [line for _, line in text_lines(path)]
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: expected names of classes, one a line and each once")
     return names

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cat_fast.data.text_files import valid_text
 from cat_fast.errors import UserError
 
 
@@ -14,7 +15,8 @@ class Description:
     """
 
     caption: str
-    """What is in the image, in any number of sentences; a user's prompt in text-to-image generation."""
+    """What is in the image, in any number of sentences; a user's prompt in text-to-image generation. Lone
+    surrogates, which files and models cannot hold, are replaced (`valid_text`)."""
     has_text: bool = False
     """Is there text or a number in the image?"""
     has_faces: bool = False
@@ -28,6 +30,7 @@ class Description:
         for flag in ("has_text", "has_faces"):
             if not isinstance(getattr(self, flag), bool):
                 raise UserError(f"{flag} must be true or false, got {getattr(self, flag)!r}")
+        object.__setattr__(self, "caption", valid_text(self.caption))
 
     @classmethod
     def from_label(cls, label: str, has_text: bool = False, has_faces: bool = False) -> "Description":

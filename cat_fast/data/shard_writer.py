@@ -110,7 +110,7 @@ def _write(path: Path, records: list[ImageRecord]) -> list[str]:
                 continue
             names.add(name)
             row = {field: getattr(record, field) for field in LABELS} | {"key": name}
-            own = json.dumps(row, ensure_ascii=False).encode()
+            own = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
             archive.write({"__key__": name, suffix[1:]: image, "json": own})
             rows.append(row)
     write_sidecar(path, rows)

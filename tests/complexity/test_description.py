@@ -15,6 +15,11 @@ def test_a_description_needs_a_caption(caption: object) -> None:
         Description(caption)  # type: ignore[arg-type]
 
 
+def test_lone_surrogates_of_a_caption_are_replaced() -> None:
+    assert Description("nice \ud83d").caption == "nice \ufffd"
+    assert Description("Straße 🗼").caption == "Straße 🗼"
+
+
 def test_flags_are_bools() -> None:
     with pytest.raises(UserError, match="has_faces must be true or false"):
         Description("a cat", has_faces="no")  # type: ignore[arg-type]

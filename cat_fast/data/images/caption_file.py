@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cat_fast.data.text_files import read_text
 from cat_fast.errors import UserError
 
 
@@ -12,10 +13,9 @@ def caption_beside(photo: Path) -> str:
         UserError: the file cannot be read as UTF-8.
     """
     for file in (photo.with_suffix(".txt"), photo.with_name(photo.name + ".txt")):
-        try:
-            return " ".join(file.read_text(encoding="utf-8-sig").split())
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{photo}: its caption file {file.name} cannot be read ({error})") from error
+        if file.exists():
+            try:
+                return " ".join(read_text(file).split())
+            except UserError as error:
+                raise UserError(f"{photo}: its caption file cannot be read: {error}") from error
     return ""

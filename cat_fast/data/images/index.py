@@ -28,7 +28,7 @@ def write_index(path: str | Path, records: list[ImageRecord]) -> None:
     """Write an index, atomically."""
     with atomic_write(path) as part:
         lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
-        part.write_text("".join(lines), encoding="utf-8")
+        part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def read_index(path: str | Path) -> list[ImageRecord]:

@@ -22,6 +22,7 @@ from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_
 from cat_fast.data.latents.format import SUFFIXES, LatentEntry, damage, read_json, write_shard
 from cat_fast.data.latents.inputs import mark_readable, mark_unreadable, piece_name
 from cat_fast.data.streams.formats.base import Entry, UnreadableShard
+from cat_fast.data.text_files import escape_text
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import unique_keys
 from cat_fast.inference.encoding.ratio_batches import ToEncode, encode_by_ratio
@@ -96,7 +97,7 @@ class LatentCache:
     def _write(
         self, path: Path, piece: list[Entry], last: bool, decoders: ThreadPoolExecutor, tell: Tell
     ) -> dict[str, Any]:
-        keys = unique_keys([entry.key for entry in piece])
+        keys = unique_keys([escape_text(entry.key) for entry in piece])
         entries: dict[int, LatentEntry] = {}
         latents: dict[str, torch.Tensor] = {}
         skipped: dict[int, str] = {}
@@ -130,7 +131,7 @@ class LatentCache:
             [entries[number] for number in sorted(entries)],
             self.fingerprint,
             last=last,
-            skipped=[{"key": keys[number], "why": skipped[number]} for number in sorted(skipped)],
+            skipped=[{"key": piece[number].key, "why": skipped[number]} for number in sorted(skipped)],
         )
 
     def _prepared(self, piece: list[Entry], decoders: ThreadPoolExecutor) -> "Iterator[_Prepared | str]":

@@ -145,7 +145,7 @@ def prepare(
             "resolution": settings.size,
             "class_names": classes,
             INPUT_SHARDS: len(images.names),
-            "input_digest": hashlib.sha256(names.encode()).hexdigest()[:16],
+            "input_digest": hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()[:16],
             "latents_per_shard": settings.per_shard,
             "format": settings.format,
             "ratio": settings.ratio or "auto",

@@ -131,6 +131,18 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "webdataset"])
+def test_names_with_invalid_unicode_are_escaped(tokenizer, tmp_path, kind):
+    folder = tmp_path / "in" / "caf\udce9"
+    folder.mkdir(parents=True)
+    for name in ("a\udce8.png", "a\udce9.png", "b.png"):
+        (folder / name).write_bytes(image(1, size=(80, 70)) if name[0] == "a" else b"")
+    tally = make(tokenizer, tmp_path / "in", tmp_path / "out", format=kind)
+    assert [sample["key"] for sample in tally.skipped] == ["caf\udce9/b.png"]
+    assert sorted(raw_latents(tmp_path / "out")) == [f"caf\\udce9/a\\udce{n}.png" for n in (8, 9)]
+    assert make(tokenizer, tmp_path / "in", tmp_path / "out", format=kind).encoded == 0
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "webdataset"])
 def test_every_image_is_there_once_as_the_tokenizer_sees_it(tokenizer, index, tmp_path, kind):
     out = tmp_path / "out"
     tally = make(tokenizer, index, out, format=kind)

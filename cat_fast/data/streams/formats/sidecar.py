@@ -47,9 +47,8 @@ def read_sidecar(shard: str, remote: Remote, problems: Problems) -> dict[str, di
 def write_sidecar(shard: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines next to `shard`, atomically."""
     with atomic_write(sidecar_url(str(shard))) as part:
-        part.write_text(
-            "".join(json.dumps(dict(r), ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
-        )
+        lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+        part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
 def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:

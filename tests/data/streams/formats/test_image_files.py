@@ -114,7 +114,7 @@ def test_a_described_folder_has_classes_and_captions(index):
     entries = list(shards.open(0).entries(0))
     assert {entry.labels.category for entry in entries if not entry.damage} == {"images"}
     assert [entry.labels.caption for entry in entries[2:4]] == ["", "a street at night"]
-    assert "04.txt cannot be read" in entries[4].damage
+    assert "04.txt: not UTF-8 text" in entries[4].damage
     assert [labels.category for labels in shards.labels(2)] == ["images"] * 5
     assert [entry.labels for entry in FolderShards(folder).open(0).entries(0)] == [Labels()] * 10
 
