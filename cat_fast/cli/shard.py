@@ -15,8 +15,8 @@ def shard(
     index: Annotated[
         str,
         typer.Argument(
-            help="An image index (JSON lines with key, path, caption, has_text, has_faces, score, ratio), or"
-            " `photographs` for the training images that ship.",
+            help="An image index (JSON lines with path, and perhaps key, caption, has_text, has_faces, score,"
+            " ratio, category), or `photographs` for the training images that ship.",
             show_default=False,
         ),
     ],
@@ -47,7 +47,7 @@ def shard(
 
         cat-fast shard index.jsonl --out /data/shards
     """
-    from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
+    from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, score_records
     from cat_fast.data.shard_writer import IndexLines, write_shards
 
     records = load_index(index) if index == PHOTOGRAPHS else IndexLines(index)
@@ -55,7 +55,7 @@ def shard(
     shards = 0
     with progress("images") as bar:
         task = bar.add_task("packing", total=len(records))
-        for written in write_shards(records, folder, per_shard, seed):
+        for written in write_shards(records, folder, per_shard, seed, score_records):
             shards += 1
             missing += written.missing
             bar.advance(task, written.records)

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from cat_fast.complexity.choose import Scorer, choose_ratios
 from cat_fast.complexity.description import Description
+from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.data.images.index import ImageRecord, read_index
@@ -23,7 +25,7 @@ def index_photographs(
     thresholds: RatioThresholds | None = None,
 ) -> list[ImageRecord]:
     """Score described images and choose their ratios, in order."""
-    descriptions = [Description(p.caption, p.has_text, p.has_faces) for p in images]
+    descriptions = [_description(image) for image in images]
     results = choose_ratios(descriptions, scorer, thresholds)
     return [
         ImageRecord(
@@ -40,13 +42,41 @@ def index_photographs(
     ]
 
 
+def score_records(
+    records: Sequence[ImageRecord],
+    scorer: Scorer | None = None,
+    thresholds: RatioThresholds | None = None,
+) -> list[ImageRecord]:
+    """Set missing scores and ratios, in order.
+
+    A record without score and ratio is scored by its caption, if it has one; one without ratio gets that of
+    its score. A ratio that is set is kept.
+    """
+    thresholds = thresholds or default_thresholds()
+    captioned = [n for n, r in enumerate(records) if r.score is None and r.ratio is None and r.caption]
+    descriptions = [_description(records[n]) for n in captioned]
+    scores = (scorer or default_scorer()).score_many(descriptions) if descriptions else []
+    by_caption = dict(zip(captioned, scores, strict=True))
+    complete = []
+    for number, record in enumerate(records):
+        score, ratio = by_caption.get(number, record.score), record.ratio
+        if ratio is None and score is not None:
+            ratio = thresholds.ratio(score)
+        complete.append(replace(record, score=score, ratio=ratio))
+    return complete
+
+
 def load_index(name: str) -> list[ImageRecord]:
-    """The image index file `name`, or with the name `photographs` the training images that ship.
+    """Return the records of an index file, or for `photographs` those of the training images that ship.
+
+    Records without score and ratio are scored by their captions.
 
     Raises:
-        UserError: no such file, or one that is no index.
+        UserError: the file cannot be read, or is not an index.
     """
-    return index_photographs(photographs("train")) if name == PHOTOGRAPHS else read_index(name)
+    if name == PHOTOGRAPHS:
+        return index_photographs(photographs("train"))
+    return score_records(read_index(name))
 
 
 def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
@@ -58,6 +88,10 @@ def ratios_by_jpeg(records: Sequence[ImageRecord]) -> list[int | None]:
     """Return the ratio of each image by its size as a JPEG, None for those that cannot be read."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
+
+
+def _description(image: Photograph | ImageRecord) -> Description:
+    return Description(image.caption, image.has_text, image.has_faces)
 
 
 def _ratio_by_jpeg(path: str) -> int | None:

@@ -10,12 +10,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from cat_fast.data.images.label_fields import SCORES
 from cat_fast.errors import UserError
 
 RATIOS = (8, 16, 32)
 """Compression ratios f of the nested tokenizer: an image of side r has a latent of side r / f."""
-SCORES = range(1, 10)
-"""Complexity scores, from 1 (a plane in the sky) to 9 (a newspaper page)."""
 
 
 @dataclass(frozen=True, order=True)

@@ -12,7 +12,7 @@ from webdataset import TarWriter
 
 from cat_fast.data.files import atomic_write
 from cat_fast.data.folder_settings import claim_folder
-from cat_fast.data.images.index import ImageRecord, parse_record
+from cat_fast.data.images.index import ImageRecord, Scoring, index_lines, parse_record
 from cat_fast.data.images.io import IMAGE_SUFFIXES
 from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
@@ -33,35 +33,40 @@ class WrittenShard:
 
 
 class IndexLines(Sequence[ImageRecord]):
-    """Sequence of the records of an index on disk; only eight bytes per line are held in memory."""
+    """Sequence of the records of an index on disk; only sixteen bytes per image are held in memory."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise UserError(f"image index {self.path}: no such file")
-        with self.path.open("rb") as file:
-            lengths = np.fromiter((len(line) for line in file), dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        places = ((number, start) for number, start, _ in index_lines(self.path))
+        self.places = np.fromiter(places, dtype=np.dtype((np.int64, 2)))
 
     def __len__(self) -> int:
-        return len(self.starts) - 1
+        return len(self.places)
 
     def __getitem__(self, index: int) -> ImageRecord:  # type: ignore[override] # no slices
         if not 0 <= index < len(self):
             raise IndexError(index)
+        number, start = self.places[index].tolist()
         with self.path.open("rb") as file:
-            file.seek(self.starts[index])
+            file.seek(start)
             line = file.readline()
-        return parse_record(line, self.path, index + 1)
+        return parse_record(line, self.path, number)
 
 
 def write_shards(
-    records: Sequence[ImageRecord], folder: Path, per_shard: int, seed: int
+    records: Sequence[ImageRecord],
+    folder: Path,
+    per_shard: int,
+    seed: int,
+    scoring: Scoring = list,
 ) -> Iterator[WrittenShard]:
     """Write shards atomically and yield each one; existing shards are kept.
 
     Records are shuffled with `seed`, so that every shard has the distribution of the full data set: training
     shuffles within a few shards only. Image files are copied unchanged.
+
+    Args:
+        scoring: sets missing scores and ratios of the records of a shard.
 
     Raises:
         UserError: the index is empty, or the folder contains shards made with another index or other
@@ -80,7 +85,8 @@ def write_shards(
         chosen = order[start : start + per_shard].tolist()
         path = folder / f"shard-{number:06d}.tar"
         # The sidecar is written last: if it exists, the archive is complete.
-        missing = [] if Path(sidecar_url(str(path))).exists() else _write(path, [records[i] for i in chosen])
+        complete = Path(sidecar_url(str(path))).exists()
+        missing = [] if complete else _write(path, scoring([records[i] for i in chosen]))
         yield WrittenShard(path, len(chosen), missing)
 
 

@@ -60,7 +60,7 @@ def _complexity(records: Sequence[ImageRecord]) -> dict[str, Any]:
         "thresholds": [thresholds.a, thresholds.b],
         "fixed_16x_tokens": tokens_per_image(16),
         "captions": _budget(thresholds, default_scorer().score_many(descriptions)),
-        "photographs": _budget(thresholds, [r.score for r in records]),
+        "photographs": _budget(thresholds, [r.score for r in records if r.score is not None]),
     }
 
 

@@ -37,6 +37,7 @@ class Reconstruction:
 
     @property
     def chosen(self) -> AtRatio:
+        assert self.record.ratio is not None
         return self.at[self.record.ratio]
 
 

@@ -54,10 +54,10 @@ def test_a_row_overrides_the_flags_given_for_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("a.jsonl", b'{"caption": "a"}\n{"caption": }', "line 2: not JSON"),
+        ("a.jsonl", b'{"caption": "a"}\n{"caption": }', "line 2: not valid JSON"),
         ("a.jsonl", b'["a"]', "line 1: expected a JSON object"),
         ("a.jsonl", b'{"text": "a"}', "line 1: a caption must be non-empty"),
-        ("a.jsonl", b'{"caption": "a", "has_text": "yes"}', "line 1: has_text must be true or false"),
+        ("a.jsonl", b'{"caption": "a", "has_text": "yes"}', "line 1: has_text: expected true or false"),
         ("a.txt", b"\n \n", "no caption"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
         ("a.csv", b"a", r"\.jsonl or \.txt"),

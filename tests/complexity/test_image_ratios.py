@@ -1,5 +1,6 @@
 """From described images to an index: the description decides score and ratio, the rest is carried over."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 from torchvision.transforms.functional import pil_to_tensor
 
 from cat_fast.complexity import Description, RatioThresholds, choose_ratios, jpeg_ratio
-from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_by_jpeg
+from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_by_jpeg, score_records
 from cat_fast.complexity.ratio_policy import ratio_of_file
-from cat_fast.data.images.index import write_index
+from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.images.io import load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
@@ -54,6 +55,34 @@ def test_the_name_photographs_means_the_training_split_and_anything_else_a_file(
     assert load_index(str(tmp_path / "mine.jsonl")) == train[:2]
     with pytest.raises(UserError, match="no such file"):
         load_index(str(tmp_path / "photographs"))
+
+
+def test_an_index_is_scored_while_it_is_read(tmp_path):
+    captions = ["a", "a street at night", "two people in the rain at a bus stop"]
+    rows = [{"path": f"{n}.jpg", "caption": caption} for n, caption in enumerate(captions)]
+    rows += [{"path": "3.jpg", "caption": "a", "score": 9}, {"path": "4.jpg", "caption": "a", "ratio": 8}]
+    rows += [{"path": "5.jpg"}, {"path": "6.jpg", "caption": "a", "has_text": True}]
+    (tmp_path / "index.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    records = load_index(str(tmp_path / "index.jsonl"))
+    described = [Description(caption) for caption in captions]
+    chosen = choose_ratios([*described, Description("a", has_text=True)])
+    expected = [(choice.score, choice.ratio) for choice in chosen]
+    assert [(r.score, r.ratio) for r in records] == [
+        *expected[:3],
+        (9, 8),
+        (None, 8),
+        (None, None),
+        expected[3],
+    ]
+
+
+def test_given_scores_and_ratios_are_kept():
+    fields = {"key": "a", "path": "a.jpg", "caption": "a b c", "has_text": False, "has_faces": False}
+    records = [
+        ImageRecord(score=s, ratio=r, **fields) for s, r in [(7, 32), (None, 16), (7, None), (None, None)]
+    ]
+    scored = score_records(records, WordCount(), RatioThresholds(2, 6))
+    assert [(r.score, r.ratio) for r in scored] == [(7, 32), (None, 16), (7, 8), (3, 16)]
 
 
 def test_ratios_come_from_jpeg_sizes_where_images_can_be_read(tmp_path):

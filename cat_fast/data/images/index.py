@@ -1,27 +1,37 @@
-"""The image index: one JSON line per image, with its description, score and ratio."""
+"""The image index: one JSON line per image, with its description, score and ratio.
 
-import io
+Only "path" must be set. Blank lines, other fields and a byte order mark are ignored; labels follow the rules
+of `given_labels`.
+"""
+
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cat_fast.data.files import atomic_write
+from cat_fast.data.images.label_fields import given_labels, required_text
+from cat_fast.data.text_files import is_blank, parse_object
 from cat_fast.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """A described and scored image."""
+    """A described image; score and ratio are None until it is scored."""
 
     key: str
     path: str
     caption: str
     has_text: bool
     has_faces: bool
-    score: int
-    ratio: int
+    score: int | None
+    ratio: int | None
     category: str = ""
+
+
+Scoring = Callable[[Sequence[ImageRecord]], list[ImageRecord]]
+"""Sets missing scores and ratios of records."""
 
 
 def write_index(path: str | Path, records: list[ImageRecord]) -> None:
@@ -35,44 +45,50 @@ def read_index(path: str | Path) -> list[ImageRecord]:
     """Return the records of an index; image paths are relative to the index's folder.
 
     Raises:
-        UserError: the file is missing, or a line is not a valid record.
+        UserError: the file cannot be read, or a line is not a valid record.
     """
     path = Path(path)
-    if not path.is_file():
+    return [parse_record(line, path, number) for number, _, line in index_lines(path)]
+
+
+def index_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield number, offset in bytes and content of each line that is not blank.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if not path.exists():
         raise UserError(f"image index {path}: no such file")
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"image index {path}: expected JSON lines in UTF-8, got binary data") from error
-    return [parse_record(line, path, number) for number, line in enumerate(io.StringIO(text), start=1)]
+        with path.open("rb") as file:
+            start = 0
+            for number, line in enumerate(file, start=1):
+                if not is_blank(line):
+                    yield number, start, line
+                start += len(line)
+    except OSError as error:
+        raise UserError(f"image index {path}: cannot be read ({error.strerror or error})") from error
 
 
 def parse_record(line: str | bytes, index: Path, number: int) -> ImageRecord:
-    """Return the record in one line of an index.
+    """Return the record in one line of an index; its key is its path if it has none.
 
     Raises:
         UserError: the line is not a valid record.
     """
+    where = f"image index {index}, line {number}"
     try:
-        record = ImageRecord(**json.loads(line))
-        for text in (record.key, record.path):
-            if not isinstance(text, str):
-                raise TypeError(f"expected a string, got {text!r}")
-        for value in (record.score, record.ratio):
-            parse_integer(value)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"image index {index}, line {number}: {error}") from error
-    return replace(record, path=str(index.parent / record.path))
-
-
-def parse_integer(value: Any) -> int | None:
-    """Return the integer in a JSON or table field, such as 16 or 16.0; None for null.
-
-    Raises:
-        ValueError: the value is not an integer.
-    """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
-        raise ValueError(f"expected an integer, got {value!r}")
-    return int(value)
+        row = parse_object(line)
+        path = required_text(row, "path")
+        key = path if row.get("key") is None else required_text(row, "key")
+        labels = given_labels(row)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    unset: dict[str, Any] = {
+        "caption": "",
+        "has_text": False,
+        "has_faces": False,
+        "score": None,
+        "ratio": None,
+    }
+    return ImageRecord(key=key, path=str(index.parent / path), **(unset | labels))

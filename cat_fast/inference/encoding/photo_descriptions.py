@@ -5,11 +5,11 @@ The most explicit counts: a row of a captions file, one caption for all images, 
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cat_fast.complexity import Description, read_descriptions
+from cat_fast.complexity import Description
+from cat_fast.complexity.captions import describe, read_rows
 from cat_fast.data.images.caption_file import caption_beside
 from cat_fast.errors import UserError
 
@@ -58,15 +58,14 @@ def read_photo_captions(
     """
     if path.suffix != ".jsonl":
         raise UserError(f"{path}: captions of images are read from .jsonl files, one JSON object a line")
-    descriptions = read_descriptions(path, has_text, has_faces)  # from here on every line is a sound object
-    lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     rows: dict[str, Description] = {}
-    for number, (line, description) in enumerate(zip(lines, descriptions, strict=True), start=1):
-        row = json.loads(line)
+    for where, row in read_rows(path):
         name = row.get("file", row.get("key"))
         if not isinstance(name, str) or not name:
-            raise UserError(f'{path}, caption {number}: expected "file" or "key" to name the image')
+            raise UserError(f'{where}: expected "file" or "key" to name the image')
         if name in rows:
-            raise UserError(f"{path}, caption {number}: {name} has a caption already; keep one")
-        rows[name] = description
+            raise UserError(f"{where}: {name} has a caption already; keep one")
+        rows[name] = describe(row, where, has_text, has_faces)
+    if not rows:
+        raise UserError(f"{path}: there is no caption in it; expected one a line")
     return rows

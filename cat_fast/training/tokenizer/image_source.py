@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_by_jpeg
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_by_jpeg, score_records
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.image_batch import ImageBatch
@@ -146,7 +146,7 @@ def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
         return HubShards(data.dataset, data.dataset_config, data.dataset_split, data.stream, problems)
     if data.index == PHOTOGRAPHS:
         raise UserError("data.in_memory: the photographs that ship are few, and are held in memory")
-    return IndexShards(data.index)
+    return IndexShards(data.index, score_records)
 
 
 def _rating(data: ImageDataConfig) -> Rating:

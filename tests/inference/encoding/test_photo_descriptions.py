@@ -56,7 +56,7 @@ def test_captions_file(tmp_path):
     [
         ([{"caption": "a dog"}], '"file" or "key"'),
         ([{"file": 3, "caption": "a dog"}], '"file" or "key"'),
-        ([{"file": "a", "caption": "a dog"}, {"key": "a", "caption": "a cat"}], "caption 2: a has a caption"),
+        ([{"file": "a", "caption": "a dog"}, {"key": "a", "caption": "a cat"}], "line 2: a has a caption"),
         ([{"file": "a", "caption": ""}], "non-empty"),
     ],
 )

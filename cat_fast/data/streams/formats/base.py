@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cat_fast.data.images.index import parse_integer
+from cat_fast.data.images.label_fields import given_labels
 
 
 class UnreadableShard(Exception):
@@ -26,33 +26,12 @@ class Labels:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Labels":
-        """Return the labels of a JSON object or table row; other fields are ignored.
+        """Return the labels of a JSON object or table row (`given_labels`).
 
         Raises:
-            ValueError: the score or ratio is not an integer.
+            ValueError: a label is not valid.
         """
-        return cls(
-            score=parse_integer(fields.get("score")),
-            ratio=parse_integer(fields.get("ratio")),
-            has_text=bool(fields.get("has_text")),
-            has_faces=bool(fields.get("has_faces")),
-            caption=_text(fields.get("caption")),
-            category=_text(fields.get("category")),
-        )
-
-
-LABELS = tuple(Labels.__dataclass_fields__)
-"""Names of all labels."""
-
-
-def given_labels(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the labels that a JSON object or table row sets; missing and null fields are left out.
-
-    Raises:
-        ValueError: the score or ratio is not an integer.
-    """
-    Labels.of(row)
-    return {name: row[name] for name in LABELS if row.get(name) is not None}
+        return cls(**given_labels(fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +105,3 @@ def fingerprint_of(names: Iterable[str]) -> str:
 def no_image() -> bytes:
     """Serve as `read` of an entry without an image: raise OSError."""
     raise OSError("the sample has no image")
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value).strip()

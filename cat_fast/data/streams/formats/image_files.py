@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from cat_fast.data.images.caption_file import caption_beside
-from cat_fast.data.images.index import ImageRecord, parse_record
+from cat_fast.data.images.index import ImageRecord, Scoring, index_lines, parse_record
 from cat_fast.data.images.io import find_images
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
+from cat_fast.data.text_files import is_blank
 from cat_fast.errors import UserError
 
 FILES_A_SHARD = 1024
@@ -19,53 +20,56 @@ FILES_A_SHARD = 1024
 class IndexShards:
     """`ShardSet` of an image index (`ImageRecord`, JSON lines) that stays on disk.
 
-    Only the offset of every `FILES_A_SHARD`-th line is held in memory. Paths are relative to the index's
+    Only the place of every `FILES_A_SHARD`-th image is held in memory. Paths are relative to the index's
     folder.
+
+    Args:
+        scoring: sets missing scores and ratios when a shard is opened.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise UserError(f"image index {self.path}: no such file")
-        self.starts: list[int] = []
-        lines = 0
-        with self.path.open("rb") as file:
-            position = 0
-            for lines, line in enumerate(file, start=1):
-                if lines % FILES_A_SHARD == 1:
-                    self.starts.append(position)
-                position += len(line)
-        if not lines:
+    def __init__(self, path: str | Path, scoring: Scoring = list) -> None:
+        self.path, self.scoring = Path(path), scoring
+        self.starts: list[tuple[int, int]] = []
+        """Line number and offset in bytes of each shard."""
+        for image, (line, offset, _) in enumerate(index_lines(self.path)):
+            if image % FILES_A_SHARD == 0:
+                self.starts.append((line, offset))
+        if not self.starts:
             raise UserError(f"image index {self.path} contains no images")
-        self.starts.append(position)
-        self.extent = position
-        self.names = [
-            f"{self.path.name}, lines from {1 + n * FILES_A_SHARD}" for n in range(len(self.starts) - 1)
-        ]
+        self.extent = self.path.stat().st_size
+        self.names = [f"{self.path.name}, lines from {line}" for line, _ in self.starts]
         self.fingerprint = fingerprint_of(self.names)
 
     def open(self, index: int) -> "ListedShard":
-        start, stop = self.starts[index : index + 2]
+        first, start = self.starts[index]
+        stop = self.starts[index + 1][1] if index + 1 < len(self.starts) else self.extent
         try:
             with self.path.open("rb") as file:
                 file.seek(start)
-                lines = file.read(stop - start).splitlines()
+                lines = file.read(stop - start).split(b"\n")
         except OSError as error:
             raise UnreadableShard(str(error)) from error
-        before = index * FILES_A_SHARD
-        return ListedShard(
-            self.names[index], [self._entry(n, before + n + 1, line) for n, line in enumerate(lines)]
-        )
+        parsed = [
+            (n, self._parse(line, n)) for n, line in enumerate(lines, start=first) if not is_blank(line)
+        ]
+        records = [record for _, record in parsed if isinstance(record, ImageRecord)]
+        scored = iter(self.scoring(records))
+        entries = [
+            _invalid_line(number, line, record)
+            if isinstance(record, UserError)
+            else _entry_of(number, found := next(scored), found.ratio)
+            for number, (line, record) in enumerate(parsed)
+        ]
+        return ListedShard(self.names[index], entries)
 
     def labels(self, index: int) -> list[Labels] | None:
         return [entry.labels for entry in self.open(index).entries(0)]
 
-    def _entry(self, number: int, line_number: int, line: bytes) -> Entry:
+    def _parse(self, line: bytes, number: int) -> ImageRecord | UserError:
         try:
-            record = parse_record(line, self.path, line_number)
-            return _entry_of(number, record, record.ratio)
+            return parse_record(line, self.path, number)
         except UserError as error:
-            return Entry(number, f"line {line_number}", Labels(), no_image, str(error))
+            return error
 
 
 class RecordShards:
@@ -153,8 +157,19 @@ class ListedShard:
         return iter(self._entries[first:])
 
 
+def _invalid_line(number: int, line: int, error: UserError) -> Entry:
+    return Entry(number, f"line {line}", Labels(), no_image, str(error))
+
+
 def _entry_of(number: int, record: ImageRecord, ratio: int | None) -> Entry:
-    labels = Labels.of(vars(record) | {"ratio": ratio})
+    labels = Labels(
+        score=record.score,
+        ratio=ratio,
+        has_text=record.has_text,
+        has_faces=record.has_faces,
+        caption=record.caption,
+        category=record.category,
+    )
     return Entry(number, record.key, labels, partial(_read, record.path))
 
 

@@ -2,7 +2,7 @@
 
 A JSON line is an object with "key" and "score" (1 to 9), "ratio" (8, 16, 32) or both. "has_text" disables
 horizontal flips; "has_faces", "caption" and "category" are used when latents are encoded. Parquet files have
-columns of the same names. Other fields are ignored; missing or null fields are unset.
+columns of the same names. Labels follow the rules of `given_labels`.
 """
 
 import io
@@ -15,9 +15,10 @@ import pyarrow
 import pyarrow.parquet
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.streams.formats.base import LABELS, given_labels
+from cat_fast.data.images.label_fields import LABELS, given_labels, required_text
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.text_files import is_blank, parse_object
 
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
@@ -52,20 +53,20 @@ def write_sidecar(shard: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line.strip():
+        if is_blank(line):
             continue
+        where = f"{url}, line {number}"
         try:
-            fields = json.loads(line)
-            found[str(fields["key"])] = given_labels(fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.report(f"{url}, line {number}", f"{type(error).__name__}: {error}")
+            found |= _labels_by_key(parse_object(line))
+        except ValueError as error:
+            problems.report(where, str(error))
     return found
 
 
 def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     try:
         existing = pyarrow.parquet.read_schema(io.BytesIO(content)).names
         columns = [name for name in ("key", *LABELS) if name in existing]
@@ -74,8 +75,13 @@ def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, 
         problems.report(url, str(error))
         return {}
     for number, row in enumerate(rows):
+        where = f"{url}, row {number}"
         try:
-            found[str(row["key"])] = given_labels(row)
-        except (ValueError, KeyError, TypeError) as error:
-            problems.report(f"{url}, row {number}", f"{type(error).__name__}: {error}")
+            found |= _labels_by_key(row)
+        except ValueError as error:
+            problems.report(where, str(error))
     return found
+
+
+def _labels_by_key(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {required_text(row, "key"): given_labels(row)}

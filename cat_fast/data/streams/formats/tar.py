@@ -4,7 +4,6 @@ As in webdataset, `KEY.txt` may hold the caption and `KEY.cls` the class. Each l
 source that sets it: sidecar, JSON, then these files.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from typing import IO, Any
@@ -13,19 +12,13 @@ from braceexpand import braceexpand
 from webdataset.tariterators import base_plus_ext
 
 from cat_fast.data.images.io import IMAGE_SUFFIXES
-from cat_fast.data.streams.formats.base import (
-    LABELS,
-    Entry,
-    Labels,
-    UnreadableShard,
-    fingerprint_of,
-    given_labels,
-    no_image,
-)
+from cat_fast.data.images.label_fields import LABELS, given_labels
+from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import read_sidecar
 from cat_fast.data.streams.formats.tar_index import Damage, Member, members
+from cat_fast.data.text_files import decode_text, parse_object, strip_text, valid_text
 from cat_fast.errors import UserError
 
 _NO_LABELS = Labels()
@@ -87,13 +80,13 @@ class TarShards:
 
     def labels(self, index: int) -> list[Labels] | None:
         sidecar = read_sidecar(self.names[index], self.remote, self.problems)
-        return None if sidecar is None else [Labels.of(row) for row in sidecar.values()]
+        return None if sidecar is None else [Labels(**row) for row in sidecar.values()]
 
     def categories(self, index: int) -> set[str]:
         """Return the classes of a shard: from the sidecar if every row has one, else from the archive."""
         rows = (read_sidecar(self.names[index], self.remote, self.problems) or {}).values()
         if rows and all("category" in row for row in rows):
-            return {Labels.of(row).category for row in rows}
+            return {row["category"] for row in rows}
         return {entry.labels.category for entry in self.open(index).entries(0)}
 
 
@@ -142,20 +135,22 @@ class TarShard:
         own = self._own_labels(key, parts) if len(row) < len(LABELS) else {}
         if row.keys() & _SCORE_OR_RATIO:
             own = {name: value for name, value in own.items() if name not in _SCORE_OR_RATIO}
-        return Labels.of(own | row)
+        return Labels(**(own | row))
 
     def _own_labels(self, key: str, parts: dict[str, Member]) -> dict[str, Any]:
-        """Return the labels in a sample's JSON, text and class files."""
+        """Return the labels in a sample's JSON, text and class files; report files that cannot be used."""
         own: dict[str, Any] = {}
         for suffix in [*_TEXT_MEMBERS, "json"]:
             if suffix not in parts:
                 continue
             try:
-                text = self._read(parts[suffix]).decode()
-                own |= given_labels(json.loads(text)) if suffix == "json" else {_TEXT_MEMBERS[suffix]: text}
-            except (ValueError, TypeError, AttributeError, OSError) as error:
+                text = decode_text(self._read(parts[suffix]))
+                if suffix == "json":
+                    own |= given_labels(parse_object(text))
+                else:
+                    own[_TEXT_MEMBERS[suffix]] = strip_text(valid_text(text))
+            except (ValueError, OSError) as error:
                 self.problems.report(f"{self.name}: {key}.{suffix}", str(error))
-                return {}
         return own
 
     def _read(self, member: Member) -> bytes:

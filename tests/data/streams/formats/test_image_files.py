@@ -1,7 +1,7 @@
 """Images in separate files: an index of any length, a folder."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -60,12 +60,12 @@ def test_missing_files_and_broken_lines_are_skipped(index, caplog):
     [
         {"ratio": [16]},
         {"score": "five"},
-        {"score": float("inf")},
+        {"has_text": "true"},
         {"path": 5},
         {"path": None},
         {"path": "a\0b.png"},
         {"path": "\ud800.png"},
-        {"key": 7},
+        {"key": [7]},
     ],
 )
 def test_a_field_of_another_type_skips_only_its_line(index, caplog, changes):
@@ -117,6 +117,33 @@ def test_a_described_folder_has_classes_and_captions(index):
     assert "04.txt: not UTF-8 text" in entries[4].damage
     assert [labels.category for labels in shards.labels(2)] == ["images"] * 5
     assert [entry.labels for entry in FolderShards(folder).open(0).entries(0)] == [Labels()] * 10
+
+
+def test_blank_lines_do_not_count(index):
+    lines = index.read_text().splitlines()
+    index.write_text("\ufeff\n" + "\n\n".join(lines) + "\n\n", encoding="utf-8")
+    shards = IndexShards(index)
+    assert [len(shards.open(n)) for n in range(3)] == [10, 10, 5]
+    keys = [entry.key for n in range(3) for entry in shards.open(n).entries(0)]
+    assert keys == [f"k{n}" for n in range(25)]
+    assert [entry.number for entry in shards.open(1).entries(0)] == list(range(10))
+
+
+def test_an_index_is_scored_as_it_is_opened(index):
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    for n, row in enumerate(rows):
+        if n % 2:
+            del row["score"], row["ratio"]
+    rows[3]["path"] = None
+    index.write_text("\n".join(map(json.dumps, rows)))
+
+    def scoring(records):
+        return [r if r.ratio else replace(r, score=1, ratio=32) for r in records]
+
+    entries = list(IndexShards(index, scoring=scoring).open(0).entries(0))
+    expected = [rows[n].get("ratio", 32) for n in range(10)]
+    assert [e.labels.ratio for e in entries] == [*expected[:3], None, *expected[4:]]
+    assert "the field path is missing" in entries[3].damage
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_complete_sidecar_avoids_reading_the_samples_labels(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "own", ['{"score": [1]}', '{"score": Infinity}', '{"ratio": {}}', "[16]", '{"ratio": true}']
+    "own", ['{"score": [1]}', '{"score": "5"}', '{"ratio": {}}', "[16]", '{"ratio": true}']
 )
 def test_an_invalid_label_skips_only_its_sample(tmp_path, caplog, own):
     samples = [{"__key__": f"{n}", "png": image(n), "json": b'{"ratio": 16}'} for n in range(4)]
@@ -169,6 +169,32 @@ def test_a_damaged_header_skips_only_its_member(archive):
     usable = {entry.key: entry.read() for entry in found if not entry.damage}
     assert usable == {key: content for key, content in whole.items() if key != "part/004"}
     assert any("no archive member up to byte" in entry.damage for entry in found)
+
+
+def test_a_byte_order_mark_is_not_text_and_invalid_files_keep_the_others(tmp_path, caplog):
+    bom = b"\xef\xbb\xbf"
+    samples = [
+        {
+            "__key__": "a",
+            "png": image(1),
+            "json": bom + b'{"score": 3}',
+            "txt": bom + b"a\r\n",
+            "cls": bom + b"7\n",
+        },
+        {"__key__": "b", "png": image(1), "json": b"{", "txt": b"b", "cls": b"7"},
+        {"__key__": "c", "png": image(1), "json": b'{"score": 3}', "txt": b"caf\xe9", "cls": b"7"},
+        {"__key__": "d", "png": image(1), "json": b'{"has_text": "no"}', "txt": b"d", "cls": b"7"},
+    ]
+    path = write_tar(tmp_path / "a.tar", samples)
+    path.with_name("a.scores.jsonl").write_bytes(bom + b'{"key": "b", "score": 4}\n\n')
+    assert [(e.labels.score, e.labels.caption, e.labels.category) for e in entries(path)] == [
+        (3, "a", "7"),
+        (4, "b", "7"),
+        (3, "", "7"),
+        (None, "d", "7"),
+    ]
+    for file in ("b.json", "c.txt", "d.json"):
+        assert f"{file} is skipped" in caplog.text
 
 
 @settings(max_examples=60, deadline=None)

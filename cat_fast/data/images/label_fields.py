@@ -1,0 +1,103 @@
+"""Labels in JSON objects and table rows: the rules of image indices, sidecars, samples and caption files."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cat_fast.data.text_files import strip_text, valid_text
+
+LABELS = ("score", "ratio", "has_text", "has_faces", "caption", "category")
+"""Names of all labels."""
+SCORES = range(1, 10)
+"""Complexity scores, from 1 (a plane in the sky) to 9 (a newspaper page)."""
+
+
+def given_labels(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the labels that a row sets; missing and null fields are left out, other fields are ignored.
+
+    A list of captions is joined.
+
+    Raises:
+        ValueError: a label is not valid.
+    """
+    found: dict[str, Any] = {}
+    for label in LABELS:
+        value = row.get(label)
+        if value is None or value != value:  # tables have NaN for a missing value
+            continue
+        try:
+            found[label] = _READERS[label](value)
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}") from error
+    return found
+
+
+def required_text(row: Mapping[str, Any], field: str) -> str:
+    """Return a field that must be set to text; an integer is converted.
+
+    Raises:
+        ValueError: it is missing, or not text.
+    """
+    value = row.get(field)
+    if value is None:
+        raise ValueError(f"the field {field} is missing")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{field}: expected text, got {value!r}")
+    return value
+
+
+def _score(value: Any) -> int:
+    score = _integer(value, " from 1 to 9")
+    if score not in SCORES:
+        raise ValueError(f"expected an integer from 1 to 9, got {value!r}")
+    return score
+
+
+def _ratio(value: Any) -> int:
+    return _integer(value)
+
+
+def _integer(value: Any, limits: str = "") -> int:
+    """Return an integer, also one stored as a float."""
+    expected = f"expected an integer{limits}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(expected)
+    if value % 1 != 0:
+        raise ValueError(expected)
+    return int(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false, got {value!r}")
+    return value
+
+
+def _caption(value: Any) -> str:
+    captions = value if isinstance(value, list) else [value]
+    if not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"expected text or a list of texts, got {value!r}")
+    texts = [text for caption in captions if (text := strip_text(valid_text(caption)))]
+    if len(texts) > 1:
+        texts = [text if text.endswith((".", "!", "?")) else f"{text}." for text in texts]
+    return " ".join(texts)
+
+
+def _category(value: Any) -> str:
+    if isinstance(value, str):
+        return strip_text(valid_text(value))
+    try:
+        return str(_integer(value))
+    except ValueError as error:
+        raise ValueError(f"expected a name or a number, got {value!r}") from error
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "score": _score,
+    "ratio": _ratio,
+    "has_text": _flag,
+    "has_faces": _flag,
+    "caption": _caption,
+    "category": _category,
+}
