@@ -49,8 +49,9 @@ def shard(
     """
     from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, score_records
     from cat_fast.data.shard_writer import IndexLines, write_shards
+    from cat_fast.data.streams.formats.problems import Problems
 
-    records = load_index(index) if index == PHOTOGRAPHS else IndexLines(index)
+    records = load_index(index) if index == PHOTOGRAPHS else IndexLines(index, Problems().report)
     missing: list[str] = []
     shards = 0
     with progress("images") as bar:

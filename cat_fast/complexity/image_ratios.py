@@ -12,6 +12,7 @@ from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs
+from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.errors import UserError
 
 PHOTOGRAPHS = "photographs"
@@ -76,7 +77,7 @@ def load_index(name: str) -> list[ImageRecord]:
     """
     if name == PHOTOGRAPHS:
         return index_photographs(photographs("train"))
-    return score_records(read_index(name))
+    return score_records(read_index(name, Problems().report))
 
 
 def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:

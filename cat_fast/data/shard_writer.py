@@ -12,7 +12,7 @@ from webdataset import TarWriter
 
 from cat_fast.data.files import atomic_write
 from cat_fast.data.folder_settings import claim_folder
-from cat_fast.data.images.index import ImageRecord, Scoring, index_lines, parse_record
+from cat_fast.data.images.index import ImageRecord, Report, Scoring, index_lines, parse_record
 from cat_fast.data.images.io import IMAGE_SUFFIXES
 from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
@@ -35,8 +35,8 @@ class WrittenShard:
 class IndexLines(Sequence[ImageRecord]):
     """Sequence of the records of an index on disk; only sixteen bytes per image are held in memory."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, report: Report = lambda where, why: None) -> None:
+        self.path, self.report = Path(path), report
         places = ((number, start) for number, start, _ in index_lines(self.path))
         self.places = np.fromiter(places, dtype=np.dtype((np.int64, 2)))
 
@@ -50,7 +50,7 @@ class IndexLines(Sequence[ImageRecord]):
         with self.path.open("rb") as file:
             file.seek(start)
             line = file.readline()
-        return parse_record(line, self.path, number)
+        return parse_record(line, self.path, number, self.report)
 
 
 def write_shards(

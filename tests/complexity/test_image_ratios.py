@@ -61,7 +61,7 @@ def test_an_index_is_scored_while_it_is_read(tmp_path):
     captions = ["a", "a street at night", "two people in the rain at a bus stop"]
     rows = [{"path": f"{n}.jpg", "caption": caption} for n, caption in enumerate(captions)]
     rows += [{"path": "3.jpg", "caption": "a", "score": 9}, {"path": "4.jpg", "caption": "a", "ratio": 8}]
-    rows += [{"path": "5.jpg"}, {"path": "6.jpg", "caption": "a", "has_text": True}]
+    rows += [{"path": "5.jpg"}, {"path": "6.jpg", "caption": "a", "has_text": True, "score": 5.63}]
     (tmp_path / "index.jsonl").write_text("\n".join(map(json.dumps, rows)))
     records = load_index(str(tmp_path / "index.jsonl"))
     described = [Description(caption) for caption in captions]

@@ -32,6 +32,8 @@ class ImageRecord:
 
 Scoring = Callable[[Sequence[ImageRecord]], list[ImageRecord]]
 """Sets missing scores and ratios of records."""
+Report = Callable[[str, str], None]
+"""Receives place and reason of what is left out."""
 
 
 def write_index(path: str | Path, records: list[ImageRecord]) -> None:
@@ -41,14 +43,14 @@ def write_index(path: str | Path, records: list[ImageRecord]) -> None:
         part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
-def read_index(path: str | Path) -> list[ImageRecord]:
+def read_index(path: str | Path, report: Report = lambda where, why: None) -> list[ImageRecord]:
     """Return the records of an index; image paths are relative to the index's folder.
 
     Raises:
         UserError: the file cannot be read, or a line is not a valid record.
     """
     path = Path(path)
-    return [parse_record(line, path, number) for number, _, line in index_lines(path)]
+    return [parse_record(line, path, number, report) for number, _, line in index_lines(path)]
 
 
 def index_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -70,8 +72,13 @@ def index_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
         raise UserError(f"image index {path}: cannot be read ({error.strerror or error})") from error
 
 
-def parse_record(line: str | bytes, index: Path, number: int) -> ImageRecord:
+def parse_record(
+    line: str | bytes, index: Path, number: int, report: Report = lambda where, why: None
+) -> ImageRecord:
     """Return the record in one line of an index; its key is its path if it has none.
+
+    Args:
+        report: see `given_labels`.
 
     Raises:
         UserError: the line is not a valid record.
@@ -81,7 +88,7 @@ def parse_record(line: str | bytes, index: Path, number: int) -> ImageRecord:
         row = parse_object(line)
         path = required_text(row, "path")
         key = path if row.get("key") is None else required_text(row, "key")
-        labels = given_labels(row)
+        labels = given_labels(row, lambda label, why: report(f"{where}: {label}", why))
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     unset: dict[str, Any] = {

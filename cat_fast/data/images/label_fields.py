@@ -11,10 +11,16 @@ SCORES = range(1, 10)
 """Complexity scores, from 1 (a plane in the sky) to 9 (a newspaper page)."""
 
 
-def given_labels(row: Mapping[str, Any]) -> dict[str, Any]:
+def given_labels(
+    row: Mapping[str, Any], report: Callable[[str, str], None] = lambda label, why: None
+) -> dict[str, Any]:
     """Return the labels that a row sets; missing and null fields are left out, other fields are ignored.
 
-    A list of captions is joined.
+    Numbers that are not a complexity score or an integer ratio are other quantities of these names, such as
+    an aesthetic score or an aspect ratio: they are reported and left out. A list of captions is joined.
+
+    Args:
+        report: receives the label and the reason for a number that is left out.
 
     Raises:
         ValueError: a label is not valid.
@@ -26,6 +32,8 @@ def given_labels(row: Mapping[str, Any]) -> dict[str, Any]:
             continue
         try:
             found[label] = _READERS[label](value)
+        except _OtherQuantity as error:
+            report(label, str(error))
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
     return found
@@ -47,10 +55,14 @@ def required_text(row: Mapping[str, Any], field: str) -> str:
     return value
 
 
+class _OtherQuantity(ValueError):
+    """Raised for a number that cannot be what its label means."""
+
+
 def _score(value: Any) -> int:
     score = _integer(value, " from 1 to 9")
     if score not in SCORES:
-        raise ValueError(f"expected an integer from 1 to 9, got {value!r}")
+        raise _OtherQuantity(f"expected an integer from 1 to 9, got {value!r}")
     return score
 
 
@@ -64,7 +76,7 @@ def _integer(value: Any, limits: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(expected)
     if value % 1 != 0:
-        raise ValueError(expected)
+        raise _OtherQuantity(expected)
     return int(value)
 
 

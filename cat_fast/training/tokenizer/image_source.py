@@ -146,7 +146,7 @@ def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
         return HubShards(data.dataset, data.dataset_config, data.dataset_split, data.stream, problems)
     if data.index == PHOTOGRAPHS:
         raise UserError("data.in_memory: the photographs that ship are few, and are held in memory")
-    return IndexShards(data.index, score_records)
+    return IndexShards(data.index, problems, score_records)
 
 
 def _rating(data: ImageDataConfig) -> Rating:

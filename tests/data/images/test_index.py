@@ -75,12 +75,18 @@ def test_an_invalid_line_is_reported_with_its_number(tmp_path, line, word):
 
 def test_only_a_path_is_needed_and_other_fields_are_ignored(tmp_path):
     path = tmp_path / "index.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"path": "a.jpg", "width": 9}\r\n\n  \n{"key": 7, "path": "b.jpg"}')
-    records = read_index(path)
+    path.write_bytes(
+        b'\xef\xbb\xbf{"path": "a.jpg", "width": 9}\r\n\n  \n{"key": 7, "path": "b.jpg", "score": 5.63}'
+    )
+    reported = []
+    records = read_index(path, lambda *told: reported.append(told))
     unset = {"caption": "", "has_text": False, "has_faces": False, "score": None, "ratio": None}
     assert records == [
         ImageRecord(key="a.jpg", path=str(tmp_path / "a.jpg"), **unset),
         ImageRecord(key="7", path=str(tmp_path / "b.jpg"), **unset),
+    ]
+    assert reported == [
+        (f"image index {path}, line 4: score", "expected an integer from 1 to 9, got 5.63"),
     ]
 
 

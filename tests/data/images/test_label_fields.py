@@ -7,7 +7,15 @@ from cat_fast.data.images.label_fields import given_labels, required_text
 GOOD = {"caption": "a street", "category": "7", "has_text": True}
 
 
-def test_integers_may_be_floats():
+@pytest.mark.parametrize("number", [5.63, 0, 10, 6.5e3, float("inf"), -1])
+def test_another_score_keeps_the_other_labels(number):
+    reported = []
+    assert given_labels(GOOD | {"score": number}, lambda *told: reported.append(told)) == GOOD
+    assert reported == [("score", f"expected an integer from 1 to 9, got {number!r}")]
+
+
+def test_an_aspect_ratio_keeps_the_other_labels():
+    assert given_labels(GOOD | {"ratio": 1.333}) == GOOD
     assert given_labels({"ratio": 16.0, "score": 5.0}) == {"ratio": 16, "score": 5}
 
 

@@ -11,6 +11,7 @@ from cat_fast.data.images.caption_file import caption_beside
 from cat_fast.data.images.index import ImageRecord, Scoring, index_lines, parse_record
 from cat_fast.data.images.io import find_images
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
+from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.text_files import is_blank
 from cat_fast.errors import UserError
 
@@ -27,8 +28,8 @@ class IndexShards:
         scoring: sets missing scores and ratios when a shard is opened.
     """
 
-    def __init__(self, path: str | Path, scoring: Scoring = list) -> None:
-        self.path, self.scoring = Path(path), scoring
+    def __init__(self, path: str | Path, problems: Problems | None = None, scoring: Scoring = list) -> None:
+        self.path, self.problems, self.scoring = Path(path), problems or Problems(), scoring
         self.starts: list[tuple[int, int]] = []
         """Line number and offset in bytes of each shard."""
         for image, (line, offset, _) in enumerate(index_lines(self.path)):
@@ -67,7 +68,7 @@ class IndexShards:
 
     def _parse(self, line: bytes, number: int) -> ImageRecord | UserError:
         try:
-            return parse_record(line, self.path, number)
+            return parse_record(line, self.path, number, self.problems.report)
         except UserError as error:
             return error
 

@@ -59,7 +59,7 @@ def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[
             continue
         where = f"{url}, line {number}"
         try:
-            found |= _labels_by_key(parse_object(line))
+            found |= _labels_by_key(parse_object(line), where, problems)
         except ValueError as error:
             problems.report(where, str(error))
     return found
@@ -77,11 +77,12 @@ def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, 
     for number, row in enumerate(rows):
         where = f"{url}, row {number}"
         try:
-            found |= _labels_by_key(row)
+            found |= _labels_by_key(row, where, problems)
         except ValueError as error:
             problems.report(where, str(error))
     return found
 
 
-def _labels_by_key(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {required_text(row, "key"): given_labels(row)}
+def _labels_by_key(row: Mapping[str, Any], where: str, problems: Problems) -> dict[str, dict[str, Any]]:
+    key = required_text(row, "key")
+    return {key: given_labels(row, lambda label, why: problems.report(f"{where}: {label}", why))}

@@ -5,7 +5,7 @@ source that sets it: sidecar, JSON, then these files.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from braceexpand import braceexpand
@@ -146,12 +146,15 @@ class TarShard:
             try:
                 text = decode_text(self._read(parts[suffix]))
                 if suffix == "json":
-                    own |= given_labels(parse_object(text))
+                    own |= given_labels(parse_object(text), self._reporter(f"{key}.json"))
                 else:
                     own[_TEXT_MEMBERS[suffix]] = strip_text(valid_text(text))
             except (ValueError, OSError) as error:
                 self.problems.report(f"{self.name}: {key}.{suffix}", str(error))
         return own
+
+    def _reporter(self, file: str) -> Callable[[str, str], None]:
+        return lambda label, why: self.problems.report(f"{self.name}: {file}: {label}", why)
 
     def _read(self, member: Member) -> bytes:
         content = os.pread(self._file.fileno(), member.size, member.offset)

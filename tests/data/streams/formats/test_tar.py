@@ -68,7 +68,7 @@ def test_a_sidecar_overrides_the_samples_and_json_lines_equal_parquet(archive, c
         Labels(9, None, True, caption="a street"),
         Labels(1, None, False, caption="a street"),
     ]
-    assert "line 9 is skipped" in caplog.text
+    assert "line 9: score is skipped" in caplog.text
     assert "line 10 is skipped" in caplog.text
     assert "gone is skipped" in caplog.text
     by_lines.unlink()
@@ -169,6 +169,19 @@ def test_a_damaged_header_skips_only_its_member(archive):
     usable = {entry.key: entry.read() for entry in found if not entry.damage}
     assert usable == {key: content for key, content in whole.items() if key != "part/004"}
     assert any("no archive member up to byte" in entry.damage for entry in found)
+
+
+def test_another_score_keeps_caption_and_class(tmp_path, caplog):
+    own = {"score": 5.63, "caption": "a street", "category": "cat"}
+    samples = [{"__key__": key, "png": image(1), "json": json.dumps(own).encode()} for key in "ab"]
+    path = write_tar(tmp_path / "a.tar", samples)
+    write_sidecar(path, [{"key": "b", "score": 6.1, "category": "dog"}])
+    assert [entry.labels for entry in entries(path)] == [
+        Labels(caption="a street", category="cat"),
+        Labels(caption="a street", category="dog"),
+    ]
+    assert "a.json: score is skipped: expected an integer from 1 to 9, got 5.63" in caplog.text
+    assert "line 1: score is skipped" in caplog.text
 
 
 def test_a_byte_order_mark_is_not_text_and_invalid_files_keep_the_others(tmp_path, caplog):
