@@ -56,6 +56,14 @@ def encode_shards(
             show_default=False,
         ),
     ] = None,
+    image: Annotated[
+        str,
+        typer.Option(
+            metavar="EXTENSION",
+            help="Image of a sample of an archive that contains several, such as input.jpg.",
+            show_default=False,
+        ),
+    ] = "",
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
@@ -102,6 +110,7 @@ def encode_shards(
         per_shard=per_shard,
         batch_size=batch_size,
         format=shard_format,
+        image=image,
     )
     find_device(device)  # what is wrong with it is known before processes are started
     tokenizer = load_tokenizer(checkpoint, "cpu" if workers > 1 else device)

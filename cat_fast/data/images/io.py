@@ -7,29 +7,42 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from cat_fast.errors import UserError, one_line
 
 if TYPE_CHECKING:  # importing torch takes seconds, and scoring images does not need it
     import torch
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_AVIF = features.check("avif")
+"""Not all builds of Pillow read AVIF."""
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+) | ({".avif"} if _AVIF else set())
+OTHER_IMAGE_SUFFIXES = (
+    frozenset({".avif", ".heic", ".heif", ".hif", ".jxl", ".jxr", ".jp2", ".j2k", ".jpx", ".psd", ".svg"})
+    | frozenset({".eps", ".ico", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".exr", ".hdr", ".dds", ".qoi"})
+    | frozenset({".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"})
+) - IMAGE_SUFFIXES
+"""Extensions of images that cannot be read."""
 MAX_PIXELS = 178_956_970
 """Default limit on width x height: Pillow's limit, 537 MB when decoded."""
 
 # An explicit list keeps user files away from other plug-ins (EPS runs Ghostscript).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", *(["AVIF"] if _AVIF else []))
 # Pillow allows 1 MB per compressed text or colour profile of a PNG: too little for editing histories, prompts
 # and printer profiles. Its limit of 64 MB for all of them still applies.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
+_LOG = logging.getLogger("cat_fast.data")
 _SRGB = ImageCms.createProfile("sRGB")
 _WHITE = (255, 255, 255, 255)
 
@@ -42,7 +55,7 @@ def load_image(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) ->
     bits. Only the first frame of an animation is used.
 
     Args:
-        path: a JPEG, PNG or WebP file (BMP, GIF and TIFF work too).
+        path: a JPEG, PNG or WebP file (BMP, GIF and TIFF work too, and AVIF if Pillow reads it).
         max_pixels: maximum width x height, checked in the header before decoding. Pillow's own limit
             (2 x `PIL.Image.MAX_IMAGE_PIXELS`) also applies.
 
@@ -118,36 +131,57 @@ def tensor_to_image(x: torch.Tensor) -> Image.Image:
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Return the image files in `paths`: files as given, folders replaced by the images in them.
 
-    Folders are searched recursively by file extension, in sorted order; hidden files and folders are skipped.
+    Folders are searched recursively by file extension, in sorted order, also through symbolic links; hidden
+    files and folders are skipped, and images of other formats too, with a warning that counts them.
     Duplicates are removed. Files are not opened: `load_image` reports those that are missing or damaged, so
     that the others can still be processed.
 
     Raises:
-        UserError: `paths` is empty, or a folder contains no image.
+        UserError: `paths` is empty, or a folder contains no image or cannot be read.
     """
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             found[path] = None
             continue
-        inside = sorted(_walk(path))
+        files = list(_walk(path, ()))
+        inside = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+        skipped = Counter(
+            file.suffix.lower() for file in files if file.suffix.lower() in OTHER_IMAGE_SUFFIXES
+        )
+        others = ", ".join(f"{count} {suffix}" for suffix, count in sorted(skipped.items()))
         if not inside:
             raise UserError(
                 f"{path}: the folder contains no image; expected files ending in "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))}"
+                f"{', '.join(sorted(IMAGE_SUFFIXES))}" + (f", got {others}" if others else "")
             )
+        if others:
+            _LOG.warning("data: %s: images are skipped: %s; convert them to JPEG or PNG", path, others)
         found.update(dict.fromkeys(inside))
     if not found:
         raise UserError("no image given; give at least one file or folder")
     return list(found)
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(parent, name)
+def _walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Yield the files in a folder, in no order; `parents` identifies the folders around it."""
+    try:
+        status = folder.stat()
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror or error})") from error
+    identity = status.st_dev, status.st_ino
+    if identity in parents:
+        _LOG.warning("data: %s is skipped: it is a symbolic link to a folder around it", folder)
+        return
+    for entry in entries:
+        path = Path(entry)
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
+            yield from _walk(path, (*parents, identity))
+        elif entry.is_symlink() and not path.exists() and path.suffix.lower() not in IMAGE_SUFFIXES:
+            _LOG.warning("data: %s is skipped: its target is missing", path)
+        else:
+            yield path
 
 
 def _require_content(path: Path) -> None:

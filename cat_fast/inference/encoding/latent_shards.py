@@ -40,7 +40,7 @@ class LatentCache:
     ) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.fingerprint = tokenizer.fingerprint()
-        self.images = open_images(settings.source)
+        self.images = open_images(settings.source, settings.image)
         self.classes = {name: number for number, name in enumerate(class_names)}
         self.numbered = not any(name.isdecimal() for name in class_names)
         """Whether a number as a class counts the names; where names are numbers, it is a name."""

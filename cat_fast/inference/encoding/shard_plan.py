@@ -1,6 +1,7 @@
 """Which latents are made of which images, and who makes them: the door of the latent cache."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
-from cat_fast.data.streams.formats.tar import TarShards, list_shards
+from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES
+from cat_fast.data.streams.formats.tar import TarShards, is_archive, list_shards
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import require_patches, require_served
 from cat_fast.tokenizer import NestedAutoencoderKL
@@ -47,6 +49,8 @@ class CacheSettings:
     thresholds: RatioThresholds | None = None
     """From scores to ratios, over the ratio that an image's labels say; None takes that, or the default
     pair."""
+    image: str = ""
+    """Extension of the image in samples of archives that contain several."""
     per_shard: int = 1024
     batch_size: int = 8
     format: str = "safetensors"
@@ -98,22 +102,31 @@ class Tally:
             setattr(self, name, getattr(self, name) + value)
 
 
-def open_images(source: str) -> ShardSet:
+def open_images(source: str, image: str = "") -> ShardSet:
     """`photographs` (those that ship), an image index, a folder of images, or webdataset archives: a folder
     of them, or a pattern of `cat_fast.data.streams.formats.tar.list_shards`.
+
+    Args:
+        image: see `TarShards`.
 
     Raises:
         UserError: nothing is there.
     """
-    if source == PHOTOGRAPHS:
-        return RecordShards(load_index(source))
     path = Path(source)
-    if path.is_dir() and not any(path.glob("*.tar")):
-        return FolderShards(path, described=True)
-    if path.is_dir() or "://" in source or source.endswith((".tar", ".tar.gz")) or set(source) & set("*{"):
+    if source == PHOTOGRAPHS and not image:
+        return RecordShards(load_index(source))
+    if path.is_dir():
+        archives = any(map(is_archive, os.listdir(path)))
+    else:
+        archives = "://" in source or source.endswith(ARCHIVE_SUFFIXES) or any(c in source for c in "*{")
+    if archives:
         problems = Problems()
         remote = Remote(StreamConfig(), problems)
-        return TarShards(list_shards(source, remote), remote, problems)
+        return TarShards(list_shards(source, remote), remote, problems, image)
+    if image:
+        raise UserError(f"--image {image}: applies to archives, but {source} is not one; leave it out")
+    if path.is_dir():
+        return FolderShards(path, described=True)
     return IndexShards(path)
 
 
@@ -131,7 +144,7 @@ def prepare(
             made otherwise.
     """
     require_served(settings.ratio, tokenizer.config["ratios"])
-    images = open_images(settings.source)
+    images = open_images(settings.source, settings.image)
     if classes is None and (settings.out / HEADER).is_file():
         classes = read_json(settings.out / HEADER).get("class_names")
     classes = list(classes or _classes_of(images))
@@ -150,6 +163,7 @@ def prepare(
             "format": settings.format,
             "ratio": settings.ratio or "auto",
             "thresholds": None if thresholds is None else [thresholds.a, thresholds.b],
+            "image": settings.image or None,
         },
     )
     return len(images.names), classes

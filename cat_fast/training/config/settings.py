@@ -205,6 +205,9 @@ class ImageDataConfig:
     """A Hugging Face dataset, on the Hub or in a local folder, streamed."""
     dataset_config: str = ""
     dataset_split: str = "train"
+    image: str = ""
+    """Image to use of samples that contain several: a column of `dataset`, or an extension in `shards`, such
+    as `input.jpg`."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     """Reading, shuffling and decoding."""
     ratios_from: str = "index"
@@ -270,6 +273,10 @@ class ImageDataConfig:
             not streamed or self.index in ("", PHOTOGRAPHS),
             f"data.index names {self.index}, and data.{''.join(streamed)} is set too: leave one out, as with "
             f"data.{''.join(streamed)}=''",
+        )
+        require(
+            not self.image or bool(self.shards or self.dataset),
+            f"data.image={self.image}: applies to data.shards and data.dataset only; leave it out",
         )
         require(len(self.thresholds) == 2, f"data.thresholds: two scores expected, got {self.thresholds}")
         require(self.cache_megabytes > 0, f"data.cache_megabytes: {self.cache_megabytes} must be positive")

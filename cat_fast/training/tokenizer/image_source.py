@@ -139,11 +139,12 @@ def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
     """
     if data.shards:
         remote = Remote(data.stream, problems)
-        return TarShards(list_shards(data.shards, remote), remote, problems)
+        return TarShards(list_shards(data.shards, remote), remote, problems, data.image)
     if data.folder:
         return FolderShards(data.folder)
     if data.dataset:
-        return HubShards(data.dataset, data.dataset_config, data.dataset_split, data.stream, problems)
+        source = data.dataset, data.dataset_config, data.dataset_split
+        return HubShards(*source, data.stream, problems, data.image)
     if data.index == PHOTOGRAPHS:
         raise UserError("data.in_memory: the photographs that ship are few, and are held in memory")
     return IndexShards(data.index, problems, score_records)

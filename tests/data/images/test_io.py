@@ -418,3 +418,31 @@ def cmyk_profile() -> bytes:
     identity = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
     lut = b"mft1\x00\x00\x00\x00" + bytes([4, 3, 2, 0]) + identity + curve * 4 + grid + curve * 3
     return icc(b"CMYK", b"Lab ", b"prtr", {b"A2B0": lut})
+
+    @pytest.mark.parametrize("suffix", ["jfif", "jpe", "JPEG"])
+    def test_all_extensions_of_jpeg(self, tmp_path, suffix):
+        quadrants().save(tmp_path / f"a.{suffix}", "JPEG")
+        assert find_images([tmp_path]) == [tmp_path / f"a.{suffix}"]
+        assert load_image(tmp_path / f"a.{suffix}").size == (32, 32)
+
+    def test_images_of_other_formats_are_counted(self, tmp_path, caplog):
+        for name in ("a.heic", "b.HEIC", "c.jxl", "notes.txt"):
+            (tmp_path / name).write_bytes(b"")
+        with pytest.raises(UserError, match=r"contains no image; expected .*, got 2 \.heic, 1 \.jxl$"):
+            find_images([tmp_path])
+        (tmp_path / "d.png").write_bytes(b"")
+        assert find_images([tmp_path]) == [tmp_path / "d.png"]
+        assert "images are skipped: 2 .heic, 1 .jxl; convert" in caplog.text
+
+    def test_symbolic_links_are_followed_but_not_into_a_loop(self, tmp_path, caplog):
+        root, other = tmp_path / "root", tmp_path / "other"
+        for folder in (root / "a", other):
+            folder.mkdir(parents=True)
+            (folder / "x.png").write_bytes(b"")
+        links = {"b": other, "c": other, "a/up": root, "d": tmp_path / "none", "e": root / "e", "f": "f/g"}
+        for name, target in links.items():
+            (root / name).symlink_to(target)
+        (other / "back").symlink_to(root)
+        assert find_images([root]) == [root / name for name in ("a/x.png", "b/x.png", "c/x.png")]
+        assert f"{root}/a/up is skipped: it is a symbolic link to a folder around it" in caplog.text
+        assert f"{root}/d is skipped: its target is missing" in caplog.text

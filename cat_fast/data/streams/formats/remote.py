@@ -1,6 +1,7 @@
 """Files on any fsspec file system (local, s3://, gs://, memory:// …), with retries."""
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import IO, TypeVar
 
 import fsspec
+from fsspec.compression import compr
 from fsspec.core import url_to_fs
 
 from cat_fast.data.streams.formats.base import UnreadableShard
@@ -18,6 +20,8 @@ from cat_fast.errors import UserError, one_line
 
 T = TypeVar("T")
 _CHUNK = 1 << 22
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""Compression by the first bytes of a file, as fsspec names it."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -46,6 +50,7 @@ class Remote:
     def open(self, url: str) -> IO[bytes]:
         """Return a seekable local file: the file itself, or an unnamed copy of a remote or compressed one.
 
+        Whether it is compressed (gzip, bzip2, xz, zstd) follows from its first bytes, not from its name.
         The copy is an unlinked temporary file, so it disappears even if the process is killed.
 
         Raises:
@@ -68,16 +73,36 @@ class Remote:
 
     def _open(self, url: str) -> IO[bytes]:
         filesystem, path = url_to_fs(url)
-        compressed = path.endswith((".gz", ".bz2", ".xz", ".zst"))
-        if "file" in _protocols(filesystem) and not compressed:
-            return open(path, "rb")
-        expected = None if compressed else filesystem.size(path)
+        local = "file" in _protocols(filesystem)
+        file: IO[bytes] = open(path, "rb") if local else self._copy(filesystem, url, path)  # noqa: SIM115
+        start = os.pread(file.fileno(), max(map(len, _COMPRESSED)), 0)
+        compression = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
+        if compression is None:
+            return file
+        with file:
+            return self._decompressed(file, compression)
+
+    def _copy(self, filesystem: fsspec.AbstractFileSystem, url: str, path: str) -> IO[bytes]:
+        expected = filesystem.size(path)
         copy = self._scratch_file()
         try:
-            with fsspec.open(url, "rb", compression="infer" if compressed else None) as file:
+            with fsspec.open(url, "rb") as file:
                 shutil.copyfileobj(file, copy, _CHUNK)
             if expected is not None and copy.tell() != expected:
                 raise OSError(f"received {copy.tell()} of {expected} bytes")
+        except BaseException:
+            copy.close()
+            raise
+        copy.seek(0)
+        return copy
+
+    def _decompressed(self, file: IO[bytes], compression: str) -> IO[bytes]:
+        if compression not in compr:
+            raise ImportError(f"compressed with {compression}: decompress it, or pip install zstandard")
+        copy = self._scratch_file()
+        try:
+            with compr[compression](file, mode="rb") as content:
+                shutil.copyfileobj(content, copy, _CHUNK)
         except BaseException:
             copy.close()
             raise

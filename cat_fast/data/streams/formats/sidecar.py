@@ -18,15 +18,17 @@ from cat_fast.data.files import atomic_write
 from cat_fast.data.images.label_fields import LABELS, given_labels, required_text
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.streams.formats.tar_index import normal_name
 from cat_fast.data.text_files import is_blank, parse_object
 
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 
 def sidecar_url(shard: str, suffix: str = JSON_LINES) -> str:
-    """Return the URL of the sidecar of `…/shard-000123.tar` or `.tar.gz`."""
-    folder, slash, name = shard.rpartition("/")
-    return f"{folder}{slash}{name.split('.tar')[0]}{suffix}"
+    """Return the URL of the sidecar of an archive, `…/shard-000123.scores.jsonl` of `…/shard-000123.tar`."""
+    archive = next((end for end in ARCHIVE_SUFFIXES if shard.endswith(end)), "")
+    return f"{shard.removesuffix(archive)}{suffix}"
 
 
 def read_sidecar(shard: str, remote: Remote, problems: Problems) -> dict[str, dict[str, Any]] | None:
@@ -84,5 +86,5 @@ def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, 
 
 
 def _labels_by_key(row: Mapping[str, Any], where: str, problems: Problems) -> dict[str, dict[str, Any]]:
-    key = required_text(row, "key")
+    key = normal_name(required_text(row, "key"))
     return {key: given_labels(row, lambda label, why: problems.report(f"{where}: {label}", why))}

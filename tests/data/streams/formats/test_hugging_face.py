@@ -1,5 +1,7 @@
 """Hugging Face datasets, streamed from local folders of parquet files or images."""
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from cat_fast.data.streams.formats.config import StreamConfig
@@ -11,8 +13,8 @@ from tests.data.streams.sets import batches, image, make_source, state_of
 datasets = pytest.importorskip("datasets")
 
 
-def hub(path, config=None) -> HubShards:
-    return HubShards(str(path), "", "train", config or StreamConfig(first_wait=0.0), Problems())
+def hub(path, image="") -> HubShards:
+    return HubShards(str(path), "", "train", StreamConfig(first_wait=0.0), Problems(), image)
 
 
 @pytest.fixture
@@ -103,3 +105,54 @@ def test_data_sets_without_images_are_rejected(tmp_path):
     datasets.Dataset.from_list([{"text": "a"}]).to_parquet(tmp_path / "text.parquet")
     with pytest.raises(UserError, match="expected an image column, got text"):
         hub(tmp_path)
+
+
+def write_parquet(path, columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+@pytest.mark.parametrize("size", ["", "large_"])
+def test_a_struct_of_bytes_and_path_is_an_image(tmp_path, size):
+    binary = pyarrow.large_binary() if size else pyarrow.binary()
+    kind = pyarrow.struct({"bytes": binary, "path": pyarrow.string()})
+    rows = [{"bytes": image(n), "path": None} for n in range(2)] + [None]
+    mask = pyarrow.array([b"not the image"] * 3, binary)
+    columns = {
+        "photo": pyarrow.array(rows, kind),
+        "score": [5.63, 5.0, None],
+        "caption": ["a", "b", "c"],
+        "z": mask,
+    }
+    write_parquet(tmp_path / "a.parquet", columns)
+    entries = list(hub(tmp_path).open(0).entries(0))
+    assert [entry.read() for entry in entries[:2]] == [image(0), image(1)]
+    assert [(entry.labels.score, entry.labels.caption) for entry in entries] == [
+        (None, "a"),
+        (5, "b"),
+        (None, "c"),
+    ]
+    assert entries[2].damage == "its row has no image"
+
+
+def test_of_several_image_columns_one_must_be_chosen(tmp_path):
+    rows = [{"input": {"bytes": image(1), "path": None}, "edited": {"bytes": image(2), "path": None}}]
+    table = datasets.Dataset.from_list(rows)
+    table.cast_column("input", datasets.Image()).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"expected one image column, got edited, input; choose one"):
+        hub(tmp_path)
+    for column, number in {"input": 1, "edited": 2}.items():
+        (entry,) = hub(tmp_path, column).open(0).entries(0)
+        assert entry.read() == image(number)
+    with pytest.raises(
+        UserError, match=r"data\.image: .*'mask' is not an image column; expected one of edited, input"
+    ):
+        hub(tmp_path, "mask")
+
+
+def test_a_column_of_encoded_images_can_be_chosen(tmp_path):
+    write_parquet(tmp_path / "a.parquet", {"jpg": [image(1), None], "key": ["a", "b"]})
+    with pytest.raises(UserError, match=r"expected an image column, got jpg, key; data\.image=jpg reads"):
+        hub(tmp_path)
+    first, second = hub(tmp_path, "jpg").open(0).entries(0)
+    assert (first.key, first.read()) == ("a", image(1))
+    assert second.damage == "its row has no image"

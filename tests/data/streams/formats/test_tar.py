@@ -1,5 +1,6 @@
 """Archives: same samples as webdataset, sidecars, damage, remote file systems and retries."""
 
+import io
 import json
 import logging
 import tarfile
@@ -21,6 +22,7 @@ from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import Problems
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
+from cat_fast.data.streams.formats.tar_index import Member
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, image, make_source, tar_set, write_shards, write_tar
 
@@ -133,7 +135,7 @@ def test_a_complete_sidecar_avoids_reading_the_samples_labels(tmp_path, monkeypa
     given = {"score": 5, "ratio": 16, "has_text": True, "has_faces": False, "caption": "", "category": ""}
     archive = write_tar(tmp_path / "a.tar", [{"__key__": "a", "png": image(1), "cls": b"7"}])
     write_sidecar(archive, [{"key": "a", **given}])
-    monkeypatch.setattr(tar_shards.TarShard, "_read", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(Member, "read", lambda *_: pytest.fail("read"))
     assert [entry.labels for entry in entries(archive)] == [Labels(5, 16, True)]
     assert tar_set(archive).categories(0) == {""}
 
@@ -169,6 +171,217 @@ def test_a_damaged_header_skips_only_its_member(archive):
     usable = {entry.key: entry.read() for entry in found if not entry.damage}
     assert usable == {key: content for key, content in whole.items() if key != "part/004"}
     assert any("no archive member up to byte" in entry.damage for entry in found)
+
+
+def add(tar, name, content=b"", **fields):
+    """Add a member of any kind to an open archive."""
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def new_tar(tmp_path):
+    """Return a function that writes members (name, content, fields) to an archive."""
+
+    def write(*files, name="a.tar", mode="w"):
+        with tarfile.open(tmp_path / name, mode, format=tarfile.PAX_FORMAT) as tar:
+            for file in files:
+                add(tar, *file[:2], **(file[2] if len(file) > 2 else {}))
+        return tmp_path / name
+
+    return write
+
+
+def test_links_have_the_content_of_their_targets(new_tar):
+    hard, symbolic = {"type": tarfile.LNKTYPE}, {"type": tarfile.SYMTYPE}
+    path = new_tar(
+        ("x/a.png", image(1)),
+        ("x/a.txt", b"a street"),
+        ("x/b.png", b"", hard | {"linkname": "x/a.png"}),
+        ("x/b.txt", b"", symbolic | {"linkname": "./a.txt"}),
+        ("x/c.png", b"", symbolic | {"linkname": "../y/d.png"}),  # to a later member
+        ("y/d.png", b"", hard | {"linkname": "./x/b.png"}),
+        ("y/e.png", b"", symbolic | {"linkname": "/etc/passwd"}),
+        ("y/f.png", b"", symbolic | {"linkname": "f.png"}),
+        ("y/g.png", image(2)),
+        ("y/g.txt", b"", symbolic | {"linkname": "none.txt"}),
+        ("y/h.png", b"", hard | {"linkname": "y/i.png"}),
+        ("y/i.png", image(3)),
+        ("links", b"", symbolic | {"linkname": "y"}),
+    )
+    found = {entry.key: entry for entry in entries(path)}
+    usable = {key: (entry.read(), entry.labels.caption) for key, entry in found.items() if not entry.damage}
+    one = image(1)
+    assert usable == {
+        "x/a": (one, "a street"),
+        "x/b": (one, "a street"),
+        "x/c": (one, ""),
+        "y/d": (one, ""),
+        "y/g": (image(2), ""),
+        "y/i": (image(3), ""),
+    }
+    assert found["y/e"].damage == "symbolic link to /etc/passwd, which is not a file of this archive"
+    assert found["y/f"].damage == "symbolic link to f.png, which is not a file of this archive"
+    assert found["y/h"].damage == "hard link to y/i.png, which is not a file of this archive"
+
+
+@pytest.mark.parametrize("format", ["old", "pax"])
+def test_sparse_members_are_read(tmp_path, format):
+    """Image, hole, image: an encoded image may be followed by zeros."""
+    first, hole = image(1), 4096
+    content = first + bytes(hole - len(first)) + b"end"
+    parts = [(0, len(first)), (hole, 3)]
+    stored = b"".join(content[start : start + size] for start, size in parts)
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        if format == "pax":
+            numbers = [len(parts), *(number for part in parts for number in part)]
+            table = "".join(f"{number}\n" for number in numbers).encode()
+            names = {"major": "1", "minor": "0", "name": "a.png", "realsize": str(len(content))}
+            headers = {f"GNU.sparse.{name}": value for name, value in names.items()}
+            add(tar, "GNUSparseFile.0/a.png", table.ljust(512, b"\0") + stored, pax_headers=headers)
+        else:
+            info = tarfile.TarInfo("a.png")
+            info.type, info.size = tarfile.GNUTYPE_SPARSE, len(stored)
+            header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+            header[257:265] = b"ustar  \0"
+            header[345:500] = bytes(155)
+            for place, number in enumerate(number for part in parts for number in part):
+                header[386 + 12 * place : 398 + 12 * place] = b"%011o\0" % number
+            header[483:495] = b"%011o\0" % len(content)
+            header[148:156] = b"%06o\0 " % (sum(header[:148]) + 256 + sum(header[156:512]))
+            tar.fileobj.write(header + stored.ljust(-(-len(stored) // 512) * 512, b"\0"))
+            tar.offset = tar.fileobj.tell()
+        add(tar, "b.png", image(2))
+    assert [(entry.key, entry.read()) for entry in entries(path)] == [("a", content), ("b", image(2))]
+
+
+def test_global_headers_are_not_damage(new_tar):
+    comment = tarfile.TarInfo.create_pax_global_header({"comment": "c" * 600})
+    parts = [new_tar((f"{n}.png", image(n))).read_bytes().rstrip(b"\0") for n in range(3)]
+    padded = [part + bytes(-len(part) % 512) for part in parts]
+    path = new_tar()
+    path.write_bytes(comment + comment + padded[0] + comment + padded[1] + padded[2] + comment + bytes(1024))
+    found = entries(path)
+    assert [(entry.key, entry.damage, entry.read()) for entry in found] == [
+        (str(n), "", image(n)) for n in range(3)
+    ]
+
+
+def test_hidden_members_are_ignored(new_tar):
+    path = new_tar(
+        ("._a", b"x"),
+        ("x/._a.png", b"x"),
+        ("x/a.png", image(1)),
+        ("__MACOSX/x/._a.png", b"x"),
+        ("x/.DS_Store", b"x"),
+        ("x/a.txt", b"a street"),
+    )
+    (entry,) = entries(path)
+    assert (entry.key, entry.read(), entry.labels.caption) == ("x/a", image(1), "a street")
+
+
+def test_names_are_equal_with_and_without_dot_slash(new_tar):
+    path = new_tar(("./x//a.png", image(1)), ("x/./a.txt", b"a street"), ("./b.png", image(2)))
+    write_sidecar(path, [{"key": "x/a", "score": 3}, {"key": "./b", "score": 4}])
+    found = [(entry.key, entry.labels.score, entry.labels.caption) for entry in entries(path)]
+    assert found == [("x/a", 3, "a street"), ("b", 4, "")]
+
+
+def test_a_repeated_file_name_starts_another_sample(new_tar):
+    path = new_tar(
+        *[("a.png", image(1)), ("a.cls", b"1"), ("a.png", image(2)), ("a.txt", b"second")],
+        *[("b.cls", b"3"), ("b.png", image(3)), ("b.png", image(4)), ("b.cls", b"4"), ("b.PNG", image(5))],
+    )
+    found = [(e.key, e.read(), e.labels.category, e.labels.caption) for e in entries(path)]
+    assert found == [
+        ("a", image(1), "1", ""),
+        ("a", image(2), "", "second"),
+        ("b", image(3), "3", ""),
+        ("b", image(4), "4", ""),
+        ("b", image(5), "", ""),
+    ]
+
+
+def test_labels_apart_from_their_image_are_reported_by_name(new_tar):
+    path = new_tar(
+        ("b.cls", b"1"), ("a.png", image(1)), ("b.png", image(2)), ("a.cls", b"2"), ("c.cls", b"3")
+    )
+    damage = {(entry.key, entry.damage) for entry in entries(path) if entry.damage}
+    apart = (
+        "its labels (cls) are apart from its image, which is used without them; the files of a sample must be"
+    )
+    assert damage == {
+        ("b", f"{apart} adjacent"),
+        ("a", f"{apart} adjacent"),
+        ("c", "expected an image file, got cls"),
+    }
+
+
+def test_extensions_of_several_parts(new_tar, caplog):
+    path = new_tar(
+        *[("a.input.JPG", image(1)), ("a.caption.txt", b"a street"), ("a.meta.json", b'{"score": 3}')],
+        *[("b.mask.png", image(2)), ("b.png", image(3)), ("b.old.txt", b"a lane"), ("b.txt", b"a road")],
+        *[("c.input.png", image(4)), ("c.edited.png", image(5))],
+        *[("d.png", image(6)), ("d.en.txt", b"a"), ("d.fr.txt", b"b")],
+        *[("e.jpg", image(7)), ("e.png", image(8))],
+    )
+    found = {entry.key: entry for entry in entries(path)}
+    assert [
+        (key, e.read(), e.labels.caption, e.labels.score) for key, e in found.items() if not e.damage
+    ] == [
+        ("a", image(1), "a street", 3),
+        ("b", image(3), "a road", None),
+        ("d", image(6), "", None),
+    ]
+    assert found["c"].damage.startswith(
+        "2 images in one sample (input.png, edited.png); a key ends at the first dot"
+    )
+    assert found["e"].damage.startswith("2 images in one sample (jpg, png)")
+    assert "d.en.txt and fr.txt is skipped: expected one .txt file" in caplog.text
+
+
+def test_of_several_images_one_can_be_chosen(new_tar):
+    files = [
+        ("a.input.png", image(1)),
+        ("a.edited.png", image(2)),
+        ("b.input.png", image(3)),
+        ("b.png", image(4)),
+    ]
+    path = new_tar(*files, ("c.png", image(5)))
+    shards = tar_set(path)
+    chosen = type(shards)(shards.names, shards.remote, shards.problems, ".Input.PNG")
+    first, second, third = chosen.open(0).entries(0)
+    assert [first.read(), second.read()] == [image(1), image(3)]
+    assert third.damage == "expected input.png, got png"
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
+def test_compression_follows_from_the_content(new_tar, tmp_path, kind, name):
+    path = new_tar(("a.png", image(1)), name=name, mode=f"w:{kind}")
+    path.with_name("a.scores.jsonl").write_text('{"key": "a", "score": 3}')
+    path.with_name("._a.tar").write_bytes(b"x")
+    for pattern in (path, tmp_path):
+        (entry,) = entries(pattern)
+        assert (entry.read(), entry.labels.score) == (image(1), 3)
+    memory = f"memory://compressed-{kind}/{name}"
+    fsspec.filesystem("memory").pipe_file(memory, path.read_bytes())
+    assert [entry.read() for entry in entries(memory)] == [image(1)]
+
+
+def test_a_plain_archive_may_be_named_like_a_compressed_one(new_tar):
+    assert [entry.read() for entry in entries(new_tar(("a.png", image(1)), name="a.tar.gz"))] == [image(1)]
+
+
+def test_a_damaged_compressed_archive_cannot_be_opened(new_tar):
+    path = new_tar(("a.png", image(1)), mode="w:gz")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UnreadableShard, match="end-of-stream marker"):
+        entries(path, StreamConfig(attempts=1))
 
 
 def test_another_score_keeps_caption_and_class(tmp_path, caplog):
