@@ -262,10 +262,10 @@ def _flatten(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey (modes I;16*, and I if the values fit) to "L"; Pillow's convert() would clip."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+    """Scale 16-bit grey (modes I;16*) to "L"; Pillow's convert() would clip."""
+    if image.mode in ("I", "F"):  # their values have no common scale
         raise UserError("expected 8 or 16 bits per channel, got 32")
+    values = np.asarray(image)
     grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # round(v / 257)
     if "transparency" in image.info:  # one 16-bit grey level marks transparent pixels
         grey[values == image.info["transparency"]] = 255
