@@ -43,6 +43,7 @@ def test_every_kind_of_run_refuses(task, override, message):
     ("task", "override", "message"),
     [
         ("tokenizer", "data.image_size=0", "data.image_size: 0 must be positive"),
+        ("tokenizer", "data.image=jpg", "data.image=jpg: applies to data.shards and data.dataset only"),
         ("tokenizer", "data.batch_size=-1", "data.batch_size"),
         ("tokenizer", "data.min_crop=0", "data.min_crop"),
         ("tokenizer", "data.min_crop=1.1", "data.min_crop"),
