@@ -1,11 +1,11 @@
 """Convolutional blocks of the nested VAE.
 
 Layer names and arithmetic follow diffusers' AutoencoderKL (`ResnetBlock2D`, `DownEncoderBlock2D`,
-`UpDecoderBlock2D`, `UNetMidBlock2D`), so that LDM and Stable Diffusion weights load; normalisation and
-activation go through the fused `group_norm_silu` operator, attention with heads of one dimension through
-`scalar_attention`, with wide ones through `wide_attention`.
+`UpDecoderBlock2D`, `UNetMidBlock2D`), so that LDM and Stable Diffusion weights load. Normalisation and
+activation use the fused operator `group_norm_silu`; attention uses `scalar_attention` for one-dimensional
+heads and `wide_attention` for wide ones.
 
-Shapes: B batch, C channels, H and W the side of the feature map.
+Shapes: B batch, C channels, H and W sides of the feature map, N = H * W positions.
 """
 
 import torch
@@ -18,11 +18,11 @@ from cat_fast.kernels.wide_attention.op import wide_attention
 
 NORM_EPS = 1e-6
 WIDE = 256
-"""Heads of this dimension and more go through `wide_attention`."""
+"""Smallest head dimension that uses `wide_attention`."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm, followed by SiLU when `activation` is set, as one operator. (B, C, H, W) -> the same."""
+    """GroupNorm with an optional SiLU, fused into one operator; shapes are (B, C, H, W)."""
 
     def __init__(self, num_groups: int, num_channels: int, activation: bool = True) -> None:
         super().__init__(num_groups, num_channels, eps=NORM_EPS)
@@ -33,7 +33,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the channels change."""
+    """Residual block x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut if the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_num_groups: int) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class ResnetBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual self-attention over the H x W positions, `channels // head_dim` heads."""
+    """Residual self-attention over the H x W positions with `channels // head_dim` heads."""
 
     def __init__(self, channels: int, head_dim: int, norm_num_groups: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Attention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """`num_layers` attentions between `num_layers + 1` residual blocks, at constant width."""
+    """`num_layers` attention layers alternating with `num_layers + 1` residual blocks, at constant width."""
 
     def __init__(self, channels: int, num_layers: int, attention_head_dim: int, norm_num_groups: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class MidBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution, padded on the right and bottom only. (B, C, H, W) -> (B, C, H/2, W/2)."""
+    """Stride-2 convolution padded at the right and bottom: (B, C, H, W) -> (B, C, H/2, W/2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a convolution. (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Nearest-neighbour upsampling and a convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -124,9 +124,9 @@ class Upsample(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, each followed by attention with one head if `attention` is set, then a downsampling.
+    """Residual blocks and a downsampling; with `attention`, one-head attention follows each residual block.
 
-    The tap of a ratio lies before the downsampling, at `features`.
+    A ratio's tap is before the downsampling, at `features`.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, each followed by attention with one head if `attention` is set, then an upsampling."""
+    """Residual blocks and an upsampling; with `attention`, one-head attention follows each residual block."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ def _resnets(in_channels: int, out_channels: int, num_layers: int, norm_num_grou
 
 
 def _attentions(channels: int, num_layers: int, norm_num_groups: int) -> nn.ModuleList:
-    """With one head, as the autoencoders of LDM that have attention outside the mid block."""
+    """Return attention layers with one head, as in LDM's autoencoders with attention outside the mid block."""
     return nn.ModuleList(Attention(channels, channels, norm_num_groups) for _ in range(num_layers))
 
 
@@ -205,8 +205,8 @@ def _run_layers(resnets: nn.ModuleList, attentions: nn.ModuleList, x_BCHW: Tenso
 def ghost(module: nn.Module, channels: int, like: Tensor) -> Tensor:
     """Run `module` on a tiny zero tensor and return zero, with the module's parameters in the graph.
 
-    The value is 0 and every gradient it sends is 0: a rank that skips a block still *produces* its
-    gradients, in the same order as a rank that runs it, which is what ZeRO's bucketed reduction needs.
+    All gradients through it are 0. A rank that skips a block thus still *produces* its gradients, in the same
+    order as ranks that run it. ZeRO's bucketed reduction requires this.
     """
     zeros = torch.zeros(1, channels, 2, 2, dtype=like.dtype, device=like.device)
     return 0.0 * module(zeros).sum()
