@@ -2,7 +2,8 @@
 
 Six blocks downsample five times. The feature map after k halvings belongs to ratio f = 2^k: the ratio decides
 where an image leaves the encoder ("nested VAE" in the paper). A channel-matching residual block widens taps
-above the deepest one to the shared mid block. The decoder mirrors this, so outputs have the size of the inputs.
+above the deepest one to the width of the shared mid block. The decoder mirrors this, so outputs have the size
+of the inputs.
 """
 
 import hashlib
@@ -67,8 +68,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mid_block_attention_head_dim: 1 is the paper's literal reading (as many heads as channels); the width
             of the mid block gives one head.
         ratios: downsampling ratios of the model; with a single ratio, blocks it does not need are not built.
-        default_ratio: ratio used by `encode`, `decode` and `forward` when none is given. None selects 16 if the
-            model has it, else the smallest ratio.
+        default_ratio: ratio of `encode`, `decode` and `forward` if they are called without one. None selects
+            16 if the model has it, else the smallest ratio.
         encoder_matching: ratios whose features pass a channel-matching residual block before the mid block.
             None selects all ratios above the full depth. Required where the widths differ.
         decoder_matching: likewise after the decoder's mid block.
@@ -200,7 +201,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         read, code in a pickle is never run, and nothing is downloaded. The model has one ratio.
 
         Args:
-            pretrained_model_link_or_path_or_dict: path of a `.ckpt` or `.safetensors` file, or its state dict.
+            pretrained_model_link_or_path_or_dict: path of a `.ckpt` or `.safetensors` file, or a state dict.
             torch_dtype: dtype of the model; None keeps that of the file.
             config: config entries that the file does not hold: `sample_size`, `scaling_factor`,
                 `shift_factor`, `latents_mean`, `latents_std`, `force_upcast`. Stable Diffusion's files lack
@@ -223,12 +224,12 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
             source = Path(source)
         published = from_ldm_checkpoint(source)
         name = "state dict" if isinstance(source, Mapping) else str(source)
-        return cls._from_published(Published(published.arguments | config, published.state), name, torch_dtype)
+        return cls._from_published(
+            Published(published.arguments | config, published.state), name, torch_dtype
+        )
 
     @classmethod
-    def _from_published(
-        cls, published: Published, name: str, torch_dtype: torch.dtype | None = None
-    ) -> Self:
+    def _from_published(cls, published: Published, name: str, torch_dtype: torch.dtype | None = None) -> Self:
         try:
             model = cls(**published.arguments)
             model.load_state_dict(published.state)
@@ -367,13 +368,13 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         time, so results differ slightly from those without tiling.
 
         Args:
-            tile_sample_min_size: side of a tile in pixels; smaller images are not tiled. None keeps the current
-                one, at first 512 or, if larger, four times the largest ratio.
-            tile_overlap_factor: overlap of neighbouring tiles, as a part of their side. None keeps the current
-                one, at first 0.25.
+            tile_sample_min_size: side of a tile in pixels; smaller images are not tiled. None keeps the
+                current one, initially 512 or, if larger, four times the largest ratio.
+            tile_overlap_factor: overlap of neighbouring tiles, as a part of their side. None keeps the
+                current one, initially 0.25.
 
         Raises:
-            ValueError: sizes or overlaps that are not multiples of every ratio, or an overlap over half a tile.
+            ValueError: sizes or overlaps that are not multiples of every ratio, or a factor over 0.5.
         """
         size = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
         factor = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
@@ -454,8 +455,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
             return self.default_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, int):
             raise TypeError(
-                f"expected an integer ratio, got {ratio!r}; pass return_dict by keyword, and use encode_mixed "
-                "or decode_mixed for one ratio per image"
+                f"expected an integer ratio, got {ratio!r}; pass return_dict by keyword, and use "
+                "encode_mixed or decode_mixed for one ratio per image"
             )
         if ratio not in self.ratios:
             available = ", ".join(map(str, self.ratios))
@@ -465,8 +466,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _check_input(self, x: Any, channels: int, method: str) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(
-                f"{method}: expected a tensor (B, {channels}, H, W), got {type(x).__name__}; use {method}_mixed "
-                "for a list"
+                f"{method}: expected a tensor (B, {channels}, H, W), got {type(x).__name__}; "
+                f"use {method}_mixed for a list"
             )
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"{method}: expected shape (B, {channels}, H, W), got {tuple(x.shape)}")

@@ -28,8 +28,8 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps=NORM_EPS)
         self.activation = activation
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return group_norm_silu(x_BCHW, self.weight, self.bias, self.num_groups, self.eps, self.activation)
+    def forward(self, x: Tensor) -> Tensor:
+        return group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.activation)
 
 
 class ResnetBlock(nn.Module):
@@ -43,10 +43,10 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x_BCHW))
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h))
-        shortcut = x_BCHW if self.conv_shortcut is None else self.conv_shortcut(x_BCHW)
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return shortcut + h
 
 
@@ -64,9 +64,9 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        B, C, H, W = x_BCHW.shape
-        h_BNC = self.group_norm(x_BCHW).flatten(2).transpose(1, 2)
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        h_BNC = self.group_norm(x).flatten(2).transpose(1, 2)
 
         def heads(t_BNC: Tensor) -> Tensor:
             return t_BNC.unflatten(2, (-1, self.head_dim))
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         else:
             q, k, v = (heads(t_BNC).transpose(1, 2) for t_BNC in (q_BNC, k_BNC, v_BNC))
             out_BNC = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x_BCHW + self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
+        return x + self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
 
 class MidBlock(nn.Module):
@@ -94,8 +94,8 @@ class MidBlock(nn.Module):
             ResnetBlock(channels, channels, norm_num_groups) for _ in range(num_layers + 1)
         )
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h = self.resnets[0](x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.resnets[0](x)
         for attention, resnet in zip(self.attentions, list(self.resnets)[1:], strict=True):
             h = resnet(attention(h))
         return h
@@ -108,8 +108,8 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -119,8 +119,8 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class DownBlock(nn.Module):
@@ -146,14 +146,14 @@ class DownBlock(nn.Module):
         self.attentions = _attentions(out_channels, num_layers * attention, norm_num_groups)
         self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
 
-    def features(self, x_BCHW: Tensor) -> Tensor:
-        return _run_layers(self.resnets, self.attentions, x_BCHW)
+    def features(self, x: Tensor) -> Tensor:
+        return _run_layers(self.resnets, self.attentions, x)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.features(x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
         for downsampler in self.downsamplers:
-            x_BCHW = downsampler(x_BCHW)
-        return x_BCHW
+            x = downsampler(x)
+        return x
 
 
 class UpBlock(nn.Module):
@@ -175,11 +175,11 @@ class UpBlock(nn.Module):
         self.attentions = _attentions(out_channels, num_layers * attention, norm_num_groups)
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = _run_layers(self.resnets, self.attentions, x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        x = _run_layers(self.resnets, self.attentions, x)
         for upsampler in self.upsamplers:
-            x_BCHW = upsampler(x_BCHW)
-        return x_BCHW
+            x = upsampler(x)
+        return x
 
 
 def _resnets(in_channels: int, out_channels: int, num_layers: int, norm_num_groups: int) -> nn.ModuleList:
@@ -190,16 +190,16 @@ def _resnets(in_channels: int, out_channels: int, num_layers: int, norm_num_grou
 
 
 def _attentions(channels: int, num_layers: int, norm_num_groups: int) -> nn.ModuleList:
-    """Return attention layers with one head, as in LDM's autoencoders with attention outside the mid block."""
+    """Return attention layers with one head, as LDM's autoencoders have them outside the mid block."""
     return nn.ModuleList(Attention(channels, channels, norm_num_groups) for _ in range(num_layers))
 
 
-def _run_layers(resnets: nn.ModuleList, attentions: nn.ModuleList, x_BCHW: Tensor) -> Tensor:
+def _run_layers(resnets: nn.ModuleList, attentions: nn.ModuleList, x: Tensor) -> Tensor:
     for i, resnet in enumerate(resnets):
-        x_BCHW = resnet(x_BCHW)
+        x = resnet(x)
         if attentions:
-            x_BCHW = attentions[i](x_BCHW)
-    return x_BCHW
+            x = attentions[i](x)
+    return x
 
 
 def ghost(module: nn.Module, channels: int, like: Tensor) -> Tensor:

@@ -56,11 +56,11 @@ class CheckpointedModule(nn.Module):
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
 
-    def run(self, function: Any, x_BCHW: Tensor) -> Tensor:
+    def run(self, function: Any, x: Tensor) -> Tensor:
         """Apply `function` to x; with gradient checkpointing, only x is kept for the backward pass."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(function, x_BCHW)
-        return function(x_BCHW)
+            return self._gradient_checkpointing_func(function, x)
+        return function(x)
 
 
 class NestedEncoder(CheckpointedModule):
@@ -89,9 +89,9 @@ class NestedEncoder(CheckpointedModule):
         self.conv_norm_out = GroupNorm(widths.groups, widths.mid)
         self.conv_out = nn.Conv2d(widths.mid, 2 * latent_channels, 3, padding=1)
 
-    def forward(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
+    def forward(self, x: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
         tap = level_of(ratio)
-        h = self.conv_in(x_BCHW)
+        h = self.conv_in(x)
         ghosts = h.new_zeros(())
         blocks = cast(Iterable[DownBlock], self.down_blocks)
         for level, block in enumerate(blocks):
@@ -141,9 +141,9 @@ class NestedDecoder(CheckpointedModule):
         self.conv_norm_out = GroupNorm(widths.groups, widths.channels[0])
         self.conv_out = nn.Conv2d(widths.channels[0], out_channels, 3, padding=1)
 
-    def forward(self, z_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
+    def forward(self, z: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
         entry = self.widths.levels - 1 - level_of(ratio)
-        h = self.run(self.mid_block, self.conv_in(z_BCHW))
+        h = self.run(self.mid_block, self.conv_in(z))
         ghosts = h.new_zeros(())
         for f, matching in self.channel_matching.items():
             if int(f) == ratio:

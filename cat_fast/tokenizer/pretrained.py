@@ -1,4 +1,4 @@
-"""Conversion of published autoencoders, diffusers' and LDM's, to arguments and weights of `NestedAutoencoderKL`.
+"""Conversion of diffusers' and LDM's autoencoders to arguments and weights of `NestedAutoencoderKL`.
 
 Both are fixed-rate autoencoders with one tap and load into a model with one ratio. Our layers have diffusers'
 names. LDM uses other names and numbers the decoder's levels in reverse order.
@@ -37,7 +37,9 @@ def from_autoencoder_kl(theirs: Any) -> Published:
         raise UserError(f"AutoencoderKL: block type {min(unknown)} is not supported")
     attention = [_DOWN[kind] for kind in config["down_block_types"]]
     if attention != [_UP[kind] for kind in reversed(config["up_block_types"])]:
-        raise UserError("AutoencoderKL: attention at different levels of encoder and decoder is not supported")
+        raise UserError(
+            "AutoencoderKL: attention at different levels of encoder and decoder is not supported"
+        )
     if config["act_fn"] != "silu":
         raise UserError(f"AutoencoderKL: act_fn {config['act_fn']!r} is not supported, expected 'silu'")
     if not config["mid_block_add_attention"]:
@@ -78,8 +80,8 @@ def from_ldm_checkpoint(source: Path | Mapping[str, Any]) -> Published:
     tensors = _read_tensors(source)
     if any(key.startswith("encoder.down_blocks.") for key in tensors):
         raise UserError(
-            f"{name}: its layers are named as in diffusers; load the folder of the file, which has a config.json, "
-            "with from_pretrained"
+            f"{name}: its layers are named as in diffusers; load its folder, which has a config.json, with "
+            "from_pretrained"
         )
     widths = []
     while (first := tensors.get(f"encoder.down.{len(widths)}.block.0.conv1.weight")) is not None:
@@ -94,8 +96,8 @@ def from_ldm_checkpoint(source: Path | Mapping[str, Any]) -> Published:
     moments = tensors.get("quant_conv.weight", tensors["encoder.conv_out.weight"]).shape[0]
     if moments != 2 * latent_channels:
         raise UserError(
-            f"{name}: expected moments of 2 x {latent_channels} channels for {latent_channels} latent channels, "
-            f"got {moments}; only KL autoencoders are supported"
+            f"{name}: expected 2 x {latent_channels} moments for {latent_channels} latent channels, got "
+            f"{moments}; only KL autoencoders are supported"
         )
     arguments = {
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],
@@ -152,9 +154,7 @@ def _read_tensors(source: Path | Mapping[str, Any]) -> dict[str, Tensor]:
     checkpoint = load_checkpoint(source) if isinstance(source, Path) else source
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
     return {
-        _ldm_name(key): value
-        for key, value in state.items()
-        if isinstance(value, Tensor) and _is_wanted(key)
+        _ldm_name(key): value for key, value in state.items() if isinstance(value, Tensor) and _is_wanted(key)
     }
 
 
@@ -163,7 +163,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {_ldm_name(key): file.get_tensor(key) for key in file.keys() if _is_wanted(key)}  # noqa: SIM118
     except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
+        raise UserError(f"{path}: no such file") from None
     except SafetensorError as error:
         raise UserError(f"{path}: not a valid safetensors file ({first_line(error)})") from error
 

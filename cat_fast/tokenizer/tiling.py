@@ -1,7 +1,7 @@
 """Tiled processing of large images: overlapping tiles whose results are blended.
 
-Normalisation and attention see one tile at a time, so neighbouring tiles disagree slightly where they overlap.
-Linear blending over the overlap avoids seams.
+Normalisation and attention see one tile at a time, so neighbouring tiles disagree slightly where they
+overlap. Linear blending over the overlap avoids seams.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,13 +27,14 @@ def check_tiles(size: int, overlap_factor: float, ratios: Sequence[int]) -> None
     for ratio in ratios:
         if size <= 0 or size % ratio or overlap % ratio:
             raise ValueError(
-                f"tiles of {size} px with an overlap of {overlap:g} px: both must be multiples of the ratio {ratio}"
+                f"tiles of {size} px with an overlap of {overlap:g} px: "
+                f"both must be multiples of the ratio {ratio}"
             )
 
 
 def tiled(
     function: Callable[[Tensor], Tensor],
-    x_BCHW: Tensor,
+    x: Tensor,
     *,
     cell_in: int,
     cell_out: int,
@@ -49,13 +50,11 @@ def tiled(
         size: side of a tile in cells.
         overlap: overlap of neighbouring tiles in cells.
     """
-    rows, columns = (side // cell_in for side in x_BCHW.shape[-2:])
+    rows, columns = (side // cell_in for side in x.shape[-2:])
     total: Tensor | None = None
-    weights = x_BCHW.new_zeros(rows * cell_out, columns * cell_out, dtype=torch.float32)
+    weights = x.new_zeros(rows * cell_out, columns * cell_out, dtype=torch.float32)
     for (top, height), (left, width) in product(_spans(rows, size, overlap), _spans(columns, size, overlap)):
-        tile = x_BCHW[
-            ..., top * cell_in : (top + height) * cell_in, left * cell_in : (left + width) * cell_in
-        ]
+        tile = x[..., top * cell_in : (top + height) * cell_in, left * cell_in : (left + width) * cell_in]
         result = function(tile)
         if total is None:
             total = result.new_zeros(*result.shape[:2], *weights.shape, dtype=torch.float32)
@@ -74,7 +73,7 @@ def tiled(
 
 
 def _spans(cells: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """Return (first cell, number of cells) of each tile along a side; the last tile ends at the image's edge."""
+    """Return (first cell, number of cells) of each tile along a side; the last tile ends at the edge."""
     if cells <= size:
         return [(0, cells)]
     starts = [*range(0, cells - size, size - overlap), cells - size]
@@ -82,7 +81,7 @@ def _spans(cells: int, size: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _fade(first: int, count: int, cells: int, overlap: int, cell: int, device: torch.device) -> Tensor:
-    """Return a tile's weights along one side: ramps over the overlaps, 1 elsewhere and at the image's edges."""
+    """Return a tile's weights along one side: ramps over the overlaps, 1 elsewhere."""
     weight = torch.ones(count * cell, device=device)
     ramp = (torch.arange(overlap * cell, device=device) + 0.5) / (overlap * cell)
     if first > 0:

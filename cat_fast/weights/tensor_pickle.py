@@ -71,7 +71,7 @@ def load_checkpoint(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
+        raise UserError(f"{path}: no such file") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a PyTorch checkpoint ({first_line(error)})") from error
 
@@ -86,7 +86,7 @@ def load_pickle(path: Path) -> Any:
         with path.open("rb") as file:
             return TensorUnpickler(file).load()
     except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
+        raise UserError(f"{path}: no such file") from None
     except Exception as error:  # a damaged pickle can raise any exception
         raise UserError(f"{path}: not a valid pickle ({first_line(error)})") from error
 

@@ -1,4 +1,4 @@
-"""Batches of mixed ratios, tiles, slices and gradient checkpoints: the same model, the same results."""
+"""Mixed ratios, tiling and gradient checkpointing give the results of plain calls."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def close(got, expected):
 
 
 @torch.no_grad()
-def test_a_mixed_batch_is_each_image_alone_in_its_order():
+def test_a_mixed_batch_equals_single_images_in_order():
     model = perturbed(tiny())
     batch = torch.stack(images(*[(64, 64)] * 4))
     posteriors = model.encode_mixed(batch, RATIOS)
@@ -32,7 +32,7 @@ def test_a_mixed_batch_is_each_image_alone_in_its_order():
 
 
 @torch.no_grad()
-def test_images_of_a_mixed_batch_may_differ_in_size_and_share_calls_where_they_do_not():
+def test_a_mixed_batch_takes_several_sizes_with_one_call_per_ratio_and_size():
     model, calls = perturbed(tiny()), []
     model.encoder.register_forward_hook(lambda _, inputs, __: calls.append(inputs[0].shape))
     sides = [(64, 96), (32, 32), (64, 96), (32, 32)]
@@ -41,26 +41,9 @@ def test_images_of_a_mixed_batch_may_differ_in_size_and_share_calls_where_they_d
     assert sorted(calls) == [(1, 3, 32, 32), (1, 3, 32, 32), (2, 3, 64, 96)]
 
 
-def test_another_number_of_ratios_than_of_images_is_refused():
-    with pytest.raises(ValueError, match="one ratio per image or latent, got 1 for 2"):
-        tiny().encode_mixed(torch.rand(2, 3, 32, 32), [8])
-
-
-@torch.no_grad()
-def test_slices_give_what_the_batch_gives():
-    model = perturbed(tiny())
-    batch = torch.stack(images(*[(64, 64)] * 3))
-    whole = model.encode(batch, 16).latent_dist.mean
-    model.enable_slicing()
-    shapes = []
-    model.encoder.register_forward_hook(lambda _, inputs, __: shapes.append(inputs[0].shape[0]))
-    close(model.encode(batch, 16).latent_dist.mean, whole)
-    assert shapes == [1, 1, 1]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("ratio", [8, 32])
-def test_where_an_image_fits_one_tile_tiling_changes_nothing(ratio):
+def test_tiling_leaves_images_of_one_tile_unchanged(ratio):
     model = perturbed(tiny())
     batch = torch.stack(images((64, 96)))
     latent = model.encode(batch, ratio).latent_dist.mean
@@ -71,8 +54,8 @@ def test_where_an_image_fits_one_tile_tiling_changes_nothing(ratio):
 
 
 @torch.no_grad()
-def test_tiles_of_a_local_function_blend_to_the_whole():
-    """A function that sees each cell by itself gives in tiles what it gives in one piece, for any cut."""
+def test_tiles_of_a_local_function_blend_exactly():
+    """A function of single cells has the same result with and without tiles, for any tile size."""
     from cat_fast.tokenizer.tiling import tiled
 
     x = torch.rand(2, 3, 7 * 8, 11 * 8)
@@ -88,7 +71,7 @@ def test_tiles_of_a_local_function_blend_to_the_whole():
 @torch.no_grad()
 @pytest.mark.parametrize("ratio", [8, 16, 32])
 def test_tiled_reconstructions_have_no_seam(ratio):
-    """Where tiles meet, the step from pixel to pixel is no larger than elsewhere; unblended it would be."""
+    """Steps between pixels are as small at tile borders as elsewhere; without blending they are not."""
     model = tiny(block_out_channels=(16, 32, 48, 96, 128, 128), initialisation="pyramid").eval()
     across = torch.linspace(-1, 1, 256)
     image = (0.6 * torch.sin(4 * across[:, None] * across + across)).expand(1, 3, 256, 256)
@@ -97,7 +80,7 @@ def test_tiled_reconstructions_have_no_seam(ratio):
     tiles = model.decode(latent, ratio).sample
     steps = tiles.diff(dim=-1).abs().amax(dim=(0, 1, 2))[ratio:-ratio]
     smooth = torch.nn.functional.max_pool1d(steps[None], 2 * ratio + 1, 1, ratio)[0]
-    edges = torch.tensor([64, 128, 192]) - ratio  # where a tile begins or ends
+    edges = torch.tensor([64, 128, 192]) - ratio  # where a tile starts or ends
     assert (steps[edges] <= 1.5 * smooth.median()).all()
     model.disable_tiling()
     hard = torch.cat([model.decode(part, ratio).sample for part in latent.chunk(2, -1)], dim=-1)
@@ -115,7 +98,7 @@ def test_impossible_tiles_are_refused(size, overlap_factor, message):
 
 @pytest.mark.parametrize("ghost_pass", [False, True])
 @pytest.mark.parametrize("ratio", [8, 32])
-def test_checkpointed_gradients_are_the_plain_ones(ratio, ghost_pass):
+def test_gradient_checkpointing_leaves_gradients_unchanged(ratio, ghost_pass):
     model = perturbed(tiny()).train()
     batch = torch.stack(images((64, 64)))
 
@@ -130,14 +113,14 @@ def test_checkpointed_gradients_are_the_plain_ones(ratio, ghost_pass):
     runs = []
     model.encoder.mid_block.register_forward_pre_hook(lambda *_: runs.append(1))
     checkpointed = gradients()
-    assert len(runs) == 2  # forward, and again for the backward pass
+    assert len(runs) == 2  # forward, and recomputation for the backward pass
     for name, gradient in plain.items():
         assert (gradient is None) == (checkpointed[name] is None)
         if gradient is not None:
             torch.testing.assert_close(checkpointed[name], gradient)
 
 
-def test_channel_matching_is_a_choice_where_widths_allow_it():
+def test_channel_matching_is_optional_where_widths_agree():
     lean = tiny(encoder_matching=(8,), decoder_matching=())
     assert list(lean.encoder.channel_matching) == ["8"]
     assert not lean.decoder.channel_matching

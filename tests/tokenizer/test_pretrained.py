@@ -196,7 +196,9 @@ class Intruder:
     [((1, 2, 2), (), ""), ((1, 1, 2, 2), (2, 3), "first_stage_model.")],
     ids=["as f8", "as f32, in a whole model"],
 )
-def test_an_ldm_checkpoint_gives_ldm_outputs_and_its_code_is_not_run(tmp_path, ch_mult, attention_levels, prefix):
+def test_an_ldm_checkpoint_gives_ldm_outputs_and_its_code_is_not_run(
+    tmp_path, ch_mult, attention_levels, prefix
+):
     theirs, marker = LDM(ch_mult, attention_levels), tmp_path / "intruded"
     state = {prefix + name: value for name, value in theirs.state.items()}
     state |= {"loss.logvar": torch.zeros(()), "scale_factor": torch.tensor(0.5)}
@@ -234,11 +236,14 @@ def test_ldm_names_become_diffusers_names():
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (None, "file not found"),
+        (None, "no such file"),
         (b"not a checkpoint", "not a PyTorch checkpoint"),
         ({"state_dict": {}}, "no KL autoencoder"),
         ({"encoder.down_blocks.0.resnets.0.norm1.weight": torch.ones(8)}, "from_pretrained"),
-        ({name: value for name, value in LDM((1, 2), ()).state.items() if "norm2" not in name}, "Missing key"),
+        (
+            {name: value for name, value in LDM((1, 2), ()).state.items() if "norm2" not in name},
+            "Missing key",
+        ),
         (LDM((1, 2), (), latent_channels=3).state | {"quant_conv.weight": torch.ones(3, 3, 1, 1)}, "only KL"),
     ],
 )
@@ -249,7 +254,9 @@ def test_a_file_without_an_autoencoder_is_refused(tmp_path, contents, message, s
         path.write_bytes(contents)
         message = message if suffix == ".ckpt" else "not a valid safetensors file"
     elif contents is not None and suffix == ".safetensors":
-        save_file({name: value.contiguous() for name, value in contents.items() if name != "state_dict"}, path)
+        save_file(
+            {name: value.contiguous() for name, value in contents.items() if name != "state_dict"}, path
+        )
     elif contents is not None:
         torch.save(contents, path)
     with pytest.raises(UserError, match=message) as failure:
