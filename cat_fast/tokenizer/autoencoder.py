@@ -70,7 +70,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         ratios: downsampling ratios of the model; with a single ratio, blocks it does not need are not built.
         default_ratio: ratio of `encode`, `decode` and `forward` if they are called without one. None selects
             16 if the model has it, else the smallest ratio.
-        encoder_matching: ratios whose features pass a channel-matching residual block before the mid block.
+        encoder_matching: ratios with a channel-matching residual block between features and mid block.
             None selects all ratios above the full depth. Required where the widths differ.
         decoder_matching: likewise after the decoder's mid block.
         attention_levels: levels (k halvings) whose blocks have attention after each residual block, as in the
@@ -90,8 +90,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     _supports_gradient_checkpointing = True
-    # Each half runs on one device: it calls parts of its blocks past their forward hooks.
-    _no_split_modules = ["NestedEncoder", "NestedDecoder"]  # noqa: RUF012
+    # Encoder and decoder stay on one device each: they call parts of blocks without forward hooks.
+    _no_split_modules = ["NestedEncoder", "NestedDecoder"]  # type: ignore[assignment]  # noqa: RUF012
     _group_offload_block_modules = ["quant_conv", "post_quant_conv", "encoder", "decoder"]  # noqa: RUF012
 
     @register_to_config
@@ -185,7 +185,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         with_info = options.pop("output_loading_info", False)
         theirs, info = AutoencoderKL.from_pretrained(name, output_loading_info=True, **options)
         model = cls._from_published(from_autoencoder_kl(theirs), name).to(theirs.device)
-        return (model, info) if with_info else model
+        loaded: Any = (model, info) if with_info else model
+        return loaded
 
     @classmethod
     def from_single_file(
@@ -499,7 +500,7 @@ def _choose_default_ratio(given: int | None, ratios: tuple[int, ...]) -> int:
 
 
 def _matching(given: Sequence[int] | None, ratios: tuple[int, ...], num_blocks: int) -> tuple[int, ...]:
-    """Return the ratios with a channel-matching block in one half."""
+    """Return the ratios with a channel-matching block, in the encoder or the decoder."""
     if given is not None:
         return tuple(sorted(given))
     return tuple(f for f in ratios if f < 2 ** (num_blocks - 1))
@@ -526,7 +527,7 @@ def _check_ratios(ratios: tuple[int, ...], num_blocks: int) -> None:
     for f in ratios:
         if f < 2 or not math.log2(f).is_integer() or f > deepest:
             raise ValueError(
-                f"ratio {f}: with {num_blocks} blocks a ratio is a power of two from 2 to {deepest}"
+                f"ratios: expected powers of two from 2 to {deepest} with {num_blocks} blocks, got {f}"
             )
     if not ratios or len(set(ratios)) != len(ratios):
         raise ValueError(f"ratios: expected at least one, without repetition, got {tuple(ratios)}")

@@ -205,8 +205,8 @@ def _run_layers(resnets: nn.ModuleList, attentions: nn.ModuleList, x: Tensor) ->
 def ghost(module: nn.Module, channels: int, like: Tensor) -> Tensor:
     """Run `module` on a tiny zero tensor and return zero, with the module's parameters in the graph.
 
-    All gradients through it are 0. A rank that skips a block thus still *produces* its gradients, in the same
-    order as ranks that run it. ZeRO's bucketed reduction requires this.
+    All gradients through it are 0. A rank that does not need a block thus still *produces* its gradients, in
+    the same order as the other ranks. ZeRO's bucketed reduction requires this.
     """
     zeros = torch.zeros(1, channels, 2, 2, dtype=like.dtype, device=like.device)
     return 0.0 * module(zeros).sum()

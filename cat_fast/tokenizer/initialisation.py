@@ -70,7 +70,7 @@ def _close_stream(conv: nn.Conv2d, carried: list[int], values: int) -> None:
     """Set output i < `values` to the mean of the quads that carry value i; other outputs stay random.
 
     Args:
-        carried: index of the value that each input channel carries; channel i has place i modulo 4 in its quad.
+        carried: index of the value each input channel carries; channel i has place i modulo 4 in its quad.
     """
     assert conv.bias is not None
     conv.bias.zero_()

@@ -25,7 +25,7 @@ class LossConfig:
     l1_weight: float = 1.0
     kl_weight: float = 1e-6
     perceptual: str = STLPIPS.name
-    """`lpips_vgg` as in the paper, `st_lpips_alex`, which needs no download, or `auto`: the first available."""
+    """`lpips_vgg` (paper), `st_lpips_alex` (needs no download) or `auto` (the first available)."""
     perceptual_weight: float = 1.0
     features_weight: float = 0.0
     features_weights: str = ""

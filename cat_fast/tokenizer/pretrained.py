@@ -83,7 +83,7 @@ def from_ldm_checkpoint(source: Path | Mapping[str, Any]) -> Published:
             f"{name}: its layers are named as in diffusers; load its folder, which has a config.json, with "
             "from_pretrained"
         )
-    widths = []
+    widths: list[int] = []
     while (first := tensors.get(f"encoder.down.{len(widths)}.block.0.conv1.weight")) is not None:
         widths.append(first.shape[0])
     if missing := {"encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"} - {

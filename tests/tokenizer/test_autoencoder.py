@@ -146,8 +146,8 @@ def test_initial_logvar_makes_the_untrained_posterior_narrow():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"ratios": (64,)}, "power of two from 2 to 32"),
-        ({"ratios": (12,)}, "power of two"),
+        ({"ratios": (64,)}, "powers of two from 2 to 32"),
+        ({"ratios": (12,)}, "powers of two"),
         ({"ratios": ()}, "at least one"),
         ({"norm_num_groups": 3}, "not divisible"),
         ({"mid_block_attention_head_dim": 5}, "not divisible"),

@@ -6,6 +6,8 @@ AutoencoderKL, `nested` has three.
 
 import inspect
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,6 +119,14 @@ def test_forward_decodes_the_mode_or_a_draw_of_the_generator(model):
 
 def test_outputs_are_deterministic(model):
     assert torch.equal(output(model), output(model))
+
+
+def test_the_documented_example_runs():
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    assert names["reconstructions"].shape == names["images"].shape
+    assert [image.shape for image in names["decoded"]] == [(3, 128, 128)] * 2
 
 
 # The default ratio
@@ -439,6 +449,14 @@ def test_layerwise_casting_stores_low_precision_and_computes_in_float32():
     got = output(model)
     assert got.dtype == torch.float32
     assert (got - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+@pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
+def test_group_offloading_leaves_outputs_unchanged(model, offload_type):
+    expected = output(model)
+    cpu = torch.device("cpu")
+    model.enable_group_offload(cpu, offload_type=offload_type, num_blocks_per_group=1)
+    assert torch.equal(output(model), expected)
 
 
 # Training
