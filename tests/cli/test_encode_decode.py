@@ -199,7 +199,7 @@ class TestRefusals:
 
     def test_a_folder_that_is_no_checkpoint_points_to_one_inside(self, cat_fast, checkpoint, photos):
         result = cat_fast("encode", photos, "-c", checkpoint.parent)
-        assert_one_line_error(result, "no config.json", f"did you mean {checkpoint.parent}")
+        assert_one_line_error(result, "config.json is missing", f"did you mean {checkpoint.parent}")
 
     def test_another_models_checkpoint(self, cat_fast, photos, tmp_path):
         (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')

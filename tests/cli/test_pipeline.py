@@ -121,7 +121,7 @@ def test_a_generator_with_text_takes_its_own_encoder_only(assemble, tmp_path):
         ({"latents": "tokenizer"}, ["tokenizer holds no latents", "data.latents"]),
         ({"generator": "generator"}, ["not a trained generator; did you mean", "generator/model?"]),
         ({"generator": "nowhere"}, ["nowhere: no such folder", "trained generator"]),
-        ({"tokenizer": "generator/model"}, ["not that of a NestedAutoencoderKL"]),
+        ({"tokenizer": "generator/model"}, ["config.json of a NestedAutoencoderKL"]),
         ({"labels": "two.txt"}, ["the generator has 3 classes", "got 2"]),
         ({"resolution": 100}, ["an image of 100 px", "multiple of"]),
         ({"thresholds": "7"}, ["thresholds must be two whole numbers"]),

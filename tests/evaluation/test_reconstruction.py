@@ -1,4 +1,4 @@
-"""Reconstruction at every ratio: the figures belong to the images that are returned with them."""
+"""Reconstruction at every ratio: each metric belongs to the image returned with it."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def results(tokenizer, records):
     return reconstruct(tokenizer, records, SIZE)
 
 
-def test_each_image_is_there_in_order_at_each_ratio(results, records):
+def test_images_come_in_order_at_each_ratio(results, records):
     assert [r.record for r in results] == records
     for result in results:
         assert list(result.at) == [8, 16, 32]
@@ -50,12 +50,12 @@ def test_the_original_is_the_centre_square_of_the_file(results, records):
 def test_the_images_are_the_posteriors_mode_decoded(results, tokenizer):
     for result in results:
         for ratio, at in result.at.items():
-            expected, _ = tokenizer(result.original[None], ratio, sample_posterior=False)
+            expected = tokenizer(result.original[None], ratio).sample
             torch.testing.assert_close(at.image, expected[0].clamp(-1, 1))
 
 
 @torch.no_grad()
-def test_the_figures_are_those_of_the_images(results):
+def test_the_metrics_are_those_of_the_images(results):
     distance = STLPIPS.pretrained()
     for result in results:
         original = result.original[None]
@@ -66,11 +66,11 @@ def test_the_figures_are_those_of_the_images(results):
             assert at.tokens == (SIZE // ratio // 2) ** 2
 
 
-def test_progress_is_told_once_per_image_and_dropout_is_off(tokenizer, records):
-    told = []
+def test_progress_is_reported_once_per_image_in_eval_mode(tokenizer, records):
+    reports = []
     tokenizer.train()
-    reconstruct(tokenizer, records[:1], SIZE, lambda: told.append(1))
-    assert told == [1]
+    reconstruct(tokenizer, records[:1], SIZE, lambda: reports.append(1))
+    assert reports == [1]
     assert not tokenizer.training
 
 

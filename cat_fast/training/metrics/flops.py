@@ -62,7 +62,7 @@ class TokenizerFlops:
         images = torch.empty(count, 3, self.side, self.side, device=META)
         window = torch.empty(count, 3, self.window, self.window, device=META)
         with FlopCounterMode(display=False) as counter:
-            self.autoencoder(images, ratio, sample_posterior=False)[0].sum().backward()
+            self.autoencoder(images, ratio).sample.sum().backward()
             for network in self.networks:
                 network(window.clone().requires_grad_(), window).sum().backward()
             if gan:

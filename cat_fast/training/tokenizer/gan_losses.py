@@ -39,7 +39,7 @@ class TokenizerLosses:
         """Reconstructions (B, 3, H, W) float32, and the autoencoder's loss of them.
 
         Args:
-            autoencoder: the model, or an engine around it.
+            autoencoder: `NestedAutoencoderKL.reconstruct`, or an engine that calls it.
             discriminator: the module, which is left frozen; None until the GAN starts.
             batch: images in [-1, 1].
         """

@@ -90,7 +90,7 @@ class Workload:
     def _autoencoder(self, *arguments: Any, **keywords: Any) -> Any:
         """In the run's precision, as an engine computes it."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.model(*arguments, **keywords)
+            return self.model.reconstruct(*arguments, **keywords)
 
     def optimize(self, module: nn.Module) -> None:
         """Move the weights of one of the two models, and forget its gradients."""

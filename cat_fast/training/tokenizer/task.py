@@ -45,7 +45,7 @@ class TokenizerTask:
         model = build_model(NestedAutoencoderKL, config.model)
         discriminator = _discriminator(config.discriminator)
         self.trainer = TokenizerTrainer(config, model, discriminator, ranks)
-        self.ema = EMA(self.trainer.engine.module, config.ema_decay, ranks)
+        self.ema = EMA(model, config.ema_decay, ranks)
 
         self.source = make_source(config, ranks)
         for ratio in self.source.ratios:
@@ -116,10 +116,10 @@ class TokenizerTask:
 
     def grid(self, step: int) -> tuple[Image.Image, dict[str, float]]:
         """Reconstructions by the averaged weights."""
-        model, averaged = self.trainer.engine.module, self.ema.averaged
+        model, averaged = self.trainer.model, self.ema.averaged
 
         def reconstruct(image: Tensor, ratio: int) -> Tensor:
-            return functional_call(model, averaged, (image, ratio), {"sample_posterior": False})[0]
+            return functional_call(model, averaged, (image, ratio)).sample
 
         return self.images.draw(reconstruct, model.ratios, f"after {step + 1} steps, averaged weights")
 

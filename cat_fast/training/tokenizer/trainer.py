@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
 
 from cat_fast.data.image_batch import ImageBatch
 from cat_fast.tokenizer import NestedAutoencoderKL
@@ -43,14 +44,18 @@ class TokenizerTrainer:
         discriminator: StyleGANDiscriminator,
         ranks: Ranks,
     ) -> None:
-        self.config, self.ranks = config, ranks
+        self.config, self.ranks, self.model = config, ranks, model
         objective = TokenizerObjective(config.loss, ranks.device)
         self.losses = TokenizerLosses(objective, DiscriminatorObjective(config.loss), config.perceptual_crop)
         self.flops = TokenizerFlops(config, objective, discriminator)  # copies models that are no engines yet
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         self.engine = make_engine(
-            model, config.optimizer, config.deepspeed, config.accumulation_steps, config.precision
+            Reconstruction(model),
+            config.optimizer,
+            config.deepspeed,
+            config.accumulation_steps,
+            config.precision,
         )
         # In fp32 whatever the run's precision: in bf16 several projects saw their GAN turn NaN.
         self.discriminator = make_engine(
@@ -88,7 +93,7 @@ class TokenizerTrainer:
             if part + 1 < len(batches):
                 for engine in engines.values():
                     engine.step()  # counts the backward passes, no more
-        names, ratios = list(done[0]), self.engine.module.ratios
+        names, ratios = list(done[0]), self.model.ratios
         sums = RatioSums(names, ratios, self.ranks.device)
         for batch, terms in zip(batches, done, strict=True):
             sums.add(batch.ratio, terms, batch.count)
@@ -153,3 +158,19 @@ class TokenizerTrainer:
         load_engine(self.engine, folder / "autoencoder", self.ranks)
         load_engine(self.discriminator, folder / "discriminator", self.ranks)
         self.lecam.load_state_dict(state["lecam"])
+
+
+class Reconstruction(nn.Module):
+    """Module whose forward is an autoencoder's `reconstruct`, because engines only call forward.
+
+    It shares the autoencoder's submodules, so parameters have the same objects and names in both.
+    """
+
+    def __init__(self, model: NestedAutoencoderKL) -> None:
+        super().__init__()
+        for name, part in model.named_children():
+            self.add_module(name, part)
+        self._reconstruct = model.reconstruct  # the model itself would be a submodule and prefix all names
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        return self._reconstruct(*args, **kwargs)

@@ -51,7 +51,7 @@ def reference(config):
         loss_of_step = 0.0
         for rank, batch in enumerate(batches):
             seed_step(config.seed, step, rank)
-            reconstructions, posterior = model(batch.images, batch.ratio, ghost_pass=True)
+            reconstructions, posterior = model.reconstruct(batch.images, batch.ratio, ghost_pass=True)
             loss = objective(batch.images, reconstructions, posterior).total * batch.count / total
             loss.backward()
             loss_of_step += loss.item()

@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[3] / "configs" / "tokenizer"
 
 def loss_at(model: NestedAutoencoderKL, ratio: int, ghost_pass: bool) -> torch.Tensor:
     images = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(ratio))
-    output, _ = model(images, ratio, sample_posterior=False, ghost_pass=ghost_pass)
+    output, _ = model.reconstruct(images, ratio, sample_posterior=False, ghost_pass=ghost_pass)
     return output.square().mean()
 
 
@@ -75,6 +75,6 @@ def test_at_the_papers_size_the_ghost_pass_costs_less_than_two_percent_of_a_step
 
 def flops(model: NestedAutoencoderKL, images: torch.Tensor, ratio: int, ghost_pass: bool) -> int:
     with FlopCounterMode(display=False) as counter:
-        output, _ = model(images, ratio, ghost_pass=ghost_pass)
+        output, _ = model.reconstruct(images, ratio, ghost_pass=ghost_pass)
         output.sum().backward()
     return counter.get_total_flops()
