@@ -179,7 +179,7 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
         (["--labels", "3"], ["class 3", "0 .. 2"]),
         (["--ratio", 4], ["--ratio 4"]),
         (["--ratio", 16, "--mean-tokens", 4], ["one of them is enough"]),
-        (["--mean-tokens", 0.5], ["mean_tokens 0.5", "costs 1 tokens at least"]),
+        (["--mean-tokens", 0.5], ["mean_tokens is 0.5", "expected at least 1"]),
         (["--scheduler", "heun"], ["--scheduler heun", "dpm++"]),
         (["--scheduler", "euler"], ["'euler'", "expected 'ddpm'"]),
         (["--steps", 2000], ["2000 steps", "1 .. 1000"]),
