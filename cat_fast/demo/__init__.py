@@ -1,4 +1,4 @@
-"""The main job in one go: photographs in, a trained tokenizer and generator, and images out."""
+"""End-to-end demo on the packaged photographs: train a tokenizer and a generator, reconstruct, sample, report."""
 
 from cat_fast.demo.run import DemoSettings, run_demo
 
