@@ -22,8 +22,8 @@ def ratios_within_budget(
 
     No image gets fewer tokens than a less complex one. Many mixes cost the same: one image at 8x costs as
     much as sixteen at 32x. Among these, the mix that agrees best with `preferred` is chosen, then the one
-    with fewest images at the lowest ratio. A budget that the `preferred` ratios meet exactly returns them
-    unchanged.
+    with the fewest images at the lowest ratio. `preferred` ratios that never increase with complexity and
+    meet the budget exactly are returned unchanged, unless complexities are tied.
 
     Args:
         complexities: one value per image, in any unit; ties favour earlier images.

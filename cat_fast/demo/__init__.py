@@ -1,4 +1,4 @@
-"""End-to-end demo on the packaged photographs: train a tokenizer and a generator, reconstruct, sample, report."""
+"""End-to-end demo: train a tokenizer and a generator on the packaged photographs, and report on them."""
 
 from cat_fast.demo.run import DemoSettings, run_demo
 

@@ -57,7 +57,7 @@ def cat_fast():
 
 
 def assert_one_line_error(result: Result, *words: str) -> None:
-    """Check for exit code 2, empty standard output, and one line `error: ...` with `words` on standard error."""
+    """Check for exit code 2, empty stdout, and one line `error: ...` with `words` on stderr."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     lines = result.stderr.splitlines()

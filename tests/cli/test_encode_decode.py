@@ -85,9 +85,7 @@ class TestEncode:
         simple, busy = choose_ratio(Description(SIMPLE)), choose_ratio(Description(BUSY, has_text=True))
         assert (simple.ratio, busy.ratio) == (32, 8)
 
-    def test_captions_file_text_file_and_missing_caption(
-        self, cat_fast, checkpoint, photos, tmp_path
-    ):
+    def test_captions_file_text_file_and_missing_caption(self, cat_fast, checkpoint, photos, tmp_path):
         rows = [{"file": "a.jpg", "caption": BUSY, "has_text": True}]
         (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (photos / "b.txt").write_text(SIMPLE + "\n")
