@@ -61,8 +61,7 @@ class RatioThresholds:
         """Find thresholds under which `scores` cost as much as a tokenizer with a fixed ratio.
 
         Solves the budget equation Σ p(f) r²/f² ≈ r²/fixed_ratio² over integers a < b, at any resolution r.
-        Only
-        pairs that use all three ratios count: one ratio for all images would meet its own budget without
+        Only pairs that use all three ratios count: one ratio for all images would meet its own budget without
         adapting to anything. The pair nearest to the budget is returned; ties go to the lowest.
 
         Args:

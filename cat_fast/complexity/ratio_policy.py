@@ -108,7 +108,7 @@ class RatioPolicy:
             return None
         if score is None:
             assert image.ratio is not None
-            return RatioChoice(ratio=image.ratio, source=label, why="its own ratio")
+            return RatioChoice(ratio=image.ratio, source=label, why="ratio label")
         why = image.caption if label == "caption" else f"score {score}"
         return RatioChoice(ratio=self.thresholds.ratio(score), source=label, why=why, score=score)
 
