@@ -3,9 +3,9 @@
 The input consists of shards (`ShardSet`: an archive, or a run of files). Each is split into pieces of
 `per_shard` samples; piece k of input shard i becomes latent shard shard-iiiiii-kkkk. A latent shard's content
 depends on the input alone, so processes need no communication: a shard lost in a crash is written again, and
-none is written twice. Each shard has a record (`cat_fast.data.latents.format`) with its checksum, the skipped
-samples with reasons, and a flag for the last piece of an input shard. Completed input shards are not opened
-again.
+none is written twice. Each shard has a record (`cat_fast.data.latents.format`) with its checksum and the
+skipped samples with reasons. It also marks the last piece of an input shard, so that completed input shards
+are not opened again.
 """
 
 from collections import deque

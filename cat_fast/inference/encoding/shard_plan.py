@@ -107,8 +107,9 @@ def open_images(source: str) -> ShardSet:
     """Open an image set.
 
     Args:
-        source: `photographs` (the packaged ones), an image index, a folder of images, or webdataset archives
-            (a folder, or a pattern as for `cat_fast.data.streams.formats.tar.list_shards`).
+        source: `photographs` (the packaged ones), an image index, a folder of images, or webdataset archives.
+            Archives are given as a folder, or as a pattern of
+            `cat_fast.data.streams.formats.tar.list_shards`.
 
     Raises:
         UserError: the source is missing or contains no images.
