@@ -1,4 +1,4 @@
-"""Descriptions read from files: one caption a line, or one JSON object a line with flags and score."""
+"""Readers for caption files: one caption per line, or one JSON object per line with flags and score."""
 
 import json
 from collections.abc import Iterator
@@ -10,70 +10,75 @@ from cat_fast.complexity.ratio import SCORES
 from cat_fast.errors import UserError
 
 SCORED_CAPTIONS = Path(__file__).parent / "assets" / "captions.jsonl"
-"""The scored captions that ship with the project; see PROVENANCE.md beside them."""
+"""The packaged scored captions; see PROVENANCE.md in the same folder."""
 
 
 def read_descriptions(path: Path, has_text: bool = False, has_faces: bool = False) -> list[Description]:
-    """Descriptions in file order; blank lines are skipped.
+    """Read descriptions in file order, skipping blank lines.
 
     Args:
-        path: `.jsonl` (objects with "caption", maybe "has_text", "has_faces") or `.txt` (a caption a line).
-        has_text, has_faces: the flags of every line that does not give its own.
+        path: `.jsonl` (objects with "caption" and optionally "has_text", "has_faces") or `.txt` (one caption
+            per line).
+        has_text, has_faces: default flags of lines without their own.
 
     Raises:
-        UserError: the file cannot be read, has another suffix, holds no caption, or a line is malformed (the
-            error names it by its number).
+        UserError: the file cannot be read, has another suffix, contains no caption, or has a malformed line
+            (named by its number).
     """
     if path.suffix not in (".jsonl", ".txt"):
-        raise UserError(f"{path}: captions are read from .jsonl or .txt files; rename or convert it")
+        raise UserError(f"{path}: expected a .jsonl or .txt file of captions; rename or convert it")
     descriptions = []
-    for where, line in _lines(path):
-        row = _json_object(line, where) if path.suffix == ".jsonl" else {"caption": line}
-        descriptions.append(_description({"has_text": has_text, "has_faces": has_faces} | row, where))
+    for location, line in _lines(path):
+        row = _json_object(line, location) if path.suffix == ".jsonl" else {"caption": line}
+        descriptions.append(_description({"has_text": has_text, "has_faces": has_faces} | row, location))
     if not descriptions:
-        raise UserError(f"{path}: there is no caption in it; expected one a line")
+        raise UserError(f"{path}: the file contains no captions; expected one per line")
     return descriptions
 
 
 def read_scored(path: Path = SCORED_CAPTIONS) -> tuple[list[Description], list[int]]:
-    """Descriptions and scores 1..9 of a `.jsonl` file whose objects have a "score"; UserError as above."""
-    rows = [(where, _json_object(line, where)) for where, line in _lines(path)]
-    for where, row in rows:
+    """Read descriptions and their scores 1..9 from a `.jsonl` file whose objects have a "score".
+
+    Raises:
+        UserError: as for `read_descriptions`, or a score is missing or out of range.
+    """
+    rows = [(location, _json_object(line, location)) for location, line in _lines(path)]
+    for location, row in rows:
         if type(row.get("score")) is not int or row["score"] not in SCORES:
-            raise UserError(f'{where}: "score" must be a whole number from 1 to 9, got {row.get("score")!r}')
+            raise UserError(f'{location}: "score" must be an integer from 1 to 9, got {row.get("score")!r}')
     if not rows:
-        raise UserError(f"{path}: there is no scored caption in it; expected one JSON object a line")
-    return [_description(row, where) for where, row in rows], [row["score"] for _, row in rows]
+        raise UserError(f"{path}: the file contains no scored captions; expected one JSON object per line")
+    return [_description(row, location) for location, row in rows], [row["score"] for _, row in rows]
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(place, text) of every line that is not blank."""
+    """Yield (location, text) of every non-blank line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    # Not splitlines(): JSON allows the Unicode line separators inside a string.
+    # Not splitlines(): JSON allows Unicode line separators inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield f"{path}, line {number}", line.strip()
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+def _json_object(line: str, location: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(
-            f'{where}: not JSON ({error.msg}); expected an object such as {{"caption": "..."}}'
+            f'{location}: not valid JSON ({error.msg}); expected an object such as {{"caption": "..."}}'
         ) from error
     if not isinstance(row, dict):
-        raise UserError(f'{where}: expected a JSON object such as {{"caption": "..."}}, got {line[:60]}')
+        raise UserError(f'{location}: expected a JSON object such as {{"caption": "..."}}, got {line[:60]}')
     return row
 
 
-def _description(row: dict[str, Any], where: str) -> Description:
+def _description(row: dict[str, Any], location: str) -> Description:
     try:
         return Description(row.get("caption", ""), row.get("has_text", False), row.get("has_faces", False))
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{location}: {error}") from error

@@ -1,4 +1,4 @@
-"""Images with their descriptions -> an image index with scores and ratios."""
+"""Scores and ratios of the images of an index."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from cat_fast.errors import UserError
 
 PHOTOGRAPHS = "photographs"
 RATIO_SIGNALS: dict[str, tuple[Label, ...]] = {"index": ("ratio",), "score": ("score",), "jpeg": ()}
-"""Values of `data.ratios_from`, and the labels that each consults."""
+"""Values of `data.ratios_from`, and the labels that each one uses."""
 
 
 def index_photographs(
@@ -22,7 +22,7 @@ def index_photographs(
     scorer: Scorer | None = None,
     thresholds: RatioThresholds | None = None,
 ) -> list[ImageRecord]:
-    """Score described images and choose their ratios, in order."""
+    """Return the index records of photographs, in order, with their scores and ratios."""
     descriptions = [Description(p.caption, p.has_text, p.has_faces) for p in images]
     results = choose_ratios(descriptions, scorer, thresholds)
     return [
@@ -41,21 +41,21 @@ def index_photographs(
 
 
 def load_index(name: str) -> list[ImageRecord]:
-    """The image index file `name`, or with the name `photographs` the training images that ship.
+    """Read the image index file `name`; the name `photographs` stands for the packaged training images.
 
     Raises:
-        UserError: no such file, or one that is no index.
+        UserError: the file is missing or is not a valid index.
     """
     return index_photographs(photographs("train")) if name == PHOTOGRAPHS else read_index(name)
 
 
 def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
-    """Return the policy of one of RATIO_SIGNALS; `thresholds` are those of scores."""
+    """Return the policy for a key of RATIO_SIGNALS, with `thresholds` for scores."""
     return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
 
 
 def ratios_by_jpeg(records: Sequence[ImageRecord]) -> list[int | None]:
-    """Return the ratio of each image by its size as a JPEG, None for those that cannot be read."""
+    """Return each image's ratio by its JPEG size, None for images that cannot be read."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
 

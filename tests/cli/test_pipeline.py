@@ -124,10 +124,10 @@ def test_a_generator_with_text_takes_its_own_encoder_only(assemble, tmp_path):
         ({"tokenizer": "generator/model"}, ["config.json of a NestedAutoencoderKL"]),
         ({"labels": "two.txt"}, ["the generator has 3 classes", "got 2"]),
         ({"resolution": 100}, ["an image of 100 px", "multiple of"]),
-        ({"thresholds": "7"}, ["thresholds must be two whole numbers"]),
+        ({"thresholds": "7"}, ["thresholds must be two integers"]),
         ({"text-classes": "skies"}, ["'skies' is none of the 3 classes"]),
         ({"face-classes": "3"}, ["'3' is none of the 3 classes"]),
-        ({"text-classes": ","}, ["--text-classes ','", "no label in it"]),
+        ({"text-classes": ","}, ["--text-classes ','", "expected class names or numbers"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_writes_nothing(
