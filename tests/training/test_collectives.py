@@ -63,7 +63,7 @@ def test_a_step_without_a_checkpoint_has_two_collectives_of_ours(folder, kind):
 
 
 def test_the_tokenizer_trains_with_all_of_its_gan(folder):
-    names = {name for record in read_metrics(folder / "tokenizer_straight") for name in record}
+    names = {name for record in read_metrics(folder / "tokenizer_uninterrupted") for name in record}
     assert {"gan", "discriminator_accuracy", "r1", "lecam", "slowest_rank"} <= names
 
 
@@ -73,14 +73,14 @@ def test_a_stop_request_of_one_rank_after_the_second_reduction_stops_both_before
         assert report["stopped"] == ["SIGUSR1", STOP_STEP + 1]
         assert report["saved"] == STOP_STEP + 1
     # The batches drawn by then are drawn again, and no step's metrics are lost.
-    assert losses(folder / f"{kind}_stopped") == losses(folder / f"{kind}_straight")
+    assert losses(folder / f"{kind}_stopped") == losses(folder / f"{kind}_uninterrupted")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_that_one_rank_cannot_read_ends_both_in_the_same_step(folder, kind):
     for report in reports(folder, kind):
         assert report["failed"] == "image 7 is gone (on rank 1)"
-    assert losses(folder / f"{kind}_failed") == losses(folder / f"{kind}_straight")[:STOP_STEP]
+    assert losses(folder / f"{kind}_failed") == losses(folder / f"{kind}_uninterrupted")[:STOP_STEP]
 
 
 def train_on_rank(folder: str) -> None:
@@ -98,7 +98,7 @@ def _train(kind: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
     from cat_fast.errors import UserError
 
     started = _counted()
-    _run(kind, folder / f"{kind}_straight", ranks, _note_steps(started))
+    _run(kind, folder / f"{kind}_uninterrupted", ranks, _note_steps(started))
     collectives = {step: list(names) for step, names in started.items() if step >= 0}
     run = folder / f"{kind}_stopped"
     ended = _run(kind, run, ranks, _signal_rank_1(ranks))

@@ -89,9 +89,9 @@ def test_grids_and_frequent_logging_leave_the_run_bit_equal(losses, folder):
     logging = ["logging.every_steps=1", "logging.scalars_every_steps=3", "logging.grid_every_steps=3"]
     assert train("tokenizer", [*golden("tokenizer")["arguments"], *logging], logged) == losses("tokenizer")
     name = "model/diffusion_pytorch_model.safetensors"
-    weights, straight = load_file(logged / name), load_file(folder / "tokenizer" / name)
-    assert weights.keys() == straight.keys()
-    assert all(torch.equal(weights[key], value) for key, value in straight.items())
+    weights, expected = load_file(logged / name), load_file(folder / "tokenizer" / name)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], value) for key, value in expected.items())
     grids = sorted(path.name for path in logged.glob("grids/*.png"))
     assert grids == [f"step_{n:08d}.png" for n in range(3, 21, 3)]
 

@@ -45,7 +45,7 @@ def last_checkpoint(run: Path) -> list[torch.Tensor]:
 @pytest.mark.parametrize("kind", ["tokenizer", "generator"])
 def test_a_killed_and_restarted_run_equals_an_uninterrupted_one(kind, tmp_path):
     latents = write_latents(tmp_path / "latents")
-    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     log = tmp_path / "log"
 
     kill_in_mid_step(start(command(kind, killed, latents, *SCHEDULE), log), killed, log)
@@ -61,20 +61,20 @@ def test_a_killed_and_restarted_run_equals_an_uninterrupted_one(kind, tmp_path):
     resumed, _ = run_ranks(TRAIN, 2, *settings(kind, killed, latents, *SCHEDULE))
     assert f"at step {left[0]} of {STEPS}" in resumed
     assert "manifest is missing or invalid" in resumed
-    run_ranks(TRAIN, 2, *settings(kind, straight, latents, *SCHEDULE))
+    run_ranks(TRAIN, 2, *settings(kind, uninterrupted, latents, *SCHEDULE))
 
     assert [r["step"] for r in read_metrics(killed)] == list(range(STEPS))
     name = "model/diffusion_pytorch_model.safetensors"
-    resumed_weights, straight_weights = load_file(killed / name), load_file(straight / name)
-    assert resumed_weights.keys() == straight_weights.keys()
-    for key, value in straight_weights.items():
+    resumed_weights, expected_weights = load_file(killed / name), load_file(uninterrupted / name)
+    assert resumed_weights.keys() == expected_weights.keys()
+    for key, value in expected_weights.items():
         assert torch.equal(resumed_weights[key], value), key
-    for resumed, expected in zip(*map(last_checkpoint, (killed, straight)), strict=True):
+    for resumed, expected in zip(*map(last_checkpoint, (killed, uninterrupted)), strict=True):
         assert torch.equal(resumed, expected)
-    losses = [[r["loss"] for r in read_metrics(run)] for run in (killed, straight)]
+    losses = [[r["loss"] for r in read_metrics(run)] for run in (killed, uninterrupted)]
     assert losses[0] == losses[1]
     if kind == "tokenizer":
-        records = read_metrics(straight)
+        records = read_metrics(uninterrupted)
         assert "discriminator" not in records[5]
         assert {"l1", "kl", "st_lpips_alex", "gan", "weighted/gan", "discriminator"} <= records[6].keys()
         assert [step for step, record in enumerate(records) if "r1" in record] == [10, 15]

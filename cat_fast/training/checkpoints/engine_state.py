@@ -39,11 +39,11 @@ def load_engine(engine: Any, folder: Path, ranks: Ranks) -> None:
     Raises:
         UserError: the checkpoint was saved under an incompatible ZeRO stage.
     """
-    saved, wanted = _layout(folder / TAG), _LAYOUTS[engine.zero_optimization_stage()]
-    if saved != wanted:
+    saved, expected = _layout(folder / TAG), _LAYOUTS[engine.zero_optimization_stage()]
+    if saved != expected:
         raise UserError(
             f"{folder}: saved under ZeRO stage {saved}, but the key deepspeed names a JSON of stage "
-            f"{wanted}: resume with stage {saved}"
+            f"{expected}: resume with stage {saved}"
         )
     partitions = len(list((folder / TAG).glob(_OPTIMIZER_FILES)))
     if not partitions or partitions == ranks.world_size:

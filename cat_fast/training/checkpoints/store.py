@@ -1,11 +1,11 @@
 """Atomic checkpoints.
 
-A checkpoint is written under a temporary name, its files are flushed, a manifest of their sizes and hashes is
-added, and the folder is renamed. A process killed at any moment leaves either the old state or the new one.
-A folder that is damaged later does not match its manifest; it is skipped and renamed.
+A checkpoint is written under a temporary name and its files are flushed. Then a manifest of their sizes and
+hashes is added, and the folder is renamed. A process killed at any moment leaves either the old state or the
+new one. A folder that is damaged later does not match its manifest; it is skipped and renamed.
 
-All ranks write their files before training continues. Flushing, hashing and renaming touch only those files,
-not the training state, so rank 0 does them on a background thread while the next steps run.
+All ranks write their files before training continues. Rank 0 flushes, hashes and renames them on a background
+thread while the next steps run, as this does not touch the training state.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Write errors: turn a failed write on any rank into one clear error on all ranks.
 
 DeepSpeed's `save_checkpoint` is collective. A rank that raised within it would leave the others waiting in
-its barriers, so engines write through `DeferredErrorWriter`, which raises a write error at the next point
+its barriers. So engines write through `DeferredErrorWriter`, which raises a write error at the next point
 that all ranks reach.
 """
 

@@ -1,7 +1,7 @@
 """Skip steps with non-finite losses or gradients on all ranks; end the run after too many in a row.
 
-A NaN loss on one rank makes the averaged gradient NaN on all ranks, and one optimiser step with it ruins
-weights and moments for good. So between the backward passes and `engine.step()` the ranks agree whether all
+A NaN loss on one rank makes the averaged gradient NaN on all ranks. One optimiser step with it ruins weights
+and moments for good. So between the backward passes and `engine.step()` the ranks agree whether all
 losses and gradient norms are finite. If not, the gradients are dropped, and weights, moments and averages
 stay unchanged; step number, schedule and data advance.
 """

@@ -1,9 +1,10 @@
 """Randomness of a step as a function of (run seed, step, rank).
 
-No random state is carried from one step to the next, so a resumed run draws the same numbers as an
-uninterrupted one without any generator state in the checkpoint. Each stream appends a number of its own to
-its seed: NumPy pads seeds with zeros, so (seed, step, rank 0) would equal the stream from which the ratio
-plan draws with (seed, step).
+No random state is carried from one step to the next. So a resumed run draws the same numbers as an
+uninterrupted one, and checkpoints need no generator state.
+
+Each stream appends a number of its own to its seed: NumPy pads seeds with zeros, so (seed, step, rank 0)
+would equal the stream from which the ratio plan draws with (seed, step).
 """
 
 import numpy as np

@@ -55,7 +55,7 @@ def saved(run: Path) -> int:
 @pytest.mark.slow
 def test_a_signal_to_any_process_makes_all_ranks_save_and_the_printed_command_resumes(tmp_path):
     latents = write_latents(tmp_path / "latents")
-    run, straight, log = tmp_path / "run", tmp_path / "straight", tmp_path / "log"
+    run, uninterrupted, log = tmp_path / "run", tmp_path / "uninterrupted", tmp_path / "log"
     first = command("generator", run, latents, *SCHEDULE)
 
     process = start(first, log)
@@ -86,12 +86,14 @@ def test_a_signal_to_any_process_makes_all_ranks_save_and_the_printed_command_re
     assert f"preempted (the launcher died) after step {saved(run)}" in log.read_text()
 
     finish(start(again, log), log)
-    run_ranks("tests.training.runs:train_as_rank", 2, *settings("generator", straight, latents, *SCHEDULE))
+    run_ranks(
+        "tests.training.runs:train_as_rank", 2, *settings("generator", uninterrupted, latents, *SCHEDULE)
+    )
     assert summarize(run).state == "finished"
     name = "model/diffusion_pytorch_model.safetensors"
-    resumed_weights, straight_weights = load_file(run / name), load_file(straight / name)
-    assert all(torch.equal(resumed_weights[key], value) for key, value in straight_weights.items())
-    losses = [[r["loss"] for r in read_metrics(folder)] for folder in (run, straight)]
+    resumed_weights, expected_weights = load_file(run / name), load_file(uninterrupted / name)
+    assert all(torch.equal(resumed_weights[key], value) for key, value in expected_weights.items())
+    losses = [[r["loss"] for r in read_metrics(folder)] for folder in (run, uninterrupted)]
     assert losses[0] == losses[1]
 
 

@@ -85,19 +85,19 @@ def test_the_average_is_kept_in_float32_and_apart_from_the_model():
 
 def test_a_saved_and_loaded_average_continues_exactly(tmp_path):
     model = Walk()
-    straight = EMA(model, 0.9)
+    uninterrupted = EMA(model, 0.9)
     for step in range(4):
         model.to_step(step)
-        straight.update()
-    straight.save(tmp_path / "ema.safetensors")
+        uninterrupted.update()
+    uninterrupted.save(tmp_path / "ema.safetensors")
     resumed = EMA(Walk(), 0.9)
-    resumed.load(tmp_path / "ema.safetensors", straight.updates)
+    resumed.load(tmp_path / "ema.safetensors", uninterrupted.updates)
     resumed.module = model
     for step in range(4, 8):
         model.to_step(step)
-        straight.update()
+        uninterrupted.update()
         resumed.update()
-    assert torch.equal(resumed.averaged["weight"], straight.averaged["weight"])
+    assert torch.equal(resumed.averaged["weight"], uninterrupted.averaged["weight"])
 
 
 def torch_numbers(*triple: int) -> list[float]:
