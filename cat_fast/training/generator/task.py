@@ -100,7 +100,7 @@ class GeneratorTask:
 
     def draw(self, step: int) -> Sequence[float]:
         self._drawn, seconds = self._next_batches()
-        self.ranks.work.on([describe_batch(batch.packed.key or ()) for batch in self._drawn])
+        self.ranks.step_context.set_batches([describe_batch(batch.packed.key or ()) for batch in self._drawn])
         amounts = {
             "weight": sum(batch.weight for batch in self._drawn),
             "tokens": sum(batch.packed.num_tokens for batch in self._drawn),
@@ -133,7 +133,7 @@ class GeneratorTask:
                 weighting=self._weighting,
                 min_snr_gamma=config.loss.min_snr_gamma,
             )
-            ranks.work.computed()  # from here on ranks wait for each other
+            ranks.step_context.start_waiting()  # from here on ranks wait for each other
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
             share = batch.weight * ranks.world_size * self.parts / totals["weight"]
             self.engine.backward(found.loss * share)

@@ -71,7 +71,9 @@ class TokenizerTask:
         self._before_draw = self.source.snapshot()
         device = self.ranks.device
         self._batches = [self.source.batch().on(device) for _ in range(self.config.accumulation_steps)]
-        self.ranks.work.on([describe_batch(batch.keys, batch.ratio) for batch in self._batches])
+        self.ranks.step_context.set_batches(
+            [describe_batch(batch.keys, batch.ratio) for batch in self._batches]
+        )
         amounts = self.trainer.work(step, self._batches)
         amounts |= loader_amounts(self._batches, self.ranks.world_size)
         return [amounts[name] for name in self.amounts]

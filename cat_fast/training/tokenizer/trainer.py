@@ -84,7 +84,7 @@ class TokenizerTrainer:
         done: list[dict[str, Tensor]] = []
         for part, batch in enumerate(batches):
             reconstructions, loss = self._reconstruct(step, batch)
-            self.ranks.work.computed()  # from here on ranks wait for each other
+            self.ranks.step_context.start_waiting()  # from here on ranks wait for each other
             self.engine.backward(loss.total * shares[part])
             terms = {"loss": loss.total.detach(), **loss.terms()}
             if self._adversarial(step):
