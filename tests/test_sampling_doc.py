@@ -1,4 +1,4 @@
-"""What docs/sampling.md and docs/data.md say of commands is so: each exists, with its options or keys."""
+"""Commands in docs/sampling.md and docs/data.md exist, with their options or keys."""
 
 import re
 import shlex

@@ -25,7 +25,7 @@ CheckpointOption = Annotated[
         "--checkpoint",
         "-c",
         metavar="DIR",
-        help="Folder of a trained tokenizer; `cat-fast demo` leaves one in runs/demo/pipeline/tokenizer.",
+        help="Folder of a trained tokenizer; `cat-fast demo` leaves one in runs/demo/pipeline/vae.",
         show_default=False,
     ),
 ]

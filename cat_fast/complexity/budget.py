@@ -12,7 +12,7 @@ def ratios_within_budget(
     complexities: Sequence[float],
     mean_tokens: float,
     *,
-    resolution: int = 512,
+    resolution: int | tuple[int, int] = 512,
     patch_size: int = 2,
     ratios: Sequence[int] = RATIOS,
     preferred: Sequence[int] | None = None,
@@ -26,6 +26,7 @@ def ratios_within_budget(
 
     Args:
         complexities: of each image, in any unit; of equal ones the first get more.
+        resolution: side of the images in pixels, or height and width.
         ratios: up to three that may be chosen.
         preferred: the ratio that each image would have without a budget.
 
@@ -38,8 +39,9 @@ def ratios_within_budget(
     most, some, least = (tokens_per_image(ratio, resolution, patch_size) for ratio in (low, middle, high))
     count = len(complexities)
     if not mean_tokens >= least:  # neither is NaN
+        size = resolution if isinstance(resolution, int) else f"{resolution[1]} x {resolution[0]}"
         raise UserError(
-            f"mean_tokens {mean_tokens:g}: an image of {resolution} px costs {least} tokens at least"
+            f"mean_tokens {mean_tokens:g}: an image of {size} px costs {least} tokens at least"
             f" ({high}x)"
         )
     # With `first` images at the lowest ratio, as many at the middle one as the rest of the budget pays.

@@ -68,16 +68,16 @@ def make_sampler(schedule: Schedule, name: Sampler) -> Any:
     raise UserError(f"scheduler {name!r}: expected 'ddpm', 'ddim' or 'dpm++'")
 
 
-def set_steps(schedule: Schedule, name: Sampler, steps: int) -> Any:
-    """`make_sampler`, told to take `steps` steps.
+def set_steps(schedule: Any, name: Sampler | None, steps: int) -> Any:
+    """Return `make_sampler(schedule, name)`, or a copy of `schedule` if `name` is None, set to `steps` steps.
 
     Raises:
-        UserError: no step, or more than it can take different ones.
+        UserError: an unknown name, no steps, or more than the scheduler has different timesteps.
     """
     most = schedule.config["num_train_timesteps"]
     if not 1 <= steps <= most:
         raise UserError(f"{steps} steps: expected 1 .. {most}")
-    sampler = make_sampler(schedule, name)
+    sampler = copy.deepcopy(schedule) if name is None else make_sampler(schedule, name)
     sampler.set_timesteps(steps)
     if len(sampler.timesteps.unique()) < steps:
         raise UserError(f"{type(sampler).__name__} cannot take {steps} different steps; ask for fewer")
@@ -90,11 +90,13 @@ def sample(
     requests: Sequence[SampleRequest],
     schedule: Schedule,
     *,
-    sampler: Sampler = "ddpm",
+    sampler: Sampler | None = "ddpm",
     steps: int = 250,
     guidance: float = 1.5,
     text: PackedText | None = None,
-    on_step: Callable[[], None] | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    device: torch.device | None = None,
+    on_step: Callable[[int, torch.Tensor, PackedSequence], PackedSequence | None] | None = None,
 ) -> list[torch.Tensor]:
     """Draw latents (c, h, w), float32, one for each request, in the model's scale.
 
@@ -105,10 +107,13 @@ def sample(
     Args:
         model: in eval mode, or label dropout would act.
         schedule: what the model was trained with.
-        sampler, steps: which solver, and how many steps of it.
+        sampler, steps: the solver and its number of steps; a sampler of None is `schedule` itself.
         guidance: 1 is none.
         text: that of each request, encoded, for a model with text.
-        on_step: called after every step.
+        generators: one per request, used in place of generators seeded with `SampleRequest.seed`.
+        device: where the model computes; `model.device` if None. An offloaded model is elsewhere at first.
+        on_step: called after every step with its index, its timestep and the tokens, which it may replace by
+            returning others.
 
     Raises:
         UserError: no request, more steps than the sampler has, or a model in training mode.
@@ -117,15 +122,15 @@ def sample(
         raise UserError("no request: expected at least one image to draw")
     if model.training:
         raise UserError("the model is in training mode, which drops labels; call model.eval() first")
-    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-    packed = _initial_noise(model, requests, generators)
+    generators = generators or [torch.Generator().manual_seed(request.seed) for request in requests]
+    packed = _initial_noise(model, requests, generators).to(device or model.device)
     solver = _PackedSolver(set_steps(schedule, sampler, steps), requests, generators)
-    for timestep in solver.timesteps:
+    for step, timestep in enumerate(solver.timesteps):
         noise = _guided_noise(model, packed, timestep, guidance, text)
         tokens = solver.step(noise, timestep, packed.tokens)
         packed = packed.replace(tokens=tokens)
         if on_step is not None:
-            on_step()
+            packed = on_step(step, timestep, packed) or packed
     return packed.to_latents(model.config.patch_size)
 
 
@@ -134,11 +139,13 @@ def _initial_noise(
 ) -> PackedSequence:
     p, channels = model.config.patch_size, model.config.in_channels
     noise = [
-        torch.randn(channels, p * request.grid[0], p * request.grid[1], generator=generator)
+        torch.randn(
+            channels, p * request.grid[0], p * request.grid[1], generator=generator, device=generator.device
+        ).cpu()
         for request, generator in zip(requests, generators, strict=True)
     ]
     ratios, labels = [request.ratio for request in requests], [request.label for request in requests]
-    return PackedSequence.from_latents(noise, ratios, p, labels=labels).to(model.device)
+    return PackedSequence.from_latents(noise, ratios, p, labels=labels)
 
 
 def _guided_noise(

@@ -79,16 +79,16 @@ def test_it_ends_with_five_lines_that_name_what_is_there(finished):
     out, _, _, said = finished
     lines = said.strip().splitlines()
     assert [line.split()[0] for line in lines] == ["report", "tokenizer", "generator", "tokens", "next"]
-    for name in ("report.html", "metrics.json", "pipeline/tokenizer"):
+    for name in ("report.html", "metrics.json", "pipeline/vae"):
         assert str(out / name) in said
         assert (out / name).exists()
 
 
 def test_the_models_load_and_the_metrics_hold_the_figures(finished):
     out, *_ = finished
-    tokenizer = NestedAutoencoderKL.from_pretrained(out / "pipeline" / "tokenizer")
+    tokenizer = NestedAutoencoderKL.from_pretrained(out / "pipeline" / "vae")
     pipeline = CATPipeline.from_pretrained(out / "pipeline")
-    assert pipeline.tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert pipeline.vae.fingerprint() == tokenizer.fingerprint()
     metrics = json.loads((out / "metrics.json").read_text())
     assert len(metrics["images"]) == metrics["held_out"]["images"] == 8
     assert set(metrics["held_out"]["per_ratio"]) == {"8", "16", "32"}

@@ -80,7 +80,7 @@ def test_every_solver_recovers_a_distribution_whose_noise_is_known(sampler, step
 
 def test_progress_is_told_once_a_step(tiny_dit):
     ticks = []
-    sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=5, on_step=lambda: ticks.append(1))
+    sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=5, on_step=lambda *_: ticks.append(1))
     assert len(ticks) == 5
 
 
