@@ -87,16 +87,16 @@ def pipeline(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Text encoder of a generator with text, `text_encoder` of its run: a name on the Hugging Face"
-            " hub, or a folder.",
+            help="Text encoder of a generator with text, `text_encoder` of its run: a name on the Hugging"
+            " Face hub, or a folder.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Combine a trained tokenizer and a trained generator into a folder for `cat-fast sample`.
 
-    The generator must have been trained on latents of this tokenizer, with one class per name. --latents gives
-    the class names, resolution and thresholds; without it, give --labels and --resolution.
+    The generator must have been trained on latents of this tokenizer, with one class per name. --latents
+    gives the class names, resolution and thresholds; without it, give --labels and --resolution.
 
     The folder has diffusers' layout: model_index.json, vae/, transformer/, scheduler/.
 
@@ -110,9 +110,13 @@ def pipeline(
         cat-fast sample --pipeline pipeline --count 50000 --npz --out fid
     """
     if latents is None and labels is None:
-        raise UserError("--latents or --labels is missing: one of them has to name the classes of the generator")
+        raise UserError(
+            "--latents or --labels is missing: one of them has to name the classes of the generator"
+        )
     if latents is None and resolution is None:
-        raise UserError("--resolution is missing: without --latents, give the side in pixels that it was trained at")
+        raise UserError(
+            "--resolution is missing: without --latents, give the side in pixels that it was trained at"
+        )
     names = read_classes(labels) if labels else None
 
     from cat_fast.complexity import RatioThresholds

@@ -99,7 +99,12 @@ def sample(
     ] = False,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help="Total number of images; labels take turns.", show_default=False, rich_help_panel=_MANY),
+        typer.Option(
+            min=1,
+            help="Total number of images; labels take turns.",
+            show_default=False,
+            rich_help_panel=_MANY,
+        ),
     ] = None,
     per_class: Annotated[
         int | None,
@@ -116,15 +121,15 @@ def sample(
         int, typer.Option(min=1, help="Number of machines that share the work.", rich_help_panel=_MANY)
     ] = 1,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto selects a GPU if there is one.")
+        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes the first GPU, else the CPU.")
     ] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Draw images of classes or descriptions, with more tokens for more complex ones.
 
-    Writes images/000000.png and so on to DIR, and samples.json with the label, ratio, tokens and seed of each.
-    After an interruption, the same command draws the missing images only. The result is bit-identical to an
-    uninterrupted run.
+    Writes images/000000.png and so on to DIR, and samples.json with each image's label, ratio, tokens and
+    seed. After an interruption, the same command draws the missing images only. The result is bit-identical
+    to an uninterrupted run.
 
     Examples:
 

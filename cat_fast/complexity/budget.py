@@ -41,8 +41,7 @@ def ratios_within_budget(
     if not mean_tokens >= least:  # neither is NaN
         size = resolution if isinstance(resolution, int) else f"{resolution[1]} x {resolution[0]}"
         raise UserError(
-            f"mean_tokens {mean_tokens:g}: an image of {size} px costs {least} tokens at least"
-            f" ({high}x)"
+            f"mean_tokens {mean_tokens:g}: an image of {size} px costs {least} tokens at least ({high}x)"
         )
     # With `first` images at the lowest ratio, as many at the middle one as the rest of the budget pays.
     first = np.arange(count + 1)

@@ -36,8 +36,6 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
         UserError: there is no such model, or one without a tokenizer.
     """
 
-    config_name = "config.json"
-
     def __init__(
         self, name_or_folder: str | os.PathLike[str], *, max_tokens: int = 128, download: bool = True
     ) -> None:
@@ -63,7 +61,7 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
         self.eval()
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override] # diffusers' other options are ignored
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         torch_dtype: torch.dtype | None = None,
@@ -88,17 +86,17 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
         encoder = cls(name, max_tokens=max_tokens)
         if encoder.fingerprint() != saved:
             raise UserError(
-                f"text encoder {name!r} is {encoder.fingerprint()}, expected {saved}; use the text encoder it "
-                "was saved with"
+                f"text encoder {name!r} is {encoder.fingerprint()}, expected {saved}; use the text encoder "
+                "it was saved with"
             )
         encoder.model.to(dtype=torch_dtype)
         return encoder
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+    def save_pretrained(  # type: ignore[override] # diffusers' options are for weights
+        self, save_directory: str | os.PathLike[str], **options: Any
+    ) -> None:
         """Write a reference, config.json with name and fingerprint; the published weights are not copied."""
-        self.register_to_config(
-            name=self.name, max_tokens=self.max_tokens, fingerprint=self.fingerprint()
-        )
+        self.register_to_config(name=self.name, max_tokens=self.max_tokens, fingerprint=self.fingerprint())
         self.save_config(save_directory)
 
     @property
@@ -115,11 +113,14 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
                 self._fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
         return self._fingerprint
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(  # type: ignore[override]
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
         """Move the model; texts are encoded there and in that dtype."""
         if dtype is not None:
             self.fingerprint()  # of the weights as they were published
-        return super().to(device) if dtype is None else super().to(device, dtype)
+        move: Any = super().to
+        return move(device) if dtype is None else move(device, dtype)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text, without encoding them; 0 for an empty one."""

@@ -1,16 +1,17 @@
-"""`CATPipeline`: a diffusers pipeline from labels or descriptions to images, with a compression ratio per image.
+"""`CATPipeline`: a diffusers pipeline from labels or descriptions to images at a ratio chosen per image.
 
     pipeline = CATPipeline.from_pretrained("runs/demo/pipeline").to("cuda")
     output = pipeline(["sky", "text"], num_inference_steps=50)
     output.images[0].save("sky.png")
 
 A call runs `plan` (prompts to requests), `batches` (requests that share a forward pass) and `draw` per batch.
-For large runs, call these steps directly. A batch drawn again gives the same bits; in a batch of other images,
-an image is the same up to rounding.
+For large runs, call these steps directly. A batch drawn again gives the same bits; with other images in the
+batch, an image is the same up to rounding.
 """
 
 import difflib
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
-from PIL import Image
 
 from cat_fast.complexity import (
     Description,
@@ -39,16 +39,8 @@ from cat_fast.generator import DiT, SampleRequest, sample
 from cat_fast.generator.diffusion import Schedule
 from cat_fast.generator.sampling import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
-from cat_fast.inference.pipeline.folder import (
-    COMPONENTS,
-    INDEX,
-    OPTIONAL,
-    check_folder,
-    check_weights,
-    class_names,
-    find_damage,
-    find_folder,
-)
+from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
+from cat_fast.inference.pipeline.folder import INDEX, check_folder, check_weights, find_damage, find_folder
 from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
 
@@ -68,7 +60,7 @@ class CATOutput(BaseOutput):
     """Images of one call, in the order of its prompts."""
 
     images: Any
-    """List of PIL images; (N, H, W, 3) array or (N, 3, H, W) tensor in [0, 1]; or list of (c, h, w) latents."""
+    """List of PIL images or (c, h, w) latents, or (N, H, W, 3) array or (N, 3, H, W) tensor in [0, 1]."""
     ratios: list[int]
     """Compression ratio of each image."""
     tokens: list[int]
@@ -94,9 +86,9 @@ class CATPipeline(DiffusionPipeline):
         UserError: components of another class, or that were not trained together.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
-    _optional_components = list(OPTIONAL)
-    _callback_tensor_inputs = ["latents"]
+    model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
+    _optional_components = list(OPTIONAL)  # noqa: RUF012 # diffusers' own attribute
+    _callback_tensor_inputs = ("latents",)
 
     vae: NestedAutoencoderKL
     transformer: DiT
@@ -122,13 +114,13 @@ class CATPipeline(DiffusionPipeline):
             "scheduler": scheduler,
             "text_encoder": text_encoder,
         }
-        _check_classes(parts)
+        check_classes(parts)
         config = transformer.config
         if labels is None:
             labels = [str(number) for number in range(config.num_classes)]
         if resolution is None:
             resolution = config.position_frame * min(config.ratios) * config.patch_size
-        _check_fit(vae, transformer, text_encoder)
+        check_fit(vae, transformer, text_encoder)
         _check_settings(labels, resolution, descriptions, config.num_classes)
         self.register_modules(**parts)
         vae.eval()
@@ -182,7 +174,7 @@ class CATPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> CATOutput | tuple[Any, ...]:
+    ) -> CATOutput:
         """Draw one image per prompt; the defaults are the paper's sampling.
 
         Args:
@@ -195,19 +187,19 @@ class CATPipeline(DiffusionPipeline):
             guidance_scale: classifier-free guidance scale; 1 disables guidance.
             scheduler: "ddpm", "ddim", "dpm++" or, for a flow, "euler", used in place of the pipeline's
                 scheduler. "ddim" and "dpm++" need 30 to 50 steps.
-            generator: one generator per image, which alone determines its noise. A single one seeds a generator
-                per image if there are several; None takes the seeds from torch's default generator.
-            max_tokens: maximum number of tokens per forward pass, including the unconditional half of guidance.
-            output_type: "pil", "np" or "pt" for images, "latent" for latents as the transformer predicts them.
+            generator: one generator per image, which alone determines its noise. A single one seeds a
+                generator per image if there are several; None takes the seeds from torch's default generator.
+            max_tokens: maximum number of tokens per forward pass, with the unconditional half of guidance.
+            output_type: "pil", "np" or "pt" for images, "latent" for latents in the transformer's scale.
             return_dict: return a `CATOutput`; otherwise a tuple (images, ratios, tokens).
-            callback_on_step_end: called as ``callback(pipeline, step, timestep, callback_kwargs)`` after every
-                step of every batch; may return a dictionary with other "latents".
+            callback_on_step_end: called as ``callback(pipeline, step, timestep, callback_kwargs)`` after
+                every step of every batch; may return a dictionary with other "latents".
             callback_on_step_end_tensor_inputs: keys of `callback_kwargs`. "latents" is the list of latents of
                 the batch, (c, h, w) each.
 
         Raises:
             UserError: an unknown label, ratio, scheduler or output type, a size that does not divide into
-                patches, a number of generators other than of images, or a token budget too small for one image.
+                patches, a wrong number of generators, or a token budget too small for one image.
         """
         _check_choice("output_type", output_type, OUTPUT_TYPES)
         requests = self.plan(prompts, ratio=ratio, mean_tokens=mean_tokens, height=height, width=width)
@@ -242,7 +234,7 @@ class CATPipeline(DiffusionPipeline):
             ratios=[request.ratio for request in requests],
             tokens=[request.num_tokens for request in requests],
         )
-        return output if return_dict else output.to_tuple()
+        return output if return_dict else output.to_tuple()  # type: ignore[return-value] # as documented
 
     def plan(
         self,
@@ -303,13 +295,13 @@ class CATPipeline(DiffusionPipeline):
             requests: share each forward pass.
             generators: one per request; by default each is seeded with the request's `seed`.
 
-        The other arguments, and the errors, are those of `__call__`. There is no progress bar.
+        The other arguments, and the errors, are those of `__call__`. No progress bar is shown.
 
         Returns:
             One image per request: PIL image, (H, W, 3) array, (3, H, W) tensor or (c, h, w) latent.
         """
         _check_choice("output_type", output_type, OUTPUT_TYPES)
-        _check_classes({"scheduler": self.scheduler})
+        check_classes({"scheduler": self.scheduler})
         for name in callback_on_step_end_tensor_inputs:
             _check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
         device, patch = self._execution_device, self.transformer.config.patch_size
@@ -319,7 +311,9 @@ class CATPipeline(DiffusionPipeline):
             if callback_on_step_end is None:
                 return None
             values = (
-                {"latents": packed.to_latents(patch)} if "latents" in callback_on_step_end_tensor_inputs else {}
+                {"latents": packed.to_latents(patch)}
+                if "latents" in callback_on_step_end_tensor_inputs
+                else {}
             )
             changed = (callback_on_step_end(self, step, timestep, values) or {}).get("latents")
             if changed is None:
@@ -343,7 +337,9 @@ class CATPipeline(DiffusionPipeline):
             return latents
         return [_convert(image, output_type) for image in self._decode(latents, ratios)]
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(  # type: ignore[override] # diffusers' options are passed on
+        self, save_directory: str | os.PathLike[str], **options: Any
+    ) -> None:
         """Write every component to a sub-folder and, last, model_index.json with the settings.
 
         text_encoder/ holds a name and a fingerprint, not the published weights.
@@ -361,7 +357,7 @@ class CATPipeline(DiffusionPipeline):
         super().save_pretrained(str(save_directory), **options)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
         """Load a pipeline that `save_pretrained` wrote, from a folder or from the Hugging Face hub.
 
         Args:
@@ -419,11 +415,15 @@ class CATPipeline(DiffusionPipeline):
             if ratio not in served:
                 raise UserError(f"ratio {ratio!r}: expected 'auto' or one of {', '.join(map(str, served))}")
             if mean_tokens is not None:
-                raise UserError(f"expected ratio or mean_tokens, got ratio {ratio} and mean_tokens {mean_tokens:g}")
+                raise UserError(
+                    f"expected ratio or mean_tokens, got ratio {ratio} and mean_tokens {mean_tokens:g}"
+                )
             return [ratio] * len(descriptions)
         distinct = list(dict.fromkeys(descriptions))  # large runs draw many images of few classes
         scores = dict(zip(distinct, default_scorer().score_many(distinct), strict=True))
-        preferred = [self._nearest(self.thresholds.ratio(scores[description])) for description in descriptions]
+        preferred = [
+            self._nearest(self.thresholds.ratio(scores[description])) for description in descriptions
+        ]
         if mean_tokens is None:
             return preferred
         for f in served:
@@ -478,46 +478,6 @@ class CATPipeline(DiffusionPipeline):
 diffusers.CATPipeline = CATPipeline  # type: ignore[attr-defined]
 
 
-def _check_classes(parts: Mapping[str, Any]) -> None:
-    """Raise UserError if a component is of a class that the pipeline cannot use."""
-    for name, part in parts.items():
-        if part is None and name in OPTIONAL:
-            continue
-        if not isinstance(getattr(part, "_orig_mod", part), COMPONENTS[name]):  # torch.compile wraps modules
-            raise UserError(f"{name}: expected a {class_names(name)}, got a {type(part).__name__}")
-
-
-def _check_fit(vae: NestedAutoencoderKL, transformer: DiT, text_encoder: TextEncoder | None) -> None:
-    """Raise UserError if components were not trained together."""
-    config = transformer.config
-    # fingerprints are of float32 weights: a copy in a lower precision has another one
-    if config.tokenizer_fingerprint is not None and vae.dtype == torch.float32:
-        found = vae.fingerprint()
-        if found != config.tokenizer_fingerprint:
-            raise UserError(
-                f"the transformer was trained on latents of tokenizer {config.tokenizer_fingerprint}, this one"
-                f" is {found}; use the tokenizer it was trained with"
-            )
-    if text_encoder is None and config.text_dim is None:
-        return
-    if text_encoder is None:
-        raise UserError("the transformer was trained with text: its text_encoder is missing (--text-encoder)")
-    if config.text_dim is None:
-        raise UserError(
-            f"the transformer was trained without text and cannot use text encoder {text_encoder.name!r}"
-        )
-    if text_encoder.dim != config.text_dim:
-        raise UserError(
-            f"text encoder {text_encoder.name!r} has tokens of width {text_encoder.dim}, the transformer was"
-            f" trained with width {config.text_dim}"
-        )
-    if config.text_encoder_fingerprint not in (None, text_encoder.fingerprint()):
-        raise UserError(
-            f"the transformer was trained with text encoder {config.text_encoder_fingerprint},"
-            f" {text_encoder.name!r} is {text_encoder.fingerprint()}; use the text encoder it was trained with"
-        )
-
-
 def _check_settings(
     labels: Sequence[str], resolution: int, descriptions: Sequence[Any] | None, num_classes: int
 ) -> None:
@@ -563,8 +523,8 @@ def _check_size(size: tuple[int, int], ratio: int, patch_size: int) -> None:
         if side < unit or side % unit:
             below = max(side // unit, 1) * unit
             raise UserError(
-                f"{name} of {side} px: expected a multiple of {unit} px at {ratio}x (ratio {ratio} x patch size"
-                f" {patch_size}), such as {below} or {below + unit}"
+                f"{name} of {side} px: expected a multiple of {unit} px at {ratio}x (ratio {ratio} x patch"
+                f" size {patch_size}), such as {below} or {below + unit}"
             )
 
 

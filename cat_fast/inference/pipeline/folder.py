@@ -1,53 +1,35 @@
 """Layout of a saved pipeline: checks before loading, search for a damaged part, digest of its files.
 
-    model_index.json    class of every component, and the settings of `CATPipeline`
-    vae/, transformer/  configuration and weights
-    scheduler/          configuration of the noise schedule
-    text_encoder/       name and fingerprint of the text encoder, for a transformer trained with text
+model_index.json    class of every component, and the settings of `CATPipeline`
+vae/, transformer/  configuration and weights
+scheduler/          configuration of the noise schedule
+text_encoder/       name and fingerprint of the text encoder, for a transformer trained with text
 """
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from cat_fast.errors import UserError, one_line
-from cat_fast.generator import DiT
-from cat_fast.generator.text_encoder import TextEncoder
+from cat_fast.inference.pipeline.components import COMPONENTS, OPTIONAL, class_names
 from cat_fast.models.load import load_model
-from cat_fast.tokenizer import NestedAutoencoderKL
 
 INDEX = "model_index.json"
 PIPELINE = "CATPipeline"
-COMPONENTS: dict[str, tuple[type, ...]] = {
-    "vae": (NestedAutoencoderKL,),
-    "transformer": (DiT,),
-    "scheduler": (
-        DDPMScheduler,
-        DDIMScheduler,
-        DPMSolverMultistepScheduler,
-        FlowMatchEulerDiscreteScheduler,
-    ),
-    "text_encoder": (TextEncoder,),
-}
-"""Components of a pipeline with the classes that each may have."""
-OPTIONAL = ("text_encoder",)
 
 _FORMER_INDEX = "pipeline.json"
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 
 
-def find_folder(name: str | Path, options: dict[str, Any]) -> Path:
+def find_folder(name: str | os.PathLike[str], options: dict[str, Any]) -> Path:
     """Return the local folder of a pipeline; download it if `name` is a repository on the Hugging Face hub.
 
     Args:
@@ -62,7 +44,9 @@ def find_folder(name: str | Path, options: dict[str, Any]) -> Path:
     reason = "no such folder"
     if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         try:
-            return Path(snapshot_download(name, **{key: options[key] for key in _HUB_OPTIONS if key in options}))
+            return Path(
+                snapshot_download(name, **{key: options[key] for key in _HUB_OPTIONS if key in options})
+            )
         except Exception as error:  # of the network, of the hub, of its cache
             reason += f", and not found on the hub ({one_line(error)})"
     raise UserError(f"{name} is not a pipeline: {reason}; expected a folder that `cat-fast pipeline` wrote")
@@ -104,7 +88,9 @@ def check_weights(folder: Path, model: torch.nn.Module) -> None:
         with safe_open(path, framework="pt") as file:
             stored |= set(file.keys())
     if stored and (missing := {name for name, _ in model.named_parameters()} - stored):
-        raise UserError(f"{folder.parent} is not a complete pipeline: {folder} lacks the weight {min(missing)}")
+        raise UserError(
+            f"{folder.parent} is not a complete pipeline: {folder} lacks the weight {min(missing)}"
+        )
 
 
 def find_damage(folder: Path) -> str | None:
@@ -134,11 +120,6 @@ def pipeline_digest(folder: Path) -> str:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
-
-
-def class_names(part: str) -> str:
-    """Return the names of the classes that a component may have, for messages."""
-    return " or ".join(kind.__name__ for kind in COMPONENTS[part])
 
 
 def _check_component(folder: Path, part: str, entry: Any) -> None:

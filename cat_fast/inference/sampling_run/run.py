@@ -4,8 +4,8 @@
     images/000000.png        image i, drawn from seed + i
     grid.png, samples.npz    written on request once all images are drawn
 
-Images of one batch share a forward pass. Batches are a function of samples.json, so a batch drawn again gives the
-same bits. The result depends neither on interruptions nor on the number of machines.
+Images of one batch share a forward pass. Batches are a function of samples.json, so a batch drawn again gives
+the same bits. The result depends neither on interruptions nor on the number of machines.
 """
 
 import math

@@ -1,6 +1,5 @@
 """CATPipeline: ratios, token budgets, batches and reproducibility."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -197,5 +196,5 @@ def test_images_in_float16_that_overflow_are_refused(pipeline, monkeypatch):
         "cat_fast.inference.pipeline.cat_pipeline.sample",
         lambda *_, **__: [torch.full((4, 4, 4), float("nan"))],
     )
-    with pytest.raises(UserError, match="NaN or infinite values in torch.float32"):
+    with pytest.raises(UserError, match=r"NaN or infinite values in torch\.float32"):
         pipeline(["village street"], ratio=16, **FAST)

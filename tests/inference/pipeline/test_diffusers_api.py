@@ -74,7 +74,8 @@ def test_a_saved_pipeline_draws_the_same_images(pipeline, saved, caplog, monkeyp
     assert (loaded.labels, loaded.thresholds, loaded.resolution) == (LABELS, RatioThresholds(3, 7), 64)
     assert loaded.descriptions == DESCRIPTIONS
     assert loaded.name_or_path == str(saved)
-    assert not (loaded.vae.training or loaded.transformer.training)
+    assert not loaded.vae.training
+    assert not loaded.transformer.training
     assert np.array_equal(draw(loaded, LABELS), draw(pipeline, LABELS))
     assert not caplog.text  # diffusers warns of unexpected settings and types
 
@@ -145,7 +146,7 @@ def test_variants(saved, tmp_path):
     assert np.array_equal(draw(loaded), draw(half))
     with pytest.raises(UserError, match="no such modeling files"):
         CATPipeline.from_pretrained(saved, variant="fp16")
-    with pytest.raises(UserError, match="is not a complete pipeline: .*vae"):
+    with pytest.raises(UserError, match=r"is not a complete pipeline: .*vae"):
         CATPipeline.from_pretrained(tmp_path)
 
 
@@ -224,7 +225,9 @@ def test_guidance_scale_changes_the_image_and_1_disables_it(pipeline, monkeypatc
     rows = []
     forward = DiT.forward
     monkeypatch.setattr(
-        DiT, "forward", lambda self, packed, *a, **k: rows.append(len(packed)) or forward(self, packed, *a, **k)
+        DiT,
+        "forward",
+        lambda self, packed, *a, **k: rows.append(len(packed)) or forward(self, packed, *a, **k),
     )
     plain, guided = draw(pipeline, guidance_scale=1), draw(pipeline, guidance_scale=4.0)
     assert np.abs(plain - guided).max() > 0.005
@@ -303,7 +306,9 @@ def test_a_replaced_scheduler_is_saved(pipeline, tmp_path, scheduler):
 
 @pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, PNDMScheduler])
 def test_a_scheduler_that_is_not_supported_is_refused(parts, pipeline, scheduler):
-    with pytest.raises(UserError, match=f"scheduler: expected a DDPMScheduler or .*, got a {scheduler.__name__}"):
+    with pytest.raises(
+        UserError, match=f"scheduler: expected a DDPMScheduler or .*, got a {scheduler.__name__}"
+    ):
         CATPipeline(*parts, scheduler())
     pipeline.scheduler = scheduler()
     with pytest.raises(UserError, match=f"got a {scheduler.__name__}"):

@@ -80,9 +80,7 @@ def test_a_label_gives_its_class_and_its_caption(pipeline):
 
 
 def test_the_text_also_counts_without_guidance(pipeline):
-    one, other = (
-        image(pipeline, text, guidance_scale=1) for text in ("a red house", "a blue house")
-    )
+    one, other = (image(pipeline, text, guidance_scale=1) for text in ("a red house", "a blue house"))
     assert np.abs(one - other).max() > 1
 
 
@@ -119,7 +117,10 @@ def test_text_encoder_moves_with_the_pipeline(encoder, tmp_path):
     made = make_pipeline(encoder)
     expected = image(made, "a red house")
     made.save_pretrained(tmp_path)
-    for half in (made.to("cpu", torch.bfloat16), CATPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)):
+    for half in (
+        made.to("cpu", torch.bfloat16),
+        CATPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16),
+    ):
         assert (half.text_encoder.dtype, half.transformer.dtype) == (torch.bfloat16, torch.bfloat16)
         assert np.abs(image(half, "a red house") - expected).mean() < 8
 
