@@ -374,13 +374,14 @@ class CATPipeline(DiffusionPipeline):
         try:
             pipeline = super().from_pretrained(str(folder), **options)
         except Exception as error:  # a missing, truncated or mismatched file each raises something else
-            if "variant" not in options and (damage := find_damage(folder)):
+            if "variant" not in options and (damage := find_damage(folder, given=options)):
                 raise UserError(f"{folder} is not a complete pipeline: {damage}") from error
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{folder} cannot be loaded: {one_line(error)}") from error
-        for part in {"vae", "transformer"} - options.keys():
-            check_weights(folder / part, getattr(pipeline, part))
+        for part in ("vae", "transformer"):
+            if part not in options:
+                check_weights(folder / part, getattr(pipeline, part))
         return pipeline
 
     def _resolve(self, prompt: Prompt) -> tuple[int, Description]:

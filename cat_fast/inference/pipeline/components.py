@@ -49,10 +49,9 @@ def check_fit(vae: NestedAutoencoderKL, transformer: DiT, text_encoder: TextEnco
         UserError: the transformer was trained with another tokenizer or text encoder.
     """
     config = transformer.config
-    # fingerprints are of float32 weights: a copy in a lower precision has another one
-    if config.tokenizer_fingerprint is not None and vae.dtype == torch.float32:
+    if config.tokenizer_fingerprint is not None:
         found = vae.fingerprint()
-        if found != config.tokenizer_fingerprint:
+        if found != config.tokenizer_fingerprint and not _is_rounded(vae):
             raise UserError(
                 f"the transformer was trained on latents of tokenizer {config.tokenizer_fingerprint}, this"
                 f" one is {found}; use the tokenizer it was trained with"
@@ -76,6 +75,14 @@ def check_fit(vae: NestedAutoencoderKL, transformer: DiT, text_encoder: TextEnco
             f" {text_encoder.name!r} is {text_encoder.fingerprint()}; use the text encoder it was trained"
             " with"
         )
+
+
+def _is_rounded(model: torch.nn.Module) -> bool:
+    """Check whether all weights fit 16 bits: a copy in lower precision, with another fingerprint."""
+    return any(
+        all(torch.equal(weight, weight.to(dtype).to(weight.dtype)) for weight in model.parameters())
+        for dtype in (torch.bfloat16, torch.float16)
+    )
 
 
 def class_names(part: str) -> str:

@@ -1,9 +1,11 @@
 """Layout of a saved pipeline: checks before loading, search for a damaged part, digest of its files.
 
-model_index.json    class of every component, and the settings of `CATPipeline`
-vae/, transformer/  configuration and weights
-scheduler/          configuration of the noise schedule
-text_encoder/       name and fingerprint of the text encoder, for a transformer trained with text
+A folder holds
+
+    model_index.json    class of every component, and the settings of `CATPipeline`
+    vae/, transformer/  configuration and weights
+    scheduler/          configuration of the noise schedule
+    text_encoder/       name and fingerprint of the text encoder, for a transformer trained with text
 """
 
 import hashlib
@@ -93,14 +95,18 @@ def check_weights(folder: Path, model: torch.nn.Module) -> None:
         )
 
 
-def find_damage(folder: Path) -> str | None:
-    """Load each component by itself and return the error of the first that fails, or None."""
+def find_damage(folder: Path, given: Collection[str] = ()) -> str | None:
+    """Load each component that is not given by itself; return the error of the first that fails, or None."""
     for part in ("vae", "transformer"):
         (kind,) = COMPONENTS[part]
+        if part in given:
+            continue
         try:
             load_model(kind, part, folder / part, "cpu")
         except UserError as error:
             return str(error)
+    if "scheduler" in given:
+        return None
     try:
         name = _read_json(folder, folder / "scheduler" / "scheduler_config.json")["_class_name"]
         kinds: dict[str, Any] = {kind.__name__: kind for kind in COMPONENTS["scheduler"]}

@@ -131,6 +131,15 @@ def test_loading_in_another_dtype(saved):
     assert np.isfinite(draw(loaded)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_pipeline_saved_in_another_dtype(saved, tmp_path, dtype):
+    """Loaded without a dtype its weights are float32 again, but still rounded."""
+    half = CATPipeline.from_pretrained(saved).to(dtype)
+    half.save_pretrained(tmp_path)
+    for kind in (CATPipeline, DiffusionPipeline):
+        assert np.abs(draw(kind.from_pretrained(str(tmp_path))) - draw(half)).max() < 0.1
+
+
 def test_loading_with_a_dtype_per_component(saved):
     loaded = CATPipeline.from_pretrained(saved, torch_dtype={"transformer": torch.bfloat16})
     assert (loaded.vae.dtype, loaded.transformer.dtype) == (torch.float32, torch.bfloat16)
