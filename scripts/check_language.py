@@ -35,10 +35,8 @@ OPENINGS = ("What", "Whether", "Which", "Of", "As", "That")
 """First words that no docstring may have."""
 
 _COUNTED = (
-    r"(?:images|tokens|steps|bytes|seconds|crops|samples|files|shards|pixels|batches|FLOPs|lines|ranks|threads|"
-    r"blocks|programs|rows|columns|milliseconds|minutes|hours|latents|channels|heads|entries|units|words|calls|"
-    r"processes|workers|sequences|epochs|parts|times|once|twice|one|two|three|four|eight|\d+|ms|px|[KMG]i?B|"
-    r"cost|memory|share|dataclass|number|score|row|column|file|folder|process|seed)"
+    r"(?:(?!this|has|was|does|needs|reads|makes|gives)[a-z]{3,}s|once|twice|one|two|three|four|eight|\d+|ms|px|"
+    r"[KMG]i?B|cost|memory|share|dataclass|number|score|row|column|file|folder|process|seed)"
 )
 _UNIT = (
     r"(?:image|step|rank|line|second|minute|hour|day|token|pixel|shard|batch|epoch|process|worker|thread|block|"

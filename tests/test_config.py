@@ -177,8 +177,8 @@ def test_every_deepspeed_configuration_is_one_that_the_trainer_runs(path, monkey
     ("text", "message"),
     [
         ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3"),
-        ('{"bf16": {"enabled": true}}', r"switches on bf16; say precision=fp32\|bf16"),
-        ('{"zero_optimization": ', "is no JSON"),
+        ('{"bf16": {"enabled": true}}', r"enables bf16; set precision=fp32\|bf16"),
+        ('{"zero_optimization": ', "is not valid JSON"),
     ],
 )
 def test_a_deepspeed_configuration_that_cannot_be_run_is_refused(tmp_path, text, message):
@@ -189,7 +189,7 @@ def test_a_deepspeed_configuration_that_cannot_be_run_is_refused(tmp_path, text,
 
 
 def test_a_deepspeed_configuration_that_is_nowhere_is_refused():
-    with pytest.raises(UserError, match=r"nowhere\.json is neither a file nor among the packaged"):
+    with pytest.raises(UserError, match=r"nowhere\.json is neither a file nor a packaged"):
         read_deepspeed_config("nowhere.json")
 
 

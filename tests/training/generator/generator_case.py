@@ -13,9 +13,9 @@ from cat_fast.training.config.deepspeed_json import read_deepspeed_config
 from cat_fast.training.config.settings import GeneratorRun
 
 STEPS = 10
-HALF = 5
+CHECKPOINT_STEP = 5
 """After as many steps a checkpoint is written."""
-WORLD = 2
+WORLD_SIZE = 2
 LR = 1e-4
 
 IN_PIECES = {

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from cat_fast.training.generator.task import GeneratorTask
 from cat_fast.training.runtime.ranks import Ranks, start, stop
 from tests.training.engine_state import forward_weights, full_state
-from tests.training.generator.generator_case import CASES, HALF, STEPS, Case
+from tests.training.generator.generator_case import CASES, CHECKPOINT_STEP, STEPS, Case
 from tests.training.steps import train_step
 
 
@@ -50,10 +50,10 @@ def train(case: Case, latents: Path, out: Path, ranks: Ranks) -> None:
             save_file(state, folder / f"{name}.safetensors")
 
     training = GeneratorTraining(case, own, latents, ranks)
-    metrics = [training.step(step) for step in range(HALF)]
+    metrics = [training.step(step) for step in range(CHECKPOINT_STEP)]
     training.save(folder / "half")
     write("saved", training.state())
-    metrics += [training.step(step) for step in range(HALF, STEPS)]
+    metrics += [training.step(step) for step in range(CHECKPOINT_STEP, STEPS)]
     write("straight", training.state())
     save_file(forward_weights(training.task.engine, "model"), folder / f"rank{ranks.rank}.safetensors")
     training.task.export(folder / "model")
@@ -62,7 +62,7 @@ def train(case: Case, latents: Path, out: Path, ranks: Ranks) -> None:
 
     training = GeneratorTraining(case, own, latents, ranks)
     training.load(folder / "half")
-    assert [training.step(step) for step in range(HALF, STEPS)] == metrics[HALF:]
+    assert [training.step(step) for step in range(CHECKPOINT_STEP, STEPS)] == metrics[CHECKPOINT_STEP:]
     write("resumed", training.state())
 
 

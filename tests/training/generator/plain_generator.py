@@ -18,7 +18,7 @@ from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
-from tests.training.generator.generator_case import STEPS, WORLD, Case
+from tests.training.generator.generator_case import STEPS, WORLD_SIZE, Case
 
 
 class Part(NamedTuple):
@@ -55,8 +55,8 @@ class PlainGenerator:
         lengths = self.latents.token_counts(2)
         budget, window = config.data.max_tokens, config.data.window
         self.streams = [
-            PackedStream(lengths, budget, window, config.seed, Ranks(rank, WORLD, rank))
-            for rank in range(WORLD)
+            PackedStream(lengths, budget, window, config.seed, Ranks(rank, WORLD_SIZE, rank))
+            for rank in range(WORLD_SIZE)
         ]
 
     def train(self) -> tuple[dict[str, Tensor], list[float]]:
@@ -74,7 +74,7 @@ class PlainGenerator:
         return state, losses
 
     def _step(self, step: int) -> float:
-        ranks = [self._draw(step, rank) for rank in range(WORLD)]
+        ranks = [self._draw(step, rank) for rank in range(WORLD_SIZE)]
         parts = [part for rank in ranks for part in rank]
         if self.undivided:
             packed, *rest = zip(*parts, strict=True)
@@ -84,7 +84,7 @@ class PlainGenerator:
             part.packed.num_tokens if self.case.weighting == "token" else len(part.packed) for part in parts
         ]
         shares = [weight * len(parts) / sum(weights) for weight in weights]
-        steps = len(parts) // WORLD or 1
+        steps = len(parts) // WORLD_SIZE or 1
         each = [
             torch.autograd.grad(loss * share / steps, self.parameters)
             for loss, share in zip(losses, shares, strict=True)
@@ -93,7 +93,7 @@ class PlainGenerator:
             gradients = list(each[0])
         else:
             averaged = [
-                [a / WORLD + b / WORLD for a, b in zip(each[i], each[steps + i], strict=True)]
+                [a / WORLD_SIZE + b / WORLD_SIZE for a, b in zip(each[i], each[steps + i], strict=True)]
                 for i in range(steps)
             ]
             gradients = averaged[0]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cat_fast.generator import DiT
-from tests.training.generator.generator_case import CASES, HALF, STEPS, WORLD, Case
+from tests.training.generator.generator_case import CASES, CHECKPOINT_STEP, STEPS, WORLD_SIZE, Case
 from tests.training.generator.plain_generator import PlainGenerator
 
 BY_NAME = {case.name: case for case in CASES}
@@ -37,7 +37,7 @@ def test_weights_moments_and_average_are_those_of_plain_torch_to_the_bit(case, g
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
-    for rank in range(WORLD):  # what its next forward pass would use
+    for rank in range(WORLD_SIZE):  # what its next forward pass would use
         held = load_file(generators / case.name / f"rank{rank}.safetensors")
         assert held.keys() == {name for name in expected if name.startswith("model.weight.")}
         for name, value in held.items():
@@ -78,7 +78,7 @@ def test_a_run_that_goes_on_from_its_checkpoint_ends_where_a_straight_one_does(c
     straight, resumed, saved = (
         load_file(generators / case.name / f"{name}.safetensors") for name in ("straight", "resumed", "saved")
     )
-    assert saved["model.step"].tolist() == [HALF]
+    assert saved["model.step"].tolist() == [CHECKPOINT_STEP]
     assert straight.keys() == resumed.keys()
     for name, value in straight.items():
         assert torch.equal(resumed[name], value), name

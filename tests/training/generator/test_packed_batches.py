@@ -13,7 +13,7 @@ from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import write_latents
 
-AHEAD = 3
+PREFETCH = 3
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def streamed(folder) -> tuple[LatentDataset, PackedStream]:
 @pytest.fixture
 def batches(folder):
     latents, stream = streamed(folder)
-    batches = PackedBatches(latents, stream, patch_size=2, ahead=AHEAD, device=torch.device("cpu"))
+    batches = PackedBatches(latents, stream, patch_size=2, prefetch=PREFETCH, device=torch.device("cpu"))
     yield batches
     batches.close()
 

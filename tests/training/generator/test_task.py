@@ -18,7 +18,7 @@ from cat_fast.generator import DiT, PackedText
 from cat_fast.generator.diffusion import load_schedule
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.training.config.settings import GeneratorRun
-from cat_fast.training.generator.task import GeneratorTask, _batches_a_step
+from cat_fast.training.generator.task import GeneratorTask, _batches_per_step
 from cat_fast.training.runtime import ranks
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import GENERATOR, ROOT
@@ -83,7 +83,7 @@ def bert(tmp_path_factory):
 )
 def test_a_global_budget_is_the_same_step_on_any_number_of_ranks(world_size, overrides, parts):
     run = config("data.max_tokens=16384", *overrides)
-    assert _batches_a_step(run, Ranks(world_size=world_size)) == parts
+    assert _batches_per_step(run, Ranks(world_size=world_size)) == parts
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_global_budget_is_the_same_step_on_any_number_of_ranks(world_size, ove
 )
 def test_budgets_and_losses_that_make_no_sense_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
-        _batches_a_step(config(*overrides), Ranks(world_size=2))
+        _batches_per_step(config(*overrides), Ranks(world_size=2))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])

@@ -80,7 +80,7 @@ def test_flops_grow_with_the_batch_and_fall_with_the_ratio():
 
 def test_a_step_is_told_in_images_tokens_and_flops_of_all_batches():
     flops = tokenizer_flops()
-    assert flops.of_step([(8, 3), (32, 2)], False) == {
+    assert flops.step_amounts([(8, 3), (32, 2)], False) == {
         "images": 5,
         "tokens": 3 * 16 + 2 * 1,
         "flops": flops.of(8, 3, False) + flops.of(32, 2, False),

@@ -26,11 +26,11 @@ def test_each_row_shows_what_came_back_at_its_ratio_and_says_how_good_it_is():
     image, figures = shown.draw(reconstruct, (8, 16, 32), "after 5 steps")
     assert list(figures) == ["held_out/psnr_8x", "held_out/psnr_16x", "held_out/psnr_32x"]
     assert figures["held_out/psnr_16x"] == pytest.approx(
-        psnr(shown.squares * 0.75, shown.squares).mean().item(), abs=1e-4
+        psnr(shown.originals * 0.75, shown.originals).mean().item(), abs=1e-4
     )
     pixels = image_to_tensor(image)
     for row, factor in enumerate([1, 7 / 8, 3 / 4, 1 / 2]):
-        for column, image in enumerate(shown.squares):
+        for column, image in enumerate(shown.originals):
             top, left = 44 + row * 136, 120 + column * 136
             cell = pixels[:, top : top + 128, left : left + 128]
             torch.testing.assert_close(cell, image * factor, rtol=0, atol=1 / 127)

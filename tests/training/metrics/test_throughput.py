@@ -7,7 +7,13 @@ import torch
 
 from cat_fast.hardware import Gpu
 from cat_fast.training.metrics import throughput
-from cat_fast.training.metrics.throughput import Throughput, arithmetic, spell, spell_rates, summarize
+from cat_fast.training.metrics.throughput import (
+    Throughput,
+    matmul_format,
+    format_summary,
+    format_rates,
+    summarize,
+)
 from cat_fast.training.runtime.ranks import Ranks
 
 STEP = {"images": 8.0, "tokens": 512.0, "flops": 3e12, "loss": 0.5}
@@ -70,11 +76,11 @@ def test_a_summary_reads_as_one_line():
         "mfu": 0.314,
         "peak_bytes": 3 * 2**30,
     }
-    assert spell(summary) == (
+    assert format_summary(summary) == (
         "12,000 steps in 1:30:00, 96,000 images, 6,144,000 tokens, 17.8 images/s, 1,138 tokens/s, "
         "2.5 TFLOP/s, MFU 31.4%, at most 3.00 GiB a rank"
     )
-    assert spell_rates({"flops_per_second": 3.63e9}) == ["3.63 GFLOP/s"]
+    assert format_rates({"flops_per_second": 3.63e9}) == ["3.63 GFLOP/s"]
 
 
 def test_a_summary_is_written_whole(tmp_path):
@@ -90,7 +96,7 @@ def test_a_summary_is_written_whole(tmp_path):
 def test_matrices_are_multiplied_in_tf32_where_torch_may(precision, tf32, dtype, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
-    assert arithmetic(precision) == dtype
+    assert matmul_format(precision) == dtype
 
 
 def test_the_peak_is_that_of_all_ranks(monkeypatch):

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cat_fast.config import fill
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import LoggingConfig, RunConfig
-from cat_fast.training.metrics.trackers import TensorBoard, tags, trackers
+from cat_fast.training.metrics.trackers import TensorBoard, make_trackers, tags
 
 METRICS = {
     "step": 7,
@@ -111,7 +111,7 @@ def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path,
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     for first in (0, 3):
-        _, tracker = trackers(run, config(run, wandb_project="cat"), first)
+        _, tracker = make_trackers(run, config(run, wandb_project="cat"), first)
         tracker.scalars({"loss/total": 1.0}, first)
         tracker.image("reconstructions", Image.new("RGB", (4, 2)), first)
         tracker.close(failed=first == 3)
@@ -133,8 +133,8 @@ def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path,
 def test_wandb_that_cannot_be_started_is_one_error_and_later_trouble_only_a_warning(tmp_path, wandb, capsys):
     wandb.TROUBLE.append(wandb.Error("no network"))
     with pytest.raises(UserError, match=r"wandb_project: wandb cannot be started \(no network\).*offline"):
-        trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
-    _, tracker = trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
+        make_trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
+    _, tracker = make_trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
     (run,) = wandb.RUNS
     tracker.scalars({"loss/total": 1.0}, 0)
 
@@ -152,13 +152,13 @@ def test_wandb_that_cannot_be_started_is_one_error_and_later_trouble_only_a_warn
 def test_another_folder_is_another_wandb_run(tmp_path, wandb):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        trackers(tmp_path / name, config(tmp_path / name, wandb_project="cat"), 0)
+        make_trackers(tmp_path / name, config(tmp_path / name, wandb_project="cat"), 0)
     one, two = wandb.RUNS
     assert one.given["id"] != two.given["id"]
 
 
 def test_not_asked_wandb_is_not_even_imported(tmp_path):
-    (only,) = trackers(tmp_path, config(tmp_path), 0)
+    (only,) = make_trackers(tmp_path, config(tmp_path), 0)
     only.close(failed=False)
     assert "wandb" not in sys.modules
 

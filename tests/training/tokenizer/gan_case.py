@@ -19,9 +19,9 @@ from cat_fast.training.config.settings import TokenizerRun
 RATIOS = (2, 4, 8)
 SIDE = 16
 STEPS = 10
-HALF = 5
+CHECKPOINT_STEP = 5
 """After as many steps a checkpoint is written."""
-WORLD = 2
+WORLD_SIZE = 2
 LR = 1e-4
 GAN_FROM = 1
 """The first step with a GAN: the discriminator is a step younger than the autoencoder."""
@@ -36,7 +36,7 @@ MODEL = {
     "mid_block_attention_head_dim": 16,
     "ratios": list(RATIOS),
 }
-JUDGE = {"resolution": 8, "channel_base": 64, "channel_max": 16}
+DISCRIMINATOR = {"resolution": 8, "channel_base": 64, "channel_max": 16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Case:
             "model": MODEL,
             "data": {"image_size": SIDE},
             "optimizer": optimizer,
-            "discriminator": {**JUDGE, "optimizer": {**optimizer, "betas": [0.5, 0.9]}},
+            "discriminator": {**DISCRIMINATOR, "optimizer": {**optimizer, "betas": [0.5, 0.9]}},
             "schedule": {"total_steps": STEPS},
             "loss": loss,
         }
@@ -111,4 +111,4 @@ CASES = (
 
 def tiny_models() -> tuple[NestedAutoencoderKL, StyleGANDiscriminator]:
     torch.manual_seed(0)
-    return NestedAutoencoderKL(**MODEL), StyleGANDiscriminator(**JUDGE)
+    return NestedAutoencoderKL(**MODEL), StyleGANDiscriminator(**DISCRIMINATOR)

@@ -21,7 +21,7 @@ from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 from tests.training.engine_state import forward_weights, full_state
 from tests.training.steps import step_metrics
-from tests.training.tokenizer.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
+from tests.training.tokenizer.gan_case import CASES, CHECKPOINT_STEP, STEPS, Case, ratio_of, tiny_models
 
 
 class Training:
@@ -91,11 +91,11 @@ def train(case: Case, out: Path, ranks: Ranks) -> None:
 
     training = Training(case, own, ranks)
     dtypes = watch_dtypes(training.trainer)
-    metrics = [training.step(step) for step in range(HALF)]
+    metrics = [training.step(step) for step in range(CHECKPOINT_STEP)]
     if case.saved:
         training.save(folder / "half")
         write("saved", training.state())
-    metrics += [training.step(step) for step in range(HALF, STEPS)]
+    metrics += [training.step(step) for step in range(CHECKPOINT_STEP, STEPS)]
     write("straight", training.state())
     engines = training.trainer.engine, training.trainer.discriminator
     held = forward_weights(engines[0], "model") | forward_weights(engines[1], "discriminator")
@@ -106,7 +106,7 @@ def train(case: Case, out: Path, ranks: Ranks) -> None:
     if case.saved:
         training = Training(case, own, ranks)
         training.load(folder / "half")
-        assert [training.step(step) for step in range(HALF, STEPS)] == metrics[HALF:]
+        assert [training.step(step) for step in range(CHECKPOINT_STEP, STEPS)] == metrics[CHECKPOINT_STEP:]
         write("resumed", training.state())
 
 

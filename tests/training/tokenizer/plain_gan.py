@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.seeding import seed_step
-from tests.training.tokenizer.gan_case import SIDE, STEPS, WORLD, Case, ratio_of, tiny_models
+from tests.training.tokenizer.gan_case import SIDE, STEPS, WORLD_SIZE, Case, ratio_of, tiny_models
 
 
 class Part(NamedTuple):
@@ -65,7 +65,7 @@ class PlainGAN:
         return state, metrics
 
     def _step(self, step: int) -> dict[str, float]:
-        parts = [part for rank in range(WORLD) for part in self._draw(step, rank)]
+        parts = [part for rank in range(WORLD_SIZE) for part in self._draw(step, rank)]
         if self.undivided:
             parts = [_joined([p for p in parts if p.ratio == f]) for f in sorted({p.ratio for p in parts})]
         gan = self.objective.gan.active(step)
@@ -149,7 +149,7 @@ class PlainGAN:
     def _clip(self, gradients: list[Tensor]) -> None:
         """Scale to the norm allowed. DeepSpeed adds up squares within each rank's half of the parameters."""
         flat = torch.cat([g.flatten() for g in gradients]).double()
-        half = -(-len(flat) // (2 * WORLD)) * 2
+        half = -(-len(flat) // (2 * WORLD_SIZE)) * 2
         squares = [piece.square().sum().float() for piece in (flat[:half], flat[half:])]
         scale = ((squares[0] + squares[1]).sqrt() + 1e-6) / self.case.max_grad_norm
         for gradient in gradients:
@@ -182,4 +182,4 @@ def _sum(gradients: Sequence[list[Tensor | None]]) -> list[Tensor | None]:
 
 
 def _over_world(gradient: list[Tensor | None]) -> list[Tensor | None]:
-    return [None if g is None else g / WORLD for g in gradient]
+    return [None if g is None else g / WORLD_SIZE for g in gradient]

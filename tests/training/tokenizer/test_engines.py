@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.tokenizer.gan_case import CASES, GAN_FROM, LR, RATIOS, STEPS, WORLD, Case, ratio_of
+from tests.training.tokenizer.gan_case import CASES, GAN_FROM, LR, RATIOS, STEPS, WORLD_SIZE, Case, ratio_of
 from tests.training.tokenizer.plain_gan import PlainGAN
 
 BY_NAME = {case.name: case for case in CASES}
@@ -53,7 +53,9 @@ def test_weights_moments_and_average_are_those_of_plain_torch_to_the_bit(case, g
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
-    for held in states(gans, case, *(f"rank{rank}" for rank in range(WORLD))):  # of its next forward pass
+    for held in states(
+        gans, case, *(f"rank{rank}" for rank in range(WORLD_SIZE))
+    ):  # of its next forward pass
         assert held.keys() == {name for name in expected if name.split(".")[1] == "weight"}
         for name, value in held.items():
             assert torch.equal(value, expected[name]), name
@@ -92,7 +94,7 @@ def test_blocks_that_nobody_used_in_a_step_decay_all_the_same(gans, plain):
 def test_logged_losses_are_means_over_images_however_unequally_ranks_have_them(case, gans, plain):
     for step, (told, wanted) in enumerate(zip(metrics_of(gans, case), plain(case)[1], strict=True)):
         assert {name: told[name] for name in wanted} == pytest.approx(wanted, rel=1e-12)
-        images = sum(len(case.images(step, rank, 0)) for rank in range(WORLD)) * case.accumulation_steps
+        images = sum(len(case.images(step, rank, 0)) for rank in range(WORLD_SIZE)) * case.accumulation_steps
         assert told["images"] == images
 
 

@@ -18,7 +18,7 @@ from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer.grid_images import grid_images
-from cat_fast.training.tokenizer.image_source import held_out_of, make_source
+from cat_fast.training.tokenizer.image_source import make_held_out, make_source
 from cat_fast.training.tokenizer.task import TokenizerTask
 from tests.training.runs import ROOT, TOKENIZER
 from tests.training.thread_ranks import on_thread_ranks
@@ -106,10 +106,10 @@ def test_without_held_out_images_grids_show_training_images_and_say_so(records, 
 
 def test_one_image_in_a_thousand_is_held_out_unless_others_are_named(records):
     own = sources(records)["memory"]
-    assert held_out_of(config(*own)) == HeldOut(0.001, seed=0)
-    assert held_out_of(config(*own, "logging.grid_every_steps=0")) == HeldOut(0.001, seed=0)
-    assert held_out_of(config(*own, "data.held_out=elsewhere")) is None
-    assert held_out_of(config()) is None
+    assert make_held_out(config(*own)) == HeldOut(0.001, seed=0)
+    assert make_held_out(config(*own, "logging.grid_every_steps=0")) == HeldOut(0.001, seed=0)
+    assert make_held_out(config(*own, "data.held_out=elsewhere")) is None
+    assert make_held_out(config()) is None
     assert sum(key in HeldOut(0.001, 0) for key in range(100_000)) == pytest.approx(100, abs=30)
 
 

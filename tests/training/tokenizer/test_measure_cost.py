@@ -62,7 +62,7 @@ def test_a_measured_step_trains_both_models():
 
 @pytest.mark.parametrize(
     ("batches", "side", "message"),
-    [([2], 64, "at least two"), ([0, 1], 64, "at least two"), ([1, 2], 40, "no multiple of the ratio 32")],
+    [([2], 64, "at least two"), ([0, 1], 64, "at minimum two"), ([1, 2], 40, "no multiple of the ratio 32")],
 )
 def test_what_tells_no_cost_is_refused(batches, side, message):
     with pytest.raises(UserError, match=message):
@@ -89,13 +89,13 @@ def test_counted_operations_are_about_three_forward_passes():
 
 
 def test_a_balanced_run_goes_by_its_table_or_says_that_it_counts(tmp_path, capsys):
-    assert measure_cost.costs_of(settings(*TINY), Ranks()) is None
+    assert measure_cost.load_costs(settings(*TINY), Ranks()) is None
     given = CostTable(costs={f: Cost(0.0, 1 / f) for f in (8, 16, 32)})
     given.write(tmp_path / "costs.json")
     measured = settings(*TINY, "sampler.mode=balanced", f"sampler.cost_table={tmp_path / 'costs.json'}")
-    assert measure_cost.costs_of(measured, Ranks()) == given
+    assert measure_cost.load_costs(measured, Ranks()) == given
     assert capsys.readouterr().out == ""
-    counted = measure_cost.costs_of(settings(*TINY, "sampler.mode=balanced"), Ranks())
+    counted = measure_cost.load_costs(settings(*TINY, "sampler.mode=balanced"), Ranks())
     assert counted is not None
     assert counted.unit == "flops"
     assert "counted operations, not by time" in capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_one_table_is_read_for_all_ranks(tmp_path):
 
     def table_of(ranks: Ranks) -> CostTable | None:
         name = "not_there.json" if ranks.rank else "costs.json"
-        return measure_cost.costs_of(
+        return measure_cost.load_costs(
             settings(*TINY, "sampler.mode=balanced", f"sampler.cost_table={tmp_path / name}"), ranks
         )
 

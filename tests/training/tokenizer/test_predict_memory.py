@@ -92,9 +92,9 @@ def test_the_prediction_is_what_the_allocator_gives_a_real_step(tmp_path):
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         ) as profile:
             batch = workload.batch(ratio, 4)
-            reconstructions = workload.generate(batch)
+            reconstructions = workload.reconstruct(batch)
             workload.model.zero_grad()
-            workload.judge(batch, reconstructions, r1=True)
+            workload.discriminate(batch, reconstructions, r1=True)
             workload.discriminator.zero_grad()
             del batch, reconstructions
         assert step.peak(4) == pytest.approx(max(live_bytes(profile)), rel=0.01)
@@ -103,7 +103,7 @@ def test_the_prediction_is_what_the_allocator_gives_a_real_step(tmp_path):
 def test_two_small_batches_tell_every_other():
     config = settings("model.ratios=[8,16]")
     predicted = plan_memory(config).steps[8]
-    zero = Zero.of(read_deepspeed_config(config.deepspeed), ranks=1)
+    zero = Zero.from_config(read_deepspeed_config(config.deepspeed), ranks=1)
     with FakeTensorMode():
         counted = trace(Workload(config, "cpu"), 8, 7, zero)
     assert predicted.peak(7) == max(counted)
@@ -136,16 +136,16 @@ def test_zero_shares_the_optimizers_states():
     [(0, 4 + 8, 4), (1, 4 + (4 + 8) / 4, 4), (2, 4 + (4 + 8) / 4, 1)],
 )
 def test_each_stage_of_zero_keeps_less(stage, rest, kept):
-    zero = Zero.of({"zero_optimization": {"stage": stage, "reduce_bucket_size": 10}}, ranks=4)
+    zero = Zero.from_config({"zero_optimization": {"stage": stage, "reduce_bucket_size": 10}}, ranks=4)
     assert sum(zero.at_rest(1000).values()) == rest * 1000
-    assert zero.kept_gradients(1000) == kept * 1000
+    assert zero.gradient_bytes(1000) == kept * 1000
     assert zero.bucket_bytes == (40 if stage else 0)
     overlapping = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 10, "overlap_comm": True}}
-    assert Zero.of(overlapping, ranks=4).bucket_bytes == (80 if stage else 0)
+    assert Zero.from_config(overlapping, ranks=4).bucket_bytes == (80 if stage else 0)
 
 
 def test_the_largest_batch_is_the_last_that_fits():
-    steps = {8: StepMemory(np.array([0.0, GIB]), np.array([2.0 * GIB, GIB]), least=3 * GIB)}
+    steps = {8: StepMemory(np.array([0.0, GIB]), np.array([2.0 * GIB, GIB]), minimum=3 * GIB)}
     predicted = MemoryPlan(at_rest={"weights": 5 * GIB}, steps=steps)
     assert predicted.peak(8, 1) == 8 * GIB
     assert predicted.peak(8, 4) == 13 * GIB
