@@ -17,8 +17,8 @@ class PackedStream:
 
     Latents are read in concatenated epochs, each a permutation that depends on the seed. Every rank packs
     them for all ranks and keeps its own batch. Budgets are full and sums of squared lengths are nearly equal
-    over ranks, without communication. At the paper's budget, one CPU core plans a step in 0.04 ms for 1 rank,
-    1.5 ms for 64 and 50 ms for 1024.
+    over ranks, without communication. At the paper's budget, planning takes 0.04 ms per step for 1 rank,
+    1.5 ms for 64 and 50 ms for 1024, on one CPU core.
 
     The state is the same on every rank, and any number of ranks can resume from it: each latent is still used
     once per epoch. With the same number of ranks, batches are those of an uninterrupted run.

@@ -47,7 +47,7 @@ class Zero:
         return cls(stage=stage, ranks=ranks, bucket_bytes=bucket if contiguous else 0)
 
     def at_rest(self, parameters: int) -> dict[str, int]:
-        """Return the bytes held between steps; under ZeRO a rank has two fp32 copies of weights it updates."""
+        """Return the bytes held between steps; under ZeRO a rank has two copies of weights it updates."""
         own = parameters // self.ranks if self.stage else parameters
         return {
             "weights": 4 * parameters,

@@ -111,8 +111,8 @@ class TokenizerTask:
         if (before := state.get("held_out")) != (now := self.held_out()):
             raise UserError(
                 f"data.held_out_share: expected {before}, as at the start of the run, got {now}: the run "
-                "would train on images that were held out; restore the setting, or start a new run in another "
-                "output_dir"
+                "would train on images that were held out; restore the setting, or start a new run in "
+                "another output_dir"
             )
         self.trainer.load(folder, state)
         load_source(self.source, folder)

@@ -1,9 +1,9 @@
-"""One rank of the proof of the generator's training: every case of `generator_case.py`, as a run does it.
+"""One rank that trains every case of `generator_case.py` as a run does.
 
-`main(LATENTS, OUT)` is started once per rank by `run_ranks`. Half way it writes a checkpoint,
-OUT/<case>/half, from which a second task goes on in its turn. Files beside it: `straight` and `resumed`, the
-whole state at the end of each; `saved`, that at the checkpoint; `rank<r>`, what a rank holds as weights;
-metrics.json; and the exported model.
+`run_ranks` starts `main(LATENTS, OUT)` once per rank. It writes a checkpoint to OUT/<case>/half, from which a
+second task resumes. Other files in OUT/<case>: `straight` and `resumed`, the complete state at the end of
+each training; `saved`, the state at the checkpoint; `rank<r>`, the weights of a rank; metrics.json; and the
+exported model.
 """
 
 import json
@@ -20,20 +20,20 @@ from tests.training.steps import train_step
 
 
 class GeneratorTraining:
-    """The task of a run, and the whole of its state."""
+    """The task of a run and its complete state."""
 
     def __init__(self, case: Case, folder: Path, latents: Path, ranks: Ranks) -> None:
         self.task = GeneratorTask(case.run(folder, latents), ranks)
         self.save, self.load = self.task.save, self.task.load
 
     def step(self, step: int) -> dict[str, float]:
-        """What it tells, but for the clock."""
+        """Train one step; return its metrics except times."""
         metrics = train_step(self.task, step)
         del metrics["data_seconds"]
         return metrics
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Collective: everything, whole, on rank 0."""
+        """Collective: return the complete, unpartitioned state on rank 0."""
         ema = {f"ema.{name}": value.contiguous() for name, value in self.task.ema.gather().items()}
         return full_state(self.task.engine, "model") | ema
 
