@@ -57,7 +57,5 @@ def test_latents_of_another_tokenizer_are_refused_on_resume(tmp_path):
     (tmp_path / "task.json").write_text(json.dumps({"ema_updates": 3, "tokenizer": "abc"}))
     task = object.__new__(GeneratorTask)
     task.latents = SimpleNamespace(fingerprint="xyz")
-    with pytest.raises(
-        UserError, match="expected latents of tokenizer abc, as at the start of the run, got xyz"
-    ):
+    with pytest.raises(UserError, match=r"expected latents of tokenizer abc, .* got xyz"):
         task.load(tmp_path)

@@ -89,10 +89,7 @@ def test_global_budget_determines_batches_per_step(world_size, overrides, batche
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["data.global_tokens=300"],
-            r"global_tokens: expected a multiple of 256, which is 2 ranks .* got 300",
-        ),
+        (["data.global_tokens=300"], r"global_tokens: expected a multiple of 256, .* got 300"),
         (["data.global_tokens=128"], "expected a multiple"),
         (["data.global_tokens=512", "accumulation_steps=2"], "remove one"),
         (["loss.prediction=x0"], r"loss\.prediction: 'x0' is not epsilon, v_prediction, flow"),

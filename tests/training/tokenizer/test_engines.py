@@ -17,7 +17,7 @@ from tests.training.tokenizer.plain_gan import PlainGAN
 BY_NAME = {case.name: case for case in CASES}
 FP32 = [case for case in CASES if case.precision == "fp32"]
 KEY_BIAS = "mid_block.attentions.0.to_k.bias"
-"""Softmax is invariant to a constant added to all scores of a query. The gradient of a key's bias is thus pure
+"""Softmax is invariant to a constant added to all scores of a query. The gradient of a key's bias is pure
 rounding error, which AdamW scales to full steps."""
 
 

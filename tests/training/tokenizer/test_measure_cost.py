@@ -64,7 +64,7 @@ def test_a_measured_step_trains_both_models():
     ("batches", "side", "message"),
     [
         ([2], 64, "at least two"),
-        ([0, 1], 64, "at minimum two"),
+        ([0, 1], 64, "at least two"),
         ([1, 2], 40, "not a multiple of the ratio 32"),
     ],
 )
