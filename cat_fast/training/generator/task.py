@@ -212,7 +212,8 @@ class GeneratorTask:
         if before != self.latents.fingerprint:
             raise UserError(
                 f"data.latents: expected latents of tokenizer {before}, as at the start of the run, got "
-                f"{self.latents.fingerprint}; use the former, or start a new run in another output_dir"
+                f"{self.latents.fingerprint}; use latents of the former, or start a new run in another "
+                "output_dir"
             )
         initial = state.get("began_with", {})  # missing in older checkpoints
         for name, now in self._initial_settings().items():

@@ -36,7 +36,10 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     """
     data, sampler, problems = config.data, config.sampler, Problems()
     in_memory = data.index_in_memory
-    shards = _in_memory(config, ranks) if in_memory else on_each(lambda: _streamed(config, problems), ranks)
+    if in_memory:
+        shards: ShardSet = _make_record_shards(config, ranks)
+    else:
+        shards = on_each(lambda: _open_training_shards(config, problems), ranks)
     same = ranks.broadcast(shards.fingerprint) == shards.fingerprint
     different = UserError("the images differ from rank 0's: all ranks must see the same files")
     raise_together(None if same else different, ranks)
@@ -82,7 +85,7 @@ def loader_amounts(batches: Sequence[ImageBatch], world_size: int) -> dict[str, 
     }
 
 
-def _in_memory(config: TokenizerRun, ranks: Ranks) -> RecordShards:
+def _make_record_shards(config: TokenizerRun, ranks: Ranks) -> RecordShards:
     """Collective: return the records to train on, with JPEG-based ratios if configured."""
     data, sampler = config.data, config.sampler
     records = on_each(lambda: _records(config), ranks)
@@ -104,7 +107,7 @@ def _records(config: TokenizerRun) -> list[ImageRecord]:
     return kept
 
 
-def _streamed(config: TokenizerRun, problems: Problems) -> ShardSet:
+def _open_training_shards(config: TokenizerRun, problems: Problems) -> ShardSet:
     """Return the shards to train on, without their held-out images."""
     shards, held_out = open_shards(config.data, problems), make_held_out(config)
     return shards if held_out is None else TrainingShards(shards, held_out)
@@ -153,7 +156,7 @@ def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
 
 
 def _rating(data: ImageDataConfig) -> Rating:
-    # `_in_memory` has already stored JPEG-based ratios in its records.
+    # `_make_record_shards` has already stored JPEG-based ratios in its records.
     already_rated = data.index_in_memory and data.ratios_from == "jpeg"
     policy = policy_of("index" if already_rated else data.ratios_from, RatioThresholds(*data.thresholds))
     uses_jpeg_size = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"

@@ -82,7 +82,7 @@ class Workload:
 
     def discriminate(self, batch: ImageBatch, reconstructions: Tensor, *, r1: bool) -> None:
         """Compute the discriminator's gradients; `r1` includes R1, if the loss has it."""
-        step = 0 if r1 else 1  # step 0 is always one with R1
+        step = 0 if r1 else 1  # 0 is a multiple of every R1 interval
         module = self.discriminator
         loss, *_ = self.losses.of_discriminator(module, module, step, batch, reconstructions)
         loss.total.backward()
