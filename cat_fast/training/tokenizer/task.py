@@ -51,8 +51,8 @@ class TokenizerTask:
         for ratio in self.source.ratios:
             if ratio not in model.ratios:
                 raise UserError(
-                    f"model.ratios: the data has images at ratio {ratio}, but the model has {model.ratios}; "
-                    "add the ratio, or change data.ratios_from"
+                    f"the data has images at ratio {ratio}, but model.ratios is {list(model.ratios)}: add "
+                    "the ratio, or change data.ratios_from"
                 )
         self._batches: list[ImageBatch] = []
         self._position: Callable[[], dict[str, Any]] = self.source.state_dict

@@ -23,19 +23,19 @@ def test_each_row_shows_reconstructions_at_its_ratio_with_their_psnr():
     def reconstruct(image, ratio):
         return image * (1 - ratio / 64)
 
-    image, figures = shown.draw(reconstruct, (8, 16, 32), "after 5 steps")
+    sheet, figures = shown.draw(reconstruct, (8, 16, 32), "after 5 steps")
     assert list(figures) == ["held_out/psnr_8x", "held_out/psnr_16x", "held_out/psnr_32x"]
     assert figures["held_out/psnr_16x"] == pytest.approx(
         psnr(shown.originals * 0.75, shown.originals).mean().item(), abs=1e-4
     )
-    pixels = image_to_tensor(image)
+    pixels = image_to_tensor(sheet)
     for row, factor in enumerate([1, 7 / 8, 3 / 4, 1 / 2]):
         for column, image in enumerate(shown.originals):
             top, left = 44 + row * 136, 120 + column * 136
             cell = pixels[:, top : top + 128, left : left + 128]
             torch.testing.assert_close(cell, image * factor, rtol=0, atol=1 / 127)
-    assert (image.width, image.height) == (120 + 3 * 136, 44 + 4 * 136)
-    labels = np.asarray(image)[44:, 8:120]  # the next column is an image's edge
+    assert (sheet.width, sheet.height) == (120 + 3 * 136, 44 + 4 * 136)
+    labels = np.asarray(sheet)[44:, 8:120]  # the next column is the edge of an image
     for row in range(4):  # every row has its label, and no label runs into the images
         assert labels[row * 136 : row * 136 + 128].min() < 100
     assert labels[:, -8:].min() == 255
