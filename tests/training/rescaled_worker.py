@@ -31,7 +31,7 @@ def resume(training: Any, engines: dict[str, Any], source: Path, folder: Path, r
         save_file(loaded, folder / "loaded.safetensors")
     ranks.barrier()
     save_file(held, folder / f"rank{ranks.rank}.safetensors")
-    for step in (generator_case.HALF, generator_case.HALF + 1):
+    for step in (generator_case.CHECKPOINT_STEP, generator_case.CHECKPOINT_STEP + 1):
         training.step(step)
     training.save(folder / "half")
     saved = training.state()
