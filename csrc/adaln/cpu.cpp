@@ -1,8 +1,8 @@
 // adaLN over packed tokens on the CPU in fp32, bf16 and fp16, optionally with a gated residual before the norm.
 //
 // Sequences are split into pieces of at most kPieceTokens tokens; the modulation is converted to fp32 once per
-// piece. Gradients of the modulation are summed over each piece, then over the pieces of a sequence, in a fixed
-// order, so results do not depend on the number of threads.
+// piece. Gradients of the modulation are summed over each piece, then over the pieces of a sequence. The order is
+// fixed, so results do not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

@@ -10,8 +10,8 @@
 
 namespace cat_fast {
 
-// Must be called before newly allocated memory is first written, which otherwise causes a page fault per 4 KiB
-// and takes longer than the computation of streaming operators. NumPy does the same. Ignores small allocations.
+// Must be called before newly allocated memory is first written. Otherwise every 4 KiB page faults, which takes
+// longer than the computation of streaming operators. NumPy does the same. Ignores small allocations.
 inline void prefer_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;

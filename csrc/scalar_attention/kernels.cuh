@@ -1,7 +1,7 @@
 // The CUDA kernels of attention with head dimension 1.
 //
-// Sums over sources are computed at the Chebyshev nodes of blocks of targets and interpolated, as on the CPU
-// (exponential_sums.h), but sources are not moved to nodes: that would need sorting, while a GPU has arithmetic to
+// As on the CPU (exponential_sums.h), sums over sources are computed at the Chebyshev nodes of blocks of targets and
+// interpolated. Sources are not moved to nodes, since that would need sorting, while a GPU has arithmetic to
 // spare. Tensors are (B, N, H); thread blocks process kHeads adjacent heads, so that memory is read in complete
 // sectors. The number of blocks of a head is decided on the device (plan_heads); heads with too many are summed
 // directly. Partial results are added in a fixed order, without atomics, so results are deterministic.

@@ -6,7 +6,7 @@ complete rows in registers.
 
 A program processes BLOCK rows of one sequence, either queries or keys; their lengths are independent.
 Sequence s owns the programs starting at cu_seqlens[s] // BLOCK + s: always enough for its rows, and at most
-one too many. So the grid needs only the numbers of rows and sequences, lengths stay on the device, and short
+one too many. So the grid needs only the numbers of rows and sequences, and lengths stay on the device. Short
 sequences next to long ones cost almost nothing. Results are bit-identical whatever the other sequences are.
 """
 
@@ -263,8 +263,8 @@ def _backward_keys(
 
 @triton.jit
 def _place(rows_ptr, others_ptr, sequences, BLOCK: tl.constexpr):
-    """Return the start and length of this program's sequence and its first row in it, then the start and
-    length of the sequence on the other side. Both pointers are offsets (S + 1,)."""
+    """Return the start and length of this program's sequence, its first row in it, and the sequence's start
+    and length on the other side. Both pointers are offsets (S + 1,)."""
     program = tl.program_id(0)
     sequence = 0
     for start in range(1, sequences, SCAN):

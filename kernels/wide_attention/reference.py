@@ -1,7 +1,7 @@
 """Attention with wide heads in plain torch: SDPA.
 
-On CPUs it reaches 0.92 to 1.13 times the operations per second of torch.matmul at its two sizes (D = 512,
-N = 256 to 4096, fp32, one and two cores with AVX-512), so a C++ kernel is not needed. On GPUs torch uses
+On CPUs it reaches 0.92 to 1.13 times the operations per second of torch.matmul at its two sizes, so a C++
+kernel is not needed (D = 512, N = 256 to 4096, fp32, one and two cores with AVX-512). On GPUs torch uses
 CUTLASS's memory-efficient kernel beyond D = 256, which FlashAttention and cuDNN do not support.
 """
 
