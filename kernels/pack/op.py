@@ -23,8 +23,8 @@ def pack(latents: Sequence[torch.Tensor], patch_size: int) -> torch.Tensor:
     (T, p*p*c) of that dtype, where T is the sum of h_i*w_i. Patches run row by row; the features of a token
     are ordered (row in patch, column in patch, channel). Values are only moved, so autocast has no effect.
 
-    Raises UserError if `latents` is empty, or if they differ in channels, dtype or device. Also raises it for latents
-    that are not three-dimensional or have sides that the patch size does not divide.
+    Raises UserError if `latents` is empty, or if they differ in channels, dtype or device. Also raises it
+    for latents that are not three-dimensional or have sides that the patch size does not divide.
     """
     _check_latents(latents, patch_size)
     backend = backends.choose("pack", latents[0])
