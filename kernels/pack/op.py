@@ -60,8 +60,8 @@ def _check_latents(latents: Sequence[torch.Tensor], patch_size: int) -> None:
             )
         if (latent.shape[0], latent.dtype, latent.device) != (first.shape[0], first.dtype, first.device):
             raise UserError(
-                f"latent {i}: expected the channels, dtype and device of the first latent, "
-                f"{_format_tensor(first)}, got {_format_tensor(latent)}"
+                f"latent {i}: {_format_tensor(latent)} differs in channels, dtype or device from the first, "
+                f"{_format_tensor(first)}"
             )
 
 
@@ -71,7 +71,7 @@ def _check_tokens(tokens: torch.Tensor, grids: Sequence[tuple[int, int]], patch_
         raise UserError(f"tokens: expected (T, p*p*c), got {tuple(tokens.shape)}")
     if tokens.shape[1] % patch_size**2:
         raise UserError(
-            f"tokens: expected a multiple of patch_size^2 = {patch_size**2} features, got {tokens.shape[1]}; "
+            f"tokens have {tokens.shape[1]} features, not a multiple of patch_size^2 = {patch_size**2}; "
             "pass the patch_size that they were packed with"
         )
     count = sum(h * w for h, w in grids)

@@ -229,7 +229,7 @@ def test_latents_that_cannot_be_packed_are_refused(latents, patch_size, message)
         (torch.zeros(4, 16), [(2, 2)], 3, "16 features, not a multiple of patch_size"),
         (torch.zeros(4, 16), [(2, 2)], -1, "patch_size: expected at least 1"),
         (torch.zeros(1, 4, 16), [(2, 2)], 2, r"tokens: expected \(T, p\*p\*c\), got \(1, 4, 16\)"),
-        (torch.zeros(4, 16), [(2, 1), (1, 1)], 2, "grids: expected sizes .* of 4 tokens in all"),
+        (torch.zeros(4, 16), [(2, 1), (1, 1)], 2, "grids: expected sizes .* with 4 tokens in total"),
         (torch.zeros(4, 16), [(-2, -2)], 2, "grids: expected sizes"),
         (torch.zeros(0, 16), [], 2, "grids: expected sizes"),
     ],

@@ -406,7 +406,7 @@ def test_invalid_arguments_are_refused(backend):
         varlen_attention(q, k, v, cu_seqlens, 4, offsets([3, 3]), 4)
     with pytest.raises(ValueError, match=r"same number of sequences, got \(3,\) and \(2,\)"):
         varlen_attention(q, k, v, cu_seqlens, 4, offsets([7]), 7)
-    with pytest.raises(ValueError, match="both of cu_seqlens_k and max_seqlen_k, or neither"):
+    with pytest.raises(ValueError, match="both cu_seqlens_k and max_seqlen_k, or neither"):
         varlen_attention(q, k, v, cu_seqlens, 4, cu_seqlens)
 
 
