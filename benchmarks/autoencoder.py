@@ -134,7 +134,7 @@ def ours_of(model: NestedAutoencoderKL, work: Work) -> Callable[[Tensor], Tensor
         return lambda z: model.decode(z, work.ratio).sample
 
     def loss(x: Tensor) -> Tensor:
-        image, posterior = model(x, work.ratio, sample_posterior=False)
+        image, posterior = model.reconstruct(x, work.ratio, sample_posterior=False)
         return objective(x, image, posterior)
 
     return loss

@@ -1,7 +1,7 @@
 """cat_fast: content-adaptive image tokenization.
 
-The public names are loaded on first use, so that importing the package, or asking the command line for help,
-does not import torch.
+Public names are loaded on first use, so that importing the package or printing command-line help does not
+import torch.
 """
 
 import importlib
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# xformers greets every import that finds no GPU build with six lines; `cat-fast info` has the facts.
+# Without a GPU build, every import of xformers logs six lines; `cat-fast info` reports the same.
 logging.getLogger("xformers").setLevel(logging.ERROR)
 
-_HOMES = {
+_MODULES = {
     "CATPipeline": "cat_fast.inference",
     "Description": "cat_fast.complexity",
     "DiT": "cat_fast.generator",
@@ -46,6 +46,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'cat_fast' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Run configurations: a YAML file plus `key=value` overrides fill a dataclass, which validates itself."""
+"""Run configurations: YAML files and `key=value` overrides, parsed into self-validating dataclasses."""
 
 import difflib
 from pathlib import Path
@@ -14,10 +14,13 @@ T = TypeVar("T")
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file; its key `base` names a file beside it, whose values it changes.
+    """Read the mapping in a YAML file and merge it over the file named by its key `base`, if any.
+
+    The path in `base` is relative to the file that contains it.
 
     Raises:
-        UserError: the file or a base of it is missing, is no YAML, or holds no mapping; bases go in a circle.
+        UserError: the file or one of its bases is missing, is not valid YAML or not a mapping, or bases form
+            a cycle.
     """
     values = _read_layers(Path(path), ())
     return {str(key): value for key, value in values.items()}
@@ -25,7 +28,7 @@ def read_yaml(path: str | Path) -> dict:
 
 def _read_layers(path: Path, above: tuple[Path, ...]) -> dict:
     if path in above:
-        raise UserError(f"configuration {path}: it is its own base, by way of {above[-1]}")
+        raise UserError(f"configuration {path}: the file is its own base, through {above[-1]}")
     values = _read_one(path)
     base = values.pop("base", None)
     if base is None:
@@ -39,23 +42,23 @@ def _read_layers(path: Path, above: tuple[Path, ...]) -> dict:
 def _read_one(path: Path) -> dict:
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; there are {', '.join(near)}" if near else ""
+        hint = f"; the folder contains {', '.join(near)}" if near else ""
         raise UserError(f"configuration {path}: no such file{hint}")
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:
         raise UserError(f"configuration {path}: {first_line(error)}") from error
     if not isinstance(values, dict):
-        raise UserError(f"configuration {path}: a mapping of settings was expected")
+        raise UserError(f"configuration {path}: expected a mapping of settings, got {type(values).__name__}")
     return values
 
 
 def fill(schema: type[T], values: dict, overrides: list[str], source: str = "configuration") -> T:
-    """An instance of the dataclass `schema` from a mapping and dotted `key=value` overrides.
+    """Build an instance of the dataclass `schema` from a mapping and dotted `key=value` overrides.
 
     Raises:
-        UserError: an unknown key (with the nearest known one), a value of the wrong type, or one that the
-            dataclass refuses.
+        UserError: an unknown key (the message suggests the nearest known one), a value of the wrong type, or
+            a value that the dataclass rejects.
     """
     layers = [_read_override(override) for override in overrides]
     try:
@@ -71,13 +74,13 @@ def fill(schema: type[T], values: dict, overrides: list[str], source: str = "con
 
 def _read_override(override: str) -> DictConfig:
     if "=" not in override or override.startswith("="):
-        raise UserError(f"override {override!r}: key=value was expected, such as schedule.total_steps=100")
+        raise UserError(f"override {override!r}: expected key=value, such as schedule.total_steps=100")
     if override.endswith("="):
-        override += "''"  # which a shell has taken
+        override += "''"  # the shell strips the quotes of key=''
     try:
         return OmegaConf.from_dotlist([override])
     except YAMLError as error:
-        raise UserError(f"override {override!r}: the value is no YAML ({first_line(error)})") from error
+        raise UserError(f"override {override!r}: value is not valid YAML ({first_line(error)})") from error
 
 
 def _unknown_key(error: ConfigKeyError, schema: type) -> str:

@@ -1,4 +1,4 @@
-"""How the program speaks: results on standard output, progress and errors on standard error."""
+"""Console output: results on standard output, progress and errors on standard error."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -21,13 +21,13 @@ err = Console(stderr=True, highlight=False)
 
 
 def print_error(message: object) -> None:
-    """`error: MESSAGE` on standard error, on one line however long."""
+    """Print `error: MESSAGE` to standard error, on one line."""
     line = " ".join(str(message).split())
     err.print(Text("error: ", style="bold red").append(line, style="not bold default"), soft_wrap=True)
 
 
 class NotedProgress(Progress):
-    """Bars, and below them lines that say `note`, cut off where the terminal ends."""
+    """Progress bars with the lines of `note` below, truncated to the terminal width."""
 
     note = ""
 
@@ -39,9 +39,9 @@ class NotedProgress(Progress):
 
 
 def progress(unit: str) -> NotedProgress:
-    """A bar with count, rate in `unit` a second, time so far and time left.
+    """Return a progress bar with count, rate in `unit` per second, elapsed time and time left.
 
-    It clears itself at the end, and where nobody watches (standard error is no terminal) it keeps quiet.
+    The bar is removed at the end, and disabled if standard error is not a terminal.
     """
     return NotedProgress(
         TextColumn("{task.description}"),
@@ -56,7 +56,10 @@ def progress(unit: str) -> NotedProgress:
 
 
 class _RateAndTimeLeft(ProgressColumn):
-    """Both from the mean since the start: work comes in batches, over which rich's own running rate leaps."""
+    """Column with the mean rate since the start and the time left.
+
+    Work arrives in batches, which make rich's own running rate jump.
+    """
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -64,7 +67,7 @@ class _RateAndTimeLeft(ProgressColumn):
         self._done_before: dict[TaskID, float] = {}
 
     def render(self, task: Task) -> Text:
-        # What an earlier, interrupted run has done says nothing about the speed of this one.
+        # Leave out the work of an earlier, interrupted run.
         before = self._done_before.setdefault(task.id, task.completed)
         done, elapsed = task.completed - before, task.finished_time or task.elapsed or 0.0
         if done <= 0 or elapsed <= 0:

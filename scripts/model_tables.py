@@ -157,7 +157,7 @@ def multiply_accumulates(model: Any, ratio: int, side: int = 512) -> float:
     """Count multiply-accumulates of encoding and decoding one image: half of the FLOPs that torch counts."""
     image = torch.empty(1, 3, side, side, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image, ratio, sample_posterior=False)
+        model(image, ratio)
     return counter.get_total_flops() / 2
 
 

@@ -17,7 +17,7 @@ from cat_fast.complexity import read_descriptions
 from cat_fast.complexity.image_ratios import load_index, score_records
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import IndexShards
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.photo_descriptions import read_photo_captions
 from tests.cli.conftest import tiny_tokenizer
@@ -80,7 +80,7 @@ ENCODED = {
     "latin1_names.tar": Encoded([Latent("caf\\udce9", 16, "a red square")]),
     "surrogate.jsonl": Encoded([Latent("k0", 16, "nice \ufffd"), *SQUARES[1:]]),
     "half_sample.tar": Encoded(
-        [Latent("a", 32, None, "0"), Latent("b", 32, None, "1")], 1, {"a": "it has no class"}
+        [Latent("a", 32, None, "0"), Latent("b", 32, None, "1")], 1, {"a": "has no class"}
     ),
     "duplicate_neighbours.tar": Encoded([Latent("000000", 32), Latent("000000-2", 8)]),
     "macos_folder.tar": Encoded([Latent("img/0", 8, None, "a"), Latent("img/1", 8, None, "a")]),
@@ -154,7 +154,7 @@ def test_a_struct_of_bytes_and_path_is_an_image():
     from cat_fast.data.streams.formats.hugging_face import HubShards
 
     path = str(CASES / "parquet_without_hf_metadata")
-    shards = HubShards(path, "", "train", StreamConfig(first_wait=0.0), Problems())
+    shards = HubShards(path, "", "train", StreamConfig(first_wait=0.0), ProblemLog())
     entries = list(shards.open(0).entries(0))
     assert [(entry.read()[:3], entry.damage) for entry in entries] == [(b"\xff\xd8\xff", "")] * 3
     assert all(entry.labels.score is not None for entry in entries)

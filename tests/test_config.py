@@ -1,4 +1,4 @@
-"""Configurations as a user writes them: what is refused and in which words, and that those that ship fit."""
+"""Run configurations: parsing, error messages, and validity of the packaged files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,14 +35,14 @@ class Run:
             raise UserError(f"seed: {self.seed} is negative")
 
 
-def refusal(values, *overrides) -> str:
+def error_of(values, *overrides) -> str:
     with pytest.raises(UserError) as caught:
         fill(Run, values, list(overrides), source="configuration run.yaml")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_values_fill_the_dataclass_and_the_rest_keeps_its_defaults():
+def test_missing_values_keep_their_defaults():
     run = fill(Run, {"name": "a", "schedule": {"rates": [1, 2.5]}, "shares": {8: 1}}, [])
     assert run == Run(name="a", shares={8: 1.0}, schedule=Schedule(rates=[1.0, 2.5]))
 
@@ -55,7 +55,7 @@ def test_overrides_reach_nested_keys_and_win_over_the_file():
 
 
 @pytest.mark.parametrize("override", ["name=''", "name="])
-def test_text_can_be_emptied_also_where_a_shell_takes_the_quotes(override):
+def test_string_can_be_set_empty_even_if_the_shell_strips_the_quotes(override):
     assert fill(Run, {"name": "a"}, [override]).name == ""
 
 
@@ -63,17 +63,17 @@ def test_text_can_be_emptied_also_where_a_shell_takes_the_quotes(override):
     ("wrong", "meant"),
     [("sede", "seed"), ("schedule.total_step", "schedule.total_steps"), ("shedule.rates", "schedule")],
 )
-def test_an_unknown_key_is_named_with_the_nearest_known_one(wrong, meant):
-    message = refusal({"name": "a"}, f"{wrong}=1")
+def test_error_for_unknown_key_suggests_the_nearest_one(wrong, meant):
+    message = error_of({"name": "a"}, f"{wrong}=1")
     assert message.startswith("configuration run.yaml: unknown key ")
     assert f"did you mean '{meant}" in message
 
 
-def test_an_unknown_key_of_the_file_is_named_too_and_far_ones_get_no_guess():
-    assert "'schedule.total_stepps'; did you mean 'schedule.total_steps'" in refusal(
+def test_unknown_key_in_the_file_is_named_without_suggestion_if_none_is_near():
+    assert "'schedule.total_stepps'; did you mean 'schedule.total_steps'" in error_of(
         {"name": "a", "schedule": {"total_stepps": 1}}
     )
-    assert refusal({"name": "a", "qqqq": 1}) == "configuration run.yaml: unknown key 'qqqq'"
+    assert error_of({"name": "a", "qqqq": 1}) == "configuration run.yaml: unknown key 'qqqq'"
 
 
 @pytest.mark.parametrize(
@@ -86,29 +86,29 @@ def test_an_unknown_key_of_the_file_is_named_too_and_far_ones_get_no_guess():
         ("seed=", "seed"),
     ],
 )
-def test_a_value_of_the_wrong_type_is_refused_by_its_key(override, key):
-    assert refusal({"name": "a"}, override).startswith(f"configuration run.yaml: {key}")
+def test_error_for_wrong_type_names_the_key(override, key):
+    assert error_of({"name": "a"}, override).startswith(f"configuration run.yaml: {key}")
 
 
-def test_a_mandatory_key_that_is_missing_is_named():
-    assert "name" in refusal({"seed": 1})
+def test_error_for_missing_key_names_it():
+    assert "name" in error_of({"seed": 1})
 
 
-def test_a_value_the_dataclass_refuses_keeps_its_own_words():
-    assert refusal({"name": "a"}, "seed=-1") == "seed: -1 is negative"
+def test_error_raised_by_the_dataclass_is_kept():
+    assert error_of({"name": "a"}, "seed=-1") == "seed: -1 is negative"
 
 
 @pytest.mark.parametrize("override", ["seed", "=1", ""])
-def test_an_override_that_is_no_pair_says_what_one_looks_like(override):
-    assert "key=value was expected" in refusal({"name": "a"}, override)
+def test_malformed_override_is_rejected_with_an_example(override):
+    assert "expected key=value" in error_of({"name": "a"}, override)
 
 
 @pytest.mark.parametrize("override", ["schedule.rates=[1", "shares={8: 1", "name='a"])
-def test_an_override_with_broken_yaml_is_quoted(override):
-    assert repr(override) in refusal({"name": "a"}, override)
+def test_error_for_override_with_invalid_yaml_quotes_it(override):
+    assert repr(override) in error_of({"name": "a"}, override)
 
 
-def test_a_missing_file_names_its_neighbours(tmp_path):
+def test_error_for_missing_file_lists_files_in_the_folder(tmp_path):
     for name in ("small.yaml", "large.yaml", "notes.txt"):
         (tmp_path / name).write_text("a: 1\n")
     with pytest.raises(UserError, match="no such file") as caught:
@@ -121,7 +121,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "a: ${nowhere}\n"])
-def test_a_file_that_is_no_mapping_or_no_yaml_is_refused_in_one_line(tmp_path, text):
+def test_file_that_is_not_a_yaml_mapping_is_rejected_on_one_line(tmp_path, text):
     path = tmp_path / "broken.yaml"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -131,7 +131,7 @@ def test_a_file_that_is_no_mapping_or_no_yaml_is_refused_in_one_line(tmp_path, t
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("tokenizer/*.yaml")), ids=lambda p: p.stem)
-def test_every_tokenizer_configuration_fills_its_schema_and_builds(path):
+def test_every_tokenizer_configuration_is_valid_and_builds(path):
     values = read_yaml(path)
     assert values["task"] == "tokenizer"
     config = fill(RUNS["tokenizer"], values, [])
@@ -143,7 +143,7 @@ def test_every_tokenizer_configuration_fills_its_schema_and_builds(path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("generator/*.yaml")), ids=lambda p: p.stem)
-def test_every_generator_configuration_fills_its_schema_and_builds(path):
+def test_every_generator_configuration_is_valid_and_builds(path):
     values = read_yaml(path)
     assert values["task"] == "generator"
     config = fill(RUNS["generator"], values, [])
@@ -154,21 +154,21 @@ def test_every_generator_configuration_fills_its_schema_and_builds(path):
     assert read_deepspeed_config(config.deepspeed)
 
 
-def test_both_kinds_ship_a_configuration():
+def test_nano_configurations_exist():
     assert (CONFIGS / "tokenizer" / "nano.yaml").is_file()
     assert (CONFIGS / "generator" / "nano.yaml").is_file()
 
 
 @pytest.mark.parametrize("kind", [NestedAutoencoderKL, DiT])
-def test_an_unknown_argument_of_the_model_is_refused(kind):
+def test_unknown_model_argument_is_rejected(kind):
     with pytest.raises(UserError, match=r"model: .*no_such_argument"):
         build_model(kind, {"no_such_argument": 1})
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("deepspeed/*.json")), ids=lambda p: p.stem)
-def test_every_deepspeed_configuration_is_one_that_the_trainer_runs(path, monkeypatch, tmp_path):
+def test_every_deepspeed_configuration_is_accepted(path, monkeypatch, tmp_path):
     assert read_deepspeed_config(str(path))["zero_optimization"]["stage"] in (1, 2, 3)
-    # By its packaged name it is found from any working folder.
+    # Packaged names are found from any working directory.
     monkeypatch.chdir(tmp_path)
     assert read_deepspeed_config(f"deepspeed/{path.name}") == read_deepspeed_config(str(path))
 
@@ -176,24 +176,24 @@ def test_every_deepspeed_configuration_is_one_that_the_trainer_runs(path, monkey
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3"),
-        ('{"bf16": {"enabled": true}}', r"switches on bf16; say precision=fp32\|bf16"),
-        ('{"zero_optimization": ', "is no JSON"),
+        ('{"zero_optimization": {"stage": 4}}', "expected ZeRO stage 0, 1, 2 or 3, got 4"),
+        ('{"bf16": {"enabled": true}}', r"enables bf16; set precision=fp32\|bf16"),
+        ('{"zero_optimization": ', "is not valid JSON"),
     ],
 )
-def test_a_deepspeed_configuration_that_cannot_be_run_is_refused(tmp_path, text, message):
+def test_unsupported_deepspeed_configuration_is_rejected(tmp_path, text, message):
     path = tmp_path / "zero.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_deepspeed_config(str(path))
 
 
-def test_a_deepspeed_configuration_that_is_nowhere_is_refused():
-    with pytest.raises(UserError, match=r"nowhere\.json is neither a file nor among the packaged"):
+def test_missing_deepspeed_configuration_is_rejected():
+    with pytest.raises(UserError, match=r"nowhere\.json is neither a file nor a packaged"):
         read_deepspeed_config("nowhere.json")
 
 
-def test_a_configuration_changes_what_its_base_says(tmp_path):
+def test_configuration_overrides_its_base(tmp_path):
     (tmp_path / "base.yaml").write_text("name: a\nschedule: {steps: 10, rates: [1, 2]}\nshares: {8: 0.5}\n")
     (tmp_path / "middle.yaml").write_text("base: base.yaml\nschedule: {steps: 20}\nshares: {16: 0.5}\n")
     (tmp_path / "top.yaml").write_text("base: middle.yaml\nname: b\nschedule: {rates: [3]}\n")
@@ -204,10 +204,10 @@ def test_a_configuration_changes_what_its_base_says(tmp_path):
     }
 
 
-def test_bases_in_a_circle_or_missing_are_refused(tmp_path):
+def test_cyclic_or_missing_bases_are_rejected(tmp_path):
     (tmp_path / "one.yaml").write_text("base: two.yaml\n")
     (tmp_path / "two.yaml").write_text("base: one.yaml\n")
-    with pytest.raises(UserError, match=r"one\.yaml: it is its own base, by way of .*two\.yaml"):
+    with pytest.raises(UserError, match=r"one\.yaml: the file is its own base, through .*two\.yaml"):
         read_yaml(tmp_path / "one.yaml")
     (tmp_path / "three.yaml").write_text("base: four.yaml\n")
     with pytest.raises(UserError, match=r"four\.yaml: no such file"):

@@ -1,4 +1,4 @@
-"""The progress bar tells the truth about rate and time left, also in batches and after an interruption."""
+"""Progress bars: rate and time left with batched work and after an interruption."""
 
 import io
 
@@ -23,21 +23,21 @@ def shown(bar, terminal: Console) -> str:
 
 
 @pytest.mark.parametrize("before", [0, 50])
-def test_rate_and_time_left_come_from_the_work_of_this_run(terminal, before):
+def test_rate_and_time_left_use_the_work_of_this_run_only(terminal, before):
     bar = console.progress("images")
     now = 1000.0
     bar.get_time = lambda: now
     task = bar.add_task("encoding", total=100, completed=before)
     assert "- images/s, -:--:-- left" in shown(bar, terminal)
     now += 5
-    for _ in range(10):  # a batch arrives in one instant
+    for _ in range(10):  # a batch arrives at once
         bar.advance(task)
     text = shown(bar, terminal)
     assert f"{before + 10}/100" in text
     assert f"2 images/s, 0:00:{(90 - before) // 2:02d} left" in text
 
 
-def test_nothing_is_drawn_where_nobody_watches(monkeypatch):
+def test_nothing_is_drawn_if_stderr_is_not_a_terminal(monkeypatch):
     pipe = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=pipe))
     with console.progress("images") as bar:
@@ -45,7 +45,7 @@ def test_nothing_is_drawn_where_nobody_watches(monkeypatch):
     assert pipe.getvalue() == ""
 
 
-def test_an_error_is_one_line_whatever_it_holds(monkeypatch):
+def test_error_is_printed_on_one_line(monkeypatch):
     pipe = io.StringIO()
     monkeypatch.setattr(console, "err", Console(file=pipe, width=20))
     console.print_error("[red]file[/red] is\n  broken " + "x" * 100)

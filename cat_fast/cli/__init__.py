@@ -1,1 +1,1 @@
-"""The command `cat-fast`: thin, one file a command group, no logic of its own."""
+"""Command-line interface `cat-fast`: one file per command, without logic of its own."""

@@ -1,4 +1,4 @@
-"""`cat-fast encode` and `cat-fast decode`: photographs to latents and back."""
+"""`cat-fast encode` and `cat-fast decode`: images to latents and back."""
 
 import shlex
 from pathlib import Path
@@ -13,7 +13,7 @@ from cat_fast.cli.codec_tables import (
     as_row,
     decoded_table,
     encoded_table,
-    images,
+    format_count,
     print_encoded_summary,
     print_json,
 )
@@ -25,33 +25,34 @@ CheckpointOption = Annotated[
         "--checkpoint",
         "-c",
         metavar="DIR",
-        help="Folder of a trained tokenizer; `cat-fast demo` leaves one in runs/demo/pipeline/tokenizer.",
+        help="Folder of a trained tokenizer, such as runs/demo/pipeline/vae from `cat-fast demo`.",
         show_default=False,
     ),
 ]
-RatioOption = Annotated[str, typer.Option(metavar="8|16|32|auto", help="Compression ratio of every image.")]
+RatioOption = Annotated[
+    str,
+    typer.Option(metavar="8|16|32|auto", help="Compression ratio; auto chooses one per image."),
+]
 SizeOption = Annotated[
-    int, typer.Option(help="Side in pixels to scale to, a multiple of 64, such as 256 or 512.")
+    int, typer.Option(help="Side of the encoded square in pixels: a multiple of 64, such as 256 or 512.")
 ]
 ThresholdsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Scores up to A get 32x, above B 8x, between them 16x. Default: the pair fitted to the scorer.",
+        help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of the packaged scorer.",
         show_default=False,
     ),
 ]
 BatchSizeOption = Annotated[
-    int, typer.Option(min=1, help="Images a forward pass; lower it when memory runs out.")
+    int, typer.Option(min=1, help="Images per forward pass; lower it if you run out of memory.")
 ]
-DeviceOption = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
-]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto uses a GPU if available.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
 
 
 class EncodeCommand(TyperCommand):
-    """Refuses `--shards`, the former spelling of `encode-shards`."""
+    """The `encode` command; rejects `--shards`, the former spelling of `encode-shards`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--shards" in args:
@@ -65,46 +66,49 @@ def encode(
         list[str],
         typer.Argument(
             metavar="PHOTO...",
-            help="JPEG, PNG or WebP files, or folders.",
+            help="JPEG, PNG or WebP files, or folders of them.",
             show_default=False,
         ),
     ],
     checkpoint: CheckpointOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File of latents to write.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Latent file to write (safetensors).")] = Path(
         "latents.safetensors"
     ),
     ratio: RatioOption = "auto",
     size: SizeOption = 256,
-    caption: Annotated[
-        str | None, typer.Option(help="What is in the images, for all of them.", show_default=False)
-    ] = None,
+    caption: Annotated[str | None, typer.Option(help="Caption of all images.", show_default=False)] = None,
     captions: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.jsonl",
-            help='What is in each: a line each of {"file": ..., "caption": ...}, with "has_text" and'
-            ' "has_faces" where they differ from the flags.',
+            help='Captions of individual images: one {"file": ..., "caption": ...} per line, optionally with'
+            ' "has_text" and "has_faces" to override the flags.',
             show_default=False,
         ),
     ] = None,
-    has_text: Annotated[bool, typer.Option("--has-text", help="The captioned images show text.")] = False,
-    has_faces: Annotated[bool, typer.Option("--has-faces", help="The captioned images show faces.")] = False,
+    has_text: Annotated[
+        bool, typer.Option("--has-text", help="The captioned images contain text or numbers.")
+    ] = False,
+    has_faces: Annotated[
+        bool, typer.Option("--has-faces", help="The captioned images contain faces.")
+    ] = False,
     thresholds: ThresholdsOption = None,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
-    """Encode photographs as latents: simple images at 32x, busy ones at 8x.
+    """Encode images to latents in one file: simple images at 32x, complex ones at 8x.
 
-    With --ratio auto a caption decides: from --captions, else --caption, else PHOTO.txt beside PHOTO.jpg. An
-    image without one is judged by its size as a JPEG, and the output says so.
+    With --ratio auto, the caption determines the ratio. It is taken from --captions, else --caption, else
+    PHOTO.txt next to PHOTO.jpg. For an image without a caption the ratio follows from its JPEG size, and the
+    summary reports the number of such images.
 
-    The short side is scaled to --size and the long one cropped about the middle, after EXIF rotation; colour
-    profiles become sRGB, transparency white.
+    The centre square of each image is scaled to --size. EXIF rotation is applied, colours are converted to
+    sRGB, and transparent areas become white.
 
-    An image that cannot be read is reported and the others are written all the same (exit code 1).
+    Images that cannot be read are reported and skipped (exit code 1).
 
-    `cat-fast encode-shards` makes latents to train a generator on.
+    To encode a large set for training, use `cat-fast encode-shards`.
 
     Examples:
 
@@ -118,7 +122,7 @@ def encode(
 
     from cat_fast.data.images.io import find_images
 
-    files = find_images(photos)  # what is wrong with them is known before torch is there
+    files = find_images(photos)  # report missing files before the slow import of torch
 
     from cat_fast.complexity import RatioThresholds
     from cat_fast.complexity.ratio_policy import RatioPolicy
@@ -127,8 +131,8 @@ def encode(
     from cat_fast.models.load import load_tokenizer
 
     rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else {}
-    said = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
-    borders = RatioThresholds.parse(thresholds) if thresholds is not None else None
+    descriptions = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
+    pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
     tokenizer = load_tokenizer(checkpoint, device)
     require_served(fixed, tokenizer.config["ratios"])
     with console.progress("images") as bar:
@@ -137,8 +141,8 @@ def encode(
             files,
             out,
             tokenizer=tokenizer,
-            policy=RatioPolicy(("caption",), borders, fixed=fixed),
-            descriptions=said,
+            policy=RatioPolicy(("caption",), pair, fixed=fixed),
+            descriptions=descriptions,
             size=size,
             batch_size=batch_size,
             on_done=lambda _: bar.advance(task),
@@ -149,24 +153,31 @@ def encode(
     elif encoded:
         console.out.print(encoded_table(encoded))
         print_encoded_summary(encoded, size, out)
-    _end([result.error for result in results if result.error], len(results), "written")
+    _report_errors([result.error for result in results if result.error], len(results), "written")
 
 
 def decode(
-    latents: Annotated[Path, typer.Argument(help="File that `cat-fast encode` wrote.", show_default=False)],
+    latents: Annotated[
+        Path, typer.Argument(help="Latent file written by `cat-fast encode`.", show_default=False)
+    ],
     checkpoint: CheckpointOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the images.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Output folder for the images.", show_default=False)
+    ],
     image_format: Annotated[
-        str, typer.Option("--format", metavar="png|jpg|webp", help="Image format.")
+        str,
+        typer.Option("--format", metavar="png|jpg|webp", help="Image format; jpg and webp have quality 95."),
     ] = "png",
-    force: Annotated[bool, typer.Option("--force", help="Decode latents of another tokenizer too.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Decode even if another tokenizer encoded the latents.")
+    ] = False,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
-    """Decode latents to images, one file each, named after the photograph.
+    """Decode latents to images, one file per image, named after the original.
 
-    The checkpoint must be the one that encoded them: the file of latents knows its fingerprint.
+    The checkpoint must be the one that encoded the latents; the latent file stores its fingerprint.
 
     Examples:
 
@@ -196,12 +207,12 @@ def decode(
         print_json({"out": str(out), "images": list(map(as_row, results))})
     elif decoded:
         console.out.print(decoded_table(decoded))
-        console.out.print(Text(f"{images(len(decoded))} in {out}"), soft_wrap=True)
-    _end([result.error for result in results if result.error], len(results), "decoded")
+        console.out.print(Text(f"{format_count(len(decoded))} in {out}"), soft_wrap=True)
+    _report_errors([result.error for result in results if result.error], len(results), "decoded")
 
 
 def parse_ratio(text: str) -> int | None:
-    """8, 16 or 32; None for "auto"."""
+    """Parse a ratio option: 8, 16 or 32, or None for "auto"."""
     if text == "auto":
         return None
     if text in ("8", "16", "32"):
@@ -209,13 +220,13 @@ def parse_ratio(text: str) -> int | None:
     raise UserError(f"--ratio {text}: expected 8, 16, 32 or auto")
 
 
-def _end(errors: list[str], count: int, done: str) -> None:
-    """Reports what failed; exit code 1 where something else succeeded, 2 where nothing did."""
+def _report_errors(errors: list[str], count: int, done: str) -> None:
+    """Print errors and exit: with code 1 if other images succeeded, 2 if none did."""
     for error in errors:
         console.print_error(error)
     if not errors:
         return
     if len(errors) < count:
-        console.err.print(f"{len(errors)} of {images(count)} failed; the others are {done}")
+        console.err.print(f"{len(errors)} of {format_count(count)} failed; the others were {done}")
         raise typer.Exit(1)
     raise typer.Exit(2)

@@ -1,4 +1,4 @@
-"""What `cat-fast encode` and `cat-fast decode` show of their results."""
+"""Tables and summaries printed by `cat-fast encode` and `cat-fast decode`."""
 
 import json
 from collections import Counter
@@ -16,20 +16,20 @@ from cat_fast import console
 if TYPE_CHECKING:
     from cat_fast.inference.encoding.codec import DecodedLatent, EncodedPhoto
 
-_TABLE_ROWS = 50
-"""More images than this are not listed one by one; --json lists all."""
+_MAX_TABLE_ROWS = 50
+"""Maximum number of images listed in a table; --json lists all."""
 
 
 def encoded_table(encoded: "list[EncodedPhoto]") -> Table:
     table = _file_table("ratio", "tokens", "score")
     table.add_column("why")
-    for photo in encoded[:_TABLE_ROWS]:
+    for photo in encoded[:_MAX_TABLE_ROWS]:
         assert photo.choice is not None
         score = "" if photo.choice.score is None else str(photo.choice.score)
         why = shorten(photo.choice.why, 60, placeholder=" ...")
         cells = [photo.file.name, f"{photo.choice.ratio}x", str(photo.tokens), score, why]
-        table.add_row(*map(Text, cells))  # as Text, brackets in a name are no markup
-    _mention_rest(table, len(encoded))
+        table.add_row(*map(Text, cells))  # Text, so that brackets in a name are not parsed as markup
+    _add_overflow_row(table, len(encoded))
     return table
 
 
@@ -42,38 +42,38 @@ def print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -
     mean = sum(photo.tokens or 0 for photo in encoded) / len(encoded)
     fixed = tokens_per_image(16, size)
     console.out.print(
-        f"{images(len(encoded))}: {mix}; mean {mean:.1f} tokens against {fixed} at a fixed 16x"
+        f"{format_count(len(encoded))}: {mix}; mean {mean:.1f} tokens against {fixed} at a fixed 16x"
         f" ({mean / fixed - 1:+.1%})"
     )
-    if guessed := sum(choice.source == "jpeg size" for choice in choices):
+    if by_jpeg := sum(choice.source == "jpeg size" for choice in choices):
         console.out.print(
-            f"{guessed} without a caption: ratio from the JPEG size, a weaker signal;"
-            " give --caption, --captions or PHOTO.txt"
+            f"{by_jpeg} without a caption: ratio from the JPEG size, a weaker signal;"
+            " provide captions with --caption, --captions or PHOTO.txt"
         )
-    console.out.print(Text(f"Latents in {out}"), soft_wrap=True)
+    console.out.print(Text(f"Latents written to {out}"), soft_wrap=True)
 
 
 def decoded_table(decoded: "list[DecodedLatent]") -> Table:
     table = _file_table("ratio", "size")
-    for latent in decoded[:_TABLE_ROWS]:
+    for latent in decoded[:_MAX_TABLE_ROWS]:
         assert latent.file is not None
         cells = [latent.file.name, f"{latent.ratio}x", f"{latent.size} px"]
         table.add_row(*map(Text, cells))
-    _mention_rest(table, len(decoded))
+    _add_overflow_row(table, len(decoded))
     return table
 
 
-def _file_table(*figures: str) -> Table:
+def _file_table(*columns: str) -> Table:
     table = Table()
     table.add_column("file", overflow="fold")
-    for column in figures:
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
-def _mention_rest(table: Table, count: int) -> None:
-    if count > _TABLE_ROWS:
-        table.add_row(Text(f"and {count - _TABLE_ROWS} more (see --json)", style="dim"))
+def _add_overflow_row(table: Table, count: int) -> None:
+    if count > _MAX_TABLE_ROWS:
+        table.add_row(Text(f"and {count - _MAX_TABLE_ROWS} more (see --json)", style="dim"))
 
 
 def as_row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:
@@ -86,5 +86,6 @@ def print_json(content: dict[str, Any]) -> None:
     typer.echo(json.dumps(content, indent=2))
 
 
-def images(count: int) -> str:
+def format_count(count: int) -> str:
+    """Format a number of images, such as "1 image" or "3 images"."""
     return f"{count} image{'s' * (count != 1)}"

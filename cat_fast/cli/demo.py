@@ -1,4 +1,4 @@
-"""`cat-fast demo`: the main job in one command."""
+"""`cat-fast demo`: training, reconstruction and sampling on the packaged photographs in one command."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,31 +10,31 @@ from cat_fast.console import out
 
 
 def demo(
-    folder: Annotated[
-        Path, typer.Option("--out", help="Where everything goes; a rerun continues there.")
-    ] = Path("runs/demo"),
+    folder: Annotated[Path, typer.Option("--out", help="Output folder; a rerun resumes from it.")] = Path(
+        "runs/demo"
+    ),
     quick: Annotated[
-        bool, typer.Option("--quick", help="Toy sizes, about a minute: does the installation work?")
+        bool, typer.Option("--quick", help="Toy sizes, about a minute; checks the installation.")
     ] = False,
     tokenizer_steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of the tokenizer; 400 unless --quick.")
+        int | None,
+        typer.Option(min=1, help="Training steps of the tokenizer. Default: 400, or 12 with --quick."),
     ] = None,
     generator_steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of the generator; 900 unless --quick.")
+        int | None,
+        typer.Option(min=1, help="Training steps of the generator. Default: 900, or 12 with --quick."),
     ] = None,
     sampling_steps: Annotated[
-        int | None, typer.Option(min=1, help="DDPM steps of the drawn images; 50 unless --quick.")
+        int | None, typer.Option(min=1, help="DDPM steps per sampled image. Default: 50, or 4 with --quick.")
     ] = None,
-    ranks: Annotated[
-        int, typer.Option(min=0, help="Processes to train with; 0: one a GPU, else two on a CPU.")
-    ] = 0,
+    ranks: Annotated[int, typer.Option(min=0, help="Training processes; 0: one per GPU, or two on CPU.")] = 0,
 ) -> None:
-    """Train a small tokenizer and generator on the photographs that ship, and report on them.
+    """Train a small tokenizer and generator on the packaged photographs and write a report.
 
-    Photographs are described and scored, and each is given 8x, 16x or 32x compression. A nested VAE and a
-    diffusion transformer are trained through DeepSpeed, and held-out photographs are reconstructed at every
-    ratio. About a quarter of an hour on two fast cores. Ctrl-C loses nothing but the steps since the last
-    checkpoint: the same command goes on.
+    The photographs' captions are scored, and each photograph is assigned 8x, 16x or 32x compression. A nested
+    VAE and a diffusion transformer are trained with DeepSpeed, and held-out photographs are reconstructed at
+    every ratio. This takes about 15 minutes on two fast cores. After Ctrl-C, run the same command again to
+    resume from the last checkpoint.
 
     Example: **cat-fast demo --out runs/demo**
     """
@@ -54,10 +54,10 @@ def demo(
     chosen, pipeline = held["chosen"], folder / "pipeline"
     gain = chosen["psnr"] - held["mean_colour_psnr"]
     for name, text in {
-        "report": f"{folder / 'report.html'}, every figure in {folder / 'metrics.json'}",
-        "tokenizer": f"{pipeline}/tokenizer: {chosen['psnr']:.1f} dB held out, {gain:+.1f} over mean colour",
+        "report": f"{folder / 'report.html'}, metrics in {folder / 'metrics.json'}",
+        "tokenizer": f"{pipeline}/vae: {chosen['psnr']:.1f} dB held out, {gain:+.1f} over mean colour",
         "generator": f"{pipeline}: loss {generator['first_loss']:.2f} -> {generator['final_loss']:.2f}",
-        "tokens": f"{chosen['tokens_vs_fixed_16x']:.0%} of a fixed 16x tokenizer's, held-out photographs",
-        "next": f"cat-fast encode PHOTO --checkpoint {pipeline / 'tokenizer'} --out latents.safetensors",
+        "tokens": f"{chosen['tokens_vs_fixed_16x']:.0%} of a fixed 16x tokenizer on held-out photographs",
+        "next": f"cat-fast encode PHOTO --checkpoint {pipeline / 'vae'} --out latents.safetensors",
     }.items():
         out.print(f"{name:<10}  {text}", soft_wrap=True, markup=False)

@@ -1,4 +1,4 @@
-"""`cat-fast encode-shards`: a set of any size becomes latents to train a generator on."""
+"""`cat-fast encode-shards`: encode an image set into latent shards for training a generator."""
 
 import time
 from pathlib import Path
@@ -23,9 +23,10 @@ from cat_fast.cli.labels import read_classes
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from cat_fast.inference.encoding.shard_plan import Tally
+    from cat_fast.inference.encoding.shard_plan import EncodingSummary
 
-_TOLD = 10
+_MAX_LISTED = 10
+"""Maximum number of skipped samples to list."""
 
 
 def encode_shards(
@@ -33,25 +34,25 @@ def encode_shards(
         list[str],
         typer.Argument(
             metavar="SOURCE",
-            help="One of: an image index (JSON lines), a folder of images, webdataset archives (a quoted"
-            " pattern), `photographs`.",
+            help="An image index (JSON lines), a folder of images, webdataset archives (a folder or a quoted"
+            " pattern), or `photographs` for the packaged training images.",
             show_default=False,
         ),
     ],
     checkpoint: CheckpointOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of latents to write.")] = Path("latents"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder of latents.")] = Path("latents"),
     ratio: RatioOption = "auto",
     size: SizeOption = 256,
     thresholds: ThresholdsOption = None,
     shard_format: Annotated[
-        str, typer.Option("--format", metavar="safetensors|webdataset", help="Format of a shard.")
+        str, typer.Option("--format", metavar="safetensors|webdataset", help="Format of the latent shards.")
     ] = "safetensors",
-    per_shard: Annotated[int, typer.Option(min=1, help="Most latents per shard.")] = 1024,
+    per_shard: Annotated[int, typer.Option(min=1, help="Maximum number of latents per shard.")] = 1024,
     classes: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Names of the classes, one per line; class 0 first. Default: all that the images name,"
+            help="Class names, one per line, class 0 first. Default: all class names found in the image set,"
             " sorted.",
             show_default=False,
         ),
@@ -66,18 +67,18 @@ def encode_shards(
     ] = "",
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
-    workers: Annotated[int, typer.Option(min=1, help="Processes of this machine.")] = 1,
-    rank: Annotated[int, typer.Option(min=0, help="Number of this machine, from 0.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Number of processes on this machine.")] = 1,
+    rank: Annotated[int, typer.Option(min=0, help="Index of this machine, from 0.")] = 0,
     world_size: Annotated[int, typer.Option(min=1, help="Number of machines that share the work.")] = 1,
     json_output: JsonOption = False,
 ) -> None:
-    """Encode a set of any size as shards of latents, for `data.latents` of a generator's run.
+    """Encode an image set of any size into latent shards, the input of generator training (`data.latents`).
 
-    Ratios, scores, captions and classes come from the index or from the files next to the images
-    (docs/data.md); in a folder the subfolders are the classes. Interrupted or killed, the same command
-    resumes: complete shards are kept, the others written again.
+    Ratios, scores, captions and classes are read from the index or from files next to the images; see
+    docs/data.md. In a folder of images, subfolders are classes. To resume after an interruption, run the same
+    command again: complete shards are kept, missing ones are written.
 
-    An image that cannot be read is reported and the others are written all the same (exit code 1).
+    Images that cannot be read are reported and skipped (exit code 1).
 
     Examples:
 
@@ -88,20 +89,25 @@ def encode_shards(
     fixed = parse_ratio(ratio)
     if len(sources) > 1:
         raise UserError(
-            f"encode-shards takes one source, got {len(sources)}: an index, a folder, or a pattern in quotes"
+            f"expected one source, got {len(sources)}; pass an index, a folder, or a pattern in quotes"
         )
     if rank >= world_size:
-        raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
+        raise UserError(f"--rank {rank}: expected 0 to {world_size - 1} for --world-size {world_size}")
     names = read_classes(classes) if classes else None
 
     from cat_fast.complexity import RatioThresholds
-    from cat_fast.inference.encoding.latent_shards import LatentCache
-    from cat_fast.inference.encoding.shard_plan import CacheSettings, Tally, prepare, units_of
-    from cat_fast.inference.encoding.shard_processes import run_units
+    from cat_fast.inference.encoding.latent_shards import ShardEncoder
+    from cat_fast.inference.encoding.shard_plan import (
+        EncodeShardsSettings,
+        EncodingSummary,
+        prepare_folder,
+        work_units,
+    )
+    from cat_fast.inference.encoding.shard_processes import encode_in_processes
     from cat_fast.models.device import find_device
     from cat_fast.models.load import load_tokenizer
 
-    settings = CacheSettings(
+    settings = EncodeShardsSettings(
         source=sources[0],
         out=out,
         size=size,
@@ -112,21 +118,21 @@ def encode_shards(
         format=shard_format,
         image=image,
     )
-    find_device(device)  # what is wrong with it is known before processes are started
+    find_device(device)  # report an unusable device before starting processes
     tokenizer = load_tokenizer(checkpoint, "cpu" if workers > 1 else device)
-    input_shards, names = prepare(settings, tokenizer, names)
-    units = units_of(rank, world_size, workers, input_shards)
-    tally, begun = Tally(), time.perf_counter()
+    input_shards, names = prepare_folder(settings, tokenizer, names)
+    units = work_units(rank, world_size, workers, input_shards)
+    counts, started = EncodingSummary(), time.perf_counter()
     with console.progress("images") as bars:
         bar = _Bar(bars, len(units))
         if workers > 1:
-            tally = run_units(settings, checkpoint, device, names, units, workers, bar.tell)
+            counts = encode_in_processes(settings, checkpoint, device, names, units, workers, bar.update)
         else:
-            cache = LatentCache(settings, tokenizer, names)
+            encoder = ShardEncoder(settings, tokenizer, names)
             for unit in units:
-                tally.join(cache.run(unit, bar.tell))
-    seconds = time.perf_counter() - begun
-    summary = _summary(tally, seconds) | {
+                counts.merge(encoder.run(unit, bar.update))
+    seconds = time.perf_counter() - started
+    summary = _summary(counts, seconds) | {
         "out": str(out),
         "tokenizer": tokenizer.fingerprint(),
         "size": size,
@@ -135,22 +141,21 @@ def encode_shards(
         "world_size": world_size,
     }
     _report(summary, json_output)
-    if not tally.latents and (tally.skipped or tally.unreadable):
+    if not counts.latents and (counts.skipped or counts.unreadable):
         raise typer.Exit(2)
-    if tally.skipped or tally.unreadable:
+    if counts.skipped or counts.unreadable:
         raise typer.Exit(1)
 
 
 class _Bar:
-    """Shows images; until all input shards are opened, how many there are is reckoned from those that
-    were."""
+    """Progress bar over images; the total is extrapolated until all input shards are opened."""
 
     def __init__(self, bars: Any, units: int) -> None:
         self.bars, self.units = bars, units
         self.opened = self.found = 0
         self.task = bars.add_task("encoding", total=None)
 
-    def tell(self, kind: str, images: int) -> None:
+    def update(self, kind: str, images: int) -> None:
         if kind == "found":
             self.opened += 1
             self.found += images
@@ -160,38 +165,38 @@ class _Bar:
             self.bars.advance(self.task, images)
 
 
-def _summary(tally: "Tally", seconds: float) -> dict[str, Any]:
-    ratios = sorted(tally.ratios)
+def _summary(counts: "EncodingSummary", seconds: float) -> dict[str, Any]:
+    ratios = sorted(counts.ratios)
     return {
-        "shards": tally.shards,
-        "latents": tally.latents,
-        "encoded_now": tally.encoded,
-        "ratios": {str(ratio): tally.ratios[ratio] for ratio in ratios},
-        "mean_tokens": tally.tokens / tally.latents if tally.latents else None,
-        "skipped": len(tally.skipped),
-        "skipped_samples": tally.skipped,
-        "unreadable_shards": tally.unreadable,
+        "shards": counts.shards,
+        "latents": counts.latents,
+        "encoded_now": counts.encoded,
+        "ratios": {str(ratio): counts.ratios[ratio] for ratio in ratios},
+        "mean_tokens": counts.tokens / counts.latents if counts.latents else None,
+        "skipped": len(counts.skipped),
+        "skipped_samples": counts.skipped,
+        "unreadable_shards": counts.unreadable,
         "seconds": round(seconds, 2),
-        "images_per_second": round(tally.encoded / seconds, 2),
+        "images_per_second": round(counts.encoded / seconds, 2),
     }
 
 
 def _report(summary: dict[str, Any], json_output: bool) -> None:
     for line in summary["unreadable_shards"]:
         console.err.print(Text(f"cannot be opened: {line}"), soft_wrap=True)
-    for sample in summary["skipped_samples"][:_TOLD]:
-        console.err.print(Text(f"left out: {sample['key']}: {sample['why']}"), soft_wrap=True)
-    if (more := summary["skipped"] - _TOLD) > 0:
-        console.err.print(f"left out: {more} more (see --json)")
+    for sample in summary["skipped_samples"][:_MAX_LISTED]:
+        console.err.print(Text(f"skipped: {sample['key']}: {sample['why']}"), soft_wrap=True)
+    if (more := summary["skipped"] - _MAX_LISTED) > 0:
+        console.err.print(f"skipped: {more} more (use --json to list them)")
     if json_output:
         print_json(summary)
         return
     mix = ", ".join(f"{count} at {ratio}x" for ratio, count in summary["ratios"].items())
     mean = f"; mean {summary['mean_tokens']:.1f} tokens" if summary["latents"] else ""
     console.out.print(
-        f"{summary['latents']} latents in {summary['shards']} shards, {summary['encoded_now']} of them"
-        f" encoded now ({summary['images_per_second']:.3g} images/s)",
+        f"{summary['latents']} latents in {summary['shards']} shards, {summary['encoded_now']}"
+        f" newly encoded ({summary['images_per_second']:.3g} images/s)",
         soft_wrap=True,
     )
     console.out.print(f"{mix}{mean}" if mix else "no latents")
-    console.out.print(Text(f"Train on them with data.latents={summary['out']}"), soft_wrap=True)
+    console.out.print(Text(f"To train on them, set data.latents={summary['out']}"), soft_wrap=True)

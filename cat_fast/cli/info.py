@@ -1,4 +1,4 @@
-"""`cat-fast info`: what this installation is made of and what it will run on."""
+"""`cat-fast info`: versions, devices and kernel backends of this installation."""
 
 import json
 import platform
@@ -20,11 +20,11 @@ _PACKAGES = ("cat-fast", "torch", "triton", "xformers", "deepspeed", "diffusers"
 def info(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show versions, devices, CPU features, and which kernel backends are active and why others are not.
+    """Show versions, devices, CPU features, and the status of every kernel backend.
 
-    CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one backend on every operator, and
-    CAT_FAST_BACKEND=adaln=triton,group_norm_silu=cuda forces operators one by one.
-    CAT_FAST_CPU=default|avx2|avx512 caps the instruction set that the C++ kernels run on.
+    CAT_FAST_BACKEND=reference|cpp|triton|cuda forces one backend for all operators.
+    CAT_FAST_BACKEND=adaln=triton,group_norm_silu=cuda forces backends of individual operators.
+    CAT_FAST_CPU=default|avx2|avx512 limits the instruction set of the C++ kernels.
 
     Examples:
 
@@ -48,7 +48,7 @@ def info(
         facts.add_row("gpu", "none")
     console.out.print(facts)
 
-    kernels = Table("operator", "backend", "takes", "status")
+    kernels = Table("operator", "backend", "accepts", "status")
     for op, rows in groupby(report["kernels"], key=lambda row: row["op"]):
         for number, row in enumerate(rows):
             style = "green" if row["status"] == "active" else "dim"
@@ -56,11 +56,11 @@ def info(
             kernels.add_row(name, row["backend"], row["takes"], Text(row["status"], style=style))
         kernels.add_section()
     console.out.print(kernels)
-    console.out.print("The first active backend of an operator that takes the tensors runs.")
+    console.out.print("Each operator uses its first active backend that accepts the tensors.")
 
 
 def environment() -> dict[str, Any]:
-    """The same as JSON values: python, platform, packages, cpu, gpus, kernels."""
+    """Return the environment as JSON values: python, platform, packages, cpu, gpus, kernels."""
     import torch
 
     from cat_fast.kernels import backends, library
@@ -89,7 +89,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_features() -> list[str] | None:
-    """Instruction sets of this CPU, or None where the compiled part that knows is missing."""
+    """Return the instruction sets of this CPU, or None if the compiled extension is missing."""
     try:
         from cat_fast._bindings import cpu_features
     except ImportError:
@@ -111,8 +111,8 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _cpu_line(cpu: dict[str, Any]) -> str:
-    features = "compiled parts are missing" if cpu["features"] is None else " ".join(cpu["features"])
-    ours = f"the C++ kernels use {cpu['instruction_set']}" if cpu["instruction_set"] else "no C++ kernels"
+    features = "compiled extension is missing" if cpu["features"] is None else " ".join(cpu["features"])
+    ours = f"C++ kernels use {cpu['instruction_set']}" if cpu["instruction_set"] else "no C++ kernels"
     return f"{cpu['processor']}; {cpu['threads']} threads; torch uses {cpu['capability']}; {ours}; {features}"
 
 

@@ -1,4 +1,4 @@
-"""Labels as command lines give them."""
+"""Parsing of class labels from command-line options and files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,29 +7,33 @@ from cat_fast.data.text_files import text_lines
 from cat_fast.errors import UserError
 
 
-def parse_labels(given: Sequence[str], known: Sequence[str], option: str) -> list[str | int]:
-    """Names or numbers of classes from the values of an option that may be repeated.
+def parse_labels(values: Sequence[str], known: Sequence[str], option: str) -> list[str | int]:
+    """Parse class names or numbers from the values of a repeatable option.
 
-    A value may hold several with commas between, and a name may hold commas itself, as those of ImageNet do.
+    A value may be a comma-separated list. Class names may contain commas themselves, as in ImageNet.
 
     Raises:
-        UserError: there is no label in them.
+        UserError: the values contain no label.
     """
     found: list[str | int] = []
-    for text in given:
+    for text in values:
         parts = [text] if text in known else [part.strip() for part in text.split(",") if part.strip()]
         found += [int(part) if part.isdecimal() and part not in known else part for part in parts]
     if not found:
         raise UserError(
-            f"{option} {', '.join(map(repr, given))}: there is no label in it; expected names or numbers of"
-            f" classes, such as {known[0]!r}, or leave it out"
+            f"{option} {', '.join(map(repr, values))}: expected class names or numbers, such as {known[0]!r};"
+            " list at least one, or omit the option"
         )
     return found
 
 
 def read_classes(path: Path) -> list[str]:
-    """Names of classes, one a line; UserError where there are none, or one comes twice."""
+    """Read class names, one per line.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or contains a name twice.
+    """
     names = [line for _, line in text_lines(path)]
     if not names or len(set(names)) < len(names):
-        raise UserError(f"{path}: expected names of classes, one a line and each once")
+        raise UserError(f"{path}: expected class names, one per line, without duplicates")
     return names

@@ -1,4 +1,4 @@
-"""The command `cat-fast`. Commands are light to import: what needs torch imports it when it runs."""
+"""Entry point of `cat-fast`. Commands import torch only when they run, so that help is fast."""
 
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from cat_fast.errors import UserError
 
 
 class _OneLineErrors(TyperGroup):
-    """Ends every command that cannot go on with one line and an exit code of its own."""
+    """Command group that reports user errors and interruptions on one line, with their own exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -31,7 +31,7 @@ class _OneLineErrors(TyperGroup):
             print_error(error)
             raise typer.Exit(2) from error
         except KeyboardInterrupt as interrupt:
-            err.print("interrupted: nothing half-written was left behind")
+            err.print("interrupted: no partially written files remain")
             raise typer.Exit(130) from interrupt
 
 
@@ -58,16 +58,16 @@ app.add_typer(plan, name="plan")
 
 
 def main() -> None:
-    """Entry point of the `cat-fast` script.
+    """Run the `cat-fast` script.
 
-    Exit codes: 0 done; 1 some inputs failed, the others are done; 2 unusable input or arguments, one line on
-    standard error says why; 130 interrupted.
+    Exit codes: 0 success; 1 some inputs failed, the others succeeded; 2 unusable input or arguments, with the
+    reason on one line of standard error; 130 interrupted.
     """
     app(prog_name="cat-fast")
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         out.print(f"cat-fast {__version__}")
         raise typer.Exit
 
@@ -79,8 +79,8 @@ def _cat_fast(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Content-adaptive image tokenization: simple images get few tokens, busy ones many.
+    """Content-adaptive image tokenization: simple images get few tokens, complex ones many.
 
-    A caption decides the budget (score), the tokenizer spends it (encode, decode), and so does whoever draws
-    (sample).
+    Captions determine the number of tokens (score). The tokenizer compresses images to latents of that size
+    (encode, decode), and a diffusion transformer generates them (sample). Start with cat-fast demo.
     """

@@ -1,4 +1,4 @@
-"""`cat-fast plan`: what a training run will cost and need, before it runs."""
+"""`cat-fast plan`: estimate the cost and memory of a training run."""
 
 import json
 import os
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from cat_fast.training.config.settings import TokenizerRun
     from cat_fast.training.tokenizer.predict_memory import MemoryPlan
 
-plan = typer.Typer(no_args_is_help=True, help="Say what a training run will cost and need, before it runs.")
+plan = typer.Typer(no_args_is_help=True, help="Estimate the cost and memory of a training run in advance.")
 
-Config = Annotated[Path, typer.Argument(help="YAML file of a tokenizer's run.", show_default=False)]
+Config = Annotated[Path, typer.Argument(help="YAML file of a tokenizer run.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value]…", help="Settings to change.", show_default=False),
+    typer.Argument(
+        metavar="[key=value]…",
+        help="Configuration overrides, such as data.image_size=128.",
+        show_default=False,
+    ),
 ]
 
 
@@ -34,24 +38,30 @@ def cost(
     overrides: Overrides = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the table there.", show_default=False),
+        typer.Option(
+            "--json", metavar="FILE", help="Cost table to write, for sampler.cost_table.", show_default=False
+        ),
     ] = None,
     batches: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N…", help="Images a step; data.batch_size and around it.", show_default=False
+            metavar="N,N…",
+            help="Batch sizes to measure, at least two. Default: sizes around data.batch_size.",
+            show_default=False,
         ),
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Steps for each ratio and batch, after one more.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Timed steps per ratio and batch size, after one warm-up step.")
+    ] = 5,
     count: Annotated[
         bool,
-        typer.Option("--count", help="Count floating-point operations instead: no time passes."),
+        typer.Option("--count", help="Count floating-point operations instead of measuring time."),
     ] = False,
 ) -> None:
-    """Measure what a training step costs at each ratio on this machine, for **sampler.mode: balanced**.
+    """Measure the cost of a training step at each ratio on this machine, for **sampler.mode: balanced**.
 
-    Whole steps of one rank at the configuration's size are timed, on the GPU if there is one, and an affine
-    cost, fixed + images x per image, is fitted to the medians.
+    Complete training steps of one rank are timed at the configured image size, on a GPU if available. An
+    affine cost model, fixed + images x per image, is fitted to the medians.
 
     Examples:
 
@@ -59,7 +69,12 @@ def cost(
 
         cat-fast plan cost configs/tokenizer/cat_c16.yaml data.image_size=128 --batches 1,2,4
     """
-    from cat_fast.training.tokenizer.measure_cost import count_operations, default_batches, measure, steps_of
+    from cat_fast.training.tokenizer.measure_cost import (
+        count_operations,
+        default_batches,
+        measure,
+        num_timed_steps,
+    )
 
     run = _read(config, overrides)
     if json_file:
@@ -69,7 +84,7 @@ def cost(
     else:
         sizes = _numbers(batches) if batches else default_batches(run.data.batch_size)
         with progress("steps") as bar:
-            task = bar.add_task("measuring", total=steps_of(run, sizes, repeats))
+            task = bar.add_task("measuring", total=num_timed_steps(run, sizes, repeats))
             load = os.getloadavg()[0]
             table = measure(
                 run,
@@ -81,8 +96,8 @@ def cost(
     out.print(_cost_table(table))
     if table.fit_error > 0.1:
         err.print(
-            f"A measurement is {table.fit_error:.0%} off the affine cost: measure again while nothing else "
-            "runs, or with batches nearer to those of the run."
+            f"A measurement deviates by {table.fit_error:.0%} from the affine cost model. Measure again on an"
+            " idle machine, or with batch sizes closer to those of the run."
         )
     if json_file:
         table.write(json_file)
@@ -95,20 +110,21 @@ def memory(
     overrides: Overrides = None,
     gpu: Annotated[
         list[str] | None,
-        typer.Option(help="A100-40, A100-80 or H100-80; may be repeated; all of them if left out."),
+        typer.Option(help="A100-40, A100-80 or H100-80; may be repeated. Default: all of them."),
     ] = None,
     ranks: Annotated[
-        int, typer.Option(min=0, help="Ranks that share the optimiser's states; 0: as world_size says, or 1.")
+        int,
+        typer.Option(min=0, help="Ranks that share the optimizer state; 0: the configured world_size, or 1."),
     ] = 0,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the figures there.", show_default=False),
+        typer.Option("--json", metavar="FILE", help="JSON file to write.", show_default=False),
     ] = None,
 ) -> None:
-    """Predict the peak memory of a training step by ratio and batch, and which batches fit which GPU.
+    """Predict the peak memory of a training step by ratio and batch size, and the largest batch per GPU.
 
-    Nothing is allocated and no GPU is needed: live tensors are counted, operator by operator. A tenth of a
-    card is kept for what is not counted, such as workspaces of libraries.
+    No memory is allocated and no GPU is needed: live tensors are counted operator by operator. A tenth of
+    each GPU's memory is reserved for uncounted allocations, such as library workspaces.
 
     Examples:
 
@@ -123,7 +139,7 @@ def memory(
 
     run = _read(config, overrides)
     if unknown := sorted(set(gpu or ()) - MEMORY_BYTES.keys()):
-        raise UserError(f"--gpu: {unknown[0]} is not one of {', '.join(MEMORY_BYTES)}")
+        raise UserError(f"--gpu: expected one of {', '.join(MEMORY_BYTES)}, got {unknown[0]}")
     if json_file:
         require_writable(json_file)
     ranks = ranks or run.world_size or 1
@@ -131,7 +147,7 @@ def memory(
     capacities = {name: MEMORY_BYTES[name] for name in gpu or MEMORY_BYTES}
     batches = sorted({1, 4, 16, run.data.batch_size})
     report = {
-        "what": "predicted peak bytes of a rank, counted on fake tensors; measured on no GPU",
+        "what": "predicted peak bytes per rank, counted on fake tensors; not measured on a GPU",
         "ranks": ranks,
         "precision": run.precision,
         "gradient_checkpointing": run.gradient_checkpointing,
@@ -146,7 +162,7 @@ def memory(
     }
     out.print(_memory_table(predicted, batches, capacities))
     parts = ", ".join(f"{name} {_gib(size)}" for name, size in predicted.at_rest.items() if size)
-    out.print(f"GiB a rank of {ranks}, predicted. At rest: {parts}.", soft_wrap=True)
+    out.print(f"Predicted GiB per rank, {ranks} ranks. At rest: {parts}.", soft_wrap=True)
     if json_file:
         with atomic_write(json_file) as part:
             part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -159,7 +175,8 @@ def _read(path: Path, overrides: Sequence[str] | None) -> "TokenizerRun":
     values = read_yaml(path)
     if values.get("task") != "tokenizer":
         raise UserError(
-            f"configuration {path}: task {values.get('task')!r}: only a tokenizer's run has ratios"
+            f"configuration {path}: expected task 'tokenizer', got {values.get('task')!r}; pass the YAML file"
+            " of a tokenizer run"
         )
     return fill(TokenizerRun, values, list(overrides or ()), source=f"configuration {path}")
 
@@ -168,7 +185,7 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"--batches: {text!r}: numbers with commas between were expected, as 2,4,8") from None
+        raise UserError(f"--batches: expected comma-separated integers such as 2,4,8, got {text!r}") from None
 
 
 def _machine() -> dict[str, Any]:
@@ -181,7 +198,7 @@ def _machine() -> dict[str, Any]:
 def _cost_table(table: "CostTable") -> Table:
     seconds = table.unit == "seconds"
     unit, scale = ("ms", 1e3) if seconds else ("GFLOP", 1e-9)
-    rows = Table("ratio", f"fixed, {unit}", f"an image, {unit}", "relative")
+    rows = Table("ratio", f"fixed, {unit}", f"per image, {unit}", "relative")
     cheapest = min(cost.per_image for cost in table.costs.values())
     for ratio, one in sorted(table.costs.items()):
         rows.add_row(
@@ -191,22 +208,22 @@ def _cost_table(table: "CostTable") -> Table:
             f"{one.per_image / cheapest:.2f}",
         )
     if not seconds:
-        rows.caption = "counted operations: a fallback, nothing was measured"
+        rows.caption = "counted operations, a fallback; no time was measured"
     elif len({one.images for one in table.measured}) == 2:
-        rows.caption = "measured with two batches: whether costs are affine takes a third"
+        rows.caption = "measured with two batch sizes; a third is needed to verify the affine model"
     else:
-        rows.caption = f"measured; the affine cost is off by {table.fit_error:.1%} at most"
+        rows.caption = f"measured; maximum error of the affine model {table.fit_error:.1%}"
     return rows
 
 
 def _memory_table(predicted: "MemoryPlan", batches: Sequence[int], capacities: dict[str, float]) -> Table:
-    most_on = [Column(f"most on\n{name}", no_wrap=True) for name in capacities]
-    rows = Table("ratio", *(f"\n{n}" for n in batches), *most_on)
+    max_columns = [Column(f"max on\n{name}", no_wrap=True) for name in capacities]
+    rows = Table("ratio", *(f"\n{n}" for n in batches), *max_columns)
     for ratio in predicted.steps:
         peaks = [_gib(predicted.peak(ratio, n)) for n in batches]
-        most = [str(predicted.largest_batch(ratio, size)) for size in capacities.values()]
-        rows.add_row(f"{ratio}x", *peaks, *most)
-    rows.caption = "peak GiB by images a rank, and the largest batch"
+        largest = [str(predicted.largest_batch(ratio, size)) for size in capacities.values()]
+        rows.add_row(f"{ratio}x", *peaks, *largest)
+    rows.caption = "peak GiB by images per rank, and the largest batch"
     return rows
 
 

@@ -1,4 +1,4 @@
-"""`cat-fast runs`: which trainings there are, how they stand, and how to go on with what ended early."""
+"""`cat-fast runs`: list training runs with their state and the command to resume them."""
 
 import json
 from dataclasses import asdict
@@ -18,13 +18,13 @@ _STYLES = {"running": "green", "finished": "blue", "preempted": "yellow", "faile
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Where to look, at any depth.")] = Path("runs"),
+    folder: Annotated[Path, typer.Argument(help="Folder to search recursively.")] = Path("runs"),
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List training runs: state, step, loss, last sign of life, newest checkpoint, and how to go on.
+    """List training runs: state, step, loss, last update, newest checkpoint, and the command to resume.
 
-    A run is *running*, *finished*, *preempted* (told to end, and saved), *failed* (with the reason), or
-    *killed* (it ended without a word).
+    A run is *running*, *finished*, *preempted* (stopped by a signal, after saving a checkpoint), *failed*
+    (with the reason), or *killed* (exited without recording a reason).
 
     Examples:
 
@@ -33,7 +33,7 @@ def runs(
         cat-fast runs /scratch/me --json
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the one that holds the runs")
+        raise UserError(f"{folder}: no such folder; pass the folder that contains the runs")
     found = find_runs(folder)
     if json_output:
         typer.echo(json.dumps([asdict(run) for run in found], indent=2))
@@ -41,7 +41,7 @@ def runs(
     if not found:
         console.out.print(f"no runs in {folder}", markup=False, soft_wrap=True)
         return
-    table = Table("run", "task", "state", "step", "loss", "last sign", "checkpoint")
+    table = Table("run", "task", "state", "step", "loss", "updated", "checkpoint")
     for run in found:
         table.add_row(
             run.folder,
@@ -54,11 +54,11 @@ def runs(
         )
     console.out.print(table)
     for run in found:
-        _explain(run)
+        _print_details(run)
 
 
-def _explain(run: RunSummary) -> None:
+def _print_details(run: RunSummary) -> None:
     if run.reason:
         console.out.print(f"{run.folder} is {run.state}: {run.reason}", markup=False, soft_wrap=True)
     if run.resume:
-        console.out.print(f"  go on with: {run.resume}", markup=False, soft_wrap=True)
+        console.out.print(f"  resume with: {run.resume}", markup=False, soft_wrap=True)

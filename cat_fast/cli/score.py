@@ -1,4 +1,4 @@
-"""`cat-fast score`: what captions score, and the ratio and tokens that earns them."""
+"""`cat-fast score`: complexity scores of captions, with the resulting ratios and token counts."""
 
 import json
 from pathlib import Path
@@ -23,45 +23,47 @@ def score(
     label: Annotated[
         list[str] | None,
         typer.Option(
-            help='Class label: scores "this is an image of LABEL"; may be repeated.', show_default=False
+            help='Class label, scored as "this is an image of LABEL"; may be repeated.', show_default=False
         ),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
-            help="Captions to score as well: .txt with one a line, or .jsonl with one object a line that has"
-            ' "caption" and may have "has_text" and "has_faces".',
+            help="File of captions: .txt with one caption per line, or .jsonl with one object per line with"
+            ' "caption" and optionally "has_text" and "has_faces".',
             show_default=False,
         ),
     ] = None,
     has_text: Annotated[
         bool,
-        typer.Option("--has-text", help="There is text or a number in the images, unless a .jsonl says no."),
+        typer.Option("--has-text", help="The images contain text or numbers; .jsonl rows can override it."),
     ] = False,
     has_faces: Annotated[
-        bool, typer.Option("--has-faces", help="There is a face in the images, unless a .jsonl says no.")
+        bool,
+        typer.Option("--has-faces", help="The images contain faces; .jsonl rows can override it."),
     ] = False,
     thresholds: Annotated[
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Scores up to A get 32x, above B 8x, between them 16x. Published: 4,7. Default: the pair"
-            " fitted to the scorer.",
+            help="Scores up to A get 32x, above B 8x, between them 16x. Published: 4,7. Default: those of"
+            " the packaged scorer.",
             show_default=False,
         ),
     ] = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write the results there too.", show_default=False),
+        typer.Option("--json", metavar="FILE", help="JSON file to write the results to.", show_default=False),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show what weighed most on each score, and the rubric.")
+        bool,
+        typer.Option("--explain", help="Show the largest effects on each score, and the rubric."),
     ] = False,
 ) -> None:
-    """Score how much detail captions promise, from 1 to 9, and choose each image's compression ratio.
+    """Score the complexity of captions from 1 to 9 and choose each image's compression ratio.
 
-    The embedded scorer judges, a small model on words and flags.
-    Tokens are for a 512 px image; a fixed 16x tokenizer spends 256.
+    Scores come from the packaged scorer, a small linear model on the caption's words and the flags. Token
+    counts are for 512 px images: 1024 at 8x, 256 at 16x, 64 at 32x.
 
     Examples:
 
@@ -88,7 +90,7 @@ def score(
     descriptions += [Description.from_label(name, has_text, has_faces) for name in label or []]
     descriptions += read_descriptions(file, has_text, has_faces) if file else []
     if not descriptions:
-        raise UserError("nothing to score: give captions, --label or --file (see cat-fast score --help)")
+        raise UserError("nothing to score: pass captions, --label or --file (see cat-fast score --help)")
 
     results = choose_ratios(descriptions, thresholds=chosen)
     summary = summarize(results)
@@ -116,14 +118,14 @@ def _table(results: "list[ComplexityResult]", explain: bool) -> Table:
     for column in ("score", "ratio", "tokens"):
         table.add_column(column, justify="right")
     if explain:
-        table.add_column("weighed most")
+        table.add_column("largest effects")
     for result in results:
         description = result.description
         flags = ["text"] * description.has_text + ["faces"] * description.has_faces
         cells = [description.caption, " ".join(flags)]
         cells += [str(result.score), f"{result.ratio}x", str(result.tokens())]
-        cells += [_strongest(description)] if explain else []
-        table.add_row(*map(Text, cells))  # as Text, brackets in a caption are no markup
+        cells += [_largest_effects(description)] if explain else []
+        table.add_row(*map(Text, cells))  # Text, so that brackets in a caption are not parsed as markup
     return table
 
 
@@ -132,10 +134,10 @@ def _cost(summary: dict[str, Any]) -> str:
     return f"mean {mean:.1f} tokens against {fixed} at a fixed 16x ({mean / fixed - 1:+.1%})"
 
 
-def _strongest(description: "Description") -> str:
-    """The three columns that moved the score most, of those that say something to a reader."""
+def _largest_effects(description: "Description") -> str:
+    """Format the three features with the largest effect on the score, leaving out unreadable ones."""
     from cat_fast.complexity import default_scorer
 
     parts = default_scorer().contributions(description)
-    told = [(name, value) for name, value in parts if not name.startswith(("letters", "length"))]
-    return ", ".join(f"{name} {value:+.2f}" for name, value in told[:3])
+    readable = [(name, value) for name, value in parts if not name.startswith(("letters", "length"))]
+    return ", ".join(f"{name} {value:+.2f}" for name, value in readable[:3])

@@ -1,6 +1,6 @@
-"""Description → score → ratio: how much detail an image holds, judged from words, and the tokens it earns.
+"""Complexity estimation: image description → score → compression ratio and token count.
 
-Knows nothing of the tokenizer: the decision is made before a pixel is encoded.
+Independent of the tokenizer: the ratio is chosen before any pixel is encoded.
 """
 
 from cat_fast.complexity.budget import ratios_within_budget

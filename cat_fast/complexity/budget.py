@@ -1,4 +1,4 @@
-"""A budget of tokens over a set of images: the more complex get more of it."""
+"""Assignment of ratios to a set of images under a token budget; complex images get more tokens."""
 
 from collections.abc import Sequence
 
@@ -12,54 +12,63 @@ def ratios_within_budget(
     complexities: Sequence[float],
     mean_tokens: float,
     *,
-    resolution: int = 512,
+    resolution: int | tuple[int, int] = 512,
     patch_size: int = 2,
     ratios: Sequence[int] = RATIOS,
     preferred: Sequence[int] | None = None,
 ) -> list[int]:
-    """A ratio for each image, so that the mean of their tokens is as near to `mean_tokens` as it can be
-    without exceeding it.
+    """Choose a ratio per image so that their mean tokens come as close to `mean_tokens` as possible without
+    exceeding it.
 
-    No image gets fewer tokens than a less complex one. Many mixes cost the same (an 8x image as much as
-    sixteen at 32x): the one taken agrees best with `preferred`, and of those it has the fewest at the lowest
-    ratio. So a budget that `preferred` ratios just meet gives them back.
+    No image gets fewer tokens than a less complex one. Many mixes cost the same: one image at 8x costs as
+    much as sixteen at 32x. Among these, the mix that agrees best with `preferred` is chosen, then the one
+    with the fewest images at the lowest ratio. `preferred` ratios that never increase with complexity and
+    meet the budget exactly are returned unchanged, unless complexities are tied.
 
     Args:
-        complexities: of each image, in any unit; of equal ones the first get more.
-        ratios: up to three that may be chosen.
-        preferred: the ratio that each image would have without a budget.
+        complexities: one value per image, in any unit; ties favour earlier images.
+        resolution: side of the images in pixels, or height and width.
+        ratios: one to three ratios to choose from.
+        preferred: the ratio each image would have without a budget.
 
     Raises:
-        UserError: a budget below what all images cost at the highest ratio, or a resolution that makes no
-            whole number of patches.
+        UserError: the budget is below the cost of all images at the highest ratio, or `resolution` does not
+            divide into patches.
     """
     levels = sorted(set(ratios))
     low, middle, high = levels[0], levels[len(levels) // 2], levels[-1]
-    most, some, least = (tokens_per_image(ratio, resolution, patch_size) for ratio in (low, middle, high))
+    low_cost, middle_cost, high_cost = (
+        tokens_per_image(ratio, resolution, patch_size) for ratio in (low, middle, high)
+    )
     count = len(complexities)
-    if not mean_tokens >= least:  # neither is NaN
+    if not mean_tokens >= high_cost:  # also true for NaN
+        size = resolution if isinstance(resolution, int) else f"{resolution[1]} x {resolution[0]}"
         raise UserError(
-            f"mean_tokens {mean_tokens:g}: an image of {resolution} px costs {least} tokens at least"
-            f" ({high}x)"
+            f"mean_tokens is {mean_tokens:g}, expected at least {high_cost}: the cost of an image of"
+            f" {size} px at {high}x"
         )
-    # With `first` images at the lowest ratio, as many at the middle one as the rest of the budget pays.
-    first = np.arange(count + 1)
-    left = np.floor(min(mean_tokens, most) * count + 1e-6) - first * most - (count - first) * least
-    step = some - least if len(levels) == 3 else 0
-    second = np.clip(left // step, 0, count - first) if step else np.zeros_like(left)
-    cost = np.where(left < 0, -1, first * most + second * some + (count - first - second) * least)
+    # For each number of images at the lowest ratio, put as many at the middle one as the budget allows.
+    at_low = np.arange(count + 1)
+    budget = np.floor(min(mean_tokens, low_cost) * count + 1e-6)
+    remaining = budget - at_low * low_cost - (count - at_low) * high_cost
+    step = middle_cost - high_cost if len(levels) == 3 else 0
+    at_middle = np.clip(remaining // step, 0, count - at_low) if step else np.zeros_like(remaining)
+    at_high = count - at_low - at_middle
+    cost = np.where(remaining < 0, -1, at_low * low_cost + at_middle * middle_cost + at_high * high_cost)
     best = np.flatnonzero(cost == cost.max())
 
     order = sorted(range(count), key=lambda i: (-complexities[i], i))
     if preferred is not None:
         wanted = np.array([preferred[i] for i in order], dtype=int)
-        below = {f: np.concatenate([[0], np.cumsum(wanted == f)]) for f in (low, middle, high)}
-        one, two = first[best], (first + second)[best].astype(int)
+        prefix = {f: np.concatenate([[0], np.cumsum(wanted == f)]) for f in (low, middle, high)}
+        first, second = at_low[best], (at_low + at_middle)[best].astype(int)
         agreeing = (
-            below[low][one] + (below[middle][two] - below[middle][one]) + below[high][-1] - below[high][two]
+            prefix[low][first]
+            + (prefix[middle][second] - prefix[middle][first])
+            + (prefix[high][-1] - prefix[high][second])
         )
         best = best[agreeing == agreeing.max()]
-    at_low, at_middle = int(first[best[0]]), int(second[best[0]])
-    chosen = [low] * at_low + [middle] * at_middle + [high] * (count - at_low - at_middle)
+    n_low, n_middle = int(at_low[best[0]]), int(at_middle[best[0]])
+    chosen = [low] * n_low + [middle] * n_middle + [high] * (count - n_low - n_middle)
     result = dict(zip(order, chosen, strict=True))
     return [result[i] for i in range(count)]

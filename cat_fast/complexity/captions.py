@@ -1,4 +1,4 @@
-"""Descriptions read from files: one caption a line, or one JSON object a line with flags and score."""
+"""Readers for caption files: one caption per line, or one JSON object per line with flags and score."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,40 +11,45 @@ from cat_fast.data.text_files import parse_object, text_lines
 from cat_fast.errors import UserError
 
 SCORED_CAPTIONS = Path(__file__).parent / "assets" / "captions.jsonl"
-"""The scored captions that ship with the project; see PROVENANCE.md beside them."""
+"""The packaged scored captions; see PROVENANCE.md in the same folder."""
 
 
 def read_descriptions(path: Path, has_text: bool = False, has_faces: bool = False) -> list[Description]:
-    """Descriptions in file order; blank lines are skipped.
+    """Read descriptions in file order, skipping blank lines.
 
     Args:
-        path: `.jsonl` (objects with "caption", maybe "has_text", "has_faces") or `.txt` (a caption a line).
-        has_text, has_faces: the flags of every line that does not give its own.
+        path: `.jsonl` (objects with "caption" and optionally "has_text", "has_faces") or `.txt` (one caption
+            per line).
+        has_text, has_faces: default flags of lines without their own.
 
     Raises:
-        UserError: the file cannot be read, has another suffix, holds no caption, or a line is malformed (the
-            error names it by its number).
+        UserError: the file cannot be read, has another suffix, contains no caption, or has a malformed line
+            (named by its number).
     """
     if path.suffix not in (".jsonl", ".txt"):
-        raise UserError(f"{path}: captions are read from .jsonl or .txt files; rename or convert it")
+        raise UserError(f"{path}: expected a .jsonl or .txt file of captions; rename or convert it")
     if path.suffix == ".txt":
         descriptions = [Description(line, has_text, has_faces) for _, line in text_lines(path)]
     else:
-        descriptions = [describe(row, where, has_text, has_faces) for where, row in read_rows(path)]
+        descriptions = [describe(row, location, has_text, has_faces) for location, row in read_rows(path)]
     if not descriptions:
-        raise UserError(f"{path}: there is no caption in it; expected one a line")
+        raise UserError(f"{path}: the file contains no captions; expected one per line")
     return descriptions
 
 
 def read_scored(path: Path = SCORED_CAPTIONS) -> tuple[list[Description], list[int]]:
-    """Descriptions and scores 1..9 of a `.jsonl` file whose objects have a "score"; UserError as above."""
+    """Read descriptions and their scores 1..9 from a `.jsonl` file whose objects have a "score".
+
+    Raises:
+        UserError: as for `read_descriptions`, or a score is missing or out of range.
+    """
     rows = list(read_rows(path))
-    for where, row in rows:
+    for location, row in rows:
         if type(row.get("score")) is not int or row["score"] not in SCORES:
-            raise UserError(f'{where}: "score" must be a whole number from 1 to 9, got {row.get("score")!r}')
+            raise UserError(f'{location}: "score" must be an integer from 1 to 9, got {row.get("score")!r}')
     if not rows:
-        raise UserError(f"{path}: there is no scored caption in it; expected one JSON object a line")
-    return [describe(row, where) for where, row in rows], [row["score"] for _, row in rows]
+        raise UserError(f"{path}: the file contains no scored captions; expected one JSON object per line")
+    return [describe(row, location) for location, row in rows], [row["score"] for _, row in rows]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -54,22 +59,26 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         UserError: the file cannot be read, or a line is not a JSON object.
     """
     for number, line in text_lines(path):
-        where = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
-            yield where, parse_object(line)
+            yield location, parse_object(line)
         except ValueError as error:
-            raise UserError(f'{where}: {error}; expected an object such as {{"caption": "..."}}') from error
+            raise UserError(
+                f'{location}: {error}; expected an object such as {{"caption": "..."}}'
+            ) from error
 
 
-def describe(row: dict[str, Any], where: str, has_text: bool = False, has_faces: bool = False) -> Description:
+def describe(
+    row: dict[str, Any], location: str, has_text: bool = False, has_faces: bool = False
+) -> Description:
     """Return the description in a JSON object; the flags apply if it does not set them.
 
     Raises:
-        UserError: it has no caption, or a label is not valid; names the place `where`.
+        UserError: it has no caption, or a label is not valid; names the `location`.
     """
     try:
         labels = given_labels(row)
         flags = labels.get("has_text", has_text), labels.get("has_faces", has_faces)
         return Description(labels.get("caption", ""), *flags)
     except ValueError as error:  # a UserError, too
-        raise UserError(f"{where}: {error}") from error
+        raise UserError(f"{location}: {error}") from error

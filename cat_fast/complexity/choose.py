@@ -1,4 +1,4 @@
-"""Description in, ratio out: the whole decision that the tokenizer waits for."""
+"""Choice of compression ratios from descriptions: score each one, then apply the thresholds."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +17,10 @@ from cat_fast.complexity.ratio import (
 
 
 class Scorer(Protocol):
-    """Whatever scores descriptions: the embedded scorer, a language model."""
+    """Interface of anything that scores descriptions: the embedded scorer, a language model."""
 
     def score_many(self, descriptions: Sequence[Description]) -> list[int]:
-        """Complexity score 1..9 of each description, in order."""
+        """Return the complexity score 1..9 of each description, in order."""
         ...
 
 
@@ -33,14 +33,14 @@ class ComplexityResult:
     ratio: int
 
     def tokens(self, resolution: int = 512, patch_size: int = 2) -> int:
-        """Tokens that the image gets; UserError where `resolution` does not divide into patches."""
+        """Return the image's token count; raise UserError if `resolution` does not divide into patches."""
         return tokens_per_image(self.ratio, resolution, patch_size)
 
 
 def choose_ratio(
     description: Description, scorer: Scorer | None = None, thresholds: RatioThresholds | None = None
 ) -> ComplexityResult:
-    """Score a description and choose its ratio, by default with the scorer and thresholds that ship."""
+    """Score a description and choose its ratio, by default with the packaged scorer and thresholds."""
     return choose_ratios([description], scorer, thresholds)[0]
 
 
@@ -49,7 +49,7 @@ def choose_ratios(
     scorer: Scorer | None = None,
     thresholds: RatioThresholds | None = None,
 ) -> list[ComplexityResult]:
-    """`choose_ratio` for many descriptions, in order."""
+    """Score descriptions and choose their ratios, in order; see `choose_ratio`."""
     thresholds = thresholds or default_thresholds()
     scores = (scorer or default_scorer()).score_many(descriptions)
     return [
@@ -61,10 +61,10 @@ def choose_ratios(
 def summarize(
     results: Sequence[ComplexityResult], resolution: int = 512, patch_size: int = 2
 ) -> dict[str, Any]:
-    """JSON values: every result, and over them all the mix of ratios and its cost against a fixed 16x.
+    """Return all results, their mix of ratios and its cost against a fixed 16x tokenizer, as JSON values.
 
     Raises:
-        UserError: there are no results.
+        UserError: `results` is empty.
     """
     mix = ratio_mix(result.ratio for result in results)
     return {

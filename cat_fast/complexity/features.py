@@ -1,4 +1,4 @@
-"""A description as a sparse row of numbers: TF-IDF of word and character n-grams, the flags, a few counts."""
+"""Sparse features of a description: TF-IDF of word and character n-grams, the flags, a few counts."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix, hstack
 
 from cat_fast.complexity.description import Description
 
-if TYPE_CHECKING:  # scikit-learn takes a second to import, which only those who score should pay
+if TYPE_CHECKING:  # scikit-learn is slow to import (about 1 s); import it only when scoring
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 _WORD_GRAMS = {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"}
@@ -20,7 +20,7 @@ _CHAR_GRAMS = {"analyzer": "char_wb", "ngram_range": (3, 5)}
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """The n-grams that a set of captions holds and how rare each is; other n-grams count for nothing.
+    """Vocabulary of n-grams with their inverse document frequencies; other n-grams are ignored.
 
     Columns: word n-grams, character n-grams, then `COUNT_NAMES`.
     """
@@ -36,7 +36,7 @@ class FeatureSpace:
 
     @classmethod
     def fit(cls, descriptions: Sequence[Description]) -> "FeatureSpace":
-        """The n-grams that at least two of the captions share."""
+        """Collect the n-grams that occur in at least two captions."""
         captions = [description.caption for description in descriptions]
         arrays: list[np.ndarray] = []
         for grams in (_WORD_GRAMS, _CHAR_GRAMS):
@@ -45,11 +45,11 @@ class FeatureSpace:
         return cls(*arrays)
 
     def names(self) -> list[str]:
-        """What each column stands for, in column order."""
+        """Return a readable name per column, in column order."""
         return [*(f'word "{g}"' for g in self.words), *(f'letters "{g}"' for g in self.chars), *COUNT_NAMES]
 
     def matrix(self, descriptions: Sequence[Description]) -> csr_matrix:
-        """Features of each description, float64 (len(descriptions), W + K + len(COUNT_NAMES))."""
+        """Return the features of each description, float64 (len(descriptions), W + K + len(COUNT_NAMES))."""
         captions = [description.caption for description in descriptions]
         counts = csr_matrix([_counts(description) for description in descriptions], dtype=np.float64)
         return hstack([*(v.transform(captions) for v in self._vectorizers), counts], format="csr")

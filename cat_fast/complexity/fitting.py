@@ -1,7 +1,7 @@
-"""Fitting the embedded scorer: regression, calibration, cross-validated quality, thresholds.
+"""Fitting of the embedded scorer: regression, calibration, cross-validated quality, thresholds.
 
-The reported quality is out of fold: a caption is judged by a model that has not seen it, through cut points
-that have not seen it either.
+The reported quality is out of fold: each caption is scored by a regression and a calibration that were fitted
+without it.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from cat_fast.complexity.calibration import expected_scores, fit_knots, whole_scores
+from cat_fast.complexity.calibration import calibrate, fit_knots, round_scores
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import EmbeddedScorer
 from cat_fast.complexity.features import FeatureSpace
@@ -18,47 +18,47 @@ from cat_fast.errors import UserError
 
 FOLDS = 5
 RIDGE_PENALTY = 1.0
-"""The best in cross-validation; a third of it and three times it lower the correlation by under 0.01."""
+"""Best value in cross-validation; a third or three times as much lowers the correlation by under 0.01."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Agreement of predicted scores with given ones."""
+    """Agreement of predicted scores with target scores."""
 
     pearson: float
     """Correlation of the score before rounding."""
     mae: float
     """Mean absolute error of the score before rounding."""
     exact: float
-    """Share of whole scores that agree."""
+    """Share of rounded scores that agree."""
     within_one: float
-    """Share of whole scores at most 1 apart."""
+    """Share of rounded scores that differ by at most 1."""
 
     @classmethod
-    def of(cls, expected: np.ndarray, given: np.ndarray) -> "Quality":
-        """Quality of `expected` (N,), predictions on the score scale, against the scores `given` (N,)."""
-        apart = np.abs(whole_scores(expected) - given)
+    def measure(cls, continuous: np.ndarray, targets: np.ndarray) -> "Quality":
+        """Compare `continuous` (N,), scores before rounding, with the target scores (N,)."""
+        difference = np.abs(round_scores(continuous) - targets)
         return cls(
-            pearson=float(np.corrcoef(expected, given)[0, 1]),
-            mae=float(np.abs(expected - given).mean()),
-            exact=float((apart == 0).mean()),
-            within_one=float((apart <= 1).mean()),
+            pearson=float(np.corrcoef(continuous, targets)[0, 1]),
+            mae=float(np.abs(continuous - targets).mean()),
+            exact=float((difference == 0).mean()),
+            within_one=float((difference <= 1).mean()),
         )
 
 
 @dataclass(frozen=True)
-class Fit:
-    """A fitted scorer and what is known about it."""
+class FitResult:
+    """A fitted scorer with its thresholds and cross-validation results."""
 
     scorer: EmbeddedScorer
     thresholds: RatioThresholds
     quality: Quality
-    """Of out-of-fold predictions."""
+    """Quality of the out-of-fold predictions."""
     out_of_fold: np.ndarray
-    """Out-of-fold scores, int (N,), which the thresholds were fitted to."""
+    """Out-of-fold scores, int (N,), that the thresholds were fitted to."""
 
     def report(self, descriptions: Sequence[Description]) -> dict:
-        """The figures as JSON values; `descriptions` are those of the fit."""
+        """Return the fit report as JSON values; `descriptions` are those of the fit."""
         in_sample = self.scorer.score_many(descriptions)
         return {
             "captions": len(descriptions),
@@ -72,34 +72,37 @@ class Fit:
         }
 
 
-def fit(descriptions: Sequence[Description], given: Sequence[int]) -> Fit:
-    """Fit scorer and thresholds to descriptions and the scores 1..9 given to them.
+def fit(descriptions: Sequence[Description], scores: Sequence[int]) -> FitResult:
+    """Fit a scorer and its thresholds to descriptions with target scores 1..9.
 
     Raises:
         UserError: lengths differ, a score has fewer than five captions, or no thresholds meet the budget of a
             fixed 16x tokenizer.
     """
-    if len(descriptions) != len(given):
-        raise UserError(f"each description needs one score, got {len(descriptions)} and {len(given)}")
-    scores = np.array(given)
-    rarest = min(SCORES, key=lambda score: (scores == score).sum())
-    if (scores == rarest).sum() < FOLDS:
+    if len(descriptions) != len(scores):
         raise UserError(
-            f"fitting needs at least {FOLDS} captions of every score from 1 to 9; there are fewer of {rarest}"
+            f"each description needs one score, got {len(descriptions)} descriptions and {len(scores)} scores"
+        )
+    targets = np.array(scores)
+    rarest = min(SCORES, key=lambda score: (targets == score).sum())
+    if (number := (targets == rarest).sum()) < FOLDS:
+        raise UserError(
+            f"fitting needs at least {FOLDS} captions of every score from 1 to 9,"
+            f" got {number} of score {rarest}"
         )
 
-    raw, fold = _predict_out_of_fold(descriptions, scores)
-    unseen = np.zeros(len(scores))
+    raw, fold = _predict_out_of_fold(descriptions, targets)
+    continuous = np.zeros(len(targets))
     for k in range(FOLDS):
-        knots = fit_knots(raw[fold != k], scores[fold != k])
-        unseen[fold == k] = expected_scores(raw[fold == k], knots)
+        knots = fit_knots(raw[fold != k], targets[fold != k])
+        continuous[fold == k] = calibrate(raw[fold == k], knots)
 
-    knots = fit_knots(raw, scores)
-    out_of_fold = whole_scores(expected_scores(raw, knots))
-    return Fit(
-        EmbeddedScorer(*_regress(descriptions, scores), knots),
+    knots = fit_knots(raw, targets)
+    out_of_fold = round_scores(calibrate(raw, knots))
+    return FitResult(
+        EmbeddedScorer(*_regress(descriptions, targets), knots),
         RatioThresholds.fit(out_of_fold),
-        Quality.of(unseen, scores),
+        Quality.measure(continuous, targets),
         out_of_fold,
     )
 
@@ -107,13 +110,13 @@ def fit(descriptions: Sequence[Description], given: Sequence[int]) -> Fit:
 def _predict_out_of_fold(
     descriptions: Sequence[Description], scores: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each description the prediction by the other folds' model, float64 (N,), and its fold, int (N,)."""
+    """Return, per description, the prediction by the other folds' model, float64, and its fold, int; (N,)."""
     from sklearn.model_selection import StratifiedKFold
 
     raw, fold = np.zeros(len(scores)), np.zeros(len(scores), dtype=int)
     splits = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(scores, scores)
-    for k, (seen, held_out) in enumerate(splits):
-        space, coefficients, intercept = _regress([descriptions[i] for i in seen], scores[seen])
+    for k, (fitted, held_out) in enumerate(splits):
+        space, coefficients, intercept = _regress([descriptions[i] for i in fitted], scores[fitted])
         raw[held_out] = space.matrix([descriptions[i] for i in held_out]) @ coefficients + intercept
         fold[held_out] = k
     return raw, fold

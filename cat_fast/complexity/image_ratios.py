@@ -1,4 +1,4 @@
-"""Images with their descriptions -> an image index with scores and ratios."""
+"""Scores and ratios of the images of an index."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +12,12 @@ from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.errors import UserError
 
 PHOTOGRAPHS = "photographs"
 RATIO_SIGNALS: dict[str, tuple[Label, ...]] = {"index": ("ratio",), "score": ("score",), "jpeg": ()}
-"""Values of `data.ratios_from`, and the labels that each consults."""
+"""Values of `data.ratios_from`, and the labels that each one uses."""
 
 
 def index_photographs(
@@ -25,7 +25,7 @@ def index_photographs(
     scorer: Scorer | None = None,
     thresholds: RatioThresholds | None = None,
 ) -> list[ImageRecord]:
-    """Score described images and choose their ratios, in order."""
+    """Return the index records of photographs, in order, with their scores and ratios."""
     descriptions = [_description(image) for image in images]
     results = choose_ratios(descriptions, scorer, thresholds)
     return [
@@ -68,7 +68,7 @@ def score_records(
 
 
 def load_index(name: str) -> list[ImageRecord]:
-    """Return the records of an index file, or for `photographs` those of the training images that ship.
+    """Return the records of an index file, or for `photographs` the packaged training images.
 
     Records without score and ratio are scored by their captions.
 
@@ -77,16 +77,16 @@ def load_index(name: str) -> list[ImageRecord]:
     """
     if name == PHOTOGRAPHS:
         return index_photographs(photographs("train"))
-    return score_records(read_index(name, Problems().report))
+    return score_records(read_index(name, ProblemLog().report))
 
 
-def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
-    """Return the policy of one of RATIO_SIGNALS; `thresholds` are those of scores."""
+def ratio_policy_for(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
+    """Return the policy for a key of RATIO_SIGNALS, with `thresholds` for scores."""
     return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
 
 
 def ratios_by_jpeg(records: Sequence[ImageRecord]) -> list[int | None]:
-    """Return the ratio of each image by its size as a JPEG, None for those that cannot be read."""
+    """Return each image's ratio by its JPEG size, None for images that cannot be read."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
 

@@ -1,7 +1,7 @@
-"""The pixel signal the method was published against: how many bytes an image has as a JPEG.
+"""JPEG size as a complexity signal: the published baseline, and the fallback without a description.
 
-It is the fallback where an image has no description. Bytes see noise and miss meaning: their published
-correlation with the best ratio is 0.31 on COCO, against 0.55 for scores from captions.
+It responds to noise and ignores content: its published correlation with the best ratio is 0.31 on COCO,
+against 0.55 for scores from captions.
 """
 
 from typing import TYPE_CHECKING
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JPEG_SIDE = 512
-"""The side in px of the images that `JPEG_THRESHOLDS` hold for."""
+"""Side, in pixels, of the images that `JPEG_THRESHOLDS` apply to."""
 JPEG_THRESHOLDS = (38761, 65837)
-"""Published borders in bytes: files up to the first get 32x, above the second 8x, between them 16x."""
+"""Published thresholds in bytes: files up to the first get 32x, above the second 8x, between them 16x."""
 
 
 def jpeg_bytes(image: "Tensor") -> int:
-    """Size in bytes of `image` (3 or 1, H, W), uint8, as a JPEG of torchvision's default quality 75.
+    """Return the JPEG size in bytes of `image`, uint8 (3 or 1, H, W), at torchvision's default quality 75.
 
     Raises:
-        UserError: another shape or dtype.
+        UserError: wrong shape or dtype.
     """
     import torch
     from torchvision.io import encode_jpeg
@@ -34,15 +34,15 @@ def jpeg_bytes(image: "Tensor") -> int:
 
 
 def jpeg_ratio(image: "Tensor") -> int:
-    """Compression ratio 8, 16 or 32 of `image` (3 or 1, 512, 512), uint8, from its JPEG size.
+    """Return the compression ratio 8, 16 or 32 of `image`, uint8 (3 or 1, 512, 512), by its JPEG size.
 
     Raises:
-        UserError: another shape or dtype; the thresholds mean nothing at other sizes.
+        UserError: wrong shape or dtype; the thresholds apply to 512 x 512 px only.
     """
     if tuple(image.shape[-2:]) != (JPEG_SIDE, JPEG_SIDE):
         raise UserError(
-            f"JPEG sizes are judged at {JPEG_SIDE} x {JPEG_SIDE} px, got {tuple(image.shape)}:"
-            " resize and crop first"
+            f"expected an image of {JPEG_SIDE} x {JPEG_SIDE} px, got shape {tuple(image.shape)};"
+            " resize and crop it first"
         )
     size = jpeg_bytes(image)
     low, high = JPEG_THRESHOLDS

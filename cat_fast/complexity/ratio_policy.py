@@ -1,4 +1,4 @@
-"""The choice of an image's ratio: from its labels, in the order of a policy, else from its JPEG size."""
+"""Choice of an image's ratio: from its labels, in a configurable order, else from its JPEG size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Label = Literal["ratio", "score", "caption"]
 
 
 class Labelled(Protocol):
-    """The labels of an image that a ratio can follow from; missing ones are None or empty."""
+    """Labels of an image from which a ratio can be derived; missing ones are None or empty."""
 
     @property
     def ratio(self) -> int | None: ...
@@ -40,19 +40,19 @@ class RatioChoice:
     source: str
     """One of "fixed", "ratio", "score", "caption" and "jpeg size"."""
     why: str
-    """The same for people: the caption where there is one."""
+    """Human-readable reason: the caption if there is one."""
     score: int | None = None
-    """Complexity score 1..9, where one was given or a caption was scored."""
+    """Complexity score 1..9, if there is a score label or a caption was scored."""
 
 
 class RatioPolicy:
-    """Chooses the ratios of images.
+    """Rules for choosing the ratios of images.
 
     Args:
-        labels: the labels to consult, in this order; the first one that an image has decides.
-        thresholds: from scores to ratios; by default those of the shipped scorer.
-        scorer: of captions; by default the shipped one.
-        fixed: one ratio for all images, whatever their labels.
+        labels: the labels to use, in order of precedence; the first one that an image has decides.
+        thresholds: map scores to ratios; by default those of the packaged scorer.
+        scorer: scores captions; by default the packaged one.
+        fixed: one ratio for all images; labels are ignored.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class RatioPolicy:
         """Choose by labels, with all captions scored in one batch.
 
         Returns:
-            For each image its choice; the error where its labels are not valid, which no other image is
-            affected by; or None where it has none of the labels, and `choose_by_jpeg` is left.
+            Per image: its choice; the error if its labels are invalid, without effect on other images; or
+            None if it has none of the labels, in which case `choose_by_jpeg` can be used.
         """
         if self.fixed:
             return [self.fixed] * len(images)
-        deciding = [self._deciding(image) for image in images]
+        deciding = [self._deciding_label(image) for image in images]
         captioned = [image for image, label in zip(images, deciding, strict=True) if label == "caption"]
         scores = iter(self._score(captioned))
         found: list[RatioChoice | UserError | None] = []
@@ -91,12 +91,12 @@ class RatioPolicy:
         """Choose by the JPEG size of the image's centre square."""
         return RatioChoice(ratio=ratio_of_image(image), source="jpeg size", why="no caption; by JPEG size")
 
-    def rate(self, image: Labelled) -> int | None:
-        """Return the ratio by labels; None where there is none of them, or not a valid one."""
+    def ratio_from_labels(self, image: Labelled) -> int | None:
+        """Return the ratio derived from labels, None if they are missing or invalid."""
         (choice,) = self.choose([image])
         return choice.ratio if isinstance(choice, RatioChoice) else None
 
-    def _deciding(self, image: Labelled) -> Label | None:
+    def _deciding_label(self, image: Labelled) -> Label | None:
         return next((label for label in self.labels if getattr(image, label) not in (None, "")), None)
 
     def _choice(
@@ -108,7 +108,7 @@ class RatioPolicy:
             return None
         if score is None:
             assert image.ratio is not None
-            return RatioChoice(ratio=image.ratio, source=label, why="its own ratio")
+            return RatioChoice(ratio=image.ratio, source=label, why="ratio label")
         why = image.caption if label == "caption" else f"score {score}"
         return RatioChoice(ratio=self.thresholds.ratio(score), source=label, why=why, score=score)
 
@@ -125,12 +125,12 @@ class RatioPolicy:
 
 
 def ratio_of_image(image: Image) -> int:
-    """Return the ratio of a decoded image by its size as a JPEG: its centre square, scaled to 512 px."""
+    """Return the ratio of a decoded image by the JPEG size of its centre square, scaled to 512 px."""
     return jpeg_ratio(image_to_bytes(resize_center_crop(image, JPEG_SIDE)))
 
 
 def ratio_of_file(data: bytes) -> int:
-    """Return the ratio of an encoded image by its size as a JPEG.
+    """Return the ratio of an encoded image by its JPEG size.
 
     Raises:
         UserError: the bytes are not a complete image.

@@ -1,7 +1,7 @@
-"""What the scores 1 to 9 mean: the rubric for people who score and for language models that are asked to.
+"""Scoring rubric for complexity scores 1 to 9, for human raters and for language models.
 
-The wording is this project's own; what it weighs (objects, colours, texture, depth, regularity, and what
-human eyes are picky about) and the form of the reply are those of the published method.
+The wording is this project's own. The factors (objects, colours, texture, depth, regularity, human
+perception) and the reply format are those of the published method.
 """
 
 import re
@@ -21,13 +21,13 @@ ANCHORS = {
     8: Description("a trade fair hall with booths, banners and visitors", has_text=True, has_faces=True),
     9: Description("a newspaper front page with a large headline and several columns of text", has_text=True),
 }
-"""One example for each score; all are among the scored captions that ship with the project."""
+"""One example per score, all taken from the packaged scored captions."""
 
 _FACTORS = (
-    "Objects: how many different things are there, and how many of each?",
+    "Objects: a few things, or many different ones?",
     "Colour: a few flat colours, or many that change from place to place?",
     "Texture: smooth surfaces, or fine structure such as fur, foliage, fabric or print?",
-    "Depth: one subject before an empty background, or detail from front to back?",
+    "Depth: one subject against an empty background, or detail from front to back?",
     "Regularity: do symmetry and repetition make the rest of the image easy to guess from a part?",
     "Perception: do people notice small errors at once, as they do in faces, letters and digits?",
 )
@@ -39,34 +39,37 @@ _FLAG_SENTENCES = {
     (True, True): "Both a face and text or a number can be seen in the image.",
 }
 
-_REPLY = re.compile(
-    r"\bscore[\s*]*:[\s*]*(\d+)\b(?!\.\d)", re.IGNORECASE
-)  # models like to set it in **bold**
+# Models often set the score in **bold**.
+_REPLY = re.compile(r"\bscore[\s*]*:[\s*]*(\d+)\b(?!\.\d)", re.IGNORECASE)
 
 
 def rubric_text() -> str:
-    """The rubric: what to weigh, the scale with one example a score, and the form of the reply."""
+    """Return the rubric: the factors, the scale with one example per score, and the reply format."""
     return "\n".join(
         [
-            "Judge from its description how much detail an image holds, that is, how much room a faithful"
-            " copy of it needs. Weigh:",
+            "Rate how much detail an image contains, given its description. More detail means that a faithful"
+            " copy needs more storage. Consider:",
             *(f"- {factor}" for factor in _FACTORS),
             "",
-            "Give a whole number from 1, almost nothing to draw, to 9, as dense as images get. Examples:",
+            "Give an integer from 1 (almost nothing to draw) to 9 (as dense as images get). Examples:",
             *(f"{score}: {_one_line(anchor)}" for score, anchor in ANCHORS.items()),
             "",
-            'Begin the reply with "Score: N out of 9", N being that number; then give the reasons.',
+            'Begin the reply with "Score: N out of 9", where N is that number; then give the reasons.',
         ]
     )
 
 
 def prompt(description: Description) -> str:
-    """What a language model is asked: the rubric, then the description, last so that prefix caches help."""
+    """Return the prompt for a language model; the description comes last, so that prefix caches help."""
     return f"{rubric_text()}\n\nThe image: {_one_line(description)}\n"
 
 
 def parse_score(reply: str) -> int:
-    """Score 1..9 from a reply such as "Score: 7 out of 9. There are ..."; UserError where there is none."""
+    """Parse the score 1..9 from a reply such as "Score: 7 out of 9. There are ...".
+
+    Raises:
+        UserError: the reply contains no valid score.
+    """
     found = _REPLY.search(reply)
     score = int(found.group(1)) if found else 0
     if score not in SCORES:

@@ -1,4 +1,4 @@
-"""The main job in one go: photographs in, a trained tokenizer and generator, and images out."""
+"""End-to-end demo: train a tokenizer and a generator on the packaged photographs, and report on them."""
 
 from cat_fast.demo.run import DemoSettings, run_demo
 

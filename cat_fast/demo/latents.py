@@ -1,4 +1,4 @@
-"""Latents of random crops of the training photographs, for the generator to learn from."""
+"""Latents of random crops of the training photographs, the training data of the DiT."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,10 +25,10 @@ def encode_crops(
     crops: int,
     on_done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write `crops` latents an image at its chosen ratio, and half as many at each of the others.
+    """Write `crops` latents per image at its chosen ratio, and half as many at each other ratio.
 
-    The others let a forty-image generator draw every class at every token count. Crops depend on the
-    image and the crop's number alone, and latents that are there already are not made again.
+    With the other ratios, a DiT trained on forty images can sample every class at every token count. Crops
+    depend only on the image, ratio and crop number. Existing latents are kept.
     """
     tokenizer.eval()
     with LatentShardWriter(

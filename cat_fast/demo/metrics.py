@@ -1,4 +1,4 @@
-"""Every figure of the demo's report, as JSON values."""
+"""Metrics of the demo's report, as JSON values."""
 
 import os
 import platform
@@ -22,8 +22,8 @@ from cat_fast.evaluation.reconstruction import Reconstruction, summarize
 from cat_fast.processor import processor_name
 from cat_fast.training.metrics.run_log import read_metrics
 
-LAST = 20
-"""Training losses are told as the mean over this many last steps."""
+FINAL_STEPS = 20
+"""Final training metrics are means over this many last steps."""
 
 
 def collect_metrics(
@@ -34,6 +34,7 @@ def collect_metrics(
     samples: Sequence[dict[str, Any]],
     seconds: dict[str, float],
 ) -> dict[str, Any]:
+    """Return the content of metrics.json."""
     return {
         "settings": settings,
         "machine": {
@@ -53,7 +54,7 @@ def collect_metrics(
 
 
 def _complexity(records: Sequence[ImageRecord]) -> dict[str, Any]:
-    """The budget over the caption set, and what the photographs are given (at 512 px)."""
+    """Return the token budgets of the caption set and of the photographs (at 512 px)."""
     thresholds = default_thresholds()
     descriptions, _ = read_scored()
     return {
@@ -92,7 +93,7 @@ def _image(result: Reconstruction) -> dict[str, Any]:
 
 def _training(run: Path) -> dict[str, Any]:
     records = read_metrics(run)
-    last = records[-LAST:]
+    last = records[-FINAL_STEPS:]
     names = sorted({name for r in last for name in r} - {"step", "seconds"})
     final = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""The demo's report: one HTML file that needs nothing beside it."""
+"""The demo's report as one self-contained HTML file."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ def write_report(
     samples: Sequence[dict[str, Any]],
     runs: Path,
 ) -> None:
-    """Write `path` whole, with images and plots embedded."""
+    """Write the report atomically to `path`, with embedded images and plots."""
     environment = Environment(
         loader=PackageLoader("cat_fast.demo"),
         autoescape=True,
@@ -65,31 +65,32 @@ def _row(result: Reconstruction) -> dict[str, Any]:
 
 
 def image_uri(image: Image.Image) -> str:
+    """Encode an image as a JPEG data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=90)
     return _uri("image/jpeg", buffer.getvalue())
 
 
 def tokenizer_curves(run: Path) -> str:
-    """L1 per ratio, and the perceptual and GAN terms, over the steps."""
+    """Plot the L1 loss per ratio and the perceptual and GAN losses over the steps; return a data URI."""
     records = read_metrics(run)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4))
     for ratio, colour in COLOURS.items():
         _curve(left, records, f"l1_{ratio}x", f"{ratio}x", colour)
     left.set_title("L1 by ratio")
     _curve(right, records, "st_lpips_alex", "perceptual (ST-LPIPS, AlexNet)", "#7c3aed")
-    _curve(right, records, "gan", "GAN, generator's side", "#db2777")
-    _curve(right, records, "discriminator", "GAN, discriminator's side", "#6b7280")
-    right.set_title("other terms, unweighted")
+    _curve(right, records, "gan", "GAN, autoencoder", "#db2777")
+    _curve(right, records, "discriminator", "GAN, discriminator", "#6b7280")
+    right.set_title("other losses, unweighted")
     return _finish(figure, (left, right))
 
 
 def generator_curve(run: Path) -> str:
-    """The error of the predicted noise, of all tokens and by ratio, over the steps."""
+    """Plot the noise prediction error over the steps, overall and per ratio; return a data URI."""
     records = read_metrics(run)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.4), sharey=True)
     _curve(left, records, "loss", "all tokens", "#0f766e")
-    left.set_title("MSE of the predicted noise")
+    left.set_title("noise prediction MSE")
     for ratio, colour in COLOURS.items():
         _curve(right, records, f"loss_{ratio}x", f"{ratio}x", colour)
     right.set_title("by ratio")
@@ -97,7 +98,7 @@ def generator_curve(run: Path) -> str:
 
 
 def _curve(axis: plt.Axes, records: list[dict[str, float]], name: str, label: str, colour: str) -> None:
-    """The raw values faintly, and their running mean over 5 % of the run."""
+    """Plot the raw values, faintly, and their running mean over 5 % of the run."""
     points = np.array([(r["step"], r[name]) for r in records if name in r])
     if not len(points):
         return

@@ -1,4 +1,4 @@
-"""The demo's five phases, each of which goes on where an earlier run of the same folder stopped."""
+"""The phases of the demo; each one resumes from an earlier run in the same folder."""
 
 import importlib.resources
 import time
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from cat_fast.complexity.image_ratios import index_photographs
@@ -30,23 +31,25 @@ from cat_fast.training.metrics.run_log import read_metrics
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """What makes one demo differ from another; a folder is only continued with the settings it began with."""
+    """Settings of a demo; a folder can only be resumed with the settings it was created with."""
 
     ranks: int
     tokenizer_steps: int = 400
     generator_steps: int = 900
     sampling_steps: int = 50
     resolution: int = 512
-    """Side, in pixels, of held-out photographs, of what the generator learns from and of what it draws."""
+    """Side, in pixels, of held-out photographs, of the DiT's training images and of its samples."""
     crops_per_image: int = 4
+    """Training crops per photograph at its chosen ratio."""
     guidance: float = 1.5
     tokenizer_overrides: list[str] = field(default_factory=list)
-    """Further `key=value` for the tokenizer's configuration."""
+    """Additional `key=value` overrides of the tokenizer's configuration."""
     generator_overrides: list[str] = field(default_factory=list)
+    """Additional `key=value` overrides of the generator's configuration."""
 
     @classmethod
     def quick(cls, ranks: int) -> "DemoSettings":
-        """Every part at toy size, in about a minute: shows that an installation works and no more."""
+        """Return toy-size settings for a run of about a minute, to check an installation."""
         return cls(
             ranks=ranks,
             tokenizer_steps=12,
@@ -75,14 +78,14 @@ class DemoSettings:
 
 
 class Demo:
-    """One folder and what the phases share."""
+    """The phases of a demo, with their shared output folder, settings and progress bars."""
 
     def __init__(self, out: Path, settings: DemoSettings, bars: Progress) -> None:
         self.out, self.settings, self.bars = out, settings, bars
         self.seconds: dict[str, float] = {}
 
     def describe(self) -> tuple[list[ImageRecord], list[ImageRecord]]:
-        """Score every photograph; the held-out ones never reach a training index."""
+        """Score every photograph; write the training and held-out indices."""
         train = index_photographs(photographs("train"))
         held_out = index_photographs(photographs("held_out"))
         write_index(self.out / "train.jsonl", train)
@@ -90,7 +93,7 @@ class Demo:
         return train, held_out
 
     def train(self, kind: str, steps: int, overrides: list[str]) -> Path:
-        """Train through the DeepSpeed launcher and return the exported model's folder."""
+        """Train with the DeepSpeed launcher; return the folder of the exported model."""
         run = self.out / "runs" / kind
         model = run / EXPORT
         if model.is_dir():
@@ -124,18 +127,21 @@ class Demo:
         return pipeline
 
     def draw(self, pipeline: CATPipeline) -> list[dict[str, Any]]:
-        """One image of each class at each ratio, from one seed a class."""
-        settings, ratios = self.settings, sorted(pipeline.tokenizer.ratios)
+        """Sample one image per class and ratio, with one seed per class."""
+        settings, ratios = self.settings, sorted(pipeline.vae.ratios)
         bar = self.bars.add_task("draw samples", total=settings.sampling_steps * len(ratios))
+        pipeline.set_progress_bar_config(disable=True)
         samples = []
         for ratio in ratios:
             drawn = pipeline(
                 list(CATEGORIES),
                 ratio=ratio,
-                steps=settings.sampling_steps,
-                guidance=settings.guidance,
+                num_inference_steps=settings.sampling_steps,
+                guidance_scale=settings.guidance,
                 scheduler="ddpm",
-                on_step=lambda done, total: self.bars.advance(bar),
+                generator=[torch.Generator().manual_seed(label) for label in range(len(CATEGORIES))],
+                callback_on_step_end=lambda *_: self.bars.advance(bar),
+                callback_on_step_end_tensor_inputs=(),
             )
             for label, image, tokens in zip(CATEGORIES, drawn.images, drawn.tokens, strict=True):
                 samples.append({"label": label, "ratio": ratio, "tokens": tokens, "image": image})
@@ -143,25 +149,26 @@ class Demo:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
+        """Record the duration of a phase."""
         started = time.perf_counter()
-        if not err.is_terminal:  # where no bar is drawn, a line says what is being done
+        if not err.is_terminal:  # no progress bar: print the name of the phase instead
             err.print(f"{time.strftime('%H:%M:%S')} {phase.replace('_', ' ')}")
         yield
         self.seconds[phase] = round(time.perf_counter() - started, 1)
 
 
 def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
-    """Do the whole job into `out` and return the metrics.
+    """Run all phases of the demo in `out` and return the metrics.
 
-    `out` then holds report.html, metrics.json, pipeline/ (for `CATPipeline.from_pretrained`), latents/, runs/
-    (checkpoints and logs of both trainings), logs/ and the image indices. Called again after an interruption
-    it goes on from the last checkpoint.
+    `out` then contains report.html, metrics.json, pipeline/ (for `CATPipeline.from_pretrained`), latents/,
+    runs/ (checkpoints and logs of both training runs), logs/ and the image indices. An interrupted demo
+    resumes from its last checkpoint.
 
     Raises:
-        UserError: `out` holds a demo made with other settings, or cannot be written, or a training failed.
+        UserError: `out` contains a demo with other settings or cannot be written, or a training run failed.
     """
     if claim_folder(out / "settings.json", asdict(settings), "a demo"):
-        err.print(f"going on in {out}", markup=False, soft_wrap=True)
+        err.print(f"resuming in {out}", markup=False, soft_wrap=True)
     with progress("steps") as bars:
         demo = Demo(out, settings, bars)
         with demo.timed("describe"):

@@ -1,1 +1,1 @@
-"""Metrics, and one file a question."""
+"""Metrics, and one file per evaluation."""

@@ -1,4 +1,4 @@
-"""How well does a tokenizer reconstruct each image at each ratio, and at the ratio chosen for it?"""
+"""Reconstruction quality of a tokenizer, per image at every ratio and at the ratio chosen for it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from cat_fast.tokenizer.perceptual import STLPIPS
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtRatio:
-    """One image through the tokenizer at one ratio."""
+class RatioResult:
+    """Reconstruction of one image at one ratio."""
 
     image: Tensor
     """(3, H, W) in [-1, 1]."""
@@ -27,16 +27,16 @@ class AtRatio:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """One image at every ratio."""
+    """Reconstructions of one image at all ratios."""
 
     record: ImageRecord
     original: Tensor
     """(3, H, W) in [-1, 1]."""
     mean_colour_psnr: float
-    at: dict[int, AtRatio]
+    at: dict[int, RatioResult]
 
     @property
-    def chosen(self) -> AtRatio:
+    def chosen(self) -> RatioResult:
         assert self.record.ratio is not None
         return self.at[self.record.ratio]
 
@@ -48,13 +48,18 @@ def reconstruct(
     size: int,
     on_done: Callable[[], None] = lambda: None,
 ) -> list[Reconstruction]:
-    """Centre squares of the images, scaled to size x size, through the posterior's mode at every ratio."""
+    """Reconstruct images at every ratio, from the mode of the posterior.
+
+    Args:
+        size: side in pixels to which the centre squares of the images are scaled.
+        on_done: called after each image.
+    """
     tokenizer.eval()
     distance = STLPIPS.pretrained()
     results = []
     for record in records:
         original = image_to_tensor(resize_center_crop(load_image(record.path), size))[None]
-        decoded = torch.cat([_through(tokenizer, original, ratio) for ratio in tokenizer.ratios])
+        decoded = torch.cat([_reconstruct(tokenizer, original, ratio) for ratio in tokenizer.ratios])
         figures = zip(
             tokenizer.ratios,
             decoded,
@@ -63,7 +68,9 @@ def reconstruct(
             strict=True,
         )
         at = {
-            ratio: AtRatio(image=image, tokens=tokens_per_image(ratio, size), psnr=decibels, perceptual=far)
+            ratio: RatioResult(
+                image=image, tokens=tokens_per_image(ratio, size), psnr=decibels, perceptual=far
+            )
             for ratio, image, decibels, far in figures
         }
         results.append(
@@ -75,13 +82,12 @@ def reconstruct(
     return results
 
 
-def _through(tokenizer: NestedAutoencoderKL, images: Tensor, ratio: int) -> Tensor:
-    latents = tokenizer.encode(images, ratio).latent_dist.mode()
-    return tokenizer.decode(latents, ratio).sample.clamp(-1, 1)
+def _reconstruct(tokenizer: NestedAutoencoderKL, images: Tensor, ratio: int) -> Tensor:
+    return tokenizer(images, ratio).sample.clamp(-1, 1)
 
 
 def summarize(results: Sequence[Reconstruction]) -> dict:
-    """Means over images, as JSON values: per ratio, and at the ratio chosen for each image."""
+    """Return means over images as JSON values, per ratio and at the ratio chosen for each image."""
     n = len(results)
     fixed = sum(r.at[16].tokens for r in results) if 16 in results[0].at else None
     spent = sum(r.chosen.tokens for r in results)

@@ -1,1 +1,1 @@
-"""Building and loading models: from a configuration, from a folder; and the device they run on."""
+"""Building models from configurations, loading them from folders, and choosing their device."""

@@ -1,4 +1,4 @@
-"""From the `model:` section of a configuration to the model."""
+"""Building a model from the `model:` section of a configuration."""
 
 from typing import Any, TypeVar
 
@@ -10,10 +10,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def build_model(kind: type[Model], arguments: dict[str, Any]) -> Model:
-    """An untrained `kind` of model.
+    """Return an untrained model of class `kind`.
 
     Raises:
-        UserError: an unknown argument, or values that the model refuses.
+        UserError: an unknown argument or invalid values.
     """
     try:
         return kind(**arguments)

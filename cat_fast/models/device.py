@@ -1,4 +1,4 @@
-"""Choice of the device that a model runs on."""
+"""Choice of the device a model runs on."""
 
 import torch
 
@@ -6,7 +6,11 @@ from cat_fast.errors import UserError, first_line
 
 
 def find_device(name: str) -> torch.device:
-    """CUDA where there is one for "auto", else the device of that name; UserError where it cannot be used."""
+    """Return the device of a name; "auto" selects CUDA if available, else the CPU.
+
+    Raises:
+        UserError: the device is unknown or cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,4 +1,4 @@
-"""A trained model from its folder, or one line that says what is wrong with the folder."""
+"""Loading a trained model from its folder, with one-line errors."""
 
 from __future__ import annotations
 
@@ -16,32 +16,34 @@ Model = TypeVar("Model", bound=torch.nn.Module)
 
 
 def load_tokenizer(folder: Path, device: str = "auto") -> NestedAutoencoderKL:
-    """The tokenizer in `folder`; see `load_model`."""
+    """Load the tokenizer in `folder`; see `load_model`."""
     return load_model(NestedAutoencoderKL, "tokenizer", folder, device)
 
 
 def load_model(kind: type[Model], what: str, folder: Path, device: str = "auto") -> Model:
-    """The model that `save_pretrained` wrote to `folder`, in eval mode, on `device`.
+    """Load a model written by `save_pretrained`, in eval mode, on `device`.
 
     Args:
-        kind: its class, one of diffusers' ModelMixin.
-        what: a word for it in errors.
-        folder: holds config.json and the weights as safetensors.
-        device: "auto" (CUDA where there is one, else the CPU) or a torch device such as "cpu" or "cuda:1".
+        kind: class of the model, a subclass of diffusers' ModelMixin.
+        what: name of the model in errors, such as "tokenizer".
+        folder: folder with config.json and the weights as safetensors.
+        device: "auto" (CUDA if available, else the CPU) or a torch device such as "cpu" or "cuda:1".
 
     Raises:
-        UserError: the folder or its content cannot be used, or there is no such device.
+        UserError: the folder or its content cannot be used, or the device is not available.
     """
     target = find_device(device)
     _require(kind, what, folder)
     source: Any = kind
     try:
-        # everything is in the folder: never ask a hub
+        # The folder is complete, so the hub is never contacted.
         model, found = source.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
-    except Exception as error:  # a missing, truncated or mismatched file each raise something else
+    except Exception as error:  # missing, truncated and mismatched files raise different exceptions
         raise UserError(f"{folder}: the checkpoint cannot be loaded ({one_line(error)[:200]})") from error
-    if lacking := found["missing_keys"]:  # diffusers only warns of it
-        raise UserError(f"{folder}: the checkpoint cannot be loaded ({min(lacking)} is not in its weights)")
+    if missing := found["missing_keys"]:  # diffusers only warns
+        raise UserError(
+            f"{folder}: the checkpoint cannot be loaded ({min(missing)} is missing from its weights)"
+        )
     return model.to(target).eval()
 
 
@@ -52,9 +54,9 @@ def _require(kind: type[torch.nn.Module], what: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent for path in folder.rglob("config.json") if _is_of(kind, path))
         hint = f"; did you mean {inside[0]}?" if inside else ""
-        raise UserError(f"{folder}: no config.json in it, so it is not a trained {what}{hint}")
+        raise UserError(f"{folder}: config.json is missing, so this is not a trained {what}{hint}")
     if not _is_of(kind, folder / "config.json"):
-        raise UserError(f"{folder}: its config.json is not that of a {kind.__name__}")
+        raise UserError(f"{folder}: expected the config.json of a {kind.__name__}, got another")
 
 
 def _is_of(kind: type[torch.nn.Module], config: Path) -> bool:

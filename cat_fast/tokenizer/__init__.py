@@ -1,4 +1,4 @@
-"""Nested VAE: configuration, blocks, autoencoder, objective and discriminator."""
+"""The nested VAE with its losses and discriminator."""
 
 from cat_fast.tokenizer.autoencoder import NestedAutoencoderKL
 

@@ -1,18 +1,18 @@
-"""The nested VAE: one autoencoder whose encoder is tapped, and whose decoder is entered, at several depths.
+"""Nested VAE: one set of weights that encodes and decodes images at several downsampling ratios.
 
-Six blocks downsample five times. The feature map that has been halved k times is the one at ratio
-f = 2^k: an image spends its compression by where it leaves the encoder (spec: "nested VAE"). A
-channel-matching residual block carries the taps that lie before the deepest one to the width of the shared
-mid block; the decoder mirrors it, so the output always has the size of the input.
+Six blocks downsample five times. The feature map after k halvings belongs to ratio f = 2^k: the ratio decides
+where an image leaves the encoder ("nested VAE" in the paper). A channel-matching residual block widens taps
+above the deepest one to the width of the shared mid block. The decoder mirrors this, so outputs have the size
+of the inputs.
 """
 
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -20,12 +20,14 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from cat_fast.errors import UserError, one_line
 from cat_fast.tokenizer.initialisation import pyramid_initialise
 from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder, Widths
 from cat_fast.tokenizer.pretrained import from_autoencoder_kl, from_ldm_checkpoint
-from cat_fast.tokenizer.tiling import Tiling, tiled
+from cat_fast.tokenizer.tiling import check_tiles, tiled
 from cat_fast.weights.published import Published
 
 _HUB_OPTIONS = (
@@ -37,13 +39,27 @@ _HUB_OPTIONS = (
     "subfolder",
     "token",
 )
+_CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+_SINGLE_FILE_CONFIG = (
+    "sample_size",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+    "force_upcast",
+)
+_NOT_IN_FINGERPRINT = ("default_ratio", "force_upcast", "latents_mean", "latents_std")
+_PREFERRED_RATIO = 16
 
 
 class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """KL autoencoder that compresses each side by 8, 16 or 32 with one set of weights.
 
+    It has the interface of diffusers' `AutoencoderKL`, plus a `ratio` argument. A model with one ratio is a
+    drop-in replacement for `AutoencoderKL` in diffusers' pipelines.
+
     Args:
-        sample_size: side in pixels of the images it is meant for (informative).
+        sample_size: side in pixels of the images the model is meant for (informative).
         block_out_channels: width per level; n blocks downsample n - 1 times.
         layers_per_block: residual blocks per encoder block; decoder blocks have one more.
         latent_channels: c, the same at every ratio.
@@ -51,26 +67,32 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mid_block_num_layers: attention layers of each mid block.
         mid_block_attention_head_dim: 1 is the paper's literal reading (as many heads as channels); the width
             of the mid block gives one head.
-        ratios: the ratios this model serves; one ratio makes a fixed-rate autoencoder, built without the
-            blocks it would not use.
-        encoder_matching: the ratios whose features pass a channel-matching residual block before the mid
-            block; None is all that end before the full depth. Where widths differ it cannot be left out.
+        ratios: downsampling ratios of the model; with a single ratio, blocks it does not need are not built.
+        default_ratio: ratio of `encode`, `decode` and `forward` if they are called without one. None selects
+            16 if the model has it, else the smallest ratio.
+        encoder_matching: ratios with a channel-matching residual block between features and mid block.
+            None selects all ratios above the full depth. Required where the widths differ.
         decoder_matching: likewise after the decoder's mid block.
-        attention_levels: levels (k is downsampled k times) whose blocks have attention after each residual
-            block, as in the autoencoders of LDM at f16 and f32.
+        attention_levels: levels (k halvings) whose blocks have attention after each residual block, as in the
+            f16 and f32 autoencoders of LDM.
         scaling_factor, shift_factor: a diffusion model sees (latent - shift_factor) * scaling_factor.
+        latents_mean, latents_std: per-channel statistics of the latents, for pipelines that normalise with
+            them; not applied by the autoencoder, as in diffusers.
+        force_upcast: pipelines run the autoencoder in float32 even if they run in float16, as in diffusers.
         initialisation: `default` is torch's, as in diffusers; `pyramid` makes the untrained model a low-pass
             autoencoder, which short runs need (`cat_fast.tokenizer.initialisation`).
         initial_logvar: log-variance of the posterior before training. At 0 the noise drowns the untrained
-            mean and short runs spend their first hundred steps finding that out; -6 is a standard deviation
-            of 0.05.
+            mean, which costs short runs their first hundred steps; -6 is a standard deviation of 0.05.
 
     Raises:
-        ValueError: ratios that are no powers of two within the depth, widths the groups do not divide, a
-            ratio that needs channel matching and is left without.
+        ValueError: ratios that are not powers of two within the depth, widths not divisible by the groups, a
+            required channel-matching block left out, or a default ratio that is not one of the ratios.
     """
 
     _supports_gradient_checkpointing = True
+    # Encoder and decoder stay on one device each: they call parts of blocks without forward hooks.
+    _no_split_modules = ["NestedEncoder", "NestedDecoder"]  # type: ignore[assignment]  # noqa: RUF012
+    _group_offload_block_modules = ["quant_conv", "post_quant_conv", "encoder", "decoder"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -85,24 +107,34 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mid_block_num_layers: int = 8,
         mid_block_attention_head_dim: int = 1,
         ratios: tuple[int, ...] = (8, 16, 32),
+        default_ratio: int | None = None,
         encoder_matching: tuple[int, ...] | None = None,
         decoder_matching: tuple[int, ...] | None = None,
         attention_levels: tuple[int, ...] = (),
         scaling_factor: float = 1.0,
         shift_factor: float = 0.0,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        force_upcast: bool = True,
         initialisation: str = "default",
         initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
         _check_ratios(ratios, len(block_out_channels))
         if initialisation not in ("default", "pyramid"):
-            raise ValueError(f"initialisation {initialisation!r} is not default or pyramid")
+            raise ValueError(f"initialisation: expected default or pyramid, got {initialisation!r}")
         for width in block_out_channels:
             if width % norm_num_groups:
                 raise ValueError(
                     f"block_out_channels {width} is not divisible by norm_num_groups {norm_num_groups}"
                 )
+        for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+            if values is not None and len(values) != latent_channels:
+                raise ValueError(
+                    f"{name}: expected one value per latent channel, {latent_channels}, got {len(values)}"
+                )
         self.ratios = tuple(sorted(ratios))
+        self.default_ratio = _choose_default_ratio(default_ratio, self.ratios)
         widths = Widths(
             channels=tuple(block_out_channels),
             mid=block_out_channels[-1],
@@ -119,8 +151,10 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.decoder = NestedDecoder(widths, out_channels, latent_channels, layers_per_block + 1)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.tiling: Tiling | None = None
-        self.slicing = False
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_size = max(512, 4 * max(self.ratios))
+        self.tile_overlap_factor = 0.25
         if initialisation == "pyramid":
             pyramid_initialise(self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
         if initial_logvar and self.quant_conv.bias is not None:
@@ -130,116 +164,247 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, **options: Any
     ) -> Self:
-        """A trained model, in evaluation mode, from a folder or a name on the Hugging Face hub.
+        """Load a model in evaluation mode from a folder or a name on the Hugging Face hub.
 
-        Also loads, as a model with one ratio, a folder of diffusers' AutoencoderKL (such as sd-vae-ft-mse of
-        Stable Diffusion) and the `.ckpt` file of an LDM autoencoder, of which only tensors are read.
-        `options` are those of diffusers.
+        Folders of diffusers' `AutoencoderKL`, such as Stable Diffusion's `sd-vae-ft-mse`, load as models with
+        one ratio.
+
+        Args:
+            options: those of diffusers' `from_pretrained`.
 
         Raises:
-            UserError: a checkpoint whose layers have no counterpart here.
+            UserError: a single file, which `from_single_file` reads, or layers without a counterpart here.
         """
         name = str(pretrained_model_name_or_path)
-        if Path(name).suffix == ".ckpt":
-            return cls._of(from_ldm_checkpoint(Path(name)), **options)
+        if Path(name).suffix in _CHECKPOINT_SUFFIXES and not Path(name).is_dir():
+            raise UserError(f"{name}: expected a folder; load a single file with from_single_file")
         where = {key: options[key] for key in _HUB_OPTIONS if key in options}
         config: Any = cls.load_config(name, **where)
         if config.get("_class_name") != AutoencoderKL.__name__:
             return super().from_pretrained(name, **options)
-        return cls._of(from_autoencoder_kl(AutoencoderKL.from_pretrained(name, **options)))
+        with_info = options.pop("output_loading_info", False)
+        theirs, info = AutoencoderKL.from_pretrained(name, output_loading_info=True, **options)
+        model = cls._from_published(from_autoencoder_kl(theirs), name).to(theirs.device)
+        loaded: Any = (model, info) if with_info else model
+        return loaded
 
     @classmethod
-    def _of(cls, published: Published, torch_dtype: torch.dtype | None = None) -> Self:
-        model = cls(**published.arguments)
-        model.load_state_dict(published.state)
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: str | os.PathLike[str] | Mapping[str, Tensor],
+        *,
+        torch_dtype: torch.dtype | None = None,
+        **config: Any,
+    ) -> Self:
+        """Load the autoencoder of an LDM or Stable Diffusion checkpoint, in evaluation mode.
+
+        The file may hold an autoencoder or a complete model with one as its first stage. Only tensors are
+        read, code in a pickle is never run, and nothing is downloaded. The model has one ratio.
+
+        Args:
+            pretrained_model_link_or_path_or_dict: path of a `.ckpt` or `.safetensors` file, or a state dict.
+            torch_dtype: dtype of the model; None keeps that of the file.
+            config: config entries that the file does not hold: `sample_size`, `scaling_factor`,
+                `shift_factor`, `latents_mean`, `latents_std`, `force_upcast`. Stable Diffusion's files lack
+                the scaling factor, which is 1 by default and 0.18215 for Stable Diffusion 1 and 2.
+
+        Raises:
+            UserError: a missing or unreadable file, a file without such an autoencoder, or an unknown entry.
+        """
+        if unknown := config.keys() - set(_SINGLE_FILE_CONFIG):
+            raise UserError(
+                f"from_single_file: unexpected argument {min(unknown)!r}, expected torch_dtype or one of "
+                f"{', '.join(_SINGLE_FILE_CONFIG)}"
+            )
+        source = pretrained_model_link_or_path_or_dict
+        if not isinstance(source, Mapping):
+            if "://" in str(source):
+                raise UserError(f"{source}: links are not supported; download the file and pass its path")
+            if Path(source).is_dir():
+                raise UserError(f"{source}: expected a file; load a folder with from_pretrained")
+            source = Path(source)
+        published = from_ldm_checkpoint(source)
+        name = "state dict" if isinstance(source, Mapping) else str(source)
+        return cls._from_published(
+            Published(published.arguments | config, published.state), name, torch_dtype
+        )
+
+    @classmethod
+    def _from_published(cls, published: Published, name: str, torch_dtype: torch.dtype | None = None) -> Self:
+        try:
+            model = cls(**published.arguments)
+            model.load_state_dict(published.state)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"{name}: the autoencoder cannot be loaded ({one_line(error)[:200]})") from error
         dtype = torch_dtype or next(iter(published.state.values())).dtype
         return model.to(dtype).eval()
 
-    @overload
-    def encode(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> AutoencoderKLOutput: ...
-
-    @overload
+    @apply_forward_hook
     def encode(
-        self, x_BCHW: Tensor | Sequence[Tensor], ratio: Sequence[int]
-    ) -> list[DiagonalGaussianDistribution]: ...
+        self, x: Tensor, ratio: int | None = None, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """Encode images at one ratio; only the layers up to that ratio's tap run.
 
-    def encode(
-        self, x_BCHW: Tensor | Sequence[Tensor], ratio: int | Sequence[int], ghost_pass: bool = False
-    ) -> AutoencoderKLOutput | list[DiagonalGaussianDistribution]:
-        """Posterior of images in [-1, 1]: (B, 3, H, W) -> `.latent_dist` of latents (B, c, H/f, W/f).
+        The ratio is not chosen by the complexity of the images: without one, all are encoded at
+        `default_ratio`. `cat_fast.complexity` chooses ratios, and `encode_mixed` takes one per image.
 
-        Only the layers up to the tap of `ratio` run; `ghost_pass` also touches the others (see `ghost`).
-        With a ratio for each image, the images, (B, 3, H, W) or a list of (3, H, W) of any sizes, are
-        grouped, and a list of posteriors of one image each is returned in their order.
+        Args:
+            x: images (B, 3, H, W) in [-1, 1]; H and W are multiples of the ratio.
+            ratio: one of `ratios`; None for `default_ratio`.
+            return_dict: return an `AutoencoderKLOutput` instead of a tuple.
+
+        Returns:
+            The posterior of latents (B, c, H/f, W/f), as `.latent_dist` or as the tuple's only element.
 
         Raises:
-            ValueError: a ratio this model does not have, sides that are not multiples of it, or another
-                number of ratios than of images.
+            TypeError: an input other than a tensor, or a ratio other than an integer.
+            ValueError: another shape, a ratio the model does not have, or sides that are not multiples of it.
         """
-        if isinstance(ratio, int):
-            assert isinstance(x_BCHW, Tensor)
-            return AutoencoderKLOutput(
-                latent_dist=DiagonalGaussianDistribution(self._moments(x_BCHW, ratio, ghost_pass))
-            )
-        moments = grouped(self._moments, x_BCHW, ratio)
-        return [DiagonalGaussianDistribution(one[None]) for one in moments]
+        ratio = self._check_ratio(ratio)
+        self._check_input(x, self.config["in_channels"], "encode")
+        posterior = DiagonalGaussianDistribution(self._moments(x, ratio))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    @overload
-    def decode(self, z_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> DecoderOutput: ...
-
-    @overload
-    def decode(self, z_BCHW: Sequence[Tensor], ratio: Sequence[int]) -> list[Tensor]: ...
-
+    @apply_forward_hook
     def decode(
-        self, z_BCHW: Tensor | Sequence[Tensor], ratio: int | Sequence[int], ghost_pass: bool = False
-    ) -> DecoderOutput | list[Tensor]:
-        """Images of latents: (B, c, h, w) -> `.sample` (B, 3, h * ratio, w * ratio), about [-1, 1].
+        self,
+        z: Tensor,
+        ratio: int | None = None,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Decode latents of one ratio.
 
-        With a ratio for each of a list of latents (c, h, w): a list of images (3, H, W), in their order.
+        Latents do not carry their ratio: without one, all are taken to be of `default_ratio`.
+
+        Args:
+            z: latents (B, c, h, w).
+            ratio: the ratio they were encoded at; None for `default_ratio`.
+            return_dict: return a `DecoderOutput` instead of a tuple.
+            generator: unused; accepted because diffusers' pipelines pass it.
+
+        Returns:
+            Images (B, 3, h * f, w * f), about in [-1, 1], as `.sample` or as the tuple's only element.
+
+        Raises:
+            TypeError: an input other than a tensor, or a ratio other than an integer.
+            ValueError: another shape, or a ratio the model does not have.
         """
-        if isinstance(ratio, int):
-            assert isinstance(z_BCHW, Tensor)
-            return DecoderOutput(sample=self._images(z_BCHW, ratio, ghost_pass))
-        return grouped(self._images, z_BCHW, ratio)
+        ratio = self._check_ratio(ratio)
+        self._check_input(z, self.config["latent_channels"], "decode")
+        sample = self._images(z, ratio)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def encode_mixed(
+        self, images: Tensor | Sequence[Tensor], ratios: Sequence[int]
+    ) -> list[DiagonalGaussianDistribution]:
+        """Encode each image at its own ratio, with one call per ratio and image size.
+
+        Args:
+            images: (B, 3, H, W), or a list of (3, H, W) of any sizes, in [-1, 1].
+            ratios: one of `ratios` per image.
+
+        Returns:
+            One posterior of a latent (1, c, H/f, W/f) per image, in order.
+
+        Raises:
+            ValueError: a number of ratios other than that of images, or anything that `encode` refuses.
+        """
+        moments = _by_ratio_and_shape(lambda x, f: self.encode(x, f).latent_dist.parameters, images, ratios)
+        return [DiagonalGaussianDistribution(each[None]) for each in moments]
+
+    def decode_mixed(self, latents: Sequence[Tensor], ratios: Sequence[int]) -> list[Tensor]:
+        """Decode each latent (c, h, w) at its own ratio, with one call per ratio and latent size.
+
+        Returns:
+            Images (3, h * f, w * f), in order.
+
+        Raises:
+            ValueError: a number of ratios other than that of latents, or anything that `decode` refuses.
+        """
+        return _by_ratio_and_shape(lambda z, f: self.decode(z, f).sample, latents, ratios)
 
     def forward(
-        self, x_BCHW: Tensor, ratio: int, sample_posterior: bool = True, ghost_pass: bool = False
-    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
-        """Reconstruction (B, 3, H, W) and posterior, as training needs them.
+        self,
+        sample: Tensor,
+        ratio: int | None = None,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encode and decode images at one ratio.
 
-        `ghost_pass` makes every parameter of every ratio receive a gradient (zero for the unused ones).
+        Args:
+            sample: images (B, 3, H, W) in [-1, 1].
+            ratio: one of `ratios`; None for `default_ratio`, whatever the complexity of the images.
+            sample_posterior: decode a draw from the posterior instead of its mode.
+            return_dict: return a `DecoderOutput` instead of a tuple.
+            generator: random numbers for `sample_posterior`.
+
+        Returns:
+            Reconstructions (B, 3, H, W), as `.sample` or as the tuple's only element.
         """
-        posterior = self.encode(x_BCHW, ratio, ghost_pass).latent_dist
+        posterior = self.encode(sample, ratio).latent_dist
+        z = posterior.sample(generator=generator) if sample_posterior else posterior.mode()
+        return self.decode(z, ratio, return_dict=return_dict)
+
+    def reconstruct(
+        self, x: Tensor, ratio: int, *, sample_posterior: bool = True, ghost_pass: bool = False
+    ) -> tuple[Tensor, DiagonalGaussianDistribution]:
+        """Return reconstructions (B, 3, H, W) and their posterior, for a training loss.
+
+        Args:
+            ghost_pass: give every parameter of every ratio a gradient, zero for the unused ones (`ghost`).
+        """
+        posterior = DiagonalGaussianDistribution(self._moments(x, self._check_ratio(ratio), ghost_pass))
         z = posterior.sample() if sample_posterior else posterior.mode()
-        return self.decode(z, ratio, ghost_pass).sample, posterior
+        return self._images(z, ratio, ghost_pass), posterior
 
-    def enable_tiling(self, size: int = 512, overlap: int = 128) -> None:
-        """Encode and decode images with a side over `size` pixels in tiles that overlap by `overlap`.
+    def enable_tiling(
+        self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None
+    ) -> None:
+        """Encode and decode large images in overlapping tiles that are blended.
 
-        Memory then depends on the tile and no longer on the image; normalisation and attention see no more
-        than a tile.
+        Memory then depends on the tile instead of the image. Normalisation and attention see one tile at a
+        time, so results differ slightly from those without tiling.
+
+        Args:
+            tile_sample_min_size: side of a tile in pixels; smaller images are not tiled. None keeps the
+                current one, initially 512 or, if larger, four times the largest ratio.
+            tile_overlap_factor: overlap of neighbouring tiles, as a part of their side. None keeps the
+                current one, initially 0.25.
 
         Raises:
-            ValueError: sizes that are no multiples of every ratio, or an overlap over half a tile.
+            ValueError: sizes or overlaps that are not multiples of every ratio, or a factor over 0.5.
         """
-        tiling = Tiling(size=size, overlap=overlap)
-        for ratio in self.ratios:
-            tiling.require_multiples_of(ratio)
-        self.tiling = tiling
+        size = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
+        factor = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
+        check_tiles(size, factor, self.ratios)
+        self.tile_sample_min_size, self.tile_overlap_factor = size, factor
+        self.use_tiling = True
 
     def disable_tiling(self) -> None:
-        self.tiling = None
+        """Encode and decode images in one piece."""
+        self.use_tiling = False
 
     def enable_slicing(self) -> None:
         """Encode and decode one image of a batch at a time: less memory, the same result."""
-        self.slicing = True
+        self.use_slicing = True
 
     def disable_slicing(self) -> None:
-        self.slicing = False
+        """Encode and decode batches in one call."""
+        self.use_slicing = False
 
     def fingerprint(self) -> str:
-        """16 hex digits that change with any weight or setting: latents name the tokenizer they came from."""
-        settings = {k: v for k, v in sorted(self.config.items()) if not k.startswith("_")}
+        """Return 16 hex digits that identify the weights and the config; stored with latents.
+
+        Config entries that do not change latents are left out.
+        """
+        settings = {
+            key: value
+            for key, value in sorted(self.config.items())
+            if not key.startswith("_") and key not in _NOT_IN_FINGERPRINT
+        }
         digest = hashlib.sha256(json.dumps(settings, default=list, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -247,7 +412,6 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return digest.hexdigest()[:16]
 
     def _moments(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
-        self._check_ratio(ratio)
         height, width = x_BCHW.shape[-2:]
         if height % ratio or width % ratio:
             raise ValueError(
@@ -257,49 +421,67 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         def encode(x: Tensor) -> Tensor:
             return self.quant_conv(self.encoder(x, ratio, ghost_pass))
 
-        return self._in_pieces(encode, x_BCHW, ratio, cell_in=ratio, cell_out=1)
+        return self._sliced_and_tiled(encode, x_BCHW, ratio, cell_in=ratio, cell_out=1)
 
     def _images(self, z_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
-        self._check_ratio(ratio)
-
         def decode(z: Tensor) -> Tensor:
             return self.decoder(self.post_quant_conv(z), ratio, ghost_pass)
 
-        return self._in_pieces(decode, z_BCHW, ratio, cell_in=1, cell_out=ratio)
+        return self._sliced_and_tiled(decode, z_BCHW, ratio, cell_in=1, cell_out=ratio)
 
-    def _in_pieces(
+    def _sliced_and_tiled(
         self, function: Callable[[Tensor], Tensor], x_BCHW: Tensor, ratio: int, *, cell_in: int, cell_out: int
     ) -> Tensor:
-        """`function` of x, in slices and tiles where that is switched on."""
-        if self.slicing and x_BCHW.shape[0] > 1:
-            one_by_one = [
-                self._in_pieces(function, x, ratio, cell_in=cell_in, cell_out=cell_out)
+        """Apply `function` to x, in slices and tiles where these are enabled."""
+        if self.use_slicing and x_BCHW.shape[0] > 1:
+            slices = [
+                self._sliced_and_tiled(function, x, ratio, cell_in=cell_in, cell_out=cell_out)
                 for x in x_BCHW.split(1)
             ]
-            return torch.cat(one_by_one)
-        if self.tiling is None or max(x_BCHW.shape[-2:]) // cell_in * ratio <= self.tiling.size:
+            return torch.cat(slices)
+        size = self.tile_sample_min_size
+        if not self.use_tiling or max(x_BCHW.shape[-2:]) // cell_in * ratio <= size:
             return function(x_BCHW)
         return tiled(
             function,
             x_BCHW,
             cell_in=cell_in,
             cell_out=cell_out,
-            size=self.tiling.size // ratio,
-            overlap=self.tiling.overlap // ratio,
+            size=size // ratio,
+            overlap=round(size * self.tile_overlap_factor) // ratio,
         )
 
-    def _check_ratio(self, ratio: int) -> None:
+    def _check_ratio(self, ratio: int | None) -> int:
+        if ratio is None:
+            return self.default_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, int):
+            raise TypeError(
+                f"expected an integer ratio, got {ratio!r}; pass return_dict by keyword, and use "
+                "encode_mixed or decode_mixed for one ratio per image"
+            )
         if ratio not in self.ratios:
-            served = ", ".join(map(str, self.ratios))
-            raise ValueError(f"ratio {ratio} is not served by this tokenizer (it has {served})")
+            available = ", ".join(map(str, self.ratios))
+            raise ValueError(f"ratio {ratio} is not available in this model; expected one of {available}")
+        return ratio
+
+    def _check_input(self, x: Any, channels: int, method: str) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{method}: expected a tensor (B, {channels}, H, W), got {type(x).__name__}; "
+                f"use {method}_mixed for a list"
+            )
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"{method}: expected shape (B, {channels}, H, W), got {tuple(x.shape)}")
 
 
-def grouped(
+def _by_ratio_and_shape(
     function: Callable[[Tensor, int], Tensor], items: Tensor | Sequence[Tensor], ratios: Sequence[int]
 ) -> list[Tensor]:
-    """`function` of each item at its ratio, in their order, with one call for each ratio and shape."""
+    """Apply `function` to each item at its ratio, batching those of one ratio and shape; results in order."""
+    if isinstance(ratios, int):
+        raise TypeError(f"expected one ratio per image or latent, got {ratios} for all; use encode or decode")
     if len(items) != len(ratios):
-        raise ValueError(f"{len(items)} images or latents but {len(ratios)} ratios: give one for each")
+        raise ValueError(f"expected one ratio per image or latent, got {len(ratios)} for {len(items)}")
     groups: dict[tuple[int, torch.Size], list[int]] = {}
     for i, (item, ratio) in enumerate(zip(items, ratios, strict=True)):
         groups.setdefault((int(ratio), item.shape), []).append(i)
@@ -309,8 +491,16 @@ def grouped(
     return [results[i] for i in range(len(ratios))]
 
 
+def _choose_default_ratio(given: int | None, ratios: tuple[int, ...]) -> int:
+    if given is None:
+        return _PREFERRED_RATIO if _PREFERRED_RATIO in ratios else ratios[0]
+    if given not in ratios:
+        raise ValueError(f"default_ratio: expected one of {', '.join(map(str, ratios))}, got {given}")
+    return given
+
+
 def _matching(given: Sequence[int] | None, ratios: tuple[int, ...], num_blocks: int) -> tuple[int, ...]:
-    """The ratios that have a channel-matching block, of one side."""
+    """Return the ratios with a channel-matching block, in the encoder or the decoder."""
     if given is not None:
         return tuple(sorted(given))
     return tuple(f for f in ratios if f < 2 ** (num_blocks - 1))
@@ -329,7 +519,7 @@ def _check_matching(widths: Widths) -> None:
                     "so it needs channel matching"
                 )
         if unknown := set(matching) - set(widths.ratios):
-            raise ValueError(f"{side}_matching: ratio {min(unknown)} is none of {widths.ratios}")
+            raise ValueError(f"{side}_matching: expected ratios among {widths.ratios}, got {min(unknown)}")
 
 
 def _check_ratios(ratios: tuple[int, ...], num_blocks: int) -> None:
@@ -337,7 +527,7 @@ def _check_ratios(ratios: tuple[int, ...], num_blocks: int) -> None:
     for f in ratios:
         if f < 2 or not math.log2(f).is_integer() or f > deepest:
             raise ValueError(
-                f"ratio {f}: with {num_blocks} blocks a ratio is a power of two from 2 to {deepest}"
+                f"ratios: expected powers of two from 2 to {deepest} with {num_blocks} blocks, got {f}"
             )
     if not ratios or len(set(ratios)) != len(ratios):
-        raise ValueError(f"ratios {tuple(ratios)}: give at least one, each once")
+        raise ValueError(f"ratios: expected at least one, without repetition, got {tuple(ratios)}")

@@ -1,11 +1,11 @@
 """Convolutional blocks of the nested VAE.
 
 Layer names and arithmetic follow diffusers' AutoencoderKL (`ResnetBlock2D`, `DownEncoderBlock2D`,
-`UpDecoderBlock2D`, `UNetMidBlock2D`), so that LDM and Stable Diffusion weights load; normalisation and
-activation go through the fused `group_norm_silu` operator, attention with heads of one dimension through
-`scalar_attention`, with wide ones through `wide_attention`.
+`UpDecoderBlock2D`, `UNetMidBlock2D`), so that LDM and Stable Diffusion weights load. Normalisation and
+activation use the fused operator `group_norm_silu`; attention uses `scalar_attention` for one-dimensional
+heads and `wide_attention` for wide ones.
 
-Shapes: B batch, C channels, H and W the side of the feature map.
+Shapes: B batch, C channels, H and W sides of the feature map, N = H * W positions.
 """
 
 import torch
@@ -18,22 +18,22 @@ from cat_fast.kernels.wide_attention.op import wide_attention
 
 NORM_EPS = 1e-6
 WIDE = 256
-"""Heads of this dimension and more go through `wide_attention`."""
+"""Smallest head dimension that uses `wide_attention`."""
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm, followed by SiLU when `activation` is set, as one operator. (B, C, H, W) -> the same."""
+    """GroupNorm with an optional SiLU, fused into one operator; shapes are (B, C, H, W)."""
 
     def __init__(self, num_groups: int, num_channels: int, activation: bool = True) -> None:
         super().__init__(num_groups, num_channels, eps=NORM_EPS)
         self.activation = activation
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return group_norm_silu(x_BCHW, self.weight, self.bias, self.num_groups, self.eps, self.activation)
+    def forward(self, x: Tensor) -> Tensor:
+        return group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.activation)
 
 
 class ResnetBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut where the channels change."""
+    """Residual block x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 shortcut if the width changes."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_num_groups: int) -> None:
         super().__init__()
@@ -43,15 +43,15 @@ class ResnetBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x_BCHW))
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h))
-        shortcut = x_BCHW if self.conv_shortcut is None else self.conv_shortcut(x_BCHW)
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return shortcut + h
 
 
 class Attention(nn.Module):
-    """Residual self-attention over the H x W positions, `channels // head_dim` heads."""
+    """Residual self-attention over the H x W positions with `channels // head_dim` heads."""
 
     def __init__(self, channels: int, head_dim: int, norm_num_groups: int) -> None:
         super().__init__()
@@ -64,9 +64,9 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        B, C, H, W = x_BCHW.shape
-        h_BNC = self.group_norm(x_BCHW).flatten(2).transpose(1, 2)
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        h_BNC = self.group_norm(x).flatten(2).transpose(1, 2)
 
         def heads(t_BNC: Tensor) -> Tensor:
             return t_BNC.unflatten(2, (-1, self.head_dim))
@@ -79,11 +79,11 @@ class Attention(nn.Module):
         else:
             q, k, v = (heads(t_BNC).transpose(1, 2) for t_BNC in (q_BNC, k_BNC, v_BNC))
             out_BNC = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x_BCHW + self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
+        return x + self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
 
 class MidBlock(nn.Module):
-    """`num_layers` attentions between `num_layers + 1` residual blocks, at constant width."""
+    """`num_layers` attention layers alternating with `num_layers + 1` residual blocks, at constant width."""
 
     def __init__(self, channels: int, num_layers: int, attention_head_dim: int, norm_num_groups: int) -> None:
         super().__init__()
@@ -94,39 +94,39 @@ class MidBlock(nn.Module):
             ResnetBlock(channels, channels, norm_num_groups) for _ in range(num_layers + 1)
         )
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h = self.resnets[0](x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.resnets[0](x)
         for attention, resnet in zip(self.attentions, list(self.resnets)[1:], strict=True):
             h = resnet(attention(h))
         return h
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution, padded on the right and bottom only. (B, C, H, W) -> (B, C, H/2, W/2)."""
+    """Stride-2 convolution padded at the right and bottom: (B, C, H, W) -> (B, C, H/2, W/2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a convolution. (B, C, H, W) -> (B, C, 2H, 2W)."""
+    """Nearest-neighbour upsampling and a convolution: (B, C, H, W) -> (B, C, 2H, 2W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class DownBlock(nn.Module):
-    """Residual blocks, each followed by attention with one head if `attention` is set, then a downsampling.
+    """Residual blocks and a downsampling; with `attention`, one-head attention follows each residual block.
 
-    The tap of a ratio lies before the downsampling, at `features`.
+    A ratio's tap is before the downsampling, at `features`.
     """
 
     def __init__(
@@ -146,18 +146,18 @@ class DownBlock(nn.Module):
         self.attentions = _attentions(out_channels, num_layers * attention, norm_num_groups)
         self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
 
-    def features(self, x_BCHW: Tensor) -> Tensor:
-        return _run_layers(self.resnets, self.attentions, x_BCHW)
+    def features(self, x: Tensor) -> Tensor:
+        return _run_layers(self.resnets, self.attentions, x)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = self.features(x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x)
         for downsampler in self.downsamplers:
-            x_BCHW = downsampler(x_BCHW)
-        return x_BCHW
+            x = downsampler(x)
+        return x
 
 
 class UpBlock(nn.Module):
-    """Residual blocks, each followed by attention with one head if `attention` is set, then an upsampling."""
+    """Residual blocks and an upsampling; with `attention`, one-head attention follows each residual block."""
 
     def __init__(
         self,
@@ -175,11 +175,11 @@ class UpBlock(nn.Module):
         self.attentions = _attentions(out_channels, num_layers * attention, norm_num_groups)
         self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = _run_layers(self.resnets, self.attentions, x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        x = _run_layers(self.resnets, self.attentions, x)
         for upsampler in self.upsamplers:
-            x_BCHW = upsampler(x_BCHW)
-        return x_BCHW
+            x = upsampler(x)
+        return x
 
 
 def _resnets(in_channels: int, out_channels: int, num_layers: int, norm_num_groups: int) -> nn.ModuleList:
@@ -190,23 +190,23 @@ def _resnets(in_channels: int, out_channels: int, num_layers: int, norm_num_grou
 
 
 def _attentions(channels: int, num_layers: int, norm_num_groups: int) -> nn.ModuleList:
-    """With one head, as the autoencoders of LDM that have attention outside the mid block."""
+    """Return attention layers with one head, as LDM's autoencoders have them outside the mid block."""
     return nn.ModuleList(Attention(channels, channels, norm_num_groups) for _ in range(num_layers))
 
 
-def _run_layers(resnets: nn.ModuleList, attentions: nn.ModuleList, x_BCHW: Tensor) -> Tensor:
+def _run_layers(resnets: nn.ModuleList, attentions: nn.ModuleList, x: Tensor) -> Tensor:
     for i, resnet in enumerate(resnets):
-        x_BCHW = resnet(x_BCHW)
+        x = resnet(x)
         if attentions:
-            x_BCHW = attentions[i](x_BCHW)
-    return x_BCHW
+            x = attentions[i](x)
+    return x
 
 
 def ghost(module: nn.Module, channels: int, like: Tensor) -> Tensor:
     """Run `module` on a tiny zero tensor and return zero, with the module's parameters in the graph.
 
-    The value is 0 and every gradient it sends is 0: a rank that skips a block still *produces* its
-    gradients, in the same order as a rank that runs it, which is what ZeRO's bucketed reduction needs.
+    All gradients through it are 0. A rank that does not need a block thus still *produces* its gradients, in
+    the same order as the other ranks. ZeRO's bucketed reduction requires this.
     """
     zeros = torch.zeros(1, channels, 2, 2, dtype=like.dtype, device=like.device)
     return 0.0 * module(zeros).sum()

@@ -1,12 +1,11 @@
-"""StyleGAN2-architecture discriminator, used patch-wise.
+"""StyleGAN2 discriminator for crops of images.
 
 Residual architecture of Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), with
 equalised learning rate, low-pass filtered downsampling and a minibatch-stddev channel. Parameter names are
 those of the published networks (`b64.conv0.weight`, `b4.fc.weight`, …).
 
-The autoencoder's images are larger than the discriminator's own resolution: it judges random crops of
-that size, and the minibatch-stddev channel is fed zeros, because crops of different images say nothing
-about each other.
+Training images are larger than the discriminator's resolution, so it sees random crops of that size. The
+minibatch-stddev channel is zero, because statistics over crops of different images carry no information.
 """
 
 import math
@@ -24,7 +23,7 @@ _LRELU_GAIN = math.sqrt(2)
 
 
 class EqualizedConv(nn.Module):
-    """Convolution whose weight is scaled at run time by 1/sqrt(fan-in); leaky ReLU with gain sqrt(2)."""
+    """Convolution with weights scaled at run time by 1/sqrt(fan-in), and a leaky ReLU with gain sqrt(2)."""
 
     resample_filter: Tensor
 
@@ -47,25 +46,27 @@ class EqualizedConv(nn.Module):
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
         self.register_buffer("resample_filter", torch.outer(taps, taps))
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        weight = (self.weight * self.weight_gain).to(x_BCHW.dtype)
-        bias = None if self.bias is None else self.bias.to(x_BCHW.dtype)
+    def forward(self, x: Tensor) -> Tensor:
+        weight = (self.weight * self.weight_gain).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.down == 2:
-            x_BCHW = self._low_pass(x_BCHW)
-            x_BCHW = F.conv2d(x_BCHW, weight, bias, stride=2)
+            x = self._low_pass(x)
+            x = F.conv2d(x, weight, bias, stride=2)
         else:
-            x_BCHW = F.conv2d(x_BCHW, weight, bias, padding=self.padding)
+            x = F.conv2d(x, weight, bias, padding=self.padding)
         if self.activation:
-            x_BCHW = F.leaky_relu(x_BCHW, 0.2) * _LRELU_GAIN
-        return x_BCHW * self.gain
+            x = F.leaky_relu(x, 0.2) * _LRELU_GAIN
+        return x * self.gain
 
-    def _low_pass(self, x_BCHW: Tensor) -> Tensor:
-        channels = x_BCHW.shape[1]
-        kernel = self.resample_filter.to(x_BCHW.dtype).expand(channels, 1, 4, 4)
-        return F.conv2d(x_BCHW, kernel, padding=self.padding + 1, groups=channels)
+    def _low_pass(self, x: Tensor) -> Tensor:
+        channels = x.shape[1]
+        kernel = self.resample_filter.to(x.dtype).expand(channels, 1, 4, 4)
+        return F.conv2d(x, kernel, padding=self.padding + 1, groups=channels)
 
 
 class EqualizedLinear(nn.Module):
+    """Linear layer with weights scaled at run time by 1/sqrt(fan-in), and an optional leaky ReLU."""
+
     def __init__(self, in_features: int, out_features: int, activation: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_features, in_features))
@@ -73,13 +74,13 @@ class EqualizedLinear(nn.Module):
         self.weight_gain = 1 / math.sqrt(in_features)
         self.activation = activation
 
-    def forward(self, x_BC: Tensor) -> Tensor:
-        x_BC = F.linear(x_BC, (self.weight * self.weight_gain).to(x_BC.dtype), self.bias.to(x_BC.dtype))
-        return F.leaky_relu(x_BC, 0.2) * _LRELU_GAIN if self.activation else x_BC
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(x, (self.weight * self.weight_gain).to(x.dtype), self.bias.to(x.dtype))
+        return F.leaky_relu(x, 0.2) * _LRELU_GAIN if self.activation else x
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two convolutions and a skip path, halving the side: (B, C, R, R) -> (B, C', R/2, R/2)."""
+    """Two convolutions and a skip path that halve the side: (B, C, R, R) -> (B, C', R/2, R/2)."""
 
     def __init__(self, in_channels: int, out_channels: int, from_rgb: bool) -> None:
         super().__init__()
@@ -91,14 +92,14 @@ class DiscriminatorBlock(nn.Module):
             in_channels, out_channels, 1, bias=False, activation=False, down=2, gain=half
         )
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         if self.fromrgb is not None:
-            x_BCHW = self.fromrgb(x_BCHW)
-        return self.skip(x_BCHW) + self.conv1(self.conv0(x_BCHW))
+            x = self.fromrgb(x)
+        return self.skip(x) + self.conv1(self.conv0(x))
 
 
 class DiscriminatorEpilogue(nn.Module):
-    """4 x 4 features and one (zero) minibatch-stddev channel -> one logit per crop."""
+    """Head from 4 x 4 features and a zero minibatch-stddev channel to one logit per crop."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -106,24 +107,26 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = EqualizedLinear(channels * 16, channels, activation=True)
         self.out = EqualizedLinear(channels, 1, activation=False)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        zeros = x_BCHW.new_zeros(x_BCHW.shape[0], 1, 4, 4)
-        x_BCHW = self.conv(torch.cat([x_BCHW, zeros], dim=1))
-        return self.out(self.fc(x_BCHW.flatten(1))).squeeze(1)
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = x.new_zeros(x.shape[0], 1, 4, 4)
+        x = self.conv(torch.cat([x, zeros], dim=1))
+        return self.out(self.fc(x.flatten(1))).squeeze(1)
 
 
 class StyleGANDiscriminator(nn.Module):
-    """One logit per crop: (B, 3, resolution, resolution) in [-1, 1] -> (B,).
+    """Discriminator of crops (B, 3, resolution, resolution) in [-1, 1], with one logit per crop, (B,).
 
     Args:
-        resolution: side of the crops it judges, a power of two >= 8.
-        channel_base: channels at resolution r are channel_base / r, at most channel_max.
+        resolution: side of the crops, a power of two >= 8.
+        channel_base: there are channel_base / r channels at resolution r, at most channel_max.
     """
 
     def __init__(self, resolution: int = 256, channel_base: int = 32768, channel_max: int = 512) -> None:
         super().__init__()
         if resolution < 8 or resolution & (resolution - 1):
-            raise ValueError(f"discriminator resolution {resolution}: a power of two, at least 8, is needed")
+            raise ValueError(
+                f"discriminator resolution: expected a power of two, at least 8, got {resolution}"
+            )
         self.resolution = resolution
 
         def width(side: int) -> int:
@@ -136,18 +139,18 @@ class StyleGANDiscriminator(nn.Module):
 
     @classmethod
     def from_pickle(cls, path: Path) -> "StyleGANDiscriminator":
-        """The discriminator of a published StyleGAN2-ADA pickle, of which only tensors are read.
+        """Load the discriminator of a published StyleGAN2-ADA pickle; only tensors are read.
 
         Raises:
-            UserError: no such pickle, or one without a residual discriminator for RGB images.
+            UserError: the file is missing, or has no residual discriminator for RGB images.
         """
         networks = load_pickle(path)
         if not isinstance(networks, dict) or "D" not in networks:
-            raise UserError(f"{path}: there is no discriminator D in it")
+            raise UserError(f"{path}: the discriminator D is missing")
         state = module_state(networks["D"])
         sides = [int(match[1]) for name in state if (match := re.match(r"b(\d+)\.fromrgb\.weight", name))]
         if not sides:
-            raise UserError(f"{path}: D is no residual StyleGAN2 discriminator")
+            raise UserError(f"{path}: D is not a residual StyleGAN2 discriminator")
         widths = [w.shape[0] for name, w in state.items() if name.endswith("conv0.weight")]
         model = cls(
             sides[0],
@@ -163,16 +166,16 @@ class StyleGANDiscriminator(nn.Module):
         model.load_state_dict({name: state[name] for name in ours})
         return model
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for side in self.block_resolutions:
-            x_BCHW = self.get_submodule(f"b{side}")(x_BCHW)
-        return self.b4(x_BCHW)
+            x = self.get_submodule(f"b{side}")(x)
+        return self.b4(x)
 
 
 def random_crops(images: list[Tensor], resolution: int) -> list[Tensor]:
-    """The same random window of side `resolution` from each (B, 3, H, W) batch, one window per sample.
+    """Cut the same random windows of side `resolution` from each (B, 3, H, W) batch, one window per sample.
 
-    Images no larger than the window are returned as they are. Randomness comes from torch's global state.
+    Images that fit into the window are returned unchanged. Positions come from torch's global random state.
     """
     B, _, height, width = images[0].shape
     if height <= resolution and width <= resolution:

@@ -1,8 +1,8 @@
-"""Distance between the features of a ResNet: the paper's term on MoCo-v2's ResNet-50.
+"""ResNet feature distance, the paper's loss term on MoCo-v2's ResNet-50.
 
-The sources name the network and the weight (0.2), not the layers. Here, as in LPIPS without its learned
-weights: the four stages' feature maps, each position scaled to unit length, mean squared difference, summed
-over stages.
+The sources state the network and the weight (0.2), not the layers. We follow LPIPS without its learned
+weights: feature maps of the four stages are normalised to unit length per position, and mean squared
+differences are summed over stages.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ _MOCO_PREFIX = "module.encoder_q."
 
 
 class ResNetFeatures(nn.Module):
-    """Distance per image, (B,), of images in [-1, 1], (B, 3, H, W); only the first gets a gradient.
+    """Distance per image, (B,), of images in [-1, 1], (B, 3, H, W); only the first argument gets a gradient.
 
     Args:
-        trunk: a ResNet of torchvision by name, such as `resnet50`, or one of timm as `timm/resnet50`.
-        weights: its checkpoint: MoCo's own layout, or a plain state dict of the trunk; None leaves it
-            untrained, which tells no distance but takes the same time and memory.
+        trunk: name of a torchvision ResNet, such as `resnet50`, or of one from timm, such as `timm/resnet50`.
+        weights: checkpoint in MoCo's layout or plain state dict of the trunk. None leaves the trunk
+            untrained, for measurements of time and memory only.
 
     Raises:
-        UserError: no such trunk, no such file, or weights of another network.
+        UserError: an unknown trunk, a missing file, or weights of another network.
     """
 
     mean: Tensor
@@ -45,7 +45,7 @@ class ResNetFeatures(nn.Module):
             for name, value in network.state_dict().items():
                 if not name.startswith("fc.") and getattr(state.get(name), "shape", None) != value.shape:
                     raise UserError(
-                        f"{weights}: no weights of {trunk}: {name} is missing or of another shape"
+                        f"{weights}: not the weights of a {trunk}: {name} is missing or has another shape"
                     )
             network.load_state_dict(state, strict=False)
         self.network = create_feature_extractor(network.eval(), return_nodes=list(STAGES))
@@ -56,16 +56,16 @@ class ResNetFeatures(nn.Module):
     def train(self, mode: bool = True) -> "ResNetFeatures":
         return super().train(False)
 
-    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
-            targets = self._unit_features(y_BCHW)
-        distance = x_BCHW.new_zeros(x_BCHW.shape[0])
-        for feature, target in zip(self._unit_features(x_BCHW), targets, strict=True):
+            targets = self._unit_features(y)
+        distance = x.new_zeros(x.shape[0])
+        for feature, target in zip(self._unit_features(x), targets, strict=True):
             distance = distance + (feature - target).square().sum(1).mean((1, 2))
         return distance
 
-    def _unit_features(self, x_BCHW: Tensor) -> list[Tensor]:
-        stages = self.network((0.5 * (x_BCHW + 1) - self.mean) / self.std)
+    def _unit_features(self, x: Tensor) -> list[Tensor]:
+        stages = self.network((0.5 * (x + 1) - self.mean) / self.std)
         return [F.normalize(stages[name], dim=1) for name in STAGES]
 
 
@@ -81,7 +81,9 @@ def _trunk(name: str) -> nn.Module:
     except (ImportError, ValueError, RuntimeError) as error:
         raise UserError(f"loss.features_trunk: {name}: {first_line(error)}") from None
     if not all(hasattr(network, stage) for stage in STAGES):
-        raise UserError(f"loss.features_trunk: {name} is no ResNet: it has no {', '.join(STAGES)}")
+        raise UserError(
+            f"loss.features_trunk: expected a ResNet with {', '.join(STAGES)}, got {name} without them"
+        )
     return network
 
 

@@ -1,17 +1,17 @@
-"""Pyramid initialisation: the untrained nested VAE already is a low-pass autoencoder.
+"""Pyramid initialisation, which makes the untrained nested VAE a low-pass autoencoder.
 
-With torch's default initialisation each convolution on the residual stream shrinks it while every residual
-branch, being normalised, adds at full scale: after six blocks nothing is left of the image's own colours,
-and short runs spend most of their steps digging them out again. Here the residual branches start at zero and
-the stream carries the colours through: downsampling averages, upsampling interpolates, changes of width
-copy channels. The first three latent channels then are the image at 1/f of its size.
+With torch's default initialisation, each convolution on the residual stream shrinks it, while every residual
+branch is normalised and adds at full scale. After six blocks the colours of the image are lost, and short
+runs spend most of their steps on recovering them. Here, residual branches start at zero and the stream
+carries the colours: downsampling averages, upsampling interpolates, changes of width copy channels. The first
+three latent channels are then the image at 1/f of its size.
 
-What makes this exact through the last GroupNorm and SiLU is the *quad*: a value x travels as four channels
+To make this exact through the last GroupNorm and SiLU, a value x is stored as a *quad* of channels
 
     x + d,  -(x + d),  x - d,  -(x - d)        because silu(u) - silu(-u) = u.
 
-The first two give x + d, the others x - d; beside the constant d the group's spread sqrt(d^2 + E[x^2]) hardly
-depends on the image, so its brightness and contrast survive the normalisation.
+The first two give x + d, the others x - d. With the constant d, the group's spread sqrt(d^2 + E[x^2]) hardly
+depends on the image, so brightness and contrast survive the normalisation.
 """
 
 import itertools
@@ -32,7 +32,7 @@ _SPREAD = (_D**2 + 0.3) ** 0.5  # 0.3 is about the mean square of images in [-1,
 def pyramid_initialise(
     encoder: NestedEncoder, decoder: NestedDecoder, quant_conv: nn.Conv2d, post_quant_conv: nn.Conv2d
 ) -> None:
-    """Initialise the parts of an autoencoder; widths and groups should hold whole quads (multiples of 4)."""
+    """Initialise the parts of an autoencoder; widths and group sizes should be multiples of 4, one quad."""
     for part in itertools.chain(encoder.modules(), decoder.modules()):
         if isinstance(part, ResnetBlock):
             _zero(part.conv2)
@@ -57,7 +57,7 @@ def pyramid_initialise(
 
 
 def _open_stream(conv: nn.Conv2d) -> None:
-    """Input channel i becomes quad i, and again while there is room."""
+    """Map input channel i to quad i, repeating the channels until all quads are used."""
     _zero(conv)
     assert conv.bias is not None
     for channel in range(conv.out_channels):
@@ -67,10 +67,10 @@ def _open_stream(conv: nn.Conv2d) -> None:
 
 
 def _close_stream(conv: nn.Conv2d, carried: list[int], values: int) -> None:
-    """Output i < `values` is the mean of the quads that carry value i; other outputs stay random.
+    """Set output i < `values` to the mean of the quads that carry value i; other outputs stay random.
 
     Args:
-        carried: for each input channel, which value it carries; its place in the quad is its number modulo 4.
+        carried: index of the value each input channel carries; channel i has place i modulo 4 in its quad.
     """
     assert conv.bias is not None
     conv.bias.zero_()
@@ -82,7 +82,7 @@ def _close_stream(conv: nn.Conv2d, carried: list[int], values: int) -> None:
 
 
 def _origins(opening: int, widths: tuple[int, ...]) -> list[int]:
-    """Which of the stream's first `opening` channels each of the last ones is, after every `_copy`."""
+    """Return the source of each final channel among the stream's first `opening` ones, after all copies."""
     origins = list(range(opening))
     for width in widths:
         origins = [origins[channel % len(origins)] for channel in range(width)]
@@ -90,7 +90,7 @@ def _origins(opening: int, widths: tuple[int, ...]) -> list[int]:
 
 
 def _copy(conv: nn.Conv2d) -> None:
-    """Channel i to channel i (modulo the input's width when it grows), the centre tap only."""
+    """Copy channel i to channel i (modulo the input's width where it grows), at the centre tap only."""
     _zero(conv)
     centre = conv.kernel_size[0] // 2
     for channel in range(conv.out_channels):
@@ -98,14 +98,14 @@ def _copy(conv: nn.Conv2d) -> None:
 
 
 def _average(conv: nn.Conv2d) -> None:
-    """Each channel's mean over the 2 x 2 positions that become one; the rest of the kernel is 0."""
+    """Average each channel over the 2 x 2 positions that become one; the rest of the kernel is 0."""
     _zero(conv)
     for channel in range(conv.out_channels):
         conv.weight[channel, channel, :2, :2] = 0.25
 
 
 def _blur(conv: nn.Conv2d) -> None:
-    """Each channel through the binomial filter, which makes the repeated positions an interpolation."""
+    """Filter each channel with a binomial kernel, which turns repeated positions into an interpolation."""
     _zero(conv)
     taps = torch.tensor([1.0, 2.0, 1.0]) / 4
     for channel in range(conv.out_channels):

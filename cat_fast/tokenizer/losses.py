@@ -1,7 +1,6 @@
-"""The tokenizer's objective: L1 + beta * KL + perceptual + features + delta * GAN (spec: "Objective").
+"""Objectives of the tokenizer, L1 + beta * KL + perceptual + features + delta * GAN, and its discriminator.
 
-Each term is a mean over the batch, computed in float32, and reported as it is and as it weighs. The
-discriminator has an objective of its own.
+Each term is a mean over the batch in float32, logged with and without its weight ("Objective" in the paper).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +20,12 @@ from cat_fast.tokenizer.perceptual import PERCEPTUAL, STLPIPS, perceptual_distan
 
 @dataclass(kw_only=True)
 class LossConfig:
-    """Weights of the terms; the published ones are 1, 1e-6, 1, 0.2 and 0.5 from step 50,000."""
+    """Weights of the loss terms; published: 1, 1e-6, 1, 0.2 and 0.5 from step 50,000."""
 
     l1_weight: float = 1.0
     kl_weight: float = 1e-6
     perceptual: str = STLPIPS.name
-    """`lpips_vgg` is the paper's, `st_lpips_alex` comes with its weights; `auto`: the first that is there."""
+    """`lpips_vgg` (paper), `st_lpips_alex` (needs no download) or `auto` (the first available)."""
     perceptual_weight: float = 1.0
     features_weight: float = 0.0
     features_weights: str = ""
@@ -36,30 +35,32 @@ class LossConfig:
     gan_loss_starting_step: int = 50_000
     gan_loss: str = "non_saturating"
     adaptive_gan_weight: bool = False
-    """Balance the GAN's gradient at the reconstruction with that of the other terms."""
+    """Scale the GAN term so that its gradient at the reconstruction is as large as that of the others."""
     r1_weight: float = 0.0
     r1_every_steps: int = 16
-    """R1 is computed in every so many steps, and weighs as many times as much."""
+    """R1 is computed in every `r1_every_steps`-th step, with `r1_every_steps` times the weight."""
     lecam_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in (("perceptual", PERCEPTUAL), ("gan_loss", GAN_LOSSES)):
             if getattr(self, name) not in known:
-                raise UserError(f"loss.{name}: {getattr(self, name)!r} is not one of {', '.join(known)}")
+                raise UserError(
+                    f"loss.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
         for name, value in vars(self).items():
             if isinstance(value, int | float) and value < 0:
-                raise UserError(f"loss.{name}: {value} is negative")
+                raise UserError(f"loss.{name}: expected at least 0, got {value}")
         if self.r1_every_steps < 1:
-            raise UserError(f"loss.r1_every_steps: {self.r1_every_steps} must be at least 1")
+            raise UserError(f"loss.r1_every_steps: expected at least 1, got {self.r1_every_steps}")
         if self.features_weight and not self.features_weights:
             raise UserError(
-                "loss.features_weight is set, but loss.features_weights names no file: download MoCo-v2's "
-                "ResNet-50 (moco_v2_800ep_pretrain.pth.tar) and give its path, or set features_weight to 0"
+                "loss.features_weight is set, but loss.features_weights is empty: set it to the path of "
+                "MoCo-v2's ResNet-50 (moco_v2_800ep_pretrain.pth.tar), or set features_weight to 0"
             )
 
 
 class Distance:
-    """A frozen network's mean distance between images and reconstructions, under the network's own name."""
+    """Mean distance between images and reconstructions by a frozen network, logged under its name."""
 
     def __init__(self, name: str, network: torch.nn.Module, weight: float) -> None:
         self.name, self.network, self.weight = name, network, weight
@@ -75,26 +76,26 @@ class GAN:
 
     def __init__(self, weight: float, loss: str, starting_step: int, adaptive: bool) -> None:
         self.weight, self.starting_step, self.adaptive = weight, starting_step, adaptive
-        self.generator_loss, self.discriminator_loss = GAN_LOSSES[loss]
+        self.autoencoder_loss, self.discriminator_loss = GAN_LOSSES[loss]
 
     def active(self, step: int) -> bool:
         return self.weight > 0 and step >= self.starting_step
 
-    def weight_beside(self, others: Tensor, value: Tensor, reconstructions: Tensor) -> float | Tensor:
-        """The weight; if adaptive, times what makes it pull as hard as the sum of the `others`."""
+    def balanced_weight(self, others: Tensor, value: Tensor, reconstructions: Tensor) -> float | Tensor:
+        """Return the weight; if adaptive, scaled to match the gradient of the sum of the `others`."""
         return self.weight * balance(others, value, reconstructions) if self.adaptive else self.weight
 
 
 @dataclass
 class Loss:
-    """A scalar to differentiate, and each term in it as it is and as it weighs."""
+    """Total loss, and its terms before and after weighting."""
 
     total: Tensor
     raw: dict[str, Tensor] = field(default_factory=dict)
     weighted: dict[str, Tensor] = field(default_factory=dict)
 
     def terms(self) -> dict[str, Tensor]:
-        """Every term for the log: by its name as it is, and under weighted/ as it weighs."""
+        """Return all terms for the log: unweighted under their names, weighted under weighted/."""
         return {**self.raw, **{f"weighted/{name}": value for name, value in self.weighted.items()}}
 
     def add(self, name: str, value: Tensor, weight: float | Tensor) -> None:
@@ -105,9 +106,9 @@ class Loss:
 
 
 class TokenizerObjective:
-    """Loss of a batch of reconstructions; holds the frozen networks, and the GAN's term apart.
+    """Loss of the autoencoder, with the frozen networks it uses.
 
-    The GAN's comes last, because it may be weighed against the sum of the others.
+    The GAN term is added last, because its weight may depend on the sum of the others.
     """
 
     def __init__(self, config: LossConfig, device: torch.device | str = "cpu") -> None:
@@ -136,8 +137,9 @@ class TokenizerObjective:
         Args:
             images: (B, 3, H, W) in [-1, 1].
             reconstructions: likewise.
+            posterior: the distribution of the latents.
             fake_logits: the discriminator's logits of the reconstructions, (B,), once the GAN has started.
-            window: the same crops of images and reconstructions, for the feature networks; None for all.
+            window: crops of images and reconstructions for the feature networks; None for the full images.
         """
         loss = Loss(torch.zeros((), device=images.device))
         loss.add("l1", F.l1_loss(reconstructions.float(), images.float()), self.l1_weight)
@@ -146,16 +148,16 @@ class TokenizerObjective:
         for distance in self.distances:
             loss.add(distance.name, distance(*(window or (images, reconstructions))), distance.weight)
         if fake_logits is not None:
-            value = self.gan.generator_loss(fake_logits)
-            loss.add(self.gan.name, value, self.gan.weight_beside(loss.total, value, reconstructions))
+            value = self.gan.autoencoder_loss(fake_logits)
+            loss.add(self.gan.name, value, self.gan.balanced_weight(loss.total, value, reconstructions))
         return loss
 
 
 class DiscriminatorObjective:
-    """Loss of the discriminator: telling images from reconstructions, without overdoing it."""
+    """Loss of the discriminator, with its regularisers."""
 
     def __init__(self, config: LossConfig) -> None:
-        _, self.tell_apart = GAN_LOSSES[config.gan_loss]
+        _, self.gan_loss = GAN_LOSSES[config.gan_loss]
         self.r1 = R1(config.r1_weight, config.r1_every_steps)
         self.lecam = LeCam(config.lecam_weight)
 
@@ -164,14 +166,14 @@ class DiscriminatorObjective:
         step: int,
         real_logits: Tensor,
         fake_logits: Tensor,
-        judge: Callable[[Tensor], Tensor],
+        discriminator: Callable[[Tensor], Tensor],
         real: Tensor,
     ) -> Loss:
-        """Logits (B,) of images and reconstructions; `judge` is the discriminator, `real` its images."""
+        """Return the loss of the logits (B,) of images and reconstructions; `real` are the images, for R1."""
         loss = Loss(torch.zeros((), device=real.device))
-        loss.add("discriminator", self.tell_apart(real_logits, fake_logits), 1.0)
+        loss.add("discriminator", self.gan_loss(real_logits, fake_logits), 1.0)
         if self.r1.due(step):
-            loss.add(self.r1.name, self.r1(judge, real), self.r1.lazy_weight)
+            loss.add(self.r1.name, self.r1(discriminator, real), self.r1.lazy_weight)
         if self.lecam.weight:
             loss.add(self.lecam.name, self.lecam(real_logits, fake_logits), self.lecam.weight)
         return loss

@@ -1,6 +1,6 @@
-"""The two halves of the nested VAE: an encoder with several taps, a decoder with several entries.
+"""Encoder and decoder of the nested VAE, with one exit or entry point per ratio.
 
-Level k is what has been downsampled k times: ratio 2^k, width channels[k].
+Level k has been downsampled k times: ratio 2^k, width channels[k].
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from cat_fast.tokenizer.blocks import DownBlock, GroupNorm, MidBlock, ResnetBloc
 
 @dataclass(frozen=True)
 class Widths:
-    """The shape that encoder and decoder share."""
+    """Widths and depths shared by encoder and decoder."""
 
     channels: tuple[int, ...]  # per level
     mid: int
@@ -23,21 +23,21 @@ class Widths:
     head_dim: int
     groups: int
     ratios: tuple[int, ...]
-    encoder_matching: tuple[int, ...]  # the ratios that have a channel-matching block, on either side
+    encoder_matching: tuple[int, ...]  # ratios with a channel-matching block
     decoder_matching: tuple[int, ...]
     attention_levels: tuple[int, ...]
 
     @property
     def levels(self) -> int:
-        """How many levels are built: those past the deepest ratio are left out."""
+        """Number of levels built: those deeper than the largest ratio are left out."""
         return level_of(max(self.ratios)) + 1
 
     def tap(self, ratio: int) -> int:
-        """Width of the encoder's features at a ratio."""
+        """Return the width of the encoder's features at a ratio."""
         return self.channels[level_of(ratio)]
 
     def entry(self, ratio: int) -> int:
-        """Width that the decoder's up block of a ratio takes: what the block below it puts out."""
+        """Return the input width of the decoder's up block for a ratio."""
         level = level_of(ratio)
         return self.mid if level == len(self.channels) - 1 else self.channels[level + 1]
 
@@ -46,25 +46,25 @@ class Widths:
 
 
 def level_of(ratio: int) -> int:
-    """Downsamplings that make `ratio`: 8 -> 3, 16 -> 4, 32 -> 5."""
+    """Return the number of halvings of a ratio: 8 -> 3, 16 -> 4, 32 -> 5."""
     return ratio.bit_length() - 1
 
 
-class Half(nn.Module):
-    """What encoder and decoder have in common: checkpoints between blocks, if asked for."""
+class CheckpointedModule(nn.Module):
+    """Base of encoder and decoder, with optional gradient checkpointing per block."""
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Any  # set by enable_gradient_checkpointing
 
-    def run(self, function: Any, x_BCHW: Tensor) -> Tensor:
-        """`function` of x, keeping only x for the backward pass where gradients are checkpointed."""
+    def run(self, function: Any, x: Tensor) -> Tensor:
+        """Apply `function` to x; with gradient checkpointing, only x is kept for the backward pass."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(function, x_BCHW)
-        return function(x_BCHW)
+            return self._gradient_checkpointing_func(function, x)
+        return function(x)
 
 
-class NestedEncoder(Half):
-    """(B, 3, H, W) -> (B, 2c, H/f, W/f): mean and log-variance of the latent at ratio f."""
+class NestedEncoder(CheckpointedModule):
+    """Encoder: (B, 3, H, W) -> mean and log-variance of the latent at ratio f, (B, 2c, H/f, W/f)."""
 
     def __init__(self, widths: Widths, in_channels: int, latent_channels: int, layers_per_block: int) -> None:
         super().__init__()
@@ -89,10 +89,10 @@ class NestedEncoder(Half):
         self.conv_norm_out = GroupNorm(widths.groups, widths.mid)
         self.conv_out = nn.Conv2d(widths.mid, 2 * latent_channels, 3, padding=1)
 
-    def forward(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
+    def forward(self, x: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
         tap = level_of(ratio)
-        h = self.conv_in(x_BCHW)
-        nothing = h.new_zeros(())
+        h = self.conv_in(x)
+        ghosts = h.new_zeros(())
         blocks = cast(Iterable[DownBlock], self.down_blocks)
         for level, block in enumerate(blocks):
             if level < tap:
@@ -101,21 +101,21 @@ class NestedEncoder(Half):
                 h = self.run(block.features, h)
                 if ghost_pass:
                     for downsampler in block.downsamplers:
-                        nothing = nothing + ghost(downsampler, block.out_channels, like=h)
+                        ghosts = ghosts + ghost(downsampler, block.out_channels, like=h)
             elif ghost_pass:
-                nothing = nothing + ghost(block, block.in_channels, like=h)
+                ghosts = ghosts + ghost(block, block.in_channels, like=h)
         for f, matching in self.channel_matching.items():
             if int(f) == ratio:
                 h = matching(h)
             elif ghost_pass:
-                nothing = nothing + ghost(matching, self.widths.tap(int(f)), like=h)
+                ghosts = ghosts + ghost(matching, self.widths.tap(int(f)), like=h)
         if ghost_pass:
-            h = h + nothing
+            h = h + ghosts
         return self.conv_out(self.conv_norm_out(self.run(self.mid_block, h)))
 
 
-class NestedDecoder(Half):
-    """(B, c, H/f, W/f) -> (B, 3, H, W): enters the up blocks at the level of the ratio."""
+class NestedDecoder(CheckpointedModule):
+    """Decoder: (B, c, H/f, W/f) -> (B, 3, H, W), starting at the up block of the ratio's level."""
 
     def __init__(
         self, widths: Widths, out_channels: int, latent_channels: int, layers_per_block: int
@@ -141,20 +141,20 @@ class NestedDecoder(Half):
         self.conv_norm_out = GroupNorm(widths.groups, widths.channels[0])
         self.conv_out = nn.Conv2d(widths.channels[0], out_channels, 3, padding=1)
 
-    def forward(self, z_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
+    def forward(self, z: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
         entry = self.widths.levels - 1 - level_of(ratio)
-        h = self.run(self.mid_block, self.conv_in(z_BCHW))
-        nothing = h.new_zeros(())
+        h = self.run(self.mid_block, self.conv_in(z))
+        ghosts = h.new_zeros(())
         for f, matching in self.channel_matching.items():
             if int(f) == ratio:
                 h = matching(h)
             elif ghost_pass:
-                nothing = nothing + ghost(matching, self.widths.mid, like=h)
+                ghosts = ghosts + ghost(matching, self.widths.mid, like=h)
         for i, block in enumerate(cast(Iterable[UpBlock], self.up_blocks)):
             if i >= entry:
                 h = self.run(block, h)
             elif ghost_pass:
-                nothing = nothing + ghost(block, block.in_channels, like=h)
+                ghosts = ghosts + ghost(block, block.in_channels, like=h)
         if ghost_pass:
-            h = h + nothing
+            h = h + ghosts
         return self.conv_out(self.conv_norm_out(h))

@@ -1,9 +1,9 @@
 """Perceptual distances with pretrained features: LPIPS, and shift-tolerant LPIPS on AlexNet.
 
-LPIPS (Zhang et al., 2018), the paper's on VGG, is that of the `lpips` package, whose trunks are downloaded.
-Shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022) ships with all its weights inside the `stlpips-pytorch`
-package and is read from there, so that no download is needed; the network below is our own. They are not the
-same measure: each figure carries the name of its own, `lpips_vgg` or `st_lpips_alex`.
+LPIPS (Zhang et al., 2018; the paper uses VGG) comes from the `lpips` package, which downloads its trunks.
+Shift-tolerant LPIPS (Ghildyal and Liu, ECCV 2022) needs no download: its weights are part of the
+`stlpips-pytorch` package, and the network below is our own. The two measures are not comparable, so every
+value is reported under its own name, `lpips_vgg` or `st_lpips_alex`.
 """
 
 import importlib.util
@@ -31,13 +31,13 @@ class BlurPool(nn.Module):
         taps = torch.tensor([1.0, 2.0, 1.0]) / 4
         self.register_buffer("filt", torch.outer(taps, taps).expand(channels, 1, 3, 3).clone())
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        x_BCHW = F.pad(x_BCHW, (2, 2, 2, 2), mode="reflect")
-        return F.conv2d(x_BCHW, self.filt, stride=2, groups=x_BCHW.shape[1])
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (2, 2, 2, 2), mode="reflect")
+        return F.conv2d(x, self.filt, stride=2, groups=x.shape[1])
 
 
 class ShiftTolerantAlexNet(nn.Module):
-    """Five feature maps of an image normalised by `STLPIPS`; (B, 3, H, W) -> list of (B, C_l, H_l, W_l)."""
+    """AlexNet of `STLPIPS`: normalised images (B, 3, H, W) -> five feature maps (B, C_l, H_l, W_l)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,25 +58,25 @@ class ShiftTolerantAlexNet(nn.Module):
             nn.Conv2d(256, 256, 3, padding=1),
             nn.ReLU(),
         ]
-        # The checkpoint names a layer by slice and by its place in the whole stack.
+        # The checkpoint names a layer by its slice and its index in the complete stack.
         for number, (first, last) in enumerate([(0, 3), (3, 7), (7, 11), (11, 13), (13, 15)], start=1):
             part = nn.Sequential()
             for place in range(first, last):
                 part.add_module(str(place), layers[place])
             self.add_module(f"slice{number}", part)
 
-    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         features = []
         for number in range(1, 6):
-            x_BCHW = self.get_submodule(f"slice{number}")(x_BCHW)
-            features.append(x_BCHW)
+            x = self.get_submodule(f"slice{number}")(x)
+            features.append(x)
         return features
 
 
 class STLPIPS(nn.Module):
-    """Shift-tolerant LPIPS (AlexNet): 0 for equal images, about 0.5 and more for unrelated ones.
+    """Shift-tolerant LPIPS (AlexNet): 0 for equal images, about 0.5 or more for unrelated ones.
 
-    The module is frozen and stays in eval mode; gradients flow to the images only.
+    The module is frozen and stays in eval mode; only images receive gradients.
     """
 
     name = "st_lpips_alex"
@@ -92,7 +92,7 @@ class STLPIPS(nn.Module):
 
     @classmethod
     def pretrained(cls) -> "STLPIPS":
-        """The published weights, from the installed `stlpips-pytorch` package.
+        """Load the published weights from the installed `stlpips-pytorch` package.
 
         Raises:
             UserError: the package is not installed.
@@ -100,7 +100,7 @@ class STLPIPS(nn.Module):
         spec = importlib.util.find_spec("stlpips_pytorch")
         if spec is None or spec.origin is None:
             raise UserError(
-                "perceptual loss st_lpips_alex: its weights come with `pip install stlpips-pytorch`"
+                "perceptual loss st_lpips_alex: its weights are missing; run `pip install stlpips-pytorch`"
             )
         published = torch.load(Path(spec.origin).parent / _WEIGHTS, map_location="cpu", weights_only=True)
         model = cls()
@@ -121,29 +121,29 @@ class STLPIPS(nn.Module):
     def train(self, mode: bool = True) -> "STLPIPS":
         return super().train(False)
 
-    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-        """Distance per image, (B,); images in [-1, 1], (B, 3, H, W) with H, W >= 32.
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the distance per image, (B,); images in [-1, 1], (B, 3, H, W) with H, W >= 32.
 
-        Only `x` receives a gradient: `y` is the target. One target, (1, 3, H, W), serves a whole batch.
+        Only x receives a gradient; y is the target. A single target, (1, 3, H, W), is broadcast.
         """
-        distance = x_BCHW.new_zeros(x_BCHW.shape[0])
+        distance = x.new_zeros(x.shape[0])
         with torch.no_grad():
-            targets = self._unit_features(y_BCHW)
-        for feature, target, lin in zip(self._unit_features(x_BCHW), targets, self.lins, strict=True):
+            targets = self._unit_features(y)
+        for feature, target, lin in zip(self._unit_features(x), targets, self.lins, strict=True):
             distance = distance + lin((feature - target).square()).mean((1, 2, 3))
         return distance
 
-    def _unit_features(self, x_BCHW: Tensor) -> list[Tensor]:
-        features = self.net((x_BCHW - self.shift) / self.scale)
-        # The epsilon sits inside the root so that the gradient of an all-zero feature stays finite.
+    def _unit_features(self, x: Tensor) -> list[Tensor]:
+        features = self.net((x - self.shift) / self.scale)
+        # The epsilon is inside the root so that the gradient of an all-zero feature stays finite.
         return [f * (f.square().sum(1, keepdim=True) + 1e-20).rsqrt() for f in features]
 
 
 class LPIPS(nn.Module):
-    """LPIPS of the `lpips` package, with STLPIPS' signature: (B,) from images in [-1, 1].
+    """LPIPS of the `lpips` package with the signature of STLPIPS: (B,) from images in [-1, 1].
 
     Raises:
-        UserError: its trunk is neither in torch's cache nor to be downloaded, and is to be `pretrained`.
+        UserError: the pretrained trunk is not in torch's cache and cannot be downloaded.
     """
 
     def __init__(self, trunk: str, pretrained: bool = True) -> None:
@@ -151,22 +151,22 @@ class LPIPS(nn.Module):
         import lpips
 
         try:
-            with warnings.catch_warnings(action="ignore"):  # it uses arguments that torchvision gave up
+            with warnings.catch_warnings(action="ignore"):  # it uses deprecated arguments of torchvision
                 self.net = lpips.LPIPS(
                     net=trunk, verbose=False, pretrained=pretrained, pnet_rand=not pretrained
                 )
         except (URLError, OSError, RuntimeError) as error:
             raise UserError(
-                f"perceptual loss lpips_{trunk}: its trunk {TRUNKS[trunk]} is not in {_cache()} and cannot "
-                f"be downloaded ({error}); put it there, or use {STLPIPS.name}, which needs no download"
+                f"perceptual loss lpips_{trunk}: the trunk {TRUNKS[trunk]} is not in {_cache()} and cannot "
+                f"be downloaded ({error}); copy it there, or use {STLPIPS.name}, which needs no download"
             ) from None
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "LPIPS":
         return super().train(False)
 
-    def forward(self, x_BCHW: Tensor, y_BCHW: Tensor) -> Tensor:
-        return self.net(x_BCHW, y_BCHW).flatten(1).mean(1)
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.net(x, y).flatten(1).mean(1)
 
 
 TRUNKS = {
@@ -174,12 +174,12 @@ TRUNKS = {
     "alex": "alexnet-owt-7be5be79.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
 }
-"""The file of each trunk in torch's cache."""
+"""File name of each trunk in torch's cache."""
 PERCEPTUAL = ("auto", STLPIPS.name, *(f"lpips_{trunk}" for trunk in TRUNKS))
 
 
 def untrained_distance(name: str) -> tuple[str, nn.Module]:
-    """The network of the distance `name` with random weights: the same work, and no files needed."""
+    """Return the name and the network of the distance `name` with random weights, for measurements."""
     name = _resolve(name)
     if name == STLPIPS.name:
         return name, STLPIPS().requires_grad_(False).eval()
@@ -187,10 +187,12 @@ def untrained_distance(name: str) -> tuple[str, nn.Module]:
 
 
 def perceptual_distance(name: str) -> tuple[str, nn.Module]:
-    """The distance `name` of PERCEPTUAL, and what it is called; `auto` is lpips_vgg if its trunk is at hand.
+    """Return the name and the network of a distance in PERCEPTUAL.
+
+    `auto` selects lpips_vgg if its trunk is in torch's cache, else st_lpips_alex.
 
     Raises:
-        UserError: weights that are neither here nor to be had.
+        UserError: the weights are missing and cannot be downloaded.
     """
     name = _resolve(name)
     if name == STLPIPS.name:
@@ -205,7 +207,7 @@ def _resolve(name: str) -> str:
 
 
 def trunk_path(trunk: str) -> Path:
-    """Where torch looks for the file of a trunk of TRUNKS before it would download it."""
+    """Return the path in torch's cache of the file of a trunk in TRUNKS."""
     return _cache() / TRUNKS[trunk]
 
 

@@ -1,7 +1,7 @@
-"""Published autoencoders as arguments and weights of `NestedAutoencoderKL`: diffusers' and LDM's.
+"""Conversion of diffusers' and LDM's autoencoders to arguments and weights of `NestedAutoencoderKL`.
 
-Both are fixed-rate autoencoders with one tap, so that they load into a model with one ratio. The layers are
-named as in diffusers; LDM has other names and numbers the decoder's levels the other way.
+Both are fixed-rate autoencoders with one tap and load into a model with one ratio. Our layers have diffusers'
+names. LDM uses other names and numbers the decoder's levels in reverse order.
 """
 
 import re
@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, first_line
 from cat_fast.weights.published import Published
 from cat_fast.weights.tensor_pickle import load_checkpoint
 
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
+_PART = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\.")
+_FIRST_STAGE = "first_stage_model."
+_SCALE = "scale_factor"
 
 
 def from_autoencoder_kl(theirs: Any) -> Published:
-    """An AutoencoderKL of diffusers, such as Stable Diffusion's.
+    """Convert an AutoencoderKL of diffusers, such as Stable Diffusion's.
 
     Raises:
         UserError: blocks or an activation that `NestedAutoencoderKL` does not have.
@@ -30,25 +34,23 @@ def from_autoencoder_kl(theirs: Any) -> Published:
     channels = tuple(config["block_out_channels"])
     kinds = (*config["down_block_types"], *config["up_block_types"])
     if unknown := set(kinds) - _DOWN.keys() - _UP.keys():
-        raise UserError(f"AutoencoderKL with {min(unknown)}: there is no counterpart here")
+        raise UserError(f"AutoencoderKL: block type {min(unknown)} is not supported")
     attention = [_DOWN[kind] for kind in config["down_block_types"]]
     if attention != [_UP[kind] for kind in reversed(config["up_block_types"])]:
-        raise UserError("AutoencoderKL whose encoder and decoder have attention at different levels")
-    if config["act_fn"] != "silu" or not config["mid_block_add_attention"]:
-        raise UserError("AutoencoderKL without SiLU, or without attention in the mid block")
-    latent_channels = config["latent_channels"]
-    state = dict(theirs.state_dict())
-    for name, width in (("quant_conv", 2 * latent_channels), ("post_quant_conv", latent_channels)):
-        if f"{name}.weight" not in state:  # left out: the same as the identity
-            state[f"{name}.weight"] = torch.eye(width, dtype=theirs.dtype)[:, :, None, None]
-            state[f"{name}.bias"] = torch.zeros(width, dtype=theirs.dtype)
+        raise UserError(
+            "AutoencoderKL: attention at different levels of encoder and decoder is not supported"
+        )
+    if config["act_fn"] != "silu":
+        raise UserError(f"AutoencoderKL: act_fn {config['act_fn']!r} is not supported, expected 'silu'")
+    if not config["mid_block_add_attention"]:
+        raise UserError("AutoencoderKL: a mid block without attention is not supported")
     arguments = {
         "sample_size": config["sample_size"],
         "in_channels": config["in_channels"],
         "out_channels": config["out_channels"],
         "block_out_channels": channels,
         "layers_per_block": config["layers_per_block"],
-        "latent_channels": latent_channels,
+        "latent_channels": config["latent_channels"],
         "norm_num_groups": config["norm_num_groups"],
         "mid_block_num_layers": 1,
         "mid_block_attention_head_dim": channels[-1],
@@ -56,34 +58,47 @@ def from_autoencoder_kl(theirs: Any) -> Published:
         "attention_levels": tuple(level for level, present in enumerate(attention) if present),
         "scaling_factor": config["scaling_factor"],
         "shift_factor": config["shift_factor"] or 0.0,
+        "latents_mean": config["latents_mean"],
+        "latents_std": config["latents_std"],
+        "force_upcast": config["force_upcast"],
     }
-    return Published(arguments, state)
+    return Published(arguments, _with_quant_convs(theirs.state_dict(), config["latent_channels"]))
 
 
-def from_ldm_checkpoint(path: Path) -> Published:
-    """An autoencoder of LDM (`kl-f8`, `kl-f16`, `kl-f32`), alone or as the first stage of a whole model.
+def from_ldm_checkpoint(source: Path | Mapping[str, Any]) -> Published:
+    """Convert an LDM autoencoder (`kl-f8`, `kl-f16`, `kl-f32`), alone or as the first stage of a whole model.
 
-    Only tensors are read from the file; nothing in it is run.
+    Only tensors are read from the file; code in it is never run.
+
+    Args:
+        source: a `.safetensors` file, a file of torch.save, or the content of one.
 
     Raises:
-        UserError: no checkpoint, no autoencoder in it, or latents of another width than the encoder's.
+        UserError: an unreadable file, one without such an autoencoder, or an autoencoder of another kind.
     """
-    checkpoint = load_checkpoint(path)
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
-    tensors = {
-        name.removeprefix("first_stage_model."): value
-        for name, value in state.items()
-        if isinstance(value, Tensor)
-    }
-    widths = [
-        tensors[f"encoder.down.{level}.block.0.conv1.weight"].shape[0]
-        for level in range(_count(tensors, r"encoder\.down\.(\d+)\."))
-    ]
-    if not widths or "quant_conv.weight" not in tensors:
-        raise UserError(f"{path}: there is no KL autoencoder of LDM in it")
+    name = str(source) if isinstance(source, Path) else "state dict"
+    tensors = _read_tensors(source)
+    if any(key.startswith("encoder.down_blocks.") for key in tensors):
+        raise UserError(
+            f"{name}: its layers are named as in diffusers; load its folder, which has a config.json, with "
+            "from_pretrained"
+        )
+    widths: list[int] = []
+    while (first := tensors.get(f"encoder.down.{len(widths)}.block.0.conv1.weight")) is not None:
+        widths.append(first.shape[0])
+    if missing := {"encoder.conv_in", "encoder.conv_out", "decoder.conv_in", "decoder.conv_out"} - {
+        key.removesuffix(".weight") for key in tensors
+    }:
+        raise UserError(f"{name}: no KL autoencoder in LDM's layout found ({min(missing)} is missing)")
+    if not widths:
+        raise UserError(f"{name}: no KL autoencoder in LDM's layout found (it has no encoder levels)")
     latent_channels = tensors["decoder.conv_in.weight"].shape[1]
-    if tensors["quant_conv.weight"].shape[0] != 2 * latent_channels:
-        raise UserError(f"{path}: its embedding has another width than its latents, {latent_channels}")
+    moments = tensors.get("quant_conv.weight", tensors["encoder.conv_out.weight"]).shape[0]
+    if moments != 2 * latent_channels:
+        raise UserError(
+            f"{name}: expected 2 x {latent_channels} moments for {latent_channels} latent channels, got "
+            f"{moments}; only KL autoencoders are supported"
+        )
     arguments = {
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],
         "out_channels": tensors["decoder.conv_out.weight"].shape[0],
@@ -97,14 +112,14 @@ def from_ldm_checkpoint(path: Path) -> Published:
         "attention_levels": tuple(
             level for level in range(len(widths)) if f"encoder.down.{level}.attn.0.q.weight" in tensors
         ),
-        "scaling_factor": float(tensors.get("scale_factor", 1.0)),
+        "scaling_factor": float(tensors.get(_SCALE, 1.0)),
     }
     renamed = {
-        diffusers_name(name, len(widths)): value.squeeze((2, 3)) if _is_projection(name) else value
-        for name, value in tensors.items()
-        if re.match(r"(encoder|decoder|quant_conv|post_quant_conv)\.", name)
+        diffusers_name(key, len(widths)): value.flatten(1) if _is_projection(key) else value
+        for key, value in tensors.items()
+        if _PART.match(key)
     }
-    return Published(arguments, renamed)
+    return Published(arguments, _with_quant_convs(renamed, latent_channels))
 
 
 _RENAMED = (
@@ -125,18 +140,58 @@ _RENAMED = (
 
 
 def diffusers_name(name: str, levels: int) -> str:
-    """LDM's name of a parameter as diffusers has it; LDM's decoder counts its levels from the image."""
+    """Return diffusers' name of an LDM parameter; LDM counts decoder levels from the image side."""
     name = re.sub(r"\bup\.(\d+)\.", lambda match: f"up_blocks.{levels - 1 - int(match[1])}.", name)
     for theirs, ours in _RENAMED:
         name = re.sub(theirs, ours, name)
     return name
 
 
+def _read_tensors(source: Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of the autoencoder under their LDM names, and the scale factor if there is one."""
+    if isinstance(source, Path) and source.suffix == ".safetensors":
+        return _read_safetensors(source)
+    checkpoint = load_checkpoint(source) if isinstance(source, Path) else source
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
+    return {
+        _ldm_name(key): value for key, value in state.items() if isinstance(value, Tensor) and _is_wanted(key)
+    }
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {_ldm_name(key): file.get_tensor(key) for key in file.keys() if _is_wanted(key)}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a valid safetensors file ({first_line(error)})") from error
+
+
+def _ldm_name(key: str) -> str:
+    return key.removeprefix(_FIRST_STAGE)
+
+
+def _is_wanted(key: str) -> bool:
+    return key == _SCALE or _PART.match(_ldm_name(key)) is not None
+
+
+def _with_quant_convs(state: Mapping[str, Tensor], latent_channels: int) -> dict[str, Tensor]:
+    """Return the state with the identity for `quant_conv` and `post_quant_conv` where it lacks them."""
+    complete = dict(state)
+    dtype = next(iter(complete.values())).dtype
+    for name, width in (("quant_conv", 2 * latent_channels), ("post_quant_conv", latent_channels)):
+        if f"{name}.weight" not in complete:
+            complete[f"{name}.weight"] = torch.eye(width, dtype=dtype)[:, :, None, None]
+            complete[f"{name}.bias"] = torch.zeros(width, dtype=dtype)
+    return complete
+
+
 def _is_projection(name: str) -> bool:
-    """Whether it is a weight of attention, a 1 x 1 convolution there and a linear layer here."""
+    """Return True for attention weights: 1 x 1 convolutions in LDM, linear layers here."""
     return re.search(r"\battn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", name) is not None
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many values the number in `pattern` takes among the names."""
+    """Return the number of different values of the number in `pattern` among the names."""
     return len({match[1] for name in tensors if (match := re.match(pattern, name))})

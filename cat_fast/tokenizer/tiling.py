@@ -1,60 +1,60 @@
-"""Large images piece by piece: overlapping tiles whose results are blended.
+"""Tiled processing of large images: overlapping tiles whose results are blended.
 
-Normalisation and attention look at a whole tile, so that two tiles disagree a little about what they share.
-Results fade into each other over the overlap, which leaves no seam.
+Normalisation and attention see one tile at a time, so neighbouring tiles disagree slightly where they
+overlap. Linear blending over the overlap avoids seams.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tiling:
-    """How images are cut; both in pixels of the image and multiples of every ratio."""
+def check_tiles(size: int, overlap_factor: float, ratios: Sequence[int]) -> None:
+    """Check that tiles and their overlaps are a whole number of latent pixels at each of `ratios`.
 
-    size: int
-    overlap: int
+    Args:
+        size: side of a tile in pixels.
+        overlap_factor: overlap of neighbouring tiles, as a part of `size`.
 
-    def __post_init__(self) -> None:
-        if not 0 < self.overlap <= self.size // 2:
+    Raises:
+        ValueError: sizes that are not multiples of a ratio, or an overlap of zero or over half a tile.
+    """
+    if not 0 < overlap_factor <= 0.5:
+        raise ValueError(f"tile_overlap_factor: expected more than 0 and at most 0.5, got {overlap_factor}")
+    overlap = size * overlap_factor
+    for ratio in ratios:
+        if size <= 0 or size % ratio or overlap % ratio:
             raise ValueError(
-                f"tile overlap {self.overlap}: more than 0, and at most half of the size {self.size}"
-            )
-
-    def require_multiples_of(self, ratio: int) -> None:
-        """Raises ValueError unless tiles and overlaps are whole latent pixels at `ratio`."""
-        if self.size % ratio or self.overlap % ratio:
-            raise ValueError(
-                f"tile size {self.size} and overlap {self.overlap} must be multiples of the ratio {ratio}"
+                f"tiles of {size} px with an overlap of {overlap:g} px: "
+                f"both must be multiples of the ratio {ratio}"
             )
 
 
 def tiled(
     function: Callable[[Tensor], Tensor],
-    x_BCHW: Tensor,
+    x: Tensor,
     *,
     cell_in: int,
     cell_out: int,
     size: int,
     overlap: int,
 ) -> Tensor:
-    """`function` over overlapping tiles of x, blended linearly across the overlaps.
+    """Apply `function` to overlapping tiles of x and blend the results linearly across the overlaps.
 
-    The image is a grid of cells, each `cell_in` pixels of x and `cell_out` pixels of the result a side;
-    `size` and `overlap` are in cells. `function` takes n x m cells, (B, C, n * cell_in, m * cell_in), to
-    (B, C', n * cell_out, m * cell_out).
+    The image is a grid of cells with sides of `cell_in` pixels in x and `cell_out` pixels in the result.
+
+    Args:
+        function: maps n x m cells, (B, C, n * cell_in, m * cell_in), to (B, C', n * cell_out, m * cell_out).
+        size: side of a tile in cells.
+        overlap: overlap of neighbouring tiles in cells.
     """
-    rows, columns = (side // cell_in for side in x_BCHW.shape[-2:])
+    rows, columns = (side // cell_in for side in x.shape[-2:])
     total: Tensor | None = None
-    weights = x_BCHW.new_zeros(rows * cell_out, columns * cell_out, dtype=torch.float32)
+    weights = x.new_zeros(rows * cell_out, columns * cell_out, dtype=torch.float32)
     for (top, height), (left, width) in product(_spans(rows, size, overlap), _spans(columns, size, overlap)):
-        tile = x_BCHW[
-            ..., top * cell_in : (top + height) * cell_in, left * cell_in : (left + width) * cell_in
-        ]
+        tile = x[..., top * cell_in : (top + height) * cell_in, left * cell_in : (left + width) * cell_in]
         result = function(tile)
         if total is None:
             total = result.new_zeros(*result.shape[:2], *weights.shape, dtype=torch.float32)
@@ -73,7 +73,7 @@ def tiled(
 
 
 def _spans(cells: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """(first cell, cells) of each tile along a side; the last is moved back to end where the image does."""
+    """Return (first cell, number of cells) of each tile along a side; the last tile ends at the edge."""
     if cells <= size:
         return [(0, cells)]
     starts = [*range(0, cells - size, size - overlap), cells - size]
@@ -81,7 +81,7 @@ def _spans(cells: int, size: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _fade(first: int, count: int, cells: int, overlap: int, cell: int, device: torch.device) -> Tensor:
-    """A tile's weight along one side: rising and falling over the overlaps, 1 at the image's own edges."""
+    """Return a tile's weights along one side: ramps over the overlaps, 1 elsewhere."""
     weight = torch.ones(count * cell, device=device)
     ramp = (torch.arange(overlap * cell, device=device) + 0.5) / (overlap * cell)
     if first > 0:

@@ -1,1 +1,1 @@
-"""Published checkpoints of other projects: reading their tensors without running their code."""
+"""Safe loading of checkpoints published by other projects."""

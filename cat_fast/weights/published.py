@@ -1,4 +1,4 @@
-"""A published checkpoint, translated for one of our models."""
+"""Published models, converted to our classes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Published:
-    """What a model is built from."""
+    """Constructor arguments and state dict of a converted model."""
 
     arguments: dict[str, Any]
     state: dict[str, Tensor]

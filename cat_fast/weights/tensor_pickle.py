@@ -1,7 +1,7 @@
-"""Published checkpoints that are pickles, read for their tensors without running any code in them.
+"""Safe reading of published pickle checkpoints: tensors only, no code in them is run.
 
-A pickle names functions that its reader calls. Here only those that rebuild tensors and plain containers are
-known; every other name becomes a `Husk`, which takes whatever it is given and does nothing.
+A pickle names functions for its reader to call. This reader knows only those that rebuild tensors and plain
+containers. Every other name becomes an `OpaqueObject`, which accepts any arguments and does nothing.
 """
 
 import collections
@@ -17,10 +17,10 @@ from torch import Tensor
 from cat_fast.errors import UserError, first_line
 
 
-class Husk:
-    """Stands for an object of an unknown class; keeps its state, which may hold tensors, and nothing else."""
+class OpaqueObject:
+    """Placeholder for an object of an unknown class; keeps its state, which may hold tensors."""
 
-    def __new__(cls, *_: Any, **__: Any) -> "Husk":
+    def __new__(cls, *_: Any, **__: Any) -> "OpaqueObject":
         return super().__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None:
@@ -46,54 +46,54 @@ KNOWN = {
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
     ("torch.storage", "_load_from_bytes"): _storage_from_bytes,
-    # StyleGAN's networks: their classes are saved as source code, beside their state
+    # StyleGAN's networks: their classes are saved as source code, next to their state
     ("dnnlib.util", "EasyDict"): dict,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): lambda meta: meta,
 }
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Knows the names of `KNOWN`, and no others."""
+    """Unpickler that resolves only the names in `KNOWN`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name.endswith("Storage"):
             return getattr(torch, name)
-        return KNOWN.get((module, name), Husk)
+        return KNOWN.get((module, name), OpaqueObject)
 
 
 def load_checkpoint(path: Path) -> Any:
-    """What a file of torch.save holds, with a `Husk` for every object that is neither tensor nor container.
+    """Load a file of torch.save, with an `OpaqueObject` for everything that is not a tensor or container.
 
     Raises:
-        UserError: no such file, or one that torch did not write.
+        UserError: the file is missing or was not written by torch.save.
     """
     reader = SimpleNamespace(Unpickler=TensorUnpickler, load=_load, __name__="pickle")
     try:
         return torch.load(path, map_location="cpu", pickle_module=reader, weights_only=False)
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: no such file") from None
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a checkpoint that torch wrote ({first_line(error)})") from error
+        raise UserError(f"{path}: not a PyTorch checkpoint ({first_line(error)})") from error
 
 
 def load_pickle(path: Path) -> Any:
-    """What a plain pickle holds, likewise.
+    """Load a plain pickle, with an `OpaqueObject` for everything that is not a tensor or container.
 
     Raises:
-        UserError: no such file, or no pickle.
+        UserError: the file is missing or is not a pickle.
     """
     try:
         with path.open("rb") as file:
             return TensorUnpickler(file).load()
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except Exception as error:  # a damaged pickle raises whatever it stumbles over
-        raise UserError(f"{path}: not a pickle ({first_line(error)})") from error
+        raise UserError(f"{path}: no such file") from None
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise UserError(f"{path}: not a valid pickle ({first_line(error)})") from error
 
 
 def module_state(module: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The parameters and buffers of a pickled module, by the names that its state_dict would give them."""
-    state = module.state if isinstance(module, Husk) else module.get("state", {})
+    """Return the parameters and buffers of a pickled module under their state_dict names."""
+    state = module.state if isinstance(module, OpaqueObject) else module.get("state", {})
     found: dict[str, Tensor] = {}
     for kind in ("_parameters", "_buffers"):
         found |= {prefix + name: value for name, value in state.get(kind, {}).items() if value is not None}

@@ -1,4 +1,4 @@
-"""A tokenizer small enough to run in milliseconds, and the command line as a user meets it."""
+"""Fixtures: a tokenizer small enough to run in milliseconds, test images, and a command-line runner."""
 
 import json
 
@@ -13,7 +13,7 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 
 
 def tiny_tokenizer(seed: int = 0, **changes) -> NestedAutoencoderKL:
-    """Untrained, with all six blocks."""
+    """Return an untrained tokenizer with all six blocks."""
     torch.manual_seed(seed)
     settings = {
         "sample_size": 64,
@@ -48,7 +48,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def cat_fast():
-    """Runs `cat-fast ARGS...` in this process."""
+    """Function that runs `cat-fast ARGS...` in this process."""
 
     def run(*args: object) -> Result:
         return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="cat-fast")
@@ -57,7 +57,7 @@ def cat_fast():
 
 
 def assert_one_line_error(result: Result, *words: str) -> None:
-    """Exit code 2, nothing on standard output, one line `error: ...` holding `words` on standard error."""
+    """Check for exit code 2, empty stdout, and one line `error: ...` with `words` on stderr."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     lines = result.stderr.splitlines()

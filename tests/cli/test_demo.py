@@ -1,4 +1,4 @@
-"""`cat-fast demo` around the work: what is asked for reaches it, and what it made is told in five lines."""
+"""`cat-fast demo` with a stubbed demo: options become settings, and results are summarized on five lines."""
 
 import pytest
 
@@ -17,30 +17,30 @@ METRICS = {
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Stands in for the work and notes what it was asked to do."""
-    calls = []
-    monkeypatch.setattr(demo, "run_demo", lambda *given: calls.append(given) or METRICS)
-    return calls
+def calls(monkeypatch):
+    """Stub `run_demo` and record its arguments."""
+    recorded = []
+    monkeypatch.setattr(demo, "run_demo", lambda *args: recorded.append(args) or METRICS)
+    return recorded
 
 
-def test_the_settings_and_the_folder_reach_the_demo(cat_fast, asked, tmp_path, monkeypatch):
+def test_options_become_settings(cat_fast, calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["--tokenizer-steps", 7, "--generator-steps", 6, "--ranks", 3, "--sampling-steps", 5]
     assert cat_fast("demo", "--out", "here", *options).exit_code == 0
-    ((folder, settings),) = asked
+    ((folder, settings),) = calls
     assert folder == tmp_path / "here"
     assert settings == DemoSettings(tokenizer_steps=7, generator_steps=6, ranks=3, sampling_steps=5)
 
 
-def test_the_options_left_out_are_those_of_the_settings(cat_fast, asked, tmp_path):
+def test_omitted_options_keep_the_default_settings(cat_fast, calls, tmp_path):
     assert cat_fast("demo", "--out", tmp_path, "--ranks", 2).exit_code == 0
     assert cat_fast("demo", "--out", tmp_path, "--ranks", 2, "--quick").exit_code == 0
-    assert [settings for _, settings in asked] == [DemoSettings(ranks=2), DemoSettings.quick(2)]
+    assert [settings for _, settings in calls] == [DemoSettings(ranks=2), DemoSettings.quick(2)]
 
 
-def test_the_end_is_five_lines_that_say_what_is_where(cat_fast, asked, tmp_path):
-    out = tmp_path / "demo[new]"  # which rich would take for markup
+def test_summary_is_five_lines_with_paths_and_metrics(cat_fast, calls, tmp_path):
+    out = tmp_path / "demo[new]"  # brackets, which rich could parse as markup
     lines = cat_fast("demo", "--out", out).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["report", "tokenizer", "generator", "tokens", "next"]
     assert str(out / "report.html") in lines[0]
@@ -48,18 +48,18 @@ def test_the_end_is_five_lines_that_say_what_is_where(cat_fast, asked, tmp_path)
     assert "19.3 dB held out, +7.2 over mean colour" in lines[1]
     assert "1.01 -> 0.46" in lines[2]
     assert "108%" in lines[3]
-    assert f"--checkpoint {out / 'pipeline' / 'tokenizer'}" in lines[4]
+    assert f"--checkpoint {out / 'pipeline' / 'vae'}" in lines[4]
 
 
 @pytest.mark.parametrize("option", [("--tokenizer-steps", 0), ("--ranks", -1), ("--sampling-steps", "many")])
-def test_impossible_numbers_are_usage_errors(cat_fast, asked, option):
+def test_invalid_numbers_are_usage_errors(cat_fast, calls, option):
     assert cat_fast("demo", *option).exit_code == 2
-    assert asked == []
+    assert calls == []
 
 
-def test_a_demo_that_cannot_go_on_is_one_line(cat_fast, monkeypatch, tmp_path):
-    def refuse(*_):
-        raise UserError("the folder holds a demo with other settings")
+def test_user_error_is_printed_on_one_line(cat_fast, monkeypatch, tmp_path):
+    def fail(*_):
+        raise UserError("the folder contains a demo with other settings")
 
-    monkeypatch.setattr(demo, "run_demo", refuse)
+    monkeypatch.setattr(demo, "run_demo", fail)
     assert_one_line_error(cat_fast("demo", "--out", tmp_path), "other settings")

@@ -1,4 +1,4 @@
-"""Stories of `cat-fast encode` and `cat-fast decode`, told to the end: what is written, said and returned."""
+"""`cat-fast encode` and `cat-fast decode` end to end: files, output and exit codes."""
 
 import json
 
@@ -31,7 +31,7 @@ def latents(cat_fast, checkpoint, photos, tmp_path):
 
 class TestEncode:
     @pytest.mark.parametrize("ratio", [8, 16, 32])
-    def test_latents_are_the_tokenizers_own(self, cat_fast, checkpoint, photos, tmp_path, ratio):
+    def test_latents_equal_those_of_the_tokenizer(self, cat_fast, checkpoint, photos, tmp_path, ratio):
         out = tmp_path / "new folder" / "latents.safetensors"
         result = cat_fast("encode", photos, "-c", checkpoint, "-o", out, "--ratio", ratio, "--size", 64)
         assert result.exit_code == 0, result.output
@@ -46,7 +46,7 @@ class TestEncode:
             assert written[key].shape == (4, 64 // ratio, 64 // ratio)
             torch.testing.assert_close(written[key], expected, rtol=1e-4, atol=1e-5)
 
-    def test_the_header_says_what_made_each_latent(self, latents, checkpoint):
+    def test_header_has_the_metadata_of_each_latent(self, latents, checkpoint):
         with safe_open(latents, framework="pt") as file:
             header = json.loads(file.metadata()["cat_fast.latents"])
         assert header["tokenizer"] == NestedAutoencoderKL.from_pretrained(checkpoint).fingerprint()
@@ -59,7 +59,7 @@ class TestEncode:
         }
 
     @pytest.mark.parametrize(("caption", "flags"), [(SIMPLE, []), (BUSY, ["--has-text"])])
-    def test_one_caption_for_all_decides_their_ratio(
+    def test_one_caption_sets_the_ratio_of_all_images(
         self, cat_fast, checkpoint, photos, tmp_path, caption, flags
     ):
         out = tmp_path / "out.safetensors"
@@ -85,9 +85,7 @@ class TestEncode:
         simple, busy = choose_ratio(Description(SIMPLE)), choose_ratio(Description(BUSY, has_text=True))
         assert (simple.ratio, busy.ratio) == (32, 8)
 
-    def test_a_captions_file_a_text_file_beside_and_no_caption_at_all(
-        self, cat_fast, checkpoint, photos, tmp_path
-    ):
+    def test_captions_file_text_file_and_missing_caption(self, cat_fast, checkpoint, photos, tmp_path):
         rows = [{"file": "a.jpg", "caption": BUSY, "has_text": True}]
         (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
         (photos / "b.txt").write_text(SIMPLE + "\n")
@@ -100,12 +98,12 @@ class TestEncode:
         # c is a smooth blur: a small JPEG.
         assert (c["ratio"], c["score"], c["source"]) == (32, None, "jpeg size")
 
-        told = cat_fast(*command).stdout
-        assert "1 without a caption: ratio from the JPEG size" in told
-        assert "3 images: 1 at 8x, 2 at 32x; mean 6.0 tokens against 4 at a fixed 16x (+50.0%)" in told
-        assert "out.safetensors" in told
+        output = cat_fast(*command).stdout
+        assert "1 without a caption: ratio from the JPEG size" in output
+        assert "3 images: 1 at 8x, 2 at 32x; mean 6.0 tokens against 4 at a fixed 16x (+50.0%)" in output
+        assert "out.safetensors" in output
 
-    def test_images_of_one_name_are_all_kept(self, cat_fast, checkpoint, photos, tmp_path):
+    def test_images_with_the_same_name_are_all_kept(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "more").mkdir()
         Image.new("RGB", (64, 64), "red").save(photos / "more" / "a.png")
         out = tmp_path / "out.safetensors"
@@ -113,7 +111,7 @@ class TestEncode:
         assert result.exit_code == 0, result.output
         assert sorted(load_file(out)) == ["a", "a-2", "b", "c"]
 
-    def test_batching_changes_nothing(self, cat_fast, checkpoint, photos, latents, tmp_path):
+    def test_batch_size_does_not_change_latents(self, cat_fast, checkpoint, photos, latents, tmp_path):
         out = tmp_path / "single.safetensors"
         command = ["encode", photos, "-c", checkpoint, "-o", out, "--ratio", 16, "--size", 64]
         assert cat_fast(*command, "--batch-size", 1).exit_code == 0
@@ -123,7 +121,7 @@ class TestEncode:
 
 
 class TestBadImages:
-    def test_one_bad_image_does_not_cost_the_others(self, cat_fast, checkpoint, photos, tmp_path):
+    def test_bad_images_do_not_affect_the_others(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
         (photos / "empty.png").touch()
         out = tmp_path / "out.safetensors"
@@ -135,15 +133,15 @@ class TestBadImages:
         assert [line.startswith("error: ") for line in errors] == [True] * 3
         for name, line in zip(("broken.jpg", "empty.png", "missing.jpg"), errors, strict=True):
             assert name in line
-        assert last == "3 of 6 images failed; the others are written"
+        assert last == "3 of 6 images failed; the others were written"
 
-    def test_json_lists_failures_too(self, cat_fast, checkpoint, photos, tmp_path):
+    def test_json_includes_failures(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "empty.png").touch()
         command = ["encode", photos, "-c", checkpoint, "-o", tmp_path / "o.safetensors", "--ratio", 16]
         images = parse_json(cat_fast(*command, "--size", 64, "--json"))["images"]
         assert [bool(image["error"]) for image in images] == [False, False, False, True]
 
-    def test_an_unreadable_caption_file_costs_only_its_image(self, cat_fast, checkpoint, photos, tmp_path):
+    def test_unreadable_caption_file_affects_only_its_image(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "a.txt").write_bytes(b"caf\xe9")
         command = ["encode", photos, "-c", checkpoint, "-o", tmp_path / "o.safetensors", "--size", 64]
         result = cat_fast(*command)
@@ -151,14 +149,14 @@ class TestBadImages:
         assert "a.txt" in result.stderr
         assert sorted(load_file(tmp_path / "o.safetensors")) == ["b", "c"]
 
-    def test_when_all_are_bad_nothing_is_written(self, cat_fast, checkpoint, tmp_path):
+    def test_nothing_is_written_if_all_images_are_bad(self, cat_fast, checkpoint, tmp_path):
         (tmp_path / "a.jpg").touch()
         out = tmp_path / "out.safetensors"
         out.write_bytes(b"earlier work")
         assert_one_line_error(cat_fast("encode", tmp_path / "a.jpg", "-c", checkpoint, "-o", out), "empty")
         assert out.read_bytes() == b"earlier work"
 
-    def test_interruption_leaves_what_was_there(self, cat_fast, checkpoint, photos, tmp_path, monkeypatch):
+    def test_interruption_leaves_existing_files(self, cat_fast, checkpoint, photos, tmp_path, monkeypatch):
         out = tmp_path / "out" / "latents.safetensors"
         out.parent.mkdir()
         out.write_bytes(b"earlier work")
@@ -176,13 +174,13 @@ class TestBadImages:
         assert out.read_bytes() == b"earlier work"
 
 
-class TestRefusals:
+class TestErrors:
     def test_unknown_ratio(self, cat_fast, checkpoint, photos):
         for ratio in ("12", "0", "-8", "8x", ""):
             result = cat_fast("encode", photos, "-c", checkpoint, f"--ratio={ratio}")
             assert_one_line_error(result, "8, 16, 32 or auto")
 
-    def test_a_ratio_the_tokenizer_lacks(self, cat_fast, photos, tmp_path):
+    def test_ratio_that_the_tokenizer_lacks(self, cat_fast, photos, tmp_path):
         tiny_tokenizer(ratios=(16,)).save_pretrained(tmp_path / "fixed")
         command = ["encode", photos, "-c", tmp_path / "fixed", "-o", tmp_path / "o.safetensors"]
         assert_one_line_error(cat_fast(*command, "--ratio", 8), "no ratio 8", "16")
@@ -197,11 +195,11 @@ class TestRefusals:
     def test_missing_checkpoint(self, cat_fast, photos, tmp_path):
         assert_one_line_error(cat_fast("encode", photos, "-c", tmp_path / "no"), "no such folder")
 
-    def test_a_folder_that_is_no_checkpoint_points_to_one_inside(self, cat_fast, checkpoint, photos):
+    def test_folder_without_checkpoint_suggests_a_subfolder(self, cat_fast, checkpoint, photos):
         result = cat_fast("encode", photos, "-c", checkpoint.parent)
-        assert_one_line_error(result, "no config.json", f"did you mean {checkpoint.parent}")
+        assert_one_line_error(result, "config.json is missing", f"did you mean {checkpoint.parent}")
 
-    def test_another_models_checkpoint(self, cat_fast, photos, tmp_path):
+    def test_checkpoint_of_another_model(self, cat_fast, photos, tmp_path):
         (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
         assert_one_line_error(cat_fast("encode", photos, "-c", tmp_path), "NestedAutoencoderKL")
 
@@ -212,7 +210,7 @@ class TestRefusals:
             (damaged / file.name).write_bytes(file.read_bytes()[: None if file.suffix == ".json" else 5000])
         assert_one_line_error(cat_fast("encode", photos, "-c", damaged), "cannot be loaded")
 
-    def test_no_weights(self, cat_fast, checkpoint, photos, tmp_path):
+    def test_missing_weights(self, cat_fast, checkpoint, photos, tmp_path):
         (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
         assert_one_line_error(cat_fast("encode", photos, "-c", tmp_path), "cannot be loaded")
 
@@ -241,7 +239,7 @@ class TestRefusals:
 
 class TestDecode:
     @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-    def test_images_are_the_tokenizers_own(self, cat_fast, checkpoint, latents, tmp_path, suffix):
+    def test_images_equal_those_of_the_tokenizer(self, cat_fast, checkpoint, latents, tmp_path, suffix):
         out = tmp_path / "new" / "images"
         result = cat_fast("decode", latents, "-c", checkpoint, "-o", out, "--format", suffix)
         assert result.exit_code == 0, result.output
@@ -259,7 +257,7 @@ class TestDecode:
                 0.1 if suffix == "png" else 0.5
             )  # levels; lossy files amplify
 
-    def test_mixed_ratios_come_back_at_one_size(self, cat_fast, checkpoint, photos, tmp_path):
+    def test_mixed_ratios_decode_to_one_size(self, cat_fast, checkpoint, photos, tmp_path):
         for name, caption in (("a", SIMPLE), ("b", BUSY)):
             (photos / f"{name}.txt").write_text(caption)
         path, out = tmp_path / "l.safetensors", tmp_path / "out"
@@ -268,28 +266,28 @@ class TestDecode:
         assert len({image["ratio"] for image in images}) > 1
         assert {Image.open(image["file"]).size for image in images} == {(64, 64)}
 
-    def test_latents_of_another_tokenizer_are_refused_unless_forced(self, cat_fast, latents, tmp_path):
+    def test_latents_of_another_tokenizer_are_rejected_unless_forced(self, cat_fast, latents, tmp_path):
         tiny_tokenizer(seed=1).save_pretrained(tmp_path / "other")
         command = ["decode", latents, "-c", tmp_path / "other", "-o", tmp_path / "out"]
-        assert_one_line_error(cat_fast(*command), "made by tokenizer", "--force")
+        assert_one_line_error(cat_fast(*command), "encoded by tokenizer", "--force")
         assert not (tmp_path / "out").exists()
         assert cat_fast(*command, "--force").exit_code == 0
         assert len(list((tmp_path / "out").iterdir())) == 3
 
-    def test_latents_of_other_width_fail_even_so(self, cat_fast, latents, tmp_path):
+    def test_latents_with_other_channels_fail_even_if_forced(self, cat_fast, latents, tmp_path):
         tiny_tokenizer(latent_channels=8).save_pretrained(tmp_path / "other")
         result = cat_fast("decode", latents, "-c", tmp_path / "other", "-o", tmp_path / "out", "--force")
         assert result.exit_code == 2
-        assert "expects (8, 4, 4)" in result.stderr
+        assert "expected a latent of shape (8, 4, 4)" in result.stderr
 
-    def test_one_spoilt_latent_does_not_cost_the_others(self, cat_fast, checkpoint, latents, tmp_path):
+    def test_bad_latent_does_not_affect_the_others(self, cat_fast, checkpoint, latents, tmp_path):
         rewrite(latents, tensors={"b": torch.full((4, 4, 4), torch.nan)})
         result = cat_fast("decode", latents, "-c", checkpoint, "-o", tmp_path / "out")
         assert result.exit_code == 1
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
         assert "error: b: the image contains NaN" in result.stderr
 
-    def test_a_name_never_leads_out_of_the_folder(self, cat_fast, checkpoint, latents, tmp_path):
+    def test_name_cannot_escape_the_output_folder(self, cat_fast, checkpoint, latents, tmp_path):
         rewrite(latents, names={"b": "../../escaped"})
         result = cat_fast("decode", latents, "-c", checkpoint, "-o", tmp_path / "deep" / "er" / "out")
         assert result.exit_code == 1
@@ -305,7 +303,7 @@ class TestDecode:
     def test_safetensors_of_something_else(self, cat_fast, checkpoint, tmp_path):
         weights = next(checkpoint.glob("*.safetensors"))
         result = cat_fast("decode", weights, "-c", checkpoint, "-o", tmp_path / "out")
-        assert_one_line_error(result, "holds no latents")
+        assert_one_line_error(result, "not a latent file")
 
     def test_missing_file_unknown_format_and_unwritable_folder(self, cat_fast, checkpoint, latents, tmp_path):
         options = ["-c", checkpoint, "-o", tmp_path / "out"]
@@ -317,7 +315,7 @@ class TestDecode:
 
 
 def rewrite(path, *, tensors=None, names=None):
-    """Changes tensors or names in a file of latents, as another program might."""
+    """Change tensors or names in a latent file, as another program might."""
     from safetensors.torch import save_file
 
     with safe_open(path, framework="pt") as file:

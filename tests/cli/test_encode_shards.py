@@ -1,4 +1,4 @@
-"""Stories of `cat-fast encode-shards`: from images to latents that a generator can be trained on."""
+"""`cat-fast encode-shards` end to end: from images to latents for training a DiT."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_photographs_become_latents(cat_fast, checkpoint, tmp_path):
+def test_photographs_are_encoded_once(cat_fast, checkpoint, tmp_path):
     out = tmp_path / "latents"
     command = ["encode-shards", "photographs", "-c", checkpoint, "-o", out, "--size", 64]
     summary = parse_json(cat_fast(*command, "--per-shard", 16, "--json"))
@@ -41,16 +41,16 @@ def test_the_photographs_become_latents(cat_fast, checkpoint, tmp_path):
 
     again = cat_fast(*command, "--per-shard", 16)
     assert again.exit_code == 0
-    assert f"{len(records)} latents in 3 shards, 0 of them encoded now" in again.stdout
+    assert f"{len(records)} latents in 3 shards, 0 newly encoded" in again.stdout
     assert f"data.latents={out}" in again.stdout
 
 
-def test_bad_images_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, photos, tmp_path):
+def test_bad_images_are_reported_and_set_the_exit_code(cat_fast, checkpoint, photos, tmp_path):
     (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
     command = ["encode-shards", photos, "-c", checkpoint, "-o", tmp_path / "out", "--size", 64]
     result = cat_fast(*command)
     assert result.exit_code == 1
-    assert "left out: broken.jpg: the image is damaged" in result.stderr
+    assert "skipped: broken.jpg: the image is damaged" in result.stderr
     assert "3 latents in 1 shards" in result.stdout
     for path in photos.iterdir():
         path.write_bytes(b"")
@@ -73,14 +73,14 @@ def test_bad_images_are_told_and_the_exit_code_says_so(cat_fast, checkpoint, pho
         (["PHOTOS", "--ratio", 7], ["--ratio 7"]),
     ],
 )
-def test_bad_input_is_refused_in_one_line(cat_fast, checkpoint, photos, tmp_path, options, words):
+def test_bad_input_is_rejected_on_one_line(cat_fast, checkpoint, photos, tmp_path, options, words):
     options = [photos if option == "PHOTOS" else option for option in options]
     result = cat_fast("encode-shards", *options, "-c", checkpoint, "-o", tmp_path / "out")
     assert_one_line_error(result, *words)
     assert not (tmp_path / "out").exists()
 
 
-def test_another_tokenizer_is_refused_and_nothing_is_lost(cat_fast, checkpoint, photos, tmp_path):
+def test_another_tokenizer_is_rejected_without_changing_files(cat_fast, checkpoint, photos, tmp_path):
     out = tmp_path / "out"
     assert cat_fast("encode-shards", photos, "-c", checkpoint, "-o", out, "--size", 64).exit_code == 0
     before = {path: path.read_bytes() for path in out.iterdir()}
@@ -93,7 +93,7 @@ def test_another_tokenizer_is_refused_and_nothing_is_lost(cat_fast, checkpoint, 
 
 
 @pytest.mark.parametrize("place", [0, 2, 4])
-def test_the_former_spelling_answers_with_the_command_that_replaces_it(cat_fast, tmp_path, place):
+def test_error_for_former_spelling_names_the_new_command(cat_fast, tmp_path, place):
     arguments = ["a b.jsonl", "-c", "DIR", "--workers", "2"]
     old = [*arguments[:place], "--shards", *arguments[place:]]
     assert_one_line_error(cat_fast("encode", *old), "cat-fast encode-shards 'a b.jsonl' -c DIR --workers 2")
@@ -103,14 +103,14 @@ def test_the_former_spelling_answers_with_the_command_that_replaces_it(cat_fast,
     ("command", "option"),
     [("encode", "--workers"), ("encode", "--per-shard"), ("encode-shards", "--caption")],
 )
-def test_an_option_of_the_other_command_is_refused(cat_fast, checkpoint, photos, command, option):
+def test_option_of_the_other_command_is_rejected(cat_fast, checkpoint, photos, command, option):
     result = cat_fast(command, photos, "-c", checkpoint, option, 2)
     assert result.exit_code == 2
     assert option in result.stderr
 
 
-def test_killed_and_started_again_every_key_is_there_once(checkpoint, tmp_path):
-    """kill -9 in the middle of two working processes, which must not outlive it."""
+def test_killed_run_resumes_with_every_key_once(checkpoint, tmp_path):
+    """Kill -9 a run with two worker processes, which must end with it; then resume the run."""
     images, out, count = tmp_path / "images", tmp_path / "out", 400
     images.mkdir()
     for n in range(count):

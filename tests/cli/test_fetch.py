@@ -1,4 +1,4 @@
-"""`cat-fast fetch` against a server on this machine: whole, checked files or none, and words for the rest."""
+"""`cat-fast fetch` with a local server: complete, verified files or none, and messages for the others."""
 
 import hashlib
 import shutil
@@ -25,12 +25,12 @@ CONTENT = bytes(range(256)) * 20_000
 
 @pytest.fixture
 def server():
-    """URL of a server that has CONTENT under /good/, and half of it, and another file, elsewhere."""
-    asked = []
+    """URL and requested paths of a server: /good/ has CONTENT, /half/ half of it, /other/ another file."""
+    requested = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            requested.append(self.path)
             folder = self.path.split("/")[1]
             if folder not in ("good", "half", "other"):
                 self.send_error(404)
@@ -47,7 +47,7 @@ def server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", requested
     server.shutdown()
     thread.join()
     server.server_close()
@@ -55,7 +55,7 @@ def server():
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """A configuration like the paper's: a trunk, MoCo's ResNet, a StyleGAN pickle; none of them there."""
+    """A configuration like the paper's with a trunk, MoCo's ResNet and a StyleGAN pickle, all missing."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     for name, source in pretrained_weights.PUBLISHED.items():
         digest = hashlib.new(source.algorithm, CONTENT).hexdigest()[:8]
@@ -71,43 +71,43 @@ def config(tmp_path, monkeypatch):
     return path
 
 
-def test_what_has_a_url_is_fetched_and_checked_and_the_rest_is_explained(cat_fast, tmp_path, config, server):
-    url, asked = server
+def test_weights_with_a_url_are_fetched_and_others_are_listed(cat_fast, tmp_path, config, server):
+    url, requested = server
     trunk = tmp_path / "torch/hub/checkpoints/vgg16-397923af.pth"
     moco, pickle = (tmp_path / "w" / name for name in ("moco_v2_800ep_pretrain.pth.tar", "stylegan.pkl"))
     result = cat_fast("fetch", config, "--mirror", f"{url}/good/")
     assert result.exit_code == 1, result.output
     assert trunk.read_bytes() == moco.read_bytes() == CONTENT
-    assert f"by hand   discriminator.pretrained: {pickle} is missing" in result.stdout
-    assert asked == [f"/good/{trunk.name}", f"/good/{moco.name}"]
+    assert f"manual    discriminator.pretrained: {pickle} is missing" in result.stdout
+    assert requested == [f"/good/{trunk.name}", f"/good/{moco.name}"]
     pickle.touch()
-    result = cat_fast("fetch", config)  # no network needed: all is there
+    result = cat_fast("fetch", config)  # needs no network: all files exist
     assert result.exit_code == 0
-    assert result.stdout.count("is there") == 3
+    assert result.stdout.count("found ") == 3
 
 
 @pytest.mark.parametrize(
     ("folder", "words"),
-    [("half", "2560000 of 5120000 bytes came"), ("other", "it is another file"), ("none", "404")],
+    [("half", "expected 5120000 bytes, got 2560000"), ("other", "was discarded"), ("none", "404")],
 )
-def test_a_download_that_goes_wrong_leaves_nothing(cat_fast, tmp_path, config, server, folder, words):
+def test_failed_download_leaves_no_file(cat_fast, tmp_path, config, server, folder, words):
     url, _ = server
     assert_one_line_error(cat_fast("fetch", config, "--mirror", f"{url}/{folder}"), words)
     assert not [path for path in (tmp_path / "torch").rglob("*") if path.is_file()]
 
 
-def test_a_server_that_is_not_there_is_one_line(cat_fast, config):
+def test_unreachable_server_is_reported_on_one_line(cat_fast, config):
     assert_one_line_error(cat_fast("fetch", config, "--mirror", "http://127.0.0.1:9"), "cannot be downloaded")
 
 
-def test_overrides_count_and_what_ships_needs_nothing(cat_fast, config):
-    nothing = ["loss.perceptual=st_lpips_alex", "loss.features_weight=0", 'discriminator.pretrained=""']
-    result = cat_fast("fetch", config, *nothing)
+def test_overrides_are_applied_and_packaged_weights_are_not_fetched(cat_fast, config):
+    overrides = ["loss.perceptual=st_lpips_alex", "loss.features_weight=0", 'discriminator.pretrained=""']
+    result = cat_fast("fetch", config, *overrides)
     assert result.exit_code == 0, result.output
-    assert "needs no weights" in result.stdout
+    assert "needs no pretrained weights" in result.stdout
 
 
-def test_a_rank_that_misses_weights_says_how_to_fetch_them_and_joins_no_process_group(config):
+def test_training_without_weights_names_the_fetch_command_before_joining_a_process_group(config):
     with pytest.raises(UserError, match=r"loss\.perceptual: .*loss\.features_weights: ") as caught:
         train(str(config), ["seed=1"])
     assert f"`cat-fast fetch {config} seed=1`" in str(caught.value)
@@ -116,7 +116,7 @@ def test_a_rank_that_misses_weights_says_how_to_fetch_them_and_joins_no_process_
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The hub's side of a text encoder, org/bert, and this machine's empty cache; downloads copy."""
+    """A fake hub with the text encoder org/bert, and an empty local cache; downloads copy files."""
     published, cache = tmp_path / "published", tmp_path / "cache"
     save_encoder(published)
     (published / "onnx").mkdir()
@@ -140,7 +140,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     for target, name in ((socket, "getaddrinfo"), (socket.socket, "connect")):
-        monkeypatch.setattr(target, name, lambda *_, **__: pytest.fail("asked the network"))
+        monkeypatch.setattr(target, name, lambda *_, **__: pytest.fail("used the network"))
     return published, snapshot
 
 
@@ -153,7 +153,7 @@ def captioned(tmp_path):
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_a_text_encoder_is_fetched_once_and_then_needs_no_network(cat_fast, hub, captioned, weights):
+def test_text_encoder_is_fetched_once_and_then_needs_no_network(cat_fast, hub, captioned, weights):
     published, snapshot = hub
     state = load_file(published / "model.safetensors")
     if weights == "pytorch_model.bin":
@@ -169,13 +169,13 @@ def test_a_text_encoder_is_fetched_once_and_then_needs_no_network(cat_fast, hub,
     assert {path.name for path in snapshot.iterdir()} == {
         "config.json", "tokenizer.json", "tokenizer_config.json", weights,
     }  # fmt: skip
-    assert f"is there  text_encoder: {snapshot}" in cat_fast("fetch", captioned).stdout
+    assert f"found     text_encoder: {snapshot}" in cat_fast("fetch", captioned).stdout
     encoder = TextEncoder("org/bert", download=False)
     assert encoder.name == "org/bert"
     assert encoder.fingerprint() == TextEncoder(published).fingerprint()
 
 
-def test_a_download_that_was_cut_short_is_none(cat_fast, hub, captioned):
+def test_incomplete_download_is_fetched_again(cat_fast, hub, captioned):
     _, snapshot = hub
     assert cat_fast("fetch", captioned).exit_code == 0
     index = snapshot / "model.safetensors.index.json"
@@ -188,13 +188,13 @@ def test_a_download_that_was_cut_short_is_none(cat_fast, hub, captioned):
     assert "fetched" in cat_fast("fetch", captioned).stdout
 
 
-def test_a_text_encoder_may_be_a_folder_and_what_is_none_is_said(cat_fast, hub, captioned, tmp_path):
+def test_text_encoder_can_be_a_folder_and_invalid_ones_are_reported(cat_fast, hub, captioned, tmp_path):
     published, _ = hub
     result = cat_fast("fetch", captioned, f"text_encoder={published}")
-    assert (result.exit_code, "is there" in result.stdout) == (0, True)
+    assert (result.exit_code, "found " in result.stdout) == (0, True)
     result = cat_fast("fetch", captioned, f"text_encoder={tmp_path / 'nowhere'}")
     assert result.exit_code == 1
-    assert f"by hand   text_encoder: {tmp_path / 'nowhere'} is missing" in result.stdout
+    assert f"manual    text_encoder: {tmp_path / 'nowhere'} is missing" in result.stdout
     result = cat_fast("fetch", captioned, "text_encoder=org/brt")
     assert_one_line_error(result, "'org/brt' cannot be downloaded (404 Client Error: Repository Not Found)")
     (published / "config.json").unlink()

@@ -1,4 +1,4 @@
-"""`cat-fast info` agrees with what the packages and the kernels say of themselves."""
+"""`cat-fast info` agrees with the installed packages and the kernels' own report."""
 
 import platform
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from cat_fast.kernels import backends, library
 from tests.cli.conftest import parse_json
 
 
-def test_json_holds_versions_devices_and_every_backend(cat_fast):
+def test_json_has_versions_devices_and_every_backend(cat_fast):
     report = parse_json(cat_fast("info", "--json"))
     assert report["python"] == platform.python_version()
     assert report["packages"]["torch"] == torch.__version__.split("+")[0]
@@ -19,15 +19,15 @@ def test_json_holds_versions_devices_and_every_backend(cat_fast):
     assert report["kernels"] == [asdict(row) for row in backends.report()]
 
 
-def test_tables_say_why_a_backend_is_not_active(cat_fast, monkeypatch):
+def test_table_has_the_reason_why_a_backend_is_inactive(cat_fast, monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
-    told = cat_fast("info").stdout
-    assert "reference is forced" in told
+    output = cat_fast("info").stdout
+    assert "reference is forced" in output
     for row in backends.report():
-        assert row.op in told
+        assert row.op in output
 
 
-def test_an_unknown_backend_is_one_line(cat_fast, monkeypatch):
+def test_unknown_backend_is_reported_on_one_line(cat_fast, monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "abacus")
     result = cat_fast("info")
     assert result.exit_code == 2

@@ -1,4 +1,4 @@
-"""The command as a whole: help that teaches, codes that scripts can rely on, a start that takes no torch."""
+"""The `cat-fast` command: help with examples, exit codes, and start-up without importing torch."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def test_every_command_has_help_with_an_example(cat_fast, command):
         ["encode", "x", "-c", "x", "--ratio", "7"],
     ],
 )
-def test_help_and_usage_errors_do_not_wait_for_torch(args):
+def test_help_and_usage_errors_do_not_import_torch(args):
     script = (
         "import sys\n"
         "from cat_fast.cli.main import app\n"
@@ -58,7 +58,7 @@ def test_usage_errors_exit_with_2(cat_fast):
         assert cat_fast(*args).exit_code == 2
 
 
-def test_the_process_reports_one_line_and_the_code(tmp_path):
+def test_user_error_is_one_line_with_exit_code_2(tmp_path):
     script = "from cat_fast.cli.main import main; main()"
     command = [sys.executable, "-c", script, "encode", str(tmp_path), "-c", str(tmp_path / "no")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
@@ -68,10 +68,10 @@ def test_the_process_reports_one_line_and_the_code(tmp_path):
     assert finished.stderr.count("\n") == 1
 
 
-def test_a_defect_of_the_program_is_not_dressed_up_as_the_users_fault():
+def test_internal_error_is_not_reported_as_a_user_error():
     @app.command("fail-for-test", hidden=True)
     def fail() -> None:
-        raise ZeroDivisionError("a defect")
+        raise ZeroDivisionError("internal error")
 
     try:
         result = CliRunner().invoke(app, ["fail-for-test"])

@@ -1,4 +1,4 @@
-"""`cat-fast plan`: a cost table that a run can use, and memory figures that hold together."""
+"""`cat-fast plan`: cost tables that training runs can read, and consistent memory predictions."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def test_help_shows_an_example(cat_fast, command):
     assert f"cat-fast plan {command} configs/" in cat_fast("plan", command, "--help").stdout
 
 
-def test_a_measured_table_is_one_that_runs_read(cat_fast, tmp_path):
+def test_measured_cost_table_can_be_read(cat_fast, tmp_path):
     path = tmp_path / "costs.json"
     result = cat_fast(
         *("plan", "cost", NANO, *TINY, "data.image_size=64"),
@@ -37,7 +37,7 @@ def test_a_measured_table_is_one_that_runs_read(cat_fast, tmp_path):
     assert "measured" in result.stdout
 
 
-def test_counting_says_that_it_is_a_fallback(cat_fast, tmp_path):
+def test_counted_cost_table_is_labelled_as_fallback(cat_fast, tmp_path):
     path = tmp_path / "costs.json"
     result = cat_fast("plan", "cost", NANO, *TINY, "--count", "--json", path)
     assert result.exit_code == 0, result.output
@@ -46,13 +46,13 @@ def test_counting_says_that_it_is_a_fallback(cat_fast, tmp_path):
     assert "fallback" in CostTable.read(path).about["what"]
 
 
-def test_memory_is_told_by_ratio_and_batch(cat_fast, tmp_path):
+def test_memory_is_predicted_by_ratio_and_batch_size(cat_fast, tmp_path):
     path = tmp_path / "memory.json"
     result = cat_fast("plan", "memory", NANO, "--ranks", 4, "--gpu", "A100-40", "--json", path)
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text())
     assert "predicted" in report["what"]
-    assert "predicted" in result.stdout
+    assert "Predicted" in result.stdout
     assert set(report["peak"]) == {"8", "16", "32"}
     for ratio, peaks in report["peak"].items():
         sizes = list(peaks.values())
@@ -63,15 +63,15 @@ def test_memory_is_told_by_ratio_and_batch(cat_fast, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_papers_size_is_predicted_without_weights_or_data(cat_fast, tmp_path):
+def test_memory_of_the_papers_model_needs_no_weights_or_data(cat_fast, tmp_path):
     path = tmp_path / "memory.json"
     result = cat_fast("plan", "memory", CONFIGS / "tokenizer/cat_c16_64xA100.yaml", "--json", path)
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text())
     assert report["ranks"] == 64
     for ratio in ("8", "16", "32"):
-        most = report["largest_batch"][ratio]
-        assert 0 < most["A100-40"] < most["A100-80"] == most["H100-80"]
+        largest = report["largest_batch"][ratio]
+        assert 0 < largest["A100-40"] < largest["A100-80"] == largest["H100-80"]
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_the_papers_size_is_predicted_without_weights_or_data(cat_fast, tmp_path
     [
         (("memory", NANO, "--gpu", "TPU"), ("--gpu", "A100-40")),
         (("memory", NANO, "precision=fp8"), ("fp8", "bf16")),
-        (("memory", NANO, "model.ratios=[3]"), ("ratio 3",)),
-        (("memory", CONFIGS / "generator/nano.yaml"), ("generator", "tokenizer's run")),
+        (("memory", NANO, "model.ratios=[3]"), ("expected powers of two", "got 3")),
+        (("memory", CONFIGS / "generator/nano.yaml"), ("expected task 'tokenizer'", "got 'generator'")),
         (("cost", NANO, "--batches", "a"), ("--batches", "2,4,8")),
         (("cost", NANO, *TINY, "--batches", "2"), ("at least two",)),
         (("cost", NANO, "--json", "/"), ("/",)),
         (("cost", "none.yaml"), ("none.yaml",)),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(cat_fast, arguments, words):
+def test_invalid_arguments_are_reported_on_one_line(cat_fast, arguments, words):
     assert_one_line_error(cat_fast("plan", *arguments), *words)

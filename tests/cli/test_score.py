@@ -1,4 +1,4 @@
-"""`cat-fast score` as a person uses it."""
+"""`cat-fast score`: output, JSON file and error messages."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "TERM": "dumb"})
 
 
-def test_captions_come_back_with_score_ratio_and_tokens(tmp_path: Path) -> None:
+def test_captions_are_listed_with_score_ratio_and_tokens(tmp_path: Path) -> None:
     out = tmp_path / "new" / "scores.json"
     result = run("a plane in a clear sky", "a page of [bold] dense print", "--has-text", "--json", str(out))
     assert result.exit_code == 0, result.output
@@ -37,7 +37,7 @@ def test_captions_come_back_with_score_ratio_and_tokens(tmp_path: Path) -> None:
     assert written["mean_tokens"] == sum(image["tokens"] for image in written["images"]) / 2
 
 
-def test_a_file_of_captions_keeps_to_the_budget(tmp_path: Path) -> None:
+def test_packaged_captions_meet_the_budget(tmp_path: Path) -> None:
     from cat_fast.complexity import SCORED_CAPTIONS
 
     result = run("--file", str(SCORED_CAPTIONS), "--json", str(tmp_path / "scores.json"))
@@ -47,7 +47,7 @@ def test_a_file_of_captions_keeps_to_the_budget(tmp_path: Path) -> None:
     assert abs(written["mean_tokens"] / written["fixed_16x_tokens"] - 1) < 0.05
 
 
-def test_labels_files_and_captions_go_together_under_other_thresholds(tmp_path: Path) -> None:
+def test_captions_labels_and_files_are_combined_with_custom_thresholds(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a dog on a lawn\n")
     result = run(
         "a cat",
@@ -65,15 +65,15 @@ def test_labels_files_and_captions_go_together_under_other_thresholds(tmp_path: 
     assert "+300.0%" in result.output
 
 
-def test_explain_shows_the_rubric_and_what_weighed() -> None:
+def test_explain_shows_the_rubric_and_the_largest_effects() -> None:
     plain, explained = run("two flags on a roof"), run("two flags on a roof", "--explain")
     assert "out of 9" in explained.output
-    assert "weighed most" in explained.output
+    assert "largest effects" in explained.output
     assert "out of 9" not in plain.output
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         ([], "nothing to score"),
         ([" "], "non-empty text"),
@@ -82,12 +82,12 @@ def test_explain_shows_the_rubric_and_what_weighed() -> None:
         (["--file", "none.txt"], "cannot be read"),
     ],
 )
-def test_unusable_input_is_told_in_one_line(arguments: list[str], complaint: str) -> None:
+def test_unusable_input_is_reported_on_one_line(arguments: list[str], message: str) -> None:
     result = run(*arguments)
     assert isinstance(result.exception, UserError)
-    assert complaint in str(result.exception)
+    assert message in str(result.exception)
     assert "\n" not in str(result.exception)
 
 
-def test_help_teaches_by_example() -> None:
+def test_help_has_examples() -> None:
     assert "cat-fast score --file captions.jsonl" in run("--help").output

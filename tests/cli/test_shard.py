@@ -1,4 +1,4 @@
-"""`cat-fast shard`: from an index to archives that a training run reads."""
+"""`cat-fast shard`: from an image index to archives for training."""
 
 import json
 
@@ -9,7 +9,7 @@ from cat_fast.data.images.index import ImageRecord, write_index
 from tests.cli.conftest import assert_one_line_error
 
 
-def test_the_photographs_become_shards_and_a_second_time_nothing_is_done(cat_fast, tmp_path):
+def test_photographs_are_packed_once(cat_fast, tmp_path):
     out = tmp_path / "shards"
     result = cat_fast("shard", "photographs", "--out", out, "--per-shard", 16)
     assert result.exit_code == 0, result.output
@@ -25,7 +25,7 @@ def test_the_photographs_become_shards_and_a_second_time_nothing_is_done(cat_fas
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == written
 
 
-def test_missing_images_are_told_and_the_exit_code_says_so(cat_fast, tmp_path, photos):
+def test_missing_images_are_reported_and_set_the_exit_code(cat_fast, tmp_path, photos):
     flags = {"caption": "a", "has_text": False, "has_faces": False, "score": 5, "ratio": 16}
     names = [*(p.name for p in sorted(photos.iterdir())), *(f"gone{n}.jpg" for n in range(12))]
     write_index(
@@ -34,12 +34,12 @@ def test_missing_images_are_told_and_the_exit_code_says_so(cat_fast, tmp_path, p
     result = cat_fast("shard", photos / "index.jsonl", "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "3 images in 1 shards" in result.stdout
-    assert result.stderr.count("left out: ") == 11
-    assert "left out: 2 more" in result.stderr
+    assert result.stderr.count("skipped: ") == 11
+    assert "skipped: 2 more" in result.stderr
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_an_index_that_is_none_is_refused_in_one_line(cat_fast, tmp_path, content):
+def test_missing_or_empty_index_is_rejected_on_one_line(cat_fast, tmp_path, content):
     index = tmp_path / "index.jsonl"
     if content is not None:
         index.write_text(content)

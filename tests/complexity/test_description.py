@@ -1,4 +1,4 @@
-"""Descriptions, and files of them: what is read, and what is refused in words that help."""
+"""Descriptions and caption files: valid content is read, invalid content is rejected with a clear message."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from cat_fast.errors import UserError
 
 
 @pytest.mark.parametrize("caption", ["", "  \n", None, 7])
-def test_a_description_needs_a_caption(caption: object) -> None:
+def test_description_requires_a_caption(caption: object) -> None:
     with pytest.raises(UserError, match="non-empty text"):
         Description(caption)  # type: ignore[arg-type]
 
@@ -20,19 +20,19 @@ def test_lone_surrogates_of_a_caption_are_replaced() -> None:
     assert Description("Straße 🗼").caption == "Straße 🗼"
 
 
-def test_flags_are_bools() -> None:
+def test_flags_must_be_bools() -> None:
     with pytest.raises(UserError, match="has_faces must be true or false"):
         Description("a cat", has_faces="no")  # type: ignore[arg-type]
 
 
-def test_a_label_is_worded_as_class_conditional_generation_words_it() -> None:
+def test_label_is_worded_as_in_class_conditional_generation() -> None:
     described = Description.from_label(" golden retriever ", has_faces=True)
     assert described == Description("this is an image of golden retriever", has_faces=True)
     with pytest.raises(UserError, match="golden retriever"):
         Description.from_label(" ")
 
 
-def test_text_files_hold_a_caption_a_line(tmp_path: Path) -> None:
+def test_text_file_has_one_caption_per_line(tmp_path: Path) -> None:
     file = tmp_path / "captions.txt"
     file.write_text("\ufeffa café, seen from across the street\n\n  a dog \n", encoding="utf-8")
     assert read_descriptions(file, has_text=True) == [
@@ -41,7 +41,7 @@ def test_text_files_hold_a_caption_a_line(tmp_path: Path) -> None:
     ]
 
 
-def test_a_row_overrides_the_flags_given_for_all(tmp_path: Path) -> None:
+def test_row_overrides_the_default_flags(tmp_path: Path) -> None:
     file = tmp_path / "captions.jsonl"
     rows = [{"caption": "one\u2028line"}, {"caption": "b", "has_text": False}]
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
@@ -52,26 +52,26 @@ def test_a_row_overrides_the_flags_given_for_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "message"),
     [
         ("a.jsonl", b'{"caption": "a"}\n{"caption": }', "line 2: not valid JSON"),
         ("a.jsonl", b'["a"]', "line 1: expected a JSON object"),
         ("a.jsonl", b'{"text": "a"}', "line 1: a caption must be non-empty"),
         ("a.jsonl", b'{"caption": "a", "has_text": "yes"}', "line 1: has_text: expected true or false"),
-        ("a.txt", b"\n \n", "no caption"),
+        ("a.txt", b"\n \n", "no captions"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
         ("a.csv", b"a", r"\.jsonl or \.txt"),
     ],
 )
-def test_a_bad_file_is_refused_by_place_and_reason(
-    tmp_path: Path, name: str, content: bytes, complaint: str
+def test_invalid_file_is_rejected_with_location_and_reason(
+    tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=message):
         read_descriptions(tmp_path / name)
 
 
-def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
+def test_missing_file_or_folder_is_rejected(tmp_path: Path) -> None:
     for path in (tmp_path / "none.txt", tmp_path / "folder.jsonl"):
         (tmp_path / "folder.jsonl").mkdir(exist_ok=True)
         with pytest.raises(UserError, match="cannot be read"):
@@ -79,8 +79,8 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("score", ["5", 0, 10, 4.5, True, None])
-def test_scored_captions_need_whole_scores(tmp_path: Path, score: object) -> None:
+def test_scored_captions_require_integer_scores(tmp_path: Path, score: object) -> None:
     file = tmp_path / "scored.jsonl"
     file.write_text(json.dumps({"caption": "a", "score": score}))
-    with pytest.raises(UserError, match='line 1: "score" must be a whole number from 1 to 9'):
+    with pytest.raises(UserError, match='line 1: "score" must be an integer from 1 to 9'):
         read_scored(file)

@@ -1,4 +1,4 @@
-"""The shipped scorer: what its files hold, how good it is, that it is the same everywhere, that it refits."""
+"""The packaged scorer: its files, quality, determinism across processes, and refitting."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from cat_fast.complexity import (
     read_scored,
 )
 from cat_fast.complexity.embedded_scorer import REPORT_FILE, SCORER_FILE
-from cat_fast.complexity.fitting import Fit, Quality, fit
+from cat_fast.complexity.fitting import FitResult, Quality, fit
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 
@@ -37,7 +37,7 @@ def captions() -> tuple[list[Description], list[int]]:
 
 
 @pytest.fixture(scope="module")
-def refit(captions: tuple[list[Description], list[int]]) -> Fit:
+def refit(captions: tuple[list[Description], list[int]]) -> FitResult:
     return fit(*captions)
 
 
@@ -46,19 +46,19 @@ def report() -> dict:
     return json.loads(REPORT_FILE.read_text())
 
 
-def test_the_scorer_ships_as_small_plain_arrays() -> None:
+def test_packaged_scorer_is_small_plain_arrays() -> None:
     assert SCORER_FILE.stat().st_size < 3e6
     with np.load(SCORER_FILE, allow_pickle=False) as stored:  # raises on an object array
         assert all(stored[name].dtype.kind in "fU" for name in stored.files)
         assert all(np.isfinite(stored[name]).all() for name in stored.files if stored[name].dtype.kind == "f")
 
 
-def test_the_report_is_of_the_captions_that_ship(report: dict, captions: tuple) -> None:
+def test_report_matches_the_packaged_captions(report: dict, captions: tuple) -> None:
     assert hashlib.sha256(SCORED_CAPTIONS.read_bytes()).hexdigest() == report["captions_sha256"]
     assert len(captions[0]) == len({description.caption for description in captions[0]}) == report["captions"]
 
 
-def test_fitting_again_gives_what_ships(refit: Fit, report: dict) -> None:
+def test_refitting_reproduces_the_packaged_scorer(refit: FitResult, report: dict) -> None:
     shipped = EmbeddedScorer.load()
     for name in ("words", "chars"):
         np.testing.assert_array_equal(getattr(refit.scorer.space, name), getattr(shipped.space, name))
@@ -69,8 +69,8 @@ def test_fitting_again_gives_what_ships(refit: Fit, report: dict) -> None:
         assert getattr(refit.quality, name) == pytest.approx(value, abs=0.005)
 
 
-def test_a_caption_it_has_not_seen_is_scored_about_right(captions: tuple) -> None:
-    # Another split than the fit's own folds: every fourth caption held out.
+def test_held_out_captions_are_scored_well(captions: tuple) -> None:
+    # A split other than the fit's own folds: every fourth caption is held out.
     descriptions, scores = captions
     held_out = np.arange(len(scores)) % 4 == 0
     scorer = fit(
@@ -78,17 +78,17 @@ def test_a_caption_it_has_not_seen_is_scored_about_right(captions: tuple) -> Non
         np.array(scores)[~held_out].tolist(),
     ).scorer
     unseen = [d for d, out in zip(descriptions, held_out, strict=True) if out]
-    quality = Quality.of(np.array([scorer.expected(d) for d in unseen]), np.array(scores)[held_out])
+    quality = Quality.measure(scorer.continuous_scores(unseen), np.array(scores)[held_out])
     assert quality.pearson > 0.80
     assert quality.mae < 1.0
     assert quality.within_one > 0.78
 
 
-def test_unseen_captions_get_each_score_as_often_as_it_was_given(refit: Fit, captions: tuple) -> None:
+def test_out_of_fold_scores_have_the_target_distribution(refit: FitResult, captions: tuple) -> None:
     assert Counter(refit.out_of_fold.tolist()) == Counter(captions[1])
 
 
-def test_the_thresholds_keep_the_budget_for_unseen_and_seen_captions(refit: Fit, captions: tuple) -> None:
+def test_thresholds_meet_the_budget_out_of_fold_and_in_sample(refit: FitResult, captions: tuple) -> None:
     thresholds = default_thresholds()
     for scores in (refit.out_of_fold, default_scorer().score_many(captions[0])):
         mix = thresholds.mix(scores)
@@ -96,7 +96,7 @@ def test_the_thresholds_keep_the_budget_for_unseen_and_seen_captions(refit: Fit,
         assert mean_tokens(mix) == pytest.approx(FIXED_16X_TOKENS, rel=0.05)
 
 
-def test_no_caption_of_a_demo_photograph_was_fitted(captions: tuple) -> None:
+def test_captions_of_packaged_photographs_were_not_fitted_on(captions: tuple) -> None:
     fitted = {" ".join(description.caption.lower().split()) for description in captions[0]}
     shown = {" ".join(photograph.caption.lower().split()) for photograph in photographs()}
     assert len(shown) >= 24
@@ -105,11 +105,11 @@ def test_no_caption_of_a_demo_photograph_was_fitted(captions: tuple) -> None:
 
 def test_scores_are_the_same_in_every_process_and_order(captions: tuple) -> None:
     descriptions = captions[0][::10]
-    here = [default_scorer().expected(description) for description in descriptions]
+    here = [default_scorer().continuous_score(description) for description in descriptions]
     code = (
         "from cat_fast.complexity import *\n"
         "scorer = EmbeddedScorer.load()\n"
-        "print([scorer.expected(d) for d in read_scored()[0][::10]])"
+        "print([scorer.continuous_score(d) for d in read_scored()[0][::10]])"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "3"}
     there = subprocess.run(
@@ -119,10 +119,9 @@ def test_scores_are_the_same_in_every_process_and_order(captions: tuple) -> None
     assert default_scorer().score_many(descriptions[::-1]) == default_scorer().score_many(descriptions)[::-1]
 
 
-def test_whole_scores_round_the_expected_ones(captions: tuple) -> None:
+def test_scores_are_the_continuous_ones_rounded(captions: tuple) -> None:
     for description, score in zip(captions[0], default_scorer().score_many(captions[0]), strict=True):
-        expected = default_scorer().expected(description)
-        assert abs(score - expected) <= 0.5
+        assert abs(score - default_scorer().continuous_score(description)) <= 0.5
         assert 1 <= score <= 9
 
 
@@ -134,8 +133,8 @@ def test_whole_scores_round_the_expected_ones(captions: tuple) -> None:
         (Description("someone in a park"), Description("someone in a park", has_faces=True)),
     ],
 )
-def test_more_to_see_scores_higher(simple: Description, busy: Description) -> None:
-    assert default_scorer().expected(simple) < default_scorer().expected(busy)
+def test_more_detail_scores_higher(simple: Description, busy: Description) -> None:
+    assert default_scorer().continuous_score(simple) < default_scorer().continuous_score(busy)
 
 
 @pytest.mark.parametrize("caption", ["x", "?!", "щось зовсім інше", "🦊", "word " * 20_000, "a\x00b"])
@@ -143,7 +142,7 @@ def test_any_caption_gets_a_score(caption: str) -> None:
     assert 1 <= default_scorer().score(Description(caption)) <= 9
 
 
-def test_contributions_add_up_to_the_prediction() -> None:
+def test_contributions_sum_to_the_prediction() -> None:
     described = Description("two dogs on a beach, and a kite", has_text=True)
     parts = default_scorer().contributions(described)
     total = sum(value for _, value in parts) + default_scorer().intercept
@@ -152,13 +151,13 @@ def test_contributions_add_up_to_the_prediction() -> None:
     assert "has faces" not in dict(parts)
 
 
-def test_a_saved_scorer_loads_as_the_same(tmp_path: Path, refit: Fit, captions: tuple) -> None:
+def test_save_and_load_round_trip(tmp_path: Path, refit: FitResult, captions: tuple) -> None:
     refit.scorer.save(tmp_path / "scorer.npz")
     loaded = EmbeddedScorer.load(tmp_path / "scorer.npz")
     np.testing.assert_array_equal(loaded.predict(captions[0]), refit.scorer.predict(captions[0]))
 
 
-def test_what_is_no_scorer_file_is_refused(tmp_path: Path) -> None:
+def test_file_without_a_scorer_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such scorer"):
         EmbeddedScorer.load(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("not arrays")
@@ -183,14 +182,14 @@ def test_what_is_no_scorer_file_is_refused(tmp_path: Path) -> None:
             EmbeddedScorer.load(tmp_path / name)
 
 
-def test_too_little_to_fit_on_is_refused(captions: tuple) -> None:
+def test_too_few_captions_to_fit_are_rejected(captions: tuple) -> None:
     with pytest.raises(UserError, match="at least 5 captions of every score"):
         fit(captions[0][:20], captions[1][:20])
     with pytest.raises(UserError, match="one score"):
         fit(captions[0], captions[1][:-1])
 
 
-def test_choosing_takes_another_scorer_and_thresholds() -> None:
+def test_choose_ratio_accepts_a_custom_scorer_and_thresholds() -> None:
     class AlwaysFive:
         def score_many(self, descriptions: list[Description]) -> list[int]:
             return [5] * len(descriptions)
@@ -202,8 +201,8 @@ def test_choosing_takes_another_scorer_and_thresholds() -> None:
     assert choose_ratios([]) == []
 
 
-def test_importing_the_room_loads_neither_torch_nor_scikit_learn() -> None:
-    # The package itself is stood in for: what its __init__ imports is not this room's affair.
+def test_importing_complexity_loads_neither_torch_nor_scikit_learn() -> None:
+    # Stub the top-level package, so that imports in its __init__ do not count.
     code = (
         "import sys, types\n"
         "sys.modules['cat_fast'] = package = types.ModuleType('cat_fast')\n"

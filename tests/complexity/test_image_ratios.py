@@ -1,4 +1,4 @@
-"""From described images to an index: the description decides score and ratio, the rest is carried over."""
+"""Index records of described images: score and ratio follow the description, other fields are copied."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ class WordCount:
         return [min(9, len(d.caption.split())) for d in descriptions]
 
 
-def test_a_record_is_its_photograph_with_the_score_and_ratio_of_its_description():
+def test_record_copies_the_photograph_and_adds_score_and_ratio():
     images = photographs("held_out")
     records = index_photographs(images)
     chosen = choose_ratios([Description(p.caption, p.has_text, p.has_faces) for p in images])
@@ -34,20 +34,20 @@ def test_a_record_is_its_photograph_with_the_score_and_ratio_of_its_description(
         assert Path(record.path) == image.path
 
 
-def test_another_scorer_decides_when_it_is_given():
+def test_custom_scorer_is_used():
     images = photographs("held_out")
     scores = [r.score for r in index_photographs(images, WordCount())]
     assert scores == [min(9, len(p.caption.split())) for p in images]
 
 
-def test_another_thresholds_pair_gives_other_ratios_for_the_same_scores():
+def test_custom_thresholds_change_the_ratios():
     images = photographs("held_out")
     for (a, b), ratio in {(9, 9): 32, (0, 9): 16, (0, 0): 8}.items():
         records = index_photographs(images, thresholds=RatioThresholds(a, b))
         assert {r.ratio for r in records} == {ratio}
 
 
-def test_the_name_photographs_means_the_training_split_and_anything_else_a_file(tmp_path):
+def test_name_photographs_is_the_training_split_and_other_names_are_files(tmp_path):
     train = index_photographs(photographs("train"))
     assert load_index("photographs") == train
     assert not {r.key for r in train} & {p.key for p in photographs("held_out")}
@@ -85,7 +85,7 @@ def test_given_scores_and_ratios_are_kept():
     assert [(r.score, r.ratio) for r in scored] == [(7, 32), (None, 16), (7, 8), (3, 16)]
 
 
-def test_ratios_come_from_jpeg_sizes_where_images_can_be_read(tmp_path):
+def test_ratios_by_jpeg_are_none_for_unreadable_images(tmp_path):
     records = index_photographs(photographs("held_out"))
     expected = [
         jpeg_ratio(pil_to_tensor(resize_center_crop(load_image(record.path), 512))) for record in records

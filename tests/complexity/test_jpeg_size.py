@@ -1,4 +1,4 @@
-"""JPEG size as a measure of detail: agrees with another encoder, grows with detail, split as published."""
+"""JPEG size as a measure of detail: agrees with another encoder, grows with detail, published thresholds."""
 
 import io
 
@@ -16,7 +16,7 @@ def noise(strength: int, side: int = 512) -> torch.Tensor:
     return torch.randint(128 - strength, 129 + strength, (3, side, side), generator=generator).to(torch.uint8)
 
 
-def test_bytes_are_those_of_another_encoder_at_quality_75() -> None:
+def test_size_agrees_with_another_encoder_at_quality_75() -> None:
     image, file = noise(20), io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0))).save(file, "JPEG", quality=75)
     assert jpeg_bytes(image) == pytest.approx(file.getbuffer().nbytes, rel=0.02)
@@ -33,14 +33,14 @@ def test_more_detail_takes_more_bytes_and_gets_more_tokens() -> None:
 
 
 @pytest.mark.parametrize(("size", "ratio"), [(38761, 32), (38762, 16), (65837, 16), (65838, 8)])
-def test_the_published_borders_belong_to_the_coarser_side(
+def test_sizes_at_the_published_thresholds_get_the_higher_ratio(
     monkeypatch: pytest.MonkeyPatch, size: int, ratio: int
 ) -> None:
     monkeypatch.setattr("cat_fast.complexity.jpeg_size.jpeg_bytes", lambda image: size)
     assert jpeg_ratio(noise(0)) == ratio
 
 
-def test_other_sizes_shapes_and_dtypes_are_refused() -> None:
+def test_other_sizes_shapes_and_dtypes_are_rejected() -> None:
     with pytest.raises(UserError, match="512 x 512"):
         jpeg_ratio(noise(0, side=256))
     for image in (torch.zeros(3, 512, 512), noise(0)[0], noise(0)[:2]):

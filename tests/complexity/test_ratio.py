@@ -35,17 +35,17 @@ def test_a_higher_score_never_gets_fewer_tokens(pair: list[int], score: int) -> 
 
 
 @pytest.mark.parametrize(("pair", "only"), [((9, 9), 32), ((0, 9), 16), ((0, 0), 8)])
-def test_the_ends_of_the_scale_give_one_ratio_to_all(pair: tuple[int, int], only: int) -> None:
+def test_thresholds_at_the_ends_of_the_scale_give_a_single_ratio(pair: tuple[int, int], only: int) -> None:
     assert set(RatioThresholds(*pair).ratios(range(1, 10))) == {only}
 
 
 @pytest.mark.parametrize("pair", [(5, 4), (-1, 4), (4, 10), (4.0, 7), (True, 7), ("4", 7)])
-def test_thresholds_out_of_order_or_range_are_refused(pair: tuple) -> None:
+def test_thresholds_out_of_order_or_range_are_rejected(pair: tuple) -> None:
     with pytest.raises(UserError, match="0 <= a <= b <= 9"):
         RatioThresholds(*pair)
 
 
-def test_thresholds_are_read_from_text() -> None:
+def test_thresholds_are_parsed_from_text() -> None:
     assert RatioThresholds.parse("4, 7") == PUBLISHED
     for text in ("4", "4,7,9", "low,high", ""):
         with pytest.raises(UserError, match="such as 4,7"):
@@ -53,12 +53,12 @@ def test_thresholds_are_read_from_text() -> None:
 
 
 @pytest.mark.parametrize("score", [0, 10, 4.5, "4", None])
-def test_scores_off_the_scale_are_refused(score: object) -> None:
+def test_scores_off_the_scale_are_rejected(score: object) -> None:
     with pytest.raises(UserError, match="from 1 to 9"):
         PUBLISHED.ratio(score)  # type: ignore[arg-type]
 
 
-def test_numpy_scores_are_scores() -> None:
+def test_numpy_scores_are_accepted() -> None:
     assert PUBLISHED.ratios(np.array([1, 9])) == [32, 8]
 
 
@@ -73,7 +73,7 @@ def test_halving_the_ratio_quadruples_the_tokens(resolution: int, patch_size: in
         assert fine == 4 * coarse > 0
 
 
-def test_images_that_do_not_divide_into_patches_are_refused_with_a_size_that_does() -> None:
+def test_error_for_indivisible_resolution_suggests_a_valid_multiple() -> None:
     with pytest.raises(UserError, match="multiple of 64 px"):
         tokens_per_image(32, resolution=500)
     with pytest.raises(UserError, match="one of 8, 16 and 32"):
@@ -84,7 +84,7 @@ def test_published_mix_costs_nearly_a_fixed_16x() -> None:
     # Section 3 of the paper: 10/48/42 % under (4, 7). By hand: 102.4 + 122.88 + 26.88.
     assert mean_tokens(mix(10, 48, 42)) == pytest.approx(252.16)
     assert mean_tokens(mix(10, 48, 42)) == pytest.approx(256, rel=0.05)
-    # The other published pair, (2, 8), is farther off than the 5 % that `fit` allows.
+    # The other published pair, (2, 8), misses the budget by more than the 5 % that `fit` allows.
     assert mean_tokens(mix(0.5, 89.5, 10)) == pytest.approx(240.64)
 
 
@@ -100,7 +100,7 @@ def test_published_mix_costs_nearly_a_fixed_16x() -> None:
     ],
 )
 def test_average_latent_side_is_the_published_root_mean_square(shares: tuple, side: float) -> None:
-    # Shares are printed as whole percents: half a percent of the 8x share moves the side by about 0.3.
+    # Shares are printed as integer percentages: half a percent of the 8x share moves the side by about 0.3.
     assert average_latent_side(mix(*shares)) == pytest.approx(side, abs=0.3)
     assert average_ratio(mix(*shares)) == pytest.approx(512 / side, rel=0.01)
 
@@ -113,7 +113,7 @@ def test_mean_tokens_follow_the_average_latent_side(ratios: list[int]) -> None:
 
 
 @pytest.mark.parametrize("broken", [{8: 0.5}, {8: 1.5, 16: -0.5}, {4: 1.0}, {}])
-def test_what_is_no_mix_of_ratios_is_refused(broken: dict) -> None:
+def test_invalid_mix_is_rejected(broken: dict) -> None:
     with pytest.raises(UserError):
         mean_tokens(broken)
 
@@ -125,7 +125,7 @@ def test_fit_finds_the_published_pair_from_the_published_mix() -> None:
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=60))
-def test_fit_is_the_best_that_exhaustive_search_finds_or_says_so(scores: list[int]) -> None:
+def test_fit_matches_exhaustive_search_or_raises(scores: list[int]) -> None:
     off_budget = [
         abs(mean_tokens(shares) / 256 - 1)
         for a, b in itertools.combinations(range(10), 2)
@@ -140,7 +140,7 @@ def test_fit_is_the_best_that_exhaustive_search_finds_or_says_so(scores: list[in
             RatioThresholds.fit(scores)
 
 
-def test_fit_out_of_reach_names_the_nearest_pair() -> None:
+def test_error_of_failed_fit_names_the_nearest_pair() -> None:
     with pytest.raises(UserError, match=r"nearest pair is \(2, 8\) at \+52\.5%"):
         # 50 % at 32x, 20 % at 16x, 30 % at 8x: 0.5 / 4 + 0.2 + 0.3 * 4 = 1.525
         RatioThresholds.fit([1] * 30 + [2, 8] * 20 + [9] * 30)

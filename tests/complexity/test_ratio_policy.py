@@ -1,4 +1,4 @@
-"""The ratio of an image by its labels in the order of a policy, scored in one batch; or by its JPEG size."""
+"""Ratio policies: labels in order of precedence, captions scored in one batch, JPEG size as fallback."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ PAIR = RatioThresholds(2, 5)
 
 
 class Recorder:
-    """Scores a caption by its number of words, keeps the batches that it was given, and refuses one word."""
+    """Scorer that counts words, records its batches, and rejects the caption "refused"."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -39,20 +39,20 @@ class Recorder:
         (("caption",), Labels(ratio=8, score=9, caption="a b c"), 16, "caption"),
     ],
 )
-def test_the_first_label_of_the_order_decides(order, labels, ratio, source):
+def test_first_label_in_order_decides(order, labels, ratio, source):
     policy = RatioPolicy(order, PAIR, Recorder())
     (choice,) = policy.choose([labels])
     assert (choice.ratio, choice.source) == (ratio, source)
-    assert policy.rate(labels) == ratio
+    assert policy.ratio_from_labels(labels) == ratio
 
 
-def test_without_a_label_there_is_no_choice():
+def test_images_without_a_label_get_no_choice():
     policy = RatioPolicy(("ratio", "score"))
     assert policy.choose([DOG]) == [None]
-    assert policy.rate(DOG) is None
+    assert policy.ratio_from_labels(DOG) is None
 
 
-def test_a_fixed_ratio_looks_at_no_label():
+def test_fixed_ratio_ignores_labels():
     policy = RatioPolicy(("caption",), scorer=Recorder(), fixed=16)
     assert {(c.ratio, c.source, c.score) for c in policy.choose([DOG, Labels(), Labels(score=99)])} == {
         (16, "fixed", None)
@@ -60,7 +60,7 @@ def test_a_fixed_ratio_looks_at_no_label():
     assert policy.scorer.batches == []
 
 
-def test_captions_are_scored_in_one_batch_as_one_by_one():
+def test_scoring_in_one_batch_equals_scoring_one_by_one():
     images = [DOG, Labels(score=4), Labels(), Labels(caption="a b c d e f", has_faces=True), Labels(ratio=8)]
     policy = RatioPolicy(("ratio", "score", "caption"), PAIR, Recorder())
     together = policy.choose(images)
@@ -68,13 +68,13 @@ def test_captions_are_scored_in_one_batch_as_one_by_one():
     assert together == [choice for image in images for choice in policy.choose([image])]
 
 
-def test_by_default_the_shipped_scorer_and_thresholds_decide():
+def test_packaged_scorer_and_thresholds_are_the_default():
     (choice,) = RatioPolicy(("caption",)).choose([Labels(caption=DOG.caption, has_faces=True)])
     expected = choose_ratio(Description(DOG.caption, has_faces=True))
     assert (choice.ratio, choice.score, choice.why) == (expected.ratio, expected.score, DOG.caption)
 
 
-def test_labels_that_are_not_valid_cost_no_other_image_its_choice():
+def test_invalid_labels_do_not_affect_other_images():
     images = [DOG, Labels(caption="refused"), Labels(score=12), Labels(caption=" "), Labels(caption="a b")]
     policy = RatioPolicy(("score", "caption"), PAIR, Recorder())
     first, refused, out_of_range, blank, last = policy.choose(images)
@@ -82,10 +82,10 @@ def test_labels_that_are_not_valid_cost_no_other_image_its_choice():
     for error, words in ((refused, "refused has no score"), (out_of_range, "12"), (blank, "non-empty")):
         assert isinstance(error, UserError)
         assert words in str(error)
-    assert [policy.rate(image) for image in images] == [16, None, None, None, 32]
+    assert [policy.ratio_from_labels(image) for image in images] == [16, None, None, None, 32]
 
 
-def test_a_jpeg_size_decides_where_it_is_asked():
+def test_choose_by_jpeg():
     noise = torch.randint(
         0, 256, (3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

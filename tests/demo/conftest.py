@@ -1,4 +1,4 @@
-"""A demo in miniature: reconstructions of an untrained tokenizer, plain squares for samples, made-up runs."""
+"""Fixture: a miniature demo with an untrained tokenizer, plain squares as samples, and synthetic run logs."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +19,8 @@ from tests.cli.conftest import tiny_tokenizer
 
 SIZE = 64
 LABELS = CATEGORIES[:2]
-CAPTION = 'A sign that says <b>"no & yes"</b>'
-"""What a page must escape."""
+CAPTION = 'A sign reading <b>"no & yes"</b>'
+"""A caption that must be escaped in HTML."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ def miniature(tmp_path_factory) -> Miniature:
 
 
 def square(number: int, ratio: int) -> Image.Image:
-    """A colour of its own for every sample."""
+    """Return a sample with a unique colour."""
     return Image.new("RGB", (SIZE, SIZE), (40 + 100 * number, 5 * ratio, 90))
 
 

@@ -1,4 +1,4 @@
-"""Latents for the generator: so many of each image at each ratio, and an interrupted run goes on."""
+"""Latents for training the DiT: number per image and ratio, and resumption after an interruption."""
 
 from collections import Counter
 
@@ -38,9 +38,7 @@ def latents(folder) -> dict[str, torch.Tensor]:
     return raw
 
 
-def test_an_image_gets_all_crops_at_its_own_ratio_and_half_as_many_at_the_others(
-    tokenizer, records, tmp_path
-):
+def test_image_gets_all_crops_at_its_own_ratio_and_half_at_the_others(tokenizer, records, tmp_path):
     encode(tokenizer, records, tmp_path)
     dataset = LatentDataset(tmp_path, tokenizer.fingerprint())
     for record in records:
@@ -61,32 +59,30 @@ def test_crops_of_an_image_differ(tokenizer, records, tmp_path):
     assert len({v.mean().item() for v in same_ratio}) == len(same_ratio)
 
 
-def test_interrupted_it_goes_on_and_ends_with_what_a_straight_run_makes(tokenizer, records, tmp_path):
+def test_resumed_run_equals_an_uninterrupted_one(tokenizer, records, tmp_path):
     class Interruption(Exception):
         pass
 
     def interrupt():
         raise Interruption
 
-    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
-    encode(tokenizer, records, straight)
+    uninterrupted, resumed = tmp_path / "uninterrupted", tmp_path / "resumed"
+    encode(tokenizer, records, uninterrupted)
     encode(tokenizer, records[:1], resumed)
     with pytest.raises(Interruption):
         encode(tokenizer, records, resumed, on_done=interrupt)
     before = {p.name: p.read_bytes() for p in resumed.glob("shard-00000.*")}
     encode(tokenizer, records, resumed)
-    assert {name: (resumed / name).read_bytes() for name in before} == before, "nothing is made twice"
-    expected, found = latents(straight), latents(resumed)
+    assert {name: (resumed / name).read_bytes() for name in before} == before, "existing shards are kept"
+    expected, found = latents(uninterrupted), latents(resumed)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         torch.testing.assert_close(found[key], value, atol=1e-4, rtol=1e-4)
 
 
-def test_done_already_it_encodes_nothing_and_still_tells_its_progress(
-    tokenizer, records, tmp_path, monkeypatch
-):
+def test_finished_run_encodes_nothing_and_still_reports_progress(tokenizer, records, tmp_path, monkeypatch):
     encode(tokenizer, records, tmp_path)
     monkeypatch.setattr(type(tokenizer), "encode", lambda *_: pytest.fail("encoded again"))
-    told = []
-    encode(tokenizer, records, tmp_path, on_done=lambda: told.append(1))
-    assert len(told) == len(records)
+    reports = []
+    encode(tokenizer, records, tmp_path, on_done=lambda: reports.append(1))
+    assert len(reports) == len(records)

@@ -1,4 +1,4 @@
-"""metrics.json: every figure can be computed again from what the demo leaves."""
+"""metrics.json: every metric can be recomputed from the demo's output."""
 
 import json
 
@@ -8,19 +8,19 @@ from cat_fast.complexity import default_thresholds
 from cat_fast.evaluation.reconstruction import summarize
 
 
-def test_it_is_json_that_another_program_can_read(miniature):
+def test_metrics_are_valid_json(miniature):
     assert json.loads(json.dumps(miniature.metrics, allow_nan=False)) == miniature.metrics
 
 
-def test_the_summary_and_the_images_are_those_of_the_reconstructions(miniature):
+def test_summary_and_images_agree_with_the_reconstructions(miniature):
     metrics = miniature.metrics
     assert metrics["held_out"] == summarize(miniature.results)
-    assert [p["key"] for p in metrics["images"]] == [r.record.key for r in miniature.results]
-    chosen = [p["at"][str(p["ratio"])]["psnr"] for p in metrics["images"]]
+    assert [image["key"] for image in metrics["images"]] == [r.record.key for r in miniature.results]
+    chosen = [image["at"][str(image["ratio"])]["psnr"] for image in metrics["images"]]
     assert metrics["held_out"]["chosen"]["psnr"] == pytest.approx(sum(chosen) / len(chosen))
 
 
-def test_the_caption_set_costs_what_a_fixed_16x_tokenizer_does(miniature):
+def test_caption_set_costs_as_much_as_a_fixed_16x_tokenizer(miniature):
     complexity = miniature.metrics["complexity"]
     thresholds = default_thresholds()
     assert complexity["thresholds"] == [thresholds.a, thresholds.b]
@@ -32,7 +32,7 @@ def test_the_caption_set_costs_what_a_fixed_16x_tokenizer_does(miniature):
     assert photographs["mean_tokens"] == pytest.approx(tokens)
 
 
-def test_training_is_told_by_its_first_step_and_the_mean_of_its_last_twenty(miniature):
+def test_training_metrics_are_the_first_step_and_the_mean_of_the_last_20(miniature):
     training = miniature.metrics["tokenizer_training"]
     losses = [2 / (1 + s) for s in range(60)]
     assert training["steps"] == 60
@@ -44,5 +44,5 @@ def test_training_is_told_by_its_first_step_and_the_mean_of_its_last_twenty(mini
     assert not {"step", "seconds"} & training["final"].keys()
 
 
-def test_samples_are_told_without_their_pixels(miniature):
+def test_samples_are_listed_without_pixels(miniature):
     assert [set(s) for s in miniature.metrics["samples"]] == [{"label", "ratio", "tokens"}] * 6

@@ -1,4 +1,4 @@
-"""The report: one file that needs nothing, each held-out image once, each figure as metrics.json has it."""
+"""The report: one self-contained file, with each held-out image once and the values of metrics.json."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ VOID = {"meta", "img", "br", "hr", "link", "input"}
 
 
 class Page(HTMLParser):
-    """The page's pieces in order: (innermost tag, attributes, text), and every start tag."""
+    """Parsed page: start tags with attributes, table rows, figure captions and text, in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def page(html) -> Page:
     return Page(html)
 
 
-def opened(uri: str) -> Image.Image:
+def decode_uri(uri: str) -> Image.Image:
     kind, data = re.fullmatch(r"data:image/(jpeg|png);base64,(.+)", uri).groups()
     image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
     image.load()
@@ -78,8 +78,8 @@ def opened(uri: str) -> Image.Image:
 
 
 def distance(image: Image.Image, uri: str) -> float:
-    """Mean absolute difference of the 8-bit values."""
-    shown = opened(uri)
+    """Return the mean absolute difference of the 8-bit values."""
+    shown = decode_uri(uri)
     assert shown.size == image.size
     return float(np.abs(np.asarray(shown, dtype=float) - np.asarray(image, dtype=float)).mean())
 
@@ -88,7 +88,7 @@ def test_every_tag_is_closed(page):
     assert page.open == []
 
 
-def test_nothing_is_fetched_from_anywhere(html, page):
+def test_page_loads_no_external_resources(html, page):
     assert not re.search(r"https?://|file:|//[a-z]+\.|url\(|@import", html.replace("http://www.w3.org/", ""))
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "link", "iframe", "object", "embed", "video"}
@@ -97,29 +97,29 @@ def test_nothing_is_fetched_from_anywhere(html, page):
         assert attributes.get("href", "#").startswith("#")
 
 
-def test_every_image_is_embedded_and_opens(page, miniature):
+def test_every_image_is_embedded_and_valid(page, miniature):
     images = page.images()
     plots = 2
     assert len(images) == 4 * len(miniature.results) + len(miniature.samples) + plots
     for attributes in images:
-        opened(attributes["src"])
+        decode_uri(attributes["src"])
         assert attributes["alt"]
 
 
-def test_each_held_out_image_is_a_row_of_itself_and_its_three_reconstructions(page, miniature):
+def test_each_held_out_image_has_a_row_with_its_three_reconstructions(page, miniature):
     shown = page.images()
     for number, result in enumerate(miniature.results):
         row = shown[4 * number : 4 * number + 4]
         assert [image["alt"] for image in row] == ["original", "8x", "16x", "32x"]
         images = [result.original, *(result.at[ratio].image for ratio in (8, 16, 32))]
-        for place, shown in enumerate(images):
+        for index, expected in enumerate(images):
             # JPEG blurs an untrained tokenizer's noise: the right image is the nearest one.
-            distances = [distance(tensor_to_image(shown), image["src"]) for image in row]
-            assert min(distances) == distances[place]
-            assert distances[place] < 15
+            distances = [distance(tensor_to_image(expected), image["src"]) for image in row]
+            assert min(distances) == distances[index]
+            assert distances[index] < 15
 
 
-def test_exactly_one_reconstruction_a_row_is_marked_and_it_is_the_chosen_one(page, miniature):
+def test_only_the_chosen_reconstruction_of_a_row_is_marked(page, miniature):
     shown = page.images()
     cells = [caption for caption in page.captions if "dB" in caption]
     for number, result in enumerate(miniature.results):
@@ -131,24 +131,24 @@ def test_exactly_one_reconstruction_a_row_is_marked_and_it_is_the_chosen_one(pag
         assert marked == framed
 
 
-def test_captions_are_shown_as_text_whatever_they_hold(html, page, miniature):
+def test_captions_are_escaped(html, page, miniature):
     assert f"“{CAPTION}”" in page.words()
     assert "<b>&#34;no" not in html
-    assert not [tag for tag, _ in page.tags if tag == "b"][4:], "four cards are all that is bold"
+    assert not [tag for tag, _ in page.tags if tag == "b"][4:], "only the four cards have bold text"
 
 
-def test_the_figures_under_the_images_are_those_of_the_metrics(page, miniature):
+def test_figure_captions_agree_with_the_metrics(page, miniature):
     cells = iter([caption for caption in page.captions if "dB" in caption])
     for image in miniature.metrics["images"]:
         for ratio, at in image["at"].items():
-            wanted = (
+            expected = (
                 f"{ratio}x, {at['tokens']} tokens, {at['psnr']:.1f} dB, perceptual {at['perceptual']:.2f}"
             )
-            assert " ".join(next(cells).split()).removesuffix(" chosen") == wanted
+            assert " ".join(next(cells).split()).removesuffix(" chosen") == expected
     assert next(cells, None) is None
 
 
-def test_the_tables_and_cards_say_what_the_metrics_say(page, miniature):
+def test_tables_and_cards_agree_with_the_metrics(page, miniature):
     metrics = miniature.metrics
     held = metrics["held_out"]
     for ratio, mean in held["per_ratio"].items():
@@ -157,7 +157,7 @@ def test_the_tables_and_cards_say_what_the_metrics_say(page, miniature):
     chosen = held["chosen"]
     figures = [f"{chosen['tokens']:.0f}", f"{chosen['psnr']:.2f}", f"{chosen['perceptual']:.3f}"]
     assert ["chosen per image", *figures] in page.rows
-    for name, budget in (("captions", "captions"), ("photographs that ship", "photographs")):
+    for name, budget in (("captions", "captions"), ("packaged photographs", "photographs")):
         budget = metrics["complexity"][budget]
         mix = [f"{100 * budget['mix'].get(f, 0):.0f} %" for f in ("8", "16", "32")]
         tokens = [f"{budget['mean_tokens']:.0f}", f"{100 * budget['relative_to_fixed_16x']:.0f} %"]
@@ -172,12 +172,12 @@ def test_the_tables_and_cards_say_what_the_metrics_say(page, miniature):
         f"trained for {metrics['tokenizer_training']['steps']} steps",
         f"for {generator['steps']} on",
         f"fell from {generator['first_loss']:.2f} to {generator['final_loss']:.2f}",
-        f"12 images, packed into 250 tokens; each padded to the longest, they would be {12 * 16}",
+        f"12 images, packed into 250 tokens; padded to the longest sequence, they would take {12 * 16}",
     ):
         assert words in page.words(), words
 
 
-def test_a_sample_of_each_class_is_shown_under_its_ratio_and_token_count(page, miniature):
+def test_each_sample_is_shown_under_its_ratio_and_token_count(page, miniature):
     shown = [image for image in page.images() if " at " in image["alt"]]
     assert [image["alt"] for image in shown] == [f"{label} at {f}x" for label in LABELS for f in (8, 16, 32)]
     by_name = {f"{s['label']} at {s['ratio']}x": s["image"] for s in miniature.samples}
@@ -186,14 +186,14 @@ def test_a_sample_of_each_class_is_shown_under_its_ratio_and_token_count(page, m
         assert f"{f}x, {(SIZE // f // 2) ** 2} tokens" in page.captions
 
 
-def test_the_plots_differ_and_have_something_drawn(page):
-    plots = [opened(i["src"]) for i in page.images() if i["src"].startswith("data:image/png")]
+def test_plots_are_not_empty(page):
+    plots = [decode_uri(i["src"]) for i in page.images() if i["src"].startswith("data:image/png")]
     assert len(plots) == 2
     for plot in plots:
         assert plot.width > 1000
         assert len(plot.getcolors(maxcolors=1 << 24)) > 50
 
 
-def test_an_image_survives_being_embedded():
+def test_embedded_image_is_close_to_the_original():
     gradient = Image.linear_gradient("L").convert("RGB")
     assert distance(gradient, image_uri(gradient)) < 2

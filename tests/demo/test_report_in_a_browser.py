@@ -1,4 +1,4 @@
-"""The report in a real browser, wide and narrow: everything is drawn and nothing sticks out of the page."""
+"""The report in a real browser, wide and narrow: every image is rendered and nothing overflows the page."""
 
 import html
 import json
@@ -42,8 +42,8 @@ def chromium(folder, page, *arguments: str) -> str:
     return finished.stdout
 
 
-def test_every_image_is_drawn_and_the_page_is_never_wider_than_the_window(miniature, tmp_path):
-    # A window cannot be as narrow as a phone's, a frame can.
+def test_every_image_is_rendered_and_the_page_is_not_wider_than_the_window(miniature, tmp_path):
+    # A frame can be as narrow as a phone's screen, a window cannot.
     frames = "\n".join(
         f'<iframe src="{miniature.report.as_uri()}" width="{width}" height="800" frameborder="0"></iframe>'
         for width in WIDTHS
@@ -54,12 +54,12 @@ def test_every_image_is_drawn_and_the_page_is_never_wider_than_the_window(miniat
     assert title, "the page did not load"
     for width, seen in zip(WIDTHS, json.loads(html.unescape(title[1])), strict=True):
         assert width - 20 <= seen["inner"] <= width
-        assert seen["outer"] <= seen["inner"], f"sticks out at {width} px"
+        assert seen["outer"] <= seen["inner"], f"overflows at {width} px"
         assert seen["height"] > 800
         assert seen["drawn"] == seen["images"] == 4 * len(miniature.results) + len(miniature.samples) + 2
 
 
-def test_a_screenshot_shows_more_than_an_empty_page(miniature, tmp_path):
+def test_screenshot_is_not_an_empty_page(miniature, tmp_path):
     image = tmp_path / "report.png"
     chromium(
         tmp_path, miniature.report, f"--screenshot={image}", "--window-size=1280,1600", "--hide-scrollbars"

@@ -1,4 +1,4 @@
-"""`cat-fast demo --quick` as a user meets it: interrupted, started again, and looked at."""
+"""`cat-fast demo --quick` end to end: interrupted, resumed, and its output checked."""
 
 import json
 import os
@@ -13,9 +13,9 @@ import pytest
 from cat_fast import CATPipeline, NestedAutoencoderKL
 from cat_fast.training.metrics.run_log import read_metrics
 
-# What a shell starts in the background is deaf to Ctrl-C, and so are its children: this one listens again.
-LISTEN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-MAIN = f"{LISTEN}; from cat_fast.cli.main import main; main()"
+# Background processes of a shell, and their children, ignore SIGINT: restore the default handler.
+ENABLE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+MAIN = f"{ENABLE_SIGINT}; from cat_fast.cli.main import main; main()"
 COMMAND = [sys.executable, "-c", MAIN, "demo", "--quick", "--out"]
 
 
@@ -43,7 +43,7 @@ def processes_naming(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Ctrl-C while the tokenizer trains, then the same command to its end."""
+    """Interrupt the demo with Ctrl-C while the tokenizer trains, then run the same command to completion."""
     out = tmp_path_factory.mktemp("demo") / "out"
     first = start(out)
     deadline = time.monotonic() + 200
@@ -53,42 +53,42 @@ def finished(tmp_path_factory):
         time.sleep(0.01)
     first.send_signal(signal.SIGINT)
     interrupted = (*first.communicate(timeout=60), first.returncode)
-    left = processes_naming(out)
+    remaining = processes_naming(out)
     second = start(out)
-    said, errors = second.communicate(timeout=400)
+    output, errors = second.communicate(timeout=400)
     assert second.returncode == 0, errors
-    return out, interrupted, left, said
+    return out, interrupted, remaining, output
 
 
-def test_ctrl_c_ends_everything_with_one_line(finished):
-    _, (_, errors, code), left, _ = finished
+def test_ctrl_c_ends_all_processes_with_one_line(finished):
+    _, (_, errors, code), remaining, _ = finished
     assert code == 130
     assert "Traceback" not in errors
     assert errors.strip().splitlines()[-1].startswith("interrupted")
-    assert left == []
+    assert remaining == []
 
 
-def test_the_rerun_goes_on_from_a_checkpoint(finished):
+def test_rerun_resumes_from_a_checkpoint(finished):
     out, *_ = finished
     assert "resumed from" in (out / "logs" / "tokenizer.log").read_text()
     for kind in ("tokenizer", "generator"):
         assert [r["step"] for r in read_metrics(out / "runs" / kind)] == list(range(12))
 
 
-def test_it_ends_with_five_lines_that_name_what_is_there(finished):
-    out, _, _, said = finished
-    lines = said.strip().splitlines()
+def test_summary_is_five_lines_with_existing_paths(finished):
+    out, _, _, output = finished
+    lines = output.strip().splitlines()
     assert [line.split()[0] for line in lines] == ["report", "tokenizer", "generator", "tokens", "next"]
-    for name in ("report.html", "metrics.json", "pipeline/tokenizer"):
-        assert str(out / name) in said
+    for name in ("report.html", "metrics.json", "pipeline/vae"):
+        assert str(out / name) in output
         assert (out / name).exists()
 
 
-def test_the_models_load_and_the_metrics_hold_the_figures(finished):
+def test_models_load_and_metrics_are_complete(finished):
     out, *_ = finished
-    tokenizer = NestedAutoencoderKL.from_pretrained(out / "pipeline" / "tokenizer")
+    tokenizer = NestedAutoencoderKL.from_pretrained(out / "pipeline" / "vae")
     pipeline = CATPipeline.from_pretrained(out / "pipeline")
-    assert pipeline.tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert pipeline.vae.fingerprint() == tokenizer.fingerprint()
     metrics = json.loads((out / "metrics.json").read_text())
     assert len(metrics["images"]) == metrics["held_out"]["images"] == 8
     assert set(metrics["held_out"]["per_ratio"]) == {"8", "16", "32"}
@@ -96,7 +96,7 @@ def test_the_models_load_and_the_metrics_hold_the_figures(finished):
     assert metrics["complexity"]["captions"]["relative_to_fixed_16x"] == pytest.approx(1, abs=0.05)
 
 
-def test_a_folder_is_not_continued_with_other_settings(finished):
+def test_folder_is_not_resumed_with_other_settings(finished):
     out, *_ = finished
     other = subprocess.run(
         [*(a for a in COMMAND if a != "--quick"), str(out)],

@@ -1,4 +1,4 @@
-"""Distances between images against their formulas in float64."""
+"""Image metrics against their formulas in float64."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_a_known_error_has_its_known_value():
     assert psnr(x, x + 0.02).item() == pytest.approx(40, abs=1e-4)
 
 
-def test_values_out_of_range_count_as_what_a_screen_would_show():
+def test_values_out_of_range_are_clamped():
     x = images()
     assert torch.equal(psnr(x, 3 * x), psnr(x, (3 * x).clamp(-1, 1)))
     white = torch.ones(1, 3, 8, 8)

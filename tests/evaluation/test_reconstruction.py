@@ -1,4 +1,4 @@
-"""Reconstruction at every ratio: the figures belong to the images that are returned with them."""
+"""Reconstruction at every ratio: each metric belongs to the image returned with it."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
 from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
-from cat_fast.evaluation.reconstruction import AtRatio, Reconstruction, reconstruct, summarize
+from cat_fast.evaluation.reconstruction import RatioResult, Reconstruction, reconstruct, summarize
 from cat_fast.tokenizer.perceptual import STLPIPS
 from tests.cli.conftest import tiny_tokenizer
 
@@ -30,7 +30,7 @@ def results(tokenizer, records):
     return reconstruct(tokenizer, records, SIZE)
 
 
-def test_each_image_is_there_in_order_at_each_ratio(results, records):
+def test_images_come_in_order_at_each_ratio(results, records):
     assert [r.record for r in results] == records
     for result in results:
         assert list(result.at) == [8, 16, 32]
@@ -50,12 +50,12 @@ def test_the_original_is_the_centre_square_of_the_file(results, records):
 def test_the_images_are_the_posteriors_mode_decoded(results, tokenizer):
     for result in results:
         for ratio, at in result.at.items():
-            expected, _ = tokenizer(result.original[None], ratio, sample_posterior=False)
+            expected = tokenizer(result.original[None], ratio).sample
             torch.testing.assert_close(at.image, expected[0].clamp(-1, 1))
 
 
 @torch.no_grad()
-def test_the_figures_are_those_of_the_images(results):
+def test_the_metrics_are_those_of_the_images(results):
     distance = STLPIPS.pretrained()
     for result in results:
         original = result.original[None]
@@ -66,11 +66,11 @@ def test_the_figures_are_those_of_the_images(results):
             assert at.tokens == (SIZE // ratio // 2) ** 2
 
 
-def test_progress_is_told_once_per_image_and_dropout_is_off(tokenizer, records):
-    told = []
+def test_progress_is_reported_once_per_image_in_eval_mode(tokenizer, records):
+    reports = []
     tokenizer.train()
-    reconstruct(tokenizer, records[:1], SIZE, lambda: told.append(1))
-    assert told == [1]
+    reconstruct(tokenizer, records[:1], SIZE, lambda: reports.append(1))
+    assert reports == [1]
     assert not tokenizer.training
 
 
@@ -81,7 +81,7 @@ def made_up(ratio: int, psnrs: list[float], distances: list[float], mean_colour:
     blank = torch.zeros(3, 8, 8)
     tokens = {8: 64, 16: 16, 32: 4}
     at = {
-        f: AtRatio(image=blank, tokens=tokens[f], psnr=p, perceptual=d)
+        f: RatioResult(image=blank, tokens=tokens[f], psnr=p, perceptual=d)
         for f, p, d in zip((8, 16, 32), psnrs, distances, strict=True)
     }
     return Reconstruction(record=record, original=blank, mean_colour_psnr=mean_colour, at=at)

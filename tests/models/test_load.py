@@ -1,4 +1,4 @@
-"""A model is loaded from its folder as it was saved, without asking anyone outside."""
+"""Models load from their folders as they were saved, without network access."""
 
 import socket
 
@@ -24,7 +24,7 @@ def tokenizer():
     )
 
 
-def test_the_same_tokenizer_comes_back_ready_for_use(tokenizer, tmp_path):
+def test_a_saved_tokenizer_loads_in_eval_mode(tokenizer, tmp_path):
     tokenizer.train().save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path, "cpu")
     assert loaded.fingerprint() == tokenizer.fingerprint()
@@ -32,9 +32,9 @@ def test_the_same_tokenizer_comes_back_ready_for_use(tokenizer, tmp_path):
     assert loaded.device == torch.device("cpu")
 
 
-def test_a_folder_without_weights_is_refused_without_asking_the_network(tokenizer, tmp_path, monkeypatch):
+def test_a_folder_without_weights_is_refused_without_network_access(tokenizer, tmp_path, monkeypatch):
     tokenizer.save_config(tmp_path)
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("accessed the network"))
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path, "cpu")
 
@@ -48,7 +48,7 @@ def test_weights_of_another_shape_are_refused(tokenizer, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_config_that_makes_no_model_is_refused(tokenizer, tmp_path):
+def test_an_invalid_config_is_refused(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     config = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(config.replace('"norm_num_groups": 4', '"norm_num_groups": 3'))
@@ -56,20 +56,20 @@ def test_config_that_makes_no_model_is_refused(tokenizer, tmp_path):
         load_tokenizer(tmp_path, "cpu")
 
 
-def test_weights_that_lack_something_are_refused(tokenizer, tmp_path):
-    """Nothing of a model is left as it was drawn at random."""
+def test_incomplete_weights_are_refused(tokenizer, tmp_path):
+    """Else the missing weights would keep their random initial values."""
     tokenizer.save_pretrained(tmp_path)
     path = tmp_path / "diffusion_pytorch_model.safetensors"
     state = load_file(path)
     del state["quant_conv.weight"]
     save_file(state, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"cannot be loaded \(quant_conv\.weight is not in its weights"):
+    with pytest.raises(UserError, match=r"cannot be loaded \(quant_conv\.weight is missing from its weights"):
         load_tokenizer(tmp_path, "cpu")
 
 
-def test_a_run_in_place_of_its_model_is_told_from_it(tmp_path):
+def test_the_folder_of_a_run_is_refused_with_a_hint(tmp_path):
     DiT(hidden_size=16, depth=1, num_heads=2, num_classes=2).save_pretrained(tmp_path / "run" / "model")
     with pytest.raises(UserError, match=r"not a trained generator; did you mean .*run/model\?"):
         load_model(DiT, "generator", tmp_path / "run")
-    with pytest.raises(UserError, match="is not that of a NestedAutoencoderKL"):
+    with pytest.raises(UserError, match=r"expected the config\.json of a NestedAutoencoderKL"):
         load_tokenizer(tmp_path / "run" / "model")

@@ -17,24 +17,24 @@ REAL, FAKE = torch.tensor([2.0, -1.0, 0.5]), torch.tensor([0.5, -3.0, 1.5])
 
 
 def test_the_standard_losses_are_binary_cross_entropy():
-    generator, discriminator = GAN_LOSSES["non_saturating"]
+    autoencoder, discriminator = GAN_LOSSES["non_saturating"]
     bce = torch.nn.functional.binary_cross_entropy_with_logits
     expected = bce(REAL, torch.ones(3)) + bce(FAKE, torch.zeros(3))
     torch.testing.assert_close(discriminator(REAL, FAKE), expected)
-    torch.testing.assert_close(generator(FAKE), bce(FAKE, torch.ones(3)))
+    torch.testing.assert_close(autoencoder(FAKE), bce(FAKE, torch.ones(3)))
 
 
 def test_the_hinge_losses_stop_at_a_margin_of_one():
-    generator, discriminator = GAN_LOSSES["hinge"]
+    autoencoder, discriminator = GAN_LOSSES["hinge"]
     expected = (0 + 2 + 0.5) / 3 + (1.5 + 0 + 2.5) / 3
     assert discriminator(REAL, FAKE).item() == pytest.approx(expected)
-    assert generator(FAKE).item() == pytest.approx(1 / 3)
+    assert autoencoder(FAKE).item() == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("loss", GAN_LOSSES)
 def test_losses_of_half_precision_logits_are_float32(loss):
-    generator, discriminator = GAN_LOSSES[loss]
-    assert generator(FAKE.bfloat16()).dtype == torch.float32
+    autoencoder, discriminator = GAN_LOSSES[loss]
+    assert autoencoder(FAKE.bfloat16()).dtype == torch.float32
     assert discriminator(REAL.bfloat16(), FAKE.bfloat16()).dtype == torch.float32
 
 
@@ -45,7 +45,7 @@ def test_r1_of_a_linear_discriminator_is_its_weight_squared():
     torch.testing.assert_close(torch.autograd.grad(penalty, weight)[0], weight)
 
 
-def test_r1_goes_through_the_discriminator_to_its_weights():
+def test_r1_has_gradients_at_the_discriminators_weights():
     torch.manual_seed(0)
     model = StyleGANDiscriminator(resolution=16, channel_base=128, channel_max=16).double()
     real = torch.rand(2, 3, 16, 16, dtype=torch.float64)
@@ -74,7 +74,7 @@ def test_lecam_pulls_logits_to_the_other_sides_mean():
 
 
 def stylegan_pickle(path, networks):
-    """As NVlabs writes them: modules are rebuilt by a function that gets their source and state."""
+    """Write a pickle like NVlabs', in which a function rebuilds modules from their source and state."""
 
     def reduce(module):
         return _reconstruct_persistent_obj, ({"type": "class", "state": dict(module.__dict__)},)
@@ -105,7 +105,7 @@ def persistence(monkeypatch):
 def test_a_published_discriminator_is_read_from_its_pickle(tmp_path):
     torch.manual_seed(0)
     theirs = StyleGANDiscriminator(resolution=32, channel_base=256, channel_max=24)
-    theirs.b32.register_buffer("resample_filter", torch.ones(4, 4))  # their blocks have one too
+    theirs.b32.register_buffer("resample_filter", torch.ones(4, 4))  # NVlabs' blocks have one
     stylegan_pickle(tmp_path / "network.pkl", {"G": None, "D": theirs, "training_set_kwargs": {}})
     ours = StyleGANDiscriminator.from_pickle(tmp_path / "network.pkl")
     crops = torch.rand(2, 3, 32, 32)
@@ -114,13 +114,13 @@ def test_a_published_discriminator_is_read_from_its_pickle(tmp_path):
 
 
 @pytest.mark.usefixtures("persistence")
-def test_a_pickle_without_such_a_discriminator_is_named(tmp_path):
+def test_a_pickle_without_such_a_discriminator_is_refused(tmp_path):
     path = tmp_path / "network.pkl"
     stylegan_pickle(path, {"G": None})
-    with pytest.raises(UserError, match="no discriminator D"):
+    with pytest.raises(UserError, match="discriminator D is missing"):
         StyleGANDiscriminator.from_pickle(path)
     stylegan_pickle(path, {"D": torch.nn.Linear(2, 2)})
-    with pytest.raises(UserError, match="no residual StyleGAN2"):
+    with pytest.raises(UserError, match="not a residual StyleGAN2"):
         StyleGANDiscriminator.from_pickle(path)
     odd = StyleGANDiscriminator(resolution=16, channel_base=128, channel_max=16)
     odd.b4.fc = torch.nn.Linear(3, 2)

@@ -1,4 +1,4 @@
-"""torch.compile, memory formats and half precision: the same model, one graph a ratio and direction."""
+"""torch.compile (one graph per ratio and direction), memory formats and half precision."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ RATIOS = (8, 16, 32)
 
 
 class Counting:
-    """A compiler that compiles nothing and counts the graphs it is given."""
+    """Compiler backend that runs graphs eagerly and counts them."""
 
     def __init__(self):
         self.graphs = 0
@@ -45,7 +45,7 @@ def test_a_training_step_is_one_graph():
     x = torch.rand(2, 3, 64, 64)
 
     def reconstruct(x):
-        return model(x, 16, sample_posterior=False)[0]
+        return model.reconstruct(x, 16, sample_posterior=False)[0]
 
     plain = torch.autograd.grad(reconstruct(x).square().mean(), model.encoder.conv_in.weight)[0]
     compiled = torch.compile(reconstruct, backend=counting, fullgraph=True)
@@ -56,7 +56,7 @@ def test_a_training_step_is_one_graph():
 
 @torch.no_grad()
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_channels_last_gives_the_same_and_stays_channels_last(ratio):
+def test_channels_last_gives_the_same_and_is_preserved(ratio):
     model = perturbed(tiny())
     x = torch.rand(2, 3, 64, 96)
     expected = model.encode(x, ratio).latent_dist.mean
@@ -72,7 +72,7 @@ def test_channels_last_gives_the_same_and_stays_channels_last(ratio):
 @torch.no_grad()
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_half_precision_keeps_statistics_in_float32(ratio):
-    """An image whose brightness hides its contrast: statistics in bf16 would be off by a large part."""
+    """With a bright image of low contrast, statistics in bf16 would have a large error."""
     model = perturbed(tiny())
     x = 3 + 0.05 * torch.rand(1, 3, 64, 64)
     expected = model.encode(x, ratio).latent_dist.mean

@@ -1,4 +1,4 @@
-"""Distances between features: MoCo's layout, other trunks, LPIPS; and what is said without weights."""
+"""Feature distances with MoCo's checkpoint layout, other trunks and LPIPS, and errors about their weights."""
 
 import lpips
 import pytest
@@ -54,22 +54,24 @@ def test_features_are_those_of_the_trunk(tmp_path, trunk, prefix):
     assert features(y, y).abs().max() == 0
 
 
-def test_a_wrong_trunk_or_file_is_named(tmp_path, trunk):
+def test_a_wrong_trunk_or_file_is_refused(tmp_path, trunk):
     path = tmp_path / "weights.pth"
     with pytest.raises(UserError, match="no such file"):
         ResNetFeatures(path, "resnet18")
     torch.save(trunk.state_dict(), path)
-    with pytest.raises(UserError, match=r"no weights of resnet50: layer1.0.conv1.weight is missing or of"):
+    with pytest.raises(
+        UserError, match=r"not the weights of a resnet50: layer1.0.conv1.weight is missing or"
+    ):
         ResNetFeatures(path, "resnet50")
     with pytest.raises(UserError, match="features_trunk: resnet19"):
         ResNetFeatures(path, "resnet19")
-    with pytest.raises(UserError, match="is no ResNet"):
+    with pytest.raises(UserError, match="expected a ResNet with layer1"):
         ResNetFeatures(path, "squeezenet1_1")
 
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache, and no network."""
+    """Empty cache of torch.hub, without network access."""
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -92,7 +94,7 @@ def test_lpips_is_that_of_the_package(hub):
     assert not distance.train().training
 
 
-def test_a_trunk_that_cannot_be_had_is_named_and_auto_takes_the_one_that_is_here(hub):
+def test_a_missing_trunk_is_refused_and_auto_selects_the_available_one(hub):
     with pytest.raises(UserError, match=r"vgg16-397923af\.pth is not in .*network is unreachable"):
         perceptual_distance("lpips_vgg")
     assert perceptual_distance("auto")[0] == "st_lpips_alex"

@@ -1,4 +1,4 @@
-"""The objective's terms against their formulas and against the networks they come from."""
+"""Terms of the objectives against their formulas and the published networks."""
 
 import importlib
 import sys
@@ -22,7 +22,7 @@ def distance():
 
 @pytest.fixture
 def published(monkeypatch):
-    """The authors' own network. Their module imports notebook helpers it never calls; empty ones do."""
+    """The authors' network, with stubs for the notebook helpers that its module imports and never calls."""
     for name, attribute in (("IPython", "embed"), ("torchsummary", "summary")):
         module = types.ModuleType(name)
         setattr(module, attribute, None)
@@ -43,7 +43,7 @@ def test_the_perceptual_distance_is_the_published_one(distance, published):
         )
 
 
-def test_equal_images_are_at_distance_zero_with_a_finite_gradient(distance):
+def test_equal_images_have_distance_zero_and_a_finite_gradient(distance):
     x = images(0).requires_grad_()
     value = distance(x, x.detach())
     value.sum().backward()
@@ -51,7 +51,7 @@ def test_equal_images_are_at_distance_zero_with_a_finite_gradient(distance):
     assert torch.isfinite(x.grad).all()
 
 
-def test_more_blur_is_further_away(distance):
+def test_more_blur_gives_a_larger_distance(distance):
     x = images(0)
     blurred = [torch.nn.functional.avg_pool2d(x, k, 1, k // 2, count_include_pad=False) for k in (3, 7, 15)]
     near, middle, far = (distance(b, x).mean().item() for b in blurred)
@@ -64,7 +64,7 @@ def test_the_perceptual_network_never_trains(distance):
     assert not any(p.requires_grad for p in distance.parameters())
 
 
-def test_a_missing_weights_package_is_named(monkeypatch):
+def test_a_missing_weights_package_is_reported(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install stlpips-pytorch"):
         STLPIPS.pretrained()
@@ -91,13 +91,13 @@ def test_the_objective_adds_its_terms_with_their_weights(posterior):
     torch.testing.assert_close(loss.total, sum(loss.weighted.values()))
 
 
-def test_the_gan_starts_at_its_step():
+def test_the_gan_starts_at_its_starting_step():
     objective = TokenizerObjective(LossConfig(gan_loss_starting_step=10))
     assert [objective.gan.active(step) for step in (0, 9, 10, 11)] == [False, False, True, True]
     assert not TokenizerObjective(LossConfig(gan_weight=0.0)).gan.active(10**6)
 
 
-def test_a_balanced_gan_pulls_as_hard_as_the_other_terms(posterior):
+def test_an_adaptive_gan_weight_balances_the_gradients(posterior):
     objective = TokenizerObjective(LossConfig(gan_weight=0.5, adaptive_gan_weight=True))
     x, y = images(0), images(1).requires_grad_()
     fake_logits = 100 * y.mean((1, 2, 3))
@@ -112,7 +112,7 @@ def test_a_balanced_gan_pulls_as_hard_as_the_other_terms(posterior):
     [
         ({"perceptual": "vgg"}, "st_lpips_alex"),
         ({"gan_loss": "wasserstein"}, "hinge"),
-        ({"kl_weight": -1.0}, "negative"),
+        ({"kl_weight": -1.0}, "expected at least 0, got -1.0"),
         ({"r1_every_steps": 0}, "at least 1"),
         ({"features_weight": 0.2}, "moco_v2_800ep_pretrain"),
     ],
@@ -136,7 +136,7 @@ def test_the_discriminator_has_the_published_names_and_halves_down_to_four():
     assert model(images(0, side=32)).shape == (2,)
 
 
-def test_the_discriminator_judges_each_crop_by_itself():
+def test_a_crops_logit_depends_on_that_crop_only():
     torch.manual_seed(0)
     model = StyleGANDiscriminator(resolution=16, channel_base=256, channel_max=16)
     x = images(0, batch=3, side=16)
@@ -145,7 +145,7 @@ def test_the_discriminator_judges_each_crop_by_itself():
     )
 
 
-def test_the_discriminator_can_tell_two_kinds_of_images_apart():
+def test_the_discriminator_learns_to_separate_two_kinds_of_images():
     torch.manual_seed(0)
     model = StyleGANDiscriminator(resolution=16, channel_base=128, channel_max=16)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, betas=(0.0, 0.99))

@@ -1,4 +1,4 @@
-"""The mid block with heads of one dimension, the paper's literal reading, against SDPA and diffusers."""
+"""Mid block with one-dimensional heads, the paper's literal reading, against SDPA and diffusers."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from cat_fast.tokenizer.blocks import Attention
 
 
 def sdpa(attention, x):
-    """`attention` as torch's own operator computes it, one head a channel."""
+    """Compute `attention` with torch's own operator, one head per channel."""
     h = attention.group_norm(x).flatten(2).transpose(1, 2)
     q, k, v = (
         layer(h).transpose(1, 2).unsqueeze(-1) for layer in (attention.to_q, attention.to_k, attention.to_v)
@@ -30,7 +30,7 @@ def test_heads_of_one_dimension_equal_sdpa_gradients_too():
     for ours, theirs in zip(
         torch.autograd.grad(got, leaves, grad), torch.autograd.grad(want, leaves, grad), strict=True
     ):
-        scale = theirs.abs().max().clamp(min=1.0)  # the gradient of to_k's bias is zero but for rounding
+        scale = theirs.abs().max().clamp(min=1.0)  # the gradient of to_k's bias is zero up to rounding
         assert_close(ours / scale, theirs / scale, atol=1e-5, rtol=0)
 
 

@@ -1,4 +1,4 @@
-"""Each published row has a configuration, and each says what was published."""
+"""Each published row has a configuration with the published values."""
 
 import json
 from dataclasses import asdict
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((ROOT / "tests/tokenizer/published.json").read_text())
 PRESET = PUBLISHED["preset"]
 SIZE = {"cat_c4": 0.015, "cat_c8": 0.015, "cat_c16": 0.015}
-"""How near the nested models come to the published sizes; docs/models.md explains the others."""
+"""Relative deviation of the nested models from the published sizes; docs/models.md explains the others."""
 
 
 def resolve(name):
@@ -50,7 +50,7 @@ def test_every_value_is_the_published_one(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED["rows"])
-def test_each_row_has_a_preset_that_differs_in_its_machines_only(name):
+def test_each_row_has_a_preset_that_differs_in_the_number_of_ranks_only(name):
     preset, row = asdict(resolve(name + PRESET["suffix"])), asdict(resolve(name))
     assert preset["world_size"] == PRESET["world_size"]
     assert preset["world_size"] * preset["data"]["batch_size"] == PRESET["global_batch"]
@@ -59,7 +59,7 @@ def test_each_row_has_a_preset_that_differs_in_its_machines_only(name):
     assert preset["output_dir"] == f"runs/{name}{PRESET['suffix']}"
 
 
-def test_there_is_no_configuration_of_the_paper_without_a_published_row():
+def test_every_paper_configuration_has_a_published_row():
     configs = {
         path.stem.removesuffix(PRESET["suffix"]) for path in (ROOT / "configs/tokenizer").glob("*.yaml")
     }
@@ -68,7 +68,7 @@ def test_there_is_no_configuration_of_the_paper_without_a_published_row():
 
 @pytest.mark.parametrize("ratio", [8, 16, 32])
 def test_a_forward_pass_computes_its_own_ratio_and_nothing_else(ratio):
-    """By FLOPs: the nested model does what the fixed one does, and the channel matching."""
+    """In FLOPs, a nested model equals the fixed one plus channel matching."""
     without_matching = {"encoder_matching": [], "decoder_matching": []} if ratio > 8 else {}  # 8x is narrower
     nested, fixed = model_of("cat_c16"), model_of(f"fixed_{ratio}x_c16", **without_matching)
     x = torch.empty(1, 3, 512, 512, device="meta")
@@ -78,5 +78,5 @@ def test_a_forward_pass_computes_its_own_ratio_and_nothing_else(ratio):
         for half in (nested.encoder, nested.decoder):
             block = half.channel_matching["16"]
             matching += flops(lambda block=block: block(torch.empty(1, 512, side, side, device="meta")))
-    totals = [flops(lambda model=model: model(x, ratio, sample_posterior=False)) for model in (nested, fixed)]
+    totals = [flops(lambda model=model: model(x, ratio)) for model in (nested, fixed)]
     assert totals[0] == totals[1] + matching

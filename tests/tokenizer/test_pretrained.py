@@ -1,4 +1,4 @@
-"""Published autoencoders load by one door, and what a checkpoint holds beside tensors is never run."""
+"""Published autoencoders load, from folders and single files, and code in a checkpoint is never run."""
 
 import os
 import pickle
@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
+from safetensors.torch import save_file
 
 from cat_fast import NestedAutoencoderKL
 from cat_fast.errors import UserError
@@ -34,7 +35,7 @@ def close(got, expected):
     ],
     ids=["plain", "without quant_conv", "attention in a block"],
 )
-def test_a_folder_of_diffusers_gives_diffusers_outputs(tmp_path, options):
+def test_a_diffusers_folder_gives_diffusers_outputs(tmp_path, options):
     torch.manual_seed(0)
     blocks = {
         "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -58,14 +59,14 @@ def test_a_folder_of_diffusers_gives_diffusers_outputs(tmp_path, options):
     close(ours.decode(posterior.mode(), 4).sample, theirs.decode(expected.mode()).sample)
 
 
-def test_a_diffusers_model_without_counterpart_is_refused(tmp_path):
+def test_an_unsupported_diffusers_model_is_refused(tmp_path):
     AutoencoderKL(block_out_channels=(32,), mid_block_add_attention=False).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="without attention in the mid block"):
+    with pytest.raises(UserError, match="mid block without attention"):
         NestedAutoencoderKL.from_pretrained(tmp_path)
 
 
 class LDM:
-    """The autoencoder of LDM as a function of its parameters' names, for comparison."""
+    """Reference LDM autoencoder, as a function of its state dict."""
 
     def __init__(self, ch_mult, attention_levels, latent_channels=4, width=32, layers=2):
         self.state, self.levels = {}, range(len(ch_mult))
@@ -180,7 +181,7 @@ class LDM:
 
 
 class Intruder:
-    """Pickled, it asks its reader to run a command."""
+    """Object whose pickle runs a command when a plain reader loads it."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -195,16 +196,18 @@ class Intruder:
     [((1, 2, 2), (), ""), ((1, 1, 2, 2), (2, 3), "first_stage_model.")],
     ids=["as f8", "as f32, in a whole model"],
 )
-def test_a_checkpoint_of_ldm_gives_ldm_outputs_and_runs_nothing(tmp_path, ch_mult, attention_levels, prefix):
+def test_an_ldm_checkpoint_gives_ldm_outputs_and_its_code_is_not_run(
+    tmp_path, ch_mult, attention_levels, prefix
+):
     theirs, marker = LDM(ch_mult, attention_levels), tmp_path / "intruded"
     state = {prefix + name: value for name, value in theirs.state.items()}
     state |= {"loss.logvar": torch.zeros(()), "scale_factor": torch.tensor(0.5)}
     path = tmp_path / "model.ckpt"
     torch.save({"state_dict": state, "callbacks": {"intruder": Intruder(marker)}, "epoch": 3}, path)
 
-    ours = NestedAutoencoderKL.from_pretrained(path)
+    ours = NestedAutoencoderKL.from_single_file(path)
     assert not marker.exists()
-    torch.load(path, weights_only=False)  # the check itself: a plain reader does run it
+    torch.load(path, weights_only=False)  # a plain reader does run it, so the check is meaningful
     assert marker.exists()
 
     ratio = 2 ** (len(ch_mult) - 1)
@@ -218,7 +221,7 @@ def test_a_checkpoint_of_ldm_gives_ldm_outputs_and_runs_nothing(tmp_path, ch_mul
     close(ours.decode(mean, ratio).sample, theirs.decode(mean))
 
 
-def test_names_of_ldm_are_turned_into_those_of_diffusers():
+def test_ldm_names_become_diffusers_names():
     assert diffusers_name("decoder.up.0.block.2.nin_shortcut.bias", 4) == (
         "decoder.up_blocks.3.resnets.2.conv_shortcut.bias"
     )
@@ -234,22 +237,84 @@ def test_names_of_ldm_are_turned_into_those_of_diffusers():
     ("contents", "message"),
     [
         (None, "no such file"),
-        (b"no checkpoint", "not a checkpoint"),
+        (b"not a checkpoint", "not a PyTorch checkpoint"),
         ({"state_dict": {}}, "no KL autoencoder"),
+        ({"encoder.down_blocks.0.resnets.0.norm1.weight": torch.ones(8)}, "from_pretrained"),
+        (
+            {name: value for name, value in LDM((1, 2), ()).state.items() if "norm2" not in name},
+            "Missing key",
+        ),
+        (LDM((1, 2), (), latent_channels=3).state | {"quant_conv.weight": torch.ones(3, 3, 1, 1)}, "only KL"),
     ],
 )
-def test_what_is_no_autoencoder_is_named(tmp_path, contents, message):
-    path = tmp_path / "model.ckpt"
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_file_without_an_autoencoder_is_refused(tmp_path, contents, message, suffix):
+    path = tmp_path / f"model{suffix}"
     if isinstance(contents, bytes):
         path.write_bytes(contents)
+        message = message if suffix == ".ckpt" else "not a valid safetensors file"
+    elif contents is not None and suffix == ".safetensors":
+        save_file(
+            {name: value.contiguous() for name, value in contents.items() if name != "state_dict"}, path
+        )
     elif contents is not None:
         torch.save(contents, path)
+    with pytest.raises(UserError, match=message) as failure:
+        NestedAutoencoderKL.from_single_file(path)
+    assert str(path) in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("https://example.org/model.safetensors", {}, "links are not supported"),
+        (".", {}, "from_pretrained"),
+        ("model.ckpt", {"original_config": "v1.yaml"}, "unexpected argument 'original_config'"),
+    ],
+)
+def test_from_single_file_refuses_unsupported_arguments(source, options, message):
     with pytest.raises(UserError, match=message):
-        NestedAutoencoderKL.from_pretrained(path)
+        NestedAutoencoderKL.from_single_file(source, **options)
+
+
+def test_from_pretrained_refers_single_files_to_from_single_file(tmp_path):
+    with pytest.raises(UserError, match="from_single_file"):
+        NestedAutoencoderKL.from_pretrained(tmp_path / "model.safetensors")
+
+
+@torch.no_grad()
+def test_a_state_dict_and_both_kinds_of_file_give_the_same_model(tmp_path):
+    state = {f"first_stage_model.{name}": value for name, value in LDM((1, 2), ()).state.items()}
+    state["model.diffusion_model.out.weight"] = torch.zeros(3)
+    save_file(state, tmp_path / "model.safetensors")
+    torch.save(state, tmp_path / "model.ckpt")
+    x = torch.rand(1, 3, 16, 16)
+    outputs = []
+    for source in (state, tmp_path / "model.safetensors", str(tmp_path / "model.ckpt")):
+        model = NestedAutoencoderKL.from_single_file(source, scaling_factor=0.18215, force_upcast=False)
+        assert model.config.scaling_factor == 0.18215
+        assert not model.config.force_upcast
+        outputs.append(model(x).sample)
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
+
+
+@torch.no_grad()
+def test_a_file_without_quant_convs_gets_identities():
+    """Files of Flux and Stable Diffusion 3 lack these layers."""
+    theirs = LDM((1, 2), ())
+    state = {name: value for name, value in theirs.state.items() if "quant_conv" not in name}
+    model = NestedAutoencoderKL.from_single_file(state, torch_dtype=torch.float64)
+    assert model.dtype == torch.float64
+    for name, width in (("quant_conv", 8), ("post_quant_conv", 4)):
+        layer = model.get_submodule(name)
+        assert torch.equal(layer.weight[:, :, 0, 0], torch.eye(width, dtype=torch.float64))
+        assert not layer.bias.any()
 
 
 def test_a_module_pickled_with_its_class_is_read_for_its_tensors(tmp_path, monkeypatch):
-    """As StyleGAN's networks are: the pickle names a function that rebuilds the class from its source."""
+    """StyleGAN's networks are such pickles: they name a function that rebuilds the class from its source."""
     persistence = types.ModuleType("torch_utils.persistence")
 
     def _reconstruct_persistent_obj(meta):

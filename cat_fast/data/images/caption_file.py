@@ -6,7 +6,7 @@ from cat_fast.data.text_files import read_text
 from cat_fast.errors import UserError
 
 
-def caption_beside(photo: Path) -> str:
+def read_caption(photo: Path) -> str:
     """Return the text of PHOTO.txt or PHOTO.jpg.txt next to PHOTO.jpg, on one line; empty if neither exists.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Photographs to latents and back: as one file, or as shards for training a generator."""
+"""Encoding of images to latents and decoding: a single latent file, or latent shards for training a DiT."""

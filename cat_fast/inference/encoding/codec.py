@@ -1,4 +1,4 @@
-"""Photographs to a file of latents and back, batch by batch; one bad image never costs the others."""
+"""Batched encoding of photographs to a latent file and decoding; errors of single images are collected."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
-from cat_fast.inference.encoding.ratio_batches import ToEncode, encode_by_ratio
+from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 T = TypeVar("T")
 IMAGE_FORMATS = ("png", "jpg", "webp")
-_SCORED_TOGETHER = 256
+_SCORING_BATCH_SIZE = 256
 """Captions per call of the scorer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPhoto:
-    """What became of one photograph: a latent, or an error that says why not."""
+    """Result for one photograph: the choice of ratio, or an error."""
 
     file: Path
     key: str
-    """Name of its latent in the file, unique there."""
+    """Unique name of its latent in the latent file."""
     choice: RatioChoice | None = None
     tokens: int | None = None
-    """Tokens of its latent for a DiT of patch size 2."""
+    """Tokens of its latent for a DiT with patch size 2."""
     error: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedLatent:
-    """What became of one latent: an image file, or an error that says why not."""
+    """Result for one latent: an image file, or an error."""
 
     key: str
     ratio: int
@@ -66,18 +66,18 @@ def encode_files(
     batch_size: int = 8,
     on_done: Callable[[EncodedPhoto], None] = lambda photo: None,
 ) -> list[EncodedPhoto]:
-    """Encodes the centre square of each photograph, scaled to size x size, and writes all latents to `out`.
+    """Encode the centre square of each photograph, scaled to size x size, and write all latents to `out`.
 
-    Captions are scored in batches, and images of equal ratio are encoded in batches; a latent is the
-    posterior's mode. `out` is written once, at the end and atomically; it is not touched when every
-    photograph failed.
+    Captions are scored in batches, and images of equal ratio are encoded in batches. Each latent is the mode
+    of the posterior. `out` is written atomically at the end, and left untouched if every photograph failed.
 
     Args:
-        policy: chooses each photograph's ratio: fixed, by its caption, or without one by its JPEG size.
-        descriptions: captions of the photographs; by default those in text files next to them.
+        policy: chooses each photograph's ratio; it falls back to JPEG size for photographs without a caption.
+        descriptions: captions of the photographs; by default read from text files next to them.
+        on_done: called with each result as it becomes available.
 
     Returns:
-        One result a photograph, in their order; `on_done` has been told of each as it came.
+        One result per photograph, in order.
 
     Raises:
         UserError: `size` does not divide into patches at every ratio, or `out` cannot be written.
@@ -94,8 +94,8 @@ def encode_files(
 
     keys = unique_keys([os.fsencode(photo.stem).decode("utf-8", "replace") for photo in photos])
 
-    def prepared() -> Iterator[ToEncode[EncodedPhoto]]:
-        for chunk in _chunks(list(zip(photos, keys, strict=True)), _SCORED_TOGETHER):
+    def prepared() -> Iterator[ImageToEncode[EncodedPhoto]]:
+        for chunk in _chunks(list(zip(photos, keys, strict=True)), _SCORING_BATCH_SIZE):
             choices = _choose(policy, descriptions, [photo for photo, _ in chunk])
             for (file, key), choice in zip(chunk, choices, strict=True):
                 try:
@@ -109,7 +109,7 @@ def encode_files(
                 tokens = tokens_per_image(choice.ratio, size)
                 photo = EncodedPhoto(file=file, key=key, choice=choice, tokens=tokens)
                 pixels = image_to_bytes(resize_center_crop(image, size))
-                yield ToEncode(photo, pixels, choice.ratio)
+                yield ImageToEncode(photo, pixels, choice.ratio)
 
     for batch in encode_by_ratio(tokenizer, prepared(), batch_size):
         for photo, latent in batch:
@@ -134,28 +134,29 @@ def decode_file(
     batch_size: int = 8,
     on_done: Callable[[DecodedLatent], None] = lambda latent: None,
 ) -> list[DecodedLatent]:
-    """Decodes every latent of a file to `out`/KEY.`image_format`, each image written atomically.
+    """Decode every latent of a file to `out`/KEY.`image_format`, writing each image atomically.
 
     Args:
-        latents: a file that `encode_files` wrote.
-        out: folder, made where it is missing.
+        latents: a file written by `encode_files`.
+        out: output folder, created if missing.
         image_format: "png", "jpg" (quality 95) or "webp" (quality 95).
-        force: decode latents of another tokenizer too; of another number of channels they fail even so.
+        force: decode latents of another tokenizer too; a different number of channels is still an error.
+        on_done: called with each result as it becomes available.
 
     Returns:
-        One result a latent, in the file's order; `on_done` has been told of each as it came.
+        One result per latent, in file order.
 
     Raises:
-        UserError: not a file of latents, latents of another tokenizer, or a folder that cannot be written.
+        UserError: not a latent file, latents of another tokenizer, or a folder that cannot be written.
     """
     if image_format not in IMAGE_FORMATS:
         raise UserError(f"unknown image format {image_format!r}; expected {', '.join(IMAGE_FORMATS)}")
     stored = LatentFile.open(latents)
-    made_by, present = stored.tokenizer, tokenizer.fingerprint()
-    if made_by != present and not force:
+    fingerprint = tokenizer.fingerprint()
+    if stored.tokenizer != fingerprint and not force:
         raise UserError(
-            f"{latents}: made by tokenizer {made_by}, but the checkpoint is {present}; decode with the "
-            "checkpoint that encoded it, or pass --force to see what comes out"
+            f"{latents}: encoded by tokenizer {stored.tokenizer}, but the checkpoint is {fingerprint};"
+            " use the checkpoint that encoded it, or pass --force to decode anyway"
         )
     require_writable(out / "image")
     results: dict[str, DecodedLatent] = {}
@@ -166,7 +167,7 @@ def decode_file(
 
     batches: dict[tuple[int, tuple[int, ...]], list[str]] = defaultdict(list)
     for key, record in stored.records.items():
-        problem = _undecodable(key, record, stored.shapes[key], tokenizer)
+        problem = _reason_undecodable(key, record, stored.shapes[key], tokenizer)
         if problem:
             done(DecodedLatent(key=key, ratio=record.ratio, size=record.size, error=f"{key}: {problem}"))
         else:
@@ -180,20 +181,26 @@ def decode_file(
 
 
 def require_patches(size: int, deepest_ratio: int) -> None:
-    """Raises UserError where an image of `size` px makes no whole number of patches at some ratio."""
+    """Check that an image of `size` px divides into patches at every ratio; raise UserError otherwise."""
     smallest = 2 * deepest_ratio  # one 2 x 2 patch of the smallest latent
     if size < 1 or size % smallest:
         raise UserError(f"size {size}: expected a multiple of {smallest} px, such as 256 or 512")
 
 
 def require_served(ratio: int | None, served: tuple[int, ...]) -> None:
-    """Raises UserError where a tokenizer of ratios `served` cannot do `ratio`; None stands for adaptive."""
-    has = ", ".join(map(str, served))
+    """Check that `ratio` is among a tokenizer's ratios `served`, or for None (adaptive) that all are served.
+
+    Raises:
+        UserError: a ratio is missing.
+    """
+    names = ", ".join(map(str, served))
     if ratio is not None and ratio not in served:
-        raise UserError(f"this tokenizer has no ratio {ratio}; it was trained for {has}")
+        raise UserError(f"this tokenizer has no ratio {ratio}; it was trained for {names}")
     if ratio is None and not set(RATIOS) <= set(served):
         wanted = ", ".join(map(str, RATIOS))
-        raise UserError(f"adaptive ratios need a tokenizer of ratios {wanted}; this one has {has}: fix one")
+        raise UserError(
+            f"adaptive ratios need a tokenizer with ratios {wanted}, this one has {names}; use a fixed ratio"
+        )
 
 
 def _record(photo: EncodedPhoto, size: int) -> LatentRecord:
@@ -206,7 +213,7 @@ def _record(photo: EncodedPhoto, size: int) -> LatentRecord:
 def _choose(
     policy: RatioPolicy, descriptions: PhotoDescriptions, photos: Sequence[Path]
 ) -> list[RatioChoice | UserError | None]:
-    """Choose the ratios of described photographs, scored in one batch; None for those without description."""
+    """Choose the ratios of photographs, with captions scored in one batch; None without a description."""
     if policy.fixed:
         return [policy.fixed] * len(photos)
     unreadable: dict[int, UserError] = {}
@@ -227,17 +234,17 @@ def _decode(tokenizer: NestedAutoencoderKL, latents: list[Tensor], ratio: int) -
     return tokenizer.decode(z_BCHW, ratio).sample.float().cpu()
 
 
-def _undecodable(
+def _reason_undecodable(
     key: str, record: LatentRecord, shape: tuple[int, ...], tokenizer: NestedAutoencoderKL
 ) -> str | None:
-    """What keeps a latent from being decoded; the file may come from anywhere."""
+    """Return why a latent cannot be decoded, or None; the file is not trusted."""
     if key in (".", "..") or set(key) & {"/", "\\", "\0"}:
-        return "its name is not that of a file; rename it in the file of latents"
+        return "the latent's name is not a valid file name; rename it in the latent file"
     if record.ratio not in tokenizer.config["ratios"]:
         return f"the tokenizer has no ratio {record.ratio}"
     side = record.size // record.ratio
     if shape != (expected := (tokenizer.config["latent_channels"], side, side)):
-        return f"a latent of shape {shape}, where this tokenizer expects {expected}"
+        return f"expected a latent of shape {expected}, got {shape}"
     return None
 
 

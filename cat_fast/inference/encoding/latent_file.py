@@ -1,7 +1,7 @@
-"""Latents on disk: one safetensors file, a (c, h, w) float32 tensor an image, what made them in the header.
+"""Latent files: one safetensors file with a (c, h, w) float32 tensor per image and metadata in its header.
 
-Under the header's key "cat_fast.latents" lies JSON: {"version", "tokenizer": fingerprint, "images": {key:
-{"ratio", "size", "source", "score", "why"}}}. Tensors can be read without it by any safetensors reader.
+The header's key "cat_fast.latents" contains JSON: {"version", "tokenizer": fingerprint, "images": {key:
+{"ratio", "size", "source", "score", "why"}}}. Any safetensors reader can read the tensors without it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class LatentRecord:
-    """What is known about one latent beside its values."""
+    """Metadata of one latent."""
 
     ratio: int
     size: int
@@ -34,25 +34,25 @@ class LatentRecord:
     """File name of the photograph."""
     score: int | None = None
     why: str = ""
-    """What the choice of ratio rests on."""
+    """Reason for the choice of ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentFile:
-    """The header of a file of latents; tensors stay on disk until `load`."""
+    """Header of a latent file; tensors stay on disk until `load`."""
 
     path: Path
     tokenizer: str
-    """Fingerprint of the tokenizer that made the latents."""
+    """Fingerprint of the tokenizer that encoded the latents."""
     records: Mapping[str, LatentRecord]
     shapes: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def open(cls, path: Path) -> LatentFile:
-        """Reads the header.
+        """Read the header.
 
         Raises:
-            UserError: missing, damaged, or not written by `write_latents`.
+            UserError: the file is missing, damaged, or was not written by `write_latents`.
         """
         if not path.is_file():
             raise UserError(f"{path}: no such file; expected latents written by `cat-fast encode`")
@@ -63,28 +63,30 @@ class LatentFile:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: damaged, or not a safetensors file ({error})") from error
         if _HEADER not in header:
-            raise UserError(f"{path}: holds no latents of `cat-fast encode` (its header does not say so)")
+            raise UserError(f"{path}: not a latent file; expected latents written by `cat-fast encode`")
         try:
             content: dict[str, Any] = json.loads(header[_HEADER])
             version, tokenizer = content["version"], content["tokenizer"]
             records = {key: LatentRecord(**record) for key, record in content["images"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: its header is damaged ({error!r}); encode the images again") from error
+            raise UserError(f"{path}: the header is damaged ({error!r}); encode the images again") from error
         if version != _VERSION:
-            raise UserError(f"{path}: written in version {version} of the format; this reads {_VERSION}")
+            raise UserError(
+                f"{path}: expected format version {_VERSION}, got version {version}; encode the images again"
+            )
         if records.keys() != shapes.keys():
-            raise UserError(f"{path}: its header does not match its tensors; encode the images again")
+            raise UserError(f"{path}: the header does not match the tensors; encode the images again")
         return cls(path=path, tokenizer=tokenizer, records=records, shapes=shapes)
 
     def load(self, key: str) -> Tensor:
-        """The latent of `key`, (c, h, w) float32 on the CPU."""
+        """Load the latent `key`, (c, h, w) float32 on the CPU."""
         with safe_open(self.path, framework="pt") as file:
             return file.get_tensor(key)
 
 
 def unique_keys(keys: Sequence[str]) -> list[str]:
-    """The keys, of which the second "cat" becomes "cat-2"."""
-    taken = {"__metadata__"}  # safetensors keeps this name for itself
+    """Make keys unique by appending a number: the second "cat" becomes "cat-2"."""
+    taken = {"__metadata__"}  # reserved by safetensors
     unique = []
     for key in keys:
         name, number = key, 1
@@ -99,7 +101,7 @@ def unique_keys(keys: Sequence[str]) -> list[str]:
 def write_latents(
     path: Path, latents: Mapping[str, Tensor], records: Mapping[str, LatentRecord], *, tokenizer: str
 ) -> None:
-    """Writes latents (c, h, w) and their records, wholly or not at all.
+    """Write latents (c, h, w) and their records atomically.
 
     Raises:
         UserError: `path` cannot be written.
@@ -110,5 +112,5 @@ def write_latents(
     with atomic_write(path) as part:
         try:
             save_file(tensors, part, metadata={_HEADER: header})
-        except SafetensorError as error:  # its name for a full disk
+        except SafetensorError as error:  # raised for a full disk
             raise UserError(f"{path}: cannot be written ({error})") from error

@@ -1,11 +1,11 @@
-"""Images of any number to shards of latents, by as many processes and machines as there are.
+"""Encoding of large image sets into latent shards, on any number of processes and machines.
 
-The input is cut into shards (`ShardSet`: an archive, or a run of files), and each of these, `per_shard`
-samples at a time, into shards of latents: the k-th piece of input shard i becomes shard-iiiiii-kkkk. What a
-shard holds is a function of the input alone, not of who writes it or when. So processes need no word of each
-other; a shard that was lost to a crash is written again, and none is written twice. Its record
-(`cat_fast.data.latents.format`) vouches for it, says what was left out and why, and whether it is the last of
-its input shard, so that what is done is not even opened again.
+The input consists of shards (`ShardSet`: an archive, or a run of files). Each is split into pieces of
+`per_shard` samples; piece k of input shard i becomes latent shard shard-iiiiii-kkkk. A latent shard's content
+depends on the input alone, so processes need no communication: a shard lost in a crash is written again, and
+none is written twice. Each shard has a record (`cat_fast.data.latents.format`) with its checksum and the
+skipped samples with reasons. It also marks the last piece of an input shard, so that completed input shards
+are not opened again.
 """
 
 from collections import deque
@@ -25,95 +25,109 @@ from cat_fast.data.streams.formats.base import Entry, UnreadableShard
 from cat_fast.data.text_files import escape_text
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import unique_keys
-from cat_fast.inference.encoding.ratio_batches import ToEncode, encode_by_ratio
-from cat_fast.inference.encoding.shard_plan import NO_CLASSES, CacheSettings, Tally, Tell, Unit, open_images
+from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
+from cat_fast.inference.encoding.shard_plan import (
+    DEFAULT_CLASSES,
+    EncodeShardsSettings,
+    EncodingSummary,
+    OnProgress,
+    WorkUnit,
+    open_images,
+)
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 _DECODERS = 4
 
 
-class LatentCache:
-    """One process's hand in it."""
+class ShardEncoder:
+    """Encoder of work units into latent shards, one per process."""
 
     def __init__(
-        self, settings: CacheSettings, tokenizer: NestedAutoencoderKL, class_names: Sequence[str]
+        self, settings: EncodeShardsSettings, tokenizer: NestedAutoencoderKL, class_names: Sequence[str]
     ) -> None:
         self.settings, self.tokenizer = settings, tokenizer
         self.fingerprint = tokenizer.fingerprint()
         self.images = open_images(settings.source, settings.image)
         self.classes = {name: number for number, name in enumerate(class_names)}
         self.numbered = not any(name.isdecimal() for name in class_names)
-        """Whether a number as a class counts the names; where names are numbers, it is a name."""
+        """True if a numeric class label is an index into the names; False if the names are numbers."""
         self.policy = self._policy()
 
-    def run(self, unit: Unit, tell: Tell = lambda kind, images: None) -> Tally:
-        """Write what is missing of a unit."""
-        tally = Tally()
-        if (done := self._finished(unit.input)) is not None:
-            for record in done[unit.part :: unit.parts]:
-                tell("found", _images(record))
-                tell("done", _images(record))
-                tally.add(record, new=False)
-            return tally
+    def run(self, unit: WorkUnit, on_progress: OnProgress = lambda kind, images: None) -> EncodingSummary:
+        """Write the missing shards of a work unit."""
+        summary = EncodingSummary()
+        if (records := self._finished_records(unit.input)) is not None:
+            for record in records[unit.part :: unit.parts]:
+                on_progress("found", _num_images(record))
+                on_progress("done", _num_images(record))
+                summary.add_shard(record, new=False)
+            return summary
         try:
             shard = self.images.open(unit.input)
         except UnreadableShard as error:
             why = f"{self.images.names[unit.input]}: {error}"
             mark_unreadable(self.settings.out, unit.input, why)
-            tally.unreadable.append(why)
-            return tally
+            summary.unreadable.append(why)
+            return summary
         mark_readable(self.settings.out, unit.input)
-        known = isinstance(shard, Sized)
+        size_known = isinstance(shard, Sized)
         if isinstance(shard, Sized):
-            tell("found", -(-len(shard) // unit.parts))
+            on_progress("found", -(-len(shard) // unit.parts))
         with ThreadPoolExecutor(_DECODERS) as decoders:
             for number, piece, last in _pieces(shard.entries(0), self.settings.per_shard):
                 if number % unit.parts != unit.part:
                     continue
-                if not known:
-                    tell("found", len(piece))
+                if not size_known:
+                    on_progress("found", len(piece))
                 path = self._path(unit.input, number)
-                there = _whole(path)
-                if there is not None:
-                    tell("done", _images(there))
-                tally.add(there or self._write(path, piece, last, decoders, tell), new=there is None)
-        return tally
+                existing = _complete_record(path)
+                if existing is not None:
+                    on_progress("done", _num_images(existing))
+                record = existing or self._write(path, piece, last, decoders, on_progress)
+                summary.add_shard(record, new=existing is None)
+        return summary
 
-    def _finished(self, index: int) -> list[dict[str, Any]] | None:
-        """The records of all pieces of an input shard, where they are there to the last."""
-        found = []
+    def _finished_records(self, index: int) -> list[dict[str, Any]] | None:
+        """Return the records of all pieces of an input shard, or None if any piece is missing."""
+        records = []
         for number in count():
-            record = _whole(self._path(index, number))
+            record = _complete_record(self._path(index, number))
             if record is None:
                 return None
-            found.append(record)
+            records.append(record)
             if record["last"]:
                 break
-        return found
+        return records
 
     def _path(self, index: int, number: int) -> Path:
         return self.settings.out / f"{piece_name(index, number)}{SUFFIXES[self.settings.format]}"
 
     def _write(
-        self, path: Path, piece: list[Entry], last: bool, decoders: ThreadPoolExecutor, tell: Tell
+        self,
+        path: Path,
+        piece: list[Entry],
+        last: bool,
+        decoders: ThreadPoolExecutor,
+        on_progress: OnProgress,
     ) -> dict[str, Any]:
+        """Encode a piece and write its latent shard; return the shard's record."""
         keys = unique_keys([escape_text(entry.key) for entry in piece])
         entries: dict[int, LatentEntry] = {}
         latents: dict[str, torch.Tensor] = {}
         skipped: dict[int, str] = {}
 
-        def usable() -> Iterator[ToEncode[tuple[int, _Prepared]]]:
+        def usable() -> Iterator[ImageToEncode[tuple[int, _Prepared]]]:
             for number, prepared in enumerate(self._prepared(piece, decoders)):
                 if isinstance(prepared, str):
                     skipped[number] = prepared
-                    tell("done", 1)
+                    on_progress("done", 1)
                 else:
-                    yield ToEncode((number, prepared), prepared.pixels, prepared.ratio)
+                    yield ImageToEncode((number, prepared), prepared.pixels, prepared.ratio)
 
         for batch in encode_by_ratio(self.tokenizer, usable(), self.settings.batch_size):
             for (number, prepared), latent in batch:
                 if not torch.isfinite(latent).all():
-                    skipped[number] = "its latent is not finite"
+                    skipped[number] = "the latent is not finite"
                     continue
                 channels, height, width = latent.shape
                 entries[number] = LatentEntry(
@@ -124,7 +138,7 @@ class LatentCache:
                     caption=piece[number].labels.caption or None,
                 )
                 latents[keys[number]] = latent
-            tell("done", len(batch))
+            on_progress("done", len(batch))
         return write_shard(
             path,
             latents,
@@ -135,7 +149,7 @@ class LatentCache:
         )
 
     def _prepared(self, piece: list[Entry], decoders: ThreadPoolExecutor) -> "Iterator[_Prepared | str]":
-        """In order, decoded a few batches ahead; for an entry that cannot be used, why."""
+        """Yield entries in order, decoded a few batches ahead; for unusable entries, the reason."""
         ahead: deque[Future[_Prepared | str]] = deque()
         choices = self.policy.choose([entry.labels for entry in piece])
         for entry, choice in zip(piece, choices, strict=True):
@@ -163,18 +177,18 @@ class LatentCache:
     def _label(self, category: str) -> int:
         if category in self.classes:
             return self.classes[category]
-        if not category and list(self.classes) == NO_CLASSES:
+        if not category and list(self.classes) == DEFAULT_CLASSES:
             return 0
         if self.numbered and category.isdecimal() and int(category) < len(self.classes):
             return int(category)
         raise UserError(
-            f"class {category!r} is none of the {len(self.classes)} classes"
+            f"class {category!r} is not one of the {len(self.classes)} classes"
             if category
-            else "it has no class"
+            else "the image has no class"
         )
 
     def _policy(self) -> RatioPolicy:
-        """By ratio, else score, else caption; with thresholds of the run's own, ratios come last."""
+        """Return the policy: ratio, then score, then caption; if thresholds are set, ratio comes last."""
         settings = self.settings
         order: tuple[Label, ...] = ("ratio", "score", "caption")
         if settings.thresholds is not None:
@@ -190,7 +204,7 @@ class _Prepared(NamedTuple):
 
 
 def _pieces(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Entry], bool]]:
-    """(number, entries, whether it is the last), `size` entries at a time."""
+    """Yield (number, entries, is_last), `size` entries at a time."""
     head = next(entries, None)
     for number in count():
         if head is None:
@@ -200,8 +214,8 @@ def _pieces(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Ent
         yield number, piece, head is None
 
 
-def _whole(path: Path) -> dict[str, Any] | None:
-    """The record of a shard that is there, as far as its size tells: hashing all would take hours."""
+def _complete_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a complete shard, or None. Only sizes are checked: hashing would take hours."""
     record_path = path.with_suffix(".json")
     if not record_path.is_file():
         return None
@@ -209,5 +223,5 @@ def _whole(path: Path) -> dict[str, Any] | None:
     return record if damage(path.parent, record) is None else None
 
 
-def _images(record: dict[str, Any]) -> int:
+def _num_images(record: dict[str, Any]) -> int:
     return len(record["latents"]) + len(record["skipped"])

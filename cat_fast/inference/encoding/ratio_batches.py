@@ -1,4 +1,4 @@
-"""Images of mixed ratios, encoded in batches of one ratio each."""
+"""Batched encoding of images with mixed ratios, one ratio per batch."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,23 +12,23 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 Item = TypeVar("Item")
 
 
-class ToEncode(NamedTuple, Generic[Item]):
-    """An image to encode, with what its caller knows it by."""
+class ImageToEncode(NamedTuple, Generic[Item]):
+    """An image to encode and the caller's item that identifies it."""
 
     item: Item
     pixels: Tensor
-    """(3, H, W), of one size for all: uint8, or float in [-1, 1]."""
+    """(3, H, W), the same size for all images: uint8, or float in [-1, 1]."""
     ratio: int
 
 
 def encode_by_ratio(
-    tokenizer: NestedAutoencoderKL, images: Iterable[ToEncode[Item]], batch_size: int
+    tokenizer: NestedAutoencoderKL, images: Iterable[ImageToEncode[Item]], batch_size: int
 ) -> Iterator[list[tuple[Item, Tensor]]]:
-    """Yield batches of items with their latents: full ones as they fill, the others at the end.
+    """Yield batches of (item, latent): full batches as they fill, partial ones at the end.
 
-    Each latent is the posterior's mode, (c, h, w) float32 on the CPU.
+    Each latent is the mode of the posterior, (c, h, w) float32 on the CPU.
     """
-    waiting: dict[int, list[ToEncode[Item]]] = defaultdict(list)
+    waiting: dict[int, list[ImageToEncode[Item]]] = defaultdict(list)
 
     def encoded(ratio: int) -> list[tuple[Item, Tensor]]:
         batch = waiting.pop(ratio)
@@ -45,13 +45,13 @@ def encode_by_ratio(
 
 @torch.inference_mode()
 def encode_batch(tokenizer: NestedAutoencoderKL, pixels: Sequence[Tensor], ratio: int) -> list[Tensor]:
-    """Return the posterior's modes, (c, h, w) float32 on the CPU, of images of one size.
+    """Encode images of one size; return the modes of their posteriors, (c, h, w) float32 on the CPU.
 
     Args:
-        pixels: (3, H, W) of each: uint8, or float in [-1, 1].
+        pixels: one (3, H, W) tensor per image: uint8, or float in [-1, 1].
     """
     x_BCHW = torch.stack(list(pixels)).to(tokenizer.device)
     if x_BCHW.dtype == torch.uint8:
         x_BCHW = x_BCHW.float().div_(127.5).sub_(1.0)
     z_BCHW = tokenizer.encode(x_BCHW.to(tokenizer.dtype), ratio).latent_dist.mode().float().cpu()
-    return [z_CHW.clone() for z_CHW in z_BCHW]  # each its own memory, as safetensors wants it
+    return [z_CHW.clone() for z_CHW in z_BCHW]  # safetensors refuses tensors that share memory

@@ -1,4 +1,4 @@
-"""Which latents are made of which images, and who makes them: the door of the latent cache."""
+"""Settings and work units for encoding images into latent shards."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from cat_fast.data.latents.inputs import INPUT_SHARDS
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES
 from cat_fast.data.streams.formats.tar import TarShards, is_archive, list_shards
@@ -23,37 +23,40 @@ from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import require_patches, require_served
 from cat_fast.tokenizer import NestedAutoencoderKL
 
-NO_CLASSES = ["image"]
-"""The one class of images that have none."""
+DEFAULT_CLASSES = ["image"]
+"""Class names of an image set without classes."""
 
-Tell = Callable[[str, int], None]
-"""Told ("found", images) when an input shard is opened, and ("done", images) as they are encoded or left
-out."""
+OnProgress = Callable[[str, int], None]
+"""Called with ("found", images) when an input shard is opened, and ("done", images) for images encoded or
+skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheSettings:
-    """What latents are made of what images.
+class EncodeShardsSettings:
+    """Settings of an encoding run: images, output folder, ratios and shard format.
 
     Raises:
-        UserError: a size that makes no whole number of patches, an unknown format, counts below 1.
+        UserError: the size does not divide into patches, the format is unknown, or a count is below 1.
     """
 
     source: str
-    """As for `open_images`."""
+    """Image set, as for `open_images`."""
     out: Path
     size: int = 256
-    """Side in pixels that the centre square of an image is scaled to."""
+    """Side, in pixels, to which the centre square of an image is scaled."""
     ratio: int | None = None
-    """One for all, or None: each image's own."""
+    """Ratio of all images; None for each image's own."""
     thresholds: RatioThresholds | None = None
-    """From scores to ratios, over the ratio that an image's labels say; None takes that, or the default
-    pair."""
+    """Thresholds from scores to ratios, which take precedence over ratio labels. None: ratio labels take
+    precedence, with the default thresholds for scores."""
     image: str = ""
     """Extension of the image in samples of archives that contain several."""
     per_shard: int = 1024
+    """Maximum number of latents per shard."""
     batch_size: int = 8
+    """Images per forward pass."""
     format: str = "safetensors"
+    """Shard format, "safetensors" or "webdataset"."""
 
     def __post_init__(self) -> None:
         require_patches(self.size, 32)
@@ -61,11 +64,11 @@ class CacheSettings:
             raise UserError(f"format {self.format!r}: expected {' or '.join(SUFFIXES)}")
         for name in ("per_shard", "batch_size"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}: at least 1 is needed")
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
 
 
-class Unit(NamedTuple):
-    """Work that one process does: every `parts`-th piece of an input shard, from number `part` on."""
+class WorkUnit(NamedTuple):
+    """Work of one process: every `parts`-th piece of an input shard, starting at piece `part`."""
 
     input: int
     part: int = 0
@@ -73,23 +76,24 @@ class Unit(NamedTuple):
 
 
 @dataclass
-class Tally:
-    """What is there of the latents of some units."""
+class EncodingSummary:
+    """Counts over the latent shards of some work units."""
 
     shards: int = 0
     latents: int = 0
     encoded: int = 0
-    """Of the latents, those that were not there before."""
+    """Number of latents encoded by this run; the others existed before."""
     tokens: int = 0
-    """For a patch size of 2."""
+    """Total tokens at patch size 2."""
     ratios: Counter[int] = field(default_factory=Counter)
+    """Number of latents per ratio."""
     skipped: list[dict[str, str]] = field(default_factory=list)
-    """{"key", "why"} of every sample that could not be used."""
+    """{"key", "why"} per sample that could not be used."""
     unreadable: list[str] = field(default_factory=list)
-    """Input shards that could not be opened, and why; the next run tries them again."""
+    """Input shards that could not be opened, with the reason; the next run tries them again."""
 
-    def add(self, record: dict[str, Any], new: bool) -> None:
-        """A shard, by its record."""
+    def add_shard(self, record: dict[str, Any], new: bool) -> None:
+        """Add a latent shard, given its record."""
         self.shards += 1
         self.latents += len(record["latents"])
         self.encoded += new * len(record["latents"])
@@ -97,20 +101,23 @@ class Tally:
         self.ratios.update(entry["ratio"] for entry in record["latents"])
         self.skipped += record["skipped"]
 
-    def join(self, other: "Tally") -> None:
+    def merge(self, other: "EncodingSummary") -> None:
+        """Add the counts of another summary."""
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 def open_images(source: str, image: str = "") -> ShardSet:
-    """`photographs` (those that ship), an image index, a folder of images, or webdataset archives: a folder
-    of them, or a pattern of `cat_fast.data.streams.formats.tar.list_shards`.
+    """Open an image set.
 
     Args:
+        source: `photographs` (the packaged ones), an image index, a folder of images, or webdataset archives.
+            Archives are given as a folder, or as a pattern of
+            `cat_fast.data.streams.formats.tar.list_shards`.
         image: see `TarShards`.
 
     Raises:
-        UserError: nothing is there.
+        UserError: the source is missing or contains no images.
     """
     path = Path(source)
     if source == PHOTOGRAPHS and not image:
@@ -120,7 +127,7 @@ def open_images(source: str, image: str = "") -> ShardSet:
     else:
         archives = "://" in source or source.endswith(ARCHIVE_SUFFIXES) or any(c in source for c in "*{")
     if archives:
-        problems = Problems()
+        problems = ProblemLog()
         remote = Remote(StreamConfig(), problems)
         return TarShards(list_shards(source, remote), remote, problems, image)
     if image:
@@ -130,25 +137,25 @@ def open_images(source: str, image: str = "") -> ShardSet:
     return IndexShards(path)
 
 
-def prepare(
-    settings: CacheSettings, tokenizer: NestedAutoencoderKL, classes: Sequence[str] | None = None
+def prepare_folder(
+    settings: EncodeShardsSettings, tokenizer: NestedAutoencoderKL, classes: Sequence[str] | None = None
 ) -> tuple[int, list[str]]:
-    """Claim the folder; returns the number of input shards, and the classes.
+    """Create or check the output folder; return the number of input shards and the class names.
 
-    Without `classes` they are those of a folder that was begun before, or all that the images' labels name,
-    in order, which takes one pass over the labels.
+    Without `classes`, the names are those of an existing output folder, or else all names in the images'
+    labels, sorted. Collecting the latter takes one pass over the labels.
 
     Raises:
-        UserError: no such images; classes that have to be found in a shard that cannot be opened; ratios
-            that the tokenizer lacks; the folder holds latents of another tokenizer, of other images, or
-            made otherwise.
+        UserError: the images are missing; class names are needed from a shard that cannot be opened; the
+            tokenizer lacks a ratio; or the folder contains latents of another tokenizer, of other images, or
+            made with other settings.
     """
     require_served(settings.ratio, tokenizer.config["ratios"])
     images = open_images(settings.source, settings.image)
     if classes is None and (settings.out / HEADER).is_file():
         classes = read_json(settings.out / HEADER).get("class_names")
     classes = list(classes or _classes_of(images))
-    # A set that has moved is the same set, one that has grown is not.
+    # A moved image set counts as the same one, a grown set does not.
     names = "\n".join(name.rpartition("/")[2] for name in images.names) + f"\n{getattr(images, 'extent', '')}"
     thresholds = settings.thresholds
     claim_latents(
@@ -169,11 +176,13 @@ def prepare(
     return len(images.names), classes
 
 
-def units_of(rank: int, world_size: int, workers: int, input_shards: int) -> list[Unit]:
-    """The units of one of `world_size` machines with `workers` processes each; together they are all, each
-    once."""
-    parts = -(-world_size * workers // input_shards)  # few shards are shared, piece by piece
-    units = [Unit(index, part, parts) for index in range(input_shards) for part in range(parts)]
+def work_units(rank: int, world_size: int, workers: int, input_shards: int) -> list[WorkUnit]:
+    """Return the work units of machine `rank` of `world_size`, each with `workers` processes.
+
+    Together, the machines cover every piece exactly once.
+    """
+    parts = -(-world_size * workers // input_shards)  # with few input shards, processes share them
+    units = [WorkUnit(index, part, parts) for index in range(input_shards) for part in range(parts)]
     return units[rank::world_size]
 
 
@@ -184,11 +193,12 @@ def _classes_of(images: ShardSet) -> list[str]:
             found |= _categories(images, index)
         except UnreadableShard as error:
             raise UserError(
-                f"{shard} cannot be opened ({error}), and the folder's classes are settled now: mend it, or "
-                f"name all classes with --classes ({NO_CLASSES[0]!r} alone where images have none)"
+                f"{shard} cannot be opened ({error}), but its labels are needed to find all class names; "
+                "repair it, or list the names with --classes"
+                f" (only {DEFAULT_CLASSES[0]!r} if images have no classes)"
             ) from error
     names = sorted(found - {""}, key=lambda name: (int(name) if name.isdecimal() else -1, name))
-    return names or NO_CLASSES
+    return names or DEFAULT_CLASSES
 
 
 def _categories(images: ShardSet, index: int) -> set[str]:

@@ -1,4 +1,4 @@
-"""`LatentCache` in several processes of this machine, each with a tokenizer of its own."""
+"""Encoding of latent shards in several processes of one machine, each with its own tokenizer."""
 
 import os
 from collections.abc import Sequence
@@ -11,38 +11,39 @@ from typing import Any
 
 import torch
 
-from cat_fast.data.streams.pool import end_with_parent
+from cat_fast.data.streams.pool import exit_with_parent
 from cat_fast.errors import UserError
-from cat_fast.inference.encoding.latent_shards import LatentCache
-from cat_fast.inference.encoding.shard_plan import CacheSettings, Tally, Tell, Unit
+from cat_fast.inference.encoding.latent_shards import ShardEncoder
+from cat_fast.inference.encoding.shard_plan import EncodeShardsSettings, EncodingSummary, OnProgress, WorkUnit
 from cat_fast.models.load import load_tokenizer
 
 _POLL_SECONDS = 0.2
 
 
-def run_units(
-    settings: CacheSettings,
+def encode_in_processes(
+    settings: EncodeShardsSettings,
     checkpoint: Path,
     device: str,
     class_names: Sequence[str],
-    units: Sequence[Unit],
+    units: Sequence[WorkUnit],
     workers: int,
-    tell: Tell,
-) -> Tally:
-    """Write all that is missing of `units`; whoever is free takes the next one.
+    on_progress: OnProgress,
+) -> EncodingSummary:
+    """Write the missing shards of `units`; the next free process takes the next unit.
 
     Args:
         checkpoint: folder of the tokenizer.
-        device: as for `load_tokenizer`; with "auto" the processes take the GPUs of the machine in turn.
+        device: as for `load_tokenizer`; with "auto", processes are assigned to the machine's GPUs
+            round-robin.
 
     Raises:
-        UserError: a process could not start, died, or could not write. What is finished is kept.
+        UserError: a process could not start, died, or could not write. Finished shards are kept.
     """
-    tally = Tally()
-    # A fork would copy the locks of torch's and CUDA's threads, in whatever state they are.
+    summary = EncodingSummary()
+    # A fork would copy the locks of torch's and CUDA's threads in an undefined state.
     context = get_context("spawn")
-    told: Any = context.Queue()
-    failed: Any = context.SimpleQueue()
+    progress: Any = context.Queue()
+    errors: Any = context.SimpleQueue()
     slots: Any = context.Queue()
     for slot in range(workers):
         slots.put(slot)
@@ -50,76 +51,76 @@ def run_units(
         workers,
         mp_context=context,
         initializer=_start,
-        initargs=(settings, checkpoint, device, list(class_names), workers, slots, told, failed),
+        initargs=(settings, checkpoint, device, list(class_names), workers, slots, progress, errors),
     )
     try:
         pending = {pool.submit(_run, unit) for unit in units}
         while pending:
             done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            _pass_on(told, tell)
+            _forward_progress(progress, on_progress)
             for future in done:
-                tally.join(future.result())
+                summary.merge(future.result())
     except BrokenProcessPool as error:
-        if not failed.empty():
-            raise UserError(f"a process that was to encode could not start: {failed.get()}") from error
+        if not errors.empty():
+            raise UserError(f"an encoding process could not start: {errors.get()}") from error
         raise UserError(
-            "a process that encoded died, perhaps for want of memory: the shards that are whole are kept; "
-            "run the same command again, with fewer --workers or a smaller --batch-size"
+            "an encoding process died, possibly out of memory; complete shards are kept; "
+            "run the same command again with fewer --workers or a smaller --batch-size"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
-    _pass_on(told, tell)
-    return tally
+    _forward_progress(progress, on_progress)
+    return summary
 
 
-_mine: Any = None
-"""In a worker: its cache, and whom to tell."""
+_worker: Any = None
+"""In a worker process: its encoder and its progress queue."""
 
 
 def _start(
-    settings: CacheSettings,
+    settings: EncodeShardsSettings,
     checkpoint: Path,
     device: str,
     class_names: list[str],
     workers: int,
     slots: Any,
-    told: Any,
-    failed: Any,
+    progress: Any,
+    errors: Any,
 ) -> None:
-    global _mine  # noqa: PLW0603 # set once, by the pool's initializer
-    end_with_parent()
-    torch.set_num_threads(_threads(workers))
+    global _worker  # noqa: PLW0603 # set once, by the pool's initializer
+    exit_with_parent()
+    torch.set_num_threads(_num_threads(workers))
     slot = slots.get()
     try:
         gpus = torch.cuda.device_count()
         tokenizer = load_tokenizer(checkpoint, f"cuda:{slot % gpus}" if device == "auto" and gpus else device)
-        _mine = LatentCache(settings, tokenizer, class_names), told
-    except Exception as error:  # of files, of the GPU
-        failed.put(_told(error))
-        os._exit(1)  # the pool would log the exception with all its lines, and keep it from the parent
+        _worker = ShardEncoder(settings, tokenizer, class_names), progress
+    except Exception as error:  # file errors, GPU errors
+        errors.put(_format_error(error))
+        os._exit(1)  # the pool would log the full traceback without passing the error to the parent
 
 
-def _threads(workers: int) -> int:
-    """A process's share of the CPUs that this one may use."""
+def _num_threads(workers: int) -> int:
+    """Return a worker's share of the CPUs available to this process."""
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
-def _told(error: Exception) -> str:
-    """In one line, short enough for a pipe to take it at once."""
+def _format_error(error: Exception) -> str:
+    """Format an error on one line, short enough for a single pipe write."""
     if isinstance(error, UserError):
         return str(error)[:500]
-    why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return f"{why}; if it lacks memory, try fewer --workers"
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"{reason}; if it ran out of memory, use fewer --workers"
 
 
-def _run(unit: Unit) -> Tally:
-    cache, told = _mine
-    return cache.run(unit, lambda kind, images: told.put((kind, images)))
+def _run(unit: WorkUnit) -> EncodingSummary:
+    encoder, progress = _worker
+    return encoder.run(unit, lambda kind, images: progress.put((kind, images)))
 
 
-def _pass_on(told: Any, tell: Tell) -> None:
+def _forward_progress(progress: Any, on_progress: OnProgress) -> None:
     while True:
         try:
-            tell(*told.get_nowait())
+            on_progress(*progress.get_nowait())
         except Empty:
             return

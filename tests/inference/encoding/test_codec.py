@@ -1,4 +1,4 @@
-"""Photographs to latents: captions scored in batches, images encoded in batches, errors of single images."""
+"""Encoding photographs: captions scored in batches, images encoded in batches, errors of single images."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ from cat_fast.inference.encoding import codec
 from cat_fast.inference.encoding.codec import encode_files, require_served
 from cat_fast.inference.encoding.latent_file import LatentFile
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
-from cat_fast.inference.encoding.ratio_batches import ToEncode, encode_batch, encode_by_ratio
+from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_batch, encode_by_ratio
 from tests.cli.conftest import tiny_tokenizer
 
 COLOURS = [(20 * n, 250 - 20 * n, 90) for n in range(7)]
 
 
 class Recorder:
-    """Scores a caption by its number, and keeps the batches that it was given."""
+    """Scorer that returns the number in a caption plus one, and records its batches."""
 
     def __init__(self):
         self.batches = []
@@ -37,7 +37,7 @@ def tokenizer():
 
 @pytest.fixture
 def photos(tmp_path):
-    """Seven photographs: the third is damaged, the sixth has no caption, the last one's cannot be read."""
+    """Seven photographs: the third is damaged, the sixth has no caption, the last caption is unreadable."""
     files = []
     for number, colour in enumerate(COLOURS):
         files.append(tmp_path / f"{number}.png")
@@ -49,16 +49,16 @@ def photos(tmp_path):
     return files
 
 
-def test_the_scorer_gets_batches_and_gives_what_it_gives_one_by_one(tokenizer, photos, tmp_path, monkeypatch):
+def test_results_do_not_depend_on_the_scoring_batch_size(tokenizer, photos, tmp_path, monkeypatch):
     captions = [f"number {n}" for n in range(5)]
     results = {}
-    for together in (256, 4, 1):
-        monkeypatch.setattr(codec, "_SCORED_TOGETHER", together)
-        policy, out = RatioPolicy(("caption",), scorer=Recorder()), tmp_path / f"{together}.safetensors"
+    for batch_size in (256, 4, 1):
+        monkeypatch.setattr(codec, "_SCORING_BATCH_SIZE", batch_size)
+        policy, out = RatioPolicy(("caption",), scorer=Recorder()), tmp_path / f"{batch_size}.safetensors"
         found = encode_files(photos, out, tokenizer=tokenizer, policy=policy, size=64)
-        starts = range(0, 5, together)
-        assert policy.scorer.batches == [captions[start : start + together] for start in starts]
-        results[together] = found, out.read_bytes()
+        starts = range(0, 5, batch_size)
+        assert policy.scorer.batches == [captions[start : start + batch_size] for start in starts]
+        results[batch_size] = found, out.read_bytes()
     assert results[256] == results[4] == results[1]
     found, _ = results[256]
     assert [result.choice and result.choice.score for result in found] == [1, 2, None, 4, 5, None, None]
@@ -67,25 +67,27 @@ def test_the_scorer_gets_batches_and_gives_what_it_gives_one_by_one(tokenizer, p
     assert len(LatentFile.open(tmp_path / "1.safetensors").records) == 5
 
 
-def test_a_fixed_ratio_reads_no_caption(tokenizer, photos, tmp_path):
+def test_fixed_ratio_reads_no_captions(tokenizer, photos, tmp_path):
     found = encode_files(
         photos, tmp_path / "out", tokenizer=tokenizer, policy=RatioPolicy((), fixed=16), size=64
     )
     assert [result.choice and result.choice.ratio for result in found] == [16, 16, None, 16, 16, 16, 16]
 
 
-def test_captions_of_the_caller_come_before_files(tokenizer, photos, tmp_path):
+def test_caption_argument_overrides_caption_files(tokenizer, photos, tmp_path):
     policy = RatioPolicy(("caption",), scorer=Recorder())
-    said = PhotoDescriptions(caption="number 6")
-    encode_files(photos[:2], tmp_path / "out", tokenizer=tokenizer, policy=policy, descriptions=said, size=64)
+    descriptions = PhotoDescriptions(caption="number 6")
+    encode_files(
+        photos[:2], tmp_path / "out", tokenizer=tokenizer, policy=policy, descriptions=descriptions, size=64
+    )
     assert policy.scorer.batches == [["number 6", "number 6"]]
 
 
-def test_batches_hold_one_ratio_each_and_leave_as_they_fill(tokenizer):
+def test_batches_have_one_ratio_each_and_are_yielded_when_full(tokenizer):
     pixels = torch.randint(0, 256, (7, 3, 64, 64), dtype=torch.uint8)
     ratios = [8, 16, 8, 8, 32, 16, 8]
-    given = [ToEncode(n, pixels[n], ratio) for n, ratio in enumerate(ratios)]
-    batches = list(encode_by_ratio(tokenizer, given, 2))
+    images = [ImageToEncode(n, pixels[n], ratio) for n, ratio in enumerate(ratios)]
+    batches = list(encode_by_ratio(tokenizer, images, 2))
     assert [[item for item, _ in batch] for batch in batches] == [[0, 2], [1, 5], [3, 6], [4]]
     for batch in batches:
         for item, latent in batch:
@@ -93,7 +95,7 @@ def test_batches_hold_one_ratio_each_and_leave_as_they_fill(tokenizer):
             torch.testing.assert_close(latent, alone)
 
 
-def test_bytes_are_encoded_as_the_numbers_that_they_stand_for(tokenizer):
+def test_uint8_and_float_pixels_give_the_same_latents(tokenizer):
     image = Image.effect_noise((64, 64), 80).convert("RGB")
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     (by_bytes,), (by_floats,) = (
@@ -102,7 +104,7 @@ def test_bytes_are_encoded_as_the_numbers_that_they_stand_for(tokenizer):
     assert torch.equal(by_bytes, by_floats)
 
 
-def test_ratios_that_a_tokenizer_does_not_serve():
+def test_require_served_rejects_missing_ratios():
     require_served(16, (16,))
     require_served(None, RATIOS)
     with pytest.raises(UserError, match="no ratio 8"):

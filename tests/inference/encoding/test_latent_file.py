@@ -1,4 +1,4 @@
-"""Latents come back from disk as they went, and no other file is taken for one of latents."""
+"""Latent files: round trip, atomic writes, and rejection of other files."""
 
 import json
 
@@ -30,7 +30,7 @@ def path(tmp_path, latents):
     return tmp_path / "a.safetensors"
 
 
-def test_everything_comes_back(path, latents):
+def test_round_trip(path, latents):
     stored = LatentFile.open(path)
     assert stored.tokenizer == "0123abcd"
     assert stored.records == RECORDS
@@ -46,14 +46,14 @@ def test_any_safetensors_reader_can_read_the_tensors(path, latents):
 
 
 def test_half_precision_and_strided_latents_are_stored_as_contiguous_float32(tmp_path, latents):
-    odd = {"cat": latents["cat"].bfloat16().transpose(1, 2), "dög": latents["dög"][:, :, ::2]}
-    write_latents(tmp_path / "b.safetensors", odd, RECORDS, tokenizer="0")
+    strided = {"cat": latents["cat"].bfloat16().transpose(1, 2), "dög": latents["dög"][:, :, ::2]}
+    write_latents(tmp_path / "b.safetensors", strided, RECORDS, tokenizer="0")
     stored = LatentFile.open(tmp_path / "b.safetensors")
-    for key, latent in odd.items():
+    for key, latent in strided.items():
         torch.testing.assert_close(stored.load(key), latent.float(), rtol=0, atol=0)
 
 
-def test_a_failed_write_leaves_the_old_file(path, latents):
+def test_failed_write_keeps_the_old_file(path, latents):
     before = path.read_bytes()
     with pytest.raises(AttributeError):
         write_latents(path, latents | {"not a tensor": None}, RECORDS, tokenizer="0")
@@ -68,11 +68,11 @@ def test_a_failed_write_leaves_the_old_file(path, latents):
         (lambda header: "[]", "header is damaged"),
         (lambda header: json.dumps({"version": 1, "tokenizer": "0"}), "header is damaged"),
         (lambda header: header.replace('"ratio"', '"rate"'), "header is damaged"),
-        (lambda header: header.replace('"version": 1', '"version": 2'), "version 2"),
-        (lambda header: header.replace('"cat"', '"cow"'), "does not match its tensors"),
+        (lambda header: header.replace('"version": 1', '"version": 2'), "got version 2"),
+        (lambda header: header.replace('"cat"', '"cow"'), "does not match the tensors"),
     ],
 )
-def test_another_header_is_refused(path, latents, change, reason):
+def test_invalid_header_is_rejected(path, latents, change, reason):
     images = {key: vars(record) for key, record in RECORDS.items()}
     header = json.dumps({"version": 1, "tokenizer": "0", "images": images})
     save_file(latents, path, metadata={"cat_fast.latents": change(header)})
@@ -80,9 +80,9 @@ def test_another_header_is_refused(path, latents, change, reason):
         LatentFile.open(path)
 
 
-def test_a_file_cut_short_is_refused(path):
-    whole = path.read_bytes()
-    for length in (4, 40, len(whole) // 2, len(whole) - 1):
-        path.write_bytes(whole[:length])
+def test_truncated_file_is_rejected(path):
+    complete = path.read_bytes()
+    for length in (4, 40, len(complete) // 2, len(complete) - 1):
+        path.write_bytes(complete[:length])
         with pytest.raises(UserError, match="damaged"):
             LatentFile.open(path)

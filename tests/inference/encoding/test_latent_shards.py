@@ -1,4 +1,4 @@
-"""The latent cache: a function of the images, whoever makes it and however often the work is cut."""
+"""Latent shards depend on the images only, not on processes or interruptions."""
 
 import io
 import json
@@ -23,15 +23,15 @@ from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams.formats import image_files
 from cat_fast.data.streams.formats.sidecar import write_sidecar
 from cat_fast.errors import UserError
-from cat_fast.inference.encoding.latent_shards import LatentCache
+from cat_fast.inference.encoding.latent_shards import ShardEncoder
 from cat_fast.inference.encoding.shard_plan import (
-    NO_CLASSES,
-    CacheSettings,
-    Tally,
-    Unit,
+    DEFAULT_CLASSES,
+    EncodeShardsSettings,
+    EncodingSummary,
+    WorkUnit,
     open_images,
-    prepare,
-    units_of,
+    prepare_folder,
+    work_units,
 )
 from tests.cli.conftest import tiny_tokenizer
 from tests.data.streams.sets import image, write_tar
@@ -47,8 +47,8 @@ def tokenizer():
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """Of 23 images, ten lines to an input shard."""
-    monkeypatch.setattr(image_files, "FILES_A_SHARD", 10)
+    """Index of 23 images, with ten lines per input shard."""
+    monkeypatch.setattr(image_files, "FILES_PER_SHARD", 10)
     folder = tmp_path / "in"
     folder.mkdir()
     records = []
@@ -73,7 +73,7 @@ def index(tmp_path, monkeypatch):
 
 @pytest.fixture
 def archives(tmp_path):
-    """Two of two samples each, with classes and captions beside the images and sidecars of ratios only."""
+    """Two archives of two samples each, with classes and captions in the archives and ratios in sidecars."""
     folder = tmp_path / "archives"
     for name, numbers in {"a": (0, 1), "b": (2, 3)}.items():
         samples = [
@@ -91,19 +91,19 @@ def archives(tmp_path):
 
 
 def make(tokenizer, source, out, *, classes=None, units=None, **changes):
-    """The cache of a source, by one process; returns its tally."""
-    settings = CacheSettings(
+    """Encode a source in one process and return the summary."""
+    settings = EncodeShardsSettings(
         source=str(source), out=out, **{"size": 64, "per_shard": 4, "batch_size": 2} | changes
     )
-    input_shards, names = prepare(settings, tokenizer, classes)
-    tally, cache = Tally(), LatentCache(settings, tokenizer, names)
-    for unit in units or units_of(0, 1, 1, input_shards):
-        tally.join(cache.run(unit))
-    return tally
+    input_shards, names = prepare_folder(settings, tokenizer, classes)
+    summary, encoder = EncodingSummary(), ShardEncoder(settings, tokenizer, names)
+    for unit in units or work_units(0, 1, 1, input_shards):
+        summary.merge(encoder.run(unit))
+    return summary
 
 
 def raw_latents(folder):
-    """Key -> (latent as the tokenizer gave it, label, ratio, caption); each key once."""
+    """Return {key: (unscaled latent, class name, ratio, caption)}; check that keys are unique."""
     data = LatentDataset(folder)
     found = {}
     for i, entry in enumerate(data.entries):
@@ -143,19 +143,19 @@ def test_names_with_invalid_unicode_are_escaped(tokenizer, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "webdataset"])
-def test_every_image_is_there_once_as_the_tokenizer_sees_it(tokenizer, index, tmp_path, kind):
+def test_every_image_is_encoded_once(tokenizer, index, tmp_path, kind):
     out = tmp_path / "out"
-    tally = make(tokenizer, index, out, format=kind)
+    summary = make(tokenizer, index, out, format=kind)
     assert_complete(out, tokenizer, index)
-    assert (tally.latents, tally.encoded, tally.shards, tally.skipped) == (23, 23, 3 + 3 + 1, [])
-    assert tally.ratios == {8: 8, 16: 8, 32: 7}
-    assert tally.tokens == sum(LatentDataset(out).token_counts())
+    assert (summary.latents, summary.encoded, summary.shards, summary.skipped) == (23, 23, 3 + 3 + 1, [])
+    assert summary.ratios == {8: 8, 16: 8, 32: 7}
+    assert summary.tokens == sum(LatentDataset(out).token_counts())
     assert LatentDataset(out, tokenizer.fingerprint()).class_names == sorted(CATEGORIES)
     with pytest.raises(UserError, match="expected latents of tokenizer another"):
         LatentDataset(out, "another")
 
 
-def test_archives_are_what_webdataset_reads(tokenizer, index, tmp_path):
+def test_webdataset_can_read_the_archives(tokenizer, index, tmp_path):
     make(tokenizer, index, tmp_path / "out", format="webdataset")
     expected = raw_latents(tmp_path / "out")
     for path in sorted((tmp_path / "out").glob("*.tar")):
@@ -174,18 +174,19 @@ def test_archives_are_what_webdataset_reads(tokenizer, index, tmp_path):
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(2, 1), (1, 3), (3, 2)])
-def test_ranks_and_workers_share_the_work_and_make_the_same_files(
+def test_any_number_of_ranks_and_workers_write_the_same_files(
     tokenizer, index, tmp_path, world_size, workers
 ):
     make(tokenizer, index, tmp_path / "one")
-    total = Tally()
+    total = EncodingSummary()
     for rank in reversed(range(world_size)):
-        total.join(make(tokenizer, index, tmp_path / "many", units=units_of(rank, world_size, workers, 3)))
+        units = work_units(rank, world_size, workers, 3)
+        total.merge(make(tokenizer, index, tmp_path / "many", units=units))
     assert total.encoded == total.latents == COUNT
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_a_second_run_opens_nothing(tokenizer, index, tmp_path, monkeypatch):
+def test_second_run_opens_no_input_shard(tokenizer, index, tmp_path, monkeypatch):
     first = make(tokenizer, index, tmp_path / "out")
     before = contents(tmp_path / "out")
     monkeypatch.setattr(image_files.IndexShards, "open", lambda *_: pytest.fail("opened"))
@@ -195,7 +196,7 @@ def test_a_second_run_opens_nothing(tokenizer, index, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lost", ["record", "shard", "cut"])
-def test_a_lost_shard_is_written_again_and_no_other(tokenizer, index, tmp_path, lost):
+def test_only_a_lost_shard_is_written_again(tokenizer, index, tmp_path, lost):
     out = tmp_path / "out"
     make(tokenizer, index, out)
     before = contents(out)
@@ -214,7 +215,7 @@ def test_a_lost_shard_is_written_again_and_no_other(tokenizer, index, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "webdataset"])
-def test_a_shard_whose_bytes_changed_is_made_again_as_the_data_set_advises(tokenizer, index, tmp_path, kind):
+def test_corrupted_shard_is_repaired_as_the_error_advises(tokenizer, index, tmp_path, kind):
     out = tmp_path / "out"
     make(tokenizer, index, out, format=kind)
     before = contents(out)
@@ -223,7 +224,7 @@ def test_a_shard_whose_bytes_changed_is_made_again_as_the_data_set_advises(token
     content[len(content) // 2] ^= 0xFF
     shard.write_bytes(content)
     data = LatentDataset(out)
-    broken = next(i for i in range(COUNT) if data.entries.place_of(i).shard == shard.name)
+    broken = next(i for i in range(COUNT) if data.entries.locate(i).shard == shard.name)
     with pytest.raises(UserError, match="its SHA-256 differs from its record") as error:
         data[broken]
     (advised,) = re.findall(r"delete (\S+) and encode again", str(error.value))
@@ -232,7 +233,7 @@ def test_a_shard_whose_bytes_changed_is_made_again_as_the_data_set_advises(token
     assert contents(out) == before
 
 
-def test_an_archive_is_searched_once_however_often_it_is_opened(tokenizer, index, tmp_path, monkeypatch):
+def test_archive_is_indexed_once_even_if_opened_again(tokenizer, index, tmp_path, monkeypatch):
     make(tokenizer, index, tmp_path / "out", format="webdataset")
     data, members, searched = LatentDataset(tmp_path / "out"), reader.members, []
 
@@ -249,9 +250,9 @@ def test_an_archive_is_searched_once_however_often_it_is_opened(tokenizer, index
     assert len(searched) == len(set(searched)) == 7
 
 
-def test_an_unfinished_folder_is_refused_until_it_is_finished(tokenizer, index, tmp_path):
+def test_unfinished_folder_is_rejected(tokenizer, index, tmp_path):
     out = tmp_path / "out"
-    make(tokenizer, index, out, units=[Unit(0), Unit(2)])
+    make(tokenizer, index, out, units=[WorkUnit(0), WorkUnit(2)])
     message = "is incomplete: 2 of 3 input shards are encoded.*the same command again"
     with pytest.raises(UserError, match=message):
         LatentDataset(out)
@@ -264,49 +265,49 @@ def test_an_unfinished_folder_is_refused_until_it_is_finished(tokenizer, index, 
         assert_complete(out, tokenizer, index)
 
 
-def test_a_folder_is_finished_though_all_of_an_input_shard_was_left_out(tokenizer, index, tmp_path):
+def test_folder_is_complete_even_if_all_images_of_an_input_shard_are_skipped(tokenizer, index, tmp_path):
     for n in range(10):
         (index.parent / f"{n:02d}.png").write_bytes(b"")
-    tally = make(tokenizer, index, tmp_path / "out")
-    assert len(tally.skipped) == 10
+    summary = make(tokenizer, index, tmp_path / "out")
+    assert len(summary.skipped) == 10
     assert len(LatentDataset(tmp_path / "out")) == COUNT - 10
 
 
-def test_bad_samples_are_counted_named_and_left_out(tokenizer, index, tmp_path):
+def test_bad_samples_are_skipped_and_listed(tokenizer, index, tmp_path):
     (index.parent / "05.png").write_bytes((index.parent / "05.png").read_bytes()[:60])
     (index.parent / "06.png").unlink()
     lines = index.read_text().splitlines()
     lines[22] = "nonsense"
     index.write_text("\n".join(lines) + "\n")
-    tally = make(tokenizer, index, tmp_path / "out")
-    assert tally.latents == COUNT - 3
-    assert [sample["key"] for sample in tally.skipped] == ["a/key.05", "a/key.06", "line 23"]
-    assert "damaged" in tally.skipped[0]["why"]
-    assert "No such file" in tally.skipped[1]["why"]
-    assert make(tokenizer, index, tmp_path / "out").skipped == tally.skipped  # known without trying again
+    summary = make(tokenizer, index, tmp_path / "out")
+    assert summary.latents == COUNT - 3
+    assert [sample["key"] for sample in summary.skipped] == ["a/key.05", "a/key.06", "line 23"]
+    assert "damaged" in summary.skipped[0]["why"]
+    assert "No such file" in summary.skipped[1]["why"]
+    assert make(tokenizer, index, tmp_path / "out").skipped == summary.skipped  # read from the records
     assert len(raw_latents(tmp_path / "out")) == COUNT - 3
 
 
-def test_progress_is_told_of_every_image(tokenizer, index, tmp_path):
-    settings = CacheSettings(source=str(index), out=tmp_path / "out", size=64)
-    prepare(settings, tokenizer)
+def test_progress_includes_every_image(tokenizer, index, tmp_path):
+    settings = EncodeShardsSettings(source=str(index), out=tmp_path / "out", size=64)
+    prepare_folder(settings, tokenizer)
     for _ in range(2):
-        told = {"found": 0, "done": 0}
+        counts = {"found": 0, "done": 0}
 
-        def tell(kind, images, told=told):
-            told[kind] += images
+        def on_progress(kind, images, counts=counts):
+            counts[kind] += images
 
-        cache = LatentCache(settings, tokenizer, sorted(CATEGORIES))
-        for unit in units_of(0, 1, 1, 3):
-            cache.run(unit, tell)
-        assert told == {"found": COUNT, "done": COUNT}
+        encoder = ShardEncoder(settings, tokenizer, sorted(CATEGORIES))
+        for unit in work_units(0, 1, 1, 3):
+            encoder.run(unit, on_progress)
+        assert counts == {"found": COUNT, "done": COUNT}
 
 
-def test_archives_with_sidecars_say_the_same_as_the_index(tokenizer, index, tmp_path):
+def test_archives_with_sidecars_give_the_same_latents_as_the_index(tokenizer, index, tmp_path):
     list(write_shards(IndexLines(index), tmp_path / "tars", per_shard=10, seed=0))
     make(tokenizer, tmp_path / "tars", tmp_path / "out")
-    make(tokenizer, index, tmp_path / "straight")
-    found, expected = raw_latents(tmp_path / "out"), raw_latents(tmp_path / "straight")
+    make(tokenizer, index, tmp_path / "direct")
+    found, expected = raw_latents(tmp_path / "out"), raw_latents(tmp_path / "direct")
     assert len(found) == COUNT
     for key, (latent, *labels) in expected.items():
         other, *its = found[key.replace("/", "_").replace(".", "_")]
@@ -314,14 +315,14 @@ def test_archives_with_sidecars_say_the_same_as_the_index(tokenizer, index, tmp_
         torch.testing.assert_close(other, latent, rtol=1e-4, atol=1e-5)
 
 
-def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index, tmp_path, caplog):
+def test_unreadable_archive_is_skipped_and_tried_again(tokenizer, index, tmp_path, caplog):
     list(write_shards(IndexLines(index), tmp_path / "tars", per_shard=10, seed=0))
     archive = tmp_path / "tars/shard-000001.tar"
     content = archive.read_bytes()
     archive.write_bytes(b"")
-    tally = make(tokenizer, tmp_path / "tars", tmp_path / "out")
-    assert tally.latents == 13
-    assert "shard-000001.tar" in tally.unreadable[0]
+    summary = make(tokenizer, tmp_path / "tars", tmp_path / "out")
+    assert summary.latents == 13
+    assert "shard-000001.tar" in summary.unreadable[0]
     assert len(raw_latents(tmp_path / "out")) == 13
     assert "lacks 1 of 3 input shards, which could not be opened" in caplog.text
     assert "shard-000001.tar" in caplog.text
@@ -330,11 +331,11 @@ def test_an_unreadable_archive_costs_itself_and_is_tried_again(tokenizer, index,
     assert make(tokenizer, tmp_path / "tars", tmp_path / "out").encoded == 10
     assert len(raw_latents(tmp_path / "out")) == COUNT
     assert "lacks" not in caplog.text
-    make(tokenizer, tmp_path / "tars", tmp_path / "straight")
-    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+    make(tokenizer, tmp_path / "tars", tmp_path / "uninterrupted")
+    assert contents(tmp_path / "out") == contents(tmp_path / "uninterrupted")
 
 
-def test_a_folder_has_classes_by_subfolder_and_captions_beside(tokenizer, index, tmp_path):
+def test_folder_has_subfolders_as_classes_and_caption_files(tokenizer, index, tmp_path):
     folder = tmp_path / "images"
     for n in range(6):
         (folder / CATEGORIES[n % 2]).mkdir(parents=True, exist_ok=True)
@@ -350,7 +351,7 @@ def test_a_folder_has_classes_by_subfolder_and_captions_beside(tokenizer, index,
     assert found["page/03.png"][2:] == (32, None)  # a smooth image: a small JPEG
 
 
-def test_captions_are_scored_in_one_batch_per_shard_as_one_by_one(tokenizer, index, tmp_path, monkeypatch):
+def test_captions_are_scored_in_one_batch_per_shard(tokenizer, index, tmp_path, monkeypatch):
     captions = ["a plane in the sky", "a newspaper page full of text", "a dog", "a crowd of faces", "a wall"]
     for n, caption in enumerate(captions):
         (index.parent / f"{n:02d}.txt").write_text(caption)
@@ -368,34 +369,34 @@ def test_captions_are_scored_in_one_batch_per_shard_as_one_by_one(tokenizer, ind
         assert found[f"{n:02d}.png"][2:] == (choose_ratio(Description(caption)).ratio, caption)
 
 
-def test_images_without_classes_are_of_one(tokenizer, index, tmp_path):
+def test_images_without_classes_get_the_default_class(tokenizer, index, tmp_path):
     flat = tmp_path / "flat"
     flat.mkdir()
     shutil.copy(index.parent / "00.png", flat)
     make(tokenizer, flat, tmp_path / "out")
-    assert LatentDataset(tmp_path / "out").class_names == NO_CLASSES
+    assert LatentDataset(tmp_path / "out").class_names == DEFAULT_CLASSES
 
 
-def test_classes_that_are_given_leave_out_others_and_numbers_count_from_zero(tokenizer, index, tmp_path):
+def test_other_classes_are_skipped_and_numeric_labels_are_indices(tokenizer, index, tmp_path):
     lines = [json.loads(line) for line in index.read_text().splitlines()]
     lines[0]["category"] = "1"
     index.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tally = make(tokenizer, index, tmp_path / "out", classes=["page", "sky"])
-    assert {sample["why"] for sample in tally.skipped} == {"class 'street' is none of the 2 classes"}
+    summary = make(tokenizer, index, tmp_path / "out", classes=["page", "sky"])
+    assert {sample["why"] for sample in summary.skipped} == {"class 'street' is not one of the 2 classes"}
     assert raw_latents(tmp_path / "out")["a/key.00"][1] == "sky"
 
 
-def test_numbers_that_are_names_do_not_count_the_names(tokenizer, index, tmp_path):
+def test_numeric_class_names_are_not_indices(tokenizer, index, tmp_path):
     lines = [json.loads(line) for line in index.read_text().splitlines()]
     for n, line in enumerate(lines):
         line["category"] = "1" if n == 0 else ("3", "5", "7")[n % 3]
     index.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    tally = make(tokenizer, index, tmp_path / "out", classes=["3", "5", "7"])
-    assert tally.skipped == [{"key": "a/key.00", "why": "class '1' is none of the 3 classes"}]
+    summary = make(tokenizer, index, tmp_path / "out", classes=["3", "5", "7"])
+    assert summary.skipped == [{"key": "a/key.00", "why": "class '1' is not one of the 3 classes"}]
     assert raw_latents(tmp_path / "out")["a/key.01"][1] == "5"
 
 
-def test_classes_in_archives_are_found_behind_sidecars_of_scores(tokenizer, archives, tmp_path):
+def test_classes_are_read_from_archives_that_have_sidecars(tokenizer, archives, tmp_path):
     make(tokenizer, archives, tmp_path / "out")
     found = raw_latents(tmp_path / "out")
     assert {key: (category, ratio, caption) for key, (_, category, ratio, caption) in found.items()} == {
@@ -403,13 +404,13 @@ def test_classes_in_archives_are_found_behind_sidecars_of_scores(tokenizer, arch
     }
 
 
-def test_an_archive_whose_classes_cannot_be_found_is_named(tokenizer, archives, tmp_path):
+def test_error_names_the_archive_whose_classes_cannot_be_read(tokenizer, archives, tmp_path):
     (archives / "b.tar").write_bytes(b"")
-    with pytest.raises(UserError, match=r"b\.tar cannot be opened.*mend it, or name all.*--classes"):
+    with pytest.raises(UserError, match=r"b\.tar cannot be opened.*repair it, or list.*--classes"):
         make(tokenizer, archives, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    tally = make(tokenizer, archives, tmp_path / "out", classes=CATEGORIES)
-    assert (tally.latents, len(tally.unreadable)) == (2, 1)
+    summary = make(tokenizer, archives, tmp_path / "out", classes=CATEGORIES)
+    assert (summary.latents, len(summary.unreadable)) == (2, 1)
 
 
 def test_ratios_follow_thresholds_or_are_fixed(tokenizer, index, tmp_path):
@@ -432,7 +433,7 @@ def test_ratios_follow_thresholds_or_are_fixed(tokenizer, index, tmp_path):
         ({"classes": ["sky"]}, "class_names"),
     ],
 )
-def test_a_folder_of_other_latents_is_refused(tokenizer, index, tmp_path, changes, message):
+def test_folder_with_other_settings_is_rejected(tokenizer, index, tmp_path, changes, message):
     make(tokenizer, index, tmp_path / "out")
     with pytest.raises(UserError, match=message):
         make(tokenizer, index, tmp_path / "out", **changes)
@@ -444,12 +445,12 @@ def test_a_folder_of_other_latents_is_refused(tokenizer, index, tmp_path, change
         make(tokenizer, index, tmp_path / "out")
 
 
-def test_what_cannot_be_encoded_is_refused(tokenizer, tmp_path):
+def test_invalid_sources_and_settings_are_rejected(tokenizer, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         open_images(str(tmp_path / "none"))
     with pytest.raises(UserError, match="contains no image"):
         open_images(str(tmp_path))
     with pytest.raises(UserError, match="multiple of 64"):
-        CacheSettings(source="photographs", out=tmp_path, size=100)
+        EncodeShardsSettings(source="photographs", out=tmp_path, size=100)
     with pytest.raises(UserError, match="'zip': expected safetensors or webdataset"):
-        CacheSettings(source="photographs", out=tmp_path, format="zip")
+        EncodeShardsSettings(source="photographs", out=tmp_path, format="zip")

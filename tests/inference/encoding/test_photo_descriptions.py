@@ -1,4 +1,4 @@
-"""The description of a photograph: which of several captions counts."""
+"""Descriptions of photographs: precedence of captions, and reading of captions files."""
 
 import json
 
@@ -12,28 +12,28 @@ DOG = Description("a dog lying on grass")
 
 
 @pytest.mark.parametrize("name", ["{path}", "cat.jpg", "cat"])
-def test_rows_name_a_photograph_by_path_file_name_or_stem(tmp_path, name):
+def test_rows_match_path_file_name_or_stem(tmp_path, name):
     photo = tmp_path / "cat.jpg"
-    said = PhotoDescriptions(rows={name.format(path=photo): DOG})
-    assert said.find(photo) == DOG
-    assert said.find(tmp_path / "bobcat.jpg") is None
+    descriptions = PhotoDescriptions(rows={name.format(path=photo): DOG})
+    assert descriptions.find(photo) == DOG
+    assert descriptions.find(tmp_path / "bobcat.jpg") is None
 
 
-def test_the_more_explicit_word_counts(tmp_path):
+def test_precedence_is_row_then_caption_then_text_file(tmp_path):
     photo = tmp_path / "a.jpg"
-    (tmp_path / "a.txt").write_text("  from the file\nbeside it ")
-    beside = Description("from the file beside it", has_faces=True)
-    assert PhotoDescriptions(has_faces=True).find(photo) == beside
+    (tmp_path / "a.txt").write_text("  from the\ntext file ")
+    from_file = Description("from the text file", has_faces=True)
+    assert PhotoDescriptions(has_faces=True).find(photo) == from_file
     assert PhotoDescriptions(caption="for all").find(photo) == Description("for all")
     assert PhotoDescriptions(caption="for all", rows={"a.jpg": DOG}).find(photo) == DOG
 
 
-def test_a_text_file_may_carry_the_whole_name(tmp_path):
+def test_text_file_can_have_the_full_file_name(tmp_path):
     (tmp_path / "a.jpg.txt").write_text(DOG.caption)
     assert PhotoDescriptions().find(tmp_path / "a.jpg") == DOG
 
 
-def test_a_blank_text_file_says_nothing(tmp_path):
+def test_blank_text_file_is_ignored(tmp_path):
     (tmp_path / "a.txt").write_text(" \n")
     assert PhotoDescriptions().find(tmp_path / "a.jpg") is None
 
@@ -56,18 +56,18 @@ def test_captions_file(tmp_path):
     [
         ([{"caption": "a dog"}], '"file" or "key"'),
         ([{"file": 3, "caption": "a dog"}], '"file" or "key"'),
-        ([{"file": "a", "caption": "a dog"}, {"key": "a", "caption": "a cat"}], "line 2: a has a caption"),
+        ([{"file": "a", "caption": "a dog"}, {"key": "a", "caption": "a cat"}], "line 2: a already has"),
         ([{"file": "a", "caption": ""}], "non-empty"),
     ],
 )
-def test_a_malformed_captions_file_is_refused(tmp_path, rows, reason):
+def test_malformed_captions_file_is_rejected(tmp_path, rows, reason):
     path = tmp_path / "captions.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=reason):
         read_photo_captions(path)
 
 
-def test_captions_without_images_names_are_refused(tmp_path):
+def test_captions_without_image_names_are_rejected(tmp_path):
     (tmp_path / "captions.txt").write_text("a dog\n")
     with pytest.raises(UserError, match=r"\.jsonl"):
         read_photo_captions(tmp_path / "captions.txt")

@@ -13,7 +13,7 @@ import fsspec
 from cat_fast.data.images.label_fields import given_labels
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
 from cat_fast.data.streams.formats.config import StreamConfig
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.retries import Retries
 from cat_fast.errors import UserError, one_line
 
@@ -40,7 +40,7 @@ class HubShards:
         name: str,
         split: str,
         config: StreamConfig,
-        problems: Problems,
+        problems: ProblemLog,
         image: str = "",
     ) -> None:
         try:

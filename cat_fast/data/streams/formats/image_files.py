@@ -7,33 +7,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from cat_fast.data.images.caption_file import caption_beside
+from cat_fast.data.images.caption_file import read_caption
 from cat_fast.data.images.index import ImageRecord, Scoring, index_lines, parse_record
 from cat_fast.data.images.io import find_images
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.text_files import is_blank
 from cat_fast.errors import UserError
 
-FILES_A_SHARD = 1024
+FILES_PER_SHARD = 1024
 
 
 class IndexShards:
     """`ShardSet` of an image index (`ImageRecord`, JSON lines) that stays on disk.
 
-    Only the place of every `FILES_A_SHARD`-th image is held in memory. Paths are relative to the index's
+    Only the place of every `FILES_PER_SHARD`-th image is held in memory. Paths are relative to the index's
     folder.
 
     Args:
         scoring: sets missing scores and ratios when a shard is opened.
     """
 
-    def __init__(self, path: str | Path, problems: Problems | None = None, scoring: Scoring = list) -> None:
-        self.path, self.problems, self.scoring = Path(path), problems or Problems(), scoring
+    def __init__(self, path: str | Path, problems: ProblemLog | None = None, scoring: Scoring = list) -> None:
+        self.path, self.problems, self.scoring = Path(path), problems or ProblemLog(), scoring
         self.starts: list[tuple[int, int]] = []
         """Line number and offset in bytes of each shard."""
         for image, (line, offset, _) in enumerate(index_lines(self.path)):
-            if image % FILES_A_SHARD == 0:
+            if image % FILES_PER_SHARD == 0:
                 self.starts.append((line, offset))
         if not self.starts:
             raise UserError(f"image index {self.path} contains no images")
@@ -84,13 +84,13 @@ class RecordShards:
         self.records = records
         self.ratios = [record.ratio for record in records] if ratios is None else ratios
         self.extent = len(records)
-        self.names = [f"images from {n}" for n in range(0, len(records), FILES_A_SHARD)]
+        self.names = [f"images from {n}" for n in range(0, len(records), FILES_PER_SHARD)]
         self.fingerprint = fingerprint_of(
             f"{record.path} {ratio}" for record, ratio in zip(records, self.ratios, strict=True)
         )
 
     def open(self, index: int) -> "ListedShard":
-        run = slice(index * FILES_A_SHARD, (index + 1) * FILES_A_SHARD)
+        run = slice(index * FILES_PER_SHARD, (index + 1) * FILES_PER_SHARD)
         pairs = zip(self.records[run], self.ratios[run], strict=True)
         entries = [_entry_of(n, record, ratio) for n, (record, ratio) in enumerate(pairs)]
         return ListedShard(self.names[index], entries)
@@ -103,7 +103,7 @@ class FolderShards:
     """`ShardSet` of the images in a folder and its subfolders.
 
     Images have no labels, unless `described`: then the subfolder is the class, except for the numbered ones
-    of img2dataset, and a text file next to the image contains the caption (`caption_beside`). Relative paths
+    of img2dataset, and a text file next to the image contains the caption (`read_caption`). Relative paths
     are held in memory, about a hundred bytes per image.
     """
 
@@ -113,7 +113,7 @@ class FolderShards:
             raise UserError(f"data.folder: {folder}: no such folder")
         self.files = [str(path.relative_to(self.folder)) for path in find_images([self.folder])]
         self.extent = len(self.files)
-        self.names = self.files[::FILES_A_SHARD]
+        self.names = self.files[::FILES_PER_SHARD]
         self.fingerprint = fingerprint_of(self.names)
         self._not_classes = _download_folders(self.folder, self.files) if described else set()
 
@@ -128,7 +128,7 @@ class FolderShards:
         return [Labels(category=self._category(name)) for name in self._run(index)]
 
     def _run(self, index: int) -> list[str]:
-        return self.files[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
+        return self.files[index * FILES_PER_SHARD : (index + 1) * FILES_PER_SHARD]
 
     def _category(self, name: str) -> str:
         first, inside, _ = name.partition("/")
@@ -138,7 +138,7 @@ class FolderShards:
         path, labels = self.folder / name, Labels()
         if self.described:
             try:
-                labels = Labels(caption=caption_beside(path), category=self._category(name))
+                labels = Labels(caption=read_caption(path), category=self._category(name))
             except UserError as error:
                 return Entry(number, name, labels, no_image, str(error))
         return Entry(number, name, labels, partial(_read, path))

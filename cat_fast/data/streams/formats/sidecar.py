@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images.label_fields import LABELS, given_labels, required_text
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar_index import normal_name
 from cat_fast.data.text_files import is_blank, parse_object
@@ -31,7 +31,7 @@ def sidecar_url(shard: str, suffix: str = JSON_LINES) -> str:
     return f"{shard.removesuffix(archive)}{suffix}"
 
 
-def read_sidecar(shard: str, remote: Remote, problems: Problems) -> dict[str, dict[str, Any]] | None:
+def read_sidecar(shard: str, remote: Remote, problems: ProblemLog) -> dict[str, dict[str, Any]] | None:
     """Return the labels that a sidecar sets (`given_labels`), by key; None without a sidecar.
 
     Invalid lines are reported and skipped.
@@ -54,7 +54,7 @@ def write_sidecar(shard: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
-def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
+def _json_lines(content: bytes, url: str, problems: ProblemLog) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(content.split(b"\n"), start=1):
         if is_blank(line):
@@ -67,7 +67,7 @@ def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[
     return found
 
 
-def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
+def _table(content: bytes, url: str, problems: ProblemLog) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     try:
         existing = pyarrow.parquet.read_schema(io.BytesIO(content)).names
@@ -85,6 +85,6 @@ def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, 
     return found
 
 
-def _labels_by_key(row: Mapping[str, Any], where: str, problems: Problems) -> dict[str, dict[str, Any]]:
+def _labels_by_key(row: Mapping[str, Any], where: str, problems: ProblemLog) -> dict[str, dict[str, Any]]:
     key = normal_name(required_text(row, "key"))
     return {key: given_labels(row, lambda label, why: problems.report(f"{where}: {label}", why))}

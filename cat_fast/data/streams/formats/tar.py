@@ -16,7 +16,7 @@ from webdataset.tariterators import base_plus_ext
 from cat_fast.data.images.io import IMAGE_SUFFIXES
 from cat_fast.data.images.label_fields import LABELS, given_labels
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES, read_sidecar
 from cat_fast.data.streams.formats.tar_index import Damage, Member, members
@@ -81,7 +81,7 @@ class TarShards:
         image: extension of the image in samples that contain several, such as "input.jpg".
     """
 
-    def __init__(self, names: list[str], remote: Remote, problems: Problems, image: str = "") -> None:
+    def __init__(self, names: list[str], remote: Remote, problems: ProblemLog, image: str = "") -> None:
         self.names, self.remote, self.problems = names, remote, problems
         self.image = image.lower().lstrip(".")
         self.fingerprint = fingerprint_of(names)
@@ -114,7 +114,7 @@ class TarShard:
         name: str,
         file: IO[bytes],
         sidecar: dict[str, dict[str, Any]] | None,
-        problems: Problems,
+        problems: ProblemLog,
         image: str = "",
     ) -> None:
         self.name, self.problems, self.image = name, problems, image

@@ -6,7 +6,7 @@ import pytest
 
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.hugging_face import HubShards
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, image, make_source, state_of
 
@@ -14,7 +14,7 @@ datasets = pytest.importorskip("datasets")
 
 
 def hub(path, image="") -> HubShards:
-    return HubShards(str(path), "", "train", StreamConfig(first_wait=0.0), Problems(), image)
+    return HubShards(str(path), "", "train", StreamConfig(first_wait=0.0), ProblemLog(), image)
 
 
 @pytest.fixture
