@@ -79,7 +79,7 @@ def test_only_a_path_is_needed_and_other_fields_are_ignored(tmp_path):
         b'\xef\xbb\xbf{"path": "a.jpg", "width": 9}\r\n\n  \n{"key": 7, "path": "b.jpg", "score": 5.63}'
     )
     reported = []
-    records = read_index(path, lambda *told: reported.append(told))
+    records = read_index(path, lambda *report: reported.append(report))
     unset = {"caption": "", "has_text": False, "has_faces": False, "score": None, "ratio": None}
     assert records == [
         ImageRecord(key="a.jpg", path=str(tmp_path / "a.jpg"), **unset),

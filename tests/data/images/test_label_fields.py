@@ -10,7 +10,7 @@ GOOD = {"caption": "a street", "category": "7", "has_text": True}
 @pytest.mark.parametrize("number", [5.63, 0, 10, 6.5e3, float("inf"), -1])
 def test_another_score_keeps_the_other_labels(number):
     reported = []
-    assert given_labels(GOOD | {"score": number}, lambda *told: reported.append(told)) == GOOD
+    assert given_labels(GOOD | {"score": number}, lambda *report: reported.append(report)) == GOOD
     assert reported == [("score", f"expected an integer from 1 to 9, got {number!r}")]
 
 
