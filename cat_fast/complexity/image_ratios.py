@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cat_fast.complexity.choose import Scorer, choose_ratios
+from cat_fast.complexity.choose import Scorer, choose_ratios, scored_by
 from cat_fast.complexity.description import Description
+from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
+from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.data.images.index import ImageRecord, read_index
@@ -24,7 +26,9 @@ def index_photographs(
 ) -> list[ImageRecord]:
     """Return the index records of photographs, in order, with their scores and ratios."""
     descriptions = [Description(p.caption, p.has_text, p.has_faces) for p in images]
+    scorer, thresholds = scorer or default_scorer(), thresholds or default_thresholds()
     results = choose_ratios(descriptions, scorer, thresholds)
+    origin = scored_by(scorer, thresholds)
     return [
         ImageRecord(
             key=image.key,
@@ -35,6 +39,7 @@ def index_photographs(
             category=image.category,
             score=result.score,
             ratio=result.ratio,
+            scored_by=origin,
         )
         for image, result in zip(images, results, strict=True)
     ]
@@ -54,14 +59,16 @@ def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
     return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
 
 
-def ratios_by_jpeg(records: Sequence[ImageRecord]) -> list[int | None]:
+def ratios_by_jpeg(
+    records: Sequence[ImageRecord], thresholds: JpegThresholds = JPEG_THRESHOLDS
+) -> list[int | None]:
     """Return each image's ratio by its JPEG size, None for images that cannot be read."""
+
+    def ratio_of(record: ImageRecord) -> int | None:
+        try:
+            return ratio_of_image(load_image(record.path), thresholds)
+        except UserError:
+            return None
+
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
-
-
-def _ratio_by_jpeg(path: str) -> int | None:
-    try:
-        return ratio_of_image(load_image(path))
-    except UserError:
-        return None
+        return list(pool.map(ratio_of, records))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cat_fast.data.files import atomic_write
+from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.errors import UserError
 
 
@@ -22,6 +23,8 @@ class ImageRecord:
     score: int
     ratio: int
     category: str = ""
+    scored_by: ScoredBy | None = None
+    """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
 
 
 def write_index(path: str | Path, records: list[ImageRecord]) -> None:
@@ -55,6 +58,7 @@ def parse_record(line: str | bytes, index: Path, number: int) -> ImageRecord:
     """
     try:
         record = ImageRecord(**json.loads(line))
+        scored_by = ScoredBy.of(record.scored_by)
         for text in (record.key, record.path):
             if not isinstance(text, str):
                 raise TypeError(f"expected a string, got {text!r}")
@@ -62,7 +66,7 @@ def parse_record(line: str | bytes, index: Path, number: int) -> ImageRecord:
             parse_integer(value)
     except (ValueError, TypeError) as error:
         raise UserError(f"image index {index}, line {number}: {error}") from error
-    return replace(record, path=str(index.parent / record.path))
+    return replace(record, path=str(index.parent / record.path), scored_by=scored_by)
 
 
 def parse_integer(value: Any) -> int | None:

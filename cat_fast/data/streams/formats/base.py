@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cat_fast.data.images.index import parse_integer
+from cat_fast.data.ratio_origin import ScoredBy
 
 
 class UnreadableShard(Exception):
@@ -23,13 +24,15 @@ class Labels:
     caption: str = ""
     category: str = ""
     """Class: a name, or a number as text."""
+    scored_by: ScoredBy | None = None
+    """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Labels":
         """Return the labels of a JSON object or table row; other fields are ignored.
 
         Raises:
-            ValueError: the score or ratio is not an integer.
+            ValueError: the score or ratio is not an integer, or the scorer is not valid.
         """
         return cls(
             score=parse_integer(fields.get("score")),
@@ -38,6 +41,7 @@ class Labels:
             has_faces=bool(fields.get("has_faces")),
             caption=_text(fields.get("caption")),
             category=_text(fields.get("category")),
+            scored_by=ScoredBy.of(fields.get("scored_by")),
         )
 
 
