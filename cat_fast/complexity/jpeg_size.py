@@ -119,7 +119,7 @@ def _sorted_sizes(sizes: Iterable[int]) -> np.ndarray:
 
 
 def _cut(ordered: np.ndarray, below: float, ratio: int) -> int:
-    """Return the size up to which `below` images lie, rounded to a number of images.
+    """Return the size that `below` images do not exceed, rounded to a number of images.
 
     Raises:
         UserError: equal sizes at the cut, so that the number differs from the wanted one.
