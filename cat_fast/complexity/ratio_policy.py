@@ -131,7 +131,7 @@ class RatioPolicy:
             jpeg_thresholds=(self.jpeg.a, self.jpeg.b),
         )
 
-    def rate(self, image: Labelled) -> int | None:
+    def ratio_from_labels(self, image: Labelled) -> int | None:
         """Return the ratio derived from labels, None if they are missing or invalid."""
         (choice,) = self.choose([image])
         return choice.ratio if isinstance(choice, RatioChoice) else None
@@ -171,19 +171,19 @@ class RatioPolicy:
 
 
 class OriginTally:
-    """Numbers of images per origin of their ratio, counted while a policy rates labels."""
+    """Numbers of images per origin of their ratio, counted while a policy derives ratios from labels."""
 
     def __init__(self, policy: RatioPolicy) -> None:
         self.policy = policy
         self.origins: Counter[RatioOrigin] = Counter()
         self.ratios: Counter[int] = Counter()
 
-    def rate(self, image: Labelled) -> int | None:
-        """Rate and count an image, as `RatioPolicy.rate`."""
-        return self.rate_many([image])[0]
+    def ratio_from_labels(self, image: Labelled) -> int | None:
+        """Return `RatioPolicy.ratio_from_labels`, and count the image."""
+        return self.add([image])[0]
 
-    def rate_many(self, images: Sequence[Labelled]) -> list[int | None]:
-        """Rate and count images, with all captions scored in one batch."""
+    def add(self, images: Sequence[Labelled]) -> list[int | None]:
+        """Count images, with all captions scored in one batch; return their ratios."""
         choices = self.policy.choose(images)
         found = [choice if isinstance(choice, RatioChoice) else None for choice in choices]
         self.origins.update(choice.origin for choice in found if choice)
@@ -195,7 +195,7 @@ class OriginTally:
         for index in spread(len(shards.names), SHARDS_COUNTED):
             with suppress(UnreadableShard):
                 labels = shards.labels(index) or []
-                self.rate_many(labels[:: max(1, len(labels) // _LABELS_COUNTED)])
+                self.add(labels[:: max(1, len(labels) // _LABELS_COUNTED)])
 
 
 def jpeg_image(image: Image) -> "Tensor":

@@ -5,14 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from cat_fast.complexity.image_ratios import load_index, policy_of
+from cat_fast.complexity.image_ratios import load_index, ratio_policy_for
 from cat_fast.complexity.jpeg_size import JpegThresholds, jpeg_bytes
 from cat_fast.complexity.ratio import ratio_mix, require_mix
 from cat_fast.complexity.ratio_policy import jpeg_image
 from cat_fast.data.images.io import decode_image
 from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.image_files import RecordShards
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.plan import spread
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
@@ -51,15 +51,15 @@ def fit_jpeg_thresholds(
     """
     if mix is not None:
         require_mix(mix)
-    problems = Problems()
+    problems = ProblemLog()
     shards = _shards(config, problems)
-    policy = policy_of("score", config.data.score_thresholds)
+    policy = ratio_policy_for("score", config.data.score_thresholds)
     sizes: list[int] = []
     ratios: list[int] = []
     with ThreadPoolExecutor() as pool:
         for entry, size in pool.map(_measure, _entries(shards, images, problems)):
             on_image()
-            ratio = policy.rate(entry.labels)
+            ratio = policy.ratio_from_labels(entry.labels)
             if isinstance(size, UserError):
                 problems.report(entry.key, str(size))
             elif mix is not None or ratio is not None:
@@ -79,12 +79,12 @@ def fit_jpeg_thresholds(
     )
 
 
-def _shards(config: TokenizerRun, problems: Problems) -> ShardSet:
+def _shards(config: TokenizerRun, problems: ProblemLog) -> ShardSet:
     data = config.data
     return RecordShards(load_index(data.index)) if data.index_in_memory else open_shards(data, problems)
 
 
-def _entries(shards: ShardSet, images: int, problems: Problems) -> Iterator[Entry]:
+def _entries(shards: ShardSet, images: int, problems: ProblemLog) -> Iterator[Entry]:
     chosen = spread(len(shards.names), _SHARDS)
     left = images
     for number, index in enumerate(chosen):

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_by_jpeg
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, ratio_policy_for, ratios_by_jpeg
 from cat_fast.complexity.ratio_policy import OriginTally, RatioPolicy, ratio_of_file
 from cat_fast.complexity.spending import spending_notice
 from cat_fast.data.image_batch import ImageBatch
@@ -17,11 +17,11 @@ from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.formats.base import Rating, ShardSet
 from cat_fast.data.streams.formats.hugging_face import HubShards
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.held_out import HeldOut, TrainingShards
-from cat_fast.data.streams.plan import SHARDS_COUNTED, Mix, counted
+from cat_fast.data.streams.plan import SHARDS_COUNTED, Mix, count_mix
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import ImageDataConfig, TokenizerRun
@@ -36,7 +36,7 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     Raises:
         UserError: the images are missing or differ between ranks, or their ratios are unknown.
     """
-    data, sampler, problems = config.data, config.sampler, Problems()
+    data, sampler, problems = config.data, config.sampler, ProblemLog()
     in_memory = data.index_in_memory
     if in_memory:
         shards: ShardSet = _make_record_shards(config, ranks)
@@ -112,7 +112,7 @@ def _records(config: TokenizerRun) -> list[ImageRecord]:
     return kept
 
 
-def _open_training_shards(config: TokenizerRun, problems: Problems) -> ShardSet:
+def _open_training_shards(config: TokenizerRun, problems: ProblemLog) -> ShardSet:
     """Return the shards to train on, without their held-out images."""
     shards, held_out = open_shards(config.data, problems), make_held_out(config)
     return shards if held_out is None else TrainingShards(shards, held_out)
@@ -130,7 +130,7 @@ def _mix(config: TokenizerRun, shards: ShardSet, tally: OriginTally, ranks: Rank
     if all_ratios and not in_memory:
         raise UserError("sampler.shares: required with pool: all, for example sampler.shares={16: 1}")
     max_shards = len(shards.names) if in_memory else SHARDS_COUNTED
-    own = on_main(lambda: counted(shards, Rating(tally.rate), max_shards), ranks)
+    own = on_main(lambda: count_mix(shards, Rating(tally.ratio_from_labels), max_shards), ranks)
     if missing := sorted(f for f, share in configured.items() if share and f not in own.shares):
         raise UserError(
             f"sampler.shares: ratio {missing[0]} has a share but no image; set the share to 0 or use "
@@ -145,7 +145,7 @@ def make_held_out(config: TokenizerRun) -> HeldOut | None:
     return HeldOut(share, config.seed) if share else None
 
 
-def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
+def open_shards(data: ImageDataConfig, problems: ProblemLog) -> ShardSet:
     """Open the configured shards, folder, dataset or index on disk.
 
     Raises:
@@ -195,9 +195,9 @@ def _spending_notice(config: TokenizerRun, shards: ShardSet, tally: OriginTally,
 def _policy(data: ImageDataConfig) -> RatioPolicy:
     # `_make_record_shards` has already stored JPEG-based ratios in its records.
     already_rated = data.index_in_memory and data.ratios_from == "jpeg"
-    return policy_of("index" if already_rated else data.ratios_from, data.score_thresholds)
+    return ratio_policy_for("index" if already_rated else data.ratios_from, data.score_thresholds)
 
 
 def _rating(data: ImageDataConfig, policy: RatioPolicy) -> Rating:
     by_size = partial(ratio_of_file, thresholds=data.size_thresholds)
-    return Rating(policy.rate, by_size if _uses_jpeg_size(data) else None)
+    return Rating(policy.ratio_from_labels, by_size if _uses_jpeg_size(data) else None)
