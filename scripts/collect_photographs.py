@@ -117,6 +117,7 @@ def rebuild(record: dict, folder: Path) -> None:
     if min(size) < MINIMUM_SHORT_SIDE:
         sys.exit(f"{record['key']} would be {size[0]} x {size[1]}: under {MINIMUM_SHORT_SIDE} px")
     if size != image.size:
+        # Not bicubic as everywhere in the package: the checksums of the packaged files are of this filter.
         image = image.resize(size, Image.Resampling.LANCZOS)
 
     path = PHOTOGRAPHS / record["file"]

@@ -1,6 +1,7 @@
 """`cat-fast encode` and `cat-fast decode`: images to latents and back."""
 
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from cat_fast.cli.codec_tables import (
     format_count,
     print_encoded_summary,
     print_json,
+    print_notice,
 )
 from cat_fast.errors import UserError
 
@@ -41,6 +43,15 @@ ThresholdsOption = Annotated[
     typer.Option(
         metavar="A,B",
         help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of the packaged scorer.",
+        show_default=False,
+    ),
+]
+JpegThresholdsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="JPEG sizes in bytes, for images without a description: up to A 32x, above B 8x. Default: the"
+        " published ones.",
         show_default=False,
     ),
 ]
@@ -93,6 +104,7 @@ def encode(
         bool, typer.Option("--has-faces", help="The captioned images contain faces.")
     ] = False,
     thresholds: ThresholdsOption = None,
+    jpeg_thresholds: JpegThresholdsOption = None,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
     json_output: JsonOption = False,
@@ -124,7 +136,7 @@ def encode(
 
     files = find_images(photos)  # report missing files before the slow import of torch
 
-    from cat_fast.complexity import RatioThresholds
+    from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
     from cat_fast.complexity.ratio_policy import RatioPolicy
     from cat_fast.inference.encoding.codec import encode_files, require_served
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
@@ -133,6 +145,7 @@ def encode(
     rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else {}
     descriptions = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
+    sizes = JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else JPEG_THRESHOLDS
     tokenizer = load_tokenizer(checkpoint, device)
     require_served(fixed, tokenizer.config["ratios"])
     with console.progress("images") as bar:
@@ -141,13 +154,17 @@ def encode(
             files,
             out,
             tokenizer=tokenizer,
-            policy=RatioPolicy(("caption",), pair, fixed=fixed),
+            policy=RatioPolicy(("caption",), pair, fixed=fixed, jpeg=sizes),
             descriptions=descriptions,
             size=size,
             batch_size=batch_size,
             on_done=lambda _: bar.advance(task),
         )
     encoded = [result for result in results if result.choice]
+    choices = [result.choice for result in results if result.choice]
+    print_notice(
+        Counter(choice.origin for choice in choices), Counter(choice.ratio for choice in choices), size
+    )
     if json_output:
         print_json({"out": str(out) if encoded else None, "size": size, "images": list(map(as_row, results))})
     elif encoded:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -14,6 +15,7 @@ from rich.text import Text
 from cat_fast import console
 
 if TYPE_CHECKING:
+    from cat_fast.data.ratio_origin import RatioOrigin
     from cat_fast.inference.encoding.codec import DecodedLatent, EncodedPhoto
 
 _MAX_TABLE_ROWS = 50
@@ -51,6 +53,16 @@ def print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -
             " provide captions with --caption, --captions or PHOTO.txt"
         )
     console.out.print(Text(f"Latents written to {out}"), soft_wrap=True)
+
+
+def print_notice(origins: "Mapping[RatioOrigin, int]", ratios: Mapping[int, int], size: int) -> bool:
+    """Print the notice of `spending_notice` on stderr, if there is one; return whether there is."""
+    from cat_fast.complexity.spending import spending_notice
+
+    notice = spending_notice(origins, ratios, size)
+    if notice:
+        console.err.print(Text(notice), soft_wrap=True)
+    return notice is not None
 
 
 def decoded_table(decoded: "list[DecodedLatent]") -> Table:

@@ -12,13 +12,14 @@ from cat_fast.cli.codec import (
     BatchSizeOption,
     CheckpointOption,
     DeviceOption,
+    JpegThresholdsOption,
     JsonOption,
     RatioOption,
     SizeOption,
     ThresholdsOption,
     parse_ratio,
 )
-from cat_fast.cli.codec_tables import print_json
+from cat_fast.cli.codec_tables import print_json, print_notice
 from cat_fast.cli.labels import read_classes
 from cat_fast.errors import UserError
 
@@ -44,6 +45,7 @@ def encode_shards(
     ratio: RatioOption = "auto",
     size: SizeOption = 256,
     thresholds: ThresholdsOption = None,
+    jpeg_thresholds: JpegThresholdsOption = None,
     shard_format: Annotated[
         str, typer.Option("--format", metavar="safetensors|webdataset", help="Format of the latent shards.")
     ] = "safetensors",
@@ -95,11 +97,12 @@ def encode_shards(
         raise UserError(f"--rank {rank}: expected 0 to {world_size - 1} for --world-size {world_size}")
     names = read_classes(classes) if classes else None
 
-    from cat_fast.complexity import RatioThresholds
+    from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
     from cat_fast.inference.encoding.latent_shards import ShardEncoder
     from cat_fast.inference.encoding.shard_plan import (
         EncodeShardsSettings,
         EncodingSummary,
+        count_labels,
         prepare_folder,
         work_units,
     )
@@ -113,6 +116,9 @@ def encode_shards(
         size=size,
         ratio=fixed,
         thresholds=RatioThresholds.parse(thresholds) if thresholds is not None else None,
+        jpeg_thresholds=(
+            JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else JPEG_THRESHOLDS
+        ),
         per_shard=per_shard,
         batch_size=batch_size,
         format=shard_format,
@@ -121,6 +127,8 @@ def encode_shards(
     find_device(device)  # report an unusable device before starting processes
     tokenizer = load_tokenizer(checkpoint, "cpu" if workers > 1 else device)
     input_shards, names = prepare_folder(settings, tokenizer, names)
+    labelled = count_labels(settings)
+    noticed = print_notice(labelled.origins, labelled.ratios, size)
     units = work_units(rank, world_size, workers, input_shards)
     counts, started = EncodingSummary(), time.perf_counter()
     with console.progress("images") as bars:
@@ -141,6 +149,8 @@ def encode_shards(
         "world_size": world_size,
     }
     _report(summary, json_output)
+    if not noticed:  # labels may be known only once the images are read
+        print_notice(counts.origins, counts.ratios, size)
     if not counts.latents and (counts.skipped or counts.unreadable):
         raise typer.Exit(2)
     if counts.skipped or counts.unreadable:
@@ -166,6 +176,8 @@ class _Bar:
 
 
 def _summary(counts: "EncodingSummary", seconds: float) -> dict[str, Any]:
+    from cat_fast.data.ratio_origin import origins_to_json
+
     ratios = sorted(counts.ratios)
     return {
         "shards": counts.shards,
@@ -173,6 +185,7 @@ def _summary(counts: "EncodingSummary", seconds: float) -> dict[str, Any]:
         "encoded_now": counts.encoded,
         "ratios": {str(ratio): counts.ratios[ratio] for ratio in ratios},
         "mean_tokens": counts.tokens / counts.latents if counts.latents else None,
+        "origins": origins_to_json(counts.origins),
         "skipped": len(counts.skipped),
         "skipped_samples": counts.skipped,
         "unreadable_shards": counts.unreadable,

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -167,6 +168,73 @@ def memory(
         with atomic_write(json_file) as part:
             part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         out.print(f"Written to {json_file}", markup=False, soft_wrap=True)
+
+
+@plan.command()
+def jpeg(
+    config: Config,
+    overrides: Overrides = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,C",
+            help="Shares of the ratios 8x, 16x and 32x, such as 0.1,0.48,0.42. Default: those of the same"
+            " images by their scores and data.thresholds.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(min=1, help="Maximum number of images to measure.")] = 10_000,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="JSON file to write.", show_default=False),
+    ] = None,
+) -> None:
+    """Fit **data.jpeg_thresholds** to the images of a run, for ratios from JPEG sizes with a given mix.
+
+    The JPEG baseline of a model should spend as many tokens as the model: fit its thresholds to the model's
+    own mix of ratios. The published pair belongs to the paper's images.
+
+    Examples:
+
+        cat-fast plan jpeg configs/tokenizer/cat_c16_jpeg.yaml
+
+        cat-fast plan jpeg configs/tokenizer/cat_c16_jpeg.yaml data.folder=DIR data.shards="" --mix
+        0.1,0.48,0.42
+    """
+    from cat_fast.complexity import RATIOS
+    from cat_fast.training.tokenizer.fit_jpeg import fit_jpeg_thresholds
+
+    run = _read(config, overrides)
+    shares = _shares(mix) if mix else None
+    if json_file:
+        require_writable(json_file)
+    with progress("images") as bar:
+        task = bar.add_task("measuring", total=None)
+        fit = fit_jpeg_thresholds(run, shares, images, on_image=lambda: bar.advance(task))
+    configured, fitted = run.data.size_thresholds, fit.thresholds
+    table = Table("thresholds, bytes", *(f"{ratio}x" for ratio in RATIOS))
+    table.add_row("", *(f"{fit.mix.get(ratio, 0):.1%}" for ratio in RATIOS))
+    for pair, found in ((configured, fit.configured), (fitted, fit.fitted)):
+        table.add_row(f"{pair.a},{pair.b}", *(f"{found[ratio]:.1%}" for ratio in RATIOS))
+    table.caption = "wanted mix, and the mixes of the configured and the fitted thresholds"
+    out.print(table)
+    out.print(f"{fit.images} images: data.jpeg_thresholds=[{fitted.a},{fitted.b}]", markup=False)
+    if json_file:
+        report = asdict(fit) | {"data.jpeg_thresholds": [fitted.a, fitted.b]}
+        with atomic_write(json_file) as part:
+            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        out.print(f"Written to {json_file}", markup=False, soft_wrap=True)
+
+
+def _shares(text: str) -> dict[int, float]:
+    from cat_fast.complexity import RATIOS
+
+    try:
+        return dict(zip(RATIOS, map(float, text.split(",")), strict=True))
+    except ValueError:
+        raise UserError(
+            f"--mix: expected three shares, of 8x, 16x and 32x, such as 0.1,0.48,0.42, got {text!r}"
+        ) from None
 
 
 def _read(path: Path, overrides: Sequence[str] | None) -> "TokenizerRun":

@@ -1,6 +1,7 @@
 """`cat-fast score`: complexity scores of captions, with the resulting ratios and token counts."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,9 +80,11 @@ def score(
         Description,
         RatioThresholds,
         choose_ratios,
+        default_scorer,
         default_thresholds,
         read_descriptions,
         rubric_text,
+        scored_by,
         summarize,
     )
 
@@ -95,7 +98,7 @@ def score(
     results = choose_ratios(descriptions, thresholds=chosen)
     summary = summarize(results)
     if json_file:
-        report = {"thresholds": [chosen.a, chosen.b]} | summary
+        report = asdict(scored_by(default_scorer(), chosen)) | summary
         with atomic_write(json_file) as part:
             part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 

@@ -5,10 +5,17 @@ Independent of the tokenizer: the ratio is chosen before any pixel is encoded.
 
 from cat_fast.complexity.budget import ratios_within_budget
 from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
-from cat_fast.complexity.choose import ComplexityResult, Scorer, choose_ratio, choose_ratios, summarize
+from cat_fast.complexity.choose import (
+    ComplexityResult,
+    Scorer,
+    choose_ratio,
+    choose_ratios,
+    scored_by,
+    summarize,
+)
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import EmbeddedScorer, default_scorer, default_thresholds
-from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, jpeg_bytes, jpeg_ratio
+from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds, jpeg_bytes, jpeg_ratio
 from cat_fast.complexity.ratio import (
     RATIOS,
     SCORES,
@@ -29,6 +36,7 @@ __all__ = [
     "ComplexityResult",
     "Description",
     "EmbeddedScorer",
+    "JpegThresholds",
     "RatioThresholds",
     "Scorer",
     "average_latent_side",
@@ -47,6 +55,7 @@ __all__ = [
     "read_descriptions",
     "read_scored",
     "rubric_text",
+    "scored_by",
     "summarize",
     "tokens_per_image",
 ]

@@ -14,10 +14,21 @@ from cat_fast.complexity.ratio import (
     ratio_mix,
     tokens_per_image,
 )
+from cat_fast.data.ratio_origin import ScoredBy
 
 
 class Scorer(Protocol):
     """Interface of anything that scores descriptions: the embedded scorer, a language model."""
+
+    @property
+    def name(self) -> str:
+        """Name of the scorer, stored with its scores."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """Version of the scorer, which differs if its scores do; stored with them."""
+        ...
 
     def score_many(self, descriptions: Sequence[Description]) -> list[int]:
         """Return the complexity score 1..9 of each description, in order."""
@@ -56,6 +67,11 @@ def choose_ratios(
         ComplexityResult(description, score, thresholds.ratio(score))
         for description, score in zip(descriptions, scores, strict=True)
     ]
+
+
+def scored_by(scorer: Scorer, thresholds: RatioThresholds) -> ScoredBy:
+    """Return the origin of scores, to be stored with them."""
+    return ScoredBy(scorer.name, scorer.version, (thresholds.a, thresholds.b))
 
 
 def summarize(

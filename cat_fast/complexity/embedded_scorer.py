@@ -4,13 +4,15 @@ It replaces a language model that follows the rubric (`cat_fast.complexity.rubri
 See `cat_fast.complexity.fitting` for how it is fitted, and `REPORT_FILE` for its quality.
 """
 
+import hashlib
 import json
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +39,16 @@ class EmbeddedScorer:
     knots: np.ndarray
     """Predictions that map to `calibration.KNOT_SCORES`, float64 (10,)."""
 
+    name: ClassVar[str] = "embedded"
+
+    @cached_property
+    def version(self) -> str:
+        """Hash of the scorer's arrays; scorers with the same version give the same scores."""
+        digest = hashlib.sha256()
+        for array in self._arrays().values():
+            digest.update(f"{array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:12]
+
     @classmethod
     def load(cls, path: Path | str | None = None) -> "EmbeddedScorer":
         """Load the scorer at `path`, by default the packaged one.
@@ -59,14 +71,15 @@ class EmbeddedScorer:
 
     def save(self, path: Path) -> None:
         """Save the scorer atomically as plain arrays (npz, no pickle)."""
-        arrays = {name: getattr(self.space, name) for name in _SPACE_ARRAYS}
-        arrays |= {
+        with atomic_write(path) as part, part.open("wb") as file:
+            np.savez_compressed(file, **self._arrays())
+
+    def _arrays(self) -> dict[str, Any]:
+        return {name: getattr(self.space, name) for name in _SPACE_ARRAYS} | {
             "coefficients": self.coefficients,
             "intercept": np.array(self.intercept),
             "knots": self.knots,
         }
-        with atomic_write(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **arrays)
 
     def score(self, description: Description) -> int:
         """Return the complexity score 1..9 of a description."""

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from cat_fast.complexity.choose import Scorer, choose_ratios
+from cat_fast.complexity.choose import Scorer, choose_ratios, scored_by
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
+from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.data.images.index import ImageRecord, read_index
@@ -27,7 +28,9 @@ def index_photographs(
 ) -> list[ImageRecord]:
     """Return the index records of photographs, in order, with their scores and ratios."""
     descriptions = [_description(image) for image in images]
+    scorer, thresholds = scorer or default_scorer(), thresholds or default_thresholds()
     results = choose_ratios(descriptions, scorer, thresholds)
+    origin = scored_by(scorer, thresholds)
     return [
         ImageRecord(
             key=image.key,
@@ -38,6 +41,7 @@ def index_photographs(
             category=image.category,
             score=result.score,
             ratio=result.ratio,
+            scored_by=origin,
         )
         for image, result in zip(images, results, strict=True)
     ]
@@ -53,17 +57,19 @@ def score_records(
     A record without score and ratio is scored by its caption, if it has one; one without ratio gets that of
     its score. A ratio that is set is kept.
     """
-    thresholds = thresholds or default_thresholds()
+    scorer, thresholds = scorer or default_scorer(), thresholds or default_thresholds()
     captioned = [n for n, r in enumerate(records) if r.score is None and r.ratio is None and r.caption]
     descriptions = [_description(records[n]) for n in captioned]
-    scores = (scorer or default_scorer()).score_many(descriptions) if descriptions else []
+    scores = scorer.score_many(descriptions) if descriptions else []
     by_caption = dict(zip(captioned, scores, strict=True))
+    own_origin = scored_by(scorer, thresholds)
     complete = []
     for number, record in enumerate(records):
         score, ratio = by_caption.get(number, record.score), record.ratio
         if ratio is None and score is not None:
             ratio = thresholds.ratio(score)
-        complete.append(replace(record, score=score, ratio=ratio))
+        origin = own_origin if number in by_caption else record.scored_by
+        complete.append(replace(record, score=score, ratio=ratio, scored_by=origin))
     return complete
 
 
@@ -85,18 +91,20 @@ def ratio_policy_for(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
     return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
 
 
-def ratios_by_jpeg(records: Sequence[ImageRecord]) -> list[int | None]:
+def ratios_by_jpeg(
+    records: Sequence[ImageRecord], thresholds: JpegThresholds = JPEG_THRESHOLDS
+) -> list[int | None]:
     """Return each image's ratio by its JPEG size, None for images that cannot be read."""
+
+    def ratio_of(record: ImageRecord) -> int | None:
+        try:
+            return ratio_of_image(load_image(record.path), thresholds)
+        except UserError:
+            return None
+
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(_ratio_by_jpeg, (record.path for record in records)))
+        return list(pool.map(ratio_of, records))
 
 
 def _description(image: Photograph | ImageRecord) -> Description:
     return Description(image.caption, image.has_text, image.has_faces)
-
-
-def _ratio_by_jpeg(path: str) -> int | None:
-    try:
-        return ratio_of_image(load_image(path))
-    except UserError:
-        return None

@@ -36,11 +36,7 @@ class RatioThresholds:
     @classmethod
     def parse(cls, text: str) -> "RatioThresholds":
         """Parse the command-line form "a,b"."""
-        try:
-            a, b = (int(part) for part in text.split(","))
-        except ValueError:
-            raise UserError(f"thresholds must be two integers such as 4,7, got {text!r}") from None
-        return cls(a, b)
+        return cls(*parse_pair(text, "thresholds", "4,7"))
 
     def ratio(self, score: int) -> int:
         """Return the compression ratio for a score in 1..9; raise UserError for any other score."""
@@ -91,6 +87,19 @@ class RatioThresholds:
         return nearest
 
 
+def parse_pair(text: str, name: str, example: str) -> tuple[int, int]:
+    """Parse two integers in the command-line form "a,b".
+
+    Raises:
+        UserError: the text has another form; the message contains `name` and `example`.
+    """
+    try:
+        a, b = (int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"{name} must be two integers such as {example}, got {text!r}") from None
+    return a, b
+
+
 def ratio_mix(ratios: Iterable[int]) -> dict[int, float]:
     """Return the share of each ratio, {8: share, 16: share, 32: share}, summing to 1.
 
@@ -130,7 +139,7 @@ def tokens_per_image(ratio: int, resolution: int | tuple[int, int] = 512, patch_
 
 def mean_tokens(mix: Mapping[int, float], resolution: int = 512, patch_size: int = 2) -> float:
     """Return the mean tokens per image of `mix`, {ratio: share}; ratios of share 0 are ignored."""
-    shares = _valid_mix(mix).items()
+    shares = require_mix(mix).items()
     return math.fsum(
         share * tokens_per_image(ratio, resolution, patch_size) for ratio, share in shares if share
     )
@@ -141,12 +150,23 @@ def average_latent_side(mix: Mapping[int, float], resolution: int = 512) -> floa
 
     Tokens and FLOPs are proportional to the latent's area, hence not the arithmetic mean of sides.
     """
-    return math.sqrt(math.fsum(share * (resolution / ratio) ** 2 for ratio, share in _valid_mix(mix).items()))
+    return math.sqrt(
+        math.fsum(share * (resolution / ratio) ** 2 for ratio, share in require_mix(mix).items())
+    )
 
 
 def average_ratio(mix: Mapping[int, float]) -> float:
     """Return the published "average rate": the fixed ratio with the same mean latent area."""
     return 1 / average_latent_side(mix, resolution=1)
+
+
+def require_mix(mix: Mapping[int, float]) -> Mapping[int, float]:
+    """Return `mix`, {ratio: share}; raise UserError for unknown ratios and shares that do not sum to 1."""
+    for ratio in mix:
+        _valid_ratio(ratio)
+    if any(share < 0 for share in mix.values()) or not math.isclose(math.fsum(mix.values()), 1, abs_tol=1e-6):
+        raise UserError(f"the shares of a mix of ratios must be positive and sum to 1, got {dict(mix)}")
+    return mix
 
 
 def _relative_cost(mix: Mapping[int, float], fixed_ratio: int) -> float:
@@ -168,11 +188,3 @@ def _valid_ratio(ratio: int) -> int:
     if ratio not in RATIOS:
         raise UserError(f"a compression ratio must be one of 8, 16 and 32, got {ratio!r}")
     return ratio
-
-
-def _valid_mix(mix: Mapping[int, float]) -> Mapping[int, float]:
-    for ratio in mix:
-        _valid_ratio(ratio)
-    if any(share < 0 for share in mix.values()) or not math.isclose(math.fsum(mix.values()), 1, abs_tol=1e-6):
-        raise UserError(f"the shares of a mix of ratios must be positive and sum to 1, got {dict(mix)}")
-    return mix

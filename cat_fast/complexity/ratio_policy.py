@@ -1,18 +1,30 @@
 """Choice of an image's ratio: from its labels, in a configurable order, else from its JPEG size."""
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from PIL.Image import Image
 
-from cat_fast.complexity.choose import Scorer
+from cat_fast.complexity.choose import Scorer, scored_by
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
-from cat_fast.complexity.jpeg_size import JPEG_SIDE, jpeg_ratio
+from cat_fast.complexity.jpeg_size import JPEG_SIDE, JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
+from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy
+from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
+from cat_fast.data.streams.plan import SHARDS_COUNTED, spread
 from cat_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LABELS_COUNTED = 256
+"""Approximate number of labels to count per shard; captions among them are scored."""
 
 Label = Literal["ratio", "score", "caption"]
 
@@ -30,19 +42,33 @@ class Labelled(Protocol):
     def has_text(self) -> bool: ...
     @property
     def has_faces(self) -> bool: ...
+    @property
+    def scored_by(self) -> ScoredBy | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatioChoice:
-    """A ratio and the reason for it."""
+    """A ratio and the reason for it; the fields of `RatioOrigin` are described there."""
 
     ratio: int
     source: str
-    """One of "fixed", "ratio", "score", "caption" and "jpeg size"."""
     why: str
     """Human-readable reason: the caption if there is one."""
     score: int | None = None
     """Complexity score 1..9, if there is a score label or a caption was scored."""
+    scored_by: ScoredBy | None = None
+    thresholds: Pair | None = None
+    jpeg_thresholds: Pair | None = None
+
+    @property
+    def origin(self) -> RatioOrigin:
+        """Origin of the ratio, to be stored with it."""
+        return RatioOrigin(
+            source=self.source,
+            scored_by=self.scored_by,
+            thresholds=self.thresholds,
+            jpeg_thresholds=self.jpeg_thresholds,
+        )
 
 
 class RatioPolicy:
@@ -53,6 +79,7 @@ class RatioPolicy:
         thresholds: map scores to ratios; by default those of the packaged scorer.
         scorer: scores captions; by default the packaged one.
         fixed: one ratio for all images; labels are ignored.
+        jpeg: map JPEG sizes to ratios; by default the published thresholds.
     """
 
     def __init__(
@@ -61,8 +88,10 @@ class RatioPolicy:
         thresholds: RatioThresholds | None = None,
         scorer: Scorer | None = None,
         fixed: int | None = None,
+        jpeg: JpegThresholds = JPEG_THRESHOLDS,
     ) -> None:
-        self.labels, self.scorer = labels, scorer
+        self.labels, self.jpeg = labels, jpeg
+        self.scorer = scorer or default_scorer()
         self.thresholds = thresholds or default_thresholds()
         self.fixed = fixed and RatioChoice(ratio=fixed, source="fixed", why=f"fixed {fixed}x")
 
@@ -87,9 +116,20 @@ class RatioPolicy:
                 found.append(error)
         return found
 
+    @cached_property
+    def scored_by(self) -> ScoredBy:
+        """Scorer of captions, with the default thresholds if it is the packaged one, else this policy's."""
+        is_packaged = self.scorer is default_scorer()
+        return scored_by(self.scorer, default_thresholds() if is_packaged else self.thresholds)
+
     def choose_by_jpeg(self, image: Image) -> RatioChoice:
         """Choose by the JPEG size of the image's centre square."""
-        return RatioChoice(ratio=ratio_of_image(image), source="jpeg size", why="no caption; by JPEG size")
+        return RatioChoice(
+            ratio=ratio_of_image(image, self.jpeg),
+            source="jpeg size",
+            why="no caption; by JPEG size",
+            jpeg_thresholds=(self.jpeg.a, self.jpeg.b),
+        )
 
     def ratio_from_labels(self, image: Labelled) -> int | None:
         """Return the ratio derived from labels, None if they are missing or invalid."""
@@ -108,34 +148,73 @@ class RatioPolicy:
             return None
         if score is None:
             assert image.ratio is not None
-            return RatioChoice(ratio=image.ratio, source=label, why="ratio label")
-        why = image.caption if label == "caption" else f"score {score}"
-        return RatioChoice(ratio=self.thresholds.ratio(score), source=label, why=why, score=score)
+            return RatioChoice(ratio=image.ratio, source=label, why="ratio label", scored_by=image.scored_by)
+        captioned = label == "caption"
+        return RatioChoice(
+            ratio=self.thresholds.ratio(score),
+            source=label,
+            why=image.caption if captioned else f"score {score}",
+            score=score,
+            scored_by=self.scored_by if captioned else image.scored_by,
+            thresholds=(self.thresholds.a, self.thresholds.b),
+        )
 
     def _score(self, images: Sequence[Labelled]) -> list[int | UserError]:
         if not images:
             return []
-        scorer = self.scorer or default_scorer()
         try:
-            return [*scorer.score_many([_describe(image) for image in images])]
+            return [*self.scorer.score_many([_describe(image) for image in images])]
         except UserError as error:
             if len(images) == 1:
                 return [error]
         return [score for image in images for score in self._score([image])]
 
 
-def ratio_of_image(image: Image) -> int:
+class OriginTally:
+    """Numbers of images per origin of their ratio, counted while a policy derives ratios from labels."""
+
+    def __init__(self, policy: RatioPolicy) -> None:
+        self.policy = policy
+        self.origins: Counter[RatioOrigin] = Counter()
+        self.ratios: Counter[int] = Counter()
+
+    def ratio_from_labels(self, image: Labelled) -> int | None:
+        """Return `RatioPolicy.ratio_from_labels`, and count the image."""
+        return self.add([image])[0]
+
+    def add(self, images: Sequence[Labelled]) -> list[int | None]:
+        """Count images, with all captions scored in one batch; return their ratios."""
+        choices = self.policy.choose(images)
+        found = [choice if isinstance(choice, RatioChoice) else None for choice in choices]
+        self.origins.update(choice.origin for choice in found if choice)
+        self.ratios.update(choice.ratio for choice in found if choice)
+        return [choice.ratio if choice else None for choice in found]
+
+    def count(self, shards: ShardSet) -> None:
+        """Count a part of the images of a data set by the labels that its shards list."""
+        for index in spread(len(shards.names), SHARDS_COUNTED):
+            with suppress(UnreadableShard):
+                labels = shards.labels(index) or []
+                self.add(labels[:: max(1, len(labels) // _LABELS_COUNTED)])
+
+
+def jpeg_image(image: Image) -> "Tensor":
+    """Return the pixels whose JPEG size counts: the centre square, scaled to 512 px, uint8 (3, 512, 512)."""
+    return image_to_bytes(resize_center_crop(image, JPEG_SIDE))
+
+
+def ratio_of_image(image: Image, thresholds: JpegThresholds = JPEG_THRESHOLDS) -> int:
     """Return the ratio of a decoded image by the JPEG size of its centre square, scaled to 512 px."""
-    return jpeg_ratio(image_to_bytes(resize_center_crop(image, JPEG_SIDE)))
+    return jpeg_ratio(jpeg_image(image), thresholds)
 
 
-def ratio_of_file(data: bytes) -> int:
+def ratio_of_file(data: bytes, thresholds: JpegThresholds = JPEG_THRESHOLDS) -> int:
     """Return the ratio of an encoded image by its JPEG size.
 
     Raises:
         UserError: the bytes are not a complete image.
     """
-    return ratio_of_image(decode_image(data))
+    return ratio_of_image(decode_image(data), thresholds)
 
 
 def _describe(image: Labelled) -> Description:

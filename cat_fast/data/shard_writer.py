@@ -18,7 +18,7 @@ from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
 
 HEADER = "shards.json"
-LABELS = ("key", "score", "ratio", "has_text", "has_faces", "caption", "category")
+LABELS = ("key", "score", "ratio", "has_text", "has_faces", "caption", "category", "scored_by")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def _write(path: Path, records: list[ImageRecord]) -> list[str]:
                 missing.append(f"{record.path}: {error}")
                 continue
             names.add(name)
-            row = {field: getattr(record, field) for field in LABELS} | {"key": name}
+            fields = asdict(record)
+            row = {field: fields[field] for field in LABELS} | {"key": name}
             own = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace")
             archive.write({"__key__": name, suffix[1:]: image, "json": own})
             rows.append(row)

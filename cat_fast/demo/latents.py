@@ -10,6 +10,7 @@ from cat_fast.data.images.io import image_to_tensor, load_image
 from cat_fast.data.images.random_crop import random_crop, shrink
 from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.data.photographs import CATEGORIES
+from cat_fast.data.ratio_origin import RatioOrigin
 from cat_fast.inference.encoding.ratio_batches import encode_batch
 from cat_fast.tokenizer import NestedAutoencoderKL
 
@@ -53,7 +54,9 @@ def encode_crops(
                 latents = encode_batch(tokenizer, batch, ratio)
                 for i, latent in zip(numbers, latents, strict=True):
                     label, name = CATEGORIES.index(record.category), _name(record, ratio, i)
-                    writer.add(name, latent, label=label, ratio=ratio, caption=record.caption)
+                    own = RatioOrigin(source="ratio", scored_by=record.scored_by)
+                    origin = own if ratio == record.ratio else RatioOrigin(source="fixed")
+                    writer.add(name, latent, label=label, ratio=ratio, caption=record.caption, origin=origin)
             on_done()
 
 

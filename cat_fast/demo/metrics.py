@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cat_fast.complexity import (
     mean_tokens,
     ratio_mix,
     read_scored,
+    scored_by,
     tokens_per_image,
 )
 from cat_fast.data.images.index import ImageRecord
@@ -58,6 +60,7 @@ def _complexity(records: Sequence[ImageRecord]) -> dict[str, Any]:
     thresholds = default_thresholds()
     descriptions, _ = read_scored()
     return {
+        **asdict(scored_by(default_scorer(), thresholds)),
         "thresholds": [thresholds.a, thresholds.b],
         "fixed_16x_tokens": tokens_per_image(16),
         "captions": _budget(thresholds, default_scorer().score_many(descriptions)),

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cat_fast.complexity import Description, choose_ratio
+from cat_fast.complexity import Description, choose_ratio, default_scorer, default_thresholds
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop, tensor_to_image
 from cat_fast.tokenizer import NestedAutoencoderKL
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
@@ -56,7 +56,25 @@ class TestEncode:
             "source": "b.png",
             "score": None,
             "why": "fixed 16x",
+            "scored_by": None,
+            "thresholds": None,
+            "jpeg_thresholds": None,
         }
+
+    def test_origin_of_the_ratio_is_stored_with_each_latent(self, cat_fast, checkpoint, photos, tmp_path):
+        out = tmp_path / "out.safetensors"
+        (photos / "a.txt").write_text(SIMPLE)
+        options = ["--size", 64, "--thresholds", "0,9", "--jpeg-thresholds", "0,1000000", "--json"]
+        result = cat_fast("encode", photos, "-c", checkpoint, "-o", out, *options)
+        with safe_open(out, framework="pt") as file:
+            images = json.loads(file.metadata()["cat_fast.latents"])["images"]
+        scorer, own = default_scorer(), default_thresholds()
+        stored = {"scorer": scorer.name, "version": scorer.version, "thresholds": [own.a, own.b]}
+        names = ("ratio", "scored_by", "thresholds", "jpeg_thresholds")
+        assert [images["a"][name] for name in names] == [16, stored, [0, 9], None]
+        assert [images["b"][name] for name in names] == [16, None, None, [0, 1000000]]
+        assert result.stderr.count("ratios: thresholds 0,9 instead of") == 1
+        assert "mean 4.0 tokens per image at 64 px" in result.stderr
 
     @pytest.mark.parametrize(("caption", "flags"), [(SIMPLE, []), (BUSY, ["--has-text"])])
     def test_one_caption_sets_the_ratio_of_all_images(

@@ -45,6 +45,23 @@ def test_photographs_are_encoded_once(cat_fast, checkpoint, tmp_path):
     assert f"data.latents={out}" in again.stdout
 
 
+def test_other_thresholds_are_noticed_with_the_mean_tokens(cat_fast, checkpoint, photos, tmp_path):
+    command = ["encode-shards", "photographs", "-c", checkpoint, "--size", 64, "--json"]
+    usual = cat_fast(*command, "-o", tmp_path / "usual")
+    assert "instead of" not in usual.stderr
+    other = cat_fast(*command, "-o", tmp_path / "other", "--thresholds", "1,2")
+    summary = parse_json(other)
+    (line,) = [line for line in other.stderr.splitlines() if line.startswith("ratios: ")]
+    assert "thresholds 1,2 instead of" in line
+    assert f"mean {summary['mean_tokens']:.1f} tokens per image at 64 px, against 4 at a fixed 16x" in line
+    assert [(row["source"], row["thresholds"]) for row in summary["origins"]] == [("score", [1, 2])]
+    # Captions of a folder are known only once the images are read.
+    for photo in list(photos.iterdir()):
+        photo.with_suffix(".txt").write_text("a plane in the sky")
+    folder = cat_fast(*command[:1], photos, *command[2:], "-o", tmp_path / "folder", "--thresholds", "1,2")
+    assert folder.stderr.count("ratios: thresholds 1,2 instead of") == 1
+
+
 def test_bad_images_are_reported_and_set_the_exit_code(cat_fast, checkpoint, photos, tmp_path):
     (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
     command = ["encode-shards", photos, "-c", checkpoint, "-o", tmp_path / "out", "--size", 64]

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.sampling.cost_table import CostTable
 from tests.cli.conftest import assert_one_line_error
 
@@ -17,7 +20,7 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("command", ["cost", "memory"])
+@pytest.mark.parametrize("command", ["cost", "memory", "jpeg"])
 def test_help_shows_an_example(cat_fast, command):
     assert f"cat-fast plan {command} configs/" in cat_fast("plan", command, "--help").stdout
 
@@ -89,3 +92,48 @@ def test_memory_of_the_papers_model_needs_no_weights_or_data(cat_fast, tmp_path)
 )
 def test_invalid_arguments_are_reported_on_one_line(cat_fast, arguments, words):
     assert_one_line_error(cat_fast("plan", *arguments), *words)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Index of 120 images whose JPEG sizes grow with their number; scores 1 to 9 in blocks."""
+    folder = tmp_path_factory.mktemp("scored")
+    rng = np.random.default_rng(0)
+    flags = {"caption": "a", "has_text": False, "has_faces": False, "ratio": 16}
+    records = []
+    for n in range(120):
+        pixels = 128 + rng.integers(-1 - n, 2 + n, (16, 16, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{n:03d}.png")
+        records.append(ImageRecord(key=str(n), path=f"{n:03d}.png", score=1 + n * 9 // 120, **flags))
+    write_index(folder / "index.jsonl", records)
+    return folder
+
+
+def test_jpeg_thresholds_are_fitted_to_the_mix_of_the_scores_or_to_a_given_one(cat_fast, scored, tmp_path):
+    path = tmp_path / "fit.json"
+    for override, options, mix in (
+        (f"data.index={scored / 'index.jsonl'}", (), {"8": 26 / 120, "16": 40 / 120, "32": 54 / 120}),
+        (f"data.folder={scored}", ("--mix", "0.1,0.3,0.6"), {"8": 0.1, "16": 0.3, "32": 0.6}),
+    ):
+        result = cat_fast("plan", "jpeg", NANO, override, "data.thresholds=[4,7]", *options, "--json", path)
+        assert result.exit_code == 0, result.output
+        report = json.loads(path.read_text())
+        assert report["images"] == 120
+        assert report["mix"] == pytest.approx(mix)
+        assert report["fitted"] == pytest.approx(report["mix"])
+        assert report["configured"] == {"8": 0, "16": 0, "32": 1}
+        a, b = report["data.jpeg_thresholds"]
+        assert f"120 images: data.jpeg_thresholds=[{a},{b}]" in result.stdout
+
+
+def test_jpeg_thresholds_that_cannot_be_fitted_are_one_line(cat_fast, scored):
+    folder, index = f"data.folder={scored}", f"data.index={scored / 'index.jsonl'}"
+    for arguments, *reasons in (
+        ((folder, "--images", 5), "no scores", "--mix"),
+        ((folder, "--mix", "0.5,0.5"), "expected three shares"),
+        ((folder, "--mix", "0.5,0.5,0.5"), "sum to 1"),
+        ((index, "--images", 5), "at least 100 images, got 5"),
+        ((index, "data.jpeg_thresholds=[7,3]"), "data.jpeg_thresholds", "0 <= a <= b"),
+        ((index, "data.jpeg_thresholds=[7]"), "data.jpeg_thresholds: expected two"),
+    ):
+        assert_one_line_error(cat_fast("plan", "jpeg", NANO, *arguments), *reasons)

@@ -32,6 +32,7 @@ def test_captions_are_listed_with_score_ratio_and_tokens(tmp_path: Path) -> None
     ]
     thresholds = RatioThresholds(*written["thresholds"])
     assert thresholds == default_thresholds()
+    assert (written["scorer"], written["version"]) == ("embedded", default_scorer().version)
     assert all(image["ratio"] == thresholds.ratio(image["score"]) for image in written["images"])
     assert all(image["has_text"] and not image["has_faces"] for image in written["images"])
     assert written["mean_tokens"] == sum(image["tokens"] for image in written["images"]) / 2

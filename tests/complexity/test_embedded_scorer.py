@@ -191,6 +191,8 @@ def test_too_few_captions_to_fit_are_rejected(captions: tuple) -> None:
 
 def test_choose_ratio_accepts_a_custom_scorer_and_thresholds() -> None:
     class AlwaysFive:
+        name, version = "five", "1"
+
         def score_many(self, descriptions: list[Description]) -> list[int]:
             return [5] * len(descriptions)
 

@@ -13,11 +13,14 @@ from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.images.io import load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
+from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.errors import UserError
 
 
 class WordCount:
     """Scores a caption by its number of words."""
+
+    name, version = "words", "2"
 
     def score_many(self, descriptions):
         return [min(9, len(d.caption.split())) for d in descriptions]
@@ -36,8 +39,9 @@ def test_record_copies_the_photograph_and_adds_score_and_ratio():
 
 def test_custom_scorer_is_used():
     images = photographs("held_out")
-    scores = [r.score for r in index_photographs(images, WordCount())]
-    assert scores == [min(9, len(p.caption.split())) for p in images]
+    records = index_photographs(images, WordCount(), RatioThresholds(2, 6))
+    assert [r.score for r in records] == [min(9, len(p.caption.split())) for p in images]
+    assert {r.scored_by for r in records} == {ScoredBy("words", "2", (2, 6))}
 
 
 def test_custom_thresholds_change_the_ratios():

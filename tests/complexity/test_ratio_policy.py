@@ -4,17 +4,30 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_fast.complexity import Description, RatioThresholds, choose_ratio, jpeg_ratio
+from cat_fast.complexity import (
+    Description,
+    JpegThresholds,
+    RatioThresholds,
+    choose_ratio,
+    default_scorer,
+    default_thresholds,
+    jpeg_ratio,
+    scored_by,
+)
 from cat_fast.complexity.ratio_policy import RatioPolicy
+from cat_fast.data.ratio_origin import RatioOrigin, ScoredBy
 from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
 
 DOG = Labels(caption="a dog lying on grass")
 PAIR = RatioThresholds(2, 5)
+PACKAGED = scored_by(default_scorer(), default_thresholds())
 
 
 class Recorder:
     """Scorer that counts words, records its batches, and rejects the caption "refused"."""
+
+    name, version = "recorder", "1"
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -44,6 +57,28 @@ def test_first_label_in_order_decides(order, labels, ratio, source):
     (choice,) = policy.choose([labels])
     assert (choice.ratio, choice.source) == (ratio, source)
     assert policy.ratio_from_labels(labels) == ratio
+
+
+def test_choices_hold_the_origin_of_the_ratio():
+    stored = ScoredBy("other", "7", (3, 4))
+    images = [
+        Labels(ratio=8, scored_by=stored),
+        Labels(score=3, scored_by=stored),
+        Labels(score=3),
+        Labels(caption="a b", scored_by=stored),
+    ]
+    for scorer, own in ((Recorder(), ScoredBy("recorder", "1", (2, 5))), (None, PACKAGED)):
+        policy = RatioPolicy(("ratio", "score", "caption"), PAIR, scorer)
+        assert [choice.origin for choice in policy.choose(images)] == [
+            RatioOrigin(source="ratio", scored_by=stored),
+            RatioOrigin(source="score", scored_by=stored, thresholds=(2, 5)),
+            RatioOrigin(source="score", thresholds=(2, 5)),
+            RatioOrigin(source="caption", scored_by=own, thresholds=(2, 5)),
+        ]
+    policy = RatioPolicy((), jpeg=JpegThresholds(1, 2))
+    choice = policy.choose_by_jpeg(Image.new("RGB", (8, 8)))
+    assert (choice.ratio, choice.origin) == (8, RatioOrigin(source="jpeg size", jpeg_thresholds=(1, 2)))
+    assert RatioPolicy((), fixed=8).choose(images)[0].origin == RatioOrigin(source="fixed")
 
 
 def test_images_without_a_label_get_no_choice():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cat_fast.data.images.index import ImageRecord, read_index, write_index
+from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
@@ -31,6 +32,7 @@ def index(tmp_path):
                 has_faces=False,
                 score=n % 9 + 1,
                 ratio=(8, 16, 32)[n % 3],
+                scored_by=None if n % 7 == 0 else ScoredBy("words", f"{n % 2}", (2, 6)),
             )
         )
     write_index(tmp_path / "index.jsonl", records)
@@ -55,6 +57,8 @@ def test_every_image_is_in_one_shard_with_its_labels(index, tmp_path):
     assert found == expected
     rows = (out / "shard-000000.scores.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(rows[0])["caption"] == "Straße"
+    stored = [json.loads(row)["scored_by"] for row in rows]
+    assert {"scorer": "words", "version": "1", "thresholds": [2, 6]} in stored
     assert "Straße" in rows[0]
 
 

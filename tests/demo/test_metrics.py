@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cat_fast.complexity import default_thresholds
+from cat_fast.complexity import default_scorer, default_thresholds
 from cat_fast.evaluation.reconstruction import summarize
 
 
@@ -24,6 +24,7 @@ def test_caption_set_costs_as_much_as_a_fixed_16x_tokenizer(miniature):
     complexity = miniature.metrics["complexity"]
     thresholds = default_thresholds()
     assert complexity["thresholds"] == [thresholds.a, thresholds.b]
+    assert (complexity["scorer"], complexity["version"]) == ("embedded", default_scorer().version)
     assert complexity["fixed_16x_tokens"] == (512 // 16 // 2) ** 2
     assert abs(complexity["captions"]["relative_to_fixed_16x"] - 1) <= 0.05
     photographs = complexity["photographs"]

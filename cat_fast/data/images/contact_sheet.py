@@ -44,7 +44,7 @@ def contact_sheet(
         side = max(first.size)
         longest = min(max_cell, side * max(1, -(-MIN_CELL // side)))
         cell_x, cell_y = (max(1, round(length * longest / side)) for length in first.size)
-    resampling = Image.Resampling.NEAREST if longest >= side else Image.Resampling.LANCZOS
+    resampling = Image.Resampling.NEAREST if longest >= side else Image.Resampling.BICUBIC
     notes = max(len(one.notes) for row in rows for one in row)
     left, top = GAP + GUTTER * bool(labels), HEADER if title else GAP
     step_x, step_y = cell_x + GAP, cell_y + notes * LINE + GAP

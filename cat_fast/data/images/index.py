@@ -12,6 +12,7 @@ from typing import Any
 
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images.label_fields import given_labels, required_text
+from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.data.text_files import is_blank, parse_object
 from cat_fast.errors import UserError
 
@@ -28,6 +29,8 @@ class ImageRecord:
     score: int | None
     ratio: int | None
     category: str = ""
+    scored_by: ScoredBy | None = None
+    """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
 
 
 Scoring = Callable[[Sequence[ImageRecord]], list[ImageRecord]]

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.data.text_files import strip_text, valid_text
 
-LABELS = ("score", "ratio", "has_text", "has_faces", "caption", "category")
+LABELS = ("score", "ratio", "has_text", "has_faces", "caption", "category", "scored_by")
 """Names of all labels."""
 SCORES = range(1, 10)
 """Complexity scores, from 1 (a plane in the sky) to 9 (a newspaper page)."""
@@ -105,6 +106,13 @@ def _category(value: Any) -> str:
         raise ValueError(f"expected a name or a number, got {value!r}") from error
 
 
+def _scored_by(value: Any) -> ScoredBy | None:
+    try:
+        return ScoredBy.of(value)
+    except ValueError as error:
+        raise _OtherQuantity(str(error).removeprefix("scored_by: ")) from error
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
     "score": _score,
     "ratio": _ratio,
@@ -112,4 +120,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "has_faces": _flag,
     "caption": _caption,
     "category": _category,
+    "scored_by": _scored_by,
 }

@@ -32,7 +32,7 @@ def shrink(image: Image.Image, max_side: int) -> Image.Image:
     if scale >= 1:
         return image
     size = (round(image.width * scale), round(image.height * scale))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def jitter_colours(pixels: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:

@@ -11,6 +11,7 @@ loses at most the shard it was filling.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,9 +36,12 @@ from cat_fast.data.latents.inputs import INPUT_SHARDS, EncodedInputs
 from cat_fast.data.latents.moments import Moments, per_channel
 from cat_fast.data.latents.reader import LatentReader
 from cat_fast.data.latents.table import LatentTable
+from cat_fast.data.ratio_origin import RatioOrigin, origins_from_json, origins_to_json
 from cat_fast.errors import UserError
 
 __all__ = ["LatentDataset", "LatentEntry", "LatentSample", "LatentShardWriter"]
+
+_FIXED = RatioOrigin(source="fixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,7 @@ class LatentShardWriter:
         )
         self._buffer: dict[str, torch.Tensor] = {}
         self._entries: list[LatentEntry] = []
+        self._origins: Counter[RatioOrigin] = Counter()
         self._keys: set[str] = set()
         self._taken: set[str] = set()
         for record in records(self._folder):
@@ -111,9 +116,19 @@ class LatentShardWriter:
             self.flush()
 
     def add(
-        self, key: str, latent: torch.Tensor, *, label: int, ratio: int, caption: str | None = None
+        self,
+        key: str,
+        latent: torch.Tensor,
+        *,
+        label: int,
+        ratio: int,
+        caption: str | None = None,
+        origin: RatioOrigin = _FIXED,
     ) -> None:
         """Append one (c, h, w) latent as encoded by the tokenizer; stored as float32.
+
+        Args:
+            origin: what decided the ratio, if not the caller.
 
         Raises:
             UserError: the key exists, the latent is not three-dimensional and finite, or the label is
@@ -131,6 +146,7 @@ class LatentShardWriter:
         )
         self._buffer[key] = latent.detach().to("cpu", torch.float32, copy=True).contiguous()
         self._keys.add(key)
+        self._origins[origin] += 1
         if len(self._buffer) >= self._per_shard:
             self.flush()
 
@@ -140,10 +156,12 @@ class LatentShardWriter:
             return
         names = (f"shard-{index:05d}.safetensors" for index in range(len(self._taken) + 1))
         name = next(name for name in names if name not in self._taken)
-        write_shard(self._folder / name, self._buffer, self._entries, self._fingerprint)
+        origins = origins_to_json(self._origins)
+        write_shard(self._folder / name, self._buffer, self._entries, self._fingerprint, origins=origins)
         self._taken.add(name)
         self._buffer.clear()
         self._entries.clear()
+        self._origins.clear()
 
 
 class LatentDataset(Dataset[LatentSample]):
@@ -187,11 +205,14 @@ class LatentDataset(Dataset[LatentSample]):
             )
         hashes: dict[str, str] = {}
         moments: list[Moments] = []
+        self.origins: Counter[RatioOrigin] = Counter()
+        """Number of latents per origin of their ratio."""
         inputs, table = EncodedInputs(), LatentTable.Builder()
         for record in records(self._folder):
             self._require_intact(record)
             inputs.add(record)
             table.add(record["shard"], record["latents"])
+            self.origins += origins_from_json(record.get("origins", ()))
             if record["latents"]:
                 moments.append(Moments(**record["moments"]))
             if verify:

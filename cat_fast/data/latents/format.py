@@ -3,7 +3,8 @@
     latents.json                 tokenizer fingerprint, resolution, class names; written once
     shard-00000.safetensors      latents of one shard by key; or, for webdataset readers,
     shard-00000.tar              KEY.npy, KEY.cls and KEY.json per latent
-    shard-00000.json             key, label, ratio, shape, caption per latent; size, SHA-256, moments
+    shard-00000.json             key, label, ratio, shape, caption per latent; size, SHA-256, moments,
+                                 origins of the ratios
 
 The JSON file next to a shard is its commit record, written after the shard is on disk. A shard without a
 record, or with another size, does not count: its latents are encoded again, so no latent is stored twice.

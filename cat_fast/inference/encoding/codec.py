@@ -207,7 +207,16 @@ def _record(photo: EncodedPhoto, size: int) -> LatentRecord:
     assert photo.choice is not None
     source = os.fsencode(photo.file.name).decode("utf-8", "replace")
     choice = photo.choice
-    return LatentRecord(ratio=choice.ratio, size=size, source=source, score=choice.score, why=choice.why)
+    return LatentRecord(
+        ratio=choice.ratio,
+        size=size,
+        source=source,
+        score=choice.score,
+        why=choice.why,
+        scored_by=choice.scored_by,
+        thresholds=choice.thresholds,
+        jpeg_thresholds=choice.jpeg_thresholds,
+    )
 
 
 def _choose(

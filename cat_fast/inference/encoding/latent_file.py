@@ -1,7 +1,8 @@
 """Latent files: one safetensors file with a (c, h, w) float32 tensor per image and metadata in its header.
 
 The header's key "cat_fast.latents" contains JSON: {"version", "tokenizer": fingerprint, "images": {key:
-{"ratio", "size", "source", "score", "why"}}}. Any safetensors reader can read the tensors without it.
+{"ratio", "size", "source", "score", "why", "scored_by", "thresholds", "jpeg_thresholds"}}}; see `RatioOrigin`
+for the last three. Any safetensors reader can read the tensors without it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cat_fast.data.files import atomic_write
+from cat_fast.data.ratio_origin import Pair, ScoredBy, as_pair
 from cat_fast.errors import UserError
 
 _HEADER = "cat_fast.latents"
@@ -35,6 +37,20 @@ class LatentRecord:
     score: int | None = None
     why: str = ""
     """Reason for the choice of ratio."""
+    scored_by: ScoredBy | None = None
+    """Scorer of `score`; this and the next fields are those of `RatioOrigin`."""
+    thresholds: Pair | None = None
+    jpeg_thresholds: Pair | None = None
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> LatentRecord:
+        """Return the record in a header.
+
+        Raises:
+            ValueError, TypeError: the fields are not those of a record.
+        """
+        pairs = {name: as_pair(fields.get(name)) for name in ("thresholds", "jpeg_thresholds")}
+        return cls(**{**fields, **pairs, "scored_by": ScoredBy.of(fields.get("scored_by"))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +83,7 @@ class LatentFile:
         try:
             content: dict[str, Any] = json.loads(header[_HEADER])
             version, tokenizer = content["version"], content["tokenizer"]
-            records = {key: LatentRecord(**record) for key, record in content["images"].items()}
+            records = {key: LatentRecord.of(record) for key, record in content["images"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: the header is damaged ({error!r}); encode the images again") from error
         if version != _VERSION:

@@ -8,7 +8,7 @@ skipped samples with reasons. It also marks the last piece of an input shard, so
 are not opened again.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cat_fast.complexity.ratio_policy import Label, RatioChoice, RatioPolicy
+from cat_fast.complexity.ratio_policy import RatioChoice
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.latents.format import SUFFIXES, LatentEntry, damage, read_json, write_shard
 from cat_fast.data.latents.inputs import mark_readable, mark_unreadable, piece_name
+from cat_fast.data.ratio_origin import RatioOrigin, origins_to_json
 from cat_fast.data.streams.formats.base import Entry, UnreadableShard
 from cat_fast.data.text_files import escape_text
 from cat_fast.errors import UserError
@@ -51,7 +52,7 @@ class ShardEncoder:
         self.classes = {name: number for number, name in enumerate(class_names)}
         self.numbered = not any(name.isdecimal() for name in class_names)
         """True if a numeric class label is an index into the names; False if the names are numbers."""
-        self.policy = self._policy()
+        self.policy = settings.policy()
 
     def run(self, unit: WorkUnit, on_progress: OnProgress = lambda kind, images: None) -> EncodingSummary:
         """Write the missing shards of a work unit."""
@@ -115,6 +116,7 @@ class ShardEncoder:
         entries: dict[int, LatentEntry] = {}
         latents: dict[str, torch.Tensor] = {}
         skipped: dict[int, str] = {}
+        origins: Counter[RatioOrigin] = Counter()
 
         def usable() -> Iterator[ImageToEncode[tuple[int, _Prepared]]]:
             for number, prepared in enumerate(self._prepared(piece, decoders)):
@@ -138,6 +140,7 @@ class ShardEncoder:
                     caption=piece[number].labels.caption or None,
                 )
                 latents[keys[number]] = latent
+                origins[prepared.origin] += 1
             on_progress("done", len(batch))
         return write_shard(
             path,
@@ -145,6 +148,7 @@ class ShardEncoder:
             [entries[number] for number in sorted(entries)],
             self.fingerprint,
             last=last,
+            origins=origins_to_json(origins),
             skipped=[{"key": piece[number].key, "why": skipped[number]} for number in sorted(skipped)],
         )
 
@@ -167,10 +171,11 @@ class ShardEncoder:
             image = decode_image(entry.read())
             if isinstance(choice, UserError):
                 raise choice
-            ratio = (choice or self.policy.choose_by_jpeg(image)).ratio
-            if ratio not in self.tokenizer.config["ratios"]:
-                raise UserError(f"the tokenizer has no ratio {ratio}")
-            return _Prepared(image_to_bytes(resize_center_crop(image, self.settings.size)), ratio, label)
+            choice = choice or self.policy.choose_by_jpeg(image)
+            if choice.ratio not in self.tokenizer.config["ratios"]:
+                raise UserError(f"the tokenizer has no ratio {choice.ratio}")
+            pixels = image_to_bytes(resize_center_crop(image, self.settings.size))
+            return _Prepared(pixels, choice.ratio, label, choice.origin)
         except (OSError, UserError) as error:
             return str(error)
 
@@ -187,20 +192,13 @@ class ShardEncoder:
             else "the image has no class"
         )
 
-    def _policy(self) -> RatioPolicy:
-        """Return the policy: ratio, then score, then caption; if thresholds are set, ratio comes last."""
-        settings = self.settings
-        order: tuple[Label, ...] = ("ratio", "score", "caption")
-        if settings.thresholds is not None:
-            order = ("score", "caption", "ratio")
-        return RatioPolicy(order, settings.thresholds, fixed=settings.ratio)
-
 
 class _Prepared(NamedTuple):
     pixels: torch.Tensor
     """(3, size, size) uint8."""
     ratio: int
     label: int
+    origin: RatioOrigin
 
 
 def _pieces(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Entry], bool]]:

@@ -4,14 +4,16 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cat_fast.complexity import RatioThresholds
+from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
+from cat_fast.complexity.ratio_policy import Label, OriginTally, RatioPolicy
 from cat_fast.data.latents.format import HEADER, SUFFIXES, claim_latents, read_json
 from cat_fast.data.latents.inputs import INPUT_SHARDS
+from cat_fast.data.ratio_origin import RatioOrigin, origins_from_json
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
@@ -51,6 +53,8 @@ class EncodeShardsSettings:
     precedence, with the default thresholds for scores."""
     image: str = ""
     """Extension of the image in samples of archives that contain several."""
+    jpeg_thresholds: JpegThresholds = JPEG_THRESHOLDS
+    """Thresholds from JPEG sizes to ratios, for images without labels."""
     per_shard: int = 1024
     """Maximum number of latents per shard."""
     batch_size: int = 8
@@ -65,6 +69,13 @@ class EncodeShardsSettings:
         for name in ("per_shard", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+
+    def policy(self) -> RatioPolicy:
+        """Return the policy: ratio, then score, then caption; if thresholds are set, ratio comes last."""
+        order: tuple[Label, ...] = ("ratio", "score", "caption")
+        if self.thresholds is not None:
+            order = ("score", "caption", "ratio")
+        return RatioPolicy(order, self.thresholds, fixed=self.ratio, jpeg=self.jpeg_thresholds)
 
 
 class WorkUnit(NamedTuple):
@@ -89,6 +100,8 @@ class EncodingSummary:
     """Number of latents per ratio."""
     skipped: list[dict[str, str]] = field(default_factory=list)
     """{"key", "why"} per sample that could not be used."""
+    origins: Counter[RatioOrigin] = field(default_factory=Counter)
+    """Number of latents per origin of their ratio."""
     unreadable: list[str] = field(default_factory=list)
     """Input shards that could not be opened, with the reason; the next run tries them again."""
 
@@ -100,6 +113,7 @@ class EncodingSummary:
         self.tokens += sum(entry["shape"][1] * entry["shape"][2] // 4 for entry in record["latents"])
         self.ratios.update(entry["ratio"] for entry in record["latents"])
         self.skipped += record["skipped"]
+        self.origins += origins_from_json(record.get("origins", ()))
 
     def merge(self, other: "EncodingSummary") -> None:
         """Add the counts of another summary."""
@@ -157,7 +171,6 @@ def prepare_folder(
     classes = list(classes or _classes_of(images))
     # A moved image set counts as the same one, a grown set does not.
     names = "\n".join(name.rpartition("/")[2] for name in images.names) + f"\n{getattr(images, 'extent', '')}"
-    thresholds = settings.thresholds
     claim_latents(
         settings.out,
         {
@@ -168,12 +181,36 @@ def prepare_folder(
             "input_digest": hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()[:16],
             "latents_per_shard": settings.per_shard,
             "format": settings.format,
-            "ratio": settings.ratio or "auto",
-            "thresholds": None if thresholds is None else [thresholds.a, thresholds.b],
             "image": settings.image or None,
-        },
+        }
+        | _ratio_rule(settings),
     )
     return len(images.names), classes
+
+
+def count_labels(settings: EncodeShardsSettings) -> OriginTally:
+    """Return ratios and origins of the images to encode, by the labels of a part of them.
+
+    It is empty if labels are known only once images are read; `EncodingSummary.origins` then counts them.
+    """
+    tally = OriginTally(settings.policy())
+    tally.count(open_images(settings.source))
+    return tally
+
+
+def _ratio_rule(settings: EncodeShardsSettings) -> dict[str, Any]:
+    """Return what decides ratios: labels in their order, scorer, thresholds; None for what is not used."""
+    if settings.ratio is not None:
+        unused = ("labels", "scored_by", "thresholds", "jpeg_thresholds")
+        return {"ratio": settings.ratio, **dict.fromkeys(unused)}
+    policy = settings.policy()
+    return {
+        "ratio": "auto",
+        "labels": list(policy.labels),
+        "scored_by": asdict(policy.scored_by),
+        "thresholds": [policy.thresholds.a, policy.thresholds.b],
+        "jpeg_thresholds": [policy.jpeg.a, policy.jpeg.b],
+    }
 
 
 def work_units(rank: int, world_size: int, workers: int, input_shards: int) -> list[WorkUnit]:

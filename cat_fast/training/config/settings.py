@@ -4,7 +4,10 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from cat_fast.complexity.embedded_scorer import default_thresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
+from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
+from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.errors import UserError
@@ -230,11 +233,14 @@ class ImageDataConfig:
     """Settings for reading, shuffling and decoding."""
     ratios_from: str = "index"
     """Source of an image's ratio: `index`, the ratio in its line of the index or sidecar; `score`, its score
-    and `thresholds`; or `jpeg`, its size as a JPEG and the published thresholds. JPEG sizes are measured at
+    and `thresholds`; or `jpeg`, its size as a JPEG and `jpeg_thresholds`. JPEG sizes are measured at
     the start of the run for an in-memory index, and while reading for other sources."""
-    thresholds: list[int] = field(default_factory=lambda: [4, 7])
+    thresholds: list[int] = field(default_factory=lambda: [default_thresholds().a, default_thresholds().b])
     """Two scores, for `ratios_from: score`: up to the first an image gets 32x, above the second 8x, between
-    them 16x."""
+    them 16x. Default: `default_thresholds()`, the pair of the packaged scorer."""
+    jpeg_thresholds: list[int] = field(default_factory=lambda: [JPEG_THRESHOLDS.a, JPEG_THRESHOLDS.b])
+    """Two JPEG sizes in bytes, for ratios from JPEG sizes: up to the first an image gets 32x, above the
+    second 8x. The default is published; `cat-fast plan jpeg` fits a pair to a mix of ratios."""
     image_size: int = 128
     """Side of the square crops, in pixels."""
     batch_size: int = 4
@@ -274,6 +280,22 @@ class ImageDataConfig:
         """True if the source is an image index that is kept in memory."""
         return self.in_memory and not self.stream_keys
 
+    @property
+    def score_thresholds(self) -> RatioThresholds:
+        """The pair `thresholds`."""
+        try:
+            return RatioThresholds(*self.thresholds)
+        except UserError as error:
+            raise UserError(f"data.thresholds: {error}") from error
+
+    @property
+    def size_thresholds(self) -> JpegThresholds:
+        """The pair `jpeg_thresholds`."""
+        try:
+            return JpegThresholds(*self.jpeg_thresholds)
+        except UserError as error:
+            raise UserError(f"data.jpeg_thresholds: {error}") from error
+
     def __post_init__(self) -> None:
         require(
             self.ratios_from in RATIO_SIGNALS,
@@ -298,6 +320,12 @@ class ImageDataConfig:
             f"data.image={self.image}: applies to data.shards and data.dataset only; leave it out",
         )
         require(len(self.thresholds) == 2, f"data.thresholds: expected two scores, got {self.thresholds}")
+        require(
+            len(self.jpeg_thresholds) == 2,
+            f"data.jpeg_thresholds: expected two sizes in bytes, got {self.jpeg_thresholds}",
+        )
+        for name in ("score_thresholds", "size_thresholds"):
+            getattr(self, name)  # raises for pairs that are not valid
         require(self.cache_megabytes > 0, f"data.cache_megabytes: {self.cache_megabytes} must be positive")
         require(self.max_side > 0, f"data.max_side: {self.max_side} must be positive")
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")

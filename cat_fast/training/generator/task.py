@@ -2,12 +2,14 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 
+from cat_fast.complexity.spending import spending_notice
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
@@ -53,6 +55,8 @@ class GeneratorTask:
         same = ranks.broadcast(self.latents.digest) == self.latents.digest
         different = UserError("data.latents differ from those of rank 0: all ranks must see the same files")
         raise_together(None if same else different, ranks)
+        if ranks.is_main and (notice := _spending_notice(self.latents)):
+            print(notice, flush=True)
         self.text_encoder = _load_text_encoder(config, self.latents, ranks)
         cache_bytes = config.text_cache_megabytes << 20
         self._encode = _make_caption_encoder(self.text_encoder, self.latents, cache_bytes)
@@ -253,6 +257,11 @@ class GeneratorTask:
 
 def _lengths(text: PackedText) -> list[int]:
     return text.cu_seqlens.diff().tolist()
+
+
+def _spending_notice(latents: LatentDataset) -> str | None:
+    ratios = Counter(latents.entries.ratios.tolist())
+    return spending_notice(latents.origins, ratios, latents.resolution)
 
 
 def _load_latents(config: GeneratorRun) -> LatentDataset:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from cat_fast.complexity.image_ratios import (
     ratios_by_jpeg,
     score_records,
 )
-from cat_fast.complexity.ratio import RatioThresholds
-from cat_fast.complexity.ratio_policy import ratio_of_file
+from cat_fast.complexity.ratio_policy import OriginTally, RatioPolicy, ratio_of_file
+from cat_fast.complexity.spending import spending_notice
 from cat_fast.data.image_batch import ImageBatch
 from cat_fast.data.images.index import ImageRecord
+from cat_fast.data.ratio_origin import RatioOrigin, as_pair
 from cat_fast.data.sampling.ratio_sampler import make_plan
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.formats.base import Rating, ShardSet
@@ -49,12 +51,15 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     same = ranks.broadcast(shards.fingerprint) == shards.fingerprint
     different = UserError("the images differ from rank 0's: all ranks must see the same files")
     raise_together(None if same else different, ranks)
-    rating = _rating(data)
-    mix = _mix(config, shards, rating, ranks)
+    policy = _policy(data)
+    tally = OriginTally(policy)
+    mix = _mix(config, shards, tally, ranks)
+    if ranks.is_main and (notice := _spending_notice(config, shards, tally, mix)):
+        print(notice, flush=True)
     costs = load_costs(config, ranks)
     return StreamSource(
         shards,
-        None if sampler.pool == "all" else rating,
+        None if sampler.pool == "all" else _rating(data, policy),
         lambda shares: make_plan(sampler, shares, data.batch_size, ranks.world_size, config.seed, costs),
         mix,
         CropSettings(data.image_size, data.min_crop, data.colour_jitter, data.max_side if in_memory else 0),
@@ -97,7 +102,7 @@ def _make_record_shards(config: TokenizerRun, ranks: Ranks) -> RecordShards:
     records = on_each(lambda: _records(config), ranks)
     rated = sampler.pool == "own_ratio" or not sampler.shares
     if rated and data.ratios_from == "jpeg":
-        return RecordShards(records, on_main(lambda: ratios_by_jpeg(records), ranks))
+        return RecordShards(records, on_main(lambda: ratios_by_jpeg(records, data.size_thresholds), ranks))
     return RecordShards(records)
 
 
@@ -119,8 +124,11 @@ def _open_training_shards(config: TokenizerRun, problems: ProblemLog) -> ShardSe
     return shards if held_out is None else TrainingShards(shards, held_out)
 
 
-def _mix(config: TokenizerRun, shards: ShardSet, rating: Rating, ranks: Ranks) -> Mix:
-    """Collective: return the configured shares of the ratios, or else those of the data."""
+def _mix(config: TokenizerRun, shards: ShardSet, tally: OriginTally, ranks: Ranks) -> Mix:
+    """Collective: return the configured shares of the ratios, or else those of the data.
+
+    On rank 0, `tally` counts the origins of the ratios that are counted.
+    """
     configured, in_memory = config.sampler.shares, config.data.index_in_memory
     all_ratios = config.sampler.pool == "all"
     if configured and (all_ratios or not in_memory):
@@ -128,7 +136,7 @@ def _mix(config: TokenizerRun, shards: ShardSet, rating: Rating, ranks: Ranks) -
     if all_ratios and not in_memory:
         raise UserError("sampler.shares: required with pool: all, for example sampler.shares={16: 1}")
     max_shards = len(shards.names) if in_memory else SHARDS_COUNTED
-    own = on_main(lambda: count_mix(shards, rating, max_shards), ranks)
+    own = on_main(lambda: count_mix(shards, Rating(tally.ratio_from_labels), max_shards), ranks)
     if missing := sorted(f for f, share in configured.items() if share and f not in own.shares):
         raise UserError(
             f"sampler.shares: ratio {missing[0]} has a share but no image; set the share to 0 or use "
@@ -162,11 +170,41 @@ def open_shards(data: ImageDataConfig, problems: ProblemLog) -> ShardSet:
     return IndexShards(data.index, problems, score_records)
 
 
-def _rating(data: ImageDataConfig) -> Rating:
+def ratio_rule(config: TokenizerRun) -> dict[str, Any] | None:
+    """Return the rule that chooses ratios, as JSON; None if each image is used at every ratio."""
+    data = config.data
+    if config.sampler.pool == "all" and config.sampler.shares:
+        return None
+    rule: dict[str, Any] = {"data.ratios_from": data.ratios_from}
+    if data.ratios_from == "score":
+        rule["data.thresholds"] = data.thresholds
+    if _uses_jpeg_size(data):
+        rule["data.jpeg_thresholds"] = data.jpeg_thresholds
+    return rule
+
+
+def _uses_jpeg_size(data: ImageDataConfig) -> bool:
+    return data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
+
+
+def _spending_notice(config: TokenizerRun, shards: ShardSet, tally: OriginTally, mix: Mix) -> str | None:
+    """Return the notice of `spending_notice` if scores decide the ratios of this run."""
+    data = config.data
+    if data.ratios_from == "jpeg" or (config.sampler.pool == "all" and config.sampler.shares):
+        return None
+    if not tally.origins:  # the shares are configured, and nothing was counted
+        tally.count(shards)
+    if not tally.origins and data.ratios_from == "score":  # the shards do not list their labels
+        tally.origins[RatioOrigin(source="score", thresholds=as_pair(data.thresholds))] += 1
+    return spending_notice(tally.origins, mix.shares, data.image_size)
+
+
+def _policy(data: ImageDataConfig) -> RatioPolicy:
     # `_make_record_shards` has already stored JPEG-based ratios in its records.
     already_rated = data.index_in_memory and data.ratios_from == "jpeg"
-    policy = ratio_policy_for(
-        "index" if already_rated else data.ratios_from, RatioThresholds(*data.thresholds)
-    )
-    uses_jpeg_size = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
-    return Rating(policy.ratio_from_labels, ratio_of_file if uses_jpeg_size else None)
+    return ratio_policy_for("index" if already_rated else data.ratios_from, data.score_thresholds)
+
+
+def _rating(data: ImageDataConfig, policy: RatioPolicy) -> Rating:
+    by_size = partial(ratio_of_file, thresholds=data.size_thresholds)
+    return Rating(policy.ratio_from_labels, by_size if _uses_jpeg_size(data) else None)

@@ -29,6 +29,7 @@ from cat_fast.training.tokenizer.image_source import (
     loader_amounts,
     make_held_out,
     make_source,
+    ratio_rule,
     save_source,
 )
 from cat_fast.training.tokenizer.trainer import TokenizerTrainer
@@ -99,6 +100,7 @@ class TokenizerTask:
         save_source(self._position(), folder, self.ranks)
         if self.ranks.is_main:
             state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
+            state |= {"ratio_rule": ratio_rule(self.config)}
             (folder / "task.json").write_text(json.dumps(state))
 
     def held_out(self) -> dict[str, Any] | None:
@@ -115,6 +117,11 @@ class TokenizerTask:
                 f"data.held_out_share: expected {before}, as at the start of the run, got {now}: the run "
                 "would train on images that were held out; restore the setting, or start a new run in "
                 "another output_dir"
+            )
+        if "ratio_rule" in state and (before := state["ratio_rule"]) != (now := ratio_rule(self.config)):
+            raise UserError(
+                f"data: the ratios of the run's images were chosen by {before}, not {now}; set these keys as "
+                "before, or start a new run in another output_dir"
             )
         self.trainer.load(folder, state)
         load_source(self.source, folder)

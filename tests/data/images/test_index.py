@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from cat_fast.data.images.index import ImageRecord, read_index, write_index
+from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.errors import UserError
 
 RECORD = ImageRecord(
@@ -18,7 +19,11 @@ RECORD = ImageRecord(
     ["Eine Straße", "東京 🗼", "two\nlines", 'a "quoted" one', "a\u2028separator, \x85 and \x1c in it", ""],
 )
 def test_records_make_the_round_trip(tmp_path, caption):
-    records = [replace(RECORD, caption=caption), replace(RECORD, key="b", score=9, ratio=8, category="text")]
+    by = ScoredBy("embedded", "01", (2, 6))
+    records = [
+        replace(RECORD, caption=caption),
+        replace(RECORD, key="b", ratio=8, category="text", scored_by=by),
+    ]
     write_index(tmp_path / "index.jsonl", records)
     assert read_index(tmp_path / "index.jsonl") == records
 

@@ -147,3 +147,10 @@ def test_large_images_are_downscaled_and_others_unchanged(ramp):
     assert shrink(load_image(ramp(400, 200)), 100).size == (200, 100)
     small = load_image(ramp(90, 60))
     assert shrink(small, 100) is small
+
+
+def test_shrinking_is_bicubic():
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    expected = np.asarray(image.resize((48, 32), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(np.asarray(shrink(image, 32)), expected)

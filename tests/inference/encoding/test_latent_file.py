@@ -1,17 +1,26 @@
 """Latent files: round trip, atomic writes, and rejection of other files."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, write_latents
 
 RECORDS = {
     "cat": LatentRecord(ratio=8, size=64, source="cat.jpg", score=7, why="ein Kätzchen"),
-    "dög": LatentRecord(ratio=32, size=64, source="dög.png"),
+    "dög": LatentRecord(
+        ratio=32,
+        size=64,
+        source="dög.png",
+        scored_by=ScoredBy("words", "1", (2, 6)),
+        thresholds=(4, 7),
+        jpeg_thresholds=(30, 60),
+    ),
 }
 
 
@@ -73,7 +82,7 @@ def test_failed_write_keeps_the_old_file(path, latents):
     ],
 )
 def test_invalid_header_is_rejected(path, latents, change, reason):
-    images = {key: vars(record) for key, record in RECORDS.items()}
+    images = {key: asdict(record) for key, record in RECORDS.items()}
     header = json.dumps({"version": 1, "tokenizer": "0", "images": images})
     save_file(latents, path, metadata={"cat_fast.latents": change(header)})
     with pytest.raises(UserError, match=reason):

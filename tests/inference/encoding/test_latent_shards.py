@@ -13,12 +13,20 @@ import torch
 import webdataset
 from PIL import Image
 
-from cat_fast.complexity import Description, EmbeddedScorer, RatioThresholds, choose_ratio
+from cat_fast.complexity import (
+    Description,
+    EmbeddedScorer,
+    JpegThresholds,
+    RatioThresholds,
+    choose_ratio,
+    default_thresholds,
+)
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
 from cat_fast.data.latents import reader
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.latents.moments import per_channel
+from cat_fast.data.ratio_origin import RatioOrigin, ScoredBy
 from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams.formats import image_files
 from cat_fast.data.streams.formats.sidecar import write_sidecar
@@ -421,6 +429,37 @@ def test_ratios_follow_thresholds_or_are_fixed(tokenizer, index, tmp_path):
     ]
     make(tokenizer, index, tmp_path / "fixed", ratio=32)
     assert set(LatentDataset(tmp_path / "fixed").entries.ratios.tolist()) == {32}
+
+
+def test_origins_of_ratios_are_stored_with_the_latents(tokenizer, index, tmp_path):
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    by = {"scorer": "other", "version": "1", "thresholds": [2, 6]}
+    for n, line in enumerate(lines):
+        line.update({"scored_by": by if n < 9 else None, "ratio": None if n else 8})
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other, applied = ScoredBy("other", "1", (2, 6)), default_thresholds()
+    applied = (applied.a, applied.b)
+    make(tokenizer, index, tmp_path / "out", format="webdataset")
+    assert LatentDataset(tmp_path / "out").origins == {
+        RatioOrigin(source="ratio", scored_by=other): 1,
+        RatioOrigin(source="score", scored_by=other, thresholds=applied): 8,
+        RatioOrigin(source="score", thresholds=applied): COUNT - 9,
+    }
+    header = json.loads((tmp_path / "out" / "latents.json").read_text())
+    scorer = EmbeddedScorer.load()
+    assert header["scored_by"] == {"scorer": scorer.name, "version": scorer.version, "thresholds": [*applied]}
+    assert header["thresholds"] == [*applied]
+    with pytest.raises(UserError, match="jpeg_thresholds"):
+        make(tokenizer, index, tmp_path / "out", format="webdataset", jpeg_thresholds=JpegThresholds(1, 2))
+
+    summary = make(tokenizer, index, tmp_path / "thresholds", thresholds=RatioThresholds(1, 2))
+    assert {origin.thresholds for origin in summary.origins} == {(1, 2)}
+    make(tokenizer, index.parent, tmp_path / "jpeg", jpeg_thresholds=JpegThresholds(0, 10**6))
+    data = LatentDataset(tmp_path / "jpeg")
+    assert data.origins == {RatioOrigin(source="jpeg size", jpeg_thresholds=(0, 10**6)): COUNT}
+    assert set(data.entries.ratios.tolist()) == {16}
+    make(tokenizer, index, tmp_path / "fixed", ratio=8)
+    assert LatentDataset(tmp_path / "fixed").origins == {RatioOrigin(source="fixed"): COUNT}
 
 
 @pytest.mark.parametrize(

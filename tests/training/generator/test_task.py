@@ -13,12 +13,13 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
+from cat_fast.data.ratio_origin import RatioOrigin, ScoredBy
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText
 from cat_fast.generator.diffusion import load_schedule
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.training.config.settings import GeneratorRun
-from cat_fast.training.generator.task import GeneratorTask, _batches_per_step
+from cat_fast.training.generator.task import GeneratorTask, _batches_per_step, _spending_notice
 from cat_fast.training.runtime import ranks
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import GENERATOR, ROOT
@@ -263,3 +264,19 @@ def test_compiled_run_recompiles_at_most_once_when_lengths_change(latents, monke
         assert loss == pytest.approx(train_step(eager, step)["loss"], rel=1e-5)
     assert counts[0] > 0
     assert counts[-1] - counts[0] <= 1
+
+
+@pytest.mark.parametrize("versions", [("1", "1"), ("1", "2")])
+def test_mixed_scorers_of_latents_are_noticed_with_the_mean_tokens(tmp_path, versions):
+    generator = torch.Generator().manual_seed(0)
+    with LatentShardWriter(tmp_path, "0" * 16, resolution=128, class_names=["sky"]) as writer:
+        for ratio, version in zip((8, 16), versions, strict=True):
+            origin = RatioOrigin(source="ratio", scored_by=ScoredBy("words", version, (2, 6)))
+            latent = torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
+            writer.add(f"{ratio}", latent, label=0, ratio=ratio, origin=origin)
+    notice = _spending_notice(LatentDataset(tmp_path))
+    if versions[0] == versions[1]:
+        assert notice is None
+    else:
+        assert "scores of 2 scorers are mixed (words 1 50%, words 2 50%)" in notice
+        assert "mean 40.0 tokens per image at 128 px, against 16 at a fixed 16x (+150.0%)" in notice

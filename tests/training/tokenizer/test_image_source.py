@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from cat_fast.complexity.embedded_scorer import default_thresholds
 from cat_fast.complexity.image_ratios import index_photographs, ratios_by_jpeg
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.jpeg_size import JpegThresholds
+from cat_fast.complexity.ratio import RatioThresholds, mean_tokens
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.photographs import photographs
@@ -26,7 +28,14 @@ from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer import image_source
-from cat_fast.training.tokenizer.image_source import load_source, loader_amounts, make_source, save_source
+from cat_fast.training.tokenizer.image_source import (
+    load_source,
+    loader_amounts,
+    make_source,
+    ratio_rule,
+    save_source,
+)
+from cat_fast.training.tokenizer.task import TokenizerTask
 from tests.data.streams.sets import image
 from tests.training.thread_ranks import on_thread_ranks
 
@@ -139,6 +148,107 @@ def test_scores_choose_ratios_by_thresholds(kind, index, shards):
         expected = {r.key: RatioThresholds(*thresholds).ratio(r.score) for r in records}
         for ratio, keys, _ in draw(make_source(run, Ranks()), 30):
             assert expected[keys[0].split(": ")[1]] == ratio
+
+
+def rescored(index, path, every=1, **changes):
+    """Copy an index, with changed fields in every `every`-th line and images by absolute paths."""
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    for line in lines:
+        line["path"] = str(index.parent / line["path"])
+    for line in lines[::every]:
+        line.update(changes)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+OTHER = {"scorer": "other", "version": "1", "thresholds": [2, 6]}
+
+
+@pytest.mark.parametrize("kind", ["memory", "index", "shards"])
+def test_other_thresholds_and_mixed_scorers_are_noticed_once(kind, index, tmp_path, capsys):
+    def notices(source, *overrides):
+        folder = tmp_path / f"shards_{source.parent.name}_{source.stem}"
+        if kind == "shards" and not folder.exists():
+            list(write_shards(IndexLines(source), folder, per_shard=3, seed=0))
+        run = config(*SOURCES[kind](source, folder), "data.image_size=512", *overrides)
+        capsys.readouterr()
+        for created in on_thread_ranks(2, lambda ranks: make_source(run, ranks)):
+            created.close()
+        return capsys.readouterr().out.splitlines()
+
+    records = index_photographs(photographs("held_out"))
+    scores = "data.ratios_from=score"
+    assert notices(index) == []
+    assert notices(index, scores) == []
+    (line,) = notices(index, scores, "data.thresholds=[1,2]")
+    tokens = mean_tokens(RatioThresholds(1, 2).mix(r.score for r in records))
+    assert line.startswith("ratios: thresholds 1,2 instead of ")
+    assert f"mean {tokens:.1f} tokens per image at 512 px" in line
+    assert notices(index, scores, "data.thresholds=[1,2]", "sampler.pool=all", "sampler.shares={8: 1}") == []
+    (line,) = notices(index, scores, "data.thresholds=[1,2]", "sampler.shares={16: 1, 8: 3}")
+    assert f"mean {(256 + 3 * 1024) / 4:.1f} tokens" in line
+
+    whole = rescored(index, tmp_path / "whole.jsonl", scored_by=OTHER)
+    (line,) = notices(whole, scores)
+    assert "instead of 2,6, the thresholds of other 1" in line
+    assert notices(whole, scores, "data.thresholds=[2,6]") == []
+    assert notices(whole) == []
+    for mixed in (
+        rescored(index, tmp_path / "mixed.jsonl", every=2, scored_by=OTHER),
+        rescored(index, tmp_path / "unrecorded.jsonl", every=2, scored_by=None),
+    ):
+        (line,) = notices(mixed, scores)
+        assert "scores of 2 scorers are mixed" in line
+        assert "tokens per image at 512 px" in line
+    assert "scores of 2 scorers are mixed" in notices(tmp_path / "mixed.jsonl")[0]
+
+
+def test_jpeg_thresholds_of_the_run_choose_ratios(index, shards):
+    records = index_photographs(photographs("held_out"))
+    for kind in ("memory", "shards"):
+        for pair, ratio in ((JpegThresholds(0, 0), 8), (JpegThresholds(0, 10**6), 16)):
+            shares = f"sampler.shares={{{ratio}: 1}}"
+            thresholds = f"data.jpeg_thresholds=[{pair.a},{pair.b}]"
+            run = config(*SOURCES[kind](index, shards), "data.ratios_from=jpeg", thresholds, shares)
+            assert set(ratios_by_jpeg(records, pair)) == {ratio}
+            source = make_source(run, Ranks())
+            assert len({key for _, keys, _ in draw(source, 4) for key in keys}) > 4
+            source.close()
+
+
+def test_resumed_run_must_choose_ratios_by_the_same_rule(index, tmp_path):
+    def task(*overrides: str) -> TokenizerTask:
+        task = TokenizerTask.__new__(TokenizerTask)  # without engines: the rule is compared first
+        task.config = config(f"data.index={index}", "data.held_out_share=0", *overrides)
+        return task
+
+    scores, jpeg = "data.ratios_from=score", "data.ratios_from=jpeg"
+    pair = default_thresholds()
+    for saved, same, other in (
+        ([scores], [scores, f"data.thresholds=[{pair.a},{pair.b}]"], [scores, "data.thresholds=[1,2]"]),
+        ([jpeg], [jpeg, "data.thresholds=[1,2]"], [jpeg, "data.jpeg_thresholds=[1,2]"]),
+        ([], ["data.thresholds=[1,2]", "data.jpeg_thresholds=[1,2]"], [scores]),
+    ):
+        rule = ratio_rule(task(*saved).config)
+        (tmp_path / "task.json").write_text(json.dumps({"held_out": None, "ratio_rule": rule}))
+        with pytest.raises(UserError, match="the ratios of the run's images were chosen by"):
+            task(*other).load(tmp_path)
+        with pytest.raises(AttributeError, match="trainer"):  # the next step of loading
+            task(*same).load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.thresholds=[7,4]", "data.thresholds: thresholds must be integers"),
+        ("data.thresholds=[4]", "data.thresholds: expected two scores"),
+        ("data.jpeg_thresholds=[7,4]", "data.jpeg_thresholds: JPEG thresholds must be bytes"),
+        ("data.jpeg_thresholds=[]", "data.jpeg_thresholds: expected two sizes"),
+    ],
+)
+def test_invalid_thresholds_are_refused_when_the_configuration_is_read(override, message):
+    with pytest.raises(UserError, match=message):
+        config(override)
 
 
 def test_jpeg_sizes_choose_ratios_if_configured_or_for_unscored_images(index, shards, tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cat_fast.data.images.label_fields import given_labels
+from cat_fast.data.ratio_origin import ScoredBy
 
 
 class UnreadableShard(Exception):
@@ -23,6 +24,8 @@ class Labels:
     caption: str = ""
     category: str = ""
     """Class: a name, or a number as text."""
+    scored_by: ScoredBy | None = None
+    """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Labels":

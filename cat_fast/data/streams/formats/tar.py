@@ -26,8 +26,8 @@ from cat_fast.errors import UserError
 _NO_LABELS = Labels()
 _TEXT_MEMBERS = {"txt": "caption", "cls": "category"}
 """Members whose content is a label."""
-_SCORE_OR_RATIO = {"score", "ratio"}
-"""Labels taken from the same source: a new score must not be combined with an old ratio."""
+_SCORE_OR_RATIO = {"score", "ratio", "scored_by"}
+"""Labels taken from the same source: a new score must not be combined with an old ratio or another scorer."""
 
 
 def list_shards(pattern: str, remote: Remote) -> list[str]:
@@ -170,10 +170,11 @@ class TarShard:
     def _labels(self, key: str, parts: Mapping[str, Member]) -> Labels:
         """Return the labels of the sidecar, completed by those of the sample."""
         row = self._sidecar.get(key, {})
-        own = self._own_labels(key, parts) if len(row) < len(LABELS) else {}
+        missing = set(LABELS) - row.keys()
         if row.keys() & _SCORE_OR_RATIO:
-            own = {name: value for name, value in own.items() if name not in _SCORE_OR_RATIO}
-        return Labels(**(own | row))
+            missing -= _SCORE_OR_RATIO
+        own = self._own_labels(key, parts) if missing else {}
+        return Labels(**({name: value for name, value in own.items() if name in missing} | row))
 
     def _own_labels(self, key: str, parts: Mapping[str, Member]) -> dict[str, Any]:
         """Return the labels in a sample's JSON, text and class files; report files that cannot be used."""
