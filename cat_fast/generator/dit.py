@@ -61,6 +61,8 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         text_dim: width of the text tokens that every block attends to; None for a class-conditional model.
         shift_factor, scaling_factor: one number or one per channel; the model is trained on
             (latent - shift_factor) * scaling_factor. Stored for decoding; the forward pass ignores them.
+        beta_schedule: betas of the noise schedule it was trained with, under diffusers' name, if known;
+            sampling refuses others.
         tokenizer_fingerprint: fingerprint of the tokenizer that made the training latents, if known.
         text_encoder_fingerprint: fingerprint of the text encoder used in training, if any and if known.
     """
@@ -93,6 +95,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         text_dim: int | None = None,
         shift_factor: float | Sequence[float] = 0.0,
         scaling_factor: float | Sequence[float] = 1.0,
+        beta_schedule: str | None = None,
         tokenizer_fingerprint: str | None = None,
         text_encoder_fingerprint: str | None = None,
     ) -> None:

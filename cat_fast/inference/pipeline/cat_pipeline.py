@@ -36,7 +36,7 @@ from cat_fast.data.images.io import tensor_to_image
 from cat_fast.data.latents.moments import per_channel
 from cat_fast.errors import UserError, one_line
 from cat_fast.generator import DiT, SampleRequest, sample
-from cat_fast.generator.diffusion import Schedule
+from cat_fast.generator.diffusion import Schedule, check_betas
 from cat_fast.generator.sampling import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
@@ -121,6 +121,7 @@ class CATPipeline(DiffusionPipeline):
         if resolution is None:
             resolution = config.position_frame * min(config.ratios) * config.patch_size
         check_fit(vae, transformer, text_encoder)
+        check_betas(transformer, scheduler)
         _check_settings(labels, resolution, descriptions, config.num_classes)
         self.register_modules(**parts)
         vae.eval()
@@ -167,6 +168,7 @@ class CATPipeline(DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int = 250,
         guidance_scale: float = 1.5,
+        guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         max_tokens: int = MAX_TOKENS,
@@ -185,6 +187,8 @@ class CATPipeline(DiffusionPipeline):
                 ratio * patch_size.
             num_inference_steps: number of steps of the scheduler.
             guidance_scale: classifier-free guidance scale; 1 disables guidance.
+            guidance_channels: number of leading latent channels to guide; None for all, 3 for the original
+                DiT's guidance.
             scheduler: "ddpm", "ddim", "dpm++" or, for a flow, "euler", used in place of the pipeline's
                 scheduler. "ddim" and "dpm++" need 30 to 50 steps.
             generator: one generator per image, which alone determines its noise. A single one seeds a
@@ -219,6 +223,7 @@ class CATPipeline(DiffusionPipeline):
                     [requests[i] for i in batch],
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
+                    guidance_channels=guidance_channels,
                     scheduler=scheduler,
                     generators=[generators[i] for i in batch],
                     output_type=output_type,
@@ -283,6 +288,7 @@ class CATPipeline(DiffusionPipeline):
         *,
         num_inference_steps: int = 250,
         guidance_scale: float = 1.5,
+        guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generators: Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
@@ -328,6 +334,7 @@ class CATPipeline(DiffusionPipeline):
             sampler=scheduler,
             steps=num_inference_steps,
             guidance=guidance_scale,
+            guidance_channels=guidance_channels,
             text=None if text is None else text.to(device, self.transformer.dtype),
             generators=generators,
             device=device,

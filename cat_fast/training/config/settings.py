@@ -8,7 +8,7 @@ from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.errors import UserError
-from cat_fast.generator.diffusion import PREDICTIONS, WEIGHTINGS
+from cat_fast.generator.diffusion import BETA_SCHEDULES, CAT_BETAS, PREDICTIONS, WEIGHTINGS
 from cat_fast.tokenizer.losses import LossConfig
 from cat_fast.training.config.deepspeed_json import (
     GAN_ZERO_STAGES,
@@ -370,6 +370,9 @@ class DiffusionLossConfig:
 
     prediction: str = "epsilon"
     """Prediction target: `epsilon`, the noise, as in the paper; `v_prediction`; or `flow`, rectified flow."""
+    beta_schedule: str = CAT_BETAS
+    """Betas of the noise schedule: `squaredcos_cap_v2`, the cosine schedule of CAT, or `linear`, that of the
+    original DiT. Saved in scheduler/ next to the model."""
     weighting: str = "token"
     """`token` gives every token the same weight in the loss; `image` gives every image the same weight."""
     min_snr_gamma: float = 0.0
@@ -377,13 +380,22 @@ class DiffusionLossConfig:
     disables it; the published value is 5."""
 
     def __post_init__(self) -> None:
-        for name, known in (("prediction", PREDICTIONS), ("weighting", WEIGHTINGS)):
+        for name, known in (
+            ("prediction", PREDICTIONS),
+            ("beta_schedule", BETA_SCHEDULES),
+            ("weighting", WEIGHTINGS),
+        ):
             given = getattr(self, name)
             require(given in known, f"loss.{name}: {given!r} is not {', '.join(known)}")
         require(self.min_snr_gamma >= 0, f"loss.min_snr_gamma: {self.min_snr_gamma} is negative")
         require(
             not (self.min_snr_gamma and self.prediction == "flow"),
             "loss.min_snr_gamma: not supported with prediction: flow; set it to 0",
+        )
+        require(
+            self.beta_schedule == CAT_BETAS or self.prediction != "flow",
+            f"loss.beta_schedule: {self.beta_schedule} is not supported with prediction: flow, which has no "
+            f"betas; set it to {CAT_BETAS}",
         )
 
 

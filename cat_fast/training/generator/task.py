@@ -11,7 +11,7 @@ import torch
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
-from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight
+from cat_fast.generator.diffusion import CAT_BETAS, Weighting, sequence_weights, total_weight
 from cat_fast.generator.text_cache import TextCache, estimate_bytes
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.models.build import build_model
@@ -73,7 +73,7 @@ class GeneratorTask:
         agree_on_writes(self.engine, ranks)
         self.flops = GeneratorFlops(self.arguments)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
-        self.schedule = make_schedule(config.loss.prediction)
+        self.schedule = make_schedule(config.loss.prediction, config.loss.beta_schedule)
         self._drawn: list[WeightedBatch] = []
         self.batches = PackedBatches(
             self.latents,
@@ -85,19 +85,20 @@ class GeneratorTask:
 
     def _model_arguments(self) -> dict[str, Any]:
         """Return the `model:` section, with the arguments that the latents and text encoder determine."""
-        latents = self.latents
+        latents, flow = self.latents, self.config.loss.prediction == "flow"
         derived = {
             "in_channels": latents.entries[0].shape[0],
             "shift_factor": latents.shift_factor,
             "scaling_factor": latents.scaling_factor,
+            "beta_schedule": None if flow else self.config.loss.beta_schedule,
             "tokenizer_fingerprint": latents.fingerprint,
             "text_dim": self.text_encoder.dim if self.text_encoder else None,
             "text_encoder_fingerprint": self.text_encoder.fingerprint() if self.text_encoder else None,
         }
         if duplicates := sorted(derived.keys() & self.config.model.keys()):
             raise UserError(
-                f"model.{duplicates[0]}: the latents and the text encoder determine it; remove the key "
-                "(data.normalized=false keeps the tokenizer's values)"
+                f"model.{duplicates[0]}: the latents, the text encoder or the loss determine it; remove the "
+                "key (data.normalized=none keeps the tokenizer's scale)"
             )
         return {"num_classes": len(latents.class_names), **derived, **self.config.model}
 
@@ -215,7 +216,8 @@ class GeneratorTask:
                 f"{self.latents.fingerprint}; use latents of the former, or start a new run in another "
                 "output_dir"
             )
-        initial = state.get("began_with", {})  # missing in older checkpoints
+        # older checkpoints record less, and had no other betas
+        initial = {"loss.beta_schedule": CAT_BETAS, **state.get("began_with", {})}
         for name, now in self._initial_settings().items():
             if (before := initial.get(name, now)) != now:
                 raise UserError(
@@ -233,6 +235,7 @@ class GeneratorTask:
             "data.latents": self.latents.digest,
             "seed": config.seed,
             "loss.prediction": config.loss.prediction,
+            "loss.beta_schedule": config.loss.beta_schedule,
             "text_encoder": self.arguments["text_encoder_fingerprint"],
         }
 
@@ -248,7 +251,7 @@ class GeneratorTask:
         self.ema.copy_to(averaged)
         if averaged is not None:
             averaged.save_pretrained(folder)
-            self.schedule.save_pretrained(folder / "scheduler")  # with the prediction type
+            self.schedule.save_pretrained(folder / "scheduler")  # with the prediction type and the betas
 
 
 def _lengths(text: PackedText) -> list[int]:

@@ -94,6 +94,8 @@ def test_global_budget_determines_batches_per_step(world_size, overrides, batche
         (["data.global_tokens=512", "accumulation_steps=2"], "remove one"),
         (["loss.prediction=x0"], r"loss\.prediction: 'x0' is not epsilon, v_prediction, flow"),
         (["loss.weighting=pixel"], r"loss\.weighting: 'pixel' is not token, image"),
+        (["loss.beta_schedule=cosine"], r"loss\.beta_schedule: 'cosine' is not squaredcos_cap_v2, linear"),
+        (["loss.beta_schedule=linear", "loss.prediction=flow"], "which has no betas; set it to squaredcos"),
         (["loss.prediction=flow", "loss.min_snr_gamma=5"], "not supported with prediction: flow"),
     ],
 )
@@ -102,9 +104,20 @@ def test_invalid_budgets_and_losses_are_refused(overrides, message):
         _batches_per_step(config(*overrides), Ranks(world_size=2))
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
-def test_run_trains_the_configured_prediction_and_exports_it_with_the_model(tmp_path, latents, prediction):
-    run = config(f"data.latents={latents}", f"loss.prediction={prediction}", f"output_dir={tmp_path}")
+@pytest.mark.parametrize(
+    ("prediction", "betas"),
+    [
+        ("epsilon", "squaredcos_cap_v2"),
+        ("epsilon", "linear"),
+        ("v_prediction", "linear"),
+        ("flow", "squaredcos_cap_v2"),
+    ],
+)
+def test_run_trains_the_configured_noise_schedule_and_exports_it_with_the_model(
+    tmp_path, latents, prediction, betas
+):
+    loss = [f"loss.prediction={prediction}", f"loss.beta_schedule={betas}"]
+    run = config(f"data.latents={latents}", *loss, f"output_dir={tmp_path}")
     task = GeneratorTask(run, Ranks())
     for step in range(3):
         metrics = train_step(task, step)
@@ -116,7 +129,9 @@ def test_run_trains_the_configured_prediction_and_exports_it_with_the_model(tmp_
     task.export(tmp_path / "model")
     schedule = load_schedule(tmp_path / "model" / "scheduler")
     assert schedule.config.get("prediction_type", "flow") == prediction
-    assert isinstance(DiT.from_pretrained(tmp_path / "model"), DiT)
+    expected = None if prediction == "flow" else betas
+    assert schedule.config.get("beta_schedule") == task.schedule.config.get("beta_schedule") == expected
+    assert DiT.from_pretrained(tmp_path / "model").config.beta_schedule == expected
 
 
 def test_loss_is_the_token_weighted_mean_over_ratios(tmp_path, latents):
@@ -180,7 +195,7 @@ def test_text_encoder_without_captions_is_refused(tmp_path, bert):
     [
         (["model.ratios=[16]"], r"has latents at 8x, but model\.ratios is \[16\]"),
         (["model.num_classes=1"], r"model\.num_classes is 1, but the latents have class 1: remove the key"),
-        (["model.scaling_factor=1"], r"model\.scaling_factor: the latents .*data\.normalized=false"),
+        (["model.scaling_factor=1"], r"model\.scaling_factor: the latents, .*data\.normalized=none"),
         (["data.max_tokens=63"], r"63 is less than the longest sequence, 64 tokens"),
         (["data.window=4"], r"4 latents, with 28 tokens on average, do not fill .* use at least 6"),
         (["compile=true", "deepspeed=deepspeed/zero3.json"], "compile: not supported with ZeRO 3"),
@@ -216,6 +231,7 @@ def checkpoint(tmp_path_factory, latents):
     [
         ("seed=1", "seed: expected 0, as at the start of the run, got 1"),
         ("loss.prediction=flow", r"loss\.prediction: expected 'epsilon', .* got 'flow'"),
+        ("loss.beta_schedule=linear", r"beta_schedule: expected 'squaredcos_cap_v2', .* got 'linear'"),
         ("data.normalized=false", r"data\.latents: expected '\w{16}', .* got '\w{16}'"),
     ],
 )
@@ -235,6 +251,9 @@ def test_checkpoint_without_initial_settings_can_be_resumed(tmp_path, latents, c
     task.load(checkpoint)
     older.load(folder)
     assert train_step(older, 1)["loss"] == train_step(task, 1)["loss"]
+    linear = GeneratorTask(config(f"data.latents={latents}", "loss.beta_schedule=linear"), Ranks())
+    with pytest.raises(UserError, match="beta_schedule: expected 'squaredcos_cap_v2'"):  # all had those
+        linear.load(folder)
 
 
 def test_relabelled_latents_have_another_digest(tmp_path):
