@@ -14,7 +14,7 @@ from urllib.error import URLError
 
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
-from cat_fast.generator.text_models import BY_HAND, fetch_text_model, find_text_model, is_hub_name
+from cat_fast.generator.text_models import ENCODER_HINT, fetch_text_model, find_text_model, is_hub_name
 from cat_fast.training.config.settings import GeneratorRun, RunConfig, TokenizerRun
 
 _CHUNK = 2**20
@@ -69,7 +69,7 @@ class Weights:
         return PUBLISHED.get(self.path.name)
 
     @property
-    def is_there(self) -> bool:
+    def is_available(self) -> bool:
         return self.path.exists()
 
 
@@ -86,7 +86,7 @@ class HubModel:
         return find_text_model(self.name) or self.name
 
     @property
-    def is_there(self) -> bool:
+    def is_available(self) -> bool:
         return find_text_model(self.name) is not None
 
     def download(self) -> None:
@@ -144,7 +144,7 @@ def _trunk(name: str) -> Weights:
 def _text_encoder(name: str) -> Weights | HubModel:
     key = "text_encoder"
     if Path(name).is_dir() or not is_hub_name(name):
-        return Weights(key=key, path=Path(name), by_hand=BY_HAND)
+        return Weights(key=key, path=Path(name), by_hand=ENCODER_HINT)
     return HubModel(key=key, name=name)
 
 
@@ -157,7 +157,7 @@ def require_weights(config: RunConfig, command: str) -> None:
     Raises:
         UserError: a file is missing.
     """
-    missing = [weights for weights in required_weights(config) if not weights.is_there]
+    missing = [weights for weights in required_weights(config) if not weights.is_available]
     if missing:
         files = "; ".join(f"{weights.key}: {weights.path}" for weights in missing)
         raise UserError(f"weights are missing: {files}. Ranks do not download: run `{command}` first")

@@ -436,7 +436,7 @@ class CATPipeline(DiffusionPipeline):
             return preferred
         for f in served:
             _check_size(size, f, patch)
-        expected = dict(zip(distinct, default_scorer().expected_many(distinct).tolist(), strict=True))
+        expected = dict(zip(distinct, default_scorer().continuous_scores(distinct).tolist(), strict=True))
         return ratios_within_budget(
             [expected[description] for description in descriptions],
             mean_tokens,

@@ -106,7 +106,7 @@ class DeferredErrorWriter:
         return getattr(self.inner, name)
 
 
-def agree_on_writes(engine: Any, ranks: Ranks) -> None:
+def defer_write_errors(engine: Any, ranks: Ranks) -> None:
     """Make a DeepSpeed engine write its checkpoints through a `DeferredErrorWriter`."""
     engine.checkpoint_engine = DeferredErrorWriter(engine.checkpoint_engine, ranks)
 

@@ -18,11 +18,11 @@ from cat_fast.models.build import build_model
 from cat_fast.models.load import load_tokenizer
 from cat_fast.packing import PackedSequence
 from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
-from cat_fast.training.checkpoints.write_errors import agree_on_writes
+from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import GeneratorRun
 from cat_fast.training.generator.packed_batches import PackedBatches
 from cat_fast.training.generator.packed_stream import PackedStream
-from cat_fast.training.metrics.flops import GeneratorFlops
+from cat_fast.training.metrics.flops import DiTFlops
 from cat_fast.training.metrics.step_means import means_at_ratios
 from cat_fast.training.runtime.collective_errors import on_each, raise_together
 from cat_fast.training.runtime.ema import EMA
@@ -70,8 +70,8 @@ class GeneratorTask:
         self.engine = make_engine(
             model, config.optimizer, config.deepspeed, self.batches_per_step, config.precision
         )
-        agree_on_writes(self.engine, ranks)
-        self.flops = GeneratorFlops(self.arguments)
+        defer_write_errors(self.engine, ranks)
+        self.flops = DiTFlops(self.arguments)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
         self.schedule = make_schedule(config.loss.prediction, config.loss.beta_schedule)
         self._drawn: list[WeightedBatch] = []

@@ -75,7 +75,7 @@ class TokenizerFlops:
         return counter.get_total_flops()
 
 
-class GeneratorFlops:
+class DiTFlops:
     """FLOPs of the diffusion transformer's steps, cached per length of a sequence and its text.
 
     Sequences do not attend to each other, so a packed batch costs the sum of its sequences.
@@ -84,7 +84,7 @@ class GeneratorFlops:
     def __init__(self, arguments: dict[str, Any]) -> None:
         with META:
             self.model = build_model(DiT, arguments)
-        self.of_lengths = cache(self._of_lengths)
+        self.sequence_flops = cache(self._sequence_flops)
 
     def of(self, lengths: Iterable[int], text_lengths: Iterable[int] | None = None) -> int:
         """Return the FLOPs of a packed batch, forward and backward.
@@ -94,16 +94,16 @@ class GeneratorFlops:
             text_lengths: tokens of each sequence's text, for a text-conditional model.
         """
         texts = repeat(0) if text_lengths is None else text_lengths
-        return sum(sum(self.of_lengths(*pair).values()) for pair in zip(lengths, texts, strict=False))
+        return sum(sum(self.sequence_flops(*pair).values()) for pair in zip(lengths, texts, strict=False))
 
-    def _of_lengths(self, length: int, text_length: int = 0) -> dict[str, int]:
+    def _sequence_flops(self, length: int, text_length: int = 0) -> dict[str, int]:
         """Return the FLOPs of one sequence as `linear` and `attention`, which is quadratic in the tokens."""
         with FlopCounterMode(display=False) as counter:
             predict_on_meta(self.model, length, text_length).sum().backward()
-        return parts_of(counter)
+        return split_flops(counter)
 
 
-def parts_of(counter: FlopCounterMode) -> dict[str, int]:
+def split_flops(counter: FlopCounterMode) -> dict[str, int]:
     """Return a counter's total for a diffusion transformer, split into `linear` and `attention`."""
     by_operator = counter.get_flop_counts()["Global"]
     linear = sum(by_operator[operator] for operator in LINEAR_OPERATORS if operator in by_operator)

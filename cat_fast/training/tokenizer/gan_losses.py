@@ -30,7 +30,7 @@ class TokenizerLosses:
     perceptual_crop: int = 0
     crops: Callable[[list[Tensor], int], list[Tensor]] = random_crops
 
-    def of_autoencoder(
+    def autoencoder_loss(
         self,
         autoencoder: Callable[..., tuple[Tensor, DiagonalGaussianDistribution]],
         discriminator: StyleGANDiscriminator | None,
@@ -58,7 +58,7 @@ class TokenizerLosses:
         loss = self.objective(images, reconstructions, _in_float32(posterior), fake_logits, window)
         return reconstructions, loss
 
-    def of_discriminator(
+    def discriminator_loss(
         self,
         discriminator: Callable[[Tensor], Tensor],
         module: StyleGANDiscriminator,

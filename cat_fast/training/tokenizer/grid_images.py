@@ -11,7 +11,7 @@ from cat_fast.data.images.index import read_index
 from cat_fast.data.images.io import decode_image, find_images, load_image
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.held_out import HeldOut
 from cat_fast.data.streams.plan import spread
 from cat_fast.errors import UserError
@@ -34,7 +34,7 @@ def grid_images(config: TokenizerRun) -> GridImages:
         return GridImages([load_image(path) for path in _named(data.held_out)[:count]], held_out=True)
     if data.index == PHOTOGRAPHS and not data.stream_keys:
         return GridImages([load_image(path) for path in _shipped(count)], held_out=True)
-    shards, held_out = open_shards(data, Problems()), make_held_out(config)
+    shards, held_out = open_shards(data, ProblemLog()), make_held_out(config)
     images = list(islice(_images(shards, held_out, SHARDS_SEARCHED, count), count)) if held_out else []
     if images:
         return GridImages(images, held_out=True)

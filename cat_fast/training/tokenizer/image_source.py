@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, policy_of, ratios_by_jpeg
+from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, ratio_policy_for, ratios_by_jpeg
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.image_batch import ImageBatch
@@ -15,11 +15,11 @@ from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.formats.base import Rating, ShardSet
 from cat_fast.data.streams.formats.hugging_face import HubShards
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.held_out import HeldOut, TrainingShards
-from cat_fast.data.streams.plan import SHARDS_COUNTED, Mix, counted
+from cat_fast.data.streams.plan import SHARDS_COUNTED, Mix, count_mix
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import ImageDataConfig, TokenizerRun
@@ -34,7 +34,7 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     Raises:
         UserError: the images are missing or differ between ranks, or their ratios are unknown.
     """
-    data, sampler, problems = config.data, config.sampler, Problems()
+    data, sampler, problems = config.data, config.sampler, ProblemLog()
     in_memory = data.index_in_memory
     if in_memory:
         shards: ShardSet = _make_record_shards(config, ranks)
@@ -107,7 +107,7 @@ def _records(config: TokenizerRun) -> list[ImageRecord]:
     return kept
 
 
-def _open_training_shards(config: TokenizerRun, problems: Problems) -> ShardSet:
+def _open_training_shards(config: TokenizerRun, problems: ProblemLog) -> ShardSet:
     """Return the shards to train on, without their held-out images."""
     shards, held_out = open_shards(config.data, problems), make_held_out(config)
     return shards if held_out is None else TrainingShards(shards, held_out)
@@ -122,7 +122,7 @@ def _mix(config: TokenizerRun, shards: ShardSet, rating: Rating, ranks: Ranks) -
     if all_ratios and not in_memory:
         raise UserError("sampler.shares: required with pool: all, for example sampler.shares={16: 1}")
     max_shards = len(shards.names) if in_memory else SHARDS_COUNTED
-    own = on_main(lambda: counted(shards, rating, max_shards), ranks)
+    own = on_main(lambda: count_mix(shards, rating, max_shards), ranks)
     if missing := sorted(f for f, share in configured.items() if share and f not in own.shares):
         raise UserError(
             f"sampler.shares: ratio {missing[0]} has a share but no image; set the share to 0 or use "
@@ -137,7 +137,7 @@ def make_held_out(config: TokenizerRun) -> HeldOut | None:
     return HeldOut(share, config.seed) if share else None
 
 
-def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
+def open_shards(data: ImageDataConfig, problems: ProblemLog) -> ShardSet:
     """Open the configured shards, folder, dataset or index on disk.
 
     Raises:
@@ -158,6 +158,8 @@ def open_shards(data: ImageDataConfig, problems: Problems) -> ShardSet:
 def _rating(data: ImageDataConfig) -> Rating:
     # `_make_record_shards` has already stored JPEG-based ratios in its records.
     already_rated = data.index_in_memory and data.ratios_from == "jpeg"
-    policy = policy_of("index" if already_rated else data.ratios_from, RatioThresholds(*data.thresholds))
+    policy = ratio_policy_for(
+        "index" if already_rated else data.ratios_from, RatioThresholds(*data.thresholds)
+    )
     uses_jpeg_size = data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
-    return Rating(policy.rate, ratio_of_file if uses_jpeg_size else None)
+    return Rating(policy.ratio_from_labels, ratio_of_file if uses_jpeg_size else None)

@@ -32,7 +32,7 @@ def measure(
     Args:
         batches: numbers of images per batch; at least two different ones.
         device: None uses the GPU if there is one.
-        on_step: called after each of `steps_of` steps with a description of it.
+        on_step: called after each of `num_timed_steps` steps with a description of it.
 
     Raises:
         UserError: fewer than two batches, an image size that is not a multiple of a ratio, or an invalid
@@ -67,7 +67,7 @@ def measure(
     return fit([_measurement(*cell, values) for cell, values in seconds.items()], about)
 
 
-def steps_of(config: TokenizerRun, batches: Sequence[int], repeats: int) -> int:
+def num_timed_steps(config: TokenizerRun, batches: Sequence[int], repeats: int) -> int:
     """Return the number of steps that `measure` runs."""
     ratios = config.model.get("ratios", (8, 16, 32))
     return len(ratios) * len(set(batches)) * (repeats + 1)

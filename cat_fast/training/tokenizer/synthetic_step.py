@@ -75,8 +75,8 @@ class Workload:
 
     def reconstruct(self, batch: ImageBatch) -> Tensor:
         """Compute the autoencoder's gradients; return the reconstructions."""
-        judge = self.discriminator if self.adversarial else None
-        reconstructions, loss = self.losses.of_autoencoder(self._autoencoder, judge, batch)
+        discriminator = self.discriminator if self.adversarial else None
+        reconstructions, loss = self.losses.autoencoder_loss(self._autoencoder, discriminator, batch)
         loss.total.backward()
         return reconstructions.detach()
 
@@ -84,7 +84,7 @@ class Workload:
         """Compute the discriminator's gradients; `r1` includes R1, if the loss has it."""
         step = 0 if r1 else 1  # 0 is a multiple of every R1 interval
         module = self.discriminator
-        loss, *_ = self.losses.of_discriminator(module, module, step, batch, reconstructions)
+        loss, *_ = self.losses.discriminator_loss(module, module, step, batch, reconstructions)
         loss.total.backward()
 
     def _autoencoder(self, *arguments: Any, **keywords: Any) -> Any:

@@ -19,7 +19,7 @@ from cat_fast.tokenizer.adversarial import LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObjective
 from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
-from cat_fast.training.checkpoints.write_errors import agree_on_writes
+from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.metrics.flops import TokenizerFlops
 from cat_fast.training.metrics.step_means import RatioSums, means, means_at_ratios
@@ -62,7 +62,7 @@ class TokenizerTrainer:
             discriminator, config.discriminator.optimizer, config.deepspeed, config.accumulation_steps
         )
         for engine in (self.engine, self.discriminator):
-            agree_on_writes(engine, ranks)
+            defer_write_errors(engine, ranks)
 
     def work(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
         """Return `images`, `tokens` and `flops` of this rank's batches."""
@@ -131,14 +131,14 @@ class TokenizerTrainer:
         return {name: engine for name, (engine, _) in engines.items()}
 
     def _reconstruct(self, step: int, batch: ImageBatch) -> tuple[Tensor, Loss]:
-        judge = self.discriminator.module if self._adversarial(step) else None
-        return self.losses.of_autoencoder(self.engine, judge, batch)
+        discriminator = self.discriminator.module if self._adversarial(step) else None
+        return self.losses.autoencoder_loss(self.engine, discriminator, batch)
 
     def _discriminator_backward(
         self, step: int, batch: ImageBatch, reconstructions: Tensor, share: float
     ) -> dict[str, Tensor]:
         engine = self.discriminator
-        loss, real, fake = self.losses.of_discriminator(engine, engine.module, step, batch, reconstructions)
+        loss, real, fake = self.losses.discriminator_loss(engine, engine.module, step, batch, reconstructions)
         engine.backward(loss.total * share)
         return {
             **loss.terms(),

@@ -11,7 +11,7 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
 from cat_fast.training.config.settings import DiscriminatorConfig, ImageDataConfig, TokenizerRun
-from cat_fast.training.metrics.flops import GeneratorFlops, TokenizerFlops, token_count
+from cat_fast.training.metrics.flops import DiTFlops, TokenizerFlops, token_count
 
 MODEL = {
     "block_out_channels": [8, 8, 16, 16, 32, 32],
@@ -98,7 +98,7 @@ def test_counting_uses_no_random_numbers():
     flops = tokenizer_flops()
     before = torch.get_rng_state()
     flops.of(16, 1, True)
-    GeneratorFlops(DIT).of([16])
+    DiTFlops(DIT).of([16])
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -116,7 +116,7 @@ def test_transformer_flops_equal_those_of_training(sides, monkeypatch):
     batch = packed(sides)
     model = DiT(**DIT)
     expected = counted(lambda: model(batch, torch.zeros(len(sides), dtype=torch.long)).sample)
-    assert GeneratorFlops(DIT).of(batch.cu_seqlens.diff().tolist()) == expected
+    assert DiTFlops(DIT).of(batch.cu_seqlens.diff().tolist()) == expected
 
 
 def test_text_tokens_count(monkeypatch):
@@ -125,16 +125,16 @@ def test_text_tokens_count(monkeypatch):
     batch, model = packed([4, 16, 8]), DiT(**arguments)
     text = PackedText.of([torch.zeros(length, 6) for length in (3, 0, 7)])
     expected = counted(lambda: model(batch, torch.zeros(3, dtype=torch.long), text=text).sample)
-    counts = GeneratorFlops(arguments)
+    counts = DiTFlops(arguments)
     assert counts.of(batch.cu_seqlens.diff().tolist(), [3, 0, 7]) == expected
     assert counts.of([4]) < counts.of([4], [3])
 
 
 def test_transformer_flops_agree_with_the_formula():
-    flops, tokens, width, depth = GeneratorFlops(DIT), 64, 32, 3
+    flops, tokens, width, depth = DiTFlops(DIT), 64, 32, 3
     attention = 12 * tokens**2 * width  # QKᵀ and PV, two FLOPs each, times three for forward and backward
     linear = 6 * tokens * 12 * width**2  # qkv, proj and MLP
     modulation = 6 * 6 * width**2  # once per sequence
     blocks = depth * (attention + linear + modulation)
     assert flops.of([tokens]) == pytest.approx(blocks, rel=0.1)
-    assert flops.of_lengths(tokens)["attention"] == depth * attention
+    assert flops.sequence_flops(tokens)["attention"] == depth * attention

@@ -38,7 +38,7 @@ def test_every_ratio_and_batch_is_timed_and_fitted(monkeypatch):
     table = measure_cost.measure(config, [1, 3], 2, on_step=reported.append)
     cells = [(f, n) for f in (8, 16, 32) for n in (1, 3)]
     assert done == cells * 3
-    assert len(reported) == measure_cost.steps_of(config, [1, 3], 2) == 18
+    assert len(reported) == measure_cost.num_timed_steps(config, [1, 3], 2) == 18
     for ratio in (8, 16, 32):
         assert table.costs[ratio].fixed == pytest.approx(0.5)
         assert table.costs[ratio].per_image == pytest.approx(1 / ratio)
