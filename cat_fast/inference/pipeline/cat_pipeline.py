@@ -33,7 +33,7 @@ from cat_fast.complexity import (
 )
 from cat_fast.data.files import require_writable
 from cat_fast.data.images.io import tensor_to_image
-from cat_fast.data.latents.moments import per_channel
+from cat_fast.data.latents.scale import LatentScale
 from cat_fast.errors import UserError, one_line
 from cat_fast.generator import DiT, SampleRequest, sample
 from cat_fast.generator.diffusion import Schedule, check_betas
@@ -43,6 +43,7 @@ from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, chec
 from cat_fast.inference.pipeline.folder import INDEX, check_folder, check_weights, find_damage, find_folder
 from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.pipeline_config import upcast
 
 MAX_TOKENS = 16_384
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -462,6 +463,7 @@ class CATPipeline(DiffusionPipeline):
     def _decode(self, latents: list[torch.Tensor], ratios: list[int]) -> list[torch.Tensor]:
         """Return the (3, H, W) images of latents in the transformer's scale, each decoded at its ratio."""
         config = self.transformer.config
+        scale = LatentScale(config.shift_factor, config.scaling_factor)
         groups: dict[tuple[int, torch.Size], list[int]] = defaultdict(list)
         for i, (latent, ratio) in enumerate(zip(latents, ratios, strict=True)):
             groups[ratio, latent.shape].append(i)
@@ -470,9 +472,9 @@ class CATPipeline(DiffusionPipeline):
         images: dict[int, torch.Tensor] = {}
         for (ratio, _), members in groups.items():
             for chunk in (members[j : j + _DECODE_BATCH] for j in range(0, len(members), _DECODE_BATCH)):
-                z = torch.stack([latents[i] for i in chunk])
-                z = z / per_channel(config.scaling_factor).to(z) + per_channel(config.shift_factor).to(z)
-                decoded = self.vae.decode(z.to(self.vae.dtype), ratio).sample
+                z = scale.undo(torch.stack([latents[i] for i in chunk]), ratio)
+                with upcast(self.vae):
+                    decoded = self.vae.decode(z.to(self.vae.dtype), ratio).sample
                 if not torch.isfinite(decoded).all():
                     raise UserError(
                         f"the decoded images hold NaN or infinite values in {self.vae.dtype};"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
+from cat_fast.data.latents.scale import read_normalization
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.errors import UserError
@@ -347,9 +348,11 @@ class LatentDataConfig:
     """Folder of latent shards, all encoded by one tokenizer."""
     tokenizer: str = ""
     """Folder of that tokenizer. If set, latents of another tokenizer are refused."""
-    normalized: bool = True
-    """Normalize each channel of the latents to mean 0 and standard deviation 1 over the dataset. False keeps
-    the tokenizer's values, which corresponds to the paper's scaling factor of 1."""
+    normalized: str = "per_channel"
+    """Scale of the latents. `none`: the tokenizer's own shift and scaling factor, 1 for CAT, as in the paper.
+    `per_channel`: mean 0 and standard deviation 1 for each channel over the dataset, every image weighing
+    alike. `per_ratio`: the same among the latents of each ratio. true and false are read as per_channel and
+    none."""
     max_tokens: int = 16384
     """Maximum number of tokens in a rank's batch."""
     global_tokens: int = 0
@@ -360,6 +363,7 @@ class LatentDataConfig:
     few dozen more latents than a batch."""
 
     def __post_init__(self) -> None:
+        self.normalized = read_normalization(self.normalized, "data.normalized")
         require(self.max_tokens > 0, f"data.max_tokens: {self.max_tokens} must be positive")
         require(self.global_tokens >= 0, f"data.global_tokens: {self.global_tokens} is negative")
 

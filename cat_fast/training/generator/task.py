@@ -1,6 +1,7 @@
 """Training of the diffusion transformer on packed latents of mixed ratios, with a token budget per rank."""
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,15 +9,18 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from cat_fast.complexity import RATIOS
 from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.data.latents.scale import read_normalization
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
-from cat_fast.generator.diffusion import CAT_BETAS, Weighting, sequence_weights, total_weight
+from cat_fast.generator.diffusion import CAT_BETAS, CLIP_RANGE, Weighting, sequence_weights, total_weight
 from cat_fast.generator.text_cache import TextCache, estimate_bytes
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.models.build import build_model
 from cat_fast.models.load import load_tokenizer
 from cat_fast.packing import PackedSequence
+from cat_fast.tokenizer.pipeline_config import latent_scale
 from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
 from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import GeneratorRun
@@ -31,6 +35,8 @@ from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
 from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
+
+_LOG = logging.getLogger("cat_fast.training")
 
 
 class WeightedBatch(NamedTuple):
@@ -63,6 +69,8 @@ class GeneratorTask:
         self.ratios = list(model.config.ratios)
         lengths = self.latents.token_counts(model.config.patch_size)
         _check_fit(config, self.latents, model, lengths)
+        if ranks.is_main:
+            _warn_of_clipping(self.latents)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if config.compile:
@@ -100,7 +108,9 @@ class GeneratorTask:
                 f"model.{duplicates[0]}: the latents, the text encoder or the loss determine it; remove the "
                 "key (data.normalized=none keeps the tokenizer's scale)"
             )
-        return {"num_classes": len(latents.class_names), **derived, **self.config.model}
+        arguments = {"num_classes": len(latents.class_names), **derived, **self.config.model}
+        _check_ratios(self.config, latents, list(arguments.get("ratios", RATIOS)))
+        return arguments
 
     def draw(self, step: int) -> Sequence[float]:
         self._drawn, seconds = self._next_batches()
@@ -261,8 +271,27 @@ def _lengths(text: PackedText) -> list[int]:
 def _load_latents(config: GeneratorRun) -> LatentDataset:
     """Load the run's latents; raise a UserError if `data.tokenizer` is set and they are of another one."""
     data = config.data
-    named = load_tokenizer(Path(data.tokenizer), "cpu").fingerprint() if data.tokenizer else None
-    return LatentDataset(data.latents, named, normalized=data.normalized)
+    fingerprint = scale = None
+    if data.tokenizer:
+        tokenizer = load_tokenizer(Path(data.tokenizer), "cpu")
+        fingerprint, scale = tokenizer.fingerprint(), latent_scale(tokenizer)
+    normalized = read_normalization(data.normalized)
+    return LatentDataset(data.latents, fingerprint, normalized=normalized, tokenizer_scale=scale)
+
+
+def _check_ratios(config: GeneratorRun, latents: LatentDataset, ratios: list[int]) -> None:
+    """Check that a model of these ratios can be trained on the latents; raise a UserError otherwise."""
+    present = set(latents.entries.ratios.tolist())
+    if unknown := present - {*ratios}:
+        raise UserError(
+            f"data.latents: {config.data.latents} has latents at {min(unknown)}x, but model.ratios is "
+            f"{ratios}: add the ratio, or use latents without it"
+        )
+    if config.data.normalized == "per_ratio" and (missing := {*ratios} - present):
+        raise UserError(
+            f"data.normalized: per_ratio needs latents at every ratio of model.ratios, there are none at "
+            f"{min(missing)}x: set model.ratios={sorted(present)}, or data.normalized=per_channel"
+        )
 
 
 def _check_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths: list[int]) -> None:
@@ -272,11 +301,6 @@ def _check_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths
         UserError: they do not fit; the message names the key to change.
     """
     data, entries = config.data, latents.entries
-    if unknown := set(entries.ratios.tolist()) - set(model.config.ratios):
-        raise UserError(
-            f"data.latents: {data.latents} has latents at {min(unknown)}x, but model.ratios is "
-            f"{list(model.config.ratios)}: add the ratio, or use latents without it"
-        )
     if entries.labels.max() >= model.config.num_classes:
         raise UserError(
             f"model.num_classes is {model.config.num_classes}, but the latents have class "
@@ -292,6 +316,17 @@ def _check_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths
         raise UserError(
             f"data.window: {data.window} latents, with {mean:.0f} tokens on average, do not fill "
             f"data.max_tokens={data.max_tokens}: use at least {math.ceil(1.25 * data.max_tokens / mean)}"
+        )
+
+
+def _warn_of_clipping(latents: LatentDataset) -> None:
+    """Warn if the clipping range of samples is within the range of the latents in the model's scale."""
+    reach, ratio = max(((reach, ratio) for ratio, reach in latents.reach().items()), default=(0.0, 0))
+    if reach > CLIP_RANGE:
+        _LOG.warning(
+            "data.normalized: latents at %dx reach about ±%.0f in the model's scale, but samples are clipped "
+            "at ±%g: use per_channel or per_ratio, or set the tokenizer's scaling_factor",
+            *(ratio, reach, CLIP_RANGE),
         )
 
 
