@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -45,8 +46,9 @@ def upcast(vae: NestedAutoencoderKL) -> Iterator[None]:
     if vae.dtype != torch.float16 or not vae.config["force_upcast"]:
         yield
         return
-    vae.to(torch.float32)
+    module: Any = vae  # diffusers' wrapper of `to` hides its arguments
+    module.to(torch.float32)
     try:
         yield
     finally:
-        vae.to(torch.float16)
+        module.to(torch.float16)

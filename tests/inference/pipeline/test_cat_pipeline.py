@@ -11,6 +11,7 @@ from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, paper_schedule
 from cat_fast.inference import CATPipeline
+from cat_fast.inference.pipeline import assembly
 from tests.inference.pipeline.conftest import DESCRIPTIONS, LABELS
 
 FAST = {"num_inference_steps": 4, "scheduler": "ddim"}
@@ -123,6 +124,22 @@ def test_models_saved_before_decode_as_they_did(saved, tmp_path, pipeline):
     again.set_progress_bar_config(disable=True)
     expected, found = (pixels(made(LABELS, generator=seeded(0, 3), **FAST)) for made in (pipeline, again))
     assert all(np.array_equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_a_published_checkpoint_is_assembled_with_the_betas_of_the_original(parts, tmp_path, monkeypatch):
+    tokenizer, transformer = parts
+    transformer = DiT(
+        **{key: value for key, value in transformer.config.items() if not key.startswith("_")}
+        | {"beta_schedule": "linear"}
+    )
+    monkeypatch.setattr(assembly, "load_model", lambda *_: transformer)
+    (tmp_path / "DiT.pt").touch()
+    made = assembly.assemble(tokenizer, tmp_path / "DiT.pt", LABELS, resolution=64)
+    assert made.scheduler.config.beta_schedule == "linear"
+    with pytest.raises(UserError, match="trained with linear betas, the scheduler has squaredcos_cap_v2"):
+        CATPipeline(tokenizer, transformer, paper_schedule(), labels=LABELS, resolution=64)
+    with pytest.raises(UserError, match="training saves it next to the model"):
+        assembly.assemble(tokenizer, tmp_path, LABELS, resolution=64)
 
 
 @pytest.mark.parametrize("force", [True, False])
