@@ -47,19 +47,18 @@ def filled(text: str) -> str:
 
 def presets() -> str:
     """Return one row per configuration: parameters, multiply-accumulates per ratio (linear + attention)."""
-    header = (
-        "configuration",
-        "blocks × width",
-        "parameters, M",
-        "published",
-        *(f"{r}x, GMAC" for r in RATIOS),
-    )
+    forward = (*(f"{r}x" for r in RATIOS), "16x, total", "published for 256 tokens")
+    header = ("configuration", "blocks × width", "parameters, M", "published", *forward)
     rows = []
     for name in CONFIGURATIONS:
         model = built(name)
         published = ORIGINAL[name]["parameters"] if name in ORIGINAL else PUBLISHED["parameters"]
         shape = f"{model.config.depth} × {model.config.hidden_size}"
-        gmac = ["{:.2f} + {:.2f}".format(*work(model, ratio)) for ratio in RATIOS]
+        gmac = ["{:.2f} + {:.2f} GMAC".format(*work(model, ratio)) for ratio in RATIOS]
+        gmac.append(f"{2 * sum(work(model, 16)):.2f} GFLOP")
+        gmac.append(
+            f"{ORIGINAL[name]['gmac']:g} GMAC" if name in ORIGINAL else f"{PUBLISHED['tflops']:.1f} TFLOPs"
+        )
         rows.append((f"`{name}`", shape, f"{parameters(model):.2f}", f"{published / 1e6:g}", *gmac))
     return tables.markdown(header, rows)
 
@@ -81,10 +80,11 @@ def mixes() -> str:
         tokens = sum(share * token_count(ratio, SIDE) for share, ratio in zip(shares, RATIOS, strict=True))
         mix = " / ".join(f"{share:.0%}" for share in shares)
         published = f"{relative[label]:g}" if label in relative else ""
-        ratios = [f"{relative_work(built(name), shares):.3f}" for name in CONFIGURATIONS]
+        ratios = [f"{relative_work(built(name), shares):.3f} of FLOPs" for name in CONFIGURATIONS]
         rows.append((f"{label}, {mix}", f"{tokens:.1f}", f"{tokens / 256:.3f}", *ratios, published))
     names = [f"`{name}`" for name in CONFIGURATIONS]
-    return tables.markdown(("mix at 8x / 16x / 32x", "tokens", "of 256", *names, "published"), rows)
+    header = ("mix at 8x / 16x / 32x", "tokens", "of 256", *names, "published, of FLOPs")
+    return tables.markdown(header, rows)
 
 
 def speed() -> str:

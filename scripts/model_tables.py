@@ -47,7 +47,16 @@ def filled(text: str) -> str:
 
 def tokenizers() -> str:
     """Return one row per configuration."""
-    header = ("configuration", "parameters, M", "published", "", "GMAC by ratio", "mean", "published", "")
+    header = (
+        "configuration",
+        "parameters, M",
+        "published",
+        "",
+        "by ratio",
+        "mean",
+        'published as "FLOPs"',
+        "",
+    )
     rows = [
         describe(name, row["parameters"], PUBLISHED["gmac_imagenet"].get(name))
         for name, row in PUBLISHED["rows"].items()
@@ -146,9 +155,9 @@ def describe(name: str, published_parameters: int, published_gmac: float | None)
         f"{parameters / 1e6:.2f}",
         f"{published_parameters / 1e6:g}",
         f"{parameters / published_parameters - 1:+.1%}",
-        ", ".join(f"{ratio}x {value:.0f}" for ratio, value in gmac.items()),
-        f"{mean:.0f}",
-        f"{published_gmac:g}" if published_gmac else "",
+        ", ".join(f"{ratio}x {value:.0f}" for ratio, value in gmac.items()) + " GMAC",
+        f"{mean:.0f} GMAC",
+        f"{published_gmac:g} GMAC" if published_gmac else "",
         f"{mean / published_gmac - 1:+.0%}" if published_gmac else "",
     )
 

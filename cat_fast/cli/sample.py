@@ -73,6 +73,14 @@ def sample(
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance scale; 1 disables guidance.")
     ] = 1.5,
+    guidance_channels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of leading latent channels to guide; the original DiT guides 3. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
@@ -165,6 +173,7 @@ def sample(
         width=width,
         num_inference_steps=steps,
         guidance_scale=guidance,
+        guidance_channels=guidance_channels,
         scheduler=scheduler,  # type: ignore[arg-type] # checked above
         seed=seed,
         max_tokens=max_tokens,

@@ -1,5 +1,6 @@
 """Assignment of ratios to a set of images under a token budget; complex images get more tokens."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,9 +22,9 @@ def ratios_within_budget(
     exceeding it.
 
     No image gets fewer tokens than a less complex one. Many mixes cost the same: one image at 8x costs as
-    much as sixteen at 32x. Among these, the mix that agrees best with `preferred` is chosen, then the one
-    with the fewest images at the lowest ratio. `preferred` ratios that never increase with complexity and
-    meet the budget exactly are returned unchanged, unless complexities are tied.
+    much as sixteen at 32x. Among these, the mix that agrees best with `preferred` is chosen, then the most
+    diverse one, in which the shares of the ratios have the largest entropy. `preferred` ratios that never
+    increase with complexity and meet the budget exactly are returned unchanged, unless complexities are tied.
 
     Args:
         complexities: one value per image, in any unit; ties favour earlier images.
@@ -68,7 +69,15 @@ def ratios_within_budget(
             + (prefix[high][-1] - prefix[high][second])
         )
         best = best[agreeing == agreeing.max()]
-    n_low, n_middle = int(at_low[best[0]]), int(at_middle[best[0]])
+    entropy = [_entropy(int(at_low[i]), int(at_middle[i]), int(at_high[i])) for i in best]
+    most_diverse = best[int(np.argmax(entropy))]
+    n_low, n_middle = int(at_low[most_diverse]), int(at_middle[most_diverse])
     chosen = [low] * n_low + [middle] * n_middle + [high] * (count - n_low - n_middle)
     result = dict(zip(order, chosen, strict=True))
     return [result[i] for i in range(count)]
+
+
+def _entropy(*counts: int) -> float:
+    """Return the entropy in nats of the shares of `counts`; it does not depend on their order."""
+    total = sum(counts)
+    return -math.fsum(count / total * math.log(count / total) for count in counts if count)

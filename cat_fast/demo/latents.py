@@ -13,6 +13,7 @@ from cat_fast.data.photographs import CATEGORIES
 from cat_fast.data.ratio_origin import RatioOrigin
 from cat_fast.inference.encoding.ratio_batches import encode_batch
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.pipeline_config import latent_scale
 
 MIN_CROP = 0.6
 
@@ -33,7 +34,12 @@ def encode_crops(
     """
     tokenizer.eval()
     with LatentShardWriter(
-        folder, tokenizer.fingerprint(), resolution=resolution, class_names=CATEGORIES, latents_per_shard=256
+        folder,
+        tokenizer.fingerprint(),
+        resolution=resolution,
+        class_names=CATEGORIES,
+        scale=latent_scale(tokenizer),
+        latents_per_shard=256,
     ) as writer:
         for number, record in enumerate(records):
             todo = {

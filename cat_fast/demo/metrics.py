@@ -1,5 +1,6 @@
 """Metrics of the demo's report, as JSON values."""
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from cat_fast.complexity import (
     tokens_per_image,
 )
 from cat_fast.data.images.index import ImageRecord
+from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.evaluation.reconstruction import Reconstruction, summarize
 from cat_fast.processor import processor_name
 from cat_fast.training.metrics.run_log import read_metrics
@@ -52,6 +54,21 @@ def collect_metrics(
         "generator_training": _training(out / "runs" / "generator"),
         "samples": [{k: s[k] for k in ("label", "ratio", "tokens")} for s in samples],
         "seconds": seconds,
+    }
+
+
+def latent_deviations(folder: Path) -> dict[str, Any]:
+    """Return number and standard deviation of the latents of each ratio, in the tokenizer's scale.
+
+    `std` is the root mean square over channels; every image weighs alike.
+    """
+    return {
+        str(ratio): {
+            "count": moments.count,
+            "std": math.hypot(*moments.std) / math.sqrt(len(moments.std)),
+            "std_of_channels": list(moments.std),
+        }
+        for ratio, moments in LatentDataset(folder).moments.items()
     }
 
 

@@ -18,7 +18,7 @@ from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.demo.latents import encode_crops
-from cat_fast.demo.metrics import collect_metrics
+from cat_fast.demo.metrics import collect_metrics, latent_deviations
 from cat_fast.demo.report import write_report
 from cat_fast.evaluation.reconstruction import reconstruct
 from cat_fast.inference import CATPipeline
@@ -202,6 +202,7 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
         with demo.timed("sample"):
             samples = demo.draw(demo.assemble(tokenizer, generator_folder))
     metrics = collect_metrics(out, asdict(settings), train, results, samples, demo.seconds)
+    metrics["latents"] = latent_deviations(out / "latents")
     write_report(out / "report.html", metrics, results, samples, out / "runs")
     write_json(out / "metrics.json", metrics)
     return metrics

@@ -21,24 +21,43 @@ Schedule = DDPMScheduler | FlowMatchEulerDiscreteScheduler
 Weighting = Literal["token", "image"]
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 WEIGHTINGS = ("token", "image")
+CAT_BETAS, ORIGINAL_DIT_BETAS = "squaredcos_cap_v2", "linear"
+BETA_SCHEDULES = (CAT_BETAS, ORIGINAL_DIT_BETAS)
+"""Betas of CAT and of the original DiT, under diffusers' names."""
 STEPS = 1000
+CLIP_RANGE = 16.0
+"""Limit of predicted clean latents in sampling, in the model's scale, in which latents have a standard
+deviation of about 1."""
 
 
-def make_schedule(prediction: str = "epsilon") -> Schedule:
-    """Return the training schedule for a prediction target.
+def make_schedule(prediction: str = "epsilon", beta_schedule: str = CAT_BETAS) -> Schedule:
+    """Return the training schedule for a prediction target and a beta schedule.
 
-    - `epsilon`: the noise, on the paper's schedule, `paper_schedule()`;
+    - `epsilon`: the noise, as CAT and the original DiT predict it;
     - `v_prediction`: sqrt(a) noise - sqrt(1 - a) latent, on the same noise levels (Salimans & Ho, 2022);
     - `flow`: noise - latent, on straight paths between them (rectified flow; Liu et al., 2023).
 
+    The betas are `squaredcos_cap_v2`, the cosine schedule of CAT (`paper_schedule`), or `linear`, from 1e-4
+    to 0.02 in 1000 steps: the schedule of the original DiT and of its published weights. In other respects
+    both have CAT's conventions.
+
     Raises:
-        UserError: unknown prediction target.
+        UserError: unknown prediction target or beta schedule, or other betas than the default with a flow,
+            which has none.
     """
-    if prediction not in PREDICTIONS:
-        raise UserError(f"prediction: expected one of {', '.join(PREDICTIONS)}, got {prediction!r}")
-    if prediction == "flow":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS)
-    return paper_schedule(prediction)
+    for name, given, known in (
+        ("prediction", prediction, PREDICTIONS),
+        ("beta_schedule", beta_schedule, BETA_SCHEDULES),
+    ):
+        if given not in known:
+            raise UserError(f"{name}: expected one of {', '.join(known)}, got {given!r}")
+    if prediction != "flow":
+        return _ddpm(prediction, beta_schedule)
+    if beta_schedule != CAT_BETAS:
+        raise UserError(
+            f"beta_schedule: a flow has no betas; expected the default, {CAT_BETAS}, got {beta_schedule!r}"
+        )
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=STEPS)
 
 
 def load_schedule(folder: str | Path) -> Schedule:
@@ -53,7 +72,8 @@ def load_schedule(folder: str | Path) -> Schedule:
         kind = {one.__name__: one for one in (DDPMScheduler, FlowMatchEulerDiscreteScheduler)}[name]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{config}: not the config of a DDPMScheduler or FlowMatchEulerDiscreteScheduler ({error})"
+            f"{config}: not the config of a DDPMScheduler or FlowMatchEulerDiscreteScheduler ({error}); "
+            "training saves it next to the model, for published weights save that of make_schedule"
         ) from error
     return kind.from_pretrained(str(folder))
 
@@ -63,18 +83,39 @@ def paper_schedule(prediction: str = "epsilon") -> DDPMScheduler:
 
     beta_start and beta_end are the published values; the cosine schedule ignores them. The schedule's last
     steps contain almost no signal, and dividing by it magnifies the error of the predicted noise. Predicted
-    clean latents are therefore clipped in sampling, at 16 standard deviations, far outside the real range.
+    clean latents are therefore clipped in sampling, at `CLIP_RANGE` in the model's scale, far outside the
+    range of real latents.
     """
+    return _ddpm(prediction, CAT_BETAS)
+
+
+def _ddpm(prediction: str, beta_schedule: str) -> DDPMScheduler:
     return DDPMScheduler(
         num_train_timesteps=STEPS,
         beta_start=1e-4,
         beta_end=0.02,
-        beta_schedule="squaredcos_cap_v2",
+        beta_schedule=beta_schedule,
         prediction_type=prediction,
         timestep_spacing="leading",
         clip_sample=True,
-        clip_sample_range=16.0,
+        clip_sample_range=CLIP_RANGE,
     )
+
+
+def check_betas(model: nn.Module, schedule: Schedule) -> None:
+    """Check that a scheduler has the betas that the model was trained with, if its config records them.
+
+    Raises:
+        UserError: it has others.
+    """
+    config: Any = model.config
+    trained = getattr(config, "beta_schedule", None)
+    given = schedule.config.get("beta_schedule")
+    if trained not in (None, given):
+        raise UserError(
+            f"scheduler: the model was trained with {trained} betas, the scheduler has {given or 'none'}; use"
+            f" the scheduler/ next to the model, or make_schedule(beta_schedule={trained!r})"
+        )
 
 
 class DiffusionLoss(NamedTuple):

@@ -19,6 +19,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from cat_fast.data.latents.scale import Factor, LatentScale
 from cat_fast.errors import UserError
 from cat_fast.generator.blocks import BlockContext, BlockOptions, Branch, DiTBlock, FinalLayer, modulation
 from cat_fast.generator.embeddings import (
@@ -59,8 +60,11 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         rope: rotate queries and keys by their image positions, in addition to the position embedding.
         swiglu: SwiGLU with the same parameter count instead of the GELU MLP.
         text_dim: width of the text tokens that every block attends to; None for a class-conditional model.
-        shift_factor, scaling_factor: one number or one per channel; the model is trained on
-            (latent - shift_factor) * scaling_factor. Stored for decoding; the forward pass ignores them.
+        shift_factor, scaling_factor: one number, one per channel, or one per channel for each ratio
+            ({"8": [...], ...}); the model is trained on (latent - shift_factor) * scaling_factor. Stored for
+            decoding; the forward pass ignores them.
+        beta_schedule: betas of the noise schedule it was trained with, under diffusers' name, if known;
+            sampling refuses others.
         tokenizer_fingerprint: fingerprint of the tokenizer that made the training latents, if known.
         text_encoder_fingerprint: fingerprint of the text encoder used in training, if any and if known.
     """
@@ -91,8 +95,9 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         rope: bool = False,
         swiglu: bool = False,
         text_dim: int | None = None,
-        shift_factor: float | Sequence[float] = 0.0,
-        scaling_factor: float | Sequence[float] = 1.0,
+        shift_factor: Factor = 0.0,
+        scaling_factor: Factor = 1.0,
+        beta_schedule: str | None = None,
         tokenizer_fingerprint: str | None = None,
         text_encoder_fingerprint: str | None = None,
     ) -> None:
@@ -109,6 +114,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
             raise UserError(
                 f"class_dropout_prob: expected a value in [0, {limit:g}), got {class_dropout_prob}"
             )
+        LatentScale(shift_factor, scaling_factor).check(ratios, in_channels)
         token_dim = patch_size**2 * in_channels
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cat_fast.errors import UserError
+from cat_fast.generator.diffusion import ORIGINAL_DIT_BETAS
 from cat_fast.generator.embeddings import position_embedding
 from cat_fast.weights.published import Published
 from cat_fast.weights.tensor_pickle import load_checkpoint
@@ -60,6 +61,7 @@ def from_dit_checkpoint(path: Path) -> Published:
         "ratios": (SD_VAE_RATIO,),
         "position_frame": _grid_size(path, state.pop("pos_embed")[0]),
         "scaling_factor": SD_VAE_SCALING,
+        "beta_schedule": ORIGINAL_DIT_BETAS,
     }
     return Published(arguments, state)
 

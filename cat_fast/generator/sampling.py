@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from cat_fast.errors import UserError
-from cat_fast.generator.diffusion import Schedule
+from cat_fast.generator.diffusion import Schedule, check_betas
 from cat_fast.generator.dit import DiT
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.packing import PackedSequence
@@ -97,6 +97,7 @@ def sample(
     sampler: Sampler | None = "ddpm",
     steps: int = 250,
     guidance: float = 1.5,
+    guidance_channels: int | None = None,
     text: PackedText | None = None,
     generators: Sequence[torch.Generator] | None = None,
     device: torch.device | None = None,
@@ -114,13 +115,16 @@ def sample(
         sampler: name of the solver; None for `schedule` itself.
         steps: number of solver steps.
         guidance: scale of classifier-free guidance; 1 disables it.
+        guidance_channels: number of leading latent channels to guide, None for all. The others keep the
+            conditional prediction. The original DiT guides 3 of 4.
         text: one encoded text per request, for a model with text.
         generators: one per request, instead of generators seeded with `SampleRequest.seed`.
         device: device for the computation; default `model.device`, which differs for an offloaded model.
         on_step: called after every step with its index, its timestep and the tokens; may return other tokens.
 
     Raises:
-        UserError: `requests` is empty, `steps` is out of range, or the model is in training mode.
+        UserError: `requests` is empty, `steps` or `guidance_channels` is out of range, the model is in
+            training mode, or it was trained with other betas than those of `schedule`.
     """
     if not requests:
         raise UserError("requests: expected at least one, got none")
@@ -128,16 +132,26 @@ def sample(
         raise UserError(
             "model: expected evaluation mode, got training mode, which drops labels; call model.eval()"
         )
+    check_betas(model, schedule)
+    check_guidance_channels(guidance_channels, model.config.in_channels)
     generators = generators or [torch.Generator().manual_seed(request.seed) for request in requests]
     packed = _initial_noise(model, requests, generators).to(device or model.device)
     solver = _PackedSolver(set_steps(schedule, sampler, steps), requests, generators)
     for step, timestep in enumerate(solver.timesteps):
-        noise = _guided_noise(model, packed, timestep, guidance, text)
+        noise = _guided_noise(model, packed, timestep, guidance, guidance_channels, text)
         tokens = solver.step(noise, timestep, packed.tokens)
         packed = packed.replace(tokens=tokens)
         if on_step is not None:
             packed = on_step(step, timestep, packed) or packed
     return packed.to_latents(model.config.patch_size)
+
+
+def check_guidance_channels(count: int | None, in_channels: int) -> None:
+    """Check the number of latent channels to guide; raise UserError if the model does not have as many."""
+    if count is not None and not 1 <= count <= in_channels:
+        raise UserError(
+            f"guidance_channels: expected 1 .. {in_channels}, the number of latent channels, got {count}"
+        )
 
 
 def _initial_noise(
@@ -155,7 +169,12 @@ def _initial_noise(
 
 
 def _guided_noise(
-    model: DiT, packed: PackedSequence, timestep: torch.Tensor, guidance: float, text: PackedText | None
+    model: DiT,
+    packed: PackedSequence,
+    timestep: torch.Tensor,
+    guidance: float,
+    guidance_channels: int | None,
+    text: PackedText | None,
 ) -> torch.Tensor:
     """Predict the noise (T, C), float32, at one timestep for all sequences, with guidance."""
     packed = packed.replace(timestep=timestep.to(packed.device).expand(len(packed)))
@@ -165,7 +184,12 @@ def _guided_noise(
     both = PackedSequence.concat([packed, null])
     texts = None if text is None else PackedText.concat([text, text.null()])
     conditional, unconditional = model(both, text=texts, return_dict=False)[0].float().chunk(2)
-    return torch.lerp(unconditional, conditional, guidance)
+    guided = torch.lerp(unconditional, conditional, guidance)
+    if guidance_channels is None:
+        return guided
+    # the channel is the fastest of a token's features
+    channel = torch.arange(guided.shape[1], device=guided.device) % model.config.in_channels
+    return torch.where(channel < guidance_channels, guided, conditional)
 
 
 class _PackedSolver:

@@ -65,8 +65,23 @@ def test_flops_of_an_image_agree_with_the_formula():
         squares = sum(share * length**2 for length, share in mix.items()) / 256**2
         assert found[name]["attention"] == pytest.approx(squares)
         assert found[name]["linear"] == pytest.approx(tokens, rel=0.01)  # modulation is once an image
+    assert found["unit"] == "FLOPs of the forward and backward pass, 2 per multiply-accumulate"
     assert found["216"]["total"] == pytest.approx(0.865, abs=0.003)
     assert found["216"]["images_at_equal_flops"] == pytest.approx(1 / found["216"]["total"])
+
+
+def test_published_flops_follow_from_cat_xl():
+    """0.82 is the mix of LLaVA's scores; 22.0 TFLOPs is an image at 16x, forward, with a slipped unit."""
+    found = image_flops.count_presets()["cat_xl"]
+    relative = image_flops.PUBLISHED["flops_relative_to_fixed16"]
+    assert found[relative["mix"]]["total"] == pytest.approx(relative["published"], abs=0.002)
+    assert sum(length * share for length, share in image_flops.FLOP_MIXES["208"].items()) == pytest.approx(
+        208
+    )
+    forward = sum(found["fixed16"].values()) / 3
+    assert forward / 1e10 == pytest.approx(
+        image_flops.PUBLISHED["forward_tflops_of_an_image_at_16x"]["published"], rel=0.001
+    )
 
 
 def test_fill_and_spread_of_the_packer():

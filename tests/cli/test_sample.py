@@ -94,6 +94,24 @@ def test_all_classes_are_drawn_as_the_pipeline_draws_them(cat_fast, models, tmp_
     assert np.array_equal(cell[::2, ::2], images(tmp_path)[0])
 
 
+def test_guidance_of_some_channels_only(cat_fast, models, tmp_path):
+    command = ["sample", "-p", models, *FAST, "--labels", 0, "--ratio", 8, "--guidance", 6]
+    for name, option in {"all": [], "three": ["--guidance-channels", 3]}.items():
+        assert cat_fast(*command, *option, "-o", tmp_path / name).exit_code == 0
+    settings = json.loads((tmp_path / "three/samples.json").read_text())["settings"]
+    assert settings["guidance_channels"] == 3
+    (every,), (three,) = images(tmp_path / "all"), images(tmp_path / "three")
+    assert not np.array_equal(every, three)
+    (expected,) = CATPipeline.from_pretrained(models)(
+        0, ratio=8, num_inference_steps=3, scheduler="ddim", guidance_scale=6, guidance_channels=3,
+        generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+    assert np.array_equal(three, np.asarray(expected))
+    refused = cat_fast(*command, "--guidance-channels", 5, "-o", tmp_path / "refused")
+    assert_one_line_error(refused, "guidance_channels: expected 1 .. 4")
+    assert not (tmp_path / "refused").exists()
+
+
 def test_labels_are_names_or_numbers_and_names_may_hold_commas(cat_fast, models, tmp_path):
     labels = ["--labels", "page, newspaper", "-l", "0,village street"]
     summary = parse_json(

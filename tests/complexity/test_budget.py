@@ -1,5 +1,7 @@
 """Ratios within a token budget: never exceeded, optimal over all mixes, more tokens for complex images."""
 
+import math
+from collections import Counter
 from itertools import product
 
 import pytest
@@ -54,6 +56,31 @@ def test_budget_met_exactly_by_preferred_ratios_returns_them(pairs):
     preferred = sorted((ratio for _, ratio in pairs), reverse=True)
     mean = sum(TOKENS[ratio] for ratio in preferred) / len(pairs)
     assert ratios_within_budget(complexities, mean, preferred=preferred) == preferred
+
+
+def entropy(mix):
+    shares = [count / len(mix) for count in Counter(mix).values()]
+    return -sum(share * math.log(share) for share in shares)
+
+
+@given(count=st.integers(1, 24), mean=st.floats(64, 1024))
+def test_without_preferred_ratios_the_mix_is_the_most_diverse_of_its_cost(count, mean):
+    got = ratios_within_budget(range(count), mean)
+    assert got == sorted(got, reverse=True)
+    mixes = [
+        [8] * low + [16] * middle + [32] * (count - low - middle)
+        for low in range(count + 1)
+        for middle in range(count - low + 1)
+    ]
+    cost = sum(TOKENS[ratio] for ratio in got)
+    alike = [mix for mix in mixes if sum(TOKENS[ratio] for ratio in mix) == cost]
+    assert entropy(got) == pytest.approx(max(map(entropy, alike)))
+
+
+def test_the_budget_of_a_fixed_16x_uses_all_ratios():
+    """Near the paper's 10 / 48 / 42 %; 16x for every image would cost the same."""
+    shares = Counter(ratios_within_budget(range(1000), 256))
+    assert shares == {8: 125, 16: 375, 32: 500}
 
 
 def test_50_000_images_meet_the_published_budget_almost_exactly():

@@ -10,6 +10,7 @@ from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.latents.moments import per_channel
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.demo.latents import encode_crops
+from cat_fast.demo.metrics import latent_deviations
 from tests.cli.conftest import tiny_tokenizer
 
 CROPS = 4
@@ -50,6 +51,22 @@ def test_image_gets_all_crops_at_its_own_ratio_and_half_at_the_others(tokenizer,
         assert all(e.shape == (4, 64 // e.ratio, 64 // e.ratio) for e in entries)
     assert dataset.class_names == list(CATEGORIES)
     assert dataset.resolution == 64
+
+
+def test_the_deviation_of_each_ratio_is_measured(tokenizer, records, tmp_path):
+    encode(tokenizer, records, tmp_path)
+    by_ratio = {8: [], 16: [], 32: []}
+    for key, latent in latents(tmp_path).items():
+        by_ratio[int(key.rsplit("-", 2)[1][:-1])].append(latent.double())
+    measured = latent_deviations(tmp_path)
+    for ratio, members in by_ratio.items():
+        mean = torch.stack([latent.mean((1, 2)) for latent in members]).mean(0)
+        deviations = [(latent - mean.view(-1, 1, 1)).square().mean((1, 2)) for latent in members]
+        variance = torch.stack(deviations).mean(0)
+        found = measured[str(ratio)]
+        assert found["count"] == len(members)
+        assert found["std"] == pytest.approx(variance.mean().sqrt().item(), rel=1e-4)
+        assert found["std_of_channels"] == pytest.approx(variance.sqrt().tolist(), rel=1e-4)
 
 
 def test_crops_of_an_image_differ(tokenizer, records, tmp_path):

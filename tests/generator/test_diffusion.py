@@ -1,5 +1,6 @@
 """The training loss on packed batches equals a loop over images, and decreases in training."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -112,6 +113,22 @@ def test_paper_schedule_has_the_published_values():
     assert (config.beta_start, config.beta_end) == (1e-4, 0.02)
 
 
+def test_linear_betas_are_those_of_the_original_dit():
+    """Against the original's formula in float64."""
+    betas = np.linspace(1e-4, 0.02, 1000)
+    schedule = make_schedule("epsilon", "linear")
+    np.testing.assert_allclose(schedule.alphas_cumprod.numpy(), np.cumprod(1 - betas), rtol=2e-4)
+    assert schedule.config.prediction_type == "epsilon"
+    assert make_schedule("v_prediction", "linear").config.prediction_type == "v_prediction"
+    assert (
+        make_schedule().config.beta_schedule == paper_schedule().config.beta_schedule == "squaredcos_cap_v2"
+    )
+    assert (
+        make_schedule(beta_schedule="linear").config.clip_sample_range
+        == paper_schedule().config.clip_sample_range
+    )
+
+
 def test_unknown_weightings_and_schedules_are_rejected(tiny_dit, random_mix):
     with pytest.raises(UserError, match=r"weighting: .* got 'pixel'"):
         diffusion_loss(tiny_dit, random_mix(0), None, paper_schedule(), weighting="pixel")
@@ -119,6 +136,12 @@ def test_unknown_weightings_and_schedules_are_rejected(tiny_dit, random_mix):
         diffusion_loss(tiny_dit, random_mix(0), None, DDPMScheduler(prediction_type="sample"))
     with pytest.raises(UserError, match=r"prediction: expected one of epsilon, .* got 'x0'"):
         make_schedule("x0")
+    with pytest.raises(
+        UserError, match=r"beta_schedule: expected one of squaredcos_cap_v2, linear, got 'cosine'"
+    ):
+        make_schedule("epsilon", "cosine")
+    with pytest.raises(UserError, match="a flow has no betas"):
+        make_schedule("flow", "linear")
     with pytest.raises(UserError, match="min_snr_gamma: expected 0 for a flow"):
         diffusion_loss(tiny_dit, random_mix(0), None, make_schedule("flow"), min_snr_gamma=5.0)
 

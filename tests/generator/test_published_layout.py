@@ -96,6 +96,7 @@ def test_published_checkpoints_give_the_outputs_of_diffusers_dit(side, wrapped, 
     torch.save({"model": {}, "ema": state, "args": MaliciousArguments()} if wrapped else state, path)
     ours = DiT.from_pretrained(path)
     assert (ours.config.position_frame, ours.config.num_heads, ours.config.ratios) == (side, HEADS, (8,))
+    assert ours.config.beta_schedule == "linear"
     assert DiT.from_pretrained(path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
     torch.manual_seed(1)

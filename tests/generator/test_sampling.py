@@ -52,6 +52,56 @@ def test_sampling_equals_a_plain_loop_over_one_image(tiny_dit, sampler, guidance
     torch.testing.assert_close(got, x, atol=1e-4 * float(x.abs().max()), rtol=0)
 
 
+def original_guidance(labelled, null, scale):
+    """Guide as facebookresearch/DiT (`forward_with_cfg`), given (B, C, H, W) of both halves."""
+    model_out = torch.cat([labelled, null])
+    eps, rest = model_out[:, :3], model_out[:, 3:]
+    cond_eps, uncond_eps = torch.split(eps, len(eps) // 2, dim=0)
+    half_eps = uncond_eps + scale * (cond_eps - uncond_eps)
+    return torch.cat([torch.cat([half_eps, half_eps]), rest], dim=1).chunk(2)[0]
+
+
+def test_guidance_of_three_channels_is_that_of_the_original_dit(tiny_dit):
+    request, schedule = REQUESTS[0], make_schedule("epsilon", "linear")
+    options = {"sampler": "ddim", "steps": 4, "guidance": 4.0}
+    (got,) = sample(tiny_dit, [request], schedule, guidance_channels=3, **options)
+
+    solver = make_sampler(schedule, "ddim")
+    solver.set_timesteps(4)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(request.seed))
+    with torch.no_grad():
+        for t in solver.timesteps:
+            packed = PackedSequence.from_latents([x[0]], [request.ratio])
+            labelled, null = (
+                packed.replace(
+                    tokens=tiny_dit(packed, t.expand(1), torch.tensor([label])).sample
+                ).to_latents()[0]
+                for label in (request.label, 10)
+            )
+            x = solver.step(original_guidance(labelled[None], null[None], 4.0), t, x).prev_sample
+    torch.testing.assert_close(got, x[0], atol=1e-4 * float(x.abs().max()), rtol=0)
+
+    (every,) = sample(tiny_dit, [request], schedule, **options)
+    assert torch.equal(every, sample(tiny_dit, [request], schedule, guidance_channels=4, **options)[0])
+    assert not torch.allclose(every, got, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [0, -1, 5])
+def test_guidance_of_channels_that_the_latents_lack_is_refused(tiny_dit, count):
+    with pytest.raises(UserError, match=rf"guidance_channels: expected 1 \.\. 4, .* got {count}"):
+        sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=2, guidance_channels=count)
+
+
+def test_a_model_is_not_sampled_with_other_betas_than_its_own(make_dit):
+    linear, cosine = make_dit(beta_schedule="linear"), make_dit(beta_schedule="squaredcos_cap_v2")
+    sample(linear, REQUESTS[:1], make_schedule("epsilon", "linear"), steps=1)
+    sample(cosine, REQUESTS[:1], paper_schedule(), steps=1)
+    with pytest.raises(UserError, match=r"trained with linear betas, the scheduler has squaredcos_cap_v2"):
+        sample(linear, REQUESTS[:1], paper_schedule(), steps=1)
+    with pytest.raises(UserError, match=r"trained with squaredcos_cap_v2 betas, the scheduler has none"):
+        sample(cosine, REQUESTS[:1], make_schedule("flow"), sampler="euler", steps=1)
+
+
 @pytest.mark.parametrize(
     ("sampler", "steps"),
     [("ddpm", 25), ("ddpm", 1000), ("ddim", 25), ("ddim", 1000), ("dpm++", 25), ("dpm++", 250)],
@@ -118,12 +168,16 @@ def test_a_flow_is_sampled_with_euler_steps_only(tiny_dit):
         sample(tiny_dit, [request], schedule, sampler="ddim")
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
-def test_saved_schedules_load_with_their_class_and_prediction(tmp_path, prediction):
-    schedule = make_schedule(prediction)
+@pytest.mark.parametrize(
+    "arguments",
+    [("epsilon",), ("v_prediction",), ("flow",), ("epsilon", "linear"), ("v_prediction", "linear")],
+)
+def test_saved_schedules_load_with_their_class_prediction_and_betas(tmp_path, arguments):
+    schedule = make_schedule(*arguments)
     schedule.save_pretrained(tmp_path)
     loaded = load_schedule(tmp_path)
     assert type(loaded) is type(schedule)
-    assert loaded.config.get("prediction_type") == schedule.config.get("prediction_type")
+    for name in ("prediction_type", "beta_schedule"):
+        assert loaded.config.get(name) == schedule.config.get(name)
     with pytest.raises(UserError, match="not the config of a DDPMScheduler"):
         load_schedule(tmp_path / "nowhere")

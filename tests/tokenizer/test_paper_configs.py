@@ -66,6 +66,18 @@ def test_every_paper_configuration_has_a_published_row():
     assert configs - {"nano"} == PUBLISHED["rows"].keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "millions"),
+    [("fixed_16x_c16", "encoder and decoder", 9.4), ("fixed_8x_c16", "decoder", 4.7)],
+)
+def test_fixed_baselines_state_the_channel_matching_that_their_widths_do_not_require(name, side, millions):
+    without = {"decoder_matching": []} | ({"encoder_matching": []} if side.startswith("encoder") else {})
+    full, lean = (sum(p.numel() for p in model_of(name, **changes).parameters()) for changes in ({}, without))
+    assert (full - lean) / 1e6 == pytest.approx(millions, abs=0.05)
+    comment = (ROOT / f"configs/tokenizer/{name}.yaml").read_text().split("base:")[0]
+    assert f"{millions} M parameters" in comment
+
+
 @pytest.mark.parametrize("ratio", [8, 16, 32])
 def test_a_forward_pass_computes_its_own_ratio_and_nothing_else(ratio):
     """In FLOPs, a nested model equals the fixed one plus channel matching."""

@@ -11,8 +11,9 @@ loses at most the shard it was filling.
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,8 @@ from torch.utils.data import Dataset
 
 from cat_fast.data.latents.format import (
     HEADER,
+    MOMENTS,
+    SCALE,
     LatentEntry,
     claim_latents,
     damage,
@@ -33,8 +36,9 @@ from cat_fast.data.latents.format import (
     write_shard,
 )
 from cat_fast.data.latents.inputs import INPUT_SHARDS, EncodedInputs
-from cat_fast.data.latents.moments import Moments, per_channel
+from cat_fast.data.latents.moments import Moments
 from cat_fast.data.latents.reader import LatentReader
+from cat_fast.data.latents.scale import Factor, LatentScale, Normalization, read_normalization
 from cat_fast.data.latents.table import LatentTable
 from cat_fast.data.ratio_origin import RatioOrigin, origins_from_json, origins_to_json
 from cat_fast.errors import UserError
@@ -42,6 +46,7 @@ from cat_fast.errors import UserError
 __all__ = ["LatentDataset", "LatentEntry", "LatentSample", "LatentShardWriter"]
 
 _FIXED = RatioOrigin(source="fixed")
+_LOG = logging.getLogger("cat_fast.data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,8 @@ class LatentShardWriter:
         fingerprint: fingerprint of the tokenizer that encodes the latents.
         resolution: side of the images in pixels.
         class_names: names of the labels 0, 1, ...
+        scale: the tokenizer's own scale, `latent_scale(tokenizer)`, which a DiT with `data.normalized: none`
+            applies.
         latents_per_shard: number of latents per shard, and so the most that a killed process loses.
 
     Raises:
@@ -80,6 +87,7 @@ class LatentShardWriter:
         *,
         resolution: int,
         class_names: Sequence[str],
+        scale: LatentScale | None = None,
         latents_per_shard: int = 1024,
     ) -> None:
         if latents_per_shard < 1:
@@ -90,7 +98,12 @@ class LatentShardWriter:
         self._class_count = len(class_names)
         claim_latents(
             self._folder,
-            {"fingerprint": fingerprint, "resolution": resolution, "class_names": list(class_names)},
+            {
+                "fingerprint": fingerprint,
+                SCALE: (scale or LatentScale()).to_json(),
+                "resolution": resolution,
+                "class_names": list(class_names),
+            },
         )
         self._buffer: dict[str, torch.Tensor] = {}
         self._entries: list[LatentEntry] = []
@@ -167,18 +180,20 @@ class LatentShardWriter:
 class LatentDataset(Dataset[LatentSample]):
     """Map-style data set of the latents in a folder, in shard order; can be passed to loader workers.
 
-    Latents are returned in the scale of the DiT, (latent - shift_factor) * scaling_factor per channel: with
-    zero mean and unit standard deviation over the data set if `normalized`, else as they were written.
+    Latents are returned in the scale of the DiT, (latent - shift_factor) * scaling_factor.
 
     Args:
         folder: output of `LatentShardWriter` or `cat-fast encode-shards`.
         fingerprint: fingerprint of the tokenizer that will decode; checked if given.
-        normalized: normalise each channel over the data set.
+        normalized: `none` applies the tokenizer's own shift and scaling factor; `per_channel` gives each
+            channel mean 0 and standard deviation 1 over the data set, with the same weight for every image;
+            `per_ratio` does so for the latents of each ratio. True and False are `per_channel` and `none`.
+        tokenizer_scale: the tokenizer's own scale; by default the one recorded when the latents were encoded.
         verify: compare each shard with its SHA-256 when it is first read.
 
     Raises:
         UserError: the folder contains no latents, latents of another tokenizer, incompletely encoded input
-            shards, or a missing or damaged shard.
+            shards, or a missing or damaged shard; or the tokenizer's scale is needed and unknown.
     """
 
     def __init__(
@@ -186,10 +201,12 @@ class LatentDataset(Dataset[LatentSample]):
         folder: str | Path,
         fingerprint: str | None = None,
         *,
-        normalized: bool = True,
+        normalized: Normalization | bool = "per_channel",
+        tokenizer_scale: LatentScale | None = None,
         verify: bool = True,
     ) -> None:
         self._folder = Path(folder)
+        normalization = read_normalization(normalized)
         if not (self._folder / HEADER).is_file():
             raise UserError(
                 f"{self._folder} contains no latents: {HEADER} is missing; run cat-fast encode-shards"
@@ -204,7 +221,8 @@ class LatentDataset(Dataset[LatentSample]):
                 "encode the images with this tokenizer first"
             )
         hashes: dict[str, str] = {}
-        moments: list[Moments] = []
+        moments: defaultdict[int, list[Moments]] = defaultdict(list)
+        unmeasured: set[str] = set()
         self.origins: Counter[RatioOrigin] = Counter()
         """Number of latents per origin of their ratio."""
         inputs, table = EncodedInputs(), LatentTable.Builder()
@@ -213,22 +231,46 @@ class LatentDataset(Dataset[LatentSample]):
             inputs.add(record)
             table.add(record["shard"], record["latents"])
             self.origins += origins_from_json(record.get("origins", ()))
-            if record["latents"]:
-                moments.append(Moments(**record["moments"]))
+            if MOMENTS not in record and record["latents"]:
+                unmeasured.add(record["shard"])
+            for ratio, found in record.get(MOMENTS, {}).items():
+                moments[int(ratio)].append(Moments(**found))
             if verify:
                 hashes[record["shard"]] = record["sha256"]
         if INPUT_SHARDS in header:
             inputs.require_complete(self._folder, header[INPUT_SHARDS])
-        if not moments:
+        if not moments and not unmeasured:
             raise UserError(f"{self._folder} contains no complete shard; wait until encoding has finished")
         self.entries = table.finish()
         """Key, label, ratio and shape of every latent, in order."""
-        total = Moments.merge(moments)
-        self.shift_factor = list(total.mean) if normalized else [0.0] * len(total.mean)
-        """Mean per channel over all latents, or 0."""
-        self.scaling_factor = [1 / std if normalized and std > 0 else 1.0 for std in total.std]
-        """Inverse standard deviation per channel, or 1."""
         self._reader = LatentReader(self._folder, hashes)
+        if unmeasured and normalization != "none":
+            self._measure(unmeasured, moments)
+        self.moments = {ratio: Moments.merge(parts) for ratio, parts in sorted(moments.items())}
+        """Moments of the latents of each ratio, as they were written."""
+        if normalization == "none":
+            self.scale = tokenizer_scale or self._recorded_scale(header)
+        else:
+            self.scale = LatentScale.normalizing(self.moments, normalization)
+
+    @property
+    def shift_factor(self) -> Factor:
+        """Shift of `scale`."""
+        return self.scale.shift_factor
+
+    @property
+    def scaling_factor(self) -> Factor:
+        """Factor of `scale`."""
+        return self.scale.scaling_factor
+
+    def reach(self) -> dict[int, float]:
+        """Estimate the largest absolute value per ratio in the scale of the DiT: mean and 4 std."""
+        found = {}
+        for ratio, moments in self.moments.items():
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (moments.mean, moments.std))
+            ends = torch.stack([self.scale.apply(mean + side * 4 * std, ratio) for side in (-1, 1)])
+            found[ratio] = float(ends.abs().max())
+        return found
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -236,20 +278,47 @@ class LatentDataset(Dataset[LatentSample]):
     def __getitem__(self, index: int) -> LatentSample:
         entry = self.entries[index]
         latent = self._reader.read(self.entries.locate(index), entry.key)
-        latent = (latent - per_channel(self.shift_factor)) * per_channel(self.scaling_factor)
+        latent = self.scale.apply(latent, entry.ratio)
         return LatentSample(key=entry.key, latent=latent, label=entry.label, ratio=entry.ratio)
 
     @cached_property
     def digest(self) -> str:
         """Hash of the training data: tokenizer, scale, and key, label, ratio and shape of each latent."""
-        scale = np.array([self.shift_factor, self.scaling_factor])
-        found = hashlib.sha256(self.fingerprint.encode() + scale.tobytes())
+        factors = self.scale.shift_factor, self.scale.scaling_factor
+        values = [[*factor.values()] if isinstance(factor, Mapping) else factor for factor in factors]
+        found = hashlib.sha256(self.fingerprint.encode() + np.array(values).tobytes())
         self.entries.update_digest(found)
         return found.hexdigest()[:16]
 
     def token_counts(self, patch_size: int = 2) -> list[int]:
         """Return the number of tokens of each latent, without reading it."""
         return (self.entries.shapes[:, 1:].prod(axis=1) // patch_size**2).tolist()
+
+    def _measure(self, shards: Collection[str], moments: defaultdict[int, list[Moments]]) -> None:
+        """Add the moments of shards of an earlier version, whose records do not hold them by ratio."""
+        _LOG.warning(
+            "data: %s: %d shards were encoded by an earlier version; reading their latents for statistics",
+            *(self._folder, len(shards)),
+        )
+        entries = self.entries
+        for shard, start, stop in zip(entries.shards, entries.starts, entries.starts[1:], strict=False):
+            if shard not in shards:
+                continue
+            rows = ((int(i), entries[int(i)]) for i in range(start, stop))
+            latents = ((row.ratio, self._reader.read(entries.locate(i), row.key)) for i, row in rows)
+            for ratio, found in Moments.by_group(latents).items():
+                moments[ratio].append(found)
+
+    def _recorded_scale(self, header: Mapping[str, Any]) -> LatentScale:
+        if SCALE not in header:
+            raise UserError(
+                f"{self._folder} does not record the scaling factor of its tokenizer, because an earlier "
+                "version encoded it; set data.tokenizer to the folder of the tokenizer"
+            )
+        channels = self.entries[0].shape[0]
+        return LatentScale(
+            **(header[SCALE] or {"shift_factor": [0.0] * channels, "scaling_factor": [1.0] * channels})
+        )
 
     def _require_intact(self, record: dict[str, Any]) -> None:
         path = self._folder / record["shard"]

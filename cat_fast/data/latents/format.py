@@ -1,10 +1,10 @@
 """Format of a latent folder.
 
-    latents.json                 tokenizer fingerprint, resolution, class names; written once
+    latents.json                 tokenizer fingerprint and scale, resolution, class names; written once
     shard-00000.safetensors      latents of one shard by key; or, for webdataset readers,
     shard-00000.tar              KEY.npy, KEY.cls and KEY.json per latent
-    shard-00000.json             key, label, ratio, shape, caption per latent; size, SHA-256, moments,
-                                 origins of the ratios
+    shard-00000.json             key, label, ratio, shape, caption per latent; size, SHA-256,
+                                 moments by ratio, origins of the ratios
 
 The JSON file next to a shard is its commit record, written after the shard is on disk. A shard without a
 record, or with another size, does not count: its latents are encoded again, so no latent is stored twice.
@@ -29,6 +29,10 @@ from cat_fast.data.shard_writer import member_name
 from cat_fast.errors import UserError
 
 HEADER = "latents.json"
+SCALE = "scale"
+"""Header field with the tokenizer's own scale (`LatentScale.to_json`); missing in earlier versions."""
+MOMENTS = "moments_by_ratio"
+"""Record field with the moments of the latents of each ratio; missing in folders of earlier versions."""
 SUFFIXES = {"safetensors": ".safetensors", "webdataset": ".tar"}
 """File extension by shard format."""
 
@@ -83,12 +87,13 @@ def write_shard(
                 save_file(dict(latents), part, metadata={"tokenizer": fingerprint})
             except SafetensorError as error:  # raised for a full disk
                 raise UserError(f"{path}: cannot be written ({error})") from error
+    moments = Moments.by_group((entry.ratio, latents[entry.key]) for entry in entries)
     record = {
         "shard": path.name,
         "bytes": path.stat().st_size,
         "sha256": sha256(path),
         "fingerprint": fingerprint,
-        "moments": asdict(Moments.of(latents.values())) if latents else None,
+        MOMENTS: {str(ratio): asdict(found) for ratio, found in moments.items()},
         **more,
         "latents": [asdict(entry) for entry in entries],
     }

@@ -1,5 +1,6 @@
-"""Mean and standard deviation per channel, computed from parts of the data."""
+"""Mean and standard deviation per channel over images of any size, computed from parts of the data."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -10,22 +11,33 @@ import torch
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and sum of squared deviations per channel, mergeable without loss (Chan, Golub & LeVeque, 1979).
+    """Moments per channel in which every image weighs alike, whatever its number of values.
 
-    `count` is the number of values per channel.
+    They are mergeable without loss (Chan, Golub & LeVeque, 1979).
     """
 
     count: int
+    """Number of images."""
     mean: Sequence[float]
+    """Mean over images of the mean of an image."""
     squares: Sequence[float]
+    """Sum over images of the mean squared deviation of an image's values from `mean`."""
 
     @classmethod
     def of(cls, values: Iterable[torch.Tensor]) -> Self:
-        """Compute the moments of tensors (c, ...) with the same channels, in float64."""
-        merged = torch.cat([value.flatten(1) for value in values], dim=1).double()
-        mean = merged.mean(1)
-        squares = (merged - mean[:, None]).square().sum(1)
-        return cls(merged.shape[1], mean.tolist(), squares.tolist())
+        """Compute the moments of images or latents (c, ...) with the same channels, in float64."""
+        flat = [value.flatten(1).double() for value in values]
+        mean = torch.stack([one.mean(1) for one in flat]).mean(0)
+        squares = torch.stack([(one - mean[:, None]).square().mean(1) for one in flat]).sum(0)
+        return cls(len(flat), mean.tolist(), squares.tolist())
+
+    @classmethod
+    def by_group(cls, values: Iterable[tuple[int, torch.Tensor]]) -> dict[int, Self]:
+        """Compute the moments of the tensors of each group, given as (group, tensor)."""
+        groups: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
+        for group, value in values:
+            groups[group].append(value)
+        return {group: cls.of(members) for group, members in sorted(groups.items())}
 
     @classmethod
     def merge(cls, parts: Iterable["Moments"]) -> Self:
@@ -42,7 +54,7 @@ class Moments:
 
     @property
     def std(self) -> list[float]:
-        """Population standard deviation per channel."""
+        """Standard deviation per channel over all images."""
         return np.sqrt(np.array(self.squares) / self.count).tolist()
 
 

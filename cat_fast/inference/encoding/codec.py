@@ -23,6 +23,7 @@ from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, un
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.pipeline_config import upcast
 
 T = TypeVar("T")
 IMAGE_FORMATS = ("png", "jpg", "webp")
@@ -239,8 +240,9 @@ def _choose(
 
 @torch.inference_mode()
 def _decode(tokenizer: NestedAutoencoderKL, latents: list[Tensor], ratio: int) -> Tensor:
-    z_BCHW = torch.stack(latents).to(tokenizer.device, tokenizer.dtype)
-    return tokenizer.decode(z_BCHW, ratio).sample.float().cpu()
+    with upcast(tokenizer):
+        z_BCHW = torch.stack(latents).to(tokenizer.device, tokenizer.dtype)
+        return tokenizer.decode(z_BCHW, ratio).sample.float().cpu()
 
 
 def _reason_undecodable(

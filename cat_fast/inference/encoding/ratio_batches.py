@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.pipeline_config import upcast
 
 Item = TypeVar("Item")
 
@@ -53,5 +54,6 @@ def encode_batch(tokenizer: NestedAutoencoderKL, pixels: Sequence[Tensor], ratio
     x_BCHW = torch.stack(list(pixels)).to(tokenizer.device)
     if x_BCHW.dtype == torch.uint8:
         x_BCHW = x_BCHW.float().div_(127.5).sub_(1.0)
-    z_BCHW = tokenizer.encode(x_BCHW.to(tokenizer.dtype), ratio).latent_dist.mode().float().cpu()
+    with upcast(tokenizer):
+        z_BCHW = tokenizer.encode(x_BCHW.to(tokenizer.dtype), ratio).latent_dist.mode().float().cpu()
     return [z_CHW.clone() for z_CHW in z_BCHW]  # safetensors refuses tensors that share memory

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
 from cat_fast.complexity.ratio_policy import Label, OriginTally, RatioPolicy
-from cat_fast.data.latents.format import HEADER, SUFFIXES, claim_latents, read_json
+from cat_fast.data.latents.format import HEADER, SCALE, SUFFIXES, claim_latents, read_json
 from cat_fast.data.latents.inputs import INPUT_SHARDS
 from cat_fast.data.ratio_origin import RatioOrigin, origins_from_json
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
@@ -24,6 +24,7 @@ from cat_fast.data.streams.formats.tar import TarShards, is_archive, list_shards
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import require_patches, require_served
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.pipeline_config import latent_scale
 
 DEFAULT_CLASSES = ["image"]
 """Class names of an image set without classes."""
@@ -175,6 +176,7 @@ def prepare_folder(
         settings.out,
         {
             "fingerprint": tokenizer.fingerprint(),
+            SCALE: latent_scale(tokenizer).to_json(),
             "resolution": settings.size,
             "class_names": classes,
             INPUT_SHARDS: len(images.names),

@@ -8,7 +8,7 @@ from cat_fast.complexity import Description, RatioThresholds, tokens_per_image
 from cat_fast.data.latents.format import HEADER, read_json
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
-from cat_fast.generator.diffusion import load_schedule
+from cat_fast.generator.diffusion import Schedule, load_schedule, make_schedule
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
 from cat_fast.models.load import load_model
@@ -30,7 +30,8 @@ def assemble(
 
     Args:
         tokenizer: encoded the latents that the transformer was trained on.
-        generator: `model/` of the transformer's run, with its scheduler/.
+        generator: `model/` of the transformer's run, with its scheduler/; or a checkpoint of the original
+            DiT.
         labels: class names, in order.
         resolution: side of the images in pixels.
         thresholds: map complexity scores to ratios; those fitted to the scorer if None.
@@ -50,7 +51,7 @@ def assemble(
     return CATPipeline(
         tokenizer,
         transformer,
-        load_schedule(generator / "scheduler"),
+        _schedule_of(transformer, generator),
         None if text_encoder is None else TextEncoder(text_encoder),
         labels=labels,
         thresholds=thresholds,
@@ -59,6 +60,13 @@ def assemble(
             Description.from_label(label, label in text_classes, label in face_classes) for label in labels
         ],
     )
+
+
+def _schedule_of(transformer: DiT, generator: Path) -> Schedule:
+    """Return the noise schedule of a transformer's training: the original's for published weights."""
+    if generator.is_file():
+        return make_schedule(beta_schedule=transformer.config.beta_schedule)
+    return load_schedule(generator / "scheduler")
 
 
 @dataclass(frozen=True, kw_only=True)

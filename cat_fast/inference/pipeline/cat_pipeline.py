@@ -33,16 +33,17 @@ from cat_fast.complexity import (
 )
 from cat_fast.data.files import require_writable
 from cat_fast.data.images.io import tensor_to_image
-from cat_fast.data.latents.moments import per_channel
+from cat_fast.data.latents.scale import LatentScale
 from cat_fast.errors import UserError, one_line
 from cat_fast.generator import DiT, SampleRequest, sample
-from cat_fast.generator.diffusion import Schedule
+from cat_fast.generator.diffusion import Schedule, check_betas
 from cat_fast.generator.sampling import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
 from cat_fast.inference.pipeline.folder import INDEX, check_folder, check_weights, find_damage, find_folder
 from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.tokenizer.pipeline_config import upcast
 
 MAX_TOKENS = 16_384
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -121,6 +122,7 @@ class CATPipeline(DiffusionPipeline):
         if resolution is None:
             resolution = config.position_frame * min(config.ratios) * config.patch_size
         check_fit(vae, transformer, text_encoder)
+        check_betas(transformer, scheduler)
         _check_settings(labels, resolution, descriptions, config.num_classes)
         self.register_modules(**parts)
         vae.eval()
@@ -167,6 +169,7 @@ class CATPipeline(DiffusionPipeline):
         width: int | None = None,
         num_inference_steps: int = 250,
         guidance_scale: float = 1.5,
+        guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         max_tokens: int = MAX_TOKENS,
@@ -185,6 +188,8 @@ class CATPipeline(DiffusionPipeline):
                 ratio * patch_size.
             num_inference_steps: number of steps of the scheduler.
             guidance_scale: classifier-free guidance scale; 1 disables guidance.
+            guidance_channels: number of leading latent channels to guide; None for all, 3 for the original
+                DiT's guidance.
             scheduler: "ddpm", "ddim", "dpm++" or, for a flow, "euler", used in place of the pipeline's
                 scheduler. "ddim" and "dpm++" need 30 to 50 steps.
             generator: one generator per image, which alone determines its noise. A single one seeds a
@@ -219,6 +224,7 @@ class CATPipeline(DiffusionPipeline):
                     [requests[i] for i in batch],
                     num_inference_steps=num_inference_steps,
                     guidance_scale=guidance_scale,
+                    guidance_channels=guidance_channels,
                     scheduler=scheduler,
                     generators=[generators[i] for i in batch],
                     output_type=output_type,
@@ -283,6 +289,7 @@ class CATPipeline(DiffusionPipeline):
         *,
         num_inference_steps: int = 250,
         guidance_scale: float = 1.5,
+        guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generators: Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
@@ -328,6 +335,7 @@ class CATPipeline(DiffusionPipeline):
             sampler=scheduler,
             steps=num_inference_steps,
             guidance=guidance_scale,
+            guidance_channels=guidance_channels,
             text=None if text is None else text.to(device, self.transformer.dtype),
             generators=generators,
             device=device,
@@ -455,6 +463,7 @@ class CATPipeline(DiffusionPipeline):
     def _decode(self, latents: list[torch.Tensor], ratios: list[int]) -> list[torch.Tensor]:
         """Return the (3, H, W) images of latents in the transformer's scale, each decoded at its ratio."""
         config = self.transformer.config
+        scale = LatentScale(config.shift_factor, config.scaling_factor)
         groups: dict[tuple[int, torch.Size], list[int]] = defaultdict(list)
         for i, (latent, ratio) in enumerate(zip(latents, ratios, strict=True)):
             groups[ratio, latent.shape].append(i)
@@ -463,9 +472,9 @@ class CATPipeline(DiffusionPipeline):
         images: dict[int, torch.Tensor] = {}
         for (ratio, _), members in groups.items():
             for chunk in (members[j : j + _DECODE_BATCH] for j in range(0, len(members), _DECODE_BATCH)):
-                z = torch.stack([latents[i] for i in chunk])
-                z = z / per_channel(config.scaling_factor).to(z) + per_channel(config.shift_factor).to(z)
-                decoded = self.vae.decode(z.to(self.vae.dtype), ratio).sample
+                z = scale.undo(torch.stack([latents[i] for i in chunk]), ratio)
+                with upcast(self.vae):
+                    decoded = self.vae.decode(z.to(self.vae.dtype), ratio).sample
                 if not torch.isfinite(decoded).all():
                     raise UserError(
                         f"the decoded images hold NaN or infinite values in {self.vae.dtype};"

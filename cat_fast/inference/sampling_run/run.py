@@ -22,7 +22,7 @@ from PIL import Image
 from cat_fast.data.files import atomic_write
 from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
-from cat_fast.generator.sampling import Sampler, set_steps
+from cat_fast.generator.sampling import Sampler, check_guidance_channels, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
 from cat_fast.inference.pipeline.folder import pipeline_digest
 
@@ -40,6 +40,7 @@ class SampleSettings:
     width: int | None = None
     num_inference_steps: int = 250
     guidance_scale: float = 1.5
+    guidance_channels: int | None = None
     scheduler: Sampler | None = None
     seed: int = 0
     """Image i is drawn from seed + i."""
@@ -70,6 +71,7 @@ class SampleRun:
         self.pipeline, self.settings, self.folder = pipeline, settings, folder
         # checked before anything is written
         set_steps(pipeline.scheduler, settings.scheduler, settings.num_inference_steps)
+        check_guidance_channels(settings.guidance_channels, pipeline.transformer.config.in_channels)
         self.requests = pipeline.plan(
             prompts,
             ratio=settings.ratio,
@@ -132,6 +134,7 @@ class SampleRun:
                 [self.requests[i] for i in batch],  # the complete batch: other neighbours give other bits
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=settings.guidance_scale,
+                guidance_channels=settings.guidance_channels,
                 scheduler=settings.scheduler,
                 callback_on_step_end=on_step_end,
                 callback_on_step_end_tensor_inputs=(),

@@ -8,10 +8,11 @@ from cat_fast.complexity.embedded_scorer import default_thresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
 from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
 from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.data.latents.scale import read_normalization
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.errors import UserError
-from cat_fast.generator.diffusion import PREDICTIONS, WEIGHTINGS
+from cat_fast.generator.diffusion import BETA_SCHEDULES, CAT_BETAS, PREDICTIONS, WEIGHTINGS
 from cat_fast.tokenizer.losses import LossConfig
 from cat_fast.training.config.deepspeed_json import (
     GAN_ZERO_STAGES,
@@ -382,9 +383,11 @@ class LatentDataConfig:
     """Folder of latent shards, all encoded by one tokenizer."""
     tokenizer: str = ""
     """Folder of that tokenizer. If set, latents of another tokenizer are refused."""
-    normalized: bool = True
-    """Normalize each channel of the latents to mean 0 and standard deviation 1 over the dataset. False keeps
-    the tokenizer's values, which corresponds to the paper's scaling factor of 1."""
+    normalized: str = "per_channel"
+    """Scale of the latents. `none`: the tokenizer's own shift and scaling factor, 1 for CAT, as in the paper.
+    `per_channel`: mean 0 and standard deviation 1 for each channel over the dataset, every image weighing
+    alike. `per_ratio`: the same among the latents of each ratio. true and false are read as per_channel and
+    none."""
     max_tokens: int = 16384
     """Maximum number of tokens in a rank's batch."""
     global_tokens: int = 0
@@ -395,6 +398,7 @@ class LatentDataConfig:
     few dozen more latents than a batch."""
 
     def __post_init__(self) -> None:
+        self.normalized = read_normalization(self.normalized, "data.normalized")
         require(self.max_tokens > 0, f"data.max_tokens: {self.max_tokens} must be positive")
         require(self.global_tokens >= 0, f"data.global_tokens: {self.global_tokens} is negative")
 
@@ -405,6 +409,9 @@ class DiffusionLossConfig:
 
     prediction: str = "epsilon"
     """Prediction target: `epsilon`, the noise, as in the paper; `v_prediction`; or `flow`, rectified flow."""
+    beta_schedule: str = CAT_BETAS
+    """Betas of the noise schedule: `squaredcos_cap_v2`, the cosine schedule of CAT, or `linear`, that of the
+    original DiT. Saved in scheduler/ next to the model."""
     weighting: str = "token"
     """`token` gives every token the same weight in the loss; `image` gives every image the same weight."""
     min_snr_gamma: float = 0.0
@@ -412,13 +419,22 @@ class DiffusionLossConfig:
     disables it; the published value is 5."""
 
     def __post_init__(self) -> None:
-        for name, known in (("prediction", PREDICTIONS), ("weighting", WEIGHTINGS)):
+        for name, known in (
+            ("prediction", PREDICTIONS),
+            ("beta_schedule", BETA_SCHEDULES),
+            ("weighting", WEIGHTINGS),
+        ):
             given = getattr(self, name)
             require(given in known, f"loss.{name}: {given!r} is not {', '.join(known)}")
         require(self.min_snr_gamma >= 0, f"loss.min_snr_gamma: {self.min_snr_gamma} is negative")
         require(
             not (self.min_snr_gamma and self.prediction == "flow"),
             "loss.min_snr_gamma: not supported with prediction: flow; set it to 0",
+        )
+        require(
+            self.beta_schedule == CAT_BETAS or self.prediction != "flow",
+            f"loss.beta_schedule: {self.beta_schedule} is not supported with prediction: flow, which has no "
+            f"betas; set it to {CAT_BETAS}",
         )
 
 

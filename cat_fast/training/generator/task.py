@@ -1,6 +1,7 @@
 """Training of the diffusion transformer on packed latents of mixed ratios, with a token budget per rank."""
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -9,16 +10,19 @@ from typing import Any, NamedTuple, cast
 
 import torch
 
+from cat_fast.complexity import RATIOS
 from cat_fast.complexity.spending import spending_notice
 from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.data.latents.scale import read_normalization
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
-from cat_fast.generator.diffusion import Weighting, sequence_weights, total_weight
+from cat_fast.generator.diffusion import CAT_BETAS, CLIP_RANGE, Weighting, sequence_weights, total_weight
 from cat_fast.generator.text_cache import TextCache, estimate_bytes
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.models.build import build_model
 from cat_fast.models.load import load_tokenizer
 from cat_fast.packing import PackedSequence
+from cat_fast.tokenizer.pipeline_config import latent_scale
 from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
 from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import GeneratorRun
@@ -33,6 +37,8 @@ from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
 from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
+
+_LOG = logging.getLogger("cat_fast.training")
 
 
 class WeightedBatch(NamedTuple):
@@ -67,6 +73,8 @@ class GeneratorTask:
         self.ratios = list(model.config.ratios)
         lengths = self.latents.token_counts(model.config.patch_size)
         _check_fit(config, self.latents, model, lengths)
+        if ranks.is_main:
+            _warn_of_clipping(self.latents)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if config.compile:
@@ -77,7 +85,7 @@ class GeneratorTask:
         defer_write_errors(self.engine, ranks)
         self.flops = DiTFlops(self.arguments)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
-        self.schedule = make_schedule(config.loss.prediction)
+        self.schedule = make_schedule(config.loss.prediction, config.loss.beta_schedule)
         self._drawn: list[WeightedBatch] = []
         self.batches = PackedBatches(
             self.latents,
@@ -89,21 +97,24 @@ class GeneratorTask:
 
     def _model_arguments(self) -> dict[str, Any]:
         """Return the `model:` section, with the arguments that the latents and text encoder determine."""
-        latents = self.latents
+        latents, flow = self.latents, self.config.loss.prediction == "flow"
         derived = {
             "in_channels": latents.entries[0].shape[0],
             "shift_factor": latents.shift_factor,
             "scaling_factor": latents.scaling_factor,
+            "beta_schedule": None if flow else self.config.loss.beta_schedule,
             "tokenizer_fingerprint": latents.fingerprint,
             "text_dim": self.text_encoder.dim if self.text_encoder else None,
             "text_encoder_fingerprint": self.text_encoder.fingerprint() if self.text_encoder else None,
         }
         if duplicates := sorted(derived.keys() & self.config.model.keys()):
             raise UserError(
-                f"model.{duplicates[0]}: the latents and the text encoder determine it; remove the key "
-                "(data.normalized=false keeps the tokenizer's values)"
+                f"model.{duplicates[0]}: the latents, the text encoder or the loss determine it; remove the "
+                "key (data.normalized=none keeps the tokenizer's scale)"
             )
-        return {"num_classes": len(latents.class_names), **derived, **self.config.model}
+        arguments = {"num_classes": len(latents.class_names), **derived, **self.config.model}
+        _check_ratios(self.config, latents, list(arguments.get("ratios", RATIOS)))
+        return arguments
 
     def draw(self, step: int) -> Sequence[float]:
         self._drawn, seconds = self._next_batches()
@@ -219,7 +230,8 @@ class GeneratorTask:
                 f"{self.latents.fingerprint}; use latents of the former, or start a new run in another "
                 "output_dir"
             )
-        initial = state.get("began_with", {})  # missing in older checkpoints
+        # older checkpoints record less, and had no other betas
+        initial = {"loss.beta_schedule": CAT_BETAS, **state.get("began_with", {})}
         for name, now in self._initial_settings().items():
             if (before := initial.get(name, now)) != now:
                 raise UserError(
@@ -237,6 +249,7 @@ class GeneratorTask:
             "data.latents": self.latents.digest,
             "seed": config.seed,
             "loss.prediction": config.loss.prediction,
+            "loss.beta_schedule": config.loss.beta_schedule,
             "text_encoder": self.arguments["text_encoder_fingerprint"],
         }
 
@@ -252,7 +265,7 @@ class GeneratorTask:
         self.ema.copy_to(averaged)
         if averaged is not None:
             averaged.save_pretrained(folder)
-            self.schedule.save_pretrained(folder / "scheduler")  # with the prediction type
+            self.schedule.save_pretrained(folder / "scheduler")  # with the prediction type and the betas
 
 
 def _lengths(text: PackedText) -> list[int]:
@@ -267,8 +280,27 @@ def _spending_notice(latents: LatentDataset) -> str | None:
 def _load_latents(config: GeneratorRun) -> LatentDataset:
     """Load the run's latents; raise a UserError if `data.tokenizer` is set and they are of another one."""
     data = config.data
-    named = load_tokenizer(Path(data.tokenizer), "cpu").fingerprint() if data.tokenizer else None
-    return LatentDataset(data.latents, named, normalized=data.normalized)
+    fingerprint = scale = None
+    if data.tokenizer:
+        tokenizer = load_tokenizer(Path(data.tokenizer), "cpu")
+        fingerprint, scale = tokenizer.fingerprint(), latent_scale(tokenizer)
+    normalized = read_normalization(data.normalized)
+    return LatentDataset(data.latents, fingerprint, normalized=normalized, tokenizer_scale=scale)
+
+
+def _check_ratios(config: GeneratorRun, latents: LatentDataset, ratios: list[int]) -> None:
+    """Check that a model of these ratios can be trained on the latents; raise a UserError otherwise."""
+    present = set(latents.entries.ratios.tolist())
+    if unknown := present - {*ratios}:
+        raise UserError(
+            f"data.latents: {config.data.latents} has latents at {min(unknown)}x, but model.ratios is "
+            f"{ratios}: add the ratio, or use latents without it"
+        )
+    if config.data.normalized == "per_ratio" and (missing := {*ratios} - present):
+        raise UserError(
+            f"data.normalized: per_ratio needs latents at every ratio of model.ratios, there are none at "
+            f"{min(missing)}x: set model.ratios={sorted(present)}, or data.normalized=per_channel"
+        )
 
 
 def _check_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths: list[int]) -> None:
@@ -278,11 +310,6 @@ def _check_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths
         UserError: they do not fit; the message names the key to change.
     """
     data, entries = config.data, latents.entries
-    if unknown := set(entries.ratios.tolist()) - set(model.config.ratios):
-        raise UserError(
-            f"data.latents: {data.latents} has latents at {min(unknown)}x, but model.ratios is "
-            f"{list(model.config.ratios)}: add the ratio, or use latents without it"
-        )
     if entries.labels.max() >= model.config.num_classes:
         raise UserError(
             f"model.num_classes is {model.config.num_classes}, but the latents have class "
@@ -298,6 +325,17 @@ def _check_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths
         raise UserError(
             f"data.window: {data.window} latents, with {mean:.0f} tokens on average, do not fill "
             f"data.max_tokens={data.max_tokens}: use at least {math.ceil(1.25 * data.max_tokens / mean)}"
+        )
+
+
+def _warn_of_clipping(latents: LatentDataset) -> None:
+    """Warn if the clipping range of samples is within the range of the latents in the model's scale."""
+    reach, ratio = max(((reach, ratio) for ratio, reach in latents.reach().items()), default=(0.0, 0))
+    if reach > CLIP_RANGE:
+        _LOG.warning(
+            "data.normalized: latents at %dx reach about ±%.0f in the model's scale, but samples are clipped "
+            "at ±%g: use per_channel or per_ratio, or set the tokenizer's scaling_factor",
+            *(ratio, reach, CLIP_RANGE),
         )
 
 

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from cat_fast.data import files
 from cat_fast.data.latents import format as latent_format
 from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
-from cat_fast.data.latents.moments import per_channel
+from cat_fast.data.latents.moments import Moments, per_channel
+from cat_fast.data.latents.scale import LatentScale
 from cat_fast.errors import UserError
 
 NAMES = ["sky", "street", "page"]
@@ -68,15 +69,76 @@ def test_latents_make_the_round_trip(tmp_path):
     assert dataset.token_counts(patch_size=2)[:4] == [64, 16, 4, 64]
 
 
-def test_latents_are_normalised_to_zero_mean_and_unit_deviation(tmp_path):
+@pytest.mark.parametrize("normalized", ["per_channel", "per_ratio"])
+def test_latents_are_normalized_with_the_same_weight_for_every_image(tmp_path, normalized):
     write(tmp_path, count=30)
-    dataset = LatentDataset(tmp_path)
-    raw = torch.cat([latent.flatten(1) for _, latent, _, _ in make_latents(30)], dim=1).double()
-    assert dataset.shift_factor == pytest.approx(raw.mean(1).tolist(), rel=1e-9)
-    assert dataset.scaling_factor == pytest.approx((1 / raw.std(1, correction=0)).tolist(), rel=1e-9)
-    seen = torch.cat([dataset[i].latent.flatten(1) for i in range(len(dataset))], dim=1)
-    assert seen.mean(1).abs().max() < 1e-5
-    torch.testing.assert_close(seen.std(1), torch.ones(len(seen)), atol=2e-3, rtol=0)
+    dataset = LatentDataset(tmp_path, normalized=normalized)
+    seen = Moments.by_group((sample.ratio, sample.latent) for sample in map(dataset.__getitem__, range(30)))
+    expected = Moments.by_group((ratio, latent) for _, latent, _, ratio in make_latents(30))
+    assert {ratio: moments.count for ratio, moments in dataset.moments.items()} == {8: 10, 16: 10, 32: 10}
+    for ratio, moments in expected.items():
+        assert dataset.moments[ratio].mean == pytest.approx(moments.mean, rel=1e-9)
+        assert dataset.moments[ratio].std == pytest.approx(moments.std, rel=1e-9)
+    for moments in seen.values() if normalized == "per_ratio" else [Moments.merge(seen.values())]:
+        assert moments.mean == pytest.approx([0.0] * 4, abs=1e-5)
+        assert moments.std == pytest.approx([1.0] * 4, rel=1e-5)
+    if normalized == "per_ratio":
+        assert dataset.scaling_factor == {
+            str(ratio): pytest.approx([1 / std for std in moments.std]) for ratio, moments in expected.items()
+        }
+
+
+OWN = {"shift_factor": [0.5, 0.0, 0.0, -1.0], "scaling_factor": [0.2, 0.2, 0.5, 2.0]}
+
+
+@pytest.mark.parametrize("normalized", ["none", False])
+def test_without_normalization_the_scale_is_the_tokenizers_own(tmp_path, normalized):
+    with open_writer(tmp_path / "own", scale=LatentScale(**OWN)) as writer:
+        for key, latent, label, ratio in make_latents(3):
+            writer.add(key, latent, label=label, ratio=ratio)
+    dataset = LatentDataset(tmp_path / "own", normalized=normalized)
+    assert {"shift_factor": dataset.shift_factor, "scaling_factor": dataset.scaling_factor} == OWN
+    shift, scale = (torch.tensor(values).view(4, 1, 1) for values in OWN.values())
+    for i, (_, latent, _, _) in enumerate(make_latents(3)):
+        torch.testing.assert_close(dataset[i].latent, (latent - shift) * scale)
+    given = LatentDataset(tmp_path / "own", normalized=normalized, tokenizer_scale=LatentScale(0.0, 3.0))
+    torch.testing.assert_close(given[0].latent, 3 * next(iter(make_latents(1)))[1])
+    with pytest.raises(UserError, match=r"made with other settings .*scale"):
+        open_writer(tmp_path / "own")
+
+    write(tmp_path / "cat")  # a scaling factor of 1, as CAT's
+    dataset = LatentDataset(tmp_path / "cat", normalized=normalized)
+    assert (dataset.shift_factor, dataset.scaling_factor) == ([0.0] * 4, [1.0] * 4)
+    assert torch.equal(dataset[0].latent, next(iter(make_latents(1)))[1])
+
+
+def test_folders_of_an_earlier_version_are_read_again_for_their_statistics(tmp_path, caplog):
+    """Their records hold moments that are pooled by values over all ratios, and no scale of the tokenizer."""
+    write(tmp_path)
+    expected = {kind: LatentDataset(tmp_path, normalized=kind) for kind in ("per_channel", "per_ratio")}
+    for path in tmp_path.glob("*.json"):
+        content = json.loads(path.read_text())
+        content.pop("scale", None)
+        if content.pop("moments_by_ratio", None):
+            content["moments"] = {"count": 340, "mean": [3.0] * 4, "squares": [999.0] * 4}
+        path.write_text(json.dumps(content))
+    for kind, dataset in expected.items():
+        again = LatentDataset(tmp_path, normalized=kind)
+        assert again.scale == dataset.scale
+        assert again.digest == dataset.digest
+    assert "3 shards were encoded by an earlier version; reading their latents" in caplog.text
+    with pytest.raises(UserError, match=r"does not record the scaling factor .* set data\.tokenizer"):
+        LatentDataset(tmp_path, normalized="none")
+    assert (
+        LatentDataset(tmp_path, normalized="none", tokenizer_scale=LatentScale(0.0, 3.0)).scaling_factor == 3
+    )
+    assert write(tmp_path) == []  # and encoding resumes
+
+
+def test_the_reach_of_latents_is_in_the_scale_of_the_dit(tmp_path):
+    write(tmp_path, count=30)
+    assert all(10 < reach < 13 for reach in LatentDataset(tmp_path, normalized="none").reach().values())
+    assert all(3.5 < reach < 4.6 for reach in LatentDataset(tmp_path).reach().values())
 
 
 @pytest.mark.parametrize("stop_before", [1, 4, 6, 9])

@@ -163,6 +163,19 @@ def test_every_image_is_encoded_once(tokenizer, index, tmp_path, kind):
         LatentDataset(out, "another")
 
 
+def test_the_scale_of_the_tokenizer_is_recorded(index, tmp_path):
+    tokenizer = tiny_tokenizer(scaling_factor=0.18215, shift_factor=0.5)
+    make(tokenizer, index, tmp_path / "out")
+    data = LatentDataset(tmp_path / "out", normalized="none")
+    assert (data.shift_factor, data.scaling_factor) == ([0.5] * 4, [0.18215] * 4)
+    for i, entry in enumerate(data.entries):
+        image = decode_image((index.parent / f"{entry.key[-2:]}.png").read_bytes())
+        with torch.no_grad():
+            x = image_to_tensor(resize_center_crop(image, 64))[None]
+            encoded = tokenizer.encode(x, entry.ratio).latent_dist.mode()[0]
+        torch.testing.assert_close(data[i].latent, (encoded - 0.5) * 0.18215, rtol=1e-4, atol=1e-5)
+
+
 def test_webdataset_can_read_the_archives(tokenizer, index, tmp_path):
     make(tokenizer, index, tmp_path / "out", format="webdataset")
     expected = raw_latents(tmp_path / "out")

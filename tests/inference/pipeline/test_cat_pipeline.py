@@ -1,5 +1,8 @@
 """CATPipeline: ratios, token budgets, batches and reproducibility."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, paper_schedule
 from cat_fast.inference import CATPipeline
+from cat_fast.inference.pipeline import assembly
 from tests.inference.pipeline.conftest import DESCRIPTIONS, LABELS
 
 FAST = {"num_inference_steps": 4, "scheduler": "ddim"}
@@ -84,6 +88,77 @@ def test_latents_are_rescaled_before_decoding(pipeline, monkeypatch):
     pipeline(["village street"], ratio=16, **FAST)
     expected = torch.tensor([2 / 0.5 + 0.3, 2 / 1.0 - 0.1, 2 / 2.0 + 0.0, 2 / 0.8 + 0.2])
     torch.testing.assert_close(seen[0], expected.view(1, 4, 1, 1).expand(1, 4, 4, 4))
+
+
+def test_a_scale_per_ratio_is_undone_before_decoding(parts, monkeypatch, tmp_path):
+    tokenizer, transformer = parts
+    factors = {
+        "shift_factor": {"8": [0.1] * 4, "16": [0.2, 0.3, 0.4, 0.5], "32": [0.0] * 4},
+        "scaling_factor": {"8": [2.0] * 4, "16": [0.5, 1.0, 2.0, 4.0], "32": [1.0] * 4},
+    }
+    config = {key: value for key, value in transformer.config.items() if not key.startswith("_")}
+    scaled = DiT(**config | factors)
+    scaled.load_state_dict(transformer.state_dict())
+    CATPipeline(tokenizer, scaled, paper_schedule(), resolution=64).save_pretrained(tmp_path)
+    pipeline = CATPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    assert {name: pipeline.transformer.config[name] for name in factors} == factors
+    seen = {}
+    decode = pipeline.vae.decode
+    monkeypatch.setattr(pipeline.vae, "decode", lambda z, ratio: seen.update({ratio: z}) or decode(z, ratio))
+    for ratio in (8, 16, 32):
+        (latent,) = pipeline(1, ratio=ratio, generator=seeded(0, 1), output_type="latent", **FAST).images
+        pipeline(1, ratio=ratio, generator=seeded(0, 1), **FAST)
+        shift, scale = (torch.tensor(factors[name][str(ratio)]).view(4, 1, 1) for name in factors)
+        torch.testing.assert_close(seen[ratio][0], latent / scale + shift)
+
+
+def test_models_saved_before_decode_as_they_did(saved, tmp_path, pipeline):
+    """Their configs hold one shift and scale per channel, and no betas."""
+    folder = shutil.copytree(saved, tmp_path / "before")
+    config = json.loads((folder / "transformer/config.json").read_text())
+    assert isinstance(config["scaling_factor"], list)
+    del config["beta_schedule"]
+    (folder / "transformer/config.json").write_text(json.dumps(config))
+    again = CATPipeline.from_pretrained(folder)
+    again.set_progress_bar_config(disable=True)
+    expected, found = (pixels(made(LABELS, generator=seeded(0, 3), **FAST)) for made in (pipeline, again))
+    assert all(np.array_equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_a_published_checkpoint_is_assembled_with_the_betas_of_the_original(parts, tmp_path, monkeypatch):
+    tokenizer, transformer = parts
+    transformer = DiT(
+        **{key: value for key, value in transformer.config.items() if not key.startswith("_")}
+        | {"beta_schedule": "linear"}
+    )
+    monkeypatch.setattr(assembly, "load_model", lambda *_: transformer)
+    (tmp_path / "DiT.pt").touch()
+    made = assembly.assemble(tokenizer, tmp_path / "DiT.pt", LABELS, resolution=64)
+    assert made.scheduler.config.beta_schedule == "linear"
+    with pytest.raises(UserError, match="trained with linear betas, the scheduler has squaredcos_cap_v2"):
+        CATPipeline(tokenizer, transformer, paper_schedule(), labels=LABELS, resolution=64)
+    with pytest.raises(UserError, match="training saves it next to the model"):
+        assembly.assemble(tokenizer, tmp_path, LABELS, resolution=64)
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_a_tokenizer_in_float16_decodes_in_float32_if_its_config_asks_for_it(pipeline, monkeypatch, force):
+    pipeline.vae.register_to_config(force_upcast=force)
+    decode, seen = pipeline.vae.decode, []
+
+    def recorded(z, ratio):
+        seen.append((z.dtype, pipeline.vae.dtype))
+        return decode(z, ratio)
+
+    monkeypatch.setattr(pipeline.vae, "decode", recorded)
+    pipeline.to(torch.float16)
+    pipeline(1, ratio=16, **FAST)
+    dtype = torch.float32 if force else torch.float16
+    assert seen == [(dtype, dtype)]
+    assert pipeline.vae.dtype == torch.float16
+    pipeline.to(torch.float32)
+    pipeline.vae.register_to_config(force_upcast=True)
 
 
 @pytest.mark.parametrize(

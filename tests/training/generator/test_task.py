@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 from functools import partialmethod
 
@@ -13,6 +14,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
+from cat_fast.data.latents.scale import LatentScale
 from cat_fast.data.ratio_origin import RatioOrigin, ScoredBy
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, PackedText
@@ -22,6 +24,7 @@ from cat_fast.training.config.settings import GeneratorRun
 from cat_fast.training.generator.task import GeneratorTask, _batches_per_step, _spending_notice
 from cat_fast.training.runtime import ranks
 from cat_fast.training.runtime.ranks import Ranks
+from tests.cli.conftest import tiny_tokenizer
 from tests.training.runs import GENERATOR, ROOT
 from tests.training.steps import train_step
 
@@ -95,6 +98,8 @@ def test_global_budget_determines_batches_per_step(world_size, overrides, batche
         (["data.global_tokens=512", "accumulation_steps=2"], "remove one"),
         (["loss.prediction=x0"], r"loss\.prediction: 'x0' is not epsilon, v_prediction, flow"),
         (["loss.weighting=pixel"], r"loss\.weighting: 'pixel' is not token, image"),
+        (["loss.beta_schedule=cosine"], r"loss\.beta_schedule: 'cosine' is not squaredcos_cap_v2, linear"),
+        (["loss.beta_schedule=linear", "loss.prediction=flow"], "which has no betas; set it to squaredcos"),
         (["loss.prediction=flow", "loss.min_snr_gamma=5"], "not supported with prediction: flow"),
     ],
 )
@@ -103,9 +108,20 @@ def test_invalid_budgets_and_losses_are_refused(overrides, message):
         _batches_per_step(config(*overrides), Ranks(world_size=2))
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
-def test_run_trains_the_configured_prediction_and_exports_it_with_the_model(tmp_path, latents, prediction):
-    run = config(f"data.latents={latents}", f"loss.prediction={prediction}", f"output_dir={tmp_path}")
+@pytest.mark.parametrize(
+    ("prediction", "betas"),
+    [
+        ("epsilon", "squaredcos_cap_v2"),
+        ("epsilon", "linear"),
+        ("v_prediction", "linear"),
+        ("flow", "squaredcos_cap_v2"),
+    ],
+)
+def test_run_trains_the_configured_noise_schedule_and_exports_it_with_the_model(
+    tmp_path, latents, prediction, betas
+):
+    loss = [f"loss.prediction={prediction}", f"loss.beta_schedule={betas}"]
+    run = config(f"data.latents={latents}", *loss, f"output_dir={tmp_path}")
     task = GeneratorTask(run, Ranks())
     for step in range(3):
         metrics = train_step(task, step)
@@ -117,7 +133,9 @@ def test_run_trains_the_configured_prediction_and_exports_it_with_the_model(tmp_
     task.export(tmp_path / "model")
     schedule = load_schedule(tmp_path / "model" / "scheduler")
     assert schedule.config.get("prediction_type", "flow") == prediction
-    assert isinstance(DiT.from_pretrained(tmp_path / "model"), DiT)
+    expected = None if prediction == "flow" else betas
+    assert schedule.config.get("beta_schedule") == task.schedule.config.get("beta_schedule") == expected
+    assert DiT.from_pretrained(tmp_path / "model").config.beta_schedule == expected
 
 
 def test_loss_is_the_token_weighted_mean_over_ratios(tmp_path, latents):
@@ -181,7 +199,7 @@ def test_text_encoder_without_captions_is_refused(tmp_path, bert):
     [
         (["model.ratios=[16]"], r"has latents at 8x, but model\.ratios is \[16\]"),
         (["model.num_classes=1"], r"model\.num_classes is 1, but the latents have class 1: remove the key"),
-        (["model.scaling_factor=1"], r"model\.scaling_factor: the latents .*data\.normalized=false"),
+        (["model.scaling_factor=1"], r"model\.scaling_factor: the latents, .*data\.normalized=none"),
         (["data.max_tokens=63"], r"63 is less than the longest sequence, 64 tokens"),
         (["data.window=4"], r"4 latents, with 28 tokens on average, do not fill .* use at least 6"),
         (["compile=true", "deepspeed=deepspeed/zero3.json"], "compile: not supported with ZeRO 3"),
@@ -204,6 +222,92 @@ def test_normalization_of_latents_can_be_disabled(tmp_path, latents):
     assert (model.shift_factor, model.scaling_factor) == ([0.0] * 4, [1.0] * 4)
 
 
+@pytest.mark.parametrize("normalized", ["none", "per_channel", "per_ratio"])
+def test_the_scale_of_training_is_exported_and_undone(tmp_path, normalized):
+    """The latents deviate by 5 and 10. Samples are clipped at 16 in the model's scale, whatever it is."""
+    own = LatentScale([0.5] * 4, [0.2] * 4)
+    generator, written = torch.Generator().manual_seed(0), {}
+    with LatentShardWriter(
+        tmp_path / "latents", "0" * 16, resolution=128, class_names=["a"], scale=own
+    ) as writer:
+        for number in range(12):
+            ratio = (8, 16, 32)[number % 3]
+            latent = (5 + 5 * (ratio == 32)) * torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
+            writer.add(f"image{number}", latent, label=0, ratio=ratio)
+            written[f"image{number}"] = latent
+    task = GeneratorTask(
+        config(f"data.latents={tmp_path / 'latents'}", f"data.normalized={normalized}"), Ranks()
+    )
+    ((batch, *_),), _ = task._next_batches()
+    task.export(tmp_path / "model")
+    model = DiT.from_pretrained(tmp_path / "model").config
+    scale = LatentScale(model.shift_factor, model.scaling_factor)
+    for key, ratio, latent in zip(batch.key, batch.ratio.tolist(), batch.to_latents(), strict=True):
+        torch.testing.assert_close(scale.undo(latent, ratio), written[key], rtol=1e-4, atol=1e-4)
+    if normalized == "none":
+        assert (model.shift_factor, model.scaling_factor) == ([0.5] * 4, [0.2] * 4)
+    if normalized == "per_ratio":
+        assert model.scaling_factor["8"] == pytest.approx([0.2] * 4, rel=0.1)
+        assert model.scaling_factor["32"] == pytest.approx([0.1] * 4, rel=0.3)
+    schedule = load_schedule(tmp_path / "model" / "scheduler")
+    assert (schedule.config.clip_sample, schedule.config.clip_sample_range) == (True, 16)
+    assert all(latent.abs().max() < 16 for latent in batch.to_latents())
+
+
+def test_a_tokenizer_that_is_named_gives_its_scale_to_latents_that_do_not_record_one(tmp_path):
+    tokenizer = tiny_tokenizer(scaling_factor=0.18215)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    fingerprint = tokenizer.fingerprint()
+    with LatentShardWriter(tmp_path / "latents", fingerprint, resolution=128, class_names=["a"]) as writer:
+        for number in range(12):
+            writer.add(f"{number}", torch.randn(4, 16, 16), label=0, ratio=8)
+    header = tmp_path / "latents/latents.json"
+    header.write_text(json.dumps({k: v for k, v in json.loads(header.read_text()).items() if k != "scale"}))
+    run = [f"data.latents={header.parent}", "data.normalized=none"]
+    with pytest.raises(UserError, match=r"does not record the scaling factor .* set data\.tokenizer"):
+        GeneratorTask(config(*run), Ranks())
+    task = GeneratorTask(config(*run, f"data.tokenizer={tmp_path / 'tokenizer'}"), Ranks())
+    assert task.arguments["scaling_factor"] == [0.18215] * 4
+
+
+def test_latents_beyond_the_clipping_range_of_samples_are_reported(tmp_path, caplog):
+    with LatentShardWriter(tmp_path, "0" * 16, resolution=128, class_names=["a"]) as writer:
+        for number in range(12):
+            writer.add(f"{number}", 5.5 * torch.randn(4, 16, 16), label=0, ratio=8)
+    GeneratorTask(config(f"data.latents={tmp_path}"), Ranks())
+    assert "clipped" not in caplog.text
+    GeneratorTask(config(f"data.latents={tmp_path}", "data.normalized=none"), Ranks())
+    assert re.search(
+        r"latents at 8x reach about ±2\d .* but samples are clipped at ±16: use per_channel", caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.normalized=channels"], r"data\.normalized: expected one of none, per_channel, per_ratio"),
+        (
+            ["data.normalized=per_ratio"],
+            r"none at 16x: set model\.ratios=\[8\], or data\.normalized=per_channel",
+        ),
+        (
+            ["data.normalized=per_ratio", "model.ratios=[16]"],
+            r"has latents at 8x, but model\.ratios is \[16\]",
+        ),
+    ],
+)
+def test_normalizations_that_the_latents_do_not_allow_are_refused(tmp_path, overrides, message):
+    with LatentShardWriter(tmp_path, "0" * 16, resolution=128, class_names=["a"]) as writer:
+        writer.add("one", torch.randn(4, 16, 16), label=0, ratio=8)
+    with pytest.raises(UserError, match=message):
+        GeneratorTask(config(f"data.latents={tmp_path}", *overrides), Ranks())
+
+
+@pytest.mark.parametrize(("given", "read"), [("true", "per_channel"), ("false", "none"), ("none", "none")])
+def test_booleans_of_former_configurations_are_read_as_normalizations(given, read):
+    assert config(f"data.normalized={given}").data.normalized == read
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, latents):
     task, folder = GeneratorTask(config(f"data.latents={latents}"), Ranks()), tmp_path_factory.mktemp("saved")
@@ -217,6 +321,8 @@ def checkpoint(tmp_path_factory, latents):
     [
         ("seed=1", "seed: expected 0, as at the start of the run, got 1"),
         ("loss.prediction=flow", r"loss\.prediction: expected 'epsilon', .* got 'flow'"),
+        ("loss.beta_schedule=linear", r"beta_schedule: expected 'squaredcos_cap_v2', .* got 'linear'"),
+        ("data.normalized=per_ratio", r"data\.latents: expected '\w{16}', .* got '\w{16}'"),
         ("data.normalized=false", r"data\.latents: expected '\w{16}', .* got '\w{16}'"),
     ],
 )
@@ -236,6 +342,9 @@ def test_checkpoint_without_initial_settings_can_be_resumed(tmp_path, latents, c
     task.load(checkpoint)
     older.load(folder)
     assert train_step(older, 1)["loss"] == train_step(task, 1)["loss"]
+    linear = GeneratorTask(config(f"data.latents={latents}", "loss.beta_schedule=linear"), Ranks())
+    with pytest.raises(UserError, match="beta_schedule: expected 'squaredcos_cap_v2'"):  # all had those
+        linear.load(folder)
 
 
 def test_relabelled_latents_have_another_digest(tmp_path):
