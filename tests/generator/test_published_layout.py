@@ -94,9 +94,9 @@ def test_published_checkpoints_give_the_outputs_of_diffusers_dit(side, wrapped, 
     state = published_state(side)
     path = tmp_path / "DiT-XL-2-512x512.pt"
     torch.save({"model": {}, "ema": state, "args": MaliciousArguments()} if wrapped else state, path)
-    ours = DiT.from_pretrained(path)
+    ours = DiT.from_pretrained(path, num_heads=HEADS)
     assert (ours.config.position_frame, ours.config.num_heads, ours.config.ratios) == (side, HEADS, (8,))
-    assert DiT.from_pretrained(path, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert DiT.from_pretrained(path, num_heads=HEADS, torch_dtype=torch.bfloat16).dtype == torch.bfloat16
 
     torch.manual_seed(1)
     latents = torch.randn(3, 4, 2 * side, 2 * side)
@@ -129,4 +129,68 @@ def test_other_files_and_positions_are_rejected(tmp_path):
     state = published_state(8)
     torch.save(state | {"pos_embed": state["pos_embed"].flip(1)}, path)
     with pytest.raises(UserError, match="expected the pos_embed of facebookresearch/DiT"):
-        DiT.from_pretrained(path)
+        DiT.from_pretrained(path, num_heads=HEADS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pos_embed": torch.zeros(64, WIDTH)}, "expected the pos_embed"),
+        (
+            {"blocks.0.extra.weight": torch.zeros(1)},
+            r"contain blocks\.0\.extra\.weight, which the model does not",
+        ),
+        ({"blocks.1.attn.qkv.bias": None}, r"blocks\.1\.attn\.qkv\.bias is missing from its weights"),
+        ({"blocks.1.attn.qkv.bias": torch.zeros(3)}, r"qkv\.bias has shape \(3,\), expected \(384,\)"),
+        ({"final_layer.linear.bias": torch.zeros(4 * 12)}, "has 48 outputs, expected 16, or twice as many"),
+        ({"x_embedder.proj.weight": torch.zeros(WIDTH, 16)}, r"expected \(D, c, p, p\)"),
+    ],
+    ids=["positions", "extra", "missing", "shape", "outputs", "embedder"],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, changes, message):
+    state = {name: value for name, value in (published_state(8) | changes).items() if value is not None}
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=message) as caught:
+        DiT.from_pretrained(tmp_path / "model.pt", num_heads=HEADS)
+    assert str(caught.value).startswith(f"{tmp_path}/model.pt: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_that_the_weights_do_not_show_must_be_given(tmp_path):
+    """The weights fit any number of heads; a wrong one changes the outputs silently."""
+    state = published_state(8)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"width 128 and depth 2 is not a published one.*pass num_heads"):
+        DiT.from_pretrained(tmp_path / "model.pt")
+    packed = PackedSequence.from_latents([torch.randn(4, 16, 16)], [8])
+    outputs = []
+    for heads in (2, 4):
+        model = DiT.from_pretrained(tmp_path / "model.pt", num_heads=heads)
+        assert model.config.num_heads == heads
+        with torch.no_grad():
+            outputs.append(model(packed, torch.tensor([500]), torch.tensor([1])).sample)
+    assert not torch.allclose(*outputs, rtol=1e-3)
+    with pytest.raises(UserError, match="multiple of 4 and of num_heads 3"):
+        DiT.from_pretrained(tmp_path / "model.pt", num_heads=3)
+
+
+@pytest.mark.parametrize("option", ["hidden_size", "num_head", "subfolder", "variant", "position_frame"])
+def test_options_that_a_file_does_not_understand_raise(tmp_path, option):
+    torch.save(published_state(8), tmp_path / "model.pt")
+    with pytest.raises(UserError, match=f"unexpected argument '{option}'.*num_heads"):
+        DiT.from_pretrained(tmp_path / "model.pt", num_heads=HEADS, **{option: 12})
+
+
+def test_options_that_a_file_understands_apply(tmp_path):
+    torch.save(published_state(8), tmp_path / "model.pt")
+    config = DiT.from_pretrained(
+        tmp_path / "model.pt",
+        num_heads=HEADS,
+        ratios=(8, 16),
+        scaling_factor=0.5,
+        class_dropout_prob=0.2,
+        local_files_only=True,
+        torch_dtype=torch.float64,
+    ).config
+    assert (config.ratios, config.scaling_factor, config.class_dropout_prob) == ((8, 16), 0.5, 0.2)
+    assert DiT.from_pretrained(tmp_path / "model.pt", num_heads=HEADS).config.scaling_factor == 0.18215

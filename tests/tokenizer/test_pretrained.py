@@ -242,7 +242,7 @@ def test_ldm_names_become_diffusers_names():
         ({"encoder.down_blocks.0.resnets.0.norm1.weight": torch.ones(8)}, "from_pretrained"),
         (
             {name: value for name, value in LDM((1, 2), ()).state.items() if "norm2" not in name},
-            "Missing key",
+            r"norm2\S* is missing from its weights, and \d+ more",
         ),
         (LDM((1, 2), (), latent_channels=3).state | {"quant_conv.weight": torch.ones(3, 3, 1, 1)}, "only KL"),
     ],
@@ -276,6 +276,30 @@ def test_a_file_without_an_autoencoder_is_refused(tmp_path, contents, message, s
 def test_from_single_file_refuses_unsupported_arguments(source, options, message):
     with pytest.raises(UserError, match=message):
         NestedAutoencoderKL.from_single_file(source, **options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"encoder.extra.weight": torch.zeros(1)},
+            r"contain encoder\.extra\.weight, which the model does not have",
+        ),
+        (
+            {"encoder.conv_in.bias": torch.zeros(3)},
+            r"encoder\.conv_in\.bias has shape \(3,\), expected \(32,\)",
+        ),
+    ],
+)
+def test_extra_and_mismatched_weights_of_ldm_are_refused(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        NestedAutoencoderKL.from_single_file(LDM((1, 2), ()).state | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_ldm_with_one_level_is_refused():
+    with pytest.raises(UserError, match="an autoencoder with one level, of 32 channels, does not downsample"):
+        NestedAutoencoderKL.from_single_file(LDM((1,), ()).state)
 
 
 def test_from_pretrained_refers_single_files_to_from_single_file(tmp_path):
