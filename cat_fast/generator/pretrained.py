@@ -16,6 +16,7 @@ from cat_fast.weights.state_file import read_state
 
 CHECKPOINT_ENTRIES = (
     "class_dropout_prob",
+    "num_classes",
     "num_heads",
     "ratios",
     "scaling_factor",
@@ -25,6 +26,8 @@ CHECKPOINT_ENTRIES = (
 """Config entries that a state dict does not show."""
 HEADS = {(384, 12): 6, (768, 12): 12, (1024, 24): 16, (1152, 28): 16}
 """Heads of DiT-S, -B, -L and -XL by width and depth; the state dict does not contain them."""
+CLASSES = (10, 100, 1000)
+"""Classes of CIFAR and ImageNet; other tables may or may not have a row for the null class."""
 REQUIRED_KEYS = (
     "x_embedder.proj.weight",
     "y_embedder.embedding_table.weight",
@@ -38,7 +41,8 @@ RATIO_TABLE = "ratio_embedder.embedding_table.weight"
 SD_VAE_SCALING = 0.18215
 SD_VAE_RATIO = 8
 """Scaling factor and ratio of the Stable Diffusion autoencoder, which the published models use."""
-_POSITION_TOLERANCE = 1e-4
+_POSITION_TOLERANCE = 0.01
+"""Above the rounding error of bf16; positions of other grids or orders differ by 0.1 and more."""
 
 
 def from_dit_checkpoint(path: Path, entries: Mapping[str, Any]) -> Published:
@@ -79,7 +83,9 @@ def from_dit_checkpoint(path: Path, entries: Mapping[str, Any]) -> Published:
         "depth": depth,
         "num_heads": _heads(path, width, depth, entries.get("num_heads")),
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "num_classes": state["y_embedder.embedding_table.weight"].shape[0] - 1,
+        "num_classes": _classes(
+            path, state["y_embedder.embedding_table.weight"].shape[0], entries.get("num_classes")
+        ),
         "position_frame": _grid_size(path, state.pop("pos_embed"), width),
     }
     return Published({"scaling_factor": SD_VAE_SCALING, **entries, **arguments, "ratios": ratios}, state)
@@ -94,6 +100,33 @@ def _heads(path: Path, width: int, depth: int, given: int | None) -> int:
             "not show the number of attention heads; pass num_heads"
         )
     return HEADS[width, depth]
+
+
+def _classes(path: Path, rows: int, given: int | None) -> int:
+    """Return the number of classes of a label table with `rows` rows, the last of which is the null class."""
+    if given is None and rows - 1 in CLASSES:
+        return rows - 1
+    if given is None and rows not in CLASSES:
+        raise UserError(
+            f"{path}: its label table has {rows} rows, and its weights do not show whether the last is the "
+            f"null class; pass num_classes={rows - 1} if it is (a DiT without a null class is not supported)"
+        )
+    if given is None or given == rows:
+        raise UserError(
+            f"{path}: its label table has {rows} rows for {rows} classes, but DiT needs one more for the "
+            "null class; only models trained with label dropout are supported"
+            + (
+                ""
+                if given
+                else f" (if it has {rows - 1} classes and a null class, pass num_classes={rows - 1})"
+            )
+        )
+    if given != rows - 1:
+        raise UserError(
+            f"{path}: its label table has {rows} rows, expected {given + 1} for num_classes={given} and the "
+            "null class"
+        )
+    return given
 
 
 def _without_variances(path: Path, name: str, tensor: Tensor, pixels: int, channels: int) -> Tensor:

@@ -102,6 +102,7 @@ def from_ldm_checkpoint(source: Path | Mapping[str, Any]) -> Published:
     if not widths:
         raise UserError(f"{name}: no KL autoencoder in LDM's layout found (it has no encoder levels)")
     _check_levels(name, tuple(widths))
+    _check_attention(name, tensors)
     latent_channels = tensors["decoder.conv_in.weight"].shape[1]
     moments = tensors.get("quant_conv.weight", tensors["encoder.conv_out.weight"]).shape[0]
     if moments != 2 * latent_channels:
@@ -155,6 +156,23 @@ def diffusers_name(name: str, levels: int) -> str:
     for theirs, ours in _RENAMED:
         name = re.sub(theirs, ours, name)
     return name
+
+
+def _check_attention(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Check that the attention is LDM's `attn_type: vanilla`, the only one with weights q, k and v."""
+    if any(".to_qkv." in key for key in tensors):
+        raise UserError(f"{name}: linear attention is not supported; expected LDM's attn_type: vanilla")
+    for half in ("encoder", "decoder"):
+        if f"{half}.mid.attn_1.q.weight" not in tensors:
+            others = any(key.startswith(f"{half}.mid.attn_1.") for key in tensors)
+            kind = (
+                "this attention is not supported"
+                if others
+                else "a mid block without attention is not supported"
+            )
+            raise UserError(
+                f"{name}: {kind} ({half}.mid.attn_1.q.weight is missing); expected LDM's attn_type: vanilla"
+            )
 
 
 def _read_tensors(source: Path | Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """State dicts of single checkpoint files, under the names of the plain module."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 
 _CONTAINERS = ("ema", "state_dict", "model")
 """Entries of training checkpoints with a state dict, the preferred one first."""
+_WRAPPER = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Prefixes of names within DistributedDataParallel, torch.compile, FSDP and activation checkpointing."""
 
 
 def is_state_file(name: str | os.PathLike[str]) -> bool:
@@ -72,7 +75,7 @@ def _plain_names(source: Path | Mapping[str, Any], keys: Iterable[Any]) -> dict[
     for key in keys:
         if not isinstance(key, str):
             continue
-        name = key
+        name = _WRAPPER.sub("", key)
         if name in found:
             label = source if isinstance(source, Path) else "state dict"
             raise UserError(
