@@ -53,6 +53,7 @@ _EMA_ENTRIES = (
 )
 """Entries that diffusers' `EMAModel.save_pretrained` adds to a config."""
 _LOGGER = logging.getLogger("diffusers.models.modeling_utils")
+_NO_FLOAT32_MODULES = "should be kept in float32: []"
 HANDLED = (
     "Some weights of",
     "An error occurred while trying to fetch",
@@ -124,6 +125,11 @@ class CheckedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both defin
                 f"{'no class' if found is None else found}"
             )
         return config
+
+    def to(self, *arguments: Any, **options: Any) -> Self:  # type: ignore[override] # torch's overloads
+        """Move or cast the model, as `torch.nn.Module.to`."""
+        with without_warnings(_NO_FLOAT32_MODULES):  # diffusers warns even if there are no such modules
+            return super().to(*arguments, **options)
 
 
 def init_arguments(kind: Any) -> set[str]:

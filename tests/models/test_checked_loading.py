@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 
 import pytest
@@ -214,3 +215,29 @@ def test_an_autoencoder_kl_with_one_level_is_refused(tmp_path):
     message = f"{tmp_path}: an autoencoder with one level, of 8 channels, does not downsample"
     refused(lambda: NestedAutoencoderKL.from_pretrained(tmp_path), message)
     refused(lambda: load_tokenizer(tmp_path, "cpu"), message)
+
+
+def test_loading_and_casting_print_no_warning(folder, name, caplog, tmp_path):
+    """diffusers warns at each cast of modules to keep in float32, even if there are none."""
+    with caplog.at_level(logging.WARNING, logger="diffusers"):
+        logging.getLogger("diffusers").addHandler(caplog.handler)
+        try:
+            model = KINDS[name].from_pretrained(folder)
+            model.to(torch.bfloat16)
+            model.to("cpu", dtype=torch.float16)
+            model.to(torch.device("cpu"))
+        finally:
+            logging.getLogger("diffusers").removeHandler(caplog.handler)
+    assert model.dtype == torch.float16
+    assert caplog.text == ""
+
+
+def test_modules_to_keep_in_float32_are_still_named(monkeypatch, caplog):
+    monkeypatch.setattr(DiT, "_keep_in_fp32_modules", ["final_layer"])
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        MODELS["DiT"]().to(torch.float16)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "should be kept in float32: ['final_layer']" in caplog.text
