@@ -21,10 +21,12 @@ def load_tokenizer(source: Path, device: str = "auto") -> NestedAutoencoderKL:
     """Load a tokenizer from everything that its class takes; see `load_model`.
 
     Args:
-        source: a folder of `NestedAutoencoderKL` or of diffusers' `AutoencoderKL`.
+        source: a folder of `NestedAutoencoderKL` or of diffusers' `AutoencoderKL`, the name of one in the
+            cache of the Hugging Face hub, or an LDM checkpoint file.
     """
     kind: Any = NestedAutoencoderKL
-    return _load(kind.from_pretrained, kind, "tokenizer", source, device)
+    load = kind.from_single_file if is_state_file(source) else kind.from_pretrained
+    return _load(load, kind, "tokenizer", source, device)
 
 
 def load_model(kind: type[Model], what: str, source: Path, device: str = "auto") -> Model:
@@ -33,7 +35,7 @@ def load_model(kind: type[Model], what: str, source: Path, device: str = "auto")
     Args:
         kind: class of the model, a `CheckedModel`.
         what: name of the model in errors, such as "tokenizer".
-        source: folder or file that its `from_pretrained` takes.
+        source: folder or file that its `from_pretrained` takes, or a name in the cache of the hub.
         device: "auto" (CUDA if available, else the CPU) or a torch device such as "cpu" or "cuda:1".
 
     Raises:
@@ -45,6 +47,7 @@ def load_model(kind: type[Model], what: str, source: Path, device: str = "auto")
 
 def _load(load: Callable[..., Any], kind: Any, what: str, source: Path, device: str) -> Any:
     target = find_device(device)
+    source = _in_hub_cache(source) or source
     _require(kind, what, source)
     try:
         model = load(str(source), local_files_only=True)
@@ -53,6 +56,17 @@ def _load(load: Callable[..., Any], kind: Any, what: str, source: Path, device: 
             raise
         raise UserError(f"{source}: the checkpoint cannot be loaded ({one_line(error)[:200]})") from error
     return model.to(target).eval()
+
+
+def _in_hub_cache(name: Path) -> Path | None:
+    """Return the cached folder of a model on the hub, unless there is a file or folder of this name."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        config = None if name.exists() else try_to_load_from_cache(str(name), "config.json")
+    except ValueError:  # not a valid hub name
+        return None
+    return Path(config).parent if isinstance(config, str) else None
 
 
 def _require(kind: Any, what: str, source: Path) -> None:
