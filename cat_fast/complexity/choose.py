@@ -14,6 +14,7 @@ from cat_fast.complexity.ratio import (
     ratio_mix,
     tokens_per_image,
 )
+from cat_fast.integers import store_integers
 
 
 class Scorer(Protocol):
@@ -31,6 +32,9 @@ class ComplexityResult:
     description: Description
     score: int
     ratio: int
+
+    def __post_init__(self) -> None:
+        store_integers(self, "score", "ratio")
 
     def tokens(self, resolution: int = 512, patch_size: int = 2) -> int:
         """Return the image's token count; raise UserError if `resolution` does not divide into patches."""

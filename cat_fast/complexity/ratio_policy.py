@@ -13,6 +13,7 @@ from cat_fast.complexity.jpeg_size import JPEG_SIDE, jpeg_ratio
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.errors import UserError
+from cat_fast.integers import store_integers, to_integer
 
 Label = Literal["ratio", "score", "caption"]
 
@@ -44,6 +45,9 @@ class RatioChoice:
     score: int | None = None
     """Complexity score 1..9, if there is a score label or a caption was scored."""
 
+    def __post_init__(self) -> None:
+        store_integers(self, "ratio", "score")
+
 
 class RatioPolicy:
     """Rules for choosing the ratios of images.
@@ -64,6 +68,7 @@ class RatioPolicy:
     ) -> None:
         self.labels, self.scorer = labels, scorer
         self.thresholds = thresholds or default_thresholds()
+        fixed = None if fixed is None else to_integer("fixed", fixed)
         self.fixed = fixed and RatioChoice(ratio=fixed, source="fixed", why=f"fixed {fixed}x")
 
     def choose(self, images: Sequence[Labelled]) -> list[RatioChoice | UserError | None]:

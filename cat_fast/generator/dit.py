@@ -33,6 +33,7 @@ from cat_fast.generator.embeddings import (
 )
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.pretrained import CHECKPOINT_ENTRIES, from_dit_checkpoint
+from cat_fast.integers import to_integers
 from cat_fast.packing import PackedSequence
 from cat_fast.weights.checked_model import FILE_OPTIONS, CheckedModel, check_options, pop_dtype
 from cat_fast.weights.state_file import is_state_file
@@ -99,6 +100,8 @@ class DiT(CheckedModel):
         text_encoder_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
+        ratios = to_integers("ratios", ratios)
+        self.register_integers(ratios=ratios)
         if num_heads < 1 or hidden_size % num_heads or hidden_size % 4:
             raise UserError(
                 f"hidden_size: expected a multiple of 4 and of num_heads {num_heads}, got {hidden_size}"
@@ -115,7 +118,7 @@ class DiT(CheckedModel):
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
-        self.ratio_embedder = RatioEmbedder(tuple(ratios), hidden_size)
+        self.ratio_embedder = RatioEmbedder(ratios, hidden_size)
         has_text = text_dim is not None
         if text_dim is not None:
             self.text_embedder = TextEmbedder(text_dim, hidden_size)

@@ -24,6 +24,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from cat_fast.errors import UserError
+from cat_fast.integers import as_integer, to_integer, to_integers
 from cat_fast.tokenizer.initialisation import pyramid_initialise
 from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder, Widths
 from cat_fast.tokenizer.pretrained import from_autoencoder_kl, from_ldm_checkpoint
@@ -122,6 +123,21 @@ class NestedAutoencoderKL(CheckedModel):
         initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
+        ratios = to_integers("ratios", ratios)
+        default_ratio = None if default_ratio is None else to_integer("default_ratio", default_ratio)
+        encoder_matching, decoder_matching = (
+            None if given is None else to_integers(name, given)
+            for name, given in (
+                ("encoder_matching", encoder_matching),
+                ("decoder_matching", decoder_matching),
+            )
+        )
+        self.register_integers(
+            ratios=ratios,
+            default_ratio=default_ratio,
+            encoder_matching=encoder_matching,
+            decoder_matching=decoder_matching,
+        )
         _check_ratios(ratios, len(block_out_channels))
         if initialisation not in ("default", "pyramid"):
             raise ValueError(f"initialisation: expected default or pyramid, got {initialisation!r}")
@@ -351,7 +367,8 @@ class NestedAutoencoderKL(CheckedModel):
         Args:
             ghost_pass: give every parameter of every ratio a gradient, zero for the unused ones (`ghost`).
         """
-        posterior = DiagonalGaussianDistribution(self._moments(x, self._check_ratio(ratio), ghost_pass))
+        ratio = self._check_ratio(ratio)
+        posterior = DiagonalGaussianDistribution(self._moments(x, ratio, ghost_pass))
         z = posterior.sample() if sample_posterior else posterior.mode()
         return self._images(z, ratio, ghost_pass), posterior
 
@@ -449,15 +466,16 @@ class NestedAutoencoderKL(CheckedModel):
     def _check_ratio(self, ratio: int | None) -> int:
         if ratio is None:
             return self.default_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, int):
+        integer = as_integer(ratio)
+        if integer is None:
             raise TypeError(
                 f"expected an integer ratio, got {ratio!r}; pass return_dict by keyword, and use "
                 "encode_mixed or decode_mixed for one ratio per image"
             )
-        if ratio not in self.ratios:
+        if integer not in self.ratios:
             available = ", ".join(map(str, self.ratios))
-            raise ValueError(f"ratio {ratio} is not available in this model; expected one of {available}")
-        return ratio
+            raise ValueError(f"ratio {integer} is not available in this model; expected one of {available}")
+        return integer
 
     def _check_input(self, x: Any, channels: int, method: str) -> None:
         if not isinstance(x, Tensor):
@@ -473,13 +491,14 @@ def _by_ratio_and_shape(
     function: Callable[[Tensor, int], Tensor], items: Tensor | Sequence[Tensor], ratios: Sequence[int]
 ) -> list[Tensor]:
     """Apply `function` to each item at its ratio, batching those of one ratio and shape; results in order."""
-    if isinstance(ratios, int):
+    if as_integer(ratios) is not None and not getattr(ratios, "ndim", 0):
         raise TypeError(f"expected one ratio per image or latent, got {ratios} for all; use encode or decode")
+    ratios = to_integers("ratios", ratios)
     if len(items) != len(ratios):
         raise ValueError(f"expected one ratio per image or latent, got {len(ratios)} for {len(items)}")
     groups: dict[tuple[int, torch.Size], list[int]] = {}
     for i, (item, ratio) in enumerate(zip(items, ratios, strict=True)):
-        groups.setdefault((int(ratio), item.shape), []).append(i)
+        groups.setdefault((ratio, item.shape), []).append(i)
     results: dict[int, Tensor] = {}
     for (ratio, _), members in groups.items():
         results |= zip(members, function(torch.stack([items[i] for i in members]), ratio), strict=True)

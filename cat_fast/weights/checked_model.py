@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import json
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping
@@ -125,6 +126,14 @@ class CheckedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both defin
                 f"{'no class' if found is None else found}"
             )
         return config
+
+    def register_integers(self, **values: Any) -> None:
+        """Set config entries to their values as ints where JSON cannot hold those that were passed."""
+        for name, value in values.items():
+            try:
+                json.dumps(self.config[name])
+            except TypeError:
+                self.register_to_config(**{name: value})
 
     def to(self, *arguments: Any, **options: Any) -> Self:  # type: ignore[override] # torch's overloads
         """Move or cast the model, as `torch.nn.Module.to`."""

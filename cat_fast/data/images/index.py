@@ -8,6 +8,7 @@ from typing import Any
 
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
+from cat_fast.integers import store_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,9 @@ class ImageRecord:
     score: int
     ratio: int
     category: str = ""
+
+    def __post_init__(self) -> None:
+        store_integers(self, "score", "ratio")
 
 
 def write_index(path: str | Path, records: list[ImageRecord]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
+from cat_fast.integers import store_integers
 
 _HEADER = "cat_fast.latents"
 _VERSION = 1
@@ -35,6 +36,9 @@ class LatentRecord:
     score: int | None = None
     why: str = ""
     """Reason for the choice of ratio."""
+
+    def __post_init__(self) -> None:
+        store_integers(self, "ratio", "size", "score")
 
 
 @dataclass(frozen=True, kw_only=True)

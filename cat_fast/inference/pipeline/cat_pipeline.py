@@ -42,6 +42,7 @@ from cat_fast.generator.sampling import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
 from cat_fast.inference.pipeline.folder import INDEX, check_folder, find_damage, find_folder
+from cat_fast.integers import to_integer
 from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.weights.checked_model import LOADING_OPTIONS, check_options
@@ -425,6 +426,8 @@ class CATPipeline(DiffusionPipeline):
         size: tuple[int, int],
     ) -> list[int]:
         served, patch = self.transformer.config.ratios, self.transformer.config.patch_size
+        if not isinstance(ratio, str):
+            ratio = to_integer("ratio", ratio)
         if ratio != "auto":
             if ratio not in served:
                 raise UserError(f"ratio {ratio!r}: expected 'auto' or one of {', '.join(map(str, served))}")
