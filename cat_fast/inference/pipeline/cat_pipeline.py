@@ -50,7 +50,7 @@ from cat_fast.weights.checked_model import LOADING_OPTIONS, check_options
 MAX_TOKENS = 16_384
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _DECODE_BATCH = 8
-_LOADING_OPTIONS = (
+PIPELINE_OPTIONS = (
     *sorted({*LOADING_OPTIONS} - {"flashpack_kwargs", "output_loading_info", "parallel_config", "subfolder"}),
     "custom_pipeline",
     "custom_revision",
@@ -384,7 +384,7 @@ class CATPipeline(DiffusionPipeline):
             UserError: an unknown option; the folder is not a complete pipeline, has the layout of an earlier
                 version, or holds a component of another class.
         """
-        known = {*inspect.signature(cls.__init__).parameters, *_LOADING_OPTIONS} - {"self"}
+        known = {*inspect.signature(cls.__init__).parameters, *PIPELINE_OPTIONS} - {"self"}
         check_options("CATPipeline.from_pretrained", dict.fromkeys(options), known)
         folder = find_folder(pretrained_model_name_or_path, options)
         check_folder(folder, given=options)
