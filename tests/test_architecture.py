@@ -28,7 +28,7 @@ PACKAGES = (
     "kernels",
 )
 """From top to bottom, as in CONTRIBUTING.md."""
-FLOOR = ("errors", "config", "console", "processor", "hardware")
+FLOOR = ("errors", "config", "console", "integers", "processor", "hardware")
 """Modules that every package may import."""
 GROUPED = ("training", "data", "inference")
 """Packages with sub-packages, which import each other in one direction only."""

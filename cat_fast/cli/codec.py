@@ -26,8 +26,9 @@ CheckpointOption = Annotated[
     typer.Option(
         "--checkpoint",
         "-c",
-        metavar="DIR",
-        help="Folder of a trained tokenizer, such as runs/demo/pipeline/vae from `cat-fast demo`.",
+        metavar="DIR|FILE",
+        help="Trained tokenizer: its folder, such as runs/demo/pipeline/vae from `cat-fast demo`, the folder"
+        " of a diffusers AutoencoderKL, or an LDM checkpoint (.ckpt, .safetensors, .pt).",
         show_default=False,
     ),
 ]

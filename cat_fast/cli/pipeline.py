@@ -17,8 +17,8 @@ def pipeline(
         typer.Option(
             "--tokenizer",
             "-t",
-            metavar="DIR",
-            help="Trained tokenizer: model/ of its run.",
+            metavar="DIR|FILE",
+            help="Trained tokenizer: model/ of its run, or another that `encode` takes.",
             show_default=False,
         ),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 
 from cat_fast.complexity.ratio import RATIOS, tokens_per_image
 from cat_fast.errors import UserError
+from cat_fast.integers import to_integers
 
 
 def ratios_within_budget(
@@ -36,7 +37,7 @@ def ratios_within_budget(
         UserError: the budget is below the cost of all images at the highest ratio, or `resolution` does not
             divide into patches.
     """
-    levels = sorted(set(ratios))
+    levels = sorted(set(to_integers("ratios", ratios)))
     low, middle, high = levels[0], levels[len(levels) // 2], levels[-1]
     low_cost, middle_cost, high_cost = (
         tokens_per_image(ratio, resolution, patch_size) for ratio in (low, middle, high)

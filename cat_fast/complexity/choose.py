@@ -15,6 +15,7 @@ from cat_fast.complexity.ratio import (
     tokens_per_image,
 )
 from cat_fast.data.ratio_origin import ScoredBy
+from cat_fast.integers import store_integers
 
 
 class Scorer(Protocol):
@@ -42,6 +43,9 @@ class ComplexityResult:
     description: Description
     score: int
     ratio: int
+
+    def __post_init__(self) -> None:
+        store_integers(self, "score", "ratio")
 
     def tokens(self, resolution: int = 512, patch_size: int = 2) -> int:
         """Return the image's token count; raise UserError if `resolution` does not divide into patches."""

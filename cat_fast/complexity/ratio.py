@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cat_fast.data.images.label_fields import SCORES
 from cat_fast.errors import UserError
+from cat_fast.integers import as_integer, store_integers
 
 RATIOS = (8, 16, 32)
 """Compression ratios f of the nested tokenizer: an image of side r has a latent of side r/f."""
@@ -29,6 +30,7 @@ class RatioThresholds:
     b: int
 
     def __post_init__(self) -> None:
+        store_integers(self, "a", "b")
         are_integers = all(isinstance(t, int) and not isinstance(t, bool) for t in (self.a, self.b))
         if not are_integers or not 0 <= self.a <= self.b <= SCORES[-1]:
             raise UserError(f"thresholds must be integers with 0 <= a <= b <= 9, got ({self.a}, {self.b})")
@@ -67,7 +69,7 @@ class RatioThresholds:
         Raises:
             UserError: no pair uses all three ratios, or the nearest one exceeds `tolerance`.
         """
-        _valid_ratio(fixed_ratio)
+        fixed_ratio = _valid_ratio(fixed_ratio)
         scores = list(scores)
         pairs = [cls(a, b) for a in SCORES for b in SCORES if a < b]
         mixes = {pair: pair.mix(scores) for pair in pairs}
@@ -125,7 +127,7 @@ def tokens_per_image(ratio: int, resolution: int | tuple[int, int] = 512, patch_
     Raises:
         UserError: `ratio` is not one of 8, 16, 32, or a side is not a multiple of ratio · patch_size.
     """
-    _valid_ratio(ratio)
+    ratio = _valid_ratio(ratio)
     unit = ratio * patch_size
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     for side in (height, width):
@@ -162,10 +164,9 @@ def average_ratio(mix: Mapping[int, float]) -> float:
 
 def require_mix(mix: Mapping[int, float]) -> Mapping[int, float]:
     """Return `mix`, {ratio: share}; raise UserError for unknown ratios and shares that do not sum to 1."""
-    for ratio in mix:
-        _valid_ratio(ratio)
+    mix = {_valid_ratio(ratio): share for ratio, share in mix.items()}
     if any(share < 0 for share in mix.values()) or not math.isclose(math.fsum(mix.values()), 1, abs_tol=1e-6):
-        raise UserError(f"the shares of a mix of ratios must be positive and sum to 1, got {dict(mix)}")
+        raise UserError(f"the shares of a mix of ratios must be positive and sum to 1, got {mix}")
     return mix
 
 
@@ -185,6 +186,7 @@ def _valid_score(score: int) -> int:
 
 
 def _valid_ratio(ratio: int) -> int:
-    if ratio not in RATIOS:
+    integer = as_integer(ratio)
+    if integer is None or integer not in RATIOS:
         raise UserError(f"a compression ratio must be one of 8, 16 and 32, got {ratio!r}")
-    return ratio
+    return integer

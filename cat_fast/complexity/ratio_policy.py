@@ -19,6 +19,7 @@ from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.streams.plan import SHARDS_COUNTED, spread
 from cat_fast.errors import UserError
+from cat_fast.integers import store_integers, to_integer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,9 @@ class RatioChoice:
             jpeg_thresholds=self.jpeg_thresholds,
         )
 
+    def __post_init__(self) -> None:
+        store_integers(self, "ratio", "score")
+
 
 class RatioPolicy:
     """Rules for choosing the ratios of images.
@@ -93,6 +97,7 @@ class RatioPolicy:
         self.labels, self.jpeg = labels, jpeg
         self.scorer = scorer or default_scorer()
         self.thresholds = thresholds or default_thresholds()
+        fixed = None if fixed is None else to_integer("fixed", fixed)
         self.fixed = fixed and RatioChoice(ratio=fixed, source="fixed", why=f"fixed {fixed}x")
 
     def choose(self, images: Sequence[Labelled]) -> list[RatioChoice | UserError | None]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  # pipelines look it up here
 from torch import nn
 
 from cat_fast.data.latents.scale import Factor, LatentScale
@@ -33,11 +33,14 @@ from cat_fast.generator.embeddings import (
     rotation_angles,
 )
 from cat_fast.generator.packed_text import PackedText
-from cat_fast.generator.pretrained import from_dit_checkpoint
+from cat_fast.generator.pretrained import CHECKPOINT_ENTRIES, from_dit_checkpoint
+from cat_fast.integers import to_integers
 from cat_fast.packing import PackedSequence
+from cat_fast.weights.checked_model import FILE_OPTIONS, CheckedModel, check_options, pop_dtype
+from cat_fast.weights.state_file import is_state_file
 
 
-class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
+class DiT(CheckedModel):
     """Diffusion transformer over packed latents, conditioned per sequence on timestep, class, ratio and text.
 
     Args:
@@ -102,7 +105,9 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         text_encoder_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
-        if hidden_size % num_heads or hidden_size % 4:
+        ratios = to_integers("ratios", ratios)
+        self.register_integers(ratios=ratios)
+        if num_heads < 1 or hidden_size % num_heads or hidden_size % 4:
             raise UserError(
                 f"hidden_size: expected a multiple of 4 and of num_heads {num_heads}, got {hidden_size}"
             )
@@ -119,7 +124,7 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
-        self.ratio_embedder = RatioEmbedder(tuple(ratios), hidden_size)
+        self.ratio_embedder = RatioEmbedder(ratios, hidden_size)
         has_text = text_dim is not None
         if text_dim is not None:
             self.text_embedder = TextEmbedder(text_dim, hidden_size)
@@ -141,22 +146,27 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
     ) -> Self:
         """Load a trained model in evaluation mode, from a folder or the Hugging Face hub.
 
-        Also loads `.pt` checkpoints of the original DiT, such as DiT-XL-2-512x512.pt. Only tensors are read
-        from them, and the outputs that predict variances are dropped. `options` are those of diffusers.
+        Also loads files of the original DiT, such as DiT-XL-2-512x512.pt. Only tensors are read from them,
+        and the outputs that predict variances are dropped.
+
+        Args:
+            options: those of diffusers' `from_pretrained`, and config entries to override. For a file:
+                `torch_dtype`, options of downloads, which have no effect, and config entries that the file
+                does not show: `num_heads` and `num_classes`, required unless the file has the sizes of a
+                published model, `class_dropout_prob`, `ratios`, `scaling_factor`, `shift_factor` and
+                `tokenizer_fingerprint`.
 
         Raises:
-            UserError: the `.pt` file is not a DiT checkpoint.
+            UserError: an unknown option, a folder of another class, or weights that do not match the model;
+                a file that is not a DiT checkpoint, or one without a null class.
         """
         name = str(pretrained_model_name_or_path)
-        if Path(name).suffix != ".pt":
+        if not is_state_file(name):
             return super().from_pretrained(name, **options)
-        published = from_dit_checkpoint(Path(name))
-        model = cls(**published.arguments)
-        nn.init.zeros_(model.ratio_embedder.embedding_table.weight)
-        model.load_state_dict(published.state | {RATIO_TABLE: model.state_dict()[RATIO_TABLE]})
-        dtype = options.get("dtype") or options.get("torch_dtype")
-        dtype = dtype or next(iter(published.state.values())).dtype
-        return model.to(dtype).eval()
+        check_options(f"DiT.from_pretrained of {name}", options, {*CHECKPOINT_ENTRIES, *FILE_OPTIONS})
+        dtype = pop_dtype(options)
+        entries = {key: value for key, value in options.items() if key in CHECKPOINT_ENTRIES}
+        return from_dit_checkpoint(Path(name), entries).build(cls, name, dtype)
 
     def forward(
         self,
@@ -282,10 +292,6 @@ class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_
         for name, parameter in self.named_parameters():
             if "adaLN_modulation." in name or "modulation_table" in name:
                 nn.init.zeros_(parameter)
-
-
-RATIO_TABLE = "ratio_embedder.embedding_table.weight"
-"""The one parameter that the original lacks; its zero initialisation leaves the output unchanged."""
 
 
 def _shape(value: torch.Tensor | None) -> str:

@@ -16,6 +16,7 @@ from cat_fast.errors import UserError
 from cat_fast.generator.diffusion import Schedule, check_betas
 from cat_fast.generator.dit import DiT
 from cat_fast.generator.packed_text import PackedText
+from cat_fast.integers import store_integers
 from cat_fast.packing import PackedSequence
 
 Sampler = Literal["ddpm", "ddim", "dpm++", "euler"]
@@ -35,6 +36,9 @@ class SampleRequest:
     """Seed of all random numbers of this image."""
     text: str = ""
     """Caption, for a model with text; empty is the null text."""
+
+    def __post_init__(self) -> None:
+        store_integers(self, "label", "ratio", "seed")
 
     @property
     def num_tokens(self) -> int:

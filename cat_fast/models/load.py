@@ -1,8 +1,9 @@
-"""Loading a trained model from its folder, with one-line errors."""
+"""Loading a trained model from its folder or file, with one-line errors."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,56 +12,78 @@ import torch
 from cat_fast.errors import UserError, one_line
 from cat_fast.models.device import find_device
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.weights.state_file import SUFFIXES, is_state_file
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def load_tokenizer(folder: Path, device: str = "auto") -> NestedAutoencoderKL:
-    """Load the tokenizer in `folder`; see `load_model`."""
-    return load_model(NestedAutoencoderKL, "tokenizer", folder, device)
-
-
-def load_model(kind: type[Model], what: str, folder: Path, device: str = "auto") -> Model:
-    """Load a model written by `save_pretrained`, in eval mode, on `device`.
+def load_tokenizer(source: Path, device: str = "auto") -> NestedAutoencoderKL:
+    """Load a tokenizer from everything that its class takes; see `load_model`.
 
     Args:
-        kind: class of the model, a subclass of diffusers' ModelMixin.
+        source: a folder of `NestedAutoencoderKL` or of diffusers' `AutoencoderKL`, the name of one in the
+            cache of the Hugging Face hub, or an LDM checkpoint file.
+    """
+    kind: Any = NestedAutoencoderKL
+    load = kind.from_single_file if is_state_file(source) else kind.from_pretrained
+    return _load(load, kind, "tokenizer", source, device)
+
+
+def load_model(kind: type[Model], what: str, source: Path, device: str = "auto") -> Model:
+    """Load a model in evaluation mode on `device`; the hub is never contacted.
+
+    Args:
+        kind: class of the model, a `CheckedModel`.
         what: name of the model in errors, such as "tokenizer".
-        folder: folder with config.json and the weights as safetensors.
+        source: folder or file that its `from_pretrained` takes, or a name in the cache of the hub.
         device: "auto" (CUDA if available, else the CPU) or a torch device such as "cpu" or "cuda:1".
 
     Raises:
-        UserError: the folder or its content cannot be used, or the device is not available.
+        UserError: the source or its content cannot be used, or the device is not available.
     """
+    checked: Any = kind
+    return _load(checked.from_pretrained, kind, what, source, device)
+
+
+def _load(load: Callable[..., Any], kind: Any, what: str, source: Path, device: str) -> Any:
     target = find_device(device)
-    _require(kind, what, folder)
-    source: Any = kind
+    source = _in_hub_cache(source) or source
+    _require(kind, what, source)
     try:
-        # The folder is complete, so the hub is never contacted.
-        model, found = source.from_pretrained(str(folder), local_files_only=True, output_loading_info=True)
+        model = load(str(source), local_files_only=True)
     except Exception as error:  # missing, truncated and mismatched files raise different exceptions
-        raise UserError(f"{folder}: the checkpoint cannot be loaded ({one_line(error)[:200]})") from error
-    if missing := found["missing_keys"]:  # diffusers only warns
-        raise UserError(
-            f"{folder}: the checkpoint cannot be loaded ({min(missing)} is missing from its weights)"
-        )
+        if isinstance(error, UserError) and str(source) in str(error):
+            raise
+        raise UserError(f"{source}: the checkpoint cannot be loaded ({one_line(error)[:200]})") from error
     return model.to(target).eval()
 
 
-def _require(kind: type[torch.nn.Module], what: str, folder: Path) -> None:
-    if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "no such folder"
-        raise UserError(f"{folder}: {problem}; expected the folder of a trained {what}")
-    if not (folder / "config.json").is_file():
-        inside = sorted(path.parent for path in folder.rglob("config.json") if _is_of(kind, path))
-        hint = f"; did you mean {inside[0]}?" if inside else ""
-        raise UserError(f"{folder}: config.json is missing, so this is not a trained {what}{hint}")
-    if not _is_of(kind, folder / "config.json"):
-        raise UserError(f"{folder}: expected the config.json of a {kind.__name__}, got another")
+def _in_hub_cache(name: Path) -> Path | None:
+    """Return the cached folder of a model on the hub, unless there is a file or folder of this name."""
+    from huggingface_hub import try_to_load_from_cache
 
-
-def _is_of(kind: type[torch.nn.Module], config: Path) -> bool:
     try:
-        return json.loads(config.read_text()).get("_class_name") == kind.__name__
+        config = None if name.exists() else try_to_load_from_cache(str(name), "config.json")
+    except ValueError:  # not a valid hub name
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _require(kind: Any, what: str, source: Path) -> None:
+    expected = f"expected the folder of a trained {what}, or a checkpoint file ({', '.join(SUFFIXES)})"
+    if not source.exists():
+        raise UserError(f"{source}: no such folder or file; {expected}")
+    if source.is_dir() and not (source / "config.json").is_file():
+        inside = sorted(path.parent for path in source.rglob("config.json") if _is_of(kind, path))
+        hint = f"; did you mean {inside[0]}?" if inside else ""
+        raise UserError(f"{source}: config.json is missing, so this is not a trained {what}{hint}")
+    if source.is_file() and not is_state_file(source):
+        raise UserError(f"{source}: is another kind of file; {expected}")
+
+
+def _is_of(kind: Any, config: Path) -> bool:
+    try:
+        name = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError):
         return False
+    return name in [each.__name__ for each in (kind, *kind._converted_classes)]

@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 
 from cat_fast.errors import UserError
+from cat_fast.integers import to_integers
 from cat_fast.kernels.pack.op import pack, unpack
 
 _OPTIONAL = {"label": torch.int64, "timestep": None, "weight": torch.float32}  # (S,); None allows any dtype
@@ -103,7 +104,7 @@ class PackedSequence:
             tokens=tokens,
             cu_seqlens=lengths.cumsum(0, dtype=torch.int32).to(device),
             grid=torch.tensor(grids, dtype=torch.int32, device=device),
-            ratio=torch.tensor([int(r) for r in ratios], dtype=torch.int32, device=device),
+            ratio=torch.tensor(to_integers("ratios", ratios), dtype=torch.int32, device=device),
             label=None if labels is None else torch.as_tensor(labels, dtype=torch.int64, device=device),
             weight=None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=device),
             key=None if keys is None else tuple(keys),

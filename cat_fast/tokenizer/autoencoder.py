@@ -16,30 +16,32 @@ from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  # pipelines look it up here
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from cat_fast.errors import UserError, one_line
+from cat_fast.errors import UserError
+from cat_fast.integers import as_integer, to_integer, to_integers
 from cat_fast.tokenizer.initialisation import pyramid_initialise
 from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder, Widths
 from cat_fast.tokenizer.pretrained import from_autoencoder_kl, from_ldm_checkpoint
 from cat_fast.tokenizer.tiling import check_tiles, tiled
-from cat_fast.weights.published import Published
-
-_HUB_OPTIONS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
+from cat_fast.weights.checked_model import (
+    FILE_OPTIONS,
+    HANDLED,
+    LOADING_OPTIONS,
+    CheckedModel,
+    check_options,
+    init_arguments,
+    pop_dtype,
+    without_warnings,
 )
-_CHECKPOINT_SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth", ".bin")
+from cat_fast.weights.published import Published, check_keys
+from cat_fast.weights.state_file import is_state_file
+
 _SINGLE_FILE_CONFIG = (
     "sample_size",
     "scaling_factor",
@@ -52,7 +54,7 @@ _NOT_IN_FINGERPRINT = ("default_ratio", "force_upcast", "latents_mean", "latents
 _PREFERRED_RATIO = 16
 
 
-class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class NestedAutoencoderKL(CheckedModel):
     """KL autoencoder that compresses each side by 8, 16 or 32 with one set of weights.
 
     It has the interface of diffusers' `AutoencoderKL`, plus a `ratio` argument. A model with one ratio is a
@@ -89,6 +91,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
             required channel-matching block left out, or a default ratio that is not one of the ratios.
     """
 
+    _converted_classes = (AutoencoderKL,)
     _supports_gradient_checkpointing = True
     # Encoder and decoder stay on one device each: they call parts of blocks without forward hooks.
     _no_split_modules = ["NestedEncoder", "NestedDecoder"]  # type: ignore[assignment]  # noqa: RUF012
@@ -120,6 +123,21 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
+        ratios = to_integers("ratios", ratios)
+        default_ratio = None if default_ratio is None else to_integer("default_ratio", default_ratio)
+        encoder_matching, decoder_matching = (
+            None if given is None else to_integers(name, given)
+            for name, given in (
+                ("encoder_matching", encoder_matching),
+                ("decoder_matching", decoder_matching),
+            )
+        )
+        self.register_integers(
+            ratios=ratios,
+            default_ratio=default_ratio,
+            encoder_matching=encoder_matching,
+            decoder_matching=decoder_matching,
+        )
         _check_ratios(ratios, len(block_out_channels))
         if initialisation not in ("default", "pyramid"):
             raise ValueError(f"initialisation: expected default or pyramid, got {initialisation!r}")
@@ -170,21 +188,29 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         one ratio.
 
         Args:
-            options: those of diffusers' `from_pretrained`.
+            options: those of diffusers' `from_pretrained`, and config entries to override.
 
         Raises:
-            UserError: a single file, which `from_single_file` reads, or layers without a counterpart here.
+            UserError: a single file, which `from_single_file` reads; an unknown option; a folder of another
+                class; weights that do not match the model's, or layers without a counterpart here.
         """
         name = str(pretrained_model_name_or_path)
-        if Path(name).suffix in _CHECKPOINT_SUFFIXES and not Path(name).is_dir():
+        if is_state_file(name):
             raise UserError(f"{name}: expected a folder; load a single file with from_single_file")
-        where = {key: options[key] for key in _HUB_OPTIONS if key in options}
-        config: Any = cls.load_config(name, **where)
-        if config.get("_class_name") != AutoencoderKL.__name__:
+        if cls.read_config(name, options)["_class_name"] != AutoencoderKL.__name__:
             return super().from_pretrained(name, **options)
+        known = init_arguments(AutoencoderKL) | set(LOADING_OPTIONS)
+        check_options("from_pretrained of an AutoencoderKL", options, known)
         with_info = options.pop("output_loading_info", False)
-        theirs, info = AutoencoderKL.from_pretrained(name, output_loading_info=True, **options)
-        model = cls._from_published(from_autoencoder_kl(theirs), name).to(theirs.device)
+        with without_warnings(*HANDLED):
+            theirs, info = AutoencoderKL.from_pretrained(name, output_loading_info=True, **options)
+        check_keys(name, missing=info["missing_keys"], unexpected=info["unexpected_keys"])
+        if any(tensor.is_meta for tensor in theirs.state_dict().values()):
+            raise UserError(
+                f"{name}: an AutoencoderKL cannot be offloaded while it is converted; save it with "
+                "save_pretrained of NestedAutoencoderKL and load that folder with device_map"
+            )
+        model = from_autoencoder_kl(theirs, name).build(cls, name).to(theirs.device)
         loaded: Any = (model, info) if with_info else model
         return loaded
 
@@ -192,9 +218,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def from_single_file(
         cls,
         pretrained_model_link_or_path_or_dict: str | os.PathLike[str] | Mapping[str, Tensor],
-        *,
-        torch_dtype: torch.dtype | None = None,
-        **config: Any,
+        **options: Any,
     ) -> Self:
         """Load the autoencoder of an LDM or Stable Diffusion checkpoint, in evaluation mode.
 
@@ -203,19 +227,18 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
         Args:
             pretrained_model_link_or_path_or_dict: path of a `.ckpt` or `.safetensors` file, or a state dict.
-            torch_dtype: dtype of the model; None keeps that of the file.
-            config: config entries that the file does not hold: `sample_size`, `scaling_factor`,
+            options: `torch_dtype`, by default that of the file; options of downloads, which have no effect;
+                and config entries that the file does not hold: `sample_size`, `scaling_factor`,
                 `shift_factor`, `latents_mean`, `latents_std`, `force_upcast`. Stable Diffusion's files lack
                 the scaling factor, which is 1 by default and 0.18215 for Stable Diffusion 1 and 2.
 
         Raises:
-            UserError: a missing or unreadable file, a file without such an autoencoder, or an unknown entry.
+            UserError: a missing or unreadable file, a file without such an autoencoder, an autoencoder of
+                another kind, or an unknown option.
         """
-        if unknown := config.keys() - set(_SINGLE_FILE_CONFIG):
-            raise UserError(
-                f"from_single_file: unexpected argument {min(unknown)!r}, expected torch_dtype or one of "
-                f"{', '.join(_SINGLE_FILE_CONFIG)}"
-            )
+        check_options("from_single_file", options, {*_SINGLE_FILE_CONFIG, *FILE_OPTIONS})
+        dtype = pop_dtype(options)
+        config = {key: value for key, value in options.items() if key in _SINGLE_FILE_CONFIG}
         source = pretrained_model_link_or_path_or_dict
         if not isinstance(source, Mapping):
             if "://" in str(source):
@@ -225,19 +248,7 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
             source = Path(source)
         published = from_ldm_checkpoint(source)
         name = "state dict" if isinstance(source, Mapping) else str(source)
-        return cls._from_published(
-            Published(published.arguments | config, published.state), name, torch_dtype
-        )
-
-    @classmethod
-    def _from_published(cls, published: Published, name: str, torch_dtype: torch.dtype | None = None) -> Self:
-        try:
-            model = cls(**published.arguments)
-            model.load_state_dict(published.state)
-        except (ValueError, RuntimeError) as error:
-            raise UserError(f"{name}: the autoencoder cannot be loaded ({one_line(error)[:200]})") from error
-        dtype = torch_dtype or next(iter(published.state.values())).dtype
-        return model.to(dtype).eval()
+        return Published(published.arguments | config, published.state).build(cls, name, dtype)
 
     @apply_forward_hook
     def encode(
@@ -356,7 +367,8 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Args:
             ghost_pass: give every parameter of every ratio a gradient, zero for the unused ones (`ghost`).
         """
-        posterior = DiagonalGaussianDistribution(self._moments(x, self._check_ratio(ratio), ghost_pass))
+        ratio = self._check_ratio(ratio)
+        posterior = DiagonalGaussianDistribution(self._moments(x, ratio, ghost_pass))
         z = posterior.sample() if sample_posterior else posterior.mode()
         return self._images(z, ratio, ghost_pass), posterior
 
@@ -454,15 +466,16 @@ class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _check_ratio(self, ratio: int | None) -> int:
         if ratio is None:
             return self.default_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, int):
+        integer = as_integer(ratio)
+        if integer is None:
             raise TypeError(
                 f"expected an integer ratio, got {ratio!r}; pass return_dict by keyword, and use "
                 "encode_mixed or decode_mixed for one ratio per image"
             )
-        if ratio not in self.ratios:
+        if integer not in self.ratios:
             available = ", ".join(map(str, self.ratios))
-            raise ValueError(f"ratio {ratio} is not available in this model; expected one of {available}")
-        return ratio
+            raise ValueError(f"ratio {integer} is not available in this model; expected one of {available}")
+        return integer
 
     def _check_input(self, x: Any, channels: int, method: str) -> None:
         if not isinstance(x, Tensor):
@@ -478,13 +491,14 @@ def _by_ratio_and_shape(
     function: Callable[[Tensor, int], Tensor], items: Tensor | Sequence[Tensor], ratios: Sequence[int]
 ) -> list[Tensor]:
     """Apply `function` to each item at its ratio, batching those of one ratio and shape; results in order."""
-    if isinstance(ratios, int):
+    if as_integer(ratios) is not None and not getattr(ratios, "ndim", 0):
         raise TypeError(f"expected one ratio per image or latent, got {ratios} for all; use encode or decode")
+    ratios = to_integers("ratios", ratios)
     if len(items) != len(ratios):
         raise ValueError(f"expected one ratio per image or latent, got {len(ratios)} for {len(items)}")
     groups: dict[tuple[int, torch.Size], list[int]] = {}
     for i, (item, ratio) in enumerate(zip(items, ratios, strict=True)):
-        groups.setdefault((int(ratio), item.shape), []).append(i)
+        groups.setdefault((ratio, item.shape), []).append(i)
     results: dict[int, Tensor] = {}
     for (ratio, _), members in groups.items():
         results |= zip(members, function(torch.stack([items[i] for i in members]), ratio), strict=True)

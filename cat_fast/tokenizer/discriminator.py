@@ -148,14 +148,20 @@ class StyleGANDiscriminator(nn.Module):
         if not isinstance(networks, dict) or "D" not in networks:
             raise UserError(f"{path}: the discriminator D is missing")
         state = module_state(networks["D"])
-        sides = [int(match[1]) for name in state if (match := re.match(r"b(\d+)\.fromrgb\.weight", name))]
-        if not sides:
+        widths = {
+            int(match[1]): weight.shape[1]  # b64.conv0 and b4.conv keep the width of their block
+            for name, weight in state.items()
+            if (match := re.fullmatch(r"b(\d+)\.conv0\.weight", name)) and weight.ndim == 4
+        }
+        if "b4.conv.weight" in state:
+            widths[4] = state["b4.conv.weight"].shape[0]
+        if len(widths) < 2 or f"b{max(widths)}.fromrgb.weight" not in state:
             raise UserError(f"{path}: D is not a residual StyleGAN2 discriminator")
-        widths = [w.shape[0] for name, w in state.items() if name.endswith("conv0.weight")]
         model = cls(
-            sides[0],
-            channel_base=state[f"b{sides[0]}.conv0.weight"].shape[0] * sides[0],
-            channel_max=max(widths),
+            max(widths),
+            # the smallest base of these widths: each is floor(base / side), or the maximum
+            channel_base=max(width * side for side, width in widths.items()),
+            channel_max=max(widths.values()),
         )
         ours = model.state_dict()
         wrong = [

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from cat_fast.errors import UserError, first_line
+from cat_fast.errors import UserError
 from cat_fast.weights.published import Published
-from cat_fast.weights.tensor_pickle import load_checkpoint
+from cat_fast.weights.state_file import read_state
 
 _DOWN = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
 _UP = {"UpDecoderBlock2D": False, "AttnUpDecoderBlock2D": True}
@@ -24,26 +23,28 @@ _FIRST_STAGE = "first_stage_model."
 _SCALE = "scale_factor"
 
 
-def from_autoencoder_kl(theirs: Any) -> Published:
+def from_autoencoder_kl(theirs: Any, name: str) -> Published:
     """Convert an AutoencoderKL of diffusers, such as Stable Diffusion's.
 
+    Args:
+        name: its folder or hub name, for error messages.
+
     Raises:
-        UserError: blocks or an activation that `NestedAutoencoderKL` does not have.
+        UserError: blocks or an activation that `NestedAutoencoderKL` does not have, or a single level.
     """
     config: Mapping[str, Any] = theirs.config
     channels = tuple(config["block_out_channels"])
     kinds = (*config["down_block_types"], *config["up_block_types"])
     if unknown := set(kinds) - _DOWN.keys() - _UP.keys():
-        raise UserError(f"AutoencoderKL: block type {min(unknown)} is not supported")
+        raise UserError(f"{name}: block type {min(unknown)} is not supported")
     attention = [_DOWN[kind] for kind in config["down_block_types"]]
     if attention != [_UP[kind] for kind in reversed(config["up_block_types"])]:
-        raise UserError(
-            "AutoencoderKL: attention at different levels of encoder and decoder is not supported"
-        )
+        raise UserError(f"{name}: attention at different levels of encoder and decoder is not supported")
     if config["act_fn"] != "silu":
-        raise UserError(f"AutoencoderKL: act_fn {config['act_fn']!r} is not supported, expected 'silu'")
+        raise UserError(f"{name}: act_fn {config['act_fn']!r} is not supported, expected 'silu'")
     if not config["mid_block_add_attention"]:
-        raise UserError("AutoencoderKL: a mid block without attention is not supported")
+        raise UserError(f"{name}: a mid block without attention is not supported")
+    _check_levels(name, channels)
     arguments = {
         "sample_size": config["sample_size"],
         "in_channels": config["in_channels"],
@@ -63,6 +64,14 @@ def from_autoencoder_kl(theirs: Any) -> Published:
         "force_upcast": config["force_upcast"],
     }
     return Published(arguments, _with_quant_convs(theirs.state_dict(), config["latent_channels"]))
+
+
+def _check_levels(name: str, channels: tuple[int, ...]) -> None:
+    if len(channels) < 2:
+        raise UserError(
+            f"{name}: an autoencoder with one level, of {channels[0]} channels, does not downsample; "
+            "expected at least two levels"
+        )
 
 
 def from_ldm_checkpoint(source: Path | Mapping[str, Any]) -> Published:
@@ -92,6 +101,8 @@ def from_ldm_checkpoint(source: Path | Mapping[str, Any]) -> Published:
         raise UserError(f"{name}: no KL autoencoder in LDM's layout found ({min(missing)} is missing)")
     if not widths:
         raise UserError(f"{name}: no KL autoencoder in LDM's layout found (it has no encoder levels)")
+    _check_levels(name, tuple(widths))
+    _check_attention(name, tensors)
     latent_channels = tensors["decoder.conv_in.weight"].shape[1]
     moments = tensors.get("quant_conv.weight", tensors["encoder.conv_out.weight"]).shape[0]
     if moments != 2 * latent_channels:
@@ -147,25 +158,26 @@ def diffusers_name(name: str, levels: int) -> str:
     return name
 
 
+def _check_attention(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Check that the attention is LDM's `attn_type: vanilla`, the only one with weights q, k and v."""
+    if any(".to_qkv." in key for key in tensors):
+        raise UserError(f"{name}: linear attention is not supported; expected LDM's attn_type: vanilla")
+    for half in ("encoder", "decoder"):
+        if f"{half}.mid.attn_1.q.weight" not in tensors:
+            others = any(key.startswith(f"{half}.mid.attn_1.") for key in tensors)
+            kind = (
+                "this attention is not supported"
+                if others
+                else "a mid block without attention is not supported"
+            )
+            raise UserError(
+                f"{name}: {kind} ({half}.mid.attn_1.q.weight is missing); expected LDM's attn_type: vanilla"
+            )
+
+
 def _read_tensors(source: Path | Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of the autoencoder under their LDM names, and the scale factor if there is one."""
-    if isinstance(source, Path) and source.suffix == ".safetensors":
-        return _read_safetensors(source)
-    checkpoint = load_checkpoint(source) if isinstance(source, Path) else source
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else {}
-    return {
-        _ldm_name(key): value for key, value in state.items() if isinstance(value, Tensor) and _is_wanted(key)
-    }
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {_ldm_name(key): file.get_tensor(key) for key in file.keys() if _is_wanted(key)}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: not a valid safetensors file ({first_line(error)})") from error
+    return {_ldm_name(key): value for key, value in read_state(source, _is_wanted).items()}
 
 
 def _ldm_name(key: str) -> str:

@@ -1,1 +1,1 @@
-"""Safe loading of checkpoints published by other projects."""
+"""Checked loading of model folders, and safe loading of checkpoints published by other projects."""

@@ -218,7 +218,7 @@ class TestErrors:
         assert_one_line_error(result, "config.json is missing", f"did you mean {checkpoint.parent}")
 
     def test_checkpoint_of_another_model(self, cat_fast, photos, tmp_path):
-        (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+        (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
         assert_one_line_error(cat_fast("encode", photos, "-c", tmp_path), "NestedAutoencoderKL")
 
     def test_damaged_weights(self, cat_fast, checkpoint, photos, tmp_path):

@@ -63,7 +63,7 @@ def test_incomplete_weights_are_refused(tokenizer, tmp_path):
     state = load_file(path)
     del state["quant_conv.weight"]
     save_file(state, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"cannot be loaded \(quant_conv\.weight is missing from its weights"):
+    with pytest.raises(UserError, match=r"quant_conv\.weight is missing from its weights"):
         load_tokenizer(tmp_path, "cpu")
 
 
@@ -71,5 +71,8 @@ def test_the_folder_of_a_run_is_refused_with_a_hint(tmp_path):
     DiT(hidden_size=16, depth=1, num_heads=2, num_classes=2).save_pretrained(tmp_path / "run" / "model")
     with pytest.raises(UserError, match=r"not a trained generator; did you mean .*run/model\?"):
         load_model(DiT, "generator", tmp_path / "run")
-    with pytest.raises(UserError, match=r"expected the config\.json of a NestedAutoencoderKL"):
+    with pytest.raises(
+        UserError,
+        match=r"expected the config\.json of a NestedAutoencoderKL or AutoencoderKL, got that of DiT",
+    ):
         load_tokenizer(tmp_path / "run" / "model")

@@ -1,6 +1,7 @@
 """Terms of the objectives against their formulas and the published networks."""
 
 import importlib
+import pickle
 import sys
 import types
 
@@ -134,6 +135,42 @@ def test_the_discriminator_has_the_published_names_and_halves_down_to_four():
     } <= names
     assert not any("b16.fromrgb" in name for name in names)
     assert model(images(0, side=32)).shape == (2,)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("resolution", "channel_base", "channel_max"),
+    [
+        (16, 64, 512),  # widths 4, 8 and, at 4 px, 16: the widest layer is in the epilogue
+        (32, 100, 512),  # a base that the widths are not multiples of
+        (32, 512, 8),
+        (8, 32, 512),
+        (64, 512, 24),
+    ],
+)
+def test_a_published_discriminator_of_any_width_loads(tmp_path, resolution, channel_base, channel_max):
+    torch.manual_seed(0)
+    model = StyleGANDiscriminator(resolution, channel_base, channel_max)
+    path = tmp_path / "network.pkl"
+    path.write_bytes(pickle.dumps({"D": model}))
+    x = images(0, side=resolution)
+    assert torch.equal(StyleGANDiscriminator.from_pickle(path)(x), model(x))
+
+
+def test_other_discriminators_are_refused(tmp_path):
+    path = tmp_path / "network.pkl"
+    for network, message in (
+        (torch.nn.Linear(2, 2), "not a residual StyleGAN2 discriminator"),
+        (StyleGANDiscriminator(16, 64).b16, "not a residual StyleGAN2 discriminator"),
+    ):
+        path.write_bytes(pickle.dumps({"D": network}))
+        with pytest.raises(UserError, match=f"{path}: D is {message}"):
+            StyleGANDiscriminator.from_pickle(path)
+    model = StyleGANDiscriminator(16, 64)
+    model.b16.fromrgb = torch.nn.Conv2d(1, 4, 1)
+    path.write_bytes(pickle.dumps({"D": model}))
+    with pytest.raises(UserError, match="fromrgb"):
+        StyleGANDiscriminator.from_pickle(path)
 
 
 def test_a_crops_logit_depends_on_that_crop_only():

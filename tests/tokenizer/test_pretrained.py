@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 import types
 
@@ -242,7 +243,7 @@ def test_ldm_names_become_diffusers_names():
         ({"encoder.down_blocks.0.resnets.0.norm1.weight": torch.ones(8)}, "from_pretrained"),
         (
             {name: value for name, value in LDM((1, 2), ()).state.items() if "norm2" not in name},
-            "Missing key",
+            r"norm2\S* is missing from its weights, and \d+ more",
         ),
         (LDM((1, 2), (), latent_channels=3).state | {"quant_conv.weight": torch.ones(3, 3, 1, 1)}, "only KL"),
     ],
@@ -276,6 +277,74 @@ def test_a_file_without_an_autoencoder_is_refused(tmp_path, contents, message, s
 def test_from_single_file_refuses_unsupported_arguments(source, options, message):
     with pytest.raises(UserError, match=message):
         NestedAutoencoderKL.from_single_file(source, **options)
+
+
+def rename_attention(state, names):
+    """Return a state with other attention: `names` maps q, k, v and proj_out, or leaves them out."""
+    changed = {}
+    for key, value in state.items():
+        match = re.search(r"\.(norm|q|k|v|proj_out)\.(?:weight|bias)$", key) if ".attn" in key else None
+        if match is None or match[1] in names:
+            changed[key.replace(f".{match[1]}.", f".{names[match[1]]}.") if match else key] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"q": "to_qkv", "proj_out": "to_out"}, "linear attention is not supported"),
+        ({}, r"a mid block without attention is not supported \(encoder\.mid\.attn_1\.q\.weight is missing"),
+        ({"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}, "this attention is not supported"),
+    ],
+    ids=["linear", "none", "cross-attention"],
+)
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_other_attention_of_ldm_is_refused_in_one_line(tmp_path, names, message, suffix):
+    state = rename_attention(LDM((1, 2), (1,)).state, names)
+    path = tmp_path / f"model{suffix}"
+    torch.save({"state_dict": state}, path) if suffix == ".ckpt" else save_file(state, path)
+    with pytest.raises(UserError, match=f"{path}: {message}.*attn_type: vanilla") as caught:
+        NestedAutoencoderKL.from_single_file(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"encoder.extra.weight": torch.zeros(1)},
+            r"contain encoder\.extra\.weight, which the model does not have",
+        ),
+        (
+            {"encoder.conv_in.bias": torch.zeros(3)},
+            r"encoder\.conv_in\.bias has shape \(3,\), expected \(32,\)",
+        ),
+    ],
+)
+def test_extra_and_mismatched_weights_of_ldm_are_refused(changes, message):
+    with pytest.raises(UserError, match=message) as caught:
+        NestedAutoencoderKL.from_single_file(LDM((1, 2), ()).state | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_ldm_with_one_level_is_refused():
+    with pytest.raises(UserError, match="an autoencoder with one level, of 32 channels, does not downsample"):
+        NestedAutoencoderKL.from_single_file(LDM((1,), ()).state)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "module.first_stage_model."]
+)
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".safetensors"])
+def test_files_of_all_kinds_with_prefixes_of_wrapper_modules_load(tmp_path, prefix, suffix):
+    theirs = LDM((1, 2), ())
+    state = {prefix + name: value for name, value in theirs.state.items()}
+    path = tmp_path / f"vae{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    model = NestedAutoencoderKL.from_single_file(path, local_files_only=True, token=None)
+    x = torch.rand(1, 3, 16, 16)
+    close(model.encode(x).latent_dist.mean, theirs.encode(x).chunk(2, dim=1)[0])
 
 
 def test_from_pretrained_refers_single_files_to_from_single_file(tmp_path):

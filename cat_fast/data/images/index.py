@@ -15,6 +15,7 @@ from cat_fast.data.images.label_fields import given_labels, required_text
 from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.data.text_files import is_blank, parse_object
 from cat_fast.errors import UserError
+from cat_fast.integers import store_integers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,9 @@ class ImageRecord:
     category: str = ""
     scored_by: ScoredBy | None = None
     """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
+
+    def __post_init__(self) -> None:
+        store_integers(self, "score", "ratio")
 
 
 Scoring = Callable[[Sequence[ImageRecord]], list[ImageRecord]]

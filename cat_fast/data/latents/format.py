@@ -27,6 +27,7 @@ from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.latents.moments import Moments
 from cat_fast.data.shard_writer import member_name
 from cat_fast.errors import UserError
+from cat_fast.integers import store_integers
 
 HEADER = "latents.json"
 SCALE = "scale"
@@ -47,6 +48,9 @@ class LatentEntry:
     shape: tuple[int, int, int]
     """(c, h, w)."""
     caption: str | None = None
+
+    def __post_init__(self) -> None:
+        store_integers(self, "label", "ratio")
 
 
 def claim_latents(folder: Path, settings: Mapping[str, Any]) -> None:

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from cat_fast.integers import to_integer
+
 
 class RankShare(NamedTuple):
     """One rank's share of a step."""
@@ -48,4 +50,5 @@ class PerRankPlan:
 def normalise_shares(shares: Mapping[int, float]) -> dict[int, float]:
     """Return the positive shares, sorted by ratio and scaled to sum 1."""
     total = sum(shares.values())
-    return {f: share / total for f, share in sorted(shares.items()) if share > 0}
+    by_ratio = {to_integer("ratio", f): share for f, share in shares.items()}
+    return {f: share / total for f, share in sorted(by_ratio.items()) if share > 0}

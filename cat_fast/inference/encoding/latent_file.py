@@ -20,6 +20,7 @@ from torch import Tensor
 from cat_fast.data.files import atomic_write
 from cat_fast.data.ratio_origin import Pair, ScoredBy, as_pair
 from cat_fast.errors import UserError
+from cat_fast.integers import store_integers
 
 _HEADER = "cat_fast.latents"
 _VERSION = 1
@@ -51,6 +52,9 @@ class LatentRecord:
         """
         pairs = {name: as_pair(fields.get(name)) for name in ("thresholds", "jpeg_thresholds")}
         return cls(**{**fields, **pairs, "scored_by": ScoredBy.of(fields.get("scored_by"))})
+
+    def __post_init__(self) -> None:
+        store_integers(self, "ratio", "size", "score")
 
 
 @dataclass(frozen=True, kw_only=True)

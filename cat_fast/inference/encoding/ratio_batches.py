@@ -7,6 +7,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from cat_fast.integers import to_integer
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
 
@@ -37,9 +38,10 @@ def encode_by_ratio(
         return [(image.item, latent) for image, latent in zip(batch, latents, strict=True)]
 
     for image in images:
-        waiting[image.ratio].append(image)
-        if len(waiting[image.ratio]) == batch_size:
-            yield encoded(image.ratio)
+        ratio = to_integer("ratio", image.ratio)
+        waiting[ratio].append(image)
+        if len(waiting[ratio]) == batch_size:
+            yield encoded(ratio)
     for ratio in list(waiting):
         yield encoded(ratio)
 

@@ -23,6 +23,7 @@ from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES
 from cat_fast.data.streams.formats.tar import TarShards, is_archive, list_shards
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import require_patches, require_served
+from cat_fast.integers import store_integers
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import latent_scale
 
@@ -64,6 +65,7 @@ class EncodeShardsSettings:
     """Shard format, "safetensors" or "webdataset"."""
 
     def __post_init__(self) -> None:
+        store_integers(self, "ratio")
         require_patches(self.size, 32)
         if self.format not in SUFFIXES:
             raise UserError(f"format {self.format!r}: expected {' or '.join(SUFFIXES)}")

@@ -10,6 +10,7 @@ batch, an image is the same up to rounding.
 """
 
 import difflib
+import inspect
 import math
 import os
 from collections import defaultdict
@@ -40,14 +41,28 @@ from cat_fast.generator.diffusion import Schedule, check_betas
 from cat_fast.generator.sampling import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
-from cat_fast.inference.pipeline.folder import INDEX, check_folder, check_weights, find_damage, find_folder
+from cat_fast.inference.pipeline.folder import INDEX, check_folder, find_damage, find_folder
+from cat_fast.integers import to_integer
 from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
+from cat_fast.weights.checked_model import LOADING_OPTIONS, check_options
 
 MAX_TOKENS = 16_384
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _DECODE_BATCH = 8
+PIPELINE_OPTIONS = (
+    *sorted({*LOADING_OPTIONS} - {"flashpack_kwargs", "output_loading_info", "parallel_config", "subfolder"}),
+    "custom_pipeline",
+    "custom_revision",
+    "load_connected_pipeline",
+    "provider",
+    "provider_options",
+    "sess_options",
+    "trust_remote_code",
+    "use_onnx",
+)
+"""Options of diffusers' `DiffusionPipeline.from_pretrained`."""
 
 Prompt = str | int | Description
 """A label, its index, or a description; a string that is not a label is a description."""
@@ -374,9 +389,11 @@ class CATPipeline(DiffusionPipeline):
                 name, used in place of those in the folder; and the settings of `CATPipeline`.
 
         Raises:
-            UserError: the folder is not a complete pipeline, has the layout of an earlier version, or holds a
-                component of another class.
+            UserError: an unknown option; the folder is not a complete pipeline, has the layout of an earlier
+                version, or holds a component of another class.
         """
+        known = {*inspect.signature(cls.__init__).parameters, *PIPELINE_OPTIONS} - {"self"}
+        check_options("CATPipeline.from_pretrained", dict.fromkeys(options), known)
         folder = find_folder(pretrained_model_name_or_path, options)
         check_folder(folder, given=options)
         try:
@@ -387,9 +404,6 @@ class CATPipeline(DiffusionPipeline):
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{folder} cannot be loaded: {one_line(error)}") from error
-        for part in ("vae", "transformer"):
-            if part not in options:
-                check_weights(folder / part, getattr(pipeline, part))
         return pipeline
 
     def _resolve(self, prompt: Prompt) -> tuple[int, Description]:
@@ -420,6 +434,8 @@ class CATPipeline(DiffusionPipeline):
         size: tuple[int, int],
     ) -> list[int]:
         served, patch = self.transformer.config.ratios, self.transformer.config.patch_size
+        if not isinstance(ratio, str):
+            ratio = to_integer("ratio", ratio)
         if ratio != "auto":
             if ratio not in served:
                 raise UserError(f"ratio {ratio!r}: expected 'auto' or one of {', '.join(map(str, served))}")

@@ -16,9 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 
 from cat_fast.errors import UserError, one_line
 from cat_fast.inference.pipeline.components import COMPONENTS, OPTIONAL, class_names
@@ -77,22 +75,6 @@ def check_folder(folder: Path, given: Collection[str] = ()) -> None:
     for part in COMPONENTS:
         if part not in given:
             _check_component(folder, part, index.get(part))
-
-
-def check_weights(folder: Path, model: torch.nn.Module) -> None:
-    """Check that a component's weight files hold all its parameters; diffusers only warns of missing ones.
-
-    Raises:
-        UserError: a parameter is missing.
-    """
-    stored: set[str] = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            stored |= set(file.keys())
-    if stored and (missing := {name for name, _ in model.named_parameters()} - stored):
-        raise UserError(
-            f"{folder.parent} is not a complete pipeline: {folder} lacks the weight {min(missing)}"
-        )
 
 
 def find_damage(folder: Path, given: Collection[str] = ()) -> str | None:

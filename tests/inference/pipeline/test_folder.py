@@ -1,13 +1,17 @@
 """Folders that are not a complete CATPipeline are refused with one line that names the part."""
 
+import inspect
 import json
+import re
 import shutil
 import socket
 
 import pytest
+from diffusers import DiffusionPipeline
 
 from cat_fast.errors import UserError
 from cat_fast.inference import CATPipeline
+from cat_fast.inference.pipeline.cat_pipeline import PIPELINE_OPTIONS
 from cat_fast.inference.pipeline.folder import pipeline_digest
 
 
@@ -124,7 +128,7 @@ def test_a_part_that_does_not_fit_its_configuration(folder, file, old, new):
 
 def test_missing_weights_are_refused_however_they_are_loaded(folder):
     change(folder / "transformer" / "config.json", depth=2)
-    with pytest.raises(UserError, match=r"transformer lacks the weight blocks\.1\."):
+    with pytest.raises(UserError, match=r"transformer: blocks\.1\..* is missing from its weights"):
         CATPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
 
 
@@ -180,3 +184,16 @@ def test_the_digest_changes_with_files_of_the_pipeline_only(folder):
         (folder / file).write_text((folder / file).read_text() + "\n")
         seen.add(pipeline_digest(folder))
     assert len(seen) == 4
+
+
+def test_options_that_are_not_understood_raise(folder):
+    with pytest.raises(UserError, match=r"unexpected argument 'resolutions' \(did you mean 'resolution'\?\)"):
+        CATPipeline.from_pretrained(folder, resolutions=64)
+    assert CATPipeline.from_pretrained(folder, local_files_only=True, use_safetensors=True) is not None
+
+
+def test_all_options_of_diffusers_are_known():
+    source = inspect.getsource(DiffusionPipeline.from_pretrained.__func__)
+    taken = set(re.findall(r'kwargs\.pop\("(\w+)"', source))
+    assert len(taken) > 20
+    assert taken <= set(PIPELINE_OPTIONS)
