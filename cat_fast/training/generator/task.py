@@ -17,7 +17,7 @@ from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.models.build import build_model
 from cat_fast.models.load import load_tokenizer
 from cat_fast.packing import PackedSequence
-from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
+from cat_fast.training.checkpoints.engine_state import load_engine, restore_settings, save_engine
 from cat_fast.training.checkpoints.write_errors import agree_on_writes
 from cat_fast.training.config.settings import GeneratorRun
 from cat_fast.training.generator.packed_batches import PackedBatches
@@ -201,6 +201,7 @@ class GeneratorTask:
                 "ema_updates": self.ema.updates,
                 "tokenizer": self.latents.fingerprint,
                 "began_with": self._initial_settings(),
+                "model": self.config.model,
                 "stream": self.batches.state_dict(),
             }
             (folder / "task.json").write_text(json.dumps(state))
@@ -222,9 +223,22 @@ class GeneratorTask:
                     f"{name}: expected {before!r}, as at the start of the run, got {now!r}: restore the "
                     "setting, or start a new run in another output_dir"
                 )
-        load_engine(self.engine, folder / "generator", self.ranks)
+        remedy = restore_settings("model", state.get("model"), self.config.model)
+        load_engine(self.engine, folder / "generator", self.ranks, remedy)
         self.batches.load_state_dict(state["stream"])
+        self._report_new_packing(state["stream"]["packer"]["settings"])
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def _report_new_packing(self, before: Mapping[str, Any]) -> None:
+        """Print on rank 0 how budget and window differ from those of the checkpoint."""
+        data = self.config.data
+        changed = [
+            f"data.{name} {before[name]} -> {getattr(data, name)}"
+            for name in ("max_tokens", "window")
+            if before[name] != getattr(data, name)
+        ]
+        if changed and self.ranks.is_main:
+            print(f"new packing ({', '.join(changed)}): latents not yet used come first", flush=True)
 
     def _initial_settings(self) -> dict[str, Any]:
         """Return the settings that the weights depend on, which a resumed run cannot change."""

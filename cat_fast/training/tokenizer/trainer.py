@@ -6,6 +6,7 @@ Both engines step after both backward passes, so that a step that is not finite 
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.adversarial import LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObjective
-from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
+from cat_fast.training.checkpoints.engine_state import load_engine, restore_settings, save_engine
 from cat_fast.training.checkpoints.write_errors import agree_on_writes
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.metrics.flops import TokenizerFlops
@@ -151,13 +152,24 @@ class TokenizerTrainer:
         """Collective: write both engines; return the rest of the state as JSON-compatible data."""
         save_engine(self.engine, folder / "autoencoder")
         save_engine(self.discriminator, folder / "discriminator")
-        return {"lecam": self.lecam.state_dict()}
+        return {"lecam": self.lecam.state_dict(), "settings": self._model_settings()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Collective: resume from `save(folder)`, which returned `state`."""
-        load_engine(self.engine, folder / "autoencoder", self.ranks)
-        load_engine(self.discriminator, folder / "discriminator", self.ranks)
+        before, now = state.get("settings", {}), self._model_settings()  # missing in older checkpoints
+        for section, engine, name in (
+            ("model", self.engine, "autoencoder"),
+            ("discriminator", self.discriminator, "discriminator"),
+        ):
+            remedy = restore_settings(section, before.get(section), now[section])
+            load_engine(engine, folder / name, self.ranks, remedy)
         self.lecam.load_state_dict(state["lecam"])
+
+    def _model_settings(self) -> dict[str, dict[str, Any]]:
+        """Return the sections of the configuration that determine both models."""
+        discriminator = asdict(self.config.discriminator)
+        del discriminator["optimizer"]
+        return {"model": self.config.model, "discriminator": discriminator}
 
 
 class Reconstruction(nn.Module):
