@@ -155,19 +155,28 @@ class TokenBudgetPacker(Generic[Item]):
             "statistics": statistics,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, repack: bool = False) -> None:
         """Resume from `state_dict()`, with any number of ranks.
 
+        Args:
+            repack: accept a state saved with other settings. Its pending items come first, in their order, so
+                none is lost or repeated, and the statistics start again; batches follow the new settings.
+
         Raises:
-            UserError: the state was saved with other settings, so the batches would differ.
+            UserError: the state was saved with other settings and `repack` is False, so the batches would
+                differ; or a pending item is longer than `max_tokens`.
         """
-        if state["settings"] != self._settings:
+        same, limit = state["settings"] == self._settings, self.statistics.max_tokens
+        if not (same or repack):
             raise UserError(
                 f"packer: expected a state saved with {self._settings}, got one with {state['settings']}"
             )
+        if too_long := [(item, length) for _, length, item in state["pending"] if length > limit]:
+            item, length = too_long[0]
+            raise UserError(f"{item}: {length} pending tokens exceed max_tokens={limit}; raise it")
         pending = [(id_, length) for id_, length, _ in state["pending"]]
         self._core.restore({"next_id": state["added"], "pending": pending})
         self._added = state["added"]
         self._items = {id_: item for id_, _, item in state["pending"]}
         self._lengths = dict(pending)
-        self.statistics = PackingStatistics(**state["statistics"])
+        self.statistics = PackingStatistics(**state["statistics"]) if same else PackingStatistics(limit)

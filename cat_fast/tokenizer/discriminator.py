@@ -181,16 +181,16 @@ class StyleGANDiscriminator(nn.Module):
 def random_crops(images: list[Tensor], resolution: int) -> list[Tensor]:
     """Cut the same random windows of side `resolution` from each (B, 3, H, W) batch, one window per sample.
 
-    Images that fit into the window are returned unchanged. Positions come from torch's global random state.
+    A side that is shorter than the window is kept; images that fit into the window are returned unchanged.
+    Positions come from torch's global random state.
     """
     B, _, height, width = images[0].shape
     if height <= resolution and width <= resolution:
         return images
-    tops = torch.randint(0, height - resolution + 1, (B,)).tolist()
-    lefts = torch.randint(0, width - resolution + 1, (B,)).tolist()
+    h, w = min(height, resolution), min(width, resolution)
+    tops = torch.randint(0, height - h + 1, (B,)).tolist()
+    lefts = torch.randint(0, width - w + 1, (B,)).tolist()
     return [
-        torch.stack(
-            [x[:, i : i + resolution, j : j + resolution] for x, i, j in zip(batch, tops, lefts, strict=True)]
-        )
+        torch.stack([x[:, i : i + h, j : j + w] for x, i, j in zip(batch, tops, lefts, strict=True)])
         for batch in images
     ]

@@ -5,6 +5,7 @@ One step from top to bottom; every rank runs all of it:
     deepspeed --module cat_fast.train   start one process per GPU (`launch.launch` does so from Python)
     cat_fast.train.train                load the configuration, `runtime.ranks.start`, `tasks.make_task`
     loop.run                            lock the folder, load the newest checkpoint, iterate over steps
+      rehearsal.rehearse                before the first step, try out what first happens at a late one
       step.Stepper.step                 one step of any task
         task.draw                       read this rank's batches; return its images, tokens, seconds
         metrics.step_means.reduce_step  reduction 1: amounts of all ranks, stop requests, failed draws

@@ -23,6 +23,7 @@ from cat_fast.training.metrics import throughput
 from cat_fast.training.metrics.run_log import GRIDS, METRICS, RunLog, report
 from cat_fast.training.metrics.throughput import SUMMARY
 from cat_fast.training.metrics.trackers import TENSORBOARD, WANDB_ID
+from cat_fast.training.rehearsal import Rehearsable, rehearse
 from cat_fast.training.runtime.collective_errors import on_main, raise_together, require_shared_folder
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.step import Request, Stepper, Steps
@@ -31,7 +32,7 @@ EXPORT = "model"
 CHECKPOINTS = "checkpoints"
 
 
-class Task(Steps, Protocol):
+class Task(Steps, Rehearsable, Protocol):
     """Training of one model: its steps, and the methods below.
 
     `save`, `load` and `export` are collective: every rank must call them.
@@ -43,10 +44,13 @@ class Task(Steps, Protocol):
 
     def load(self, folder: Path) -> None: ...
 
-    def grid(self, step: int) -> tuple[Image.Image, dict[str, float]] | None:
+    def grid(self, step: int, columns: int | None = None) -> tuple[Image.Image, dict[str, float]] | None:
         """Return sample images of the model after `step` and their metrics, or None if there are none.
 
         Called on rank 0 only. Must not draw random numbers.
+
+        Args:
+            columns: number of images; None shows all.
         """
         ...
 
@@ -80,7 +84,7 @@ def run(task: Task, config: RunConfig, ranks: Ranks, command: str = "") -> Preem
 
     Raises:
         UserError: too many steps were not finite; the folder is not writable; another process trains in the
-            same folder. Saved checkpoints are kept.
+            same folder; the rehearsal found that the run would fail later. Saved checkpoints are kept.
     """
     folder = Path(config.output_dir)
     with ExitStack() as stack:
@@ -105,6 +109,8 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
         Preemption().listening() as preemption,
     ):
         first = _resume(task, store, config)
+        watchdog.progress("rehearsing")
+        rehearse(task, config, store, folder / EXPORT, first)
         if status:
             status.status.step = first
         with _opened_log(config, first, ranks) as log, _DeferredLog(log, status, task, folder) as deferred:

@@ -235,3 +235,18 @@ def test_invalid_lengths_and_settings_are_rejected(core):
             TokenBudgetPacker(**arguments)
     with pytest.raises(UserError, match="expected a state saved with"):
         TokenBudgetPacker(99).load_state_dict(budget.state_dict())
+
+
+def test_a_state_of_other_settings_is_repacked_on_request(core):
+    before = TokenBudgetPacker(100, window=8)
+    before.extend(list(range(12)), [30] * 12)
+    taken = before.next()
+    after = TokenBudgetPacker(60, window=4)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())), repack=True)
+    assert after.statistics.batches == 0
+    rest = list(after.pack([]))
+    assert sorted(item for batch in taken + rest for item in batch) == list(range(12))
+    assert [len(batch) for batch in rest] == [2, 2, 2, 2, 1]
+    assert after.statistics.fill == 9 * 30 / (5 * 60)
+    with pytest.raises(UserError, match="30 pending tokens exceed max_tokens=29; raise it"):
+        TokenBudgetPacker(29).load_state_dict(before.state_dict(), repack=True)

@@ -202,3 +202,14 @@ def test_crops_of_several_batches_show_the_same_window():
     assert first.shape == (4, 3, 16, 16)
     torch.testing.assert_close(second, first * 2)
     assert random_crops([x], 48)[0] is x
+
+
+@pytest.mark.parametrize(("side", "shape"), [(32, (32, 32)), (48, (48, 48)), (64, (48, 64)), (96, (48, 96))])
+def test_windows_of_non_square_images_fit_the_smaller_side(side, shape):
+    x = images(0, batch=3, side=96)[:, :, :48]
+    for batch, expected in ((x, shape), (x.mT, shape[::-1])):
+        (crops,) = random_crops([batch], side)
+        assert crops.shape == (3, 3, *expected)
+        windows = batch.unfold(2, expected[0], 1).unfold(3, expected[1], 1)  # (B, C, rows, columns, h, w)
+        for own, crop in zip(windows, crops, strict=True):
+            assert (own == crop[:, None, None]).all(dim=(0, 3, 4)).any(), "it is one window of the image"

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
+from cat_fast.training.checkpoints.space import StateBytes
 from cat_fast.training.config.settings import RunConfig
 from cat_fast.training.health.nan_guard import SKIPPED
+from cat_fast.training.rehearsal import LargestStep
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.step import Backward, Stepper, Steps
 
@@ -46,3 +48,12 @@ class PlainTask:
         )
 
     def update(self, backward: Backward, sums: torch.Tensor) -> None: ...
+
+    def largest_step(self) -> LargestStep:
+        return LargestStep(what="a batch", lower="data.batch_size", settings="model", run=lambda: None)
+
+    def state_bytes(self) -> StateBytes:
+        """Return sizes too large to be written for a trial by a rehearsal of a step that takes no time."""
+        return StateBytes(checkpoint=50 * 2**20, model=50 * 2**20)
+
+    def grid(self, step: int, columns: int | None = None) -> None: ...

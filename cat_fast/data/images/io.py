@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
+from cat_fast.data.images.size import Size, height_and_width
 from cat_fast.errors import UserError, one_line
 
 if TYPE_CHECKING:  # importing torch takes seconds, and scoring images does not need it
@@ -84,17 +85,22 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return _read(io.BytesIO(data), max_pixels)
 
 
-def resize_center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Return the centre square of `image`, scaled to size x size pixels.
+def resize_center_crop(image: Image.Image, size: Size) -> Image.Image:
+    """Return the largest centre crop of `image` with the aspect ratio of `size`, scaled to `size`.
 
-    The framing equals scaling the short side to `size` and centre-cropping the long one. A single antialiased
-    bicubic pass computes only the pixels that are kept, so a 1 x 100000 strip is not expensive. Images
-    smaller than `size` are enlarged.
+    For a square, the framing equals scaling the short side to `size` and centre-cropping the long one. A
+    single antialiased bicubic pass computes only the pixels that are kept, so a 1 x 100000 strip is not
+    expensive. Smaller images are enlarged.
     """
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    height, width = height_and_width(size)
+    short = min(height, width)
+    side = min(image.height * short / height, image.width * short / width)
+    # Rounding must not move the box out of the image.
+    crop_height = min(float(image.height), side * height / short)
+    crop_width = min(float(image.width), side * width / short)
+    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
+    right, bottom = (image.width + crop_width) / 2, (image.height + crop_height) / 2
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=(left, top, right, bottom))
 
 
 def image_to_tensor(image: Image.Image) -> torch.Tensor:

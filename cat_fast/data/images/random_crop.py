@@ -1,26 +1,32 @@
-"""Random square crops. Does not import torch, so that decoder processes start quickly."""
+"""Random crops. Does not import torch, so that decoder processes start quickly."""
 
 import numpy as np
 from PIL import Image
 
+from cat_fast.data.images.size import Size, height_and_width
+
 
 def random_crop(
-    image: Image.Image, rng: np.random.Generator, image_size: int, min_crop: float, allow_flip: bool
+    image: Image.Image, rng: np.random.Generator, image_size: Size, min_crop: float, allow_flip: bool
 ) -> Image.Image:
-    """Return a random square crop, scaled to `image_size` x `image_size` pixels.
+    """Return a random crop with the aspect ratio of `image_size`, scaled to that size.
 
     Args:
-        min_crop: smallest crop side as a share of the short side. The crop has at least `image_size` pixels
-            per side, unless the image is smaller.
+        image_size: size of the crop in pixels.
+        min_crop: smallest crop as a share of the largest one with this aspect ratio, per side. The crop has
+            at least `image_size` pixels per side, unless the image is smaller.
         allow_flip: flip half of the crops horizontally.
     """
-    short = min(image.size)
-    side = min(short, max(image_size, round(short * rng.uniform(min_crop, 1.0))))
-    left = int(rng.integers(image.width - side + 1))
-    top = int(rng.integers(image.height - side + 1))
-    crop = image.resize(
-        (image_size, image_size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
+    height, width = height_and_width(image_size)
+    short = min(height, width)
+    largest = min(image.height * short / height, image.width * short / width)  # short side of a crop
+    side = min(largest, max(short, round(largest * rng.uniform(min_crop, 1.0))))
+    crop_height = min(image.height, max(1, round(side * height / short)))
+    crop_width = min(image.width, max(1, round(side * width / short)))
+    left = int(rng.integers(image.width - crop_width + 1))
+    top = int(rng.integers(image.height - crop_height + 1))
+    box = (left, top, left + crop_width, top + crop_height)
+    crop = image.resize((width, height), Image.Resampling.BICUBIC, box=box)
     if allow_flip and rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return crop

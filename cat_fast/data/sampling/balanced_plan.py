@@ -57,7 +57,7 @@ class BalancedPlan:
         self.world_size, self.seed = world_size, seed
         costs.require(list(self.shares))
         self.groups = choose_groups(self.shares, batch_size, costs, max_wait)
-        self.counts = {f: n for group in self.groups for f, n in group.counts.items()}
+        self.counts: Mapping[int, int] = {f: n for group in self.groups for f, n in group.counts.items()}
 
     @property
     def max_images(self) -> int:

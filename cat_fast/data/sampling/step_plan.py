@@ -25,6 +25,8 @@ class StepPlan(Protocol):
 
     shares: dict[int, float]
     """The mix: each ratio's share of the images, with sum 1."""
+    counts: Mapping[int, int]
+    """Largest number of images of a rank at each ratio."""
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
         """Return one share per rank for `step`, given the number of images `drawn` before it, by ratio."""
@@ -40,6 +42,7 @@ class PerRankPlan:
     def __init__(self, shares: Mapping[int, float], batch_size: int, world_size: int, seed: int) -> None:
         self.shares = normalise_shares(shares)
         self.batch_size, self.world_size, self.seed = batch_size, world_size, seed
+        self.counts: Mapping[int, int] = dict.fromkeys(self.shares, batch_size)
 
     def plan(self, step: int, drawn: Mapping[int, int]) -> list[RankShare]:
         rng = np.random.default_rng([self.seed, step])

@@ -9,16 +9,17 @@ from PIL import Image
 
 from cat_fast.data.images.io import decode_image
 from cat_fast.data.images.random_crop import jitter_colours, random_crop, shrink
+from cat_fast.data.images.size import Size
 
 
 class CropSettings(NamedTuple):
-    """Settings of square training crops."""
+    """Settings of training crops."""
 
-    image_size: int
-    """Side of a crop in pixels."""
+    image_size: Size
+    """Size of a crop in pixels."""
     min_crop: float
-    """Smallest crop side as a share of the short side, before resizing to `image_size`; at least `image_size`
-    pixels, unless the image is smaller."""
+    """Smallest crop as a share per side of the largest one, before resizing to `image_size`; at least
+    `image_size` pixels, unless the image is smaller."""
     colour_jitter: float = 0.0
     """Strength in [0, 1) of random colour changes, for data sets too small to cover all colours: channels are
     permuted, and each is scaled by 1 - jitter to 1 and shifted by at most jitter."""
@@ -30,7 +31,7 @@ class Crop(NamedTuple):
     """A training crop."""
 
     pixels: np.ndarray
-    """(3, image_size, image_size): uint8, or float32 in [-1, 1] if the colours were changed."""
+    """(3, H, W) of the crop's size: uint8, or float32 in [-1, 1] if the colours were changed."""
     seconds: float
     """Time to decode and crop it."""
 

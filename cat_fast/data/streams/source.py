@@ -70,6 +70,11 @@ class StreamSource:
         """Possible ratios of a batch, ascending; the same on all ranks."""
         return self.plan.ratios
 
+    @property
+    def largest_batches(self) -> Mapping[int, int]:
+        """Largest number of images of a batch at each ratio."""
+        return self.plan.plan.counts
+
     def batch(self) -> ImageBatch:
         """Return the next batch, its images on the CPU.
 

@@ -8,8 +8,12 @@ import argparse
 import contextlib
 import io
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
 
 from cat_fast.errors import UserError
 from cat_fast.training.checkpoints.write_errors import as_write_error
@@ -18,6 +22,7 @@ from cat_fast.training.runtime.ranks import Ranks
 
 TAG = "state"
 _OPTIMIZER_FILES = "zero_pp_rank_*_optim_states.pt"
+_MODEL_FILES = "*mp_rank_00_model_states.pt"
 _LAYOUTS = {0: "0", 1: "1 or 2", 2: "1 or 2", 3: "3"}
 """ZeRO stage -> name of its file layout; stages 1 and 2 share one."""
 
@@ -31,13 +36,17 @@ def save_engine(engine: Any, folder: Path) -> None:
     engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
 
-def load_engine(engine: Any, folder: Path, ranks: Ranks) -> None:
+def load_engine(engine: Any, folder: Path, ranks: Ranks, remedy: str) -> None:
     """Restore the weights, moments and step counts of `save_engine(…, folder)`.
 
     Collective: every rank must call it.
 
+    Args:
+        remedy: how to restore the module's sizes, for the message; see `restore_settings`.
+
     Raises:
-        UserError: the checkpoint was saved under an incompatible ZeRO stage.
+        UserError: the checkpoint was saved under an incompatible ZeRO stage, or has weights of other sizes;
+            nothing was loaded.
     """
     saved, expected = _layout(folder / TAG), _LAYOUTS[engine.zero_optimization_stage()]
     if saved != expected:
@@ -45,6 +54,7 @@ def load_engine(engine: Any, folder: Path, ranks: Ranks) -> None:
             f"{folder}: saved under ZeRO stage {saved}, but the key deepspeed names a JSON of stage "
             f"{expected}: resume with stage {saved}"
         )
+    on_main(lambda: _require_same_shapes(engine, folder / TAG, remedy), ranks)
     partitions = len(list((folder / TAG).glob(_OPTIMIZER_FILES)))
     if not partitions or partitions == ranks.world_size:
         _load(engine, folder)
@@ -62,10 +72,70 @@ def load_engine(engine: Any, folder: Path, ranks: Ranks) -> None:
         shutil.rmtree(universal, ignore_errors=True)
 
 
+def saved_bytes(engine: Any) -> int:
+    """Return about the size of `save_engine` over all ranks, once the optimizer has a state."""
+    # Adam's two moments and the fp32 weights; ZeRO 1 and 2 save the module's weights as well.
+    copies = 4 if engine.zero_optimization_stage() in (1, 2) else 3
+    return 4 * copies * parameter_count(engine.module)
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of parameters of a module, which ZeRO 3 may have partitioned."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+
+
+def restore_settings(section: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Return the instruction to restore the settings of a checkpoint, as a `remedy` of `load_engine`.
+
+    Args:
+        section: name of the configuration section.
+        before: its settings when the checkpoint was saved; None if unknown.
+        now: its settings in this run.
+    """
+    if before is None:
+        return f"restore the sizes under {section} that the run started with"
+    lost = [f"{section}.{key}={before[key]}" for key in before if before[key] != now.get(key)]
+    new = [f"{section}.{key}" for key in now if key not in before]
+    steps = [f"restore {', '.join(lost)}"] * bool(lost) + [f"remove {', '.join(new)}"] * bool(new)
+    return " and ".join(steps) or f"restore the model that {section} described"
+
+
 def _load(engine: Any, folder: Path) -> None:
     path, _ = engine.load_checkpoint(str(folder), tag=TAG)
     if path is None:
         raise UserError(f"{folder}: DeepSpeed found no engine state there")
+
+
+def _require_same_shapes(engine: Any, saved: Path, remedy: str) -> None:
+    """Check that a saved engine's weights have the names and shapes of this one's."""
+    buffers = dict(engine.module.named_buffers())
+    before = {name: shape for name, shape in _saved_shapes(saved).items() if name not in buffers}
+    now = {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in engine.module.named_parameters()
+    }
+    different = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{saved.parent}: this run's model has other sizes, {name} has {_format_shape(now.get(name))}, "
+            f"but {_format_shape(before.get(name))} in the checkpoint: {remedy}, or start a new run in "
+            "another output_dir"
+        )
+
+
+def _saved_shapes(saved: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a saved engine's weights by name, without reading the values."""
+    file = min(saved.glob(_MODEL_FILES))
+    state = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+    groups = state.get("param_shapes")  # full shapes under ZeRO; stage 0 saves the weights only
+    if groups is None:
+        return {name: tuple(value.shape) for name, value in state["module"].items()}
+    return {name: tuple(shape) for group in groups for name, shape in group.items()}
+
+
+def _format_shape(shape: tuple[int, ...] | None) -> str:
+    return "no such weight" if shape is None else f"shape {shape}"
 
 
 def _layout(saved: Path) -> str:

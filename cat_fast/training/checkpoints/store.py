@@ -63,6 +63,24 @@ class CheckpointStore:
             self._sealing = threading.Thread(target=self._seal, args=(part, final), name="seal checkpoint")
             self._sealing.start()
 
+    def rehearse(self, write: Callable[[Path], None]) -> int:
+        """Write a checkpoint and delete it again; return its size in bytes over all ranks.
+
+        Collective: every rank must call it, with the arguments and errors of `save`.
+        """
+        part = self.folder / ".step_rehearsal.part"
+        existed = self.folder.exists()
+        on_main(lambda: _make_empty(part), self.ranks)
+        try:
+            write_together(lambda: write(part), part, "a checkpoint", self.ranks)
+            return on_main(lambda: sum(p.stat().st_size for p in part.rglob("*") if p.is_file()), self.ranks)
+        finally:
+            if self.ranks.is_main:
+                shutil.rmtree(part, ignore_errors=True)
+                if not existed:
+                    with suppress(OSError):
+                        self.folder.rmdir()
+
     @property
     def failure(self) -> UserError | None:
         """Error of the background thread, once it has failed; on rank 0 only."""

@@ -8,6 +8,7 @@ from cat_fast.complexity.embedded_scorer import default_thresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
 from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
 from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.data.images.size import height_and_width
 from cat_fast.data.latents.scale import read_normalization
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.formats.config import StreamConfig
@@ -174,6 +175,9 @@ class RunConfig:
     in fp32."""
     accumulation_steps: int = 1
     """Batches per rank and step; gradients are averaged over them and over ranks."""
+    rehearsal: bool = True
+    """Before the first step, try out what would otherwise happen for the first time at a late one: the GAN
+    and its regularizers, the largest batch, a grid, a checkpoint and the export of the model."""
     gradient_checkpointing: bool = False
     """Store only the inputs of each block for the backward pass and recompute the other activations."""
     model: dict[str, Any] = field(default_factory=dict)
@@ -242,8 +246,9 @@ class ImageDataConfig:
     jpeg_thresholds: list[int] = field(default_factory=lambda: [JPEG_THRESHOLDS.a, JPEG_THRESHOLDS.b])
     """Two JPEG sizes in bytes, for ratios from JPEG sizes: up to the first an image gets 32x, above the
     second 8x. The default is published; `cat-fast plan jpeg` fits a pair to a mix of ratios."""
-    image_size: int = 128
-    """Side of the square crops, in pixels."""
+    image_size: Any = 128
+    """Size of the crops in pixels: the side of a square, or [height, width]. Both sides are multiples of the
+    ratios, and no smaller than the discriminator's resolution."""
     batch_size: int = 4
     """Crops per rank and batch, all at one ratio."""
     min_crop: float = 0.25
@@ -258,6 +263,11 @@ class ImageDataConfig:
     held_out_share: float | None = None
     """Fraction of the training data to hold out for grids, chosen by a hash of seed and key. Default: 0.001,
     or 0 if `held_out` is set and for the bundled photographs, which have a held-out split."""
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """Height and width of the crops, in pixels."""
+        return height_and_width(self.image_size)
 
     @property
     def effective_held_out_share(self) -> float:
@@ -329,7 +339,10 @@ class ImageDataConfig:
             getattr(self, name)  # raises for pairs that are not valid
         require(self.cache_megabytes > 0, f"data.cache_megabytes: {self.cache_megabytes} must be positive")
         require(self.max_side > 0, f"data.max_side: {self.max_side} must be positive")
-        require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")
+        try:
+            height_and_width(self.image_size)
+        except ValueError as error:
+            raise UserError(f"data.image_size: {error}") from error
         require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
         require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")
         require(
@@ -371,7 +384,8 @@ class TokenizerRun(RunConfig):
     sampler: RatioSamplerConfig = field(default_factory=RatioSamplerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     perceptual_crop: int = 0
-    """Side of the random crop for the perceptual loss, in pixels; 0 uses the full image."""
+    """Side of the random crop for the perceptual loss, in pixels, or the image's own side where that is
+    smaller; 0 uses the full image."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
 

@@ -20,8 +20,9 @@ class PackedStream:
     over ranks, without communication. At the paper's budget, planning takes 0.04 ms per step for 1 rank,
     1.5 ms for 64 and 50 ms for 1024, on one CPU core.
 
-    The state is the same on every rank, and any number of ranks can resume from it: each latent is still used
-    once per epoch. With the same number of ranks, batches are those of an uninterrupted run.
+    The state is the same on every rank, and any number of ranks with any budget and window can resume from
+    it: each latent is still used once per epoch. With the same number of ranks, budget and window, batches
+    are those of an uninterrupted run.
 
     Args:
         lengths: number of tokens of each latent, (N,).
@@ -57,10 +58,10 @@ class PackedStream:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from the state of a run on any number of ranks.
+        """Resume from the state of a run on any number of ranks, with any budget and window.
 
         Raises:
-            UserError: the run had other latents, or another budget or window.
+            UserError: the run had other latents.
         """
         if state["lengths"] != self._digest:
             raise UserError(
@@ -68,7 +69,7 @@ class PackedStream:
                 f"{len(self.lengths)} of other sizes or in another order: use the same latents, or start a "
                 "new run in another output_dir"
             )
-        self.packer.load_state_dict(state["packer"])
+        self.packer.load_state_dict(state["packer"], repack=True)
         self.position = state["position"]
 
     @cached_property

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 
 from cat_fast.complexity import RATIOS
@@ -15,7 +16,7 @@ from cat_fast.complexity.spending import spending_notice
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.latents.scale import read_normalization
 from cat_fast.errors import UserError
-from cat_fast.generator import DiT, PackedText, diffusion_loss, make_schedule
+from cat_fast.generator import DiffusionLoss, DiT, PackedText, diffusion_loss, make_schedule
 from cat_fast.generator.diffusion import CAT_BETAS, CLIP_RANGE, Weighting, sequence_weights, total_weight
 from cat_fast.generator.text_cache import TextCache, estimate_bytes
 from cat_fast.generator.text_encoder import TextEncoder
@@ -23,18 +24,29 @@ from cat_fast.models.build import build_model
 from cat_fast.models.load import load_tokenizer
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer.pipeline_config import latent_scale
-from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
+from cat_fast.training.checkpoints.engine_state import (
+    load_engine,
+    parameter_count,
+    restore_settings,
+    save_engine,
+    saved_bytes,
+)
+from cat_fast.training.checkpoints.space import StateBytes
 from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import GeneratorRun
+from cat_fast.training.generator.largest_batch import choose_largest, make_batch
 from cat_fast.training.generator.packed_batches import PackedBatches
 from cat_fast.training.generator.packed_stream import PackedStream
+from cat_fast.training.health.nan_guard import discard_gradients
 from cat_fast.training.metrics.flops import DiTFlops
 from cat_fast.training.metrics.step_means import means_at_ratios
+from cat_fast.training.rehearsal import LargestStep
 from cat_fast.training.runtime.collective_errors import on_each, raise_together
 from cat_fast.training.runtime.ema import EMA
-from cat_fast.training.runtime.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.runtime.engine import in_precision, learning_rate, make_engine, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
+from cat_fast.training.runtime.stand_ins import stand_in_parameters
 from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
 
@@ -75,6 +87,7 @@ class GeneratorTask:
         _check_fit(config, self.latents, model, lengths)
         if ranks.is_main:
             _warn_of_clipping(self.latents)
+        self.lengths = np.asarray(lengths)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if config.compile:
@@ -142,15 +155,7 @@ class GeneratorTask:
         losses: list[torch.Tensor] = []
         by_ratio = torch.zeros(len(self.ratios), 2, dtype=torch.float64, device=ranks.device)
         for batch in drawn:
-            found = diffusion_loss(
-                self.engine,
-                batch.packed,
-                None,
-                self.schedule,
-                text=batch.text,
-                weighting=self._weighting,
-                min_snr_gamma=config.loss.min_snr_gamma,
-            )
+            found = self._loss(self.engine, batch.packed, batch.text)
             ranks.step_context.start_waiting()  # from here on ranks wait for each other
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
             share = batch.weight * ranks.world_size * self.batches_per_step / totals["weight"]
@@ -172,6 +177,48 @@ class GeneratorTask:
     def update(self, backward: Backward, sums: torch.Tensor) -> None:
         self.engine.step()
         self.ema.update()
+
+    def _loss(self, model: Any, packed: PackedSequence, text: PackedText | None) -> DiffusionLoss:
+        return diffusion_loss(
+            model,
+            packed,
+            None,
+            self.schedule,
+            text=text,
+            weighting=self._weighting,
+            min_snr_gamma=self.config.loss.min_snr_gamma,
+        )
+
+    def largest_step(self) -> LargestStep:
+        chosen = choose_largest(self.lengths, self.config.data.max_tokens)
+        with_text = f" with texts of {self.text_encoder.max_tokens} tokens" if self.text_encoder else ""
+        return LargestStep(
+            what=f"{len(chosen)} latents, {self.lengths[chosen].sum()} tokens{with_text}",
+            lower="data.max_tokens",
+            settings="model, loss and text_encoder",
+            run=lambda: self._rehearse(chosen),
+            communicates=self.ema.is_partitioned,
+        )
+
+    def _rehearse(self, chosen: Sequence[int]) -> None:
+        """Run the forward and backward passes on random latents of the chosen ones' shapes; change nothing.
+
+        Under ZeRO 3 they need the engine, and so all ranks.
+        """
+        device, model = self.ranks.device, self.engine.module
+        entries = [self.latents.entries[index] for index in chosen]
+        packed, text = make_batch(entries, model.config.patch_size, self.text_encoder, device)
+        if self.ema.is_partitioned:
+            self.engine.backward(self._loss(self.engine, packed, text).loss)
+            discard_gradients(self.engine)
+            return
+        with stand_in_parameters(model):
+            forward = in_precision(model, self.config.precision, device)
+            self._loss(forward, packed, text).loss.backward()
+
+    def state_bytes(self) -> StateBytes:
+        model = 4 * parameter_count(self.engine.module)
+        return StateBytes(checkpoint=saved_bytes(self.engine) + model, model=model)
 
     @property
     def _weighting(self) -> Weighting:
@@ -216,6 +263,7 @@ class GeneratorTask:
                 "ema_updates": self.ema.updates,
                 "tokenizer": self.latents.fingerprint,
                 "began_with": self._initial_settings(),
+                "model": self.config.model,
                 "stream": self.batches.state_dict(),
             }
             (folder / "task.json").write_text(json.dumps(state))
@@ -238,9 +286,22 @@ class GeneratorTask:
                     f"{name}: expected {before!r}, as at the start of the run, got {now!r}: restore the "
                     "setting, or start a new run in another output_dir"
                 )
-        load_engine(self.engine, folder / "generator", self.ranks)
+        remedy = restore_settings("model", state.get("model"), self.config.model)
+        load_engine(self.engine, folder / "generator", self.ranks, remedy)
         self.batches.load_state_dict(state["stream"])
+        self._report_new_packing(state["stream"]["packer"]["settings"])
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def _report_new_packing(self, before: Mapping[str, Any]) -> None:
+        """Print on rank 0 how budget and window differ from those of the checkpoint."""
+        data = self.config.data
+        changed = [
+            f"data.{name} {before[name]} -> {getattr(data, name)}"
+            for name in ("max_tokens", "window")
+            if before[name] != getattr(data, name)
+        ]
+        if changed and self.ranks.is_main:
+            print(f"new packing ({', '.join(changed)}): latents not yet used come first", flush=True)
 
     def _initial_settings(self) -> dict[str, Any]:
         """Return the settings that the weights depend on, which a resumed run cannot change."""
@@ -253,7 +314,7 @@ class GeneratorTask:
             "text_encoder": self.arguments["text_encoder_fingerprint"],
         }
 
-    def grid(self, step: int) -> None:
+    def grid(self, step: int, columns: int | None = None) -> None:
         """Return None: a grid needs a tokenizer, which this task does not have."""
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cat_fast.data.images.size import Size, height_and_width
 from cat_fast.generator import DiT, PackedText
 from cat_fast.models.build import build_model
 from cat_fast.packing import PackedSequence
@@ -27,9 +28,10 @@ LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 """Operators that linear layers dispatch to; attention uses others."""
 
 
-def token_count(ratio: int, side: int, patch_size: int = 2) -> float:
-    """Return the number of DiT tokens of a square image; a fraction if its latent is smaller than a patch."""
-    return (side / ratio / patch_size) ** 2
+def token_count(ratio: int, size: Size, patch_size: int = 2) -> float:
+    """Return the number of DiT tokens of an image; a fraction if its latent is smaller than a patch."""
+    height, width = height_and_width(size)
+    return (height / ratio / patch_size) * (width / ratio / patch_size)
 
 
 class TokenizerFlops:
@@ -38,8 +40,8 @@ class TokenizerFlops:
     def __init__(
         self, config: TokenizerRun, objective: TokenizerObjective, discriminator: StyleGANDiscriminator
     ) -> None:
-        self.side = config.data.image_size
-        self.window = min(config.perceptual_crop or self.side, self.side)
+        self.size = config.data.crop_size
+        self.window = [min(config.perceptual_crop or side, side) for side in self.size]
         with META:
             self.autoencoder = build_model(NestedAutoencoderKL, config.model)
         self.networks = [copy.deepcopy(distance.network).to(META) for distance in objective.distances]
@@ -55,19 +57,31 @@ class TokenizerFlops:
         """
         return {
             "images": sum(count for _, count in batches),
-            "tokens": sum(count * token_count(ratio, self.side) for ratio, count in batches),
+            "tokens": sum(count * token_count(ratio, self.size) for ratio, count in batches),
             "flops": sum(self.of(ratio, count, gan) for ratio, count in batches),
         }
 
+    def activation_bytes(self, ratio: int, count: int) -> int:
+        """Return about the memory that a step keeps for its backward pass, to compare batches."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            self._of(ratio, count, gan=True)
+        return sum(kept.values())
+
     def _of(self, ratio: int, count: int, gan: bool) -> int:
-        images = torch.empty(count, 3, self.side, self.side, device=META)
-        window = torch.empty(count, 3, self.window, self.window, device=META)
+        images = torch.empty(count, 3, *self.size, device=META)
+        window = torch.empty(count, 3, *self.window, device=META)
         with FlopCounterMode(display=False) as counter:
             self.autoencoder(images, ratio).sample.sum().backward()
             for network in self.networks:
                 network(window.clone().requires_grad_(), window).sum().backward()
             if gan:
-                side = min(self.discriminator.resolution, self.side)
+                side = self.discriminator.resolution
                 crops = torch.empty(count, 3, side, side, device=META)
                 discriminator = self.discriminator.requires_grad_(False)
                 discriminator(crops.clone().requires_grad_()).sum().backward()

@@ -1,6 +1,7 @@
 """DeepSpeed engines: one per model, with our own optimiser and schedule, and ZeRO from a JSON file."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,6 +60,16 @@ def make_engine(
         model=module, model_parameters=parameters, optimizer=adamw, config=config, dist_init_required=False
     )
     return engine
+
+
+def in_precision(forward: Callable[..., Any], precision: str, device: torch.device) -> Callable[..., Any]:
+    """Return a forward pass on `device` that runs in a run's precision, as an engine's does."""
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return forward(*arguments, **keywords)
+
+    return run
 
 
 def learning_rate(base: float, schedule: ScheduleConfig, step: int) -> float:

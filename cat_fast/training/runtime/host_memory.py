@@ -1,9 +1,24 @@
-"""Memory allocator settings for training on the CPU."""
+"""Memory of the host: allocator settings for training on the CPU, and the memory that a rank may use."""
 
 import ctypes
+import os
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3), from glibc's malloc.h
+_CGROUPS = (
+    ("memory.max", "memory.current", "inactive_file"),  # version 2
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Files below /sys/fs/cgroup with the limit and the use of memory, and the key of memory.stat that the kernel
+can reclaim."""
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a memory")
 
 
 def keep_freed_memory() -> bool:
@@ -20,3 +35,47 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # missing in musl, for example
     return mallopt is not None and all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])
+
+
+def available_bytes(cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the memory that this machine, or the container of this process, has left."""
+    available = psutil.virtual_memory().available
+    for limit_file, used_file, reclaimable in _CGROUPS:
+        try:
+            limit, used = (int((cgroups / name).read_text()) for name in (limit_file, used_file))
+            stat = dict(
+                line.split()
+                for line in (cgroups / limit_file).with_name("memory.stat").read_text().splitlines()
+            )
+            available = min(available, limit - used + int(stat.get(reclaimable, 0)))
+        except (OSError, ValueError):  # missing, or "max"
+            continue
+    return max(0, available)
+
+
+def memory_per_rank(world_size: int) -> int:
+    """Return the available memory of this machine per rank on it."""
+    return available_bytes() // int(os.environ.get("LOCAL_SIZE", world_size))  # set by the launcher
+
+
+@contextmanager
+def memory_limit(extra: int) -> Iterator[None]:
+    """Make allocations fail that let this process grow by more than `extra` bytes; see `is_out_of_memory`."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [psutil.Process().memory_info().vms + extra]
+    limits += [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an allocation that failed on a CPU or GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        fragment in str(error) for fragment in _OUT_OF_MEMORY
+    )

@@ -62,7 +62,7 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
         None if sampler.pool == "all" else _rating(data, policy),
         lambda shares: make_plan(sampler, shares, data.batch_size, ranks.world_size, config.seed, costs),
         mix,
-        CropSettings(data.image_size, data.min_crop, data.colour_jitter, data.max_side if in_memory else 0),
+        CropSettings(data.crop_size, data.min_crop, data.colour_jitter, data.max_side if in_memory else 0),
         data.stream,
         ranks.rank,
         ranks.world_size,

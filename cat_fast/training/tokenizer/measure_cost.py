@@ -14,6 +14,7 @@ from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.tokenizer.crop_checks import require_multiples
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
 
@@ -43,10 +44,7 @@ def measure(
         raise UserError(f"--batches: expected at least two different numbers of images, got {list(batches)}")
     torch.manual_seed(config.seed)
     workload = Workload(config, device)
-    if workload.side % max(workload.model.ratios):
-        raise UserError(
-            f"data.image_size: {workload.side} is not a multiple of the ratio {max(workload.model.ratios)}"
-        )
+    require_multiples(config, workload.model.ratios)
     cells = list(product(workload.model.ratios, sorted(set(batches))))
     seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
     for round_ in range(repeats + 1):  # the first one warms up
@@ -59,7 +57,7 @@ def measure(
         "what": "a training step of one rank, without communication: autoencoder, losses"
         + (", discriminator" if workload.adversarial else "")
         + ", AdamW",
-        "side": workload.side,
+        "side": config.data.image_size,
         "precision": config.precision,
         "gradient_checkpointing": config.gradient_checkpointing,
         "device": device.type,
@@ -93,7 +91,7 @@ def count_operations(config: TokenizerRun) -> CostTable:
             costs[ratio] = Cost(float(2 * one - two), float(two - one))
     about = {
         "what": "floating-point operations of a training step, counted as a fallback for a measurement",
-        "side": workload.side,
+        "side": config.data.image_size,
     }
     return CostTable(costs=costs, unit="flops", about=about)
 

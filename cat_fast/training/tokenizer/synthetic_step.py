@@ -6,7 +6,6 @@ The loss's frozen networks have random weights, which cost as much as trained on
 """
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from cat_fast.tokenizer.features import ResNetFeatures
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Distance, LossConfig, TokenizerObjective
 from cat_fast.tokenizer.perceptual import untrained_distance
 from cat_fast.training.config.settings import OptimizerConfig, TokenizerRun
+from cat_fast.training.runtime.engine import in_precision
 from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 
 
@@ -32,11 +32,11 @@ class Workload:
     """
 
     def __init__(self, config: TokenizerRun, device: torch.device | str) -> None:
-        self.config, self.device, self.side = config, torch.device(device), config.data.image_size
+        self.config, self.device, self.size = config, torch.device(device), config.data.crop_size
         with self.device:  # created there, because fake tensors cannot be moved
             self.model = build_model(NestedAutoencoderKL, config.model)
             self.discriminator = StyleGANDiscriminator(
-                min(config.discriminator.resolution, 2 ** (self.side.bit_length() - 1)),
+                min(config.discriminator.resolution, 2 ** (min(self.size).bit_length() - 1)),
                 config.discriminator.channel_base,
                 config.discriminator.channel_max,
             )
@@ -58,7 +58,7 @@ class Workload:
 
     def batch(self, ratio: int, count: int) -> ImageBatch:
         """Return a batch of `count` random images."""
-        images = torch.rand(count, 3, self.side, self.side, device=self.device) * 2 - 1
+        images = torch.rand(count, 3, *self.size, device=self.device) * 2 - 1
         return ImageBatch(ratio=ratio, images=images.to(memory_format=torch.channels_last))
 
     @property
@@ -76,7 +76,8 @@ class Workload:
     def reconstruct(self, batch: ImageBatch) -> Tensor:
         """Compute the autoencoder's gradients; return the reconstructions."""
         discriminator = self.discriminator if self.adversarial else None
-        reconstructions, loss = self.losses.autoencoder_loss(self._autoencoder, discriminator, batch)
+        autoencoder = in_precision(self.model.reconstruct, self.config.precision, self.device)
+        reconstructions, loss = self.losses.autoencoder_loss(autoencoder, discriminator, batch)
         loss.total.backward()
         return reconstructions.detach()
 
@@ -86,11 +87,6 @@ class Workload:
         module = self.discriminator
         loss, *_ = self.losses.discriminator_loss(module, module, step, batch, reconstructions)
         loss.total.backward()
-
-    def _autoencoder(self, *arguments: Any, **keywords: Any) -> Any:
-        """Run the autoencoder in the run's precision, as an engine does."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.model.reconstruct(*arguments, **keywords)
 
     def optimize(self, module: nn.Module) -> None:
         """Run the optimizer of one of the two models, and clear its gradients."""

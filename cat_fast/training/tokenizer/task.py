@@ -16,13 +16,17 @@ from cat_fast.errors import UserError
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
+from cat_fast.training.checkpoints.engine_state import parameter_count, saved_bytes
+from cat_fast.training.checkpoints.space import StateBytes
 from cat_fast.training.config.settings import DiscriminatorConfig, TokenizerRun
 from cat_fast.training.metrics.reconstruction_grid import ReconstructionGrid
+from cat_fast.training.rehearsal import LargestStep
 from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
+from cat_fast.training.tokenizer.crop_checks import require_multiples
 from cat_fast.training.tokenizer.grid_images import grid_images
 from cat_fast.training.tokenizer.image_source import (
     load_source,
@@ -55,6 +59,8 @@ class TokenizerTask:
                     f"the data has images at ratio {ratio}, but model.ratios is {list(model.ratios)}: add "
                     "the ratio, or change data.ratios_from"
                 )
+        drawn_by_grids = model.ratios if config.logging.grid_every_steps else ()
+        require_multiples(config, {*self.source.ratios, *drawn_by_grids})
         self._batches: list[ImageBatch] = []
         self._position: Callable[[], dict[str, Any]] = self.source.state_dict
         self._before_draw = self._position
@@ -63,7 +69,7 @@ class TokenizerTask:
 
     def _read_grid(self) -> None:
         shown = grid_images(self.config)
-        self.images = ReconstructionGrid(shown, self.config.data.image_size, self.ranks.device)
+        self.images = ReconstructionGrid(shown, self.config.data.crop_size, self.ranks.device)
         if not shown.held_out:
             print(
                 "grids show training images, because the data has no held-out images: see data.held_out and "
@@ -127,14 +133,24 @@ class TokenizerTask:
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
-    def grid(self, step: int) -> tuple[Image.Image, dict[str, float]]:
+    def largest_step(self) -> LargestStep:
+        ratio, count = self.trainer.most_demanding(self.source.largest_batches)
+        return self.trainer.largest_step(ratio, count)
+
+    def state_bytes(self) -> StateBytes:
+        model = 4 * parameter_count(self.trainer.model)
+        engines = saved_bytes(self.trainer.engine) + saved_bytes(self.trainer.discriminator)
+        return StateBytes(checkpoint=engines + model, model=model)
+
+    def grid(self, step: int, columns: int | None = None) -> tuple[Image.Image, dict[str, float]]:
         """Draw reconstructions with the averaged weights."""
         model, averaged = self.trainer.model, self.ema.averaged
 
         def reconstruct(image: Tensor, ratio: int) -> Tensor:
             return functional_call(model, averaged, (image, ratio)).sample
 
-        return self.images.draw(reconstruct, model.ratios, f"after {step + 1} steps, averaged weights")
+        title = f"after {step + 1} steps, averaged weights"
+        return self.images.draw(reconstruct, model.ratios, title, columns)
 
     def export(self, folder: Path) -> None:
         averaged = build_model(NestedAutoencoderKL, self.config.model) if self.ranks.is_main else None

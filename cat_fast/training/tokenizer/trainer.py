@@ -5,7 +5,8 @@ Both engines step after both backward passes, so that a step that is not finite 
 (`nan_guard.StepGuard`). Other requirements of ZeRO with two engines are in `gan_losses`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from cat_fast.data.image_batch import ImageBatch
+from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.adversarial import LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObjective
-from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
+from cat_fast.training.checkpoints.engine_state import load_engine, restore_settings, save_engine
 from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.metrics.flops import TokenizerFlops
 from cat_fast.training.metrics.step_means import RatioSums, means, means_at_ratios
-from cat_fast.training.runtime.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.rehearsal import LargestStep
+from cat_fast.training.runtime.engine import in_precision, learning_rate, make_engine, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
+from cat_fast.training.runtime.stand_ins import stand_in_parameters
 from cat_fast.training.step import Backward
+from cat_fast.training.tokenizer.crop_checks import require_discriminator_fits
 from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 
 
@@ -35,6 +40,9 @@ class TokenizerTrainer:
 
     Each image has the same weight, also if ranks have different numbers of images. Only the adaptive weight
     of the GAN is computed per batch.
+
+    Raises:
+        UserError: crops are smaller than the discriminator.
     """
 
     def __init__(
@@ -44,6 +52,7 @@ class TokenizerTrainer:
         discriminator: StyleGANDiscriminator,
         ranks: Ranks,
     ) -> None:
+        require_discriminator_fits(config, discriminator.resolution)
         self.config, self.ranks, self.model = config, ranks, model
         objective = TokenizerObjective(config.loss, ranks.device)
         self.losses = TokenizerLosses(objective, DiscriminatorObjective(config.loss), config.perceptual_crop)
@@ -112,6 +121,57 @@ class TokenizerTrainer:
             metrics = backward.metrics(sums)
             self.lecam.update(metrics["real_logit"], metrics["fake_logit"])
 
+    def most_demanding(self, counts: Mapping[int, int]) -> tuple[int, int]:
+        """Return the ratio, and its number of images, whose step needs the most memory."""
+        ratio = min(counts)  # with equal numbers of images, the one with the largest latents
+        if len(set(counts.values())) > 1:
+            ratio = max(counts, key=lambda f: self.flops.activation_bytes(f, counts[f]))
+        return ratio, counts[ratio]
+
+    def largest_step(self, ratio: int, count: int) -> LargestStep:
+        """Return a step at this ratio and number of images, with everything that the loss can contain."""
+        loss = self.config.loss
+        added = [name for name, weight in (("R1", loss.r1_weight), ("LeCam", loss.lecam_weight)) if weight]
+        with_gan = f", with {', '.join(['the GAN', *added])}" if loss.gan_weight else ""
+        return LargestStep(
+            what=f"{count} image{'s' * (count != 1)} at {ratio}x{with_gan}",
+            lower="data.batch_size",
+            settings="data.image_size, loss and discriminator",
+            run=lambda: self._rehearse(ratio, count),
+        )
+
+    def _rehearse(self, ratio: int, count: int) -> None:
+        """Run the forward and backward passes of a step after the GAN has started, on random images.
+
+        Changes nothing and does not communicate: without the engines, on stand-ins for the parameters.
+
+        Raises:
+            UserError: a loss is not finite.
+        """
+        device = self.ranks.device
+        noise = torch.rand(count, 3, *self.config.data.crop_size, device=device) * 2 - 1
+        batch = ImageBatch(ratio=ratio, images=noise.to(memory_format=torch.channels_last))
+        discriminator: StyleGANDiscriminator = self.discriminator.module
+
+        autoencoder = in_precision(self.model.reconstruct, self.config.precision, device)
+        adversarial = self.losses.objective.gan.weight > 0
+        with stand_in_parameters(self.model, discriminator):
+            opponent = discriminator if adversarial else None
+            reconstructions, loss = self.losses.autoencoder_loss(autoencoder, opponent, batch)
+            loss.total.backward()
+            found = loss.raw
+            if adversarial:
+                step = 0  # a multiple of every interval of R1
+                loss, *_ = self.losses.discriminator_loss(
+                    discriminator, discriminator, step, batch, reconstructions.detach()
+                )
+                loss.total.backward()
+                found = {**found, **loss.raw}
+        if bad := [name for name, value in found.items() if not torch.isfinite(value).all()]:
+            raise UserError(
+                f"{', '.join(bad)} not finite: check the weights and settings of loss and discriminator"
+            )
+
     @property
     def lecam(self) -> LeCam:
         """Averages of the LeCam regularizer, which are part of the training state."""
@@ -151,13 +211,24 @@ class TokenizerTrainer:
         """Collective: write both engines; return the rest of the state as JSON-compatible data."""
         save_engine(self.engine, folder / "autoencoder")
         save_engine(self.discriminator, folder / "discriminator")
-        return {"lecam": self.lecam.state_dict()}
+        return {"lecam": self.lecam.state_dict(), "settings": self._model_settings()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Collective: resume from `save(folder)`, which returned `state`."""
-        load_engine(self.engine, folder / "autoencoder", self.ranks)
-        load_engine(self.discriminator, folder / "discriminator", self.ranks)
+        before, now = state.get("settings", {}), self._model_settings()  # missing in older checkpoints
+        for section, engine, name in (
+            ("model", self.engine, "autoencoder"),
+            ("discriminator", self.discriminator, "discriminator"),
+        ):
+            remedy = restore_settings(section, before.get(section), now[section])
+            load_engine(engine, folder / name, self.ranks, remedy)
         self.lecam.load_state_dict(state["lecam"])
+
+    def _model_settings(self) -> dict[str, dict[str, Any]]:
+        """Return the sections of the configuration that determine both models."""
+        discriminator = asdict(self.config.discriminator)
+        del discriminator["optimizer"]
+        return {"model": self.config.model, "discriminator": discriminator}
 
 
 class Reconstruction(nn.Module):

@@ -310,6 +310,16 @@ class TestResize:
         enlarged = quadrants(8).resize((64, 64), Image.Resampling.BICUBIC)
         assert_close(resize_center_crop(quadrants(8), 64), enlarged, 0)
 
+    @pytest.mark.parametrize("size", [(32, 64), (64, 32), [24, 32]])
+    def test_a_non_square_crop_is_the_largest_in_the_middle(self, size):
+        height, width = size
+        for scale, border in ((1, (30, 0)), (2, (0, 40)), (1, (0, 0))):
+            inner = Image.effect_noise((width * scale, height * scale), 80).convert("RGB")
+            image = Image.new("RGB", (inner.width + 2 * border[0], inner.height + 2 * border[1]), BLUE)
+            image.paste(inner, border)
+            expected = inner.resize((width, height), Image.Resampling.LANCZOS)
+            assert_close(resize_center_crop(image, size), expected, 0 if scale == 1 else 60)
+
     def test_extreme_strip(self):
         assert resize_center_crop(Image.new("RGB", (1, 100_000), RED), 64).getcolors() == [(4096, RED)]
 

@@ -77,6 +77,28 @@ def test_a_crop_is_an_undistorted_window_of_the_image(ramp):
     assert max(sides) > 170
 
 
+@pytest.mark.parametrize("size", [(48, 96), (96, 48), [40, 24]])
+@pytest.mark.parametrize(("width", "height"), [(400, 200), (150, 300), (60, 50), (97, 97)])
+def test_a_non_square_crop_is_an_undistorted_window_within_the_image(ramp, size, width, height):
+    crop_of = cropper(ramp(width, height), image_size=size)
+    unit = min(width / size[1], height / size[0])  # image pixels per pixel of the largest crop
+    units = []
+    for rng in rngs(40):
+        crop = crop_of(rng)
+        assert crop.shape == (3, *size)
+        wide, high = width * span(crop[0], along=1), height * span(crop[1], along=0)
+        assert wide / size[1] == pytest.approx(high / size[0], rel=0.12)
+        units.append(wide / size[1])
+    assert min(unit, 1) * 0.9 <= min(units) <= max(units) <= unit * 1.1
+    assert unit < 1.5 or max(units) > 1.5 * min(units)
+
+
+def test_square_crops_are_those_of_a_side(ramp):
+    path = ramp(123, 77)
+    for rng, same in zip(rngs(10), rngs(10), strict=True):
+        assert torch.equal(cropper(path, image_size=32)(rng), cropper(path, image_size=(32, 32))(same))
+
+
 def test_windows_reach_every_border(ramp):
     crop_of = cropper(ramp(200, 200), min_crop=0.2)
     corners = torch.stack([crop_of(rng)[:2] for rng in rngs(200)])

@@ -44,6 +44,11 @@ def test_invalid_shared_settings_are_rejected(task, override, message):
     [
         ("tokenizer", "data.image_size=0", "data.image_size: 0 must be positive"),
         ("tokenizer", "data.image=jpg", "data.image=jpg: applies to data.shards and data.dataset only"),
+        ("tokenizer", "data.image_size=[48,0]", r"data.image_size: \[48, 0\] must be positive"),
+        ("tokenizer", "data.image_size=[48]", r"data.image_size: expected .* or \[height, width\]"),
+        ("tokenizer", "data.image_size=48x96", r"\[height, width\] such as \[48, 96\], got '48x96'"),
+        ("tokenizer", "data.image_size=true", r"data.image_size: expected a side in pixels"),
+        ("tokenizer", "data.image_size=[48.0,96]", r"data.image_size: expected a side in pixels"),
         ("tokenizer", "data.batch_size=-1", "data.batch_size"),
         ("tokenizer", "data.min_crop=0", "data.min_crop"),
         ("tokenizer", "data.min_crop=1.1", "data.min_crop"),
@@ -65,6 +70,12 @@ def test_invalid_shared_settings_are_rejected(task, override, message):
 def test_invalid_task_settings_are_rejected(task, override, message):
     with pytest.raises(UserError, match=message):
         fill(RUNS[task], {"task": task, **BASE}, [override])
+
+
+@pytest.mark.parametrize(("given", "size"), [("64", (64, 64)), ("[48,96]", (48, 96)), ("[96,48]", (96, 48))])
+def test_crops_are_squares_or_have_a_height_and_a_width(given, size):
+    config = fill(RUNS["tokenizer"], {"task": "tokenizer", **BASE}, [f"data.image_size={given}"])
+    assert config.data.crop_size == size
 
 
 def test_generator_accepts_zero_3():

@@ -87,8 +87,23 @@ def test_resuming_on_the_same_number_of_ranks_yields_the_same_batches(world_size
         assert [before.next() for _ in range(9)] == [stream.next() for _ in range(9)]
 
 
-def test_state_of_another_budget_is_refused():
+@pytest.mark.parametrize(("max_tokens", "window"), [(64, 6), (130, 6), (96, 2), (96, 9), (70, 20)])
+def test_another_budget_or_window_resumes_with_a_new_packing(max_tokens, window):
+    """The pending latents come first and each latent is still used once per epoch."""
     (stream,) = start(1)
-    other = PackedStream(LENGTHS, 97, 6, SEED, Ranks())
-    with pytest.raises(UserError, match="expected a state saved with"):
-        other.load_state_dict(stream.state_dict())
+    used = Counter(i for _ in range(4) for i in stream.next())
+    state = saved([stream])
+    pending = [at(place) for _, _, place in state["packer"]["pending"]]
+    other = PackedStream(LENGTHS, max_tokens, window, SEED, Ranks())
+    other.load_state_dict(state)
+    batches = [other.next() for _ in range(12)]
+    assert all(0 < sum(LENGTHS[i] for i in batch) <= max_tokens for batch in batches)
+    assert pending[0] in batches[0], "the oldest pending latent is in the next batch"
+    used += Counter(i for batch in batches for i in batch)
+    after = saved([other])
+    waiting = Counter(at(place) for _, _, place in after["packer"]["pending"])
+    assert used + waiting == Counter(map(at, range(after["position"])))
+    assert after["packer"]["settings"] == {"max_tokens": max_tokens, "max_sequences": None, "window": window}
+    resumed = PackedStream(LENGTHS, max_tokens, window, SEED, Ranks())
+    resumed.load_state_dict(after)
+    assert [resumed.next() for _ in range(3)] == [other.next() for _ in range(3)]

@@ -332,6 +332,35 @@ def test_changed_settings_are_refused_on_resume(latents, checkpoint, override, m
         task.load(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "restore"),
+    [
+        (["model.hidden_size=32"], r"restore model\.hidden_size=16"),
+        (["model.depth=3", "model.qk_norm=true"], r"restore model\.depth=2 and remove model\.qk_norm"),
+    ],
+)
+def test_another_model_is_refused_on_resume_in_one_line(tmp_path, latents, checkpoint, overrides, restore):
+    task = GeneratorTask(config(f"data.latents={latents}", *overrides), Ranks())
+    with pytest.raises(
+        UserError, match=rf"generator: this run's model has other sizes, .*{restore}"
+    ) as error:
+        task.load(checkpoint)
+    assert "\n" not in str(error.value)
+    older = shutil.copytree(checkpoint, tmp_path / "older")
+    state = json.loads((older / "task.json").read_text())
+    del state["model"]
+    (older / "task.json").write_text(json.dumps(state))
+    with pytest.raises(UserError, match="restore the sizes under model that the run started with"):
+        task.load(older)
+
+
+def test_another_budget_and_window_resume_with_a_new_packing(latents, checkpoint, capsys):
+    task = GeneratorTask(config(f"data.latents={latents}", "data.max_tokens=96", "data.window=20"), Ranks())
+    task.load(checkpoint)
+    assert "new packing (data.max_tokens 128 -> 96, data.window 16 -> 20)" in capsys.readouterr().out
+    assert train_step(task, 1)["tokens"] <= 96
+
+
 def test_checkpoint_without_initial_settings_can_be_resumed(tmp_path, latents, checkpoint):
     folder = tmp_path / "older"
     shutil.copytree(checkpoint, folder)

@@ -88,7 +88,8 @@ def test_step_amounts_sum_over_batches():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "side", "tokens"), [(8, 512, 1024), (16, 512, 256), (32, 512, 64), (32, 32, 0.25)]
+    ("ratio", "side", "tokens"),
+    [(8, 512, 1024), (16, 512, 256), (32, 512, 64), (32, 32, 0.25), (16, (48, 96), 4.5)],
 )
 def test_tokens_of_an_image(ratio, side, tokens):
     assert token_count(ratio, side) == tokens

@@ -12,7 +12,7 @@ from cat_fast.training.metrics.reconstruction_grid import GridImages, Reconstruc
 CPU = torch.device("cpu")
 
 
-def grid(count: int, size: int = 128, held_out: bool = True) -> ReconstructionGrid:
+def grid(count: int, size: int | tuple[int, int] = 128, held_out: bool = True) -> ReconstructionGrid:
     images = [load_image(photograph.path) for photograph in photographs("held_out")[:count]]
     return ReconstructionGrid(GridImages(images, held_out), size, CPU)
 
@@ -39,6 +39,17 @@ def test_each_row_shows_reconstructions_at_its_ratio_with_their_psnr():
     for row in range(4):  # every row has its label, and no label runs into the images
         assert labels[row * 136 : row * 136 + 128].min() < 100
     assert labels[:, -8:].min() == 255
+
+
+def test_non_square_crops_and_fewer_columns_can_be_drawn():
+    shown = grid(3, size=(64, 128))
+    assert shown.originals.shape == (3, 3, 64, 128)
+    sheet, figures = shown.draw(lambda x, ratio: x * 0.5, (8, 16), "", columns=1)
+    expected = psnr(shown.originals[:1] * 0.5, shown.originals[:1]).item()
+    assert figures == {f"held_out/psnr_{f}x": pytest.approx(expected, abs=1e-4) for f in (8, 16)}
+    pixels = image_to_tensor(sheet)
+    cell = pixels[:, 44 : 44 + 64, 120 : 120 + 128]
+    torch.testing.assert_close(cell, shown.originals[0], rtol=0, atol=1 / 127)
 
 
 def test_small_images_are_enlarged_by_whole_pixels():
