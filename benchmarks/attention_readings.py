@@ -24,6 +24,7 @@ from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 from cat_fast.evaluation.reconstruction import reconstruct, summarize
+from cat_fast.processes.signals import run_command
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.launch import default_ranks, launch
 from cat_fast.training.loop import EXPORT
@@ -133,4 +134,4 @@ def lines(result: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -26,6 +26,7 @@ from benchmarks.shared.breakdown import breakdown
 from benchmarks.shared.stock_autoencoder import StockAutoencoder
 from cat_fast import NestedAutoencoderKL
 from cat_fast.config import read_yaml
+from cat_fast.processes.signals import run_command
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
@@ -212,4 +213,4 @@ def count_flops(run: Callable[[], Tensor]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(program.main("autoencoder", cases(), full=EFFORT))
+    sys.exit(run_command(lambda: program.main("autoencoder", cases(), full=EFFORT)))

@@ -27,6 +27,8 @@ if __name__ == "__main__":
 from benchmarks.static.cases import CASES
 from benchmarks.static.compiler import compile_launched
 from cat_fast.data.files import atomic_write
+from cat_fast.processes.signals import run_command
+from cat_fast.processes.worker import follow_parent
 
 ARCHITECTURES = (80, 90)
 
@@ -74,7 +76,8 @@ def main() -> int:
     chosen = [key for key in CASES if arguments.only in key]
     jobs = alternating(chosen) if arguments.alternate else [(key, a) for key in chosen for a in ARCHITECTURES]
     rows = []
-    with ProcessPoolExecutor(max_workers=min(len(os.sched_getaffinity(0)), max(1, len(jobs)))) as pool:
+    workers = min(len(os.sched_getaffinity(0)), max(1, len(jobs)))
+    with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
         for found in pool.map(partial(measure, count_all=not arguments.alternate), *zip(*jobs, strict=True)):
             for row in found:
                 rows.append(row)
@@ -98,4 +101,4 @@ def line(row: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

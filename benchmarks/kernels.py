@@ -29,6 +29,7 @@ from cat_fast.kernels.varlen_attention.op import varlen_attention
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 from cat_fast.kernels.wide_attention.op import wide_attention
 from cat_fast.kernels.wide_attention.reference import wide_attention_reference
+from cat_fast.processes.signals import run_command
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PASSES = ("forward", "forward_backward")
@@ -347,4 +348,4 @@ def several(outputs: Tensors) -> tuple[torch.Tensor, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(program.main("kernels", cases()))
+    sys.exit(run_command(lambda: program.main("kernels", cases())))

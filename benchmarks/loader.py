@@ -34,6 +34,7 @@ from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.plan import Mix
 from cat_fast.data.streams.source import StreamSource
+from cat_fast.processes.signals import run_command
 
 RATIO, BATCH, IMAGES_PER_SHARD = 16, 8, 64
 Crops = list[tuple[str, Tensor]]
@@ -146,4 +147,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -26,6 +26,7 @@ from benchmarks.shared.mixes import MAX_TOKENS, MIXES, UNIFORM, measure_packer, 
 from cat_fast.generator import DiT
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 from cat_fast.packing import PackedSequence
+from cat_fast.processes.signals import run_command
 from cat_fast.training.metrics.flops import DiTFlops
 from cat_fast.training.runtime.host_memory import keep_freed_memory
 
@@ -305,15 +306,17 @@ def facts() -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main() -> int:
     if DEVICE == "cpu":  # as in training
         keep_freed_memory()
-    sys.exit(
-        program.main(
-            "packing",
-            cases(MAX_TOKENS, MAX_TOKENS, list(MIXES)),
-            full=EFFORT,
-            quick_cases=cases(MAX_TOKENS // 4, 1344, ["252"]),
-            facts=facts,
-        )
+    return program.main(
+        "packing",
+        cases(MAX_TOKENS, MAX_TOKENS, list(MIXES)),
+        full=EFFORT,
+        quick_cases=cases(MAX_TOKENS // 4, 1344, ["252"]),
+        facts=facts,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

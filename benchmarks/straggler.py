@@ -30,6 +30,7 @@ from cat_fast.data.sampling.balanced_plan import BalancedPlan
 from cat_fast.data.sampling.cost_table import CostTable
 from cat_fast.data.sampling.step_plan import PerRankPlan, StepPlan
 from cat_fast.errors import UserError
+from cat_fast.processes.signals import run_command
 
 CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
 MIX = {8: 0.10, 16: 0.48, 32: 0.42}
@@ -173,4 +174,4 @@ def line(key: str, row: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

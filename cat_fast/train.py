@@ -4,7 +4,7 @@
 
 The `task` key of the YAML file selects the model to train. Exit codes:
 
-    0     the run is complete, or was stopped by SIGTERM or SIGUSR1 and saved
+    0     the run is complete, or was stopped by SIGTERM, SIGHUP or SIGUSR1 and saved
     2     invalid input, or the output folder is not writable
     3     the run hung
     130   stopped by Ctrl-C and saved
@@ -14,6 +14,7 @@ import argparse
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from cat_fast.errors import UserError
 from cat_fast.training.config.load import load_run
@@ -57,6 +58,12 @@ def train(path: str, overrides: list[str]) -> str:
             f"configuration {path}: expected {config.world_size} ranks (world_size), got {ranks_started}: "
             f"start {config.world_size} ranks, or set world_size=0 and adapt the batch size"
         )
+
+    from cat_fast.data.folder_lock import require_unlocked
+    from cat_fast.training.health.run_status import TRAINING
+
+    if os.environ.get("RANK", "0") == "0":  # before this run takes the memory that the other one needs
+        require_unlocked(Path(config.output_dir), TRAINING)
 
     from cat_fast.training import loop
     from cat_fast.training.health.preemption import resume_command

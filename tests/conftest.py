@@ -1,14 +1,18 @@
-"""Setup of every test session: Triton's interpreter, threads, distribution over workers, duration warning."""
+"""Setup of every test session: signals, Triton's interpreter, threads, workers, duration warning."""
 
 import os
 import time
+from contextlib import ExitStack
 
 import pytest
 import torch
 
+from cat_fast.processes.ending import descendants, end_processes
+from cat_fast.processes.signals import interruptible
 from tests.session import ByFile, slow_session_warning, worker_threads
 
 STARTED = pytest.StashKey[float]()
+INTERRUPTIBLE = pytest.StashKey[ExitStack]()
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when it is imported
@@ -18,6 +22,17 @@ if (threads := worker_threads()) is not None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[STARTED] = time.monotonic()
+    config.stash[INTERRUPTIBLE] = stack = ExitStack()
+    stack.enter_context(interruptible())
+
+
+def pytest_keyboard_interrupt() -> None:
+    """End everything that tests have started, before xdist kills its workers, which could not do so."""
+    end_processes(descendants)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[INTERRUPTIBLE].close()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:

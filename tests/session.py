@@ -5,7 +5,12 @@ import os
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-RANK_TESTS = ("tests/training/", "tests/demo/test_story.py", "tests/test_launch_scripts.py")
+RANK_TESTS = (
+    "tests/training/",
+    "tests/demo/test_story.py",
+    "tests/inference/encoding/test_shard_processes.py",
+    "tests/test_launch_scripts.py",
+)
 LIMIT_SECONDS = 20 * 60
 """A session of the ordinary tests should take no longer on two cores, whatever the processor."""
 

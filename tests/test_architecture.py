@@ -26,6 +26,7 @@ PACKAGES = (
     "complexity",
     "data",
     "kernels",
+    "processes",
 )
 """From top to bottom, as in CONTRIBUTING.md."""
 FLOOR = ("errors", "config", "console", "integers", "processor", "hardware")

@@ -141,6 +141,7 @@ def test_one_node_takes_all_gpus_or_those_chosen(tmp_path, tools, environment, e
     python = tools("python", PRINTING_PYTHON.format(gpus=8))
     done = launch("one_node.sh", "a.yaml", "b=c d", tmp_path=tmp_path, PYTHON=str(python), **environment)
     assert done.stdout.splitlines() == [
+        *("-m", "cat_fast.processes.group", str(python)),
         *("-m", "deepspeed.launcher.runner", *expected, "--master_port", "12345"),
         *("--module", "cat_fast.train", "a.yaml", "b=c d"),
     ]

@@ -33,8 +33,8 @@ def demo(
 
     The photographs' captions are scored, and each photograph is assigned 8x, 16x or 32x compression. A nested
     VAE and a diffusion transformer are trained with DeepSpeed, and held-out photographs are reconstructed at
-    every ratio. This takes about 15 minutes on two fast cores. After Ctrl-C, run the same command again to
-    resume from the last checkpoint.
+    every ratio. The demo measures its first training steps and prints the time that it will take. On Ctrl-C,
+    SIGTERM or a closed terminal, it saves a checkpoint; run the same command again to resume.
 
     Example: **cat-fast demo --out runs/demo**
     """

@@ -17,22 +17,23 @@ from cat_fast.cli.runs import runs
 from cat_fast.cli.sample import sample
 from cat_fast.cli.score import score
 from cat_fast.cli.shard import shard
-from cat_fast.console import err, out, print_error
+from cat_fast.console import out, print_error
 from cat_fast.errors import UserError
+from cat_fast.processes.signals import interruptible, report
 
 
 class _OneLineErrors(TyperGroup):
     """Command group that reports user errors and interruptions on one line, with their own exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            print_error(error)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt as interrupt:
-            err.print("interrupted: no partially written files remain")
-            raise typer.Exit(130) from interrupt
+        with interruptible():
+            try:
+                return super().invoke(ctx)
+            except UserError as error:
+                print_error(error)
+                raise typer.Exit(2) from error
+            except KeyboardInterrupt as interrupt:
+                raise typer.Exit(report(interrupt)) from interrupt
 
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ def main() -> None:
     """Run the `cat-fast` script.
 
     Exit codes: 0 success; 1 some inputs failed, the others succeeded; 2 unusable input or arguments, with the
-    reason on one line of standard error; 130 interrupted.
+    reason on one line of standard error; 129, 130 or 143 ended by SIGHUP, Ctrl-C or SIGTERM.
     """
     app(prog_name="cat-fast")
 

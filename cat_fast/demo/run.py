@@ -14,9 +14,11 @@ from rich.progress import Progress
 from cat_fast.complexity.image_ratios import index_photographs
 from cat_fast.console import err, progress
 from cat_fast.data.files import write_json
+from cat_fast.data.folder_lock import locked, require_unlocked
 from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.photographs import CATEGORIES, photographs
+from cat_fast.demo.duration import KINDS, format_duration, seconds_left, seconds_per_step
 from cat_fast.demo.latents import encode_crops
 from cat_fast.demo.metrics import collect_metrics, latent_deviations
 from cat_fast.demo.report import write_report
@@ -24,6 +26,7 @@ from cat_fast.evaluation.reconstruction import reconstruct
 from cat_fast.inference import CATPipeline
 from cat_fast.inference.pipeline.assembly import assemble
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.training.health.run_status import TRAINING
 from cat_fast.training.launch import launch
 from cat_fast.training.loop import EXPORT
 from cat_fast.training.metrics.run_log import read_metrics
@@ -98,10 +101,16 @@ class Demo:
         model = run / EXPORT
         if model.is_dir():
             return model
-        bar = self.bars.add_task(f"train the {kind}", total=steps, completed=len(read_metrics(run)))
+        first = len(read_metrics(run))
+        bar = self.bars.add_task(f"train the {kind}", total=steps, completed=first)
+        estimated = False
 
         def on_step(done: int, metrics: dict[str, float]) -> None:
+            nonlocal estimated
             self.bars.update(bar, completed=done, description=f"train the {kind}, loss {metrics['loss']:.3f}")
+            if not estimated and (per_step := seconds_per_step(read_metrics(run), first)) is not None:
+                self.print_estimate(kind, steps - done, per_step)
+                estimated = True
 
         with importlib.resources.as_file(importlib.resources.files("cat_fast.configs")) as configs:
             launch(
@@ -113,6 +122,24 @@ class Demo:
                 on_step=on_step,
             )
         return model
+
+    def print_estimate(self, kind: str, steps_left: int, per_step: float) -> None:
+        """Print the time that the demo will take, from the measured seconds per step of a training."""
+        settings = self.settings
+        later = 0 if (self.out / "runs" / "generator" / EXPORT).is_dir() else settings.generator_steps
+        seconds = seconds_left(
+            kind,
+            per_step,
+            {"generator": later} | {kind: steps_left},
+            sampling_steps=settings.sampling_steps,
+            resolution=settings.resolution,
+            crops_per_image=settings.crops_per_image,
+        )
+        err.print(
+            f"the demo takes about {format_duration(seconds)} more, estimated from {per_step:.2f} s per step "
+            f"in the first steps of the {kind}'s training",
+            soft_wrap=True,
+        )
 
     def assemble(self, tokenizer: NestedAutoencoderKL, generator: Path) -> CATPipeline:
         pipeline = assemble(
@@ -165,8 +192,16 @@ def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
     resumes from its last checkpoint.
 
     Raises:
-        UserError: `out` contains a demo with other settings or cannot be written, or a training run failed.
+        UserError: `out` contains a demo with other settings, is in use by another process or cannot be
+            written, or a training run failed.
     """
+    with locked(out, "running a demo"):
+        for kind in KINDS:
+            require_unlocked(out / "runs" / kind, TRAINING)
+        return _run_demo(out, settings)
+
+
+def _run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
     if claim_folder(out / "settings.json", asdict(settings), "a demo"):
         err.print(f"resuming in {out}", markup=False, soft_wrap=True)
     with progress("steps") as bars:

@@ -1,22 +1,18 @@
 """Start a training run through the DeepSpeed launcher and follow its progress."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from cat_fast.errors import UserError
+from cat_fast.processes.group import running
 from cat_fast.training.health.run_status import summarize
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import free_port
 
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 30
 
 
 def default_ranks() -> int:
@@ -37,8 +33,8 @@ def launch(
 ) -> None:
     """Run `deepspeed --module cat_fast.train CONFIG …` until it exits.
 
-    An exception in this process, such as Ctrl-C, stops all ranks before it propagates; they save at the end
-    of their step.
+    An exception in this process, such as a signal, stops all ranks before it propagates: they save at the end
+    of their step, within a minute (`cat_fast.processes.ending`). So they do if this process is killed.
 
     Args:
         log: file to which the launcher's output is appended.
@@ -58,14 +54,12 @@ def launch(
         environment.setdefault("DS_ACCELERATOR", _accelerator())
     with log.open("a") as output:
         before = output.tell()
-        # A session of its own, so that Ctrl-C reaches this process alone and it ends the ranks in order.
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
         try:
-            _watch(process, run_folder, on_step)
-        finally:
-            _terminate(process)
+            with running(command, stdout=output, stderr=subprocess.STDOUT, env=environment) as process:
+                _watch(process, run_folder, on_step)
+        except KeyboardInterrupt as interrupt:
+            interrupt.add_note(_describe_saved(run_folder))
+            raise
     if process.returncode:
         error = _last_error(log, before)
         raise UserError(f"training failed with exit code {process.returncode}: {error} (full log: {log})")
@@ -92,29 +86,13 @@ def _watch(
             on_step(int(records[-1]["step"]) + 1, records[-1])
 
 
-def _terminate(process: subprocess.Popen) -> None:
-    """Terminate all processes of the launcher's session; the ranks have `_GRACE_SECONDS` to save.
-
-    The launcher's first process dies of the signal at once, so this waits for its process group instead.
-    """
-    for kind in (signal.SIGTERM, signal.SIGKILL):
-        deadline = time.monotonic() + _GRACE_SECONDS
-        if _is_group_alive(process.pid):
-            os.killpg(process.pid, kind)
-        while _is_group_alive(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    process.wait()
-
-
-def _is_group_alive(group: int) -> bool:
-    """Return True if a process of the group is running; zombies do not count."""
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
-        except (psutil.Error, ProcessLookupError):
-            continue
-    return False
+def _describe_saved(run_folder: Path) -> str:
+    run = summarize(run_folder)
+    if run is None or not run.checkpoint:
+        return "training was stopped before its first checkpoint; run the same command again to start over"
+    step = int(Path(run.checkpoint).name.removeprefix("step_"))
+    saved = f"the checkpoint after step {step} of {run.total_steps} is saved"
+    return f"{saved}; run the same command again to resume"
 
 
 def _last_error(log: Path, start: int) -> str:

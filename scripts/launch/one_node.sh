@@ -32,19 +32,6 @@ else
   count=(--num_gpus "$ranks")
 fi
 
-# The job gets its own process group, to which this script forwards signals: the ranks handle USR1 or Ctrl-C,
-# save and exit with 0. The launchers would die of these signals, and kill the ranks or not forward them.
-set -m
-trap '' USR1
-"$python" -m deepspeed.launcher.runner "${count[@]}" --master_port "$port" --module cat_fast.train "$@" < /dev/null &
-job=$!
-trap 'kill -s USR1 -- "-$job"' TERM USR1 HUP
-trap 'kill -s INT -- "-$job"' INT
-
-status=0
-wait "$job" || status=$?
-while kill -s 0 "$job" 2> /dev/null; do # a signal ends `wait`, not the job
-  status=0
-  wait "$job" || status=$?
-done
-exit "$status"
+# The job gets a process group of its own: on a signal, or if this process is killed, the ranks save and exit.
+exec "$python" -m cat_fast.processes.group \
+  "$python" -m deepspeed.launcher.runner "${count[@]}" --master_port "$port" --module cat_fast.train "$@"

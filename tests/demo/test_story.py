@@ -12,6 +12,7 @@ import pytest
 
 from cat_fast import CATPipeline, NestedAutoencoderKL
 from cat_fast.training.metrics.run_log import read_metrics
+from tests.processes.survivors import processes_naming
 
 # Background processes of a shell, and their children, ignore SIGINT: restore the default handler.
 ENABLE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -19,26 +20,14 @@ MAIN = f"{ENABLE_SIGINT}; from cat_fast.cli.main import main; main()"
 COMMAND = [sys.executable, "-c", MAIN, "demo", "--quick", "--out"]
 
 
-def start(out: Path) -> subprocess.Popen:
+def start(out: Path, *options: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [*COMMAND, str(out)],
+        [*COMMAND, str(out), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
     )
-
-
-def processes_naming(path: Path) -> list[str]:
-    found = []
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = cmdline.read_bytes().decode(errors="replace").replace("\0", " ")
-        except OSError:
-            continue
-        if str(path) in text:
-            found.append(text)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +53,9 @@ def test_ctrl_c_ends_all_processes_with_one_line(finished):
     _, (_, errors, code), remaining, _ = finished
     assert code == 130
     assert "Traceback" not in errors
-    assert errors.strip().splitlines()[-1].startswith("interrupted")
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("interrupted (SIGINT): the checkpoint after step ")
+    assert last.endswith("of 12 is saved; run the same command again to resume")
     assert remaining == []
 
 

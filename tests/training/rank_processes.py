@@ -4,8 +4,8 @@
 
 starts two processes that call `skip_on_rank(tmp_path)` with its arguments as text, and with RANK and the
 other variables of a process group in their environment. They are forked from one server per session that has
-already imported the training code, which would take each rank seven seconds. Decoder processes import this
-module, so torch is imported late.
+already imported the code of training and encoding, which would take each rank seven seconds. They end with
+the session. Decoder processes import this module, so torch is imported late.
 """
 
 import importlib
@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cat_fast.processes.worker import exit_with_parent
+
 if TYPE_CHECKING:
     from cat_fast.training.runtime.ranks import Ranks
 
@@ -28,6 +30,8 @@ SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 """Variables that libraries read at import, so the server needs them."""
 PRELOADED = [
     "deepspeed",
+    "cat_fast.cli.encode_shards",
+    "cat_fast.inference.encoding.shard_processes",
     "cat_fast.training.loop",
     "cat_fast.training.tasks",
     "tests.training.rank_processes",
@@ -141,6 +145,7 @@ def _fork_server() -> multiprocessing.context.ForkServerContext:
 
 def _run(function: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
     """Run a function as a rank, then skip interpreter shutdown, in which gloo's threads may abort."""
+    exit_with_parent()
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -8,20 +8,26 @@ from pathlib import Path
 import pytest
 
 from cat_fast.errors import UserError
+from cat_fast.processes import ending
 from cat_fast.training import launch as launching
 from cat_fast.training.launch import launch
 from cat_fast.training.metrics.run_log import METRICS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def launcher(tmp_path, monkeypatch):
     """Function that replaces the interpreter by a shell script, which gets DeepSpeed's command line."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setattr(launching, "_POLL_SECONDS", 0.02)
+    interpreter = sys.executable
 
     def install(script: str) -> None:
         path = tmp_path / "python"
-        path.write_text(f"#!/bin/bash\ncd {tmp_path}\n{script}\n")
+        guard = f'[[ $2 == cat_fast.processes.guard ]] && exec {interpreter} "$@"'
+        path.write_text(f"#!/bin/bash\n{guard}\ncd {tmp_path}\n{script}\n")
         path.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(path))
 
@@ -131,9 +137,9 @@ def test_a_rank_does_not_outlive_its_launcher(launcher, start, tmp_path, ending)
     assert wait_for(lambda: not running(tmp_path / "pids"))
 
 
-@pytest.mark.parametrize("stubborn", ["", "trap '' TERM;"])
+@pytest.mark.parametrize("stubborn", ["", "trap '' TERM;", "trap 'touch saving' USR1;"])
 def test_ctrl_c_ends_the_ranks_before_it_propagates(launcher, start, tmp_path, monkeypatch, stubborn):
-    monkeypatch.setattr(launching, "_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(ending, "GRACE_SECONDS", 0.3)
     launcher(f"{stubborn} {LEAVES_A_RANK}; mkdir run; {record(0, 1.0)}; while true; do sleep 0.1; done")
     noted = []
 
@@ -145,4 +151,5 @@ def test_ctrl_c_ends_the_ranks_before_it_propagates(launcher, start, tmp_path, m
         start(on_step=interrupt)
     assert len(noted) == 2
     assert os.getpid() not in noted
+    assert (tmp_path / "saving").exists() == ("USR1" in stubborn)
     assert wait_for(lambda: not running(tmp_path / "pids"))

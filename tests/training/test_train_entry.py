@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from cat_fast.data.folder_lock import locked
 from cat_fast.errors import UserError
 from cat_fast.train import train
 from cat_fast.training.health.run_status import summarize
@@ -22,6 +23,16 @@ def test_a_preset_with_another_number_of_ranks_is_rejected(tmp_path, monkeypatch
     path.write_text("task: tokenizer\noutput_dir: runs/x\nworld_size: 64\n")
     with pytest.raises(UserError, match=r"expected 64 ranks \(world_size\), got 1: start 64 ranks"):
         train(str(path), [])
+
+
+def test_a_folder_with_a_live_run_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    config, *overrides = GENERATOR
+    with (
+        locked(tmp_path, "training"),
+        pytest.raises(UserError, match=rf"process {os.getpid()} on \S+ is training here"),
+    ):
+        train(str(ROOT / config), [f"output_dir={tmp_path}", "data.latents=missing", *overrides])
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

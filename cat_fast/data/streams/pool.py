@@ -2,21 +2,21 @@
 
 An image can crash its decoder (a bug in a library, or out of memory). The pool then restarts its processes
 and repeats the interrupted tasks one at a time in a separate process. This identifies the task that crashes,
-and only that one fails. Signals sent to the run also reach its workers: they ignore SIGINT and SIGUSR1, which
-their rank handles; SIGTERM, which executors use to stop them, is treated like a crash.
+and only that one fails. Signals sent to the run also reach its workers: they ignore SIGINT, SIGHUP and
+SIGUSR1, which their rank handles; SIGTERM, which executors use to stop them, is treated like a crash.
 """
 
-import os
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from typing import Any
 
 from cat_fast.errors import UserError
+from cat_fast.processes.worker import follow_parent
 
 
 @dataclass(frozen=True)
@@ -122,21 +122,5 @@ def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 
 
 def _init_worker() -> None:
-    for kind in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(kind, signal.SIG_IGN)
-    exit_with_parent()
-
-
-def exit_with_parent() -> None:
-    """Exit this process when its parent dies.
-
-    Otherwise it would outlive a killed parent: it waits on a pipe whose other end it holds itself.
-    """
-    parent = parent_process()
-    if parent is not None:
-
-        def watch() -> None:
-            parent.join()
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    follow_parent()

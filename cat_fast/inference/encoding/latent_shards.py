@@ -9,7 +9,7 @@ are not opened again.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
@@ -54,8 +54,13 @@ class ShardEncoder:
         """True if a numeric class label is an index into the names; False if the names are numbers."""
         self.policy = settings.policy()
 
-    def run(self, unit: WorkUnit, on_progress: OnProgress = lambda kind, images: None) -> EncodingSummary:
-        """Write the missing shards of a work unit."""
+    def run(
+        self,
+        unit: WorkUnit,
+        on_progress: OnProgress = lambda kind, images: None,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> EncodingSummary:
+        """Write the missing shards of a work unit, until `is_stopping` returns True between two shards."""
         summary = EncodingSummary()
         if (records := self._finished_records(unit.input)) is not None:
             for record in records[unit.part :: unit.parts]:
@@ -76,6 +81,8 @@ class ShardEncoder:
             on_progress("found", -(-len(shard) // unit.parts))
         with ThreadPoolExecutor(_DECODERS) as decoders:
             for number, piece, last in _pieces(shard.entries(0), self.settings.per_shard):
+                if is_stopping():
+                    break
                 if number % unit.parts != unit.part:
                     continue
                 if not size_known:

@@ -1,21 +1,28 @@
-"""Encoding of latent shards in several processes of one machine, each with its own tokenizer."""
+"""Encoding of latent shards in several processes of one machine, each with its own tokenizer.
+
+When the command is interrupted or killed, each process finishes the shard that it is writing, if that takes
+less than a minute (`cat_fast.processes`); complete shards are kept.
+"""
 
 import os
+import pickle
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
 import torch
 
-from cat_fast.data.streams.pool import exit_with_parent
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_shards import ShardEncoder
 from cat_fast.inference.encoding.shard_plan import EncodeShardsSettings, EncodingSummary, OnProgress, WorkUnit
 from cat_fast.models.load import load_tokenizer
+from cat_fast.processes.ending import end_processes, still_running
+from cat_fast.processes.signals import deferred
+from cat_fast.processes.worker import initialize, is_stopping, saving
 
 _POLL_SECONDS = 0.2
 
@@ -47,14 +54,17 @@ def encode_in_processes(
     slots: Any = context.Queue()
     for slot in range(workers):
         slots.put(slot)
+    earlier = set(active_children())
+    call = pickle.dumps((_start, (settings, checkpoint, device, list(class_names), workers)))
     pool = ProcessPoolExecutor(
         workers,
         mp_context=context,
-        initializer=_start,
-        initargs=(settings, checkpoint, device, list(class_names), workers, slots, progress, errors),
+        initializer=initialize,
+        initargs=(call, slots, progress, errors),
     )
     try:
-        pending = {pool.submit(_run, unit) for unit in units}
+        with deferred():  # submitting starts the processes
+            pending = {pool.submit(_run, unit) for unit in units}
         while pending:
             done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             _forward_progress(progress, on_progress)
@@ -67,6 +77,13 @@ def encode_in_processes(
             "an encoding process died, possibly out of memory; complete shards are kept; "
             "run the same command again with fewer --workers or a smaller --batch-size"
         ) from error
+    except BaseException as error:  # interrupted, or a shard cannot be written
+        if isinstance(error, KeyboardInterrupt):
+            error.add_note("complete shards are kept; run the same command again to write the others")
+        pool.shutdown(wait=False, cancel_futures=True)
+        processes = [process.pid for process in set(active_children()) - earlier if process.pid]
+        end_processes(lambda: still_running(processes))
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     _forward_progress(progress, on_progress)
@@ -88,7 +105,6 @@ def _start(
     errors: Any,
 ) -> None:
     global _worker  # noqa: PLW0603 # set once, by the pool's initializer
-    exit_with_parent()
     torch.set_num_threads(_num_threads(workers))
     slot = slots.get()
     try:
@@ -115,7 +131,8 @@ def _format_error(error: Exception) -> str:
 
 def _run(unit: WorkUnit) -> EncodingSummary:
     encoder, progress = _worker
-    return encoder.run(unit, lambda kind, images: progress.put((kind, images)))
+    with saving():
+        return encoder.run(unit, lambda kind, images: progress.put((kind, images)), is_stopping)
 
 
 def _forward_progress(progress: Any, on_progress: OnProgress) -> None:

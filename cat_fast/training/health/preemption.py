@@ -1,9 +1,10 @@
-"""Preemption: save and exit on SIGTERM, SIGUSR1, Ctrl-C, or when the launcher has died.
+"""Preemption: save and exit on SIGTERM, SIGHUP, SIGUSR1, Ctrl-C, or when the launcher has died.
 
 A scheduler may signal every process or only the launcher. DeepSpeed's launcher (deepspeed.launcher.launch)
 passes SIGTERM to its ranks one after another, waits 30 seconds for each and then kills it. The command
 `deepspeed` above it dies of a signal and leaves the others running. So one signalled rank is enough: the
-ranks agree in each step, and all of them save and exit.
+ranks agree in each step, and all of them save and exit. Before the first step, signals kill a rank at once:
+it has nothing to save.
 
     signal reaches              effect
     any rank                    all ranks save and exit 0, and so does the launcher
@@ -23,8 +24,9 @@ from types import FrameType
 
 import psutil
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_LAUNCHERS = ("deepspeed.launcher.launch", "deepspeed.launcher.runner", "deepspeed")
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
+_GUARD = "cat_fast.processes.guard"
+_LAUNCHERS = (_GUARD, "deepspeed.launcher.launch", "deepspeed.launcher.runner", "deepspeed")
 
 
 class Preemption:
@@ -42,8 +44,15 @@ class Preemption:
 
     @contextmanager
     def listening(self) -> Iterator["Preemption"]:
-        """Record signals while the context is open; a second Ctrl-C interrupts at once."""
-        before = {kind: signal.signal(kind, self._record) for kind in SIGNALS}
+        """Record signals while the context is open; a second Ctrl-C interrupts at once.
+
+        Under nohup, SIGHUP stays ignored.
+        """
+        before = {kind: signal.getsignal(kind) for kind in SIGNALS}
+        if before[signal.SIGHUP] is signal.SIG_IGN:
+            del before[signal.SIGHUP]
+        for kind in before:
+            signal.signal(kind, self._record)
         try:
             yield self
         finally:
@@ -57,7 +66,7 @@ class Preemption:
 
 
 def launchers() -> list[psutil.Process]:
-    """Return DeepSpeed's launcher processes among this one's ancestors, nearest first."""
+    """Return DeepSpeed's launchers and the guard of their group among this one's ancestors, nearest first."""
     found = []
     for process in psutil.Process().parents():
         try:
@@ -81,7 +90,9 @@ def resume_command(arguments: list[str]) -> str:
     """
     for process in reversed(launchers()):
         command = process.cmdline()
-        if not any("deepspeed.launcher.launch" in argument for argument in command[:5]):
+        if not any(
+            name in argument for name in (_GUARD, "deepspeed.launcher.launch") for argument in command[:5]
+        ):
             return shlex.join(_readable(command))
     own = ["--module", "cat_fast.train", *arguments]
     world, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_SIZE", "0"))

@@ -1,6 +1,5 @@
 """Status file of a run, and its state as seen from outside: status, lock, heartbeats, recorded failure."""
 
-import fcntl
 import json
 import os
 import socket
@@ -9,18 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from cat_fast.data.files import atomic_write
+from cat_fast.data.folder_lock import is_locked, locked
 from cat_fast.errors import UserError
 from cat_fast.training.health.heartbeat import HEARTBEATS, last_heartbeat
 
 STATUS = "status.json"
 FAILURE = "failure.json"
-LOCK = ".lock"
+TRAINING = "training"
+"""Work of a run in its folder, for `locked`."""
 _WRITE_EVERY_SECONDS = 5.0
 _SILENT_AFTER_SECONDS = 60.0
-_LOCK_TIMEOUT = 1.0
 
 
 @dataclass(kw_only=True)
@@ -98,45 +97,13 @@ def read_failure(folder: Path) -> str:
 def lock_folder(folder: Path) -> Iterator[None]:
     """Lock the run's folder, and delete failure and heartbeats of an earlier run.
 
-    The lock is released when the process ends, for whatever reason.
-
     Raises:
         UserError: another process holds the lock, or the folder is not writable.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("w")
-    except OSError as error:
-        raise UserError(
-            f"output_dir: {folder}: not writable ({error.strerror or error}); "
-            "fix its permissions or choose another folder"
-        ) from error
-    with file:
-        deadline = time.monotonic() + _LOCK_TIMEOUT  # `is_locked` takes the lock for a moment
-        while not _try_lock(file, fcntl.LOCK_EX):
-            if time.monotonic() > deadline:
-                raise UserError(f"{folder}: another process is training here; wait for it or stop it")
-            time.sleep(0.05)
+    with locked(folder, TRAINING):
         for old in (folder / FAILURE, *(folder / HEARTBEATS).glob("rank_*.json")):
             old.unlink(missing_ok=True)
         yield
-
-
-def is_locked(folder: Path) -> bool:
-    """Return True if a process is training in this folder."""
-    try:
-        with (folder / LOCK).open() as file:
-            return not _try_lock(file, fcntl.LOCK_SH)
-    except OSError:
-        return False
-
-
-def _try_lock(file: Any, kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -15,12 +16,13 @@ from safetensors.torch import load_file
 
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.health.heartbeat import read_heartbeats
-from cat_fast.training.health.preemption import Preemption, launchers, resume_command
+from cat_fast.training.health.preemption import SIGNALS, Preemption, launchers, resume_command
 from cat_fast.training.health.run_status import summarize
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
-from tests.training.rank_processes import run_ranks
-from tests.training.runs import command, finish, settings, start, write_latents
+from tests.processes.survivors import wait_for
+from tests.training.rank_processes import run_ranks, started_ranks
+from tests.training.runs import command, finish, settings, start, train_as_rank, write_latents
 
 STEPS = 300
 SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=1000")
@@ -97,7 +99,56 @@ def test_a_signal_to_any_process_makes_all_ranks_save_and_the_printed_command_re
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def train_with_slow_checkpoints(marker: str, *arguments: str) -> None:
+    """Train as a rank that creates a file when it starts to write a checkpoint, which takes a while."""
+    save = CheckpointStore.save
+
+    def slow(store: CheckpointStore, step: int, write: Callable[[Path], None]) -> None:
+        def slow_write(folder: Path) -> None:
+            Path(marker).touch()
+            time.sleep(0.5)
+            write(folder)
+
+        save(store, step, slow_write)
+
+    CheckpointStore.save = slow
+    train_as_rank(*arguments)
+
+
+def test_signals_at_start_up_in_a_step_and_during_a_checkpoint_lose_no_saved_step(tmp_path):
+    latents, marker = write_latents(tmp_path / "latents"), tmp_path / "marker"
+    run, uninterrupted = tmp_path / "run", tmp_path / "uninterrupted"
+    schedule = ("schedule.total_steps=100", "checkpoint.every_steps=30")
+    train = "tests.training.runs:train_as_rank"
+    arguments = settings("generator", run, latents, *schedule)
+
+    with started_ranks(train, 2, *arguments) as ranks:
+        for rank in ranks:
+            rank.send_signal(signal.SIGTERM)
+        assert [rank.wait(20) for rank in ranks] == [-signal.SIGTERM] * 2
+    assert read_metrics(run) == []
+
+    with started_ranks(train, 2, *arguments) as ranks:
+        assert wait_for(lambda: len(read_metrics(run)) >= 3, 100), ranks[0].output()
+        ranks[1].send_signal(signal.SIGHUP)
+        assert [rank.wait(60) for rank in ranks] == [0, 0]
+        assert "preempted (SIGHUP)" in ranks[0].output()
+    assert 3 <= saved(run) == len(read_metrics(run)) < 100
+
+    with started_ranks(f"{__name__}:train_with_slow_checkpoints", 2, marker, *arguments) as ranks:
+        assert wait_for(marker.exists, 100), ranks[0].output()
+        ranks[0].send_signal(signal.SIGINT)
+        assert [rank.wait(60) for rank in ranks] == [130, 130]
+    assert saved(run) == len(read_metrics(run)) < 100
+
+    run_ranks(train, 2, *arguments)
+    run_ranks(train, 2, *settings("generator", uninterrupted, latents, *schedule))
+    losses = [[r["loss"] for r in read_metrics(folder)] for folder in (run, uninterrupted)]
+    assert len(losses[0]) == 100
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
 def test_signals_are_recorded_only_while_listening(kind):
     before = signal.getsignal(kind)
     preemption = Preemption()
@@ -107,6 +158,14 @@ def test_signals_are_recorded_only_while_listening(kind):
         assert preemption.requested
         assert preemption.reason == kind.name
     assert signal.getsignal(kind) is before
+
+
+def test_a_closed_terminal_is_ignored_under_nohup(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", {signal.SIGHUP: signal.SIG_IGN}.get)
+    installed = []
+    monkeypatch.setattr(signal, "signal", lambda kind, handler: installed.append(kind))
+    with Preemption().listening():
+        assert set(installed) == set(SIGNALS) - {signal.SIGHUP}
 
 
 def test_a_second_ctrl_c_interrupts_at_once():

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from cat_fast.data.folder_lock import is_locked, require_unlocked
 from cat_fast.errors import UserError
 from cat_fast.training.health.heartbeat import Heartbeat, now, write_heartbeat
 from cat_fast.training.health.run_status import (
@@ -15,7 +16,6 @@ from cat_fast.training.health.run_status import (
     RunStatus,
     StatusFile,
     find_runs,
-    is_locked,
     lock_folder,
     read_failure,
     record_failure,
@@ -56,11 +56,15 @@ def test_the_lock_of_another_process_counts_until_it_ends(tmp_path):
     assert process.stdout
     assert process.stdout.readline() == "held\n"
     assert is_locked(tmp_path)
-    with pytest.raises(UserError, match="another process is training here"), lock_folder(tmp_path):
+    refusal = rf"{tmp_path}: process {process.pid} on \S+ is training here; .* kill {process.pid}$"
+    with pytest.raises(UserError, match=refusal), lock_folder(tmp_path):
         pass
+    with pytest.raises(UserError, match=refusal):
+        require_unlocked(tmp_path, "training")
     process.kill()
     process.wait()
     assert not is_locked(tmp_path)
+    require_unlocked(tmp_path, "training")
 
 
 def test_checking_a_lock_does_not_keep_a_run_from_starting(tmp_path):
