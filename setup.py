@@ -2,16 +2,15 @@
 
     pip install -e . --no-build-isolation
 
-builds against the torch of the current environment, without isolation because extensions must meet the
-same torch at run time. Three libraries come out, beside the package:
+builds against the torch of the current environment. Builds are not isolated, because extensions must use the
+same torch at run time. Three libraries are built into the package folder:
 
     cat_fast._bindings   pybind11, no torch: the packer's core, the CPU feature report
     cat_fast._ops        torch operators on the CPU, through torch's stable ABI (one build, any torch >= 2.10)
-    cat_fast._ops_cuda   their CUDA kernels, apart so that _ops also loads where no CUDA library does
+    cat_fast._ops_cuda   their CUDA kernels, separate so that _ops also loads without CUDA libraries
 
-Environment: CAT_FAST_CUDA=auto|0|1 (auto builds CUDA where nvcc and a CUDA build of torch fit together,
-1 fails where they do not), CAT_FAST_BUILD=0 (pure Python, the reference backend serves),
-TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS.
+Environment: CAT_FAST_CUDA=auto|0|1 (auto builds CUDA if nvcc and a CUDA build of torch match, 1 fails if they
+do not), CAT_FAST_BUILD=0 (pure Python with the reference backend), TORCH_CUDA_ARCH_LIST, CUDA_HOME, MAX_JOBS.
 """
 
 import os
@@ -40,7 +39,7 @@ DEFAULT_ARCHITECTURES = "8.0;9.0a"  # A100 and H100
 
 
 def main() -> None:
-    """Hand the packages, and unless CAT_FAST_BUILD=0 the extensions, to setuptools."""
+    """Pass the packages and, unless CAT_FAST_BUILD=0, the extensions to setuptools."""
     build = {} if os.environ.get("CAT_FAST_BUILD", "1") == "0" else native_extensions()
     setup(
         packages=[
@@ -55,12 +54,12 @@ def main() -> None:
 
 
 def native_extensions() -> dict:
-    """The `ext_modules` and `cmdclass` arguments of setup()."""
+    """Return the `ext_modules` and `cmdclass` arguments of setup()."""
     cuda_home = find_toolkit()
     if cuda_home is not None:
         os.environ["CUDA_HOME"] = str(cuda_home)  # read by torch when its cpp_extension is imported
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
-    # pip may run without the environment's bin on PATH, where its ninja is.
+    # pip may run without the environment's bin folder, which contains ninja, on PATH.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if shutil.which("ninja") is None:
         raise SystemExit("cat-fast: building needs ninja: pip install ninja")
@@ -105,9 +104,9 @@ def native_extensions() -> dict:
 
 
 def incremental_build() -> type:
-    """torch's build_ext, with one fixed folder of objects for each extension.
+    """Return torch's build_ext with a fixed folder of objects per extension.
 
-    Editable installs otherwise compile in a fresh temporary folder and so never reuse an object.
+    Otherwise editable installs compile in a new temporary folder and never reuse an object.
     """
     from torch.utils.cpp_extension import BuildExtension
 
@@ -120,9 +119,9 @@ def incremental_build() -> type:
 
 
 def find_toolkit() -> Path | None:
-    """The CUDA toolkit: $CUDA_HOME, else the one that the nvcc on PATH belongs to, else /usr/local/cuda.
+    """Return the CUDA toolkit: $CUDA_HOME, else that of the nvcc on PATH, else /usr/local/cuda.
 
-    The nvcc on PATH may be a script elsewhere that calls the real one, so nvcc itself is asked.
+    The nvcc on PATH may be a script elsewhere that calls the real one, so its dry run gives the location.
     """
     if "CUDA_HOME" in os.environ:
         candidates = [Path(os.environ["CUDA_HOME"])]
@@ -137,9 +136,9 @@ def find_toolkit() -> Path | None:
 
 
 def build_cuda(torch_cuda: str | None, cuda_home: Path | None) -> bool:
-    """Whether to build the CUDA kernels: what CAT_FAST_CUDA asks for, and whether it is possible.
+    """Return True if CUDA kernels are wanted and can be built; exit if they are required but cannot be.
 
-    A GPU is not asked for: builders seldom have one.
+    A GPU is not required, because build machines rarely have one.
     """
     wanted = os.environ.get("CAT_FAST_CUDA", "auto")
     if wanted not in ("auto", "0", "1"):
@@ -147,28 +146,28 @@ def build_cuda(torch_cuda: str | None, cuda_home: Path | None) -> bool:
     if wanted == "0":
         return False
     if torch_cuda is None:
-        obstacle = "this torch is built without CUDA"
+        reason = "this torch is built without CUDA"
     elif cuda_home is None:
-        obstacle = "there is no nvcc (set CUDA_HOME to the CUDA toolkit)"
+        reason = "nvcc was not found (set CUDA_HOME to the CUDA toolkit)"
     elif (toolkit := toolkit_version(cuda_home)).split(".")[0] != torch_cuda.split(".")[0]:
-        obstacle = f"nvcc is of CUDA {toolkit}, torch of CUDA {torch_cuda}: the major versions must agree"
+        reason = f"nvcc has CUDA {toolkit}, torch has CUDA {torch_cuda}: the major versions must match"
     else:
         return True
     if wanted == "1":
-        raise SystemExit(f"cat-fast: CAT_FAST_CUDA=1, but {obstacle}")
-    print(f"cat-fast: the CUDA kernels are not built: {obstacle}", file=sys.stderr)
+        raise SystemExit(f"cat-fast: CAT_FAST_CUDA=1, but {reason}")
+    print(f"cat-fast: the CUDA kernels are not built: {reason}", file=sys.stderr)
     return False
 
 
 def toolkit_version(cuda_home: Path) -> str:
-    """The toolkit's version, such as "13.0"."""
+    """Return the toolkit's version, such as "13.0"."""
     command = [cuda_home / "bin" / "nvcc", "--version"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return re.search(r"release (\d+\.\d+)", text)[1]
 
 
 def wheel_includes(torch) -> list[str]:
-    """CUDA headers of the pip packages that torch depends on; a toolkit without its libraries lacks some."""
+    """Return the CUDA headers of torch's pip dependencies; a toolkit without its libraries lacks some."""
     site_packages = Path(torch.__file__).parents[1]
     folder = site_packages / "nvidia" / f"cu{torch.version.cuda.split('.')[0]}" / "include"
     return [str(folder)] if folder.is_dir() else []

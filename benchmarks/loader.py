@@ -29,7 +29,7 @@ from cat_fast.data.shard_writer import write_shards
 from cat_fast.data.streams.decoding import CropSettings, crop_seed, decode_crop
 from cat_fast.data.streams.formats.base import Rating
 from cat_fast.data.streams.formats.config import StreamConfig
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.data.streams.plan import Mix
@@ -82,11 +82,11 @@ def _write(folder: Path, images: int) -> list[str]:
         for number in range(images)
     ]
     list(write_shards(records, folder, IMAGES_PER_SHARD, seed=0))
-    return list_shards(str(folder), Remote(StreamConfig(), Problems()))
+    return list_shards(str(folder), Remote(StreamConfig(), ProblemLog()))
 
 
 def _ours(shards: list[str], workers: int, images: int, settings: CropSettings) -> Callable[[], Crops]:
-    config, problems = StreamConfig(workers=workers, prefetch_steps=1), Problems()
+    config, problems = StreamConfig(workers=workers, prefetch_steps=1), ProblemLog()
     source = StreamSource(
         TarShards(shards, Remote(config, problems), problems),
         Rating(lambda labels: labels.ratio),

@@ -26,7 +26,7 @@ from benchmarks.shared.mixes import MAX_TOKENS, MIXES, UNIFORM, measure_packer, 
 from cat_fast.generator import DiT
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 from cat_fast.packing import PackedSequence
-from cat_fast.training.metrics.flops import GeneratorFlops
+from cat_fast.training.metrics.flops import DiTFlops
 from cat_fast.training.runtime.host_memory import keep_freed_memory
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -253,7 +253,7 @@ def case(
         doubled = batch.packed.to(dtype=torch.float64)
         return exact.outputs(exact.step(list(alone(doubled)), batch.noise.double()))
 
-    flops = GeneratorFlops(dict(arguments))
+    flops = DiTFlops(dict(arguments))
     return harness.Case(
         ours=contestant(ours, batches),
         baselines={

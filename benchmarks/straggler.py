@@ -98,12 +98,12 @@ def results(costs: CostTable, batch_size: int, steps: int) -> dict[str, dict[str
 def measure_costs(quick: bool) -> CostTable:
     """Measure the paper's configuration with smaller images on this machine."""
     from cat_fast.training.config.settings import TokenizerRun
-    from cat_fast.training.tokenizer.measure_cost import measure, steps_of
+    from cat_fast.training.tokenizer.measure_cost import measure, num_timed_steps
 
     side, batches, repeats = (64, (1, 4), 2) if quick else (128, (1, 2, 4), 5)
     config = fill(TokenizerRun, read_yaml(CONFIG), [f"data.image_size={side}"])
     with console.progress("steps") as bar:
-        task = bar.add_task("measuring", total=steps_of(config, batches, repeats))
+        task = bar.add_task("measuring", total=num_timed_steps(config, batches, repeats))
         return measure(
             config,
             batches,

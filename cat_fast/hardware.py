@@ -1,4 +1,4 @@
-"""The one table of GPU facts: memory, bandwidth and peak arithmetic of known cards."""
+"""Memory, bandwidth and peak throughput of known GPUs."""
 
 from dataclasses import dataclass
 
@@ -9,26 +9,26 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """Figures of a card's data sheet, none of them by sparsity, and its memory."""
+    """A GPU's memory and its data sheet's figures, without sparsity."""
 
     bytes_per_second: float
     tensor_flops_per_second: float
-    """Of bfloat16 and float16, summed in float32."""
+    """Peak of bfloat16 and float16 with float32 accumulation."""
     float32_flops_per_second: float
-    """Without tensor cores."""
+    """Peak without tensor cores."""
     model: str | None = None
-    """Name on the command line, shared by cards of the same memory; None where `memory_bytes` is None."""
+    """Name on the command line, shared by GPUs of the same memory; None if `memory_bytes` is None."""
     memory_bytes: float | None = None
-    """Memory that CUDA reports; None where it is not recorded here."""
+    """Memory that CUDA reports; None if it is not known."""
 
     def flops_per_second(self, dtype: str) -> float:
-        """Of float32, tf32 (half of bfloat16's on every card listed), bfloat16 or float16."""
+        """Return the peak of float32, tf32 (half of bfloat16's on all of these GPUs), bfloat16 or float16."""
         if dtype == "float32":
             return self.float32_flops_per_second
         return self.tensor_flops_per_second / (2 if dtype == "tf32" else 1)
 
 
-GPUS = {  # by the name that CUDA gives the card
+GPUS = {  # keyed by the name that CUDA reports
     "A100-SXM4-40GB": Gpu(1555e9, 312e12, 19.5e12, "A100-40", 39.4 * GIB),
     "A100-PCIE-40GB": Gpu(1555e9, 312e12, 19.5e12, "A100-40", 39.4 * GIB),
     "A100-SXM4-80GB": Gpu(2039e9, 312e12, 19.5e12, "A100-80", 79.1 * GIB),
@@ -49,15 +49,15 @@ MEMORY_BYTES = {
     for gpu in GPUS.values()
     if gpu.model is not None and gpu.memory_bytes is not None
 }
-"""Memory by `Gpu.model`, for the cards whose memory is recorded."""
+"""Memory by `Gpu.model`, for the GPUs whose memory is known."""
 
 
 def gpu_of(name: str) -> Gpu | None:
-    """Return the card that CUDA calls `name`, such as "NVIDIA A100-SXM4-80GB"; None for one not listed."""
-    # Its end, not a part: an A100 is no A10, and a slice of a card (MIG) has a slice of its peak.
+    """Return the GPU that CUDA calls `name`, such as "NVIDIA A100-SXM4-80GB", or None if it is not listed."""
+    # Match the end of the name: "A10" must not match an A100, nor "A100" a MIG slice of one.
     return next((gpu for known, gpu in GPUS.items() if f" {name}".endswith(f" {known}")), None)
 
 
 def gpu_in_use() -> Gpu | None:
-    """Return the card that this process uses; None on a CPU, or for a card that `GPUS` does not list."""
+    """Return the GPU that this process uses; None on a CPU, or for a GPU that is not in `GPUS`."""
     return gpu_of(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else None

@@ -1,11 +1,11 @@
-"""The name of the processor, which reports of measurements state."""
+"""The name of the processor, for reports of measurements."""
 
 import platform
 from pathlib import Path
 
 
 def processor_name() -> str:
-    """The model that Linux gives the first core; elsewhere what Python knows, or the architecture."""
+    """Return the model of the first core on Linux; elsewhere `platform.processor()` or the architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-// cat_fast._bindings: what is native but no torch operator. Not linked with torch.
+// cat_fast._bindings: native code that does not need torch (the packer's core, the CPU feature report).
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -38,7 +38,7 @@ int64_t to_length(const py::handle item) {
 std::vector<int64_t> to_lengths(const py::object& lengths) {
   if (py::isinstance<py::array>(lengths)) {
     const auto array = lengths.cast<py::array>();
-    if (array.ndim() != 1) throw std::invalid_argument("lengths must be one-dimensional");
+    if (array.ndim() != 1) throw std::invalid_argument("lengths: expected a one-dimensional array");
     if (array.dtype().kind() == 'i') {
       const py::array_t<int64_t, py::array::c_style | py::array::forcecast> values(array);
       return {values.data(), values.data() + values.size()};
@@ -80,7 +80,7 @@ py::dict state(const BestFitPacker& packer) {
   return result;
 }
 
-// Instruction sets that a CPU backend may choose between at run time.
+// Returns the instruction sets that a CPU backend may choose from at run time.
 py::dict cpu_features() {
   py::dict result;
 #if defined(__x86_64__)
@@ -100,29 +100,29 @@ py::dict cpu_features() {
 }  // namespace
 
 PYBIND11_MODULE(_bindings, m) {
-  m.doc() = "Native parts that are no torch operators: the packer's core and the CPU feature report.";
+  m.doc() = "Native code that does not need torch: the packer's core and the CPU feature report.";
 
   py::class_<BestFitPacker>(m, "BestFitPacker",
-                            "Packs sequences into batches of at most max_tokens tokens and max_sequences "
-                            "sequences, one for each of `ranks` ranks a step, best fit among the first `window` "
-                            "pending, with sums of squared lengths near equal over the ranks.")
+                            "Packer of sequences into batches of at most max_tokens tokens and max_sequences "
+                            "sequences. Each step makes one batch for each of `ranks` ranks, by best fit among "
+                            "the first `window` pending sequences, with similar sums of squared lengths.")
       .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("max_tokens"), py::arg("max_sequences"),
            py::arg("window"), py::arg("ranks") = 1)
       .def("extend", &extend, py::arg("lengths"),
-           "Append sequences; the id of each is the number added before it. ValueError, and none is appended, "
-           "if a length is not an integer from 1 to max_tokens.")
+           "Append sequences; the id of each is the number of sequences added before it. If a length is not an "
+           "integer from 1 to max_tokens, append none and raise ValueError.")
       .def("next", &BestFitPacker::next, py::arg("flush") = false,
-           "The ids of one batch for each rank, or None if none is pending or fewer than `window` are and not "
-           "`flush`.")
-      .def("pending", &BestFitPacker::pending, "(id, length) of every pending sequence, oldest first.")
-      .def("state", &state, "The packer's state as plain ints and lists, for restore().")
+           "Return the ids of one batch per rank. Return None if no sequence is pending, or if fewer than "
+           "`window` are and `flush` is False.")
+      .def("pending", &BestFitPacker::pending, "Return (id, length) of every pending sequence, oldest first.")
+      .def("state", &state, "Return the packer's state as plain ints and lists, for restore().")
       .def("restore", &restore, py::arg("state"),
-           "Resume from a saved state(). ValueError, and nothing changes, if it is not a state of such a packer.")
+           "Resume from a saved state(). If it is not valid for this packer, change nothing and raise ValueError.")
       .def("plan", &plan, py::arg("lengths"),
-           "(ids, offsets) of the batches of a whole int64 array, `ranks` a step: batch b is "
-           "ids[offsets[b]:offsets[b + 1]]. Leaves the packer as it is.")
+           "Return (ids, offsets) of the batches of an entire int64 array, `ranks` batches per step: batch b is "
+           "ids[offsets[b]:offsets[b + 1]]. Does not change the packer.")
       .def("__len__", &BestFitPacker::pending_count);
 
   m.def("cpu_features", &cpu_features,
-        "Which instruction sets this CPU has; empty on other architectures than x86-64.");
+        "Return the instruction sets of this CPU; empty on architectures other than x86-64.");
 }

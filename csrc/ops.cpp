@@ -1,4 +1,4 @@
-// The schema of every torch operator of cat_fast. Implementations register themselves, one folder an operator.
+// The schemas of all torch operators of cat_fast. Implementations register themselves, one folder per operator.
 
 #include <torch/csrc/stable/library.h>
 
@@ -7,7 +7,7 @@
 #include "common/instruction_set.h"
 
 STABLE_TORCH_LIBRARY(cat_fast, m) {
-  // -> y, and the mean and rstd of each group (N, groups) in fp32, which backward takes
+  // -> y, and the mean and rstd of each group (N, groups) in fp32, for backward
   m.def(
       "group_norm_silu(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool activation)"
       " -> (Tensor, Tensor, Tensor)");
@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def("scalar_attention(Tensor q, Tensor k, Tensor v) -> Tensor");
   // -> the gradients of q, k and v
   m.def("scalar_attention_backward(Tensor grad_y, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)");
-  // -> y, and the mean and rstd of each token (T,) in fp32, which backward takes
+  // -> y, and the mean and rstd of each token (T,) in fp32, for backward
   m.def("adaln(Tensor x, Tensor shift, Tensor scale, Tensor cu_seqlens, float eps) -> (Tensor, Tensor, Tensor)");
   // -> the gradients of x, shift and scale
   m.def(
@@ -32,7 +32,7 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def(
       "gate_residual_adaln_backward(Tensor grad_x_new, Tensor grad_y, Tensor x_new, Tensor h, Tensor gate,"
       " Tensor scale, Tensor cu_seqlens, Tensor mean, Tensor rstd) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  // -> out (T, H, D), and the logarithm of each softmax's denominator, lse (H, T) in fp32, which backward takes
+  // -> out (T, H, D), and lse (H, T) in fp32, the logarithm of each softmax denominator, for backward
   m.def(
       "varlen_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, Tensor cu_seqlens_k,"
       " SymInt max_seqlen_k) -> (Tensor, Tensor)");
@@ -43,7 +43,7 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def("pack(Tensor[] latents, int patch_size) -> Tensor");
   // grids are h0, w0, h1, w1 and so on, in patches
   m.def("unpack(Tensor tokens, SymInt[] grids, int patch_size) -> Tensor[]");
-  // -> what the CPU kernels run on: "default", "avx2" or "avx512"
+  // -> the instruction set of the CPU kernels: "default", "avx2" or "avx512"
   m.def("instruction_set() -> str");
 }
 

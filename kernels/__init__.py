@@ -1,1 +1,1 @@
-"""Fused operators, installed as `cat_fast.kernels`: one folder an operator, imported by its full name."""
+"""Fused operators, installed as `cat_fast.kernels`: one folder per operator, imported by its full name."""

@@ -1,14 +1,14 @@
-"""What operators do under torch.autocast.
+"""torch.autocast support for the attention operators.
 
-Attention follows it, as torch's own does: inputs are cast to the autocast dtype. Norms do not: activations
-keep their dtype and statistics are fp32 whatever it is, so that nothing is gained by casting.
+Attention casts its inputs to the autocast dtype, as torch's own attention does. Norms ignore autocast:
+their statistics are always fp32, so casting activations would gain nothing.
 """
 
 import torch
 
 
 def autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The tensors in the autocast dtype where autocast is on; float64 stays as it is."""
+    """Return the tensors cast to the autocast dtype if autocast is enabled; float64 is left unchanged."""
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors

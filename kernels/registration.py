@@ -1,8 +1,8 @@
-"""What torch has to be told of an operator, alike for the compiled one and its Triton twin.
+"""Registration of operators with torch, shared by the compiled and the Triton implementation.
 
-The compiled operator cat_fast::<op> has its schema in csrc/ops.cpp and an implementation a device; the Triton
-operator cat_fast::<op>_triton is defined from annotated Python functions. Both get the same fake
-implementation, gradient and FLOP count here, so that torch.compile, checkpointing and FLOP counters see them.
+The compiled operator cat_fast::<op> has its schema in csrc/ops.cpp and one implementation per device. The
+Triton operator cat_fast::<op>_triton is defined from annotated Python functions. Both get the same fake
+implementation, gradient and FLOP count here, for torch.compile, checkpointing and FLOP counters.
 """
 
 from collections.abc import Callable
@@ -17,37 +17,37 @@ from . import backends, library
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """A differentiable operator: forward and backward, each an operator of its own."""
+    """A differentiable operator whose forward and backward are two torch operators."""
 
     name: str
     adjoint: str | None = None
-    """The operator that is its backward, where that is an `Operator` of its own; else <name>_backward is."""
+    """Name of the `Operator` that is its backward; by default the backward is <name>_backward."""
     fake: Callable[..., Any]
-    """Outputs without values, from the forward operator's arguments."""
+    """Computes the outputs' metadata from the forward operator's arguments."""
     fake_backward: Callable[..., Any] | None = None
-    """Gradients without values, from <name>_backward's arguments."""
+    """Computes the gradients' metadata from the arguments of <name>_backward."""
     setup_context: Callable[..., None]
-    """(ctx, inputs, output), as torch.library.register_autograd has it."""
+    """(ctx, inputs, output), as in torch.library.register_autograd."""
     backward: Callable[..., Any]
-    """(backward operator, ctx, *gradients of the outputs) -> a gradient or None for each input."""
+    """(backward operator, ctx, *gradients of the outputs) -> a gradient or None per input."""
     flops: Callable[..., int] | None = None
-    """From the forward operator's arguments, tensors as their shapes."""
+    """FLOPs from the forward operator's arguments, with shapes in place of tensors."""
     flops_backward: Callable[..., int] | None = None
     flops_from_values: bool = False
-    """Whether the two are given the tensors themselves instead of their shapes."""
+    """True if the two FLOP formulas receive the tensors themselves instead of their shapes."""
 
     def register_compiled(self) -> None:
-        """Tell torch of cat_fast::<name> and <name>_backward, if the compiled library is there."""
+        """Register cat_fast::<name> and <name>_backward if the compiled library is available."""
         if library.load("_ops") is None:
             self._register("")
 
     def register_triton(self, implementations: Callable[[], tuple[Callable[..., Any], ...]]) -> None:
-        """Define cat_fast::<name>_triton and its backward where Triton can run.
+        """Define cat_fast::<name>_triton and its backward if Triton can run.
 
-        `implementations` imports and returns the forward and, unless there is an adjoint, the backward
-        function, whose annotations are the schemas; they write to none of their arguments.
+        `implementations` imports and returns the forward function and, unless there is an adjoint, the
+        backward function. Their annotations are the schemas; they must not mutate their arguments.
         """
-        if backends.triton_obstacle() is not None:
+        if backends.triton_unavailable_reason() is not None:
             return
         names = (self.name,) if self.adjoint else (self.name, f"{self.name}_backward")
         for name, implementation in zip(names, implementations(), strict=True):
@@ -55,13 +55,13 @@ class Operator:
         self._register("_triton")
 
     def __call__(self, backend: str, *arguments: Any) -> Any:
-        """Run it on a backend that is no reference."""
+        """Run it on any backend except the reference."""
         return _operator(self.name, "_triton" if backend == "triton" else "")(*arguments)
 
     def _register(self, suffix: str) -> None:
         backward_name = self.adjoint or f"{self.name}_backward"
 
-        def backward(ctx: Any, *grads: Any) -> Any:  # an adjoint may be defined later
+        def backward(ctx: Any, *grads: Any) -> Any:  # looked up late: an adjoint may be defined afterwards
             return self.backward(_operator(backward_name, suffix), ctx, *grads)
 
         forward = f"cat_fast::{self.name}{suffix}"

@@ -1,4 +1,4 @@
-"""What every Triton launcher needs around its kernels."""
+"""Helpers shared by all Triton launchers."""
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
@@ -6,16 +6,16 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 TYPICAL_MULTIPROCESSORS = 132
-"""Of an H100, for tensors that are on no GPU: kernels compiled or interpreted without one."""
+"""Multiprocessors of an H100, assumed for tensors that are not on a GPU (kernels compiled or interpreted)."""
 
 
 def on_device_of(x: torch.Tensor) -> AbstractContextManager[object]:
-    """Makes x's GPU the current one, as Triton launches on that; nothing for other tensors."""
+    """Make x's GPU the current device, on which Triton launches; do nothing for other tensors."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def multiprocessors(x: torch.Tensor) -> int:
-    """How many multiprocessors x's GPU has."""
+    """Return the number of multiprocessors of x's GPU."""
     return _multiprocessors(x.device) if x.is_cuda else TYPICAL_MULTIPROCESSORS
 
 

@@ -17,7 +17,7 @@ from cat_fast.config import fill, read_yaml
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
 from cat_fast.training.config.settings import GeneratorRun
-from cat_fast.training.metrics.flops import parts_of, predict_on_meta, token_count
+from cat_fast.training.metrics.flops import predict_on_meta, split_flops, token_count
 
 DOCUMENT = tables.ROOT / "docs/generator.md"
 PUBLISHED = json.loads((tables.ROOT / "tests/generator/published.json").read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ def work(model: DiT, ratio: int) -> tuple[float, float]:
     """Return 10^9 multiply-accumulates of one image's forward pass: linear layers, attention."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         predict_on_meta(model, int(token_count(ratio, SIDE)))
-    flops = parts_of(counter)
+    flops = split_flops(counter)
     return flops["linear"] / 2e9, flops["attention"] / 2e9
 
 

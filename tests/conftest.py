@@ -1,4 +1,4 @@
-"""Settings of every test session: Triton's interpreter, threads, distribution over workers, duration."""
+"""Setup of every test session: Triton's interpreter, threads, distribution over workers, duration warning."""
 
 import os
 import time

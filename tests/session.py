@@ -5,31 +5,34 @@ import os
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-STARTING_RANKS = ("tests/training/", "tests/demo/test_story.py", "tests/test_launch_scripts.py")
+RANK_TESTS = ("tests/training/", "tests/demo/test_story.py", "tests/test_launch_scripts.py")
 LIMIT_SECONDS = 20 * 60
 """A session of the ordinary tests should take no longer on two cores, whatever the processor."""
 
 
 class ByFile(LoadScopeScheduling):
-    """Gives a worker one file after another; the files that start ranks are a single unit, and come first.
+    """Scheduler that assigns tests to workers by file; all files that start ranks are one unit, run first.
 
-    Ranks are processes with a thread each, so two tests that start ranks would slow each other down.
-    Fixtures of a session or module, such as trainings on two ranks, are set up on one worker only.
+    Ranks are processes with one thread each, so two tests that start ranks would slow each other down.
+    Session and module fixtures, such as training runs on two ranks, are set up on one worker only.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
-        return "ranks" if path.startswith(STARTING_RANKS) else path
+        return "ranks" if path.startswith(RANK_TESTS) else path
 
 
 def worker_threads() -> int | None:
-    """Threads of each worker, such that all together use each core once; None without workers."""
+    """Return the number of threads per worker at which all workers together use each core once.
+
+    None without workers.
+    """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return max(1, len(os.sched_getaffinity(0)) // workers) if workers > 1 else None
 
 
 def slow_session_warning(seconds: float) -> str | None:
-    """Return one line that names the machine's features if a session exceeded `LIMIT_SECONDS`."""
+    """Return a warning with the machine's features if a session exceeded `LIMIT_SECONDS`, else None."""
     if seconds <= LIMIT_SECONDS:
         return None
     try:
@@ -37,7 +40,7 @@ def slow_session_warning(seconds: float) -> str | None:
 
         features = " ".join(name for name, present in cpu_features().items() if present)
     except ImportError:
-        features = "unknown, the package is built without C++"
+        features = "unknown features: the package is built without C++"
     return (
         f"warning: the tests took {seconds / 60:.1f} minutes, more than {LIMIT_SECONDS // 60}, on "
         f"{len(os.sched_getaffinity(0))} cores; torch uses {torch.backends.cpu.get_cpu_capability()}, "

@@ -1,4 +1,4 @@
-"""The models give the same outputs and gradients on every backend that this machine has."""
+"""The models compute the same outputs and gradients on every backend of this machine."""
 
 import pytest
 import torch
@@ -8,19 +8,19 @@ from cat_fast.generator import DiT
 from cat_fast.kernels import backends
 from cat_fast.packing import PackedSequence
 
-OF_THE_TOKENIZER = {"group_norm_silu", "scalar_attention"}
-OF_THE_GENERATOR = {"pack", "adaln", "gate_residual_adaln", "varlen_attention"}
+TOKENIZER_OPERATORS = {"group_norm_silu", "scalar_attention"}
+DIT_OPERATORS = {"pack", "adaln", "gate_residual_adaln", "varlen_attention"}
 
 
 def needs(backend, operators):
-    """Skips where one of the operators lacks the backend, so that no fallback is compared with itself."""
+    """Skip if one of the operators lacks the backend, so that no fallback is compared with itself."""
     for row in backends.report():
         if row.backend == backend and row.op in operators and row.status != "active":
             pytest.skip(f"{row.op} {backend}: {row.status}")
 
 
 def output_and_gradients(model, compute):
-    """The output of `compute`, and the gradients of a fixed weighting of it in all parameters."""
+    """Return the output of `compute`, and the gradients of a fixed weighted sum of it in all parameters."""
     model.zero_grad()
     y = compute()
     weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
@@ -31,8 +31,11 @@ def output_and_gradients(model, compute):
 
 
 def assert_close(got, expected):
-    """To 1e-4 of the largest value. Some gradients, as that of the keys' bias, are zero but for rounding:
-    they are held to the hundredth part of the largest of all."""
+    """Assert equality to 1e-4 of the largest value.
+
+    Some gradients, such as that of the keys' bias, are zero up to rounding; they are compared relative to 1 %
+    of the largest gradient.
+    """
     assert got.keys() == expected.keys()
     largest = max(reference.abs().max() for reference in expected.values())
     for name, reference in expected.items():
@@ -41,8 +44,8 @@ def assert_close(got, expected):
 
 
 @pytest.mark.parametrize(("backend", "ratio"), [("cpp", 8), ("cpp", 32), ("triton", 8)])
-def test_the_nested_vae_does_not_feel_its_backend(monkeypatch, backend, ratio):
-    needs(backend, OF_THE_TOKENIZER)
+def test_the_nested_vae_does_not_depend_on_the_backend(monkeypatch, backend, ratio):
+    needs(backend, TOKENIZER_OPERATORS)
     torch.manual_seed(0)
     model = NestedAutoencoderKL(
         block_out_channels=(4, 4, 4, 8, 8, 8),
@@ -64,8 +67,8 @@ def test_the_nested_vae_does_not_feel_its_backend(monkeypatch, backend, ratio):
 
 
 @pytest.mark.parametrize("backend", ["cpp", "triton"])
-def test_the_dit_does_not_feel_its_backend(monkeypatch, backend):
-    needs(backend, OF_THE_GENERATOR)
+def test_the_dit_does_not_depend_on_the_backend(monkeypatch, backend):
+    needs(backend, DIT_OPERATORS)
     torch.manual_seed(0)
     model = DiT(in_channels=4, hidden_size=144, depth=2, num_heads=2, num_classes=10, position_frame=8)
     with torch.no_grad():

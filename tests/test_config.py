@@ -176,9 +176,9 @@ def test_every_deepspeed_configuration_is_accepted(path, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"zero_optimization": {"stage": 4}}', "ZeRO stage 4; there are 0, 1, 2 and 3"),
-        ('{"bf16": {"enabled": true}}', r"switches on bf16; say precision=fp32\|bf16"),
-        ('{"zero_optimization": ', "is no JSON"),
+        ('{"zero_optimization": {"stage": 4}}', "expected ZeRO stage 0, 1, 2 or 3, got 4"),
+        ('{"bf16": {"enabled": true}}', r"enables bf16; set precision=fp32\|bf16"),
+        ('{"zero_optimization": ', "is not valid JSON"),
     ],
 )
 def test_unsupported_deepspeed_configuration_is_rejected(tmp_path, text, message):
@@ -189,7 +189,7 @@ def test_unsupported_deepspeed_configuration_is_rejected(tmp_path, text, message
 
 
 def test_missing_deepspeed_configuration_is_rejected():
-    with pytest.raises(UserError, match=r"nowhere\.json is neither a file nor among the packaged"):
+    with pytest.raises(UserError, match=r"nowhere\.json is neither a file nor a packaged"):
         read_deepspeed_config("nowhere.json")
 
 

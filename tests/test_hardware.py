@@ -1,4 +1,4 @@
-"""Cards are known by CUDA's own names, whole ones."""
+"""GPUs are looked up by the exact names that CUDA reports."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from cat_fast.hardware import GPUS, gpu_of
     ("name", "tensor", "single"),
     [
         ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12),
-        ("A100-SXM4-40GB", 312e12, 19.5e12),  # as older drivers say it
+        ("A100-SXM4-40GB", 312e12, 19.5e12),  # the name from older drivers
         ("NVIDIA A100 80GB PCIe", 312e12, 19.5e12),
         ("NVIDIA H100 80GB HBM3", 989e12, 67e12),
         ("NVIDIA A10", 125e12, 31.2e12),
@@ -17,7 +17,7 @@ from cat_fast.hardware import GPUS, gpu_of
         ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
     ],
 )
-def test_a_card_and_its_arithmetic(name, tensor, single):
+def test_peak_throughput_of_known_gpus(name, tensor, single):
     gpu = gpu_of(name)
     assert gpu is not None
     assert gpu.flops_per_second("bfloat16") == gpu.flops_per_second("float16") == tensor
@@ -36,10 +36,10 @@ def test_a_card_and_its_arithmetic(name, tensor, single):
         "Tesla K80",
     ],
 )
-def test_what_only_sounds_alike_is_not_known(name):
+def test_similar_names_are_not_matched(name):
     assert gpu_of(name) is None
 
 
-def test_no_two_entries_claim_one_card():
+def test_every_name_matches_exactly_one_entry():
     for name in GPUS:
         assert [known for known in GPUS if f" NVIDIA {name}".endswith(f" {known}")] == [name]

@@ -1,4 +1,4 @@
-"""The scripts of scripts/launch/: what they start, with which ranks, and what they do when it ends."""
+"""Launch scripts of scripts/launch/: the commands and ranks they start, and how they handle the exit."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ SCRIPTS = sorted(path.name for path in LAUNCH.iterdir())
 
 @pytest.fixture
 def tools(tmp_path):
-    """A folder that comes first on PATH: `tools(name, script)` puts a stand-in for a program there."""
+    """Function `tools(name, script)` that puts a stand-in for a program first on PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
 
@@ -53,7 +53,7 @@ def test_a_script_parses_and_can_be_started(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_shellcheck_has_no_complaint(script):
+def test_shellcheck_passes(script):
     if not (shellcheck := shutil.which("shellcheck")):
         pytest.skip("shellcheck is not installed")
     done = subprocess.run([shellcheck, str(LAUNCH / script)], capture_output=True, text=True, check=False)
@@ -61,7 +61,7 @@ def test_shellcheck_has_no_complaint(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_without_arguments_a_script_says_how_it_is_used(script, tmp_path):
+def test_without_arguments_a_script_prints_its_usage(script, tmp_path):
     done = launch(script, tmp_path=tmp_path)
     assert done.returncode == 2
     assert f"scripts/launch/{script}" in done.stdout + done.stderr
@@ -87,7 +87,7 @@ def test_one_node_trains_on_a_cpu(tmp_path):
     assert "2 steps in" in done.stdout
 
 
-def test_one_node_told_to_end_has_its_ranks_save_and_ends_with_0(tmp_path):
+def test_after_sigterm_one_node_lets_its_ranks_save_and_exits_with_0(tmp_path):
     run = tmp_path / "run"
     given = [*TOKENIZER, f"output_dir={run}", "schedule.total_steps=100000", "schedule.warmup_steps=1"]
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "RANKS": "2"}
@@ -112,10 +112,10 @@ def test_one_node_told_to_end_has_its_ranks_save_and_ends_with_0(tmp_path):
     state = summarize(run)
     assert state
     assert (state.state, state.step) == ("preempted", len(read_metrics(run)))
-    assert "all of it is saved; go on with" in (tmp_path / "log").read_text()
+    assert "checkpoint saved; resume with" in (tmp_path / "log").read_text()
 
 
-def test_one_node_passes_the_runs_own_exit_code_on(tmp_path, tools):
+def test_one_node_exits_with_the_exit_code_of_the_run(tmp_path, tools):
     python = tools("python", "[[ $1 == -c ]] && { echo 0 2 12345; exit; }\nexit 7")
     done = launch(
         "one_node.sh", "config.yaml", tmp_path=tmp_path, PYTHON=str(python), CUDA_VISIBLE_DEVICES=""
@@ -150,27 +150,27 @@ def test_several_nodes_starts_deepspeed_from_the_hostfile(tmp_path, tools):
     hosts = tmp_path / "hosts"
     hosts.write_text("# mine\nnode1 slots=8\n\nnode2 slots=4 # half\n")
     tools("pdsh", "exit 0")
-    tools("ssh", f'echo "$@" >> {tmp_path}/asked')
+    tools("ssh", f'echo "$@" >> {tmp_path}/calls')
     python = tools("python", PRINTING_PYTHON.format(gpus=0))
     done = launch("several_nodes.sh", str(hosts), "a.yaml", "b=c", tmp_path=tmp_path, PYTHON=str(python))
     assert done.stdout.splitlines() == [
         *("-m", "deepspeed.launcher.runner", "--hostfile", str(hosts)),
         *("--master_addr", "node1", "--master_port", "29500", "--module", "cat_fast.train", "a.yaml", "b=c"),
     ]
-    asked = (tmp_path / "asked").read_text().splitlines()
-    assert [line.split()[4:] for line in asked] == [[n, "test", "-d", str(ROOT)] for n in ("node1", "node2")]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [line.split()[4:] for line in calls] == [[n, "test", "-d", str(ROOT)] for n in ("node1", "node2")]
 
 
 @pytest.mark.parametrize(
     ("hosts", "pdsh", "ssh", "message"),
     [
-        (None, True, "exit 0", "no such file; it needs a line like 'node1 slots=8'"),
-        ("# none yet\n", True, "exit 0", "names no machine"),
+        (None, True, "exit 0", "no such file; expected one line per machine, such as 'node1 slots=8'"),
+        ("# none yet\n", True, "exit 0", "no machine found"),
         ("node1 slots=8\n", False, "exit 0", "pdsh, which is not installed"),
         ("node1 slots=8\nnode2 slots=8\n", True, "[[ $5 == node1 ]]", "error: node2: cannot be reached"),
     ],
 )
-def test_several_nodes_says_what_is_missing_before_it_starts(tmp_path, tools, hosts, pdsh, ssh, message):
+def test_several_nodes_checks_its_requirements_before_it_starts(tmp_path, tools, hosts, pdsh, ssh, message):
     if hosts is not None:
         (tmp_path / "hosts").write_text(hosts)
     if pdsh:
@@ -199,7 +199,7 @@ PYTHON = 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR:$MASTER_PORT $PPID $*
 
 @pytest.fixture
 def slurm(tmp_path, tools):
-    """A cluster of two nodes with two tasks each, whose python tells who it is. Returns what starts a job."""
+    """Function that runs a job on a fake cluster of two nodes with two tasks each; python prints its rank."""
     tools("srun", SRUN)
     tools("scontrol", f'[[ $1 == show ]] && printf "gpu7\\ngpu8\\n" || echo "$@" >> {tmp_path}/requeued')
     python = tools("python", PYTHON)
@@ -207,7 +207,7 @@ def slurm(tmp_path, tools):
     return lambda *arguments, **more: launch("slurm.sbatch", *arguments, tmp_path=tmp_path, **job, **more)
 
 
-def test_slurm_starts_a_rank_a_task(slurm, tmp_path):
+def test_slurm_starts_one_rank_per_task(slurm, tmp_path):
     done = slurm("a.yaml", f"output_dir={tmp_path}/my run", "b=$HOME")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -217,15 +217,15 @@ def test_slurm_starts_a_rank_a_task(slurm, tmp_path):
         ["2", "0", "4", "gpu7:21234"],
         ["3", "1", "4", "gpu7:21234"],
     ]
-    for line in lines:  # spaces and dollars arrive as they were given
+    for line in lines:  # spaces and dollar signs are not expanded
         assert line.endswith(f"-u -m cat_fast.train a.yaml output_dir={tmp_path}/my run b=$HOME")
-    # exec: signals reach python itself, because the task's shell is gone, and its parent is srun.
+    # Because of exec, python replaces the task's shell: signals reach it, and its parent is srun.
     assert len({line.split()[4] for line in lines}) == 1
     assert "srun --kill-on-bad-exit=1" in done.stderr
     assert not (tmp_path / "requeued").exists()
 
 
-def test_slurm_goes_on_where_it_was_put_back_into_the_queue(slurm, tmp_path):
+def test_a_requeued_slurm_job_resumes_its_run(slurm, tmp_path):
     done = slurm("a.yaml", f"output_dir={tmp_path}", "checkpoint.resume=never", SLURM_RESTART_COUNT="2")
     assert all(
         line.endswith("checkpoint.resume=never checkpoint.resume=auto") for line in done.stdout.splitlines()
@@ -235,7 +235,7 @@ def test_slurm_goes_on_where_it_was_put_back_into_the_queue(slurm, tmp_path):
 @pytest.mark.parametrize(
     ("state", "requeued"), [("preempted", True), ("finished", False), ("failed", False), (None, False)]
 )
-def test_slurm_queues_again_what_was_told_to_end_and_saved(slurm, tmp_path, state, requeued):
+def test_slurm_requeues_preempted_runs_only(slurm, tmp_path, state, requeued):
     if state:
         (tmp_path / "status.json").write_text(f'{{\n "state": "{state}",\n "reason": "SIGUSR1"\n}}')
     done = slurm("a.yaml", f"output_dir={tmp_path}")
@@ -243,23 +243,23 @@ def test_slurm_queues_again_what_was_told_to_end_and_saved(slurm, tmp_path, stat
     assert (tmp_path / "requeued").exists() == requeued
     if requeued:
         assert (tmp_path / "requeued").read_text() == "requeue 41234\n"
-        assert "back into the queue" in done.stdout
+        assert "requeueing the job" in done.stdout
 
 
-def test_slurm_does_not_try_again_what_failed(slurm, tmp_path):
+def test_slurm_does_not_requeue_failed_runs(slurm, tmp_path):
     (tmp_path / "status.json").write_text('{\n "state": "preempted"\n}')  # of the attempt before
     done = slurm("a.yaml", f"output_dir={tmp_path}", EXIT="3")
     assert done.returncode == 3
     assert not (tmp_path / "requeued").exists()
 
 
-def test_slurm_wants_to_know_where_the_run_lies(slurm):
+def test_slurm_requires_output_dir(slurm):
     done = slurm("a.yaml")
     assert done.returncode == 2
     assert "expected: sbatch scripts/launch/slurm.sbatch CONFIG output_dir=DIR" in done.stderr
 
 
-def test_slurm_is_asked_for_a_warning_and_another_attempt():
+def test_the_slurm_job_requests_a_warning_signal_and_requeueing():
     options = [
         line.split()[1] for line in (LAUNCH / "slurm.sbatch").read_text().splitlines() if "#SBATCH" in line
     ]

@@ -1,4 +1,4 @@
-"""What docs/sampling.md and docs/data.md say of commands is so: each exists, with its options or keys."""
+"""Commands in docs/sampling.md and docs/data.md exist, with their options or keys."""
 
 import re
 import shlex
@@ -9,8 +9,11 @@ import typer
 
 from cat_fast.cli.main import app
 from cat_fast.config import fill, read_yaml
+from cat_fast.generator import DiT, paper_schedule
+from cat_fast.inference import CATPipeline
 from cat_fast.training.config.settings import RUNS
-from tests.test_readme import links, sessions
+from tests.cli.conftest import tiny_tokenizer
+from tests.test_readme import blocks, links, sessions
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "docs" / name for name in ("sampling.md", "data.md")]
@@ -31,6 +34,20 @@ def test_a_command_and_its_options_exist(line):
     assert program == "cat-fast"
     known = {option for p in typer.main.get_command(app).commands[name].params for option in p.opts}
     assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_python_examples_run(tmp_path, monkeypatch):
+    ((_, example),) = [
+        block for block in blocks(DOCUMENTS[0].read_text(encoding="utf-8")) if block[0] == "python"
+    ]
+    tokenizer = tiny_tokenizer()
+    transformer = DiT(in_channels=4, hidden_size=32, depth=1, num_heads=2, num_classes=2, position_frame=32)
+    pipeline = CATPipeline(tokenizer, transformer, paper_schedule(), labels=["sky", "text"], resolution=128)
+    pipeline.save_pretrained(tmp_path / "runs/demo/pipeline")
+    monkeypatch.chdir(tmp_path)
+    values = {}
+    exec(example.replace("num_inference_steps=30", "num_inference_steps=2"), values)
+    assert values["output"].images.shape == (2, 3, 128, 128)
 
 
 def test_options_that_the_text_names_exist():

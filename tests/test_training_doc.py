@@ -1,4 +1,4 @@
-"""What docs/training.md says is so: its commands, keys, files and links exist."""
+"""The commands, keys, files and links in docs/training.md exist."""
 
 import dataclasses
 import re
@@ -23,7 +23,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "configs/" in c])
-def test_a_command_names_a_config_and_keys_of_it(command):
+def test_commands_use_existing_configs_and_keys(command):
     words = shlex.split(command)
     at = next(i for i, word in enumerate(words) if word.startswith("configs/"))
     values = read_yaml(ROOT / words[at])
@@ -32,7 +32,7 @@ def test_a_command_names_a_config_and_keys_of_it(command):
 
 
 def keys(kind: type, prefix: str = "") -> set[str]:
-    """Every dotted key of a configuration, sections too."""
+    """Return every dotted key of a configuration, including sections."""
     found = set()
     for field in dataclasses.fields(kind):
         found.add(prefix + field.name)
@@ -46,7 +46,7 @@ FILES = (".json", ".jsonl", ".png", ".yaml", ".parquet", ".tar", ".md")
 
 
 def named_keys() -> list[str]:
-    """What reads like a key: `section.key`, with or without a value, or `key=value`."""
+    """Return spans that look like keys: `section.key`, with or without a value, or `key=value`."""
     found = set()
     for span in SPANS:
         name, value, _ = re.match(r"([a-z_.\d]*)(=?)(.*)", span).groups()
@@ -58,7 +58,7 @@ def named_keys() -> list[str]:
 
 
 @pytest.mark.parametrize("key", named_keys())
-def test_a_key_exists(key):
+def test_key_exists(key):
     assert key in KNOWN
 
 
@@ -78,7 +78,7 @@ def test_paths_exist():
 
 
 @pytest.mark.parametrize("target", links(DOCUMENT))
-def test_links_and_images_lead_somewhere(target):
+def test_links_and_images_have_targets(target):
     assert (ROOT / "docs" / target).exists()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.shared.mixes import MIXES
 from cat_fast.config import read_yaml
-from cat_fast.training.metrics.flops import GeneratorFlops
+from cat_fast.training.metrics.flops import DiTFlops
 
 CONFIGS = Path(__file__).parents[2] / "configs/generator"
 FIXED = 256
@@ -50,13 +50,13 @@ def count_preset(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Includes forward and backward; a forward pass is a third of both parts.
     """
-    flops = GeneratorFlops(dict(arguments))
-    fixed = flops.of_lengths(FIXED)
+    flops = DiTFlops(dict(arguments))
+    fixed = flops.sequence_flops(FIXED)
     total = sum(fixed.values())
     found: dict[str, Any] = {"fixed16": fixed}
     for name, mix in MIXES.items():
         mean = {
-            part: sum(share * flops.of_lengths(length)[part] for length, share in mix.items())
+            part: sum(share * flops.sequence_flops(length)[part] for length, share in mix.items())
             for part in fixed
         }
         found[name] = {

@@ -25,7 +25,7 @@ CheckpointOption = Annotated[
         "--checkpoint",
         "-c",
         metavar="DIR",
-        help="Folder of a trained tokenizer, such as runs/demo/pipeline/tokenizer from `cat-fast demo`.",
+        help="Folder of a trained tokenizer, such as runs/demo/pipeline/vae from `cat-fast demo`.",
         show_default=False,
     ),
 ]

@@ -55,9 +55,9 @@ def demo(
     gain = chosen["psnr"] - held["mean_colour_psnr"]
     for name, text in {
         "report": f"{folder / 'report.html'}, metrics in {folder / 'metrics.json'}",
-        "tokenizer": f"{pipeline}/tokenizer: {chosen['psnr']:.1f} dB held out, {gain:+.1f} over mean colour",
+        "tokenizer": f"{pipeline}/vae: {chosen['psnr']:.1f} dB held out, {gain:+.1f} over mean colour",
         "generator": f"{pipeline}: loss {generator['first_loss']:.2f} -> {generator['final_loss']:.2f}",
         "tokens": f"{chosen['tokens_vs_fixed_16x']:.0%} of a fixed 16x tokenizer on held-out photographs",
-        "next": f"cat-fast encode PHOTO --checkpoint {pipeline / 'tokenizer'} --out latents.safetensors",
+        "next": f"cat-fast encode PHOTO --checkpoint {pipeline / 'vae'} --out latents.safetensors",
     }.items():
         out.print(f"{name:<10}  {text}", soft_wrap=True, markup=False)

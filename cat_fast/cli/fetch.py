@@ -35,7 +35,7 @@ def fetch(
     num_manual = 0
     needed = required_weights(load_run(str(config), overrides or []))
     for weights in needed:
-        if weights.is_there:
+        if weights.is_available:
             _report("found", weights.key, str(weights.path))
         elif isinstance(weights, HubModel):
             weights.download()

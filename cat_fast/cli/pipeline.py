@@ -1,4 +1,4 @@
-"""`cat-fast pipeline`: what trainings leave becomes one folder to draw images with."""
+"""`cat-fast pipeline`: combine trained models into one folder for `cat-fast sample`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -38,7 +38,7 @@ def pipeline(
             "--out",
             "-o",
             metavar="DIR",
-            help="Folder for the pipeline; one that is there is replaced.",
+            help="Output folder; overwritten if it exists.",
             show_default=False,
         ),
     ],
@@ -46,7 +46,7 @@ def pipeline(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Latents that it was trained on: they know its classes, resolution and thresholds.",
+            help="Latents that the generator was trained on; they record classes, resolution and thresholds.",
             show_default=False,
         ),
     ] = None,
@@ -54,14 +54,14 @@ def pipeline(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Names of its classes, one a line; class 0 first. Default: those of --latents.",
+            help="Class names, one per line; class 0 first. Default: those of --latents.",
             show_default=False,
         ),
     ] = None,
     resolution: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Side of its images in pixels. Default: that of --latents.", show_default=False
+            min=1, help="Side of the images in pixels. Default: that of --latents.", show_default=False
         ),
     ] = None,
     thresholds: Annotated[
@@ -76,7 +76,7 @@ def pipeline(
     text_classes: Annotated[
         list[str] | None,
         typer.Option(
-            help="Classes that show text and earn more tokens: names or numbers with commas between.",
+            help="Classes that show text and get more tokens: names or numbers, separated by commas.",
             show_default=False,
         ),
     ] = None,
@@ -87,17 +87,18 @@ def pipeline(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Of a generator with text, `text_encoder` of its run: a name on the Hugging Face hub, or a"
-            " folder.",
+            help="Text encoder of a generator with text, `text_encoder` of its run: a name on the Hugging"
+            " Face hub, or a folder.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Put a trained tokenizer and a generator together into a folder for `cat-fast sample`.
+    """Combine a trained tokenizer and a trained generator into a folder for `cat-fast sample`.
 
-    The generator must have been trained on latents of this tokenizer, with as many classes as there are
-    names. The latents that it was trained on know everything else; without them, give --labels and
-    --resolution.
+    The generator must have been trained on latents of this tokenizer, with one class per name. --latents
+    gives the class names, resolution and thresholds; without it, give --labels and --resolution.
+
+    The folder has diffusers' layout: model_index.json, vae/, transformer/, scheduler/.
 
     Examples:
 
@@ -109,9 +110,13 @@ def pipeline(
         cat-fast sample --pipeline pipeline --count 50000 --npz --out fid
     """
     if latents is None and labels is None:
-        raise UserError("--latents or --labels: one of them has to name the classes of the generator")
+        raise UserError(
+            "--latents or --labels is missing: one of them has to name the classes of the generator"
+        )
     if latents is None and resolution is None:
-        raise UserError("--resolution: without --latents, give the side in pixels that it was trained at")
+        raise UserError(
+            "--resolution is missing: without --latents, give the side in pixels that it was trained at"
+        )
     names = read_classes(labels) if labels else None
 
     from cat_fast.complexity import RatioThresholds
@@ -151,6 +156,6 @@ def pipeline(
 
 
 def _names(given: list[str] | None, known: list[str], option: str) -> list[str]:
-    """The names of classes that may be given by their numbers."""
+    """Return the names of classes given by name or number."""
     labels = parse_labels(given, known, option) if given else []
     return [known[label] if isinstance(label, int) and label < len(known) else str(label) for label in labels]

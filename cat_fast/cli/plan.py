@@ -69,7 +69,12 @@ def cost(
 
         cat-fast plan cost configs/tokenizer/cat_c16.yaml data.image_size=128 --batches 1,2,4
     """
-    from cat_fast.training.tokenizer.measure_cost import count_operations, default_batches, measure, steps_of
+    from cat_fast.training.tokenizer.measure_cost import (
+        count_operations,
+        default_batches,
+        measure,
+        num_timed_steps,
+    )
 
     run = _read(config, overrides)
     if json_file:
@@ -79,7 +84,7 @@ def cost(
     else:
         sizes = _numbers(batches) if batches else default_batches(run.data.batch_size)
         with progress("steps") as bar:
-            task = bar.add_task("measuring", total=steps_of(run, sizes, repeats))
+            task = bar.add_task("measuring", total=num_timed_steps(run, sizes, repeats))
             load = os.getloadavg()[0]
             table = measure(
                 run,

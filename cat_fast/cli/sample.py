@@ -1,5 +1,6 @@
-"""`cat-fast sample`: labels or descriptions to images, one or fifty thousand."""
+"""`cat-fast sample`: draw images of labels or descriptions."""
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -15,7 +16,10 @@ from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from cat_fast.complexity import Description
+    from cat_fast.inference import CATPipeline
     from cat_fast.inference.sampling_run.run import SampleRun
 
 _MANY = "Many images"
@@ -31,7 +35,7 @@ def sample(
             "--pipeline",
             "-p",
             metavar="DIR",
-            help="What `cat-fast pipeline` wrote; `cat-fast demo` leaves one here.",
+            help="Folder of a pipeline, from `cat-fast pipeline` or `cat-fast demo`.",
         ),
     ] = Path("runs/demo/pipeline"),
     labels: Annotated[
@@ -39,8 +43,7 @@ def sample(
         typer.Option(
             "--labels",
             "-l",
-            help="Names or numbers of classes, with commas between them or --labels again. Default: all"
-            " classes.",
+            help="Class names or numbers, separated by commas; may be repeated. Default: all classes.",
             show_default=False,
         ),
     ] = None,
@@ -48,68 +51,85 @@ def sample(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="What to draw: a description a line (.txt), or objects with caption, has_text and has_faces"
+            help="Descriptions to draw, one per line (.txt), or objects with caption, has_text and has_faces"
             " (.jsonl); for generators trained with text.",
             show_default=False,
         ),
     ] = None,
     ratio: Annotated[
         str,
-        typer.Option(metavar="auto|8|16|32", help="Compression ratio; auto: what each description earns."),
+        typer.Option(
+            metavar="auto|8|16|32", help="Compression ratio; auto chooses it by each prompt's complexity."
+        ),
     ] = "auto",
     mean_tokens: Annotated[
         float | None,
         typer.Option(
-            help="Tokens an image may cost in the mean; the more complex ones get more of them.",
+            help="Budget of tokens per image, on average; more complex images get more of it.",
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of the scheduler.")] = 250,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 1.5,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps of the scheduler.")] = 250,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance scale; 1 disables guidance.")
+    ] = 1.5,
     scheduler: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="ddpm|ddim|dpm++|euler",
-            help="ddim and dpm++ need some 30 to 50 steps; euler is for models trained as flows.",
+            help="ddim and dpm++ need 30 to 50 steps; euler is for models trained as flows. Default: the"
+            " pipeline's scheduler.",
+            show_default=False,
         ),
-    ] = "ddpm",
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Image i is drawn from SEED + i.")] = 0,
     size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Side in pixels. Default: what it was trained at.", show_default=False),
+        str | None,
+        typer.Option(
+            metavar="N|WxH",
+            help="Side in pixels, or width and height. Default: the resolution of training.",
+            show_default=False,
+        ),
     ] = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Also put the first hundred on one sheet.")] = False,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Write the first hundred images to one sheet, grid.png.")
+    ] = False,
     npz: Annotated[
-        bool, typer.Option("--npz", help="Also samples.npz for FID: arr_0 images, arr_1 labels.")
+        bool, typer.Option("--npz", help="Write samples.npz for FID: arr_0 images, arr_1 labels.")
     ] = False,
     count: Annotated[
         int | None,
-        typer.Option(min=1, help="Images in all, labels in turn.", show_default=False, rich_help_panel=_MANY),
+        typer.Option(
+            min=1,
+            help="Total number of images; labels take turns.",
+            show_default=False,
+            rich_help_panel=_MANY,
+        ),
     ] = None,
     per_class: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of each label.", show_default=False, rich_help_panel=_MANY),
+        typer.Option(min=1, help="Number of images per label.", show_default=False, rich_help_panel=_MANY),
     ] = None,
     max_tokens: Annotated[
         int,
         typer.Option(
-            min=1, help="Tokens a forward pass; lower it when memory runs out.", rich_help_panel=_MANY
+            min=1, help="Tokens per forward pass; lower it if you run out of memory.", rich_help_panel=_MANY
         ),
     ] = 16_384,
-    rank: Annotated[
-        int, typer.Option(min=0, help="Which of the machines this is.", rich_help_panel=_MANY)
-    ] = 0,
+    rank: Annotated[int, typer.Option(min=0, help="Index of this machine.", rich_help_panel=_MANY)] = 0,
     world_size: Annotated[
-        int, typer.Option(min=1, help="How many share the work.", rich_help_panel=_MANY)
+        int, typer.Option(min=1, help="Number of machines that share the work.", rich_help_panel=_MANY)
     ] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes a GPU if any.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes the first GPU, else the CPU.")
+    ] = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Draw images of classes, or of descriptions, each with the tokens its complexity earns.
+    """Draw images of classes or descriptions, with more tokens for more complex ones.
 
-    DIR gets images/000000.png and so on, and samples.json, which says of each its label, ratio, tokens and
-    seed. Interrupted or killed, the same command draws only what is missing, and the images are to the bit
-    those of a run without a break.
+    Writes images/000000.png and so on to DIR, and samples.json with each image's label, ratio, tokens and
+    seed. After an interruption, the same command draws the missing images only. The result is bit-identical
+    to an uninterrupted run.
 
     Examples:
 
@@ -120,42 +140,42 @@ def sample(
         cat-fast sample -p DIR --descriptions prompts.txt --out images --ratio auto
     """
     fixed = parse_ratio(ratio)
+    width, height = _parse_size(size)
     if labels and descriptions:
-        raise UserError("--labels and --descriptions: give one of them")
+        raise UserError("expected --labels or --descriptions, got both")
     if count and per_class:
-        raise UserError("--count and --per-class: give one of them")
+        raise UserError("expected --count or --per-class, got both")
     if rank >= world_size:
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
-    if scheduler not in ("ddpm", "ddim", "dpm++", "euler"):
+    if scheduler not in (None, "ddpm", "ddim", "dpm++", "euler"):
         raise UserError(f"--scheduler {scheduler}: expected ddpm, ddim, dpm++ or euler")
     described = _read(descriptions) if descriptions else None
 
-    from cat_fast.inference import CATPipeline
     from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
     from cat_fast.models.device import find_device
 
-    models = CATPipeline.from_pretrained(pipeline).to(find_device(device))
+    models = _load(pipeline, find_device(device))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
-    wanted = count or (per_class or 1) * len(prompts)
+    total = count or (per_class or 1) * len(prompts)
     chosen: Literal["auto"] | int = "auto" if fixed is None else fixed
     settings = SampleSettings(
         ratio=chosen,
         mean_tokens=mean_tokens,
-        steps=steps,
-        guidance=guidance,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
         scheduler=scheduler,  # type: ignore[arg-type] # checked above
         seed=seed,
-        size=size,
         max_tokens=max_tokens,
     )
-    run = SampleRun(models, [prompts[i % len(prompts)] for i in range(wanted)], settings, out, pipeline)
-    begun = time.perf_counter()
+    run = SampleRun(models, [prompts[i % len(prompts)] for i in range(total)], settings, out, pipeline)
+    started = time.perf_counter()
     with console.progress("images") as bars:
-        mine = sum(map(len, run.batches[rank::world_size]))
-        there = mine - run.count_missing(rank, world_size)
-        task = bars.add_task("drawing", total=mine, completed=there)
+        own = sum(map(len, run.batches[rank::world_size]))
+        task = bars.add_task("drawing", total=own, completed=own - run.count_missing(rank, world_size))
         drawn = run.draw(rank, world_size, lambda images: bars.advance(task, images))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     missing = run.count_missing()
     summary = _summary(run) | {
         "out": str(out),
@@ -169,7 +189,33 @@ def sample(
     if json_output:
         print_json(summary)
     else:
-        _tell(summary)
+        _print(summary)
+
+
+def _parse_size(text: str | None) -> tuple[int | None, int | None]:
+    """Return width and height of "N" or "WxH"."""
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text)
+    if match is None:
+        raise UserError(f"--size {text}: expected a side in pixels, or WxH such as 768x512")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _load(folder: Path, device: "torch.device") -> "CATPipeline":
+    """Load a pipeline without diffusers' progress bar and warnings."""
+    from diffusers.utils import logging
+
+    from cat_fast.inference import CATPipeline
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        return CATPipeline.from_pretrained(folder).to(device)
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 def _read(path: Path) -> "list[Description]":
@@ -180,18 +226,19 @@ def _read(path: Path) -> "list[Description]":
 
 def _summary(run: "SampleRun") -> dict[str, Any]:
     ratios = Counter(request.ratio for request in run.requests)
-    size = run.settings.size or run.pipeline.resolution
-    patch = run.pipeline.generator.config.patch_size
+    height, width = run.size
+    patch = run.pipeline.transformer.config.patch_size
     return {
         "images": len(run.requests),
-        "size": size,
+        "height": height,
+        "width": width,
         "ratios": {str(ratio): ratios[ratio] for ratio in sorted(ratios)},
         "mean_tokens": sum(request.num_tokens for request in run.requests) / len(run.requests),
-        "fixed_16x_tokens": (size / (16 * patch)) ** 2,
+        "fixed_16x_tokens": height * width / (16 * patch) ** 2,
     }
 
 
-def _tell(summary: dict[str, Any]) -> None:
+def _print(summary: dict[str, Any]) -> None:
     mix = ", ".join(f"{count} at {ratio}x" for ratio, count in summary["ratios"].items())
     fixed = summary["fixed_16x_tokens"]
     console.out.print(
@@ -201,7 +248,7 @@ def _tell(summary: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     if summary["missing"]:
-        console.out.print(f"{summary['missing']} are not there yet: other ranks draw them")
+        console.out.print(f"{summary['missing']} images are still missing; other ranks draw them")
     for path in (summary["grid"], summary["npz"], f"{summary['out']}/samples.json"):
         if path:
             console.out.print(Text(path), soft_wrap=True)

@@ -12,7 +12,7 @@ def ratios_within_budget(
     complexities: Sequence[float],
     mean_tokens: float,
     *,
-    resolution: int = 512,
+    resolution: int | tuple[int, int] = 512,
     patch_size: int = 2,
     ratios: Sequence[int] = RATIOS,
     preferred: Sequence[int] | None = None,
@@ -27,6 +27,7 @@ def ratios_within_budget(
 
     Args:
         complexities: one value per image, in any unit; ties favour earlier images.
+        resolution: side of the images in pixels, or height and width.
         ratios: one to three ratios to choose from.
         preferred: the ratio each image would have without a budget.
 
@@ -41,9 +42,10 @@ def ratios_within_budget(
     )
     count = len(complexities)
     if not mean_tokens >= high_cost:  # also true for NaN
+        size = resolution if isinstance(resolution, int) else f"{resolution[1]} x {resolution[0]}"
         raise UserError(
             f"mean_tokens is {mean_tokens:g}, expected at least {high_cost}: the cost of an image of"
-            f" {resolution} px at {high}x"
+            f" {size} px at {high}x"
         )
     # For each number of images at the lowest ratio, put as many at the middle one as the budget allows.
     at_low = np.arange(count + 1)

@@ -74,13 +74,13 @@ class EmbeddedScorer:
 
     def score_many(self, descriptions: Sequence[Description]) -> list[int]:
         """Return the complexity score 1..9 of each description, in order."""
-        return round_scores(self.expected_many(descriptions)).tolist()
+        return round_scores(self.continuous_scores(descriptions)).tolist()
 
     def continuous_score(self, description: Description) -> float:
         """Return the score before rounding, in [1, 9]."""
-        return float(self.expected_many([description])[0])
+        return float(self.continuous_scores([description])[0])
 
-    def expected_many(self, descriptions: Sequence[Description]) -> np.ndarray:
+    def continuous_scores(self, descriptions: Sequence[Description]) -> np.ndarray:
         """Return the score of each description before rounding, in order, float64 (len(descriptions),)."""
         return calibrate(self.predict(descriptions), self.knots)
 

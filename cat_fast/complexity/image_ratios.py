@@ -49,7 +49,7 @@ def load_index(name: str) -> list[ImageRecord]:
     return index_photographs(photographs("train")) if name == PHOTOGRAPHS else read_index(name)
 
 
-def policy_of(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
+def ratio_policy_for(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
     """Return the policy for a key of RATIO_SIGNALS, with `thresholds` for scores."""
     return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
 

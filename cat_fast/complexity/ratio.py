@@ -104,20 +104,29 @@ def ratio_mix(ratios: Iterable[int]) -> dict[int, float]:
     return {ratio: counts[ratio] / counts.total() for ratio in RATIOS}
 
 
-def tokens_per_image(ratio: int, resolution: int = 512, patch_size: int = 2) -> int:
-    """Return the tokens of a square image, (resolution / ratio / patch_size)²: 1024, 256 or 64 at 512 px.
+def tokens_per_image(ratio: int, resolution: int | tuple[int, int] = 512, patch_size: int = 2) -> int:
+    """Return the tokens of one image, (height / ratio / patch_size) · (width / ratio / patch_size).
+
+    A square image of 512 px has 1024, 256 or 64.
+
+    Args:
+        ratio: 8, 16 or 32.
+        resolution: side of a square image in pixels, or height and width.
+        patch_size: side of a patch in latent pixels.
 
     Raises:
-        UserError: `ratio` is not one of 8, 16, 32, or `resolution` is not a multiple of ratio · patch_size.
+        UserError: `ratio` is not one of 8, 16, 32, or a side is not a multiple of ratio · patch_size.
     """
     _valid_ratio(ratio)
-    side, rest = divmod(resolution, ratio * patch_size)
-    if rest or side < 1:
-        raise UserError(
-            f"an image of {resolution} px does not divide into {patch_size} x {patch_size} patches"
-            f" at {ratio}x; use a multiple of {ratio * patch_size} px"
-        )
-    return side * side
+    unit = ratio * patch_size
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    for side in (height, width):
+        if side % unit or side < unit:
+            raise UserError(
+                f"an image of {side} px does not divide into {patch_size} x {patch_size} patches"
+                f" at {ratio}x; use a multiple of {unit} px"
+            )
+    return (height // unit) * (width // unit)
 
 
 def mean_tokens(mix: Mapping[int, float], resolution: int = 512, patch_size: int = 2) -> float:

@@ -91,7 +91,7 @@ class RatioPolicy:
         """Choose by the JPEG size of the image's centre square."""
         return RatioChoice(ratio=ratio_of_image(image), source="jpeg size", why="no caption; by JPEG size")
 
-    def rate(self, image: Labelled) -> int | None:
+    def ratio_from_labels(self, image: Labelled) -> int | None:
         """Return the ratio derived from labels, None if they are missing or invalid."""
         (choice,) = self.choose([image])
         return choice.ratio if isinstance(choice, RatioChoice) else None

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import Progress
 
 from cat_fast.complexity.image_ratios import index_photographs
@@ -127,17 +128,20 @@ class Demo:
 
     def draw(self, pipeline: CATPipeline) -> list[dict[str, Any]]:
         """Sample one image per class and ratio, with one seed per class."""
-        settings, ratios = self.settings, sorted(pipeline.tokenizer.ratios)
+        settings, ratios = self.settings, sorted(pipeline.vae.ratios)
         bar = self.bars.add_task("draw samples", total=settings.sampling_steps * len(ratios))
+        pipeline.set_progress_bar_config(disable=True)
         samples = []
         for ratio in ratios:
             drawn = pipeline(
                 list(CATEGORIES),
                 ratio=ratio,
-                steps=settings.sampling_steps,
-                guidance=settings.guidance,
+                num_inference_steps=settings.sampling_steps,
+                guidance_scale=settings.guidance,
                 scheduler="ddpm",
-                on_step=lambda done, total: self.bars.advance(bar),
+                generator=[torch.Generator().manual_seed(label) for label in range(len(CATEGORIES))],
+                callback_on_step_end=lambda *_: self.bars.advance(bar),
+                callback_on_step_end_tensor_inputs=(),
             )
             for label, image, tokens in zip(CATEGORIES, drawn.images, drawn.tokens, strict=True):
                 samples.append({"label": label, "ratio": ratio, "tokens": tokens, "image": image})

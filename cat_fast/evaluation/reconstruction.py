@@ -15,7 +15,7 @@ from cat_fast.tokenizer.perceptual import STLPIPS
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtRatio:
+class RatioResult:
     """Reconstruction of one image at one ratio."""
 
     image: Tensor
@@ -33,10 +33,10 @@ class Reconstruction:
     original: Tensor
     """(3, H, W) in [-1, 1]."""
     mean_colour_psnr: float
-    at: dict[int, AtRatio]
+    at: dict[int, RatioResult]
 
     @property
-    def chosen(self) -> AtRatio:
+    def chosen(self) -> RatioResult:
         return self.at[self.record.ratio]
 
 
@@ -67,7 +67,9 @@ def reconstruct(
             strict=True,
         )
         at = {
-            ratio: AtRatio(image=image, tokens=tokens_per_image(ratio, size), psnr=decibels, perceptual=far)
+            ratio: RatioResult(
+                image=image, tokens=tokens_per_image(ratio, size), psnr=decibels, perceptual=far
+            )
             for ratio, image, decibels, far in figures
         }
         results.append(

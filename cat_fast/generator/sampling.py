@@ -70,8 +70,8 @@ def make_sampler(schedule: Schedule, name: Sampler) -> Any:
     raise UserError(f"scheduler: expected 'ddpm', 'ddim' or 'dpm++', got {name!r}")
 
 
-def set_steps(schedule: Schedule, name: Sampler, steps: int) -> Any:
-    """Return `make_sampler(schedule, name)` with its timesteps set.
+def set_steps(schedule: Any, name: Sampler | None, steps: int) -> Any:
+    """Return `make_sampler(schedule, name)`, or a copy of `schedule` if `name` is None, with timesteps set.
 
     Raises:
         UserError: `steps` is below 1, or above the number of distinct timesteps of the sampler.
@@ -79,7 +79,7 @@ def set_steps(schedule: Schedule, name: Sampler, steps: int) -> Any:
     max_steps = schedule.config["num_train_timesteps"]
     if not 1 <= steps <= max_steps:
         raise UserError(f"steps: expected 1 .. {max_steps}, got {steps}")
-    sampler = make_sampler(schedule, name)
+    sampler = copy.deepcopy(schedule) if name is None else make_sampler(schedule, name)
     sampler.set_timesteps(steps)
     if len(sampler.timesteps.unique()) < steps:
         raise UserError(
@@ -94,11 +94,13 @@ def sample(
     requests: Sequence[SampleRequest],
     schedule: Schedule,
     *,
-    sampler: Sampler = "ddpm",
+    sampler: Sampler | None = "ddpm",
     steps: int = 250,
     guidance: float = 1.5,
     text: PackedText | None = None,
-    on_step: Callable[[], None] | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    device: torch.device | None = None,
+    on_step: Callable[[int, torch.Tensor, PackedSequence], PackedSequence | None] | None = None,
 ) -> list[torch.Tensor]:
     """Sample latents (c, h, w), float32, one per request, in the model's scale.
 
@@ -109,11 +111,13 @@ def sample(
     Args:
         model: transformer in evaluation mode; in training mode it would drop labels.
         schedule: the schedule the model was trained with.
-        sampler: name of the solver.
+        sampler: name of the solver; None for `schedule` itself.
         steps: number of solver steps.
         guidance: scale of classifier-free guidance; 1 disables it.
         text: one encoded text per request, for a model with text.
-        on_step: called after every step.
+        generators: one per request, instead of generators seeded with `SampleRequest.seed`.
+        device: device for the computation; default `model.device`, which differs for an offloaded model.
+        on_step: called after every step with its index, its timestep and the tokens; may return other tokens.
 
     Raises:
         UserError: `requests` is empty, `steps` is out of range, or the model is in training mode.
@@ -124,15 +128,15 @@ def sample(
         raise UserError(
             "model: expected evaluation mode, got training mode, which drops labels; call model.eval()"
         )
-    generators = [torch.Generator().manual_seed(request.seed) for request in requests]
-    packed = _initial_noise(model, requests, generators)
+    generators = generators or [torch.Generator().manual_seed(request.seed) for request in requests]
+    packed = _initial_noise(model, requests, generators).to(device or model.device)
     solver = _PackedSolver(set_steps(schedule, sampler, steps), requests, generators)
-    for timestep in solver.timesteps:
+    for step, timestep in enumerate(solver.timesteps):
         noise = _guided_noise(model, packed, timestep, guidance, text)
         tokens = solver.step(noise, timestep, packed.tokens)
         packed = packed.replace(tokens=tokens)
         if on_step is not None:
-            on_step()
+            packed = on_step(step, timestep, packed) or packed
     return packed.to_latents(model.config.patch_size)
 
 
@@ -141,11 +145,13 @@ def _initial_noise(
 ) -> PackedSequence:
     p, channels = model.config.patch_size, model.config.in_channels
     noise = [
-        torch.randn(channels, p * request.grid[0], p * request.grid[1], generator=generator)
+        torch.randn(
+            channels, p * request.grid[0], p * request.grid[1], generator=generator, device=generator.device
+        ).cpu()
         for request, generator in zip(requests, generators, strict=True)
     ]
     ratios, labels = [request.ratio for request in requests], [request.label for request in requests]
-    return PackedSequence.from_latents(noise, ratios, p, labels=labels).to(model.device)
+    return PackedSequence.from_latents(noise, ratios, p, labels=labels)
 
 
 def _guided_noise(

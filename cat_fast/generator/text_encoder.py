@@ -1,6 +1,7 @@
 """`TextEncoder`: a frozen transformers model that encodes captions as `PackedText`."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 from transformers.utils import logging
@@ -18,7 +21,7 @@ from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.text_models import find_text_model
 
 
-class TextEncoder:
+class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
     """Frozen text encoder: texts -> last hidden states of their tokens, without padding or gradients.
 
     Supports T5, BERT, CLIP's text model and similar; only the encoder of encoder-decoder models runs.
@@ -35,6 +38,7 @@ class TextEncoder:
     def __init__(
         self, name_or_folder: str | os.PathLike[str], *, max_tokens: int = 128, download: bool = True
     ) -> None:
+        super().__init__()
         name = os.fspath(name_or_folder)
         folder = find_text_model(name)
         if folder is None and not download:
@@ -53,6 +57,46 @@ class TextEncoder:
         """Name on the hub, or the absolute path of the folder."""
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
         self._fingerprint: str | None = None
+        self.eval()
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override] # diffusers' other options are ignored
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        torch_dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load the published encoder that `save_pretrained` referred to.
+
+        Args:
+            pretrained_model_name_or_path: folder that `save_pretrained` wrote.
+            torch_dtype: dtype of the encoder; that of its weights if None.
+            options: diffusers' other options, which are ignored.
+
+        Raises:
+            UserError: the folder refers to no encoder, or its weights have changed since.
+        """
+        path = Path(pretrained_model_name_or_path) / cls.config_name
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            name, max_tokens, saved = (config[key] for key in ("name", "max_tokens", "fingerprint"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a reference to a text encoder ({first_line(error)})") from error
+        encoder = cls(name, max_tokens=max_tokens)
+        if encoder.fingerprint() != saved:
+            raise UserError(
+                f"text encoder {name!r} is {encoder.fingerprint()}, expected {saved}; use the text encoder "
+                "it was saved with"
+            )
+        encoder.model.to(dtype=torch_dtype)
+        return encoder
+
+    def save_pretrained(  # type: ignore[override] # diffusers' options are for weights
+        self, save_directory: str | os.PathLike[str], **options: Any
+    ) -> None:
+        """Write a reference, config.json with name and fingerprint; the published weights are not copied."""
+        self.register_to_config(name=self.name, max_tokens=self.max_tokens, fingerprint=self.fingerprint())
+        self.save_config(save_directory)
 
     @property
     def dim(self) -> int:
@@ -70,12 +114,14 @@ class TextEncoder:
                 self._fingerprint = hashlib.sha256(b"".join(digests)).hexdigest()[:16]
         return self._fingerprint
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def to(  # type: ignore[override]
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Self:
         """Move the model to `device` and cast it to `dtype`."""
         if dtype is not None:
             self.fingerprint()  # must hash the weights before the cast
-        self.model.to(device=device, dtype=dtype)
-        return self
+        move: Any = super().to
+        return move(device) if dtype is None else move(device, dtype)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens of each text without encoding it; 0 for an empty text."""
@@ -83,7 +129,7 @@ class TextEncoder:
         return [len(own) if text.strip() else 0 for own, text in zip(ids, texts, strict=True)]
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[str]) -> PackedText:
+    def forward(self, texts: Sequence[str]) -> PackedText:
         """Encode texts on the model's device; an empty text has no tokens and is the null text.
 
         Raises:

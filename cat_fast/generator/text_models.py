@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cat_fast.errors import UserError, one_line
 
-BY_HAND = "give the name of a text encoder on the Hugging Face hub, or the folder of one"
+ENCODER_HINT = "give the name of a text encoder on the Hugging Face hub, or the folder of one"
 
 _CONFIG_AND_TOKENIZER = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -58,12 +58,12 @@ def fetch_text_model(name: str) -> Path:
                 huggingface_hub.snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"])
     except Exception as error:  # errors of the hub, the network or the disk
         raise UserError(
-            f"text encoder {name!r} cannot be downloaded ({one_line(error)[:200]}); {BY_HAND}"
+            f"text encoder {name!r} cannot be downloaded ({one_line(error)[:200]}); {ENCODER_HINT}"
         ) from error
     folder = find_text_model(name)
     if folder is None:
         raise UserError(
-            f"text encoder {name!r}: config.json, tokenizer or weights are missing on the hub; {BY_HAND}"
+            f"text encoder {name!r}: config.json, tokenizer or weights are missing on the hub; {ENCODER_HINT}"
         )
     return folder
 

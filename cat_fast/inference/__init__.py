@@ -1,4 +1,4 @@
-"""From photographs to latents and back, and from a label to an image."""
+"""Encoding of photographs to latents, decoding, and `CATPipeline` from labels to images."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ __all__ = ["CATOutput", "CATPipeline"]
 
 
 def __getattr__(name: str) -> object:
-    # The pipeline brings the diffusion schedulers along, which encoding and decoding never need.
+    # Lazy: importing the pipeline imports diffusers' schedulers, which encoding and decoding do not need.
     if name in __all__:
         from cat_fast.inference.pipeline import cat_pipeline
 

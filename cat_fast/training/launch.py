@@ -1,4 +1,4 @@
-"""Start a training run through the DeepSpeed launcher and watch it from outside."""
+"""Start a training run through the DeepSpeed launcher and follow its progress."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ _GRACE_SECONDS = 30
 
 
 def default_ranks() -> int:
-    """One rank a GPU; without a GPU two, or one on a single core."""
+    """Return one rank per GPU; without a GPU two, or one on a single core."""
     import torch
 
     return torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
@@ -35,14 +35,17 @@ def launch(
     ranks: int,
     on_step: Callable[[int, dict[str, float]], None] = lambda done, metrics: None,
 ) -> None:
-    """Run `deepspeed --module cat_fast.train CONFIG …` to its end.
+    """Run `deepspeed --module cat_fast.train CONFIG …` until it exits.
 
-    The launcher's output goes to `log`; `on_step(steps done, last metrics)` is called as the run's metrics
-    appear. An exception here, Ctrl-C too, ends all ranks before it goes on; they save at the end of
-    their step.
+    An exception in this process, such as Ctrl-C, stops all ranks before it propagates; they save at the end
+    of their step.
+
+    Args:
+        log: file to which the launcher's output is appended.
+        on_step: called with the number of completed steps and the last metrics, as new metrics appear.
 
     Raises:
-        UserError: the run failed; the message is its own last error line. Or it was preempted.
+        UserError: the run failed (the message quotes its last error line) or was preempted.
     """
     command = [
         *(sys.executable, "-m", "deepspeed.launcher.runner"),
@@ -62,15 +65,15 @@ def launch(
         try:
             _watch(process, run_folder, on_step)
         finally:
-            _end(process)
+            _terminate(process)
     if process.returncode:
-        told = _last_error(log, before)
-        raise UserError(f"training ended with exit code {process.returncode}: {told} (all of it: {log})")
+        error = _last_error(log, before)
+        raise UserError(f"training failed with exit code {process.returncode}: {error} (full log: {log})")
     run = summarize(run_folder)
     if run and run.state == "preempted":
         raise UserError(
-            f"training was preempted ({run.reason}) after step {run.step} of {run.total_steps}, and saved: "
-            "the same command goes on"
+            f"training was preempted ({run.reason}) after step {run.step} of {run.total_steps}, checkpoint "
+            "saved: resume with the same command"
         )
 
 
@@ -85,26 +88,26 @@ def _watch(
         except subprocess.TimeoutExpired:
             pass
         records = read_metrics(run_folder)
-        if records and "loss" in records[-1]:  # a skipped step may have none
+        if records and "loss" in records[-1]:  # a skipped step may not have one
             on_step(int(records[-1]["step"]) + 1, records[-1])
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Nothing of the launcher's session outlives this call; the ranks have `_GRACE_SECONDS` to save.
+def _terminate(process: subprocess.Popen) -> None:
+    """Terminate all processes of the launcher's session; the ranks have `_GRACE_SECONDS` to save.
 
-    The launcher's first process dies of the signal at once, so it is the session that is waited for.
+    The launcher's first process dies of the signal at once, so this waits for its process group instead.
     """
     for kind in (signal.SIGTERM, signal.SIGKILL):
         deadline = time.monotonic() + _GRACE_SECONDS
-        if _session_lives(process.pid):
+        if _is_group_alive(process.pid):
             os.killpg(process.pid, kind)
-        while _session_lives(process.pid) and time.monotonic() < deadline:
+        while _is_group_alive(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)
     process.wait()
 
 
-def _session_lives(group: int) -> bool:
-    """Whether a process of the group runs; one that only waits for its parent to notice its end does not."""
+def _is_group_alive(group: int) -> bool:
+    """Return True if a process of the group is running; zombies do not count."""
     for process in psutil.process_iter():
         try:
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
@@ -115,10 +118,10 @@ def _session_lives(group: int) -> bool:
 
 
 def _last_error(log: Path, start: int) -> str:
-    """The last line that reads like an error, of any rank, from byte `start` on: this run's part."""
+    """Return the last error line of any rank, from byte `start` of the log: the part of this run."""
     lines = [line.strip() for line in log.read_bytes()[start:].decode(errors="replace").splitlines()]
     errors = [line for line in lines if line.startswith(("error:", "error (rank")) or "Error:" in line]
-    return errors[-1] if errors else "no error line was printed"
+    return errors[-1] if errors else "no error was printed"
 
 
 def _accelerator() -> str:

@@ -1,4 +1,4 @@
-"""The loop that every run shares: resume, step, log, checkpoint, export; and every way it can end."""
+"""Training loop shared by all tasks: resume, step, log, checkpoint, export, and handle every way to end."""
 
 import math
 import shutil
@@ -17,13 +17,13 @@ from cat_fast.training.checkpoints.write_errors import as_write_error, write_on_
 from cat_fast.training.config.settings import RunConfig
 from cat_fast.training.health.nan_guard import SKIPPED
 from cat_fast.training.health.preemption import Preemption
-from cat_fast.training.health.run_status import RunStatus, StatusFile, record_failure, sole_writer
+from cat_fast.training.health.run_status import RunStatus, StatusFile, lock_folder, record_failure
 from cat_fast.training.health.watchdog import Watchdog
 from cat_fast.training.metrics import throughput
 from cat_fast.training.metrics.run_log import GRIDS, METRICS, RunLog, report
 from cat_fast.training.metrics.throughput import SUMMARY
 from cat_fast.training.metrics.trackers import TENSORBOARD, WANDB_ID
-from cat_fast.training.runtime.collective_errors import on_main, raise_together, require_shared
+from cat_fast.training.runtime.collective_errors import on_main, raise_together, require_shared_folder
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.step import Request, Stepper, Steps
 
@@ -32,18 +32,21 @@ CHECKPOINTS = "checkpoints"
 
 
 class Task(Steps, Protocol):
-    """One model's training: its steps, and the methods below, which all ranks call together."""
+    """Training of one model: its steps, and the methods below.
+
+    `save`, `load` and `export` are collective: every rank must call them.
+    """
 
     def save(self, folder: Path) -> None:
-        """Write everything that resuming needs."""
+        """Write the complete state for resuming."""
         ...
 
     def load(self, folder: Path) -> None: ...
 
     def grid(self, step: int) -> tuple[Image.Image, dict[str, float]] | None:
-        """Images of what the model can do after `step`, and figures about them; asked of rank 0 alone.
+        """Return sample images of the model after `step` and their metrics, or None if there are none.
 
-        None if it has none to show. Draws no random number.
+        Called on rank 0 only. Must not draw random numbers.
         """
         ...
 
@@ -52,37 +55,39 @@ class Task(Steps, Protocol):
         ...
 
     def close(self) -> None:
-        """End what works for the task beside this process, such as loaders."""
+        """Stop the task's helper processes, such as data loaders."""
         ...
 
 
 @dataclass(frozen=True)
 class Preempted:
-    """A run that was asked to end and saved first: by what, and after how many steps."""
+    """Reason of a stop before the end of the schedule, and the number of completed steps."""
 
     reason: str
     step: int
 
 
 def run(task: Task, config: RunConfig, ranks: Ranks, command: str = "") -> Preempted | None:
-    """Train to `schedule.total_steps`, from the newest whole checkpoint if there is one; export the model.
+    """Train to `schedule.total_steps`, from the newest valid checkpoint if there is one; export the model.
+
+    Collective: every rank must call it.
 
     Args:
-        command: what starts this run again, for those who have to.
+        command: command that resumes this run, for messages and the status file.
 
     Returns:
-        None at the end of the schedule; else why it ended before, saved and told.
+        None at the end of the schedule; else why the run was stopped before, after saving a checkpoint.
 
     Raises:
-        UserError: too many steps were not finite; nothing can be written; another process trains in the same
-            folder. What was saved before is kept.
+        UserError: too many steps were not finite; the folder is not writable; another process trains in the
+            same folder. Saved checkpoints are kept.
     """
     folder = Path(config.output_dir)
     with ExitStack() as stack:
         stack.callback(task.close)
-        on_main(lambda: stack.enter_context(sole_writer(folder)), ranks)
-        require_shared(folder, ranks)
-        stack.enter_context(_failures_told(folder, ranks))
+        on_main(lambda: stack.enter_context(lock_folder(folder)), ranks)
+        require_shared_folder(folder, ranks)
+        stack.enter_context(_failure_recorded(folder, ranks))
         store = CheckpointStore(folder / CHECKPOINTS, ranks, config.checkpoint.keep_last)
         stack.callback(store.join)
         return _train(task, config, store, command)
@@ -92,126 +97,134 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
     ranks, folder, total = store.ranks, Path(config.output_dir), config.schedule.total_steps
     status = _open_status(config, ranks, folder, command)
     if config.checkpoint.resume == "never":
-        write_on_main(lambda: _move_aside(folder), folder, "what was there before", ranks)
-    ended: Preempted | None = None
+        write_on_main(lambda: _move_earlier_run(folder), folder, "the folder of the earlier run", ranks)
+    preempted: Preempted | None = None
     with (
-        _state_told(status),
+        _failed_status(status),
         Watchdog(folder, ranks, config.watchdog.timeout_seconds) as watchdog,
         Preemption().listening() as preemption,
     ):
         first = _resume(task, store, config)
         if status:
             status.status.step = first
-        with _opened_log(config, first, ranks) as log, _Reports(log, status, task, folder) as reports:
+        with _opened_log(config, first, ranks) as log, _DeferredLog(log, status, task, folder) as deferred:
             if status and log:
                 status.status.skipped = log.skipped
             stepper = Stepper(task, config, ranks)
 
-            def request() -> Request:
-                return Request(preemption.requested, reports.trouble or store.failure)
+            def current_request() -> Request:
+                return Request(preemption.requested, deferred.error or store.failure)
 
-            def during() -> Request:
-                reports.flush()
-                return request()
+            def during_backward() -> Request:
+                deferred.flush()
+                return current_request()
 
             def save(done: int) -> None:
-                reports.flush()
-                raise_together(reports.trouble or store.failure, ranks)
+                deferred.flush()
+                raise_together(deferred.error or store.failure, ranks)
                 watchdog.progress("saving a checkpoint")
                 store.save(done, task.save)
 
-            asked, saved = Request(), first
+            request, saved = Request(), first
             for step in range(first, total):
-                outcome = stepper.step(step, asked, during)
-                done = step if outcome is None else step + 1
-                if outcome is not None:
-                    reports.keep(step, outcome.metrics)
-                stop = outcome is None or outcome.stop
+                result = stepper.step(step, request, during_backward)
+                done = step if result is None else step + 1
+                if result is not None:
+                    deferred.add(step, result.metrics)
+                stop = result is None or result.stop
                 if stop or done % config.checkpoint.every_steps == 0 or done == total:
                     if done != saved:
                         save(done)
                     saved = done
                 watchdog.progress("training")
                 if stop and done < total:
-                    ended = Preempted(_reason_to_stop(preemption, ranks), done)
+                    preempted = Preempted(_stop_reason(preemption, ranks), done)
                     break
-                asked = request()
+                request = current_request()
         store.wait()
-        if ended is None:
+        if preempted is None:
             watchdog.progress("exporting the model")
             _export(task, folder / EXPORT, ranks)
             if first < total:
                 report(config, ranks)
         if status:
-            status.end("preempted" if ended else "finished", ended.reason if ended else "")
-    if ended and ranks.is_main:
+            status.end("preempted" if preempted else "finished", preempted.reason if preempted else "")
+    if preempted and ranks.is_main:
         print(
-            f"preempted ({ended.reason}) after step {ended.step} of {total}: all of it is saved; go on with: "
-            f"{command or 'the same command'}",
+            f"preempted ({preempted.reason}) after step {preempted.step} of {total}: checkpoint saved; "
+            f"resume with: {command or 'the same command'}",
             flush=True,
         )
-    return ended
+    return preempted
 
 
-def _reason_to_stop(preemption: Preemption, ranks: Ranks) -> str:
-    """Collective: return the reason of the first rank that has one; they have agreed that one does."""
+def _stop_reason(preemption: Preemption, ranks: Ranks) -> str:
+    """Return the reason of the first rank that has one, given that some rank does.
+
+    Collective: every rank must call it.
+    """
     return next(reason for reason in ranks.gather(preemption.reason) if reason)
 
 
-class _Reports:
-    """Logs each step during the next one, while a device computes; what is left is logged at the exit.
+class _DeferredLog:
+    """Log that writes each step during the next one, while the device computes, and the last one at exit.
 
-    Only rank 0 has something to write. `trouble` is what keeps it from that, for all ranks to know: a metric
-    that is not finite, or a log that cannot be written.
+    Only rank 0 writes. `error` is its first failure, which ends all ranks: a metric that is not finite, or a
+    log that is not writable.
     """
 
     def __init__(self, log: RunLog | None, status: StatusFile | None, task: Task, folder: Path) -> None:
         self.log, self.status, self.task, self.folder = log, status, task, folder
-        self.trouble: UserError | None = None
-        self._kept: tuple[int, float, Callable[[], dict[str, float]]] | None = None
+        self.error: UserError | None = None
+        self._pending: tuple[int, float, Callable[[], dict[str, float]]] | None = None
 
-    def __enter__(self) -> "_Reports":
+    def __enter__(self) -> "_DeferredLog":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.flush()
 
-    def keep(self, step: int, metrics: Callable[[], dict[str, float]]) -> None:
-        """Keep a step that has just ended for the next `flush`; at once where a grid is due, which shows the
-        weights of this step."""
-        self._kept = step, time.perf_counter(), metrics
+    def add(self, step: int, metrics: Callable[[], dict[str, float]]) -> None:
+        """Add a completed step, to be logged by the next `flush`.
+
+        If a grid is due, log step and grid now, as the grid shows the weights of this step.
+        """
+        self._pending = step, time.perf_counter(), metrics
         if self.log and self.log.grid_is_due(step):
             self.flush()
-            if self.trouble is None:
-                self._write(self._draw_grid, step)
+            if self.error is None:
+                self._write(self._log_grid, step)
 
     def flush(self) -> None:
-        """Log the step that was kept, if it was not yet."""
-        kept, self._kept = self._kept, None
-        if kept is not None and self.log:
-            self._write(self._report, *kept)
+        """Log the pending step, if there is one."""
+        pending, self._pending = self._pending, None
+        if pending is not None and self.log:
+            self._write(self._log_step, *pending)
 
     def _write(self, write: Callable[..., None], *arguments: Any) -> None:
         try:
             write(*arguments)
         except (OSError, UserError) as error:
-            self.trouble = self.trouble or as_write_error(error, self.folder, "the log")
+            self.error = self.error or as_write_error(error, self.folder, "the log")
 
-    def _report(self, step: int, at: float, metrics: Callable[[], dict[str, float]]) -> None:
+    def _log_step(self, step: int, at: float, metrics: Callable[[], dict[str, float]]) -> None:
         assert self.log
-        found = _finite(metrics(), step, self.folder)
+        finite = _require_finite(metrics(), step, self.folder)
         if self.status:
-            self.status.step(step + 1, found.get("loss"), SKIPPED in found)
-        self.log.step(step, found, at)
+            self.status.step(step + 1, finite.get("loss"), SKIPPED in finite)
+        self.log.step(step, finite, at)
 
-    def _draw_grid(self, step: int) -> None:
+    def _log_grid(self, step: int) -> None:
         if self.log and (grid := self.task.grid(step)) is not None:
             self.log.grid(step, *grid)
 
 
 @contextmanager
 def _opened_log(config: RunConfig, first: int, ranks: Ranks) -> Iterator[RunLog | None]:
-    """Collective: rank 0's log, None on the others; where it cannot be opened, all raise."""
+    """Open the log on rank 0 and yield it there, None on the others; if that fails, all ranks raise.
+
+    Collective: every rank must call it.
+    """
     with ExitStack() as stack:
         logs: list[RunLog] = []
 
@@ -235,8 +248,8 @@ def _resume(task: Task, store: CheckpointStore, config: RunConfig) -> int:
     return step
 
 
-def _move_aside(folder: Path) -> None:
-    """Put what an earlier run left out of a fresh one's way; nothing is deleted."""
+def _move_earlier_run(folder: Path) -> None:
+    """Move the files of an earlier run to a subfolder before a new run starts; nothing is deleted."""
     if not list((folder / CHECKPOINTS).glob("step_*")):
         return
     number = 1
@@ -246,16 +259,20 @@ def _move_aside(folder: Path) -> None:
     for name in (CHECKPOINTS, METRICS, TENSORBOARD, GRIDS, SUMMARY, WANDB_ID):
         if (folder / name).exists():
             (folder / name).rename(aside / name)
-    print(f"checkpoint.resume=never: what was trained here before is kept in {aside}", flush=True)
+    print(f"checkpoint.resume=never: the earlier run was moved to {aside}", flush=True)
 
 
-def _finite(metrics: dict[str, float], step: int, folder: Path) -> dict[str, float]:
-    """The metrics to log: of a skipped step those that are finite, else all of them or a `UserError`."""
+def _require_finite(metrics: dict[str, float], step: int, folder: Path) -> dict[str, float]:
+    """Return the finite metrics of a step.
+
+    Raises:
+        UserError: a metric of a step that was not skipped is not finite.
+    """
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad and SKIPPED not in metrics:
         raise UserError(
-            f"step {step}: {', '.join(bad)} not finite; the last checkpoint in {folder} is untouched. "
-            "Lower optimizer.lr or optimizer.max_grad_norm and start again"
+            f"step {step}: {', '.join(bad)} not finite; the last checkpoint in {folder} is unchanged. "
+            "Lower optimizer.lr or optimizer.max_grad_norm and restart"
         )
     return {name: value for name, value in metrics.items() if name not in bad}
 
@@ -269,7 +286,8 @@ def _open_status(config: RunConfig, ranks: Ranks, folder: Path, command: str) ->
 
 
 @contextmanager
-def _state_told(status: StatusFile | None) -> Iterator[None]:
+def _failed_status(status: StatusFile | None) -> Iterator[None]:
+    """Set the status to failed if the body raises."""
     try:
         yield
     except BaseException as error:
@@ -279,7 +297,8 @@ def _state_told(status: StatusFile | None) -> Iterator[None]:
 
 
 @contextmanager
-def _failures_told(folder: Path, ranks: Ranks) -> Iterator[None]:
+def _failure_recorded(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Record the failure of this rank if the body raises."""
     try:
         yield
     except BaseException as error:
@@ -298,7 +317,10 @@ def _reason(error: BaseException) -> str:
 
 
 def _export(task: Task, folder: Path, ranks: Ranks) -> None:
-    """Replace the exported model whole: written beside it, then renamed."""
+    """Replace the exported model atomically: write a hidden folder next to it, then rename it.
+
+    Collective: every rank must call it.
+    """
     part = folder.with_name(f".{folder.name}.part")
     if ranks.is_main:
         shutil.rmtree(part, ignore_errors=True)

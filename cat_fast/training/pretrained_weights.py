@@ -1,7 +1,7 @@
-"""The pretrained files that a configuration needs, where they lie, and where they come from.
+"""Pretrained weights of a run: the files that a configuration needs, their locations and their downloads.
 
-Ranks never download: nodes often have no network, and sixty-four ranks would fetch one file sixty-four times.
-`cat-fast fetch CONFIG` does it once, before the launch.
+Ranks never download: nodes often have no network, and 64 ranks would fetch one file 64 times.
+`cat-fast fetch CONFIG` downloads each file once, before the launch.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from urllib.error import URLError
 
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
-from cat_fast.generator.text_models import BY_HAND, fetch_text_model, find_text_model, is_hub_name
+from cat_fast.generator.text_models import ENCODER_HINT, fetch_text_model, find_text_model, is_hub_name
 from cat_fast.training.config.settings import GeneratorRun, RunConfig, TokenizerRun
 
 _CHUNK = 2**20
@@ -25,7 +25,7 @@ _TIMEOUT = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a published file comes from, and the first digits of its hash as its publisher tells them."""
+    """URL of a published file, and the first digits of its hash as given by its publisher."""
 
     url: str
     algorithm: str
@@ -51,25 +51,25 @@ PUBLISHED = {
         url=f"{_MOCO}/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar", algorithm="md5", digest="59fd9945"
     ),
 }
-"""By file name: a configuration may put them into any folder."""
+"""Sources by file name: a configuration may put the files into any folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """One thing that a run reads before it starts."""
+    """A local file or folder of pretrained weights that a run reads."""
 
     key: str
-    """The key of the configuration that asks for it."""
+    """Configuration key that requires it."""
     path: Path
     by_hand: str
-    """How to come by it without a download."""
+    """Instructions to provide it without a download, or to train without it."""
 
     @property
     def source(self) -> Source | None:
         return PUBLISHED.get(self.path.name)
 
     @property
-    def is_there(self) -> bool:
+    def is_available(self) -> bool:
         return self.path.exists()
 
 
@@ -82,20 +82,24 @@ class HubModel:
 
     @property
     def path(self) -> Path | str:
-        """Where it lies; while it is not there, or not whole, its name."""
+        """Folder in the cache, or the model's name while it is missing or incomplete."""
         return find_text_model(self.name) or self.name
 
     @property
-    def is_there(self) -> bool:
+    def is_available(self) -> bool:
         return find_text_model(self.name) is not None
 
     def download(self) -> None:
-        """Raises UserError where it cannot be had."""
+        """Download the model into the cache.
+
+        Raises:
+            UserError: it cannot be downloaded.
+        """
         fetch_text_model(self.name)
 
 
 def required_weights(config: RunConfig) -> list[Weights | HubModel]:
-    """What `config` reads from outside, in the order of its keys; whether it is there is another question."""
+    """Return the pretrained weights that `config` needs, present or missing, in the order of its keys."""
     if isinstance(config, GeneratorRun):
         return [_text_encoder(config.text_encoder)] if config.text_encoder else []
     if not isinstance(config, TokenizerRun):
@@ -140,20 +144,23 @@ def _trunk(name: str) -> Weights:
 def _text_encoder(name: str) -> Weights | HubModel:
     key = "text_encoder"
     if Path(name).is_dir() or not is_hub_name(name):
-        return Weights(key=key, path=Path(name), by_hand=BY_HAND)
+        return Weights(key=key, path=Path(name), by_hand=ENCODER_HINT)
     return HubModel(key=key, name=name)
 
 
 def require_weights(config: RunConfig, command: str) -> None:
-    """For a rank about to start, before it joins the others.
+    """Check that all pretrained weights are on this machine, before a rank joins the process group.
+
+    Args:
+        command: command that downloads them, for the message.
 
     Raises:
-        UserError: a file is missing on this machine; `command` is what fetches it.
+        UserError: a file is missing.
     """
-    missing = [weights for weights in required_weights(config) if not weights.is_there]
+    missing = [weights for weights in required_weights(config) if not weights.is_available]
     if missing:
-        told = "; ".join(f"{weights.key}: {weights.path}" for weights in missing)
-        raise UserError(f"weights are missing: {told}. Ranks do not download: run `{command}` first")
+        files = "; ".join(f"{weights.key}: {weights.path}" for weights in missing)
+        raise UserError(f"weights are missing: {files}. Ranks do not download: run `{command}` first")
 
 
 def download(
@@ -161,15 +168,15 @@ def download(
     mirror: str = "",
     on_bytes: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Fetch a published file to its place: under a temporary name, checked, then renamed.
+    """Download a published file under a temporary name, check its hash, then rename it to its path.
 
     Args:
-        mirror: a URL below which the file lies under its own name, instead of the publisher's.
-        on_bytes: called with the bytes so far and all of them (0 if the server does not say).
+        mirror: URL of a folder that holds the file under the same name, instead of the publisher's.
+        on_bytes: called with the bytes so far and the total (0 if unknown).
 
     Raises:
-        UserError: no network, an answer cut short, another content than the publisher's, or a place that
-            cannot be written.
+        UserError: the network failed, the download is incomplete, its hash differs from the publisher's, or
+            the path is not writable.
     """
     source = weights.source
     assert source is not None
@@ -187,9 +194,9 @@ def download(
         except (URLError, ConnectionError, TimeoutError, HTTPException) as error:
             raise UserError(f"{url}: cannot be downloaded ({error}); {weights.by_hand}") from error
         if total and done != total:
-            raise UserError(f"{url}: {done} of {total} bytes came; try again")
+            raise UserError(f"{url}: expected {total} bytes, got {done}; try again")
         if not digest.hexdigest().startswith(source.digest):
             raise UserError(
-                f"{url}: its {source.algorithm} begins with {digest.hexdigest()[:8]}, the published file's "
-                f"with {source.digest}: it is another file, and was not kept"
+                f"{url}: expected a file whose {source.algorithm} starts with {source.digest}, got "
+                f"{digest.hexdigest()[:8]}: the download was discarded"
             )

@@ -1,4 +1,4 @@
-"""Which task trains which kind of run."""
+"""Choice of the task for a run's configuration."""
 
 from cat_fast.training.config.settings import GeneratorRun, RunConfig, TokenizerRun
 from cat_fast.training.loop import Task
@@ -14,4 +14,4 @@ def make_task(config: RunConfig, ranks: Ranks) -> Task:
         from cat_fast.training.generator.task import GeneratorTask
 
         return GeneratorTask(config, ranks)
-    raise TypeError(f"no task trains a {type(config).__name__}")
+    raise TypeError(f"expected a TokenizerRun or GeneratorRun, got {type(config).__name__}")

@@ -1,8 +1,8 @@
-// adaLN over packed tokens on the CPU, fp32, bf16 and fp16, also with gate and residual before the norm.
+// adaLN over packed tokens on the CPU in fp32, bf16 and fp16, optionally with a gated residual before the norm.
 //
-// Tokens are taken in pieces of at most kPieceTokens of one sequence, whose modulation is widened to fp32 once a
-// piece. Gradients of the modulation are summed over each piece, then over the pieces of a sequence, in fixed
-// order: the result does not depend on the number of threads.
+// Sequences are split into pieces of at most kPieceTokens tokens; the modulation is converted to fp32 once per
+// piece. Gradients of the modulation are summed over each piece, then over the pieces of a sequence. The order is
+// fixed, so results do not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -22,28 +22,28 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t kPieceTokens = 32;
-constexpr int64_t kGrainElements = 32768;  // of work that is worth a thread
+constexpr int64_t kGrainElements = 32768;  // minimum work per thread
 
 struct Piece {
   int64_t sequence, begin, end;
 };
 
-// x: (T, D), and where its sequences lie.
+// The sizes of x (T, D) and the pieces of its sequences.
 struct Batch {
   int64_t tokens, width, sequences;
   std::vector<Piece> pieces;
-  std::vector<int64_t> first_piece;  // of each sequence, and the number of pieces
+  std::vector<int64_t> first_piece;  // of each sequence, followed by the number of pieces
 
   Batch(const Tensor& x, const Tensor& cu_seqlens_given) {
-    STD_TORCH_CHECK(x.dim() == 2, "adaln: x must be (T, D)");
+    STD_TORCH_CHECK(x.dim() == 2, "adaln: expected x of shape (T, D), got ", x.dim(), " dimensions");
     STD_TORCH_CHECK(cu_seqlens_given.dim() == 1 && cu_seqlens_given.size(0) > 0 &&
                         cu_seqlens_given.scalar_type() == ScalarType::Int,
-                    "adaln: cu_seqlens must be (S + 1,) int32");
+                    "adaln: expected cu_seqlens (S + 1,) int32");
     tokens = x.size(0), width = x.size(1), sequences = cu_seqlens_given.size(0) - 1;
     const Tensor cu_seqlens = torch::stable::contiguous(cu_seqlens_given);
     const int32_t* const bounds = cu_seqlens.const_data_ptr<int32_t>();
     STD_TORCH_CHECK(bounds[0] == 0 && bounds[sequences] == tokens && std::is_sorted(bounds, bounds + sequences + 1),
-                    "adaln: cu_seqlens must rise from 0 to the ", tokens, " tokens");
+                    "adaln: expected cu_seqlens that rise from 0 to ", tokens, ", the number of tokens");
     for (int64_t s = 0; s < sequences; ++s) {
       first_piece.push_back(static_cast<int64_t>(pieces.size()));
       for (int64_t begin = bounds[s]; begin < bounds[s + 1]; begin += kPieceTokens) {
@@ -58,19 +58,19 @@ struct Batch {
   void check_tokens(const Tensor& tensor, const Tensor& x) const {
     STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == tokens && tensor.size(1) == width &&
                         tensor.scalar_type() == x.scalar_type(),
-                    "adaln: tensors of tokens must be of x's shape and dtype");
+                    "adaln: expected token tensors with the shape and dtype of x");
   }
 };
 
-// A row of modulation for each sequence, (S, D) of any strides.
+// One modulation row per sequence, (S, D) with any strides.
 class Rows {
  public:
   Rows(const Tensor& rows, const Batch& batch)
       : data_(rows.const_data_ptr()), dtype_(rows.scalar_type()), width_(batch.width) {
     STD_TORCH_CHECK(rows.dim() == 2 && rows.size(0) == batch.sequences && rows.size(1) == batch.width,
-                    "adaln: modulation must be (S, D), a row for each sequence");
+                    "adaln: expected modulation of shape (S, D), one row per sequence");
     STD_TORCH_CHECK(dtype_ == ScalarType::Float || dtype_ == ScalarType::BFloat16 || dtype_ == ScalarType::Half,
-                    "adaln on the CPU takes modulation in float32, bfloat16 and float16");
+                    "adaln on the CPU: expected modulation in float32, bfloat16 or float16");
     row_stride_ = rows.stride(0), stride_ = rows.stride(1);
   }
 
@@ -93,7 +93,7 @@ class Rows {
   int64_t width_, row_stride_, stride_;
 };
 
-// Calls f(index of the piece, piece, its sequence's modulation). shift and gate are null where not needed.
+// Calls f(index of the piece, piece, its sequence's modulation). shift and gate may be null.
 template <typename F>
 void for_each_piece(const Batch& batch, const Rows& scale, const Rows* shift, const Rows* gate, const F& f) {
   const int64_t width = batch.width;
@@ -115,7 +115,7 @@ void for_each_piece(const Batch& batch, const Rows& scale, const Rows* shift, co
   });
 }
 
-// Sums over tokens of `kinds` gradients for each piece, then for each sequence.
+// Sums of `kinds` gradients over tokens, per piece and then per sequence.
 class ModulationGradients {
  public:
   ModulationGradients(const Batch& batch, int64_t kinds)
@@ -123,7 +123,7 @@ class ModulationGradients {
 
   float* partial(int64_t piece, int64_t kind) { return &partials_[(piece * kinds_ + kind) * batch_.width]; }
 
-  // (S, D), zero for a sequence without tokens.
+  // Returns (S, D), zero for sequences without tokens.
   Tensor total(int64_t kind, const Tensor& like) {
     constexpr int64_t kColumns = 256;
     Tensor result = torch::stable::new_zeros(like, {batch_.sequences, batch_.width}, ScalarType::Float);
@@ -152,7 +152,7 @@ template <typename F>
 void dispatch(ScalarType dtype, const F& f) {
   if (dtype == ScalarType::Float) return f.template operator()<float>();
   if (dtype == ScalarType::BFloat16) return f.template operator()<BFloat16>();
-  STD_TORCH_CHECK(dtype == ScalarType::Half, "adaln on the CPU takes float32, bfloat16 and float16");
+  STD_TORCH_CHECK(dtype == ScalarType::Half, "adaln on the CPU: expected float32, bfloat16 or float16");
   f.template operator()<Float16>();
 }
 

@@ -1,4 +1,4 @@
-// The inner loops of adaLN on the CPU: one token's features, which stay in the L1 cache from loop to loop.
+// The inner loops of adaLN on the CPU over one token's features, which stay in the L1 cache between loops.
 #pragma once
 
 #include <cmath>
@@ -11,12 +11,12 @@ namespace cat_fast::adaln {
 
 constexpr int64_t kLanes = 32;  // independent sums over a row, for SIMD
 
-// A sequence's modulation in fp32, `width` elements each; gate is null where there is none.
+// A sequence's modulation in fp32, `width` elements each; gate may be null.
 struct Modulation {
   const float *scale_plus_1, *shift, *gate;
 };
 
-// The sum of kLanes partial sums; halving them first leaves SIMD adds instead of one long chain.
+// Returns the sum of kLanes partial sums; halving them first uses SIMD additions instead of one long chain.
 CAT_FAST_INLINE float fold(float* lanes) {
   for (int64_t half = kLanes / 2; half >= 8; half /= 2) {
     for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
@@ -24,7 +24,7 @@ CAT_FAST_INLINE float fold(float* lanes) {
   return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-// The mean over a row of (x - center)^power, power being 1 or 2.
+// Returns the mean over a row of (x - center)^power, where power is 1 or 2.
 template <int kPower, typename T>
 CAT_FAST_INLINE float mean_moment(const T* __restrict x, float center, int64_t width) {
   float lanes[kLanes] = {};
@@ -40,7 +40,7 @@ CAT_FAST_INLINE float mean_moment(const T* __restrict x, float center, int64_t w
   return fold(lanes) / static_cast<float>(width);
 }
 
-// y = (x - mean) rstd (1 + scale) + shift, the statistics being of this x
+// y = (x - mean) rstd (1 + scale) + shift, with the mean and rstd of this row
 template <typename T>
 CAT_FAST_INLINE void modulated_norm(const T* __restrict x, Modulation modulation, int64_t width, float eps,
                                     T* __restrict y, float* mean, float* rstd) {
@@ -64,7 +64,7 @@ struct Means {
   float dxhat, dxhat_xhat;
 };
 
-// The terms of `count` elements, one for each lane.
+// Adds the terms of `count` elements, one per lane.
 template <typename T>
 CAT_FAST_INLINE void add_gradient_lanes(const T* __restrict dy, const T* __restrict x,
                                         const float* __restrict scale_plus_1, float mean, float rstd, int64_t count,
@@ -79,8 +79,8 @@ CAT_FAST_INLINE void add_gradient_lanes(const T* __restrict dy, const T* __restr
   }
 }
 
-// With xhat = (x - mean) rstd and dxhat = dy (1 + scale): dshift += dy, dscale += dy xhat, and the means over
-// the row of dxhat and of dxhat xhat.
+// With xhat = (x - mean) rstd and dxhat = dy (1 + scale): dshift += dy, dscale += dy xhat. Returns the means
+// over the row of dxhat and of dxhat xhat.
 template <typename T>
 CAT_FAST_INLINE Means add_modulation_gradients(const T* __restrict dy, const T* __restrict x,
                                                const float* __restrict scale_plus_1, float mean, float rstd,
@@ -109,7 +109,7 @@ CAT_FAST_INLINE void input_gradient(const T* __restrict dy, const T* __restrict 
   }
 }
 
-// The same with the gradient dx_new that x_new has from elsewhere, and x_new = x + gate h taken back:
+// The same for x_new = x + gate h, where dx_new is the gradient of x_new from its other uses:
 // dh = gate dx, dgate += h dx
 template <typename T>
 CAT_FAST_INLINE void gated_input_gradients(const T* __restrict dx_new, const T* __restrict dy,

@@ -1,4 +1,4 @@
-// bfloat16 <-> float by their bits, alike on the host and in CUDA code.
+// Bitwise conversion between bfloat16 and float, for host and CUDA code.
 #pragma once
 
 #include <bit>

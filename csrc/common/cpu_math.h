@@ -1,4 +1,4 @@
-// Arithmetic that compilers vectorise in plain loops: no calls, no branches.
+// Math functions without calls and branches, which compilers vectorise in plain loops.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +11,16 @@
 
 namespace cat_fast {
 
-// x held to [-limit, limit] (NaN too). Floats of one sign are ordered like their bits, and an integer minimum
-// is one instruction, where a float comparison lets the compiler split the loop's arithmetic in two and run
-// both halves on every element; the unused half then met subnormal numbers and took ten times as long.
+// Clamps x to [-limit, limit], NaN too. Floats of one sign are ordered like their bits, and an integer minimum
+// is one instruction. With a float comparison the compiler computed both branches for every element, and the
+// unused one met subnormal numbers and took ten times as long.
 CAT_FAST_INLINE float clamp_magnitude(float x, float limit) {
   const int32_t bits = std::bit_cast<int32_t>(x);
   const int32_t magnitude = std::min(bits & 0x7fffffff, std::bit_cast<int32_t>(limit));
   return std::bit_cast<float>((bits & ~0x7fffffff) | magnitude);
 }
 
-// e^r for |r| <= ln(2) / 2 by its Taylor polynomial, of a float or of a vector of them.
+// e^r for |r| <= ln(2) / 2 by its Taylor polynomial, for a float or a vector of floats.
 template <typename V>
 CAT_FAST_INLINE V exponential_series(const V& r) {
   V p = r * (1.0f / 5040) + 1.0f / 720;
@@ -32,8 +32,8 @@ CAT_FAST_INLINE V exponential_series(const V& r) {
   return p * r + 1.0f;
 }
 
-// e^x within 2 ulp for |x| <= 87, held at the ends beyond: e^x = 2^n e^r, n = round(x / ln 2),
-// |r| <= ln(2) / 2. Adding 1.5 * 2^23 rounds to an integer.
+// e^x within 2 ulp for |x| <= 87, clamped beyond: e^x = 2^n e^r, n = round(x / ln 2), |r| <= ln(2) / 2.
+// Adding 1.5 * 2^23 rounds to an integer.
 CAT_FAST_INLINE float exponential(float x) {
   x = clamp_magnitude(x, 87.0f);
   constexpr float kRound = 12582912.0f;

@@ -1,7 +1,7 @@
-// IEEE half precision <-> float by their bits, alike on the host and in CUDA code.
+// Bitwise conversion between IEEE half precision and float, for host and CUDA code.
 //
-// Compilers convert _Float16 one element at a time (GCC 12, even with F16C), or by a call; this vectorises
-// everywhere.
+// Compilers convert _Float16 one element at a time (GCC 12, even with F16C) or by a function call; this code
+// vectorises everywhere.
 #pragma once
 
 #include <algorithm>
@@ -24,7 +24,7 @@ CAT_FAST_HOST_DEVICE inline float to_float(Float16 value) {
 #else
   constexpr uint32_t kRebias = (127 - 15) << 23;
   const uint32_t magnitude = value.bits & 0x7fffu;
-  const uint32_t normal = (magnitude << 13) + kRebias + (magnitude >= 0x7c00 ? kRebias : 0);  // inf and NaN: twice
+  const uint32_t normal = (magnitude << 13) + kRebias + (magnitude >= 0x7c00 ? kRebias : 0);  // inf, NaN: twice
   const uint32_t subnormal = bits_of_float(static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f);
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   return float_of_bits((magnitude < 0x400 ? subnormal : normal) | sign);
@@ -41,7 +41,7 @@ CAT_FAST_HOST_DEVICE inline Float16 from_float<Float16>(float value) {
   constexpr uint32_t kRebias = (127 - 15) << 10;
   const uint32_t bits = bits_of_float(value), magnitude = bits & 0x7fffffff;
   const uint32_t normal = std::min(((magnitude + 0xfff + ((magnitude >> 13) & 1)) >> 13) - kRebias, 0x7c00u);
-  // Adding 1/2 leaves the last bit of the sum worth 2^-24, the smallest half.
+  // After adding 1/2, the last bit of the sum has the value 2^-24, the smallest half-precision number.
   const uint32_t subnormal = bits_of_float(float_of_bits(magnitude) + 0.5f) - bits_of_float(0.5f);
   const uint32_t finite = magnitude < 0x38800000 ? subnormal : normal;
   return {static_cast<uint16_t>((magnitude > 0x7f800000 ? 0x7e00 : finite) | (bits >> 16 & 0x8000))};

@@ -1,4 +1,4 @@
-// Asks for huge pages under large results.
+// Requests huge pages for large results.
 #pragma once
 
 #include <cstddef>
@@ -10,8 +10,8 @@
 
 namespace cat_fast {
 
-// To be called before memory from the allocator is first written, which otherwise costs a fault every 4 KiB:
-// more time than streaming operators take to compute. NumPy does the same. Small memory is left alone.
+// Must be called before newly allocated memory is first written. Otherwise every 4 KiB page faults, which takes
+// longer than the computation of streaming operators. NumPy does the same. Ignores small allocations.
 inline void prefer_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kHugePage = uintptr_t{2} << 20;

@@ -1,4 +1,4 @@
-// The instruction set that the CPU kernels run on: chosen once per process, and how kernels are compiled for it.
+// Selection of the CPU kernels' instruction set, once per process, and compilation of kernels for each of them.
 #pragma once
 
 #include <algorithm>
@@ -6,8 +6,8 @@
 #include <string_view>
 #include <type_traits>
 
-// Inlined always: a kernel and its helpers are compiled for the instruction set of the function that they are
-// inlined into, and vectors pass in registers.
+// Always inlined: a kernel and its helpers are compiled for the instruction set of the function that they are
+// inlined into, and vectors are passed in registers.
 #define CAT_FAST_INLINE inline __attribute__((always_inline))
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"  // how functions that are not inlined would pass vectors
@@ -21,7 +21,7 @@ inline const char* name_of(InstructionSet set) {
   return set == InstructionSet::kAvx512 ? "avx512" : set == InstructionSet::kAvx2 ? "avx2" : "default";
 }
 
-// The best that this CPU and its operating system have.
+// Returns the best instruction set of this CPU and its operating system.
 inline InstructionSet best_instruction_set() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -31,7 +31,7 @@ inline InstructionSet best_instruction_set() {
   return InstructionSet::kDefault;
 }
 
-// The best, or that which CAT_FAST_CPU names if the CPU has it; kernels/library.py refuses other values.
+// Returns the one that CAT_FAST_CPU names if the CPU has it, else the best; kernels/library.py checks the value.
 inline InstructionSet choose_instruction_set() {
   const InstructionSet best = best_instruction_set();
   const char* const wanted = std::getenv("CAT_FAST_CPU");
@@ -41,11 +41,11 @@ inline InstructionSet choose_instruction_set() {
   return best;
 }
 
-// The one in use, chosen when the library is loaded. A kernel may be entered once per row of a tensor, which the
-// guard of a variable within a function would slow down.
+// The instruction set in use, chosen when the library is loaded. It is not a static variable in a function,
+// whose guard would slow down kernels that are entered once per row of a tensor.
 inline const InstructionSet kInstructionSet = choose_instruction_set();
 
-// Where a kernel is entered: one function per instruction set, with the floats of its vector registers.
+// Entry points of kernels: one function per instruction set, with the number of floats per vector register.
 #if defined(__x86_64__)
 template <typename Kernel, typename... Arguments>
 [[gnu::noinline, gnu::target("arch=x86-64-v4")]] auto run_avx512(Kernel kernel, Arguments... arguments) {
@@ -82,9 +82,9 @@ struct Dispatched {
   }
 };
 
-// CAT_FAST_DISPATCH(f)(x, n) is f(x, n) on the instruction set in use. f is CAT_FAST_INLINE, as is all that it calls
-// and that matters, and may have the template's argument kWidth: 16, 8 or 4, the floats of a vector register there.
-// Arguments are values, as a closure's references would hide from the compiler what __restrict promises.
+// CAT_FAST_DISPATCH(f)(x, n) calls f(x, n) on the instruction set in use. f and the hot functions that it calls must
+// be CAT_FAST_INLINE. f may use the template argument kWidth, the number of floats per vector register: 16, 8 or 4.
+// Arguments are passed by value, because references captured by a closure would lose the effect of __restrict.
 #define CAT_FAST_DISPATCH(...)                                                                             \
   ::cat_fast::Dispatched {                                                                                 \
     []<int kWidth>(auto... arguments) __attribute__((always_inline)) { return __VA_ARGS__(arguments...); } \

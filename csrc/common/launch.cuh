@@ -1,5 +1,5 @@
-// launch(kernel, grid, block, stream, arguments...): <<<>>> in one place, so that the same code can be compiled
-// against the thread emulation (csrc/emulation) instead of a GPU.
+// launch(kernel, grid, block, stream, arguments...) wraps <<<>>>, so that the same code also compiles against the
+// thread emulation (csrc/emulation).
 #pragma once
 
 #if defined(CAT_FAST_EMULATION)

@@ -1,4 +1,4 @@
-// Vectors of floats that are worked on at once.
+// SIMD vectors of floats.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace cat_fast {
 
-// kWidth floats. Compilers divide expressions of vectors wider than the machine's into narrower ones, but not well:
-// comparisons one by one, and arrays through memory. So kWidth is a template's argument, and CAT_FAST_DISPATCH's.
+// kWidth floats. Compilers split vectors wider than the machine's into narrower ones, but inefficiently: comparisons
+// one by one, and arrays through memory. So kWidth is a template argument, set by CAT_FAST_DISPATCH.
 template <int kWidth>
 struct VectorOf {
   typedef float Type __attribute__((vector_size(kWidth * sizeof(float)), may_alias));
@@ -18,7 +18,7 @@ struct VectorOf {
 template <int kWidth>
 using Vector = typename VectorOf<kWidth>::Type;
 
-// Addresses are multiples of the vector's size.
+// Addresses must be multiples of the vector's size.
 template <int kWidth>
 CAT_FAST_INLINE Vector<kWidth> load(const float* from) {
   return *reinterpret_cast<const Vector<kWidth>*>(from);
@@ -29,7 +29,7 @@ CAT_FAST_INLINE void store(const V& value, float* to) {
   *reinterpret_cast<V*>(to) = value;
 }
 
-// b where one of them is NaN.
+// Returns b if either is NaN.
 template <typename V>
 CAT_FAST_INLINE V maximum(const V& a, const V& b) {
   return a > b ? a : b;

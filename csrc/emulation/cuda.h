@@ -1,8 +1,8 @@
-// Runs CUDA C++ on the CPU, for tests: a fiber for each CUDA thread, the blocks of a grid one after another.
+// CUDA emulation for tests: runs CUDA C++ on the CPU with one fiber per CUDA thread, one block after another.
 //
-// It knows what this project's kernels use (static shared memory, __syncthreads, full-warp shuffles) and has no
-// notion of speed. Built with -fsanitize=thread it reports a missing __syncthreads as a data race: the fibers
-// take turns on one CPU thread, but ThreadSanitizer is told of no order among them except at barriers.
+// It supports only what this project's kernels use: static shared memory, __syncthreads and full-warp shuffles.
+// With -fsanitize=thread it reports a missing __syncthreads as a data race: the fibers take turns on one CPU
+// thread, but ThreadSanitizer sees them as ordered only by barriers.
 #pragma once
 
 #include <ucontext.h>
@@ -38,10 +38,10 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace cat_fast::emulation {
 
-// Marks what looks after the fibers themselves: ThreadSanitizer is to watch kernels only.
+// Excludes the management of fibers from ThreadSanitizer, which should check kernels only.
 #define CAT_FAST_UNWATCHED __attribute__((no_sanitize("thread")))
 
-// What ThreadSanitizer is told of fibers and barriers; nothing in a build without it.
+// Annotations of fibers and barriers for ThreadSanitizer; empty in a build without it.
 #if defined(__SANITIZE_THREAD__)
 inline void* current_fiber() { return __tsan_get_current_fiber(); }
 inline void* create_fiber() { return __tsan_create_fiber(0); }
@@ -66,12 +66,12 @@ struct Fiber {
   void* announced;
 };
 
-inline Fiber caller;  // of launch
+inline Fiber caller;  // the caller of launch
 inline Fiber* fibers;
-inline unsigned fiber_count, current;  // and which of them runs
+inline unsigned fiber_count, current;  // current: index of the running fiber
 inline std::function<void()> work;
 
-// The next fiber runs, and the others, until it is this one's turn again.
+// Switches to the next fiber; returns when it is this fiber's turn again.
 CAT_FAST_UNWATCHED inline void yield() {
   Fiber& self = fibers[current];
   current = (current + 1) % fiber_count;
@@ -86,7 +86,7 @@ class Barrier {
 
   CAT_FAST_UNWATCHED void wait() {
     const unsigned turn = turn_;
-    arrive(&places_[turn % 2]);  // two places: who leaves late comes after this turn only, not after the next
+    arrive(&places_[turn % 2]);  // two places: a fiber that leaves late is ordered after this turn, not the next
     if (++arrived_ == size_) {
       arrived_ = 0;
       ++turn_;
@@ -121,7 +121,7 @@ inline void fiber_main() {
   setcontext(&caller.context);
 }
 
-// Calls `f` in each of `count` fibers. Their last act must be to wait for each other.
+// Calls `f` in each of `count` fibers. `f` must end with a barrier.
 inline void run_fibers(unsigned count, std::function<void()> f) {
   constexpr size_t kStackBytes = 1 << 16;
   work = std::move(f);
@@ -137,7 +137,7 @@ inline void run_fibers(unsigned count, std::function<void()> f) {
     makecontext(&fiber.context, fiber_main, 0);
   }
   caller.announced = current_fiber();
-  for (Fiber& fiber : owned) fiber.announced = create_fiber();  // last, as they then know of all the above
+  for (Fiber& fiber : owned) fiber.announced = create_fiber();  // last: a fiber is ordered after its creation
   announce_switch(fibers[0].announced, true);
   swapcontext(&caller.context, &fibers[0].context);
   for (Fiber& fiber : owned) destroy_fiber(fiber.announced);
@@ -163,7 +163,7 @@ inline float __fdividef(float x, float y) { return x / y; }
 
 namespace cat_fast {
 
-// Blocks are one-dimensional and of whole warps. Fibers walk the blocks together.
+// Blocks must be one-dimensional and consist of complete warps. All fibers process the blocks together.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t, Arguments... arguments) {
   gridDim = grid;
@@ -176,7 +176,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t, 
         for (unsigned x = 0; x < grid.x; ++x) {
           emulation::enter_block(x, y, z);
           kernel(arguments...);
-          __syncthreads();  // shared memory belongs to the next block from here on
+          __syncthreads();  // the next block reuses the shared memory
         }
       }
     }

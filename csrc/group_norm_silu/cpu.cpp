@@ -1,8 +1,8 @@
-// GroupNorm + SiLU on the CPU, fp32, bf16 and fp16, contiguous and channels-last.
+// GroupNorm + SiLU on the CPU in fp32, bf16 and fp16, contiguous and channels-last.
 //
-// Statistics are two-pass within a chunk (which stays in cache) and combined across chunks as counts, means
-// and sums of squared distances, so x is read from memory twice and y written once, without the cancellation of
-// E[x^2] - E[x]^2. Sums run in fixed order: the result does not depend on the number of threads.
+// Statistics take two passes over a chunk, which stays in cache. They are combined across chunks as counts, means
+// and sums of squared distances, which avoids the cancellation of E[x^2] - E[x]^2. So x is read from memory twice
+// and y is written once. Sums run in a fixed order, so results do not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 
@@ -20,20 +20,20 @@
 namespace cat_fast::group_norm_silu {
 namespace {
 
-constexpr int64_t kChunkElements = 32768;  // 128 KiB of fp32: the second pass finds it in the L2 cache
+constexpr int64_t kChunkElements = 32768;  // 128 KiB of fp32: still in the L2 cache for the second pass
 constexpr int64_t kLanes = 64;             // independent sums over a contiguous channel, for SIMD
 
-// One chunk of all channels (channels-last) or of one channel (contiguous) of a sample; or several contiguous
-// channels that follow each other, where they are small.
+// One chunk of all channels (channels-last) or of one channel (contiguous) of a sample, or several consecutive
+// contiguous channels if they are small.
 struct Tile {
   int64_t sample, first_channel, channels;
   int64_t offset;     // of its first element in x
   int64_t positions;  // elements of each channel
-  int64_t partial;    // where its first channel's partial results go
+  int64_t partial;    // index of its first channel's partial results
 };
 
-// Calls f(tile) for every tile. Element-wise passes go backwards: they begin with what the pass that reduced
-// left in the caches.
+// Calls f(tile) for every tile. Element-wise passes run backwards, to start with the data that the preceding
+// reduction left in the caches.
 template <bool kElementwise = false, typename F>
 void for_each_tile(const Shape& shape, const F& f) {
   const int64_t chunks = shape.chunks, positions = std::min(shape.chunk, shape.spatial);
@@ -49,7 +49,7 @@ void for_each_tile(const Shape& shape, const F& f) {
       const int64_t offset = (n * shape.channels + c) * shape.spatial + first * (shape.channels_last ? channels : 1);
       f(Tile{n, c, std::min(channels, shape.channels - c), offset, shape.positions(k),
              (n * chunks + k) * shape.channels + c});
-      if (kElementwise) {  // count down, or up, without the divisions above
+      if (kElementwise) {  // count down or up without the divisions above
         if (k-- > 0) continue;
         k = chunks - 1;
         if (column-- > 0) continue;
@@ -66,10 +66,10 @@ void for_each_tile(const Shape& shape, const F& f) {
   });
 }
 
-// How many of them a channel of this size is worth.
+// Returns the number of lanes to use for a channel of this size.
 int64_t lanes_for(int64_t positions) { return positions < 8 * kLanes ? kLanes / 4 : kLanes; }
 
-// The sum of `count` partial sums; halving them first leaves SIMD adds instead of one long chain.
+// Returns the sum of `count` partial sums; halving them first uses SIMD additions instead of one long chain.
 float fold(float* lanes, int64_t count) {
   for (int64_t half = count / 2; half >= 8; half /= 2) {
     for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
@@ -77,9 +77,8 @@ float fold(float* lanes, int64_t count) {
   return ((lanes[0] + lanes[1]) + (lanes[2] + lanes[3])) + ((lanes[4] + lanes[5]) + (lanes[6] + lanes[7]));
 }
 
-// Sums over the positions of a tile, one for each channel. add(c, offset, rows, width, sums) adds `rows` rows of
-// `width` elements, from channel c of the tile on, to as many sums; a contiguous channel is folded into several of
-// them first.
+// Sums over the positions of a tile, per channel. add(c, offset, rows, width, sums) adds `rows` rows of `width`
+// elements to `width` sums, starting at channel c of the tile. A contiguous channel is viewed as such rows first.
 template <typename Add>
 void sum_channels(const Shape& shape, const Tile& tile, const Add& add, float* sums) {
   if (shape.channels_last) {
@@ -100,14 +99,14 @@ void sum_channels(const Shape& shape, const Tile& tile, const Add& add, float* s
 // Calls f(sample, group) for every group.
 template <typename F>
 void for_each_group(const Shape& shape, const F& f) {
-  constexpr int64_t kGrain = 4096;  // partial results that are worth a thread
+  constexpr int64_t kGrain = 4096;  // minimum number of partial results per thread
   const int64_t grain = std::max<int64_t>(1, kGrain / (shape.chunks * shape.channels_per_group()));
   torch::stable::parallel_for(0, shape.samples * shape.groups, grain, [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) f(index / shape.groups, index % shape.groups);
   });
 }
 
-// The mean and rstd of every group, (N, groups).
+// Computes the mean and rstd of every group, (N, groups).
 template <typename T, bool kChannelsLast>
 void group_statistics(const Shape& shape, const T* x, float eps, float* mean, float* rstd) {
   std::vector<float> means(shape.partials()), squares(shape.partials());
@@ -147,7 +146,7 @@ void group_statistics(const Shape& shape, const T* x, float eps, float* mean, fl
   });
 }
 
-// (N, groups) spread to (N, C).
+// Expands (N, groups) to (N, C).
 std::vector<float> per_channel(const Shape& shape, const float* per_group) {
   std::vector<float> result(shape.samples * shape.channels);
   const int64_t size = shape.channels_per_group();
@@ -155,7 +154,7 @@ std::vector<float> per_channel(const Shape& shape, const float* per_group) {
   return result;
 }
 
-// The channel data that a tile begins with.
+// Statistics and parameters of all channels; `at` returns those from a tile's first channel.
 struct Channels {
   std::vector<float> mean, rstd;  // (N, C)
   const float *weight, *bias;     // (C,)
@@ -166,12 +165,12 @@ struct Channels {
   }
 };
 
-// A tile as rows of an element-wise loop.
+// Returns (rows, width) of a tile in an element-wise loop.
 std::pair<int64_t, int64_t> rows_of(const Shape& shape, const Tile& tile) {
   return shape.channels_last ? std::pair(tile.positions, tile.channels) : std::pair(tile.channels, tile.positions);
 }
 
-// A contiguous shape whose channels are the groups of `shape`, for what is one value a group.
+// Returns a contiguous shape whose channels are the groups of `shape`, for results per group.
 Shape by_groups(const Shape& shape) {
   const int64_t size = shape.group_size();
   return {shape.samples, shape.groups, size, shape.groups, false, kChunkElements, (size - 1) / kChunkElements + 1};
@@ -194,8 +193,8 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
               const float* mean, const float* rstd, T* dx, float* dweight, float* dbias) {
   const Channels channels{per_channel(shape, mean), per_channel(shape, rstd), weight, bias};
 
-  // Whether dx holds dz between the two passes: writing it costs less than another exponential and division an
-  // element, but half precision would round it.
+  // If true, dx holds dz between the two passes: writing it costs less than recomputing an exponential and a
+  // division per element, but half precision would round it.
   constexpr bool kKeep = kChannelsLast && kActivation && std::is_same_v<T, float>;
   std::vector<float> partial_dz(shape.partials()), partial_dz_xhat(shape.partials());
   for_each_tile(shape, [&](const Tile& tile) {
@@ -211,7 +210,7 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
     }
   });
 
-  // Over chunks: (N, C) in double, for the sums over groups and over samples that follow.
+  // Sums over chunks, (N, C) in double, for the following sums over groups and over samples.
   std::vector<double> dz(shape.samples * shape.channels), dz_xhat(shape.samples * shape.channels);
   for (int64_t n = 0; n < shape.samples; ++n) {
     for (int64_t k = 0; k < shape.chunks; ++k) {
@@ -258,7 +257,7 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
   });
 }
 
-// Calls f.operator()<T, kChannelsLast, kActivation>() with what the arguments say.
+// Calls f.operator()<T, kChannelsLast, kActivation>() according to the arguments.
 template <typename F>
 void dispatch(ScalarType dtype, bool channels_last, bool activation, const F& f) {
   const auto with_flags = [&]<typename T>() {
@@ -273,7 +272,7 @@ void dispatch(ScalarType dtype, bool channels_last, bool activation, const F& f)
   } else if (dtype == ScalarType::BFloat16) {
     with_flags.template operator()<BFloat16>();
   } else {
-    STD_TORCH_CHECK(dtype == ScalarType::Half, "group_norm_silu on the CPU takes float32, bfloat16 and float16");
+    STD_TORCH_CHECK(dtype == ScalarType::Half, "group_norm_silu on the CPU: expected float32, bfloat16 or float16");
     with_flags.template operator()<Float16>();
   }
 }

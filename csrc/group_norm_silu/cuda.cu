@@ -1,4 +1,4 @@
-// Launches the CUDA kernels of GroupNorm + SiLU. Knows no torch, and compiles against the thread emulation too.
+// Launches the CUDA kernels of GroupNorm + SiLU. Independent of torch; also compiles against the thread emulation.
 
 #include "group_norm_silu/cuda.h"
 
@@ -11,7 +11,7 @@
 namespace cat_fast::group_norm_silu {
 namespace {
 
-// How a call covers its tensors: grid and threads of the kernels that walk over tiles.
+// Grid and thread layout of the kernels that process tiles.
 struct Tiling {
   dim3 grid;
   int columns;  // threads side by side over channels (channels-last)
@@ -52,8 +52,8 @@ void backward(const Shape& shape, const T* dy, const T* x, const float* weight, 
          mean, rstd, mean_dz, mean_dz_xhat, dx);
 }
 
-// Calls f.operator()<T, V, kChannelsLast, kActivation>(): V is 16 bytes of elements where every pack lies inside
-// one tile and at an aligned address, 1 otherwise.
+// Calls f.operator()<T, V, kChannelsLast, kActivation>(). V is 16 bytes of elements if every pack is within one
+// tile and at an aligned address, 1 otherwise.
 template <typename F>
 void dispatch(Dtype dtype, const Shape& shape, bool activation, std::initializer_list<const void*> tensors,
               const F& f) {

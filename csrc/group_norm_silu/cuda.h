@@ -7,13 +7,13 @@ namespace cat_fast::group_norm_silu {
 
 enum class Dtype { kFloat, kBFloat16, kFloat16 };
 
-// Partial sums of the CUDA kernels are taken over this many elements.
+// Number of elements per partial sum of the CUDA kernels.
 constexpr int64_t kCudaChunkElements = 16384;
 
-// Floats of scratch memory that one call needs.
+// Returns the floats of scratch memory that one call needs.
 inline int64_t workspace_size(const Shape& shape) { return 2 * shape.partials() + 2 * shape.samples * shape.groups; }
 
-// x, y: `dtype`, in the order that shape says; weight, bias: (C,) fp32; mean, rstd: (N, groups) fp32.
+// x, y: `dtype`, in the memory order of `shape`; weight, bias: (C,) fp32; mean, rstd: (N, groups) fp32.
 void forward_cuda(Dtype dtype, const Shape& shape, const void* x, const float* weight, const float* bias, float eps,
                   bool activation, void* y, float* mean, float* rstd, float* workspace, void* stream);
 

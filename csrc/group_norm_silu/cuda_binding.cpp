@@ -1,4 +1,4 @@
-// Binds the CUDA kernels of GroupNorm + SiLU to torch, through its stable ABI.
+// Binds the CUDA kernels of GroupNorm + SiLU to torch through its stable ABI.
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -16,7 +16,8 @@ Shape cuda_shape_of(const Tensor& x, int64_t groups) {
   constexpr int64_t kGridLimit = 65535;  // of the grid dimensions that hold samples and channels
   const Shape shape = shape_of(x, groups, kCudaChunkElements);
   STD_TORCH_CHECK(shape.samples <= kGridLimit && shape.channels <= kGridLimit,
-                  "group_norm_silu on CUDA takes at most 65535 samples and as many channels");
+                  "group_norm_silu on CUDA: expected at most 65535 samples and 65535 channels, got ", shape.samples,
+                  " and ", shape.channels);
   return shape;
 }
 
@@ -25,7 +26,7 @@ Dtype dtype_of(const Tensor& x) {
     case ScalarType::Float: return Dtype::kFloat;
     case ScalarType::BFloat16: return Dtype::kBFloat16;
     case ScalarType::Half: return Dtype::kFloat16;
-    default: STD_TORCH_CHECK(false, "group_norm_silu on CUDA takes float32, bfloat16 and float16");
+    default: STD_TORCH_CHECK(false, "group_norm_silu on CUDA: expected float32, bfloat16 or float16");
   }
 }
 

@@ -1,9 +1,9 @@
 // The CUDA kernels of GroupNorm + SiLU.
 //
-// A block works on a tile: one chunk of positions, of one channel in contiguous memory or of `columns` * V
-// neighbouring channels in channels-last memory. A thread reads V elements at once (16 bytes where memory
-// allows). Partial results lie at [n][chunk][channel], and are added in a fixed order: no atomics, so that two
-// runs agree to the bit. Names and formulas are those of rows.h.
+// A block processes a tile: one chunk of positions, of one channel in contiguous memory or of `columns` * V
+// adjacent channels in channels-last memory. A thread reads V elements at once (16 bytes if alignment permits).
+// Partial results are stored at [n][chunk][channel] and added in a fixed order, without atomics, so results are
+// deterministic. Names and formulas are those of rows.h.
 #pragma once
 
 #include "common/bfloat16.h"
@@ -14,7 +14,7 @@
 namespace cat_fast::group_norm_silu {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 4;  // on a multiprocessor at the least: half of what it can hold
+constexpr int kBlocks = 4;  // minimum per multiprocessor: half of its capacity
 
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Pack {
@@ -31,11 +31,11 @@ __device__ __forceinline__ void store(T* pointer, const Pack<T, V>& pack) {
   *reinterpret_cast<Pack<T, V>*>(pointer) = pack;
 }
 
-// The sum of `value` over the block, in every thread.
+// Returns the sum of `value` over the block, in every thread.
 __device__ __forceinline__ float block_sum(float value) {
   __shared__ float warps[kThreads / 32];
   for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
-  __syncthreads();  // the last call's readers are done
+  __syncthreads();  // all threads have read the previous call's values
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
   __syncthreads();
   float total = 0;
@@ -43,14 +43,14 @@ __device__ __forceinline__ float block_sum(float value) {
   return total;
 }
 
-// The elements that a thread visits: V each at first, first + stride, ... `count` times, of channel `channel` on.
+// The elements that a thread processes: `count` packs of V elements at first, first + stride, ...
 struct Walk {
   int64_t first;
   int stride, count;
-  int channel;      // the first of the thread's V channels (channels-last), or the tile's only one
-  int row, column;  // of the thread in the block, where blocks are rows of `columns` threads (channels-last)
+  int channel;      // the first of the thread's V channels (channels-last), or the tile's only channel
+  int row, column;  // of the thread in the block, which has rows of `columns` threads (channels-last)
 
-  // Where the partial result of `channel` goes.
+  // Returns the index of the partial result of `channel`.
   __device__ __forceinline__ int64_t partial(const Shape& shape) const {
     return (blockIdx.z * shape.chunks + blockIdx.x) * shape.channels + channel;
   }
@@ -83,8 +83,8 @@ __device__ __forceinline__ Walk walk(const Shape& shape, int columns) {
   return w;
 }
 
-// Adds up sums[V] over the tile: over all threads and elements of a contiguous tile (the total is then in every
-// sums[j]), over the rows of threads for each channel in channels-last memory.
+// Adds up sums[V] over the tile. In contiguous memory, over all threads and elements: every sums[j] becomes the
+// total. In channels-last memory, over the rows of threads, per channel.
 template <int V, bool kChannelsLast>
 __device__ __forceinline__ void tile_sum(float (&sums)[V], const Walk& w, int columns) {
   if (!kChannelsLast) {
@@ -104,14 +104,14 @@ __device__ __forceinline__ void tile_sum(float (&sums)[V], const Walk& w, int co
   }
 }
 
-// Whether this thread writes the tile's partial results, and how many.
+// Returns the number of partial results of the tile that this thread writes.
 template <int V, bool kChannelsLast>
 __device__ __forceinline__ int results(const Shape& shape, const Walk& w) {
   if (!kChannelsLast) return threadIdx.x == 0 ? 1 : 0;
   return w.row == 0 && w.channel < shape.channels ? V : 0;
 }
 
-// mean and sum of squared distances from it, of every channel of the tile
+// Computes the mean and the sum of squared distances from it, of every channel of the tile.
 template <typename T, int V, bool kChannelsLast>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     partial_moments(Shape shape, int columns, const T* x, float* means, float* squares) {
@@ -171,18 +171,18 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// What a thread knows of its channels, in registers: with distance = x - mean, z = scale * distance + bias.
+// A thread's channel parameters in registers: with distance = x - mean, z = scale * distance + bias.
 template <int V>
 struct Channels {
   float mean[V], scale[V], bias[V];
 };
 
-// The index of the group of a thread's j-th channel in (N, groups).
+// Returns the index in (N, groups) of the group of a thread's j-th channel.
 template <bool kChannelsLast>
 __device__ __forceinline__ int group_of(const Shape& shape, const Walk& w, int j) {
   const int channels = static_cast<int>(shape.channels), groups = static_cast<int>(shape.groups);
   const int c = kChannelsLast ? w.channel + j : w.channel;
-  return blockIdx.z * groups + (c < channels ? c / (channels / groups) : 0);  // threads past the last walk nothing
+  return blockIdx.z * groups + (c < channels ? c / (channels / groups) : 0);  // threads past the end are idle
 }
 
 template <int V, bool kChannelsLast>
@@ -200,7 +200,7 @@ __device__ __forceinline__ Channels<V> channels_of(const Shape& shape, const Wal
   return result;
 }
 
-// Fast division calls no subroutine, around which registers would be spilled.
+// Fast division avoids a subroutine call, which would spill registers.
 __device__ __forceinline__ float sigmoid(float z) { return __fdividef(1.0f, 1.0f + __expf(-z)); }
 
 template <bool kActivation>
@@ -227,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-// The sums of dz, and of dz times the distance: what dz * xhat sums up to, but for rstd.
+// Computes the sums of dz and of dz * distance; the latter times rstd is the sum of dz * xhat.
 template <typename T, int V, bool kChannelsLast, bool kActivation>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     partial_gradients(Shape shape, int columns, const T* dy, const T* x, const float* weight, const float* bias,
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-// The means over each group that the input's gradient needs. grid: (groups, samples)
+// Computes the means over each group that the input's gradient needs. grid: (groups, samples)
 __global__ void __launch_bounds__(kThreads)
     combine_group_gradients(Shape shape, const float* sums_dz, const float* sums_dz_distance, const float* weight,
                             const float* rstd, float* mean_dz, float* mean_dz_xhat) {
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The gradients of weight and bias: over samples and chunks. grid: (channels)
+// Computes the gradients of weight and bias: sums over samples and chunks. grid: (channels)
 __global__ void __launch_bounds__(kThreads)
     combine_channel_gradients(Shape shape, const float* sums_dz, const float* sums_dz_distance, const float* rstd,
                               float* dweight, float* dbias) {
@@ -298,7 +298,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
                    const float* mean, const float* rstd, const float* mean_dz, const float* mean_dz_xhat, T* dx) {
   const Walk w = walk<V, kChannelsLast>(shape, columns);
   const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
-  // z and dx = scale * dz - rstd * (mean_dz + xhat * mean_dz_xhat) as straight lines in x, for few registers
+  // z and dx = scale * dz - rstd * (mean_dz + xhat * mean_dz_xhat) as linear functions of x, to save registers
   float shift[V], constant[V], slope[V];
   for (int j = 0; j < V; ++j) {
     const int g = group_of<kChannelsLast>(shape, w, j);

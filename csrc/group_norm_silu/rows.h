@@ -1,8 +1,8 @@
-// The inner loops of GroupNorm + SiLU on the CPU, over rows of elements that follow each other in memory.
+// The inner loops of GroupNorm + SiLU on the CPU, over rows of consecutive elements.
 //
-// With xhat = (x - mean) * rstd and z = weight * xhat + bias, the output is y = silu(z), and the gradient at z
-// is dz = dy * silu'(z). Channel data is indexed like the elements of a row in channels-last memory (kPerElement).
-// Otherwise sums are over one channel, and element-wise loops take one channel a row.
+// With xhat = (x - mean) * rstd and z = weight * xhat + bias, the output is y = silu(z), and the gradient of z is
+// dz = dy * silu'(z). In channels-last memory (kPerElement), channel data is indexed like the elements of a row.
+// Otherwise sums are over one channel, and element-wise loops have one channel per row.
 #pragma once
 
 #include <algorithm>
@@ -61,7 +61,7 @@ CAT_FAST_INLINE float activation_gradient(float z) {
   return s * (1.0f + z * (1.0f - s));
 }
 
-// The gradients at z and at weight of one element.
+// One element's gradient of z, and its contribution to the gradient of weight.
 struct Gradients {
   float dz, dz_xhat;
 };
@@ -73,8 +73,8 @@ CAT_FAST_INLINE Gradients gradients_of(float x, float dy, float mean, float rstd
   return {dz, dz * xhat};
 }
 
-// Of each channel of channels-last rows: sums_dz[i] += dz, sums_dz_xhat[i] += dz * xhat. With kKeep every dz is
-// written to `kept` too.
+// For each channel i of channels-last rows: sums_dz[i] += dz, sums_dz_xhat[i] += dz * xhat. With kKeep, also
+// writes every dz to `kept`.
 template <typename T, bool kActivation, bool kKeep>
 CAT_FAST_INLINE void add_row_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel, int64_t rows,
                                        int64_t width, float* __restrict sums_dz, float* __restrict sums_dz_xhat,
@@ -94,13 +94,13 @@ CAT_FAST_INLINE void add_row_gradients(const T* __restrict x, const T* __restric
   }
 }
 
-// The same of contiguous channels, of `width` elements each: sums_dz[row] = the sum of dz, and so on.
+// The same for contiguous channels of `width` elements each: sums_dz[row] = the sum of dz, and so on.
 template <typename T, bool kActivation>
 CAT_FAST_INLINE void sum_plane_gradients(const T* __restrict x, const T* __restrict dy, ChannelData channel,
                                          int64_t rows, int64_t width, float* __restrict sums_dz,
                                          float* __restrict sums_dz_xhat) {
   constexpr int64_t kLanes = 16;   // independent sums, for SIMD
-  constexpr int64_t kBlock = 256;  // converted first, in loops of their own: half precision is then vectorised
+  constexpr int64_t kBlock = 256;  // converted in separate loops first, so that half precision is vectorised
   float x_block[kBlock], dy_block[kBlock];
   for (int64_t row = 0; row < rows; ++row, x += width, dy += width) {
     const float mean = channel.mean[row], rstd = channel.rstd[row];
@@ -135,8 +135,8 @@ CAT_FAST_INLINE void sum_plane_gradients(const T* __restrict x, const T* __restr
   }
 }
 
-// dx = rstd * (weight * dz - mean_g(weight * dz) - xhat * mean_g(weight * dz * xhat)), the two means over the
-// group being given
+// dx = rstd * (weight * dz - mean_g(weight * dz) - xhat * mean_g(weight * dz * xhat)), given the two means over
+// the group
 template <typename T, bool kPerElement, bool kActivation>
 CAT_FAST_INLINE void input_gradient(const T* __restrict x, const T* __restrict dy, ChannelData channel,
                                     const float* __restrict mean_dz, const float* __restrict mean_dz_xhat, int64_t rows,

@@ -1,5 +1,4 @@
-// What GroupNorm + SiLU works on, for every device: sizes, memory order, and the chunks that partial sums
-// are taken over.
+// The shape of GroupNorm + SiLU's input, for every device: sizes, memory order, and the chunks of partial sums.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +9,12 @@ namespace cat_fast::group_norm_silu {
 
 // x[n][c][p] for p < spatial; channels-last memory is [n][p][c].
 //
-// Reductions run over chunks of `chunk` positions and leave one partial result at [n][k][c] for chunk k of
-// channel c. Chunks depend on the shape alone, never on the number of threads, so results are reproducible.
+// Reductions run over chunks of `chunk` positions and store the partial result of chunk k of channel c at
+// [n][k][c]. Chunks depend only on the shape, never on the number of threads, so results are deterministic.
 struct Shape {
   int64_t samples, channels, spatial, groups;
   bool channels_last;
-  int64_t chunk, chunks;  // positions in one, and how many there are
+  int64_t chunk, chunks;  // positions per chunk, and number of chunks
 
   CAT_FAST_HOST_DEVICE int64_t channels_per_group() const { return channels / groups; }
   CAT_FAST_HOST_DEVICE int64_t group_size() const { return channels_per_group() * spatial; }

@@ -1,8 +1,8 @@
-// Latents <-> packed tokens on the CPU: every row of patches of every latent is one unit of a parallel loop.
+// Latents <-> packed tokens on the CPU, in a parallel loop over all rows of patches of all latents.
 //
-// Only bytes are moved, so elements are unsigned integers of the dtype's size. Within an image row a latent with
-// contiguous rows is a (channels, width) matrix and its tokens hold the transpose: it goes in 8 x 8 tiles through
-// vector registers, both sides in whole runs of memory.
+// Only bytes are moved, so elements are unsigned integers of the dtype's size. One pixel row of a latent with
+// contiguous rows is a (channels, width) matrix, and its tokens hold the transpose. It is transposed in 8 x 8 tiles
+// in vector registers, with contiguous accesses on both sides.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -26,22 +26,22 @@ using torch::stable::Tensor;
 constexpr int64_t kTile = 8;
 constexpr int64_t kGrainElements = 32768;
 
-// A (c, h*p, w*p) latent, and where its tokens lie.
+// A (c, h*p, w*p) latent and the location of its tokens.
 template <typename T>
 struct Latent {
   T* data;
   int64_t stride_c, stride_y, stride_x;
   int64_t h, w;       // in patches
-  T* tokens;          // the first
-  int64_t first_row;  // of patches, over all latents
+  T* tokens;          // its first token
+  int64_t first_row;  // its first row of patches, counted over all latents
 
   T* at(int64_t c, int64_t y, int64_t x) const { return data + c * stride_c + y * stride_y + x * stride_x; }
 };
 
-// What all latents share.
+// Layout shared by all latents.
 struct Layout {
   int64_t channels, patch, token_stride;
-  std::vector<int64_t> offsets;  // of column x of an image row, from the first token of its patches
+  std::vector<int64_t> offsets;  // of column x of a pixel row, relative to the first token of its row of patches
 };
 
 template <typename T>
@@ -50,11 +50,11 @@ struct Tile {
   Row rows[kTile];
 };
 
-// Two rows interleaved: the first halves of both, or the second.
+// Interleave two rows: the first or the second halves of both.
 #if defined(__clang__)
 #define CAT_FAST_LOW(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
 #define CAT_FAST_HIGH(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
-#else  // GCC has the former since 12 only
+#else  // GCC supports __builtin_shufflevector only since version 12
 #define CAT_FAST_LOW(a, b) __builtin_shuffle(a, b, decltype(a){0, 8, 1, 9, 2, 10, 3, 11})
 #define CAT_FAST_HIGH(a, b) __builtin_shuffle(a, b, decltype(a){4, 12, 5, 13, 6, 14, 7, 15})
 #endif
@@ -73,7 +73,7 @@ CAT_FAST_INLINE void transpose(Tile<T>& tile) {
   }
 }
 
-// Image row y of one latent, into its tokens or out of them.
+// Copies pixel row y of one latent into its tokens or out of them.
 template <typename T, bool kPack>
 CAT_FAST_INLINE void move_row(const Latent<T>& latent, const Layout& layout, int64_t y) {
   const int64_t channels = layout.channels, patch = layout.patch, width = latent.w * patch;
@@ -85,7 +85,7 @@ CAT_FAST_INLINE void move_row(const Latent<T>& latent, const Layout& layout, int
 
   if (latent.stride_x == 1 && channels >= kTile && width >= kTile) {
     for (int64_t c = 0; c < channels; c += kTile) {
-      c = std::min(c, channels - kTile);  // the last tiles overlap the ones before
+      c = std::min(c, channels - kTile);  // the last tile may overlap the previous one
       for (int64_t x = 0; x < width; x += kTile) {
         x = std::min(x, width - kTile);
         T* const corner = latent.at(c, y, x);
@@ -109,7 +109,7 @@ CAT_FAST_INLINE void move_row(const Latent<T>& latent, const Layout& layout, int
   }
 }
 
-// Rows of patches `begin` to `end`, counted over all latents.
+// Copies the rows of patches [begin, end), counted over all latents.
 template <typename T, bool kPack>
 CAT_FAST_INLINE void move_rows(const std::vector<Latent<T>>& latents, const Layout& layout, int64_t begin,
                                int64_t end) {
@@ -154,19 +154,19 @@ void move(const std::vector<Tensor>& latents, const Tensor& tokens, int64_t patc
     move<uint32_t, kPack>(latents, tokens, patch);
   } else {
     STD_TORCH_CHECK(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                    "pack on the CPU takes float32, bfloat16 and float16");
+                    "pack on the CPU: expected float32, bfloat16 or float16");
     move<uint16_t, kPack>(latents, tokens, patch);
   }
 }
 
 Tensor pack_cpu(std::vector<Tensor> latents, int64_t patch_size) {
-  STD_TORCH_CHECK(!latents.empty() && patch_size > 0, "pack needs a latent, and a positive patch size");
+  STD_TORCH_CHECK(!latents.empty() && patch_size > 0, "pack: expected at least one latent and a positive patch size");
   const Tensor& first = latents[0];
   int64_t count = 0;
   for (const Tensor& x : latents) {
     STD_TORCH_CHECK(x.dim() == 3 && x.size(0) == first.size(0) && x.scalar_type() == first.scalar_type() &&
                         x.size(1) % patch_size == 0 && x.size(2) % patch_size == 0,
-                    "pack: every latent must be (c, h*p, w*p), of one channel count and one dtype");
+                    "pack: expected latents (c, h*p, w*p) of one channel count and one dtype");
     count += (x.size(1) / patch_size) * (x.size(2) / patch_size);
   }
   Tensor tokens = torch::stable::new_empty(first, {count, patch_size * patch_size * first.size(0)});
@@ -177,16 +177,16 @@ Tensor pack_cpu(std::vector<Tensor> latents, int64_t patch_size) {
 std::vector<Tensor> unpack_cpu(Tensor tokens, std::vector<int64_t> grids, int64_t patch_size) {
   const int64_t p = patch_size;
   STD_TORCH_CHECK(p > 0 && tokens.dim() == 2 && tokens.size(1) % (p * p) == 0,
-                  "unpack: tokens must be (T, p*p*c), p the positive patch size");
-  STD_TORCH_CHECK(!grids.empty() && grids.size() % 2 == 0, "unpack: grids must be h0, w0, h1, w1 and so on");
+                  "unpack: expected tokens (T, p*p*c) and a positive patch size p");
+  STD_TORCH_CHECK(!grids.empty() && grids.size() % 2 == 0, "unpack: expected grids h0, w0, h1, w1 and so on");
   std::vector<Tensor> latents;
   int64_t count = 0;
   for (size_t i = 0; i < grids.size(); i += 2) {
-    STD_TORCH_CHECK(grids[i] >= 0 && grids[i + 1] >= 0, "unpack: grids must not be negative");
+    STD_TORCH_CHECK(grids[i] >= 0 && grids[i + 1] >= 0, "unpack: expected grids that are not negative");
     count += grids[i] * grids[i + 1];
     latents.push_back(torch::stable::new_empty(tokens, {tokens.size(1) / (p * p), grids[i] * p, grids[i + 1] * p}));
   }
-  STD_TORCH_CHECK(count == tokens.size(0), "unpack: the grids hold ", count, " tokens, there are ", tokens.size(0));
+  STD_TORCH_CHECK(count == tokens.size(0), "unpack: expected ", count, " tokens for these grids, got ", tokens.size(0));
   const bool rows_are_dense = tokens.size(1) <= 1 || tokens.stride(1) == 1;
   move<false>(latents, rows_are_dense ? tokens : torch::stable::contiguous(tokens), p);
   return latents;

@@ -1,4 +1,4 @@
-// The operator's tensors as its kernels take them, for every device.
+// Checks of the operator's tensors, for every device.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -13,13 +13,13 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline Shape shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
-  STD_TORCH_CHECK(q.dim() == 3, "scalar_attention: q must be (B, N, H)");
+  STD_TORCH_CHECK(q.dim() == 3, "scalar_attention: expected q of shape (B, N, H), got ", q.dim(), " dimensions");
   for (int64_t dim = 0; dim < 3; ++dim) {
     STD_TORCH_CHECK(k.dim() == 3 && v.dim() == 3 && k.size(dim) == q.size(dim) && v.size(dim) == q.size(dim),
-                    "scalar_attention: q, k and v must have one shape");
+                    "scalar_attention: expected q, k and v of one shape");
   }
   STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
-                  "scalar_attention: q, k and v must have one dtype");
+                  "scalar_attention: expected q, k and v of one dtype");
   return {q.size(0), q.size(1), q.size(2)};
 }
 

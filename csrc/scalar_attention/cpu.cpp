@@ -1,12 +1,12 @@
-// Attention with heads of one dimension on the CPU, fp32, bf16 and fp16, in time linear in the sequence's length.
+// Attention with head dimension 1 on the CPU in fp32, bf16 and fp16, in time linear in the sequence length.
 //
 // Per head, y_i = sum over j of p_ij v_j with p_ij = e^(q_i k_j) / Z_i, Z_i = sum over j of e^(q_i k_j), and
 //   dv_j = sum over i of dy_i p_ij
 //   dk_j = sum over i of dy_i p_ij q_i (v_j - y_i)
-//   dq_i = dy_i (sum over j of p_ij k_j v_j - y_i sum over j of p_ij k_j),
-// all of them exponential sums: over keys for each query, or over queries for each key. Keys are taken from the
-// middle of their range, which changes no p_ij, and values from their mean, which moves y by as much; both save
-// digits. Sums run in fixed order: the result does not depend on the number of threads.
+//   dq_i = dy_i (sum over j of p_ij k_j v_j - y_i sum over j of p_ij k_j).
+// All of these are exponential sums, over keys for each query or over queries for each key. Keys are shifted by the
+// middle of their range, which changes no p_ij, and values by their mean, which shifts y equally; both reduce
+// rounding errors. Sums run in a fixed order, so results do not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 
@@ -45,13 +45,13 @@ struct Statistics {
   float middle() const { return 0.5f * low + 0.5f * high; }
 };
 
-// One head's tensors, `count` elements each. Gradients take the place of what they are of, and y that of q.
+// One head's tensors, `count` elements each. Gradients overwrite their tensors, and y overwrites q.
 struct Head {
   int64_t count;
   float *q, *k, *v, *dy;  // dy only in backward
 };
 
-// What a thread works with, from head to head.
+// A thread's buffers, reused for all its heads.
 struct Workspace {
   Axis queries, keys;
   Scratch scratch;
@@ -61,8 +61,8 @@ struct Workspace {
   std::array<std::vector<float>, 3> at_keys;
 };
 
-// Orders a head's queries, keys and values. Keys are taken from the middle of their range, and values from their
-// mean, which is returned; NaN if anything is not finite.
+// Orders a head's queries, keys and values, shifting keys by the middle of their range and values by their mean.
+// Returns that mean, or NaN if any input is not finite.
 float prepare(Head& head, Workspace& work) {
   const Statistics q(head.q, head.count), k(head.k, head.count), v(head.v, head.count);
   if (!q.finite || !k.finite || !v.finite) return std::numeric_limits<float>::quiet_NaN();
@@ -102,7 +102,7 @@ void backward(Head& head, Workspace& work) {
   for (int64_t i = 0; i < work.queries.size(); ++i) {
     const float y = y_z[i] / z[i];
     work.dq[i] = work.dy[i] * (kv_z[i] / z[i] - y * (k_z[i] / z[i]));
-    work.dy_z[i] = work.dy[i] / z[i];  // without the exponent of Z
+    work.dy_z[i] = work.dy[i] / z[i];  // the exponent of Z is kept separately
     work.dy_z_q_y[i] = work.dy_z[i] * work.queries.positions[i] * y;
   }
   work.queries.gather(work.dq, head.q);
@@ -115,17 +115,17 @@ void backward(Head& head, Workspace& work) {
   work.keys.gather(dv, head.v);
 }
 
-// kHeads heads of one sample, or those that are left.
+// kHeads heads of one sample, or fewer at the end.
 struct Group {
-  int64_t offset, width, stride;  // of its first element in a tensor, in heads, from position to position
+  int64_t offset, width, stride;  // offset of its first element in a tensor, number of heads, stride of positions
 };
 
-// Calls f(group, columns, pitch, work) for every group: arrays for `tensors` tensors of kHeads heads each, whose
-// columns are `pitch` floats apart, and the thread's workspace.
+// Calls f(group, columns, pitch, work) for every group. `columns` has room for `tensors` tensors of kHeads heads,
+// one column of `pitch` floats per head; `work` is the thread's workspace.
 template <typename F>
 void for_each_group(const Shape& shape, int64_t tensors, const F& f) {
   const int64_t groups = (shape.heads + kHeads - 1) / kHeads;
-  const int64_t pitch = (shape.count + 15) / 16 * 16 + 16;  // no power of two, which would crowd the L1 cache
+  const int64_t pitch = (shape.count + 15) / 16 * 16 + 16;  // not a power of two: avoids L1 cache conflicts
   torch::stable::parallel_for(0, shape.batch * groups, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> columns(tensors * kHeads * pitch);
     Workspace work;
@@ -139,7 +139,8 @@ void for_each_group(const Shape& shape, int64_t tensors, const F& f) {
 
 Shape cpu_shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
   const Shape shape = shape_of(q, k, v);
-  STD_TORCH_CHECK(shape.count <= int64_t{1} << 30, "scalar_attention on the CPU takes at most 2^30 positions");
+  STD_TORCH_CHECK(shape.count <= int64_t{1} << 30, "scalar_attention on the CPU: expected at most 2^30 positions, got ",
+                  shape.count);
   return shape;
 }
 
@@ -150,12 +151,12 @@ void dispatch(ScalarType dtype, const F& f) {
   } else if (dtype == ScalarType::BFloat16) {
     f.template operator()<BFloat16>();
   } else {
-    STD_TORCH_CHECK(dtype == ScalarType::Half, "scalar_attention on the CPU takes float32, bfloat16 and float16");
+    STD_TORCH_CHECK(dtype == ScalarType::Half, "scalar_attention on the CPU: expected float32, bfloat16 or float16");
     f.template operator()<Float16>();
   }
 }
 
-// Applies f(head, workspace) to every head of the inputs, and writes the first arrays of a head to the outputs.
+// Applies f(head, workspace) to every head of the inputs and writes the head's first arrays to the outputs.
 template <typename T, typename F>
 void for_each_head(const Shape& shape, std::initializer_list<const Tensor*> inputs,
                    std::initializer_list<Tensor*> outputs, const F& f) {
@@ -164,7 +165,7 @@ void for_each_head(const Shape& shape, std::initializer_list<const Tensor*> inpu
   for (const Tensor* tensor : inputs) read.push_back(static_cast<const T*>(tensor->const_data_ptr()));
   for (Tensor* tensor : outputs) write.push_back(static_cast<T*>(tensor->mutable_data_ptr()));
   for_each_group(shape, read.size(), [&](const Group& group, float* columns, int64_t pitch, Workspace& work) {
-    const int64_t size = kHeads * pitch;  // of a tensor's columns
+    const int64_t size = kHeads * pitch;  // of one tensor's columns
     for (size_t i = 0; i < read.size(); ++i) {
       CAT_FAST_DISPATCH(read_heads)(read[i] + group.offset, shape.count, group.stride, group.width, columns + i * size,
                                     pitch);

@@ -1,5 +1,5 @@
-// Launches the CUDA kernels of attention with heads of one dimension. Knows no torch, and compiles against the
-// thread emulation too.
+// Launches the CUDA kernels of attention with head dimension 1. Independent of torch; also compiles against the
+// thread emulation.
 
 #include "scalar_attention/cuda.h"
 
@@ -11,21 +11,21 @@
 namespace cat_fast::scalar_attention {
 namespace {
 
-constexpr int64_t kThreadBlocks = 1024;  // wanted of a kernel: several for each multiprocessor of a large GPU
-constexpr int64_t kMostChunks = 8;       // each has tables of its own
+constexpr int64_t kThreadBlocks = 1024;  // target per kernel: several per multiprocessor of a large GPU
+constexpr int64_t kMaxChunks = 8;        // each chunk has its own tables
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Chunks depend on the shape alone, never on the device, so that results are reproducible.
+// Chunks depend only on the shape, never on the device, so results are deterministic.
 Cut cut_of(const Shape& shape) {
   const int64_t groups = shape.batch * ceil_div(shape.heads, kHeads);
-  const int64_t chunks = std::clamp<int64_t>(ceil_div(kThreadBlocks, groups), 1, kMostChunks);
+  const int64_t chunks = std::clamp<int64_t>(ceil_div(kThreadBlocks, groups), 1, kMaxChunks);
   const int64_t chunk = ceil_div(ceil_div(shape.count, chunks), kRows) * kRows;
-  const int64_t most = std::clamp<int64_t>(shape.count / 2, 1, kMaxBlocks);
-  return {shape.batch, shape.count, shape.heads, chunk, ceil_div(shape.count, chunk), static_cast<int>(most)};
+  const int64_t max_blocks = std::clamp<int64_t>(shape.count / 2, 1, kMaxBlocks);
+  return {shape.batch, shape.count, shape.heads, chunk, ceil_div(shape.count, chunk), static_cast<int>(max_blocks)};
 }
 
-// Scratch memory, one part after the other.
+// Layout of the scratch memory: its parts, one after another.
 struct Workspace {
   NodeValues *coefficients, *tables;
   Plan* plans;
@@ -36,12 +36,12 @@ struct Workspace {
   Workspace(float* memory, const Cut& cut, bool backward) {
     const auto take = [&]<typename T>(T*& part, int64_t count) {
       part = reinterpret_cast<T*>(memory + floats);
-      floats += ceil_div(count * sizeof(T), 16) * 4;  // parts begin at multiples of 16 bytes
+      floats += ceil_div(count * sizeof(T), 16) * 4;  // parts start at multiples of 16 bytes
     };
     const int64_t channels = backward ? AtQueries::kChannels : Forward::kChannels;
     const int64_t in_backward = backward ? cut.batch * cut.count * cut.heads : 0;
-    take(coefficients, cut.batch * cut.heads * cut.most_blocks * channels);
-    take(tables, cut.partials() * cut.most_blocks * channels);
+    take(coefficients, cut.batch * cut.heads * cut.max_blocks * channels);
+    take(tables, cut.partials() * cut.max_blocks * channels);
     take(plans, cut.batch * cut.heads);
     take(ranges, cut.partials());
     take(dy_z, in_backward);

@@ -1,4 +1,4 @@
-// Attention with heads of one dimension on CUDA: raw pointers and a stream, no torch types.
+// Attention with head dimension 1 on CUDA: raw pointers and a stream, no torch types.
 #pragma once
 
 #include "scalar_attention/shape.h"
@@ -7,7 +7,7 @@ namespace cat_fast::scalar_attention {
 
 enum class Dtype { kFloat, kBFloat16, kFloat16 };
 
-// Floats of scratch memory that one call needs.
+// Returns the floats of scratch memory that one call needs.
 int64_t workspace_size(const Shape& shape, bool backward);
 
 // All tensors: `dtype`, (B, N, H).

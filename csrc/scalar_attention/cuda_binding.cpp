@@ -1,4 +1,4 @@
-// Binds the CUDA kernels of attention with heads of one dimension to torch, through its stable ABI.
+// Binds the CUDA kernels of attention with head dimension 1 to torch through its stable ABI.
 
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -16,7 +16,8 @@ Shape cuda_shape_of(const Tensor& q, const Tensor& k, const Tensor& v) {
   constexpr int64_t kGridLimit = 65535;  // of the grid dimensions that hold samples and groups of heads
   const Shape shape = shape_of(q, k, v);
   STD_TORCH_CHECK(shape.batch <= kGridLimit && shape.heads <= 8 * kGridLimit,
-                  "scalar_attention on CUDA takes at most 65535 samples and 524280 heads");
+                  "scalar_attention on CUDA: expected at most 65535 samples and 524280 heads, got ", shape.batch,
+                  " and ", shape.heads);
   return shape;
 }
 
@@ -28,7 +29,7 @@ Dtype dtype_of(const Tensor& q) {
       return Dtype::kBFloat16;
     default:
       STD_TORCH_CHECK(q.scalar_type() == ScalarType::Half,
-                      "scalar_attention on CUDA takes float32, bfloat16 and float16");
+                      "scalar_attention on CUDA: expected float32, bfloat16 or float16");
       return Dtype::kFloat16;
   }
 }

@@ -1,11 +1,11 @@
 // Sums y_c(t) = sum over j of e^(t s_j - o_j) u_c(j) of sources s_j for many targets t, in linear time.
 //
-// The range of the targets is cut into blocks with |t - centre| |s| <= kReach. Within a block, e^((t - centre) s)
-// is a polynomial of t in the kNodes Chebyshev nodes of the block, so y is needed at the nodes only; and because
-// all blocks are alike, e^(node s) = e^(centre s) e^((node - centre) s) takes an exponential a block and one a
-// node of *one* block. The range of the sources is cut in the same way, with |s - centre| |t| <= kReach: e^(t s) is
-// a polynomial of s, too, and the sources of a block can be moved to its nodes, so that nodes meet nodes only.
-// kernels/scalar_attention/README.md derives the error bound.
+// The range of the targets is divided into blocks with |t - centre| |s| <= kReach. Within a block, e^((t - centre) s)
+// is interpolated by a polynomial of t through the block's kNodes Chebyshev nodes, so y is needed only at the nodes.
+// All blocks have the same width, so e^(node s) = e^(centre s) e^((node - centre) s) takes one exponential per block,
+// plus one per node of a *single* block. The range of the sources is divided in the same way, with
+// |s - centre| |t| <= kReach: e^(t s) is interpolated in s, too, and the sources of a block are moved to its nodes.
+// Then only sums of nodes over nodes remain. kernels/scalar_attention/README.md derives the error bound.
 #pragma once
 
 #include <algorithm>
@@ -21,25 +21,25 @@
 
 namespace cat_fast::scalar_attention {
 
-constexpr float kReach = 0.8f;        // each term e^(t s) is then right to 1.6e-7 of itself in t and in s
+constexpr float kReach = 0.8f;        // relative error of each term e^(t s): 1.6e-7 in t and in s
 constexpr int64_t kMaxBlocks = 1024;  // keeps the table in the L2 cache
 
-// Positions, of queries or of keys, ordered by block and padded: block b's are begin[b] to begin[b + 1], and where
-// `present` is 0, not 1, there is none. Without blocks (their count is 0) they are in the order given.
+// Positions of queries or of keys, ordered by block and padded. Block b has the entries begin[b] to begin[b + 1];
+// `present` is 1 for positions and 0 for padding. If there are no blocks (count is 0), the order is unchanged.
 struct Axis {
   Blocks blocks;
   float magnitude;             // the largest |position|
-  int64_t given;               // how many there are
+  int64_t given;               // number of positions without padding
   std::vector<int32_t> begin;  // multiples of kLanes
-  std::vector<int32_t> place;  // where each position given has gone
+  std::vector<int32_t> place;  // ordered index of each position
   std::vector<float> positions, present;
 
   int64_t size() const { return begin.back(); }
 
-  // Takes positions in [low, high], to meet others of at most the magnitude `other`.
+  // Orders positions in [low, high]; `other` is the largest magnitude on the other axis.
   void order(const float* unordered, int64_t count, float low, float high, float other);
 
-  // values[i], one for each position given, to where it has gone, and back; the padding becomes 0.
+  // Reorders values[i], one per position, into the axis' order and back; padding becomes 0.
   void scatter(const float* values, std::vector<float>& ordered) const {
     ordered.resize(size());
     for (size_t b = 1; b < begin.size(); ++b) {
@@ -57,9 +57,9 @@ struct Axis {
   std::vector<int32_t> block_, rank_;
 };
 
-// The values u_0 and u_1 of sources on an axis, in its order; u_(c + 2) = s u_c. Where e^(t s_j - o_j) may be large,
-// `scaled`, e^(|t| magnitude) is divided out. Otherwise `offsets` are such that it is e^(2 kReach) at most, and
-// alike within a block.
+// The values u_0 and u_1 of sources on an axis, in its order; u_(c + 2) = s u_c. If e^(t s_j - o_j) may be large
+// (`scaled`), it is divided by e^(|t| magnitude). Otherwise `offsets` keep it below e^(2 kReach), and are equal
+// within a block.
 struct Sources {
   const Axis& axis;
   const float *u, *w;
@@ -69,21 +69,21 @@ struct Sources {
   float exponent(float target) const { return scaled ? std::fabs(target) * axis.magnitude : 0.0f; }
 };
 
-// What a thread works with, from head to head.
+// A thread's buffers, reused for all its heads.
 struct Scratch {
   std::vector<float> zeros, positions, residuals, offsets, values, table;
 };
 
-// sums[c][i] e^(exponents[i]) is the sum of channel c at target i, in the order of the axis.
+// Computes sums such that sums[c][i] e^(exponents[i]) is the sum of channel c at target i, in the axis' order.
 template <int kChannels>
 void exponential_sums(const Sources& sources, const Axis& targets, Scratch& scratch,
                       std::array<std::vector<float>, kChannels>& sums, std::vector<float>& exponents);
 
-// The blocks that a range is cut into, 0 if they were too many for `count` positions on the other side.
+// Returns the number of blocks of a range, or 0 if it would be too large for `count` positions on the other side.
 inline int64_t count_blocks(float range, float magnitude, int64_t count) {
   const float blocks = std::max(1.0f, std::ceil(range * magnitude / (2.0f * kReach)));
-  const int64_t most = std::min(kMaxBlocks, count / 2);
-  return blocks <= static_cast<float>(most) ? static_cast<int64_t>(blocks) : 0;  // 0 too where the range overflows
+  const int64_t limit = std::min(kMaxBlocks, count / 2);
+  return blocks <= static_cast<float>(limit) ? static_cast<int64_t>(blocks) : 0;  // 0 also if the range overflows
 }
 
 inline void Axis::order(const float* unordered, int64_t count, float low, float high, float other) {
@@ -122,7 +122,7 @@ inline void Axis::order(const float* unordered, int64_t count, float low, float 
   }
 }
 
-// T_k at the Chebyshev nodes x_r = cos(pi (r + 1/2) / kNodes) makes the basis; the nodes are T_1.
+// Returns T_k at the Chebyshev node x_r = cos(pi (r + 1/2) / kNodes); T_1 gives the nodes themselves.
 inline double chebyshev_at_node(int64_t k, int64_t r) {
   return std::cos(static_cast<double>(k) * std::numbers::pi * (static_cast<double>(r) + 0.5) / kNodes);
 }
@@ -143,7 +143,7 @@ inline const Basis& basis() {
   return basis;
 }
 
-// The nodes of a block of this width, about its centre.
+// Returns the nodes of a block of this width, relative to its centre.
 inline std::array<float, kNodes> nodes_of(float width) {
   std::array<float, kNodes> nodes;
   for (int64_t r = 0; r < kNodes; ++r) nodes[r] = static_cast<float>(chebyshev_at_node(1, r)) * 0.5f * width;
@@ -168,10 +168,10 @@ void sum_directly(const Sources& sources, const Axis& targets, std::array<std::v
   }
 }
 
-// Sources one by one, or the nodes that they were moved to.
+// The sources themselves, or the nodes that they were moved to.
 struct Points {
   int64_t count;
-  const float *positions, *residuals;  // their sum is meant
+  const float *positions, *residuals;  // a point is their sum
   const float *offsets, *u, *w;
 };
 
@@ -200,7 +200,7 @@ inline Points points_of(const Sources& sources, Scratch& scratch) {
           scratch.values.data() + count};
 }
 
-// The sums at the nodes of every block of targets, [block][channel][node].
+// Computes the sums at the nodes of every block of targets, [block][channel][node].
 template <int kChannels>
 void tabulate(const Sources& sources, const Blocks& blocks, Scratch& scratch) {
   constexpr int64_t kWidth = kChannels * kNodes;

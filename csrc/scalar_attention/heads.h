@@ -1,4 +1,4 @@
-// Heads, which lie side by side in a tensor, to and from arrays of their own: transposition in tiles.
+// Copies heads, which are interleaved in a tensor, to and from separate arrays: transposition in tiles.
 #pragma once
 
 #include <cstdint>
@@ -7,13 +7,13 @@
 
 namespace cat_fast::scalar_attention {
 
-constexpr int64_t kHeads = 16;  // heads that are read and written together: a cache line of fp32
-constexpr int64_t kRows = 8;    // positions of a tile
+constexpr int64_t kHeads = 16;  // heads read and written together: a cache line of fp32
+constexpr int64_t kRows = 8;    // positions per tile
 
 // Eight floats in a register.
 using Row __attribute__((vector_size(kRows * sizeof(float)), aligned(alignof(float)))) = float;
 
-// The rows of an 8 x 8 matrix become its columns: corners are swapped, of 1 x 1, 2 x 2 and 4 x 4.
+// Transposes an 8 x 8 matrix by swapping off-diagonal blocks of 1 x 1, 2 x 2 and 4 x 4.
 CAT_FAST_INLINE void transpose(Row (&rows)[kRows]) {
   Row half[kRows];
   for (int64_t i = 0; i < kRows; i += 2) {

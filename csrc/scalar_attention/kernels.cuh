@@ -1,10 +1,10 @@
-// The CUDA kernels of attention with heads of one dimension.
+// The CUDA kernels of attention with head dimension 1.
 //
-// Sums over sources are taken at the Chebyshev nodes of blocks of targets and interpolated, as on the CPU
-// (exponential_sums.h), except that sources stay where they are: a GPU has arithmetic to spare, but would have to
-// sort. Tensors are (B, N, H); thread blocks take kHeads neighbouring heads at a time, so that memory is read by
-// whole sectors. How many blocks a head has is decided on the device (plan_heads); heads with too many are summed
-// directly. Partial results are added in a fixed order: no atomics, so that two runs agree to the bit.
+// As on the CPU (exponential_sums.h), sums over sources are computed at the Chebyshev nodes of blocks of targets and
+// interpolated. Sources are not moved to nodes, since that would need sorting, while a GPU has arithmetic to
+// spare. Tensors are (B, N, H); thread blocks process kHeads adjacent heads, so that memory is read in complete
+// sectors. The number of blocks of a head is decided on the device (plan_heads); heads with too many are summed
+// directly. Partial results are added in a fixed order, without atomics, so results are deterministic.
 #pragma once
 
 #include "scalar_attention/plan.cuh"
@@ -12,16 +12,16 @@
 namespace cat_fast::scalar_attention {
 
 constexpr int kNodes = 8;   // Chebyshev nodes of a block of targets
-constexpr int kLanes = 32;  // a warp tabulates one head, a block of targets a lane
+constexpr int kLanes = 32;  // a warp tabulates one head, with one block of targets per lane
 static_assert(kThreads == kHeads * kLanes && kRows == kLanes);
 
-// The sums to take: from which sources, at which targets, of how many channels u_c. u_0 and u_1 come with a source
-// s, and u_(c + 2) = s u_c.
+// The sums to compute: their sources, their targets and the number of channels u_c. u_0 and u_1 are given per
+// source s, and u_(c + 2) = s u_c.
 struct Forward {
   static constexpr bool kFromKeys = true;
   static constexpr int kChannels = 2;
 };
-struct AtQueries {  // for backward
+struct AtQueries {  // in backward
   static constexpr bool kFromKeys = true;
   static constexpr int kChannels = 4;
 };
@@ -35,7 +35,7 @@ __device__ __forceinline__ const Partition& targets_of(const Plan& plan) {
   return Task::kFromKeys ? plan.q : plan.k;
 }
 
-// The exponent that is divided out of sums at a target: the largest there may be.
+// Returns the exponent that is divided out of sums at a target: the largest possible one.
 template <typename Task>
 __device__ __forceinline__ float exponent(const Plan& plan, float target) {
   return Task::kFromKeys ? fabsf(target) * plan.k.magnitude : 0.0f;
@@ -49,7 +49,7 @@ template <typename Task, typename T>
 __device__ __forceinline__ Source source_at(const Tensors<T>& tensors, const Plan& plan, int64_t i) {
   if (Task::kFromKeys) return {to_float(tensors.k[i]) - plan.middle, 0.0f, 1.0f, to_float(tensors.v[i]) - plan.mean};
   const float q = to_float(tensors.q[i]);
-  const float target = plan.q.blocks > 0 ? plan.q.centre(plan.q.block_of(q)) : q;  // what Z's exponent is of
+  const float target = plan.q.blocks > 0 ? plan.q.centre(plan.q.block_of(q)) : q;  // sets the exponent of Z
   return {q, exponent<AtQueries>(plan, target), tensors.dy_z[i], tensors.dy_z_q_y[i]};
 }
 
@@ -58,7 +58,7 @@ __device__ __forceinline__ float target_at(const Tensors<T>& tensors, const Plan
   return Task::kFromKeys ? to_float(tensors.q[i]) : to_float(tensors.k[i]) - plan.middle;
 }
 
-// Writes what follows from the sums at target i.
+// Computes and writes the results at target i from its sums.
 template <typename Task, typename T>
 __device__ __forceinline__ void finish(const Tensors<T>& tensors, const Plan& plan, int64_t i, float target,
                                        const float (&sums)[Task::kChannels]) {
@@ -87,7 +87,7 @@ __device__ __forceinline__ void finish_with_nan(const Tensors<T>& tensors, int64
   }
 }
 
-// T_k at node r: cos(pi k (2 r + 1) / 16), by symmetry one of nine numbers.
+// Returns T_k at node r: cos(pi k (2 r + 1) / 16), by symmetry one of nine numbers.
 __host__ __device__ constexpr float chebyshev_at_node(int k, int r) {
   constexpr float kCosines[] = {1.0f,         0.980785280f, 0.923879533f, 0.831469612f, 0.707106781f,
                                 0.555570233f, 0.382683432f, 0.195090322f, 0.0f};
@@ -95,12 +95,12 @@ __host__ __device__ constexpr float chebyshev_at_node(int k, int r) {
   return half > 8 ? -kCosines[16 - half] : kCosines[half];
 }
 
-// A value for each node of a block, or a coefficient for each degree: moved sixteen bytes at a time.
+// One value per node of a block, or one coefficient per degree; moved sixteen bytes at a time.
 struct alignas(16) NodeValues {
   float values[kNodes];
 };
 
-// Sums of a chunk of sources at the nodes, [sample][chunk][head][block][channel][node].
+// Computes the sums of a chunk of sources at the nodes, [sample][chunk][head][block][channel][node].
 template <typename Task, typename T>
 __global__ void __launch_bounds__(kThreads, 4)
     tabulate(Cut cut, Tensors<T> tensors, const Plan* plans, NodeValues* partial_tables) {
@@ -108,14 +108,14 @@ __global__ void __launch_bounds__(kThreads, 4)
     Source source;
     NodeValues powers;  // e^(node position)
   };
-  __shared__ Terms terms[kHeads][kRows + 1];  // one more: heads then lie in different banks
+  __shared__ Terms terms[kHeads][kRows + 1];  // padded by one, so that heads use different banks
   constexpr int kChannels = Task::kChannels;
   const Place place(cut);
   const Plan* const group = plans + place.sample * cut.heads + static_cast<int64_t>(blockIdx.y) * kHeads;
   const int heads = cut.heads - static_cast<int64_t>(blockIdx.y) * kHeads < kHeads
                         ? static_cast<int>(cut.heads - static_cast<int64_t>(blockIdx.y) * kHeads)
                         : kHeads;
-  int passes = 0;  // alike in all threads, for __syncthreads
+  int passes = 0;  // equal in all threads, for __syncthreads
   for (int h = 0; h < heads; ++h) {
     const int needed = (targets_of<Task>(group[h]).blocks + kLanes - 1) / kLanes;
     passes = needed > passes ? needed : passes;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 4)
     const float scale = active ? exponent<Task>(group[mine], centre) : 0.0f;
     NodeValues sums[kChannels] = {};
     for (int64_t begin = place.begin; begin < place.end; begin += kRows) {
-      __syncthreads();  // the last tile's readers are done
+      __syncthreads();  // all threads have read the previous tile
       const int64_t n = begin + place.row;
       Terms& filling = terms[place.column][place.row];
       filling.source = {};
@@ -156,14 +156,14 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (!active) continue;
     const int64_t head = static_cast<int64_t>(blockIdx.y) * kHeads + mine;
     NodeValues* const table =
-        partial_tables + (cut.partial(place.sample, blockIdx.x, head) * cut.most_blocks + block) * kChannels;
+        partial_tables + (cut.partial(place.sample, blockIdx.x, head) * cut.max_blocks + block) * kChannels;
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) table[c] = sums[c];
   }
 }
 
-// The polynomials through the nodes, [sample][head][block][channel][degree]; a thread a block. grid: (groups of
-// heads, samples), blocks of kHeads rows of kLanes threads.
+// Computes the polynomials through the nodes, [sample][head][block][channel][degree], with one thread per block and
+// channel. grid: (groups of heads, samples), thread blocks of kHeads rows of kLanes threads.
 template <typename Task>
 __global__ void __launch_bounds__(kThreads)
     find_coefficients(Cut cut, const Plan* plans, const NodeValues* partial_tables, NodeValues* coefficients) {
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = threadIdx.x % kLanes; i < blocks * kChannels; i += kLanes) {
     NodeValues at_nodes = {}, out;
     for (int64_t c = 0; c < cut.chunks; ++c) {
-      const NodeValues part = partial_tables[cut.partial(sample, c, head) * cut.most_blocks * kChannels + i];
+      const NodeValues part = partial_tables[cut.partial(sample, c, head) * cut.max_blocks * kChannels + i];
 #pragma unroll
       for (int r = 0; r < kNodes; ++r) at_nodes.values[r] += part.values[r];
     }
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int r = 0; r < kNodes; ++r) sum += chebyshev_at_node(k, r) * at_nodes.values[r];
       out.values[k] = sum * ((k == 0 ? 1.0f : 2.0f) / kNodes);
     }
-    coefficients[(sample * cut.heads + head) * cut.most_blocks * kChannels + i] = out;
+    coefficients[(sample * cut.heads + head) * cut.max_blocks * kChannels + i] = out;
   }
 }
 
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t index = place.sample * cut.heads + place.head;
   const Plan plan = plans[index];
   const Partition targets = targets_of<Task>(plan);
-  const NodeValues* const polynomials = coefficients + index * cut.most_blocks * kChannels;
+  const NodeValues* const polynomials = coefficients + index * cut.max_blocks * kChannels;
   const float per_half_width = targets.width > 0 ? 2.0f / targets.width : 0.0f;
   for (int64_t n = place.begin + place.row; n < place.end; n += kRows) {
     const int64_t i = cut.at(place.sample, n, place.head);
@@ -227,14 +227,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// The sums of heads without blocks, term by term.
+// Computes the sums of heads without blocks, term by term.
 template <typename Task, typename T>
 __global__ void __launch_bounds__(kThreads) sum_directly(Cut cut, Tensors<T> tensors, const Plan* plans) {
   __shared__ Source sources[kHeads][kRows + 1];
   constexpr int kChannels = Task::kChannels;
   const Place place(cut);
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kHeads;
-  bool any = false;  // alike in all threads, for __syncthreads
+  bool any = false;  // equal in all threads, for __syncthreads
   for (int64_t h = first; h < first + kHeads && h < cut.heads; ++h) {
     const Plan& plan = plans[place.sample * cut.heads + h];
     any = any || (plan.finite && targets_of<Task>(plan).blocks == 0);
@@ -250,7 +250,7 @@ __global__ void __launch_bounds__(kThreads) sum_directly(Cut cut, Tensors<T> ten
     const float scale = exponent<Task>(plan, target);
     float sums[kChannels] = {};
     for (int64_t tile = 0; tile < cut.count; tile += kRows) {
-      __syncthreads();  // the last tile's readers are done
+      __syncthreads();  // all threads have read the previous tile
       if (mine && tile + place.row < cut.count) {
         sources[place.column][place.row] =
             source_at<Task>(tensors, plan, cut.at(place.sample, tile + place.row, place.head));

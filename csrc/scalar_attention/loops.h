@@ -1,4 +1,4 @@
-// The inner loops of exponential sums on the CPU, each over a whole head or tile: plain arrays and vectors.
+// The inner loops of exponential sums on the CPU, each over an entire head or tile.
 #pragma once
 
 #include <algorithm>
@@ -10,20 +10,20 @@
 
 namespace cat_fast::scalar_attention {
 
-constexpr int64_t kNodes = 8;        // Chebyshev nodes of a block
-constexpr int64_t kLanes = 16;       // positions worked on at once; blocks are padded to multiples of it
-constexpr int64_t kSourceTile = 64;  // sources whose terms are held in the L1 cache, and whose sum is taken first
-constexpr int64_t kTargetTile = 32;  // targets that the direct sum works on at once
+constexpr int64_t kNodes = 8;        // Chebyshev nodes per block
+constexpr int64_t kLanes = 16;       // positions processed at once; blocks are padded to multiples of it
+constexpr int64_t kSourceTile = 64;  // sources whose terms fit the L1 cache, summed first
+constexpr int64_t kTargetTile = 32;  // targets that the direct sum processes at once
 
-// Vectors in registers, which may lie anywhere in memory: one value a node, or one a position. Where loops over
-// them are written as such, it is because compilers would rather vectorise the loop around them, and shuffle.
+// Vectors without alignment, with one value per node or per position. They are explicit because for plain loops
+// compilers would vectorise the surrounding loop and shuffle.
 using NodeVector __attribute__((vector_size(kNodes * sizeof(float)), aligned(alignof(float)))) = float;
 using LaneVector __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)))) = float;
 
 CAT_FAST_INLINE const LaneVector& lanes(const float* values) { return *reinterpret_cast<const LaneVector*>(values); }
 
-// `count` blocks of equal width. Their centres are written down: computed again by the instructions of another
-// processor, they could differ in the last digit.
+// `count` blocks of equal width. Their centres are stored, because recomputing them with another instruction set
+// could change the last digit.
 struct Blocks {
   int64_t count;
   float first, width;
@@ -32,19 +32,19 @@ struct Blocks {
   float per_width() const { return width > 0 ? 1.0f / width : 0.0f; }
 };
 
-// What is between the values at the nodes of a block and a polynomial sum over k of coefficients[k] * T_k(x):
-// coefficients[k] = sum over r of node[r][k] * values[r]. degree is its transpose.
+// Conversion of values at the nodes of a block to the polynomial sum over k of coefficients[k] * T_k(x):
+// coefficients[k] = sum over r of node[r][k] * values[r]. `degree` is the transpose of `node`.
 struct Basis {
   float node[kNodes][kNodes], degree[kNodes][kNodes];
 };
 
-// What is known of values that lie row by row in kColumns columns. special[i] is not 0 where one is not finite.
+// Statistics of values arranged in kColumns columns. special[i] is not 0 if column i has a non-finite value.
 struct Columns {
   static constexpr int64_t kColumns = 32;
   float low[kColumns], high[kColumns], sum[kColumns];
   int32_t special[kColumns];
 
-  // Adds a row, or the beginning of one.
+  // Adds a complete or partial row.
   CAT_FAST_INLINE void add(const float* __restrict x, int64_t width) {
     for (int64_t i = 0; i < width; ++i) {
       low[i] = x[i] < low[i] ? x[i] : low[i];
@@ -70,7 +70,7 @@ CAT_FAST_INLINE void subtract(float* values, float offset, int64_t count) {
   for (int64_t i = 0; i < count; ++i) values[i] -= offset;
 }
 
-// The block that each position lies in.
+// Finds the block that contains each position.
 CAT_FAST_INLINE void find_blocks(const float* __restrict positions, int64_t count, Blocks blocks,
                                  int32_t* __restrict block) {
   const float first = blocks.first, per_width = blocks.per_width();
@@ -81,17 +81,17 @@ CAT_FAST_INLINE void find_blocks(const float* __restrict positions, int64_t coun
   }
 }
 
-// Moves the sources of every block to its nodes. Of two values a source, u_0 = u and u_1 = w,
+// Moves the sources of every block to its nodes. With two values per source, u_0 = u and u_1 = w,
 //   at_nodes[c][b][r] = sum over j of L_r(x_j) u_c(j),
-// where L_r is the polynomial that is 1 at node r and 0 at the others. The sum of u_c(j) f(x_j) is then that of
-// at_nodes[c][b][r] f(x_r), as exactly as f is interpolated.
+// where L_r is the polynomial that is 1 at node r and 0 at the others. The sum of u_c(j) f(x_j) then equals that of
+// at_nodes[c][b][r] f(x_r), up to the interpolation error of f.
 CAT_FAST_INLINE void gather_at_nodes(Blocks blocks, const int32_t* __restrict begin, const float* __restrict positions,
                                      const float* __restrict u, const float* __restrict w, const Basis& basis,
                                      float* __restrict at_nodes) {
   const float scale = 2.0f * blocks.per_width();
   for (int64_t b = 0; b < blocks.count; ++b) {
     const float centre = blocks.centres[b];
-    LaneVector sums[2 * kNodes] = {};  // of u_c T_k
+    LaneVector sums[2 * kNodes] = {};  // sums of u_c T_k
     for (int64_t i = begin[b]; i < begin[b + 1]; i += kLanes) {
       const LaneVector u_i = lanes(u + i), w_i = lanes(w + i);
       const LaneVector x = (lanes(positions + i) - centre) * scale, twice = x + x;
@@ -106,7 +106,7 @@ CAT_FAST_INLINE void gather_at_nodes(Blocks blocks, const int32_t* __restrict be
         here = next;
       }
     }
-    // The vector of the sixteen vectors' sums: two vectors to one with half of each sum, until one is left.
+    // Horizontal sums of the sixteen vectors, as one vector: pairs of vectors are merged, halving each sum's terms.
     for (int64_t i = 0; i < 8; ++i) {
       const LaneVector p = sums[i], q = sums[i + 8];
       sums[i] = __builtin_shufflevector(p, q, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
@@ -165,8 +165,8 @@ CAT_FAST_INLINE void node_terms(const float* __restrict positions, const float* 
   }
 }
 
-// table[c][r] += sum over j of weights[j] * terms[j][c][r]; four sums at once because an
-// addition waits for the one before it.
+// table[c][r] += sum over j of weights[j] * terms[j][c][r]; with four independent sums to hide the latency of
+// additions.
 template <int kChannels>
 CAT_FAST_INLINE void add_weighted(const float* __restrict weights, const float* __restrict terms, int64_t count,
                                   float* __restrict table) {
@@ -186,7 +186,7 @@ CAT_FAST_INLINE void add_weighted(const float* __restrict weights, const float* 
   for (int64_t c = 0; c < kChannels; ++c) totals[c] += (sums[0][c] + sums[1][c]) + (sums[2][c] + sums[3][c]);
 }
 
-// sums[c][i] = the polynomial of position i's block through table[block][c], by Clenshaw's recurrence.
+// sums[c][i] = the polynomial through table[block][c] at position i of the block, by Clenshaw's recurrence.
 template <int kChannels>
 CAT_FAST_INLINE void interpolate(Blocks blocks, const int32_t* __restrict begin, const float* __restrict positions,
                                  const float* __restrict table, const Basis& basis, float* const* sums) {

@@ -1,5 +1,5 @@
-// How the CUDA kernels of attention with heads of one dimension share the work, and what is planned for each head
-// before its sums are taken: the ranges of its inputs, and the blocks that follow from them.
+// Work distribution of the CUDA kernels of attention with head dimension 1, and the plan of each head: the ranges
+// of its inputs and the resulting blocks.
 #pragma once
 
 #include <cfloat>
@@ -13,29 +13,29 @@
 namespace cat_fast::scalar_attention {
 
 constexpr int kThreads = 256;
-constexpr int kHeads = 8;                 // neighbouring heads of a thread block
-constexpr int kRows = kThreads / kHeads;  // positions that it takes at once
+constexpr int kHeads = 8;                 // adjacent heads per thread block
+constexpr int kRows = kThreads / kHeads;  // positions that it processes at once
 constexpr float kReach = 0.8f;            // |target - centre| |source| is at most this
-constexpr int kMaxBlocks = 128;           // bounds the tables' memory
+constexpr int kMaxBlocks = 128;           // limits the tables' memory
 
-// How the work is cut: `chunk` positions, a multiple of kRows, for each thread block.
+// Partition of the work: `chunk` positions, a multiple of kRows, per thread block.
 struct Cut {
   int64_t batch, count, heads;
   int64_t chunk, chunks;
-  int most_blocks;  // of a head: what tables have room for
+  int max_blocks;  // of a head: the capacity of the tables
 
   __host__ __device__ int64_t partials() const { return batch * chunks * heads; }
-  // Position n of head h in a tensor; where head h of chunk c keeps its partial results.
+  // Index of position n of head h in a tensor, and of the partial results of head h of chunk c.
   __host__ __device__ int64_t at(int64_t b, int64_t n, int64_t h) const { return (b * count + n) * heads + h; }
   __host__ __device__ int64_t partial(int64_t b, int64_t c, int64_t h) const { return (b * chunks + c) * heads + h; }
 };
 
-// The blocks of equal width that positions are divided into; none if there would be too many.
+// Division of positions into blocks of equal width; 0 blocks if there would be too many.
 struct Partition {
   float low, width, magnitude;  // the largest |position|
   int blocks;
 
-  // The same number in every kernel, hence the explicit fused multiplication.
+  // Explicit fmaf, so that all kernels compute the same bits.
   __device__ float centre(int block) const { return fmaf(static_cast<float>(block) + 0.5f, width, low); }
   __device__ int block_of(float position) const {
     const int block = width > 0 ? static_cast<int>((position - low) / width) : 0;
@@ -43,7 +43,7 @@ struct Partition {
   }
 };
 
-// What a head's sums need to know of its inputs. Keys are taken from `middle`, and values from `mean`.
+// Parameters of a head's sums. Keys are shifted by `middle`, and values by `mean`.
 struct Plan {
   Partition q, k;
   float middle, mean;
@@ -54,11 +54,11 @@ template <typename T>
 struct Tensors {
   const T *q, *k, *v, *dy;
   T *y, *dq, *dk, *dv;
-  float *dy_z, *dy_z_q_y;  // of each query: dy / Z, without the exponent of Z, and that times q y
+  float *dy_z, *dy_z_q_y;  // per query: dy / Z, without the exponent of Z, and that times q y
 };
 
-// The head, the row and the positions that a thread works on where blocks are kRows rows of kHeads heads;
-// grid: (chunks, groups of kHeads heads, samples).
+// The head, the row and the positions of a thread, in blocks of kRows rows of kHeads heads. grid: (chunks, groups
+// of kHeads heads, samples)
 struct Place {
   int64_t sample, head;
   int row, column;
@@ -73,7 +73,7 @@ struct Place {
         end(begin + cut.chunk < cut.count ? begin + cut.chunk : cut.count) {}
 };
 
-// Ranges of q and k, the sum of v, and whether all is finite, of one head: of a thread's, of a chunk's positions.
+// Ranges of q and k, the sum of v and a flag for finite inputs, over a thread's or a chunk's positions of one head.
 struct Range {
   float q_low, q_high, k_low, k_high, v_sum;
   int finite;
@@ -114,13 +114,13 @@ __global__ void __launch_bounds__(kThreads) find_ranges(Cut cut, Tensors<T> tens
   ranges[cut.partial(place.sample, blockIdx.x, place.head)] = range;
 }
 
-__device__ inline Partition partition(float low, float high, float other_magnitude, int most) {
+__device__ inline Partition partition(float low, float high, float other_magnitude, int max_blocks) {
   const float blocks = fmaxf(1.0f, ceilf((high - low) * other_magnitude / (2.0f * kReach)));
-  const int count = blocks <= static_cast<float>(most) ? static_cast<int>(blocks) : 0;  // 0 too if it overflows
+  const int count = blocks <= static_cast<float>(max_blocks) ? static_cast<int>(blocks) : 0;  // 0 if it overflows
   return {low, count > 0 ? (high - low) / static_cast<float>(count) : 0.0f, fmaxf(fabsf(low), fabsf(high)), count};
 }
 
-// A thread a head.
+// Plans all heads, with one thread per head.
 __global__ void __launch_bounds__(kThreads) plan_heads(Cut cut, const Range* ranges, Plan* plans) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= cut.batch * cut.heads) return;
@@ -129,12 +129,12 @@ __global__ void __launch_bounds__(kThreads) plan_heads(Cut cut, const Range* ran
   for (int64_t c = 1; c < cut.chunks; ++c) range.add(ranges[cut.partial(sample, c, head)]);
   const float middle = 0.5f * range.k_low + 0.5f * range.k_high;
   const float k_low = range.k_low - middle, k_high = range.k_high - middle;
-  int most = cut.count / 2 < cut.most_blocks ? static_cast<int>(cut.count / 2) : cut.most_blocks;
-  if (!range.finite) most = 0;  // no table is made, nor read
+  int max_blocks = cut.count / 2 < cut.max_blocks ? static_cast<int>(cut.count / 2) : cut.max_blocks;
+  if (!range.finite) max_blocks = 0;  // skips the table
   const float q_magnitude = fmaxf(fabsf(range.q_low), fabsf(range.q_high));
   const float k_magnitude = fmaxf(fabsf(k_low), fabsf(k_high));
-  plans[index] = {partition(range.q_low, range.q_high, k_magnitude, most),
-                  partition(k_low, k_high, q_magnitude, most), middle,
+  plans[index] = {partition(range.q_low, range.q_high, k_magnitude, max_blocks),
+                  partition(k_low, k_high, q_magnitude, max_blocks), middle,
                   range.v_sum / static_cast<float>(cut.count), range.finite};
 }
 

@@ -1,4 +1,4 @@
-// What attention with heads of one dimension works on, for every device.
+// The shape of the inputs of attention with head dimension 1, for every device.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Packing sequences of given lengths into batches of at most max_tokens, one for each rank of a training run:
-// the core of TokenBudgetPacker.
+// Packing of sequences into batches of at most max_tokens tokens, one per rank of a training run: the core of
+// TokenBudgetPacker.
 #pragma once
 
 #include <algorithm>
@@ -19,18 +19,18 @@ namespace cat_fast {
 
 // Streaming best fit within a window, for all ranks at once.
 //
-// A step takes, in arrival order, as many of the oldest pending sequences as `ranks` budgets could hold. The
-// oldest of all is placed first, the others from the longest to the shortest (the oldest among equals), each
-// with the rank that has the least sum of squared lengths (then the fewest tokens, then the lowest number) among
-// those with room for it. What room is left is filled by best fit: the rank with the least sum of squares takes
-// the longest pending sequence that still fits it, over and over, until nothing fits anywhere.
+// A step selects, in arrival order, as many of the oldest pending sequences as `ranks` budgets could hold. It places
+// the oldest first, then the others from the longest to the shortest (oldest first among equals). Each goes to the
+// rank with the smallest sum of squared lengths (then the fewest tokens, then the lowest number) that has room for
+// it. The remaining room is filled by best fit: the rank with the smallest sum of squares takes the longest pending
+// sequence that fits, repeatedly, until no sequence fits any rank.
 //
-// Only the first `window` pending sequences are ever looked at, so a step depends on nothing that arrives
-// later; and the oldest always goes, so no sequence waits longer than `window` steps.
+// Only the first `window` pending sequences are considered, so a step does not depend on later arrivals. Every step
+// takes the oldest, so no sequence waits longer than `window` steps.
 class BestFitPacker {
  public:
   using Pending = std::vector<std::pair<int64_t, int64_t>>;  // (id, length), oldest first
-  using Batches = std::vector<std::vector<int64_t>>;         // of each rank: ids
+  using Batches = std::vector<std::vector<int64_t>>;         // ids per rank
 
   BestFitPacker(int64_t max_tokens, int64_t max_sequences, int64_t window, int64_t ranks)
       : max_tokens_(at_least_one("max_tokens", max_tokens)),
@@ -40,16 +40,16 @@ class BestFitPacker {
   BestFitPacker(BestFitPacker&&) = default;
   BestFitPacker& operator=(BestFitPacker&&) = default;
 
-  // Appends sequences, each with the number of those added before it as its id; all or, if one is refused, none.
+  // Appends sequences; the id of each is the number of sequences added before it. Appends none if a length is invalid.
   void extend(const int64_t* lengths, int64_t count) {
     std::for_each(lengths, lengths + count, [this](int64_t length) { check_length(length); });
     for (int64_t i = 0; i < count; ++i) arrivals_.push_back({next_id_++, lengths[i], false});
     pending_count_ += count;
   }
 
-  // The ids of one batch for each rank, some of them empty where too few are pending; nothing when none is
-  // pending, or when fewer than `window` are and `flush` is false (what is yet to arrive could still change the
-  // step). A batch lists what it took in arrival order, then what best fit added.
+  // Returns the ids of one batch per rank; batches may be empty if few sequences are pending. Returns nothing if none
+  // is pending, or if fewer than `window` are and `flush` is false, because later arrivals could still change the
+  // step. A batch lists the selected sequences in arrival order, then those that best fit added.
   std::optional<Batches> next(bool flush) {
     if (pending_count_ == 0 || (pending_count_ < window_ && !flush)) return std::nullopt;
     fill_window();
@@ -81,7 +81,7 @@ class BestFitPacker {
     return result;
   }
 
-  // Goes on from what next_id() and pending() gave, here or in another process.
+  // Restores the state returned by next_id() and pending(), in this or another process.
   void restore(int64_t next_id, const Pending& pending) {
     int64_t expected = 0;
     for (const auto& [id, length] : pending) {
@@ -98,8 +98,8 @@ class BestFitPacker {
     pending_count_ = static_cast<int64_t>(pending.size());
   }
 
-  // The batches of all of `lengths` (add each, take steps as soon as they are ready, flush at the end): ids
-  // batch after batch, `ranks` batches a step, and where each begins, one entry more than there are batches.
+  // Computes the batches of all `lengths`: add each, take steps as soon as they are ready, flush at the end. `ids`
+  // holds batch after batch, `ranks` batches per step, and `offsets` the start of each batch plus the end.
   void plan(const int64_t* lengths, int64_t count, std::vector<int64_t>& ids,
             std::vector<int64_t>& offsets) const {
     BestFitPacker packer(max_tokens_, max_sequences_, window_, ranks_);
@@ -127,7 +127,7 @@ class BestFitPacker {
     bool taken;
   };
 
-  struct Load {  // what a rank was given in this step
+  struct Load {  // a rank's share of this step
     int64_t tokens = 0;
     int64_t squares = 0;
     int64_t sequences = 0;
@@ -158,7 +158,7 @@ class BestFitPacker {
     return {loads[rank].squares, loads[rank].tokens, rank};
   }
 
-  // How many sequences of each length the budgets of all ranks would take in arrival order.
+  // Returns, per length, the number of sequences that the budgets of all ranks can hold in arrival order.
   std::map<int64_t, int64_t, std::greater<>> oldest_by_length() const {
     std::map<int64_t, int64_t, std::greater<>> counts;
     int64_t tokens = max_tokens_ * ranks_, sequences = max_sequences_ * ranks_;
@@ -178,8 +178,8 @@ class BestFitPacker {
     take(first, loads[0]);
     --counts[first];
 
-    LeastLoaded open;  // a rank is in one of the two
-    MostRoom parked;   // without room for the length at hand
+    LeastLoaded open;  // every rank is in one of the two queues
+    MostRoom parked;   // ranks without room for the current length
     for (int64_t rank = 0; rank < ranks_; ++rank) open.push(by_load(loads, rank));
     for (const auto& [length, count] : counts) {
       for (; !parked.empty() && parked.top().first >= length; parked.pop()) {
@@ -212,7 +212,7 @@ class BestFitPacker {
     }
   }
 
-  // Admits arrivals to by_length_ until `window` untaken ones are in it.
+  // Adds arrivals to by_length_ until it contains `window` sequences that are not taken.
   void fill_window() {
     for (; window_count_ < window_ && window_end_ < static_cast<int64_t>(arrivals_.size()); ++window_end_) {
       Arrival& arrival = arrivals_[window_end_];
@@ -222,7 +222,7 @@ class BestFitPacker {
     }
   }
 
-  // Gives a rank the oldest sequence of a length that the window has.
+  // Assigns to a rank the oldest sequence of the given length, which must be in the window.
   void take(int64_t length, Load& load) {
     const auto queue = by_length_.find(length);
     Arrival& arrival = *queue->second.front();
@@ -247,10 +247,10 @@ class BestFitPacker {
   int64_t max_tokens_, max_sequences_, window_, ranks_;
   int64_t next_id_ = 0;
   int64_t pending_count_ = 0;
-  std::deque<Arrival> arrivals_;  // from the oldest pending on, the taken among them kept
-  int64_t window_end_ = 0;  // arrivals_[0 .. window_end_) have been admitted to the window
-  int64_t window_count_ = 0;  // those of them not yet taken
-  // The window: length -> its arrivals, oldest first. A deque that changes at its ends moves none of them.
+  std::deque<Arrival> arrivals_;  // starts with the oldest pending sequence; taken ones after it are kept
+  int64_t window_end_ = 0;  // arrivals_[0 .. window_end_) have been added to the window
+  int64_t window_count_ = 0;  // those of them that are not taken
+  // The window: length -> its arrivals, oldest first. Pointers stay valid as a deque changes only at its ends.
   std::map<int64_t, std::deque<Arrival*>> by_length_;
 };
 

@@ -1,6 +1,6 @@
-// Attention backward: the weights p are computed anew from the scores and the saved logarithms, tile by tile, and
+// Attention backward. The weights p are recomputed from the scores and the saved logarithms, tile by tile:
 //   dv = p^T do,  ds = p (do v^T - delta),  dq = scale ds k,  dk = scale ds^T q,
-// delta being the sum over d of do * o. A head of a sequence is one item, so that nothing is summed across threads.
+// where delta is the sum over d of do * o. A head of a sequence is one item, so nothing is summed across threads.
 #pragma once
 
 #include "varlen_attention/problem.h"
@@ -22,7 +22,7 @@ class Backward {
         tensors_(tensors),
         dim_(problem.dim),
         row_(round_up(dim_, kLanes)),
-        most_queries_(round_up(problem.longest, kQueries)),
+        max_queries_(round_up(problem.longest, kQueries)),
         keys_(kKeys * dim_),
         values_(kKeys * dim_),
         grad_keys_(kKeys * row_),
@@ -30,13 +30,13 @@ class Backward {
         weights_(kKeys * kQueries),
         grad_scores_(kKeys * kQueries),
         rows_(kQueries * row_),
-        query_rows_(most_queries_ * row_),
-        grad_rows_(most_queries_ * row_),
-        queries_(most_queries_ * dim_),
-        grads_(most_queries_ * dim_),
-        grad_queries_(most_queries_ * dim_),
-        lse_(most_queries_),
-        delta_(most_queries_) {}
+        query_rows_(max_queries_ * row_),
+        grad_rows_(max_queries_ * row_),
+        queries_(max_queries_ * dim_),
+        grads_(max_queries_ * dim_),
+        grad_queries_(max_queries_ * dim_),
+        lse_(max_queries_),
+        delta_(max_queries_) {}
 
   void operator()(const Item& item) {
     const int64_t length = item.sequence.queries.length, all_keys = item.sequence.keys.length;
@@ -102,9 +102,9 @@ class Backward {
 
   const Problem& problem_;
   const BackwardTensors<T>& tensors_;
-  const int64_t dim_, row_, most_queries_;  // row_: dim, rounded up for vectors along it
-  Buffer keys_, values_, grad_keys_, grad_values_, weights_, grad_scores_, rows_;  // of one tile
-  // Of all queries: rows, and transposed as [block][dim][query].
+  const int64_t dim_, row_, max_queries_;  // row_: dim, rounded up to complete vectors
+  Buffer keys_, values_, grad_keys_, grad_values_, weights_, grad_scores_, rows_;  // for one tile
+  // For all queries: rows, and transposed as [block][dim][query].
   Buffer query_rows_, grad_rows_, queries_, grads_, grad_queries_, lse_, delta_;
 };
 

@@ -1,8 +1,8 @@
-// Attention over packed sequences on the CPU, fp32, bf16 and fp16, with all arithmetic in fp32.
+// Attention over packed sequences on the CPU in fp32, bf16 and fp16, with all arithmetic in fp32.
 //
-// Scores exist in tiles of 64 keys x 32 queries only. The products are register-blocked loops over packed tiles
-// (tiles.h); packing also converts, so that all dtypes share them. Items of work are computed each by one thread in
-// one order: the result does not depend on the number of threads.
+// Scores exist only in tiles of 64 keys x 32 queries. The products are register-blocked loops over packed tiles
+// (tiles.h); packing also converts to fp32, so all dtypes share them. Each work item is computed by one thread in a
+// fixed order, so results do not depend on the number of threads.
 
 #include <torch/csrc/stable/library.h>
 
@@ -23,7 +23,7 @@ void dispatch(ScalarType dtype, const F& f) {
     f.template operator()<BFloat16>();
   } else {
     STD_TORCH_CHECK(dtype == ScalarType::Half,
-                    "varlen_attention on the CPU takes float32, bfloat16 and float16");
+                    "varlen_attention on the CPU: expected float32, bfloat16 or float16");
     f.template operator()<Float16>();
   }
 }
@@ -57,10 +57,10 @@ std::tuple<Tensor, Tensor, Tensor> varlen_attention_backward_cpu(Tensor grad_out
   for (const Tensor& given : {grad_out_given, out_given}) {
     STD_TORCH_CHECK(given.dim() == 3 && given.size(0) == problem.tokens && given.size(1) == problem.heads &&
                         given.size(2) == problem.dim && given.scalar_type() == q_given.scalar_type(),
-                    "varlen_attention_backward: grad_out and out must be like q");
+                    "varlen_attention_backward: expected grad_out and out with the shape and dtype of q");
   }
   STD_TORCH_CHECK(lse_given.dim() == 2 && lse_given.size(0) == problem.heads && lse_given.size(1) == problem.tokens,
-                  "varlen_attention_backward: lse must be (H, T)");
+                  "varlen_attention_backward: expected lse of shape (H, T)");
   const Tensor q = unit_stride(q_given), k = unit_stride(k_given), v = unit_stride(v_given);
   const Tensor grad_out = unit_stride(grad_out_given), out = unit_stride(out_given);
   const Tensor lse = torch::stable::contiguous(lse_given);

@@ -5,7 +5,7 @@
 
 namespace cat_fast::varlen_attention {
 
-constexpr int64_t kItemQueries = 256;  // that share the packing of the keys and values
+constexpr int64_t kItemQueries = 256;  // queries that share the packing of keys and values
 
 template <typename T>
 struct ForwardTensors {
@@ -14,7 +14,7 @@ struct ForwardTensors {
   float* lse;  // (H, T)
 };
 
-// out = softmax(scale q k^T) v and the logarithms of the softmax's denominators, for one item after another.
+// Computes out = softmax(scale q k^T) v and the logarithms of the softmax denominators, one item at a time.
 template <typename T>
 class Forward {
  public:
@@ -80,8 +80,8 @@ class Forward {
   const Problem& problem_;
   const ForwardTensors<T>& tensors_;
   const int64_t dim_;
-  Buffer rows_, keys_, values_, scores_;      // of one tile
-  Buffer queries_, outputs_, maxima_, sums_;  // of all queries of an item; the first two [block][dim][query]
+  Buffer rows_, keys_, values_, scores_;      // for one tile
+  Buffer queries_, outputs_, maxima_, sums_;  // for all queries of an item; the first two are [block][dim][query]
 };
 
 }  // namespace cat_fast::varlen_attention

@@ -1,8 +1,8 @@
-// What attention on the CPU is made of: products of small matrices, packing, and the element-wise steps between.
+// Building blocks of attention on the CPU: products of small matrices, packing, and element-wise steps.
 //
-// Matrices are fp32, row by row, rows beginning at multiples of 64 bytes where they are read as vectors. Scores
-// lie transposed, [key][query]: the softmax then goes down columns, and the lanes of a vector are queries, which
-// wastes none of them on a head dimension such as 72.
+// Matrices are fp32 and row-major; rows start at multiples of 64 bytes if they are read as vectors. Scores are stored
+// transposed, [key][query]: the softmax then runs down columns, and the lanes of a vector are queries, so no lanes
+// are wasted on a head dimension such as 72.
 #pragma once
 
 #include <cstdint>
@@ -12,16 +12,16 @@
 
 namespace cat_fast::varlen_attention {
 
-constexpr int64_t kRowTile = 8;  // rows of products come in multiples of this,
-constexpr int64_t kLanes = 16;   // and widths of matrices that are read as vectors in multiples of this
+constexpr int64_t kRowTile = 8;  // rows of products are multiples of this
+constexpr int64_t kLanes = 16;   // widths of matrices that are read as vectors are multiples of this
 
-// A matrix whose elements are broadcast: element (i, s) at data[i * row + s * column].
+// A matrix whose elements are broadcast: element (i, s) is data[i * row + s * column].
 struct Left {
   const float* data;
   int64_t row, column;
 };
 
-// c (+)= a b, kRows x kVectors vectors of kWidth sums being held in registers.
+// c (+)= a b, with kRows x kVectors vectors of kWidth sums in registers.
 template <int kWidth, int kRows, int kVectors>
 CAT_FAST_INLINE void multiply_tiles(Left a, const float* b, int64_t b_row, int64_t rows, int64_t depth, float* c,
                                     int64_t c_row, bool accumulate) {
@@ -69,7 +69,7 @@ inline void multiply(Left a, const float* b, int64_t b_row, int64_t rows, int64_
   CAT_FAST_DISPATCH(multiply<kWidth>)(a, b, b_row, rows, depth, width, c, c_row, accumulate);
 }
 
-// packed[i] = scale * source[i], zero in columns from `width` on and in rows from `rows` on.
+// packed[i] = scale * source[i], with zeros in columns >= `width` and in rows >= `rows`.
 template <typename T>
 CAT_FAST_INLINE void pack_rows(const T* source, int64_t source_row, int64_t rows, int64_t width, float scale,
                                float* __restrict packed, int64_t packed_row, int64_t packed_rows) {
@@ -89,8 +89,8 @@ CAT_FAST_INLINE void unpack_rows(const float* __restrict packed, int64_t packed_
   }
 }
 
-// to[j][i] = from[i][j]; rows and columns are multiples of 8. Interleaving the upper and the lower half of eight
-// rows three times transposes them.
+// to[j][i] = from[i][j]; rows and columns are multiples of 8. Eight rows are transposed by interleaving their upper
+// and lower halves three times.
 CAT_FAST_INLINE void transpose(const float* from, int64_t from_row, int64_t rows, int64_t columns, float* to,
                                int64_t to_row) {
   using Eight = float __attribute__((vector_size(32), aligned(4), may_alias));
@@ -117,8 +117,8 @@ CAT_FAST_INLINE void transpose(const float* from, int64_t from_row, int64_t rows
   }
 }
 
-// One step of the online softmax over a block of keys. scores[key][query] become e^(score - maximum); maxima and
-// sums of the queries are brought up to date, and outputs[d][query], the weighted sums so far, are rescaled.
+// One step of the online softmax over a block of keys. Replaces scores[key][query] by e^(score - maximum), updates
+// the queries' maxima and sums, and rescales outputs[d][query], the weighted sums so far.
 template <int kWidth>
 CAT_FAST_INLINE void softmax_step(float* scores, int64_t keys, int64_t width, bool first, float* maxima, float* sums,
                                   float* outputs, int64_t dim) {
@@ -126,7 +126,7 @@ CAT_FAST_INLINE void softmax_step(float* scores, int64_t keys, int64_t width, bo
   for (int64_t n = 0; n < width; n += kWidth) {
     float* const column = scores + n;
     const V before = load<kWidth>(first ? column : maxima + n);
-    V highest[4] = {before, before, before, before};  // four chains of comparisons, which take their time
+    V highest[4] = {before, before, before, before};  // four independent chains, to hide latency
     int64_t j = 0;
     for (; j + 4 <= keys; j += 4) {
 #pragma GCC unroll 4
@@ -166,8 +166,7 @@ CAT_FAST_INLINE void normalize(float* outputs, int64_t dim, int64_t width, const
   }
 }
 
-// scores[key][query] become the weights p = e^(score - lse), and dweights their gradients' dscores =
-// p (dweight - delta).
+// Replaces scores[key][query] by the weights p = e^(score - lse), and dweights by dscores = p (dweight - delta).
 template <int kWidth>
 CAT_FAST_INLINE void softmax_backward(float* scores, float* dweights, int64_t keys, int64_t width, const float* lse,
                                       const float* delta) {

@@ -1,1 +1,1 @@
-"""Adaptive LayerNorm over packed tokens, one modulation row a sequence: `op` is what models call."""
+"""Adaptive LayerNorm over packed tokens with one modulation row per sequence; models call `op`."""

@@ -1,6 +1,6 @@
-"""Adaptive LayerNorm over packed tokens: `adaln`, and `gate_residual_adaln`, which does what precedes it too.
+"""Adaptive LayerNorm over packed tokens: `adaln`, and `gate_residual_adaln`, fused with the gated residual.
 
-Both take one modulation row a sequence, as a view into wherever it lies, and never expand it to tokens.
+Both read one modulation row per sequence, as a view with any strides, and never expand it to tokens.
 
 Shapes: S sequences, T tokens, D features.
 """
@@ -17,14 +17,14 @@ from .reference import adaln_reference, gate_residual_adaln_reference
 def adaln(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """LayerNorm(x) * (1 + scale) + shift, every token with the row of its sequence.
+    """Compute LayerNorm(x) * (1 + scale) + shift, with each token modulated by the row of its sequence.
 
-    x: (T, D). shift, scale: (S, D), of x's dtype or fp32, in any strides. cu_seqlens: int32 (S + 1,), rising
-    from 0 to T; sequences may be empty. Statistics are fp32; y has x's shape and dtype, under autocast too.
-    Differentiable once; where second derivatives are needed, use the reference.
+    x: (T, D). shift, scale: (S, D), of x's dtype or fp32, with any strides. cu_seqlens: int32 (S + 1,),
+    rising from 0 to T; sequences may be empty. Statistics are fp32. The result has x's shape and dtype, also
+    under autocast. Differentiable once; use the reference for second derivatives.
 
-    Raises ValueError if shapes or dtypes do not fit, and on the CPU RuntimeError if the values of cu_seqlens
-    do not; a GPU, which would have to stop for it, trusts them.
+    Raises ValueError if shapes or dtypes do not match. On the CPU, raises RuntimeError for invalid values of
+    cu_seqlens; on a GPU they are not checked, since that would synchronize.
     """
     shift, scale = _in_stream_dtype(x, shift, scale)
     _check(x, cu_seqlens, shift=shift, scale=scale)
@@ -44,14 +44,14 @@ def gate_residual_adaln(
     cu_seqlens: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_new, y): x_new = x + gate * h, and y = adaln(x_new, shift, scale), in one pass over the tokens.
+    """Return x_new = x + gate * h and y = adaln(x_new, shift, scale), in one pass over the tokens.
 
-    h: (T, D), of x's dtype; gate: (S, D), of the dtype of shift and scale. Everything else as in `adaln`.
+    h: (T, D), of x's dtype; gate: (S, D), of the dtype of shift and scale. Everything else is as in `adaln`.
     """
     h, gate, shift, scale = _in_stream_dtype(x, h, gate, shift, scale)
     _check(x, cu_seqlens, gate=gate, shift=shift, scale=scale)
     if h.shape != x.shape or h.dtype != x.dtype:
-        raise ValueError(f"h: expected {_spell(x)} as x is, got {_spell(h)}")
+        raise ValueError(f"h: expected {_format_tensor(x)} like x, got {_format_tensor(h)}")
     backend = backends.choose("gate_residual_adaln", x)
     if backend == "reference":
         return gate_residual_adaln_reference(x, h, gate, shift, scale, cu_seqlens, eps)
@@ -60,7 +60,7 @@ def gate_residual_adaln(
 
 
 def _in_stream_dtype(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Under autocast, what linear layers return in its dtype is brought to that of x, the residual stream."""
+    """Under autocast, cast the outputs of linear layers to the dtype of x, the residual stream."""
     device = x.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return tuple(t.to(x.dtype) for t in others) if autocast else others
@@ -68,20 +68,20 @@ def _in_stream_dtype(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tens
 
 def _check(x: torch.Tensor, cu_seqlens: torch.Tensor, **modulation: torch.Tensor) -> None:
     if x.dim() != 2 or not x.is_floating_point():
-        raise ValueError(f"x: expected (T, D) of a float dtype, got {_spell(x)}")
+        raise ValueError(f"x: expected (T, D) of a float dtype, got {_format_tensor(x)}")
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0 or cu_seqlens.dtype != torch.int32:
-        raise ValueError(f"cu_seqlens: expected (S + 1,) int32, got {_spell(cu_seqlens)}")
+        raise ValueError(f"cu_seqlens: expected (S + 1,) int32, got {_format_tensor(cu_seqlens)}")
     shape = (cu_seqlens.shape[0] - 1, x.shape[1])
     dtype = modulation["scale"].dtype
     for name, rows in modulation.items():
         if rows.shape != shape or rows.dtype != dtype or dtype not in (x.dtype, torch.float32):
             raise ValueError(
-                f"{name}: expected {tuple(shape)}, a row for each sequence, of {x.dtype} or all of "
-                f"torch.float32, got {_spell(rows)}"
+                f"{name}: expected {tuple(shape)}, one row per sequence, all of {x.dtype} or all of "
+                f"torch.float32, got {_format_tensor(rows)}"
             )
 
 
-def _spell(tensor: torch.Tensor) -> str:
+def _format_tensor(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 

@@ -1,4 +1,4 @@
-"""adaLN over packed tokens in plain torch: what every backend is compared with, and the last fallback."""
+"""adaLN over packed tokens in plain torch: the reference for every backend, and the last fallback."""
 
 import torch
 import torch.nn.functional as F
@@ -7,9 +7,9 @@ import torch.nn.functional as F
 def adaln_reference(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
 ) -> torch.Tensor:
-    """y_t = (x_t − μ_t) / √(σ²_t + eps) · (1 + scale_s) + shift_s, token t being of sequence s.
+    """Compute y_t = (x_t − μ_t) / √(σ²_t + eps) · (1 + scale_s) + shift_s for each token t of sequence s.
 
-    x is (T, D), shift and scale are (S, D), expanded to tokens here. Computed in fp32 or wider; y has x's
+    x is (T, D); shift and scale are (S, D), expanded to tokens here. Computed in fp32 or wider; y has x's
     dtype.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -28,7 +28,7 @@ def gate_residual_adaln_reference(
     cu_seqlens: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x'_t = x_t + gate_s · h_t, and its adaLN y: (x', y), both of x's dtype."""
+    """Return x'_t = x_t + gate_s · h_t and y, the adaLN of x', both of x's dtype."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     gate_TD = gate.to(dtype).index_select(0, _sequence_index(x, cu_seqlens))
     x_new = torch.addcmul(x.to(dtype), gate_TD, h.to(dtype)).to(x.dtype)
@@ -36,7 +36,7 @@ def gate_residual_adaln_reference(
 
 
 def _sequence_index(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """(T,) int64: the sequence that each token of x (T, D) belongs to."""
+    """Return, as int64 (T,), the index of the sequence that each token of x (T, D) belongs to."""
     index = torch.arange(cu_seqlens.shape[0] - 1, device=x.device)
-    # output_size known here keeps a GPU from stopping to count
+    # Passing output_size avoids a device synchronization.
     return index.repeat_interleave(cu_seqlens.diff(), output_size=x.shape[0])

@@ -1,10 +1,10 @@
 """adaLN over packed tokens in Triton: kernels, and the functions that launch them.
 
-A program takes a chunk of consecutive tokens, whatever sequences they are of, one token after another. It
-finds the first token's sequence in cu_seqlens by bisection and walks on from there, so that neither the host
-nor a table has to know the lengths. In backward it writes a row of sums for each sequence that it meets:
-chunk c and sequence s have row c + s to themselves, as from one meeting to the next c or s grows and neither
-shrinks. A second kernel adds the rows of each sequence, in order.
+A program processes a chunk of consecutive tokens, of any sequences, one token after another. It finds the
+first token's sequence in cu_seqlens by bisection and continues from there, so the host needs no lengths. In
+backward it writes one row of partial sums per sequence that overlaps its chunk. Chunk c and sequence s use
+row c + s, which is unique: from one overlapping pair to the next, c or s grows and neither shrinks. A second
+kernel adds up the rows of each sequence, in order.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -16,13 +16,13 @@ import triton.language as tl
 from ..triton_runtime import multiprocessors, on_device_of
 
 COMBINED_COLUMNS, COMBINED_ROWS = 64, 16
-"""Of the partial sums, that a program adds up at once."""
+"""Columns and rows of the partial sums that a program adds up at once."""
 
 
 def adaln_forward(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(y, mean, rstd): LayerNorm(x) * (1 + scale) + shift, and the statistics of each token, (T,) fp32."""
+    """Return y = LayerNorm(x) * (1 + scale) + shift, and the mean and rstd of each token, (T,) fp32."""
     _x_new, y, mean, rstd = _forward(x, None, None, shift, scale, cu_seqlens, eps)
     return y, mean, rstd
 
@@ -36,7 +36,7 @@ def gate_residual_adaln_forward(
     cu_seqlens: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(x_new, y, mean, rstd): x_new = x + gate * h, and what `adaln_forward` makes of it."""
+    """Return x_new = x + gate * h, followed by the results of `adaln_forward` on x_new."""
     return _forward(x, h, gate, shift, scale, cu_seqlens, eps)
 
 
@@ -48,7 +48,7 @@ def adaln_backward(
     mean: torch.Tensor,
     rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of x, shift and scale."""
+    """Return the gradients of x, shift and scale."""
     dx, _dh, (dshift, dscale) = _backward(None, grad_y, x, None, None, scale, cu_seqlens, mean, rstd)
     return dx, dshift, dscale
 
@@ -64,7 +64,7 @@ def gate_residual_adaln_backward(
     mean: torch.Tensor,
     rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of x, h, gate, shift and scale."""
+    """Return the gradients of x, h, gate, shift and scale."""
     dx, dh, (dshift, dscale, dgate) = _backward(
         grad_x_new, grad_y, x_new, h, gate, scale, cu_seqlens, mean, rstd
     )
@@ -81,14 +81,14 @@ def _forward(
     cu_seqlens: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(x_new, y, mean, rstd). Without h and gate, x_new is x."""
+    """Return (x_new, y, mean, rstd). Without h and gate, x_new is x."""
     x = x.contiguous()
     tokens, features = x.shape
     x_new = x if h is None else torch.empty_like(x)
     y = torch.empty_like(x)
     mean = x.new_empty(tokens, dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    chunk = _chunk(x, waves=8, least=1, most=16)
+    chunk = _chunk(x, waves=8, minimum=1, maximum=16)
     shift, scale = _rows(shift), _rows(scale)
     gate = None if gate is None else _rows(gate)
     if x.numel():
@@ -113,7 +113,7 @@ def _backward(
     mean: torch.Tensor,
     rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | None, list[torch.Tensor]]:
-    """dx, dh, and the gradients of shift, scale and, if there is one, gate. x is x_new of forward."""
+    """Return dx, dh, and the gradients of shift, scale and, if gated, gate. x is x_new of forward."""
     x, cu_seqlens = x.contiguous(), cu_seqlens.contiguous()
     tokens, features = x.shape
     sequences = cu_seqlens.shape[0] - 1
@@ -121,7 +121,7 @@ def _backward(
     dx = torch.empty_like(x)
     dh = torch.empty_like(x) if gated else None
     sums = [torch.empty_like(scale, memory_format=torch.contiguous_format) for _ in range(2 + gated)]
-    chunk = _chunk(x, waves=4, least=8, most=64)
+    chunk = _chunk(x, waves=4, minimum=8, maximum=64)
     chunks = triton.cdiv(tokens, chunk)
     partial = x.new_empty((chunks + sequences, len(sums), features), dtype=torch.float32)
     scale = _rows(scale)
@@ -134,7 +134,7 @@ def _backward(
                 dx, dh, partial, tokens, sequences, chunk, features,
                 0 if gate is None else gate.stride(0), scale.stride(0),
                 BLOCK=triton.next_power_of_2(features), GATED=gated,
-                num_warps=_warps(x), maxnreg=_registers(x),
+                num_warps=_warps(x), maxnreg=_max_registers(x),
             )  # fmt: skip
         if sequences * features:
             adaln_combine_kernel[(sequences, triton.cdiv(features, COMBINED_COLUMNS))](
@@ -145,35 +145,38 @@ def _backward(
 
 
 def _rows(rows: torch.Tensor) -> torch.Tensor:
-    """Modulation as the kernels read it: any stride from row to row, none within one."""
+    """Return modulation rows with unit stride within a row, as the kernels require; copy if necessary."""
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def _chunk(x: torch.Tensor, *, waves: int, least: int, most: int) -> int:
-    """Tokens for a program: few enough for `waves` programs a multiprocessor, within bounds."""
-    return min(max(triton.cdiv(x.shape[0], waves * multiprocessors(x)), least), most)
+def _chunk(x: torch.Tensor, *, waves: int, minimum: int, maximum: int) -> int:
+    """Return the tokens per program for `waves` programs per multiprocessor, clamped to the bounds."""
+    return min(max(triton.cdiv(x.shape[0], waves * multiprocessors(x)), minimum), maximum)
 
 
 def _warps(x: torch.Tensor) -> int:
-    """As many warps as give each thread 128 bits of a token."""
+    """Return the number of warps at which each thread handles 128 bits of a token."""
     return min(max(triton.next_power_of_2(x.shape[1]) * x.element_size() // 512, 1), 16)
 
 
-def _registers(x: torch.Tensor) -> int | None:
-    """The most registers that a thread of backward may have: 64, with which a multiprocessor is half full of
-    threads, where tokens are aligned and 128 bits a thread. That needs no more, but takes it if it may."""
+def _max_registers(x: torch.Tensor) -> int | None:
+    """Return the register limit per thread of backward, or None for no limit.
+
+    The limit of 64 gives 50 % occupancy. It applies to aligned tokens with 128 bits per thread, which fit
+    into 64 registers, although the compiler would use more.
+    """
     token_bytes = x.shape[1] * x.element_size()
     return 64 if token_bytes % 16 == 0 and token_bytes <= 16 * 512 else None
 
 
 @triton.jit
 def _sequence_of(token, cu_seqlens, sequences):
-    """The last sequence that begins at or before `token`; those before it that begin there are empty."""
+    """Return the last sequence that starts at or before `token`; others with the same start are empty."""
     low, high = sequences * 0, sequences
     while high - low > 1:
         middle = (low + high) // 2
-        begun = tl.load(cu_seqlens + middle) <= token
-        low, high = tl.where(begun, middle, low), tl.where(begun, high, middle)
+        started = tl.load(cu_seqlens + middle) <= token
+        low, high = tl.where(started, middle, low), tl.where(started, high, middle)
     return low
 
 
@@ -194,12 +197,12 @@ def adaln_forward_kernel(
         shift_row = tl.load(shift + row * shift_stride + columns, mask=inside, other=0).to(tl.float32)
         if GATED:
             gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0).to(tl.float32)
-        for t in range(token, stop):  # where interpreted, t is no tensor
+        for t in range(token, stop):  # in the interpreter, t is a Python int
             at = tl.cast(t, tl.int64) * features + columns
             value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
             if GATED:
                 value += gate_row * tl.load(h + at, mask=inside, other=0).to(tl.float32)
-                stored = value.to(x_new.dtype.element_ty)  # backward will see no other digits
+                stored = value.to(x_new.dtype.element_ty)  # normalize the rounded value that backward reads
                 tl.store(x_new + at, stored, mask=inside)
                 value = stored.to(tl.float32)
             center = tl.sum(value, 0) / features
@@ -230,7 +233,7 @@ def adaln_backward_kernel(
             dgate = tl.zeros([BLOCK], tl.float32)
         dshift = tl.zeros([BLOCK], tl.float32)
         dscale = tl.zeros([BLOCK], tl.float32)
-        for t in range(token, stop):  # where interpreted, t is no tensor
+        for t in range(token, stop):  # in the interpreter, t is a Python int
             at = tl.cast(t, tl.int64) * features + columns
             scaling = tl.load(rstd + t)
             xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - tl.load(mean + t)) * scaling
@@ -279,7 +282,7 @@ def adaln_combine_kernel(
 
 @triton.jit
 def _combine(sums, first, last, stride, columns, features, to, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """to = the sum of rows first to last of `sums`, 0 if there are none."""
+    """Store into `to` the sum of the rows [first, last) of `sums`, 0 if there are none."""
     inside = columns < features
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     for row in range(first, last, ROWS):

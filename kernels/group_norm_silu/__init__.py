@@ -1,1 +1,1 @@
-"""GroupNorm followed by SiLU in one operator: `op` is what models call, `reference` the formula."""
+"""GroupNorm followed by SiLU in one operator; models call `op`, `reference` is the formula."""

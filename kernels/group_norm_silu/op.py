@@ -1,4 +1,4 @@
-"""GroupNorm + SiLU: `group_norm_silu` runs it with the best backend there is."""
+"""GroupNorm + SiLU: `group_norm_silu` runs it on the best available backend."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +18,11 @@ def group_norm_silu(
     eps: float,
     activation: bool = True,
 ) -> torch.Tensor:
-    """GroupNorm over `groups` groups of channels, then SiLU unless `activation` is False.
+    """Apply GroupNorm over `groups` groups of channels, then SiLU unless `activation` is False.
 
-    x: (N, C, *spatial), contiguous or channels-last (else it is copied). weight, bias: (C,), of x's dtype
-    or fp32. Statistics are fp32; y has x's shape, dtype and memory format, under autocast too. Differentiable
-    once; where second derivatives are needed, use the reference.
+    x: (N, C, *spatial), contiguous or channels-last; other layouts are copied. weight, bias: (C,), of x's
+    dtype or fp32. Statistics are fp32. The result has x's shape, dtype and memory format, also under
+    autocast. Differentiable once; use the reference for second derivatives.
     """
     backend = backends.choose("group_norm_silu", x)
     if backend == "reference":
@@ -32,7 +32,7 @@ def group_norm_silu(
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
-    """x itself if the kernels can walk its memory, a contiguous copy otherwise."""
+    """Return x itself if it is contiguous or channels-last, a contiguous copy otherwise."""
     if x.is_contiguous():
         return x
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())

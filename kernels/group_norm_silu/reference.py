@@ -1,4 +1,4 @@
-"""GroupNorm + SiLU in plain torch: what every backend is compared with, and the last fallback."""
+"""GroupNorm + SiLU in plain torch: the reference for every backend, and the last fallback."""
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,10 @@ def group_norm_silu_reference(
     eps: float,
     activation: bool = True,
 ) -> torch.Tensor:
-    """y = silu(γ · (x − μ_g) / √(σ²_g + eps) + β), the mean and biased variance taken over each group.
+    """Compute y = silu(γ · (x − μ_g) / √(σ²_g + eps) + β) with mean and biased variance per group g.
 
     x is (N, C, *spatial), weight and bias are (C,). Computed in the wider dtype of x and weight, so that
-    fp32 parameters keep their precision beside bf16 activations; y has x's dtype.
+    fp32 parameters keep their precision with bf16 activations; y has x's dtype.
     """
     dtype = torch.promote_types(x.dtype, weight.dtype)
     y = F.group_norm(x.to(dtype), groups, weight.to(dtype), bias.to(dtype), eps)

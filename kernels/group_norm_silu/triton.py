@@ -1,4 +1,7 @@
-"""GroupNorm + SiLU in Triton: both memory orders, and reductions split so that one sample fills a GPU."""
+"""Launchers of the Triton kernels of GroupNorm + SiLU, for contiguous and channels-last memory.
+
+Reductions are split into chunks, so that a single sample can occupy the entire GPU.
+"""
 
 from typing import NamedTuple
 
@@ -8,16 +11,16 @@ import triton
 from ..triton_runtime import multiprocessors, on_device_of
 from . import triton_kernels as kernels
 
-TILE = 1024  # elements that a program holds at once: 8 for each thread of 4 warps, 16 bytes in half precision
-ROW_BYTES = 256  # of neighbouring channels, in channels-last memory
-PROGRAMS_A_MULTIPROCESSOR = 16
-COMBINED = 1024  # partial results that are loaded at once
+TILE = 1024  # elements per program at once: 8 per thread of 4 warps, 16 bytes in half precision
+ROW_BYTES = 256  # of adjacent channels, in channels-last memory
+PROGRAMS_PER_MULTIPROCESSOR = 16
+COMBINED = 1024  # partial results loaded at once
 
 
 def group_norm_silu_triton(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float, activation: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y, and the mean and rstd of each group, (N, groups) fp32. x is contiguous or channels-last."""
+    """Return y, and the mean and rstd of each group, (N, groups) fp32. x is contiguous or channels-last."""
     y = torch.empty_like(x)
     mean = x.new_zeros((x.shape[0], groups), dtype=torch.float32)
     rstd = torch.zeros_like(mean)
@@ -56,7 +59,7 @@ def group_norm_silu_backward_triton(
     groups: int,
     activation: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of x, weight and bias. grad_y may lie in another memory format than x."""
+    """Return the gradients of x, weight and bias. grad_y may have another memory format than x."""
     dx = torch.empty_like(x)
     dweight, dbias = torch.zeros_like(weight), torch.zeros_like(bias)
     if x.numel() == 0:
@@ -80,7 +83,7 @@ def group_norm_silu_backward_triton(
             *plan.strides,
             activation,
             *plan.block,
-            maxnreg=64,  # half of what a multiprocessor can hold; spills nothing
+            maxnreg=64,  # 50 % occupancy, without spills
         )
         sums = (sums_dz, sums_dz_distance, rstd)
         kernels.combine_group_gradients[(mean.numel(),)](
@@ -106,14 +109,14 @@ def group_norm_silu_backward_triton(
 
 
 class _Plan(NamedTuple):
-    """How programs cover x, (N, C, *spatial)."""
+    """Partition of x, (N, C, *spatial), among programs."""
 
     sizes: tuple[int, int, int]
-    """Channels, positions, and positions in a chunk."""
+    """Channels, positions, and positions per chunk."""
     strides: tuple[int, int]
-    """In elements, from a channel and from a position to the next."""
+    """Strides in elements along channels and positions."""
     block: tuple[int, int]
-    """Channels and positions that a program holds at once."""
+    """Channels and positions of a program's tile."""
     grid: tuple[int]
 
     def partial_results(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,7 +126,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(x: torch.Tensor) -> _Plan:
-    """Tiles along what is contiguous, and chunks of so many that all programs fit on the GPU at once."""
+    """Plan tiles along the contiguous dimension, with chunks so large that all programs run at once."""
     samples, channels = x.shape[:2]
     positions = x[0, 0].numel()
     if x.is_contiguous() and positions > 1:
@@ -138,6 +141,6 @@ def _plan(x: torch.Tensor) -> _Plan:
         block_p = min(triton.next_power_of_2(positions), TILE // block_c)
     columns = samples * triton.cdiv(channels, block_c)
     tiles = columns * triton.cdiv(positions, block_p)
-    chunk = block_p * max(1, tiles // (PROGRAMS_A_MULTIPROCESSOR * multiprocessors(x)))
+    chunk = block_p * max(1, tiles // (PROGRAMS_PER_MULTIPROCESSOR * multiprocessors(x)))
     grid = (columns * triton.cdiv(positions, chunk),)
     return _Plan((channels, positions, chunk), strides, (block_c, block_p), grid)

@@ -1,10 +1,10 @@
-"""The Triton kernels of GroupNorm + SiLU, which triton.py launches.
+"""The Triton kernels of GroupNorm + SiLU, launched by triton.py.
 
-A program works on BLOCK_C channels and walks one chunk of their positions, BLOCK_P at a time. Its partial
-results lie at [n][chunk][channel]; small kernels combine them in a fixed order, without atomics, so that two
-runs agree to the bit. x is (N, C, S), S being the positions of all spatial dimensions. All arithmetic is
-fp32. With distance = x - mean, the activation's argument is z = weight * rstd * distance + bias; dz is the
-gradient there.
+A program processes BLOCK_C channels and one chunk of their positions, BLOCK_P at a time. Its partial results
+are stored at [n][chunk][channel]. Small kernels combine them in a fixed order, without atomics, so results
+are deterministic. x is (N, C, S), where S counts the positions of all spatial dimensions. All arithmetic is
+fp32. With distance = x - mean, the activation's argument is z = weight * rstd * distance + bias, and dz is
+the gradient with respect to z.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -15,7 +15,7 @@ import triton.language as tl
 
 @triton.jit
 def _place(C, S, chunk, stride_c, stride_p, BLOCK_C: tl.constexpr):
-    """The sample, chunk and first channel of this program, and where in x they begin."""
+    """Return the sample, chunk and first channel of this program, and their offset in x."""
     program, chunks, columns = tl.program_id(0), tl.cdiv(S, chunk), tl.cdiv(C, BLOCK_C)
     n, k = (program // chunks // columns).to(tl.int64), program % chunks
     first_channel = program // chunks % columns * BLOCK_C
@@ -25,7 +25,7 @@ def _place(C, S, chunk, stride_c, stride_p, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _tile(first, stride_c, stride_p, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Where in x the first tile of a program lies, (BLOCK_C, BLOCK_P)."""
+    """Return the offsets in x of a program's first tile, (BLOCK_C, BLOCK_P)."""
     return first + (tl.arange(0, BLOCK_C)[:, None] * stride_c + tl.arange(0, BLOCK_P)[None, :] * stride_p)
 
 
@@ -42,8 +42,10 @@ def partial_moments(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Mean and sum of squared distances from it, of each channel over the chunk: by Welford's method for each
-    element of the tile, then over the tile."""
+    """Compute the mean and the sum of squared distances from it, of each channel over the chunk.
+
+    Welford's method runs per element of the tile; the elements are then combined.
+    """
     n, k, first_channel, first = _place(C, S, chunk, stride_c, stride_p, BLOCK_C)
     tile = _tile(first, stride_c, stride_p, BLOCK_C, BLOCK_P)
     channels, positions = first_channel + tl.arange(0, BLOCK_C), k * chunk + tl.arange(0, BLOCK_P)
@@ -69,8 +71,8 @@ def partial_moments(
 
 @triton.jit
 def _partials_of_group(start, groups, C, S, chunk, BLOCK: tl.constexpr):
-    """BLOCK partial results of this program's group from `start` on: where they lie, their channel, how many
-    positions each stands for, and which of them exist."""
+    """Return for BLOCK partial results of this program's group, from `start`: offset, channel, number of
+    positions, and a mask of those that exist."""
     per_group, chunks = C // groups, tl.cdiv(S, chunk)
     n, g = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
     i = start + tl.arange(0, BLOCK)
@@ -101,15 +103,15 @@ def combine_moments(
 
 
 @triton.jit
-def _of_group(pointer, n, channels, groups, C):
-    """Of each channel, as a column, what (N, groups) holds for its group."""
+def _load_per_group(pointer, n, channels, groups, C):
+    """Load for each channel the value of its group in (N, groups), as a column."""
     g = channels // (C // groups)
     return tl.load(pointer + n * groups + g, mask=channels < C, other=0.0)[:, None]
 
 
 @triton.jit
-def _of_channel(pointer, channels, C):
-    """Of each channel, as a column, what (C,) holds."""
+def _load_per_channel(pointer, channels, C):
+    """Load the value of each channel in (C,), as a column."""
     return tl.load(pointer + channels, mask=channels < C, other=0.0).to(tl.float32)[:, None]
 
 
@@ -134,9 +136,9 @@ def normalize(
     n, k, first_channel, first = _place(C, S, chunk, stride_c, stride_p, BLOCK_C)
     tile = _tile(first, stride_c, stride_p, BLOCK_C, BLOCK_P)
     channels, positions = first_channel + tl.arange(0, BLOCK_C), k * chunk + tl.arange(0, BLOCK_P)
-    mean = _of_group(mean_ptr, n, channels, groups, C)
-    scale = _of_group(rstd_ptr, n, channels, groups, C) * _of_channel(weight_ptr, channels, C)
-    bias = _of_channel(bias_ptr, channels, C)
+    mean = _load_per_group(mean_ptr, n, channels, groups, C)
+    scale = _load_per_group(rstd_ptr, n, channels, groups, C) * _load_per_channel(weight_ptr, channels, C)
+    bias = _load_per_channel(bias_ptr, channels, C)
     for start in range(0, tl.minimum(chunk, S - k * chunk), BLOCK_P):
         inside = (channels < C)[:, None] & (positions + start < S)[None, :]
         x = tl.load(x_ptr + tile, mask=inside, other=0.0).to(tl.float32)
@@ -148,7 +150,7 @@ def normalize(
 
 @triton.jit
 def _gradient_of_z(grad, z, ACTIVATION: tl.constexpr):
-    """dz = grad * silu'(z), or grad without activation."""
+    """Return dz = grad * silu'(z), or grad without activation."""
     if ACTIVATION:
         s = tl.sigmoid(z)
         grad *= s * (1.0 + z * (1.0 - s))
@@ -175,13 +177,13 @@ def partial_gradients(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """The sums of dz and of dz * distance, of each channel over the chunk."""
+    """Compute the sums of dz and of dz * distance, of each channel over the chunk."""
     n, k, first_channel, first = _place(C, S, chunk, stride_c, stride_p, BLOCK_C)
     tile = _tile(first, stride_c, stride_p, BLOCK_C, BLOCK_P)
     channels, positions = first_channel + tl.arange(0, BLOCK_C), k * chunk + tl.arange(0, BLOCK_P)
-    mean = _of_group(mean_ptr, n, channels, groups, C)
-    scale = _of_group(rstd_ptr, n, channels, groups, C) * _of_channel(weight_ptr, channels, C)
-    bias = _of_channel(bias_ptr, channels, C)
+    mean = _load_per_group(mean_ptr, n, channels, groups, C)
+    scale = _load_per_group(rstd_ptr, n, channels, groups, C) * _load_per_channel(weight_ptr, channels, C)
+    bias = _load_per_channel(bias_ptr, channels, C)
     sum_dz = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     sum_dz_distance = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     for start in range(0, tl.minimum(chunk, S - k * chunk), BLOCK_P):
@@ -212,7 +214,7 @@ def combine_group_gradients(
     chunk,
     BLOCK: tl.constexpr,
 ):
-    """The means of weight * dz and of weight * dz * xhat over each group."""
+    """Compute the means of weight * dz and of weight * dz * xhat over each group."""
     dz = tl.zeros((BLOCK,), tl.float32)
     dz_distance = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, tl.cdiv(S, chunk) * (C // groups), BLOCK):
@@ -241,7 +243,7 @@ def combine_channel_gradients(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """The gradients of weight and bias: sums over samples and chunks."""
+    """Compute the gradients of weight and bias: sums over samples and chunks."""
     channels = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     chunks = tl.cdiv(S, chunk)
     dbias = tl.zeros((BLOCK, BLOCK_C), tl.float32)
@@ -279,16 +281,16 @@ def input_gradient(
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """dx = rstd * (weight * dz - mean_dz - xhat * mean_dz_xhat)."""
+    """Compute dx = rstd * (weight * dz - mean_dz - xhat * mean_dz_xhat)."""
     n, k, first_channel, first = _place(C, S, chunk, stride_c, stride_p, BLOCK_C)
     tile = _tile(first, stride_c, stride_p, BLOCK_C, BLOCK_P)
     channels, positions = first_channel + tl.arange(0, BLOCK_C), k * chunk + tl.arange(0, BLOCK_P)
-    mean = _of_group(mean_ptr, n, channels, groups, C)
-    rstd = _of_group(rstd_ptr, n, channels, groups, C)
-    scale = rstd * _of_channel(weight_ptr, channels, C)
-    bias = _of_channel(bias_ptr, channels, C)
-    constant = rstd * _of_group(mean_dz_ptr, n, channels, groups, C)
-    slope = rstd * rstd * _of_group(mean_dz_xhat_ptr, n, channels, groups, C)
+    mean = _load_per_group(mean_ptr, n, channels, groups, C)
+    rstd = _load_per_group(rstd_ptr, n, channels, groups, C)
+    scale = rstd * _load_per_channel(weight_ptr, channels, C)
+    bias = _load_per_channel(bias_ptr, channels, C)
+    constant = rstd * _load_per_group(mean_dz_ptr, n, channels, groups, C)
+    slope = rstd * rstd * _load_per_group(mean_dz_xhat_ptr, n, channels, groups, C)
     for start in range(0, tl.minimum(chunk, S - k * chunk), BLOCK_P):
         inside = (channels < C)[:, None] & (positions + start < S)[None, :]
         x = tl.load(x_ptr + tile, mask=inside, other=0.0).to(tl.float32)

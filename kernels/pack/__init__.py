@@ -1,1 +1,1 @@
-"""Latents to packed tokens and back in one kernel: `op` is what models call, `reference` the definition."""
+"""Latents to packed tokens and back in one kernel; models call `op`, `reference` is the definition."""

@@ -1,6 +1,6 @@
-"""Latents <-> packed tokens: `pack` and `unpack` run with the best backend there is.
+"""Latents <-> packed tokens: `pack` and `unpack` run on the best available backend.
 
-Each is the other's gradient, so both can be differentiated any number of times.
+Each is the gradient of the other, so both are differentiable any number of times.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from .reference import pack_reference, unpack_reference
 
 
 def pack(latents: Sequence[torch.Tensor], patch_size: int) -> torch.Tensor:
-    """Cut latents into p x p patches, one latent after another.
+    """Cut latents into p x p patches and concatenate the tokens of all latents.
 
-    latents: (c, h_i*p, w_i*p), of one channel count, dtype and device, with any strides. Returns (T, p*p*c)
-    tokens of that dtype, T the sum of h_i*w_i: patches row by row, features in the order (row in patch,
-    column in patch, channel). Values are moved, never computed with: autocast changes nothing.
+    latents: (c, h_i*p, w_i*p), of one channel count, dtype and device, with any strides. Returns tokens
+    (T, p*p*c) of that dtype, where T is the sum of h_i*w_i. Patches run row by row; the features of a token
+    are ordered (row in patch, column in patch, channel). Values are only moved, so autocast has no effect.
 
-    Raises UserError: no latent, another rank than 3, sides that the patch size does not divide, or latents
-    that differ in channels, dtype or device.
+    Raises UserError if `latents` is empty, or if they differ in channels, dtype or device. Also raises it
+    for latents that are not three-dimensional or have sides that the patch size does not divide.
     """
     _check_latents(latents, patch_size)
     backend = backends.choose("pack", latents[0])
@@ -34,11 +34,11 @@ def pack(latents: Sequence[torch.Tensor], patch_size: int) -> torch.Tensor:
 
 
 def unpack(tokens: torch.Tensor, grids: Sequence[tuple[int, int]], patch_size: int) -> list[torch.Tensor]:
-    """The inverse of `pack`: a contiguous (c, h_i*p, w_i*p) latent for each grid (h_i, w_i).
+    """Invert `pack`: return a contiguous (c, h_i*p, w_i*p) latent for each grid (h_i, w_i).
 
-    tokens: (T, p*p*c), with any strides, T the sum of h_i*w_i.
+    tokens: (T, p*p*c), with any strides, where T is the sum of h_i*w_i.
 
-    Raises UserError: features that are no multiple of p*p, no grid, or grids that do not hold T tokens.
+    Raises UserError if p*p does not divide the features, or if the grids do not add up to T tokens.
     """
     _check_tokens(tokens, grids, patch_size)
     backend = backends.choose("pack", tokens)
@@ -60,8 +60,8 @@ def _check_latents(latents: Sequence[torch.Tensor], patch_size: int) -> None:
             )
         if (latent.shape[0], latent.dtype, latent.device) != (first.shape[0], first.dtype, first.device):
             raise UserError(
-                f"latent {i}: {_spell(latent)} differs in channels, dtype or device from the first, "
-                f"{_spell(first)}"
+                f"latent {i}: {_format_tensor(latent)} differs in channels, dtype or device from the first, "
+                f"{_format_tensor(first)}"
             )
 
 
@@ -72,11 +72,13 @@ def _check_tokens(tokens: torch.Tensor, grids: Sequence[tuple[int, int]], patch_
     if tokens.shape[1] % patch_size**2:
         raise UserError(
             f"tokens have {tokens.shape[1]} features, not a multiple of patch_size^2 = {patch_size**2}; "
-            "pass the patch_size they were packed with"
+            "pass the patch_size that they were packed with"
         )
     count = sum(h * w for h, w in grids)
     if not grids or count != tokens.shape[0] or any(h < 0 or w < 0 for h, w in grids):
-        raise UserError(f"grids: expected sizes (h, w) of {tokens.shape[0]} tokens in all, got {list(grids)}")
+        raise UserError(
+            f"grids: expected sizes (h, w) with {tokens.shape[0]} tokens in total, got {list(grids)}"
+        )
 
 
 def _check_patch_size(patch_size: int) -> None:
@@ -84,7 +86,7 @@ def _check_patch_size(patch_size: int) -> None:
         raise UserError(f"patch_size: expected at least 1, got {patch_size}")
 
 
-def _spell(tensor: torch.Tensor) -> str:
+def _format_tensor(tensor: torch.Tensor) -> str:
     return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 

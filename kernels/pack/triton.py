@@ -1,8 +1,8 @@
-"""Latents <-> packed tokens in Triton: one launch for a whole batch, each latent found through a table.
+"""Latents <-> packed tokens in Triton: one launch per batch, with a table of the latents' addresses.
 
-A program moves a run of one latent's pixels, all channels of them. Latents are dense along x or along the
-channels, tokens along the channels: where the two sides differ, Triton turns the tile in shared memory, and
-both are accessed 16 bytes at a time.
+A program moves all channels of a run of one latent's pixels. Latents are dense along x or along channels,
+tokens along channels. Where the two differ, Triton transposes the tile in shared memory, so that both sides
+are accessed 16 bytes at a time.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ import triton.language as tl
 from ..triton_runtime import on_device_of
 
 TILE_BYTES = 4096
-"""What a program moves at a time."""
+"""Bytes that a program moves at a time."""
 
 
 def pack(latents: Sequence[torch.Tensor], patch_size: int) -> torch.Tensor:
-    """(c, h*p, w*p) latents -> (T, p*p*c) tokens."""
+    """Convert (c, h*p, w*p) latents to (T, p*p*c) tokens."""
     first = latents[0]
     count = sum((x.shape[1] // patch_size) * (x.shape[2] // patch_size) for x in latents)
     tokens = torch.empty((count, patch_size**2 * first.shape[0]), dtype=first.dtype, device=first.device)
@@ -27,7 +27,7 @@ def pack(latents: Sequence[torch.Tensor], patch_size: int) -> torch.Tensor:
 
 
 def unpack(tokens: torch.Tensor, grids: Sequence[int], patch_size: int) -> list[torch.Tensor]:
-    """(T, p*p*c) tokens -> (c, h*p, w*p) latents; grids are h0, w0, h1, w1 and so on."""
+    """Convert (T, p*p*c) tokens to (c, h*p, w*p) latents; grids are h0, w0, h1, w1 and so on."""
     channels = tokens.shape[1] // patch_size**2
     latents = [
         torch.empty((channels, h * patch_size, w * patch_size), dtype=tokens.dtype, device=tokens.device)
@@ -40,19 +40,19 @@ def unpack(tokens: torch.Tensor, grids: Sequence[int], patch_size: int) -> list[
 def _move(latents: Sequence[torch.Tensor], tokens: torch.Tensor, patch_size: int, packing: bool) -> None:
     if tokens.numel() == 0:
         return
-    rows, first_token, most_pixels = [], 0, 0
+    rows, first_token, max_pixels = [], 0, 0
     for x in latents:
         h, w = x.shape[1] // patch_size, x.shape[2] // patch_size
         rows.append((x.data_ptr(), *x.stride(), h, w, first_token))
         first_token += h * w
-        most_pixels = max(most_pixels, h * w * patch_size)
+        max_pixels = max(max_pixels, h * w * patch_size)
     channels = latents[0].shape[0]
     block_channels = min(triton.next_power_of_2(channels), 64)
     block_pixels = TILE_BYTES // (tokens.element_size() * block_channels)
     inner, vector = _access(latents)
     table = torch.tensor(rows, dtype=torch.int64, pin_memory=tokens.is_cuda)
     with on_device_of(tokens):
-        _move_kernel[(len(latents), triton.cdiv(most_pixels, block_pixels))](
+        _move_kernel[(len(latents), triton.cdiv(max_pixels, block_pixels))](
             tokens,
             table.to(tokens.device, non_blocking=True),
             tokens.stride(0),
@@ -69,8 +69,10 @@ def _move(latents: Sequence[torch.Tensor], tokens: torch.Tensor, patch_size: int
 
 
 def _access(latents: Sequence[torch.Tensor]) -> tuple[str, int]:
-    """The dimension that is dense in every latent ("x", "channel", or "none"), and how many elements along it
-    can be accessed at once: 16 bytes of them, or 1 where an address, a stride or a size is no multiple."""
+    """Return the dimension that is dense in every latent ("x", "channel" or "none"), and its vector width.
+
+    The width is 16 bytes of elements if all addresses, strides and sizes are multiples of it, else 1.
+    """
     vector = 16 // latents[0].element_size()
     if all(x.stride(2) == 1 for x in latents):
         inner, dense = "x", 2
@@ -104,9 +106,9 @@ def _move_kernel(
     BLOCK_CHANNELS: tl.constexpr,
     BLOCK_PIXELS: tl.constexpr,
 ):
-    """Pixels q of one latent, counted over the first image row of every row of patches, and those below them.
+    """Move pixels q of one latent, counted over the first pixel row of every row of patches, and those below.
 
-    With a width of W pixels, pixel q lies at column q % W in row q // W of patches, and in token q // p.
+    With a width of W pixels, pixel q is in column q % W, in row q // W of patches, and in token q // p.
     """
     row = table + tl.program_id(0) * COLUMNS
     width = tl.load(row + 5).to(tl.int32) * PATCH

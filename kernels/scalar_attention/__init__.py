@@ -1,1 +1,1 @@
-"""Attention with heads of one dimension: `op` is what models call, `reference` the formula."""
+"""Attention with head dimension 1; models call `op`, `reference` is the formula."""

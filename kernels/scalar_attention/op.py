@@ -1,7 +1,7 @@
-"""Attention with heads of one dimension: `scalar_attention` runs it with the best backend there is.
+"""Attention with head dimension 1: `scalar_attention` runs it on the best available backend.
 
 The compiled backend, torch.ops.cat_fast.scalar_attention (schema in csrc/ops.cpp), takes time linear in the
-sequence's length; README.md, beside this file, tells how and how exact it is.
+sequence length. README.md in this folder describes the method and its error bound.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,21 @@ from .reference import scalar_attention_reference
 
 
 def scalar_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Softmax attention of every position to all, H heads of dimension 1 and scale 1.
+    """Compute softmax attention of every position to all, with H heads of dimension 1 and scale 1.
 
-    q, k, v: (B, N, H) of one dtype, in any memory order. Returns (B, N, H) of that dtype, contiguous where
-    the compiled backend ran; sums are fp32. A value that is not finite makes its head NaN. Differentiable
-    once; where second derivatives are needed, use the reference. Under autocast it runs in the autocast
-    dtype, as F.scaled_dot_product_attention does; float64 stays.
+    q, k, v: (B, N, H) of one dtype, in any memory order. Returns (B, N, H) of that dtype, contiguous from all
+    backends but the reference. Sums are fp32. A non-finite value makes the results of its head NaN.
+    Differentiable once; use the reference for second derivatives. Under autocast it runs in the autocast
+    dtype, as F.scaled_dot_product_attention does; float64 is left unchanged.
 
     Raises ValueError if shapes or dtypes differ.
     """
     q, k, v = autocast(q, k, v)
     if q.dim() != 3 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
-        raise ValueError(f"scalar_attention takes q, k, v of one shape (B, N, H) and one dtype, not {given}")
+        raise ValueError(
+            f"scalar_attention: expected q, k, v of one shape (B, N, H) and one dtype, got {given}"
+        )
     backend = backends.choose("scalar_attention", q)
     if backend == "reference":
         return scalar_attention_reference(q, k, v)
@@ -54,13 +56,13 @@ def _backward(operator: Any, ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tens
 
 
 def _flops(q_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """As torch counts attention: two products of N x N x 1 for each head, whatever the method."""
+    """Count as torch does for attention: two products of N x N x 1 per head, whatever the method."""
     batch, count, heads = q_shape
     return 2 * (2 * batch * heads * count**2)
 
 
 def _flops_backward(grad_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """As torch counts attention: five products of N x N x 1 for each head, the scores anew among them."""
+    """Count as torch does for attention: five products of N x N x 1 per head, recomputed scores included."""
     batch, count, heads = grad_shape
     return 5 * (2 * batch * heads * count**2)
 

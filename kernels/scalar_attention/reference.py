@@ -1,13 +1,13 @@
-"""Attention with heads of one dimension in plain torch: what every backend is compared with."""
+"""Attention with head dimension 1 in plain torch: the reference for every backend."""
 
 import torch
 import torch.nn.functional as F
 
 
 def scalar_attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """y_i = Σ_j e^{q_i k_j} v_j / Σ_j e^{q_i k_j}, for every head of every sample on its own.
+    """Compute y_i = Σ_j e^{q_i k_j} v_j / Σ_j e^{q_i k_j} per head and sample.
 
-    q, k, v: (B, N, H), H heads of dimension 1, so that 1 / √D, the usual scale, is 1. Computed in fp32 or
+    q, k, v: (B, N, H), with H heads of dimension 1, so that the usual scale 1 / √D is 1. Computed in fp32 or
     wider; y has q's dtype.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)

@@ -1,8 +1,8 @@
-"""Attention with heads of one dimension in Triton, forward and backward, in time linear in the length.
+"""Attention with head dimension 1 in Triton, forward and backward, in time linear in the sequence length.
 
-The method and its error bound are README.md's, beside this file; triton_sums.py holds the sums. Tiles are
-positions by neighbouring heads, which are neighbours in memory too. Nothing waits for the host, and there
-are no atomics: the same input gives the same bits.
+README.md in this folder describes the method and its error bound; triton_sums.py computes the sums. Tiles are
+positions by adjacent heads, which are adjacent in memory too. There are no host synchronizations and no
+atomics, so results are deterministic.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -29,11 +29,11 @@ from .triton_sums import (
     tabulated,
 )
 
-POSITIONS = tl.constexpr(16 * WIDER)  # of a tile
+POSITIONS = tl.constexpr(16 * WIDER)  # per tile
 
 
 def scalar_attention_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """y (B, N, H), contiguous, of q, k, v of that shape and one dtype, which are copied unless contiguous."""
+    """Return y (B, N, H), contiguous, from q, k, v of that shape and one dtype, copied unless contiguous."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     y = torch.empty_like(q)
     if q.numel() == 0:
@@ -50,7 +50,7 @@ def scalar_attention_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
 def scalar_attention_backward_triton(
     grad_y: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of q, k and v, contiguous, from tensors (B, N, H), which are copied unless contiguous."""
+    """Return the gradients of q, k and v, contiguous, from tensors (B, N, H), copied unless contiguous."""
     grad_y, q, k, v = grad_y.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if q.numel() == 0:
@@ -97,7 +97,10 @@ def scalar_attention_grad_queries_kernel(
     grad_y_ptr, q_ptr, k_ptr, v_ptr, parameters_ptr, table_ptr, grad_q_ptr, y_ptr, grad_z_ptr,
     count, steps, STEP: tl.constexpr, capacity,
 ):  # fmt: skip
-    """dq_i = dy_i (Σ_j p_ij k_j v_j - y_i Σ_j p_ij k_j); for dk and dv, y less the mean of v, and dy / Z."""
+    """Compute dq_i = dy_i (Σ_j p_ij k_j v_j - y_i Σ_j p_ij k_j).
+
+    Also store y minus the mean of v, and dy / Z, which dk and dv need.
+    """
     heads = steps * STEP
     b, h, parameters_ptr, at, inside = _tile(parameters_ptr, count, heads)
     q = tl.load(q_ptr + at, inside, other=0.0).to(tl.float32)
@@ -118,7 +121,7 @@ def scalar_attention_grad_keys_kernel(
     q_ptr, k_ptr, v_ptr, y_ptr, grad_z_ptr, parameters_ptr, table_ptr, grad_k_ptr, grad_v_ptr,
     count, steps, STEP: tl.constexpr, capacity,
 ):  # fmt: skip
-    """dv_j = Σ_i p_ij dy_i, dk_j = v_j Σ_i p_ij dy_i q_i - Σ_i p_ij dy_i q_i y_i."""
+    """Compute dv_j = Σ_i p_ij dy_i and dk_j = v_j Σ_i p_ij dy_i q_i - Σ_i p_ij dy_i q_i y_i."""
     heads = steps * STEP
     b, h, parameters_ptr, at, inside = _tile(parameters_ptr, count, heads)
     middle = tl.load(parameters_ptr + MIDDLE * heads, h < heads)[None, :]
@@ -135,8 +138,8 @@ def scalar_attention_grad_keys_kernel(
 
 @triton.jit
 def _tile(parameters_ptr, count, heads):
-    """The sample and the heads of this program's targets, the heads' parameters, the targets' offsets in
-    (B, N, H), and which of them exist."""
+    """Return this program's sample, heads, pointer to the heads' parameters, offsets of the targets in
+    (B, N, H), and the mask of targets that exist."""
     b, h = place(heads, HEADS)
     row = (tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS))[:, None]
     at = b * count * heads + row * heads + h[None, :]

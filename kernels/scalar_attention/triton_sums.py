@@ -1,13 +1,14 @@
 """Sums over sources s of e^(t s) for many targets t in Triton, in linear time.
 
-Blocks and reach are README.md's, beside this file, but the table holds no values at nodes. A block's sums of
-e^(t s) = e^(centre s) e^((t - centre) s) are tabulated as the moments Σ e^(centre s) s^m, m < 8, each times
-the coefficient of z^m in the polynomial that interpolates e^z in the 8 Chebyshev nodes of |z| <= reach. As
-one of the product z = (t - centre) s, it has the error bound of a polynomial of t alone, and powers of s and
-of t - centre come apart: a source costs one exponential a block and no others, and a target adds up 8 terms.
+Blocks and reach are those of README.md in this folder, but the table holds moments instead of values at
+nodes. A block's sums of e^(t s) = e^(centre s) e^((t - centre) s) are tabulated as the moments
+Σ e^(centre s) s^m, m < 8. Each is multiplied by the coefficient of z^m in the polynomial that interpolates
+e^z at the 8 Chebyshev nodes of |z| <= reach. A polynomial of the product z = (t - centre) s has the error
+bound of one in t alone, and its powers of s and of t - centre separate. A source therefore costs one
+exponential per block and no others, and a target adds up 8 terms.
 
-Each head has its own number of blocks, counted on the GPU: programs walk as many as their heads need, and
-heads without a table take the same sums term by term.
+Each head has its own number of blocks, determined on the GPU: programs process as many as their heads need.
+Heads without a table compute the same sums term by term.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
@@ -22,44 +23,48 @@ from ..backends import triton_is_interpreted
 from ..triton_runtime import multiprocessors
 
 REACH = tl.constexpr(0.8)
-"""Of a block: the largest |t - centre| |s|. Each term is then right to 1.6e-7 of itself, before rounding."""
+"""Maximum of |t - centre| |s| in a block; it gives each term a relative error of 1.6e-7 before rounding."""
 TERMS = tl.constexpr(8)
 _INTERPOLANT = Chebyshev.interpolate(np.exp, TERMS.value - 1, (-REACH.value, REACH.value))
 COEFFICIENTS = tl.constexpr(tuple(_INTERPOLANT.convert(kind=Polynomial).coef.tolist()))
 MAX_BLOCKS = 512
 
-WIDER = 16 if triton_is_interpreted() else 1  # the interpreter takes as long for large tiles as for small
-HEADS = tl.constexpr(16)  # of a tile
-SOURCES = tl.constexpr(16 * WIDER)  # of a tile
-DIRECT = tl.constexpr(2 * WIDER)  # sources of a step where there is no table
-BLOCKS = tl.constexpr(2 * WIDER)  # that a program tabulates at once, sharing the sources in the L1 cache
+WIDER = 16 if triton_is_interpreted() else 1  # the interpreter's time does not depend on the tile size
+HEADS = tl.constexpr(16)  # per tile
+SOURCES = tl.constexpr(16 * WIDER)  # per tile
+DIRECT = tl.constexpr(2 * WIDER)  # sources per iteration of the direct sums
+BLOCKS = tl.constexpr(2 * WIDER)  # tabulated at once by a program, which share the sources in the L1 cache
 WIDE_HEADS, WIDE_ROWS = tl.constexpr(64), tl.constexpr(16)  # of a tile that is only read
 MAX_SPLITS = tl.constexpr(64)
 
-# Of each head: the middle of the range of its keys, the mean of its values, and for sums at queries and at
-# keys the blocks of those targets (where the first begins, their width and number) and the largest |source|.
+# Parameters of each head: the middle of the range of its keys and the mean of its values. Then, for sums at
+# queries and for sums at keys: the start of the first block of targets, the blocks' width and number, and the
+# largest |source|.
 MIDDLE, MEAN, AT_QUERIES, AT_KEYS = (tl.constexpr(row) for row in (0, 1, 2, 6))
 LOW, WIDTH, COUNT, SIZE = (tl.constexpr(row) for row in range(4))
 PARAMETERS = tl.constexpr(10)
 
 
 def compiled_heads(x: torch.Tensor) -> tuple[int, int]:
-    """The number of heads, as a product: kernels are compiled for the second factor, and access as many heads
-    at once."""
+    """Return the number of heads as a product: kernels are compiled for the second factor, the number of
+    heads that they access at once."""
     step = 8 if x.shape[2] % 8 == 0 else 1
     return x.shape[2] // step, step
 
 
 def capacity_of(x: torch.Tensor) -> int:
-    """The most blocks of a head. Past a fraction of the sources, tabulating saves little, and the table,
-    whose size must not wait for the data, would be many times as large as x."""
+    """Return the maximum number of blocks of a head.
+
+    Beyond a fraction of the sources, tabulation saves little. The table, whose size must not depend on the
+    data, would be many times as large as x.
+    """
     return max(1, min(MAX_BLOCKS, x.shape[1] // 8))
 
 
 def parameters_of(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad_y: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """(B, PARAMETERS, H) in fp32, from tensors (B, N, H)."""
+    """Compute the heads' parameters, (B, PARAMETERS, H) in fp32, from tensors (B, N, H)."""
     samples, count, heads = q.shape
     tiles = samples * triton.cdiv(heads, WIDE_HEADS.value)
     splits = min(triton.cdiv(8 * multiprocessors(q), tiles), MAX_SPLITS.value, triton.cdiv(count, 64))
@@ -82,8 +87,11 @@ def tabulated(
     parameters: torch.Tensor,
     channels: int,
 ) -> torch.Tensor:
-    """(B, H, capacity, channels, TERMS): `sums` at queries over keys, which have no weights, or at keys over
-    queries. No more blocks than a head needs are written."""
+    """Return the table (B, H, capacity, channels, TERMS) that `sums` reads.
+
+    Sources are keys, without weights, or queries, with weights. Only the blocks that a head needs are
+    written.
+    """
     samples, count, heads = sources.shape
     capacity = capacity_of(sources)
     table = sources.new_empty((samples, heads, capacity, channels, TERMS.value), dtype=torch.float32)
@@ -100,7 +108,7 @@ def tabulated(
 def scalar_attention_statistics_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, partials_ptr, count, steps, STEP: tl.constexpr, TENSORS: tl.constexpr
 ):  # fmt: skip
-    """Each head's range and sum in every tensor, over the rows of one split."""
+    """Compute each head's minimum, maximum and sum in every tensor, over the rows of one split."""
     heads = steps * STEP
     b, h = place(heads, WIDE_HEADS)
     split, splits = tl.program_id(1), tl.num_programs(1)
@@ -118,7 +126,7 @@ def scalar_attention_statistics_kernel(
 
 @triton.jit
 def place(heads, WIDTH: tl.constexpr):
-    """The sample and the heads of this program's tile of `WIDTH`."""
+    """Return the sample and the heads of this program's tile of `WIDTH`."""
     tiles = tl.cdiv(heads, WIDTH)
     program = tl.program_id(0)
     return (program // tiles).to(tl.int64), program % tiles * WIDTH + tl.arange(0, WIDTH)
@@ -126,13 +134,13 @@ def place(heads, WIDTH: tl.constexpr):
 
 @triton.jit
 def _columns(x_ptr, first, last, h, heads, partials_ptr):
-    """Stores the least, the greatest and the sum of heads h in rows from `first` to `last`."""
+    """Store the minimum, the maximum and the sum of heads h in rows from `first` to `last`."""
     low = tl.full([WIDE_ROWS, WIDE_HEADS], float("inf"), tl.float32)
     high = -low
     total = tl.full([WIDE_ROWS, WIDE_HEADS], 0.0, tl.float32)
     for start in range(first, last, WIDE_ROWS):
         row = start + tl.arange(0, WIDE_ROWS)[:, None]
-        at = tl.minimum(row, last - 1) * heads + h[None, :]  # the last row again changes no range
+        at = tl.minimum(row, last - 1) * heads + h[None, :]  # repeating the last row changes no range
         x = tl.load(x_ptr + at, (h < heads)[None, :], other=0.0).to(tl.float32)
         low = tl.minimum(low, x)
         high = tl.maximum(high, x)
@@ -146,8 +154,10 @@ def _columns(x_ptr, first, last, h, heads, partials_ptr):
 def scalar_attention_parameters_kernel(
     partials_ptr, parameters_ptr, count, splits, steps, STEP: tl.constexpr, capacity, TENSORS: tl.constexpr
 ):  # fmt: skip
-    """From the statistics of all splits, how to take each head's sums. A head that is not finite gets a mean
-    of NaN, which spreads to all of its results, and one block."""
+    """Compute each head's parameters from the statistics of all splits.
+
+    A head with non-finite values gets one block and a mean of NaN, which propagates to all of its results.
+    """
     heads = steps * STEP
     b, h = place(heads, HEADS)
     split = tl.arange(0, MAX_SPLITS)[:, None]
@@ -163,7 +173,7 @@ def scalar_attention_parameters_kernel(
     k_high = tl.where(finite, tl.max(tl.load(at + 4 * heads, inside, other=float("-inf")), 0), 0.0)
     middle = 0.5 * k_low + 0.5 * k_high
     coarse = 4096.0 * (k_high - k_low)
-    middle = (middle + coarse) - coarse  # of few digits, so that most keys less it are exact
+    middle = (middle + coarse) - coarse  # rounded to few digits, so that key - middle is exact for most keys
     k_low -= middle
     k_high -= middle
     at = parameters_ptr + b * PARAMETERS * heads + h
@@ -175,7 +185,7 @@ def scalar_attention_parameters_kernel(
 
 @triton.jit
 def _store_blocks(at, low, high, size, h, heads, capacity):
-    """Into how many blocks targets from low to high are cut: 0 if more than there is room for."""
+    """Store the blocks of targets from low to high; their number is 0 if it would exceed the capacity."""
     blocks = tl.maximum(tl.ceil((high - low) * size / (2.0 * REACH)), 1.0)
     blocks = tl.where(blocks <= capacity, blocks, 0.0)
     tl.store(at + LOW * heads, low, h < heads)
@@ -186,7 +196,7 @@ def _store_blocks(at, low, high, size, h, heads, capacity):
 
 @triton.jit
 def _load_blocks(at, h, heads):
-    """low, width, blocks and size; no blocks where h is no head."""
+    """Load low, width, blocks and size, with 0 blocks for heads past the last."""
     low = tl.load(at + LOW * heads, h < heads, other=0.0)
     width = tl.load(at + WIDTH * heads, h < heads, other=0.0)
     blocks = tl.load(at + COUNT * heads, h < heads, other=0.0)
@@ -195,11 +205,11 @@ def _load_blocks(at, h, heads):
 
 @triton.jit
 def _sources(source_ptr, value_ptr, weight_ptr, at, inside, target, middle, mean, scale, key_size):
-    """(e^(q k - |q| key_size) times the weight, source / its size, lever, value) of sources at targets.
+    """Return (e^(q k - |q| key_size) * weight, source / size, lever, value) of sources at targets.
 
-    Exponents are at most 0, as |k| <= key_size, and as exact as k is where they are near that. The lever is
-    source / size again, but keys are taken from near the mean that the exponentials give them (in units of
-    size, x / (4 + |x|) if they are spread like most data): covariances with them keep more digits."""
+    Exponents are at most 0, since |k| <= key_size, and near 0 they are as exact as k. The lever is source /
+    size again, but keys are measured from about their mean under the exponential weights (in units of size,
+    x / (4 + |x|) for typical data). Covariances with the lever keep more digits."""
     source = tl.load(source_ptr + at, inside, other=0.0).to(tl.float32)
     value = tl.load(value_ptr + at, inside, other=0.0).to(tl.float32)
     if weight_ptr is None:
@@ -222,7 +232,7 @@ def scalar_attention_tabulate_kernel(
     source_ptr, value_ptr, weight_ptr, parameters_ptr, table_ptr, count, steps, STEP: tl.constexpr, capacity,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Moments of all sources about the centres of blocks."""
+    """Tabulate the moments of all sources about the centres of blocks."""
     heads = steps * STEP
     tiles = tl.cdiv(heads, HEADS)
     b = (tl.program_id(0) // tiles).to(tl.int64)
@@ -235,8 +245,8 @@ def scalar_attention_tabulate_kernel(
     middle = tl.load(parameters_ptr + MIDDLE * heads, h < heads, other=0.0)[None, :]
     mean = tl.load(parameters_ptr + MEAN * heads, h < heads, other=0.0)[None, :]
     scale = 1.0 / tl.maximum(size, 1e-30)[None, :]
-    most = tl.max(blocks).to(tl.int32)
-    for first in range(tl.program_id(1) * BLOCKS, most, tl.num_programs(1) * BLOCKS):
+    max_blocks = tl.max(blocks).to(tl.int32)
+    for first in range(tl.program_id(1) * BLOCKS, max_blocks, tl.num_programs(1) * BLOCKS):
         block = (first + column // HEADS).to(tl.float32)
         centre = tl.fma(tl.minimum(block, blocks - 1.0) + 0.5, width, low)[None, :]
         moments = ()
@@ -269,9 +279,10 @@ def sums(
     target, source_ptr, value_ptr, weight_ptr, parameters_ptr, table_ptr, b, h, count, heads, capacity,
     CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """At targets [positions, heads], the sums over keys (over queries, if those have weights) of
-    e^(q k - |q| S) times the weight, of that times value, and of both times lever (`_sources`); S is the
-    largest |k|. Keys are taken from the middle of their range, their values from their mean."""
+    """Compute sums at targets [positions, heads] over keys, or over queries if there are weights.
+
+    The terms are e^(q k - |q| S) * weight, that times value, and both times lever (`_sources`), where S is
+    the largest |k|. Keys are shifted by the middle of their range, their values by their mean."""
     TARGETS: tl.constexpr = AT_QUERIES if weight_ptr is None else AT_KEYS
     low, width, blocks, size = _load_blocks(parameters_ptr + TARGETS * heads, h, heads)
     key_size = tl.load(parameters_ptr + (AT_QUERIES + SIZE) * heads, h < heads, other=0.0)
@@ -282,7 +293,7 @@ def sums(
 
     block = tl.minimum((target - low[None, :]) / tl.maximum(width, 1e-30)[None, :], blocks[None, :] - 1.0)
     block = tl.maximum(block, 0.0).to(tl.int32)
-    centre = tl.fma(block.to(tl.float32) + 0.5, width[None, :], low[None, :])  # the very one of the table
+    centre = tl.fma(block.to(tl.float32) + 0.5, width[None, :], low[None, :])  # bit-identical to the table's
     x = ((target - centre) * size[None, :])[:, :, None]
     powers = tl.where((m & 1) != 0, x, 1.0) * tl.where((m & 2) != 0, x * x, 1.0)
     powers *= tl.where((m & 4) != 0, (x * x) * (x * x), 1.0)

@@ -1,1 +1,1 @@
-"""Attention over packed sequences: `op` is what models call, `reference` the formula."""
+"""Attention over packed sequences; models call `op`, `reference` is the formula."""

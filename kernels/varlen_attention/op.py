@@ -1,4 +1,4 @@
-"""Attention over packed sequences: `varlen_attention` runs it with the best backend there is."""
+"""Attention over packed sequences: `varlen_attention` runs it on the best available backend."""
 
 from itertools import pairwise
 from typing import Any
@@ -10,10 +10,10 @@ from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 from .. import backends
 from ..autocast import autocast
 from ..registration import Operator
+from .external import torch_varlen, xformers_varlen
 from .reference import varlen_attention_reference
-from .routes import torch_varlen, xformers_varlen
 
-ROUTES = {"torch": torch_varlen, "xformers": xformers_varlen}
+EXTERNAL = {"torch": torch_varlen, "xformers": xformers_varlen}
 
 
 def varlen_attention(
@@ -25,28 +25,28 @@ def varlen_attention(
     cu_seqlens_k: torch.Tensor | None = None,
     max_seqlen_k: int | None = None,
 ) -> torch.Tensor:
-    """Non-causal attention of every query to the keys of its own sequence, scaled by 1 / √D.
+    """Compute non-causal attention of every query to the keys of its own sequence, with scale 1 / √D.
 
     q: (T, H, D), k and v: (U, H, D), of one dtype, with any strides; views of a fused (T, 3, H, D) are not
-    copied. cu_seqlens: int32 (S + 1,), rising from 0 to T; a sequence may be empty. max_seqlen: at least the
-    length of the longest, in tokens. cu_seqlens_k, max_seqlen_k: the same of the keys, for cross-attention;
-    those of the queries if not given. Returns (T, H, D) of q's dtype, zeros for a query without keys; sums
-    are fp32 at least. Under autocast it runs in the autocast dtype, as scaled_dot_product_attention does.
-    Differentiable once; where second derivatives are needed, use the reference.
+    copied. cu_seqlens: int32 (S + 1,), rising from 0 to T; sequences may be empty. max_seqlen: an upper bound
+    on the sequence lengths, in tokens. cu_seqlens_k, max_seqlen_k: the same for the keys, for
+    cross-attention; by default those of the queries. Returns (T, H, D) of q's dtype, zeros for queries
+    without keys. Sums are fp32 or wider. Under autocast it runs in the autocast dtype, as
+    scaled_dot_product_attention does. Differentiable once; use the reference for second derivatives.
 
-    Raises ValueError if shapes or dtypes do not fit, and, where their values are at hand (on the CPU, outside
-    torch.compile), if cu_seqlens or max_seqlen do not.
+    Raises ValueError if shapes or dtypes do not match. On the CPU and outside torch.compile, also raises it
+    for invalid values of cu_seqlens or max_seqlen.
     """
     q, k, v = autocast(q, k, v)
     if cu_seqlens_k is None or max_seqlen_k is None:
         if cu_seqlens_k is not None or max_seqlen_k is not None:
-            raise ValueError("varlen_attention takes both of cu_seqlens_k and max_seqlen_k, or neither")
+            raise ValueError("varlen_attention: pass both cu_seqlens_k and max_seqlen_k, or neither")
         cu_seqlens_k, max_seqlen_k = cu_seqlens, max_seqlen
     _check(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     backend = backends.choose("varlen_attention", q, training=training, head_dim=q.shape[-1])
-    if backend in ROUTES:
-        return ROUTES[backend](q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
+    if backend in EXTERNAL:
+        return EXTERNAL[backend](q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
     if backend == "reference":
         return varlen_attention_reference(q, k, v, cu_seqlens, cu_seqlens_k)
     out, _lse = OPERATOR(backend, q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
@@ -66,12 +66,12 @@ def _check(
     if not like or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
         raise ValueError(
-            "varlen_attention takes q (T, H, D) and k, v of one shape (U, H, D), all of one dtype, "
-            f"not {given}"
+            "varlen_attention: expected q (T, H, D) and k, v of one shape (U, H, D), all of one dtype, "
+            f"got {given}"
         )
     if cu_seqlens.shape != cu_seqlens_k.shape:
         shapes = f"{tuple(cu_seqlens.shape)} and {tuple(cu_seqlens_k.shape)}"
-        raise ValueError(f"cu_seqlens and cu_seqlens_k are of as many sequences, not {shapes}")
+        raise ValueError(f"cu_seqlens and cu_seqlens_k: expected the same number of sequences, got {shapes}")
     _check_offsets("", cu_seqlens, q.shape[0], max_seqlen)
     if cu_seqlens_k is not cu_seqlens or q.shape[0] != k.shape[0]:
         _check_offsets("_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
@@ -81,17 +81,19 @@ def _check_offsets(side: str, cu_seqlens: torch.Tensor, tokens: int, max_seqlen:
     if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0 or cu_seqlens.dtype != torch.int32:
         given = f"{tuple(cu_seqlens.shape)} {cu_seqlens.dtype}"
         raise ValueError(
-            f"varlen_attention takes cu_seqlens{side} of shape (S + 1,) and dtype int32, not {given}"
+            f"varlen_attention: expected cu_seqlens{side} of shape (S + 1,) and dtype int32, got {given}"
         )
     if torch.compiler.is_compiling() or cu_seqlens.device.type != "cpu" or is_fake(cu_seqlens):
         return
     bounds = cu_seqlens.tolist()
     lengths = [end - start for start, end in pairwise(bounds)]
     if bounds[0] != 0 or bounds[-1] != tokens or min(lengths, default=0) < 0:
-        raise ValueError(f"cu_seqlens{side} must rise from 0 to the number of tokens, {tokens}: {bounds}")
+        raise ValueError(
+            f"cu_seqlens{side}: expected offsets that rise from 0 to {tokens} (all tokens), got {bounds}"
+        )
     if max(lengths, default=0) > max_seqlen:
         raise ValueError(
-            f"max_seqlen{side} is {max_seqlen}, and there is a sequence of {max(lengths)} tokens"
+            f"max_seqlen{side}: expected at least the longest length, {max(lengths)}, got {max_seqlen}"
         )
 
 
@@ -122,7 +124,7 @@ def _backward(
 
 
 def _flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *lengths: Any, **_: Any) -> int:
-    """As torch counts attention, sequence by sequence; all are of max_seqlen where lengths have no values."""
+    """Count as torch does, per sequence; lengths without values (fake tensors) count as max_seqlen."""
     return sum(sdpa_flop_count(queries, keys, keys) for queries, keys in _shapes(q, *lengths))
 
 
@@ -136,7 +138,7 @@ def _flops_backward(
     *lengths: Any,
     **_: Any,
 ) -> int:
-    """As `_flops`: five products where forward has two, the scores anew among them."""
+    """Count like `_flops`, with five products instead of two, recomputed scores included."""
     return sum(
         sdpa_backward_flop_count(queries, queries, keys, keys) for queries, keys in _shapes(q, *lengths)
     )
@@ -152,7 +154,7 @@ def _shapes(
     cu_seqlens_k: torch.Tensor,
     max_seqlen_k: int,
 ) -> list[tuple[Shape, Shape]]:
-    """(1, H, length, D) of the queries and of the keys of each sequence."""
+    """Return the shapes (1, H, length, D) of the queries and of the keys of each sequence."""
     _tokens, heads, dim = q.shape
 
     def lengths(offsets: torch.Tensor, longest: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Attention over packed sequences in plain torch: one SDPA call for each run of equal lengths."""
+"""Attention over packed sequences in plain torch: one SDPA call per run of equal lengths."""
 
 from collections.abc import Iterator
 from itertools import groupby, pairwise
@@ -14,31 +14,30 @@ def varlen_attention_reference(
     cu_seqlens: torch.Tensor,
     cu_seqlens_k: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """softmax(q kᵀ / √D) v within each sequence, every query seeing all keys of its own sequence.
+    """Compute softmax(q kᵀ / √D) v within each sequence, with every query attending to all its keys.
 
-    q: (T, H, D). k, v: (U, H, D). cu_seqlens: (S + 1,), sequence s being queries cu_seqlens[s] to
-    cu_seqlens[s + 1]; cu_seqlens_k: the same of the keys, as those of the queries if not given. A query
-    without keys gets zeros. Neighbours of one length share an SDPA call: a batch sorted by ratio costs one
-    call a ratio, not one an image. Where tensors have no values (the meta device), sequences are taken to be
-    of one length.
+    q: (T, H, D). k, v: (U, H, D). cu_seqlens: (S + 1,); sequence s has the queries cu_seqlens[s] to
+    cu_seqlens[s + 1]. cu_seqlens_k: the same for the keys, by default those of the queries. Queries without
+    keys get zeros. Adjacent sequences of equal lengths share an SDPA call, so a batch sorted by ratio costs
+    one call per ratio instead of one per image. On the meta device, all sequences are assumed equally long.
     """
     cu_seqlens_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     if cu_seqlens.device.type == "meta":
         return _batched_sdpa(q, k, v, cu_seqlens.shape[0] - 1)
     runs = _runs_of_equal_lengths(cu_seqlens.tolist(), cu_seqlens_k.tolist())
     outputs = [_batched_sdpa(q[queries], k[keys], v[keys], count) for queries, keys, count in runs]
-    return torch.cat(outputs) if outputs else nothing(q, k, v)
+    return torch.cat(outputs) if outputs else zero_output(q, k, v)
 
 
-def nothing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """What queries without keys get, with gradients: zeros like q."""
+def zero_output(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Return the output of queries without keys: zeros like q, differentiable in all inputs."""
     return q * 0 + (k.sum() + v.sum()) * 0
 
 
 def _runs_of_equal_lengths(
     cu_seqlens: list[int], cu_seqlens_k: list[int]
 ) -> Iterator[tuple[slice, slice, int]]:
-    """The queries and keys of each run of neighbouring sequences of one length, and how many those are."""
+    """Yield the queries, the keys and the number of sequences of each run of equally long sequences."""
     query, key = cu_seqlens[0], cu_seqlens_k[0]
     lengths = [[end - begin for begin, end in pairwise(bounds)] for bounds in (cu_seqlens, cu_seqlens_k)]
     for (queries, keys), run in groupby(zip(*lengths, strict=True)):
@@ -51,6 +50,6 @@ def _runs_of_equal_lengths(
 
 def _batched_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, count: int) -> torch.Tensor:
     if k.shape[0] == 0:
-        return nothing(q, k, v)
+        return zero_output(q, k, v)
     q_BHLD, k_BHLD, v_BHLD = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD).transpose(1, 2).flatten(0, 1)

@@ -1,17 +1,17 @@
 """Attention over packed sequences in Triton: forward, and a backward pass without atomics.
 
-A head of dimension D is one tile of columns, or two where that saves work: 72 is 64 + 16 with half of the 16
+A head of dimension D is one tile of columns, or two if that saves work: 72 is 64 + 16 with half of the 16
 masked, not 128 (`column_tiles`). In fp32 neither is wider than 64: products without matrix instructions hold
-whole rows in registers.
+complete rows in registers.
 
-A program takes BLOCK rows of one sequence, of its queries or of its keys, whose lengths are independent.
-Sequence s owns the programs from cu_seqlens[s] // BLOCK + s on: always enough for its rows, and at most one
-too many. So the grid needs the numbers of rows and sequences alone, lengths stay on the device, and short
-sequences beside long ones cost next to nothing. No result depends on a sequence's neighbours, to the bit.
+A program processes BLOCK rows of one sequence, either queries or keys; their lengths are independent.
+Sequence s owns the programs starting at cu_seqlens[s] // BLOCK + s: always enough for its rows, and at most
+one too many. So the grid needs only the numbers of rows and sequences, and lengths stay on the device. Short
+sequences next to long ones cost almost nothing. Results are bit-identical whatever the other sequences are.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
-# (Triton looks up the annotations of its kernels, and knows no others than constexpr.)
+# (Triton evaluates the annotations of its kernels and supports only constexpr.)
 
 import math
 from typing import Any
@@ -24,11 +24,11 @@ from .. import backends
 from ..triton_runtime import on_device_of
 
 SCAN = tl.constexpr(256)
-"""Sequences that a program looks through at a time for its own."""
+"""Sequences that a program scans at a time to find its own."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 VARYING = ("tokens", "sequences", *(f"{x}_{of}" for x in ("q", "k", "v", "do") for of in ("token", "head")))
-"""What kernels are not specialised for, as a new batch has new lengths: else a 1, or a 16, compiled anew."""
+"""Arguments that kernels are not specialized for: they vary between batches, and 1 or 16 would recompile."""
 
 
 def varlen_attention_triton(
@@ -40,12 +40,12 @@ def varlen_attention_triton(
     cu_seqlens_k: torch.Tensor,
     max_seqlen_k: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """softmax(q kᵀ / √D) v within each sequence, and the softmax's logarithmic denominators.
+    """Compute softmax(q kᵀ / √D) v within each sequence, and the logarithms of the softmax denominators.
 
     q: (T, H, D), k, v: (U, H, D) in fp32, bf16 or fp16, 32 <= D <= 128 in steps of 8, any strides (views of
     a fused qkv are read in place). cu_seqlens, cu_seqlens_k: int32 (S + 1,), of the queries and of the keys.
-    The longest lengths are not needed. Returns out, contiguous, of q's shape and dtype, and lse, (H, T) in
-    fp32; of queries without keys 0 and -inf.
+    The maximum lengths are unused. Returns out, contiguous, of q's shape and dtype, and lse, (H, T) in fp32;
+    queries without keys get 0 and -inf.
     """
     q, k, v = map(_rows_dense, (q, k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -67,9 +67,9 @@ def varlen_attention_backward_triton(
     cu_seqlens_k: torch.Tensor,
     max_seqlen_k: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dq, dk and dv, contiguous, from `varlen_attention_triton`'s arguments and results.
+    """Return dq, dk and dv, contiguous, from the arguments and results of `varlen_attention_triton`.
 
-    One kernel walks the keys of a block of queries, another the queries of a block of keys.
+    One kernel loops over the keys of a block of queries, another over the queries of a block of keys.
     """
     grad_out, q, k, v = map(_rows_dense, (grad_out, q, k, v))
     out, dim = out.contiguous(), q.shape[2]
@@ -85,15 +85,15 @@ def varlen_attention_backward_triton(
 
 
 def column_tiles(dim: int, widest: int = 128) -> tuple[int, int]:
-    """The widths of the two tiles of columns that cover `dim` <= 128; the second 0 where one is as good."""
-    whole = triton.next_power_of_2(dim)
-    main = min(whole // 2, widest)
+    """Return the widths of the two column tiles that cover `dim` <= 128; the second is 0 if one is enough."""
+    single = triton.next_power_of_2(dim)
+    main = min(single // 2, widest)
     rest = max(16, triton.next_power_of_2(dim - main))
-    return (whole, 0) if main + rest == whole <= widest else (main, rest)
+    return (single, 0) if main + rest == single <= widest else (main, rest)
 
 
 def _settings(q: torch.Tensor, *, step: int, warps: int) -> dict[str, Any]:
-    """What a kernel is compiled for; `step` and `warps` are those of bf16 and fp16."""
+    """Return a kernel's compile-time settings; `step` and `warps` are those of bf16 and fp16."""
     dim = q.shape[2]
     exact = q.dtype == torch.float32
     main, tail = column_tiles(dim, 64 if exact else 128)
@@ -102,7 +102,7 @@ def _settings(q: torch.Tensor, *, step: int, warps: int) -> dict[str, Any]:
         "D": dim,
         "MAIN": main,
         "TAIL": tail,
-        "BLOCK": 32 if exact else 64,  # rows a program
+        "BLOCK": 32 if exact else 64,  # rows per program
         "STEP": 32 if exact else step,  # rows of the other side at a time
         "INTERPRETED": backends.triton_is_interpreted(),
         "num_warps": (8 if dim > 32 else 4) if exact else warps,
@@ -122,13 +122,12 @@ def _launch(
     strided: tuple[torch.Tensor, ...],
     settings: dict[str, Any],
 ) -> None:
-    """Run a kernel, whose programs share out `rows`, giving it the strides of what may be views."""
+    """Launch a kernel whose programs divide `rows`, passing the strides of the tensors that may be views."""
     tokens, heads, _dim = tensors[0].shape  # of the queries
     sequences = len(offsets[0]) - 1
     strides = [stride for x in strided for stride in x.stride()[:2]]
-    unit = (
-        8 if all(stride % 8 == 0 for stride in strides) else 1
-    )  # 8 lets the compiler load 16 bytes at a time
+    # A unit of 8 lets the compiler load 16 bytes at a time.
+    unit = 8 if all(stride % 8 == 0 for stride in strides) else 1
     if rows.numel() > 0:
         with on_device_of(rows):
             kernel[rows.shape[0] // settings["BLOCK"] + sequences, heads](
@@ -152,7 +151,7 @@ def _forward(
     q, q_tail = _load(q_ptr, q_token * UNIT, first, length, BLOCK, D, MAIN, TAIL, INTERPRETED)
     acc = tl.zeros([BLOCK, MAIN], tl.float32)
     acc_tail = tl.zeros([BLOCK, TAIL or 16], tl.float32)
-    highest = tl.full([BLOCK], float("-inf"), tl.float32)  # score so far, in powers of two as all below
+    highest = tl.full([BLOCK], float("-inf"), tl.float32)  # largest score so far, in base 2 like all below
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, keys, STEP):
         k, k_tail = _load(k_ptr, k_token * UNIT, start, keys, STEP, D, MAIN, TAIL, INTERPRETED)
@@ -167,7 +166,7 @@ def _forward(
         acc, acc_tail = _add_product(
             p.to(v.dtype), v, v_tail, acc * shrink[:, None], acc_tail * shrink[:, None], TAIL
         )
-    divisor = tl.where(total == 0, 1.0, total)  # a row without keys is zero, not 0 / 0
+    divisor = tl.where(total == 0, 1.0, total)  # a row without keys is 0, not 0 / 0
     _store(
         out_ptr,
         begin,
@@ -192,7 +191,7 @@ def _backward_queries(
     UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """dq of a block of queries; and delta, the row sums of dout · out, which `_backward_keys` reads."""
+    """Compute dq of a block of queries, and delta, the row sums of dout · out, read by `_backward_keys`."""
     begin, length, first, keys_begin, keys = _place(cu_q_ptr, cu_k_ptr, sequences, BLOCK)
     if first >= length:
         return
@@ -217,7 +216,7 @@ def _backward_queries(
         k, k_tail = _load(k_ptr, k_token * UNIT, start, keys, STEP, D, MAIN, TAIL, INTERPRETED)
         v, v_tail = _load(v_ptr, v_token * UNIT, start, keys, STEP, D, MAIN, TAIL, INTERPRETED)
         p = tl.exp2(_products(q, q_tail, k, k_tail, TAIL) * (SCALE * LOG2_E) - lse[:, None])
-        # The score of a key that is not there is 0, and its p may be infinite.
+        # The score of a key past the end is 0, and its p may be infinite.
         p = tl.where((start + tl.arange(0, STEP) < keys)[None, :], p, 0.0)
         ds = p * (_products(do, do_tail, v, v_tail, TAIL) - delta[:, None])
         dq, dq_tail = _add_product(ds.to(k.dtype), k, k_tail, dq, dq_tail, TAIL)
@@ -231,7 +230,7 @@ def _backward_keys(
     UNIT: tl.constexpr, SCALE: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a block of keys. All tiles of scores are transposed: a row a key."""
+    """Compute dk and dv of a block of keys. All tiles of scores are transposed: one row per key."""
     begin, length, first, queries_begin, queries = _place(cu_k_ptr, cu_q_ptr, sequences, BLOCK)
     if first >= length:
         return
@@ -251,9 +250,8 @@ def _backward_keys(
         q, q_tail = _load(q_ptr, q_token * UNIT, start, queries, STEP, D, MAIN, TAIL, INTERPRETED)
         do, do_tail = _load(do_ptr, do_token * UNIT, start, queries, STEP, D, MAIN, TAIL, INTERPRETED)
         rows = start + tl.arange(0, STEP)
-        lse = tl.load(
-            lse_ptr + rows, mask=rows < queries, other=float("inf")
-        )  # p = 0 where there is no query
+        # lse = inf makes p = 0 past the last query
+        lse = tl.load(lse_ptr + rows, mask=rows < queries, other=float("inf"))
         delta = tl.load(delta_ptr + rows, mask=rows < queries, other=0.0)
         p = tl.exp2((_products(k, k_tail, q, q_tail, TAIL) * SCALE - lse[None, :]) * LOG2_E)
         ds = p * (_products(v, v_tail, do, do_tail, TAIL) - delta[None, :])
@@ -265,8 +263,8 @@ def _backward_keys(
 
 @triton.jit
 def _place(rows_ptr, others_ptr, sequences, BLOCK: tl.constexpr):
-    """This program's rows: where their sequence begins, how long it is, and the first row within it; then
-    where the sequence begins on the other side, and how long it is there. Both pointers: offsets (S + 1,)."""
+    """Return the start and length of this program's sequence, its first row in it, and the sequence's start
+    and length on the other side. Both pointers are offsets (S + 1,)."""
     program = tl.program_id(0)
     sequence = 0
     for start in range(1, sequences, SCAN):
@@ -282,13 +280,13 @@ def _place(rows_ptr, others_ptr, sequences, BLOCK: tl.constexpr):
 
 @triton.jit
 def _offset(begin, token_stride, head_stride, UNIT: tl.constexpr):
-    """Of a sequence's first token in this program's head; 64 bits, as a packed batch may be large."""
+    """Return the int64 offset of a sequence's first token in this program's head."""
     return (begin.to(tl.int64) * token_stride + tl.program_id(1).to(tl.int64) * head_stride) * UNIT
 
 
 @triton.jit
 def _head_row(ptr, tokens, begin):
-    """Where a sequence begins in this program's row of an (H, T) tensor."""
+    """Return a pointer to a sequence's start in this program's row of an (H, T) tensor."""
     return ptr + tl.program_id(1).to(tl.int64) * tokens + begin
 
 
@@ -297,7 +295,7 @@ def _load(
     ptr, stride, first, length,
     ROWS: tl.constexpr, D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows from `first` on, as the main tile and the tail; zeros past `length` and past D."""
+    """Load ROWS rows starting at `first`, as main tile and tail, with zeros past `length` and past D."""
     rows = first + tl.arange(0, ROWS)
     ptr += rows[:, None] * stride
     columns = tl.arange(0, MAIN)
@@ -308,7 +306,7 @@ def _load(
         tail = tl.load(
             ptr + columns[None, :], mask=(rows < length)[:, None] & (columns < D)[None, :], other=0.0
         )
-    if INTERPRETED:  # its bf16 arithmetic is wrong
+    if INTERPRETED:  # the interpreter's bf16 arithmetic is wrong
         tile, tail = tile.to(tl.float32), tail.to(tl.float32)
     return tile, tail
 
@@ -318,7 +316,7 @@ def _store(
     ptr, begin, first, length, tile, tail,
     D: tl.constexpr, MAIN: tl.constexpr, TAIL: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """The rows that are there, into this program's head of a contiguous (T, H, D) tensor."""
+    """Store the rows before `length` into this program's head of a contiguous (T, H, D) tensor."""
     heads = tl.num_programs(1)
     rows = first + tl.arange(0, ROWS)
     pointers = ptr + _offset(begin, heads, 1, D) + rows[:, None] * (heads * D)
@@ -333,7 +331,7 @@ def _store(
 
 @triton.jit
 def _products(a, a_tail, b, b_tail, TAIL: tl.constexpr):
-    """a bᵀ, over all columns."""
+    """Return a bᵀ, over all columns."""
     products = tl.dot(a, tl.trans(b), input_precision="ieee")
     if TAIL:
         products = tl.dot(a_tail, tl.trans(b_tail), products, input_precision="ieee")
@@ -342,7 +340,7 @@ def _products(a, a_tail, b, b_tail, TAIL: tl.constexpr):
 
 @triton.jit
 def _add_product(a, b, b_tail, acc, acc_tail, TAIL: tl.constexpr):
-    """acc + a b, in all columns."""
+    """Return acc + a b, for all columns."""
     acc = tl.dot(a, b, acc, input_precision="ieee")
     if TAIL:
         acc_tail = tl.dot(a, b_tail, acc_tail, input_precision="ieee")

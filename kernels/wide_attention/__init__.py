@@ -1,1 +1,1 @@
-"""Attention with wide heads, of a VAE's middle block: `op` is what models call, `reference` the formula."""
+"""Attention with the wide heads of a VAE's middle block; models call `op`, `reference` is the formula."""

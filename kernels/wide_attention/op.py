@@ -1,4 +1,4 @@
-"""Attention with wide heads: `wide_attention` runs it with the best backend there is."""
+"""Attention with wide heads: `wide_attention` runs it on the best available backend."""
 
 from typing import Any
 
@@ -11,18 +11,20 @@ from .reference import wide_attention_reference
 
 
 def wide_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Softmax attention of every position to all, scale 1 / √D.
+    """Compute softmax attention of every position to all positions, with scale 1 / √D.
 
     q, k, v: (B, N, H, D) of one dtype, in any memory order. Returns (B, N, H, D). Under torch.autocast they
-    are cast to its dtype first, float64 excepted, as F.scaled_dot_product_attention does. Differentiable once
-    where Triton runs; where second derivatives are needed, use the reference.
+    are first cast to its dtype, except float64, as in F.scaled_dot_product_attention. The Triton backend is
+    differentiable once; use the reference for second derivatives.
 
     Raises ValueError if shapes or dtypes differ.
     """
     q, k, v = autocast(q, k, v)
     if q.dim() != 4 or not q.shape == k.shape == v.shape or not q.dtype == k.dtype == v.dtype:
         given = ", ".join(f"{tuple(t.shape)} {t.dtype}" for t in (q, k, v))
-        raise ValueError(f"wide_attention takes q, k, v of one shape (B, N, H, D) and one dtype, not {given}")
+        raise ValueError(
+            f"wide_attention: expected q, k, v of one shape (B, N, H, D) and one dtype, got {given}"
+        )
     backend = backends.choose("wide_attention", q, head_dim=q.shape[-1])
     if backend == "reference":
         return wide_attention_reference(q, k, v)
@@ -57,13 +59,13 @@ def _backward(
 
 
 def _flops(q_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """As torch counts attention: two products of N x N x D for each head, whatever the method repeats."""
+    """Count as torch does for attention: two products of N x N x D per head, without recomputation."""
     batch, count, heads, dim = q_shape
     return 2 * (2 * batch * heads * count**2 * dim)
 
 
 def _flops_backward(grad_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
-    """As torch counts attention: five products of N x N x D for each head, the scores anew among them."""
+    """Count as torch does for attention: five products of N x N x D per head, recomputed scores included."""
     batch, count, heads, dim = grad_shape
     return 5 * (2 * batch * heads * count**2 * dim)
 

@@ -1,19 +1,20 @@
-"""Attention with wide heads on GPUs in Triton: D is split, forward and backward.
+"""Attention with wide heads on GPUs in Triton: forward and backward, with D split into slices.
 
-64 queries by D = 512 sums would take half of a multiprocessor's registers. So a program of the forward pass
-owns 64 queries and a slice of 256 columns of v, 64 KiB of sums, and two programs share a multiprocessor.
-Scores need all of D: they are summed over chunks of q and k that stream through shared memory, once for each
-slice, so that D = 512 takes 1.5 times the multiplications, and D = 256, one slice, no more than it must. With
-32 queries and all of D a program would repeat nothing, but Hopper's matrix instructions take 64 rows.
+Accumulators of 64 queries by D = 512 would take half of a multiprocessor's registers. A forward program
+therefore owns 64 queries and a slice of 256 columns of v (64 KiB of accumulators), and two programs fit on a
+multiprocessor. Scores need all of D: they are summed over chunks of q and k that stream through shared
+memory, once per slice. D = 512 thus takes 1.5 times the multiplications; D = 256, a single slice, takes no
+extra. A program with 32 queries and all of D would repeat nothing, but Hopper's matrix instructions need 64
+rows.
 
-Backward is two kernels, whose programs hold two such sums each: `_backward_dkdv` dk and dv of 64 keys and one
-slice, `_backward_dq` both slices of dq of 64 queries. At D = 512 that is 6 + 3 products of N x N x D, where
-one kernel that added dq up atomically would take 5: every sum has one owner and one order, so that the same
-input gives the same bits.
+Backward has two kernels, whose programs hold two such accumulators each. `_backward_dkdv` computes dk and dv
+of 64 keys and one slice, `_backward_dq` both slices of dq of 64 queries. At D = 512 these are 6 + 3 products
+of N x N x D, where one kernel with atomic additions to dq would take 5. In exchange, every sum has one owner
+and one order, so results are deterministic.
 
-D is a multiple of 64 from 256 to 512; between these the second slice, which ends where D does, begins within
-the first and stores what lies beyond it. fp32 is multiplied exactly, on no matrix unit and in smaller tiles.
-Scores are kept to base 2, as GPUs have that exponential.
+D is a multiple of 64 from 256 to 512. In between, the second slice, which ends at D, overlaps the first and
+stores only the columns beyond it. fp32 products are exact: without matrix units and in smaller tiles. Scores
+use base 2, for which GPUs have a native exponential.
 """
 
 import torch
@@ -25,7 +26,7 @@ from ..triton_runtime import on_device_of
 
 SLICE = tl.constexpr(256)
 LOG2_E = 1.4426950408889634
-# Rows that a program owns, rows that it visits at a time, columns of a chunk: large, but no register spills.
+# Rows that a program owns, rows that it visits at a time, columns per chunk: as large as fit without spills.
 FORWARD = {"OWNED": 64, "VISITED": 32, "CHUNK": 64, "num_warps": 4, "num_stages": 3}
 BACKWARD = {"OWNED": 64, "VISITED": 32, "CHUNK": 32, "num_warps": 8, "num_stages": 3}
 EXACT = {"OWNED": 32, "VISITED": 16, "CHUNK": 16, "num_warps": 8, "num_stages": 1}
@@ -34,7 +35,7 @@ EXACT = {"OWNED": 32, "VISITED": 16, "CHUNK": 16, "num_warps": 8, "num_stages": 
 def wide_attention_triton(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y, and for each query the logarithm to base 2 of the sum of its exponentials.
+    """Return y, and for each query the base-2 logarithm of the sum of its exponentials.
 
     q, k, v: (B, N, H, D) of one dtype. Returns (B, N, H, D), contiguous, and fp32 (B, H, N).
     """
@@ -58,7 +59,7 @@ def wide_attention_backward_triton(
     y: torch.Tensor,
     lse: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dq, dk and dv, (B, N, H, D) and contiguous; y and lse are what the forward pass returned."""
+    """Return dq, dk and dv, (B, N, H, D) and contiguous; y and lse are the results of the forward pass."""
     grad_y, q, k, v = (x.contiguous() for x in (grad_y, q, k, v))
     B, N, H, D = q.shape
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
@@ -87,7 +88,7 @@ def _forward(
     D: tl.constexpr, SLICES: tl.constexpr,
     OWNED: tl.constexpr, VISITED: tl.constexpr, CHUNK: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """y and lse of OWNED queries, y's columns of one slice."""
+    """Compute lse of OWNED queries, and one slice of the columns of y."""
     head, start, part = _place(N, OWNED, SLICES)
     origin = _origin(head, N, H, D)
     queries = start + tl.arange(0, OWNED)
@@ -116,7 +117,7 @@ def _backward_dkdv(
     D: tl.constexpr, SLICES: tl.constexpr,
     OWNED: tl.constexpr, VISITED: tl.constexpr, CHUNK: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of OWNED keys, the columns of one slice."""
+    """Compute one slice of the columns of dk and dv, for OWNED keys."""
     head, start, part = _place(N, OWNED, SLICES)
     origin = _origin(head, N, H, D)
     keys = start + tl.arange(0, OWNED)
@@ -127,7 +128,7 @@ def _backward_dkdv(
         queries = first + tl.arange(0, VISITED)
         s = _products(k + origin, q + origin, keys, queries, N, H, D, CHUNK, INTERPRETED) * scale_log2
         dp = _products(v + origin, grad_y + origin, keys, queries, N, H, D, CHUNK, INTERPRETED)
-        # Queries past the end weigh nothing; keys past the end are not stored.
+        # Queries past the end get weight 0; keys past the end are not stored.
         p = tl.exp2(s - tl.load(lse + head * N + queries, mask=queries < N, other=float("inf"))[None, :])
         ds = p * (dp - tl.load(delta + head * N + queries, mask=queries < N, other=0.0)[None, :])
         rows = _load(grad_y + origin, queries, columns, N, H, D)
@@ -144,7 +145,7 @@ def _backward_dq(
     D: tl.constexpr, SLICES: tl.constexpr,
     OWNED: tl.constexpr, VISITED: tl.constexpr, CHUNK: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """dq of OWNED queries, in two sums where there are two slices."""
+    """Compute dq of OWNED queries, in two accumulators if there are two slices."""
     head, start, _ = _place(N, OWNED, 1)
     origin = _origin(head, N, H, D)
     queries = start + tl.arange(0, OWNED)
@@ -169,7 +170,7 @@ def _backward_dq(
 
 @triton.jit
 def _place(N, OWNED: tl.constexpr, SLICES: tl.constexpr):
-    """Of this program: its head (of B x H, 64 bits), its first row and its slice; slices are neighbours."""
+    """Return this program's head (of B x H, int64), first row and slice; the slice varies fastest."""
     program = tl.program_id(0)
     blocks = tl.cdiv(N, OWNED)
     block = program // SLICES
@@ -178,7 +179,7 @@ def _place(N, OWNED: tl.constexpr, SLICES: tl.constexpr):
 
 @triton.jit
 def _origin(head, N, H, D: tl.constexpr):
-    """Where a head's first row begins in (B, N, H, D)."""
+    """Return the offset of a head's first row in (B, N, H, D)."""
     return (head // H * N * H + head % H) * D
 
 
@@ -187,7 +188,7 @@ def _products(
     a, b, rows_a, rows_b, N, H,
     D: tl.constexpr, CHUNK: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
-    """The inner products of rows of a with rows of b over all of D, chunk by chunk, in fp32."""
+    """Compute the inner products of rows of a and rows of b over all of D, chunk by chunk, in fp32."""
     s = tl.zeros((rows_a.shape[0], rows_b.shape[0]), tl.float32)
     for first in tl.range(0, D, CHUNK):
         columns = first + tl.arange(0, CHUNK)
@@ -199,20 +200,20 @@ def _products(
 
 @triton.jit
 def _load(x, rows, columns, N, H, D: tl.constexpr):
-    """Columns of rows of one head, zero past the last row."""
+    """Load the given rows and columns of one head, with zeros past the last row."""
     return tl.load(x + rows[:, None] * (H * D) + columns[None, :], mask=rows[:, None] < N, other=0.0)
 
 
 @triton.jit
 def _store(x, value, rows, columns, part, N, H, D: tl.constexpr):
-    """Columns of rows of one head, as far as they are in slice `part` and in none before."""
+    """Store the given rows of one head, in the columns of slice `part` that no earlier slice contains."""
     mask = (rows[:, None] < N) & (columns[None, :] >= part * SLICE)
     tl.store(x + rows[:, None] * (H * D) + columns[None, :], value.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _dot(a, b, c, INTERPRETED: tl.constexpr):
-    """a b + c, multiplied in b's dtype; in fp32 by the interpreter, which multiplies raw bf16 wrongly."""
+    """Return a b + c, multiplied in b's dtype; in fp32 in the interpreter, which multiplies bf16 wrongly."""
     if INTERPRETED:
         b = b.to(tl.float32)
         a = a.to(tl.float32)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Train on one machine: a process on each GPU or, without one, two processes on the CPU.
+# Train on one machine: one process per GPU or, without GPUs, two processes on the CPU.
 #
 #   scripts/launch/one_node.sh CONFIG [key=value …]
 #   scripts/launch/one_node.sh configs/tokenizer/nano.yaml schedule.total_steps=100
 #
-# CUDA_VISIBLE_DEVICES=2,3 chooses GPUs, RANKS=4 says how many processes, PYTHON= which interpreter.
-# The same command again goes on from the newest whole checkpoint in output_dir.
+# CUDA_VISIBLE_DEVICES=2,3 selects GPUs, RANKS=4 the number of processes, PYTHON= the interpreter.
+# The same command resumes from the newest valid checkpoint in output_dir.
 set -euo pipefail
 
 if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
@@ -14,8 +14,8 @@ if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
 fi
 python=${PYTHON:-python}
 
-# As many processes as there are GPUs, and a port that nobody listens on: DeepSpeed's own, 29500, is the same
-# for every run, so that a second one on this machine would fail to start.
+# One process per GPU, and a free port: DeepSpeed's default, 29500, is the same for every run, so a second run
+# on this machine would fail to start.
 read -r gpus ranks port < <("$python" -c '
 import torch
 from cat_fast.training import launch
@@ -25,15 +25,15 @@ ranks=${RANKS:-$ranks}
 
 if [[ $gpus -eq 0 ]]; then
   export DS_ACCELERATOR=cpu
-  count=(--num_gpus "$ranks")                            # what DeepSpeed calls GPUs here are processes
+  count=(--num_gpus "$ranks") # on a CPU this is the number of processes
 elif [[ -n ${CUDA_VISIBLE_DEVICES:-} && -z ${RANKS:-} ]]; then
-  count=() # with --num_gpus DeepSpeed would ignore that choice
+  count=() # with --num_gpus DeepSpeed would ignore this selection
 else
   count=(--num_gpus "$ranks")
 fi
 
-# A job of its own group, to which a signal to this script is passed on: the ranks hear USR1 or Ctrl-C, save and
-# end with 0. The launchers would die of them and take the ranks along, or not tell them.
+# The job gets its own process group, to which this script forwards signals: the ranks handle USR1 or Ctrl-C,
+# save and exit with 0. The launchers would die of these signals, and kill the ranks or not forward them.
 set -m
 trap '' USR1
 "$python" -m deepspeed.launcher.runner "${count[@]}" --master_port "$port" --module cat_fast.train "$@" < /dev/null &

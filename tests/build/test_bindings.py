@@ -1,4 +1,4 @@
-"""cat_fast._bindings: the CPU feature report. The packer's core is tested beside its Python twin."""
+"""cat_fast._bindings: the CPU feature report. The packer's core is tested with its Python implementation."""
 
 import platform
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Loading the compiled operators: what does not fit is refused with one warning, and the reference serves."""
+"""Loading the compiled operators: a library that does not fit is rejected with one warning."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ with warnings.catch_warnings(record=True) as caught:
     results = [group_norm_silu(x, weight, bias, 4, 1e-5) for _ in range(3)]
     want = group_norm_silu_reference(x, weight, bias, 4, 1e-5)
 print(json.dumps({{
-    "warnings": [str(w.message) for w in caught if "refused" in str(w.message)],
+    "warnings": [str(w.message) for w in caught if "rejected" in str(w.message)],
     "backend": backends.choose("group_norm_silu", x),
     "report": [(row.op, row.backend, row.status) for row in backends.report()],
     "right": all(torch.equal(y, want) for y in results),
@@ -40,7 +40,7 @@ def run(setup):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_broken_library_is_refused_with_one_warning(tmp_path):
+def test_a_broken_library_is_rejected_with_one_warning(tmp_path):
     broken = tmp_path / "_ops.abi3.so"
     broken.write_bytes(b"\\x7fELF, but nothing more")
     result = run(f"library.find = lambda name: {str(broken)!r}")
@@ -53,8 +53,8 @@ def test_a_broken_library_is_refused_with_one_warning(tmp_path):
 @pytest.mark.skipif(
     importlib.util.find_spec("cat_fast._ops") is None, reason="the C++ operators are not built"
 )
-def test_a_torch_older_than_the_stable_abi_is_refused_with_one_warning():
-    result = run("library.OLDEST_TORCH = library.Version('99.1')")
+def test_a_torch_older_than_the_stable_abi_is_rejected_with_one_warning():
+    result = run("library.MIN_TORCH = library.Version('99.1')")
     assert len(result["warnings"]) == 1
     assert "needs torch >= 99.1" in result["warnings"][0]
     assert result["backend"] == "reference"
@@ -65,21 +65,21 @@ def test_a_torch_older_than_the_stable_abi_is_refused_with_one_warning():
     importlib.util.find_spec("cat_fast._ops") is None, reason="the C++ operators are not built"
 )
 @pytest.mark.parametrize(
-    ("tomorrow", "lacking"),
+    ("setup", "missing"),
     [
-        ("library.OPERATORS['_ops'] += ('operator_of_tomorrow',)", "operator_of_tomorrow"),
-        ("library.ADDED = {'pack': 'argument_of_tomorrow'}", "pack"),
+        ("library.OPERATORS['_ops'] += ('new_operator',)", "new_operator"),
+        ("library.ADDED_ARGUMENTS = {'pack': 'new_argument'}", "pack"),
     ],
 )
-def test_a_library_built_from_older_sources_is_refused_with_one_warning(tomorrow, lacking):
-    result = run(tomorrow)
+def test_a_library_built_from_older_sources_is_rejected_with_one_warning(setup, missing):
+    result = run(setup)
     assert len(result["warnings"]) == 1
-    assert f"without {lacking} on CPU" in result["warnings"][0]
+    assert f"without the current {missing} on CPU" in result["warnings"][0]
     assert result["backend"] == "reference"
     assert result["right"]
 
 
-def test_a_library_that_was_never_built_is_no_cause_for_a_warning():
+def test_a_library_that_is_not_built_causes_no_warning():
     result = run("library.find = lambda name: None")
     assert result["warnings"] == []
     assert result["backend"] == "reference"
@@ -89,7 +89,7 @@ def test_a_library_that_was_never_built_is_no_cause_for_a_warning():
 
 @pytest.mark.parametrize("package", ["transformers", "diffusers"])
 def test_hugging_face_libraries_import_from_the_repository_root(package):
-    """They probe for a package called `kernels` and so import ours: it must stay a docstring."""
+    """They probe for a package named `kernels` and so import ours, which must be only a docstring."""
     script = f"""
 import {package}
 from {package}.utils import import_utils

@@ -1,4 +1,4 @@
-"""Building: what is asked for is built or refused in one line, and a touched source recompiles alone."""
+"""Building: requested extensions are built or refused with one line, and only changed sources recompile."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def run_setup(*arguments, cwd=ROOT, **environment):
 
 @pytest.fixture
 def tree(tmp_path):
-    """What setup.py reads, so that builds do not disturb the working tree."""
+    """Copy the files that setup.py reads, so that builds do not touch the working tree."""
     for name in ("setup.py", "pyproject.toml", "LICENSE"):
         shutil.copy2(ROOT / name, tmp_path)
     for name in ("csrc", "kernels", "configs"):
@@ -43,7 +43,7 @@ def test_an_unknown_cuda_choice_is_refused_in_one_line(tree):
     assert done.stderr.strip().splitlines()[-1] == "cat-fast: CAT_FAST_CUDA=yes is unknown: use auto, 0 or 1"
 
 
-def test_cuda_that_is_asked_for_and_impossible_is_refused_in_one_line(tree):
+def test_impossible_cuda_is_refused_in_one_line_if_requested(tree):
     done = run_setup("--name", cwd=tree, CAT_FAST_CUDA="1", CUDA_HOME=str(tree))
     assert done.returncode != 0
     assert re.fullmatch(
@@ -51,13 +51,13 @@ def test_cuda_that_is_asked_for_and_impossible_is_refused_in_one_line(tree):
     )
 
 
-def test_cuda_that_is_impossible_is_skipped_with_the_reason_by_default(tree):
+def test_impossible_cuda_is_skipped_with_the_reason_by_default(tree):
     done = run_setup("--name", cwd=tree, CAT_FAST_CUDA="auto", CUDA_HOME=str(tree))
     assert done.returncode == 0
     assert "the CUDA kernels are not built: " in done.stderr
 
 
-def test_without_torch_one_line_says_what_to_do(tree):
+def test_without_torch_the_error_is_one_line_with_the_fix(tree):
     (tree / "torch.py").write_text("raise ImportError('no torch here', name='torch')\n")
     done = run_setup("--name", cwd=tree)
     assert done.returncode != 0
@@ -70,7 +70,7 @@ def test_without_torch_one_line_says_what_to_do(tree):
 @pytest.mark.slow
 def test_touching_one_source_recompiles_one_object_in_editable_installs(tree):
     def build():
-        """Install editably elsewhere; which objects were compiled."""
+        """Install editably elsewhere and return the objects that were compiled."""
         command = [
             sys.executable,
             "-m",

@@ -88,7 +88,7 @@ def test_weights_with_a_url_are_fetched_and_others_are_listed(cat_fast, tmp_path
 
 @pytest.mark.parametrize(
     ("folder", "words"),
-    [("half", "2560000 of 5120000 bytes came"), ("other", "it is another file"), ("none", "404")],
+    [("half", "expected 5120000 bytes, got 2560000"), ("other", "was discarded"), ("none", "404")],
 )
 def test_failed_download_leaves_no_file(cat_fast, tmp_path, config, server, folder, words):
     url, _ = server

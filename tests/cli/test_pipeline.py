@@ -1,4 +1,4 @@
-"""Stories of `cat-fast pipeline`: what trainings leave becomes a folder that `cat-fast sample` draws with."""
+"""`cat-fast pipeline`: combine trained models into a folder that `cat-fast sample` draws with."""
 
 import json
 
@@ -19,7 +19,7 @@ NAMES = ["sky", "page, newspaper", "village street"]
 
 
 def export(folder, **changes):
-    """A generator as its run leaves it, with random weights."""
+    """Export of a generator's run, with random weights."""
     torch.manual_seed(1)
     generator = DiT(
         in_channels=4, hidden_size=32, depth=1, num_heads=2, num_classes=3, position_frame=4,
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def assemble(cat_fast, trained, tmp_path):
-    """Runs the command on what was trained, into tmp_path/pipeline, with options changed or added."""
+    """Run the command on the trained models, into tmp_path/pipeline, with options changed or added."""
 
     def run(*more, **changed):
         given = {"tokenizer": trained / "tokenizer/model", "generator": trained / "generator/model"}
@@ -62,7 +62,7 @@ def assemble(cat_fast, trained, tmp_path):
     return run
 
 
-def test_what_was_trained_becomes_a_pipeline_that_draws(cat_fast, assemble, trained, tmp_path):
+def test_trained_models_become_a_pipeline_that_draws(cat_fast, assemble, trained, tmp_path):
     result = assemble("--text-classes", "page, newspaper", "--face-classes", "2,0")
     assert result.exit_code == 0, result.output
     assert "3 classes at 64 px, thresholds 4,7" in result.stdout
@@ -75,13 +75,14 @@ def test_what_was_trained_becomes_a_pipeline_that_draws(cat_fast, assemble, trai
         Description("this is an image of village street", has_faces=True),
     ]
     for name, tensor in DiT.from_pretrained(trained / "generator/model").state_dict().items():
-        assert torch.equal(made.generator.state_dict()[name], tensor)
+        assert torch.equal(made.transformer.state_dict()[name], tensor)
     out = tmp_path / "images"
     result = cat_fast(
         "sample", "-p", tmp_path / "pipeline", "-o", out, "--scheduler", "euler", "--steps", 2, "--npz"
     )
     assert result.exit_code == 0, result.output
-    expected = made(NAMES, scheduler="euler", steps=2).images
+    generators = [torch.Generator().manual_seed(i) for i in range(3)]
+    expected = made(NAMES, scheduler="euler", num_inference_steps=2, generator=generators).images
     for number, image in enumerate(expected):
         assert np.array_equal(Image.open(out / f"images/{number:06d}.png"), image)
 
@@ -93,13 +94,13 @@ def test_without_latents_names_and_resolution_are_given(assemble, trained, tmp_p
     assert (made.labels[0], made.resolution, made.thresholds) == ("heaven", 128, default_thresholds())
 
 
-def test_what_is_given_goes_before_what_the_latents_say(assemble, trained, tmp_path):
+def test_options_override_the_latents(assemble, trained, tmp_path):
     assert assemble(labels=trained / "names.txt", resolution=128, thresholds="2,8").exit_code == 0
     made = CATPipeline.from_pretrained(tmp_path / "pipeline")
     assert (made.labels[0], made.resolution, made.thresholds) == ("heaven", 128, RatioThresholds(2, 8))
 
 
-def test_a_generator_with_text_takes_its_own_encoder_only(assemble, tmp_path):
+def test_a_generator_with_text_accepts_its_own_encoder_only(assemble, tmp_path):
     own, other = save_encoder(tmp_path / "own"), save_encoder(tmp_path / "other", seed=1)
     known = {"text_dim": WIDTH, "text_encoder_fingerprint": TextEncoder(own).fingerprint()}
     generator = export(tmp_path / "generator", **known)
@@ -122,7 +123,7 @@ def test_a_generator_with_text_takes_its_own_encoder_only(assemble, tmp_path):
         ({"generator": "generator"}, ["not a trained generator; did you mean", "generator/model?"]),
         ({"generator": "nowhere"}, ["nowhere: no such folder", "trained generator"]),
         ({"tokenizer": "generator/model"}, ["config.json of a NestedAutoencoderKL"]),
-        ({"labels": "two.txt"}, ["the generator has 3 classes", "got 2"]),
+        ({"labels": "two.txt"}, ["the transformer has 3 classes", "got 2"]),
         ({"resolution": 100}, ["an image of 100 px", "multiple of"]),
         ({"thresholds": "7"}, ["thresholds must be two integers"]),
         ({"text-classes": "skies"}, ["'skies' is none of the 3 classes"]),
@@ -141,7 +142,7 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
     assert not (tmp_path / "pipeline").exists()
 
 
-def test_what_was_not_made_for_each_other_is_refused(assemble, tmp_path):
+def test_models_that_were_not_trained_together_are_refused(assemble, tmp_path):
     other = tiny_tokenizer(seed=3)
     other.save_pretrained(tmp_path / "other")
     assert_one_line_error(
@@ -152,7 +153,7 @@ def test_what_was_not_made_for_each_other_is_refused(assemble, tmp_path):
         assemble(tokenizer=tmp_path / "other", latents=latents), "use the tokenizer it was trained with"
     )
     (latents / "latents.json").write_text('{"fingerprint": "0"}')
-    assert_one_line_error(assemble(latents=latents), "latents.json", "class_names")
+    assert_one_line_error(assemble(latents=latents), "latents.json is incomplete", "class_names")
 
 
 def test_a_generator_without_its_schedule_is_refused(assemble, tmp_path):

@@ -1,4 +1,4 @@
-"""Stories of `cat-fast sample`: a few images to look at, and many that no kill can spoil."""
+"""`cat-fast sample`: a few images to look at, and many that survive being killed."""
 
 import json
 import os
@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds
-from cat_fast.errors import UserError
 from cat_fast.generator import DiT, paper_schedule
 from cat_fast.inference import CATPipeline
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
@@ -32,20 +31,25 @@ FAST = ["--steps", 3, "--scheduler", "ddim"]
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """Folder of a pipeline with random weights: its images are noise, and each its own."""
+    """Folder of a pipeline with random weights, whose images are noise and differ."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    generator = DiT(
+    transformer = DiT(
         in_channels=4, hidden_size=48, depth=1, num_heads=2, num_classes=3, position_frame=4,
         tokenizer_fingerprint=tokenizer.fingerprint(),
     )  # fmt: skip
     with torch.no_grad():
-        for parameter in generator.parameters():
+        for parameter in transformer.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.05)
-    pair = RatioThresholds(3, 7)
     pipeline = CATPipeline(
-        tokenizer, generator, paper_schedule(), LABELS, pair, resolution=64, descriptions=DESCRIPTIONS
+        tokenizer,
+        transformer,
+        paper_schedule(),
+        labels=LABELS,
+        thresholds=RatioThresholds(3, 7),
+        resolution=64,
+        descriptions=DESCRIPTIONS,
     )
     folder = tmp_path_factory.mktemp("pipeline")
     pipeline.save_pretrained(folder)
@@ -67,7 +71,10 @@ def contents(folder):
 def test_all_classes_are_drawn_as_the_pipeline_draws_them(cat_fast, models, tmp_path):
     result = cat_fast("sample", "-p", models, "-o", tmp_path, *FAST, "--seed", 5, "--grid", "--npz")
     assert result.exit_code == 0, result.output
-    drawn = CATPipeline.from_pretrained(models)(LABELS, steps=3, scheduler="ddim", seed=5)
+    generators = [torch.Generator().manual_seed(5 + i) for i in range(3)]
+    drawn = CATPipeline.from_pretrained(models)(
+        LABELS, num_inference_steps=3, scheduler="ddim", generator=generators
+    )
     for got, expected in zip(images(tmp_path), drawn.images, strict=True):
         assert np.array_equal(got, np.asarray(expected))
     plan = json.loads((tmp_path / "samples.json").read_text())
@@ -76,7 +83,7 @@ def test_all_classes_are_drawn_as_the_pipeline_draws_them(cat_fast, models, tmp_
     assert [(one["ratio"], one["tokens"]) for one in plan["images"]] == list(
         zip(drawn.ratios, drawn.tokens, strict=True)
     )
-    assert plan["settings"]["guidance"] == 1.5
+    assert plan["settings"]["guidance_scale"] == 1.5
     assert "3 images, 3 of them drawn now" in result.stdout
     stored = np.load(tmp_path / "samples.npz")
     assert (stored["arr_0"].dtype, stored["arr_0"].shape) == (np.uint8, (3, 64, 64, 3))
@@ -133,7 +140,7 @@ def test_a_second_run_draws_nothing_and_a_lost_image_comes_back_alone(cat_fast, 
     assert {path for path, at in times.items() if path.stat().st_mtime_ns != at} == {lost}
 
 
-def test_ranks_share_the_work_and_the_last_one_makes_the_rest(cat_fast, models, tmp_path):
+def test_ranks_share_the_work_and_the_last_one_writes_grid_and_npz(cat_fast, models, tmp_path):
     command = ["sample", "-p", models, *FAST, "--count", 9, "--max-tokens", 64, "--npz", "--grid", "--json"]
     parse_json(cat_fast(*command, "-o", tmp_path / "one"))
     many = [*command, "-o", tmp_path / "many", "--world-size", 2]
@@ -145,8 +152,8 @@ def test_ranks_share_the_work_and_the_last_one_makes_the_rest(cat_fast, models, 
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
-    """kill -9 after the first batches; what was there is not drawn again."""
+def test_a_killed_run_resumes_to_the_same_bits(models, tmp_path):
+    """kill -9 after the first batches; existing images are not drawn again."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     def command(out):
@@ -178,26 +185,29 @@ def test_killed_and_started_again_it_is_the_same_to_the_bit(models, tmp_path):
         (["--labels", "clear sk"], ["'clear sk' is none of the 3 classes", "clear sky"]),
         (["--labels", "3"], ["class 3", "0 .. 2"]),
         (["--ratio", 4], ["--ratio 4"]),
-        (["--ratio", 16, "--mean-tokens", 4], ["one of them is enough"]),
+        (["--ratio", 16, "--mean-tokens", 4], ["expected ratio or mean_tokens"]),
         (["--mean-tokens", 0.5], ["mean_tokens is 0.5", "expected at least 1"]),
         (["--scheduler", "heun"], ["--scheduler heun", "dpm++"]),
         (["--scheduler", "euler"], ["'euler'", "expected 'ddpm'"]),
         (["--steps", 2000], ["got 2000", "1 .. 1000"]),
         (["--steps", 990, "--scheduler", "dpm++"], ["fewer than 990 distinct timesteps"]),
-        (["--size", 96, "--ratio", 32], ["96 px", "multiple of 64"]),
-        (["--labels", "0", "--descriptions", "x.txt"], ["give one of them"]),
-        (["--count", 3, "--per-class", 2], ["give one of them"]),
+        (["--size", 96, "--ratio", 32], ["96 px", "multiple of 64", "such as 64 or 128"]),
+        (["--size", "64x96", "--ratio", 32], ["height of 96 px", "multiple of 64"]),
+        (["--size", 0], ["--size 0", "768x512"]),
+        (["--size", "64x"], ["--size 64x"]),
+        (["--labels", "0", "--descriptions", "x.txt"], ["got both"]),
+        (["--count", 3, "--per-class", 2], ["got both"]),
         (["--descriptions", "nowhere.txt"], ["nowhere.txt", "cannot be read"]),
         (["--rank", 1], ["--rank 1"]),
         (
             ["--max-tokens", 8, "--ratio", 8],
-            ["max_tokens 8: image 0 at 8x has 16 tokens, 32 with the unconditional twin", "to 32 at least"],
+            ["max_tokens 8 is too small: image 0 at 8x has 16 tokens, 32 with the", "to at least 32"],
         ),
-        (["--max-tokens", 8, "--ratio", 8, "--guidance", 1], ["has 16 tokens and has to", "to 16 at least"]),
-        (["--labels", "", "--count", 5], ["--labels '': expected class names or numbers", "such as 'clear sky'"]),
+        (["--max-tokens", 8, "--ratio", 8, "--guidance", 1], ["has 16 tokens; raise it to at least 16"]),
+        (["--labels", "", "--count", 5], ["--labels '': expected class names", "such as 'clear sky'"]),
         (["--labels", ",", "-l", " "], ["--labels ',', ' ': expected class names or numbers"]),
         (["--device", "abacus"], ["abacus"]),
-        (["-p", "nowhere"], ["nowhere is no pipeline"]),
+        (["-p", "nowhere"], ["nowhere is not a pipeline: no such folder"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_writes_nothing(cat_fast, models, tmp_path, options, words):
@@ -206,27 +216,31 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(cat_fast, models, t
     assert not (tmp_path / "out").exists()
 
 
-def test_a_size_of_nothing_is_not_the_default(cat_fast, models, tmp_path):
-    result = cat_fast("sample", "-p", models, "-o", tmp_path / "out", "--size", 0)
-    assert result.exit_code == 2
-    assert "'--size'" in result.stderr
-    with pytest.raises(UserError, match="an image of 0 px"):
-        CATPipeline.from_pretrained(models).plan(LABELS, size=0)
+def test_non_square_images(cat_fast, models, tmp_path):
+    command = ["sample", "-p", models, "-o", tmp_path, *FAST, "--size", "128x64", "--ratio", 16]
+    summary = parse_json(cat_fast(*command, "--npz", "--grid", "--json"))
+    assert (summary["width"], summary["height"], summary["ratios"]) == (128, 64, {"16": 3})
+    assert (summary["mean_tokens"], summary["fixed_16x_tokens"]) == (8, 8)
+    assert [image.shape for image in images(tmp_path)] == [(64, 128, 3)] * 3
+    stored = np.load(tmp_path / "samples.npz")["arr_0"]
+    assert np.array_equal(stored, np.stack(images(tmp_path)))
+    with Image.open(tmp_path / "grid.png") as sheet:  # cells of the images' own size, one row of three
+        assert np.array_equal(np.asarray(sheet)[8 : 8 + 64, 8 : 8 + 128], images(tmp_path)[0])
 
 
-def test_images_may_lie_in_the_pipelines_own_folder(cat_fast, models, tmp_path):
+def test_images_may_be_written_to_the_folder_of_the_pipeline(cat_fast, models, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(models, copy)
     command = ["sample", "-p", copy, "-o", copy / "images of it", *FAST]
     assert cat_fast(*command).exit_code == 0
     assert parse_json(cat_fast(*command, "--json"))["drawn_now"] == 0
     assert parse_json(cat_fast("sample", "-p", copy, "-o", copy, *FAST, "--json"))["drawn_now"] == 3
-    with (copy / "generator/config.json").open("a") as file:
+    with (copy / "transformer/config.json").open("a") as file:
         file.write("\n")
     assert_one_line_error(cat_fast(*command), "other settings", "settings.pipeline")
 
 
-def test_a_class_conditional_generator_says_what_it_cannot_draw(cat_fast, models, tmp_path):
+def test_a_class_conditional_generator_refuses_descriptions(cat_fast, models, tmp_path):
     (tmp_path / "prompts.txt").write_text("clear sky\na cat asleep on a mat\n")
     result = cat_fast(
         "sample", "-p", models, "-o", tmp_path / "out", "--descriptions", tmp_path / "prompts.txt"
@@ -238,12 +252,12 @@ def test_other_settings_are_refused_and_nothing_is_lost(cat_fast, models, tmp_pa
     command = ["sample", "-p", models, "-o", tmp_path, *FAST]
     assert cat_fast(*command).exit_code == 0
     before = contents(tmp_path)
-    assert_one_line_error(cat_fast(*command, "--guidance", 3), "other settings", "settings.guidance")
+    assert_one_line_error(cat_fast(*command, "--guidance", 3), "other settings", "settings.guidance_scale")
     assert_one_line_error(cat_fast(*command, "--labels", "clear sky"), "other settings (images)")
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("file", ["generator/diffusion_pytorch_model.safetensors", "pipeline.json"])
+@pytest.mark.parametrize("file", ["transformer/diffusion_pytorch_model.safetensors", "model_index.json"])
 def test_a_damaged_pipeline_is_named(cat_fast, models, tmp_path, file):
     copy = tmp_path / "copy"
     for name, content in contents(models).items():

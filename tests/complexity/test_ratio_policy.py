@@ -43,13 +43,13 @@ def test_first_label_in_order_decides(order, labels, ratio, source):
     policy = RatioPolicy(order, PAIR, Recorder())
     (choice,) = policy.choose([labels])
     assert (choice.ratio, choice.source) == (ratio, source)
-    assert policy.rate(labels) == ratio
+    assert policy.ratio_from_labels(labels) == ratio
 
 
 def test_images_without_a_label_get_no_choice():
     policy = RatioPolicy(("ratio", "score"))
     assert policy.choose([DOG]) == [None]
-    assert policy.rate(DOG) is None
+    assert policy.ratio_from_labels(DOG) is None
 
 
 def test_fixed_ratio_ignores_labels():
@@ -82,7 +82,7 @@ def test_invalid_labels_do_not_affect_other_images():
     for error, words in ((refused, "refused has no score"), (out_of_range, "12"), (blank, "non-empty")):
         assert isinstance(error, UserError)
         assert words in str(error)
-    assert [policy.rate(image) for image in images] == [16, None, None, None, 32]
+    assert [policy.ratio_from_labels(image) for image in images] == [16, None, None, None, 32]
 
 
 def test_choose_by_jpeg():

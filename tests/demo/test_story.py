@@ -79,16 +79,16 @@ def test_summary_is_five_lines_with_existing_paths(finished):
     out, _, _, output = finished
     lines = output.strip().splitlines()
     assert [line.split()[0] for line in lines] == ["report", "tokenizer", "generator", "tokens", "next"]
-    for name in ("report.html", "metrics.json", "pipeline/tokenizer"):
+    for name in ("report.html", "metrics.json", "pipeline/vae"):
         assert str(out / name) in output
         assert (out / name).exists()
 
 
 def test_models_load_and_metrics_are_complete(finished):
     out, *_ = finished
-    tokenizer = NestedAutoencoderKL.from_pretrained(out / "pipeline" / "tokenizer")
+    tokenizer = NestedAutoencoderKL.from_pretrained(out / "pipeline" / "vae")
     pipeline = CATPipeline.from_pretrained(out / "pipeline")
-    assert pipeline.tokenizer.fingerprint() == tokenizer.fingerprint()
+    assert pipeline.vae.fingerprint() == tokenizer.fingerprint()
     metrics = json.loads((out / "metrics.json").read_text())
     assert len(metrics["images"]) == metrics["held_out"]["images"] == 8
     assert set(metrics["held_out"]["per_ratio"]) == {"8", "16", "32"}

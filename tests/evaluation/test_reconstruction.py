@@ -8,7 +8,7 @@ from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
 from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
-from cat_fast.evaluation.reconstruction import AtRatio, Reconstruction, reconstruct, summarize
+from cat_fast.evaluation.reconstruction import RatioResult, Reconstruction, reconstruct, summarize
 from cat_fast.tokenizer.perceptual import STLPIPS
 from tests.cli.conftest import tiny_tokenizer
 
@@ -81,7 +81,7 @@ def made_up(ratio: int, psnrs: list[float], distances: list[float], mean_colour:
     blank = torch.zeros(3, 8, 8)
     tokens = {8: 64, 16: 16, 32: 4}
     at = {
-        f: AtRatio(image=blank, tokens=tokens[f], psnr=p, perceptual=d)
+        f: RatioResult(image=blank, tokens=tokens[f], psnr=p, perceptual=d)
         for f, p, d in zip((8, 16, 32), psnrs, distances, strict=True)
     }
     return Reconstruction(record=record, original=blank, mean_colour_psnr=mean_colour, at=at)

@@ -80,7 +80,7 @@ def test_solvers_recover_a_distribution_with_known_noise(sampler, steps):
 
 def test_on_step_is_called_once_per_step(tiny_dit):
     ticks = []
-    sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=5, on_step=lambda: ticks.append(1))
+    sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=5, on_step=lambda *_: ticks.append(1))
     assert len(ticks) == 5
 
 

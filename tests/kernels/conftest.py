@@ -1,4 +1,4 @@
-"""For the tests of operators: forcing a backend, where this machine has it."""
+"""Fixtures for the tests of operators: require or force a backend, or skip if this machine lacks it."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from cat_fast.kernels import backends
 
 @pytest.fixture
 def require(monkeypatch):
-    """Skips, and says why, where an operator lacks a backend: no fallback is compared with itself."""
+    """Return a function that skips if an operator lacks a backend, so no fallback is compared with itself."""
 
     def check(op, name):
         monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
@@ -20,7 +20,7 @@ def require(monkeypatch):
 
 @pytest.fixture
 def force(require, monkeypatch):
-    """The same, and the backend is forced for the rest of the test."""
+    """Return a function that does the same and forces the backend for the rest of the test."""
 
     def check(op, name):
         require(op, name)

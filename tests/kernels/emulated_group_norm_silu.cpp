@@ -1,4 +1,4 @@
-// The CUDA implementation compiled for the CPU, with a C interface for the test beside it.
+// The CUDA implementation compiled for the CPU, with a C interface for the test of the same name.
 
 #include "group_norm_silu/cuda.cu"
 
@@ -25,7 +25,7 @@ void backward(int dtype, const Shape* shape, const void* dy, const void* x, cons
 #if defined(RACE_CHECK)
 #include <vector>
 
-int main() {  // run under -fsanitize=thread, which makes the exit status tell of races
+int main() {  // run under -fsanitize=thread, which reports races by the exit status
   for (const bool channels_last : {false, true}) {
     const Shape shape{1, 8, 1200, 2, channels_last, channels_last ? 150 : 1200, channels_last ? 8 : 1};
     const size_t size = shape.samples * shape.channels * shape.spatial;

@@ -1,4 +1,4 @@
-// The CUDA implementation compiled for CPU threads, with a C interface for the test beside it.
+// The CUDA implementation compiled for the CPU, with a C interface for the test of the same name.
 
 #include "scalar_attention/cuda.cu"
 
@@ -25,7 +25,7 @@ void backward(int dtype, const int64_t* sizes, const void* dy, const void* q, co
 #include <cmath>
 #include <vector>
 
-int main() {  // run under -fsanitize=thread, which makes the exit status tell of races
+int main() {  // run under -fsanitize=thread, which reports races by the exit status
   const int64_t sizes[] = {1, 70, 3}, size = 70 * 3;
   std::vector<float> q(size), y(size), dq(size), dk(size), dv(size), workspace(workspace_floats(sizes, 1));
   for (const float scale : {1.0f, 100.0f}) {  // by table, and directly

@@ -1,4 +1,4 @@
-"""For tests that run CUDA C++ on the CPU: compiling it with csrc/emulation in place of a GPU."""
+"""Helpers for tests that run CUDA C++ on the CPU, compiled with csrc/emulation."""
 
 import ctypes
 import shutil
@@ -20,9 +20,10 @@ def compile_emulation(operator, output, *flags, csrc=ROOT / "csrc"):
 
 
 def check_races(operator, folder, kernel_file, write_then_sync=None):
-    """Run the program of emulated_<operator>.cpp under ThreadSanitizer, which must find nothing.
+    """Run the program of emulated_<operator>.cpp under ThreadSanitizer and assert that it finds no race.
 
-    With `write_then_sync`, code that ends in a barrier, that barrier is taken out, and it must be missed.
+    `write_then_sync` is code that ends in a barrier. If given, that barrier is removed, and ThreadSanitizer
+    must find the race.
     """
     csrc = shutil.copytree(ROOT / "csrc", folder / "csrc")
     if write_then_sync is not None:

@@ -17,7 +17,7 @@ from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adal
 
 EPS = 1e-6
 BACKENDS = ["reference-cpu", "cpp-cpu", "triton-cpu", pytest.param("triton-cuda", marks=pytest.mark.gpu)]
-# (lengths, D): DiT's mix, empty sequences and an odd width, several pieces, one feature, nothing at all.
+# (lengths, D): DiT's mix, empty sequences and odd width, several pieces, one feature, empty batches.
 CASES = [
     ([4, 16, 4, 1], 48),
     ([0, 5, 0, 0, 33, 1, 0], 63),
@@ -38,7 +38,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2, tor
 
 @pytest.fixture(params=BACKENDS)
 def device(request, force):
-    """The device of a backend that is forced here."""
+    """Force a backend and return its device."""
     backend, device = request.param.split("-")
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
@@ -48,9 +48,9 @@ def device(request, force):
 
 @pytest.fixture
 def compiled(device):
-    """Skips the reference."""
+    """Return the suffix of the operator's name; skip the reference."""
     if os.environ["CAT_FAST_BACKEND"] == "reference":
-        pytest.skip("the reference is no operator of its own")
+        pytest.skip("the reference is not a torch operator")
     return {"cpp": "", "triton": "_triton"}[os.environ["CAT_FAST_BACKEND"]]
 
 
@@ -64,14 +64,14 @@ def inputs(lengths, features, *, device="cpu", dtype=torch.float32, rows_dtype=N
 
 
 def modulated(x, h, modulation, cu_seqlens, functions=(adaln, gate_residual_adaln)):
-    """The two operators one after another, as a block has them: x_new, y and y of x alone."""
+    """Run both operators as a transformer block does: return x_new, y, and y of x alone."""
     shift1, scale1, gate, shift2, scale2, _ = modulation.chunk(6, dim=1)
     x_new, y = functions[1](x, h, gate, shift2, scale2, cu_seqlens, EPS)
     return x_new, y, functions[0](x, shift1, scale1, cu_seqlens, EPS)
 
 
 def formula(x, h, modulation, cu_seqlens):
-    """The same, a sequence at a time."""
+    """Compute the same, one sequence at a time."""
     outputs = [x[:0]], [x[:0]], [x[:0]]
     for s, (begin, end) in enumerate(pairwise(cu_seqlens.tolist())):
         shift1, scale1, gate, shift2, scale2, _ = modulation[s].chunk(6)
@@ -97,7 +97,7 @@ def outputs_and_gradients(function, x, h, modulation, cu_seqlens, grads):
 def check(got, x, h, modulation, cu_seqlens, grads):
     doubles = [t.double() for t in (x, h, modulation)]
     want = outputs_and_gradients(formula, *doubles, cu_seqlens, [t.double() for t in grads])
-    # A single feature is its own mean: what rounding leaves of 0 is multiplied by rstd, 1 / sqrt(EPS).
+    # A single feature is its own mean: the rounding error of 0 is multiplied by rstd, 1 / sqrt(EPS).
     tolerance = TOLERANCE[x.dtype] * (100 if x.shape[1] == 1 else 1)
     for name, ours, truth in zip(("x_new", "y", "y1", "dx", "dh", "dmodulation"), got, want, strict=True):
         scale = truth.abs().max().clamp(min=1.0) if truth.numel() else 1.0
@@ -167,7 +167,7 @@ def test_a_mean_far_from_zero_does_not_cancel(device):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_not_finite_stays_in_its_token(device, value):
+def test_a_non_finite_value_affects_only_its_token(device, value):
     x, h, modulation, cu_seqlens, _ = inputs([3, 2], 40, device=device)
     x[1, 7] = value
     for y in modulated(x, h, modulation, cu_seqlens)[1:]:
@@ -191,8 +191,8 @@ def test_result_does_not_depend_on_the_number_of_threads(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_reads_no_memory_it_did_not_write_and_repeats_its_bits(device):
-    """With NaN in every fresh allocation, an unwritten output or partial sum shows."""
+def test_does_not_read_uninitialized_memory_and_is_deterministic(device):
+    """Allocations are filled with NaN, which exposes outputs and partial sums that are not written."""
     tensors = inputs([5, 0, 30, 1], 21, device=device)
     plain = outputs_and_gradients(modulated, *tensors)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
@@ -247,7 +247,7 @@ def test_autocast_keeps_the_dtype_of_the_stream(device, low):
         assert torch.equal(ours, truth.to(ours.dtype))
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_shapes_and_dtypes_are_refused():
     x, h, modulation, cu_seqlens, _ = inputs([3, 2], 16)
     gate, shift, scale, *_ = modulation.chunk(6, dim=1)
     with pytest.raises(ValueError, match=r"x: expected \(T, D\)"):
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused():
         adaln(x, shift[:1], scale, cu_seqlens, EPS)
     with pytest.raises(ValueError, match=r"gate: expected .* got \(2, 16\) torch.float64"):
         gate_residual_adaln(x, h, gate.double(), shift, scale, cu_seqlens, EPS)
-    with pytest.raises(ValueError, match=r"h: expected \(5, 16\) torch.float32 as x is"):
+    with pytest.raises(ValueError, match=r"h: expected \(5, 16\) torch.float32 like x"):
         gate_residual_adaln(x, h.half(), gate, shift, scale, cu_seqlens, EPS)
 
 
@@ -267,15 +267,15 @@ def test_sequences_that_do_not_fit_the_tokens_are_refused(monkeypatch, bounds):
     monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
     x, _, modulation, _, _ = inputs([3, 2], 16)
     shift, scale, *_ = modulation.chunk(6, dim=1)
-    with pytest.raises(RuntimeError, match="cu_seqlens must rise from 0 to the 5 tokens"):
+    with pytest.raises(RuntimeError, match="cu_seqlens that rise from 0 to 5"):
         adaln(x, shift, scale, torch.tensor(bounds, dtype=torch.int32), EPS)
 
 
-def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
+def test_a_forced_backend_names_the_violated_constraint(monkeypatch):
     x, _, modulation, cu_seqlens, _ = inputs([3, 2], 16, dtype=torch.float64)
     shift, scale, *_ = modulation.chunk(6, dim=1)
     monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
-    with pytest.raises(UserError, match=r"CAT_FAST_BACKEND=cpp: adaln cannot run there: it takes .*float32"):
+    with pytest.raises(UserError, match=r"CAT_FAST_BACKEND=cpp: adaln cannot run .*: expected .*float32"):
         adaln(x, shift, scale, cu_seqlens, EPS)
     monkeypatch.delenv("CAT_FAST_BACKEND")
     got = adaln(x, shift, scale, cu_seqlens, EPS)
@@ -296,7 +296,7 @@ print(*(kernel.name for kernel in compiler.compile_launched(launch, 80)))
 
 
 def test_triton_compiles_a_kernel_once_for_all_lengths():
-    """In a process of its own, as Triton interprets kernels in this one."""
+    """Run in a separate process, because Triton interprets kernels in this one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     ran = subprocess.run(
         [sys.executable, "-c", COMPILE],

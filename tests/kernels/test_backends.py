@@ -1,4 +1,4 @@
-"""The table of backends: what is chosen, what can be forced, and what is said where that cannot be."""
+"""The backend table: selection, forced backends, and error messages."""
 
 import pytest
 import torch
@@ -28,31 +28,31 @@ def table(monkeypatch):
     [(FP32, 8, "cpp"), (FP32, 12, "reference"), (FP32, 72, "reference"), (FP32.double(), 8, "reference")],
     ids=str,
 )
-def test_the_first_row_that_takes_the_tensor_runs(x, width, chosen):
+def test_the_first_row_that_accepts_the_tensor_runs(x, width, chosen):
     assert backends.choose("twist", x, width=width) == chosen
 
 
-def test_triton_is_never_interpreted_unasked(monkeypatch, table):
+def test_triton_is_interpreted_only_if_forced(monkeypatch, table):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    backends.triton_obstacle.cache_clear()
+    backends.triton_unavailable_reason.cache_clear()
     assert backends.choose("twist", FP32, width=4) == "reference"
     table("CAT_FAST_BACKEND", "triton")
     assert backends.choose("twist", FP32, width=4) == "triton"
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
-        ("cpp", "twist cannot run there: it takes width 8 to 64 in steps of 8, not 4"),
-        ("cuda", "twist has no such backend: it has triton, cpp, reference"),
+        ("cpp", "twist cannot run on this backend: expected width 8 to 64 in steps of 8, got 4"),
+        ("cuda", "twist has no such backend: use one of triton, cpp, reference"),
         ("abacus", "backend 'abacus' is unknown"),
         ("twist=", "backend '' is unknown"),
-        ("shout=cpp", "there is no operator shout"),
+        ("shout=cpp", "unknown operator shout"),
     ],
 )
-def test_what_cannot_be_forced_is_named(table, setting, said):
+def test_an_impossible_forced_backend_is_refused(table, setting, message):
     table("CAT_FAST_BACKEND", setting)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         backends.choose("twist", FP32, width=4)
 
 
@@ -62,7 +62,7 @@ def test_operators_are_forced_one_by_one(table):
     assert backends.forced_backend("turn") is None
 
 
-def test_the_report_says_what_a_backend_takes(table):
+def test_the_report_lists_constraints_and_status(table):
     table("CAT_FAST_BACKEND", "twist=cpp")
     assert [(row.op, row.backend, row.takes, row.status) for row in backends.report()][1:] == [
         ("twist", "cpp", "cpu; float32; width 8 to 64 in steps of 8", "active"),

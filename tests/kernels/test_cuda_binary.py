@@ -1,4 +1,4 @@
-"""What the compiled CUDA code says of itself: registers, spills, vector loads. Needs no GPU."""
+"""Registers, spills and vector loads of the compiled CUDA code. Needs no GPU."""
 
 import importlib.util
 import re
@@ -23,7 +23,7 @@ def cuobjdump(*flags):
     return subprocess.run([tool, *flags, spec.origin], capture_output=True, text=True, check=True).stdout
 
 
-def test_no_kernel_spills_and_half_of_the_chip_is_occupied():
+def test_kernels_do_not_spill_and_reach_half_occupancy():
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     usage = re.findall(pattern, cuobjdump("-res-usage"))
     assert {op for op in OPERATORS if any(op in name for name, *_ in usage)} == OPERATORS
@@ -34,12 +34,12 @@ def test_no_kernel_spills_and_half_of_the_chip_is_occupied():
 
 
 def functions():
-    """The disassembly of every kernel, its mangled name in the first line."""
+    """Return the disassembly of every kernel, with its mangled name in the first line."""
     return re.split(r"\n\s+Function : ", cuobjdump("-sass"))[1:]
 
 
 def test_wide_kernels_load_and_store_sixteen_bytes_at_once():
-    # By the mangled template arguments T and V; these are the kernels that walk over whole tensors.
+    # Found by the mangled template arguments T and V: the kernels that pass over complete tensors.
     wide = [text for text in functions() if re.search(r"(IfLi4E|Float16ELi8E)", text.split("\n")[0])]
     assert wide
     for text in wide:

@@ -1,4 +1,4 @@
-"""The Triton kernels, compiled for sm_80 and sm_90 without a GPU, keep to their budgets."""
+"""The Triton kernels, compiled for sm_80 and sm_90 without a GPU, stay within their budgets."""
 
 import json
 import os
@@ -27,7 +27,7 @@ FRUGAL = Kernel(
 
 
 def compile_all(tmp_path, *options):
-    """In a process of its own, as this one may have Triton interpret kernels."""
+    """Compile in a separate process, because Triton may interpret kernels in this one."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = tmp_path / "static.json"
     command = [sys.executable, "-m", "benchmarks.gpu_static", "--json", path, *options]
@@ -37,8 +37,8 @@ def compile_all(tmp_path, *options):
 
 
 @pytest.mark.parametrize("option", ["--alternate", pytest.param(None, marks=pytest.mark.slow)])
-def test_every_triton_kernel_keeps_to_its_budget(tmp_path, option):
-    """Every case for one architecture in turn, or (slow) for both: reading a binary is slow."""
+def test_every_triton_kernel_stays_within_its_budget(tmp_path, option):
+    """Compile every case for alternating architectures, or (slow) for both: reading a binary is slow."""
     ran, report = compile_all(tmp_path, *([option] if option else []))
     assert ran.returncode == 0, ran.stdout
     assert not [row for row in report["kernels"] if row["violations"]]
@@ -57,7 +57,7 @@ def identity(row):
 
 
 @pytest.mark.parametrize(
-    ("budget", "kernel", "said"),
+    ("budget", "kernel", "message"),
     [
         ({}, {"spill_bytes": 8}, "spills 8 bytes"),
         ({"occupancy": 0.5}, {"occupancy": 0.4}, "occupancy 40% is under 50%"),
@@ -67,7 +67,7 @@ def identity(row):
     ],
     ids=str,
 )
-def test_a_kernel_over_budget_is_named(budget, kernel, said):
+def test_a_kernel_over_budget_is_reported(budget, kernel, message):
     assert Budget(kind="test", **budget).violations(FRUGAL) == [] or "matrix_instructions" in budget
     (violation,) = Budget(kind="test", **budget).violations(Kernel(**{**vars(FRUGAL), **kernel}))
-    assert said in violation
+    assert message in violation

@@ -18,7 +18,7 @@ from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
 from tests.kernels.emulation import check_races, compile_emulation, pointer
 
 BACKENDS = ["cpp", "triton", pytest.param("cuda", marks=pytest.mark.gpu)]
-# (shape, groups): odd sizes, two channels a group, more than one chunk, no spatial dimension, one sample.
+# (shape, groups): odd sizes, two channels per group, more than one chunk, no spatial dimension, one sample.
 CONTIGUOUS = [
     ((2, 64, 7, 5), 32),
     ((3, 6, 9, 1), 3),
@@ -36,7 +36,7 @@ EVERYTHING = [
     for case in cases
     for dtype, activation in [*((dtype, True) for dtype in backends.FLOATS), (torch.float32, False)]
 ]
-# 16-byte packs and single elements, two channels a group, several chunks and column tiles, idle threads.
+# 16-byte packs and single elements, two channels per group, several chunks and column tiles, idle threads.
 EMULATED = [
     ((2, 8, 64, 40), 4, False, torch.float32, True),
     ((2, 6, 13, 7), 3, False, torch.float32, True),
@@ -60,7 +60,7 @@ EMULATED_CHUNK = 2048  # elements; smaller than kCudaChunkElements, so that smal
 
 @pytest.fixture(params=BACKENDS)
 def backend(request, force, monkeypatch):
-    """Each backend of this machine, forced; for the CUDA kernels in emulation, nothing is."""
+    """Force each backend of this machine; the emulated CUDA kernels need no forcing."""
     if request.param != "emulated":
         force("group_norm_silu", request.param)
     if request.param == "triton":  # few programs, which then walk over several tiles each
@@ -98,7 +98,7 @@ def emulation(tmp_path_factory):
 
 @pytest.fixture
 def results(request, backend):
-    """y, dx, dweight, dbias of x, weight, bias, the gradient at y, and the operator's other arguments."""
+    """Return a function that computes y, dx, dweight and dbias."""
     if backend != "emulated":
         return lambda x, weight, bias, grad, *arguments: value_and_gradients(
             lambda *leaves: group_norm_silu(*leaves, *arguments), x, weight, bias, grad
@@ -108,7 +108,7 @@ def results(request, backend):
 
 
 def run_emulated(library, x, weight, bias, grad, groups, eps, activation):
-    """y, dx, dweight, dbias of the CUDA kernels; memory they should write begins as NaN."""
+    """Return y, dx, dweight, dbias of the emulated CUDA kernels, whose outputs are initialized with NaN."""
     channels_last = not x.is_contiguous()
     if channels_last:
         grad = grad.contiguous(memory_format=torch.channels_last)
@@ -199,7 +199,7 @@ def test_a_mean_far_from_zero_does_not_cancel(device):
 
 
 @pytest.mark.parametrize("value", [1e30, 90.0, 88.0, 0.0, -1e-30, -86.0, -100.0, -1e30])
-def test_activation_is_right_from_end_to_end_of_the_range(device, value):
+def test_activation_is_correct_over_the_full_range(device, value):
     bias = torch.full((1,), value, device=device)
     got = group_norm_silu(torch.zeros(1, 1, 40, device=device), torch.ones_like(bias), bias, 1, 1e-5)
     assert_close(
@@ -208,7 +208,7 @@ def test_activation_is_right_from_end_to_end_of_the_range(device, value):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_value_that_is_not_finite_is_not_hidden(device, value):
+def test_a_non_finite_value_propagates(device, value):
     x = torch.zeros(1, 2, 100, device=device)
     x[0, 1, 7] = value
     parameters = torch.ones(2, device=device), torch.zeros(2, device=device)
@@ -256,8 +256,8 @@ def test_result_does_not_depend_on_the_number_of_threads(monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_reads_no_memory_it_did_not_write(device):
-    """With NaN in every fresh allocation, an unwritten output or partial sum shows."""
+def test_does_not_read_uninitialized_memory(device):
+    """Allocations are filled with NaN, which exposes outputs and partial sums that are not written."""
     x, weight, bias, grad = inputs((2, 12, 37, 41), device=device)
     plain = value_and_gradients(lambda *t: group_norm_silu(*t, 3, 1e-5), x, weight, bias, grad)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
@@ -300,22 +300,22 @@ def test_compiles_without_a_graph_break(device):
     assert_close(compiled(x), group_norm_silu(x, weight, bias, 4, 1e-5))
 
 
-def test_what_no_compiled_backend_takes_runs_on_the_reference(monkeypatch):
+def test_tensors_that_no_compiled_backend_accepts_run_on_the_reference(monkeypatch):
     monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
     x, weight, bias, _ = inputs((2, 8, 5), device="cpu")
     got = group_norm_silu(x.double(), weight.double(), bias.double(), 4, 1e-5)
     assert torch.equal(got, group_norm_silu_reference(x.double(), weight.double(), bias.double(), 4, 1e-5))
 
 
-def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
+def test_a_forced_backend_names_the_violated_constraint(monkeypatch):
     x, weight, bias, _ = inputs((2, 8, 5), device="cpu")
     monkeypatch.setenv("CAT_FAST_BACKEND", "cuda")
     with pytest.raises(
-        UserError, match=r"CAT_FAST_BACKEND=cuda: group_norm_silu .* takes cuda tensors, not cpu"
+        UserError, match=r"CAT_FAST_BACKEND=cuda: group_norm_silu .* expected cuda tensors, got cpu"
     ):
         group_norm_silu(x, weight, bias, 4, 1e-5)
     monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
-    with pytest.raises(UserError, match=r"it takes .*float32 .*bfloat16 .*float16, not"):
+    with pytest.raises(UserError, match=r"expected .*float32 .*bfloat16 .*float16, got"):
         group_norm_silu(x.double(), weight, bias, 4, 1e-5)
     monkeypatch.setenv("CAT_FAST_BACKEND", "fortran")
     with pytest.raises(UserError, match="unknown"):

@@ -1,6 +1,6 @@
-"""CAT_FAST_CPU: the C++ kernels agree with their references on every instruction set that this CPU has.
+"""CAT_FAST_CPU: the C++ kernels agree with their references on every instruction set of this CPU.
 
-The environment is read once per process, so each case is a process of its own, which prints `report()`.
+The environment is read once per process, so each case runs in its own process, which prints `report()`.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(
 )
 ROOT = Path(__file__).parents[2]
 REPORT = "from tests.kernels.test_instruction_sets import report; report()"
-NEEDED = {  # of the features that cat_fast._bindings lists
+NEEDED = {  # features, as listed by cat_fast._bindings
     "default": set(),
     "avx2": {"avx2", "fma"},
     "avx512": {"avx2", "fma", "avx512f", "avx512bw", "avx512vl"},
@@ -43,7 +43,7 @@ GRIDS = [(4, 6), (3, 5)]
 
 
 def cases():
-    """(name, operator, reference, shapes of its inputs), all of it differentiable."""
+    """Yield (name, operator, reference, shapes of its inputs); all inputs are differentiable."""
     cu_seqlens = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
     tokens, sequences = sum(LENGTHS), len(LENGTHS)
     packed = {"cu_seqlens": cu_seqlens}
@@ -76,7 +76,7 @@ def cases():
 
 
 def outputs_and_gradients(function, inputs, dtype, memory_format):
-    """Of seeded gradients of the outputs."""
+    """Return the outputs, and the gradients of the inputs for seeded gradients of the outputs."""
     given = [
         x.to(dtype, memory_format=memory_format if x.dim() == 4 else torch.preserve_format).requires_grad_()
         for x in inputs
@@ -89,7 +89,7 @@ def outputs_and_gradients(function, inputs, dtype, memory_format):
 
 
 def report():
-    """Print the instruction set in use, what differs from its reference, and a digest of all results."""
+    """Print the instruction set in use, the cases that differ from their reference, and a digest."""
     wrong, digest = [], hashlib.sha256()
     for name, operator, reference, shapes in cases():
         generator = torch.Generator().manual_seed(0)
@@ -116,7 +116,7 @@ def python(code, cap):
 
 
 def supported():
-    """The instruction sets that this CPU has, from the least."""
+    """Return the instruction sets of this CPU, in ascending order."""
     bindings = pytest.importorskip("cat_fast._bindings", reason="the C++ bindings are not built")
     features = {name for name, present in bindings.cpu_features().items() if present}
     return [name for name in library.INSTRUCTION_SETS if NEEDED[name] <= features]
@@ -124,7 +124,7 @@ def supported():
 
 @pytest.fixture(scope="module")
 def reports():
-    """By the value of CAT_FAST_CPU, None where it is unset."""
+    """Return the report for each value of CAT_FAST_CPU, with None for unset."""
     found = {}
     for cap in (None, *supported()):
         done = python(REPORT, cap)
@@ -133,18 +133,18 @@ def reports():
     return found
 
 
-def test_the_instruction_set_named_is_used_and_agrees_with_the_references(reports):
+def test_the_requested_instruction_set_is_used_and_agrees_with_the_references(reports):
     for cap in supported():
         assert reports[cap]["used"] == cap
     assert {cap: found["wrong"] for cap, found in reports.items() if found["wrong"]} == {}
 
 
-def test_unset_is_the_best(reports):
+def test_the_default_is_the_best_instruction_set(reports):
     assert reports[None] == reports[supported()[-1]]
 
 
-def test_kernels_run_on_the_instruction_set_named(reports):
-    """With fused multiplication and addition sums round otherwise: what is reported is what computes."""
+def test_kernels_run_on_the_requested_instruction_set(reports):
+    """Fused multiply-add rounds differently, so different digests prove that the kernels differ."""
     if "avx2" not in reports:
         pytest.skip("this CPU has one instruction set")
     assert reports["avx2"]["digest"] != reports["default"]["digest"]
@@ -160,7 +160,7 @@ def test_an_unknown_instruction_set_is_refused():
 
 
 def test_an_instruction_set_that_the_library_cannot_use_is_refused():
-    """Stands for a CPU without AVX2: the library has read the first value and keeps to it."""
+    """Simulate a CPU without AVX2: the library has read the first value and keeps it."""
     code = """
 import os
 from cat_fast.kernels import library
@@ -171,7 +171,7 @@ library.load("_ops")
 """
     done = python(code, "default")
     assert done.returncode != 0
-    assert "UserError: CAT_FAST_CPU=avx2: this CPU has default at best" in done.stderr.splitlines()[-1]
+    assert "UserError: CAT_FAST_CPU=avx2: this CPU supports at most default" in done.stderr.splitlines()[-1]
 
 
 def test_an_unknown_instruction_set_is_one_line_on_the_command_line():

@@ -16,7 +16,7 @@ BACKENDS = [
     pytest.param(("triton", "cuda"), marks=pytest.mark.gpu),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# (channels, patch size, grids): mixed ratios, odd sizes, fewer and more channels than a tile, nothing.
+# (channels, patch size, grids): mixed ratios, odd sizes, fewer and more channels than a tile, no tokens.
 CASES = [
     (16, 2, [(8, 8), (4, 4), (2, 2), (8, 8)]),
     (4, 2, [(3, 5), (1, 1)]),
@@ -37,19 +37,19 @@ LAYOUTS = {
 
 @pytest.fixture(params=BACKENDS, ids="-".join)
 def device(request, force):
-    """The device of a backend that is made to run, so that the reference is not compared with itself."""
+    """Force a backend, so that the reference is not compared with itself, and return its device."""
     name, device = request.param
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if name == "triton" and backends.triton_is_interpreted() != (device == "cpu"):
-        pytest.skip("Triton is interpreted, or is not")
+        pytest.skip("Triton's interpreter runs CPU tensors, its compiler CUDA tensors")
     force("pack", name)
     return device
 
 
 @pytest.fixture
 def operators(device):
-    """pack and unpack as torch's dispatcher knows them."""
+    """Return pack and unpack as operators of torch's dispatcher."""
     suffix = "_triton" if backends.forced_backend("pack") == "triton" else ""
     return tuple(getattr(torch.ops.cat_fast, name + suffix).default for name in ("pack", "unpack"))
 
@@ -66,7 +66,7 @@ def same(left, right):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("channels", "patch", "grids"), CASES, ids=str)
-def test_both_ways_are_exact_in_every_memory_order(device, channels, patch, grids, dtype):
+def test_pack_and_unpack_are_exact_in_every_memory_order(device, channels, patch, grids, dtype):
     latents = random_latents(channels, patch, grids, device=device, dtype=dtype)
     want = pack_reference(latents, patch)
     for layout in LAYOUTS.values():
@@ -77,7 +77,7 @@ def test_both_ways_are_exact_in_every_memory_order(device, channels, patch, grid
         assert all(x.is_contiguous() for x in got)
 
 
-def test_latents_of_a_batch_and_of_several_memory_orders_go_together(device):
+def test_latents_of_different_memory_orders_are_packed_together(device):
     latents = random_latents(16, 2, [(4, 8)] * len(LAYOUTS), device=device)
     mixed = [layout(x) for layout, x in zip(LAYOUTS.values(), latents, strict=True)]
     batch = list(torch.stack(latents).to(memory_format=torch.channels_last))
@@ -145,8 +145,8 @@ def test_reference_passes_gradcheck():
     assert torch.autograd.gradcheck(lambda x: tuple(unpack_reference(x, grids, 2)), tokens)
 
 
-def test_reads_no_memory_it_did_not_write(device):
-    """With NaN in every fresh allocation, what is not written shows."""
+def test_does_not_read_uninitialized_memory(device):
+    """Allocations are filled with NaN, which exposes outputs that are not written."""
     grids = [(3, 5), (4, 4)]
     latents = random_latents(17, 2, grids, device=device)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
@@ -198,7 +198,7 @@ def test_autocast_changes_nothing(device):
         assert same(unpack(tokens, [(2, 2)], 2), latents)
 
 
-def test_what_no_other_backend_takes_runs_on_the_reference(monkeypatch):
+def test_tensors_that_no_other_backend_accepts_run_on_the_reference(monkeypatch):
     monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
     latents = [x.double() for x in random_latents(4, 2, [(2, 2), (1, 3)])]
     tokens = pack(latents, 2)
@@ -229,7 +229,7 @@ def test_latents_that_cannot_be_packed_are_refused(latents, patch_size, message)
         (torch.zeros(4, 16), [(2, 2)], 3, "16 features, not a multiple of patch_size"),
         (torch.zeros(4, 16), [(2, 2)], -1, "patch_size: expected at least 1"),
         (torch.zeros(1, 4, 16), [(2, 2)], 2, r"tokens: expected \(T, p\*p\*c\), got \(1, 4, 16\)"),
-        (torch.zeros(4, 16), [(2, 1), (1, 1)], 2, "grids: expected sizes .* of 4 tokens in all"),
+        (torch.zeros(4, 16), [(2, 1), (1, 1)], 2, "grids: expected sizes .* with 4 tokens in total"),
         (torch.zeros(4, 16), [(-2, -2)], 2, "grids: expected sizes"),
         (torch.zeros(0, 16), [], 2, "grids: expected sizes"),
     ],
@@ -255,6 +255,6 @@ def test_tokens_that_cannot_be_unpacked_are_refused(tokens, grids, patch_size, m
 )
 @pytest.mark.parametrize("device", BACKENDS[:1], indirect=True, ids=["cpp"])
 @pytest.mark.usefixtures("device")
-def test_the_compiled_operators_refuse_what_would_break_them(name, arguments):
+def test_the_compiled_operators_refuse_invalid_arguments(name, arguments):
     with pytest.raises(RuntimeError, match=name):
         getattr(torch.ops.cat_fast, name)(*arguments)

@@ -23,18 +23,18 @@ CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*encountered in:RuntimeWarning"
-)  # of Triton's interpreter, at places that are masked out
+)  # from Triton's interpreter, at masked positions
 
 
 @pytest.fixture
 def compiled(require):
-    """Skips where there is no compiled backend, so that the reference is not compared with itself."""
+    """Skip without a compiled backend, so that the reference is not compared with itself."""
     require("scalar_attention", "cpp")
 
 
 @pytest.fixture(params=["cpp", "triton", CUDA])
 def backend(request, force):
-    """Each backend of this machine, forced; for the CUDA kernels in emulation, nothing is."""
+    """Force each backend of this machine; the emulated CUDA kernels need no forcing."""
     if request.param != "emulated":
         force("scalar_attention", request.param)
     return request.param
@@ -57,7 +57,7 @@ def emulation(tmp_path_factory):
 
 @pytest.fixture
 def results(request, backend):
-    """y, dq, dk, dv of q, k, v and the gradient at y."""
+    """Return a function that computes y, dq, dk, dv from q, k, v and the gradient of y."""
     if backend != "emulated":
         return lambda *tensors: value_and_gradients(scalar_attention, *tensors)
     library = request.getfixturevalue("emulation")
@@ -65,7 +65,7 @@ def results(request, backend):
 
 
 def run_emulated(library, q, k, v, grad):
-    """Run the CUDA kernels on CPU threads; memory they should write holds NaN before."""
+    """Run the CUDA kernels in emulation, with outputs initialized with NaN."""
     q, k, v, grad = (t.contiguous() for t in (q, k, v, grad))
     sizes = (ctypes.c_int64 * 3)(*q.shape)
     dtype = ctypes.c_int([*TOLERANCE].index(q.dtype))
@@ -79,7 +79,7 @@ def run_emulated(library, q, k, v, grad):
 
 
 def inputs(shape, *, deviation=1.0, dtype=torch.float32, device="cpu"):
-    """q, k, v and the gradient at y."""
+    """Return q, k, v and the gradient of y."""
     q, k, v, grad = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     return [t.to(device, dtype) for t in (q * deviation, k * deviation, v, grad)]
 
@@ -100,17 +100,17 @@ def assert_matches_float64(tensors, got):
     for name, ours, truth in zip(NAMES, got, want, strict=True):
         assert ours.dtype == tensors[0].dtype
         assert ours.is_contiguous()
-        scale = truth.abs().max().clamp(min=0.1)  # gradients of saturated weights are zero but for rounding
+        scale = truth.abs().max().clamp(min=0.1)  # gradients of saturated weights are zero up to rounding
         error = (ours.double() - truth).abs().max() / scale
         assert error <= TOLERANCE[ours.dtype], f"{name}: {error:.1e}"  # also fails for NaN
 
 
-# One position, few, odd numbers, full groups of sixteen heads and parts of one; from nearly uniform weights
-# (one block), over tables of many blocks, to ranges that only the direct sum takes.
+# One position, few, odd numbers, full and partial groups of sixteen heads; nearly uniform weights (one
+# block), tables of many blocks, and ranges that only the direct sum handles.
 EVERYTHING = list(
     product([(2, 1, 3), (1, 2, 1), (2, 63, 35), (1, 1000, 16)], [0.3, 1.0, 2.0, 4.0], TOLERANCE)
 )
-# Part of a tile of heads, more than one, aligned and not; several splits.
+# Less and more than one tile of heads, aligned and not; several splits.
 INTERPRETED = [
     ((2, 1, 3), 1.0, torch.float32),
     ((1, 63, 1), 1.0, torch.float32),
@@ -119,8 +119,8 @@ INTERPRETED = [
     ((2, 100, 5), 1.0, torch.float16),
     ((1, 1000, 1), 1.0, torch.float32),
 ]
-# One chunk and several, part of a group of heads and more than one; more blocks than a warp has lanes, and
-# more than there is room for.
+# One chunk and several, less and more than one group of heads; more blocks than a warp has lanes, and more
+# than the capacity.
 EMULATED = [
     ((2, 1, 3), 1.0, torch.float32),
     ((1, 2, 1), 1.0, torch.float32),
@@ -159,7 +159,7 @@ def test_value_and_gradients_match_float64(results, device, shape, deviation, dt
 def test_heads_summed_directly_and_by_table_share_a_tensor(
     results, backend, device, positions, deviation, factor
 ):
-    """Heads choose for themselves: one head with a wide range leaves the others' results as they were."""
+    """Each head chooses independently: one head with a wide range does not change the others' results."""
     tensors = inputs((1, positions, 4), deviation=deviation, device=device)
     tensors[0][:, :, 1] *= factor
     got = results(*tensors)
@@ -174,7 +174,7 @@ def test_heads_summed_directly_and_by_table_share_a_tensor(
 
 
 @pytest.mark.parametrize("deviation", [0.3, 1.0, 1.5])
-def test_tables_of_few_and_of_many_blocks_are_right(force, deviation):
+def test_tables_of_few_and_of_many_blocks_are_correct(force, deviation):
     force("scalar_attention", "triton")
     from cat_fast.kernels.scalar_attention.triton_sums import AT_KEYS, AT_QUERIES, COUNT, parameters_of
 
@@ -191,7 +191,7 @@ def test_tables_of_few_and_of_many_blocks_are_right(force, deviation):
 
 
 @pytest.mark.parametrize("offsets", [(20.0, 0, 0), (0, -1000.0, 0), (0, 0, 100.0)], ids=str)
-def test_queries_keys_and_values_may_lie_far_from_zero(results, device, offsets):
+def test_queries_keys_and_values_may_be_far_from_zero(results, device, offsets):
     tensors = inputs((1, 200, 3), deviation=0.5, device=device)
     for tensor, offset in zip(tensors, offsets, strict=False):
         tensor += offset
@@ -200,7 +200,7 @@ def test_queries_keys_and_values_may_lie_far_from_zero(results, device, offsets)
 
 @pytest.mark.parametrize("backend", ["cpp", CUDA], indirect=True)
 @pytest.mark.parametrize("mean", [-5.0, 10.0])
-def test_queries_keys_and_values_may_lie_far_from_zero_together(results, device, mean):
+def test_queries_keys_and_values_may_be_far_from_zero_together(results, device, mean):
     tensors = inputs((1, 500, 4), deviation=0.5, device=device)
     for tensor, sign in zip(tensors, (1, -1, 1), strict=False):
         tensor += sign * mean
@@ -224,10 +224,10 @@ def test_a_range_of_zero_is_no_special_case(results, device, constant):
 @WITH_EMULATION
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", range(4), ids=["q", "k", "v", "grad"])
-def test_a_value_that_is_not_finite_is_not_hidden_and_stays_in_its_head(results, device, where, value):
+def test_a_non_finite_value_propagates_within_its_head_only(results, device, where, value):
     tensors = inputs((2, 40, 3), device=device)
     tensors[where][1, 7, 2] = value
-    for result in results(*tensors)[where // 3 :]:  # y has no gradient among its inputs
+    for result in results(*tensors)[where // 3 :]:  # y does not depend on the incoming gradient
         assert result[1, :, 2].isnan().all()
         assert result[0].isfinite().all()
         assert result[1, :, :2].isfinite().all()
@@ -240,7 +240,7 @@ def test_empty_input_gives_empty_output_and_gradients(results, device, shape):
 
 
 def operators(backend):
-    """The operators of forward and backward pass that a backend runs."""
+    """Return the forward and backward operators of a backend."""
     suffix = "_triton" if backend == "triton" else ""
     names = (f"scalar_attention{suffix}", f"scalar_attention_backward{suffix}")
     return [getattr(torch.ops.cat_fast, name).default for name in names]
@@ -257,8 +257,8 @@ def test_inputs_and_gradients_may_be_views_in_another_memory_order(results, back
 
 
 @pytest.mark.parametrize("deviation", [1.0, 9.0])
-def test_reads_no_memory_it_did_not_write(results, device, deviation):
-    """With NaN in every fresh allocation, an unwritten output shows."""
+def test_does_not_read_uninitialized_memory(results, device, deviation):
+    """Allocations are filled with NaN, which exposes outputs that are not written."""
     tensors = inputs((2, 67, 19), deviation=deviation, device=device)
     plain = results(*tensors)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
@@ -341,19 +341,19 @@ def test_reference_is_the_formula_and_passes_gradcheck():
     assert torch.autograd.gradcheck(scalar_attention_reference, leaves)
 
 
-def test_what_no_compiled_backend_takes_runs_on_the_reference(monkeypatch):
+def test_tensors_that_no_compiled_backend_accepts_run_on_the_reference(monkeypatch):
     monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
     q, k, v, _ = (t.double() for t in inputs((2, 6, 3)))
     assert torch.equal(scalar_attention(q, k, v), scalar_attention_reference(q, k, v))
 
 
-def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
+def test_a_forced_backend_names_the_violated_constraint(monkeypatch):
     q, k, v, _ = inputs((2, 6, 3))
     monkeypatch.setenv("CAT_FAST_BACKEND", "cuda")
-    with pytest.raises(UserError, match="scalar_attention cannot run there: it takes cuda tensors, not cpu"):
+    with pytest.raises(UserError, match=r"scalar_attention cannot run .*: expected cuda tensors, got cpu"):
         scalar_attention(q, k, v)
     monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
-    with pytest.raises(UserError, match=r"scalar_attention cannot run there: .*float64"):
+    with pytest.raises(UserError, match=r"scalar_attention cannot run .*: .*float64"):
         scalar_attention(q.double(), k.double(), v.double())
 
 

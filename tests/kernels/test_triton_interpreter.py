@@ -1,6 +1,6 @@
-"""A canary: Triton's interpreter computes in raw bf16 wrongly, which is why our kernels widen what they load.
+"""A canary: Triton's interpreter computes bf16 arithmetic wrongly, so our kernels widen what they load.
 
-When the first test fails, upstream has repaired it, and interpreted kernels need no detour any more.
+If the first test fails, upstream has fixed this, and interpreted kernels no longer need the workaround.
 """
 
 import os
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("Triton compiles here, as there is a GPU", allow_module_level=True)
+    pytest.skip("Triton compiles kernels here, because there is a GPU", allow_module_level=True)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""varlen_attention: every backend here against float64, each sequence attending to itself alone."""
+"""varlen_attention: every backend of this machine against float64, outputs and gradients."""
 
 import json
 import os
@@ -29,7 +29,7 @@ INTERPRETED = [
 CROSSED = [
     ([70, 1, 5, 300], [9, 66, 1, 120]),
     ([4, 4, 4, 9], [7, 7, 3, 3]),
-    ([5, 3, 0, 33, 0], [2, 0, 4, 40, 0]),  # queries without keys, and keys that no query asks for
+    ([5, 3, 0, 33, 0], [2, 0, 4, 40, 0]),  # queries without keys, and keys without queries
     ([3, 2], [0, 0]),
     ([0, 0], [3, 2]),
 ]
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::RuntimeWarning"
-)  # of Triton's interpreter, in rows past the end, which are infinite and not stored
+)  # from Triton's interpreter, in rows past the end, which are infinite and not stored
 
 
 @pytest.fixture(params=["reference", "cpp", "triton"])
@@ -53,14 +53,14 @@ def device(backend):
 
 @pytest.fixture(params=["cpp", "triton"])
 def kernel(request, force):
-    """Each backend of this machine with kernels of its own, forced; the device that it runs on."""
+    """Force each backend of this machine that has its own kernels, and return its device."""
     force("varlen_attention", request.param)
     return "cuda" if request.param == "triton" and torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture
 def compiled(require):
-    """Skips where there is no compiled backend, so that the reference is not compared with itself."""
+    """Skip without a compiled backend, so that the reference is not compared with itself."""
     require("varlen_attention", "cpp")
 
 
@@ -69,7 +69,7 @@ def offsets(lengths, device="cpu"):
 
 
 def packed(lengths, heads=2, dim=72, dtype=torch.float32, device="cpu"):
-    """Views of a fused (T, 3, H, D), the gradient of the output, and cu_seqlens."""
+    """Return views of a fused (T, 3, H, D), the gradient of the output, and cu_seqlens."""
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(sum(lengths), 3, heads, dim, generator=generator).to(device, dtype)
     grad = torch.randn(sum(lengths), heads, dim, generator=generator).to(device, dtype)
@@ -83,20 +83,20 @@ def value_and_gradients(function, q, k, v, grad):
 
 
 def crossed(queries, keys, heads=2, dim=72, dtype=torch.float32, device="cpu"):
-    """q and its gradient of some lengths, k and v of others; the offsets of both."""
+    """Return q, k and v of different lengths, the gradient of the output, and the offsets of both sides."""
     q, _, _, grad, cu_seqlens = packed(queries, heads, dim, dtype, device)
     _, k, v, _, cu_seqlens_k = packed(keys, heads, dim, dtype, device)
     return q, k, v, grad, cu_seqlens, cu_seqlens_k
 
 
 def run(q, k, v, grad, *cu_seqlens):
-    """Of self-attention, or with the keys' offsets of cross-attention."""
+    """Run self-attention, or cross-attention if the keys' offsets are given too."""
     lengths = [item for bounds in cu_seqlens for item in (bounds, int(bounds.diff().max()))]
     return value_and_gradients(lambda *t: varlen_attention(*t, *lengths), q, k, v, grad)
 
 
 def float64_truth(q, k, v, grad, cu_seqlens, cu_seqlens_k=None):
-    """One softmax over all tokens in float64, with a block-diagonal mask."""
+    """Compute one softmax over all tokens in float64, with a block-diagonal mask."""
     of_query, of_key = (
         torch.arange(len(bounds) - 1).repeat_interleave(bounds.cpu().diff())
         for bounds in (cu_seqlens, cu_seqlens if cu_seqlens_k is None else cu_seqlens_k)
@@ -148,14 +148,14 @@ def test_value_and_gradients_match_float64(backend, device, lengths, dim, dtype)
     indirect=["backend"],
     ids=str,
 )
-def test_keys_have_lengths_of_their_own(backend, device, queries, keys, dtype):
+def test_keys_may_have_other_lengths_than_queries(backend, device, queries, keys, dtype):
     tensors = crossed(queries, keys, dtype=dtype, device=device)
     got = run(*tensors)
     assert [(t.dtype, t.shape) for t in got] == [(dtype, tensors[i].shape) for i in (0, 0, 1, 2)]
     assert_near(got, float64_truth(*tensors), TOLERANCE[dtype])
 
 
-def test_a_sequence_and_its_keys_in_a_pack_have_the_bits_that_they_have_alone(kernel):
+def test_cross_attention_of_a_sequence_is_bit_identical_alone_and_in_a_pack(kernel):
     q, k, v, grad, cu_seqlens, cu_seqlens_k = crossed([65, 1, 70], [40, 80, 3], device=kernel)
     together, again = (run(q, k, v, grad, cu_seqlens, cu_seqlens_k) for _ in range(2))
     assert all(map(torch.equal, together, again))
@@ -187,14 +187,14 @@ def test_agrees_with_the_mask_of_xformers(backend):
 
 
 @pytest.mark.parametrize("lengths", [[], [0, 0]])
-def test_no_tokens_give_no_output_and_a_gradient(device, lengths):
+def test_zero_tokens_give_an_empty_output_with_a_gradient(device, lengths):
     q, k, v, grad, cu_seqlens = packed(lengths, device=device)
     got = value_and_gradients(lambda *t: varlen_attention(*t, cu_seqlens, 0), q, k, v, grad)
     assert [t.shape for t in got] == [(0, 2, 72)] * 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_sequence_in_a_pack_has_the_bits_that_it_has_alone(kernel, dtype):
+def test_a_sequence_is_bit_identical_alone_and_in_a_pack(kernel, dtype):
     *tensors, cu_seqlens = packed([65, 1, 0, 100, 16], dtype=dtype, device=kernel)
     together = run(*tensors, cu_seqlens)
     for start, end in pairwise(cu_seqlens.tolist()):
@@ -203,7 +203,7 @@ def test_a_sequence_in_a_pack_has_the_bits_that_it_has_alone(kernel, dtype):
             assert all(torch.equal(a, b[start:end]) for a, b in zip(alone, together, strict=True))
 
 
-def test_strides_that_are_no_multiples_of_eight_and_an_expanded_gradient(kernel):
+def test_unaligned_strides_and_an_expanded_gradient(kernel):
     _, k, v, _, cu_seqlens = packed([5, 66], dim=40, device=kernel)
     odd = torch.randn(71, 2, 43, generator=torch.Generator().manual_seed(1)).to(kernel)[:, :, 1:41]
     apart = torch.empty(71, 2, 80, device=kernel)[..., ::2].copy_(k)
@@ -221,7 +221,7 @@ def test_strides_do_not_matter():
     for given in ((q, k, v, grad), heads_first, dim_first):
         assert all(torch.equal(a, b) for a, b in zip(run(*given, cu_seqlens), want, strict=True))
     ones = torch.ones_like(grad)
-    got = run(q, k, v, torch.ones(()).expand(grad.shape), cu_seqlens)  # as sum().backward() gives it
+    got = run(q, k, v, torch.ones(()).expand(grad.shape), cu_seqlens)  # the gradient of sum().backward()
     assert all(torch.equal(a, b) for a, b in zip(got, run(q, k, v, ones, cu_seqlens), strict=True))
 
 
@@ -240,8 +240,8 @@ def test_result_does_not_depend_on_the_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_reads_no_memory_it_did_not_write(kernel):
-    """With NaN in every fresh allocation, an unwritten output shows."""
+def test_does_not_read_uninitialized_memory(kernel):
+    """Allocations are filled with NaN, which exposes outputs that are not written."""
     tensors = packed([63, 0, 1, 129], dim=40, device=kernel)
     plain = run(*tensors)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
@@ -257,7 +257,7 @@ def test_scores_far_from_zero_neither_overflow_nor_vanish(kernel):
     direction = torch.zeros(40, device=kernel)
     direction[0] = 40.0
     tensors = (q + direction, k - direction, *others)  # all scores near -250, but those beyond the end
-    assert_near(run(*tensors), float64_truth(*tensors), 2e-4)  # to fp32, a score of 250 is known to 2e-5
+    assert_near(run(*tensors), float64_truth(*tensors), 2e-4)  # in fp32, a score of 250 has an error of 2e-5
 
 
 @pytest.mark.parametrize("size", [1e2, 1e-4])
@@ -271,7 +271,7 @@ def test_large_scores_do_not_overflow_and_small_ones_average(device, size):
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("which", [0, 1, 2], ids=["q", "k", "v"])
-def test_nan_stays_in_its_sequence_and_head_and_is_not_hidden(which):
+def test_nan_propagates_within_its_sequence_and_head_only(which):
     *tensors, cu_seqlens = packed([70, 70])
     tensors[which] = tensors[which].clone()
     tensors[which][80, 1, 3] = float("nan")
@@ -306,8 +306,8 @@ def test_operator_is_registered_as_torch_expects(backend, device, dtype):
 
 
 @pytest.mark.usefixtures("compiled")
-def test_changing_lengths_compile_no_further_graph():
-    """T, S and the longest length change; the sizes of the first batch all differ, or torch ties them."""
+def test_new_lengths_do_not_recompile_the_graph():
+    """T, S and the longest length change. The first batch has distinct sizes, or torch would equate them."""
     counter = CompileCounterWithBackend("aot_eager")
 
     def attend(q, k, v, cu_seqlens, max_seqlen):
@@ -345,7 +345,7 @@ def test_autocast_leaves_float64_alone():
 
 
 @pytest.mark.usefixtures("compiled")
-def test_work_is_counted_sequence_by_sequence():
+def test_flops_are_counted_per_sequence():
     lengths, heads, dim = [5, 0, 3, 3], 2, 72
     q, k, v, grad, cu_seqlens = packed(lengths, heads, dim)
     one_product = 2 * heads * dim * sum(n**2 for n in lengths)
@@ -354,7 +354,7 @@ def test_work_is_counted_sequence_by_sequence():
     assert counter.get_total_flops() == (2 + 5) * one_product
     with FlopCounterMode(
         display=False
-    ) as counter:  # without values, as torch does: all of the longest length
+    ) as counter:  # without values, as in torch: all sequences have the longest length
         *tensors, offsets_ = [t.to("meta") for t in (q, k, v, cu_seqlens)]
         torch.ops.cat_fast.varlen_attention(*tensors, offsets_, 5, offsets_, 5)
     assert counter.get_total_flops() == 4 * heads * dim * 4 * 5**2
@@ -365,7 +365,7 @@ def test_work_is_counted_sequence_by_sequence():
     assert counter.get_total_flops() == (2 + 5) * 2 * heads * dim * products
 
 
-def test_what_no_compiled_backend_takes_runs_on_the_reference(monkeypatch):
+def test_tensors_that_no_compiled_backend_accepts_run_on_the_reference(monkeypatch):
     monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
     for dim, dtype in ((36, torch.float32), (24, torch.float32), (136, torch.float32), (72, torch.float64)):
         q, k, v, _, cu_seqlens = packed([3, 4], dim=dim, dtype=dtype)
@@ -374,12 +374,12 @@ def test_what_no_compiled_backend_takes_runs_on_the_reference(monkeypatch):
 
 
 @pytest.mark.usefixtures("compiled")
-def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
+def test_a_forced_backend_names_the_violated_constraint(monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "cpp")
     q, k, v, _, cu_seqlens = packed([3], dim=36)
-    with pytest.raises(UserError, match="takes head_dim 32 to 128 in steps of 8, not 36"):
+    with pytest.raises(UserError, match="expected head_dim 32 to 128 in steps of 8, got 36"):
         varlen_attention(q, k, v, cu_seqlens, 3)
-    with pytest.raises(UserError, match=r"takes torch.float32 or .*, not torch.float64"):
+    with pytest.raises(UserError, match=r"expected torch.float32 or .*, got torch.float64"):
         varlen_attention(q.double(), k.double(), v.double(), cu_seqlens, 3)
     monkeypatch.setenv("CAT_FAST_BACKEND", "fortran")
     with pytest.raises(UserError, match="unknown"):
@@ -387,7 +387,7 @@ def test_a_forced_backend_names_the_constraint_it_fails(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpp"], indirect=True)
-def test_arguments_that_do_not_fit_are_refused(backend):
+def test_invalid_arguments_are_refused(backend):
     q, k, v, _, cu_seqlens = packed([3, 4])
     with pytest.raises(ValueError, match="of one shape"):
         varlen_attention(q, k[:6], v, cu_seqlens, 4)
@@ -396,23 +396,23 @@ def test_arguments_that_do_not_fit_are_refused(backend):
     with pytest.raises(ValueError, match="int32"):
         varlen_attention(q, k, v, cu_seqlens.long(), 4)
     for wrong in ([0, 3, 6], [1, 3, 7], [0, 5, 3, 7], [0, 3, 8]):
-        with pytest.raises(ValueError, match="must rise from 0 to the number of tokens, 7"):
+        with pytest.raises(ValueError, match="expected offsets that rise from 0 to 7"):
             varlen_attention(q, k, v, torch.tensor(wrong, dtype=torch.int32), 4)
-    with pytest.raises(ValueError, match="max_seqlen is 3, and there is a sequence of 4 tokens"):
+    with pytest.raises(ValueError, match="max_seqlen: expected at least the longest length, 4, got 3"):
         varlen_attention(q, k, v, cu_seqlens, 3)
-    with pytest.raises(ValueError, match="max_seqlen_k is 3, and there is a sequence of 4 tokens"):
+    with pytest.raises(ValueError, match="max_seqlen_k: expected at least the longest length, 4, got 3"):
         varlen_attention(q, k, v, cu_seqlens, 4, offsets([3, 4]), 3)
-    with pytest.raises(ValueError, match="cu_seqlens_k must rise from 0 to the number of tokens, 7"):
+    with pytest.raises(ValueError, match="cu_seqlens_k: expected offsets that rise from 0 to 7"):
         varlen_attention(q, k, v, cu_seqlens, 4, offsets([3, 3]), 4)
-    with pytest.raises(ValueError, match=r"as many sequences, not \(3,\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"same number of sequences, got \(3,\) and \(2,\)"):
         varlen_attention(q, k, v, cu_seqlens, 4, offsets([7]), 7)
-    with pytest.raises(ValueError, match="both of cu_seqlens_k and max_seqlen_k, or neither"):
+    with pytest.raises(ValueError, match="both cu_seqlens_k and max_seqlen_k, or neither"):
         varlen_attention(q, k, v, cu_seqlens, 4, cu_seqlens)
 
 
 @pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("wrong", [[0, 3, 6], [-1, 3, 7], [0, 9, 7], []])
-def test_the_operator_itself_reads_within_bounds_only(wrong):
+def test_the_compiled_operator_checks_cu_seqlens(wrong):
     q, k, v, _, good = packed([3, 4])
     bad = torch.tensor(wrong, dtype=torch.int32)
     with pytest.raises(RuntimeError, match="cu_seqlens"):
@@ -422,7 +422,7 @@ def test_the_operator_itself_reads_within_bounds_only(wrong):
 
 
 @pytest.mark.parametrize("backend", ["triton"], indirect=True)
-def test_more_sequences_than_a_triton_program_looks_through_at_a_time(backend, device):
+def test_more_sequences_than_a_triton_program_scans_at_a_time(backend, device):
     q, k, v, grad, cu_seqlens = packed([1, 0, 2] * 100, heads=1, dim=32, device=device)
     out = varlen_attention(q, k, v, cu_seqlens, 2)
     assert_near([out], float64_truth(q, k, v, grad, cu_seqlens)[:1], 1e-5)
@@ -430,7 +430,7 @@ def test_more_sequences_than_a_triton_program_looks_through_at_a_time(backend, d
 
 @pytest.mark.parametrize("widest", [64, 128])
 @pytest.mark.parametrize("dim", range(32, 129, 8))
-def test_triton_tiles_cover_the_columns_and_no_whole_tile_is_masked(dim, widest):
+def test_triton_tiles_cover_the_columns_without_a_fully_masked_tile(dim, widest):
     from cat_fast.kernels.varlen_attention.triton import column_tiles
 
     main, tail = column_tiles(dim, widest)
@@ -441,8 +441,8 @@ def test_triton_tiles_cover_the_columns_and_no_whole_tile_is_masked(dim, widest)
         assert main < dim
 
 
-def test_new_lengths_compile_nothing_new():
-    """Batches of other T, S and longest sequence, 1 and multiples of 16 among them, use the same kernels."""
+def test_new_lengths_do_not_recompile_the_kernels():
+    """Batches of different T, S and longest length, including 1 and multiples of 16, use the same kernels."""
     script = """
 import json, torch
 from benchmarks.static.compiler import recording

@@ -30,13 +30,13 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 @pytest.fixture(params=BACKENDS, ids="-".join)
 def device(request, monkeypatch):
-    """A device, on which one backend is forced."""
+    """Force one backend and return its device."""
     device, backend = request.param
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     if backend == "triton":
         interpreted = backends.triton_is_interpreted()
-        if backends.triton_obstacle() is not None or interpreted != (device == "cpu"):
+        if backends.triton_unavailable_reason() is not None or interpreted != (device == "cpu"):
             pytest.skip("Triton's interpreter runs CPU tensors, its compiler CUDA tensors")
     monkeypatch.setenv("CAT_FAST_BACKEND", f"wide_attention={backend}")
     return device
@@ -44,15 +44,15 @@ def device(request, monkeypatch):
 
 @pytest.fixture
 def triton(monkeypatch):
-    """A device of the Triton kernels, which are forced."""
-    if backends.triton_obstacle() is not None:
+    """Force the Triton kernels and return their device."""
+    if backends.triton_unavailable_reason() is not None:
         pytest.skip("needs Triton, and a GPU or its interpreter")
     monkeypatch.setenv("CAT_FAST_BACKEND", "wide_attention=triton")
     return "cpu" if backends.triton_is_interpreted() else "cuda"
 
 
 def inputs(shape, *, device, dtype=torch.float32):
-    """q, k, v and the gradient of y."""
+    """Return q, k, v and the gradient of y."""
     generator = torch.Generator().manual_seed(0)
     return list(torch.randn(4, *shape, generator=generator).to(device, dtype).unbind())
 
@@ -87,7 +87,7 @@ def test_value_and_gradients_match_float64(device, shape, dtype):
     assert_near(got, float64_truth(*tensors), TOLERANCE[dtype])
 
 
-def test_large_scores_neither_overflow_nor_lose_the_small(device):
+def test_large_scores_do_not_overflow_and_small_ones_count(device):
     q, k, v, grad = inputs((1, 17, 1, 256), device=device)
     tensors = q * 30, k, v, grad
     assert_near(value_and_gradients(wide_attention, *tensors), float64_truth(*tensors), 1e-4)
@@ -114,8 +114,8 @@ def test_empty_input_gives_empty_output_and_gradients(device, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 1, 320), (1, 0, 1, 512)])
-def test_same_bits_every_time_and_no_memory_read_that_was_not_written(triton, shape):
-    """With NaN in every fresh allocation, an unwritten output or statistic shows."""
+def test_is_deterministic_and_does_not_read_uninitialized_memory(triton, shape):
+    """Allocations are filled with NaN, which exposes outputs and statistics that are not written."""
     tensors = inputs(shape, device=triton, dtype=torch.float16)
     plain = value_and_gradients(wide_attention, *tensors)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
@@ -140,7 +140,7 @@ def test_compiles_without_a_graph_break(device):
     assert_close(compiled(q, k, v), wide_attention(q, k, v))
 
 
-def test_operations_are_counted_as_torch_counts_attention(triton):
+def test_flops_are_counted_as_torch_counts_attention(triton):
     q, k, v, grad = inputs((1, 7, 2, 256), device=triton, dtype=torch.float16)
     with FlopCounterMode(display=False) as counter:
         value_and_gradients(wide_attention, q, k, v, grad)
@@ -154,14 +154,14 @@ def test_reference_passes_gradcheck():
     assert torch.autograd.gradcheck(wide_attention_reference, leaves)
 
 
-def test_autocast_is_as_sdpa_has_it(device):
+def test_autocast_works_as_in_sdpa(device):
     q, k, v, _ = inputs((1, 5, 1, 256), device=device)
     with torch.autocast(device, torch.bfloat16):
         mixed = wide_attention(q, k.bfloat16(), v.half())
         sdpa = F.scaled_dot_product_attention(q, k, v)
     assert mixed.dtype == sdpa.dtype == torch.bfloat16
     assert torch.equal(mixed, wide_attention(q.bfloat16(), k.bfloat16(), v.half().bfloat16()))
-    with pytest.raises(ValueError, match=r"one dtype, not .* torch.float32, .* torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"one dtype, got .* torch.float32, .* torch.bfloat16"):
         wide_attention(q, k.bfloat16(), v)
 
 
@@ -178,7 +178,7 @@ def test_triton_is_not_chosen_before_it_is_measured(monkeypatch):
 
     monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
     assert chosen() == "reference"
-    if backends.triton_obstacle() is None:
+    if backends.triton_unavailable_reason() is None:
         (row,) = (r for r in backends.report() if (r.op, r.backend) == ("wide_attention", "triton"))
         assert row.status == "not yet measured against SDPA on a GPU"
         monkeypatch.setenv("CAT_FAST_BACKEND", "triton")
@@ -186,7 +186,7 @@ def test_triton_is_not_chosen_before_it_is_measured(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_sdpa_takes_the_memory_efficient_kernel():
+def test_sdpa_uses_the_memory_efficient_kernel():
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     q, k, v, _ = inputs((1, 1, 64, 512), device="cuda", dtype=torch.bfloat16)
@@ -207,5 +207,5 @@ def test_the_middle_block_gives_the_same_on_both_backends(monkeypatch, triton):
     for ours, other in zip(*results, strict=True):
         assert_close(ours, other, atol=1e-5 * max(1.0, other.abs().max().item()), rtol=0)
     monkeypatch.setenv("CAT_FAST_BACKEND", "wide_attention=cpp")
-    with pytest.raises(UserError, match="wide_attention has no such backend: it has triton, reference"):
+    with pytest.raises(UserError, match="wide_attention has no such backend: use one of triton, reference"):
         block(x)

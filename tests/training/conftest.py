@@ -1,4 +1,4 @@
-"""Trainings on two ranks that several files look at: launched once a session, when first asked for."""
+"""Training runs on two ranks that several test files share, started once per session at first use."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.training.runs import write_latents
 
 @pytest.fixture(scope="session")
 def gans(tmp_path_factory):
-    """The folder in which `gan_worker.py` left a folder a case."""
+    """Output folder of `gan_worker.py`, with one folder per case."""
     out = tmp_path_factory.mktemp("gans")
     run_ranks("tests.training.tokenizer.gan_worker:main", 2, out)
     return out
@@ -21,7 +21,7 @@ def latents(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def generators(latents, tmp_path_factory):
-    """The folder in which `generator_worker.py` left a folder a case."""
+    """Output folder of `generator_worker.py`, with one folder per case."""
     out = tmp_path_factory.mktemp("generators")
     run_ranks("tests.training.generator.generator_worker:main", 2, latents, out)
     return out

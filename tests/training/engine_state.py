@@ -1,4 +1,4 @@
-"""All that a DeepSpeed engine keeps of a training, put together from the ranks."""
+"""Full training state of a DeepSpeed engine, gathered from all ranks."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import torch
 
 
 def full_state(engine: Any, prefix: str) -> dict[str, torch.Tensor]:
-    """Collective: fp32 weights and both moments of every parameter, whole, whichever rank keeps them.
+    """Return full fp32 weights and moments of every parameter, and the optimiser's step as `<prefix>.step`.
 
-    And how many steps the optimiser took, as `<prefix>.step`.
+    Collective: every rank must call it.
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
@@ -17,13 +17,16 @@ def full_state(engine: Any, prefix: str) -> dict[str, torch.Tensor]:
         state[f"{prefix}.weight.{name}"] = safe_get_full_fp32_param(parameter)
         for moment in ("exp_avg", "exp_avg_sq"):
             state[f"{prefix}.{moment}.{name}"] = safe_get_full_optimizer_state(parameter, moment)
-    steps = {float(of_one["step"]) for of_one in engine.optimizer.optimizer.state.values()}
+    steps = {float(entry["step"]) for entry in engine.optimizer.optimizer.state.values()}
     state[f"{prefix}.step"] = torch.tensor(sorted(steps))
     return {key: value.detach().clone().contiguous() for key, value in state.items()}
 
 
 def forward_weights(engine: Any, prefix: str) -> dict[str, torch.Tensor]:
-    """Collective: the weights that this rank's next forward pass would use."""
+    """Return the weights that this rank's next forward pass would use.
+
+    Collective: every rank must call it.
+    """
     import deepspeed
 
     weights = {}

@@ -1,8 +1,8 @@
-"""Golden losses: what both nano runs lose at each of their first steps, at toy size, on one rank and thread.
+"""Golden losses: the losses of the first steps of both nano runs, at toy size, on one rank and thread.
 
-    python -m tests.training.golden_losses        measure them anew into tests/training/golden/
+    python -m tests.training.golden_losses        measure them again into tests/training/golden/
 
-`test_golden_losses.py` says what a difference means and when to measure anew.
+`test_golden_losses.py` explains a difference and when to measure again.
 """
 
 import json
@@ -26,7 +26,7 @@ COMMON = [
     f"schedule.total_steps={STEPS}",
     "schedule.warmup_steps=2",
     f"checkpoint.every_steps={STEPS}",
-    "optimizer.weight_decay=1.0",  # so strong that its absence would show within these steps
+    "optimizer.weight_decay=1.0",  # strong enough that its absence shows within these steps
 ]
 PACKAGES = ("torch", "torchvision", "deepspeed", "diffusers", "numpy", "pillow")
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def train(kind: str, arguments: list[str], run: Path) -> list[dict[str, float]]:
-    """Train in the folder `run`, and return what each step lost."""
+    """Train in the folder `run`; return the losses of each step."""
     latents = run.with_name("latents")
     if kind == "generator" and not latents.exists():
         write_latents(latents)
@@ -52,7 +52,7 @@ def train(kind: str, arguments: list[str], run: Path) -> list[dict[str, float]]:
 
 
 def _losses(record: dict[str, float]) -> dict[str, float]:
-    """The losses of a record: neither times and work, nor a term again as it weighs or at its ratio."""
+    """Return the losses of a record, without times, amounts, weighted terms and terms per ratio."""
     return {
         name: value
         for name, value in record.items()

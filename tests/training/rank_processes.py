@@ -1,11 +1,11 @@
-"""Ranks of a test as processes of their own, started without the launcher.
+"""Ranks of a test as separate processes, started without the launcher.
 
     outputs = run_ranks("tests.training.health.test_nan_guard:skip_on_rank", 2, tmp_path)
 
-starts two processes that call `skip_on_rank(tmp_path)`, its arguments as text, with RANK and what else a
-process group needs in their environment. They are forked from one server per session that has imported the
-training already, which takes a rank seven seconds otherwise. Decoding processes import this module, so torch
-is imported late.
+starts two processes that call `skip_on_rank(tmp_path)` with its arguments as text, and with RANK and the
+other variables of a process group in their environment. They are forked from one server per session that has
+already imported the training code, which would take each rank seven seconds. Decoder processes import this
+module, so torch is imported late.
 """
 
 import importlib
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-"""Read when libraries are imported, so the server has to have them."""
+"""Variables that libraries read at import, so the server needs them."""
 PRELOADED = [
     "deepspeed",
     "cat_fast.training.loop",
@@ -35,7 +35,7 @@ PRELOADED = [
 
 
 class RankProcess:
-    """A process whose output goes to a file: one whose pipe is full would keep the other ranks waiting."""
+    """A process that writes its output to a file: a full pipe would block it, and the other ranks with it."""
 
     def __init__(self, function: str, arguments: list[str], environment: dict[str, str]) -> None:
         descriptor, path = tempfile.mkstemp(prefix="rank", suffix=".log")
@@ -49,15 +49,15 @@ class RankProcess:
         self.pid: int = self.process.pid
 
     def output(self) -> str:
-        """Return the last of what it has printed."""
+        """Return the last 20,000 characters of its output."""
         return self.log.read_text(errors="replace")[-20_000:]
 
     def poll(self) -> int | None:
-        """Return the exit code, or None while it runs."""
+        """Return the exit code, or None while the process is running."""
         return self.process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code; raises subprocess.TimeoutExpired."""
+        """Wait for the process and return its exit code; raise subprocess.TimeoutExpired after `timeout`."""
         self.process.join(timeout)
         if self.process.exitcode is None:
             raise subprocess.TimeoutExpired(str(self.process), timeout or 0)
@@ -68,7 +68,7 @@ class RankProcess:
             os.kill(self.pid, number)
 
     def close(self) -> None:
-        """Kill it and remove its log."""
+        """Kill the process and delete its log."""
         self.process.kill()
         self.process.join()
         self.log.unlink()
@@ -77,10 +77,7 @@ class RankProcess:
 def run_ranks(
     function: str, world_size: int, *arguments: object, code: int = 0, timeout: float = 500
 ) -> list[str]:
-    """Run a function on each rank, on one thread each, and return what each printed.
-
-    All must exit with `code`.
-    """
+    """Run a function on each rank with one thread; return the outputs. All ranks must exit with `code`."""
     with started_ranks(function, world_size, *arguments) as ranks:
         codes = [rank.wait(timeout) for rank in ranks]
         outputs = [rank.output() for rank in ranks]
@@ -90,7 +87,7 @@ def run_ranks(
 
 @contextmanager
 def started_ranks(function: str, world_size: int, *arguments: object) -> Iterator[list[RankProcess]]:
-    """Start a function on each rank; none outlives the context, and outputs of hanging ones are shown."""
+    """Start a function on each rank; kill the ranks at exit, and print their outputs after a timeout."""
     from cat_fast.training.runtime.ranks import free_port
 
     environment = {
@@ -117,7 +114,7 @@ def started_ranks(function: str, world_size: int, *arguments: object) -> Iterato
 
 
 def gloo_ranks() -> "Ranks":
-    """Join this process to the others, without DeepSpeed."""
+    """Join the process group without DeepSpeed."""
     import torch
 
     from cat_fast.training.runtime.ranks import Ranks
@@ -143,7 +140,7 @@ def _fork_server() -> multiprocessing.context.ForkServerContext:
 
 
 def _run(function: str, arguments: list[str], environment: dict[str, str], log: str) -> None:
-    """Run as a rank; skips the interpreter's shutdown, where gloo's threads have been seen to abort it."""
+    """Run a function as a rank, then skip interpreter shutdown, in which gloo's threads may abort."""
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,9 +1,9 @@
-"""One rank that goes on from checkpoints which another number of ranks wrote.
+"""Worker that resumes from checkpoints of another number of ranks.
 
-`main(LATENTS, GANS, GENERATORS, OUT)` is started by `run_ranks`; GANS and GENERATORS hold what
-`gan_worker.py` and `generator_worker.py` left, or this worker in OUT/gans and OUT/generators. Leaves in the
-folder of each case: `loaded`, the whole state right after loading; `rank<r>`, what a rank holds as weights;
-the state two steps on, `saved`, and the checkpoint of it, `half`.
+`run_ranks` starts `main(LATENTS, GANS, GENERATORS, OUT)`. GANS and GENERATORS are output folders of
+`gan_worker.py` and `generator_worker.py`, or OUT/gans and OUT/generators of this worker. Output per case:
+`loaded`, the full state right after loading; `rank<r>`, the weights on each rank; `saved`, the state two
+steps later; `half`, its checkpoint.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ GANS = ("zero1", "zero2_bf16")
 GENERATORS = ("zero1", "zero2_images", "zero3", "zero3_in_pieces")
 
 
-def go_on(training: Any, engines: dict[str, Any], source: Path, folder: Path, ranks: Ranks) -> None:
+def resume(training: Any, engines: dict[str, Any], source: Path, folder: Path, ranks: Ranks) -> None:
     training.load(source / "half")
     loaded = training.state()
     held = {k: v for prefix, engine in engines.items() for k, v in forward_weights(engine, prefix).items()}
@@ -31,7 +31,7 @@ def go_on(training: Any, engines: dict[str, Any], source: Path, folder: Path, ra
         save_file(loaded, folder / "loaded.safetensors")
     ranks.barrier()
     save_file(held, folder / f"rank{ranks.rank}.safetensors")
-    for step in (generator_case.HALF, generator_case.HALF + 1):
+    for step in (generator_case.CHECKPOINT_STEP, generator_case.CHECKPOINT_STEP + 1):
         training.step(step)
     training.save(folder / "half")
     saved = training.state()
@@ -48,11 +48,11 @@ def main(*folders: str) -> None:
         if case.name in GANS:
             training = Training(case, own, ranks)
             engines = {"model": training.trainer.engine, "discriminator": training.trainer.discriminator}
-            go_on(training, engines, gans / case.name, out / "gans" / case.name, ranks)
+            resume(training, engines, gans / case.name, out / "gans" / case.name, ranks)
     for case in generator_case.CASES:
         if case.name in GENERATORS:
             training = GeneratorTraining(case, own, latents, ranks)
             engines = {"model": training.task.engine}
-            go_on(training, engines, generators / case.name, out / "generators" / case.name, ranks)
+            resume(training, engines, generators / case.name, out / "generators" / case.name, ranks)
     ranks.barrier()
     stop()

@@ -1,4 +1,4 @@
-"""Tiny runs through the DeepSpeed launcher, and how to start them."""
+"""Arguments of tiny runs, and functions to start them with and without the DeepSpeed launcher."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ GENERATOR = [
 
 
 def write_latents(folder: Path) -> Path:
-    """Of 24 images of 128 px, 64, 16 and 4 tokens long."""
+    """Write latents of 24 images of 128 px, 64, 16 and 4 tokens long; return the folder."""
     generator = torch.Generator().manual_seed(0)
     with LatentShardWriter(folder, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
         for number in range(24):

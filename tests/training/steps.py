@@ -1,4 +1,4 @@
-"""Steps of a task without the loop, and a task whose steps are one method."""
+"""Helpers to run steps of a task without the loop, and a base class for minimal tasks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,20 +12,20 @@ from cat_fast.training.step import Backward, Stepper, Steps
 
 
 def train_step(task: Any, step: int) -> dict[str, float]:
-    """Collective: do one step of a run's task; return its metrics."""
+    """Run one step of a run's task and return its metrics. Collective: every rank must call it."""
     return step_metrics(task, task.config, task.ranks, step)
 
 
 def step_metrics(task: Steps, config: RunConfig, ranks: Ranks, step: int) -> dict[str, float]:
-    done = Stepper(task, config, ranks).step(step)
-    assert done
-    return done.metrics()
+    result = Stepper(task, config, ranks).step(step)
+    assert result
+    return result.metrics()
 
 
 class PlainTask:
-    """Implements `step.Steps` by `train_step(step)`, which returns the metrics; no data, no engine.
+    """Implementation of `step.Steps` by `train_step(step)`, which returns the metrics; no data, no engine.
 
-    A step whose metrics hold `SKIPPED` fails the guard.
+    A step with `SKIPPED` in its metrics fails the guard.
     """
 
     amounts = ()

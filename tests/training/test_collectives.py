@@ -1,4 +1,4 @@
-"""Two reductions per step are all that our own code sends: counted, and enough to end both ranks together.
+"""Collectives of our own code: two reductions per step, which also stop both ranks together.
 
 One launch of two ranks trains both tasks: the tokenizer with its GAN, adaptive weight, R1 and LeCam.
 """
@@ -24,16 +24,18 @@ from tests.training.runs import GENERATOR, TOKENIZER, write_latents
 
 KINDS = ("generator", "tokenizer")
 STEPS = 5
-TOLD_IN = 2
-"""The step in which rank 1 is told to stop, or cannot read its batch."""
+STOP_STEP = 2
+"""The step in which rank 1 gets a stop signal, or cannot read its batch."""
 FAMILIES = ("all_", "barrier", "broadcast", "gather", "monitored", "recv", "reduce", "scatter", "send")
 COLLECTIVES = [
     name
     for name, found in vars(torch.distributed).items()
     if name.startswith(FAMILIES) and type(found) is FunctionType
 ]
-CLOCK = ("seconds", "data_seconds", "loader_images_per_second", "slowest_rank", "slowest_rank_over_median")
-"""Metrics that are measured, and differ from run to run."""
+TIMING_METRICS = (
+    "seconds", "data_seconds", "loader_images_per_second", "slowest_rank", "slowest_rank_over_median",
+)  # fmt: skip
+"""Metrics that are measured and differ from run to run."""
 
 
 @pytest.fixture(scope="module")
@@ -49,40 +51,40 @@ def reports(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def losses(run: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in record.items() if k not in CLOCK} for record in read_metrics(run)]
+    return [{k: v for k, v in record.items() if k not in TIMING_METRICS} for record in read_metrics(run)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_without_a_checkpoint_has_two_collectives_of_ours(folder, kind):
     for report in reports(folder, kind):
         last = report["collectives"].pop(str(STEPS - 1))
-        assert len(last) > 2  # the checkpoint's show that they are counted
+        assert len(last) > 2  # those of the checkpoint, which shows that collectives are counted
         assert report["collectives"] == {str(step): ["all_reduce"] * 2 for step in range(STEPS - 1)}
 
 
 def test_the_tokenizer_trains_with_all_of_its_gan(folder):
-    names = {name for record in read_metrics(folder / "tokenizer_straight") for name in record}
+    names = {name for record in read_metrics(folder / "tokenizer_uninterrupted") for name in record}
     assert {"gan", "discriminator_accuracy", "r1", "lecam", "slowest_rank"} <= names
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_stop_request_of_one_rank_after_they_agreed_on_a_step_ends_both_before_the_next(folder, kind):
+def test_a_stop_request_of_one_rank_after_the_second_reduction_stops_both_before_the_next_step(folder, kind):
     for report in reports(folder, kind):
-        assert report["stopped"] == ["SIGUSR1", TOLD_IN + 1]
-        assert report["saved"] == TOLD_IN + 1
-    # Batches that had been drawn by then were put back, and no step's metrics are lost.
-    assert losses(folder / f"{kind}_stopped") == losses(folder / f"{kind}_straight")
+        assert report["stopped"] == ["SIGUSR1", STOP_STEP + 1]
+        assert report["saved"] == STOP_STEP + 1
+    # The batches drawn by then are drawn again, and no step's metrics are lost.
+    assert losses(folder / f"{kind}_stopped") == losses(folder / f"{kind}_uninterrupted")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_that_one_rank_cannot_read_ends_both_in_its_step(folder, kind):
+def test_a_batch_that_one_rank_cannot_read_ends_both_in_the_same_step(folder, kind):
     for report in reports(folder, kind):
         assert report["failed"] == "image 7 is gone (on rank 1)"
-    assert losses(folder / f"{kind}_failed") == losses(folder / f"{kind}_straight")[:TOLD_IN]
+    assert losses(folder / f"{kind}_failed") == losses(folder / f"{kind}_uninterrupted")[:STOP_STEP]
 
 
 def train_on_rank(folder: str) -> None:
-    warnings.simplefilter("ignore", FutureWarning)  # torch's, of DeepSpeed's calls, by the hundred
+    warnings.simplefilter("ignore", FutureWarning)  # hundreds, from DeepSpeed's use of torch
     from cat_fast.training.runtime.ranks import start, stop
 
     ranks = start()
@@ -96,10 +98,10 @@ def _train(kind: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
     from cat_fast.errors import UserError
 
     started = _counted()
-    _run(kind, folder / f"{kind}_straight", ranks, _note_steps(started))
+    _run(kind, folder / f"{kind}_uninterrupted", ranks, _note_steps(started))
     collectives = {step: list(names) for step, names in started.items() if step >= 0}
     run = folder / f"{kind}_stopped"
-    ended = _run(kind, run, ranks, _told_to_stop(ranks))
+    ended = _run(kind, run, ranks, _signal_rank_1(ranks))
     found = CheckpointStore(run / "checkpoints", Ranks()).latest()
     ranks.barrier()
     assert _run(kind, run, ranks) is None
@@ -117,7 +119,7 @@ def _train(kind: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
 
 
 def _run(kind: str, run: Path, ranks: Ranks, change: Callable[[Any], None] = lambda task: None) -> Any:
-    """A run of few steps, of a task with a method changed."""
+    """Run a few steps of a task, after `change` has patched the task."""
     from cat_fast.training import loop
     from cat_fast.training.config.load import load_run
     from cat_fast.training.tasks import make_task
@@ -136,7 +138,7 @@ def _run(kind: str, run: Path, ranks: Ranks, change: Callable[[Any], None] = lam
 
 
 def _counted() -> dict[int, list[str]]:
-    """Names of the collectives that code of ours calls, by the step that was drawn last; -1 before any."""
+    """Count the collectives that cat_fast calls; return their names by the last drawn step, -1 before any."""
     started: dict[int, list[str]] = {-1: []}
     for name in COLLECTIVES:
         original = getattr(torch.distributed, name)
@@ -163,16 +165,16 @@ def _note_steps(started: dict[int, list[str]]) -> Callable[[Any], None]:
     return change
 
 
-def _told_to_stop(ranks: Ranks) -> Callable[[Any], None]:
+def _signal_rank_1(ranks: Ranks) -> Callable[[Any], None]:
     def change(task: Any) -> None:
         update = task.update
 
-        def told(*given: Any) -> None:
+        def signalled(*given: Any) -> None:
             update(*given)
-            if ranks.rank == 1 and ranks.work.step == TOLD_IN:
+            if ranks.rank == 1 and ranks.step_context.step == STOP_STEP:
                 os.kill(os.getpid(), signal.SIGUSR1)
 
-        task.update = told
+        task.update = signalled
 
     return change
 
@@ -184,7 +186,7 @@ def _fails_to_draw(ranks: Ranks) -> Callable[[Any], None]:
         draw = task.draw
 
         def failing(step: int) -> Any:
-            if step == TOLD_IN and ranks.rank == 1:
+            if step == STOP_STEP and ranks.rank == 1:
                 raise UserError("image 7 is gone")
             return draw(step)
 

@@ -1,4 +1,4 @@
-"""Watching a training from outside, with a stand-in for the DeepSpeed launcher: nothing outlives the call."""
+"""`launch`, with a stand-in for the DeepSpeed launcher: arguments, progress, errors, no orphaned ranks."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from cat_fast.training.metrics.run_log import METRICS
 
 @pytest.fixture
 def launcher(tmp_path, monkeypatch):
-    """Puts a shell script in the interpreter's place; it sees the command line that DeepSpeed would."""
+    """Function that replaces the interpreter by a shell script, which gets DeepSpeed's command line."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(launching, "_POLL_SECONDS", 0.02)
 
@@ -38,7 +38,7 @@ def start(tmp_path):
 
 
 def running(pid_file: Path) -> list[int]:
-    """Processes of those noted that still live (a zombie does not)."""
+    """Return the process ids in a file that are still running; zombies do not count."""
     alive = []
     for pid in map(int, pid_file.read_text().split()):
         status = Path(f"/proc/{pid}/stat")
@@ -58,7 +58,7 @@ def record(step: int, loss: float) -> str:
     return f'echo \'{{"step": {step}, "seconds": 0.1, "loss": {loss}}}\' >> run/{METRICS}'
 
 
-def test_the_launcher_is_told_the_ranks_the_module_the_configuration_and_the_overrides(
+def test_the_launcher_gets_the_ranks_the_module_the_configuration_and_the_overrides(
     launcher, start, tmp_path
 ):
     launcher('printf "%s\\n" "$@" > arguments')
@@ -68,7 +68,7 @@ def test_the_launcher_is_told_the_ranks_the_module_the_configuration_and_the_ove
     assert arguments[-5:] == ["--module", "cat_fast.train", "nano.yaml", "output_dir=a b", "seed=1"]
 
 
-def test_steps_are_told_as_they_appear_and_the_last_one_is_not_missed(launcher, start):
+def test_on_step_is_called_as_steps_appear_and_for_the_last_one(launcher, start):
     launcher(f"mkdir run; {record(0, 3.0)}; sleep 0.3; {record(1, 2.0)}; {record(2, 1.0)}")
     seen = []
     start(on_step=lambda done, metrics: seen.append((done, metrics["loss"])))
@@ -76,17 +76,17 @@ def test_steps_are_told_as_they_appear_and_the_last_one_is_not_missed(launcher, 
     assert seen[-1] == (3, 1.0)
 
 
-def test_what_the_run_prints_goes_to_the_log_behind_what_was_there(launcher, start, tmp_path, capfd):
+def test_the_output_of_the_run_is_appended_to_the_log(launcher, start, tmp_path, capfd):
     log = tmp_path / "logs" / "log"
     log.parent.mkdir()
     log.write_text("of an earlier run\n")
-    launcher("echo told; echo warned >&2")
+    launcher("echo printed; echo warned >&2")
     start()
-    assert log.read_text() == "of an earlier run\ntold\nwarned\n"
+    assert log.read_text() == "of an earlier run\nprinted\nwarned\n"
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_failed_run_is_told_with_its_own_error_line(launcher, start, tmp_path):
+def test_the_error_of_a_failed_run_quotes_its_error_line(launcher, start, tmp_path):
     launcher("echo starting; echo 'error: data.index: no such file' >&2; echo bye; exit 2")
     with pytest.raises(UserError, match=r"exit code 2: error: data\.index: no such file") as caught:
         start()
@@ -94,25 +94,25 @@ def test_a_failed_run_is_told_with_its_own_error_line(launcher, start, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("printed", "told"),
+    ("printed", "message"),
     [
         ("Traceback; RuntimeError: out of memory", "RuntimeError: out of memory"),
         ("error (rank 1): the latents are damaged", "error (rank 1): the latents are damaged"),
     ],
 )
-def test_an_error_of_any_rank_is_found(launcher, start, printed, told):
+def test_an_error_of_any_rank_is_found(launcher, start, printed, message):
     launcher(f"echo '{printed}'; exit 1")
     with pytest.raises(UserError) as caught:
         start()
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_an_error_of_an_earlier_run_in_the_same_log_is_not_told_again(launcher, start):
+def test_an_error_of_an_earlier_run_in_the_same_log_is_ignored(launcher, start):
     launcher("echo 'error: the disk is full'; exit 2")
     with pytest.raises(UserError, match="the disk is full"):
         start()
     launcher("kill -9 $$")
-    with pytest.raises(UserError, match="no error line was printed") as caught:
+    with pytest.raises(UserError, match="no error was printed") as caught:
         start()
     assert "disk" not in str(caught.value)
 
@@ -132,7 +132,7 @@ def test_a_rank_does_not_outlive_its_launcher(launcher, start, tmp_path, ending)
 
 
 @pytest.mark.parametrize("stubborn", ["", "trap '' TERM;"])
-def test_ctrl_c_ends_the_ranks_before_it_goes_on(launcher, start, tmp_path, monkeypatch, stubborn):
+def test_ctrl_c_ends_the_ranks_before_it_propagates(launcher, start, tmp_path, monkeypatch, stubborn):
     monkeypatch.setattr(launching, "_GRACE_SECONDS", 0.2)
     launcher(f"{stubborn} {LEAVES_A_RANK}; mkdir run; {record(0, 1.0)}; while true; do sleep 0.1; done")
     noted = []

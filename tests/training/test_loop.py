@@ -1,4 +1,4 @@
-"""The shared loop on a task of one number: when it saves, how it goes on, what it leaves when it cannot."""
+"""Training loop on a task with one number as its state: checkpoints, resume, logging, and failures."""
 
 import errno
 import math
@@ -26,7 +26,7 @@ from tests.training.steps import PlainTask
 
 
 class Counter(PlainTask):
-    """Implements `loop.Task`: its whole state is the sum of the steps it did."""
+    """Implementation of `loop.Task` whose entire state is the sum of its step numbers."""
 
     def __init__(self, fail_at: int = -1, loss_at: dict[int, float] | None = None) -> None:
         self.total = 0
@@ -85,7 +85,7 @@ def test_a_run_does_every_step_saves_on_schedule_and_at_the_end_and_exports(tmp_
 
 
 @pytest.mark.parametrize("fail_at", [-1, 4])
-def test_a_task_is_closed_however_its_run_ends(tmp_path, fail_at):
+def test_the_task_is_closed_after_success_and_failure(tmp_path, fail_at):
     task = Counter(fail_at)
     with pytest.raises(KeyboardInterrupt) if fail_at >= 0 else nullcontext():
         run(task, settings(tmp_path), Ranks())
@@ -102,7 +102,7 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert saved(tmp_path) == [9, 10]
 
 
-def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
+def test_an_interrupted_run_resumes_from_its_last_checkpoint(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):
         run(Counter(fail_at=8), settings(tmp_path), Ranks())
     assert saved(tmp_path) == [3, 6]
@@ -115,7 +115,7 @@ def test_an_interrupted_run_goes_on_from_its_last_checkpoint(tmp_path, capsys):
     assert "step_00000006 at step 6 of 10" in capsys.readouterr().out
 
 
-def test_a_run_told_never_to_resume_starts_over_and_keeps_what_was_there(tmp_path, capsys):
+def test_resume_never_starts_over_and_keeps_the_earlier_run(tmp_path, capsys):
     run(Counter(), settings(tmp_path, total=4), Ranks())
     (tmp_path / "grids").mkdir()
     (tmp_path / "wandb_id").write_text("of the first")
@@ -126,24 +126,24 @@ def test_a_run_told_never_to_resume_starts_over_and_keeps_what_was_there(tmp_pat
         assert task.steps == [0, 1]
         assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1]
         assert saved(tmp_path) == [1, 2]
-        assert f"is kept in {tmp_path / f'earlier_{number}'}" in capsys.readouterr().out
+        assert f"was moved to {tmp_path / f'earlier_{number}'}" in capsys.readouterr().out
     first, second = tmp_path / "earlier_1", tmp_path / "earlier_2"
     assert saved(first) == [3, 4]
     for name in ("grids", "wandb_id", "summary.json", "tensorboard"):
         assert (first / name).exists()
-        assert name == "tensorboard" or not (tmp_path / name).exists(), "a run that failed left none"
+        assert name == "tensorboard" or not (tmp_path / name).exists(), "a failed run writes none"
     assert [r["step"] for r in read_metrics(first)] == [0, 1, 2, 3]
     assert saved(second) == [1, 2]
     assert len(find_runs(tmp_path)) == 1
 
 
-def test_a_fresh_run_told_never_to_resume_moves_nothing(tmp_path):
+def test_resume_never_moves_nothing_in_a_new_folder(tmp_path):
     run(Counter(), settings(tmp_path, total=4, resume="never"), Ranks())
     assert not list(tmp_path.glob("earlier_*"))
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_saved(tmp_path, loss):
+def test_a_non_finite_loss_stops_the_run_and_keeps_its_checkpoints(tmp_path, loss):
     with pytest.raises(UserError, match=r"step 7: loss not finite.*optimizer\.lr"):
         run(Counter(loss_at={7: loss}), settings(tmp_path), Ranks())
     store = CheckpointStore(tmp_path / "checkpoints", Ranks())
@@ -169,7 +169,7 @@ def test_a_longer_schedule_continues_a_finished_run(tmp_path):
     assert exported(tmp_path) == sum(range(6))
 
 
-def test_an_export_replaces_the_old_one_whole(tmp_path):
+def test_an_export_replaces_the_old_one_completely(tmp_path):
     run(Counter(), settings(tmp_path), Ranks())
     (tmp_path / EXPORT / "of_an_older_run").touch()
     half = tmp_path / f".{EXPORT}.part"
@@ -201,12 +201,12 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path):
 
     run(Meddler(), settings(tmp_path, total=2), Ranks())
     assert exported(tmp_path) == 1
-    # The lock goes with the run that held it, not with its file.
+    # The lock is released at the end of the run, although its file stays.
     run(Counter(), settings(tmp_path, total=2), Ranks())
 
 
-class ToldInStep3(Counter):
-    """Is told to end in its fourth step."""
+class StoppedInStep3(Counter):
+    """A task that gets SIGTERM during its fourth step."""
 
     def train_step(self, step: int) -> dict[str, float]:
         if step == 3:
@@ -214,15 +214,15 @@ class ToldInStep3(Counter):
         return super().train_step(step)
 
 
-def test_a_run_that_is_told_to_end_saves_after_its_step_and_goes_on_from_there(tmp_path, capsys):
-    told = ToldInStep3()
-    ended = run(told, settings(tmp_path, every=100), Ranks(), command="train it")
-    assert ended == Preempted("SIGTERM", 4)
-    assert told.steps == [0, 1, 2, 3]
+def test_a_stopped_run_saves_after_its_step_and_resumes_from_there(tmp_path, capsys):
+    stopped = StoppedInStep3()
+    preempted = run(stopped, settings(tmp_path, every=100), Ranks(), command="train it")
+    assert preempted == Preempted("SIGTERM", 4)
+    assert stopped.steps == [0, 1, 2, 3]
     assert saved(tmp_path) == [4]
     assert not (tmp_path / EXPORT).exists()
     assert capsys.readouterr().out == (
-        "preempted (SIGTERM) after step 4 of 10: all of it is saved; go on with: train it\n"
+        "preempted (SIGTERM) after step 4 of 10: checkpoint saved; resume with: train it\n"
     )
     state = summarize(tmp_path)
     assert state
@@ -235,8 +235,8 @@ def test_a_run_that_is_told_to_end_saves_after_its_step_and_goes_on_from_there(t
     assert summarize(tmp_path).state == "finished"
 
 
-class ToldAfterStep3(Counter):
-    """Is told to end when its fourth step has been agreed on."""
+class StoppedAfterStep3(Counter):
+    """A task that gets SIGTERM in its fourth step after the second reduction."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -261,11 +261,11 @@ class ToldAfterStep3(Counter):
 
 
 @pytest.mark.parametrize("every", [100, 4])
-def test_told_after_a_step_was_agreed_on_a_run_ends_before_the_next_and_saves_once(tmp_path, every):
-    told = ToldAfterStep3()
-    assert run(told, settings(tmp_path, every=every), Ranks()) == Preempted("SIGTERM", 4)
-    assert told.steps == told.drawn == [0, 1, 2, 3]
-    assert told.saves == 1
+def test_a_stop_after_the_second_reduction_ends_the_run_before_the_next_step_and_saves_once(tmp_path, every):
+    stopped = StoppedAfterStep3()
+    assert run(stopped, settings(tmp_path, every=every), Ranks()) == Preempted("SIGTERM", 4)
+    assert stopped.steps == stopped.drawn == [0, 1, 2, 3]
+    assert stopped.saves == 1
     assert saved(tmp_path) == [4]
     assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3]
     task = Counter()
@@ -310,12 +310,12 @@ def test_a_step_that_cannot_be_logged_ends_the_run_before_the_next_one_changes_a
     assert [r["step"] for r in read_metrics(tmp_path)] == [0, 1, 2, 3]
 
 
-def test_a_run_that_is_told_to_end_in_its_last_step_just_finishes(tmp_path):
-    assert run(ToldInStep3(), settings(tmp_path, total=4), Ranks()) is None
+def test_a_run_that_is_stopped_in_its_last_step_finishes(tmp_path):
+    assert run(StoppedInStep3(), settings(tmp_path, total=4), Ranks()) is None
     assert exported(tmp_path) == 6
 
 
-def test_a_skipped_step_is_logged_without_what_is_not_finite_and_counted(tmp_path):
+def test_a_skipped_step_is_counted_and_logged_without_non_finite_metrics(tmp_path):
     class Skips(Counter):
         def train_step(self, step: int) -> dict[str, float]:
             metrics = super().train_step(step)
@@ -329,7 +329,7 @@ def test_a_skipped_step_is_logged_without_what_is_not_finite_and_counted(tmp_pat
     assert summarize(tmp_path).skipped == 2
 
 
-def test_skipped_steps_of_before_count_when_a_run_goes_on(tmp_path):
+def test_a_resumed_run_counts_earlier_skipped_steps(tmp_path):
     class Skips(Counter):
         def train_step(self, step: int) -> dict[str, float]:
             metrics = super().train_step(step)
@@ -349,7 +349,7 @@ def test_skipped_steps_of_before_count_when_a_run_goes_on(tmp_path):
         (KeyboardInterrupt(), "interrupted"),
     ],
 )
-def test_a_run_that_fails_tells_why(tmp_path, error, reason):
+def test_a_failed_run_records_its_reason(tmp_path, error, reason):
     class Fails(Counter):
         def train_step(self, step: int) -> dict[str, float]:
             if step == 7:
@@ -365,7 +365,7 @@ def test_a_run_that_fails_tells_why(tmp_path, error, reason):
     assert state.resume.endswith("train it")
 
 
-def test_a_disk_that_is_full_when_saving_is_one_error_and_leaves_the_last_checkpoint_alone(tmp_path):
+def test_a_full_disk_while_saving_raises_one_error_and_keeps_the_last_checkpoint(tmp_path):
     class FullDisk(Counter):
         def save(self, folder: Path) -> None:
             super().save(folder)
@@ -396,23 +396,23 @@ def test_a_checkpoint_that_cannot_be_sealed_ends_the_run_within_steps(tmp_path, 
 
 
 @pytest.mark.parametrize("place", ["/proc/cat_fast", "/sys/cat_fast", "file/run"])
-def test_a_folder_that_cannot_be_written_is_one_error(tmp_path, monkeypatch, place):
-    """Of the kernel's file systems, or below a file: root cannot write there either."""
+def test_a_folder_that_is_not_writable_raises_one_error(tmp_path, monkeypatch, place):
+    """Use folders that even root cannot write: in the kernel's file systems, or below a file."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=f"output_dir: {place}: nothing can be written there"):
+    with pytest.raises(UserError, match=f"output_dir: {place}: not writable"):
         run(Counter(), settings(Path(place)), Ranks())
 
 
 class OnTwoRanks(Counter):
-    """Rank 1 meets a full disk, or is told to end, after a given step; each rank has a file of its own."""
+    """A task that writes one file per rank; rank 1 gets a full disk or a signal in a given step."""
 
-    def __init__(self, ranks: Ranks, full_at: int = -1, told_at: int = -1) -> None:
+    def __init__(self, ranks: Ranks, full_at: int = -1, stopped_at: int = -1) -> None:
         super().__init__()
-        self.ranks, self.full_at, self.told_at = ranks, full_at, told_at
+        self.ranks, self.full_at, self.stopped_at = ranks, full_at, stopped_at
 
     def train_step(self, step: int) -> dict[str, float]:
-        if self.ranks.rank == 1 and step == self.told_at:
+        if self.ranks.rank == 1 and step == self.stopped_at:
             os.kill(os.getpid(), signal.SIGUSR1)
         return super().train_step(step)
 
@@ -429,7 +429,7 @@ class OnTwoRanks(Counter):
             super().export(folder)
 
 
-def test_what_one_rank_meets_ends_both_with_one_message(tmp_path):
+def test_an_error_or_signal_on_one_rank_ends_both_with_one_message(tmp_path):
     outputs = run_ranks("tests.training.test_loop:on_rank", 2, tmp_path)
     for rank, output in enumerate(outputs):
         assert f"rank {rank} failed: {tmp_path}/checkpoints: a checkpoint cannot be written" in output
@@ -447,8 +447,8 @@ def on_rank(folder: str) -> None:
         run(OnTwoRanks(ranks, full_at=5), settings(Path(folder), every=3), ranks)
     except UserError as error:
         print(f"rank {ranks.rank} failed: {error}")
-    ended = run(OnTwoRanks(ranks, told_at=7), settings(Path(folder), every=100), ranks)
-    print(f"rank {ranks.rank} ended: {ended}")
+    preempted = run(OnTwoRanks(ranks, stopped_at=7), settings(Path(folder), every=100), ranks)
+    print(f"rank {ranks.rank} ended: {preempted}")
 
 
 def run_in_own_folder(folder: str) -> None:
@@ -456,7 +456,7 @@ def run_in_own_folder(folder: str) -> None:
     run(Counter(), settings(Path(folder) / f"of_rank_{ranks.rank}"), ranks)
 
 
-def test_ranks_that_do_not_share_their_folder_are_told_before_they_train(tmp_path):
+def test_ranks_that_do_not_share_their_folder_fail_before_training(tmp_path):
     for rank in (0, 1):
         (tmp_path / f"of_rank_{rank}").mkdir()
     outputs = run_ranks("tests.training.test_loop:run_in_own_folder", 2, tmp_path, code=1)

@@ -1,4 +1,4 @@
-"""Runs killed with their launcher: started again, they end where a straight run does."""
+"""Exact resume: a run killed with its launcher and restarted equals an uninterrupted run."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=4")
 
 
 def kill_in_mid_step(process: subprocess.Popen, run: Path, log: Path) -> None:
-    """SIGKILL to the launcher and all ranks, once a step past a checkpoint has been logged."""
+    """Send SIGKILL to the launcher and all ranks, after a step past a checkpoint has been logged."""
     deadline = time.monotonic() + 500
     while len(read_metrics(run)) < KILL_AFTER:
         assert process.poll() is None, log.read_text()
@@ -35,7 +35,7 @@ def kill_in_mid_step(process: subprocess.Popen, run: Path, log: Path) -> None:
 
 
 def last_checkpoint(run: Path) -> list[torch.Tensor]:
-    """Every tensor that the engines of both ranks saved at the end: weights, gradients' moments, counts."""
+    """Return every tensor that the engines of both ranks saved at the end: weights, moments, counts."""
     files = sorted((run / "checkpoints" / f"step_{STEPS:08d}").rglob("*.pt"))
     assert len(files) >= 3
     states = [torch.load(file, map_location="cpu", weights_only=False) for file in files]
@@ -43,9 +43,9 @@ def last_checkpoint(run: Path) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "generator"])
-def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp_path):
+def test_a_killed_and_restarted_run_equals_an_uninterrupted_one(kind, tmp_path):
     latents = write_latents(tmp_path / "latents")
-    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    killed, uninterrupted = tmp_path / "killed", tmp_path / "uninterrupted"
     log = tmp_path / "log"
 
     kill_in_mid_step(start(command(kind, killed, latents, *SCHEDULE), log), killed, log)
@@ -53,28 +53,28 @@ def test_killed_and_started_again_a_run_ends_where_a_straight_run_does(kind, tmp
     left = CheckpointStore(killed / "checkpoints", Ranks()).latest()
     assert left is not None
     assert 0 < left[0] < STEPS
-    # What a kill during the writing of the next checkpoint would have left: nobody may take it for one.
+    # A partial checkpoint, as after a kill while it is written, must not be loaded.
     half = killed / "checkpoints" / f"step_{STEPS - 1:08d}"
     half.mkdir()
     (half / "ema.safetensors").write_bytes(b"half")
 
     resumed, _ = run_ranks(TRAIN, 2, *settings(kind, killed, latents, *SCHEDULE))
     assert f"at step {left[0]} of {STEPS}" in resumed
-    assert "no readable manifest" in resumed
-    run_ranks(TRAIN, 2, *settings(kind, straight, latents, *SCHEDULE))
+    assert "manifest is missing or invalid" in resumed
+    run_ranks(TRAIN, 2, *settings(kind, uninterrupted, latents, *SCHEDULE))
 
     assert [r["step"] for r in read_metrics(killed)] == list(range(STEPS))
     name = "model/diffusion_pytorch_model.safetensors"
-    resumed_weights, straight_weights = load_file(killed / name), load_file(straight / name)
-    assert resumed_weights.keys() == straight_weights.keys()
-    for key, value in straight_weights.items():
+    resumed_weights, expected_weights = load_file(killed / name), load_file(uninterrupted / name)
+    assert resumed_weights.keys() == expected_weights.keys()
+    for key, value in expected_weights.items():
         assert torch.equal(resumed_weights[key], value), key
-    for resumed, expected in zip(*map(last_checkpoint, (killed, straight)), strict=True):
+    for resumed, expected in zip(*map(last_checkpoint, (killed, uninterrupted)), strict=True):
         assert torch.equal(resumed, expected)
-    losses = [[r["loss"] for r in read_metrics(run)] for run in (killed, straight)]
+    losses = [[r["loss"] for r in read_metrics(run)] for run in (killed, uninterrupted)]
     assert losses[0] == losses[1]
     if kind == "tokenizer":
-        records = read_metrics(straight)
+        records = read_metrics(uninterrupted)
         assert "discriminator" not in records[5]
         assert {"l1", "kl", "st_lpips_alex", "gan", "weighted/gan", "discriminator"} <= records[6].keys()
         assert [step for step, record in enumerate(records) if "r1" in record] == [10, 15]

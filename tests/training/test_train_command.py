@@ -1,4 +1,4 @@
-"""`python -m cat_fast.train` on input that cannot be used: one line, exit code 2, and no long wait for it."""
+"""`python -m cat_fast.train` on invalid input: one error line, exit code 2, without importing torch first."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def errors(finished: subprocess.CompletedProcess) -> list[str]:
     return [line for line in finished.stderr.splitlines() if line.startswith("error")]
 
 
-def test_a_missing_configuration_is_told_without_waiting_for_torch(tmp_path):
+def test_a_missing_configuration_is_reported_without_importing_torch(tmp_path):
     script = (
         "import sys\nfrom cat_fast.train import main\n"
         f"code = main([{str(tmp_path / 'no.yaml')!r}])\n"
@@ -41,7 +41,9 @@ def test_a_missing_configuration_is_told_without_waiting_for_torch(tmp_path):
         (MINIMAL, ["data.image_sise=64"], "'data.image_sise'; did you mean 'data.image_size'?"),
     ],
 )
-def test_a_wrong_configuration_is_told_in_one_line_and_writes_nothing(tmp_path, text, override, message):
+def test_an_invalid_configuration_is_reported_in_one_line_and_writes_nothing(
+    tmp_path, text, override, message
+):
     config, out = tmp_path / "run.yaml", tmp_path / "out"
     config.write_text(text.format(out=out))
     (line,) = errors(train(config, *override))
@@ -50,7 +52,7 @@ def test_a_wrong_configuration_is_told_in_one_line_and_writes_nothing(tmp_path, 
     assert not out.exists()
 
 
-def test_a_rank_that_is_not_the_first_says_which_it_is(tmp_path, monkeypatch):
+def test_errors_of_other_ranks_than_0_name_the_rank(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     (line,) = errors(train(tmp_path / "no.yaml"))
     assert line.startswith("error (rank 1): configuration")

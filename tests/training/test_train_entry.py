@@ -1,4 +1,4 @@
-"""What the entry point refuses before it trains, and with which code it ends."""
+"""Entry point of training runs: checks before training, and exit codes."""
 
 import os
 import shlex
@@ -16,16 +16,16 @@ from cat_fast.training.metrics.run_log import read_metrics
 from tests.training.runs import GENERATOR, ROOT, write_latents
 
 
-def test_a_preset_insists_on_its_number_of_ranks(tmp_path, monkeypatch):
+def test_a_preset_with_another_number_of_ranks_is_rejected(tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     path = tmp_path / "preset.yaml"
     path.write_text("task: tokenizer\noutput_dir: runs/x\nworld_size: 64\n")
-    with pytest.raises(UserError, match="made for 64 ranks, and there are 1: start as many"):
+    with pytest.raises(UserError, match=r"expected 64 ranks \(world_size\), got 1: start 64 ranks"):
         train(str(path), [])
 
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_run_that_is_told_to_end_saves_and_says_how_it_goes_on(tmp_path, kind, code):
+def test_a_run_that_gets_a_signal_saves_and_prints_the_command_that_resumes_it(tmp_path, kind, code):
     run = tmp_path / "run"
     config, *overrides = GENERATOR
     given = [
@@ -44,15 +44,15 @@ def test_a_run_that_is_told_to_end_saves_and_says_how_it_goes_on(tmp_path, kind,
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(kind)
-        told, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == code
-    assert f"preempted ({kind.name}) after step {len(read_metrics(run))} of 100000" in told
+    assert f"preempted ({kind.name}) after step {len(read_metrics(run))} of 100000" in output
     state = summarize(run)
     assert state
     assert state.step == len(read_metrics(run))
-    # `never` was for once: what is told goes on.
-    again = told.partition("go on with: ")[2]
+    # The printed command overrides `never`, so that it resumes.
+    again = output.partition("resume with: ")[2]
     assert shlex.split(again)[1:] == ["-m", "cat_fast.train", *given, "checkpoint.resume=auto"]
     assert state.resume.endswith("checkpoint.resume=auto")

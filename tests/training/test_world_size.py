@@ -1,6 +1,6 @@
-"""A checkpoint goes on with another number of ranks: from two to one, and from that one to two.
+"""Resuming with another number of ranks: from two to one, and from one to two.
 
-Each time every weight, moment, count of steps and average is what was saved.
+Every weight, moment, step count and average must equal the saved one.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ KINDS = [f"gans/{name}" for name in GANS] + [f"generators/{name}" for name in GE
 
 @pytest.fixture(scope="module")
 def on_one_rank(latents, gans, generators, tmp_path_factory):
-    """What one rank left that went on from the checkpoints of two."""
+    """Output folder of one rank that resumed from the checkpoints of two."""
     out = tmp_path_factory.mktemp("one")
     run_ranks(WORKER, 1, latents, gans, generators, out)
     return out
@@ -41,27 +41,27 @@ def require_loaded(source: Path, folder: Path, world_size: int) -> None:
     after = load_file(folder / "saved.safetensors")
     assert after["model.step"].item() == saved["model.step"].item() + 2
     assert all(value.isfinite().all() for value in after.values())
-    # Nothing of the joined form is left beside the checkpoint.
+    # The temporary universal checkpoint is deleted.
     assert sorted(path.name for path in source.iterdir() if path.name.startswith(".")) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_rank_goes_on_where_two_stopped(kind, gans, generators, on_one_rank):
+def test_one_rank_resumes_from_two(kind, gans, generators, on_one_rank):
     source = {"gans": gans, "generators": generators}[kind.split("/")[0]] / kind.split("/")[1]
     require_loaded(source, on_one_rank / kind, 1)
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_where_one_stopped(latents, on_one_rank, tmp_path):
+def test_two_ranks_resume_from_one(latents, on_one_rank, tmp_path):
     run_ranks(WORKER, 2, latents, on_one_rank / "gans", on_one_rank / "generators", tmp_path)
     for kind in KINDS:
         require_loaded(on_one_rank / kind, tmp_path / kind, 2)
 
 
 @pytest.mark.parametrize(("saved", "stage"), [("generators/zero3", 2), ("gans/zero1", 3), ("gans/zero1", 0)])
-def test_a_checkpoint_of_another_stage_is_refused(saved, stage, gans, generators):
+def test_a_checkpoint_of_another_zero_stage_is_rejected(saved, stage, gans, generators):
     kind, name = saved.split("/")
     folder = gans / name / "half/autoencoder" if kind == "gans" else generators / name / "half/generator"
     engine = SimpleNamespace(zero_optimization_stage=lambda: stage)
-    with pytest.raises(UserError, match="go on with the stage of its run"):
+    with pytest.raises(UserError, match="resume with stage"):
         load_engine(engine, folder, Ranks())

@@ -1,4 +1,4 @@
-"""Ranks that are threads of the test: what they say to one another is real, and no process has to start.
+"""Ranks as threads of the test process, with real collectives and without starting processes.
 
 first, second = on_thread_ranks(2, lambda ranks: make_source(config, ranks))
 """
@@ -13,12 +13,12 @@ import torch
 from cat_fast.training.runtime.ranks import Ranks
 
 T = TypeVar("T")
-PATIENCE = 60
-"""Seconds that a rank waits for others; where one raises alone, this ends the test."""
+TIMEOUT = 60
+"""Seconds that a rank waits for the others, so that a rank that raises alone does not hang the test."""
 
 
 def on_thread_ranks(world_size: int, function: Callable[[Ranks], T]) -> list[T]:
-    """What the function returns on each rank, or what the first that raises does."""
+    """Return the function's results on all ranks, or raise the first rank's exception."""
     table = _Table(world_size)
     with ThreadPoolExecutor(world_size) as pool:
         futures = [pool.submit(function, ThreadRanks(rank, table)) for rank in range(world_size)]
@@ -26,7 +26,7 @@ def on_thread_ranks(world_size: int, function: Callable[[Ranks], T]) -> list[T]:
 
 
 class ThreadRanks(Ranks):
-    """One of several, in a thread of its own."""
+    """One of several ranks, each in its own thread."""
 
     def __init__(self, rank: int, table: "_Table") -> None:
         super().__init__(rank=rank, world_size=len(table.values))
@@ -46,11 +46,11 @@ class ThreadRanks(Ranks):
 
 
 class _Table:
-    """Where each rank lays down its value and takes those of all."""
+    """Shared table in which ranks exchange their values."""
 
     def __init__(self, size: int) -> None:
         self.values: list[Any] = [None] * size
-        self.barrier = threading.Barrier(size, timeout=PATIENCE)
+        self.barrier = threading.Barrier(size, timeout=TIMEOUT)
 
     def exchange(self, rank: int, value: Any) -> list[Any]:
         self.values[rank] = value

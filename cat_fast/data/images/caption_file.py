@@ -5,7 +5,7 @@ from pathlib import Path
 from cat_fast.errors import UserError
 
 
-def caption_beside(photo: Path) -> str:
+def read_caption(photo: Path) -> str:
     """Return the text of PHOTO.txt or PHOTO.jpg.txt next to PHOTO.jpg, on one line; empty if neither exists.
 
     Raises:

@@ -41,24 +41,25 @@ def contact_sheet(
         labels: up to three lines per row, drawn to its left.
     """
     with rows[0][0].open() as first:
-        side = first.width
-    cell = min(max_cell, side * max(1, -(-MIN_CELL // side)))
-    resampling = Image.Resampling.NEAREST if cell >= side else Image.Resampling.LANCZOS
+        side = max(first.size)
+        longest = min(max_cell, side * max(1, -(-MIN_CELL // side)))
+        cell_x, cell_y = (max(1, round(length * longest / side)) for length in first.size)
+    resampling = Image.Resampling.NEAREST if longest >= side else Image.Resampling.LANCZOS
     notes = max(len(one.notes) for row in rows for one in row)
     left, top = GAP + GUTTER * bool(labels), HEADER if title else GAP
-    step_x, step_y = cell + GAP, cell + notes * LINE + GAP
+    step_x, step_y = cell_x + GAP, cell_y + notes * LINE + GAP
     sheet = Image.new("RGB", (left + len(rows[0]) * step_x, top + len(rows) * step_y), "white")
     ink = ImageDraw.Draw(sheet)
     ink.text((GAP, HEADER / 2), title, _INK, _font(16), anchor="lm")
     for y, row in zip(range(top, sheet.height, step_y), rows, strict=False):
         for x, one in zip(range(left, sheet.width, step_x), row, strict=False):
             with one.open() as image:
-                sheet.paste(image.convert("RGB").resize((cell, cell), resampling), (x, y))
+                sheet.paste(image.convert("RGB").resize((cell_x, cell_y), resampling), (x, y))
             for number, note in enumerate(one.notes):
-                place = (x, y + cell + 3 + number * LINE)
-                ink.text(place, _cut(note, cell, ink, _font(13)), _FAINT if number else _INK, _font(13))
+                place = (x, y + cell_y + 3 + number * LINE)
+                ink.text(place, _cut(note, cell_x, ink, _font(13)), _FAINT if number else _INK, _font(13))
     for number, lines in enumerate(labels):
-        middle = top + number * step_y + cell / 2
+        middle = top + number * step_y + cell_y / 2
         offsets = _LABEL_OFFSETS if len(lines) > 1 else (0,)
         for line, (offset, text) in enumerate(zip(offsets, lines, strict=False)):
             font, colour = (_font(14), _FAINT) if line else (_font(20), _INK)

@@ -214,7 +214,7 @@ class LatentDataset(Dataset[LatentSample]):
 
     def __getitem__(self, index: int) -> LatentSample:
         entry = self.entries[index]
-        latent = self._reader.read(self.entries.place_of(index), entry.key)
+        latent = self._reader.read(self.entries.locate(index), entry.key)
         latent = (latent - per_channel(self.shift_factor)) * per_channel(self.scaling_factor)
         return LatentSample(key=entry.key, latent=latent, label=entry.label, ratio=entry.ratio)
 

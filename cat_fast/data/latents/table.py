@@ -106,7 +106,7 @@ class LatentTable(Sequence[LatentEntry]):
             digest.update(column.tobytes())
         digest.update("\0".join(self._keys.to_pylist()).encode())
 
-    def place_of(self, index: int) -> Location:
+    def locate(self, index: int) -> Location:
         """Return the location of row `index`."""
         index = range(len(self))[index]
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1

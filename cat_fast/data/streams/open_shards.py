@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 
 from cat_fast.data.streams.formats.base import Entry, Rating, Shard, ShardSet, UnreadableShard
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.pool import TaskFailure, WorkerPool
 from cat_fast.data.streams.shard_assignment import RankShards
 from cat_fast.errors import UserError
@@ -31,7 +31,7 @@ class OpenShards:
         shards: ShardSet,
         rating: Rating | None,
         pool: WorkerPool,
-        problems: Problems,
+        problems: ProblemLog,
         capacity: int,
         stop_at_unreadable: bool,
     ) -> None:

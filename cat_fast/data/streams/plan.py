@@ -75,7 +75,7 @@ class PlanCursor:
         self.drawn = {ratio: int(state["drawn"][str(ratio)]) for ratio in self.ratios}
 
 
-def counted(shards: ShardSet, rating: Rating, max_shards: int = SHARDS_COUNTED) -> Mix:
+def count_mix(shards: ShardSet, rating: Rating, max_shards: int = SHARDS_COUNTED) -> Mix:
     """Count the images of each ratio, using the labels of at most `max_shards` shards spread over the set.
 
     Raises:

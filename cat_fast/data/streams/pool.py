@@ -124,10 +124,10 @@ def _guarded(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
 def _init_worker() -> None:
     for kind in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(kind, signal.SIG_IGN)
-    end_with_parent()
+    exit_with_parent()
 
 
-def end_with_parent() -> None:
+def exit_with_parent() -> None:
     """Exit this process when its parent dies.
 
     Otherwise it would outlive a killed parent: it waits on a pipe whose other end it holds itself.

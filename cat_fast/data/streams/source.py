@@ -16,7 +16,7 @@ from cat_fast.data.streams.buffers import Position, RatioReader, Sample
 from cat_fast.data.streams.decoding import Crop, CropSettings, crop_seed, decode_crop
 from cat_fast.data.streams.formats.base import Entry, Rating, ShardSet
 from cat_fast.data.streams.formats.config import StreamConfig
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.image_cache import ImageCache
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.plan import Mix, PlanCursor, PlannedStep
@@ -49,7 +49,7 @@ class StreamSource:
         rank: int,
         world_size: int,
         seed: int,
-        problems: Problems,
+        problems: ProblemLog,
         cache_bytes: int = 0,
     ) -> None:
         self.plan, self.crop, self.config = PlanCursor(make_plan, mix, rank), crop, config

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cat_fast.complexity import Description, read_descriptions
-from cat_fast.data.images.caption_file import caption_beside
+from cat_fast.data.images.caption_file import read_caption
 from cat_fast.errors import UserError
 
 
@@ -41,7 +41,7 @@ class PhotoDescriptions:
         for name in (str(photo), photo.name, photo.stem):
             if name in self.rows:
                 return self.rows[name]
-        caption = self.caption or caption_beside(photo)
+        caption = self.caption or read_caption(photo)
         return Description(caption, self.has_text, self.has_faces) if caption else None
 
 

@@ -14,7 +14,7 @@ from cat_fast.data.latents.inputs import INPUT_SHARDS
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.errors import UserError
@@ -120,7 +120,7 @@ def open_images(source: str) -> ShardSet:
     if path.is_dir() and not any(path.glob("*.tar")):
         return FolderShards(path, described=True)
     if path.is_dir() or "://" in source or source.endswith((".tar", ".tar.gz")) or set(source) & set("*{"):
-        problems = Problems()
+        problems = ProblemLog()
         remote = Remote(StreamConfig(), problems)
         return TarShards(list_shards(source, remote), remote, problems)
     return IndexShards(path)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cat_fast.data.streams.pool import end_with_parent
+from cat_fast.data.streams.pool import exit_with_parent
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_shards import ShardEncoder
 from cat_fast.inference.encoding.shard_plan import EncodeShardsSettings, EncodingSummary, OnProgress, WorkUnit
@@ -88,7 +88,7 @@ def _start(
     errors: Any,
 ) -> None:
     global _worker  # noqa: PLW0603 # set once, by the pool's initializer
-    end_with_parent()
+    exit_with_parent()
     torch.set_num_threads(_num_threads(workers))
     slot = slots.get()
     try:

@@ -1,1 +1,1 @@
-"""`CATPipeline`, and its assembly from trained models."""
+"""`CATPipeline`, its saved layout and its assembly from trained models."""

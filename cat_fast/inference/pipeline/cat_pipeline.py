@@ -1,175 +1,240 @@
-"""`CATPipeline`: labels or descriptions in, images out, each with the number of tokens its complexity
-earns.
+"""`CATPipeline`: a diffusers pipeline from labels or descriptions to images at a ratio chosen per image.
 
-    pipeline = CATPipeline.from_pretrained("runs/demo/pipeline")
-    output = pipeline(["sky", "text"], steps=50, seed=7)
+    pipeline = CATPipeline.from_pretrained("runs/demo/pipeline").to("cuda")
+    output = pipeline(["sky", "text"], num_inference_steps=50)
     output.images[0].save("sky.png")
 
-A call is `plan` (which images), `batches` (which of them share a forward pass), `draw` for each batch.
-Whoever draws many images does these steps for himself, and can stop between two batches: the same batch is
-drawn to the same bits again, while among other neighbours an image is the same up to rounding.
+A call runs `plan` (prompts to requests), `batches` (requests that share a forward pass) and `draw` per batch.
+For large runs, call these steps directly. A batch drawn again gives the same bits; with other images in the
+batch, an image is the same up to rounding.
 """
 
 import difflib
-import hashlib
-import json
 import math
+import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import diffusers
+import numpy as np
 import torch
-from PIL import Image
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
 
 from cat_fast.complexity import (
     Description,
     RatioThresholds,
     default_scorer,
+    default_thresholds,
     ratios_within_budget,
-    tokens_per_image,
 )
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import require_writable
 from cat_fast.data.images.io import tensor_to_image
 from cat_fast.data.latents.moments import per_channel
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, one_line
 from cat_fast.generator import DiT, SampleRequest, sample
-from cat_fast.generator.diffusion import Schedule, load_schedule
+from cat_fast.generator.diffusion import Schedule
 from cat_fast.generator.sampling import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
-from cat_fast.models.load import load_model, load_tokenizer
-from cat_fast.packing import TokenBudgetPacker
+from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
+from cat_fast.inference.pipeline.folder import INDEX, check_folder, check_weights, find_damage, find_folder
+from cat_fast.packing import PackedSequence, TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 MAX_TOKENS = 16_384
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _DECODE_BATCH = 8
 
-SETTINGS = "pipeline.json"
-TOKENIZER, GENERATOR, SCHEDULER = "tokenizer", "generator", "scheduler"
-
 Prompt = str | int | Description
-"""A label, its index, or a description: a string that is no label is one."""
+"""A label, its index, or a description; a string that is not a label is a description."""
+OutputType = Literal["pil", "np", "pt", "latent"]
+Callback = Callable[["CATPipeline", int, torch.Tensor, dict[str, Any]], dict[str, Any] | None]
+"""Called as ``callback(pipeline, step, timestep, callback_kwargs)``, as in diffusers."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CATOutput:
-    """The images of one call, in the order of its prompts."""
+@dataclass
+class CATOutput(BaseOutput):
+    """Images of one call, in the order of its prompts."""
 
-    images: list[Image.Image]
+    images: Any
+    """List of PIL images or (c, h, w) latents, or (N, H, W, 3) array or (N, 3, H, W) tensor in [0, 1]."""
     ratios: list[int]
     """Compression ratio of each image."""
     tokens: list[int]
-    """Tokens of each image."""
+    """Number of tokens of each image."""
 
 
-class CATPipeline:
-    """Label or description -> ratio -> tokens -> image.
+class CATPipeline(DiffusionPipeline):
+    """Pipeline for class- and text-conditional generation at a compression ratio chosen per image.
 
     Args:
-        tokenizer: decodes the latents.
-        generator: draws them; must be trained on latents of this tokenizer.
-        scheduler: the noise schedule of its training.
-        labels: names of the generator's classes, in order.
-        thresholds: from complexity score to ratio, for ``ratio="auto"``.
-        resolution: side of the images in pixels, unless a call says otherwise.
-        descriptions: what "auto" scores in place of "this is an image of LABEL", one for each label: the
-            place to say that a class shows text or faces. A generator with text is told their captions.
-        text_encoder: name or folder of the encoder that a generator with text was trained with.
-        text_encoder_fingerprint: of its weights, for a generator that does not tell.
+        vae: decodes the latents.
+        transformer: DiT trained on latents of this `vae`.
+        scheduler: noise schedule of its training, or another scheduler made from its configuration.
+        text_encoder: encoder that the transformer was trained with, if it was trained with text.
+        labels: class names of the transformer, in order; the class numbers if None.
+        thresholds: map complexity scores to ratios for ``ratio="auto"``; `default_thresholds()` if None.
+        resolution: default side of the images in pixels; if None, the one at which the grid of the lowest
+            ratio fills the transformer's `position_frame`.
+        descriptions: description of each label, scored for ``ratio="auto"`` and encoded by `text_encoder`;
+            "this is an image of LABEL" if None. Set `has_text` and `has_faces` of classes here.
 
     Raises:
-        UserError: parts that do not belong together.
+        UserError: components of another class, or that were not trained together.
     """
+
+    model_cpu_offload_seq: Any = "text_encoder->transformer->vae"
+    _optional_components = list(OPTIONAL)  # noqa: RUF012 # diffusers' own attribute
+    _callback_tensor_inputs = ("latents",)
+
+    vae: NestedAutoencoderKL
+    transformer: DiT
+    scheduler: Schedule
+    text_encoder: TextEncoder | None
 
     def __init__(
         self,
-        tokenizer: NestedAutoencoderKL,
-        generator: DiT,
+        vae: NestedAutoencoderKL,
+        transformer: DiT,
         scheduler: Schedule,
-        labels: Sequence[str],
-        thresholds: RatioThresholds,
+        text_encoder: TextEncoder | None = None,
         *,
-        resolution: int,
-        descriptions: Sequence[Description] | None = None,
-        text_encoder: str | None = None,
-        text_encoder_fingerprint: str | None = None,
+        labels: Sequence[str] | None = None,
+        thresholds: RatioThresholds | Sequence[int] | None = None,
+        resolution: int | None = None,
+        descriptions: Sequence[Description] | Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        _require_fitting(tokenizer, generator, labels, descriptions)
-        self.tokenizer = tokenizer.eval()
-        self.generator = generator.eval()
-        self.scheduler = scheduler
-        self.labels = list(labels)
-        self.thresholds = thresholds
-        self.resolution = resolution
-        self.descriptions = list(descriptions or map(Description.from_label, labels))
-        self.text_encoder = _load_text_encoder(text_encoder, generator, text_encoder_fingerprint)
-        self._number_of = {label: number for number, label in enumerate(self.labels)}
+        super().__init__()
+        parts = {
+            "vae": vae,
+            "transformer": transformer,
+            "scheduler": scheduler,
+            "text_encoder": text_encoder,
+        }
+        check_classes(parts)
+        config = transformer.config
+        if labels is None:
+            labels = [str(number) for number in range(config.num_classes)]
+        if resolution is None:
+            resolution = config.position_frame * min(config.ratios) * config.patch_size
+        check_fit(vae, transformer, text_encoder)
+        _check_settings(labels, resolution, descriptions, config.num_classes)
+        self.register_modules(**parts)
+        vae.eval()
+        transformer.eval()
+        self._labels = list(labels)
+        self._thresholds = _as_thresholds(thresholds)
+        self._descriptions = list(map(_as_description, descriptions or map(Description.from_label, labels)))
+        self._class_of = {label: number for number, label in enumerate(self._labels)}
+        self.register_to_config(
+            labels=self._labels,
+            thresholds=[self._thresholds.a, self._thresholds.b],
+            resolution=resolution,
+            descriptions=[asdict(description) for description in self._descriptions],
+        )
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move all models."""
-        self.tokenizer.to(device)  # type: ignore[arg-type]
-        self.generator.to(device)  # type: ignore[arg-type]
-        if self.text_encoder is not None:
-            self.text_encoder.to(device)
-        return self
+    @property
+    def labels(self) -> list[str]:
+        """Class names, in order."""
+        return self._labels
 
+    @property
+    def descriptions(self) -> list[Description]:
+        """Description of each label."""
+        return self._descriptions
+
+    @property
+    def thresholds(self) -> RatioThresholds:
+        """Complexity scores at which the ratio changes."""
+        return self._thresholds
+
+    @property
+    def resolution(self) -> int:
+        """Default side of the images in pixels."""
+        return self.config["resolution"]
+
+    @torch.no_grad()
     def __call__(
         self,
         prompts: Prompt | Sequence[Prompt],
         *,
         ratio: Literal["auto"] | int = "auto",
         mean_tokens: float | None = None,
-        steps: int = 250,
-        guidance: float = 1.5,
-        seed: int = 0,
-        size: int | None = None,
-        scheduler: Sampler = "ddpm",
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 250,
+        guidance_scale: float = 1.5,
+        scheduler: Sampler | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         max_tokens: int = MAX_TOKENS,
-        on_step: Callable[[int, int], None] | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> CATOutput:
-        """Draw one image for each prompt; the defaults are the paper's sampling.
+        """Draw one image per prompt; the defaults are the paper's sampling.
 
         Args:
-            prompts: labels, indices of classes, or, for a generator with text, descriptions.
-            ratio: one for all, or "auto": from each prompt's complexity.
-            mean_tokens: in place of `ratio`: what an image of this call may cost in the mean.
-            steps: of the sampler.
-            guidance: classifier-free guidance scale; 1 is none.
-            seed: image i is drawn from seed + i, whatever else is drawn beside it.
-            size: side of the images in pixels.
-            scheduler: "ddpm", or "ddim" or "dpm++", which need far fewer steps; of a flow "euler".
-            max_tokens: most tokens in one forward pass, unconditional twins included.
-            on_step: called after every step with the number of steps done and of steps in all.
+            prompts: labels, class numbers or, for a transformer trained with text, descriptions.
+            ratio: compression ratio of all images, or "auto" to choose it from each prompt's complexity.
+            mean_tokens: budget of tokens per image for this call, used in place of `ratio`.
+            height, width: size of the images in pixels; `resolution` if None. Both must be multiples of
+                ratio * patch_size.
+            num_inference_steps: number of steps of the scheduler.
+            guidance_scale: classifier-free guidance scale; 1 disables guidance.
+            scheduler: "ddpm", "ddim", "dpm++" or, for a flow, "euler", used in place of the pipeline's
+                scheduler. "ddim" and "dpm++" need 30 to 50 steps.
+            generator: one generator per image, which alone determines its noise. A single one seeds a
+                generator per image if there are several; None takes the seeds from torch's default generator.
+            max_tokens: maximum number of tokens per forward pass, with the unconditional half of guidance.
+            output_type: "pil", "np" or "pt" for images, "latent" for latents in the transformer's scale.
+            return_dict: return a `CATOutput`; otherwise a tuple (images, ratios, tokens).
+            callback_on_step_end: called as ``callback(pipeline, step, timestep, callback_kwargs)`` after
+                every step of every batch; may return a dictionary with other "latents".
+            callback_on_step_end_tensor_inputs: keys of `callback_kwargs`. "latents" is the list of latents of
+                the batch, (c, h, w) each.
 
         Raises:
-            UserError: an unknown label, ratio, scheduler or size, or a budget that pays no image.
+            UserError: an unknown label, ratio, scheduler or output type, a size that does not divide into
+                patches, a wrong number of generators, or a token budget too small for one image.
         """
-        requests = self.plan(prompts, ratio=ratio, mean_tokens=mean_tokens, seed=seed, size=size)
-        batches = self.batches(requests, guidance=guidance, max_tokens=max_tokens)
-        images: dict[int, Image.Image] = {}
-        done = 0
+        _check_choice("output_type", output_type, OUTPUT_TYPES)
+        requests = self.plan(prompts, ratio=ratio, mean_tokens=mean_tokens, height=height, width=width)
+        generators = _one_per_image(generator, len(requests))
+        batches = self.batches(requests, guidance_scale=guidance_scale, max_tokens=max_tokens)
+        images: dict[int, Any] = {}
+        with self.progress_bar(total=num_inference_steps * len(batches)) as bar:
 
-        def count_step() -> None:
-            nonlocal done
-            done += 1
-            if on_step is not None:
-                on_step(done, steps * len(batches))
+            def on_step_end(
+                pipeline: CATPipeline, step: int, timestep: torch.Tensor, values: dict[str, Any]
+            ) -> dict[str, Any] | None:
+                bar.update()
+                return callback_on_step_end and callback_on_step_end(pipeline, step, timestep, values)
 
-        for batch in batches:
-            drawn = self.draw(
-                [requests[i] for i in batch],
-                steps=steps,
-                guidance=guidance,
-                scheduler=scheduler,
-                on_step=count_step,
-            )
-            images |= zip(batch, drawn, strict=True)
-        return CATOutput(
-            images=[images[i] for i in range(len(requests))],
+            for batch in batches:
+                drawn = self.draw(
+                    [requests[i] for i in batch],
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    scheduler=scheduler,
+                    generators=[generators[i] for i in batch],
+                    output_type=output_type,
+                    callback_on_step_end=on_step_end,
+                    callback_on_step_end_tensor_inputs=(
+                        callback_on_step_end_tensor_inputs if callback_on_step_end else ()
+                    ),
+                )
+                images |= zip(batch, drawn, strict=True)
+        self.maybe_free_model_hooks()
+        output = CATOutput(
+            images=_stack([images[i] for i in range(len(requests))], output_type),
             ratios=[request.ratio for request in requests],
             tokens=[request.num_tokens for request in requests],
         )
+        return output if return_dict else output.to_tuple()  # type: ignore[return-value] # as documented
 
     def plan(
         self,
@@ -177,114 +242,166 @@ class CATPipeline:
         *,
         ratio: Literal["auto"] | int = "auto",
         mean_tokens: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
         seed: int = 0,
-        size: int | None = None,
     ) -> list[SampleRequest]:
-        """The images of a call, one for each prompt; arguments and errors are those of `__call__`."""
+        """Return the request of each image, to be drawn from seed + its index; see `__call__`."""
         given = [prompts] if isinstance(prompts, str | int | Description) else prompts
-        meant = [self._meaning(prompt) for prompt in given]
-        if not meant:
-            raise UserError("no label to draw: expected at least one")
-        size = self.resolution if size is None else size
-        ratios = self._ratios([description for _, description in meant], ratio, mean_tokens, size)
+        resolved = [self._resolve(prompt) for prompt in given]
+        if not resolved:
+            raise UserError("no prompts: expected at least one label or description")
+        size = (
+            self.resolution if height is None else height,
+            self.resolution if width is None else width,
+        )
+        ratios = self._ratios([description for _, description in resolved], ratio, mean_tokens, size)
         return [
             self._request(label, description, f, seed + i, size)
-            for i, ((label, description), f) in enumerate(zip(meant, ratios, strict=True))
+            for i, ((label, description), f) in enumerate(zip(resolved, ratios, strict=True))
         ]
 
     def batches(
-        self, requests: Sequence[SampleRequest], *, guidance: float = 1.5, max_tokens: int = MAX_TOKENS
+        self, requests: Sequence[SampleRequest], *, guidance_scale: float = 1.5, max_tokens: int = MAX_TOKENS
     ) -> list[list[int]]:
-        """Which requests, by their place, share a forward pass: a function of the arguments alone.
+        """Return the indices of requests that share a forward pass; depends on the arguments only.
 
         Raises:
-            UserError: one of them alone is more than `max_tokens`.
+            UserError: a request exceeds `max_tokens` by itself.
         """
-        twins = 1 if guidance == 1 else 2
-        _require_room(requests, twins, max_tokens)
+        passes = 1 if guidance_scale == 1 else 2
+        _check_room(requests, passes, max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
-        # equal lengths side by side attend in one call
+        # requests of equal length next to each other share one attention call
         by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
-        return list(packer.pack((i, twins * requests[i].num_tokens) for i in by_length))
+        return list(packer.pack((i, passes * requests[i].num_tokens) for i in by_length))
 
     @torch.no_grad()
     def draw(
         self,
         requests: Sequence[SampleRequest],
         *,
-        steps: int = 250,
-        guidance: float = 1.5,
-        scheduler: Sampler = "ddpm",
-        on_step: Callable[[], None] | None = None,
-    ) -> list[Image.Image]:
-        """The images of one batch; arguments are those of `__call__`, errors those of `sample`."""
+        num_inference_steps: int = 250,
+        guidance_scale: float = 1.5,
+        scheduler: Sampler | None = None,
+        generators: Sequence[torch.Generator] | None = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> list[Any]:
+        """Draw one batch of requests.
+
+        Args:
+            requests: share each forward pass.
+            generators: one per request; by default each is seeded with the request's `seed`.
+
+        The other arguments, and the errors, are those of `__call__`. No progress bar is shown.
+
+        Returns:
+            One image per request: PIL image, (H, W, 3) array, (3, H, W) tensor or (c, h, w) latent.
+        """
+        _check_choice("output_type", output_type, OUTPUT_TYPES)
+        check_classes({"scheduler": self.scheduler})
+        for name in callback_on_step_end_tensor_inputs:
+            _check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
+        device, patch = self._execution_device, self.transformer.config.patch_size
+        ratios = [request.ratio for request in requests]
+
+        def on_step(step: int, timestep: torch.Tensor, packed: PackedSequence) -> PackedSequence | None:
+            if callback_on_step_end is None:
+                return None
+            values = (
+                {"latents": packed.to_latents(patch)}
+                if "latents" in callback_on_step_end_tensor_inputs
+                else {}
+            )
+            changed = (callback_on_step_end(self, step, timestep, values) or {}).get("latents")
+            if changed is None:
+                return None
+            return packed.replace(tokens=PackedSequence.from_latents(changed, ratios, patch).tokens)
+
         text = None if self.text_encoder is None else self.text_encoder([r.text for r in requests])
         latents = sample(
-            self.generator,
+            self.transformer,
             requests,
             self.scheduler,
             sampler=scheduler,
-            steps=steps,
-            guidance=guidance,
-            text=None if text is None else text.to(self.generator.device, self.generator.dtype),
+            steps=num_inference_steps,
+            guidance=guidance_scale,
+            text=None if text is None else text.to(device, self.transformer.dtype),
+            generators=generators,
+            device=device,
             on_step=on_step,
         )
-        return self._decode(latents, [request.ratio for request in requests])
+        if output_type == "latent":
+            return latents
+        return [_convert(image, output_type) for image in self._decode(latents, ratios)]
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the whole pipeline: tokenizer/, generator/, scheduler/ and, last, pipeline.json.
+    def save_pretrained(  # type: ignore[override] # diffusers' options are passed on
+        self, save_directory: str | os.PathLike[str], **options: Any
+    ) -> None:
+        """Write every component to a sub-folder and, last, model_index.json with the settings.
 
-        Of a text encoder the name and fingerprint are written, not the model: it is as it was published.
+        text_encoder/ holds a name and a fingerprint, not the published weights.
+
+        Args:
+            save_directory: created if missing.
+            options: those of diffusers' `save_pretrained`, such as `variant` and `max_shard_size`.
 
         Raises:
-            UserError: nothing can be written there.
+            UserError: the folder cannot be written.
         """
-        folder = Path(folder)
-        require_writable(folder / SETTINGS)
-        # without it a half-written folder is not taken for a pipeline
-        (folder / SETTINGS).unlink(missing_ok=True)
-        self.tokenizer.save_pretrained(folder / TOKENIZER)
-        self.generator.save_pretrained(folder / GENERATOR)
-        self.scheduler.save_pretrained(folder / SCHEDULER)
-        encoder = self.text_encoder
-        settings = {
-            "labels": self.labels,
-            "descriptions": [asdict(description) for description in self.descriptions],
-            "thresholds": [self.thresholds.a, self.thresholds.b],
-            "resolution": self.resolution,
-            "text_encoder": None if encoder is None else encoder.name,
-            "text_encoder_fingerprint": None if encoder is None else encoder.fingerprint(),
-        }
-        with atomic_write(folder / SETTINGS) as part:
-            part.write_text(json.dumps(settings, ensure_ascii=False, indent=2), encoding="utf-8")
+        index = Path(save_directory) / INDEX
+        require_writable(index)
+        index.unlink(missing_ok=True)  # without it, an interrupted save does not look like a pipeline
+        super().save_pretrained(str(save_directory), **options)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read what `save_pretrained` wrote.
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
+        """Load a pipeline that `save_pretrained` wrote, from a folder or from the Hugging Face hub.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or the name of a repository, "owner/name".
+            options: those of diffusers' `from_pretrained`, such as `torch_dtype` and `variant`; components by
+                name, used in place of those in the folder; and the settings of `CATPipeline`.
 
         Raises:
-            UserError: the folder is no whole pipeline, or its text encoder is another one now.
+            UserError: the folder is not a complete pipeline, has the layout of an earlier version, or holds a
+                component of another class.
         """
-        return cls(**_load_arguments(Path(folder)))
+        folder = find_folder(pretrained_model_name_or_path, options)
+        check_folder(folder, given=options)
+        try:
+            pipeline = super().from_pretrained(str(folder), **options)
+        except Exception as error:  # a missing, truncated or mismatched file each raises something else
+            if "variant" not in options and (damage := find_damage(folder, given=options)):
+                raise UserError(f"{folder} is not a complete pipeline: {damage}") from error
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{folder} cannot be loaded: {one_line(error)}") from error
+        for part in ("vae", "transformer"):
+            if part not in options:
+                check_weights(folder / part, getattr(pipeline, part))
+        return pipeline
 
-    def _meaning(self, prompt: Prompt) -> tuple[int, Description]:
-        """Class and description; the null class for what is none."""
+    def _resolve(self, prompt: Prompt) -> tuple[int, Description]:
+        """Return class and description of a prompt; the null class for a free description."""
         if isinstance(prompt, int):
             if not 0 <= prompt < len(self.labels):
                 raise UserError(f"class {prompt}: expected 0 .. {len(self.labels) - 1}")
             return prompt, self.descriptions[prompt]
-        if isinstance(prompt, str) and prompt in self._number_of:
-            return self._meaning(self._number_of[prompt])
+        if isinstance(prompt, str) and prompt in self._class_of:
+            return self._resolve(self._class_of[prompt])
         description = Description(prompt) if isinstance(prompt, str) else prompt
-        said = description.caption
+        caption = description.caption
         if self.text_encoder is not None:
-            return self.generator.config.num_classes, description
-        if said in self._number_of:
-            return self._number_of[said], description
-        near = difflib.get_close_matches(said, self.labels, n=3, cutoff=0.3) or self.labels[:3]
+            return self.transformer.config.num_classes, description
+        if caption in self._class_of:
+            return self._class_of[caption], description
+        close = difflib.get_close_matches(caption, self.labels, n=3, cutoff=0.3) or self.labels[:3]
         raise UserError(
-            f"label {said!r} is none of the {len(self.labels)} classes; near it are {near} (this generator "
-            "was trained without text, so it draws its classes and no other descriptions)"
+            f"label {caption!r} is none of the {len(self.labels)} classes; the closest are {close} (this"
+            " transformer was trained without text and draws its classes only)"
         )
 
     def _ratios(
@@ -292,166 +409,164 @@ class CATPipeline:
         descriptions: list[Description],
         ratio: Literal["auto"] | int,
         mean_tokens: float | None,
-        size: int,
+        size: tuple[int, int],
     ) -> list[int]:
-        served = self.generator.config.ratios
+        served, patch = self.transformer.config.ratios, self.transformer.config.patch_size
         if ratio != "auto":
             if ratio not in served:
                 raise UserError(f"ratio {ratio!r}: expected 'auto' or one of {', '.join(map(str, served))}")
             if mean_tokens is not None:
-                raise UserError(f"ratio {ratio} and mean_tokens {mean_tokens:g}: one of them is enough")
+                raise UserError(
+                    f"expected ratio or mean_tokens, got ratio {ratio} and mean_tokens {mean_tokens:g}"
+                )
             return [ratio] * len(descriptions)
-        different = list(dict.fromkeys(descriptions))  # of many images of few classes
-        scores = dict(zip(different, default_scorer().score_many(different), strict=True))
-        own = [self._nearest(self.thresholds.ratio(scores[description])) for description in descriptions]
+        distinct = list(dict.fromkeys(descriptions))  # large runs draw many images of few classes
+        scores = dict(zip(distinct, default_scorer().score_many(distinct), strict=True))
+        preferred = [
+            self._nearest(self.thresholds.ratio(scores[description])) for description in descriptions
+        ]
         if mean_tokens is None:
-            return own
-        expected = dict(zip(different, default_scorer().expected_many(different).tolist(), strict=True))
+            return preferred
+        for f in served:
+            _check_size(size, f, patch)
+        expected = dict(zip(distinct, default_scorer().continuous_scores(distinct).tolist(), strict=True))
         return ratios_within_budget(
             [expected[description] for description in descriptions],
             mean_tokens,
-            resolution=size,
-            patch_size=self.generator.config.patch_size,
+            resolution=size[0] if size[0] == size[1] else size,
+            patch_size=patch,
             ratios=served,
-            preferred=own,
+            preferred=preferred,
         )
 
     def _nearest(self, ratio: int) -> int:
-        """The ratio itself, or of a generator that lacks it the one nearest to it."""
-        return min(sorted(self.generator.config.ratios), key=lambda served: abs(math.log2(served / ratio)))
+        """Return `ratio`, or the nearest ratio that the transformer supports."""
+        return min(sorted(self.transformer.config.ratios), key=lambda served: abs(math.log2(served / ratio)))
 
     def _request(
-        self, label: int, description: Description, ratio: int, seed: int, size: int
+        self, label: int, description: Description, ratio: int, seed: int, size: tuple[int, int]
     ) -> SampleRequest:
-        patch = self.generator.config.patch_size
-        tokens_per_image(ratio, size, patch)  # refuses a size that does not divide
-        side = size // (ratio * patch)
+        patch = self.transformer.config.patch_size
+        _check_size(size, ratio, patch)
+        height, width = (side // (ratio * patch) for side in size)
         text = "" if self.text_encoder is None else description.caption
-        return SampleRequest(label=label, ratio=ratio, grid=(side, side), seed=seed, text=text)
+        return SampleRequest(label=label, ratio=ratio, grid=(height, width), seed=seed, text=text)
 
-    def _decode(self, latents: list[torch.Tensor], ratios: list[int]) -> list[Image.Image]:
-        """Images of latents in the generator's scale, each decoded at its ratio."""
-        config = self.generator.config
-        groups: dict[int, list[int]] = defaultdict(list)
-        for i, ratio in enumerate(ratios):
-            groups[ratio].append(i)
-        images: dict[int, Image.Image] = {}
-        for ratio, members in groups.items():
+    def _decode(self, latents: list[torch.Tensor], ratios: list[int]) -> list[torch.Tensor]:
+        """Return the (3, H, W) images of latents in the transformer's scale, each decoded at its ratio."""
+        config = self.transformer.config
+        groups: dict[tuple[int, torch.Size], list[int]] = defaultdict(list)
+        for i, (latent, ratio) in enumerate(zip(latents, ratios, strict=True)):
+            groups[ratio, latent.shape].append(i)
+        if hasattr(self.vae, "_hf_hook"):  # offloaded: accelerate's hook moves the model on `forward` only
+            self.vae._hf_hook.pre_forward(self.vae)
+        images: dict[int, torch.Tensor] = {}
+        for (ratio, _), members in groups.items():
             for chunk in (members[j : j + _DECODE_BATCH] for j in range(0, len(members), _DECODE_BATCH)):
                 z = torch.stack([latents[i] for i in chunk])
                 z = z / per_channel(config.scaling_factor).to(z) + per_channel(config.shift_factor).to(z)
-                decoded = self.tokenizer.decode(z.to(self.tokenizer.dtype), ratio).sample
-                images |= zip(chunk, map(tensor_to_image, decoded), strict=True)
+                decoded = self.vae.decode(z.to(self.vae.dtype), ratio).sample
+                if not torch.isfinite(decoded).all():
+                    raise UserError(
+                        f"the decoded images hold NaN or infinite values in {self.vae.dtype};"
+                        " load the pipeline in float32 or bfloat16"
+                    )
+                images |= zip(chunk, decoded, strict=True)
         return [images[i] for i in range(len(latents))]
 
 
-def pipeline_digest(folder: Path) -> str:
-    """16 hex digits that change with any file of a pipeline, and with nothing else in its folder."""
-    parts = [path for part in (TOKENIZER, GENERATOR, SCHEDULER) for path in (folder / part).iterdir()]
-    digest = hashlib.sha256()
-    for path in sorted([folder / SETTINGS, *parts]):
-        if path.suffix in (".json", ".safetensors"):
-            digest.update(path.relative_to(folder).as_posix().encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+# `DiffusionPipeline.from_pretrained` looks up the class of model_index.json here.
+diffusers.CATPipeline = CATPipeline  # type: ignore[attr-defined]
 
 
-def _load_arguments(folder: Path) -> dict[str, Any]:
-    """Return the arguments of the `CATPipeline` that was saved.
-
-    Raises:
-        UserError: the folder is no whole pipeline.
-    """
-    if not (folder / SETTINGS).is_file():
-        raise UserError(
-            f"{folder} is no pipeline: {SETTINGS} is missing; give a folder that a run has finished"
-        )
-    try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        return {
-            "tokenizer": load_tokenizer(folder / TOKENIZER, "cpu"),
-            "generator": load_model(DiT, "generator", folder / GENERATOR, "cpu"),
-            "scheduler": load_schedule(folder / SCHEDULER),
-            "labels": list(settings["labels"]),
-            "thresholds": RatioThresholds(*settings["thresholds"]),
-            "resolution": int(settings["resolution"]),
-            "descriptions": [Description(**description) for description in settings["descriptions"]],
-            "text_encoder": settings.get("text_encoder"),
-            "text_encoder_fingerprint": settings.get("text_encoder_fingerprint"),
-        }
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is no whole pipeline: {error}") from error
-
-
-def _require_fitting(
-    tokenizer: NestedAutoencoderKL,
-    generator: DiT,
-    labels: Sequence[str],
-    descriptions: Sequence[Description] | None,
+def _check_settings(
+    labels: Sequence[str], resolution: int, descriptions: Sequence[Any] | None, num_classes: int
 ) -> None:
-    """Raises UserError where parts were not made for each other."""
-    trained_on = generator.config.tokenizer_fingerprint
-    if trained_on is not None and trained_on != tokenizer.fingerprint():
+    if not all(isinstance(label, str) for label in labels):
+        raise UserError("labels: expected a sequence of strings")
+    if len(labels) != num_classes or len(set(labels)) != len(labels):
         raise UserError(
-            f"the generator was trained on latents of tokenizer {trained_on}, this one is "
-            f"{tokenizer.fingerprint()}; use the tokenizer it was trained with"
+            f"the transformer has {num_classes} classes: expected as many different labels, got"
+            f" {len(set(labels))}"
         )
-    if len(labels) != generator.config.num_classes or len(set(labels)) != len(labels):
-        raise UserError(
-            f"the generator has {generator.config.num_classes} classes: expected as many different "
-            f"labels, got {len(set(labels))}"
-        )
+    if not isinstance(resolution, int) or resolution < 1:
+        raise UserError(f"resolution {resolution!r}: expected a number of pixels")
     if descriptions is not None and len(descriptions) != len(labels):
-        raise UserError(f"expected one description a label, {len(labels)} in all, got {len(descriptions)}")
+        raise UserError(f"expected one description per label, {len(labels)} in all, got {len(descriptions)}")
 
 
-def _load_text_encoder(
-    name: str | None, generator: DiT, fingerprint: str | None = None
-) -> TextEncoder | None:
-    """The encoder of a generator with text.
-
-    Args:
-        fingerprint: of the encoder that it was trained with, where the generator itself does not know it.
-
-    Raises:
-        UserError: `name` cannot be its encoder, or is known to be another one.
-    """
-    width = generator.config.text_dim
-    if name is None and width is None:
-        return None
-    if name is None:
-        raise UserError(
-            "the generator was trained with text: text_encoder must name its text encoder (--text-encoder)"
-        )
-    if width is None:
-        raise UserError(
-            f"the generator was trained without text, and text encoder {name!r} is of no use to it"
-        )
-    encoder = TextEncoder(name)
-    if encoder.dim != width:
-        raise UserError(
-            f"text encoder {name!r} gives tokens of width {encoder.dim}, the generator was trained on {width}"
-        )
-    trained_with = generator.config.text_encoder_fingerprint or fingerprint
-    if trained_with is not None and trained_with != encoder.fingerprint():
-        raise UserError(
-            f"the generator was trained with text encoder {trained_with}, {name!r} is "
-            f"{encoder.fingerprint()}; use the text encoder it was trained with"
-        )
-    return encoder
+def _as_thresholds(given: RatioThresholds | Sequence[int] | None) -> RatioThresholds:
+    if given is None or isinstance(given, RatioThresholds):
+        return given or default_thresholds()
+    if len(given) != 2:
+        raise UserError(f"thresholds: expected two scores, got {list(given)}")
+    return RatioThresholds(*given)
 
 
-def _require_room(requests: Sequence[SampleRequest], twins: int, max_tokens: int) -> None:
-    """Raises UserError where an image, with its unconditional twin if `twins` is 2, is over `max_tokens`."""
+def _as_description(given: Description | Mapping[str, Any]) -> Description:
+    if isinstance(given, Description):
+        return given
+    try:
+        return Description(**given)
+    except TypeError as error:
+        raise UserError(f"descriptions: expected caption, has_text and has_faces, got {given!r}") from error
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} {value!r}: expected {' or '.join(map(repr, choices))}")
+
+
+def _check_size(size: tuple[int, int], ratio: int, patch_size: int) -> None:
+    """Raise UserError, naming valid sizes, if a side does not divide into patches at `ratio`."""
+    unit = ratio * patch_size
+    for name, side in zip(("height", "width"), size, strict=True):
+        if side < unit or side % unit:
+            below = max(side // unit, 1) * unit
+            raise UserError(
+                f"{name} of {side} px: expected a multiple of {unit} px at {ratio}x (ratio {ratio} x patch"
+                f" size {patch_size}), such as {below} or {below + unit}"
+            )
+
+
+def _check_room(requests: Sequence[SampleRequest], passes: int, max_tokens: int) -> None:
+    """Raise UserError if an image, with its unconditional copy if `passes` is 2, exceeds `max_tokens`."""
     longest = max(range(len(requests)), key=lambda i: requests[i].num_tokens, default=None)
     if longest is None:
         return
     request = requests[longest]
-    needed = twins * request.num_tokens
+    needed = passes * request.num_tokens
     if needed > max_tokens:
-        guided = f", {needed} with the unconditional twin that guidance takes," if twins == 2 else ""
+        guided = f", {needed} with the unconditional copy for guidance" if passes == 2 else ""
         raise UserError(
-            f"max_tokens {max_tokens}: image {longest} at {request.ratio}x has {request.num_tokens} tokens"
-            f"{guided} and has to fit one forward pass; raise --max-tokens to {needed} at least"
+            f"max_tokens {max_tokens} is too small: image {longest} at {request.ratio}x has"
+            f" {request.num_tokens} tokens{guided}; raise it to at least {needed}"
         )
+
+
+def _one_per_image(
+    generator: torch.Generator | Sequence[torch.Generator] | None, count: int
+) -> list[torch.Generator]:
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise UserError(f"generator: expected one per image, {count} in all, got {len(generator)}")
+        return list(generator)
+    if generator is not None and count == 1:
+        return [generator]
+    device = "cpu" if generator is None else generator.device
+    seeds = [torch.randint(2**63 - 1, (), generator=generator, device=device) for _ in range(count)]
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def _convert(image: torch.Tensor, output_type: OutputType) -> Any:
+    if output_type == "pil":
+        return tensor_to_image(image)
+    image = (image.float() / 2 + 0.5).clamp(0, 1)
+    return image if output_type == "pt" else image.permute(1, 2, 0).cpu().numpy()
+
+
+def _stack(images: list[Any], output_type: OutputType) -> Any:
+    """Return the images of a call, which have one size, as one array or tensor where that is the type."""
+    if output_type == "np":
+        return np.stack(images)
+    return torch.stack(images) if output_type == "pt" else images

@@ -1,1 +1,1 @@
-"""Resumable sampling of many images into a folder."""
+"""Drawing of many images into a folder."""

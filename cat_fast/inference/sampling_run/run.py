@@ -1,11 +1,11 @@
-"""Many images into a folder, in batches that a killed run does not have to draw again.
+"""Drawing of many images into a folder, in batches that a killed run does not draw again.
 
-    samples.json             settings, and of each image label, ratio, tokens and seed; written first
-    images/000000.png      image i, drawn from seed + i
-    grid.png, samples.npz    what was asked for besides, once all images are there
+    samples.json             settings, and each image's label, ratio, tokens and seed; written first
+    images/000000.png        image i, drawn from seed + i
+    grid.png, samples.npz    written on request once all images are drawn
 
-Images of one batch share a forward pass, and a batch is a function of samples.json: drawn again it is the
-same to the bit. So is the whole, however often the run was cut, and by however many machines it was shared.
+Images of one batch share a forward pass. Batches are a function of samples.json, so a batch drawn again gives
+the same bits. The result depends neither on interruptions nor on the number of machines.
 """
 
 import math
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -23,37 +23,40 @@ from cat_fast.data.files import atomic_write
 from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
 from cat_fast.generator.sampling import Sampler, set_steps
-from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt, pipeline_digest
+from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
+from cat_fast.inference.pipeline.folder import pipeline_digest
 
 PLAN = "samples.json"
-_MOST_IN_GRID = 100
+_MAX_IN_GRID = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """As for `CATPipeline.__call__`."""
+    """Settings of a run; see `CATPipeline.__call__`."""
 
     ratio: Literal["auto"] | int = "auto"
     mean_tokens: float | None = None
-    steps: int = 250
-    guidance: float = 1.5
-    scheduler: Sampler = "ddpm"
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int = 250
+    guidance_scale: float = 1.5
+    scheduler: Sampler | None = None
     seed: int = 0
-    size: int | None = None
+    """Image i is drawn from seed + i."""
     max_tokens: int = MAX_TOKENS
 
 
 class SampleRun:
-    """One folder of images.
+    """Images of one run in one folder.
 
     Args:
-        pipeline: from `source`, on the device that draws.
-        prompts: one for each image.
-        folder: made if missing; one that was begun with the same arguments is gone on with.
-        source: the folder that `pipeline` was read from.
+        pipeline: loaded from `source`, on the device that draws.
+        prompts: one per image.
+        folder: created if missing; resumed if started with the same arguments.
+        source: folder that `pipeline` was loaded from.
 
     Raises:
-        UserError: prompts or settings that the pipeline refuses, or a folder begun with others.
+        UserError: invalid prompts or settings, or a folder started with other arguments.
     """
 
     def __init__(
@@ -65,24 +68,24 @@ class SampleRun:
         source: Path,
     ) -> None:
         self.pipeline, self.settings, self.folder = pipeline, settings, folder
-        set_steps(
-            pipeline.scheduler, settings.scheduler, settings.steps
-        )  # refused before anything is written
+        # checked before anything is written
+        set_steps(pipeline.scheduler, settings.scheduler, settings.num_inference_steps)
         self.requests = pipeline.plan(
             prompts,
             ratio=settings.ratio,
             mean_tokens=settings.mean_tokens,
+            height=settings.height,
+            width=settings.width,
             seed=settings.seed,
-            size=settings.size,
         )
         self.batches = pipeline.batches(
-            self.requests, guidance=settings.guidance, max_tokens=settings.max_tokens
+            self.requests, guidance_scale=settings.guidance_scale, max_tokens=settings.max_tokens
         )
         self.names = [self._name_of(prompt) for prompt in prompts]
-        # What decides the bits of an image is written down, and what is written down is held to.
-        device = pipeline.generator.device.type
+        # everything that determines the bits of an image; a resumed run must match it
         plan = {
-            "settings": asdict(settings) | {"pipeline": pipeline_digest(source), "device": device},
+            "settings": asdict(settings)
+            | {"pipeline": pipeline_digest(source), "device": pipeline.device.type},
             "images": [
                 {
                     "file": self.path(i).relative_to(folder).as_posix(),
@@ -97,53 +100,64 @@ class SampleRun:
         }
         claim_folder(folder / PLAN, plan, "images")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        settings, default = self.settings, self.pipeline.resolution
+        return settings.height or default, settings.width or default
+
     def path(self, i: int) -> Path:
-        """The file of image i."""
+        """Return the file of image i."""
         return self.folder / "images" / f"{i:06d}.png"
 
     def draw(
         self, rank: int = 0, world_size: int = 1, on_progress: Callable[[float], None] = lambda count: None
     ) -> int:
-        """Draw what is missing of one machine's batches; returns how many images that were.
+        """Draw the missing images of one machine's batches and return their number.
 
         Args:
-            on_progress: told, after every step, how many images' worth of work it was.
+            on_progress: called after every step with the fraction of images that it amounts to.
         """
         settings, drawn = self.settings, 0
         for batch in self.batches[rank::world_size]:
-            absent = [i for i in batch if not self.path(i).exists()]
-            if not absent:
+            missing = [i for i in batch if not self.path(i).exists()]
+            if not missing:
                 continue
-            share = len(absent) / settings.steps
+            share = len(missing) / settings.num_inference_steps
+
+            def on_step_end(*_: Any, share: float = share) -> None:
+                on_progress(share)
+
             images = self.pipeline.draw(
-                [self.requests[i] for i in batch],  # all of it: other neighbours would give other bits
-                steps=settings.steps,
-                guidance=settings.guidance,
+                [self.requests[i] for i in batch],  # the complete batch: other neighbours give other bits
+                num_inference_steps=settings.num_inference_steps,
+                guidance_scale=settings.guidance_scale,
                 scheduler=settings.scheduler,
-                on_step=lambda share=share: on_progress(share),  # type: ignore[misc]
+                callback_on_step_end=on_step_end,
+                callback_on_step_end_tensor_inputs=(),
             )
             for i, image in zip(batch, images, strict=True):
-                if i in absent:
+                if i in missing:
                     with atomic_write(self.path(i)) as part:
                         image.save(part, format="PNG")
-            drawn += len(absent)
+            drawn += len(missing)
         return drawn
 
     def count_missing(self, rank: int = 0, world_size: int = 1) -> int:
-        """How many images of one machine's batches are still to be drawn."""
+        """Return the number of images of one machine's batches that are not drawn yet."""
         return sum(not self.path(i).exists() for batch in self.batches[rank::world_size] for i in batch)
 
     def write_grid(self) -> Path:
-        """The first hundred images on one sheet, each over its prompt and what it cost."""
+        """Write the first hundred images to one sheet, each above its prompt, ratio and number of tokens."""
         cells = [
             Cell(
                 partial(Image.open, self.path(i)),
-                (self.names[i], f"{request.ratio}x, {_tokens(request.num_tokens)}"),
+                (self.names[i], f"{request.ratio}x, {_format_tokens(request.num_tokens)}"),
             )
-            for i, request in enumerate(self.requests[:_MOST_IN_GRID])
+            for i, request in enumerate(self.requests[:_MAX_IN_GRID])
         ]
-        different = len(set(self.names))
-        columns = different if different <= 10 else math.ceil(math.sqrt(len(cells)))
+        distinct = len(set(self.names))
+        columns = distinct if distinct <= 10 else math.ceil(math.sqrt(len(cells)))
         rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
         path = self.folder / "grid.png"
         with atomic_write(path) as part:
@@ -151,12 +165,14 @@ class SampleRun:
         return path
 
     def write_npz(self) -> Path:
-        """samples.npz as the evaluation of guided diffusion (Dhariwal & Nichol, 2021) reads it: arr_0 (N, H,
-        W, 3) uint8, arr_1 (N,) int64 with the labels, left out where an image has none. One image is held
-        at a time.
+        """Write samples.npz in the format of guided diffusion's evaluation (Dhariwal & Nichol, 2021).
+
+        `arr_0` is (N, H, W, 3) uint8. `arr_1` is (N,) int64 with the labels, left out if an image has none.
+        One image is in memory at a time.
         """
-        path, side = self.folder / "samples.npz", self.settings.size or self.pipeline.resolution
-        header = {"descr": "|u1", "fortran_order": False, "shape": (len(self.requests), side, side, 3)}
+        path = self.folder / "samples.npz"
+        shape = (len(self.requests), *self.size, 3)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         labels = np.array([request.label for request in self.requests], dtype=np.int64)
         with atomic_write(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             with archive.open("arr_0.npy", "w", force_zip64=True) as file:
@@ -175,5 +191,5 @@ class SampleRun:
         return prompt if isinstance(prompt, str) else prompt.caption
 
 
-def _tokens(count: int) -> str:
+def _format_tokens(count: int) -> str:
     return f"{count} token{'s' * (count != 1)}"

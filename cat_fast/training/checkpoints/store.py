@@ -1,11 +1,11 @@
-"""Checkpoints that are whole or not there.
+"""Atomic checkpoints.
 
-A checkpoint is written under a temporary name, its files are flushed, a manifest of their sizes and hashes is
-added, and the folder is renamed. A process killed at any moment leaves either the old state or the new one;
-a folder that was damaged later fails its manifest, and is passed over and set aside.
+A checkpoint is written under a temporary name and its files are flushed. Then a manifest of their sizes and
+hashes is added, and the folder is renamed. A process killed at any moment leaves either the old state or the
+new one. A folder that is damaged later does not match its manifest; it is skipped and renamed.
 
-All ranks write their files before training goes on. Flushing, hashing and renaming touch those files alone,
-no state of the training, so rank 0 does them on a thread while the next steps run.
+All ranks write their files before training continues. Rank 0 flushes, hashes and renames them on a background
+thread while the next steps run, as this does not touch the training state.
 """
 
 import json
@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointStore:
-    """The checkpoints of one run, `folder/step_00001000`, newest last."""
+    """Checkpoints of one run: `folder/step_00001000` and so on, of which the newest `keep_last` are kept."""
 
     def __init__(self, folder: str | Path, ranks: Ranks, keep_last: int = 2) -> None:
         self.folder = Path(folder)
@@ -38,13 +38,16 @@ class CheckpointStore:
         self._failure: UserError | None = None
 
     def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Collective: every rank calls `write` with the same temporary folder; rank 0 makes it final later.
+        """Save a checkpoint: every rank writes now, rank 0 seals it on a background thread.
 
-        One checkpoint is sealed at a time: a save waits for the one before it. `wait` makes sure.
+        Collective: every rank must call it. Waits until the previous checkpoint is sealed.
+
+        Args:
+            write: called on every rank with the same temporary folder.
 
         Raises:
-            SharedError: on every rank, where one cannot write (disk full, read-only folder) or the sealing of
-                the checkpoint before failed. Nothing half-written is left, and what was whole still is.
+            SharedError: on every rank, if one cannot write (disk full, read-only folder) or sealing the
+                previous checkpoint failed. No partial checkpoint is left; existing ones are unchanged.
         """
         self.wait()
         final = self.folder / f"step_{step:08d}"
@@ -62,37 +65,40 @@ class CheckpointStore:
 
     @property
     def failure(self) -> UserError | None:
-        """Why sealing failed, as soon as it has; on rank 0 only."""
+        """Error of the background thread, once it has failed; on rank 0 only."""
         return self._failure
 
     def wait(self) -> None:
-        """Collective: until the last checkpoint is whole under its name.
+        """Wait until the last checkpoint is complete under its final name.
+
+        Collective: every rank must call it.
 
         Raises:
-            SharedError: it could not be made so.
+            SharedError: sealing it failed.
         """
         self.join()
         raise_together(self._failure, self.ranks)
 
     def join(self) -> None:
-        """Wait for this rank's thread, whatever comes of it; not collective."""
+        """Wait for this rank's thread and ignore its error. Not collective."""
         if self._sealing is not None:
             self._sealing.join()
             self._sealing = None
 
     def latest(self) -> tuple[int, Path] | None:
-        """Step and folder of the newest whole checkpoint, on all ranks; None if there is none at all.
+        """Return step and folder of the newest valid checkpoint, or None if there are no checkpoints.
 
-        Damaged ones that are newer get a name that counts no more, `damaged_step_…`.
+        Collective: every rank must call it. Newer checkpoints that are damaged are renamed to
+        `damaged_step_…`.
 
         Raises:
-            SharedError: there are checkpoints, and none of them is whole.
+            SharedError: there are checkpoints, but none is valid.
         """
-        step = on_main(self._newest_whole, self.ranks)
+        step = on_main(self._newest_valid, self.ranks)
         return None if step is None else (step, self.folder / f"step_{step:08d}")
 
     def _seal(self, part: Path, final: Path) -> None:
-        """Runs on a thread, which has nobody to raise to."""
+        """Seal a checkpoint on the background thread; `wait` and `save` re-raise its error."""
         try:
             seal(part)
             shutil.rmtree(final, ignore_errors=True)
@@ -105,21 +111,21 @@ class CheckpointStore:
                 f"{final}: the checkpoint could not be completed ({type(error).__name__}: {error})"
             )
 
-    def _newest_whole(self) -> int | None:
+    def _newest_valid(self) -> int | None:
         damaged: list[tuple[Path, str]] = []
         for folder in reversed(checkpoints_in(self.folder)):
             damage = find_damage(folder)
             if damage is None:
-                for other, why in damaged:
-                    warnings.warn(f"checkpoint {other} is passed over: {why}", stacklevel=2)
-                    _set_aside(other)
+                for other, reason in damaged:
+                    warnings.warn(f"skipping damaged checkpoint {other}: {reason}", stacklevel=2)
+                    _mark_damaged(other)
                 return int(folder.name.removeprefix("step_"))
             damaged.append((folder, damage))
         if damaged:
             newest, damage = damaged[0]
             raise UserError(
-                f"{self.folder}: none of its {len(damaged)} checkpoints is whole; of the newest, "
-                f"{newest.name}, {damage}. Put a whole one there, or start over with checkpoint.resume=never"
+                f"{self.folder}: none of its {len(damaged)} checkpoints is valid; the newest, {newest.name}, "
+                f"is damaged: {damage}. Restore a valid one, or start over with checkpoint.resume=never"
             )
         return None
 
@@ -131,12 +137,12 @@ class CheckpointStore:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Folders that are named as checkpoints are, oldest first."""
+    """Return the folders with the name of a checkpoint, oldest first."""
     return sorted(path for path in folder.glob("step_*") if re.fullmatch(r"step_\d{8}", path.name))
 
 
 def seal(folder: Path) -> None:
-    """Flush every file of `folder` to disk and add the manifest that makes it a whole checkpoint."""
+    """Flush every file of `folder` to disk and add the manifest, which marks the checkpoint as complete."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         _fsync(path)
@@ -148,30 +154,30 @@ def seal(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if it is whole."""
+    """Return a description of the first damage to a checkpoint folder, or None if it is valid."""
     try:
         files = {
-            name: (int(one["bytes"]), str(one["sha256"]))
-            for name, one in json.loads((folder / MANIFEST).read_text())["files"].items()
+            name: (int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in json.loads((folder / MANIFEST).read_text())["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "it has no readable manifest"
+        return "its manifest is missing or invalid"
     for name, (size, digest) in files.items():
         path = folder / name
         try:
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes, {size} were written"
+                return f"{name}: expected {size} bytes, got {path.stat().st_size}"
             if sha256(path) != digest:
-                return f"{name} does not have the contents that were written"
+                return f"{name} does not match its checksum"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror or error})"
     return None
 
 
-def _set_aside(folder: Path) -> None:
-    """Out of the count of those to keep; where that cannot be written, it is passed over again next time."""
+def _mark_damaged(folder: Path) -> None:
+    """Rename a damaged checkpoint so that it no longer counts; errors are ignored."""
     with suppress(OSError):
         shutil.rmtree(folder.with_name(f"damaged_{folder.name}"), ignore_errors=True)
         folder.rename(folder.with_name(f"damaged_{folder.name}"))

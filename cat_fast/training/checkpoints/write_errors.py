@@ -1,7 +1,8 @@
-"""What cannot be written: one clear error on all ranks, whichever of them met it.
+"""Write errors: turn a failed write on any rank into one clear error on all ranks.
 
 DeepSpeed's `save_checkpoint` is collective. A rank that raised within it would leave the others waiting in
-its barriers, so the engines write through `AgreeingWriter`, which keeps an error until all can be told.
+its barriers. So engines write through `DeferredErrorWriter`, which raises a write error at the next point
+that all ranks reach.
 """
 
 import errno
@@ -15,16 +16,22 @@ from cat_fast.errors import UserError, first_line
 from cat_fast.training.runtime.collective_errors import SharedError, raise_together
 from cat_fast.training.runtime.ranks import Ranks
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# torch's zip writer and safetensors report the system's error in words of their own.
-_WORDS = ("PytorchStreamWriter", "file write failed", "unexpected pos", "IoError", "I/O error")
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# torch's zip writer and safetensors raise other exceptions than OSError for a failed write.
+_WRITE_ERRORS = ("PytorchStreamWriter", "file write failed", "unexpected pos", "IoError", "I/O error")
 
 
 def write_together(write: Callable[[], None], path: Path, what: str, ranks: Ranks) -> None:
-    """Collective: every rank calls its `write` of `what` at `path`, and none goes on where one could not.
+    """Call `write` on every rank; raise on all ranks if it failed on any.
+
+    Collective: every rank must call it.
+
+    Args:
+        path: file or folder that is written, for the message.
+        what: name of the written object for the message, such as "a checkpoint".
 
     Raises:
-        SharedError: on every rank, with the first failure's cause.
+        SharedError: on every rank, with the cause of the first failure.
     """
     error: UserError | None = None
     try:
@@ -39,30 +46,30 @@ def write_together(write: Callable[[], None], path: Path, what: str, ranks: Rank
 
 
 def write_on_main(write: Callable[[], None], path: Path, what: str, ranks: Ranks) -> None:
-    """Collective: `write_together`, where rank 0 alone has something to write."""
+    """Call `write` on rank 0 only; otherwise as `write_together`."""
     write_together(write if ranks.is_main else lambda: None, path, what, ranks)
 
 
 def as_write_error(error: Exception, path: Path, what: str = "a checkpoint") -> UserError | None:
-    """The one line that a failed write of `what` deserves, or None if `error` is no failed write."""
+    """Return a one-line error for a failed write of `what`, or None if `error` is not a write error."""
     if isinstance(error, UserError):
         return error
     text = str(error)
     if isinstance(error, OSError):
-        why = "the disk is full" if error.errno in _FULL else error.strerror or text
-    elif any(word in text for word in _WORDS):
+        why = "the disk is full" if error.errno in _DISK_FULL else error.strerror or text
+    elif any(fragment in text for fragment in _WRITE_ERRORS):
         full = "No space left" in text or _is_full(path)
         why = "the disk is full" if full else first_line(error)
     else:
         return None
     return UserError(
-        f"{_place(path)}: {what} cannot be written ({why}); what was saved before is untouched: make "
-        "room, or give the run another output_dir, and start it again"
+        f"{_visible_folder(path)}: {what} cannot be written ({why}); saved checkpoints are unchanged: free "
+        "disk space or choose another output_dir, and restart the run"
     )
 
 
-class AgreeingWriter:
-    """Around an engine's own writer: a failed write is raised by all ranks, at the end of the checkpoint."""
+class DeferredErrorWriter:
+    """Wrapper of an engine's checkpoint writer; all ranks raise a write error at the checkpoint's commit."""
 
     def __init__(self, inner: Any, ranks: Ranks) -> None:
         self.inner, self.ranks = inner, ranks
@@ -72,14 +79,14 @@ class AgreeingWriter:
         try:
             self.inner.makedirs(path, exist_ok=exist_ok)
         except OSError as error:
-            self._keep(error, path)
+            self._record(error, path)
 
     def save(self, state_dict: Any, path: str) -> None:
         try:
             self.inner.save(state_dict, path)
         except Exception as error:
-            self._keep(error, path)
-            # What was written of it would fill the disk for the small files that still follow.
+            self._record(error, path)
+            # A partial file would take up the space of the small files that follow.
             with suppress(OSError):
                 Path(path).unlink(missing_ok=True)
 
@@ -88,24 +95,24 @@ class AgreeingWriter:
         raise_together(error, self.ranks)
         return self.inner.commit(info)
 
-    def _keep(self, error: Exception, path: str) -> None:
-        """The first one; one that is no failed write goes its way."""
-        told = as_write_error(error, Path(path))
-        if told is None:
+    def _record(self, error: Exception, path: str) -> None:
+        """Record the first write error; re-raise anything else."""
+        write_error = as_write_error(error, Path(path))
+        if write_error is None:
             raise error
-        self.error = self.error or told
+        self.error = self.error or write_error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
 
-def agree_on_writes(engine: Any, ranks: Ranks) -> None:
-    """Have a DeepSpeed engine write its checkpoints through an `AgreeingWriter`."""
-    engine.checkpoint_engine = AgreeingWriter(engine.checkpoint_engine, ranks)
+def defer_write_errors(engine: Any, ranks: Ranks) -> None:
+    """Make a DeepSpeed engine write its checkpoints through a `DeferredErrorWriter`."""
+    engine.checkpoint_engine = DeferredErrorWriter(engine.checkpoint_engine, ranks)
 
 
-def _place(path: Path) -> Path:
-    """The folder that a user knows: not the hidden one in which a checkpoint grows."""
+def _visible_folder(path: Path) -> Path:
+    """Return the folder for a message: not the hidden one in which a checkpoint is written."""
     return next((p.parent for p in (path, *path.parents) if p.name.endswith(".part")), path)
 
 

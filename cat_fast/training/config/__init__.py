@@ -1,1 +1,1 @@
-"""Configuration of a training run: the sections of its YAML file, and DeepSpeed's JSON files."""
+"""Configuration of a training run: dataclasses for the YAML file, and DeepSpeed's JSON files."""

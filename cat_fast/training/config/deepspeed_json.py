@@ -1,4 +1,4 @@
-"""DeepSpeed's JSON files: where they lie, and what a run may ask for in them."""
+"""Loading and validation of DeepSpeed's JSON files."""
 
 import importlib.resources
 import json
@@ -10,46 +10,45 @@ from cat_fast.errors import UserError
 
 ZERO_STAGES = (0, 1, 2, 3)
 GAN_ZERO_STAGES = (0, 1, 2)
-"""Of a run with two engines: under stage 3 the weights of a frozen discriminator lie in pieces while the
-autoencoder's step calls it past its engine, and one called twice in a step gets wrong gradients silently."""
+"""Stages that a run with two engines supports. Under stage 3 the discriminator's weights are partitioned, but
+the autoencoder's step calls the discriminator without its engine. A discriminator that is called twice in one
+step also gets wrong gradients without an error."""
 PRECISIONS = ("fp32", "bf16")
 
 _PRECISION_SECTIONS = ("fp16", "bf16", "torch_autocast")
 
 
 def read_deepspeed_config(name: str, stages: Collection[int] = ZERO_STAGES) -> dict[str, Any]:
-    """The DeepSpeed JSON `name`: a path, or the name of one among the packaged configs.
+    """Load the DeepSpeed JSON file `name`: a path, or the name of a packaged config.
 
     Raises:
-        UserError: there is none, it is no JSON, its ZeRO stage is not one of `stages`, or it sets a
-            precision, which is the run's to set.
+        UserError: the file is missing or not valid JSON, its ZeRO stage is not one of `stages`, or it sets a
+            precision, which belongs in the run's configuration.
     """
     for path in (Path(name), importlib.resources.files("cat_fast.configs") / name):
         if path.is_file():
             try:
                 config = json.loads(path.read_text())
             except ValueError as error:
-                raise UserError(f"deepspeed: {path} is no JSON ({error})") from error
+                raise UserError(f"deepspeed: {path} is not valid JSON ({error})") from error
             _check(config, str(path), stages)
             return config
-    raise UserError(
-        f"deepspeed: {name} is neither a file nor among the packaged configs (deepspeed/zero1.json, …)"
-    )
+    raise UserError(f"deepspeed: {name} is neither a file nor a packaged config (deepspeed/zero1.json, …)")
 
 
 def _check(config: dict[str, Any], path: str, stages: Collection[int]) -> None:
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in ZERO_STAGES:
-        raise UserError(f"deepspeed: {path} asks for ZeRO stage {stage}; there are 0, 1, 2 and 3")
+        raise UserError(f"deepspeed: {path}: expected ZeRO stage 0, 1, 2 or 3, got {stage}")
     if stage not in stages:
         raise UserError(
-            f"deepspeed: {path} asks for ZeRO stage {stage}, and this run trains a GAN: the autoencoder's "
-            "step calls the discriminator past its engine, where stage 3 keeps only pieces of its weights. "
-            "Use deepspeed/zero1.json or zero2.json; stage 3 is for the generator"
+            f"deepspeed: {path} sets ZeRO stage {stage}, which does not support training a GAN: the "
+            "autoencoder's step calls the discriminator without its engine, and stage 3 partitions its "
+            "weights. Use deepspeed/zero1.json or zero2.json; stage 3 is for the generator"
         )
     for section in _PRECISION_SECTIONS:
         if config.get(section, {}).get("enabled"):
             raise UserError(
-                f"deepspeed: {path} switches on {section}; say precision={'|'.join(PRECISIONS)} in the run's "
+                f"deepspeed: {path} enables {section}; set precision={'|'.join(PRECISIONS)} in the run's "
                 "configuration instead, which keeps the discriminator in fp32"
             )

@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to the configuration of a run."""
+"""Loading of a run's configuration from a YAML file and overrides."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def load_run(path: str, overrides: list[str]) -> RunConfig:
-    """The configuration that `path` and `key=value` overrides describe; its `task` key says of which kind.
+    """Load the configuration in `path`, with `key=value` overrides; its `task` key selects the dataclass.
 
     Raises:
-        UserError: the file, its task, a key or a value cannot be used.
+        UserError: the file, its task, a key or a value is invalid.
     """
     values = read_yaml(path)
-    # Imports torch: a file that is missing is told without waiting for it.
+    # Imported here because it imports torch: a missing file is reported without that delay.
     from cat_fast.training.config.settings import RUNS
 
     kind = values.get("task")

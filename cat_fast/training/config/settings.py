@@ -1,4 +1,4 @@
-"""What a training run is told: one dataclass a section of its YAML file, checked when it is made."""
+"""Configuration dataclasses, one per YAML section; each validates itself on construction."""
 
 import importlib.util
 from dataclasses import dataclass, field
@@ -25,28 +25,34 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
-    """AdamW; `max_grad_norm` is the global gradient norm to clip to."""
+    """Settings of AdamW."""
 
     lr: float = 1e-4
+    """Learning rate after the warm-up."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float = 0.1
     eps: float = 1e-8
     max_grad_norm: float = 1.0
+    """Global gradient norm to clip to."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr: {self.lr} must be positive")
-        require(len(self.betas) == 2, f"optimizer.betas: two numbers expected, got {self.betas}")
+        require(len(self.betas) == 2, f"optimizer.betas: expected two numbers, got {self.betas}")
         require(self.max_grad_norm > 0, f"optimizer.max_grad_norm: {self.max_grad_norm} must be positive")
 
 
 @dataclass(kw_only=True)
 class ScheduleConfig:
-    """Linear warm-up, then `constant`, or `cosine` down to `min_ratio` of the rate at `total_steps`."""
+    """Length of a run and its learning-rate schedule."""
 
     total_steps: int = 1000
+    """Number of steps to train for."""
     warmup_steps: int = 0
+    """Number of steps over which the learning rate rises linearly to `optimizer.lr`."""
     kind: str = "constant"
+    """Learning rate after the warm-up: `constant`, or `cosine` decay to `min_ratio` at `total_steps`."""
     min_ratio: float = 0.05
+    """Final learning rate of `cosine`, as a fraction of `optimizer.lr`."""
 
     def __post_init__(self) -> None:
         require(self.total_steps > 0, f"schedule.total_steps: {self.total_steps} must be positive")
@@ -54,17 +60,20 @@ class ScheduleConfig:
         require(
             self.kind in ("constant", "cosine"), f"schedule.kind: {self.kind!r} is not constant or cosine"
         )
-        require(0 <= self.min_ratio <= 1, f"schedule.min_ratio: {self.min_ratio} is not within 0..1")
+        require(0 <= self.min_ratio <= 1, f"schedule.min_ratio: {self.min_ratio} is not within [0, 1]")
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """Every how many steps a checkpoint is written, how many are kept, and whether a rerun goes on."""
+    """Settings of checkpoints."""
 
     every_steps: int = 1000
+    """Steps between checkpoints."""
     keep_last: int = 2
+    """Number of checkpoints to keep; older ones are deleted."""
     resume: str = "auto"
-    """`auto` goes on from the newest whole checkpoint; `never` starts over and moves what was there aside."""
+    """`auto` resumes from the newest complete checkpoint; `never` starts over and moves the earlier run's
+    files to a subfolder."""
 
     def __post_init__(self) -> None:
         require(self.every_steps > 0, f"checkpoint.every_steps: {self.every_steps} must be positive")
@@ -74,10 +83,10 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class GuardConfig:
-    """Steps whose loss or gradient is not finite are skipped."""
+    """Limit on skipped steps: a step whose loss or gradient is not finite is skipped."""
 
     max_bad_steps: int = 20
-    """How many in a row end the run."""
+    """Number of consecutive skipped steps after which the run fails."""
 
     def __post_init__(self) -> None:
         require(self.max_bad_steps > 0, f"guard.max_bad_steps: {self.max_bad_steps} must be positive")
@@ -85,11 +94,11 @@ class GuardConfig:
 
 @dataclass(kw_only=True)
 class WatchdogConfig:
-    """A run that hangs is ended with every rank's stack."""
+    """Hang detection: a run without progress exits and prints every rank's stack."""
 
     timeout_seconds: float = 480.0
-    """Longest time without a finished step, checkpoint or export; 0 waits for ever. Below the ten minutes
-    after which NCCL's process groups give up by themselves, without saying who was missing."""
+    """Maximum time without a finished step, checkpoint or export; 0 disables the timeout. The default is
+    below NCCL's own timeout of ten minutes, which does not report the missing rank."""
 
     def __post_init__(self) -> None:
         require(self.timeout_seconds >= 0, f"watchdog.timeout_seconds: {self.timeout_seconds} is negative")
@@ -97,12 +106,12 @@ class WatchdogConfig:
 
 @dataclass(kw_only=True)
 class SlowRanksConfig:
-    """Ranks that hold up the others are named."""
+    """Straggler detection: ranks that delay the others are reported."""
 
     every_steps: int = 50
-    """Steps over which a rank's own time is averaged before ranks are compared."""
+    """Number of steps over which a rank's own time is averaged before ranks are compared."""
     factor: float = 1.5
-    """How many times the median of the others' own time makes a rank slow."""
+    """A rank is slow if its own time exceeds the median of the other ranks by this factor."""
 
     def __post_init__(self) -> None:
         require(self.every_steps > 0, f"slow_ranks.every_steps: {self.every_steps} must be positive")
@@ -111,20 +120,21 @@ class SlowRanksConfig:
 
 @dataclass(kw_only=True)
 class LoggingConfig:
-    """What a run tells, and how often; every step's figures go to metrics.jsonl in any case."""
+    """Settings of logs, trackers and reconstruction grids. metrics.jsonl has every step in any case."""
 
     every_steps: int = 50
-    """Where no terminal shows the progress bar, a line is printed every so many steps …"""
+    """Steps between log lines, which replace the progress bar if the output is not a terminal."""
     every_seconds: float = 60.0
-    """… or after so many seconds, whichever is sooner."""
+    """Maximum time between log lines, in seconds: a line is printed after `every_steps` or this time,
+    whichever comes first."""
     scalars_every_steps: int = 1
-    """TensorBoard and wandb are given the figures of every so many steps."""
+    """Steps between the metrics logged to TensorBoard and wandb."""
     grid_every_steps: int = 0
-    """Reconstructions of a few held-out images at every ratio, every so many steps; 0 is never."""
+    """Steps between grids of reconstructions of held-out images at every ratio; 0 disables grids."""
     grid_columns: int = 4
     """Number of images in a grid."""
     wandb_project: str = ""
-    """Also tell Weights & Biases, under this project; WANDB_MODE=offline keeps it on this machine."""
+    """Weights & Biases project to log to; empty disables it. With WANDB_MODE=offline nothing is uploaded."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "scalars_every_steps", "grid_columns"):
@@ -134,29 +144,34 @@ class LoggingConfig:
         require(
             not self.wandb_project or importlib.util.find_spec("wandb") is not None,
             "logging.wandb_project is set, but wandb is not installed: pip install 'cat-fast[wandb]', or "
-            "leave the key out",
+            "remove the key",
         )
 
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """What every run has; the tasks add their own sections."""
+    """Settings that all runs share; each task adds its own sections."""
 
     zero_stages: ClassVar[tuple[int, ...]] = ZERO_STAGES
     task: str
+    """Model to train: `tokenizer` or `generator`."""
     output_dir: str
+    """Folder for checkpoints, logs and the trained model."""
     seed: int = 0
+    """Seed of the initialization and of all randomness in the run."""
     ema_decay: float = 0.999
+    """Decay per step of the exponential moving average of the weights."""
     world_size: int = 0
-    """The ranks that a preset is made for, which a run then insists on; 0 is any number."""
+    """Number of ranks that the configuration requires; 0 accepts any number."""
     deepspeed: str = "deepspeed/zero2.json"
-    """A DeepSpeed JSON file, looked up beside the working folder, then among the packaged configs."""
+    """DeepSpeed JSON file, relative to the working directory, or else the name of a packaged config."""
     precision: str = "fp32"
-    """`bf16`: autocast in the model's forward pass; weights, losses and the discriminator stay fp32."""
+    """`fp32`; or `bf16` for autocast in the model's forward pass. Weights, losses and the discriminator stay
+    in fp32."""
     accumulation_steps: int = 1
-    """Batches a rank goes through in each step; the gradients' mean over them and over ranks is applied."""
+    """Batches per rank and step; gradients are averaged over them and over ranks."""
     gradient_checkpointing: bool = False
-    """Keep only what enters each block for the backward pass, which computes the rest again."""
+    """Store only the inputs of each block for the backward pass and recompute the other activations."""
     model: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model's constructor."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -170,7 +185,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
         require(self.world_size >= 0, f"world_size: {self.world_size} is negative")
-        require(bool(self.output_dir), "output_dir: where should the run be written?")
+        require(bool(self.output_dir), "output_dir is missing: set the folder to write the run to")
         known = f"is not {' or '.join(PRECISIONS)}"
         require(self.precision in PRECISIONS, f"precision: {self.precision!r} {known}")
         require(
@@ -179,160 +194,170 @@ class RunConfig:
         read_deepspeed_config(self.deepspeed, self.zero_stages)
 
 
-HELD_OUT_SHARE = 1e-3
-"""Default share of a data set that reconstruction grids keep for themselves."""
+DEFAULT_HELD_OUT_SHARE = 1e-3
+"""Default fraction of a dataset that is held out of training, for reconstruction grids."""
 
 
 @dataclass(kw_only=True)
 class ImageDataConfig:
-    """Images and how a rank's batch is drawn from them."""
+    """Training images, and how batches are drawn from them."""
 
     index: str = "photographs"
-    """An image index (JSON lines), or `photographs` for the training split of the images that ship, which
-    give way where shards, a folder or a dataset are named."""
+    """Image index (JSON lines), or `photographs` for the training split of the bundled photographs. The
+    default is ignored if `shards`, `folder` or `dataset` is set."""
     in_memory: bool = True
-    """Whether the index is held in memory, with its images decoded as far as `cache_megabytes` allows; if
-    not, both are read as needed."""
+    """Keep the index in memory and cache its decoded images, up to `cache_megabytes`. If false, lines and
+    images are read from disk as needed."""
     cache_megabytes: int = 4096
-    """Memory per rank for decoded images of an index in memory; images without room are decoded by the
-    workers whenever they are drawn."""
+    """Memory per rank for decoded images of an in-memory index, in MiB. Images that do not fit are decoded by
+    the workers each time they are drawn."""
     shards: str = ""
-    """Webdataset archives with their scores beside them, local or anywhere fsspec reaches:
-    `s3://bucket/shard-{000000..037999}.tar`, `folder/*.tar`, a folder, or several joined by `::`."""
+    """WebDataset archives, each with a sidecar file of scores next to it, local or at any URL that fsspec
+    supports: `s3://bucket/shard-{000000..037999}.tar`, `folder/*.tar`, a folder, or several joined by
+    `::`."""
     folder: str = ""
-    """A folder of images. Nothing is known of them: `ratios_from: jpeg`, or `sampler.pool: all`."""
+    """Folder of images. They have no scores, so set `ratios_from: jpeg` or `sampler.pool: all`."""
     dataset: str = ""
-    """A Hugging Face dataset, on the Hub or in a local folder, streamed."""
+    """Hugging Face dataset, on the Hub or in a local folder; it is streamed."""
     dataset_config: str = ""
+    """Configuration of the Hugging Face dataset, if it has several."""
     dataset_split: str = "train"
+    """Split of the Hugging Face dataset."""
     stream: StreamConfig = field(default_factory=StreamConfig)
-    """Reading, shuffling and decoding."""
+    """Settings for reading, shuffling and decoding."""
     ratios_from: str = "index"
-    """What chooses an image's ratio: `index`, the ratio in its line of the index or sidecar; `score`, its
-    score by `thresholds`; or `jpeg`, its size as a JPEG by the published borders (counted when the run
-    starts, or when a stream reads it)."""
+    """Source of an image's ratio: `index`, the ratio in its line of the index or sidecar; `score`, its score
+    and `thresholds`; or `jpeg`, its size as a JPEG and the published thresholds. JPEG sizes are measured at
+    the start of the run for an in-memory index, and while reading for other sources."""
     thresholds: list[int] = field(default_factory=lambda: [4, 7])
-    """Scores up to the first get 32x, above the second 8x; with `ratios_from: score`."""
+    """Two scores, for `ratios_from: score`: up to the first an image gets 32x, above the second 8x, between
+    them 16x."""
     image_size: int = 128
     """Side of the square crops, in pixels."""
     batch_size: int = 4
-    """Crops a rank sees in a step, all at one ratio."""
+    """Crops per rank and batch, all at one ratio."""
     min_crop: float = 0.25
-    """Smallest side of a random crop, as a share of the image's short side."""
+    """Smallest side of a random crop, as a fraction of the image's short side."""
     max_side: int = 512
-    """Images of an index in memory are shrunk until their short side has at most this many pixels."""
+    """Images of an in-memory index are downscaled until their short side has at most this many pixels."""
     colour_jitter: float = 0.0
-    """Strength of random changes of colour; for sets of a few dozen images."""
+    """Strength of random color changes, in [0, 1); for datasets of a few dozen images."""
     held_out: str = ""
-    """A folder or image index (.jsonl) of images that are not among the above, for reconstruction grids.
-    Empty takes the held-out photographs where the training split of those that ship is trained on."""
+    """Folder or image index (.jsonl) of images outside the training data, for reconstruction grids. If empty,
+    runs on the bundled photographs use their held-out split."""
     held_out_share: float | None = None
-    """Share of the images above that are kept out of training and shown in grids, chosen by a hash of seed
-    and key. Default: 0.001; 0 with `held_out` and for the shipped photographs, which have a held-out split."""
+    """Fraction of the training data to hold out for grids, chosen by a hash of seed and key. Default: 0.001,
+    or 0 if `held_out` is set and for the bundled photographs, which have a held-out split."""
 
     @property
-    def share_held_out(self) -> float:
-        """Share of the run's own images to keep out of training, in [0, 1)."""
+    def effective_held_out_share(self) -> float:
+        """Fraction of the run's own images to hold out of training, in [0, 1)."""
         if self.held_out_share is not None:
             return self.held_out_share
-        return 0.0 if self.held_out or self.shipped else HELD_OUT_SHARE
+        return 0.0 if self.held_out or self.is_bundled else DEFAULT_HELD_OUT_SHARE
 
     @property
-    def shipped(self) -> bool:
-        """True for the training split of the photographs that ship with the package."""
-        return not self.streamed and self.index == PHOTOGRAPHS
+    def is_bundled(self) -> bool:
+        """True for the training split of the photographs that are bundled with the package."""
+        return not self.stream_keys and self.index == PHOTOGRAPHS
 
     @property
-    def streamed(self) -> list[str]:
-        """The names of the settings, other than `index`, that name images."""
+    def stream_keys(self) -> list[str]:
+        """Names of the settings, other than `index`, that select a source of images."""
         return [name for name in ("shards", "folder", "dataset") if getattr(self, name)]
 
     @property
-    def held(self) -> bool:
-        """Whether the images are those of an index in memory."""
-        return self.in_memory and not self.streamed
+    def index_in_memory(self) -> bool:
+        """True if the source is an image index that is kept in memory."""
+        return self.in_memory and not self.stream_keys
 
     def __post_init__(self) -> None:
         require(
             self.ratios_from in RATIO_SIGNALS,
             f"data.ratios_from: {self.ratios_from!r} is not {', '.join(RATIO_SIGNALS)}",
         )
-        streamed = self.streamed
+        streamed = self.stream_keys
         require(
             bool(streamed or self.index),
-            "data: where are the images? Set data.index, data.shards, data.folder or data.dataset",
+            "data: no source of images is set; set data.index, data.shards, data.folder or data.dataset",
         )
         require(
             len(streamed) < 2,
-            f"data.{' and data.'.join(streamed)} are set, and images come from one of them",
+            f"data.{' and data.'.join(streamed)} are set: remove all but one source of images",
         )
         require(
             not streamed or self.index in ("", PHOTOGRAPHS),
-            f"data.index names {self.index}, and data.{''.join(streamed)} is set too: leave one out, as with "
+            f"data.index={self.index} and data.{''.join(streamed)} are both set: remove one, such as "
             f"data.{''.join(streamed)}=''",
         )
-        require(len(self.thresholds) == 2, f"data.thresholds: two scores expected, got {self.thresholds}")
+        require(len(self.thresholds) == 2, f"data.thresholds: expected two scores, got {self.thresholds}")
         require(self.cache_megabytes > 0, f"data.cache_megabytes: {self.cache_megabytes} must be positive")
         require(self.max_side > 0, f"data.max_side: {self.max_side} must be positive")
         require(self.image_size > 0, f"data.image_size: {self.image_size} must be positive")
         require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
         require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")
         require(
-            0 <= self.share_held_out < 1, f"data.held_out_share: {self.held_out_share} is not within [0, 1)"
+            0 <= self.effective_held_out_share < 1,
+            f"data.held_out_share: {self.held_out_share} is not within [0, 1)",
         )
         require(
-            not (self.held_out_share and self.shipped),
-            "data.held_out_share: the photographs that ship have held-out ones already; leave it out",
+            not (self.held_out_share and self.is_bundled),
+            "data.held_out_share: the bundled photographs already have a held-out split; remove the key",
         )
         require(
             not (self.held_out and self.held_out_share),
-            "data.held_out and data.held_out_share are set, and grids show one of them; leave one out",
+            "data.held_out and data.held_out_share are both set; remove one",
         )
         require(0 <= self.colour_jitter < 1, f"data.colour_jitter: {self.colour_jitter} is not within [0, 1)")
 
 
 @dataclass(kw_only=True)
 class DiscriminatorConfig:
-    """The patch discriminator, and its own optimiser."""
+    """Settings of the patch discriminator and its optimizer."""
 
     pretrained: str = ""
-    """A published StyleGAN2-ADA pickle to start from; it sets the sizes below."""
+    """Published StyleGAN2-ADA pickle to start from; its sizes replace the ones below."""
     resolution: int = 256
+    """Side of the crops that the discriminator sees, in pixels."""
     channel_base: int = 32768
+    """A layer at resolution r has `channel_base` / r channels, and at most `channel_max`."""
     channel_max: int = 512
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The discriminator's own optimizer."""
 
 
 @dataclass(kw_only=True)
 class TokenizerRun(RunConfig):
-    """A run of the nested VAE."""
+    """Settings of a training run of the nested VAE."""
 
     zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     sampler: RatioSamplerConfig = field(default_factory=RatioSamplerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     perceptual_crop: int = 0
-    """Side of the random window the perceptual term looks at; 0 for the whole image."""
+    """Side of the random crop for the perceptual loss, in pixels; 0 uses the full image."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
 
 
 @dataclass(kw_only=True)
 class LatentDataConfig:
-    """Latent shards and the token budget."""
+    """Latent shards and the token budget of a batch."""
 
     latents: str = ""
-    """Folder of latent shards written by one tokenizer."""
+    """Folder of latent shards, all encoded by one tokenizer."""
     tokenizer: str = ""
-    """Folder of the tokenizer that they must be of, if named; a run refuses latents of another."""
+    """Folder of that tokenizer. If set, latents of another tokenizer are refused."""
     normalized: bool = True
-    """Each channel of the latents gets mean 0 and deviation 1 over the data set; False leaves them as the
-    tokenizer gives them, which is the paper's scaling factor of 1."""
+    """Normalize each channel of the latents to mean 0 and standard deviation 1 over the dataset. False keeps
+    the tokenizer's values, which corresponds to the paper's scaling factor of 1."""
     max_tokens: int = 16384
-    """Token budget of a rank's batch."""
+    """Maximum number of tokens in a rank's batch."""
     global_tokens: int = 0
-    """Token budget of a step of all ranks, which then sets `accumulation_steps`; 0 leaves it to that key."""
+    """Token budget per step over all ranks, which then determines the number of accumulation steps. With 0,
+    `accumulation_steps` applies."""
     window: int = 256
-    """How many latents a rank the packer may look ahead; some dozens more than a batch holds fill it best."""
+    """Number of latents per rank that the packer may choose from. Batches are fullest if the window holds a
+    few dozen more latents than a batch."""
 
     def __post_init__(self) -> None:
         require(self.max_tokens > 0, f"data.max_tokens: {self.max_tokens} must be positive")
@@ -341,14 +366,15 @@ class LatentDataConfig:
 
 @dataclass(kw_only=True)
 class DiffusionLossConfig:
-    """What the diffusion transformer learns; see `cat_fast.generator.diffusion`."""
+    """The diffusion transformer's loss; see `cat_fast.generator.diffusion`."""
 
     prediction: str = "epsilon"
-    """`epsilon`, the noise, as in the paper; `v_prediction`; or `flow`, rectified flow."""
+    """Prediction target: `epsilon`, the noise, as in the paper; `v_prediction`; or `flow`, rectified flow."""
     weighting: str = "token"
-    """Whether a `token` or an `image` weighs the same whatever its image's size."""
+    """`token` gives every token the same weight in the loss; `image` gives every image the same weight."""
     min_snr_gamma: float = 0.0
-    """Noise levels with a signal-to-noise ratio above it count less; 0 is off, 5 is what is published."""
+    """Min-SNR weighting: noise levels with a signal-to-noise ratio above this value get a lower weight. 0
+    disables it; the published value is 5."""
 
     def __post_init__(self) -> None:
         for name, known in (("prediction", PREDICTIONS), ("weighting", WEIGHTINGS)):
@@ -357,44 +383,44 @@ class DiffusionLossConfig:
         require(self.min_snr_gamma >= 0, f"loss.min_snr_gamma: {self.min_snr_gamma} is negative")
         require(
             not (self.min_snr_gamma and self.prediction == "flow"),
-            "loss.min_snr_gamma: a flow has no such weight; 0 is expected with prediction: flow",
+            "loss.min_snr_gamma: not supported with prediction: flow; set it to 0",
         )
 
 
 @dataclass(kw_only=True)
 class GeneratorRun(RunConfig):
-    """A run of the diffusion transformer on packed latents."""
+    """Settings of a training run of the diffusion transformer on packed latents."""
 
     data: LatentDataConfig = field(default_factory=LatentDataConfig)
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
     text_encoder: str = ""
-    """A transformers model, by folder or name, whose frozen states tell captions beside classes.
-    Empty is class-conditional, as in the paper."""
+    """Folder or Hub name of a transformers text encoder, which stays frozen; the model is then conditioned on
+    captions as well as classes. Empty trains a class-conditional model, as in the paper."""
     text_cache_megabytes: int = 1024
-    """Host memory per rank for the states of captions, each of which is then encoded once. With 0, or where
-    the states of all captions of the latents do not fit, each step encodes its captions in one batch."""
+    """Host memory per rank for a cache of encoded captions, in MiB, so that each caption is encoded once. If
+    0, or if the captions of the dataset do not all fit, each batch's captions are encoded together."""
     compile: bool = False
-    """Whether torch.compile makes kernels of the model: a minute at the start, and not again when the lengths
-    in a batch change."""
+    """Compile the model with torch.compile. This takes about a minute at the start; changing sequence lengths
+    do not cause recompilation."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             not (self.data.global_tokens and self.accumulation_steps > 1),
-            "accumulation_steps and data.global_tokens both say how many batches a step holds; leave one out",
+            "accumulation_steps and data.global_tokens both set the number of batches per step; remove one",
         )
         require(
             self.text_cache_megabytes >= 0, f"text_cache_megabytes: {self.text_cache_megabytes} is negative"
         )
         require(
             self.logging.grid_every_steps == 0,
-            "logging.grid_every_steps: a generator's run has no tokenizer to draw with; 0 is expected",
+            "logging.grid_every_steps: a generator run has no tokenizer to draw grids with; set it to 0",
         )
         stage = read_deepspeed_config(self.deepspeed).get("zero_optimization", {}).get("stage", 0)
         require(
             not (self.compile and stage == 3),
-            "compile: ZeRO 3 gathers weights while the model runs, which torch.compile cannot see; use "
-            "deepspeed/zero1.json or zero2.json, or leave compile out",
+            "compile: not supported with ZeRO 3, which gathers weights during the forward pass, invisible to "
+            "torch.compile; use deepspeed/zero1.json or zero2.json, or set compile=false",
         )
 
 

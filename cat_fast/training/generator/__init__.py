@@ -1,1 +1,1 @@
-"""Training of the generator on packed batches of latents."""
+"""Training of the diffusion transformer on packed batches of latents."""

@@ -1,4 +1,4 @@
-"""A generator's batches, read ahead: while a step computes, a thread plans and reads those of the next."""
+"""Prefetching of packed batches: a thread plans and reads the next step's batches during a step."""
 
 import time
 from collections import deque
@@ -19,22 +19,22 @@ class PackedBatch:
     """Latents for one forward pass."""
 
     packed: PackedSequence
-    """With labels and keys, on the device."""
+    """The latents with labels and keys, on the device."""
     captions: list[str]
-    """Of each sequence; empty where it has none."""
+    """One caption per sequence; an empty string if it has none."""
     lengths: list[int]
-    """Tokens of each sequence, on the host so that no use of them has to wait for a device."""
+    """Number of tokens per sequence, on the host so that reading them does not wait for the device."""
 
 
 class PackedBatches:
-    """One rank's endless batches, of the latents that a stream says.
+    """Infinite sequence of one rank's batches, prefetched by a thread.
 
     Args:
-        latents: where they are read.
-        stream: which of them a batch holds.
-        patch_size: of the model.
-        ahead: how many batches are kept ready, as many as a step takes.
-        device: where batches go.
+        latents: dataset to read.
+        stream: selects the latents of each batch.
+        patch_size: patch size of the model.
+        prefetch: number of batches to keep ready; use the number of batches per step.
+        device: device to copy batches to.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class PackedBatches:
         stream: PackedStream,
         *,
         patch_size: int,
-        ahead: int,
+        prefetch: int,
         device: torch.device,
     ) -> None:
         self._latents, self._stream, self._patch_size = latents, stream, patch_size
-        self._ahead, self._device = ahead, device
+        self._prefetch, self._device = prefetch, device
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latents")
         self._ready: deque[Future[PackedBatch]] = deque()
         self._states: deque[Callable[[], dict[str, Any]]] = deque()
@@ -56,12 +56,12 @@ class PackedBatches:
         self._position: Callable[[], dict[str, Any]] | None = None
 
     def take(self, count: int) -> tuple[list[PackedBatch], float]:
-        """The next batches, and how many seconds they were waited for.
+        """Return the next batches, and the time spent waiting for them in seconds.
 
         Raises:
             UserError: a latent cannot be read.
         """
-        self._read_ahead(max(count, self._ahead))
+        self._read_ahead(max(count, self._prefetch))
         start = time.perf_counter()
         wait([self._ready[0]])
         self._before_take, self._position = self._states[0], None
@@ -70,15 +70,15 @@ class PackedBatches:
             batches.append(self._ready.popleft().result())
             self._states.popleft()
         seconds = time.perf_counter() - start
-        self._read_ahead(self._ahead)
+        self._read_ahead(self._prefetch)
         return batches, seconds
 
     def put_back(self) -> None:
-        """Have `state_dict` return the state before the last `take`, until the next one."""
+        """Make `state_dict` return the state before the last `take`, until the next `take`."""
         self._position = self._before_take
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the stream, as if nothing had been read ahead."""
+        """Return the stream's state as if nothing had been prefetched."""
         if self._position:
             return self._position()
         if not self._ready:
@@ -87,7 +87,7 @@ class PackedBatches:
         return self._states[0]()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; see `PackedStream.load_state_dict`."""
+        """Resume from a state; see `PackedStream.load_state_dict`."""
         wait([read for read in self._ready if not read.cancel()])
         self._ready.clear()
         self._states.clear()
@@ -95,7 +95,7 @@ class PackedBatches:
         self._stream.load_state_dict(state)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._thread.shutdown(cancel_futures=True)
 
     def _read_ahead(self, count: int) -> None:

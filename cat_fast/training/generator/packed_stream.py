@@ -1,4 +1,4 @@
-"""Which latents each rank packs into its next batch, whatever the number of ranks when the run goes on."""
+"""Assignment of latents to each rank's batches; runs can resume on any number of ranks."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,42 +13,41 @@ from cat_fast.training.runtime.ranks import Ranks
 
 
 class PackedStream:
-    """One rank's endless batches.
+    """Infinite sequence of one rank's batches, as indices of latents.
 
-    Epochs, each a permutation of all latents by the seed, are laid end to end. Every rank packs this line for
-    all ranks and keeps its own batch: budgets are full and sums of squared lengths near equal over the ranks,
-    without a word between them. At the paper's budget one CPU core plans a step in 0.04 ms for one rank, in
-    1.5 ms for 64 and in 50 ms for 1024.
+    Latents are read in concatenated epochs, each a permutation that depends on the seed. Every rank packs
+    them for all ranks and keeps its own batch. Budgets are full and sums of squared lengths are nearly equal
+    over ranks, without communication. At the paper's budget, planning takes 0.04 ms per step for 1 rank,
+    1.5 ms for 64 and 50 ms for 1024, on one CPU core.
 
-    The state is therefore one, the same on every rank. A run that goes on with another number of ranks plans
-    on with it, so that each latent still comes up once an epoch; with the same number, batches are those of a
-    run without a break.
+    The state is the same on every rank, and any number of ranks can resume from it: each latent is still used
+    once per epoch. With the same number of ranks, batches are those of an uninterrupted run.
 
     Args:
-        lengths: tokens of each latent, (N,).
-        max_tokens: budget of a rank's batch, in tokens.
-        window: latents a rank that the packer may look ahead.
+        lengths: number of tokens of each latent, (N,).
+        max_tokens: token budget of a rank's batch.
+        window: number of latents per rank that the packer may look ahead.
     """
 
     def __init__(self, lengths: Sequence[int], max_tokens: int, window: int, seed: int, ranks: Ranks) -> None:
         self.lengths, self.seed, self.rank = np.asarray(lengths), seed, ranks.rank
         self.packer = TokenBudgetPacker[int](max_tokens, window=window, ranks=ranks.world_size)
         self.position = 0
-        """Places of the line that the packer has been given."""
+        """Number of latents given to the packer so far, over all epochs."""
 
     def next(self) -> list[int]:
-        """The indices of the latents in this rank's next batch."""
+        """Return the indices of the latents in this rank's next batch."""
         self._read(self.packer.missing)
         batches = self.packer.next()
         assert batches is not None
         return self._indices(np.asarray(batches[self.rank])).tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of all ranks, as plain data."""
+        """Return the state, which is equal on all ranks, as JSON-compatible data."""
         return self.snapshot()()
 
     def snapshot(self) -> Callable[[], dict[str, Any]]:
-        """What tells the `state_dict` of now later."""
+        """Return a function that computes the `state_dict` of this moment when called later."""
         position, packer = self.position, self.packer.snapshot()
         return lambda: {
             "position": position,
@@ -58,39 +57,40 @@ class PackedStream:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of a run on any number of ranks.
+        """Resume from the state of a run on any number of ranks.
 
         Raises:
-            UserError: its latents, budget or window were others.
+            UserError: the run had other latents, or another budget or window.
         """
         if state["lengths"] != self._digest:
             raise UserError(
-                f"data.latents: the run began on {state['latents']} latents, and there are "
-                f"{len(self.lengths)} of other sizes or in another order: give the same ones, or start anew"
+                f"data.latents: expected the {state['latents']} latents that the run started with, got "
+                f"{len(self.lengths)} of other sizes or in another order: use the same latents, or start a "
+                "new run in another output_dir"
             )
         self.packer.load_state_dict(state["packer"])
         self.position = state["position"]
 
     @cached_property
     def _digest(self) -> str:
-        """Of the latents' lengths, in order."""
+        """Hash of the latents' lengths, in order."""
         return hashlib.sha256(self.lengths.astype(np.int64).tobytes()).hexdigest()[:16]
 
     def _read(self, count: int) -> None:
-        places = np.arange(self.position, self.position + count)
-        self.packer.extend(places.tolist(), self.lengths[self._indices(places)].tolist())
+        positions = np.arange(self.position, self.position + count)
+        self.packer.extend(positions.tolist(), self.lengths[self._indices(positions)].tolist())
         self.position += count
 
-    def _indices(self, places: np.ndarray) -> np.ndarray:
-        """The latents at these places of the line."""
-        epochs, positions = np.divmod(places, len(self.lengths))
-        indices = np.empty_like(places)
+    def _indices(self, positions: np.ndarray) -> np.ndarray:
+        """Return the latents at these positions in the concatenated epochs."""
+        epochs, offsets = np.divmod(positions, len(self.lengths))
+        indices = np.empty_like(positions)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            indices[here] = _order(self.seed, int(epoch), len(self.lengths))[positions[here]]
+            selected = epochs == epoch
+            indices[selected] = _epoch_order(self.seed, int(epoch), len(self.lengths))[offsets[selected]]
         return indices
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+def _epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(size)

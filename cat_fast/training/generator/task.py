@@ -1,4 +1,4 @@
-"""Training the diffusion transformer on packed latents of mixed ratios, within a token budget a rank."""
+"""Training of the diffusion transformer on packed latents of mixed ratios, with a token budget per rank."""
 
 import json
 import math
@@ -18,11 +18,11 @@ from cat_fast.models.build import build_model
 from cat_fast.models.load import load_tokenizer
 from cat_fast.packing import PackedSequence
 from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
-from cat_fast.training.checkpoints.write_errors import agree_on_writes
+from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import GeneratorRun
 from cat_fast.training.generator.packed_batches import PackedBatches
 from cat_fast.training.generator.packed_stream import PackedStream
-from cat_fast.training.metrics.flops import GeneratorFlops
+from cat_fast.training.metrics.flops import DiTFlops
 from cat_fast.training.metrics.step_means import means_at_ratios
 from cat_fast.training.runtime.collective_errors import on_each, raise_together
 from cat_fast.training.runtime.ema import EMA
@@ -33,8 +33,8 @@ from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
 
 
-class Drawn(NamedTuple):
-    """A batch of a step, and what its loss weighs."""
+class WeightedBatch(NamedTuple):
+    """A batch of a step, and the weight of its loss."""
 
     packed: PackedSequence
     text: PackedText | None
@@ -49,41 +49,44 @@ class GeneratorTask:
 
     def __init__(self, config: GeneratorRun, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
-        self.latents = on_each(lambda: _latents(config), ranks)
+        self.latents = on_each(lambda: _load_latents(config), ranks)
         same = ranks.broadcast(self.latents.digest) == self.latents.digest
-        other = UserError("data.latents: other latents than rank 0: all ranks must see the same files")
-        raise_together(None if same else other, ranks)
-        self.text_encoder = _text_encoder(config, self.latents, ranks)
-        self._encode = _encoding(self.text_encoder, self.latents, config.text_cache_megabytes << 20)
-        self.parts = _batches_a_step(config, ranks)
+        different = UserError("data.latents differ from those of rank 0: all ranks must see the same files")
+        raise_together(None if same else different, ranks)
+        self.text_encoder = _load_text_encoder(config, self.latents, ranks)
+        cache_bytes = config.text_cache_megabytes << 20
+        self._encode = _make_caption_encoder(self.text_encoder, self.latents, cache_bytes)
+        self.batches_per_step = _batches_per_step(config, ranks)
         torch.manual_seed(config.seed)
         self.arguments = self._model_arguments()
         model = build_model(DiT, self.arguments)
         self.ratios = list(model.config.ratios)
         lengths = self.latents.token_counts(model.config.patch_size)
-        _require_fit(config, self.latents, model, lengths)
+        _check_fit(config, self.latents, model, lengths)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         if config.compile:
             model.compile(dynamic=True)
-        self.engine = make_engine(model, config.optimizer, config.deepspeed, self.parts, config.precision)
-        agree_on_writes(self.engine, ranks)
-        self.flops = GeneratorFlops(self.arguments)
+        self.engine = make_engine(
+            model, config.optimizer, config.deepspeed, self.batches_per_step, config.precision
+        )
+        defer_write_errors(self.engine, ranks)
+        self.flops = DiTFlops(self.arguments)
         self.ema = EMA(self.engine.module, config.ema_decay, ranks)
         self.schedule = make_schedule(config.loss.prediction)
-        self._drawn: list[Drawn] = []
+        self._drawn: list[WeightedBatch] = []
         self.batches = PackedBatches(
             self.latents,
             PackedStream(lengths, config.data.max_tokens, config.data.window, config.seed, ranks),
             patch_size=model.config.patch_size,
-            ahead=self.parts,
+            prefetch=self.batches_per_step,
             device=ranks.device,
         )
 
     def _model_arguments(self) -> dict[str, Any]:
-        """The `model:` section, completed by what the latents and the text encoder say of themselves."""
+        """Return the `model:` section, with the arguments that the latents and text encoder determine."""
         latents = self.latents
-        told = {
+        derived = {
             "in_channels": latents.entries[0].shape[0],
             "shift_factor": latents.shift_factor,
             "scaling_factor": latents.scaling_factor,
@@ -91,16 +94,16 @@ class GeneratorTask:
             "text_dim": self.text_encoder.dim if self.text_encoder else None,
             "text_encoder_fingerprint": self.text_encoder.fingerprint() if self.text_encoder else None,
         }
-        if both := sorted(told.keys() & self.config.model.keys()):
+        if duplicates := sorted(derived.keys() & self.config.model.keys()):
             raise UserError(
-                f"model.{both[0]}: the latents and the text encoder say it; leave it out "
-                "(data.normalized=false leaves latents as the tokenizer gives them)"
+                f"model.{duplicates[0]}: the latents and the text encoder determine it; remove the key "
+                "(data.normalized=false keeps the tokenizer's values)"
             )
-        return {"num_classes": len(latents.class_names), **told, **self.config.model}
+        return {"num_classes": len(latents.class_names), **derived, **self.config.model}
 
     def draw(self, step: int) -> Sequence[float]:
         self._drawn, seconds = self._next_batches()
-        self.ranks.work.on([describe_batch(batch.packed.key or ()) for batch in self._drawn])
+        self.ranks.step_context.set_batches([describe_batch(batch.packed.key or ()) for batch in self._drawn])
         amounts = {
             "weight": sum(batch.weight for batch in self._drawn),
             "tokens": sum(batch.packed.num_tokens for batch in self._drawn),
@@ -133,14 +136,14 @@ class GeneratorTask:
                 weighting=self._weighting,
                 min_snr_gamma=config.loss.min_snr_gamma,
             )
-            ranks.work.computed()  # from here on ranks wait for each other
+            ranks.step_context.start_waiting()  # from here on ranks wait for each other
             # Batches hold different numbers of tokens and gradients are averaged: weigh each by its share.
-            share = batch.weight * ranks.world_size * self.parts / totals["weight"]
+            share = batch.weight * ranks.world_size * self.batches_per_step / totals["weight"]
             self.engine.backward(found.loss * share)
             by_ratio += self._by_ratio(batch.packed, found.per_sequence)
             losses.append(found.loss.detach())
-            if len(losses) < self.parts:
-                self.engine.step()  # counts the backward passes, no more
+            if len(losses) < self.batches_per_step:
+                self.engine.step()  # only counts the backward passes
         each = torch.stack(losses)
         weights = torch.tensor([batch.weight for batch in drawn], device=each.device)
         loss = (each.double() * weights).sum()
@@ -159,11 +162,11 @@ class GeneratorTask:
     def _weighting(self) -> Weighting:
         return cast(Weighting, self.config.loss.weighting)
 
-    def _next_batches(self) -> tuple[list[Drawn], float]:
-        """Return the batches of a step, with their texts, and the seconds that this rank waited for them."""
-        batches, seconds = self.batches.take(self.parts)
+    def _next_batches(self) -> tuple[list[WeightedBatch], float]:
+        """Return the batches of a step with their texts, and the time spent waiting for them in seconds."""
+        batches, seconds = self.batches.take(self.batches_per_step)
         drawn = [
-            Drawn(
+            WeightedBatch(
                 batch.packed,
                 self._encode(batch.captions),
                 batch.lengths,
@@ -174,14 +177,14 @@ class GeneratorTask:
         return drawn, seconds
 
     def _by_ratio(self, batch: PackedSequence, per_sequence: torch.Tensor) -> torch.Tensor:
-        """(R, 2): of each ratio the weighted sum of its sequences' losses, and of their weights."""
+        """Return (R, 2): per ratio, the weighted sum of its sequences' losses, and their total weight."""
         weights = sequence_weights(batch, self._weighting).double()
         at = batch.ratio[None] == torch.tensor(self.ratios, device=batch.ratio.device)[:, None]
         return at.double() @ torch.stack([per_sequence.double() * weights, weights], dim=1)
 
     def _metrics(self, sums: torch.Tensor, totals: Mapping[str, float]) -> dict[str, float]:
-        """Return the means over all ranks and accumulation steps, over everything and at each ratio."""
-        budget = self.config.data.max_tokens * self.parts * self.ranks.world_size
+        """Return means over all ranks and accumulation steps, overall and per ratio."""
+        budget = self.config.data.max_tokens * self.batches_per_step * self.ranks.world_size
         return {
             "loss": sums[0].item() / totals["weight"],
             **{name: total for name, total in totals.items() if name != "weight"},
@@ -190,40 +193,41 @@ class GeneratorTask:
         }
 
     def save(self, folder: Path) -> None:
-        # Collective parts first: a rank that cannot write its own files must not be missed in them.
+        # Collective parts come first, so that a rank whose own files cannot be written still joins them.
         save_engine(self.engine, folder / "generator")
         self.ema.save(folder / "ema.safetensors")
         if self.ranks.is_main:  # every rank's stream is in the same state
             state = {
                 "ema_updates": self.ema.updates,
                 "tokenizer": self.latents.fingerprint,
-                "began_with": self._began_with(),
+                "began_with": self._initial_settings(),
                 "stream": self.batches.state_dict(),
             }
             (folder / "task.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        """Any number of ranks goes on; see `PackedStream` for which latents each then reads."""
+        """Resume on any number of ranks; see `PackedStream` for the latents that each rank then reads."""
         state = json.loads((folder / "task.json").read_text())
         before = state["tokenizer"]
         if before != self.latents.fingerprint:
             raise UserError(
-                f"data.latents: the run began on latents of tokenizer {before}, these are of "
-                f"{self.latents.fingerprint}; give the former, or start a new run in another output_dir"
+                f"data.latents: expected latents of tokenizer {before}, as at the start of the run, got "
+                f"{self.latents.fingerprint}; use latents of the former, or start a new run in another "
+                "output_dir"
             )
-        began = state.get("began_with", {})  # older checkpoints do not say
-        for name, now in self._began_with().items():
-            if (then := began.get(name, now)) != now:
+        initial = state.get("began_with", {})  # missing in older checkpoints
+        for name, now in self._initial_settings().items():
+            if (before := initial.get(name, now)) != now:
                 raise UserError(
-                    f"{name}: the run began with {then!r}, and this is {now!r}: give the former, or start a "
-                    "new run in another output_dir"
+                    f"{name}: expected {before!r}, as at the start of the run, got {now!r}: restore the "
+                    "setting, or start a new run in another output_dir"
                 )
         load_engine(self.engine, folder / "generator", self.ranks)
         self.batches.load_state_dict(state["stream"])
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
-    def _began_with(self) -> dict[str, Any]:
-        """What the weights were learnt from and for, which a run that goes on cannot change."""
+    def _initial_settings(self) -> dict[str, Any]:
+        """Return the settings that the weights depend on, which a resumed run cannot change."""
         config = self.config
         return {
             "data.latents": self.latents.digest,
@@ -233,10 +237,10 @@ class GeneratorTask:
         }
 
     def grid(self, step: int) -> None:
-        """Nothing: there is no tokenizer here to draw with."""
+        """Return None: a grid needs a tokenizer, which this task does not have."""
 
     def close(self) -> None:
-        """Ends the thread that reads latents."""
+        """Stop the thread that reads latents."""
         self.batches.close()
 
     def export(self, folder: Path) -> None:
@@ -244,79 +248,80 @@ class GeneratorTask:
         self.ema.copy_to(averaged)
         if averaged is not None:
             averaged.save_pretrained(folder)
-            self.schedule.save_pretrained(folder / "scheduler")  # beside it: what its predictions mean
+            self.schedule.save_pretrained(folder / "scheduler")  # with the prediction type
 
 
 def _lengths(text: PackedText) -> list[int]:
     return text.cu_seqlens.diff().tolist()
 
 
-def _latents(config: GeneratorRun) -> LatentDataset:
-    """Of the run; those of another tokenizer than it names are refused."""
+def _load_latents(config: GeneratorRun) -> LatentDataset:
+    """Load the run's latents; raise a UserError if `data.tokenizer` is set and they are of another one."""
     data = config.data
     named = load_tokenizer(Path(data.tokenizer), "cpu").fingerprint() if data.tokenizer else None
     return LatentDataset(data.latents, named, normalized=data.normalized)
 
 
-def _require_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths: list[int]) -> None:
-    """What the model cannot learn from, or the packer not pack, is better told now than at some step.
+def _check_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths: list[int]) -> None:
+    """Check at the start of a run that the latents fit the model and the packer's budget.
 
     Raises:
-        UserError: says what, and which key to change.
+        UserError: they do not fit; the message names the key to change.
     """
     data, entries = config.data, latents.entries
     if unknown := set(entries.ratios.tolist()) - set(model.config.ratios):
         raise UserError(
-            f"data.latents: {data.latents} has latents at {min(unknown)}x, and model.ratios is "
-            f"{list(model.config.ratios)}: add it, or give latents without"
+            f"data.latents: {data.latents} has latents at {min(unknown)}x, but model.ratios is "
+            f"{list(model.config.ratios)}: add the ratio, or use latents without it"
         )
     if entries.labels.max() >= model.config.num_classes:
         raise UserError(
-            f"model.num_classes: {model.config.num_classes}, and the latents have class "
-            f"{entries.labels.max()}: leave it out"
+            f"model.num_classes is {model.config.num_classes}, but the latents have class "
+            f"{entries.labels.max()}: remove the key"
         )
     if max(lengths) > data.max_tokens:
         raise UserError(
-            f"data.max_tokens: {data.max_tokens} is less than the longest sequence, {max(lengths)} tokens"
+            f"data.max_tokens: {data.max_tokens} is less than the longest sequence, {max(lengths)} tokens; "
+            "raise it"
         )
     mean = sum(lengths) / len(lengths)
     if data.window * mean < data.max_tokens:
         raise UserError(
-            f"data.window: {data.window} latents of {mean:.0f} tokens each, in the mean, do not fill "
-            f"data.max_tokens={data.max_tokens}: give at least {math.ceil(1.25 * data.max_tokens / mean)}"
+            f"data.window: {data.window} latents, with {mean:.0f} tokens on average, do not fill "
+            f"data.max_tokens={data.max_tokens}: use at least {math.ceil(1.25 * data.max_tokens / mean)}"
         )
 
 
-def _batches_a_step(config: GeneratorRun, ranks: Ranks) -> int:
-    """Of each rank: `accumulation_steps`, or as many as the step's token budget asks for.
+def _batches_per_step(config: GeneratorRun, ranks: Ranks) -> int:
+    """Return the number of batches per rank and step: `accumulation_steps`, or that of the token budget.
 
     Raises:
-        UserError: the budget of all ranks is no multiple of what they do at a time.
+        UserError: the token budget of a step is not a multiple of one batch on every rank.
     """
-    budget, at_a_time = config.data.global_tokens, config.data.max_tokens * ranks.world_size
+    budget, batch_tokens = config.data.global_tokens, config.data.max_tokens * ranks.world_size
     if not budget:
         return config.accumulation_steps
-    parts, rest = divmod(budget, at_a_time)
-    if rest or not parts:
+    batches, rest = divmod(budget, batch_tokens)
+    if rest or not batches:
         raise UserError(
-            f"data.global_tokens: {budget} is no multiple of the {at_a_time} tokens that {ranks.world_size} "
-            f"ranks take at data.max_tokens={config.data.max_tokens}"
+            f"data.global_tokens: expected a multiple of {batch_tokens}, which is {ranks.world_size} ranks × "
+            f"data.max_tokens={config.data.max_tokens}, got {budget}"
         )
-    return parts
+    return batches
 
 
-def _text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Ranks) -> TextEncoder | None:
+def _load_text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Ranks) -> TextEncoder | None:
     if not config.text_encoder:
         return None
     if not latents.entries.has_captions:
-        raise UserError(f"text_encoder: the latents in {config.data.latents} have no captions; leave it out")
-    return TextEncoder(config.text_encoder, download=False).to(ranks.device)  # a rank never downloads
+        raise UserError(f"text_encoder: latents in {config.data.latents} have no captions; remove the key")
+    return TextEncoder(config.text_encoder, download=False).to(ranks.device)  # ranks never download
 
 
-def _encoding(
+def _make_caption_encoder(
     encoder: TextEncoder | None, latents: LatentDataset, cache_bytes: int
 ) -> Callable[[Sequence[str]], PackedText | None]:
-    """Return the function that encodes a batch's captions: cached if the states of all captions fit."""
+    """Return the function that encodes captions, with a cache if those of the dataset fit."""
     if encoder is None:
         return lambda captions: None
     if cache_bytes and estimate_bytes(encoder, *latents.entries.distinct_captions(most=256)) <= cache_bytes:

@@ -1,1 +1,1 @@
-"""Failures of a run: non-finite steps, hangs, stragglers, preemption, and the status that outlives it."""
+"""Health of a run: non-finite steps, hangs, stragglers, preemption, and its status file."""

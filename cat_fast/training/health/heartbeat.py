@@ -1,4 +1,4 @@
-"""Signs of life of every rank, as small files in the run's folder: whoever looks can name who is missing."""
+"""Heartbeats of every rank, as small files in the run's folder, from which silent ranks can be identified."""
 
 import json
 import os
@@ -16,18 +16,18 @@ HEARTBEATS = "heartbeats"
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """What a rank was at when it last gave a sign, at `time` (seconds since 1970)."""
+    """The state of a rank at `time`, in seconds since 1970."""
 
     rank: int
     host: str
     pid: int
     time: float
     step: int
-    work: str
-    waiting: bool
-    """Its own part of the step is done: what is missing is another rank's."""
+    step_description: str
+    is_waiting: bool
+    """The rank has finished its own part of the step and may wait for others."""
     reported: bool = False
-    """It has printed its stack and is about to end."""
+    """The rank's watchdog has printed its stacks and is about to exit."""
 
     @property
     def place(self) -> str:
@@ -35,18 +35,19 @@ class Heartbeat:
 
 
 def this_process() -> tuple[str, int]:
+    """Return the host name and process id."""
     return socket.gethostname(), os.getpid()
 
 
 def write_heartbeat(folder: Path, beat: Heartbeat) -> None:
-    """Replaces this rank's file whole; a full disk must not end a run that could go on."""
+    """Replace this rank's file atomically; errors are ignored, as a full disk must not end the run."""
     path = folder / HEARTBEATS / f"rank_{beat.rank:05d}.json"
     with suppress(UserError), atomic_write(path, flush=False) as part:
         part.write_text(json.dumps(asdict(beat)))
 
 
 def read_heartbeats(folder: Path) -> list[Heartbeat]:
-    """The last sign of every rank that ever gave one, in order of rank."""
+    """Return the last heartbeat of every rank, in rank order; unreadable files are skipped."""
     beats = []
     for path in sorted((folder / HEARTBEATS).glob("rank_*.json")):
         try:
@@ -56,8 +57,8 @@ def read_heartbeats(folder: Path) -> list[Heartbeat]:
     return beats
 
 
-def last_sign(folder: Path) -> float:
-    """When any rank was last heard of, in seconds since 1970; 0 if never."""
+def last_heartbeat(folder: Path) -> float:
+    """Return the time of the most recent heartbeat of any rank, in seconds since 1970; 0 without any."""
     return max((beat.time for beat in read_heartbeats(folder)), default=0.0)
 
 

@@ -1,9 +1,9 @@
-"""Steps that are not finite are skipped, by all ranks together; too many in a row end the run.
+"""Skip steps with non-finite losses or gradients on all ranks; end the run after too many in a row.
 
-A loss that is NaN on one rank makes the averaged gradient NaN on all, and one optimiser step with it ruins
-weights and moments for good. So between the backward passes and `engine.step()` the ranks agree whether all
+A NaN loss on one rank makes the averaged gradient NaN on all ranks. One optimiser step with it ruins weights
+and moments for good. So between the backward passes and `engine.step()` the ranks agree whether all
 losses and gradient norms are finite. If not, the gradients are dropped, and weights, moments and averages
-stay as they were; step number, schedule and data go on.
+stay unchanged; step number, schedule and data advance.
 """
 
 import sys
@@ -18,30 +18,35 @@ from cat_fast.training.runtime.collective_errors import SharedError
 from cat_fast.training.runtime.ranks import Ranks
 
 SKIPPED = "skipped"
-"""Metric of a skipped step, 1; its terms that are not finite are left out of the log."""
+"""Metric that is 1 in a skipped step. Non-finite terms of such a step are not logged."""
 
 
 class StepGuard:
-    """Lets a step pass on all ranks or on none.
+    """Agreement of all ranks on whether a step is applied or skipped.
 
-    Once per step, after every backward pass and before any `engine.step()`, the ranks sum what `inspect`
-    returns, and `passes` decides by the sums. On False, everything that would change a task's state is left
-    out. The backward passes run either way: their collectives belong to all ranks, and no rank has to know of
-    another's loss before them.
+    Once per step, after the backward passes and before any `engine.step()`, the ranks sum the result of
+    `inspect`, and `passes` decides by the sums. On False, the caller must not change the task's state. The
+    backward passes run in any case: they contain collectives, and a rank does not know the other ranks'
+    losses before them.
     """
 
     def __init__(self, config: GuardConfig, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
-        self.in_a_row = 0
+        self.consecutive = 0
         self.skipped = 0
         self._bad_losses: dict[str, Tensor] = {}
         self._engines: Mapping[str, Any] = {}
 
     def inspect(self, losses: Mapping[str, Tensor], engines: Mapping[str, Any]) -> Tensor:
-        """Return (1 + E,) float64 on the device: 1 where a loss of this rank is not finite, and the square of
-        each engine's gradient norm. Waits for nothing.
+        """Compute this rank's contribution to the decision, without waiting for the device.
 
-        Losses are (P,), one for each part of `ranks.work`, or scalars; names are those of the message.
+        Args:
+            losses: by name, as in the message: (A,), one value per accumulation step, or scalars.
+            engines: E engines that hold gradients, by name.
+
+        Returns:
+            (1 + E,) float64 on the device: 1 if a loss of this rank is not finite, then each engine's squared
+            gradient norm.
         """
         device = self.ranks.device
         self._engines = engines
@@ -53,66 +58,68 @@ class StepGuard:
         return torch.stack([is_bad.double(), *squares])
 
     def passes(self, sums: Sequence[float]) -> bool:
-        """Return True if all that was inspected on all ranks is finite, given its sums over ranks.
+        """Return True if everything inspected is finite on all ranks, given the sums over ranks.
 
-        Collective if not: the engines' gradients are dropped, and rank 0 tells terms, ranks and batches.
+        Collective if False: drops the engines' gradients; rank 0 logs the terms, ranks and batches.
 
         Raises:
-            SharedError: `max_bad_steps` in a row did not pass.
+            SharedError: `max_bad_steps` steps in a row were not finite.
         """
         bad_ranks, *squares = sums
-        # DeepSpeed computes its norm in float32 and takes one beyond that range for an overflow.
+        # DeepSpeed computes its norm in float32 and treats one beyond that range as an overflow.
         largest = torch.finfo(torch.float32).max
         bad_norms = [
             name for name, square in zip(self._engines, squares, strict=True) if not square <= largest
         ]
         if not bad_ranks and not bad_norms:
-            self.in_a_row = 0
+            self.consecutive = 0
             return True
         for engine in self._engines.values():
             discard_gradients(engine)
-        self.in_a_row += 1
+        self.consecutive += 1
         self.skipped += 1
-        by_part = [
-            [name for name, is_bad in zip(self._bad_losses, part, strict=True) if is_bad]
-            for part in zip(*(bad.tolist() for bad in self._bad_losses.values()), strict=True)
+        bad_by_batch = [
+            [name for name, is_bad in zip(self._bad_losses, flags, strict=True) if is_bad]
+            for flags in zip(*(bad.tolist() for bad in self._bad_losses.values()), strict=True)
         ]
-        self._tell(by_part, bad_norms)
+        self._log_skipped_step(bad_by_batch, bad_norms)
         return False
 
-    def _tell(self, bad_losses: list[list[str]], bad_norms: list[str]) -> None:
-        """`bad_losses` by name, of each part of this rank's work."""
-        work = self.ranks.work
-        reports = self.ranks.gather((bad_losses, list(work.parts)))
-        culprits = [
-            f"{', '.join(_causes(names))} of rank {rank} ({part})"
-            for rank, (by_part, parts) in enumerate(reports)
-            for names, part in zip(by_part, parts or ["no batch told"], strict=True)
+    def _log_skipped_step(self, bad_losses: list[list[str]], bad_norms: list[str]) -> None:
+        """Log the bad terms on rank 0, or raise after too many steps. `bad_losses` are names per batch."""
+        context = self.ranks.step_context
+        reports = self.ranks.gather((bad_losses, list(context.batches)))
+        causes = [
+            f"{', '.join(_first_causes(names))} of rank {rank} ({batch})"
+            for rank, (by_batch, batches) in enumerate(reports)
+            for names, batch in zip(by_batch, batches or ["unknown batch"], strict=True)
             if names
         ]
-        if not culprits:
-            culprits = [f"the gradient norm of the {', '.join(bad_norms)}, though all losses were finite"]
-            culprits += [f"rank {rank} had {'; '.join(parts)}" for rank, (_, parts) in enumerate(reports)]
-        what = f"not finite: {'; '.join(culprits)}"
-        if self.in_a_row >= self.config.max_bad_steps:
+        if not causes:
+            causes = [f"the gradient norm of the {', '.join(bad_norms)}, though all losses were finite"]
+            causes += [f"rank {rank} had {'; '.join(batches)}" for rank, (_, batches) in enumerate(reports)]
+        cause = f"not finite: {'; '.join(causes)}"
+        if self.consecutive >= self.config.max_bad_steps:
             raise SharedError(
-                f"{self.in_a_row} steps in a row, the last of them step {work.step}, were {what}. What was "
-                "saved is untouched: look at those files, or lower optimizer.lr, and start again"
+                f"{self.consecutive} steps in a row, up to step {context.step}, were {cause}. Saved "
+                "checkpoints are unchanged: check those files, or lower optimizer.lr, and restart"
             )
         if self.ranks.is_main:
-            count = f"{self.in_a_row} in a row, {self.skipped} in all"
-            print(f"step {work.step} skipped ({count}), {what}", file=sys.stderr, flush=True)
+            count = f"{self.consecutive} in a row, {self.skipped} in total"
+            print(f"step {context.step} skipped ({count}), {cause}", file=sys.stderr, flush=True)
 
 
-def _causes(names: list[str]) -> list[str]:
-    """The terms that went wrong first: not their weighted copies, not the sum."""
+def _first_causes(names: list[str]) -> list[str]:
+    """Return the original bad terms, without the weighted copies and the sum that follow from them."""
     terms = [name for name in names if name != "loss" and not name.startswith("weighted/")]
     return terms or names
 
 
 def _square_norm(engine: Any, device: torch.device) -> Tensor:
-    """Sum of squares of the gradients that this rank holds. All that is asked of it is whether it is finite,
-    so the copies that every rank holds without ZeRO may count several times."""
+    """Return the sum of squares of this rank's gradients.
+
+    It is only checked for finiteness, so gradients that are replicated without ZeRO may count several times.
+    """
     total = torch.zeros((), dtype=torch.float64, device=device)
     for gradient in _gradients(engine):
         total += torch.linalg.vector_norm(gradient.detach(), dtype=torch.float64).square().to(device)
@@ -120,7 +127,7 @@ def _square_norm(engine: Any, device: torch.device) -> Tensor:
 
 
 def _gradients(engine: Any) -> Iterator[Tensor]:
-    """What a backward pass left for `engine.step()`: this rank's partition under ZeRO, else all of it."""
+    """Yield the gradients that `engine.step()` would apply: this rank's partition under ZeRO, else all."""
     optimizer = engine.optimizer
     if hasattr(optimizer, "averaged_gradients"):  # ZeRO 1, 2 and 3
         for group in optimizer.averaged_gradients.values():
@@ -134,10 +141,10 @@ def _gradients(engine: Any) -> Iterator[Tensor]:
 
 
 def discard_gradients(engine: Any) -> None:
-    """Forget what the backward passes since the last `engine.step()` left, as DeepSpeed does on overflow.
+    """Drop the gradients accumulated since the last `engine.step()`, as DeepSpeed does on overflow.
 
-    That path of its own cannot be asked for: it is taken for what its own check finds, which is switched by
-    precision and stage.
+    DeepSpeed's own overflow path cannot be called: it depends on its own check, which is enabled only for
+    some precisions and stages.
     """
     optimizer = engine.optimizer
     for held in ("averaged_gradients", "all_grad_tensors"):
@@ -147,10 +154,10 @@ def discard_gradients(engine: Any) -> None:
     if _offloads(optimizer):
         optimizer.reset_cpu_buffers()
     if hasattr(optimizer, "micro_step_id"):
-        optimizer.micro_step_id = -1  # as after a step; stage 3 has its zero_grad set its own start
+        optimizer.micro_step_id = -1  # as after a step; under stage 3 zero_grad resets it
     optimizer.zero_grad()
     engine.zero_grad()
-    # Backward passes of an unfinished accumulation are forgotten, too.
+    # Also drop the backward passes of an unfinished accumulation.
     engine.micro_steps -= engine.micro_steps % engine.gradient_accumulation_steps()
 
 

@@ -1,16 +1,16 @@
-"""Runs that are told to end save first: SIGTERM, SIGUSR1, Ctrl-C, or a launcher that is gone.
+"""Preemption: save and exit on SIGTERM, SIGUSR1, Ctrl-C, or when the launcher has died.
 
-Who is told, and when, differs. A scheduler may signal every process or the launcher alone. DeepSpeed's
-launcher (deepspeed.launcher.launch) passes SIGTERM to its ranks one after another, waits 30 seconds for each
-and then kills; the command `deepspeed` above it dies of a signal and leaves the others running. So it is
-enough that one rank knows: the ranks agree after each step, and all save and end.
+A scheduler may signal every process or only the launcher. DeepSpeed's launcher (deepspeed.launcher.launch)
+passes SIGTERM to its ranks one after another, waits 30 seconds for each and then kills it. The command
+`deepspeed` above it dies of a signal and leaves the others running. So one signalled rank is enough: the
+ranks agree in each step, and all of them save and exit.
 
-    signal reaches              what follows
+    signal reaches              effect
     any rank                    all ranks save and exit 0, and so does the launcher
-    deepspeed.launcher.launch   the same, but it exits 1, and kills a rank that takes longer than 30 s
-    the command deepspeed       it dies, the ranks see that it is gone, save and exit 0
+    deepspeed.launcher.launch   the same, but it exits 1, and kills ranks that take longer than 30 s
+    the command deepspeed       it dies; the ranks notice, save and exit 0
     SIGUSR1 to all of them      kills the launchers unless they ignore it (`trap '' USR1` before `deepspeed`);
-                                the ranks save and exit 0 either way
+                                the ranks save and exit 0 in any case
 """
 
 import os
@@ -28,7 +28,7 @@ _LAUNCHERS = ("deepspeed.launcher.launch", "deepspeed.launcher.runner", "deepspe
 
 
 class Preemption:
-    """Whether this process was asked to end; `reason` is what asked, for the message."""
+    """Request to end this process; `reason` names the signal or event, and is empty without a request."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -36,28 +36,28 @@ class Preemption:
 
     @property
     def requested(self) -> bool:
-        if not self.reason and not all(map(_lives, self._launchers)):
-            self.reason = "the launcher is gone"
+        if not self.reason and not all(map(_is_alive, self._launchers)):
+            self.reason = "the launcher died"
         return bool(self.reason)
 
     @contextmanager
     def listening(self) -> Iterator["Preemption"]:
-        """Signals are noted while this is open; a second Ctrl-C interrupts at once."""
-        before = {kind: signal.signal(kind, self._note) for kind in SIGNALS}
+        """Record signals while the context is open; a second Ctrl-C interrupts at once."""
+        before = {kind: signal.signal(kind, self._record) for kind in SIGNALS}
         try:
             yield self
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason == "SIGINT":
             raise KeyboardInterrupt
         self.reason = self.reason or signal.Signals(number).name
 
 
 def launchers() -> list[psutil.Process]:
-    """DeepSpeed's launcher processes above this one, the nearest first."""
+    """Return DeepSpeed's launcher processes among this one's ancestors, nearest first."""
     found = []
     for process in psutil.Process().parents():
         try:
@@ -71,8 +71,10 @@ def launchers() -> list[psutil.Process]:
 
 
 def resume_command(arguments: list[str]) -> str:
-    """The command that goes on with this run: the launcher's own as it was typed, or one rebuilt from what
-    the ranks know (of several nodes, HOSTFILE stands for the file that they cannot know).
+    """Return the command that resumes this run.
+
+    This is the launcher's command line if it can be read. Otherwise it is rebuilt from the environment, with
+    HOSTFILE as a placeholder for the host file of several nodes, which ranks do not know.
 
     Args:
         arguments: those of `cat_fast.train`.
@@ -91,7 +93,7 @@ def resume_command(arguments: list[str]) -> str:
     return shlex.join(["deepspeed", *nodes, "--num_gpus", str(local), *own])
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -103,6 +105,6 @@ def _is_launcher(argument: str) -> bool:
 
 
 def _readable(command: list[str]) -> list[str]:
-    """`python …/bin/deepspeed ARGS` is what the shell made of `deepspeed ARGS`."""
+    """Return `deepspeed ARGS` for `python …/bin/deepspeed ARGS`, other commands unchanged."""
     script = command[1] if len(command) > 1 else ""
     return ["deepspeed", *command[2:]] if os.path.basename(script) == "deepspeed" else command

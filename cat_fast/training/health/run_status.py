@@ -1,4 +1,4 @@
-"""The state of a run, told by the run in a small file, and checked against what can be seen from outside."""
+"""Status file of a run, and its state as seen from outside: status, lock, heartbeats, recorded failure."""
 
 import fcntl
 import json
@@ -13,21 +13,21 @@ from typing import Any
 
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
-from cat_fast.training.health.heartbeat import HEARTBEATS, last_sign
+from cat_fast.training.health.heartbeat import HEARTBEATS, last_heartbeat
 
 STATUS = "status.json"
 FAILURE = "failure.json"
 LOCK = ".lock"
-_WRITE_EVERY = 5.0
-_SILENT_AFTER = 60.0
-_LOCK_PATIENCE = 1.0
+_WRITE_EVERY_SECONDS = 5.0
+_SILENT_AFTER_SECONDS = 60.0
+_LOCK_TIMEOUT = 1.0
 
 
 @dataclass(kw_only=True)
 class RunStatus:
-    """What a run says of itself. Times in seconds since 1970.
+    """Contents of a run's status file. Times in seconds since 1970.
 
-    `state` is running, finished, preempted or failed; who reads it (`summarize`) finds out killed.
+    `state` is running, finished, preempted or failed; `summarize` adds killed.
     """
 
     task: str
@@ -41,14 +41,14 @@ class RunStatus:
     host: str = ""
     pid: int = 0
     command: str = ""
-    """What starts the run again, and in which folder."""
+    """Command that resumes the run, to be started in `directory`."""
     directory: str = ""
     started: float = 0.0
     updated: float = 0.0
 
 
 class StatusFile:
-    """Keeps `folder/status.json` up to date; written by rank 0 only, whole each time."""
+    """Writer of `folder/status.json`, on rank 0 only; the file is replaced atomically."""
 
     def __init__(self, folder: Path, status: RunStatus) -> None:
         self.path, self.status = folder / STATUS, status
@@ -58,10 +58,10 @@ class StatusFile:
         self.write()
 
     def step(self, done: int, loss: float | None, skipped: bool) -> None:
-        """A step is over; the file follows within seconds."""
+        """Record a completed step; the file is updated every few seconds."""
         self.status.step, self.status.loss = done, loss if loss is not None else self.status.loss
         self.status.skipped += skipped
-        if time.monotonic() - self._written > _WRITE_EVERY:
+        if time.monotonic() - self._written > _WRITE_EVERY_SECONDS:
             self.write()
 
     def end(self, state: str, reason: str = "") -> None:
@@ -69,7 +69,7 @@ class StatusFile:
         self.write()
 
     def write(self) -> None:
-        """A full disk must not end a run that could go on, nor hide why it ends."""
+        """Write the file; errors are ignored, as a full disk must neither end the run nor hide its error."""
         self.status.updated = time.time()
         self._written = time.monotonic()
         with suppress(UserError), atomic_write(self.path, flush=False) as part:
@@ -77,7 +77,7 @@ class StatusFile:
 
 
 def record_failure(folder: Path, rank: int, reason: str) -> None:
-    """Keep why a run failed. The first rank's word counts: what the others meet follows from it."""
+    """Record why a run failed, unless a reason is recorded: later errors are consequences of the first."""
     try:
         with (folder / FAILURE).open("x") as file:
             json.dump({"rank": rank, "reason": reason}, file)
@@ -86,7 +86,7 @@ def record_failure(folder: Path, rank: int, reason: str) -> None:
 
 
 def read_failure(folder: Path) -> str:
-    """The reason, with its rank unless that is the first; empty if none was recorded."""
+    """Return the recorded reason, with its rank unless that is 0; empty if there is none."""
     try:
         failure = json.loads((folder / FAILURE).read_text())
         return failure["reason"] + (f" (rank {failure['rank']})" if failure["rank"] else "")
@@ -95,42 +95,43 @@ def read_failure(folder: Path) -> str:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's folder, and clear what the ranks of an earlier run said of themselves. The lock goes
-    with the process, however it ends.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Lock the run's folder, and delete failure and heartbeats of an earlier run.
+
+    The lock is released when the process ends, for whatever reason.
 
     Raises:
-        UserError: another process holds it, or nothing can be written there.
+        UserError: another process holds the lock, or the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("w")
     except OSError as error:
         raise UserError(
-            f"output_dir: {folder}: nothing can be written there ({error.strerror or error}); "
-            "free the folder or choose another"
+            f"output_dir: {folder}: not writable ({error.strerror or error}); "
+            "fix its permissions or choose another folder"
         ) from error
     with file:
-        deadline = time.monotonic() + _LOCK_PATIENCE  # a reader of `is_held` lets go at once
-        while not _locked(file, fcntl.LOCK_EX):
+        deadline = time.monotonic() + _LOCK_TIMEOUT  # `is_locked` takes the lock for a moment
+        while not _try_lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
-                raise UserError(f"{folder}: another process is training here; wait for it or end it")
+                raise UserError(f"{folder}: another process is training here; wait for it or stop it")
             time.sleep(0.05)
         for old in (folder / FAILURE, *(folder / HEARTBEATS).glob("rank_*.json")):
             old.unlink(missing_ok=True)
         yield
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process trains in this folder now."""
+def is_locked(folder: Path) -> bool:
+    """Return True if a process is training in this folder."""
     try:
         with (folder / LOCK).open() as file:
-            return not _locked(file, fcntl.LOCK_SH)
+            return not _try_lock(file, fcntl.LOCK_SH)
     except OSError:
         return False
 
 
-def _locked(file: Any, kind: int) -> bool:
+def _try_lock(file: Any, kind: int) -> bool:
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -140,7 +141,7 @@ def _locked(file: Any, kind: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummary:
-    """A run as seen from outside. `age` is the seconds since its last sign of life."""
+    """A run as seen from outside. `age` is in seconds since its last status update or heartbeat."""
 
     folder: str
     task: str
@@ -152,37 +153,37 @@ class RunSummary:
     skipped: int
     age: float
     checkpoint: str
-    """The newest, or empty; its contents are not verified here."""
+    """Newest checkpoint, or empty; its contents are not verified here."""
     resume: str
-    """The command that goes on; empty while it runs and after its end."""
+    """Command that resumes the run; empty while it is running and once it is finished."""
 
 
 def find_runs(folder: Path) -> list[RunSummary]:
-    """Every run below `folder`, or `folder` itself, the most recent first."""
+    """Return every run at or below `folder`, most recent first."""
     found = []
     for path, folders, files in os.walk(folder):
         if STATUS in files and (summary := summarize(Path(path))):
             found.append(summary)
-            folders.clear()  # what a run holds is no run
+            folders.clear()  # subfolders of a run are not runs
     return sorted(found, key=lambda run: run.age)
 
 
 def summarize(folder: Path) -> RunSummary | None:
-    """A run's state, or None if its status cannot be read."""
+    """Return the summary of the run in `folder`, or None if its status file cannot be read."""
     try:
         values = json.loads((folder / STATUS).read_text())
         known = {field.name for field in fields(RunStatus)}
         status = RunStatus(**{name: value for name, value in values.items() if name in known})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-    age = max(0.0, time.time() - max(status.updated, last_sign(folder)))
+    age = max(0.0, time.time() - max(status.updated, last_heartbeat(folder)))
     state, reason = status.state, status.reason
     if state == "running":
-        state, reason = _judge(folder, status, age)
+        state, reason = _classify(folder, status, age)
     elif state == "failed":
         reason = read_failure(folder) or reason
     checkpoints = sorted(p.parent for p in folder.glob("checkpoints/step_*/manifest.json"))
-    goes_on = state in ("preempted", "failed", "killed") and status.command
+    can_resume = state in ("preempted", "failed", "killed") and status.command
     return RunSummary(
         folder=str(folder),
         task=status.task,
@@ -194,15 +195,15 @@ def summarize(folder: Path) -> RunSummary | None:
         skipped=status.skipped,
         age=round(age, 1),
         checkpoint=str(checkpoints[-1]) if checkpoints else "",
-        resume=f"cd {status.directory} && {status.command}" if goes_on else "",
+        resume=f"cd {status.directory} && {status.command}" if can_resume else "",
     )
 
 
-def _judge(folder: Path, status: RunStatus, age: float) -> tuple[str, str]:
-    """State and reason of a run whose last word was that it runs."""
-    elsewhere = status.host != socket.gethostname()
-    # Some network file systems do not carry locks from host to host.
-    if is_held(folder) or (elsewhere and age < _SILENT_AFTER):
-        return "running", f"no sign of life for {age:.0f} s" if age > _SILENT_AFTER else ""
+def _classify(folder: Path, status: RunStatus, age: float) -> tuple[str, str]:
+    """Return state and reason of a run whose status file has the state running."""
+    is_remote = status.host != socket.gethostname()
+    # Some network file systems do not share locks between hosts.
+    if is_locked(folder) or (is_remote and age < _SILENT_AFTER_SECONDS):
+        return "running", f"no heartbeat for {age:.0f} s" if age > _SILENT_AFTER_SECONDS else ""
     failure = read_failure(folder)
-    return ("failed", failure) if failure else ("killed", "it ended without a word")
+    return ("failed", failure) if failure else ("killed", "it exited without recording a reason")

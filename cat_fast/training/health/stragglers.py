@@ -1,4 +1,4 @@
-"""Names the ranks that hold up the others: every step takes as long as the slowest rank's own part of it."""
+"""Straggler detection: name ranks that are slower than the others, as the slowest one sets the pace."""
 
 import socket
 import statistics
@@ -13,11 +13,11 @@ from cat_fast.training.runtime.ranks import Ranks
 METRIC = "slowest_rank_over_median"
 
 
-class SlowRanks:
-    """Comparison of the ranks' own time (`Work.computed`), averaged over `every_steps`; made by all ranks.
+class StragglerDetector:
+    """Comparison of the ranks' busy times (see `StepContext`), averaged over windows of `every_steps` steps.
 
-    A rank is slow at `factor` times the median of the others. Over a window, not a step: ranks draw different
-    ratios, and one step says more about the ratio than about the rank.
+    A rank is slow if its mean is over `factor` times the median of the others. Single steps are not compared:
+    ranks draw different ratios, which differ in cost. Collective: every rank must make one.
     """
 
     def __init__(self, config: SlowRanksConfig, ranks: Ranks) -> None:
@@ -25,43 +25,46 @@ class SlowRanks:
         self.hosts = ranks.gather(socket.gethostname())
         self.steps = 0
 
-    def own_time(self) -> Tensor:
-        """Return what the ranks have to sum in this step for `compare`, once this rank's own part is done.
+    def busy_time(self) -> Tensor:
+        """Return this rank's contribution to `compare`, to be summed over ranks after its part of the step.
 
-        The first step of a process is left out: it holds what happens once.
+        The first step of a process is left out, as it includes one-time work.
 
         Returns:
-            (W,) with this rank's mean seconds per step in its place, where a window ends here; else empty.
+            (W,) with this rank's mean busy seconds per step at its index, if a window ends here; else empty.
         """
         self.steps += 1
         if self.steps == 1:
-            self.ranks.work.take_own_seconds()
+            self.ranks.step_context.pop_busy_seconds()
         if self.steps % self.config.every_steps:
             return torch.zeros(0, dtype=torch.float64)
-        own = self.ranks.work.take_own_seconds()
+        busy = self.ranks.step_context.pop_busy_seconds()
         if self.ranks.world_size == 1:
             return torch.zeros(0, dtype=torch.float64)
         seconds = torch.zeros(self.ranks.world_size, dtype=torch.float64)
-        seconds[self.ranks.rank] = statistics.mean(own) if own else 0.0
+        seconds[self.ranks.rank] = statistics.mean(busy) if busy else 0.0
         return seconds
 
     def compare(self, summed: Tensor) -> dict[str, float]:
-        """Return the metrics of a window from the summed times, none if no window ended; rank 0 warns of slow
-        ranks."""
+        """Return the metrics of a window from the summed times, empty if no window ended.
+
+        Rank 0 prints a warning for each slow rank.
+        """
         seconds = summed.tolist()
         if not seconds or not all(seconds):
             return {}
-        over = [
+        factors = [
             mean / max(1e-9, statistics.median([s for r, s in enumerate(seconds) if r != rank]))
             for rank, mean in enumerate(seconds)
         ]
-        slowest = over.index(max(over))
+        slowest = factors.index(max(factors))
         if self.ranks.is_main:
-            for rank in (r for r, factor in enumerate(over) if factor > self.config.factor):
+            for rank in (r for r, factor in enumerate(factors) if factor > self.config.factor):
                 print(
-                    f"warning: rank {rank} ({self.hosts[rank]}) is slow: {seconds[rank]:.3f} s of its own "
-                    f"a step, {over[rank]:.1f} times the others' median, in {self.config.every_steps} steps",
+                    f"warning: rank {rank} ({self.hosts[rank]}) is slow: busy {seconds[rank]:.3f} s per "
+                    f"step, {factors[rank]:.1f} times the others' median, over {self.config.every_steps} "
+                    "steps",
                     file=sys.stderr,
                     flush=True,
                 )
-        return {METRIC: over[slowest], "slowest_rank": float(slowest)}
+        return {METRIC: factors[slowest], "slowest_rank": float(slowest)}

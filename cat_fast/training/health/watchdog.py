@@ -1,8 +1,8 @@
-"""A run that hangs says where and for whom, and ends.
+"""Hang detection: dump every rank's stacks, name the suspect, exit.
 
-A rank that is stopped, swapped out or dead to the network leaves the others waiting in a collective, where
-Python cannot interrupt them. So each rank has a thread that gives signs of life and, if nothing gets done for
-too long, prints its rank's stacks and what the others' last signs say, and ends the process.
+A rank that is stopped, swapped out or cut off from the network leaves the others waiting in a collective,
+where Python cannot interrupt them. So each rank has a thread that writes heartbeats. After too long without
+progress it prints the rank's stacks and the suspects, by the others' heartbeats, and exits the process.
 """
 
 import os
@@ -26,28 +26,31 @@ from cat_fast.training.health.run_status import record_failure
 from cat_fast.training.runtime.ranks import Ranks
 
 EXIT_HUNG = 3
-_LONGEST_INTERVAL = 10.0
+_MAX_INTERVAL_SECONDS = 10.0
 _SILENT_INTERVALS = 4
 
 
-def patience_of(config: WatchdogConfig) -> timedelta:
-    """How long a collective may wait: longer than the watchdog, which ends a run with more to say."""
+def collective_timeout(config: WatchdogConfig) -> timedelta:
+    """Return the timeout of collectives: longer than the watchdog's, whose diagnosis is more precise."""
     return timedelta(seconds=config.timeout_seconds + 300) if config.timeout_seconds else timedelta(days=30)
 
 
 class Watchdog:
-    """Watches one rank while it is open. `timeout` in seconds; 0 gives signs of life and never ends the run.
+    """Heartbeats and hang detection of one rank, as a context manager.
 
-    Time counts only while the thread itself runs: a job that was stopped as a whole and continued did not
-    hang.
+    Time counts only while the watchdog's own thread runs, so a job that was suspended and continued is not
+    taken for hung.
+
+    Args:
+        timeout: seconds without progress after which the process exits; 0 writes heartbeats only.
     """
 
     def __init__(self, folder: Path, ranks: Ranks, timeout: float) -> None:
         self.folder, self.ranks, self.timeout = folder, ranks, timeout
-        self.interval = min(_LONGEST_INTERVAL, timeout / 10) if timeout else _LONGEST_INTERVAL
-        self._idle = 0.0  # the thread's own, as `_progress` is the main thread's
+        self.interval = min(_MAX_INTERVAL_SECONDS, timeout / 10) if timeout else _MAX_INTERVAL_SECONDS
+        self._idle = 0.0  # written by the watchdog's thread only, `_progress` by the main thread only
         self._progress = 0
-        self._doing = "starting"
+        self._phase = "starting"
         self._main = threading.main_thread().ident
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -66,9 +69,9 @@ class Watchdog:
         self._closed.set()
         self._thread.join()
 
-    def progress(self, doing: str) -> None:
-        """Something got done, and this is next."""
-        self._doing = doing
+    def progress(self, phase: str) -> None:
+        """Record progress, and the phase that starts now, for the message."""
+        self._phase = phase
         self._progress += 1
 
     def _watch(self) -> None:
@@ -80,43 +83,43 @@ class Watchdog:
                 self._idle, seen = 0.0, self._progress
             self._beat()
             if self.timeout and self._idle >= self.timeout:
-                self._end()
+                self._report_and_exit()
 
-    def _end(self) -> None:
-        culprits = self._culprits()
+    def _report_and_exit(self) -> None:
+        suspects = self._suspects()
+        context = self.ranks.step_context
         stacks = "\n".join(_stacks(self._main))
-        told = f"{self._here()} hangs: {self._doing}, nothing done for {self._idle:.0f} s; {self.ranks.work}"
-        reason = f"hung for {self._idle:.0f} s in step {self.ranks.work.step}: {culprits}"
-        text = f"watchdog: {told}\nwatchdog: {culprits}\n{stacks}\n"
-        sys.stderr.write(text)
+        summary = f"{self._here()} hangs: {self._phase}, no progress for {self._idle:.0f} s; {context}"
+        reason = f"hung for {self._idle:.0f} s in step {context.step}: {suspects}"
+        sys.stderr.write(f"watchdog: {summary}\nwatchdog: {suspects}\n{stacks}\n")
         sys.stderr.flush()
         record_failure(self.folder, self.ranks.rank, reason)
         self._beat(reported=True)
-        self._let_others_report()
+        self._wait_for_other_reports()
         os._exit(EXIT_HUNG)
 
-    def _culprits(self) -> str:
-        """Who is missing: the silent, else those at work while others wait, else nobody in particular."""
+    def _suspects(self) -> str:
+        """Describe the suspects: silent ranks, else ranks still computing while others wait, else none."""
         beats = [beat for beat in read_heartbeats(self.folder) if beat.rank < self.ranks.world_size]
         known = {beat.rank for beat in beats}
-        missing = [
-            f"rank {rank} never gave a sign" for rank in range(self.ranks.world_size) if rank not in known
+        silent = [
+            f"rank {rank} wrote no heartbeat" for rank in range(self.ranks.world_size) if rank not in known
         ]
-        missing += [
-            f"{beat.place} is missing: silent for {now() - beat.time:.0f} s, last in {beat.work}"
-            for beat in beats
-            if self._is_silent(beat)
+        silent += [
+            f"{b.place} is silent: last heartbeat {now() - b.time:.0f} s ago, in {b.step_description}"
+            for b in beats
+            if self._is_silent(b)
         ]
-        if missing:
-            return "; ".join(missing)
-        front = max(beat.step for beat in beats)
-        busy = [b for b in beats if b.step < front or not b.waiting]
+        if silent:
+            return "; ".join(silent)
+        last_step = max(beat.step for beat in beats)
+        busy = [b for b in beats if b.step < last_step or not b.is_waiting]
         if busy and len(busy) < len(beats):
-            return "; ".join(f"the others wait for {beat.place}, at work in {beat.work}" for beat in busy)
-        return "every rank gives signs of life and is at the same point: see the stacks"
+            return "; ".join(f"the others wait for {b.place}, busy in {b.step_description}" for b in busy)
+        return "every rank writes heartbeats and is at the same point: see the stacks"
 
-    def _let_others_report(self) -> None:
-        """The first rank to end takes the others with it, through the launcher: let them speak first."""
+    def _wait_for_other_reports(self) -> None:
+        """Wait until other ranks have printed their stacks: the launcher kills them once this rank exits."""
         deadline = time.monotonic() + 2 * _SILENT_INTERVALS * self.interval
         while time.monotonic() < deadline:
             others = [b for b in read_heartbeats(self.folder) if b.rank < self.ranks.world_size]
@@ -128,7 +131,7 @@ class Watchdog:
         return now() - beat.time > _SILENT_INTERVALS * self.interval
 
     def _beat(self, reported: bool = False) -> None:
-        work = self.ranks.work
+        context = self.ranks.step_context
         host, pid = this_process()
         write_heartbeat(
             self.folder,
@@ -137,9 +140,9 @@ class Watchdog:
                 host=host,
                 pid=pid,
                 time=now(),
-                step=work.step,
-                work=str(work),
-                waiting=work.waiting,
+                step=context.step,
+                step_description=str(context),
+                is_waiting=context.is_waiting,
                 reported=reported,
             ),
         )
@@ -150,7 +153,7 @@ class Watchdog:
 
 
 def _stacks(main: int | None) -> list[str]:
-    """The stack of every thread, the main one first, as tracebacks."""
+    """Return the stack of every other thread as text, the main thread's first."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sorted(sys._current_frames().items(), key=lambda item: item[0] != main)
     return [

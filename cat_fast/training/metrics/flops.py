@@ -1,8 +1,8 @@
-"""How much a step is: images, tokens and FLOPs, of which a run's speed and utilisation are told.
+"""Amounts per step for throughput and MFU: images, tokens and FLOPs.
 
-FLOPs are those of the models trained and of the networks in their losses, forward and backward, as torch
-counts them (a multiply-accumulate is two), on copies without memory. What is done beside that to train them
-does not count as use: the ghost pass, activations computed again in the backward pass, R1's second gradient.
+FLOPs cover the forward and backward passes of the trained models and of the networks in their losses. torch
+counts them on meta-device copies; a multiply-accumulate is two. The ghost pass, recomputed activations and
+R1's second gradient do not count, since they are overhead.
 """
 
 import copy
@@ -23,17 +23,17 @@ from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.config.settings import TokenizerRun
 
 META = torch.device("meta")
-LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm)
-"""What linear layers come to; attention is made of other products."""
+LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm)
+"""Operators that linear layers dispatch to; attention uses others."""
 
 
 def token_count(ratio: int, side: int, patch_size: int = 2) -> float:
-    """What a square image costs a generator; a fraction where the latent is smaller than a patch."""
+    """Return the number of DiT tokens of a square image; a fraction if its latent is smaller than a patch."""
     return (side / ratio / patch_size) ** 2
 
 
 class TokenizerFlops:
-    """Of the nested VAE's steps; each (ratio, batch size, with or without GAN) is counted once."""
+    """FLOPs of the nested VAE's steps, cached per ratio, batch size and use of the GAN."""
 
     def __init__(
         self, config: TokenizerRun, objective: TokenizerObjective, discriminator: StyleGANDiscriminator
@@ -46,11 +46,12 @@ class TokenizerFlops:
         self.discriminator = copy.deepcopy(discriminator).to(META)
         self.of = cache(self._of)
 
-    def of_step(self, batches: Sequence[tuple[int, int]], gan: bool) -> dict[str, float]:
+    def step_amounts(self, batches: Sequence[tuple[int, int]], gan: bool) -> dict[str, float]:
         """Return the `images`, `tokens` and `flops` of one rank's step.
 
         Args:
-            batches: as ratios and numbers of images.
+            batches: (ratio, number of images) of each.
+            gan: whether the discriminator is trained.
         """
         return {
             "images": sum(count for _, count in batches),
@@ -68,44 +69,49 @@ class TokenizerFlops:
             if gan:
                 side = min(self.discriminator.resolution, self.side)
                 crops = torch.empty(count, 3, side, side, device=META)
-                judge = self.discriminator.requires_grad_(False)
-                judge(crops.clone().requires_grad_()).sum().backward()
-                judge.requires_grad_(True)(torch.cat([crops, crops])).sum().backward()
+                discriminator = self.discriminator.requires_grad_(False)
+                discriminator(crops.clone().requires_grad_()).sum().backward()
+                discriminator.requires_grad_(True)(torch.cat([crops, crops])).sum().backward()
         return counter.get_total_flops()
 
 
-class GeneratorFlops:
-    """Of the diffusion transformer's steps; each pair of lengths of a sequence and its text is counted once.
+class DiTFlops:
+    """FLOPs of the diffusion transformer's steps, cached per length of a sequence and its text.
 
-    Sequences do not see each other, so a packed batch is as much work as its sequences are one by one.
+    Sequences do not attend to each other, so a packed batch costs the sum of its sequences.
     """
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         with META:
             self.model = build_model(DiT, arguments)
-        self.of_lengths = cache(self._of_lengths)
+        self.sequence_flops = cache(self._sequence_flops)
 
     def of(self, lengths: Iterable[int], text_lengths: Iterable[int] | None = None) -> int:
-        """Of a batch of sequences of so many tokens each, and of their texts, for a model that reads text."""
-        texts = repeat(0) if text_lengths is None else text_lengths
-        return sum(sum(self.of_lengths(*pair).values()) for pair in zip(lengths, texts, strict=False))
+        """Return the FLOPs of a packed batch, forward and backward.
 
-    def _of_lengths(self, length: int, text_length: int = 0) -> dict[str, int]:
-        """`linear`, which grows with the tokens, and `attention`, which grows with their products."""
+        Args:
+            lengths: tokens of each sequence.
+            text_lengths: tokens of each sequence's text, for a text-conditional model.
+        """
+        texts = repeat(0) if text_lengths is None else text_lengths
+        return sum(sum(self.sequence_flops(*pair).values()) for pair in zip(lengths, texts, strict=False))
+
+    def _sequence_flops(self, length: int, text_length: int = 0) -> dict[str, int]:
+        """Return the FLOPs of one sequence as `linear` and `attention`, which is quadratic in the tokens."""
         with FlopCounterMode(display=False) as counter:
             predict_on_meta(self.model, length, text_length).sum().backward()
-        return parts_of(counter)
+        return split_flops(counter)
 
 
-def parts_of(counter: FlopCounterMode) -> dict[str, int]:
-    """What a counter saw of a diffusion transformer, as `linear` and `attention`."""
+def split_flops(counter: FlopCounterMode) -> dict[str, int]:
+    """Return a counter's total for a diffusion transformer, split into `linear` and `attention`."""
     by_operator = counter.get_flop_counts()["Global"]
-    linear = sum(by_operator[operator] for operator in LINEAR if operator in by_operator)
+    linear = sum(by_operator[operator] for operator in LINEAR_OPERATORS if operator in by_operator)
     return {"linear": linear, "attention": counter.get_total_flops() - linear}
 
 
 def predict_on_meta(model: DiT, length: int, text_length: int = 0) -> torch.Tensor:
-    """The prediction (length, C), without values, for one sequence and a text, by a model without memory."""
+    """Run a meta-device model on one sequence and its text; return the prediction, (length, C)."""
     config = model.config
     packed = PackedSequence(
         tokens=torch.empty(length, config.patch_size**2 * config.in_channels, device=META),

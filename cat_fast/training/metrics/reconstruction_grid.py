@@ -1,6 +1,6 @@
-"""Grids of reconstructions: the same few images at every ratio, in the course of a run.
+"""Grids that show reconstructions of the same few images at every ratio during a run.
 
-Nothing here draws a random number: a run with grids is to the bit the run without.
+Drawing a grid uses no random numbers, so a run with grids is bit-identical to one without.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,40 +21,45 @@ _MAX_CELL = 512
 
 @dataclass(frozen=True)
 class GridImages:
-    """The images that a run's grids show."""
+    """Images to show in a run's grids."""
 
     images: Sequence[Image.Image]
     held_out: bool
-    """False if the run trains on them, as it has no others."""
+    """False if they are training images."""
 
 
 class ReconstructionGrid:
-    """Centre squares of a few images, `size` px a side, kept on `device`."""
+    """Grid of a few images and their reconstructions.
+
+    Args:
+        shown: the images; their center squares are kept on `device`.
+        size: side of the squares, in pixels.
+    """
 
     def __init__(self, shown: GridImages, size: int, device: torch.device) -> None:
-        squares = [image_to_tensor(resize_center_crop(image, size)) for image in shown.images]
-        self.squares = torch.stack(squares).to(device)
+        originals = [image_to_tensor(resize_center_crop(image, size)) for image in shown.images]
+        self.originals = torch.stack(originals).to(device)
         self.held_out = shown.held_out
 
     @torch.no_grad()
     def draw(
         self, reconstruct: Callable[[Tensor, int], Tensor], ratios: Sequence[int], title: str
     ) -> tuple[Image.Image, dict[str, float]]:
-        """Return the grid, a row per ratio below the originals, and the mean PSNR at each ratio in dB.
+        """Return the grid, one row per ratio below the originals, and the mean PSNR at each ratio in dB.
 
-        Title and names of figures name the split of the images: held-out or training.
+        The title and the metric names contain the split of the images: held-out or training.
 
         Args:
-            reconstruct: (1, 3, size, size) in [-1, 1] and a ratio -> the same image as it comes back. One
-                at a time: a grid shall not need more memory than a step.
+            reconstruct: maps an image (1, 3, size, size) in [-1, 1] and a ratio to its reconstruction. It is
+                called for one image at a time, so that a grid needs no more memory than a training step.
         """
-        size = self.squares.shape[-1]
+        size = self.originals.shape[-1]
         split = "held_out" if self.held_out else "training"
-        rows, labels, figures = [self.squares], [["original"]], {}
+        rows, labels, figures = [self.originals], [["original"]], {}
         for ratio in ratios:
-            back = torch.cat([reconstruct(image[None], ratio).float() for image in self.squares])
-            back = back.nan_to_num(0.0).clamp(-1, 1)  # a diverged model is to be seen
-            decibels = psnr(back, self.squares).mean().item()
+            back = torch.cat([reconstruct(image[None], ratio).float() for image in self.originals])
+            back = back.nan_to_num(0.0).clamp(-1, 1)  # so that a diverged model can be drawn
+            decibels = psnr(back, self.originals).mean().item()
             figures[f"{split}/psnr_{ratio}x"] = decibels
             tokens = token_count(ratio, size)
             rows.append(back)

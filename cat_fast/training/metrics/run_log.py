@@ -1,11 +1,11 @@
-"""What a run tells as it goes on: JSON lines and trackers always, a bar on a terminal, else lines.
+"""Logging of a run: metrics.jsonl, trackers, and a progress bar on a terminal or else log lines.
 
-    metrics.jsonl          one record a step: {"step": …, "seconds": …, metric: value, …}
+    metrics.jsonl          one record per step: {"step": …, "seconds": …, metric: value, …}
     tensorboard/, wandb    the same and rates, under the tags of cat_fast.training.metrics.trackers
     grids/                 reconstructions, as PNG
     summary.json           totals and mean rates, once the run is complete
 
-All of it lies in the run's folder, and rank 0 alone writes it.
+Only rank 0 writes these files, in the run's folder.
 """
 
 import json
@@ -26,7 +26,7 @@ from cat_fast.training.health.nan_guard import SKIPPED
 from cat_fast.training.metrics import throughput
 from cat_fast.training.metrics.terms_by_ratio import TermsByRatio
 from cat_fast.training.metrics.throughput import Throughput
-from cat_fast.training.metrics.trackers import tags, trackers
+from cat_fast.training.metrics.trackers import make_trackers, tags
 from cat_fast.training.runtime.ranks import Ranks
 
 METRICS = "metrics.jsonl"
@@ -34,9 +34,9 @@ GRIDS = "grids"
 
 
 class RunLog:
-    """Rank 0's log of a run, which a resumed run takes up at `first_step`.
+    """Rank 0's log of a run, which continues at `first_step` after resuming.
 
-    Records of steps that a resumed run will do again are dropped when it opens: no step is told twice.
+    On opening, it drops records of steps that a resumed run repeats, so each step is logged once.
     """
 
     def __init__(self, config: RunConfig, first_step: int, peak_flops: float | None = None) -> None:
@@ -45,14 +45,14 @@ class RunLog:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / METRICS
         self.skipped = 0
-        """Steps before `first_step` that changed nothing."""
+        """Number of skipped steps before `first_step`."""
         with atomic_write(path) as part, part.open("w") as kept:
             for record in iter_metrics(self.folder):
                 if record["step"] < first_step:
                     kept.write(json.dumps(record) + "\n")
                     self.skipped += SKIPPED in record
         self.file = path.open("a", buffering=1)
-        self.trackers = trackers(self.folder, config, first_step)
+        self.trackers = make_trackers(self.folder, config, first_step)
         self.throughput = Throughput(peak_flops)
         self.progress = progress("steps")
         self.bar = self.progress.add_task(config.task, total=self.total_steps, completed=first_step)
@@ -70,7 +70,7 @@ class RunLog:
         traceback: TracebackType | None,
     ) -> None:
         self.progress.stop()
-        # What a full disk keeps back was told when it was written, or is in metrics.jsonl.
+        # A full disk was already reported by the failed write, or the values are in metrics.jsonl.
         with suppress(OSError):
             self.file.close()
         for tracker in self.trackers:
@@ -78,7 +78,7 @@ class RunLog:
                 tracker.close(failed=error is not None)
 
     def step(self, step: int, metrics: dict[str, float], at: float | None = None) -> None:
-        """Log a step that ended `at` this value of `time.perf_counter`; now, if None."""
+        """Log a step that ended when `time.perf_counter` was `at`; None is now."""
         now = time.perf_counter() if at is None else at
         record = {"step": step, "seconds": round(now - self.last, 4), **metrics}
         self.throughput.add(now - self.last, metrics)
@@ -88,16 +88,15 @@ class RunLog:
         if step % self.config.scalars_every_steps == 0:
             for tracker in self.trackers:
                 tracker.scalars(tags({**record, **rates}), step)
-        # A step that was skipped has no loss.
-        loss = f"loss {metrics['loss']:.4g}" if "loss" in metrics else "no loss"
-        told = ", ".join([loss, *throughput.spell_rates(rates)])
+        loss = f"loss {metrics['loss']:.4g}" if "loss" in metrics else "no loss"  # skipped steps have none
+        status = ", ".join([loss, *throughput.format_rates(rates)])
         self.terms.update(metrics)
-        self.progress.note = "\n".join([told, *self.terms.lines()])
+        self.progress.note = "\n".join([status, *self.terms.lines()])
         self.progress.update(self.bar, completed=step + 1)
         if self.progress.disable and self._line_is_due(step + 1, now):
             left = (self.total_steps - step - 1) / rates["steps_per_second"] if rates else 0.0
             print(
-                f"step {step + 1} of {self.total_steps}: {told}, {timedelta(seconds=round(left))} left",
+                f"step {step + 1} of {self.total_steps}: {status}, {timedelta(seconds=round(left))} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -115,7 +114,7 @@ class RunLog:
         return every > 0 and (step + 1) % every == 0
 
     def grid(self, step: int, image: Image.Image, figures: dict[str, float]) -> None:
-        """Keep an image of what the model makes after `step`, and figures measured on it."""
+        """Save a reconstruction grid of the model after `step`; log the grid and its metrics."""
         with atomic_write(self.folder / GRIDS / f"step_{step + 1:08d}.png") as part:
             image.save(part, "PNG")
         for tracker in self.trackers:
@@ -124,7 +123,7 @@ class RunLog:
 
 
 def report(config: RunConfig, ranks: Ranks) -> None:
-    """Sum up a complete run: one line, and summary.json in its folder. Every rank calls this."""
+    """Collective: print the summary of a complete run and write summary.json to its folder."""
     peak_bytes = throughput.peak_bytes(ranks)
     if not ranks.is_main:
         return
@@ -132,11 +131,11 @@ def report(config: RunConfig, ranks: Ranks) -> None:
     summary = throughput.summarize(iter_metrics(folder), throughput.peak_flops(ranks, config.precision))
     summary |= {"ranks": ranks.world_size, "device": throughput.device_name(ranks), "peak_bytes": peak_bytes}
     throughput.write_summary(folder, summary)
-    print(throughput.spell(summary), flush=True)
+    print(throughput.format_summary(summary), flush=True)
 
 
 def iter_metrics(folder: Path) -> Iterator[dict[str, float]]:
-    """The records of a run so far, one by one; a line cut off by a kill is left out."""
+    """Yield the records of a run so far, without a last line that is truncated because the run was killed."""
     path = folder / METRICS
     if not path.is_file():
         return
@@ -149,5 +148,5 @@ def iter_metrics(folder: Path) -> Iterator[dict[str, float]]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The records of a run so far."""
+    """Return the records of a run so far."""
     return list(iter_metrics(folder))

@@ -1,4 +1,4 @@
-"""Where a run's figures and images go to be looked at: TensorBoard always, Weights & Biases if asked."""
+"""Experiment trackers: TensorBoard, and Weights & Biases if configured."""
 
 import secrets
 import sys
@@ -21,27 +21,27 @@ WANDB_ID = "wandb_id"
 
 
 class Tracker(Protocol):
-    """Takes what a run tells, by step."""
+    """Destination for a run's metrics and images."""
 
     def scalars(self, values: Mapping[str, float], step: int) -> None: ...
 
     def image(self, tag: str, image: Image.Image, step: int) -> None: ...
 
     def close(self, failed: bool) -> None:
-        """At the end of the run, which went wrong or did not."""
+        """Finish logging at the end of the run; `failed` if it ended with an error."""
         ...
 
 
-def trackers(folder: Path, config: RunConfig, first_step: int) -> list[Tracker]:
-    """Those that the configuration asks for; a resumed run goes on where it was."""
-    found: list[Tracker] = [TensorBoard(folder, first_step)]
+def make_trackers(folder: Path, config: RunConfig, first_step: int) -> list[Tracker]:
+    """Create the configured trackers; those of a resumed run continue at `first_step`."""
+    created: list[Tracker] = [TensorBoard(folder, first_step)]
     if config.logging.wandb_project:
-        found.append(WandB(folder, config))
-    return found
+        created.append(WandB(folder, config))
+    return created
 
 
 class TensorBoard:
-    """Event files in the run's folder."""
+    """Tracker that writes event files to the run's folder."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self.writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=first_step)
@@ -59,11 +59,11 @@ class TensorBoard:
 
 
 class WandB:
-    """One wandb run a folder: its id is kept there, so that a resumed run goes on under it.
+    """Tracker for Weights & Biases, with one wandb run per folder.
 
-    Whether it talks to a server is wandb's own to decide (WANDB_MODE, WANDB_API_KEY, WANDB_ENTITY, …). Steps
-    that a resumed run does again are not told again: wandb keeps the first telling. Trouble with it later on
-    costs the run nothing but what wandb is not told any more.
+    The folder keeps the run's id, so that a resumed run continues it. wandb's own variables apply
+    (WANDB_MODE, WANDB_API_KEY, WANDB_ENTITY, …). For steps that a resumed run repeats, wandb keeps the first
+    values. If logging fails during the run, a warning is printed and nothing more is logged to wandb.
 
     Raises:
         UserError: wandb cannot be started.
@@ -73,12 +73,12 @@ class WandB:
         import wandb
 
         self.wandb = wandb
-        self.lost = False
+        self.failed = False
         try:
             self.run: Any = wandb.init(
                 project=config.logging.wandb_project,
                 name=folder.name,
-                id=_kept_id(folder / WANDB_ID),
+                id=_load_or_create_id(folder / WANDB_ID),
                 resume="allow",
                 dir=str(folder),
                 config=asdict(config),
@@ -86,25 +86,25 @@ class WandB:
         except wandb.Error as error:
             raise UserError(
                 f"logging.wandb_project: wandb cannot be started ({first_line(error)}): log in, set "
-                "WANDB_MODE=offline, or leave the key out"
+                "WANDB_MODE=offline, or remove the key"
             ) from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        self._tell(dict(values), step)
+        self._log(dict(values), step)
 
     def image(self, tag: str, image: Image.Image, step: int) -> None:
-        self._tell({tag: self.wandb.Image(image)}, step)
+        self._log({tag: self.wandb.Image(image)}, step)
 
-    def _tell(self, values: dict[str, Any], step: int) -> None:
-        if self.lost:
+    def _log(self, values: dict[str, Any], step: int) -> None:
+        if self.failed:
             return
         try:
             self.run.log(values, step=step)
         except Exception as error:
-            self.lost = True
+            self.failed = True
             print(
-                f"warning: wandb is told nothing from step {step} on ({first_line(error)}); metrics.jsonl "
-                "and TensorBoard are",
+                f"warning: logging to wandb stopped at step {step} ({first_line(error)}); metrics.jsonl and "
+                "TensorBoard continue",
                 file=sys.stderr,
                 flush=True,
             )
@@ -113,7 +113,7 @@ class WandB:
         self.run.finish(exit_code=int(failed))
 
 
-def _kept_id(path: Path) -> str:
+def _load_or_create_id(path: Path) -> str:
     if not path.is_file():
         with atomic_write(path) as part:
             part.write_text(secrets.token_hex(4))
@@ -124,10 +124,10 @@ _WORK = ("seconds", "images", "tokens", "flops", "mfu")
 
 
 def tags(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The figures of a step under the names that group them on a dashboard.
+    """Return a step's metrics under the tags that group them on a dashboard.
 
-    What weighs in the objective lies in `loss/` as it is and in `weighted/` as it weighs; the same at one
-    ratio in `per_ratio/` and `per_ratio_weighted/`; work and time in `throughput/`; the rest in `training/`.
+    Loss terms are in `loss/`, and multiplied by their weights in `weighted/`; per ratio, in `per_ratio/` and
+    `per_ratio_weighted/`. Amounts and times are in `throughput/`, and all others in `training/`.
     """
     return {_tag(name, metrics): value for name, value in metrics.items() if name != "step"}
 

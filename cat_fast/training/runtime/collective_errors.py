@@ -1,4 +1,4 @@
-"""What one rank cannot do ends all ranks together, with one message.
+"""Propagate one rank's error to all ranks.
 
 A rank that raised alone would leave the others waiting in their next collective, until the launcher kills
 them or the process group times out.
@@ -19,19 +19,25 @@ Result = TypeVar("Result")
 
 
 class SharedError(UserError):
-    """Raised by every rank with the same message, so that it is enough if rank 0 tells it."""
+    """An error that every rank raises with the same message, so that only rank 0 needs to print it."""
 
     shared = True
 
 
 def raise_together(error: Exception | None, ranks: Ranks) -> None:
-    """Collective: if any rank brings an error, every rank raises a `SharedError` that says what and where."""
+    """Raise a `SharedError` on every rank if any rank passes an error; it names the error and the ranks.
+
+    Collective: every rank must call it.
+    """
     if ranks.sum(torch.tensor(float(error is not None), device=ranks.device)):
         raise_shared(error, ranks)
 
 
 def raise_shared(error: Exception | None, ranks: Ranks) -> NoReturn:
-    """Collective: raise a `SharedError` on every rank; they have agreed that at least one brings an error."""
+    """Raise a `SharedError` on every rank, given that at least one of them passes an error.
+
+    Collective: every rank must call it.
+    """
     messages = ranks.gather(None if error is None else str(error))
     failed = [rank for rank, message in enumerate(messages) if message is not None]
     first = messages[failed[0]]
@@ -39,11 +45,13 @@ def raise_shared(error: Exception | None, ranks: Ranks) -> NoReturn:
     raise SharedError(f"{first}{where}") from error
 
 
-def require_shared(folder: Path, ranks: Ranks) -> None:
-    """Collective: that every rank sees one and the same folder, which has to exist.
+def require_shared_folder(folder: Path, ranks: Ranks) -> None:
+    """Check that an existing folder is the same one on every rank.
+
+    Collective: every rank must call it.
 
     Raises:
-        SharedError: a rank sees another, or none; named with its host.
+        SharedError: a rank sees another folder, or none; the message names its host.
     """
     token = folder / f".shared_{ranks.broadcast(secrets.token_hex(8))}"
     on_main(lambda: _touch(token), ranks)
@@ -63,11 +71,14 @@ def _touch(path: Path) -> None:
     try:
         path.touch()
     except OSError as error:
-        raise UserError(f"{path.parent}: nothing can be written there ({error.strerror or error})") from error
+        raise UserError(f"{path.parent}: not writable ({error.strerror or error})") from error
 
 
 def on_each(action: Callable[[], Result], ranks: Ranks) -> Result:
-    """Collective: every rank acts and gets its own result, or all raise any one's `UserError` together."""
+    """Run `action` on every rank and return this rank's result.
+
+    Collective: every rank must call it. A `UserError` on any rank is raised by all, as a `SharedError`.
+    """
     result: Result | None = None
     error: UserError | None = None
     try:
@@ -79,5 +90,8 @@ def on_each(action: Callable[[], Result], ranks: Ranks) -> Result:
 
 
 def on_main(action: Callable[[], Result], ranks: Ranks) -> Result:
-    """Collective: rank 0 acts, and all get its result, or raise its `UserError` as a `SharedError`."""
+    """Run `action` on rank 0 and return its result on every rank.
+
+    Collective: every rank must call it. A `UserError` on rank 0 is raised by all, as a `SharedError`.
+    """
     return cast(Result, ranks.broadcast(on_each(lambda: action() if ranks.is_main else None, ranks)))

@@ -1,4 +1,4 @@
-"""Exponential moving average of parameters: whole on rank 0, or under ZeRO-3 each rank's piece of them."""
+"""Exponential moving average of parameters: kept on rank 0, or partitioned over ranks under ZeRO-3."""
 
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ class EMA:
     """averaged = decay * averaged + (1 - decay) * current, in float32.
 
     The decay warms up as (1 + n) / (10 + n) after n updates, so that short runs do not average their
-    initialisation. Under ZeRO-3 a rank holds a piece of each parameter only, and averages that: an update
-    moves nothing between ranks, and the averages are gathered when they are saved or copied. Files hold whole
-    parameters, whatever wrote them, so any stage and number of ranks reads them.
+    initialisation. Under ZeRO-3 each rank averages its own partition of every parameter, so an update needs
+    no communication; the averages are gathered when they are saved or copied. Files hold full parameters, so
+    any ZeRO stage and any number of ranks can read them.
 
     Args:
         module: the engine's module, once the engine has been made.
@@ -27,7 +27,7 @@ class EMA:
         self.decay = decay
         self.ranks = ranks or Ranks()
         self.updates = 0
-        self.in_pieces = any(hasattr(p, "ds_tensor") for p in module.parameters())
+        self.is_partitioned = any(hasattr(p, "ds_tensor") for p in module.parameters())
         self.averaged = {name: p.float().clone() for name, p in self._current()}
 
     @torch.no_grad()
@@ -39,58 +39,64 @@ class EMA:
 
     @torch.no_grad()
     def copy_to(self, module: nn.Module | None) -> None:
-        """Collective: write the averages into another instance of the same model, which rank 0 gives."""
-        whole = self.gather()
+        """Write the averages into another instance of the same model.
+
+        Collective: every rank must call it; rank 0 passes the module, the others None.
+        """
+        full = self.gather()
         if module is not None:
             for name, parameter in module.named_parameters():
-                parameter.copy_(whole[name])
+                parameter.copy_(full[name])
 
     def save(self, path: Path) -> None:
-        """Collective; rank 0 writes."""
-        whole = self.gather()
+        """Write the averages to a safetensors file. Collective: every rank must call it; rank 0 writes."""
+        full = self.gather()
         if self.ranks.is_main:
-            save_file(whole, path, metadata={"updates": str(self.updates)})
+            save_file(full, path, metadata={"updates": str(self.updates)})
 
     def load(self, path: Path, updates: int) -> None:
-        """Every rank takes what it keeps."""
+        """Load this rank's averages from a file of `save`, and the number of updates behind them."""
         self.updates = updates
         if self.averaged:
-            whole = load_file(path)
+            full = load_file(path)
             for name, parameter in self.module.named_parameters():
-                mine = _piece(whole[name], parameter, self.ranks) if self.in_pieces else whole[name]
-                self.averaged[name].copy_(mine)
+                own = _partition(full[name], parameter, self.ranks) if self.is_partitioned else full[name]
+                self.averaged[name].copy_(own)
 
     def gather(self) -> dict[str, Tensor]:
-        """Collective: the averages in the shapes of the model, on rank 0; on the others, nothing."""
-        if not self.in_pieces:
+        """Return the averages in the model's shapes on rank 0, an empty dict on the others.
+
+        Collective: every rank must call it.
+        """
+        if not self.is_partitioned:
             return self.averaged
-        whole = {}
+        full = {}
         for name, parameter in self.module.named_parameters():
-            pieces = _gather(self.averaged[name], self.ranks)
+            partitions = _gather(self.averaged[name], self.ranks)
             if self.ranks.is_main:
                 shape: Any = parameter.ds_shape  # type: ignore[attr-defined]
-                whole[name] = torch.cat(pieces)[: shape.numel()].view(shape).cpu()
-        return whole
+                full[name] = torch.cat(partitions)[: shape.numel()].view(shape).cpu()
+        return full
 
     def _current(self) -> list[tuple[str, Tensor]]:
-        """What this rank averages."""
+        """Return the tensors that this rank averages."""
         parameters: list[tuple[str, Any]] = list(self.module.named_parameters())
-        if self.in_pieces:
+        if self.is_partitioned:
             return [(name, p.ds_tensor.detach()) for name, p in parameters]
         return [(name, p.detach()) for name, p in parameters] if self.ranks.is_main else []
 
 
-def _piece(whole: Tensor, parameter: Any, ranks: Ranks) -> Tensor:
-    """This rank's piece of a parameter as ZeRO-3 cuts it: flat, in equal pieces, zeros at the end."""
+def _partition(full: Tensor, parameter: Any, ranks: Ranks) -> Tensor:
+    """Return this rank's part of a parameter as ZeRO-3 cuts it: flat, equal parts, zero-padded."""
     size = parameter.ds_tensor.numel()
-    flat = nn.functional.pad(whole.flatten(), (0, size * ranks.world_size - whole.numel()))
+    flat = nn.functional.pad(full.flatten(), (0, size * ranks.world_size - full.numel()))
     return flat[size * ranks.rank : size * (ranks.rank + 1)]
 
 
-def _gather(piece: Tensor, ranks: Ranks) -> list[Tensor]:
-    """All ranks' pieces, in their order, on rank 0."""
+def _gather(partition: Tensor, ranks: Ranks) -> list[Tensor]:
+    """Return the partitions of all ranks, in rank order, on rank 0."""
     if ranks.world_size == 1:
-        return [piece]
-    pieces = [torch.empty_like(piece) for _ in range(ranks.world_size)] if ranks.is_main else None
-    torch.distributed.gather(piece, pieces, dst=0)
-    return pieces or []
+        return [partition]
+    partitions = [torch.empty_like(partition) for _ in range(ranks.world_size)] if ranks.is_main else None
+    torch.distributed.gather(partition, partitions, dst=0)
+    return partitions or []

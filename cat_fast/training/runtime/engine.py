@@ -1,4 +1,4 @@
-"""DeepSpeed engines: one a model, with our optimiser, our schedule and ZeRO from a JSON file."""
+"""DeepSpeed engines: one per model, with our own optimiser and schedule, and ZeRO from a JSON file."""
 
 import math
 from typing import Any
@@ -17,17 +17,17 @@ def make_engine(
     accumulation_steps: int = 1,
     precision: str = "fp32",
 ) -> Any:
-    """A DeepSpeed engine around `module` with AdamW.
+    """Return a DeepSpeed engine around `module` with AdamW.
 
-    `engine.step()` follows each `engine.backward(loss)`; every `accumulation_steps`-th one moves the weights,
-    by the mean of the gradients. The micro batch size is told to DeepSpeed as 1: batches are counted by the
-    tasks, which know images and tokens.
+    Call `engine.step()` after each `engine.backward(loss)`; every `accumulation_steps`-th call updates the
+    weights by the mean of the gradients. DeepSpeed gets a micro batch size of 1: the tasks count their own
+    images and tokens.
 
-    With `precision="bf16"` the module's forward pass runs under autocast. Weights, gradients, what ranks
-    exchange and the optimiser stay fp32, so checkpoints are those of an fp32 run; outputs may be bf16.
+    With `precision="bf16"` the module's forward pass runs under autocast. Weights, gradients, communication
+    and optimiser state stay fp32, so checkpoints are those of an fp32 run; outputs may be bf16.
 
     Raises:
-        UserError: the JSON is missing or unusable.
+        UserError: the JSON is missing or invalid.
     """
     import deepspeed
 
@@ -35,12 +35,12 @@ def make_engine(
     config |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation_steps,
-        # DeepSpeed clips to 1.0 unless told otherwise.
+        # DeepSpeed's default is 1.0.
         "gradient_clipping": optimizer.max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        # No module is named safe: DeepSpeed would send the gradients of those in bf16.
+        # Empty, because DeepSpeed communicates the gradients of "safe" modules in bf16.
         "torch_autocast": {
             "enabled": precision == "bf16",
             "dtype": "bfloat16",
@@ -62,7 +62,10 @@ def make_engine(
 
 
 def learning_rate(base: float, schedule: ScheduleConfig, step: int) -> float:
-    """Rate of a step counted from 0: a pure function, so that resuming needs no scheduler state."""
+    """Return the learning rate of a step, counted from 0.
+
+    A pure function, so that resuming needs no scheduler state.
+    """
     if step < schedule.warmup_steps:
         return base * (step + 1) / schedule.warmup_steps
     if schedule.kind == "constant":

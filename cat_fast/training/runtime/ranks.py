@@ -1,6 +1,6 @@
-"""Ranks: who we are among the processes the DeepSpeed launcher started, and how we talk.
+"""This process's rank and its collectives.
 
-DeepSpeed is imported here only after its accelerator is settled: on a machine without a GPU it is told so.
+DeepSpeed is imported only after `DS_ACCELERATOR` is set: it picks its accelerator at import.
 """
 
 import gc
@@ -15,17 +15,17 @@ from typing import Any
 import torch
 
 from cat_fast.training.runtime.host_memory import keep_freed_memory
-from cat_fast.training.runtime.step_context import Work
+from cat_fast.training.runtime.step_context import StepContext
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place; a run without a launcher is one rank."""
+    """This process's rank among all of a run; a single rank if started without a launcher."""
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    work: Work = field(default_factory=Work, compare=False)
+    step_context: StepContext = field(default_factory=StepContext, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -40,7 +40,7 @@ class Ranks:
             torch.distributed.barrier()
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value, on every rank; any picklable object."""
+        """Return rank 0's value, any picklable object, on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
@@ -48,7 +48,7 @@ class Ranks:
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in order of rank, on every rank; any picklable object."""
+        """Return the values of all ranks, any picklable objects, in rank order on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -56,17 +56,17 @@ class Ranks:
         return values
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over all ranks."""
+        """Sum a tensor over all ranks, in place; return it."""
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
 
 
-def start(patience: timedelta = timedelta(minutes=30)) -> Ranks:
-    """Join the process group and settle threads; call once, before anything that uses DeepSpeed.
+def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
+    """Join the process group and set the number of threads; call once, before anything that uses DeepSpeed.
 
     Args:
-        patience: how long ranks wait for each other in a collective before they give up.
+        timeout: longest time that ranks wait for each other in a collective.
     """
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
@@ -74,13 +74,13 @@ def start(patience: timedelta = timedelta(minutes=30)) -> Ranks:
         _share_cores()
         keep_freed_memory()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed calls torch's collectives by their older names, and torch says so at every call.
+    # DeepSpeed uses deprecated names of torch's collectives, and torch warns at every call.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     import deepspeed
 
     if on_cpu:
         # DeepSpeed would compile a shared-memory backend at first use (a minute, and a lock that outlives a
-        # kill); gloo alone carries what two CPU ranks exchange.
+        # killed process); gloo is fast enough for a few CPU ranks.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name, value in {
         "RANK": "0",
@@ -90,7 +90,7 @@ def start(patience: timedelta = timedelta(minutes=30)) -> Ranks:
     }.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", free_port())
-    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", timeout=patience, verbose=False)
+    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", timeout=timeout, verbose=False)
     ranks = Ranks(
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
@@ -102,23 +102,23 @@ def start(patience: timedelta = timedelta(minutes=30)) -> Ranks:
 
 
 def _share_cores() -> None:
-    """Ranks of one machine share its cores, unless OMP_NUM_THREADS says otherwise."""
+    """Divide this machine's cores among its ranks, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         local = int(os.environ.get("LOCAL_SIZE", "1"))  # set by the launcher
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
 
 
 def free_port() -> str:
-    """A TCP port of this machine that nobody listens on."""
+    """Return a free TCP port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
 
 
 def stop() -> None:
-    """Leave the process group, once nothing of an engine is in use any more."""
-    # Engines refer to themselves in circles: freed only as the interpreter ends, after the group they use,
-    # one under ZeRO-3 has been seen to abort the process.
+    """Leave the process group; call once no engine is in use any more."""
+    # Engines hold reference cycles. One under ZeRO-3 that was freed at interpreter exit, after its process
+    # group, has been seen to abort the process.
     gc.collect()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

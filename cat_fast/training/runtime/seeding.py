@@ -1,9 +1,10 @@
 """Randomness of a step as a function of (run seed, step, rank).
 
-Nothing random is carried from one step to the next, so a resumed run needs no generator state to go on
-exactly as a straight one would.
-Each stream ends its seed in a number of its own: numpy pads seeds with zeros, so (seed, step, rank 0) would
-be the stream from which the plan of ratios draws with (seed, step).
+No random state is carried from one step to the next. So a resumed run draws the same numbers as an
+uninterrupted one, and checkpoints need no generator state.
+
+Each stream appends a number of its own to its seed: NumPy pads seeds with zeros, so (seed, step, rank 0)
+would equal the stream from which the ratio plan draws with (seed, step).
 """
 
 import numpy as np

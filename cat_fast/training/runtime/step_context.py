@@ -1,4 +1,4 @@
-"""What a rank is at: told by its task, read by whoever has to name it (guard, watchdog, slow ranks)."""
+"""The step a rank is processing and its busy time, for diagnostics (guard, watchdog, straggler detection)."""
 
 import time
 from collections.abc import Sequence
@@ -9,45 +9,47 @@ import torch
 
 
 @dataclass
-class Work:
-    """The step in hand, its batches, and how much of the step was this rank's own doing.
+class StepContext:
+    """The current step of this rank, its batches, and the rank's busy time per step.
 
-    A step is its own work from `begin` or `resumed` to the next `computed`: data, and what is computed before
-    the rank waits for others. On a GPU the time is the device's, between two events.
+    A rank is busy from `begin` or `stop_waiting` to the next `start_waiting`: it reads data or computes
+    before it waits for other ranks. On a GPU the time is measured on the device, between two events.
     """
 
     step: int = 0
-    parts: Sequence[str] = ()
-    """Descriptions of its batches, one per accumulation step."""
-    _begun: Any = None
+    batches: Sequence[str] = ()
+    """Descriptions of the step's batches, one per accumulation step."""
+    _busy_since: Any = None
     _spans: list[tuple[int, Any, Any]] = field(default_factory=list)
 
     def begin(self, step: int) -> None:
-        self.step, self.parts = step, ()
-        self._begun = _now()
+        self.step, self.batches = step, ()
+        self._busy_since = _now()
 
-    def on(self, parts: Sequence[str]) -> None:
-        """Set the descriptions of this step's batches (`describe_batch`)."""
-        self.parts = parts
+    def set_batches(self, descriptions: Sequence[str]) -> None:
+        """Set the descriptions of this step's batches (see `describe_batch`)."""
+        self.batches = descriptions
 
     @property
-    def waiting(self) -> bool:
-        """Whether this rank's own part of the step is done, as far as its task tells."""
-        return self._begun is None
+    def is_waiting(self) -> bool:
+        """True if this rank has nothing to compute until other ranks have caught up."""
+        return self._busy_since is None
 
-    def computed(self) -> None:
-        """From here on this rank may wait for the others; only the first call since `begin` or `resumed`
-        counts."""
-        if self._begun is not None:
-            self._spans.append((self.step, self._begun, _now()))
-            self._begun = None
+    def start_waiting(self) -> None:
+        """Mark the point from which this rank may wait for others.
 
-    def resumed(self) -> None:
-        """Return to this rank's own part of the step, after it waited for the others."""
-        self._begun = _now()
+        Only the first call after `begin` or `stop_waiting` has an effect.
+        """
+        if self._busy_since is not None:
+            self._spans.append((self.step, self._busy_since, _now()))
+            self._busy_since = None
 
-    def take_own_seconds(self) -> list[float]:
-        """Own time of each step since the last call, in seconds; waits for the GPU."""
+    def stop_waiting(self) -> None:
+        """Mark the end of a wait: this rank computes again."""
+        self._busy_since = _now()
+
+    def pop_busy_seconds(self) -> list[float]:
+        """Return the busy seconds of each step since the last call; waits for the GPU."""
         spans, self._spans = self._spans, []
         seconds: dict[int, float] = {}
         for step, first, last in spans:
@@ -55,19 +57,19 @@ class Work:
         return list(seconds.values())
 
     def __str__(self) -> str:
-        return f"step {self.step} ({'; '.join(self.parts)})" if self.parts else f"step {self.step}"
+        return f"step {self.step} ({'; '.join(self.batches)})" if self.batches else f"step {self.step}"
 
 
 def describe_batch(keys: Sequence[str], ratio: int | None = None) -> str:
-    """Return `16x, batch a, b and 13 more`, from its samples' keys or paths and their common ratio."""
+    """Return `16x, batch a, b and 13 more` from the keys or paths of its samples and their common ratio."""
     prefix = [f"{ratio}x"] if ratio else []
-    return ", ".join([*prefix, f"batch {shortened(keys)}" if keys else "no batch told"])
+    return ", ".join([*prefix, f"batch {_abbreviate(keys)}" if keys else "unknown batch"])
 
 
-def shortened(names: Sequence[str], most: int = 16) -> str:
-    """`a, b, c and 13 more`."""
-    left_out = len(names) - most
-    return ", ".join(names[:most]) + (f" and {left_out} more" if left_out > 0 else "")
+def _abbreviate(names: Sequence[str], max_shown: int = 16) -> str:
+    """Return `a, b, c and 13 more`."""
+    left_out = len(names) - max_shown
+    return ", ".join(names[:max_shown]) + (f" and {left_out} more" if left_out > 0 else "")
 
 
 def _now() -> Any:

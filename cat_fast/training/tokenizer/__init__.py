@@ -1,1 +1,1 @@
-"""Training of the tokenizer, and plans of its cost and memory."""
+"""Training of the tokenizer, and predictions of its cost and memory."""

@@ -1,7 +1,7 @@
-"""A batch's losses of both models: what a run differentiates, and what a plan of it measures.
+"""Losses of the autoencoder and the discriminator on one batch.
 
-The rules that keep two engines right under ZeRO 1 and 2 begin here: the discriminator is frozen in the
-generator's loss, and called once, on real and fake together, in its own.
+Two engines are correct under ZeRO 1 and 2 under these conditions: the discriminator is frozen in the
+autoencoder's loss, and called once in its own loss, on real and fake images together.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObj
 
 @dataclass(frozen=True)
 class TokenizerLosses:
-    """The objectives, on windows of a batch.
+    """Losses of both models, computed on crops of a batch.
 
     Args:
-        perceptual_crop: side of the window that the feature networks look at; 0 for the whole image.
-        crops: the same windows of several batches, as `random_crops` draws them.
+        perceptual_crop: side of the crops for the feature networks, in pixels; 0 uses the full image.
+        crops: cuts the same crops from several batches, as `random_crops` does.
     """
 
     objective: TokenizerObjective
@@ -30,23 +30,23 @@ class TokenizerLosses:
     perceptual_crop: int = 0
     crops: Callable[[list[Tensor], int], list[Tensor]] = random_crops
 
-    def of_autoencoder(
+    def autoencoder_loss(
         self,
         autoencoder: Callable[..., tuple[Tensor, DiagonalGaussianDistribution]],
         discriminator: StyleGANDiscriminator | None,
         batch: ImageBatch,
     ) -> tuple[Tensor, Loss]:
-        """Reconstructions (B, 3, H, W) float32, and the autoencoder's loss of them.
+        """Return the reconstructions, (B, 3, H, W) float32, and the autoencoder's loss.
 
         Args:
             autoencoder: `NestedAutoencoderKL.reconstruct`, or an engine that calls it.
-            discriminator: the module, which is left frozen; None until the GAN starts.
+            discriminator: the module, which is frozen on return; None before the GAN starts.
             batch: images in [-1, 1].
         """
         images = batch.images
         reconstructions, posterior = autoencoder(images, batch.ratio, ghost_pass=True)
-        # A float32 view: losses and the discriminator are float32 whatever the engine computes in, and
-        # gradients at the reconstructions, for balancing, stop here: past it are the engine's hooks.
+        # Losses and the discriminator are float32 in every precision. It is a view, so that gradients for
+        # loss balancing stop here and do not reach the engine's hooks.
         reconstructions = reconstructions.float().view_as(reconstructions)
         fake_logits = None
         if discriminator is not None:
@@ -58,26 +58,26 @@ class TokenizerLosses:
         loss = self.objective(images, reconstructions, _in_float32(posterior), fake_logits, window)
         return reconstructions, loss
 
-    def of_discriminator(
+    def discriminator_loss(
         self,
         discriminator: Callable[[Tensor], Tensor],
-        judge: StyleGANDiscriminator,
+        module: StyleGANDiscriminator,
         step: int,
         batch: ImageBatch,
         reconstructions: Tensor,
     ) -> tuple[Loss, Tensor, Tensor]:
-        """The discriminator's loss, and its logits of images and reconstructions, (B,) each.
+        """Return the discriminator's loss, and its logits for images and reconstructions, (B,) each.
 
         Args:
-            discriminator: the module, or an engine around it.
-            judge: the module, which R1 asks past the engine: its hooks would take the gradient at
-                its images for the backward pass.
-            reconstructions: without a gradient.
+            discriminator: the module, or the engine that wraps it.
+            module: the module itself. R1 calls it without the engine, whose hooks would mistake the gradient
+                with respect to the images for the backward pass.
+            reconstructions: detached reconstructions of `batch`.
         """
-        judge.requires_grad_(True)
-        crops = self.crops([batch.images, reconstructions], judge.resolution)
+        module.requires_grad_(True)
+        crops = self.crops([batch.images, reconstructions], module.resolution)
         real, fake = discriminator(torch.cat(crops)).chunk(2)
-        return self.discriminator_objective(step, real, fake, judge, crops[0]), real, fake
+        return self.discriminator_objective(step, real, fake, module, crops[0]), real, fake
 
 
 def _in_float32(posterior: DiagonalGaussianDistribution) -> DiagonalGaussianDistribution:

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive, operator by operator: of real ones, or of fake ones that hold none."""
+"""Tracking of live tensor memory after each operator, for real or fake tensors."""
 
 import weakref
 from collections.abc import Iterable
@@ -11,21 +11,21 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows the storages that operators make within it, until they are freed.
+    """Dispatch mode that counts the bytes of storages that operators allocate, until they are freed.
 
-    `timeline` holds the live bytes after each operator. Storages that were there before, such as weights, do
-    not count, views count once, and what an operator takes and gives back while it runs is not seen.
+    `timeline` holds the live bytes after each operator. Existing storages, such as weights, do not count, and
+    views count once. Memory that an operator allocates and frees internally is not seen.
 
     Args:
-        before: tensors that were there before and might be met.
+        existing: tensors that were allocated before and may appear as results.
     """
 
-    def __init__(self, before: Iterable[Tensor] = ()) -> None:
+    def __init__(self, existing: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.live = 0
         self.timeline: list[int] = []
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-        for tensor in before:
+        for tensor in existing:
             self._known.add(tensor.untyped_storage())
 
     @property
@@ -33,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
         return max(self.timeline, default=0)
 
     def hold(self, size: int) -> None:
-        """Count `size` bytes more, of something that no operator here makes; less if negative."""
+        """Add `size` bytes, which may be negative, for memory that no operator allocates."""
         self.live += size
         self.timeline.append(self.live)
 

@@ -1,4 +1,4 @@
-"""What a training step costs by ratio and number of images: measured here, or counted as a fallback."""
+"""Cost of a training step by ratio and number of images: measured, or counted operations as a fallback."""
 
 import statistics
 import time
@@ -25,23 +25,27 @@ def measure(
     device: torch.device | str | None = None,
     on_step: Callable[[str], None] = lambda name: None,
 ) -> CostTable:
-    """Time whole training steps of one rank on this machine, at every ratio of the model.
+    """Time complete training steps of one rank on this machine, without communication, at every ratio.
 
-    The GPU if there is one, or `device`; without what ranks say to one another. Repeats go round the ratios
-    and batches, so that a machine that slows down slows all of them. `on_step` is told what was done,
-    after each of `steps_of` steps.
+    Each repeat covers all ratios and batches, so that a machine that slows down affects all of them.
+
+    Args:
+        batches: numbers of images per batch; at least two different ones.
+        device: None uses the GPU if there is one.
+        on_step: called after each of `num_timed_steps` steps with a description of it.
 
     Raises:
-        UserError: fewer than two batches, images that the ratios do not divide, or a model that is refused.
+        UserError: fewer than two batches, an image size that is not a multiple of a ratio, or an invalid
+            model.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if len(set(batches)) < 2 or min(batches) < 1:
-        raise UserError(f"--batches: {list(batches)}: at least two different numbers of images are needed")
+        raise UserError(f"--batches: expected at least two different numbers of images, got {list(batches)}")
     torch.manual_seed(config.seed)
     workload = Workload(config, device)
     if workload.side % max(workload.model.ratios):
         raise UserError(
-            f"data.image_size: {workload.side} is no multiple of the ratio {max(workload.model.ratios)}"
+            f"data.image_size: {workload.side} is not a multiple of the ratio {max(workload.model.ratios)}"
         )
     cells = list(product(workload.model.ratios, sorted(set(batches))))
     seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
@@ -63,23 +67,23 @@ def measure(
     return fit([_measurement(*cell, values) for cell, values in seconds.items()], about)
 
 
-def steps_of(config: TokenizerRun, batches: Sequence[int], repeats: int) -> int:
-    """How many steps `measure` does."""
+def num_timed_steps(config: TokenizerRun, batches: Sequence[int], repeats: int) -> int:
+    """Return the number of steps that `measure` runs."""
     ratios = config.model.get("ratios", (8, 16, 32))
     return len(ratios) * len(set(batches)) * (repeats + 1)
 
 
 def default_batches(batch_size: int) -> list[int]:
-    """Around the configuration's batch, as far as a balanced plan goes from it."""
+    """Return batch sizes around the configured one, over the range that a balanced plan uses."""
     return sorted({max(1, batch_size // 2), max(2, batch_size), max(3, batch_size * 3 // 2)})
 
 
 def count_operations(config: TokenizerRun) -> CostTable:
-    """Floating-point operations of a step instead of its seconds, for where nothing was measured.
+    """Count the floating-point operations of a step on fake tensors, as a fallback for a measured table.
 
-    Counted on fake tensors: all that a step does (`flops` counts what of it is of use). Operators that are
-    bound by memory count for nothing, and attention as N x N products, more than the operator for heads of
-    one dimension does: a measured table is better.
+    Unlike `flops`, this includes overhead such as the ghost pass. A measured table is better: here
+    memory-bound operators count as zero, and attention counts as N x N products, which overestimates heads of
+    one dimension.
     """
     costs = {}
     with FakeTensorMode():
@@ -88,20 +92,20 @@ def count_operations(config: TokenizerRun) -> CostTable:
             one, two = (_operations(workload, ratio, count) for count in (1, 2))
             costs[ratio] = Cost(float(2 * one - two), float(two - one))
     about = {
-        "what": "floating-point operations of a training step, counted: a fallback, nothing was measured",
+        "what": "floating-point operations of a training step, counted as a fallback for a measurement",
         "side": workload.side,
     }
     return CostTable(costs=costs, unit="flops", about=about)
 
 
-def costs_of(config: TokenizerRun, ranks: Ranks) -> CostTable | None:
-    """Collective: what `sampler.mode: balanced` goes by, the measured table, else counted operations.
+def load_costs(config: TokenizerRun, ranks: Ranks) -> CostTable | None:
+    """Collective: return the cost table for `sampler.mode: balanced`, or None for other modes.
 
-    Rank 0's, on every rank: ranks that planned by different tables would train on each other's images. None
-    for other modes.
+    It is the configured table, or else counted operations. All ranks use rank 0's table, because ranks with
+    different tables would train on each other's images.
 
     Raises:
-        UserError: the file is no cost table.
+        UserError: the file is not a valid cost table.
     """
     return on_main(lambda: _table(config), ranks) if config.sampler.mode == "balanced" else None
 
@@ -110,8 +114,8 @@ def _table(config: TokenizerRun) -> CostTable:
     if config.sampler.cost_table:
         return CostTable.read(config.sampler.cost_table)
     print(
-        "sampler: no cost_table is given, so that ranks are balanced by counted operations, not by time; "
-        "cat-fast plan cost measures a table",
+        "sampler.cost_table is not set: ranks are balanced by counted operations, not by time; run "
+        "`cat-fast plan cost` to measure a table",
         flush=True,
     )
     return count_operations(config)
@@ -134,9 +138,9 @@ def _synchronize(device: torch.device) -> None:
 def _operations(workload: Workload, ratio: int, count: int) -> int:
     batch = workload.batch(ratio, count)
     with FlopCounterMode(display=False) as counter:
-        reconstructions = workload.generate(batch)
+        reconstructions = workload.reconstruct(batch)
         if workload.adversarial:
-            workload.judge(batch, reconstructions, r1=False)
+            workload.discriminate(batch, reconstructions, r1=False)
     return counter.get_total_flops()
 
 

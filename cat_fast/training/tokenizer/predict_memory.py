@@ -1,10 +1,10 @@
-"""How much memory a rank needs: predicted, without a GPU, by ratio and number of images.
+"""Prediction of a rank's memory by ratio and number of images, without a GPU.
 
-What a model holds at rest is added up from its sizes and the ZeRO stage. What a step holds while it runs is
-counted on fake tensors, operator by operator, through the forward and backward passes of both models. Every
-tensor's size is affine in the number of images and operators come in one order, so two counts at small
-batches give every batch exactly. Not counted: workspaces of libraries, gaps of allocators, the CUDA context
-(`HEADROOM` is kept for them).
+Memory between steps follows from the sizes of the models and the ZeRO stage. Memory during a step is counted
+on fake tensors after each operator of both models' forward and backward passes. Every tensor's size is affine
+in the number of images and the order of operators is fixed. Two counts at small batches therefore determine
+every batch size exactly. Library workspaces, allocator fragmentation and the CUDA context are not counted;
+`HEADROOM` is reserved for them.
 """
 
 import gc
@@ -22,23 +22,23 @@ from cat_fast.training.tokenizer.live_bytes import LiveBytes
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
 HEADROOM = 0.1
-"""Share of a card that is left for what is not counted; an assumption, not a measurement."""
+"""Fraction of a GPU's memory reserved for uncounted memory; an assumption, not a measurement."""
 _TRACED = (2, 3)
-"""Batches that are counted. One image alone is laid out otherwise: channels-last is ambiguous for it."""
+"""Batch sizes that are counted. A single image may have another layout: channels-last is ambiguous for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Zero:
-    """What DeepSpeed does with weights, gradients and optimiser states (checked in its stage_1_and_2.py)."""
+    """Memory for weights, gradients and optimizer states under ZeRO (as in DeepSpeed's stage_1_and_2.py)."""
 
     stage: int
     ranks: int
     bucket_bytes: int
-    """Buffers in which gradients are reduced, alive during the backward pass."""
+    """Size of the buffers for gradient reduction, which exist during the backward pass."""
 
     @classmethod
-    def of(cls, deepspeed: Mapping[str, Any], ranks: int) -> "Zero":
-        """From a DeepSpeed configuration, with DeepSpeed's defaults."""
+    def from_config(cls, deepspeed: Mapping[str, Any], ranks: int) -> "Zero":
+        """Create from a DeepSpeed configuration, with DeepSpeed's defaults."""
         zero = deepspeed.get("zero_optimization", {})
         stage = zero.get("stage", 0)
         buffers = 1 + bool(zero.get("overlap_comm", False))
@@ -47,7 +47,7 @@ class Zero:
         return cls(stage=stage, ranks=ranks, bucket_bytes=bucket if contiguous else 0)
 
     def at_rest(self, parameters: int) -> dict[str, int]:
-        """Bytes between steps, for fp32 weights: ZeRO keeps a second copy of those that a rank updates."""
+        """Return the bytes held between steps; under ZeRO a rank has two copies of weights it updates."""
         own = parameters // self.ranks if self.stage else parameters
         return {
             "weights": 4 * parameters,
@@ -55,43 +55,43 @@ class Zero:
             "optimizer": 8 * own,
         }
 
-    def kept_gradients(self, parameters: int) -> int:
-        """Bytes of gradients after the backward pass."""
+    def gradient_bytes(self, parameters: int) -> int:
+        """Return the bytes of gradients after the backward pass."""
         return 4 * (parameters // self.ranks if self.stage == 2 else parameters)
 
-    def stepping(self, parameters: int) -> int:
-        """Bytes while the optimiser steps, beside those at rest: gradients, a flat copy, two temporaries."""
+    def optimizer_step_bytes(self, parameters: int) -> int:
+        """Return the additional bytes during an optimizer step: gradients, a flat copy, two temporaries."""
         own = parameters // self.ranks if self.stage else parameters
         copies = 3 if self.stage else 2
-        return self.kept_gradients(parameters) + 4 * own * copies
+        return self.gradient_bytes(parameters) + 4 * own * copies
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a step's own tensors at one ratio, moment by moment: base + slope * images."""
+    """Bytes of a step's tensors at one ratio, after each operator: base + slope * images."""
 
     base: np.ndarray
     slope: np.ndarray
-    least: int
-    """What a step takes with however few images: the optimisers'."""
+    minimum: int
+    """Bytes that a step needs for any number of images, for the optimizers."""
 
     def peak(self, images: int) -> int:
-        return max(int((self.base + self.slope * images).max()), self.least)
+        return max(int((self.base + self.slope * images).max()), self.minimum)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """The prediction; all in bytes, for rank 0, which also keeps the averaged weights."""
+    """Predicted memory in bytes of rank 0, which also keeps the averaged weights."""
 
     at_rest: Mapping[str, int]
     steps: Mapping[int, StepMemory]
 
     def peak(self, ratio: int, images: int) -> int:
-        """The most that a rank holds in a step."""
+        """Return the peak memory of a step in bytes."""
         return sum(self.at_rest.values()) + self.steps[ratio].peak(images)
 
     def largest_batch(self, ratio: int, capacity: float) -> int:
-        """The most images whose step stays within `capacity` bytes, less HEADROOM; 0 if none does."""
+        """Return the largest batch that fits into `capacity` bytes minus HEADROOM; 0 if none does."""
         low, high = 0, 1
         while self.peak(ratio, high) <= capacity * (1 - HEADROOM):
             low, high = high, 2 * high
@@ -103,14 +103,14 @@ class MemoryPlan:
 
 
 def plan_memory(config: TokenizerRun, ranks: int = 1) -> MemoryPlan:
-    """Predict the memory of a run of the tokenizer on `ranks` ranks, once its GAN has started.
+    """Predict the memory of a tokenizer run on `ranks` ranks after the GAN has started.
 
-    Nothing is allocated.
+    Allocates no tensor memory.
 
     Raises:
-        UserError: the model or the DeepSpeed configuration cannot be used.
+        UserError: the model or the DeepSpeed configuration is invalid.
     """
-    zero = Zero.of(read_deepspeed_config(config.deepspeed), ranks)
+    zero = Zero.from_config(read_deepspeed_config(config.deepspeed), ranks)
     with FakeTensorMode():
         workload = Workload(config, "cpu")
         ratios = workload.model.ratios
@@ -128,29 +128,29 @@ def plan_memory(config: TokenizerRun, ranks: int = 1) -> MemoryPlan:
 
 def _step_memory(workload: Workload, ratio: int, zero: Zero) -> StepMemory:
     few, more = (np.array(trace(workload, ratio, count, zero)) for count in _TRACED)
-    assert len(few) == len(more), "operators come in one order, whatever the batch"
+    assert len(few) == len(more), "the order of operators must not depend on the batch size"
     slope = (more - few) / (_TRACED[1] - _TRACED[0])
-    least = max(zero.stepping(_size(m)) for m in (workload.model, workload.discriminator))
-    return StepMemory(few - slope * _TRACED[0], slope, least)
+    minimum = max(zero.optimizer_step_bytes(_size(m)) for m in (workload.model, workload.discriminator))
+    return StepMemory(few - slope * _TRACED[0], slope, minimum)
 
 
 def trace(workload: Workload, ratio: int, count: int, zero: Zero | None = None) -> list[int]:
-    """Live bytes of a step's tensors after each operator: both models' forward and backward passes.
+    """Return the live bytes of a step after each operator of both models' forward and backward passes.
 
-    Gradients live as `zero` has it, or, for None, until the optimiser has stepped.
+    Gradients are kept as under `zero`, or until the optimizer's step if it is None.
     """
     modules = (workload.model, workload.discriminator, *workload.frozen)
-    before = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    existing = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     gc.collect()
-    gc.disable()  # a collection in the middle of one count would set it apart from the other
+    gc.disable()  # a collection during one of the two counts would make them differ
     try:
-        with LiveBytes(before) as bytes_:
+        with LiveBytes(existing) as bytes_:
             batch = workload.batch(ratio, count)
             with _Gradients(workload.model, bytes_, zero):
-                reconstructions = workload.generate(batch)
+                reconstructions = workload.reconstruct(batch)
             if workload.adversarial:
                 with _Gradients(workload.discriminator, bytes_, zero):
-                    workload.judge(batch, reconstructions, r1=True)
+                    workload.discriminate(batch, reconstructions, r1=True)
             del batch, reconstructions
     finally:
         gc.enable()
@@ -158,7 +158,7 @@ def trace(workload: Workload, ratio: int, count: int, zero: Zero | None = None) 
 
 
 class _Gradients:
-    """Keeps a module's gradients as ZeRO does, from the first one to the optimiser's step."""
+    """Context that accounts for a module's gradients under ZeRO until the optimizer's step."""
 
     def __init__(self, module: nn.Module, bytes_: LiveBytes, zero: Zero | None) -> None:
         self.module, self.bytes, self.zero = module, bytes_, zero
@@ -180,13 +180,13 @@ class _Gradients:
         assert self.zero is not None
         partitioned = self.zero.stage == 2
         if not self.held:
-            own = self.zero.kept_gradients(_size(self.module)) if partitioned else 0
+            own = self.zero.gradient_bytes(_size(self.module)) if partitioned else 0
             self.held = self.zero.bucket_bytes + own
             self.bytes.hold(self.held)
-        if partitioned:  # it goes into the bucket, and from there to the rank that updates it
+        if partitioned:  # it is in the bucket, which is reduced to the rank that updates the parameter
             parameter.grad = None
 
 
 def _size(module: nn.Module) -> int:
-    """Parameters, in numbers."""
+    """Return the number of parameters."""
     return sum(p.numel() for p in module.parameters())

@@ -1,8 +1,8 @@
-"""One training step of the tokenizer on random images, without data, ranks and engines.
+"""One training step of the tokenizer on random images, without a dataset, ranks or engines.
 
-`cat-fast plan cost` times it, and `cat-fast plan memory` follows its tensors. It does what a step of
-`TokenizerTrainer` does once the GAN has started: the ghost pass, every term of the loss, the discriminator's
-step. The loss's frozen networks have random weights, which cost as much as trained ones and need no files.
+`cat-fast plan cost` times it, and `cat-fast plan memory` tracks its tensors. It computes the same as a step
+of `TokenizerTrainer` after the GAN has started: the ghost pass, all loss terms and the discriminator's step.
+The loss's frozen networks have random weights, which cost as much as trained ones and need no files.
 """
 
 from dataclasses import replace
@@ -23,17 +23,17 @@ from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 
 
 class Workload:
-    """Models, losses and optimisers of a run, at its size and in its precision.
+    """Models, losses and optimizers of a run, at its image size and precision.
 
-    Smaller images than the discriminator's resolution shrink that along.
+    If images are smaller than the discriminator's resolution, the resolution is reduced.
 
     Raises:
-        UserError: arguments that the model refuses.
+        UserError: the model's arguments are invalid.
     """
 
     def __init__(self, config: TokenizerRun, device: torch.device | str) -> None:
         self.config, self.device, self.side = config, torch.device(device), config.data.image_size
-        with self.device:  # made there: fake tensors cannot be moved
+        with self.device:  # created there, because fake tensors cannot be moved
             self.model = build_model(NestedAutoencoderKL, config.model)
             self.discriminator = StyleGANDiscriminator(
                 min(config.discriminator.resolution, 2 ** (self.side.bit_length() - 1)),
@@ -44,7 +44,7 @@ class Workload:
         if config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.losses = TokenizerLosses(
-            self.objective, DiscriminatorObjective(config.loss), config.perceptual_crop, corners
+            self.objective, DiscriminatorObjective(config.loss), config.perceptual_crop, corner_crops
         )
         self.optimizers = {
             self.model: _adamw(self.model, config.optimizer),
@@ -53,11 +53,11 @@ class Workload:
 
     @property
     def frozen(self) -> list[nn.Module]:
-        """The loss's networks."""
+        """Frozen networks of the loss."""
         return [distance.network for distance in self.objective.distances]
 
     def batch(self, ratio: int, count: int) -> ImageBatch:
-        """Return `count` images of noise."""
+        """Return a batch of `count` random images."""
         images = torch.rand(count, 3, self.side, self.side, device=self.device) * 2 - 1
         return ImageBatch(ratio=ratio, images=images.to(memory_format=torch.channels_last))
 
@@ -66,41 +66,41 @@ class Workload:
         return self.objective.gan.weight > 0
 
     def step(self, batch: ImageBatch) -> None:
-        """A whole step, without R1, which comes in one step of many."""
-        reconstructions = self.generate(batch)
+        """Run a complete step without R1, which few steps include."""
+        reconstructions = self.reconstruct(batch)
         self.optimize(self.model)
         if self.adversarial:
-            self.judge(batch, reconstructions, r1=False)
+            self.discriminate(batch, reconstructions, r1=False)
             self.optimize(self.discriminator)
 
-    def generate(self, batch: ImageBatch) -> Tensor:
-        """Gradients of the autoencoder; returns the reconstructions."""
-        judge = self.discriminator if self.adversarial else None
-        reconstructions, loss = self.losses.of_autoencoder(self._autoencoder, judge, batch)
+    def reconstruct(self, batch: ImageBatch) -> Tensor:
+        """Compute the autoencoder's gradients; return the reconstructions."""
+        discriminator = self.discriminator if self.adversarial else None
+        reconstructions, loss = self.losses.autoencoder_loss(self._autoencoder, discriminator, batch)
         loss.total.backward()
         return reconstructions.detach()
 
-    def judge(self, batch: ImageBatch, reconstructions: Tensor, *, r1: bool) -> None:
-        """Gradients of the discriminator; with `r1`, as in a step in which R1 is due, if it ever is."""
-        step = 0 if r1 else 1  # R1 is due in multiples of a number of steps
-        judge = self.discriminator
-        loss, *_ = self.losses.of_discriminator(judge, judge, step, batch, reconstructions)
+    def discriminate(self, batch: ImageBatch, reconstructions: Tensor, *, r1: bool) -> None:
+        """Compute the discriminator's gradients; `r1` includes R1, if the loss has it."""
+        step = 0 if r1 else 1  # 0 is a multiple of every R1 interval
+        module = self.discriminator
+        loss, *_ = self.losses.discriminator_loss(module, module, step, batch, reconstructions)
         loss.total.backward()
 
     def _autoencoder(self, *arguments: Any, **keywords: Any) -> Any:
-        """In the run's precision, as an engine computes it."""
+        """Run the autoencoder in the run's precision, as an engine does."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             return self.model.reconstruct(*arguments, **keywords)
 
     def optimize(self, module: nn.Module) -> None:
-        """Move the weights of one of the two models, and forget its gradients."""
+        """Run the optimizer of one of the two models, and clear its gradients."""
         optimizer = self.optimizers[module]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
 
-def corners(batches: list[Tensor], side: int) -> list[Tensor]:
-    """Copies of one corner of each image, at the cost of `random_crops`, whose places are drawn."""
+def corner_crops(batches: list[Tensor], side: int) -> list[Tensor]:
+    """Cut the same corner from each image, at the cost of `random_crops` but without random numbers."""
     if max(batches[0].shape[-2:]) <= side:
         return batches
     return [images[:, :, :side, :side].contiguous() for images in batches]

@@ -1,4 +1,4 @@
-"""Training the nested VAE: one ratio a rank a batch, the images that the run's source gives."""
+"""Training of the nested VAE on batches of images, each batch at one ratio."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +25,9 @@ from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.grid_images import grid_images
 from cat_fast.training.tokenizer.image_source import (
-    held_out_of,
     load_source,
     loader_amounts,
+    make_held_out,
     make_source,
     save_source,
 )
@@ -50,7 +50,10 @@ class TokenizerTask:
         self.source = make_source(config, ranks)
         for ratio in self.source.ratios:
             if ratio not in model.ratios:
-                raise UserError(f"the data asks for ratio {ratio}, which model.ratios {model.ratios} lacks")
+                raise UserError(
+                    f"the data has images at ratio {ratio}, but model.ratios is {list(model.ratios)}: add "
+                    "the ratio, or change data.ratios_from"
+                )
         self._batches: list[ImageBatch] = []
         self._position: Callable[[], dict[str, Any]] = self.source.state_dict
         self._before_draw = self._position
@@ -62,7 +65,7 @@ class TokenizerTask:
         self.images = ReconstructionGrid(shown, self.config.data.image_size, self.ranks.device)
         if not shown.held_out:
             print(
-                "grids show training images, as the data has no held-out ones: see data.held_out and "
+                "grids show training images, because the data has no held-out images: see data.held_out and "
                 "data.held_out_share",
                 flush=True,
             )
@@ -71,7 +74,9 @@ class TokenizerTask:
         self._before_draw = self.source.snapshot()
         device = self.ranks.device
         self._batches = [self.source.batch().on(device) for _ in range(self.config.accumulation_steps)]
-        self.ranks.work.on([describe_batch(batch.keys, batch.ratio) for batch in self._batches])
+        self.ranks.step_context.set_batches(
+            [describe_batch(batch.keys, batch.ratio) for batch in self._batches]
+        )
         amounts = self.trainer.work(step, self._batches)
         amounts |= loader_amounts(self._batches, self.ranks.world_size)
         return [amounts[name] for name in self.amounts]
@@ -97,25 +102,26 @@ class TokenizerTask:
             (folder / "task.json").write_text(json.dumps(state))
 
     def held_out(self) -> dict[str, Any] | None:
-        """Return the choice of held-out images, as JSON, which a resumed run has to share."""
-        held_out = held_out_of(self.config)
+        """Return the selection of held-out images as JSON; a resumed run must have the same one."""
+        held_out = make_held_out(self.config)
         return None if held_out is None else asdict(held_out)
 
     def load(self, folder: Path) -> None:
-        """The state is that of all ranks together, so that any number of them goes on: each ratio's images
-        where they stopped, the next step's ratios drawn for the ranks there are."""
+        """Resume on any number of ranks: each ratio continues at its position in the data, and the ratios of
+        the next step are drawn for the current ranks."""
         state = json.loads((folder / "task.json").read_text())
         if (before := state.get("held_out")) != (now := self.held_out()):
             raise UserError(
-                f"data.held_out_share: the run was started with {before}, not {now}, and would train on "
-                "images that were held out; give the former, or start a new run in another output_dir"
+                f"data.held_out_share: expected {before}, as at the start of the run, got {now}: the run "
+                "would train on images that were held out; restore the setting, or start a new run in "
+                "another output_dir"
             )
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
     def grid(self, step: int) -> tuple[Image.Image, dict[str, float]]:
-        """Reconstructions by the averaged weights."""
+        """Draw reconstructions with the averaged weights."""
         model, averaged = self.trainer.model, self.ema.averaged
 
         def reconstruct(image: Tensor, ratio: int) -> Tensor:
@@ -130,7 +136,7 @@ class TokenizerTask:
             averaged.save_pretrained(folder)
 
     def close(self) -> None:
-        """Ends the processes that read images."""
+        """Stop the processes that read images."""
         self.source.close()
 
 

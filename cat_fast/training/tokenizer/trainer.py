@@ -1,8 +1,8 @@
-"""One step of the nested VAE and its discriminator, on given images: two engines, one step each.
+"""A training step of the nested VAE and its discriminator, each with its own engine.
 
-Every rank runs the ghost pass, so that ranks at different ratios still produce every gradient in the same
-order. Both engines step after both backward passes: a step that is not finite changes neither
-(`nan_guard.StepGuard`). What else ZeRO asks of two engines is in `tokenizer_losses`.
+Every rank runs the ghost pass, so that ranks at different ratios produce all gradients in the same order.
+Both engines step after both backward passes, so that a step that is not finite changes neither
+(`nan_guard.StepGuard`). Other requirements of ZeRO with two engines are in `gan_losses`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from cat_fast.tokenizer.adversarial import LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObjective
 from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
-from cat_fast.training.checkpoints.write_errors import agree_on_writes
+from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.metrics.flops import TokenizerFlops
 from cat_fast.training.metrics.step_means import RatioSums, means, means_at_ratios
@@ -31,10 +31,10 @@ from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 
 
 class TokenizerTrainer:
-    """Moves both models by the mean gradient over all images of all ranks and accumulation steps.
+    """Trainer that updates both models with the mean gradient over all images of all ranks and batches.
 
-    Each image weighs the same, also where ranks were given different numbers of them. Of the losses, only
-    the adaptive weight of the GAN is a matter of each batch by itself.
+    Each image has the same weight, also if ranks have different numbers of images. Only the adaptive weight
+    of the GAN is computed per batch.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class TokenizerTrainer:
         self.config, self.ranks, self.model = config, ranks, model
         objective = TokenizerObjective(config.loss, ranks.device)
         self.losses = TokenizerLosses(objective, DiscriminatorObjective(config.loss), config.perceptual_crop)
-        self.flops = TokenizerFlops(config, objective, discriminator)  # copies models that are no engines yet
+        self.flops = TokenizerFlops(config, objective, discriminator)  # copies, so before engines wrap them
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         self.engine = make_engine(
@@ -57,42 +57,42 @@ class TokenizerTrainer:
             config.accumulation_steps,
             config.precision,
         )
-        # In fp32 whatever the run's precision: in bf16 several projects saw their GAN turn NaN.
+        # Always in fp32: in bf16, GANs of several projects diverged to NaN.
         self.discriminator = make_engine(
             discriminator, config.discriminator.optimizer, config.deepspeed, config.accumulation_steps
         )
         for engine in (self.engine, self.discriminator):
-            agree_on_writes(engine, ranks)
+            defer_write_errors(engine, ranks)
 
     def work(self, step: int, batches: Sequence[ImageBatch]) -> dict[str, float]:
         """Return `images`, `tokens` and `flops` of this rank's batches."""
         done = [(batch.ratio, batch.count) for batch in batches]
-        return self.flops.of_step(done, self._adversarial(step))
+        return self.flops.step_amounts(done, self._adversarial(step))
 
     def backward(self, step: int, batches: Sequence[ImageBatch], images: float) -> Backward:
-        """Collective: run the passes of step number `step` on one batch an accumulation step.
+        """Collective: run the forward and backward passes of a step, on one batch per accumulation step.
 
-        Its metrics are means over all images and, as `name_8x`, over those at each ratio.
+        Its metrics are means over all images and, as `name_8x`, over the images at each ratio.
 
         Args:
             images: number of images in the batches of all ranks.
         """
         seed_step(self.config.seed, step, self.ranks.rank)
         engines = self._engines_of(step)
-        # What each mean loss is multiplied with, so that the mean of all gradients is that over images.
+        # Factors for the mean losses of the batches, so that the averaged gradient is the mean over images.
         shares = [batch.count * self.ranks.world_size * len(batches) / images for batch in batches]
         done: list[dict[str, Tensor]] = []
         for part, batch in enumerate(batches):
             reconstructions, loss = self._reconstruct(step, batch)
-            self.ranks.work.computed()  # from here on ranks wait for each other
+            self.ranks.step_context.start_waiting()  # from here on ranks wait for each other
             self.engine.backward(loss.total * shares[part])
             terms = {"loss": loss.total.detach(), **loss.terms()}
             if self._adversarial(step):
-                terms |= self._judge(step, batch, reconstructions.detach(), shares[part])
+                terms |= self._discriminator_backward(step, batch, reconstructions.detach(), shares[part])
             done.append(terms)
             if part + 1 < len(batches):
                 for engine in engines.values():
-                    engine.step()  # counts the backward passes, no more
+                    engine.step()  # only counts the backward passes
         names, ratios = list(done[0]), self.model.ratios
         sums = RatioSums(names, ratios, self.ranks.device)
         for batch, terms in zip(batches, done, strict=True):
@@ -105,7 +105,7 @@ class TokenizerTrainer:
         )
 
     def update(self, backward: Backward, sums: Tensor) -> None:
-        """Collective: move the weights; `sums` are those of `backward` over all ranks."""
+        """Collective: update the weights; `sums` are `backward.sums` summed over ranks."""
         for engine in backward.engines.values():
             engine.step()
         if "discriminator" in backward.engines:
@@ -114,14 +114,14 @@ class TokenizerTrainer:
 
     @property
     def lecam(self) -> LeCam:
-        """The regulariser's averages, which are part of the training's state."""
+        """Averages of the LeCam regularizer, which are part of the training state."""
         return self.losses.discriminator_objective.lecam
 
     def _adversarial(self, step: int) -> bool:
         return self.losses.objective.gan.active(step)
 
     def _engines_of(self, step: int) -> dict[str, Any]:
-        """Those that move in a step, at their learning rates of it."""
+        """Return the engines that a step updates, with their learning rates set."""
         config = self.config
         engines = {"autoencoder": (self.engine, config.optimizer.lr)}
         if self._adversarial(step):
@@ -131,14 +131,14 @@ class TokenizerTrainer:
         return {name: engine for name, (engine, _) in engines.items()}
 
     def _reconstruct(self, step: int, batch: ImageBatch) -> tuple[Tensor, Loss]:
-        judge = self.discriminator.module if self._adversarial(step) else None
-        return self.losses.of_autoencoder(self.engine, judge, batch)
+        discriminator = self.discriminator.module if self._adversarial(step) else None
+        return self.losses.autoencoder_loss(self.engine, discriminator, batch)
 
-    def _judge(
+    def _discriminator_backward(
         self, step: int, batch: ImageBatch, reconstructions: Tensor, share: float
     ) -> dict[str, Tensor]:
         engine = self.discriminator
-        loss, real, fake = self.losses.of_discriminator(engine, engine.module, step, batch, reconstructions)
+        loss, real, fake = self.losses.discriminator_loss(engine, engine.module, step, batch, reconstructions)
         engine.backward(loss.total * share)
         return {
             **loss.terms(),
@@ -148,13 +148,13 @@ class TokenizerTrainer:
         }
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Collective: write both engines; the rest of the state, as plain data."""
+        """Collective: write both engines; return the rest of the state as JSON-compatible data."""
         save_engine(self.engine, folder / "autoencoder")
         save_engine(self.discriminator, folder / "discriminator")
         return {"lecam": self.lecam.state_dict()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
-        """Collective: go on from `save(folder)`, which returned `state`."""
+        """Collective: resume from `save(folder)`, which returned `state`."""
         load_engine(self.engine, folder / "autoencoder", self.ranks)
         load_engine(self.discriminator, folder / "discriminator", self.ranks)
         self.lecam.load_state_dict(state["lecam"])

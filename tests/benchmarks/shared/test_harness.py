@@ -235,7 +235,7 @@ def test_the_file_holds_results_and_machine(run_program):
 def test_the_file_names_neither_the_host_nor_a_path(monkeypatch):
     reason = "/home/someone/cat_fast/_ops.abi3.so: undefined symbol"
     monkeypatch.setattr(
-        backends.Backend, "missing", lambda self: reason if self.name != "reference" else None
+        backends.Backend, "unavailable_reason", lambda self: reason if self.name != "reference" else None
     )
     described = machine.describe()
     assert "group_norm_silu.reference" in described["kernels"]

@@ -37,10 +37,10 @@ def test_it_behaves_like_a_list(table):
 
 def test_rows_have_a_location_in_their_shard(table):
     locations = [(shard, row, size) for shard, size in SIZES.items() for row in range(size)]
-    assert [table.place_of(i) for i in range(8)] == locations
-    assert table.place_of(-1) == locations[-1]
+    assert [table.locate(i) for i in range(8)] == locations
+    assert table.locate(-1) == locations[-1]
     with pytest.raises(IndexError):
-        table.place_of(8)
+        table.locate(8)
 
 
 def test_a_latent_takes_a_few_dozen_bytes_plus_key_and_caption():

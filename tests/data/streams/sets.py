@@ -16,7 +16,7 @@ from cat_fast.data.streams.buffers import Position, RatioReader
 from cat_fast.data.streams.decoding import CropSettings
 from cat_fast.data.streams.formats.base import Entry, Labels, Rating, ShardSet, fingerprint_of
 from cat_fast.data.streams.formats.config import StreamConfig
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import write_sidecar
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
@@ -63,7 +63,7 @@ def write_shards(folder: Path, ratios: Sequence[Sequence[int]], broken: Sequence
 
 
 def tar_set(folder: Path | str, config: StreamConfig | None = None) -> TarShards:
-    problems = Problems()
+    problems = ProblemLog()
     remote = Remote(config or StreamConfig(), problems)
     return TarShards(list_shards(str(folder), remote), remote, problems)
 
@@ -92,7 +92,7 @@ def make_source(
         rank,
         world_size,
         seed,
-        Problems(),
+        ProblemLog(),
         cache_bytes,
     )
 
@@ -159,7 +159,7 @@ def make_reader(
         ratio,
         rank,
         assignment or ShardAssignment(len(shards.names), 1, 0),
-        open_shards or OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False),
+        open_shards or OpenShards(shards, BY_INDEX, WorkerPool(0), ProblemLog(), 4, False),
         accepts=lambda entry: entry.ratio == ratio,
         counts_unrated=ratio == 8,
         max_images=max_images,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cat_fast.data.streams import buffers
 from cat_fast.data.streams.buffers import Position
 from cat_fast.data.streams.formats.base import UnreadableShard
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.open_shards import OpenShards
 from cat_fast.data.streams.pool import WorkerPool
 from cat_fast.data.streams.shard_assignment import ShardAssignment
@@ -97,7 +97,7 @@ def test_a_ratio_drawn_often_does_not_affect_a_ratio_drawn_rarely():
     expected = [alone.pick().key for _ in range(72)]
 
     shards = MemoryShards(ratios)
-    together = OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False)
+    together = OpenShards(shards, BY_INDEX, WorkerPool(0), ProblemLog(), 4, False)
     waiting = make_reader(shards, 16, open_shards=together)
     frequent = make_reader(shards, 8, open_shards=together)
     found = [waiting.pick().key]
@@ -116,7 +116,7 @@ def test_a_ratio_drawn_often_does_not_affect_a_ratio_drawn_rarely():
 
 def test_readers_in_step_open_each_shard_once_per_epoch():
     shards = MemoryShards([[8, 16] * 10 for _ in range(8)])
-    together = OpenShards(shards, BY_INDEX, WorkerPool(0), Problems(), 4, False)
+    together = OpenShards(shards, BY_INDEX, WorkerPool(0), ProblemLog(), 4, False)
     readers = [make_reader(shards, f, open_shards=together, max_images=2) for f in (8, 16)]
     for _ in range(60):
         for reader in readers:

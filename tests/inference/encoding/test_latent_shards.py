@@ -48,7 +48,7 @@ def tokenizer():
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """Index of 23 images, with ten lines per input shard."""
-    monkeypatch.setattr(image_files, "FILES_A_SHARD", 10)
+    monkeypatch.setattr(image_files, "FILES_PER_SHARD", 10)
     folder = tmp_path / "in"
     folder.mkdir()
     records = []
@@ -212,7 +212,7 @@ def test_corrupted_shard_is_repaired_as_the_error_advises(tokenizer, index, tmp_
     content[len(content) // 2] ^= 0xFF
     shard.write_bytes(content)
     data = LatentDataset(out)
-    broken = next(i for i in range(COUNT) if data.entries.place_of(i).shard == shard.name)
+    broken = next(i for i in range(COUNT) if data.entries.locate(i).shard == shard.name)
     with pytest.raises(UserError, match="its SHA-256 differs from its record") as error:
         data[broken]
     (advised,) = re.findall(r"delete (\S+) and encode again", str(error.value))

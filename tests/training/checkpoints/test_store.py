@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there."""
+"""Checkpoints are atomic: complete or absent, whatever fails while one is written."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ def write_some(value):
     return write
 
 
-def test_the_newest_is_found_and_only_the_last_ones_are_kept(store):
+def test_the_newest_checkpoint_is_found_and_only_the_last_ones_are_kept(store):
     assert store.latest() is None
     for step in (1, 2, 3):
         store.save(step, write_some(step))
@@ -44,27 +44,27 @@ def flip_one_bit(path):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
-        (lambda f: (f / "weights.bin").write_bytes(b"short"), "5 bytes, 100 were written"),
-        (lambda f: (f / "weights.bin").write_bytes(b"x" * 100), "not have the contents"),
-        (lambda f: flip_one_bit(f / "weights.bin"), "not have the contents"),
-        (lambda f: (f / "inner" / "state.json").unlink(), "is missing"),
-        (lambda f: (f / MANIFEST).unlink(), "no readable manifest"),
-        (lambda f: (f / MANIFEST).write_text('{"files": '), "no readable manifest"),
+        (lambda f: (f / "weights.bin").write_bytes(b"short"), "expected 100 bytes, got 5"),
+        (lambda f: (f / "weights.bin").write_bytes(b"x" * 100), "does not match its checksum"),
+        (lambda f: flip_one_bit(f / "weights.bin"), "does not match its checksum"),
+        (lambda f: (f / "inner" / "state.json").unlink(), "json is missing"),
+        (lambda f: (f / MANIFEST).unlink(), "manifest is missing or invalid"),
+        (lambda f: (f / MANIFEST).write_text('{"files": '), "manifest is missing or invalid"),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over_with_the_reason(store, damage, says):
+def test_a_damaged_checkpoint_is_skipped_with_the_reason(store, damage, message):
     store.save(1, write_some(1))
     store.save(2, write_some(2))
     store.wait()
     damage(store.folder / "step_00000002")
-    with pytest.warns(UserWarning, match=says):
+    with pytest.warns(UserWarning, match=message):
         assert store.latest() == (1, store.folder / "step_00000001")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path, keep):
+def test_damaged_checkpoints_do_not_count_towards_keep_last(tmp_path, keep):
     store = CheckpointStore(tmp_path / "checkpoints", Ranks(), keep_last=3)
     for step in (5, 6, 7):
         store.save(step, write_some(step))
@@ -72,7 +72,7 @@ def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path, ke
     for step in (6, 7):
         flip_one_bit(store.folder / f"step_{step:08d}" / "weights.bin")
     store.keep_last = keep
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="skipping damaged checkpoint"):
         assert store.latest() == (5, store.folder / "step_00000005")
     store.save(6, write_some(6))
     store.wait()
@@ -81,17 +81,17 @@ def test_damaged_checkpoints_do_not_count_among_those_that_are_kept(tmp_path, ke
     assert left == ["step_00000005", "step_00000006"][-keep:]
 
 
-def test_where_none_is_whole_the_run_does_not_silently_start_over(store):
+def test_without_a_valid_checkpoint_the_run_does_not_silently_start_over(store):
     for step in (1, 2):
         store.save(step, write_some(step))
         store.wait()
         flip_one_bit(store.folder / f"step_{step:08d}" / "weights.bin")
-    with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole.*checkpoint\.resume=never"):
+    with pytest.raises(UserError, match=r"none of its 2 checkpoints is valid.*checkpoint\.resume=never"):
         store.latest()
     assert len(list(store.folder.glob("step_*"))) == 2
 
 
-def test_what_users_put_beside_checkpoints_is_left_alone(store):
+def test_other_folders_next_to_checkpoints_are_left_alone(store):
     store.save(1, write_some(1))
     store.wait()
     (store.folder / "step_00000012_backup").mkdir()
@@ -102,7 +102,7 @@ def test_what_users_put_beside_checkpoints_is_left_alone(store):
     assert (store.folder / "step_00000012_backup").is_dir()
 
 
-def test_what_dies_while_writing_leaves_the_checkpoint_before_it(store):
+def test_a_failure_while_writing_leaves_the_previous_checkpoint(store):
     store.save(1, write_some(1))
     store.wait()
 
@@ -121,30 +121,30 @@ def test_what_dies_while_writing_leaves_the_checkpoint_before_it(store):
     assert not list(store.folder.glob(".*"))
 
 
-def test_training_goes_on_while_a_checkpoint_is_sealed_and_only_one_is_at_a_time(store, monkeypatch):
-    go_on, sealing = threading.Event(), []
+def test_training_continues_while_a_checkpoint_is_sealed_and_only_one_is_sealed_at_a_time(store, monkeypatch):
+    may_continue, sealing = threading.Event(), []
 
     def slow(folder):
         sealing.append(folder.name)
-        assert go_on.wait(10)
+        assert may_continue.wait(10)
         seal(folder)
 
     monkeypatch.setattr(checkpoint, "seal", slow)
     store.save(1, write_some(1))
-    assert store.latest() is None  # it has returned, and nothing has its name yet
+    assert store.latest() is None  # `save` has returned, but nothing is sealed yet
     second = threading.Thread(target=store.save, args=(2, write_some(2)))
     second.start()
     second.join(0.2)
     assert second.is_alive()
     assert sealing == [".step_00000001.part"]
-    go_on.set()
+    may_continue.set()
     second.join(10)
     store.wait()
     assert store.latest() == (2, store.folder / "step_00000002")
 
 
 @pytest.mark.parametrize(
-    ("error", "says"),
+    ("error", "reason"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
@@ -152,20 +152,20 @@ def test_training_goes_on_while_a_checkpoint_is_sealed_and_only_one_is_at_a_time
         (RuntimeError("PytorchStreamWriter failed writing file data/0"), "PytorchStreamWriter failed"),
     ],
 )
-def test_a_write_that_fails_is_one_line_and_leaves_no_half_checkpoint(store, error, says):
+def test_a_failed_write_raises_a_one_line_error_and_leaves_no_partial_checkpoint(store, error, reason):
     store.save(1, write_some(1))
 
     def fail(folder):
         write_some(2)(folder)
         raise error
 
-    with pytest.raises(UserError, match=rf"{store.folder}: a checkpoint cannot be written \({says}"):
+    with pytest.raises(UserError, match=rf"{store.folder}: a checkpoint cannot be written \({reason}"):
         store.save(2, fail)
     assert [p.name for p in store.folder.iterdir()] == ["step_00000001"]
     assert find_damage(store.folder / "step_00000001") is None
 
 
-def test_sealing_that_fails_is_known_at_once_and_raised_by_whoever_waits(store, monkeypatch):
+def test_a_failure_to_seal_is_visible_at_once_and_raised_by_the_next_wait(store, monkeypatch):
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -180,8 +180,8 @@ def test_sealing_that_fails_is_known_at_once_and_raised_by_whoever_waits(store, 
     assert [p.name for p in store.folder.iterdir()] == ["step_00000001"]
 
 
-def test_the_kernel_refusing_a_write_is_a_full_disk(store):
-    """In a child whose files may have 1000 bytes."""
+def test_a_write_that_the_kernel_refuses_counts_as_a_full_disk(store):
+    """Run in a child process whose files are limited to 1000 bytes."""
     import resource
 
     store.save(1, write_some(1))
@@ -200,7 +200,7 @@ def test_the_kernel_refusing_a_write_is_a_full_disk(store):
 @pytest.mark.parametrize(
     ("moment", "left"), [("write", 1), ("_fsync", 1), ("sha256", 1), ("rename", 1), ("_prune", 2)]
 )
-def test_killed_at_any_moment_a_whole_checkpoint_is_left(store, moment, left):
+def test_a_process_killed_at_any_moment_leaves_a_complete_checkpoint(store, moment, left):
     store.save(1, write_some(1))
     store.wait()
 
@@ -223,7 +223,7 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_left(store, moment, left):
 
 
 def in_child(action) -> int:
-    """Exit code of a forked process that acts: 0, 1 after an exception, or minus the signal that ended it."""
+    """Run `action` in a forked process; return 0, 1 after an exception, or minus the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         code = 1

@@ -1,4 +1,4 @@
-"""A checkpoint that one rank cannot write: all ranks end with one line, and what was saved before stays."""
+"""Write errors: if one rank cannot write a checkpoint, all ranks raise one error and keep earlier ones."""
 
 import errno
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from cat_fast.errors import UserError
 from cat_fast.training.checkpoints.store import CheckpointStore
-from cat_fast.training.checkpoints.write_errors import AgreeingWriter
+from cat_fast.training.checkpoints.write_errors import DeferredErrorWriter
 from cat_fast.training.health.run_status import summarize
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.rank_processes import gloo_ranks, run_ranks
@@ -17,7 +17,7 @@ from tests.training.runs import command, finish, start, write_latents
 
 
 class Writer:
-    """In the place of DeepSpeed's own: writes, and where it is told so fails half way."""
+    """Stand-in for DeepSpeed's checkpoint writer; with `fails` it raises after writing."""
 
     def __init__(self, fails: bool) -> None:
         self.fails = fails
@@ -38,7 +38,7 @@ class Writer:
         return False
 
 
-def test_the_rank_that_cannot_write_makes_room_and_all_raise_at_the_end(tmp_path):
+def test_a_rank_that_cannot_write_deletes_its_file_and_all_ranks_raise_at_commit(tmp_path):
     outputs = run_ranks("tests.training.checkpoints.test_write_errors:write_on_rank", 2, tmp_path)
     for rank, output in enumerate(outputs):
         assert f"rank {rank}: {tmp_path}: a checkpoint cannot be written (the disk is full)" in output
@@ -52,7 +52,7 @@ def write_on_rank(folder: str) -> None:
     part = Path(folder) / ".step_00000001.part"
     part.mkdir(exist_ok=True)
     inner = Writer(fails=ranks.rank == 1)
-    writer = AgreeingWriter(inner, ranks)
+    writer = DeferredErrorWriter(inner, ranks)
     for name in ("first", "second"):
         writer.create(name)
         writer.save(b"x" * 100, str(part / f"{name}_{ranks.rank}"))
@@ -66,19 +66,19 @@ def write_on_rank(folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_on_a_full_disk_ends_with_one_line_and_code_2_and_keeps_its_checkpoint(tmp_path):
-    """The kernel refuses files of more than 16 KiB in the second run, whoever writes them."""
+def test_a_run_on_a_full_disk_exits_with_one_error_line_and_code_2_and_keeps_its_checkpoint(tmp_path):
+    """Limit the file size to 16 KiB in the second run."""
     latents = write_latents(tmp_path / "latents")
     run, log, full = tmp_path / "run", tmp_path / "log", tmp_path / "full.log"
     finish(start(command("generator", run, latents, "schedule.total_steps=2"), log), log)
     limited = command("generator", run, latents, "schedule.total_steps=4")
     process = start(["bash", "-c", f"ulimit -f 16; exec {shlex.join(limited)}"], full)
     assert process.wait(timeout=300) == 2, full.read_text()
-    told = full.read_text()
-    lines = [line for line in told.splitlines() if line.startswith("error")]
-    assert len(lines) == 1, told
+    output = full.read_text()
+    lines = [line for line in output.splitlines() if line.startswith("error")]
+    assert len(lines) == 1, output
     assert lines[0].startswith(f"error: {run}/checkpoints: a checkpoint cannot be written (")
-    assert "Traceback" not in told
+    assert "Traceback" not in output
     assert os.listdir(run / "checkpoints") == ["step_00000002"]
     assert CheckpointStore(run / "checkpoints", Ranks()).latest() == (
         2,

@@ -1,4 +1,4 @@
-"""A run's settings check themselves, and say which key is wrong and why."""
+"""Configuration dataclasses validate themselves; errors name the invalid key."""
 
 import pytest
 
@@ -13,7 +13,7 @@ BASE = {"output_dir": "somewhere"}
     ("override", "message"),
     [
         ("optimizer.lr=0", "optimizer.lr: 0.0 must be positive"),
-        ("optimizer.betas=[0.9]", "optimizer.betas: two numbers"),
+        ("optimizer.betas=[0.9]", "optimizer.betas: expected two numbers"),
         ("optimizer.max_grad_norm=0", "optimizer.max_grad_norm"),
         ("schedule.total_steps=0", "schedule.total_steps: 0 must be positive"),
         ("schedule.warmup_steps=-1", "schedule.warmup_steps: -1 is negative"),
@@ -27,14 +27,14 @@ BASE = {"output_dir": "somewhere"}
         ("logging.every_seconds=0", "logging.every_seconds"),
         ("logging.grid_every_steps=-1", "logging.grid_every_steps: -1 is negative"),
         ("ema_decay=1", "ema_decay: 1.0 is not within"),
-        ("output_dir=''", "output_dir: where"),
+        ("output_dir=''", "output_dir is missing"),
         ("precision=fp16", "precision: 'fp16' is not fp32 or bf16"),
         ("accumulation_steps=0", "accumulation_steps: 0 must be positive"),
         ("deepspeed=nowhere.json", "deepspeed: nowhere.json is neither a file"),
     ],
 )
 @pytest.mark.parametrize("task", sorted(RUNS))
-def test_every_kind_of_run_refuses(task, override, message):
+def test_invalid_shared_settings_are_rejected(task, override, message):
     with pytest.raises(UserError, match=message):
         fill(RUNS[task], {"task": task, **BASE}, [override])
 
@@ -54,18 +54,18 @@ def test_every_kind_of_run_refuses(task, override, message):
         (
             "tokenizer",
             "deepspeed=deepspeed/zero3.json",
-            r"trains a GAN: .* is for the generator",
+            r"does not support training a GAN: .* is for the generator",
         ),
         ("generator", "data.max_tokens=0", "data.max_tokens"),
-        ("generator", "logging.grid_every_steps=10", "has no tokenizer to draw with"),
+        ("generator", "logging.grid_every_steps=10", "has no tokenizer to draw grids with"),
         ("generator", "loss.weighting=pixel", r"loss\.weighting: 'pixel' is not token, image"),
     ],
 )
-def test_each_kind_refuses_its_own(task, override, message):
+def test_invalid_task_settings_are_rejected(task, override, message):
     with pytest.raises(UserError, match=message):
         fill(RUNS[task], {"task": task, **BASE}, [override])
 
 
-def test_zero_3_is_for_the_generator():
+def test_generator_accepts_zero_3():
     config = fill(RUNS["generator"], {"task": "generator", **BASE}, ["deepspeed=deepspeed/zero3.json"])
     assert config.deepspeed == "deepspeed/zero3.json"

@@ -1,6 +1,6 @@
-"""What the proof of the generator's training is about: a tiny DiT and latents of three ratios.
+"""Cases that compare the generator's training with plain torch: a tiny DiT and latents of three ratios.
 
-Shared by the ranks (`generator_worker.py`) and by plain torch (`plain_generator.py`).
+They are shared by the ranks (`generator_worker.py`) and by plain torch (`plain_generator.py`).
 """
 
 import json
@@ -13,17 +13,17 @@ from cat_fast.training.config.deepspeed_json import read_deepspeed_config
 from cat_fast.training.config.settings import GeneratorRun
 
 STEPS = 10
-HALF = 5
-"""After as many steps a checkpoint is written."""
-WORLD = 2
+CHECKPOINT_STEP = 5
+"""Number of steps after which a checkpoint is written."""
+WORLD_SIZE = 2
 LR = 1e-4
 
-IN_PIECES = {
+PARTITIONED = {
     "stage3_param_persistence_threshold": 0,
     "stage3_max_live_parameters": 0,
     "stage3_prefetch_bucket_size": 0,
 }
-"""ZeRO-3 would keep parameters of this size whole on every rank, and these models have no others."""
+"""By default ZeRO 3 does not partition parameters as small as all those of these models."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Case:
     checkpointing: bool = False
 
     def run(self, folder: Path, latents: Path) -> GeneratorRun:
-        """Its configuration; the DeepSpeed JSON is written to `folder`."""
+        """Return the configuration; write the DeepSpeed JSON to `folder`."""
         path = folder / f"{self.name}.json"
         shipped = read_deepspeed_config(f"deepspeed/zero{self.stage}.json")
         shipped["zero_optimization"] |= {"reduce_bucket_size": self.bucket, **self.zero}
@@ -67,8 +67,8 @@ CASES = (
     Case("zero1", stage=1),
     Case("zero2_images", stage=2, weighting="image"),
     Case("zero3", stage=3),
-    Case("zero3_in_pieces", stage=3, bucket=500, zero=IN_PIECES),
-    Case("zero3_checkpointed", stage=3, zero=IN_PIECES, checkpointing=True),
-    Case("zero3_accumulated_clipped", stage=3, zero=IN_PIECES, accumulation_steps=2, max_grad_norm=0.05),
-    Case("zero3_bf16", stage=3, zero=IN_PIECES, precision="bf16"),
+    Case("zero3_in_pieces", stage=3, bucket=500, zero=PARTITIONED),
+    Case("zero3_checkpointed", stage=3, zero=PARTITIONED, checkpointing=True),
+    Case("zero3_accumulated_clipped", stage=3, zero=PARTITIONED, accumulation_steps=2, max_grad_norm=0.05),
+    Case("zero3_bf16", stage=3, zero=PARTITIONED, precision="bf16"),
 )

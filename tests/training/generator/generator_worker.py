@@ -1,9 +1,9 @@
-"""One rank of the proof of the generator's training: every case of `generator_case.py`, as a run does it.
+"""One rank that trains every case of `generator_case.py` as a run does.
 
-`main(LATENTS, OUT)` is started once per rank by `run_ranks`. Half way it writes a checkpoint,
-OUT/<case>/half, from which a second task goes on in its turn. Files beside it: `straight` and `resumed`, the
-whole state at the end of each; `saved`, that at the checkpoint; `rank<r>`, what a rank holds as weights;
-metrics.json; and the exported model.
+`run_ranks` starts `main(LATENTS, OUT)` once per rank. It writes a checkpoint to OUT/<case>/half, from which a
+second task resumes. Other files in OUT/<case>: `straight` and `resumed`, the complete state at the end of
+each training; `saved`, the state at the checkpoint; `rank<r>`, the weights of a rank; metrics.json; and the
+exported model.
 """
 
 import json
@@ -15,25 +15,25 @@ from safetensors.torch import save_file
 from cat_fast.training.generator.task import GeneratorTask
 from cat_fast.training.runtime.ranks import Ranks, start, stop
 from tests.training.engine_state import forward_weights, full_state
-from tests.training.generator.generator_case import CASES, HALF, STEPS, Case
+from tests.training.generator.generator_case import CASES, CHECKPOINT_STEP, STEPS, Case
 from tests.training.steps import train_step
 
 
 class GeneratorTraining:
-    """The task of a run, and the whole of its state."""
+    """The task of a run and its complete state."""
 
     def __init__(self, case: Case, folder: Path, latents: Path, ranks: Ranks) -> None:
         self.task = GeneratorTask(case.run(folder, latents), ranks)
         self.save, self.load = self.task.save, self.task.load
 
     def step(self, step: int) -> dict[str, float]:
-        """What it tells, but for the clock."""
+        """Train one step; return its metrics except times."""
         metrics = train_step(self.task, step)
         del metrics["data_seconds"]
         return metrics
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Collective: everything, whole, on rank 0."""
+        """Collective: return the complete, unpartitioned state on rank 0."""
         ema = {f"ema.{name}": value.contiguous() for name, value in self.task.ema.gather().items()}
         return full_state(self.task.engine, "model") | ema
 
@@ -50,10 +50,10 @@ def train(case: Case, latents: Path, out: Path, ranks: Ranks) -> None:
             save_file(state, folder / f"{name}.safetensors")
 
     training = GeneratorTraining(case, own, latents, ranks)
-    metrics = [training.step(step) for step in range(HALF)]
+    metrics = [training.step(step) for step in range(CHECKPOINT_STEP)]
     training.save(folder / "half")
     write("saved", training.state())
-    metrics += [training.step(step) for step in range(HALF, STEPS)]
+    metrics += [training.step(step) for step in range(CHECKPOINT_STEP, STEPS)]
     write("straight", training.state())
     save_file(forward_weights(training.task.engine, "model"), folder / f"rank{ranks.rank}.safetensors")
     training.task.export(folder / "model")
@@ -62,7 +62,7 @@ def train(case: Case, latents: Path, out: Path, ranks: Ranks) -> None:
 
     training = GeneratorTraining(case, own, latents, ranks)
     training.load(folder / "half")
-    assert [training.step(step) for step in range(HALF, STEPS)] == metrics[HALF:]
+    assert [training.step(step) for step in range(CHECKPOINT_STEP, STEPS)] == metrics[CHECKPOINT_STEP:]
     write("resumed", training.state())
 
 

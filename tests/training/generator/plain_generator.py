@@ -1,7 +1,7 @@
-"""The cases of `generator_case.py` in plain torch, in one process: what DeepSpeed on two ranks must come to.
+"""Reference training of the cases of `generator_case.py` in plain torch, in one process.
 
-The gradients of the batches are averaged as ZeRO-2 and 3 do: each divided by the number of ranks, added over
-ranks, then over accumulation steps. `undivided` takes one gradient of all batches packed as one.
+Gradients of the batches are averaged as in ZeRO 2 and 3: divided by the number of ranks, then summed over
+ranks and over accumulation steps. `undivided` computes one gradient of all batches, packed as one.
 """
 
 from pathlib import Path
@@ -18,11 +18,11 @@ from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
-from tests.training.generator.generator_case import STEPS, WORLD, Case
+from tests.training.generator.generator_case import STEPS, WORLD_SIZE, Case
 
 
 class Part(NamedTuple):
-    """A batch, and what is drawn at random for it."""
+    """A batch and its random numbers."""
 
     packed: PackedSequence
     timesteps: Tensor
@@ -31,7 +31,7 @@ class Part(NamedTuple):
 
 
 class PlainGenerator:
-    """Trains a DiT without engines."""
+    """Training of a DiT without engines."""
 
     def __init__(self, case: Case, folder: Path, latents: Path, *, undivided: bool = False) -> None:
         self.case, self.undivided = case, undivided
@@ -45,7 +45,7 @@ class PlainGenerator:
             scaling_factor=self.latents.scaling_factor,
             **config.model,
         )
-        # Labels are dropped here, in `_draw`; of nothing else does the model know whether it is trained.
+        # `_draw` drops the labels, which is all that the model's training mode would change.
         self.model.eval()
         self.parameters = list(self.model.parameters())
         c = config.optimizer
@@ -55,14 +55,14 @@ class PlainGenerator:
         lengths = self.latents.token_counts(2)
         budget, window = config.data.max_tokens, config.data.window
         self.streams = [
-            PackedStream(lengths, budget, window, config.seed, Ranks(rank, WORLD, rank))
-            for rank in range(WORLD)
+            PackedStream(lengths, budget, window, config.seed, Ranks(rank, WORLD_SIZE, rank))
+            for rank in range(WORLD_SIZE)
         ]
 
     def train(self) -> tuple[dict[str, Tensor], list[float]]:
-        """Weights, moments and EMA under the names of `generator_worker.py`, and each step's loss."""
+        """Return weights, moments and EMA under the names of `generator_worker.py`, and each step's loss."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as the ranks
+        torch.set_num_threads(1)  # as on the ranks
         losses = [self._step(step) for step in range(STEPS)]
         torch.set_num_threads(threads)
         state = {f"ema.{name}": value for name, value in self.ema.averaged.items()}
@@ -74,7 +74,7 @@ class PlainGenerator:
         return state, losses
 
     def _step(self, step: int) -> float:
-        ranks = [self._draw(step, rank) for rank in range(WORLD)]
+        ranks = [self._draw(step, rank) for rank in range(WORLD_SIZE)]
         parts = [part for rank in ranks for part in rank]
         if self.undivided:
             packed, *rest = zip(*parts, strict=True)
@@ -84,7 +84,7 @@ class PlainGenerator:
             part.packed.num_tokens if self.case.weighting == "token" else len(part.packed) for part in parts
         ]
         shares = [weight * len(parts) / sum(weights) for weight in weights]
-        steps = len(parts) // WORLD or 1
+        steps = len(parts) // WORLD_SIZE or 1
         each = [
             torch.autograd.grad(loss * share / steps, self.parameters)
             for loss, share in zip(losses, shares, strict=True)
@@ -93,7 +93,7 @@ class PlainGenerator:
             gradients = list(each[0])
         else:
             averaged = [
-                [a / WORLD + b / WORLD for a, b in zip(each[i], each[steps + i], strict=True)]
+                [a / WORLD_SIZE + b / WORLD_SIZE for a, b in zip(each[i], each[steps + i], strict=True)]
                 for i in range(steps)
             ]
             gradients = averaged[0]
@@ -107,7 +107,7 @@ class PlainGenerator:
         return sum(w * loss.item() for w, loss in zip(weights, losses, strict=True)) / sum(weights)
 
     def _draw(self, step: int, rank: int) -> list[Part]:
-        """A rank's batches, with random numbers in the order in which its step asks for them."""
+        """Return a rank's batches, with random numbers drawn in the order of a training step."""
         batches = [self.streams[rank].next() for _ in range(self.case.accumulation_steps)]
         seed_step(self.config.seed, step, rank)
         parts = []
@@ -123,8 +123,8 @@ class PlainGenerator:
 
     def _loss(self, part: Part) -> Tensor:
         packed = part.packed
-        of_token = part.timesteps[packed.sequence_index()]
-        noisy = self.schedule.add_noise(packed.tokens, part.noise, of_token)
+        token_timesteps = part.timesteps[packed.sequence_index()]
+        noisy = self.schedule.add_noise(packed.tokens, part.noise, token_timesteps)
         predicted = self.model(packed.replace(tokens=noisy), part.timesteps, part.labels).sample
         errors = (predicted - part.noise).square().mean(1)
         if self.case.weighting == "token":

@@ -1,4 +1,4 @@
-"""A generator's run takes latents of its own tokenizer only: when it begins, and when it goes on."""
+"""A generator run accepts only latents of its tokenizer, at the start and when it resumes."""
 
 import json
 from types import SimpleNamespace
@@ -15,22 +15,22 @@ from tests.cli.conftest import tiny_tokenizer
 from tests.training.runs import write_latents
 
 
-class LetIn(Exception):
-    pass
+class ModelReached(Exception):
+    """Raised instead of building the model."""
 
 
 def begin(latents, tokenizer, monkeypatch):
-    """Up to where the model would be built."""
+    """Start a run up to the construction of the model."""
 
     def build_model(*_):
-        raise LetIn
+        raise ModelReached
 
     monkeypatch.setattr(generator_task, "build_model", build_model)
     data = {"latents": str(latents), "tokenizer": str(tokenizer)}
     GeneratorTask(fill(GeneratorRun, {"task": "generator", "output_dir": "none", "data": data}, []), Ranks())
 
 
-def test_latents_of_another_tokenizer_do_not_begin_a_run(tmp_path, monkeypatch):
+def test_latents_of_another_tokenizer_are_refused(tmp_path, monkeypatch):
     latents = write_latents(tmp_path / "latents")
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -40,22 +40,22 @@ def test_latents_of_another_tokenizer_do_not_begin_a_run(tmp_path, monkeypatch):
         begin(latents, tmp_path / "none", monkeypatch)
     header = latents / "latents.json"
     header.write_text(json.dumps(json.loads(header.read_text()) | {"fingerprint": tokenizer.fingerprint()}))
-    with pytest.raises(UserError, match="like the other shards"):  # the shards know better than the folder
+    with pytest.raises(UserError, match="like the other shards"):  # the shards' fingerprints count
         begin(latents, tmp_path / "tokenizer", monkeypatch)
     for path in latents.glob("shard-*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": tokenizer.fingerprint()}))
-    with pytest.raises(LetIn):
+    with pytest.raises(ModelReached):
         begin(latents, tmp_path / "tokenizer", monkeypatch)
 
 
-def test_a_tokenizer_need_not_be_named(tmp_path, monkeypatch):
-    with pytest.raises(LetIn):
+def test_tokenizer_is_optional(tmp_path, monkeypatch):
+    with pytest.raises(ModelReached):
         begin(write_latents(tmp_path), "", monkeypatch)
 
 
-def test_latents_of_another_tokenizer_do_not_go_on_with_a_run(tmp_path):
+def test_latents_of_another_tokenizer_are_refused_on_resume(tmp_path):
     (tmp_path / "task.json").write_text(json.dumps({"ema_updates": 3, "tokenizer": "abc"}))
     task = object.__new__(GeneratorTask)
     task.latents = SimpleNamespace(fingerprint="xyz")
-    with pytest.raises(UserError, match="began on latents of tokenizer abc, these are of xyz"):
+    with pytest.raises(UserError, match=r"expected latents of tokenizer abc, .* got xyz"):
         task.load(tmp_path)

@@ -1,4 +1,4 @@
-"""Reading ahead changes nothing: not the batches, not what a checkpoint says, not where an error shows."""
+"""Prefetching changes neither batches nor checkpoints, nor the step at which an error is raised."""
 
 import json
 
@@ -13,7 +13,7 @@ from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import write_latents
 
-AHEAD = 3
+PREFETCH = 3
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def streamed(folder) -> tuple[LatentDataset, PackedStream]:
 @pytest.fixture
 def batches(folder):
     latents, stream = streamed(folder)
-    batches = PackedBatches(latents, stream, patch_size=2, ahead=AHEAD, device=torch.device("cpu"))
+    batches = PackedBatches(latents, stream, patch_size=2, prefetch=PREFETCH, device=torch.device("cpu"))
     yield batches
     batches.close()
 
@@ -40,7 +40,7 @@ def keys(batches: PackedBatches, count: int) -> list[tuple[str, ...]]:
     return [batch.packed.key for batch in taken]
 
 
-def test_batches_are_those_of_the_stream(folder, batches):
+def test_batches_equal_those_of_the_stream(folder, batches):
     latents, stream = streamed(folder)
     taken = [batch for count in (1, 3, 2, 5) for batch in batches.take(count)[0]]
     for batch in taken:
@@ -54,7 +54,7 @@ def test_batches_are_those_of_the_stream(folder, batches):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4])
-def test_the_state_is_that_of_what_was_taken(folder, batches, steps):
+def test_state_ignores_prefetched_batches(folder, batches, steps):
     _, stream = streamed(folder)
     for _ in range(steps):
         keys(batches, 2)
@@ -63,7 +63,7 @@ def test_the_state_is_that_of_what_was_taken(folder, batches, steps):
     assert batches.state_dict() == stream.state_dict()
 
 
-def test_from_a_state_it_goes_on_whatever_was_read_ahead(batches):
+def test_resuming_ignores_prefetched_batches(batches):
     keys(batches, 2)
     state = json.loads(json.dumps(batches.state_dict()))
     straight = keys(batches, 6)
@@ -73,7 +73,7 @@ def test_from_a_state_it_goes_on_whatever_was_read_ahead(batches):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_state_of_what_was_put_back_is_that_before_it(folder, batches, steps):
+def test_put_back_restores_the_state_before_take(folder, batches, steps):
     for _ in range(steps - 1):
         keys(batches, 2)
     before = batches.state_dict()
@@ -81,11 +81,11 @@ def test_the_state_of_what_was_put_back_is_that_before_it(folder, batches, steps
     assert batches.state_dict() != before
     batches.put_back()
     assert batches.state_dict() == before
-    keys(batches, 2)  # of another step, whose state counts again
+    keys(batches, 2)  # the state of a later step counts again
     assert batches.state_dict() != before
 
 
-def test_a_latent_that_cannot_be_read_shows_when_its_batch_is_taken(folder, batches, monkeypatch):
+def test_unreadable_latent_is_raised_when_its_batch_is_taken(folder, batches, monkeypatch):
     _, stream = streamed(folder)
     first, second = set(stream.next()), set(stream.next())
     lost = (second - first).pop()

@@ -1,4 +1,4 @@
-"""Which data which rank trains on: each once an epoch, also where a run goes on with other ranks."""
+"""Each latent is used once per epoch, also if a run resumes on another number of ranks."""
 
 import json
 from collections import Counter
@@ -27,32 +27,32 @@ def start(world_size: int, state: dict | None = None) -> list[PackedStream]:
 
 
 def saved(streams: list[PackedStream]) -> dict:
-    """As a checkpoint holds it: one state, which is that of every rank."""
+    """Return the state in a checkpoint, which is equal on all ranks."""
     first, *others = (stream.state_dict() for stream in streams)
     assert all(other == first for other in others)
     return json.loads(json.dumps(first))
 
 
 def at(place: int) -> int:
-    """The latent at a place of the endless line."""
+    """Return the latent at a position in the concatenated epochs."""
     epoch, position = divmod(place, SIZE)
     return int(np.random.default_rng([SEED, epoch]).permutation(SIZE)[position])
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS[:-1], [*LENGTHS, 4], [LENGTHS[1], LENGTHS[0], *LENGTHS[2:]]])
-def test_a_run_goes_on_with_its_own_latents_only(lengths):
-    """Another set would be read from the middle of its epoch on, under the places of the first."""
+def test_state_of_other_latents_is_refused(lengths):
+    """Positions in the epoch of one dataset do not apply to another."""
     (stream,) = start(1)
     stream.next()
     other = PackedStream(lengths, 96, 6, SEED, Ranks())
-    with pytest.raises(UserError, match=rf"began on {SIZE} latents, and there are {len(lengths)}"):
+    with pytest.raises(UserError, match=rf"expected the {SIZE} latents .* got {len(lengths)}"):
         other.load_state_dict(stream.state_dict())
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 9)), min_size=1, max_size=4))
-def test_every_latent_comes_up_once_an_epoch_whatever_the_numbers_of_ranks(runs):
-    """Runs stop, and go on as another number of ranks, several times."""
+def test_every_latent_is_used_once_per_epoch_on_changing_numbers_of_ranks(runs):
+    """Runs stop and resume several times, each time on another number of ranks."""
     given_out: Counter[int] = Counter()
     state = None
     for world_size, steps in runs:
@@ -67,7 +67,7 @@ def test_every_latent_comes_up_once_an_epoch_whatever_the_numbers_of_ranks(runs)
     assert given_out + Counter(map(at, waiting)) == Counter(map(at, range(state["position"])))
 
 
-def test_what_waited_longest_comes_first_when_the_number_of_ranks_changes():
+def test_oldest_pending_latent_comes_first_when_the_number_of_ranks_changes():
     streams = start(3)
     for stream in streams:
         stream.next()
@@ -78,7 +78,7 @@ def test_what_waited_longest_comes_first_when_the_number_of_ranks_changes():
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_with_the_same_number_of_ranks_batches_are_those_of_a_run_without_a_break(world_size):
+def test_resuming_on_the_same_number_of_ranks_yields_the_same_batches(world_size):
     straight, broken = start(world_size), start(world_size)
     for before, stream in zip(straight, broken, strict=True):
         assert [before.next() for _ in range(3)] == [stream.next() for _ in range(3)]
@@ -87,7 +87,7 @@ def test_with_the_same_number_of_ranks_batches_are_those_of_a_run_without_a_brea
         assert [before.next() for _ in range(9)] == [stream.next() for _ in range(9)]
 
 
-def test_a_run_with_another_budget_does_not_go_on():
+def test_state_of_another_budget_is_refused():
     (stream,) = start(1)
     other = PackedStream(LENGTHS, 97, 6, SEED, Ranks())
     with pytest.raises(UserError, match="expected a state saved with"):

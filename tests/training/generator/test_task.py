@@ -1,4 +1,4 @@
-"""The generator's task by itself: budgets, what it learns, captions, and what it refuses."""
+"""The generator task: token budgets, losses, captions and validation."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from cat_fast.generator import DiT, PackedText
 from cat_fast.generator.diffusion import load_schedule
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.training.config.settings import GeneratorRun
-from cat_fast.training.generator.task import GeneratorTask, _batches_a_step
+from cat_fast.training.generator.task import GeneratorTask, _batches_per_step
 from cat_fast.training.runtime import ranks
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.runs import GENERATOR, ROOT
@@ -34,7 +34,7 @@ def config(*overrides: str) -> GeneratorRun:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_rank():
-    """DeepSpeed's group of this process alone, and none of its variables afterwards."""
+    """Process group of this process only; its environment variables are removed afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR"):
             patch.delenv(name, raising=False)
@@ -72,7 +72,7 @@ def bert(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("world_size", "overrides", "parts"),
+    ("world_size", "overrides", "batches"),
     [
         (16, [], 1),
         (16, ["data.global_tokens=262144"], 1),
@@ -81,59 +81,59 @@ def bert(tmp_path_factory):
         (8, ["accumulation_steps=3"], 3),
     ],
 )
-def test_a_global_budget_is_the_same_step_on_any_number_of_ranks(world_size, overrides, parts):
+def test_global_budget_determines_batches_per_step(world_size, overrides, batches):
     run = config("data.max_tokens=16384", *overrides)
-    assert _batches_a_step(run, Ranks(world_size=world_size)) == parts
+    assert _batches_per_step(run, Ranks(world_size=world_size)) == batches
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.global_tokens=300"], r"global_tokens: 300 is no multiple of the 256 tokens that 2 ranks"),
-        (["data.global_tokens=128"], "no multiple"),
-        (["data.global_tokens=512", "accumulation_steps=2"], "leave one out"),
+        (["data.global_tokens=300"], r"global_tokens: expected a multiple of 256, .* got 300"),
+        (["data.global_tokens=128"], "expected a multiple"),
+        (["data.global_tokens=512", "accumulation_steps=2"], "remove one"),
         (["loss.prediction=x0"], r"loss\.prediction: 'x0' is not epsilon, v_prediction, flow"),
         (["loss.weighting=pixel"], r"loss\.weighting: 'pixel' is not token, image"),
-        (["loss.prediction=flow", "loss.min_snr_gamma=5"], "a flow has no such weight"),
+        (["loss.prediction=flow", "loss.min_snr_gamma=5"], "not supported with prediction: flow"),
     ],
 )
-def test_budgets_and_losses_that_make_no_sense_are_refused(overrides, message):
+def test_invalid_budgets_and_losses_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
-        _batches_a_step(config(*overrides), Ranks(world_size=2))
+        _batches_per_step(config(*overrides), Ranks(world_size=2))
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "flow"])
-def test_a_run_learns_what_it_is_told_to_and_says_so_beside_its_model(tmp_path, latents, prediction):
+def test_run_trains_the_configured_prediction_and_exports_it_with_the_model(tmp_path, latents, prediction):
     run = config(f"data.latents={latents}", f"loss.prediction={prediction}", f"output_dir={tmp_path}")
     task = GeneratorTask(run, Ranks())
-    metrics = [train_step(task, step) for step in range(3)]
-    for told in metrics:
-        ratios = [name for name in told if name.startswith("loss_")]
+    for step in range(3):
+        metrics = train_step(task, step)
+        ratios = [name for name in metrics if name.startswith("loss_")]
         assert ratios
-        assert all(math.isfinite(told[name]) for name in ratios)
-        assert told["fill"] == told["tokens"] / 128 <= 1
-        assert told["data_seconds"] >= 0
+        assert all(math.isfinite(metrics[name]) for name in ratios)
+        assert metrics["fill"] == metrics["tokens"] / 128 <= 1
+        assert metrics["data_seconds"] >= 0
     task.export(tmp_path / "model")
     schedule = load_schedule(tmp_path / "model" / "scheduler")
     assert schedule.config.get("prediction_type", "flow") == prediction
     assert isinstance(DiT.from_pretrained(tmp_path / "model"), DiT)
 
 
-def test_the_loss_is_the_mean_of_those_at_each_ratio_by_their_tokens(tmp_path, latents):
+def test_loss_is_the_token_weighted_mean_over_ratios(tmp_path, latents):
     task = GeneratorTask(config(f"data.latents={latents}", "accumulation_steps=2"), Ranks())
-    told = train_step(task, 0)
+    metrics = train_step(task, 0)
     counts = dict.fromkeys((8, 16, 32), 0)
     task = GeneratorTask(config(f"data.latents={latents}", "accumulation_steps=2"), Ranks())
     for batch in task._next_batches()[0]:
         assert batch.lengths == batch.packed.cu_seqlens.diff().tolist()
         for ratio, length in zip(batch.packed.ratio.tolist(), batch.lengths, strict=True):
             counts[ratio] += length
-    mean = sum(count * told[f"loss_{f}x"] for f, count in counts.items() if count) / sum(counts.values())
-    assert told["loss"] == pytest.approx(mean, rel=1e-6)
-    assert told["tokens"] == sum(counts.values())
+    mean = sum(count * metrics[f"loss_{f}x"] for f, count in counts.items() if count) / sum(counts.values())
+    assert metrics["loss"] == pytest.approx(mean, rel=1e-6)
+    assert metrics["tokens"] == sum(counts.values())
 
 
-def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents, bert):
+def test_captions_reach_the_model_through_the_text_encoder(tmp_path, latents, bert):
     run = config(f"data.latents={latents}", f"text_encoder={bert}", "model.class_dropout_prob=0")
     task = GeneratorTask(run, Ranks())
     task._next_batches()
@@ -143,7 +143,7 @@ def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents
     assert torch.equal(text.tokens, expected.tokens)
     assert torch.equal(text.cu_seqlens, expected.cu_seqlens)
     before = {name: p.detach().clone() for name, p in task.engine.module.named_parameters()}
-    for step in range(3):  # branches start closed: the first step opens their gates, the next ones train them
+    for step in range(3):  # gates start at zero: the first step opens them, later steps train their branches
         train_step(task, step)
     moved = {name for name, p in task.engine.module.named_parameters() if not torch.equal(p, before[name])}
     assert any(name.startswith("text_embedder.") for name in moved)
@@ -155,49 +155,49 @@ def test_captions_reach_the_generator_through_the_text_encoder(tmp_path, latents
 
 
 def test_captions_are_encoded_once_if_all_fit_and_else_in_one_batch_per_step(latents, bert):
-    asked = {}
+    encoded = {}
     for megabytes in (1, 0):
         run = [f"data.latents={latents}", f"text_encoder={bert}", f"text_cache_megabytes={megabytes}"]
         task = GeneratorTask(config(*run), Ranks())
-        batches = asked.setdefault(megabytes, [])
+        batches = encoded.setdefault(megabytes, [])
         task.text_encoder.model.register_forward_pre_hook(
             lambda _model, _args, kwargs, batches=batches: batches.append(len(kwargs["input_ids"])),
             with_kwargs=True,
         )
         sizes = [len(batch.packed) for _ in range(3) for batch in task._next_batches()[0]]
-    assert asked == {1: [1, 1], 0: sizes}  # there are two captions
+    assert encoded == {1: [1, 1], 0: sizes}  # there are two captions
 
 
-def test_a_text_encoder_without_captions_is_refused(tmp_path, bert):
+def test_text_encoder_without_captions_is_refused(tmp_path, bert):
     with LatentShardWriter(tmp_path, "0" * 16, resolution=128, class_names=["sky"]) as writer:
         writer.add("one", torch.randn(4, 16, 16), label=0, ratio=8)
-    with pytest.raises(UserError, match="have no captions; leave it out"):
+    with pytest.raises(UserError, match="have no captions; remove the key"):
         GeneratorTask(config(f"data.latents={tmp_path}", f"text_encoder={bert}"), Ranks())
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model.ratios=[16]"], r"has latents at 8x, and model\.ratios is \[16\]"),
-        (["model.num_classes=1"], r"model\.num_classes: 1, and the latents have class 1: leave it out"),
+        (["model.ratios=[16]"], r"has latents at 8x, but model\.ratios is \[16\]"),
+        (["model.num_classes=1"], r"model\.num_classes is 1, but the latents have class 1: remove the key"),
         (["model.scaling_factor=1"], r"model\.scaling_factor: the latents .*data\.normalized=false"),
         (["data.max_tokens=63"], r"63 is less than the longest sequence, 64 tokens"),
-        (["data.window=4"], r"4 latents of 28 tokens each, in the mean, do not fill .* give at least 6"),
-        (["compile=true", "deepspeed=deepspeed/zero3.json"], "which torch.compile cannot see"),
+        (["data.window=4"], r"4 latents, with 28 tokens on average, do not fill .* use at least 6"),
+        (["compile=true", "deepspeed=deepspeed/zero3.json"], "compile: not supported with ZeRO 3"),
     ],
 )
-def test_what_would_go_wrong_at_some_step_is_refused_before_the_first(latents, overrides, message):
+def test_mismatched_data_and_model_are_refused_before_the_first_step(latents, overrides, message):
     with pytest.raises(UserError, match=message):
         GeneratorTask(config(f"data.latents={latents}", *overrides), Ranks())
 
 
-def test_latents_can_be_left_as_the_tokenizer_gives_them(tmp_path, latents):
+def test_normalization_of_latents_can_be_disabled(tmp_path, latents):
     task = GeneratorTask(config(f"data.latents={latents}", "data.normalized=false"), Ranks())
     ((batch, *_),), _ = task._next_batches()
-    whole = torch.cat([latent.flatten() for latent in batch.to_latents()])
+    values = torch.cat([latent.flatten() for latent in batch.to_latents()])
     stored = LatentDataset(latents, normalized=False)
     by_key = {entry.key: stored[i].latent for i, entry in enumerate(stored.entries)}
-    assert torch.equal(whole, torch.cat([by_key[key].flatten() for key in batch.key]))
+    assert torch.equal(values, torch.cat([by_key[key].flatten() for key in batch.key]))
     task.export(tmp_path)
     model = DiT.from_pretrained(tmp_path).config
     assert (model.shift_factor, model.scaling_factor) == ([0.0] * 4, [1.0] * 4)
@@ -214,18 +214,18 @@ def checkpoint(tmp_path_factory, latents):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("seed=1", "seed: the run began with 0, and this is 1"),
-        ("loss.prediction=flow", r"loss\.prediction: the run began with 'epsilon', and this is 'flow'"),
-        ("data.normalized=false", r"data\.latents: the run began with '\w{16}', and this is '\w{16}'"),
+        ("seed=1", "seed: expected 0, as at the start of the run, got 1"),
+        ("loss.prediction=flow", r"loss\.prediction: expected 'epsilon', .* got 'flow'"),
+        ("data.normalized=false", r"data\.latents: expected '\w{16}', .* got '\w{16}'"),
     ],
 )
-def test_a_run_does_not_go_on_with_what_its_weights_are_not_made_for(latents, checkpoint, override, message):
+def test_changed_settings_are_refused_on_resume(latents, checkpoint, override, message):
     task = GeneratorTask(config(f"data.latents={latents}", override), Ranks())
     with pytest.raises(UserError, match=message):
         task.load(checkpoint)
 
 
-def test_a_checkpoint_that_does_not_say_what_it_began_with_goes_on(tmp_path, latents, checkpoint):
+def test_checkpoint_without_initial_settings_can_be_resumed(tmp_path, latents, checkpoint):
     folder = tmp_path / "older"
     shutil.copytree(checkpoint, folder)
     state = json.loads((folder / "task.json").read_text())
@@ -237,7 +237,7 @@ def test_a_checkpoint_that_does_not_say_what_it_began_with_goes_on(tmp_path, lat
     assert train_step(older, 1)["loss"] == train_step(task, 1)["loss"]
 
 
-def test_relabelled_latents_of_the_same_sizes_are_others(tmp_path):
+def test_relabelled_latents_have_another_digest(tmp_path):
     def written(name: str, label: int, key: str = "one") -> str:
         with LatentShardWriter(tmp_path / name, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
             writer.add(key, torch.ones(4, 16, 16), label=label, ratio=8)
@@ -249,8 +249,8 @@ def test_relabelled_latents_of_the_same_sizes_are_others(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_compiles_at_most_once_more_when_lengths_change(latents, monkeypatch):
-    """By its own steps: an engine, the loss and batches of ever other lengths."""
+def test_compiled_run_recompiles_at_most_once_when_lengths_change(latents, monkeypatch):
+    """Full training steps with an engine, the loss and batches of changing lengths."""
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=counter))
     torch._dynamo.reset()

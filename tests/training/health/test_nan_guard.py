@@ -1,4 +1,4 @@
-"""Steps that are not finite change nothing, on any rank; what follows goes on as if they had not been."""
+"""Non-finite steps change nothing on any rank; the next steps run as if they had not happened."""
 
 import json
 import re
@@ -22,8 +22,8 @@ from tests.training.runs import GENERATOR, TOKENIZER, write_latents
 
 NAN, INF = float("nan"), float("inf")
 CLEAN = (0, 2, 4, 7)
-"""Steps of the engines below that are finite; on rank 1 the loss of 1 and 5 is not, on rank 0 the gradient of
-3 and 6."""
+"""Finite steps of the engines below. In steps 1 and 5 the loss on rank 1 is not finite, in steps 3 and 6 the
+gradient on rank 0."""
 STAGES = (
     (0, 10**6, 1),
     (1, 10**6, 1),
@@ -38,7 +38,7 @@ STAGES = (
 
 
 class PlainEngine:
-    """What the guard asks of an engine, around torch's own optimiser."""
+    """The part of an engine's interface that the guard uses, around torch's own optimiser."""
 
     micro_steps = 0
 
@@ -53,41 +53,41 @@ class PlainEngine:
         return 1
 
 
-def guard_at(step: int, most: int = 3) -> StepGuard:
+def guard_at(step: int, max_bad_steps: int = 3) -> StepGuard:
     ranks = Ranks()
-    ranks.work.begin(step)
-    ranks.work.on([describe_batch(["a.png", "b.png"], 16)])
-    return StepGuard(GuardConfig(max_bad_steps=most), ranks)
+    ranks.step_context.begin(step)
+    ranks.step_context.set_batches([describe_batch(["a.png", "b.png"], 16)])
+    return StepGuard(GuardConfig(max_bad_steps=max_bad_steps), ranks)
 
 
 def passes(guard: StepGuard, losses: dict[str, torch.Tensor], engines: dict[str, Any]) -> bool:
-    """Collective: decide as a step does."""
+    """Inspect, reduce and decide, as a step does. Collective: every rank must call it."""
     return guard.passes(guard.ranks.sum(guard.inspect(losses, engines)).tolist())
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-def test_a_loss_that_is_not_finite_does_not_pass_and_its_gradients_are_gone(value, capsys):
+def test_a_non_finite_loss_does_not_pass_and_its_gradients_are_dropped(value, capsys):
     engine, guard = PlainEngine(), guard_at(7)
     engine.module(torch.ones(2)).sum().backward()
     losses = {"loss": torch.tensor(value), "l1": torch.tensor(value), "kl": torch.tensor(1.0)}
     assert not passes(guard, losses, {"model": engine})
     assert all(p.grad is None for p in engine.module.parameters())
-    told = capsys.readouterr().err
-    assert told.startswith(
-        "step 7 skipped (1 in a row, 1 in all), not finite: l1 of rank 0 (16x, batch a.png, b.png)"
+    output = capsys.readouterr().err
+    assert output.startswith(
+        "step 7 skipped (1 in a row, 1 in total), not finite: l1 of rank 0 (16x, batch a.png, b.png)"
     )
 
 
 @pytest.mark.parametrize("value", [NAN, INF, 1e30])
-def test_a_gradient_whose_norm_float32_cannot_hold_does_not_pass(value, capsys):
+def test_a_gradient_whose_norm_overflows_float32_does_not_pass(value, capsys):
     engine, guard = PlainEngine(), guard_at(0)
     (engine.module(torch.ones(2)).sum() * value).backward()
     assert not passes(guard, {"loss": torch.tensor(1.0)}, {"model": engine})
     assert "the gradient norm of the model" in capsys.readouterr().err
 
 
-def test_finite_steps_keep_their_gradients_and_end_the_row():
-    engine, guard = PlainEngine(), guard_at(0, most=2)
+def test_finite_steps_keep_their_gradients_and_reset_the_count():
+    engine, guard = PlainEngine(), guard_at(0, max_bad_steps=2)
     for value in (NAN, 1.0, NAN, 1.0):
         engine.module(torch.ones(2)).sum().backward()
         assert passes(guard, {"loss": torch.tensor(value)}, {"model": engine}) == (value == 1.0)
@@ -96,7 +96,7 @@ def test_finite_steps_keep_their_gradients_and_end_the_row():
 
 
 def test_too_many_in_a_row_end_the_run_with_a_diagnosis():
-    engine, guard = PlainEngine(), guard_at(9, most=2)
+    engine, guard = PlainEngine(), guard_at(9, max_bad_steps=2)
     losses = {"loss": torch.tensor(NAN), "weighted/kl": torch.tensor(NAN), "kl": torch.tensor(NAN)}
     assert not passes(guard, losses, {"model": engine})
     with pytest.raises(
@@ -105,28 +105,28 @@ def test_too_many_in_a_row_end_the_run_with_a_diagnosis():
         passes(guard, losses, {"model": engine})
 
 
-def test_of_several_batches_the_bad_one_is_named(capsys):
+def test_the_bad_batch_of_several_is_named(capsys):
     guard = guard_at(3)
-    guard.ranks.work.on(
+    guard.ranks.step_context.set_batches(
         [describe_batch(["a.png"], 8), describe_batch(["b.png"], 16), describe_batch(["c.png"], 32)]
     )
     losses = {"l1": torch.tensor([1.0, NAN, 1.0]), "kl": torch.tensor([1.0, 1.0, INF])}
     assert not passes(guard, losses, {})
-    told = capsys.readouterr().err
-    assert "l1 of rank 0 (16x, batch b.png); kl of rank 0 (32x, batch c.png)" in told
-    assert "a.png" not in told
+    output = capsys.readouterr().err
+    assert "l1 of rank 0 (16x, batch b.png); kl of rank 0 (32x, batch c.png)" in output
+    assert "a.png" not in output
 
 
-def test_many_files_are_cut_short():
+def test_long_lists_of_files_are_abbreviated():
     ranks = Ranks()
-    ranks.work.on([describe_batch([f"{n}.png" for n in range(100)])])
+    ranks.step_context.set_batches([describe_batch([f"{n}.png" for n in range(100)])])
     with pytest.raises(UserError, match=r"15\.png and 84 more"):
         passes(StepGuard(GuardConfig(max_bad_steps=1), ranks), {"loss": torch.tensor(NAN)}, {})
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """(what a rank reports, what it prints) of both: engines under every stage, then both tasks."""
+    """The (report, output) of both ranks, for engines under every stage, then both tasks."""
     folder = tmp_path_factory.mktemp("guard")
     latents = write_latents(folder / "latents")
     outputs = run_ranks("tests.training.health.test_nan_guard:skip_on_rank", 2, folder, latents)
@@ -135,7 +135,7 @@ def two_ranks(tmp_path_factory):
 
 
 def skip_on_rank(folder: str, latents: str) -> None:
-    warnings.simplefilter("ignore", FutureWarning)  # torch's, of DeepSpeed's calls, by the hundred
+    warnings.simplefilter("ignore", FutureWarning)  # hundreds, from DeepSpeed's use of torch
     from cat_fast.training.runtime.ranks import start, stop
 
     ranks = start()
@@ -146,7 +146,7 @@ def skip_on_rank(folder: str, latents: str) -> None:
     stop()
 
 
-def test_under_every_stage_bad_steps_on_one_rank_equal_a_run_without_them(two_ranks):
+def test_a_run_with_bad_steps_equals_one_without_them_under_every_stage(two_ranks):
     for report, output in two_ranks:
         assert report["stages"]["equal"] == {"/".join(map(str, case)): True for case in STAGES}, output
         assert report["stages"]["skipped"] == [4] * len(STAGES)
@@ -157,7 +157,7 @@ def test_under_every_stage_bad_steps_on_one_rank_equal_a_run_without_them(two_ra
 
 
 def _stages(ranks: Ranks) -> dict[str, Any]:
-    """A run with bad steps against one that never saw them, bit for bit, under each stage."""
+    """Compare a run with bad steps to one without them, bit for bit, under each stage."""
     equal, skipped = {}, []
     for case in STAGES:
         runs = []
@@ -170,18 +170,18 @@ def _stages(ranks: Ranks) -> dict[str, Any]:
 
 
 def _train(
-    stage: int, bucket: int, parts: int, steps: Any, guard: StepGuard, ranks: Ranks
+    stage: int, bucket: int, accumulation_steps: int, steps: Any, guard: StepGuard, ranks: Ranks
 ) -> list[torch.Tensor]:
-    """Weights and moments after `steps` of so many parts, of which the last is bad on one rank in some."""
+    """Return weights and moments after `steps`; in some, the last accumulation step is bad on one rank."""
     import deepspeed
 
     torch.manual_seed(0)
-    # Sizes that two ranks share evenly: stage 3 pads others with what happens to lie in memory.
+    # Sizes that two ranks share evenly: stage 3 pads others with uninitialised memory.
     net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 2))
     zero = {"stage": stage, "reduce_bucket_size": bucket, "overlap_comm": False}
     config = {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": parts,
+        "gradient_accumulation_steps": accumulation_steps,
         "gradient_clipping": 1.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -190,20 +190,22 @@ def _train(
     adamw = torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     engine, *_ = deepspeed.initialize(model=net, optimizer=adamw, config=config, dist_init_required=False)
     for step in steps:
-        ranks.work.begin(step)
-        ranks.work.on([describe_batch([f"r{ranks.rank}s{step}p{part}"]) for part in range(parts)])
+        ranks.step_context.begin(step)
+        names = [f"r{ranks.rank}s{step}p{part}" for part in range(accumulation_steps)]
+        ranks.step_context.set_batches([describe_batch([name]) for name in names])
         losses = []
-        for part in range(parts):
+        for part in range(accumulation_steps):
             seed = 100 * step + 10 * part + ranks.rank
             inputs = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
             loss = engine(inputs).square().mean()
-            if part + 1 == parts and step in (1, 5) and ranks.rank == 1:
+            is_last = part + 1 == accumulation_steps
+            if is_last and step in (1, 5) and ranks.rank == 1:
                 loss = loss * NAN
-            if part + 1 == parts and step in (3, 6) and ranks.rank == 0:
+            if is_last and step in (3, 6) and ranks.rank == 0:
                 loss = loss + (0 * loss).sqrt()  # 0, with an infinite derivative times 0
             engine.backward(loss)
             losses.append(loss.detach())
-            if part + 1 < parts:
+            if not is_last:
                 engine.step()
         if passes(guard, {"loss": torch.stack(losses)}, {"net": engine}):
             engine.step()
@@ -211,7 +213,7 @@ def _train(
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor within nested containers, in order, copied."""
+    """Yield copies of all tensors in nested containers, in order."""
     if isinstance(value, torch.Tensor):
         yield value.detach().clone()
     elif isinstance(value, dict):
@@ -233,7 +235,7 @@ def test_a_bad_step_of_a_task_leaves_weights_moments_and_averages_and_the_next_o
 
 
 def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[bool]]:
-    """Four steps of a real task, in the third of which rank 1 sees NaN."""
+    """Run four steps of a real task; rank 1 gets NaN in the third."""
     from cat_fast.training.config.load import load_run
     from cat_fast.training.tasks import make_task
     from tests.training.steps import train_step
@@ -247,7 +249,7 @@ def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[
         before = list(_tensors(_state(task)))
         if step == 2 and ranks.rank == 1:
             _poison(task)
-        ranks.work.begin(step)
+        ranks.step_context.begin(step)
         metrics = train_step(task, step)
         after = list(_tensors(_state(task)))
         same = len(before) == len(after) and all(map(torch.equal, before, after))
@@ -257,7 +259,7 @@ def _task(kind: str, latents: str, folder: str, ranks: Ranks) -> dict[str, list[
 
 
 def _state(task: Any) -> list[Any]:
-    """All that a step may change but the position in the data."""
+    """Return everything that a step may change, except the data position."""
     trainer = getattr(task, "trainer", None)
     engines = [trainer.engine, trainer.discriminator] if trainer else [task.engine]
     state = [[engine.module.state_dict(), engine.optimizer.state_dict()] for engine in engines]
@@ -269,7 +271,7 @@ def _state(task: Any) -> list[Any]:
 
 
 def _poison(task: Any) -> None:
-    """The next batch, and only it, holds NaN."""
+    """Make the next batch, and only that one, hold NaN."""
     owner, name = (task.source, "batch") if hasattr(task, "source") else (task.batches, "take")
     original = getattr(owner, name)
 

@@ -1,4 +1,4 @@
-"""Told to end, a run saves first and says how to go on: whoever is told, and by what."""
+"""Preemption: whichever process gets the signal, the run saves and prints the command that resumes it."""
 
 import os
 import shlex
@@ -24,11 +24,12 @@ from tests.training.runs import command, finish, settings, start, write_latents
 
 STEPS = 300
 SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=1000")
-"""Nothing but preemption saves before the end."""
+"""Only preemption saves a checkpoint before the end."""
 
 
 def preempt(run: Path, log: Path, process: subprocess.Popen, done: int, target: str, kind: int) -> None:
-    """Signal a rank, DeepSpeed's per-node launcher or the command above it, after `done` more steps."""
+    """Send a signal to a rank, DeepSpeed's per-node launcher or the command above it, after `done` more
+    steps."""
     deadline = time.monotonic() + 300
     before = len(read_metrics(run))
     while len(read_metrics(run)) < before + done:
@@ -52,9 +53,9 @@ def saved(run: Path) -> int:
 
 
 @pytest.mark.slow
-def test_whoever_is_told_to_end_all_ranks_save_and_the_printed_command_goes_on(tmp_path):
+def test_a_signal_to_any_process_makes_all_ranks_save_and_the_printed_command_resumes(tmp_path):
     latents = write_latents(tmp_path / "latents")
-    run, straight, log = tmp_path / "run", tmp_path / "straight", tmp_path / "log"
+    run, uninterrupted, log = tmp_path / "run", tmp_path / "uninterrupted", tmp_path / "log"
     first = command("generator", run, latents, *SCHEDULE)
 
     process = start(first, log)
@@ -63,11 +64,11 @@ def test_whoever_is_told_to_end_all_ranks_save_and_the_printed_command_goes_on(t
     (line,) = [line for line in log.read_text().splitlines() if line.startswith("preempted (")]
     done = len(read_metrics(run))
     assert line.startswith(
-        f"preempted (SIGUSR1) after step {done} of {STEPS}: all of it is saved; go on with: "
+        f"preempted (SIGUSR1) after step {done} of {STEPS}: checkpoint saved; resume with: "
     )
     assert saved(run) == done < STEPS
-    again = shlex.split(line.partition("go on with: ")[2])
-    assert again[1:] == first[1:]  # the interpreter's path may be spelled in full
+    again = shlex.split(line.partition("resume with: ")[2])
+    assert again[1:] == first[1:]  # the interpreter's path may be absolute
     state = summarize(run)
     assert state
     assert (state.state, state.reason, state.step) == ("preempted", "SIGUSR1", done)
@@ -82,20 +83,22 @@ def test_whoever_is_told_to_end_all_ranks_save_and_the_printed_command_goes_on(t
     process = start(again, log)
     preempt(run, log, process, 20, "command", signal.SIGTERM)
     assert saved(run) == len(read_metrics(run)) >= done + 40
-    assert f"preempted (the launcher is gone) after step {saved(run)}" in log.read_text()
+    assert f"preempted (the launcher died) after step {saved(run)}" in log.read_text()
 
     finish(start(again, log), log)
-    run_ranks("tests.training.runs:train_as_rank", 2, *settings("generator", straight, latents, *SCHEDULE))
+    run_ranks(
+        "tests.training.runs:train_as_rank", 2, *settings("generator", uninterrupted, latents, *SCHEDULE)
+    )
     assert summarize(run).state == "finished"
     name = "model/diffusion_pytorch_model.safetensors"
-    resumed_weights, straight_weights = load_file(run / name), load_file(straight / name)
-    assert all(torch.equal(resumed_weights[key], value) for key, value in straight_weights.items())
-    losses = [[r["loss"] for r in read_metrics(folder)] for folder in (run, straight)]
+    resumed_weights, expected_weights = load_file(run / name), load_file(uninterrupted / name)
+    assert all(torch.equal(resumed_weights[key], value) for key, value in expected_weights.items())
+    losses = [[r["loss"] for r in read_metrics(folder)] for folder in (run, uninterrupted)]
     assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_is_noted_while_listening_and_only_then(kind):
+def test_signals_are_recorded_only_while_listening(kind):
     before = signal.getsignal(kind)
     preemption = Preemption()
     with preemption.listening():
@@ -106,14 +109,14 @@ def test_a_signal_is_noted_while_listening_and_only_then(kind):
     assert signal.getsignal(kind) is before
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_interrupts_at_once():
     with Preemption().listening():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_launcher_that_is_gone_is_a_reason_to_end_and_one_that_never_was_is_none(tmp_path):
+def test_a_dead_launcher_is_a_reason_to_stop_and_a_missing_one_is_not(tmp_path):
     script = (
         "import time\n"
         "from cat_fast.training.health.preemption import Preemption, launchers\n"
@@ -140,11 +143,11 @@ def test_a_launcher_that_is_gone_is_a_reason_to_end_and_one_that_never_was_is_no
     assert process.stdin
     assert process.stdout
     assert process.stdout.readline() == "1 False\n"
-    process.kill()  # not reaped yet: a zombie is no launcher either
+    process.kill()  # not reaped yet: a zombie counts as dead
     time.sleep(0.1)
     process.stdin.write("\n")
     process.stdin.flush()
-    assert process.stdout.readline() == "True the launcher is gone\n"
+    assert process.stdout.readline() == "True the launcher died\n"
     process.wait()
     assert launchers() == []
 
@@ -168,7 +171,9 @@ def test_a_launcher_that_is_gone_is_a_reason_to_end_and_one_that_never_was_is_no
         ),
     ],
 )
-def test_without_a_launcher_in_sight_the_command_is_rebuilt(monkeypatch, environment, expected):
+def test_without_a_launcher_the_resume_command_is_rebuilt_from_the_environment(
+    monkeypatch, environment, expected
+):
     monkeypatch.setattr(sys, "executable", "/usr/bin/python")
     for name in ("WORLD_SIZE", "LOCAL_SIZE", "SLURM_JOB_ID"):
         monkeypatch.delenv(name, raising=False)

@@ -1,4 +1,4 @@
-"""The state of a run as seen from outside: its last word, checked against its lock and its signs of life."""
+"""State of a run as seen from outside: status file, lock, heartbeats and recorded failure."""
 
 import json
 import os
@@ -15,10 +15,10 @@ from cat_fast.training.health.run_status import (
     RunStatus,
     StatusFile,
     find_runs,
-    is_held,
+    is_locked,
+    lock_folder,
     read_failure,
     record_failure,
-    sole_writer,
     summarize,
 )
 
@@ -28,8 +28,8 @@ def begin(folder, **changes) -> StatusFile:
     return StatusFile(folder, RunStatus(task="generator", total_steps=10, command="train it", **changes))
 
 
-def test_a_run_is_running_while_its_lock_is_held_and_killed_if_it_let_go_without_a_word(tmp_path):
-    with sole_writer(tmp_path):
+def test_a_run_is_running_while_its_lock_is_held_and_killed_if_it_is_released_without_a_reason(tmp_path):
+    with lock_folder(tmp_path):
         status = begin(tmp_path)
         status.step(3, 0.5, skipped=True)
         status.write()
@@ -38,14 +38,14 @@ def test_a_run_is_running_while_its_lock_is_held_and_killed_if_it_let_go_without
         assert (run.state, run.step, run.loss, run.skipped, run.resume) == ("running", 3, 0.5, 1, "")
     run = summarize(tmp_path)
     assert run
-    assert (run.state, run.reason) == ("killed", "it ended without a word")
+    assert (run.state, run.reason) == ("killed", "it exited without recording a reason")
     assert run.resume == f"cd {os.getcwd()} && train it"
 
 
-def test_the_lock_of_another_process_counts_and_goes_with_it(tmp_path):
+def test_the_lock_of_another_process_counts_until_it_ends(tmp_path):
     script = (
-        "import sys\nfrom pathlib import Path\nfrom cat_fast.training.health.run_status import sole_writer\n"
-        "with sole_writer(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
+        "import sys\nfrom pathlib import Path\nfrom cat_fast.training.health.run_status import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])):\n    print('held', flush=True)\n    input()\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path)],
@@ -55,18 +55,18 @@ def test_the_lock_of_another_process_counts_and_goes_with_it(tmp_path):
     )
     assert process.stdout
     assert process.stdout.readline() == "held\n"
-    assert is_held(tmp_path)
-    with pytest.raises(UserError, match="another process is training here"), sole_writer(tmp_path):
+    assert is_locked(tmp_path)
+    with pytest.raises(UserError, match="another process is training here"), lock_folder(tmp_path):
         pass
     process.kill()
     process.wait()
-    assert not is_held(tmp_path)
+    assert not is_locked(tmp_path)
 
 
-def test_asking_whether_a_folder_is_held_does_not_keep_a_run_from_starting(tmp_path):
-    with sole_writer(tmp_path):
+def test_checking_a_lock_does_not_keep_a_run_from_starting(tmp_path):
+    with lock_folder(tmp_path):
         pass
-    asking = subprocess.Popen(
+    checking = subprocess.Popen(
         [
             sys.executable,
             "-c",
@@ -76,19 +76,21 @@ def test_asking_whether_a_folder_is_held_does_not_keep_a_run_from_starting(tmp_p
         ],
         stdout=subprocess.PIPE,
     )
-    assert asking.stdout
-    asking.stdout.readline()
-    with sole_writer(tmp_path):
-        assert is_held(tmp_path)
-    asking.wait()
+    assert checking.stdout
+    checking.stdout.readline()
+    with lock_folder(tmp_path):
+        assert is_locked(tmp_path)
+    checking.wait()
 
 
-def test_a_run_of_another_host_counts_as_running_by_its_signs_of_life(tmp_path):
+def test_a_run_on_another_host_counts_as_running_while_it_writes_heartbeats(tmp_path):
     status = begin(tmp_path)
     values = json.loads((tmp_path / STATUS).read_text()) | {"host": "elsewhere", "updated": now() - 1000}
     (tmp_path / STATUS).write_text(json.dumps(values))
     assert summarize(tmp_path).state == "killed"
-    beat = Heartbeat(rank=0, host="elsewhere", pid=1, time=now(), step=4, work="step 4", waiting=True)
+    beat = Heartbeat(
+        rank=0, host="elsewhere", pid=1, time=now(), step=4, step_description="step 4", is_waiting=True
+    )
     write_heartbeat(tmp_path, beat)
     run = summarize(tmp_path)
     assert run
@@ -98,15 +100,15 @@ def test_a_run_of_another_host_counts_as_running_by_its_signs_of_life(tmp_path):
     assert summarize(tmp_path).state == "finished"
 
 
-def test_a_run_that_gives_no_sign_is_told_with_its_silence(tmp_path):
-    with sole_writer(tmp_path):
+def test_a_running_run_without_heartbeats_is_reported_as_silent(tmp_path):
+    with lock_folder(tmp_path):
         begin(tmp_path)
         values = json.loads((tmp_path / STATUS).read_text()) | {"updated": now() - 1000}
         (tmp_path / STATUS).write_text(json.dumps(values))
         run = summarize(tmp_path)
     assert run
     assert run.state == "running"
-    assert run.reason.startswith("no sign of life for 100")
+    assert run.reason.startswith("no heartbeat for 100")
 
 
 def test_the_first_failure_of_any_rank_is_the_reason_until_the_run_starts_again(tmp_path):
@@ -116,7 +118,7 @@ def test_the_first_failure_of_any_rank_is_the_reason_until_the_run_starts_again(
     run = summarize(tmp_path)
     assert run
     assert (run.state, run.reason) == ("failed", "the latents are damaged (rank 3)")
-    with sole_writer(tmp_path):
+    with lock_folder(tmp_path):
         assert read_failure(tmp_path) == ""
 
 
@@ -129,7 +131,7 @@ def test_status_is_not_written_at_every_step_but_at_the_end(tmp_path):
     assert summarize(tmp_path).step == 5
 
 
-def test_runs_are_found_at_any_depth_the_most_recent_first_and_what_they_hold_is_no_run(tmp_path):
+def test_runs_are_found_at_any_depth_most_recent_first_without_subfolders_of_runs(tmp_path):
     for name in ("old", "deep/er/new", "old/earlier_1"):
         begin(tmp_path / name)
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""A run that hangs ends by itself, names who is missing, and shows where every rank stands."""
+"""Watchdog: a hung run exits, names the suspect, and prints the stacks of every rank."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import torch
 from cat_fast.training.config.settings import CheckpointConfig, RunConfig, ScheduleConfig, WatchdogConfig
 from cat_fast.training.health.heartbeat import Heartbeat, now, read_heartbeats, write_heartbeat
 from cat_fast.training.health.run_status import read_failure, summarize
-from cat_fast.training.health.watchdog import EXIT_HUNG, Watchdog, patience_of
+from cat_fast.training.health.watchdog import EXIT_HUNG, Watchdog, collective_timeout
 from cat_fast.training.loop import run
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import describe_batch
@@ -22,16 +22,16 @@ TIMEOUT = 4.0
 
 
 class Meeting(PlainTask):
-    """Implements `loop.Task`: in each step the ranks meet in a collective; rank 1 may stay away."""
+    """Implementation of `loop.Task` with one collective per step, which rank 1 can skip."""
 
     def __init__(self, ranks: Ranks, busy_at: int = -1) -> None:
         self.ranks, self.busy_at = ranks, busy_at
 
     def train_step(self, step: int) -> dict[str, float]:
-        self.ranks.work.on([describe_batch([f"rank{self.ranks.rank}_step{step}.png"], 16)])
+        self.ranks.step_context.set_batches([describe_batch([f"rank{self.ranks.rank}_step{step}.png"], 16)])
         if step == self.busy_at and self.ranks.rank == 1:
             self.stay_away()
-        self.ranks.work.computed()
+        self.ranks.step_context.start_waiting()
         time.sleep(0.02)
         return {"loss": float(self.ranks.sum(torch.ones(())))}
 
@@ -68,46 +68,46 @@ def wait_for_step(folder: Path, step: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_stopped_rank_is_named_by_the_others_which_show_their_stacks_and_end(tmp_path):
+def test_a_stopped_rank_is_named_by_the_others_which_print_their_stacks_and_exit(tmp_path):
     with started_ranks("tests.training.health.test_watchdog:meet", 2, tmp_path) as ranks:
         wait_for_step(tmp_path, 3)
         ranks[1].send_signal(signal.SIGSTOP)
         code, output = ranks[0].wait(timeout=60), ranks[0].output()
     assert code == EXIT_HUNG, output
     assert f"process {ranks[0].pid}) hangs: training" in output
-    assert f"process {ranks[1].pid}) is missing: silent for" in output
-    assert "16x, batch rank1_step" in output  # what the missing rank was at
+    assert f"process {ranks[1].pid}) is silent: last heartbeat" in output
+    assert "16x, batch rank1_step" in output  # the silent rank's last batch
     assert "in train_step" in output or "in reduce_step" in output  # where the ranks wait for each other
     state = summarize(tmp_path)
     assert state
     assert state.state == "failed"
     assert "rank 1 (" in state.reason
-    assert "is missing" in state.reason
+    assert "is silent" in state.reason
 
 
-def test_a_rank_that_is_busy_for_too_long_is_told_from_those_that_wait_for_it(tmp_path):
+def test_a_rank_that_is_busy_for_too_long_is_distinguished_from_those_that_wait_for_it(tmp_path):
     function = "tests.training.health.test_watchdog:meet"
     outputs = run_ranks(function, 2, tmp_path, 5, code=EXIT_HUNG, timeout=120)
     for output in outputs:
         assert "the others wait for rank 1 (" in output
-        assert "at work in step 5 (16x, batch rank1_step5.png)" in output
+        assert "busy in step 5 (16x, batch rank1_step5.png)" in output
     assert "self.ranks.sum" in outputs[0]
     assert "in stay_away" in outputs[1]
 
 
 @pytest.fixture
 def ended(monkeypatch):
-    """Exit codes with which the watchdog would have ended this process."""
+    """Exit codes that the watchdog passed to `os._exit`, which is patched."""
     codes: list[int] = []
     monkeypatch.setattr(os, "_exit", codes.append)
     return codes
 
 
-def test_the_watchdog_speaks_before_the_process_groups_give_up():
+def test_the_watchdog_fires_before_the_process_groups_time_out():
     default = WatchdogConfig()
-    assert 0 < default.timeout_seconds < 600  # NCCL's groups, of which DeepSpeed makes some
-    assert patience_of(default).total_seconds() > default.timeout_seconds + 120
-    assert patience_of(WatchdogConfig(timeout_seconds=0)).days >= 7
+    assert 0 < default.timeout_seconds < 600  # NCCL's default, for groups that DeepSpeed makes
+    assert collective_timeout(default).total_seconds() > default.timeout_seconds + 120
+    assert collective_timeout(WatchdogConfig(timeout_seconds=0)).days >= 7
 
 
 def test_progress_keeps_the_watchdog_quiet(tmp_path, ended, capfd):
@@ -119,16 +119,16 @@ def test_progress_keeps_the_watchdog_quiet(tmp_path, ended, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_without_a_timeout_there_are_signs_of_life_only(tmp_path, ended):
+def test_without_a_timeout_the_watchdog_only_writes_heartbeats(tmp_path, ended):
     ranks = Ranks()
-    ranks.work.begin(7)
+    ranks.step_context.begin(7)
     with Watchdog(tmp_path, ranks, timeout=0):
         (beat,) = read_heartbeats(tmp_path)
-    assert (beat.rank, beat.step, beat.pid, beat.waiting) == (0, 7, os.getpid(), False)
+    assert (beat.rank, beat.step, beat.pid, beat.is_waiting) == (0, 7, os.getpid(), False)
     assert ended == []
 
 
-def test_a_job_that_was_stopped_as_a_whole_and_continued_did_not_hang(tmp_path):
+def test_a_suspended_and_continued_job_does_not_count_as_hung(tmp_path):
     pid = os.fork()
     if pid == 0:
         with Watchdog(tmp_path, Ranks(), timeout=1.0):
@@ -145,8 +145,8 @@ def test_a_job_that_was_stopped_as_a_whole_and_continued_did_not_hang(tmp_path):
     assert read_failure(tmp_path) == ""
 
 
-def test_signs_of_life_can_be_read_at_any_moment_and_damaged_ones_are_left_out(tmp_path):
-    beat = Heartbeat(rank=3, host="h", pid=1, time=now(), step=2, work="step 2", waiting=True)
+def test_damaged_heartbeats_are_skipped(tmp_path):
+    beat = Heartbeat(rank=3, host="h", pid=1, time=now(), step=2, step_description="step 2", is_waiting=True)
     write_heartbeat(tmp_path, beat)
     (tmp_path / "heartbeats" / "rank_00004.json").write_text('{"rank": 4')
     assert read_heartbeats(tmp_path) == [beat]

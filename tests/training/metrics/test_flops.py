@@ -1,4 +1,4 @@
-"""FLOPs of a step: those that torch counts while it trains, and known formulas."""
+"""FLOPs per step, compared with torch's counter during training and with known formulas."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
 from cat_fast.training.config.settings import DiscriminatorConfig, ImageDataConfig, TokenizerRun
-from cat_fast.training.metrics.flops import GeneratorFlops, TokenizerFlops, token_count
+from cat_fast.training.metrics.flops import DiTFlops, TokenizerFlops, token_count
 
 MODEL = {
     "block_out_channels": [8, 8, 16, 16, 32, 32],
@@ -36,14 +36,14 @@ def tokenizer_flops(**loss) -> TokenizerFlops:
 
 
 def counted(run) -> int:
-    """Of training on real tensors, by operators that torch counts: it leaves out its fused CPU attention."""
+    """Count the FLOPs of training on real tensors; torch does not count its fused CPU attention."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run().sum().backward()
     return counter.get_total_flops()
 
 
 @pytest.mark.parametrize("ratio", [8, 16, 32])
-def test_the_autoencoders_flops_are_those_of_training_it(ratio, monkeypatch):
+def test_autoencoder_flops_equal_those_of_training(ratio, monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
     model = NestedAutoencoderKL(**MODEL)
     images = torch.zeros(2, 3, 64, 64)
@@ -51,25 +51,25 @@ def test_the_autoencoders_flops_are_those_of_training_it(ratio, monkeypatch):
     assert tokenizer_flops(perceptual_weight=0).of(ratio, 2, False) == expected
 
 
-def test_the_ghost_pass_is_no_work():
+def test_ghost_pass_does_not_count():
     model = NestedAutoencoderKL(**MODEL)
     with_ghost = counted(lambda: model.reconstruct(torch.zeros(2, 3, 64, 64), 8, ghost_pass=True)[0])
     assert tokenizer_flops(perceptual_weight=0).of(8, 2, False) < with_ghost
 
 
-def test_networks_in_the_loss_count_and_so_does_the_discriminator():
+def test_loss_networks_and_discriminator_count():
     plain, perceptual = tokenizer_flops(perceptual_weight=0), tokenizer_flops()
     network = TokenizerObjective(LossConfig()).distances[-1].network
     images = torch.zeros(2, 3, 64, 64)
     one = counted(lambda: network(images.clone().requires_grad_(), images))
     assert perceptual.of(16, 2, False) - plain.of(16, 2, False) == one
 
-    judge = StyleGANDiscriminator(16, 128, 16)
+    discriminator = StyleGANDiscriminator(16, 128, 16)
     crops = torch.zeros(2, 3, 16, 16)
-    own = counted(lambda: judge(torch.cat([crops, crops])))
-    judge.requires_grad_(False)
-    asked = counted(lambda: judge(crops.clone().requires_grad_()))
-    assert plain.of(16, 2, True) - plain.of(16, 2, False) == own + asked
+    own_step = counted(lambda: discriminator(torch.cat([crops, crops])))
+    discriminator.requires_grad_(False)
+    autoencoder_step = counted(lambda: discriminator(crops.clone().requires_grad_()))
+    assert plain.of(16, 2, True) - plain.of(16, 2, False) == own_step + autoencoder_step
 
 
 def test_flops_grow_with_the_batch_and_fall_with_the_ratio():
@@ -78,9 +78,9 @@ def test_flops_grow_with_the_batch_and_fall_with_the_ratio():
     assert flops.of(8, 2, False) > flops.of(16, 2, False) > flops.of(32, 2, False)
 
 
-def test_a_step_is_told_in_images_tokens_and_flops_of_all_batches():
+def test_step_amounts_sum_over_batches():
     flops = tokenizer_flops()
-    assert flops.of_step([(8, 3), (32, 2)], False) == {
+    assert flops.step_amounts([(8, 3), (32, 2)], False) == {
         "images": 5,
         "tokens": 3 * 16 + 2 * 1,
         "flops": flops.of(8, 3, False) + flops.of(32, 2, False),
@@ -94,11 +94,11 @@ def test_tokens_of_an_image(ratio, side, tokens):
     assert token_count(ratio, side) == tokens
 
 
-def test_counting_draws_nothing_random():
+def test_counting_uses_no_random_numbers():
     flops = tokenizer_flops()
     before = torch.get_rng_state()
     flops.of(16, 1, True)
-    GeneratorFlops(DIT).of([16])
+    DiTFlops(DIT).of([16])
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -111,30 +111,30 @@ def packed(sides: list[int]) -> PackedSequence:
 
 
 @pytest.mark.parametrize("sides", [[8], [8, 8, 8], [4, 16, 8, 4]])
-def test_the_transformers_flops_are_those_of_training_it(sides, monkeypatch):
+def test_transformer_flops_equal_those_of_training(sides, monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
     batch = packed(sides)
     model = DiT(**DIT)
     expected = counted(lambda: model(batch, torch.zeros(len(sides), dtype=torch.long)).sample)
-    assert GeneratorFlops(DIT).of(batch.cu_seqlens.diff().tolist()) == expected
+    assert DiTFlops(DIT).of(batch.cu_seqlens.diff().tolist()) == expected
 
 
-def test_with_text_the_texts_count_too(monkeypatch):
+def test_text_tokens_count(monkeypatch):
     monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
     arguments = DIT | {"text_dim": 6, "shared_adaln": True, "swiglu": True, "rope": True, "qk_norm": True}
     batch, model = packed([4, 16, 8]), DiT(**arguments)
     text = PackedText.of([torch.zeros(length, 6) for length in (3, 0, 7)])
     expected = counted(lambda: model(batch, torch.zeros(3, dtype=torch.long), text=text).sample)
-    counts = GeneratorFlops(arguments)
+    counts = DiTFlops(arguments)
     assert counts.of(batch.cu_seqlens.diff().tolist(), [3, 0, 7]) == expected
     assert counts.of([4]) < counts.of([4], [3])
 
 
-def test_a_transformers_flops_agree_with_the_formula():
-    flops, tokens, width, depth = GeneratorFlops(DIT), 64, 32, 3
-    attention = 12 * tokens**2 * width  # QKᵀ and PV, two FLOPs each, thrice
+def test_transformer_flops_agree_with_the_formula():
+    flops, tokens, width, depth = DiTFlops(DIT), 64, 32, 3
+    attention = 12 * tokens**2 * width  # QKᵀ and PV, two FLOPs each, times three for forward and backward
     linear = 6 * tokens * 12 * width**2  # qkv, proj and MLP
-    modulation = 6 * 6 * width**2  # once a sequence
+    modulation = 6 * 6 * width**2  # once per sequence
     blocks = depth * (attention + linear + modulation)
     assert flops.of([tokens]) == pytest.approx(blocks, rel=0.1)
-    assert flops.of_lengths(tokens)["attention"] == depth * attention
+    assert flops.sequence_flops(tokens)["attention"] == depth * attention

@@ -1,4 +1,4 @@
-"""The log of a run: one record a step, each step once, whatever a kill left behind."""
+"""The log of a run has one record per step, also after a kill and resuming."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def test_each_step_is_one_record_with_its_metrics_and_duration(tmp_path):
     assert all(r["seconds"] >= 0 for r in records)
 
 
-def test_records_can_be_read_while_the_run_goes_on(tmp_path):
+def test_records_can_be_read_during_the_run(tmp_path):
     with RunLog(settings(tmp_path, 2), 0) as log:
         log.step(0, {"loss": 1.0})
         assert [r["step"] for r in read_metrics(tmp_path)] == [0]
@@ -52,7 +52,7 @@ def test_a_run_without_records_has_none(tmp_path):
     assert read_metrics(tmp_path / "nowhere") == []
 
 
-def test_a_resumed_run_tells_no_step_twice(tmp_path):
+def test_resumed_run_logs_each_step_once(tmp_path):
     write(tmp_path, 0, 6, attempt=1)
     write(tmp_path, 4, 8, attempt=2)
     records = read_metrics(tmp_path)
@@ -60,7 +60,7 @@ def test_a_resumed_run_tells_no_step_twice(tmp_path):
     assert [r["attempt"] for r in records] == [1] * 4 + [2] * 4
 
 
-def test_tensorboard_shows_each_step_once_too(tmp_path):
+def test_tensorboard_has_each_step_once(tmp_path):
     write(tmp_path, 0, 6)
     write(tmp_path, 4, 8)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss/total")
@@ -69,7 +69,7 @@ def test_tensorboard_shows_each_step_once_too(tmp_path):
 
 
 @pytest.mark.parametrize("cut", ['{"st', '{"step": 3, "seconds": 0.1, "loss": 0.', "\x00\x00\x00"])
-def test_a_last_line_that_a_kill_cut_off_is_ignored_and_gone_after_resuming(tmp_path, cut):
+def test_truncated_last_line_is_ignored_and_dropped_on_resume(tmp_path, cut):
     write(tmp_path, 0, 3)
     with (tmp_path / METRICS).open("a") as file:
         file.write(cut)
@@ -83,7 +83,7 @@ def scalars(folder, tag: str) -> list[int]:
     return [e.step for e in EventAccumulator(str(folder / "tensorboard")).Reload().Scalars(tag)]
 
 
-def test_trackers_are_told_every_so_many_steps_and_the_json_lines_always(tmp_path):
+def test_trackers_log_every_few_steps_and_json_lines_every_step(tmp_path):
     with RunLog(settings(tmp_path, scalars_every_steps=3), 0) as log:
         for step in range(8):
             log.step(step, {"loss": 1.0, "images": 4.0})
@@ -93,7 +93,7 @@ def test_trackers_are_told_every_so_many_steps_and_the_json_lines_always(tmp_pat
 
 
 def lines(folder, capsys, clock, seconds: float, monkeypatch, **logging) -> list[str]:
-    """What a run of seven steps prints that takes `seconds` a step, where no terminal is."""
+    """Return the lines that a run of seven steps prints without a terminal, at `seconds` per step."""
     now = iter(n * seconds for n in range(9))
     monkeypatch.setattr(clock, lambda: next(now))
     with RunLog(settings(folder, 7, **logging), 0, peak_flops=4e12) as log:
@@ -105,7 +105,7 @@ def lines(folder, capsys, clock, seconds: float, monkeypatch, **logging) -> list
 CLOCK = "cat_fast.training.metrics.run_log.time.perf_counter"
 
 
-def test_without_a_terminal_a_line_comes_every_so_many_steps_and_at_the_end(tmp_path, capsys, monkeypatch):
+def test_without_a_terminal_lines_are_printed_every_few_steps_and_at_the_end(tmp_path, capsys, monkeypatch):
     assert lines(tmp_path, capsys, CLOCK, 2.0, monkeypatch, every_steps=3, every_seconds=1e9) == [
         "step 3 of 7: loss 0.5, 4 images/s, 256 tokens/s, 3 TFLOP/s, MFU 75.0%, 0:00:08 left",
         "step 6 of 7: loss 0.5, 4 images/s, 256 tokens/s, 3 TFLOP/s, MFU 75.0%, 0:00:02 left",
@@ -113,12 +113,12 @@ def test_without_a_terminal_a_line_comes_every_so_many_steps_and_at_the_end(tmp_
     ]
 
 
-def test_slow_steps_are_told_after_so_many_seconds(tmp_path, capsys, monkeypatch):
-    told = lines(tmp_path, capsys, CLOCK, 40.0, monkeypatch, every_steps=1000, every_seconds=60)
-    assert [line.split(":")[0] for line in told] == [f"step {n} of 7" for n in (2, 4, 6, 7)]
+def test_slow_steps_are_logged_after_a_time_limit(tmp_path, capsys, monkeypatch):
+    printed = lines(tmp_path, capsys, CLOCK, 40.0, monkeypatch, every_steps=1000, every_seconds=60)
+    assert [line.split(":")[0] for line in printed] == [f"step {n} of 7" for n in (2, 4, 6, 7)]
 
 
-def test_on_a_terminal_a_bar_tells_it_and_no_line(tmp_path, monkeypatch):
+def test_terminal_shows_a_bar_instead_of_lines(tmp_path, monkeypatch):
     screen = io.StringIO()
     monkeypatch.setattr(
         console, "err", Console(file=screen, force_terminal=True, width=160, color_system=None)
@@ -133,7 +133,7 @@ def test_on_a_terminal_a_bar_tells_it_and_no_line(tmp_path, monkeypatch):
     assert "step 1 of 4" not in shown
 
 
-def test_grids_are_kept_as_images_and_their_figures_tracked(tmp_path):
+def test_grids_are_saved_and_their_metrics_logged(tmp_path):
     with RunLog(settings(tmp_path, 6, grid_every_steps=2), 0) as log:
         due = [step for step in range(6) if log.grid_is_due(step)]
         for step in due:
@@ -145,12 +145,12 @@ def test_grids_are_kept_as_images_and_their_figures_tracked(tmp_path):
     assert scalars(tmp_path, "held_out/psnr_8x") == [1, 3, 5]
 
 
-def test_no_grid_is_due_unless_asked_for(tmp_path):
+def test_grids_are_disabled_by_default(tmp_path):
     with RunLog(settings(tmp_path), 0) as log:
         assert not any(log.grid_is_due(step) for step in range(100))
 
 
-def test_a_complete_run_is_summed_up_in_a_line_and_a_file(tmp_path, capsys):
+def test_complete_run_is_summarized_in_a_line_and_a_file(tmp_path, capsys):
     write(tmp_path, 0, 3, images=2.0, tokens=10.0)
     write(tmp_path, 2, 5, images=2.0, tokens=10.0)  # resumed: step 2 counts once
     capsys.readouterr()

@@ -1,4 +1,4 @@
-"""One reduction sums what ranks bring, and makes the stop request or the error of one known to all."""
+"""One reduction sums values over ranks and shares stop requests and errors."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.training.thread_ranks import on_thread_ranks
 CPU = torch.device("cpu")
 
 
-def test_parts_of_any_shape_are_summed_in_float64_and_left_as_they_were():
+def test_tensors_of_any_shape_are_summed_in_float64_without_modification():
     table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 
     def reduce(ranks: Ranks) -> tuple[bool, list[torch.Tensor]]:
@@ -27,12 +27,12 @@ def test_parts_of_any_shape_are_summed_in_float64_and_left_as_they_were():
     assert torch.equal(table, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
 
 
-def test_a_stop_request_of_one_rank_is_known_to_all():
+def test_stop_request_of_one_rank_reaches_all():
     found = on_thread_ranks(3, lambda ranks: reduce_step(ranks, torch.ones(1), stop=ranks.rank == 1))
     assert [stop for stop, _ in found] == [True] * 3
 
 
-def test_an_error_of_one_rank_is_raised_on_all():
+def test_error_of_one_rank_is_raised_on_all():
     def reduce(ranks: Ranks) -> str:
         with pytest.raises(SharedError) as raised:
             reduce_step(ranks, torch.ones(1), error=UserError("disk full") if ranks.rank == 2 else None)
@@ -41,7 +41,7 @@ def test_an_error_of_one_rank_is_raised_on_all():
     assert on_thread_ranks(3, reduce) == ["disk full (on rank 2)"] * 3
 
 
-def test_means_weigh_each_batch_and_leave_out_ratios_without_any():
+def test_means_weight_each_batch_and_skip_ratios_without_weight():
     sums = RatioSums(["l1", "kl"], [8, 16, 32], CPU)
     sums.add(8, {"kl": torch.tensor(4.0), "l1": torch.tensor(1.0)}, 3)
     sums.add(32, {"kl": torch.tensor(8.0), "l1": torch.tensor(5.0)}, 1)

@@ -1,9 +1,9 @@
-"""The lines below a progress bar: the latest terms of each ratio."""
+"""Lines below the progress bar with the latest terms per ratio."""
 
 from cat_fast.training.metrics.terms_by_ratio import TermsByRatio
 
 
-def test_each_ratio_keeps_what_it_was_last_told():
+def test_each_ratio_keeps_its_latest_values():
     terms = TermsByRatio()
     terms.update(
         {
@@ -20,5 +20,5 @@ def test_each_ratio_keeps_what_it_was_last_told():
     terms.update({"loss_16x": 0.24, "l1_16x": 0.1})
     assert terms.lines() == [
         "8x: loss 0.5, l1 0.25",
-        "16x: loss 0.24, l1 0.1, discriminator right 71%",
+        "16x: loss 0.24, l1 0.1, discriminator accuracy 71%",
     ]

@@ -1,4 +1,4 @@
-"""Rates and totals of a run, by hand."""
+"""Rates and totals of a run, compared with values computed by hand."""
 
 import json
 
@@ -7,7 +7,13 @@ import torch
 
 from cat_fast.hardware import Gpu
 from cat_fast.training.metrics import throughput
-from cat_fast.training.metrics.throughput import Throughput, arithmetic, spell, spell_rates, summarize
+from cat_fast.training.metrics.throughput import (
+    Throughput,
+    format_rates,
+    format_summary,
+    matmul_format,
+    summarize,
+)
 from cat_fast.training.runtime.ranks import Ranks
 
 STEP = {"images": 8.0, "tokens": 512.0, "flops": 3e12, "loss": 0.5}
@@ -34,14 +40,14 @@ def test_only_recent_steps_count():
     assert rates.rates()["images_per_second"] == 16.0
 
 
-def test_what_a_task_does_not_tell_has_no_rate():
+def test_missing_amounts_have_no_rate():
     rates = Throughput(peak_flops=1e12)
     assert rates.rates() == {}
     rates.add(2.0, {"loss": 1.0})
     assert rates.rates() == {"steps_per_second": 0.5}
 
 
-def test_a_summary_adds_up_the_records_of_a_resumed_run_too():
+def test_summary_adds_up_records():
     records = [{"step": n, "seconds": 1800.0, **STEP} for n in range(4)]
     assert summarize(records, peak_flops=1e12) == {
         "steps": 4,
@@ -58,7 +64,7 @@ def test_a_summary_adds_up_the_records_of_a_resumed_run_too():
     assert summarize([]) == {"steps": 0, "hours": 0.0}
 
 
-def test_a_summary_reads_as_one_line():
+def test_summary_is_formatted_as_one_line():
     summary = {
         "steps": 12_000,
         "hours": 1.5,
@@ -70,14 +76,14 @@ def test_a_summary_reads_as_one_line():
         "mfu": 0.314,
         "peak_bytes": 3 * 2**30,
     }
-    assert spell(summary) == (
+    assert format_summary(summary) == (
         "12,000 steps in 1:30:00, 96,000 images, 6,144,000 tokens, 17.8 images/s, 1,138 tokens/s, "
-        "2.5 TFLOP/s, MFU 31.4%, at most 3.00 GiB a rank"
+        "2.5 TFLOP/s, MFU 31.4%, peak memory 3.00 GiB per rank"
     )
-    assert spell_rates({"flops_per_second": 3.63e9}) == ["3.63 GFLOP/s"]
+    assert format_rates({"flops_per_second": 3.63e9}) == ["3.63 GFLOP/s"]
 
 
-def test_a_summary_is_written_whole(tmp_path):
+def test_summary_is_written_atomically(tmp_path):
     throughput.write_summary(tmp_path, {"steps": 3})
     assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
@@ -87,13 +93,13 @@ def test_a_summary_is_written_whole(tmp_path):
     ("precision", "tf32", "dtype"),
     [("bf16", True, "bfloat16"), ("fp32", True, "tf32"), ("fp32", False, "float32")],
 )
-def test_matrices_are_multiplied_in_tf32_where_torch_may(precision, tf32, dtype, monkeypatch):
+def test_matrices_are_multiplied_in_tf32_if_torch_allows_it(precision, tf32, dtype, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "highest")
-    assert arithmetic(precision) == dtype
+    assert matmul_format(precision) == dtype
 
 
-def test_the_peak_is_that_of_all_ranks(monkeypatch):
+def test_peak_flops_cover_all_ranks(monkeypatch):
     card = Gpu(bytes_per_second=1, tensor_flops_per_second=300.0, float32_flops_per_second=20.0)
     monkeypatch.setattr(throughput.hardware, "gpu_in_use", lambda: card)
     assert throughput.peak_flops(Ranks(rank=0, world_size=64), "bf16") == 64 * 300
@@ -101,8 +107,8 @@ def test_the_peak_is_that_of_all_ranks(monkeypatch):
     assert throughput.peak_flops(Ranks(), "bf16") is None
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="of CPUs, where it is the process's memory")
-def test_peak_memory_is_more_than_what_was_just_held():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a CPU it is the memory of the process")
+def test_peak_memory_includes_a_new_tensor():
     held = torch.ones(32 * 2**20)  # 128 MiB, touched
     before = throughput.peak_bytes(Ranks())
     assert before > held.nbytes

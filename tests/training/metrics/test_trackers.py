@@ -1,4 +1,4 @@
-"""What a dashboard is given: figures in groups, images, and one run a folder."""
+"""Trackers log metrics in groups and images, with one wandb run per folder."""
 
 import sys
 import textwrap
@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cat_fast.config import fill
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import LoggingConfig, RunConfig
-from cat_fast.training.metrics.trackers import TensorBoard, tags, trackers
+from cat_fast.training.metrics.trackers import TensorBoard, make_trackers, tags
 
 METRICS = {
     "step": 7,
@@ -35,7 +35,7 @@ METRICS = {
 }
 
 
-def test_every_figure_has_a_group():
+def test_every_metric_has_a_group():
     assert tags(METRICS) == {
         "throughput/seconds": 0.5,
         "loss/total": 1.25,
@@ -57,7 +57,7 @@ def test_every_figure_has_a_group():
     }
 
 
-def test_tensorboard_is_given_images(tmp_path):
+def test_tensorboard_logs_images(tmp_path):
     board = TensorBoard(tmp_path, 0)
     pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     board.image("reconstructions", Image.fromarray(pixels), 4)
@@ -74,16 +74,16 @@ FAKE_WANDB = """
         def __init__(self, image): self.size = image.size
 
     class Run:
-        def __init__(self, given): self.given, self.told, self.finished = given, [], False
-        def log(self, values, step): self.told.append((step, values))
+        def __init__(self, given): self.given, self.logged, self.finished = given, [], False
+        def log(self, values, step): self.logged.append((step, values))
         def finish(self, exit_code): self.finished, self.exit_code = True, exit_code
 
     class Error(Exception): pass
 
-    TROUBLE = []
+    ERRORS = []
 
     def init(**given):
-        if TROUBLE: raise TROUBLE.pop()
+        if ERRORS: raise ERRORS.pop()
         RUNS.append(Run(given))
         return RUNS[-1]
 """
@@ -95,11 +95,11 @@ def config(folder, **logging) -> RunConfig:
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-    """A module of that name, which only remembers what it is told."""
-    place = tmp_path / "packages"
-    place.mkdir()
-    (place / "wandb.py").write_text(textwrap.dedent(FAKE_WANDB))
-    monkeypatch.syspath_prepend(place)
+    """Fake module that records the logged values."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    (packages / "wandb.py").write_text(textwrap.dedent(FAKE_WANDB))
+    monkeypatch.syspath_prepend(packages)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     import wandb
 
@@ -107,11 +107,11 @@ def wandb(tmp_path, monkeypatch):
     sys.modules.pop("wandb", None)
 
 
-def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path, wandb):
+def test_wandb_logs_if_configured_and_a_resumed_run_keeps_its_id(tmp_path, wandb):
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     for first in (0, 3):
-        _, tracker = trackers(run, config(run, wandb_project="cat"), first)
+        _, tracker = make_trackers(run, config(run, wandb_project="cat"), first)
         tracker.scalars({"loss/total": 1.0}, first)
         tracker.image("reconstructions", Image.new("RGB", (4, 2)), first)
         tracker.close(failed=first == 3)
@@ -121,8 +121,8 @@ def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path,
     assert one.given["config"]["task"] == "tokenizer"
     assert one.given["config"]["optimizer"]["lr"] == 1e-4
     assert "mode" not in one.given  # WANDB_MODE decides
-    assert one.told[0] == (0, {"loss/total": 1.0})
-    assert one.told[1][1]["reconstructions"].size == (4, 2)
+    assert one.logged[0] == (0, {"loss/total": 1.0})
+    assert one.logged[1][1]["reconstructions"].size == (4, 2)
     assert one.finished
     assert two.finished
     assert (one.exit_code, two.exit_code) == (0, 1)
@@ -130,11 +130,11 @@ def test_wandb_is_told_if_asked_and_a_resumed_run_goes_on_under_its_id(tmp_path,
     assert two.given["resume"] == "allow"
 
 
-def test_wandb_that_cannot_be_started_is_one_error_and_later_trouble_only_a_warning(tmp_path, wandb, capsys):
-    wandb.TROUBLE.append(wandb.Error("no network"))
+def test_wandb_that_fails_to_start_is_an_error_and_later_failures_are_a_warning(tmp_path, wandb, capsys):
+    wandb.ERRORS.append(wandb.Error("no network"))
     with pytest.raises(UserError, match=r"wandb_project: wandb cannot be started \(no network\).*offline"):
-        trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
-    _, tracker = trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
+        make_trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
+    _, tracker = make_trackers(tmp_path, config(tmp_path, wandb_project="cat"), 0)
     (run,) = wandb.RUNS
     tracker.scalars({"loss/total": 1.0}, 0)
 
@@ -144,26 +144,26 @@ def test_wandb_that_cannot_be_started_is_one_error_and_later_trouble_only_a_warn
     run.log = broken
     for step in (1, 2):
         tracker.scalars({"loss/total": 1.0}, step)
-    assert len(run.told) == 1
+    assert len(run.logged) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "wandb is told nothing from step 1 on (its process died)" in line
+    assert "logging to wandb stopped at step 1 (its process died)" in line
 
 
-def test_another_folder_is_another_wandb_run(tmp_path, wandb):
+def test_each_folder_is_a_separate_wandb_run(tmp_path, wandb):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        trackers(tmp_path / name, config(tmp_path / name, wandb_project="cat"), 0)
+        make_trackers(tmp_path / name, config(tmp_path / name, wandb_project="cat"), 0)
     one, two = wandb.RUNS
     assert one.given["id"] != two.given["id"]
 
 
-def test_not_asked_wandb_is_not_even_imported(tmp_path):
-    (only,) = trackers(tmp_path, config(tmp_path), 0)
+def test_wandb_is_not_imported_by_default(tmp_path):
+    (only,) = make_trackers(tmp_path, config(tmp_path), 0)
     only.close(failed=False)
     assert "wandb" not in sys.modules
 
 
-def test_asked_for_and_not_installed_wandb_is_an_error_before_training(monkeypatch):
+def test_configured_but_missing_wandb_is_an_error_before_training(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     values = {"task": "tokenizer", "output_dir": "somewhere"}
     with pytest.raises(UserError, match=r"wandb is not installed: pip install 'cat-fast\[wandb\]'"):

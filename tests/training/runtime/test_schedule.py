@@ -16,30 +16,30 @@ def rates(config: ScheduleConfig, base: float = 1.0) -> list[float]:
     return [learning_rate(base, config, step) for step in range(config.total_steps + 3)]
 
 
-def test_constant_warms_up_linearly_and_stays():
+def test_constant_schedule_warms_up_linearly_and_stays():
     config = ScheduleConfig(total_steps=6, warmup_steps=4, kind="constant")
     assert rates(config, base=2.0) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
 
 
-def test_cosine_falls_from_the_whole_rate_to_min_ratio_at_total_steps_and_stays_there():
+def test_cosine_schedule_falls_from_the_full_rate_to_min_ratio_and_stays_there():
     config = ScheduleConfig(total_steps=6, warmup_steps=2, kind="cosine", min_ratio=0.2)
     half = 0.2 + 0.8 * 0.5
     high, low = (0.2 + 0.8 * 0.5 * (1 + sign * math.sqrt(0.5)) for sign in (1, -1))
     assert rates(config) == pytest.approx([0.5, 1.0, 1.0, high, half, low, 0.2, 0.2, 0.2])
 
 
-def test_without_warm_up_the_first_step_has_the_whole_rate():
+def test_without_warm_up_the_first_step_has_the_full_rate():
     for kind in ("constant", "cosine"):
         assert learning_rate(3e-4, ScheduleConfig(kind=kind), 0) == 3e-4
 
 
-def test_a_warm_up_as_long_as_the_run_ends_at_the_whole_rate():
+def test_a_warm_up_as_long_as_the_run_ends_at_the_full_rate():
     config = ScheduleConfig(total_steps=4, warmup_steps=4, kind="cosine")
     assert rates(config)[:4] == [0.25, 0.5, 0.75, 1.0]
 
 
 class Walk(nn.Module):
-    """A parameter whose value at each step is known."""
+    """A parameter with a known value at each step."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -83,21 +83,21 @@ def test_the_average_is_kept_in_float32_and_apart_from_the_model():
     assert torch.equal(other.weight, ema.averaged["weight"])
 
 
-def test_saved_and_loaded_the_average_goes_on_as_if_nothing_had_happened(tmp_path):
+def test_a_saved_and_loaded_average_continues_exactly(tmp_path):
     model = Walk()
-    straight = EMA(model, 0.9)
+    uninterrupted = EMA(model, 0.9)
     for step in range(4):
         model.to_step(step)
-        straight.update()
-    straight.save(tmp_path / "ema.safetensors")
+        uninterrupted.update()
+    uninterrupted.save(tmp_path / "ema.safetensors")
     resumed = EMA(Walk(), 0.9)
-    resumed.load(tmp_path / "ema.safetensors", straight.updates)
+    resumed.load(tmp_path / "ema.safetensors", uninterrupted.updates)
     resumed.module = model
     for step in range(4, 8):
         model.to_step(step)
-        straight.update()
+        uninterrupted.update()
         resumed.update()
-    assert torch.equal(resumed.averaged["weight"], straight.averaged["weight"])
+    assert torch.equal(resumed.averaged["weight"], uninterrupted.averaged["weight"])
 
 
 def torch_numbers(*triple: int) -> list[float]:
@@ -106,10 +106,10 @@ def torch_numbers(*triple: int) -> list[float]:
 
 
 def test_a_step_has_its_own_numbers_whatever_came_before():
-    wanted = torch_numbers(3, 14, 1)
+    expected = torch_numbers(3, 14, 1)
     torch.manual_seed(99)
     torch.rand(7)
-    assert torch_numbers(3, 14, 1) == wanted
+    assert torch_numbers(3, 14, 1) == expected
 
 
 def test_seed_step_and_rank_each_change_every_number():

@@ -1,6 +1,6 @@
-"""One of two ranks that train a small tokenizer on balanced steps, and tell what they did and held in memory.
+"""One of two ranks that train a small tokenizer in balanced mode and record their metrics and peak memory.
 
-`main(FOLDER)` is started once per rank by `run_ranks`.
+`run_ranks` starts `main(FOLDER)` once per rank.
 """
 
 import json
@@ -34,7 +34,7 @@ OVERRIDES = [
 
 
 def settings(folder: Path) -> TokenizerRun:
-    """The run, whose files lie in `folder`."""
+    """Return the configuration of the run; its files are written to `folder`."""
     CostTable(costs={8: Cost(1.0, 3.0), 16: Cost(1.0, 1.5), 32: Cost(1.0, 1.0)}).write(folder / "costs.json")
     zero = {"stage": 2, "reduce_bucket_size": 50_000, "overlap_comm": False}
     (folder / "zero.json").write_text(json.dumps({"zero_optimization": zero}))
@@ -44,7 +44,7 @@ def settings(folder: Path) -> TokenizerRun:
 
 
 def live_bytes(profile: torch.profiler.profile) -> list[int]:
-    """Bytes that torch's CPU allocator had given out, after each time that it gave or took back some."""
+    """Return the bytes held from torch's CPU allocator after each allocation or deallocation."""
     total, found = 0, []
     for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
@@ -64,8 +64,8 @@ def main(name: str) -> None:
     ) as profile:
         task = TokenizerTask(settings(folder), ranks)
         metrics = [train_step(task, step) for step in range(STEPS)]
-    told = {"metrics": metrics, "peak": max(live_bytes(profile))}
-    (folder / f"rank{ranks.rank}.json").write_text(json.dumps(told))
+    record = {"metrics": metrics, "peak": max(live_bytes(profile))}
+    (folder / f"rank{ranks.rank}.json").write_text(json.dumps(record))
     if ranks.is_main:
         weights = {k: v.contiguous() for k, v in task.trainer.engine.module.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")

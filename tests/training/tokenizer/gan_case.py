@@ -1,6 +1,6 @@
-"""What the proof of the tokenizer's training is about: two tiny models, and the images each rank is given.
+"""Cases that compare the tokenizer's training with plain torch: two tiny models and each rank's images.
 
-Shared by the ranks (`gan_worker.py`) and by plain torch (`plain_gan.py`), which must come to one result.
+They are shared by the ranks (`gan_worker.py`) and by plain torch (`plain_gan.py`).
 """
 
 import json
@@ -19,12 +19,12 @@ from cat_fast.training.config.settings import TokenizerRun
 RATIOS = (2, 4, 8)
 SIDE = 16
 STEPS = 10
-HALF = 5
-"""After as many steps a checkpoint is written."""
-WORLD = 2
+CHECKPOINT_STEP = 5
+"""Number of steps after which a checkpoint is written."""
+WORLD_SIZE = 2
 LR = 1e-4
 GAN_FROM = 1
-"""The first step with a GAN: the discriminator is a step younger than the autoencoder."""
+"""First step with a GAN: the discriminator takes one step less than the autoencoder."""
 
 MODEL = {
     "sample_size": SIDE,
@@ -36,7 +36,7 @@ MODEL = {
     "mid_block_attention_head_dim": 16,
     "ratios": list(RATIOS),
 }
-JUDGE = {"resolution": 8, "channel_base": 64, "channel_max": 16}
+DISCRIMINATOR = {"resolution": 8, "channel_base": 64, "channel_max": 16}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,19 +46,19 @@ class Case:
     name: str
     stage: int
     bucket: int = 5_000_000
-    """Numbers a bucket of the reduction holds: all of a model's, or a few layers'."""
+    """Elements per reduction bucket: large enough for a model, or for a few layers."""
     loss: dict[str, Any] = field(default_factory=dict)
     accumulation_steps: int = 1
     unequal: bool = False
-    """Rank 1 is given half the images of rank 0."""
+    """Rank 1 gets half the images of rank 0."""
     max_grad_norm: float = 1e9
     precision: str = "fp32"
     checkpointing: bool = False
     saved: bool = False
-    """Whether it is also saved half way, and gone on with."""
+    """True if a checkpoint is also written and resumed."""
 
     def run(self, folder: Path) -> TokenizerRun:
-        """Its configuration; the DeepSpeed JSON is written to `folder`."""
+        """Return the configuration; write the DeepSpeed JSON to `folder`."""
         path = folder / f"{self.name}.json"
         shipped = read_deepspeed_config(f"deepspeed/zero{self.stage}.json")
         shipped["zero_optimization"] |= {"reduce_bucket_size": self.bucket}
@@ -76,7 +76,7 @@ class Case:
             "model": MODEL,
             "data": {"image_size": SIDE},
             "optimizer": optimizer,
-            "discriminator": {**JUDGE, "optimizer": {**optimizer, "betas": [0.5, 0.9]}},
+            "discriminator": {**DISCRIMINATOR, "optimizer": {**optimizer, "betas": [0.5, 0.9]}},
             "schedule": {"total_steps": STEPS},
             "loss": loss,
         }
@@ -89,7 +89,7 @@ class Case:
 
 
 def ratio_of(step: int, rank: int, part: int = 0) -> int:
-    """In any nine steps, two ranks draw all nine pairs."""
+    """Return a rank's ratio in a step; over any nine steps, two ranks draw all nine pairs."""
     return RATIOS[(step if rank == 0 else step // 3) % 3 - part]
 
 
@@ -111,4 +111,4 @@ CASES = (
 
 def tiny_models() -> tuple[NestedAutoencoderKL, StyleGANDiscriminator]:
     torch.manual_seed(0)
-    return NestedAutoencoderKL(**MODEL), StyleGANDiscriminator(**JUDGE)
+    return NestedAutoencoderKL(**MODEL), StyleGANDiscriminator(**DISCRIMINATOR)

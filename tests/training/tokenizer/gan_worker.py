@@ -1,9 +1,9 @@
-"""One rank of the proof of the tokenizer's training: every case of `gan_case.py`, each with new engines.
+"""One rank that trains every case of `gan_case.py`, each with new engines.
 
-`main(OUT)` is started once per rank by `run_ranks`. Leaves in OUT/<case>: `straight`, the whole state at
-the end; `rank<r>`, what a rank holds as weights; metrics.json, and dtypes.json, what was computed in which.
-Cases that are also saved half way leave the checkpoint `half`, the state at it, `saved`, and `resumed`, the
-state at the end of a second training that went on from it.
+`run_ranks` starts `main(OUT)` once per rank. It writes to OUT/<case>: `straight`, the complete state at the
+end; `rank<r>`, the weights of a rank; metrics.json; and dtypes.json, the dtypes of the computation. Saved
+cases also have the checkpoint `half`; `saved`, the state at the checkpoint; and `resumed`, the state at the
+end of a second training that resumed from it.
 """
 
 import json
@@ -21,11 +21,11 @@ from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 from tests.training.engine_state import forward_weights, full_state
 from tests.training.steps import step_metrics
-from tests.training.tokenizer.gan_case import CASES, HALF, STEPS, Case, ratio_of, tiny_models
+from tests.training.tokenizer.gan_case import CASES, CHECKPOINT_STEP, STEPS, Case, ratio_of, tiny_models
 
 
 class Training:
-    """A trainer and its EMA, as the task has them, on the images of a case."""
+    """Trainer and EMA, as in the task, on the images of a case."""
 
     def __init__(self, case: Case, folder: Path, ranks: Ranks) -> None:
         self.case, self.ranks = case, ranks
@@ -70,7 +70,7 @@ class Training:
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Collective: everything, whole, on rank 0."""
+        """Collective: return the complete, unpartitioned state on rank 0."""
         state = full_state(self.trainer.engine, "model")
         state |= full_state(self.trainer.discriminator, "discriminator")
         state |= {f"ema.{name}": value.contiguous() for name, value in self.ema.gather().items()}
@@ -91,11 +91,11 @@ def train(case: Case, out: Path, ranks: Ranks) -> None:
 
     training = Training(case, own, ranks)
     dtypes = watch_dtypes(training.trainer)
-    metrics = [training.step(step) for step in range(HALF)]
+    metrics = [training.step(step) for step in range(CHECKPOINT_STEP)]
     if case.saved:
         training.save(folder / "half")
         write("saved", training.state())
-    metrics += [training.step(step) for step in range(HALF, STEPS)]
+    metrics += [training.step(step) for step in range(CHECKPOINT_STEP, STEPS)]
     write("straight", training.state())
     engines = training.trainer.engine, training.trainer.discriminator
     held = forward_weights(engines[0], "model") | forward_weights(engines[1], "discriminator")
@@ -106,17 +106,17 @@ def train(case: Case, out: Path, ranks: Ranks) -> None:
     if case.saved:
         training = Training(case, own, ranks)
         training.load(folder / "half")
-        assert [training.step(step) for step in range(HALF, STEPS)] == metrics[HALF:]
+        assert [training.step(step) for step in range(CHECKPOINT_STEP, STEPS)] == metrics[CHECKPOINT_STEP:]
         write("resumed", training.state())
 
 
 def watch_dtypes(trainer: TokenizerTrainer) -> dict[str, str]:
-    """Filled, as the trainer steps, with what it computes in: more than one type where that changes."""
+    """Return a dictionary that records, during the trainer's steps, all dtypes of each tensor of interest."""
     seen: dict[str, str] = {}
 
-    def note(what: str, tensor: torch.Tensor) -> None:
-        if str(tensor.dtype) not in seen.setdefault(what, str(tensor.dtype)):
-            seen[what] += f" {tensor.dtype}"
+    def note(name: str, tensor: torch.Tensor) -> None:
+        if str(tensor.dtype) not in seen.setdefault(name, str(tensor.dtype)):
+            seen[name] += f" {tensor.dtype}"
 
     def watch_loss(name: str, engine) -> None:
         backward = engine.backward
@@ -128,9 +128,9 @@ def watch_dtypes(trainer: TokenizerTrainer) -> dict[str, str]:
         engine.backward = noted
 
     trainer.engine.module.register_forward_hook(lambda _m, _x, y: note("autoencoder's output", y[0]))
-    judge = trainer.discriminator.module
-    judge.register_forward_pre_hook(lambda _m, x: note("discriminator's input", x[0]))
-    judge.register_forward_hook(lambda _m, _x, y: note("discriminator's logits", y))
+    discriminator = trainer.discriminator.module
+    discriminator.register_forward_pre_hook(lambda _m, x: note("discriminator's input", x[0]))
+    discriminator.register_forward_hook(lambda _m, _x, y: note("discriminator's logits", y))
     watch_loss("autoencoder", trainer.engine)
     watch_loss("discriminator", trainer.discriminator)
     return seen

@@ -1,9 +1,9 @@
-"""The cases of `gan_case.py` in plain torch, in one process: what DeepSpeed on two ranks must come to.
+"""Reference training of the cases of `gan_case.py` in plain torch, in one process.
 
-By default each batch's gradient is taken by itself and they are averaged in DeepSpeed's order: a rank's
-gradient is divided by the number of ranks before the sum; under ZeRO-1 a rank adds up its accumulation steps
-first, under ZeRO-2 each is averaged over ranks and those are added up. `undivided` is what all that stands
-for: one gradient of the mean loss over all images, those of one ratio in one batch.
+By default it computes one gradient per batch and averages them in DeepSpeed's order. Each gradient is divided
+by the number of ranks before it is summed over ranks. Under ZeRO 1, ranks first sum their accumulation steps;
+under ZeRO 2 each is averaged over ranks, then summed. `undivided` computes one gradient of the mean loss over
+all images, with one batch per ratio.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,22 @@ from torch import Tensor, nn
 from cat_fast.tokenizer.losses import DiscriminatorObjective, TokenizerObjective
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.seeding import seed_step
-from tests.training.tokenizer.gan_case import SIDE, STEPS, WORLD, Case, ratio_of, tiny_models
+from tests.training.tokenizer.gan_case import SIDE, STEPS, WORLD_SIZE, Case, ratio_of, tiny_models
 
 
 class Part(NamedTuple):
-    """A batch of one ratio, and what is drawn at random for it."""
+    """A batch at one ratio and its random numbers."""
 
     ratio: int
     images: Tensor
     noise: Tensor
-    """Of the posterior, (B, c, h, w)."""
+    """Noise of the posterior, (B, c, h, w)."""
     windows: Tensor
-    """Top left corners, (B, 2, 2), of what the discriminator sees: in the autoencoder's step, in its own."""
+    """Top left corners of the discriminator's crops, (B, 2, 2): in the autoencoder's step and in its own."""
 
 
 class PlainGAN:
-    """`skip_idle` leaves a parameter that nobody used without a gradient, so that AdamW passes it over."""
+    """Training without engines; with `skip_idle`, AdamW skips parameters that a step does not use."""
 
     def __init__(self, case: Case, folder: Path, *, undivided: bool = False, skip_idle: bool = False) -> None:
         self.case, self.undivided, self.skip_idle = case, undivided, skip_idle
@@ -46,13 +46,13 @@ class PlainGAN:
                 module.parameters(), c.lr, tuple(c.betas), c.eps, c.weight_decay
             )
         self.objective = TokenizerObjective(self.config.loss)
-        self.judging = DiscriminatorObjective(self.config.loss)
+        self.discriminator_objective = DiscriminatorObjective(self.config.loss)
         self.ema = EMA(self.model, self.config.ema_decay)
 
     def train(self) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-        """Weights, moments and EMA under the names of `gan_worker.py`, and each step's mean losses."""
+        """Return weights, moments and EMA under the names of `gan_worker.py`, and each step's mean losses."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as the ranks
+        torch.set_num_threads(1)  # as on the ranks
         metrics = [self._step(step) for step in range(STEPS)]
         torch.set_num_threads(threads)
         state = {f"ema.{name}": value for name, value in self.ema.averaged.items()}
@@ -65,7 +65,7 @@ class PlainGAN:
         return state, metrics
 
     def _step(self, step: int) -> dict[str, float]:
-        parts = [part for rank in range(WORLD) for part in self._draw(step, rank)]
+        parts = [part for rank in range(WORLD_SIZE) for part in self._draw(step, rank)]
         if self.undivided:
             parts = [_joined([p for p in parts if p.ratio == f]) for f in sorted({p.ratio for p in parts})]
         gan = self.objective.gan.active(step)
@@ -82,18 +82,18 @@ class PlainGAN:
         self._move(self.model, losses, parts)
         if gan:
             losses = []
-            for part, output, told in zip(parts, outputs, terms, strict=True):
+            for part, output, values in zip(parts, outputs, terms, strict=True):
                 crops = [self._crop(x, part.windows[:, 1]) for x in (part.images, output)]
                 real, fake = self.discriminator(torch.cat(crops)).chunk(2)
-                loss = self.judging(step, real, fake, self.discriminator, crops[0])
+                loss = self.discriminator_objective(step, real, fake, self.discriminator, crops[0])
                 losses.append(loss.total)
-                told |= {**loss.terms(), "real_logit": real.mean(), "fake_logit": fake.mean()}
-                told["discriminator_accuracy"] = torch.cat([real > 0, fake < 0]).float().mean()
+                values |= {**loss.terms(), "real_logit": real.mean(), "fake_logit": fake.mean()}
+                values["discriminator_accuracy"] = torch.cat([real > 0, fake < 0]).float().mean()
             self._move(self.discriminator, losses, parts)
         self.ema.update()
-        metrics = {name: _mean(parts, [told[name] for told in terms]) for name in terms[0]}
+        metrics = {name: _mean(parts, [values[name] for values in terms]) for name in terms[0]}
         if gan:
-            self.judging.lecam.update(metrics["real_logit"], metrics["fake_logit"])
+            self.discriminator_objective.lecam.update(metrics["real_logit"], metrics["fake_logit"])
         for f in {part.ratio for part in parts}:
             some = [i for i, part in enumerate(parts) if part.ratio == f]
             for name in terms[0]:
@@ -101,7 +101,7 @@ class PlainGAN:
         return metrics
 
     def _draw(self, step: int, rank: int) -> list[Part]:
-        """A rank's batches, with random numbers in the order in which its step asks for them."""
+        """Return a rank's batches, with random numbers drawn in the order of a training step."""
         seed_step(self.config.seed, step, rank)
         parts = []
         for number in range(self.case.accumulation_steps):
@@ -121,7 +121,7 @@ class PlainGAN:
         return torch.stack([x[:, i : i + side, j : j + side] for x, (i, j) in pairs])
 
     def _move(self, module: nn.Module, losses: Sequence[Tensor], parts: Sequence[Part]) -> None:
-        """One step of a model down the mean of `losses` over the images of `parts`."""
+        """Update a model with the gradient of the mean of `losses` over the images of `parts`."""
         parameters = list(module.parameters())
 
         def gradient(loss: Tensor) -> list[Tensor | None]:
@@ -147,9 +147,9 @@ class PlainGAN:
         self.optimizers[module].step()
 
     def _clip(self, gradients: list[Tensor]) -> None:
-        """Scale to the norm allowed. DeepSpeed adds up squares within each rank's half of the parameters."""
+        """Clip the norm as DeepSpeed does, which sums squares separately over each rank's half."""
         flat = torch.cat([g.flatten() for g in gradients]).double()
-        half = -(-len(flat) // (2 * WORLD)) * 2
+        half = -(-len(flat) // (2 * WORLD_SIZE)) * 2
         squares = [piece.square().sum().float() for piece in (flat[:half], flat[half:])]
         scale = ((squares[0] + squares[1]).sqrt() + 1e-6) / self.case.max_grad_norm
         for gradient in gradients:
@@ -157,22 +157,22 @@ class PlainGAN:
 
 
 def _shares(parts: Sequence[Part], total: int = 1) -> list[float]:
-    """Of the images, adding up to `total`."""
+    """Return each batch's fraction of the images, scaled to sum to `total`."""
     return [len(part.images) * total / sum(len(p.images) for p in parts) for part in parts]
 
 
 def _mean(parts: Sequence[Part], values: Sequence[Tensor]) -> float:
-    """Over images."""
+    """Return the mean of the batches' values, weighted by their numbers of images."""
     return sum(share * value.item() for share, value in zip(_shares(parts), values, strict=True))
 
 
 def _joined(parts: list[Part]) -> Part:
-    """Batches of one ratio as one."""
+    """Concatenate batches of one ratio."""
     return Part(parts[0].ratio, *(torch.cat([part[i] for part in parts]) for i in (1, 2, 3)))
 
 
 def _sum(gradients: Sequence[list[Tensor | None]]) -> list[Tensor | None]:
-    """In the order given; a parameter's is None where all are."""
+    """Sum gradients in the given order; a sum is None if all its terms are."""
     total = [None if g is None else g.clone() for g in gradients[0]]
     for others in gradients[1:]:
         for i, other in enumerate(others):
@@ -182,4 +182,4 @@ def _sum(gradients: Sequence[list[Tensor | None]]) -> list[Tensor | None]:
 
 
 def _over_world(gradient: list[Tensor | None]) -> list[Tensor | None]:
-    return [None if g is None else g / WORLD for g in gradient]
+    return [None if g is None else g / WORLD_SIZE for g in gradient]

@@ -1,6 +1,6 @@
-"""One rank of two that train the tokenizer from shards, straight and interrupted.
+"""One of two ranks that train the tokenizer from shards, uninterrupted and resumed.
 
-`main(SHARDS, OUT)` is started once per rank by `run_ranks`.
+`run_ranks` starts `main(SHARDS, OUT)` once per rank.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ TINY = [
     "sampler.pool=own_ratio",
 ]
 RUNS = {"straight": [(9, 1)], "stopped": [(5, 0), (9, 1)]}
-"""By folder: up to which step, with how many decoding processes."""
+"""Per folder, a list of (last step, number of decoding processes)."""
 
 
 def main(shards: str, out: str) -> None:
-    # Here, so that importing this module stays cheap.
+    # Imported here to keep importing this module cheap.
     from cat_fast.config import fill, read_yaml
     from cat_fast.training import loop
     from cat_fast.training.config.settings import TokenizerRun

@@ -1,4 +1,4 @@
-"""Two ranks with unequal batches train as plain torch on all their images, and hold what was predicted."""
+"""Two ranks with unequal batches match plain torch on all their images, and the predicted memory."""
 
 import json
 
@@ -22,7 +22,7 @@ WORKER = "tests.training.tokenizer.balanced_worker:main"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run by two ranks."""
+    """Folder of a run on two ranks."""
     folder = tmp_path_factory.mktemp("balanced")
     settings(folder)
     run_ranks(WORKER, 2, folder)
@@ -30,13 +30,13 @@ def run(tmp_path_factory):
 
 
 def drawn(config) -> list[list[ImageBatch]]:
-    """The batches of both ranks, step by step."""
+    """Return the batches of both ranks for each step."""
     sources = on_thread_ranks(2, lambda ranks: make_source(config, ranks))
     return [[source.batch().on(torch.device("cpu")) for source in sources] for _ in range(STEPS)]
 
 
 def reference(config):
-    """Plain torch: every image of both ranks weighs the same; on one thread, as the ranks compute."""
+    """Train in plain torch, with equal weights for all images of both ranks; return weights and losses."""
     torch.manual_seed(config.seed)
     model = build_model(NestedAutoencoderKL, config.model)
     objective = TokenizerObjective(config.loss)
@@ -70,7 +70,7 @@ def one_thread():
 
 def test_ranks_with_unequal_batches_equal_plain_torch_on_all_images(run, one_thread):
     config = settings(run)
-    assert any(a.count != b.count for a, b in drawn(config)), "else nothing is shown"
+    assert any(a.count != b.count for a, b in drawn(config)), "the batches must be unequal for this test"
     expected, losses = reference(config)
     trained = load_file(run / "weights.safetensors")
     for name, value in expected.items():
@@ -78,12 +78,12 @@ def test_ranks_with_unequal_batches_equal_plain_torch_on_all_images(run, one_thr
             trained[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
     for rank in (0, 1):
-        told = json.loads((run / f"rank{rank}.json").read_text())["metrics"]
-        assert [metrics["loss"] for metrics in told] == pytest.approx(losses, rel=1e-5)
+        metrics = json.loads((run / f"rank{rank}.json").read_text())["metrics"]
+        assert [record["loss"] for record in metrics] == pytest.approx(losses, rel=1e-5)
 
 
-def test_a_rank_holds_the_memory_that_was_predicted(run):
-    """Of torch's allocator, by the profiler: ZeRO 2 on two ranks, weights, gradients, optimiser and all."""
+def test_peak_memory_of_a_rank_equals_the_prediction(run):
+    """Profiler's peak of torch's allocator, under ZeRO 2 on two ranks, including the optimizers' state."""
     config = settings(run)
     predicted = plan_memory(config, ranks=2)
     expected = max(predicted.peak(batch.ratio, batch.count) for batch, _ in drawn(config))

@@ -1,4 +1,4 @@
-"""Grids show held-out images of the run's own data, and training images only where there are no others."""
+"""Grids show held-out images of the run's data, or training images if none are held out."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer.grid_images import grid_images
-from cat_fast.training.tokenizer.image_source import held_out_of, make_source
+from cat_fast.training.tokenizer.image_source import make_held_out, make_source
 from cat_fast.training.tokenizer.task import TokenizerTask
 from tests.training.runs import ROOT, TOKENIZER
 from tests.training.thread_ranks import on_thread_ranks
@@ -33,7 +33,7 @@ def config(*overrides: str) -> TokenizerRun:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory) -> list[ImageRecord]:
-    """Forty images of one colour each, by which they can be told."""
+    """Forty images, each of its own color to identify it."""
     folder = tmp_path_factory.mktemp("images")
     records = []
     for number in range(COUNT):
@@ -50,15 +50,15 @@ def records(tmp_path_factory) -> list[ImageRecord]:
 
 
 def sources(records: list[ImageRecord]) -> dict[str, list[str]]:
-    """The same images as an index, in memory and not, as a folder and as archives."""
+    """Return overrides for the same images as an index (in memory or on disk), a folder and archives."""
     folder = Path(records[0].path).parent
-    everyone = ["sampler.pool=all", "sampler.shares={16: 1}", "data.stream.workers=0", "data.min_crop=1"]
-    quiet = [*everyone, "data.colour_jitter=0"]
+    one_ratio = ["sampler.pool=all", "sampler.shares={16: 1}", "data.stream.workers=0"]
+    common = [*one_ratio, "data.min_crop=1", "data.colour_jitter=0"]
     return {
-        "memory": [f"data.index={folder}/index.jsonl", *quiet],
-        "index": [f"data.index={folder}/index.jsonl", "data.in_memory=false", *quiet],
-        "folder": [f"data.folder={folder}", *quiet],
-        "archives": [f"data.shards={folder}/shards", *quiet],
+        "memory": [f"data.index={folder}/index.jsonl", *common],
+        "index": [f"data.index={folder}/index.jsonl", "data.in_memory=false", *common],
+        "folder": [f"data.folder={folder}", *common],
+        "archives": [f"data.shards={folder}/shards", *common],
     }
 
 
@@ -70,7 +70,7 @@ KINDS = ("memory", "index", "folder", "archives")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_share_of_the_data_is_shown_and_never_trained_on(records, kind):
+def test_held_out_images_are_shown_and_never_trained_on(records, kind):
     run = config(*sources(records)[kind], "data.held_out_share=0.2")
     shown = grid_images(run)
     assert shown.held_out
@@ -89,7 +89,7 @@ def test_a_share_of_the_data_is_shown_and_never_trained_on(records, kind):
     (seen,) = on_thread_ranks(1, trained)
     keys = [Path(record.path).name for record in records]
     chosen = HeldOut(0.2, run.seed)
-    # An archive's names of samples have no ending, and so another hash.
+    # Sample names in archives have no file extension, so their hashes differ.
     keys = [key.replace(".", "_") for key in keys] if kind == "archives" else keys
     expected = {number for number, key in enumerate(keys) if key not in chosen}
     assert 4 <= COUNT - len(expected) <= 14
@@ -98,27 +98,27 @@ def test_a_share_of_the_data_is_shown_and_never_trained_on(records, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_held_out_images_grids_show_training_images_and_say_so(records, kind):
+def test_without_held_out_images_grids_show_training_images(records, kind):
     shown = grid_images(config(*sources(records)[kind], "data.held_out_share=0"))
     assert not shown.held_out
     assert len(set(numbers(shown.images))) == 4
 
 
-def test_one_image_in_a_thousand_is_held_out_unless_others_are_named(records):
+def test_one_image_in_a_thousand_is_held_out_unless_others_are_configured(records):
     own = sources(records)["memory"]
-    assert held_out_of(config(*own)) == HeldOut(0.001, seed=0)
-    assert held_out_of(config(*own, "logging.grid_every_steps=0")) == HeldOut(0.001, seed=0)
-    assert held_out_of(config(*own, "data.held_out=elsewhere")) is None
-    assert held_out_of(config()) is None
+    assert make_held_out(config(*own)) == HeldOut(0.001, seed=0)
+    assert make_held_out(config(*own, "logging.grid_every_steps=0")) == HeldOut(0.001, seed=0)
+    assert make_held_out(config(*own, "data.held_out=elsewhere")) is None
+    assert make_held_out(config()) is None
     assert sum(key in HeldOut(0.001, 0) for key in range(100_000)) == pytest.approx(100, abs=30)
 
 
-def test_a_set_too_small_for_its_share_shows_training_images(records):
+def test_dataset_too_small_for_its_share_shows_training_images(records):
     run = config(*sources(records)["memory"], "data.held_out_share=1e-9")
     assert not grid_images(run).held_out
 
 
-def test_an_index_in_memory_without_training_images_is_refused(records):
+def test_in_memory_index_without_training_images_is_refused(records):
     run = config(*sources(records)["memory"], f"data.held_out_share={1 - 1e-9}")
     with pytest.raises(UserError, match=r"all images of .*are held out"):
         make_source(run, Ranks())
@@ -131,7 +131,7 @@ def test_another_seed_holds_out_other_images(records):
     assert smaller < chosen[0]
 
 
-def test_the_shipped_photographs_show_their_held_out_split():
+def test_bundled_photographs_show_their_held_out_split():
     by_pixels = {load_image(p.path).tobytes(): p for p in photographs("held_out")}
     shown = [grid_images(config(f"logging.grid_columns={count}")) for count in (2, 4, 99)]
     assert all(images.held_out for images in shown)
@@ -142,7 +142,7 @@ def test_the_shipped_photographs_show_their_held_out_split():
 
 
 @pytest.mark.parametrize("kind", ["folder", "index"])
-def test_held_out_images_may_be_named(records, tmp_path, kind):
+def test_held_out_images_can_be_configured(records, tmp_path, kind):
     for name in ("b.png", "a.png"):
         Image.new("RGB", (8, 8), (240 if name == "a.png" else 120, 0, 0)).save(tmp_path / name)
     write_index(tmp_path / "some.jsonl", index_photographs(photographs("held_out")[:2]))
@@ -161,11 +161,11 @@ def test_a_folder_without_images_is_refused(tmp_path):
         grid_images(config(f"data.held_out={tmp_path}"))
 
 
-def test_broken_images_are_passed_over_and_none_at_all_is_refused(tmp_path):
+def test_broken_images_are_skipped_and_no_readable_image_is_an_error(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"broken")
     run = config(f"data.folder={tmp_path}", "data.ratios_from=jpeg")
-    with pytest.raises(UserError, match="name held-out images"):
+    with pytest.raises(UserError, match=r"set data\.held_out"):
         grid_images(run)
     Image.new("RGB", (8, 8), (240, 0, 0)).save(tmp_path / "9.png")
     assert numbers(grid_images(run).images) == [40]
@@ -175,18 +175,18 @@ def test_broken_images_are_passed_over_and_none_at_all_is_refused(tmp_path):
     ("overrides", "message"),
     [
         (["data.held_out_share=1"], "not within"),
-        (["data.held_out_share=0.1"], "have held-out ones already"),
-        (["data.folder=x", "data.held_out_share=0.1", "data.held_out=y"], "leave one out"),
+        (["data.held_out_share=0.1"], "already have a held-out split"),
+        (["data.folder=x", "data.held_out_share=0.1", "data.held_out=y"], "remove one"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(overrides, message):
+def test_conflicting_settings_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
         config(*overrides)
 
 
-def test_a_resumed_run_has_to_hold_out_the_same_images(records, tmp_path):
+def test_resumed_run_must_hold_out_the_same_images(records, tmp_path):
     def task(*overrides: str) -> TokenizerTask:
-        task = TokenizerTask.__new__(TokenizerTask)  # without engines: images are compared before all else
+        task = TokenizerTask.__new__(TokenizerTask)  # without engines: held-out images are compared first
         task.config = config(*sources(records)["memory"], *overrides)
         return task
 
@@ -195,5 +195,5 @@ def test_a_resumed_run_has_to_hold_out_the_same_images(records, tmp_path):
     for overrides in (["data.held_out_share=0.1"], [], ["data.held_out_share=0.2", "seed=7"]):
         with pytest.raises(UserError, match="would train on images that were held out"):
             task(*overrides).load(tmp_path)
-    with pytest.raises(AttributeError, match="trainer"):  # which comes next
+    with pytest.raises(AttributeError, match="trainer"):  # the next step of loading
         task("data.held_out_share=0.2").load(tmp_path)

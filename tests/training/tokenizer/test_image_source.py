@@ -1,4 +1,4 @@
-"""A run's images: every kind of source that a configuration can name, and its place in checkpoints."""
+"""Image sources of a run: every kind that can be configured, and their state in checkpoints."""
 
 import io
 import json
@@ -78,7 +78,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_a_source_goes_on_from_what_its_ranks_saved(kind, index, shards, tmp_path):
+def test_source_resumes_from_the_saved_states_of_all_ranks(kind, index, shards, tmp_path):
     run = config(*SOURCES[kind](index, shards))
     sources = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     snapshots = []
@@ -92,19 +92,19 @@ def test_a_source_goes_on_from_what_its_ranks_saved(kind, index, shards, tmp_pat
         assert same(draw(source, 7), draw(straight, 7))
         source.close()
         straight.close()
-    for snapshot, state in snapshots:  # of then, though the sources have moved on
+    for snapshot, state in snapshots:  # not changed by later batches
         assert snapshot() == state
 
 
 @pytest.mark.parametrize("kind", ["memory", "index", "shards"])
-def test_the_mix_is_that_of_the_data(kind, index, shards):
+def test_default_shares_are_those_of_the_data(kind, index, shards):
     source = make_source(config(*SOURCES[kind](index, shards)), Ranks())
     ratios = [record.ratio for record in index_photographs(photographs("held_out"))]
     assert source.plan.plan.shares == {f: ratios.count(f) / len(ratios) for f in sorted(set(ratios))}
 
 
-def test_an_index_is_the_same_images_in_memory_and_on_the_disk(index):
-    """Save that on the disk they are not shrunk, which these need not be for `max_side`."""
+def test_index_yields_the_same_images_in_memory_and_from_disk(index):
+    """`max_side` is large here, because only images in memory are downscaled."""
     held, read = (
         make_source(config(f"data.index={index}", "data.max_side=4096", *more), Ranks())
         for more in ([], ["data.in_memory=false"])
@@ -117,7 +117,7 @@ def test_an_index_is_the_same_images_in_memory_and_on_the_disk(index):
     assert len(held.cache) == len({key for _, keys, _ in drawn[0] for key in keys})
 
 
-def test_the_cache_is_bounded_and_what_it_lacks_is_the_same(index):
+def test_cache_is_bounded_and_does_not_change_batches(index):
     sources = [
         make_source(config(f"data.index={index}", f"data.cache_megabytes={size}"), Ranks())
         for size in (4096, 2)
@@ -141,11 +141,11 @@ def test_scores_choose_ratios_by_thresholds(kind, index, shards):
             assert expected[keys[0].split(": ")[1]] == ratio
 
 
-def test_sizes_as_jpeg_choose_ratios_where_asked_or_where_nothing_else_does(index, shards, tmp_path):
+def test_jpeg_sizes_choose_ratios_if_configured_or_for_unscored_images(index, shards, tmp_path):
     records = index_photographs(photographs("held_out"))
-    judged = dict(zip([r.key for r in records], ratios_by_jpeg(records), strict=True))
-    there = [f for f in (8, 16, 32) if f in judged.values()]
-    shares = f"sampler.shares={{{', '.join(f'{f}: 1' for f in there)}}}"
+    by_jpeg = dict(zip([r.key for r in records], ratios_by_jpeg(records), strict=True))
+    present = [f for f in (8, 16, 32) if f in by_jpeg.values()]
+    shares = f"sampler.shares={{{', '.join(f'{f}: 1' for f in present)}}}"
     bare = tmp_path / "bare"
     bare.mkdir()
     for path in shards.glob("*.jsonl"):
@@ -159,11 +159,11 @@ def test_sizes_as_jpeg_choose_ratios_where_asked_or_where_nothing_else_does(inde
     ):
         run = config(*overrides, shares, "data.batch_size=1")
         seen = {keys[0].split(": ")[1]: ratio for ratio, keys, _ in draw(make_source(run, Ranks()), 40)}
-        assert seen == {key: judged[key] for key in seen}
+        assert seen == {key: by_jpeg[key] for key in seen}
         assert len(seen) > 4
 
 
-def test_an_image_in_memory_that_no_ratio_was_chosen_for_is_skipped(index, tmp_path, caplog):
+def test_in_memory_image_without_a_ratio_is_skipped(index, tmp_path, caplog):
     first, *others = index.read_text().splitlines()
     fields = json.loads(first) | {"ratio": None}
     unrated = tmp_path / "index.jsonl"
@@ -175,7 +175,7 @@ def test_an_image_in_memory_that_no_ratio_was_chosen_for_is_skipped(index, tmp_p
 
 @pytest.fixture
 def small_set(tmp_path):
-    """Writes an index of nine images, three a ratio, of which some are broken."""
+    """Function that writes an index of nine images, three per ratio, with given ones broken."""
 
     def write(name: str, broken: Iterable[int] = (), changes: dict | None = None) -> Path:
         folder = tmp_path / name
@@ -194,7 +194,7 @@ def small_set(tmp_path):
     return write
 
 
-def test_a_broken_image_in_memory_is_skipped_counted_and_told(small_set, caplog):
+def test_broken_in_memory_image_is_skipped_counted_and_logged(small_set, caplog):
     source = make_source(config(f"data.index={small_set('some', broken=[4, 8])}"), Ranks())
     batches = [source.batch() for _ in range(20)]
     drawn = {key.split(": ")[1] for batch in batches for key in batch.keys}
@@ -205,7 +205,7 @@ def test_a_broken_image_in_memory_is_skipped_counted_and_told(small_set, caplog)
     assert "k8 is skipped: " in caplog.text
 
 
-def test_a_ratio_in_memory_without_a_usable_image_ends_the_run(small_set):
+def test_in_memory_ratio_without_a_usable_image_ends_the_run(small_set):
     bad = small_set("bad", broken=[1, 4, 7])
     with pytest.raises(UserError, match="1000 images in a row cannot be decoded"):
         draw(make_source(config(f"data.index={bad}"), Ranks()), 20)
@@ -219,7 +219,7 @@ def test_a_ratio_in_memory_without_a_usable_image_ends_the_run(small_set):
         make_source(config(f"data.index={bad}"), Ranks())
 
 
-def test_balanced_every_image_in_memory_comes_up_equally_often(small_set, tmp_path):
+def test_balanced_mode_draws_every_in_memory_image_equally_often(small_set, tmp_path):
     costs = tmp_path / "costs.json"
     CostTable(costs={8: Cost(0, 3), 16: Cost(0, 2), 32: Cost(0, 1)}).write(costs)
     run = config(
@@ -239,13 +239,13 @@ def test_balanced_every_image_in_memory_comes_up_equally_often(small_set, tmp_pa
             counts.add(batch.count)
             drawn[batch.ratio].update(batch.keys)
         for images in drawn.values():
-            # Of two ranks, each has an image in one of two epochs.
+            # With two ranks, each image is drawn by one rank per epoch.
             assert len(images) == 3
             assert max(images.values()) - min(images.values()) <= 1
-    assert len(counts) > 1, "else nothing is balanced"
+    assert len(counts) > 1, "batch sizes must differ in balanced mode"
 
 
-def test_a_checkpoint_of_other_images_in_memory_is_refused(small_set):
+def test_checkpoint_of_other_in_memory_images_is_refused(small_set):
     index = small_set("first")
     state = make_source(config(f"data.index={index}"), Ranks()).state_dict()
     make_source(config(f"data.index={small_set('moved')}"), Ranks()).load_state_dict([state])
@@ -269,15 +269,15 @@ def _without_json(path: Path) -> bytes:
     return out.getvalue()
 
 
-def test_shares_have_to_be_said_where_no_scores_lie_beside_the_images(index, shards):
+def test_shares_are_required_for_images_without_scores(index, shards):
     folder = photographs()[0].path.parent
     with pytest.raises(UserError, match=r"sampler\.shares.*the images have no scores"):
         make_source(config(f"data.folder={folder}"), Ranks())
-    with pytest.raises(UserError, match=r"sampler\.shares: with pool: all"):
+    with pytest.raises(UserError, match=r"sampler\.shares: required with pool: all"):
         make_source(config(f"data.shards={shards}", "sampler.pool=all"), Ranks())
 
 
-def test_ranks_that_see_other_files_are_refused_together(shards, tmp_path):
+def test_ranks_with_different_files_fail_together(shards, tmp_path):
     elsewhere = tmp_path / "shards"
     shutil.copytree(shards, elsewhere)
     next(elsewhere.glob("*.tar")).unlink()
@@ -289,32 +289,32 @@ def test_ranks_that_see_other_files_are_refused_together(shards, tmp_path):
 
     first, second = on_thread_ranks(2, refused)
     assert first == second
-    assert "other images than rank 0: all ranks must see the same files (on rank 1)" in first
+    assert "the images differ from rank 0's: all ranks must see the same files (on rank 1)" in first
 
 
-def test_the_mix_is_counted_once_for_all_ranks_and_kept_by_a_resumed_run(shards, tmp_path, monkeypatch):
+def test_shares_are_counted_once_for_all_ranks_and_kept_on_resume(shards, tmp_path, monkeypatch):
     counts = [{8: 1, 16: 5, 32: 2}, {8: 3, 16: 1, 32: 1}, {16: 1}]
-    told = iter(counts)
-    monkeypatch.setattr(image_source, "counted", lambda *_: Mix(next(told), counted=True))
+    results = iter(counts)
+    monkeypatch.setattr(image_source, "counted", lambda *_: Mix(next(results), counted=True))
     run = config(f"data.shards={shards}")
     sources = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     assert [source.plan.plan.shares for source in sources] == [{8: 1 / 8, 16: 5 / 8, 32: 2 / 8}] * 2
     for rank, source in enumerate(sources):
         draw(source, 5)
         save_source(source.state_dict(), tmp_path, Ranks(rank, 2))
-    for _ in counts[1:]:  # another mix, and one that lacks ratios
+    for _ in counts[1:]:  # other shares, and shares without some ratios
         resumed = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
         for source, straight in zip(resumed, sources, strict=True):
             load_source(source, tmp_path)
             assert source.plan.plan.shares == straight.plan.plan.shares
             assert source.ratios == [8, 16, 32]
     assert same(draw(resumed[0], 7), draw(sources[0], 7))
-    said = make_source(config(f"data.shards={shards}", "sampler.shares={8: 1, 16: 1, 32: 2}"), Ranks())
-    load_source(said, tmp_path)
-    assert said.plan.plan.shares == {8: 0.25, 16: 0.25, 32: 0.5}
+    configured = make_source(config(f"data.shards={shards}", "sampler.shares={8: 1, 16: 1, 32: 2}"), Ranks())
+    load_source(configured, tmp_path)
+    assert configured.plan.plan.shares == {8: 0.25, 16: 0.25, 32: 0.5}
 
 
-def test_sidecars_that_cannot_be_read_end_all_ranks_together(index, shards, monkeypatch):
+def test_unreadable_sidecars_end_all_ranks_together(index, shards, monkeypatch):
     def unreadable(shards, index):
         raise UnreadableShard("the line is down")
 
@@ -333,9 +333,9 @@ def test_sidecars_that_cannot_be_read_end_all_ranks_together(index, shards, monk
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.index=''"], "where are the images"),
+        (["data.index=''"], "no source of images"),
         (["data.shards=a.tar", "data.folder=b"], r"data\.shards and data\.folder are set"),
-        (["data.shards=a.tar", "data.index=mine.jsonl"], r"data\.index names mine\.jsonl, and data\.shards"),
+        (["data.shards=a.tar", "data.index=mine.jsonl"], r"data\.index=mine\.jsonl and data\.shards"),
         (["data.cache_megabytes=0"], "must be positive"),
         (["data.stream.workers=-1"], "negative"),
         (["data.stream.shuffle_images=0"], "must be positive"),
@@ -344,12 +344,12 @@ def test_sidecars_that_cannot_be_read_end_all_ranks_together(index, shards, monk
         (["data.stream.first_wait=-1"], "negative"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(overrides, message):
+def test_invalid_settings_are_refused(overrides, message):
     with pytest.raises(UserError, match=message):
         config(*overrides)
 
 
-def test_metrics_tell_waiting_rate_and_what_was_skipped(index, shards, tmp_path):
+def test_loader_metrics_have_waiting_time_rate_and_skipped_samples(index, shards, tmp_path):
     bad = tmp_path / "bad.jsonl"
     records = index_photographs(photographs("held_out"))
     broken = tmp_path / "broken.jpg"
@@ -359,6 +359,6 @@ def test_metrics_tell_waiting_rate_and_what_was_skipped(index, shards, tmp_path)
     source = make_source(config(f"data.index={bad}", "data.in_memory=false"), Ranks())
     batch = [source.batch() for _ in same_ratio][-1]
     metrics = loader_amounts([batch], 1)
-    assert metrics["skipped_samples"] in (1, 2)  # an epoch, or the first of the next
+    assert metrics["skipped_samples"] in (1, 2)  # after one epoch, or after the first image of the next
     assert metrics["data_seconds"] > 0
     assert np.isfinite(metrics["loader_images_per_second"])

@@ -1,4 +1,4 @@
-"""What a step costs: measured whole, or counted; and what a balanced run goes by."""
+"""Cost of a step, measured or counted, and the choice of the table for balanced runs."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def settings(*overrides, name="nano"):
 
 
 def test_every_ratio_and_batch_is_timed_and_fitted(monkeypatch):
-    done, told = [], []
+    done, reported = [], []
 
     def timed(workload, ratio, count):
         done.append((ratio, count))
@@ -35,10 +35,10 @@ def test_every_ratio_and_batch_is_timed_and_fitted(monkeypatch):
 
     monkeypatch.setattr(measure_cost, "_time", timed)
     config = settings(*TINY)
-    table = measure_cost.measure(config, [1, 3], 2, on_step=told.append)
+    table = measure_cost.measure(config, [1, 3], 2, on_step=reported.append)
     cells = [(f, n) for f in (8, 16, 32) for n in (1, 3)]
     assert done == cells * 3
-    assert len(told) == measure_cost.steps_of(config, [1, 3], 2) == 18
+    assert len(reported) == measure_cost.num_timed_steps(config, [1, 3], 2) == 18
     for ratio in (8, 16, 32):
         assert table.costs[ratio].fixed == pytest.approx(0.5)
         assert table.costs[ratio].per_image == pytest.approx(1 / ratio)
@@ -55,21 +55,25 @@ def test_a_measured_step_trains_both_models():
     workload.step(workload.batch(32, 2))
     assert not any(map(torch.equal, before, first_layers))
     for model in models:
-        # The ghost pass gives those of other ratios a gradient, too.
+        # The ghost pass also gives parameters of other ratios a gradient.
         assert len(workload.optimizers[model].state) == len(list(model.parameters()))
         assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize(
     ("batches", "side", "message"),
-    [([2], 64, "at least two"), ([0, 1], 64, "at least two"), ([1, 2], 40, "no multiple of the ratio 32")],
+    [
+        ([2], 64, "at least two"),
+        ([0, 1], 64, "at least two"),
+        ([1, 2], 40, "not a multiple of the ratio 32"),
+    ],
 )
-def test_what_tells_no_cost_is_refused(batches, side, message):
+def test_invalid_batches_and_image_sizes_are_refused(batches, side, message):
     with pytest.raises(UserError, match=message):
         measure_cost.measure(settings(*TINY, f"data.image_size={side}"), batches, 1)
 
 
-def test_counted_operations_are_affine_in_the_images():
+def test_counted_operations_are_affine_in_the_number_of_images():
     config = settings(*TINY)
     table = measure_cost.count_operations(config)
     assert table.unit == "flops"
@@ -81,39 +85,39 @@ def test_counted_operations_are_affine_in_the_images():
 
 @pytest.mark.slow
 def test_counted_operations_are_about_three_forward_passes():
-    """Of the paper's model alone; docs/models.md has its multiply-accumulates, forward."""
+    """The paper's model only; its forward multiply-accumulates are in docs/models.md."""
     without = ["loss.perceptual_weight=0", "loss.features_weight=0", "loss.gan_weight=0"]
     table = measure_cost.count_operations(settings(*without, name="cat_c16"))
     for ratio, gmac in {8: 1154, 16: 592, 32: 497}.items():
         assert table.costs[ratio].per_image == pytest.approx(3 * 2 * gmac * 1e9, rel=0.06)
 
 
-def test_a_balanced_run_goes_by_its_table_or_says_that_it_counts(tmp_path, capsys):
-    assert measure_cost.costs_of(settings(*TINY), Ranks()) is None
+def test_balanced_run_uses_its_table_or_reports_counted_operations(tmp_path, capsys):
+    assert measure_cost.load_costs(settings(*TINY), Ranks()) is None
     given = CostTable(costs={f: Cost(0.0, 1 / f) for f in (8, 16, 32)})
     given.write(tmp_path / "costs.json")
     measured = settings(*TINY, "sampler.mode=balanced", f"sampler.cost_table={tmp_path / 'costs.json'}")
-    assert measure_cost.costs_of(measured, Ranks()) == given
+    assert measure_cost.load_costs(measured, Ranks()) == given
     assert capsys.readouterr().out == ""
-    counted = measure_cost.costs_of(settings(*TINY, "sampler.mode=balanced"), Ranks())
+    counted = measure_cost.load_costs(settings(*TINY, "sampler.mode=balanced"), Ranks())
     assert counted is not None
     assert counted.unit == "flops"
     assert "counted operations, not by time" in capsys.readouterr().out
 
 
-def test_one_table_is_read_for_all_ranks(tmp_path):
+def test_all_ranks_use_the_table_of_rank_0(tmp_path):
     given = CostTable(costs={f: Cost(0.0, 1 / f) for f in (8, 16, 32)})
     given.write(tmp_path / "costs.json")
 
     def table_of(ranks: Ranks) -> CostTable | None:
         name = "not_there.json" if ranks.rank else "costs.json"
-        return measure_cost.costs_of(
+        return measure_cost.load_costs(
             settings(*TINY, "sampler.mode=balanced", f"sampler.cost_table={tmp_path / name}"), ranks
         )
 
     assert on_thread_ranks(2, table_of) == [given, given]
 
 
-def test_default_batches_lie_around_the_configurations():
+def test_default_batches_surround_the_configured_size():
     assert measure_cost.default_batches(8) == [4, 8, 12]
     assert measure_cost.default_batches(1) == [1, 2, 3]

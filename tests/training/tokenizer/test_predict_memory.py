@@ -1,4 +1,4 @@
-"""Live bytes, counted on fake tensors: they are those of real ones, at any batch."""
+"""Live bytes counted on fake tensors equal those of real tensors at any batch size."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_tensors_count_until_they_are_freed_and_views_do_not():
     assert counter.live == 0
 
 
-def test_what_the_backward_pass_needs_is_alive_until_it_ran():
+def test_tensors_for_the_backward_pass_are_alive_until_it_ran():
     x = torch.rand(1, 4, 128, 128)
     weight = torch.rand(8, 4, 3, 3, requires_grad=True)
     with LiveBytes([x, weight]) as counter:
@@ -72,7 +72,7 @@ def test_what_the_backward_pass_needs_is_alive_until_it_ran():
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_fake_tensors_live_as_real_ones_do(checkpointing):
+def test_fake_tensors_have_the_live_bytes_of_real_ones(checkpointing):
     config = settings(f"gradient_checkpointing={checkpointing}")
     real = trace(Workload(config, "cpu"), 16, 2)
     with FakeTensorMode():
@@ -81,8 +81,8 @@ def test_fake_tensors_live_as_real_ones_do(checkpointing):
     assert fake[-1] == real[-1]
 
 
-def test_the_prediction_is_what_the_allocator_gives_a_real_step(tmp_path):
-    """Without ZeRO: everything that a step of plain torch allocates, by torch's own profiler."""
+def test_prediction_equals_the_allocator_peak_of_a_real_step(tmp_path):
+    """The reference is torch's profiler on a step of plain torch, without ZeRO."""
     (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 0}}')
     config = settings("data.image_size=96", f"deepspeed={tmp_path / 'zero.json'}")
     predicted = plan_memory(config)
@@ -92,24 +92,24 @@ def test_the_prediction_is_what_the_allocator_gives_a_real_step(tmp_path):
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         ) as profile:
             batch = workload.batch(ratio, 4)
-            reconstructions = workload.generate(batch)
+            reconstructions = workload.reconstruct(batch)
             workload.model.zero_grad()
-            workload.judge(batch, reconstructions, r1=True)
+            workload.discriminate(batch, reconstructions, r1=True)
             workload.discriminator.zero_grad()
             del batch, reconstructions
         assert step.peak(4) == pytest.approx(max(live_bytes(profile)), rel=0.01)
 
 
-def test_two_small_batches_tell_every_other():
+def test_two_small_batches_determine_larger_ones():
     config = settings("model.ratios=[8,16]")
     predicted = plan_memory(config).steps[8]
-    zero = Zero.of(read_deepspeed_config(config.deepspeed), ranks=1)
+    zero = Zero.from_config(read_deepspeed_config(config.deepspeed), ranks=1)
     with FakeTensorMode():
         counted = trace(Workload(config, "cpu"), 8, 7, zero)
     assert predicted.peak(7) == max(counted)
 
 
-def test_checkpointing_and_bf16_hold_less():
+def test_checkpointing_and_bf16_reduce_memory():
     plain, checkpointed, bf16 = (
         plan_memory(settings("model.ratios=[8]", *setting)).steps[8]
         for setting in ([], ["gradient_checkpointing=true"], ["precision=bf16"])
@@ -118,34 +118,34 @@ def test_checkpointing_and_bf16_hold_less():
     assert bf16.slope.max() < 0.8 * plain.slope.max()
 
 
-def test_zero_shares_the_optimizers_states():
+def test_zero_partitions_optimizer_states():
     config = settings("model.ratios=[8]")
-    whole, shared = plan_memory(config, ranks=1).at_rest, plan_memory(config, ranks=8).at_rest
+    single, shared = plan_memory(config, ranks=1).at_rest, plan_memory(config, ranks=8).at_rest
     workload = Workload(config, "cpu")
     trained = parameters(workload.model) + parameters(workload.discriminator)
-    assert whole["weights"] == shared["weights"] == 4 * trained
-    assert whole["optimizer"] == 8 * trained
+    assert single["weights"] == shared["weights"] == 4 * trained
+    assert single["optimizer"] == 8 * trained
     assert shared["optimizer"] == pytest.approx(trained, abs=16)
     assert shared["master weights"] == pytest.approx(trained / 2, abs=16)
-    assert whole["EMA"] == 4 * parameters(workload.model)
-    assert whole["loss networks, buffers"] > 4 * sum(map(parameters, workload.frozen))
+    assert single["EMA"] == 4 * parameters(workload.model)
+    assert single["loss networks, buffers"] > 4 * sum(map(parameters, workload.frozen))
 
 
 @pytest.mark.parametrize(
     ("stage", "rest", "kept"),
     [(0, 4 + 8, 4), (1, 4 + (4 + 8) / 4, 4), (2, 4 + (4 + 8) / 4, 1)],
 )
-def test_each_stage_of_zero_keeps_less(stage, rest, kept):
-    zero = Zero.of({"zero_optimization": {"stage": stage, "reduce_bucket_size": 10}}, ranks=4)
+def test_each_zero_stage_holds_less(stage, rest, kept):
+    zero = Zero.from_config({"zero_optimization": {"stage": stage, "reduce_bucket_size": 10}}, ranks=4)
     assert sum(zero.at_rest(1000).values()) == rest * 1000
-    assert zero.kept_gradients(1000) == kept * 1000
+    assert zero.gradient_bytes(1000) == kept * 1000
     assert zero.bucket_bytes == (40 if stage else 0)
     overlapping = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 10, "overlap_comm": True}}
-    assert Zero.of(overlapping, ranks=4).bucket_bytes == (80 if stage else 0)
+    assert Zero.from_config(overlapping, ranks=4).bucket_bytes == (80 if stage else 0)
 
 
-def test_the_largest_batch_is_the_last_that_fits():
-    steps = {8: StepMemory(np.array([0.0, GIB]), np.array([2.0 * GIB, GIB]), least=3 * GIB)}
+def test_largest_batch_is_the_last_that_fits():
+    steps = {8: StepMemory(np.array([0.0, GIB]), np.array([2.0 * GIB, GIB]), minimum=3 * GIB)}
     predicted = MemoryPlan(at_rest={"weights": 5 * GIB}, steps=steps)
     assert predicted.peak(8, 1) == 8 * GIB
     assert predicted.peak(8, 4) == 13 * GIB

@@ -1,4 +1,4 @@
-"""Two ranks train from shards with a broken image: interrupted, they end where a straight run does."""
+"""Two ranks train from shards with a broken image; resumed, they end as an uninterrupted run."""
 
 import tarfile
 from collections import Counter
@@ -18,22 +18,22 @@ WORKER = "tests.training.tokenizer.stream_worker:main"
 
 
 def write_set(folder: Path) -> Path:
-    """The held-out photographs; one of the commonest ratio is damaged."""
+    """Write the held-out photographs as shards, with one image of the most common ratio damaged."""
     records = index_photographs(photographs("held_out"))
     list(write_shards(records, folder, per_shard=4, seed=0))
-    commonest, _ = Counter(record.ratio for record in records).most_common(1)[0]
-    broken = next(record.key for record in records if record.ratio == commonest)
+    most_common, _ = Counter(record.ratio for record in records).most_common(1)[0]
+    broken = next(record.key for record in records if record.ratio == most_common)
     for archive in folder.glob("*.tar"):
         with tarfile.open(archive) as tar:
-            places = [m.offset_data for m in tar.getmembers() if m.name.startswith(f"{broken}.")]
+            offsets = [m.offset_data for m in tar.getmembers() if m.name.startswith(f"{broken}.")]
         content = bytearray(archive.read_bytes())
-        for place in places[:1]:
-            content[place : place + 64] = bytes(64)
+        for offset in offsets[:1]:
+            content[offset : offset + 64] = bytes(64)
         archive.write_bytes(content)
     return folder
 
 
-def test_interrupted_runs_from_shards_end_where_a_straight_one_does(tmp_path):
+def test_resumed_run_from_shards_ends_as_an_uninterrupted_one(tmp_path):
     outputs = run_ranks(WORKER, 2, write_set(tmp_path / "shards"), tmp_path)
 
     timings = {"seconds", "data_seconds", "loader_images_per_second"}

@@ -12,7 +12,7 @@ import fsspec
 
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
 from cat_fast.data.streams.formats.config import StreamConfig
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.retries import Retries
 from cat_fast.errors import UserError, one_line
 
@@ -28,7 +28,7 @@ class HubShards:
         UserError: the package `datasets` or the data set is missing, or it has no image column.
     """
 
-    def __init__(self, path: str, name: str, split: str, config: StreamConfig, problems: Problems) -> None:
+    def __init__(self, path: str, name: str, split: str, config: StreamConfig, problems: ProblemLog) -> None:
         try:
             import datasets
         except ImportError as error:

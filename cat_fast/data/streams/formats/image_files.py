@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from cat_fast.data.images.caption_file import caption_beside
+from cat_fast.data.images.caption_file import read_caption
 from cat_fast.data.images.index import ImageRecord, parse_record
 from cat_fast.data.images.io import find_images
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
 from cat_fast.errors import UserError
 
-FILES_A_SHARD = 1024
+FILES_PER_SHARD = 1024
 
 
 class IndexShards:
     """`ShardSet` of an image index (`ImageRecord`, JSON lines) that stays on disk.
 
-    Only the offset of every `FILES_A_SHARD`-th line is held in memory. Paths are relative to the index's
+    Only the offset of every `FILES_PER_SHARD`-th line is held in memory. Paths are relative to the index's
     folder.
     """
 
@@ -32,7 +32,7 @@ class IndexShards:
         with self.path.open("rb") as file:
             position = 0
             for lines, line in enumerate(file, start=1):
-                if lines % FILES_A_SHARD == 1:
+                if lines % FILES_PER_SHARD == 1:
                     self.starts.append(position)
                 position += len(line)
         if not lines:
@@ -40,7 +40,7 @@ class IndexShards:
         self.starts.append(position)
         self.extent = position
         self.names = [
-            f"{self.path.name}, lines from {1 + n * FILES_A_SHARD}" for n in range(len(self.starts) - 1)
+            f"{self.path.name}, lines from {1 + n * FILES_PER_SHARD}" for n in range(len(self.starts) - 1)
         ]
         self.fingerprint = fingerprint_of(self.names)
 
@@ -52,7 +52,7 @@ class IndexShards:
                 lines = file.read(stop - start).splitlines()
         except OSError as error:
             raise UnreadableShard(str(error)) from error
-        before = index * FILES_A_SHARD
+        before = index * FILES_PER_SHARD
         return ListedShard(
             self.names[index], [self._entry(n, before + n + 1, line) for n, line in enumerate(lines)]
         )
@@ -79,13 +79,13 @@ class RecordShards:
         self.records = records
         self.ratios = [record.ratio for record in records] if ratios is None else ratios
         self.extent = len(records)
-        self.names = [f"images from {n}" for n in range(0, len(records), FILES_A_SHARD)]
+        self.names = [f"images from {n}" for n in range(0, len(records), FILES_PER_SHARD)]
         self.fingerprint = fingerprint_of(
             f"{record.path} {ratio}" for record, ratio in zip(records, self.ratios, strict=True)
         )
 
     def open(self, index: int) -> "ListedShard":
-        run = slice(index * FILES_A_SHARD, (index + 1) * FILES_A_SHARD)
+        run = slice(index * FILES_PER_SHARD, (index + 1) * FILES_PER_SHARD)
         pairs = zip(self.records[run], self.ratios[run], strict=True)
         entries = [_entry_of(n, record, ratio) for n, (record, ratio) in enumerate(pairs)]
         return ListedShard(self.names[index], entries)
@@ -98,7 +98,7 @@ class FolderShards:
     """`ShardSet` of the images in a folder and its subfolders.
 
     Images have no labels, unless `described`: then the subfolder is the class, and a text file next to the
-    image contains the caption (`caption_beside`). Relative paths are held in memory, about a hundred bytes
+    image contains the caption (`read_caption`). Relative paths are held in memory, about a hundred bytes
     per image.
     """
 
@@ -108,7 +108,7 @@ class FolderShards:
             raise UserError(f"data.folder: {folder}: no such folder")
         self.files = [str(path.relative_to(self.folder)) for path in find_images([self.folder])]
         self.extent = len(self.files)
-        self.names = self.files[::FILES_A_SHARD]
+        self.names = self.files[::FILES_PER_SHARD]
         self.fingerprint = fingerprint_of(self.names)
 
     def open(self, index: int) -> "ListedShard":
@@ -122,13 +122,13 @@ class FolderShards:
         return [Labels(category=_first_folder(name)) for name in self._run(index)]
 
     def _run(self, index: int) -> list[str]:
-        return self.files[index * FILES_A_SHARD : (index + 1) * FILES_A_SHARD]
+        return self.files[index * FILES_PER_SHARD : (index + 1) * FILES_PER_SHARD]
 
     def _entry(self, number: int, name: str) -> Entry:
         path, labels = self.folder / name, Labels()
         if self.described:
             try:
-                labels = Labels(caption=caption_beside(path), category=_first_folder(name))
+                labels = Labels(caption=read_caption(path), category=_first_folder(name))
             except UserError as error:
                 return Entry(number, name, labels, no_image, str(error))
         return Entry(number, name, labels, partial(_read, path))

@@ -8,7 +8,7 @@ _LOG = logging.getLogger("cat_fast.data")
 MAX_PER_MINUTE = 10
 
 
-class Problems:
+class ProblemLog:
     """Log of unusable data: at most `max_per_minute` warnings, then the number of suppressed ones."""
 
     def __init__(self, max_per_minute: int = MAX_PER_MINUTE) -> None:

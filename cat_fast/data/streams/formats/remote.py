@@ -12,7 +12,7 @@ from fsspec.core import url_to_fs
 
 from cat_fast.data.streams.formats.base import UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.retries import Retries
 from cat_fast.errors import UserError, one_line
 
@@ -28,7 +28,7 @@ class Remote:
         UserError: the configured scratch folder is not writable.
     """
 
-    def __init__(self, config: StreamConfig, problems: Problems) -> None:
+    def __init__(self, config: StreamConfig, problems: ProblemLog) -> None:
         self.config, self.problems = config, problems
         if config.scratch:
             self._scratch_file().close()

@@ -3,7 +3,7 @@
 import time
 
 from cat_fast.data.streams.formats.config import StreamConfig
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 
 MAX_WAIT = 60.0
 
@@ -15,7 +15,7 @@ class Retries:
         where: name of the shard or file in warnings.
     """
 
-    def __init__(self, config: StreamConfig, problems: Problems, where: str) -> None:
+    def __init__(self, config: StreamConfig, problems: ProblemLog, where: str) -> None:
         self.config, self.problems, self.where = config, problems, where
         self.succeeded()
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from cat_fast.data.files import atomic_write
 from cat_fast.data.streams.formats.base import LABELS, given_labels
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
@@ -28,7 +28,7 @@ def sidecar_url(shard: str, suffix: str = JSON_LINES) -> str:
     return f"{folder}{slash}{name.split('.tar')[0]}{suffix}"
 
 
-def read_sidecar(shard: str, remote: Remote, problems: Problems) -> dict[str, dict[str, Any]] | None:
+def read_sidecar(shard: str, remote: Remote, problems: ProblemLog) -> dict[str, dict[str, Any]] | None:
     """Return the labels that a sidecar sets (`given_labels`), by key; None without a sidecar.
 
     Invalid lines are reported and skipped.
@@ -52,7 +52,7 @@ def write_sidecar(shard: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         )
 
 
-def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
+def _json_lines(content: bytes, url: str, problems: ProblemLog) -> dict[str, dict[str, Any]]:
     found = {}
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
@@ -65,7 +65,7 @@ def _json_lines(content: bytes, url: str, problems: Problems) -> dict[str, dict[
     return found
 
 
-def _table(content: bytes, url: str, problems: Problems) -> dict[str, dict[str, Any]]:
+def _table(content: bytes, url: str, problems: ProblemLog) -> dict[str, dict[str, Any]]:
     found = {}
     try:
         existing = pyarrow.parquet.read_schema(io.BytesIO(content)).names

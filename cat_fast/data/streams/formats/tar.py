@@ -22,7 +22,7 @@ from cat_fast.data.streams.formats.base import (
     given_labels,
     no_image,
 )
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import read_sidecar
 from cat_fast.data.streams.formats.tar_index import Damage, Member, members
@@ -76,7 +76,7 @@ def _expand(part: str, remote: Remote) -> list[str]:
 class TarShards:
     """`ShardSet` of tar archives."""
 
-    def __init__(self, names: list[str], remote: Remote, problems: Problems) -> None:
+    def __init__(self, names: list[str], remote: Remote, problems: ProblemLog) -> None:
         self.names, self.remote, self.problems = names, remote, problems
         self.fingerprint = fingerprint_of(names)
 
@@ -104,7 +104,7 @@ class TarShard:
     """
 
     def __init__(
-        self, name: str, file: IO[bytes], sidecar: dict[str, dict[str, Any]] | None, problems: Problems
+        self, name: str, file: IO[bytes], sidecar: dict[str, dict[str, Any]] | None, problems: ProblemLog
     ) -> None:
         self.name, self.problems = name, problems
         self._file = file

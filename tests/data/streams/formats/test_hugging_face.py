@@ -4,7 +4,7 @@ import pytest
 
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.hugging_face import HubShards
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, image, make_source, state_of
 
@@ -12,7 +12,7 @@ datasets = pytest.importorskip("datasets")
 
 
 def hub(path, config=None) -> HubShards:
-    return HubShards(str(path), "", "train", config or StreamConfig(first_wait=0.0), Problems())
+    return HubShards(str(path), "", "train", config or StreamConfig(first_wait=0.0), ProblemLog())
 
 
 @pytest.fixture

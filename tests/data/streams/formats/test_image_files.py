@@ -16,7 +16,7 @@ from tests.data.streams.sets import batches, image, make_source, state_of
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """Write an index of 25 images, ten per shard."""
-    monkeypatch.setattr(image_files, "FILES_A_SHARD", 10)
+    monkeypatch.setattr(image_files, "FILES_PER_SHARD", 10)
     records = []
     for n in range(25):
         path = f"images/{n:02d}.png"

@@ -18,7 +18,7 @@ from cat_fast.data.streams import open_shards
 from cat_fast.data.streams.formats import tar as tar_shards
 from cat_fast.data.streams.formats.base import Labels, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
-from cat_fast.data.streams.formats.problems import Problems
+from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
@@ -214,7 +214,7 @@ def test_patterns_folders_and_lists_return_shards_in_order(tmp_path):
     names = [f"{folder}/shard-{n:06d}.tar" for n in range(3)]
 
     def list_shards(pattern):
-        return tar_shards.list_shards(pattern, Remote(FAST_RETRIES, Problems()))
+        return tar_shards.list_shards(pattern, Remote(FAST_RETRIES, ProblemLog()))
 
     assert list_shards(str(folder)) == list_shards(f"{folder}/*.tar") == names
     assert list_shards(f"{folder}/shard-{{000000..000002}}.tar") == names
@@ -317,7 +317,7 @@ def test_a_full_scratch_folder_raises_an_error_and_skips_no_shard(remote, monkey
 def test_a_missing_scratch_folder_is_rejected_at_the_start(tmp_path):
     gone = tmp_path / "gone"
     with pytest.raises(UserError, match=rf"data\.stream\.scratch: {gone}: No such file or directory"):
-        Remote(StreamConfig(scratch=str(gone)), Problems())
+        Remote(StreamConfig(scratch=str(gone)), ProblemLog())
 
 
 @pytest.mark.parametrize("short", [False, True])
