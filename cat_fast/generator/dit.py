@@ -34,9 +34,10 @@ from cat_fast.generator.embeddings import (
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.pretrained import from_dit_checkpoint
 from cat_fast.packing import PackedSequence
+from cat_fast.weights.weight_files import WeightFiles
 
 
-class DiT(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
+class DiT(WeightFiles, ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
     """Diffusion transformer over packed latents, conditioned per sequence on timestep, class, ratio and text.
 
     Args:

@@ -29,6 +29,7 @@ from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder, Widths
 from cat_fast.tokenizer.pretrained import from_autoencoder_kl, from_ldm_checkpoint
 from cat_fast.tokenizer.tiling import check_tiles, tiled
 from cat_fast.weights.published import Published
+from cat_fast.weights.weight_files import WeightFiles
 
 _HUB_OPTIONS = (
     "cache_dir",
@@ -52,7 +53,7 @@ _NOT_IN_FINGERPRINT = ("default_ratio", "force_upcast", "latents_mean", "latents
 _PREFERRED_RATIO = 16
 
 
-class NestedAutoencoderKL(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class NestedAutoencoderKL(WeightFiles, ModelMixin, ConfigMixin):  # type: ignore[misc]
     """KL autoencoder that compresses each side by 8, 16 or 32 with one set of weights.
 
     It has the interface of diffusers' `AutoencoderKL`, plus a `ratio` argument. A model with one ratio is a
