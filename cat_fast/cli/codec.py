@@ -15,7 +15,6 @@ from cat_fast.cli.codec_tables import (
     encoded_table,
     format_count,
     print_encoded_summary,
-    print_json,
 )
 from cat_fast.errors import UserError
 
@@ -149,7 +148,9 @@ def encode(
         )
     encoded = [result for result in results if result.choice]
     if json_output:
-        print_json({"out": str(out) if encoded else None, "size": size, "images": list(map(as_row, results))})
+        console.print_json(
+            {"out": str(out) if encoded else None, "size": size, "images": list(map(as_row, results))}
+        )
     elif encoded:
         console.out.print(encoded_table(encoded))
         print_encoded_summary(encoded, size, out)
@@ -204,7 +205,7 @@ def decode(
         )
     decoded = [result for result in results if result.file]
     if json_output:
-        print_json({"out": str(out), "images": list(map(as_row, results))})
+        console.print_json({"out": str(out), "images": list(map(as_row, results))})
     elif decoded:
         console.out.print(decoded_table(decoded))
         console.out.print(Text(f"{format_count(len(decoded))} in {out}"), soft_wrap=True)

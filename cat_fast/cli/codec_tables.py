@@ -1,13 +1,11 @@
 """Tables and summaries printed by `cat-fast encode` and `cat-fast decode`."""
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -80,10 +78,6 @@ def as_row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:
     fields = asdict(result)
     choice = fields.pop("choice", None) or {}
     return fields | choice | {"file": str(result.file) if result.file else None}
-
-
-def print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(content, indent=2))
 
 
 def format_count(count: int) -> str:

@@ -18,7 +18,6 @@ from cat_fast.cli.codec import (
     ThresholdsOption,
     parse_ratio,
 )
-from cat_fast.cli.codec_tables import print_json
 from cat_fast.cli.labels import read_classes
 from cat_fast.errors import UserError
 
@@ -180,7 +179,7 @@ def _report(summary: dict[str, Any], json_output: bool) -> None:
     if (more := summary["skipped"] - _MAX_LISTED) > 0:
         console.err.print(f"skipped: {more} more (use --json to list them)")
     if json_output:
-        print_json(summary)
+        console.print_json(summary)
         return
     mix = ", ".join(f"{count} at {ratio}x" for ratio, count in summary["ratios"].items())
     mean = f"; mean {summary['mean_tokens']:.1f} tokens" if summary["latents"] else ""
