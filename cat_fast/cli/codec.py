@@ -18,6 +18,9 @@ from cat_fast.cli.codec_tables import (
 )
 from cat_fast.errors import UserError
 
+_MAX_LISTED = 10
+"""Maximum number of names in a message."""
+
 CheckpointOption = Annotated[
     Path,
     typer.Option(
@@ -81,7 +84,7 @@ def encode(
         typer.Option(
             metavar="FILE.jsonl",
             help='Captions of individual images: one {"file": ..., "caption": ...} per line, optionally with'
-            ' "has_text" and "has_faces" to override the flags.',
+            ' "has_text" and "has_faces" to override the flags. Paths are relative to this file.',
             show_default=False,
         ),
     ] = None,
@@ -119,9 +122,9 @@ def encode(
     """
     fixed = parse_ratio(ratio)
 
-    from cat_fast.data.images.io import find_images
+    from cat_fast.data.images.io import distinct_files, find_images
 
-    files = find_images(photos)  # report missing files before the slow import of torch
+    files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
     from cat_fast.complexity import RatioThresholds
     from cat_fast.complexity.ratio_policy import RatioPolicy
@@ -129,7 +132,7 @@ def encode(
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
     from cat_fast.models.load import load_tokenizer
 
-    rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else {}
+    rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else None
     descriptions = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
     tokenizer = load_tokenizer(checkpoint, device)
@@ -147,13 +150,23 @@ def encode(
             on_done=lambda _: bar.advance(task),
         )
     encoded = [result for result in results if result.choice]
+    unmatched = rows.unmatched(files) if rows else []
     if json_output:
         console.print_json(
-            {"out": str(out) if encoded else None, "size": size, "images": list(map(as_row, results))}
+            {
+                "out": str(out) if encoded else None,
+                "size": size,
+                "images": list(map(as_row, results)),
+                "unmatched_captions": unmatched,
+            }
         )
     elif encoded:
         console.out.print(encoded_table(encoded))
         print_encoded_summary(encoded, size, out)
+    if unmatched:
+        names = ", ".join(unmatched[:_MAX_LISTED]) + (", ..." if len(unmatched) > _MAX_LISTED else "")
+        line = f"{captions}: {len(unmatched)} of its rows match no image: {names}"
+        console.err.print(Text(line), soft_wrap=True)
     _report_errors([result.error for result in results if result.error], len(results), "written")
 
 
