@@ -23,6 +23,7 @@ from cat_fast.data.latents.format import SUFFIXES, LatentEntry, damage, read_jso
 from cat_fast.data.latents.inputs import mark_readable, mark_unreadable, piece_name
 from cat_fast.data.streams.formats.base import Entry, UnreadableShard
 from cat_fast.errors import UserError
+from cat_fast.inference.encoding.codec import NOT_FINITE
 from cat_fast.inference.encoding.latent_file import unique_keys
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
 from cat_fast.inference.encoding.shard_plan import (
@@ -126,7 +127,7 @@ class ShardEncoder:
         for batch in encode_by_ratio(self.tokenizer, usable(), self.settings.batch_size):
             for (number, prepared), latent in batch:
                 if not torch.isfinite(latent).all():
-                    skipped[number] = "the latent is not finite"
+                    skipped[number] = NOT_FINITE
                     continue
                 channels, height, width = latent.shape
                 entries[number] = LatentEntry(
