@@ -110,7 +110,9 @@ def encode_shards(
     )
     find_device(device)  # report an unusable device before starting processes
     tokenizer = load_tokenizer(checkpoint, "cpu" if workers > 1 else device)
-    input_shards, names = prepare_folder(settings, tokenizer, names)
+    input_shards, names = prepare_folder(
+        settings, tokenizer, names, rank=rank, world_size=world_size, workers=workers
+    )
     units = work_units(rank, world_size, workers, input_shards)
     counts, started = EncodingSummary(), time.perf_counter()
     with console.progress("images") as bars:

@@ -76,7 +76,9 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any], *, keep
         UserError: see `atomic_write`.
     """
     with atomic_write(path, keep=keep) as part:
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        # A lone surrogate, as in names with invalid Unicode, becomes its JSON escape.
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sha256(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Settings and work units for encoding images into latent shards."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 from cat_fast.complexity import RatioThresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
-from cat_fast.data.latents.format import HEADER, SUFFIXES, claim_latents, read_json
+from cat_fast.data.latents.format import HEADER, SUFFIXES, claim_latents, read_json, require_settings
 from cat_fast.data.latents.inputs import INPUT_SHARDS
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
@@ -19,6 +18,7 @@ from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, list_shards
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import require_patches, require_served
+from cat_fast.inference.encoding.input_check import InputCheck
 from cat_fast.tokenizer import NestedAutoencoderKL
 
 DEFAULT_CLASSES = ["image"]
@@ -127,12 +127,22 @@ def open_images(source: str) -> ShardSet:
 
 
 def prepare_folder(
-    settings: EncodeShardsSettings, tokenizer: NestedAutoencoderKL, classes: Sequence[str] | None = None
+    settings: EncodeShardsSettings,
+    tokenizer: NestedAutoencoderKL,
+    classes: Sequence[str] | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
 ) -> tuple[int, list[str]]:
     """Create or check the output folder; return the number of input shards and the class names.
 
     Without `classes`, the names are those of an existing output folder, or else all names in the images'
-    labels, sorted. Collecting the latter takes one pass over the labels.
+    labels, sorted. Collecting the latter takes one pass over the labels. Of an existing folder, the samples
+    encoded from this machine's input shards are compared (`InputCheck`).
+
+    Args:
+        rank, world_size, workers: as for `work_units`.
 
     Raises:
         UserError: the images are missing; class names are needed from a shard that cannot be opened; the
@@ -144,23 +154,21 @@ def prepare_folder(
     if classes is None and (settings.out / HEADER).is_file():
         classes = read_json(settings.out / HEADER).get("class_names")
     classes = list(classes or _classes_of(images))
-    # A moved image set counts as the same one, a grown set does not.
-    names = "\n".join(name.rpartition("/")[2] for name in images.names) + f"\n{getattr(images, 'extent', '')}"
+    check = InputCheck(images, settings.out, settings.per_shard, settings.format)
     thresholds = settings.thresholds
-    claim_latents(
-        settings.out,
-        {
-            "fingerprint": tokenizer.fingerprint(),
-            "resolution": settings.size,
-            "class_names": classes,
-            INPUT_SHARDS: len(images.names),
-            "input_digest": hashlib.sha256(names.encode()).hexdigest()[:16],
-            "latents_per_shard": settings.per_shard,
-            "format": settings.format,
-            "ratio": settings.ratio or "auto",
-            "thresholds": None if thresholds is None else [thresholds.a, thresholds.b],
-        },
-    )
+    header = {
+        "fingerprint": tokenizer.fingerprint(),
+        "resolution": settings.size,
+        "class_names": classes,
+        "latents_per_shard": settings.per_shard,
+        "format": settings.format,
+        "ratio": settings.ratio or "auto",
+        "thresholds": None if thresholds is None else [thresholds.a, thresholds.b],
+    }
+    require_settings(settings.out, header)
+    check.check({unit.input for unit in work_units(rank, world_size, workers, len(images.names))})
+    claim_latents(settings.out, header | {INPUT_SHARDS: len(images.names)})
+    check.claim()
     return len(images.names), classes
 
 

@@ -131,7 +131,7 @@ class FolderShards:
                 labels = Labels(caption=read_caption(path), category=_first_folder(name))
             except UserError as error:
                 return Entry(number, name, labels, no_image, str(error))
-        return Entry(number, name, labels, partial(_read, path))
+        return Entry(number, name, labels, partial(read_file, path), path=str(path))
 
 
 class ListedShard:
@@ -150,7 +150,7 @@ class ListedShard:
 
 def _entry_of(number: int, record: ImageRecord, ratio: int | None) -> Entry:
     labels = Labels.of(vars(record) | {"ratio": ratio})
-    return Entry(number, record.key, labels, partial(_read, record.path))
+    return Entry(number, record.key, labels, partial(read_file, record.path), path=record.path)
 
 
 def _first_folder(name: str) -> str:
@@ -158,7 +158,8 @@ def _first_folder(name: str) -> str:
     return folder if inside else ""
 
 
-def _read(path: str | Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
+    """Return the content of an image file; raise OSError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except ValueError as error:  # not a valid file name

@@ -1,6 +1,7 @@
 """Files on any fsspec file system (local, s3://, gs://, memory:// …), with retries."""
 
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from cat_fast.errors import UserError, one_line
 
 T = TypeVar("T")
 _CHUNK = 1 << 22
+_VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "created")
+"""Fields that change with a file's content, by file system."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -63,6 +66,23 @@ class Remote:
                     return file.read()
             except FileNotFoundError:
                 return None
+
+        return self._with_retries(url, read)
+
+    def stamp(self, url: str) -> list[int | str]:
+        """Return size and modification time of a file, or what else its file system has to notice a change.
+
+        Raises:
+            UnreadableShard: the file is missing, access is denied, or all attempts failed.
+        """
+        filesystem, path = url_to_fs(url)
+
+        def read() -> list[int | str]:
+            if "file" in _protocols(filesystem):
+                status = os.stat(path)
+                return [status.st_size, status.st_mtime_ns]
+            info = filesystem.info(path)
+            return [info["size"], next((str(info[name]) for name in _VERSIONS if name in info), "")]
 
         return self._with_retries(url, read)
 

@@ -5,6 +5,7 @@ horizontal flips; "has_faces", "caption" and "category" are used when latents ar
 columns of the same names. Other fields are ignored; missing or null fields are unset.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -41,6 +42,19 @@ def read_sidecar(shard: str, remote: Remote, problems: ProblemLog) -> dict[str, 
         content = remote.read_if_exists(url)
         if content is not None:
             return parse(content, url, problems)
+    return None
+
+
+def sidecar_digest(shard: str, remote: Remote) -> str | None:
+    """Return a hash of the sidecar's content; None without a sidecar.
+
+    Raises:
+        UnreadableShard: the sidecar cannot be read.
+    """
+    for suffix in (JSON_LINES, PARQUET):
+        content = remote.read_if_exists(sidecar_url(shard, suffix))
+        if content is not None:
+            return hashlib.blake2b(content, digest_size=8).hexdigest()
     return None
 
 

@@ -24,7 +24,7 @@ from cat_fast.data.streams.formats.base import (
 )
 from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
-from cat_fast.data.streams.formats.sidecar import read_sidecar
+from cat_fast.data.streams.formats.sidecar import read_sidecar, sidecar_digest
 from cat_fast.data.streams.formats.tar_index import Damage, Member, members
 from cat_fast.errors import UserError
 
@@ -84,6 +84,15 @@ class TarShards:
         name = self.names[index]
         sidecar = read_sidecar(name, self.remote, self.problems)
         return TarShard(name, self.remote.open(name), sidecar, self.problems)
+
+    def stamp(self, index: int) -> dict[str, Any]:
+        """Return what changes with an archive or its sidecar, as JSON; the archive is not read.
+
+        Raises:
+            UnreadableShard: one of them cannot be read.
+        """
+        name = self.names[index]
+        return {"file": self.remote.stamp(name), "sidecar": sidecar_digest(name, self.remote)}
 
     def labels(self, index: int) -> list[Labels] | None:
         sidecar = read_sidecar(self.names[index], self.remote, self.problems)
