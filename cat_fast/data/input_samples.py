@@ -9,8 +9,8 @@ image is hashed while it is used. It is read again only if its size or modificat
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import astuple
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from cat_fast.errors import UserError
 
 LISTING = "inputs.npy"
 NOT_READ = ""
+_LABELS = attrgetter(*Labels.__dataclass_fields__)
 
 
 class SampleRecord(NamedTuple):
@@ -53,7 +54,7 @@ class CurrentSample(NamedTuple):
 
 def hash_labels(key: str, labels: Labels) -> str:
     """Return a hash of a sample's key and labels, 16 hexadecimal digits."""
-    return _hash(json.dumps([key, *astuple(labels)]).encode(), 8)
+    return _hash(json.dumps([key, *_LABELS(labels)]).encode(), 8)
 
 
 def hash_content(content: bytes) -> str:
@@ -111,42 +112,50 @@ def changed_inputs(folder: Path, what: str) -> UserError:
     )
 
 
-def check_listing(folder: Path, hashes: Iterable[str], key_of: Callable[[int], str]) -> None:
-    """Compare the inputs with those that a folder was started with.
+class Listing:
+    """The inputs that a folder was started with, compared with others in order.
 
     Args:
-        hashes: `hash_labels` or `hash_name` of each input, in order.
-        key_of: returns the name of an input for messages, given its index.
+        folder: a folder with a listing (`claim_listing`).
 
     Raises:
-        UserError: they differ; names the first that does.
+        UserError: the listing cannot be read.
     """
-    path = folder / LISTING
-    now = _as_array(hashes)
-    try:
-        before = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); choose another folder, or delete this one"
-        ) from error
-    shared = min(len(before), len(now))
-    differing = np.flatnonzero(before[:shared] != now[:shared])
-    if len(differing):
-        raise changed_inputs(folder, f"{key_of(int(differing[0]))!r} has other labels, or is another image")
-    if len(now) > shared:
-        raise changed_inputs(folder, f"{key_of(shared)!r} is new")
-    if len(before) > shared:
-        last = f"after {key_of(shared - 1)!r}" if shared else "all"
-        raise changed_inputs(folder, f"{len(before) - shared} are missing, {last}")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._done, self._last = folder, 0, ""
+        path = folder / LISTING
+        try:
+            self._before = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}); choose another folder") from error
+
+    def compare(self, hashes: Sequence[str], keys: Sequence[str]) -> None:
+        """Compare the next inputs, given by `hash_labels` or `hash_name` and their names.
+
+        Raises:
+            UserError: they differ; names the first that does.
+        """
+        before, now = self._before[self._done : self._done + len(hashes)], _as_array(hashes)
+        differing = np.flatnonzero(before != now[: len(before)])
+        if len(differing):
+            key = keys[int(differing[0])]
+            raise changed_inputs(self.folder, f"{key!r} has other labels, or is another image")
+        if len(now) > len(before):
+            raise changed_inputs(self.folder, f"{keys[len(before)]!r} is new")
+        self._done += len(hashes)
+        self._last = keys[-1] if keys else self._last
+
+    def finish(self) -> None:
+        """Check that no more inputs were expected; raise UserError otherwise."""
+        if missing := len(self._before) - self._done:
+            raise changed_inputs(self.folder, f"{missing} are missing, after {self._last!r}")
 
 
-def claim_listing(folder: Path, hashes: Iterable[str], key_of: Callable[[int], str]) -> None:
-    """Store the inputs that a folder is started with, or compare them; see `check_listing`."""
-    hashes = list(hashes)
-    if not (folder / LISTING).is_file():
-        with atomic_write(folder / LISTING, keep=True) as part, part.open("wb") as file:
-            np.save(file, _as_array(hashes), allow_pickle=False)
-    check_listing(folder, hashes, key_of)
+def claim_listing(folder: Path, hashes: Iterable[str]) -> None:
+    """Store the inputs that a folder is started with, unless another process has."""
+    with atomic_write(folder / LISTING, keep=True) as part, part.open("wb") as file:
+        np.save(file, _as_array(hashes), allow_pickle=False)
 
 
 def _as_array(hashes: Iterable[str]) -> np.ndarray:

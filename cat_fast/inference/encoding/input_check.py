@@ -5,8 +5,8 @@ archives. So are the key and labels of each encoded sample. Its image is read on
 time of its file or archive has changed.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from itertools import islice, zip_longest
+from collections.abc import Collection, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from cat_fast.data.files import write_json
 from cat_fast.data.input_samples import (
     LISTING,
     CurrentSample,
+    Listing,
     SampleRecord,
     changed_inputs,
-    check_listing,
     claim_listing,
     compare,
     hash_labels,
@@ -46,7 +46,6 @@ class InputCheck:
     def __init__(self, images: ShardSet, folder: Path, per_shard: int, shard_format: str) -> None:
         self.images, self.folder = images, folder
         self.per_shard, self.shard_format = per_shard, shard_format
-        self._listing: list[str] | None = None
 
     def check(self, inputs: Collection[int]) -> None:
         """Compare the list of inputs, and the samples of the input shards with these indices.
@@ -58,33 +57,50 @@ class InputCheck:
         """
         if not (self.folder / LISTING).is_file():
             return
-        check_listing(self.folder, self._hashes, self._key_of)
-        for index, numbers in sorted(recorded_pieces(self.folder).items()):
-            if index in inputs and index < len(self.images.names):
-                self._check_input(index, numbers)
+        listing, pieces = Listing(self.folder), recorded_pieces(self.folder)
+        if (names := self._names()) is not None:
+            listing.compare(list(map(hash_name, names)), names)
+            listing.finish()
+        for index in range(len(self.images.names)):
+            entries = None
+            if names is None:
+                entries = list(self.images.open(index).entries(0))
+                listing.compare(list(map(_hash, entries)), [entry.key for entry in entries])
+            if index in inputs and index in pieces:
+                self._check_input(index, pieces[index], entries)
+        if names is None:
+            listing.finish()
 
     def claim(self) -> None:
-        """Store the list of inputs of a new folder; another process may have done so.
+        """Store the list of inputs of a new folder, or compare it if another process has.
 
         Raises:
             UserError: see `check`.
         """
-        claim_listing(self.folder, self._hashes, self._key_of)
+        if (self.folder / LISTING).is_file():
+            return
+        names = self._names()
+        if names is not None:
+            claim_listing(self.folder, map(hash_name, names))
+        else:
+            shards = map(self.images.open, range(len(self.images.names)))
+            claim_listing(self.folder, (_hash(entry) for shard in shards for entry in shard.entries(0)))
+        self.check(())
 
-    def _check_input(self, index: int, numbers: Sequence[int]) -> None:
+    def _check_input(self, index: int, numbers: Sequence[int], entries: Sequence[Entry] | None) -> None:
         records = {number: complete_record(self._path(index, number)) for number in numbers}
         found = {number: record for number, record in records.items() if record is not None}
         try:
             archive = self.images.stamp(index) if isinstance(self.images, TarShards) else None
             if archive is not None and all(record["archive"] == archive for record in found.values()):
                 return
-            entries = self.images.open(index).entries(0)
+            opened = self.images.open(index).entries(0) if entries is None else iter(entries)
         except UnreadableShard as error:
             raise changed_inputs(
                 self.folder, f"{self.images.names[index]} cannot be opened ({error})"
             ) from error
         last_key = ""
-        for number, piece, last in split_pieces(entries, self.per_shard):
+        for number, piece, last in split_pieces(opened, self.per_shard):
             last_key = piece[-1].key
             if (record := found.pop(number, None)) is not None:
                 self._check_piece(self._path(index, number), record, piece, last, archive)
@@ -107,7 +123,7 @@ class InputCheck:
             if sample is None or entry is None:
                 changed = f"{sample.key!r} is missing" if sample else f"{entry.key!r} is new"
                 raise changed_inputs(self.folder, changed)
-            current = CurrentSample(entry.key, hash_labels(entry.key, entry.labels), entry.path, entry.read)
+            current = CurrentSample(entry.key, _hash(entry), entry.path, entry.read)
             difference, compared = compare(sample, current, archive_changed)
             if difference and not sample.skipped:
                 raise changed_inputs(self.folder, f"{entry.key!r}: {difference}")
@@ -124,26 +140,6 @@ class InputCheck:
     def _path(self, index: int, number: int) -> Path:
         return piece_path(self.folder, index, number, self.shard_format)
 
-    @property
-    def _hashes(self) -> list[str]:
-        if self._listing is None:
-            names = self._names()
-            if names is not None:
-                self._listing = list(map(hash_name, names))
-            else:
-                self._listing = [hash_labels(entry.key, entry.labels) for entry in self._rows()]
-        return self._listing
-
-    def _key_of(self, number: int) -> str:
-        names = self._names()
-        if names is not None:
-            return names[number]
-        return next(islice(self._rows(), number, None)).key
-
-    def _rows(self) -> Iterator[Entry]:
-        for index in range(len(self.images.names)):
-            yield from self.images.open(index).entries(0)
-
     def _names(self) -> Sequence[str] | None:
         """Return the names of files or archives, which may have moved; None for rows of an index."""
         if isinstance(self.images, FolderShards):
@@ -151,3 +147,7 @@ class InputCheck:
         if isinstance(self.images, TarShards):
             return [name.rpartition("/")[2] for name in self.images.names]
         return None
+
+
+def _hash(entry: Entry) -> str:
+    return hash_labels(entry.key, entry.labels)
