@@ -62,12 +62,13 @@ class InputCheck:
             listing.compare(list(map(hash_name, names)), names)
             listing.finish()
         for index in range(len(self.images.names)):
-            entries = None
+            entries, hashes = None, None
             if names is None:
                 entries = list(self.images.open(index).entries(0))
-                listing.compare(list(map(_hash, entries)), [entry.key for entry in entries])
+                hashes = list(map(_hash, entries))
+                listing.compare(hashes, [entry.key for entry in entries])
             if index in inputs and index in pieces:
-                self._check_input(index, pieces[index], entries)
+                self._check_input(index, pieces[index], entries, hashes)
         if names is None:
             listing.finish()
 
@@ -87,7 +88,14 @@ class InputCheck:
             claim_listing(self.folder, (_hash(entry) for shard in shards for entry in shard.entries(0)))
         self.check(())
 
-    def _check_input(self, index: int, numbers: Sequence[int], entries: Sequence[Entry] | None) -> None:
+    def _check_input(
+        self,
+        index: int,
+        numbers: Sequence[int],
+        entries: Sequence[Entry] | None,
+        hashes: Sequence[str] | None,
+    ) -> None:
+        """Compare the samples of an input shard; entries and hashes are given if it has been opened."""
         records = {number: complete_record(self._path(index, number)) for number in numbers}
         found = {number: record for number, record in records.items() if record is not None}
         try:
@@ -103,7 +111,9 @@ class InputCheck:
         for number, piece, last in split_pieces(opened, self.per_shard):
             last_key = piece[-1].key
             if (record := found.pop(number, None)) is not None:
-                self._check_piece(self._path(index, number), record, piece, last, archive)
+                start = number * self.per_shard
+                known = hashes[start : start + len(piece)] if hashes else list(map(_hash, piece))
+                self._check_piece(self._path(index, number), record, piece, known, last, archive)
         if found:
             raise changed_inputs(self.folder, f"images after {last_key!r} are missing")
 
@@ -112,6 +122,7 @@ class InputCheck:
         path: Path,
         record: dict[str, Any],
         piece: Sequence[Entry],
+        hashes: Sequence[str],
         last: bool,
         archive: dict[str, Any] | None,
     ) -> None:
@@ -119,11 +130,11 @@ class InputCheck:
         before = [SampleRecord(*values) for values in record["samples"]]
         now: list[SampleRecord] = []
         usable_now = False
-        for sample, entry in zip_longest(before, piece):
+        for sample, entry, labels in zip_longest(before, piece, hashes):
             if sample is None or entry is None:
                 changed = f"{sample.key!r} is missing" if sample else f"{entry.key!r} is new"
                 raise changed_inputs(self.folder, changed)
-            current = CurrentSample(entry.key, _hash(entry), entry.path, entry.read)
+            current = CurrentSample(entry.key, labels, entry.path, entry.read)
             difference, compared = compare(sample, current, archive_changed)
             if difference and not sample.skipped:
                 raise changed_inputs(self.folder, f"{entry.key!r}: {difference}")

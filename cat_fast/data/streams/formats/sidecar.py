@@ -62,7 +62,9 @@ def write_sidecar(shard: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines next to `shard`, atomically."""
     with atomic_write(sidecar_url(str(shard))) as part:
         part.write_text(
-            "".join(json.dumps(dict(r), ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
+            "".join(json.dumps(dict(r), ensure_ascii=False) + "\n" for r in rows),
+            encoding="utf-8",
+            errors="backslashreplace",
         )
 
 
