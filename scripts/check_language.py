@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCOPE = (
     "cat_fast", "kernels", "csrc", "configs", "benchmarks", "scripts", "docs", "README.md", "CONTRIBUTING.md",
+    "CHANGELOG.md",
 )  # fmt: skip
 
 BANNED = {

@@ -31,11 +31,11 @@ class StockAutoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
         self.load_state_dict(model.state_dict())
 
-    def encode(self, x_BCHW: Tensor) -> Tensor:
-        return self.quant_conv(self.encoder(x_BCHW))
+    def encode(self, x: Tensor) -> Tensor:
+        return self.quant_conv(self.encoder(x))
 
-    def decode(self, z_BCHW: Tensor) -> Tensor:
-        return self.decoder(self.post_quant_conv(z_BCHW))
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(z))
 
 
 class _Encoder(nn.Module):
@@ -60,8 +60,8 @@ class _Encoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(widths.groups, widths.mid, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths.mid, 2 * config["latent_channels"], 3, padding=1)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        h = self.conv_in(x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
         for block in self.down_blocks:
             h = block(h)
         for matching in self.channel_matching.values():
@@ -91,8 +91,8 @@ class _Decoder(nn.Module):
         self.conv_norm_out = nn.GroupNorm(widths.groups, channels[0], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(channels[0], config["out_channels"], 3, padding=1)
 
-    def forward(self, z_BCHW: Tensor) -> Tensor:
-        h = self.mid_block(self.conv_in(z_BCHW))
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid_block(self.conv_in(z))
         for matching in self.channel_matching.values():
             h = matching(h, None)
         for block in self.up_blocks:

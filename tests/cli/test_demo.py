@@ -48,7 +48,7 @@ def test_summary_is_five_lines_with_paths_and_metrics(cat_fast, calls, tmp_path)
     assert "19.3 dB held out, +7.2 over mean colour" in lines[1]
     assert "1.01 -> 0.46" in lines[2]
     assert "108%" in lines[3]
-    assert f"--checkpoint {out / 'pipeline' / 'tokenizer'}" in lines[4]
+    assert f"--checkpoint {out / 'pipeline' / 'vae'}" in lines[4]
 
 
 @pytest.mark.parametrize("option", [("--tokenizer-steps", 0), ("--ranks", -1), ("--sampling-steps", "many")])

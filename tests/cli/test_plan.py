@@ -79,7 +79,7 @@ def test_memory_of_the_papers_model_needs_no_weights_or_data(cat_fast, tmp_path)
     [
         (("memory", NANO, "--gpu", "TPU"), ("--gpu", "A100-40")),
         (("memory", NANO, "precision=fp8"), ("fp8", "bf16")),
-        (("memory", NANO, "model.ratios=[3]"), ("ratio 3",)),
+        (("memory", NANO, "model.ratios=[3]"), ("expected powers of two", "got 3")),
         (("memory", CONFIGS / "generator/nano.yaml"), ("expected task 'tokenizer'", "got 'generator'")),
         (("cost", NANO, "--batches", "a"), ("--batches", "2,4,8")),
         (("cost", NANO, *TINY, "--batches", "2"), ("at least two",)),

@@ -295,7 +295,7 @@ def test_ranks_with_different_files_fail_together(shards, tmp_path):
 def test_shares_are_counted_once_for_all_ranks_and_kept_on_resume(shards, tmp_path, monkeypatch):
     counts = [{8: 1, 16: 5, 32: 2}, {8: 3, 16: 1, 32: 1}, {16: 1}]
     results = iter(counts)
-    monkeypatch.setattr(image_source, "counted", lambda *_: Mix(next(results), counted=True))
+    monkeypatch.setattr(image_source, "count_mix", lambda *_: Mix(next(results), counted=True))
     run = config(f"data.shards={shards}")
     sources = on_thread_ranks(2, lambda ranks: make_source(run, ranks))
     assert [source.plan.plan.shares for source in sources] == [{8: 1 / 8, 16: 5 / 8, 32: 2 / 8}] * 2
