@@ -16,10 +16,12 @@ import shlex
 import sys
 from pathlib import Path
 
+from cat_fast.console import safe_output
 from cat_fast.errors import UserError
 from cat_fast.training.config.load import load_run
 
 
+@safe_output()
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="cat_fast.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

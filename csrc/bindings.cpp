@@ -4,6 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
+#include <string>
+
 #include "token_budget_packer/best_fit.h"
 
 namespace py = pybind11;
@@ -15,23 +18,57 @@ py::array_t<int64_t> to_array(const std::vector<int64_t>& values) {
   return py::array_t<int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-using Lengths = py::array_t<int64_t, py::array::c_style>;
-
-const Lengths& one_dimensional(const Lengths& lengths) {
-  if (lengths.ndim() != 1) throw std::invalid_argument("lengths: expected a one-dimensional array");
-  return lengths;
+// A length given as an integer of Python or numpy. Conversion would truncate 7.9 and read true as 1.
+int64_t to_length(const py::handle item) {
+  const bool boolean = PyBool_Check(item.ptr()) ||
+                       (!PyLong_Check(item.ptr()) && py::hasattr(item, "dtype") &&
+                        std::string(py::str(item.attr("dtype"))).ends_with("bool"));
+  const auto index = py::reinterpret_steal<py::object>(boolean ? nullptr : PyNumber_Index(item.ptr()));
+  if (!index) {
+    PyErr_Clear();
+    throw std::invalid_argument("expected an integer number of tokens, got " + std::string(py::repr(item)));
+  }
+  int overflow = 0;
+  const int64_t length = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  // Lengths beyond 64 bits do not fit any batch.
+  if (overflow != 0) return overflow > 0 ? std::numeric_limits<int64_t>::max() : 0;
+  return length;
 }
 
-void extend(BestFitPacker& packer, const Lengths& lengths) {
-  packer.extend(one_dimensional(lengths).data(), lengths.size());
+std::vector<int64_t> to_lengths(const py::object& lengths) {
+  if (py::isinstance<py::array>(lengths)) {
+    const auto array = lengths.cast<py::array>();
+    if (array.ndim() != 1) throw std::invalid_argument("lengths: expected a one-dimensional array");
+    if (array.dtype().kind() == 'i') {
+      const py::array_t<int64_t, py::array::c_style | py::array::forcecast> values(array);
+      return {values.data(), values.data() + values.size()};
+    }
+  }
+  std::vector<int64_t> result;
+  for (const py::handle item : lengths) result.push_back(to_length(item));
+  return result;
 }
 
-std::pair<py::array_t<int64_t>, py::array_t<int64_t>> plan(const BestFitPacker& packer, const Lengths& lengths) {
-  one_dimensional(lengths);
+void extend(BestFitPacker& packer, const py::object& lengths) {
+  const std::vector<int64_t> values = to_lengths(lengths);
+  packer.extend(values.data(), static_cast<int64_t>(values.size()));
+}
+
+void restore(BestFitPacker& packer, const py::dict& saved) {
+  BestFitPacker::Pending pending;
+  for (const py::handle entry : saved["pending"]) {
+    const auto [id, length] = entry.cast<std::pair<py::object, py::object>>();
+    pending.emplace_back(to_length(id), to_length(length));
+  }
+  packer.restore(to_length(saved["next_id"]), pending);
+}
+
+std::pair<py::array_t<int64_t>, py::array_t<int64_t>> plan(const BestFitPacker& packer, const py::object& lengths) {
+  const std::vector<int64_t> values = to_lengths(lengths);
   std::vector<int64_t> ids, offsets;
   {
     py::gil_scoped_release release;
-    packer.plan(lengths.data(), lengths.size(), ids, offsets);
+    packer.plan(values.data(), static_cast<int64_t>(values.size()), ids, offsets);
   }
   return {to_array(ids), to_array(offsets)};
 }
@@ -72,20 +109,15 @@ PYBIND11_MODULE(_bindings, m) {
       .def(py::init<int64_t, int64_t, int64_t, int64_t>(), py::arg("max_tokens"), py::arg("max_sequences"),
            py::arg("window"), py::arg("ranks") = 1)
       .def("extend", &extend, py::arg("lengths"),
-           "Append sequences; the id of each is the number of sequences added before it. If a length is outside "
-           "1 .. max_tokens, append none and raise ValueError.")
+           "Append sequences; the id of each is the number of sequences added before it. If a length is not an "
+           "integer from 1 to max_tokens, append none and raise ValueError.")
       .def("next", &BestFitPacker::next, py::arg("flush") = false,
            "Return the ids of one batch per rank. Return None if no sequence is pending, or if fewer than "
            "`window` are and `flush` is False.")
       .def("pending", &BestFitPacker::pending, "Return (id, length) of every pending sequence, oldest first.")
       .def("state", &state, "Return the packer's state as plain ints and lists, for restore().")
-      .def(
-          "restore",
-          [](BestFitPacker& packer, const py::dict& saved) {
-            packer.restore(saved["next_id"].cast<int64_t>(),
-                           saved["pending"].cast<BestFitPacker::Pending>());
-          },
-          py::arg("state"), "Resume from a saved state(). Raise ValueError if it is not valid for this packer.")
+      .def("restore", &restore, py::arg("state"),
+           "Resume from a saved state(). If it is not valid for this packer, change nothing and raise ValueError.")
       .def("plan", &plan, py::arg("lengths"),
            "Return (ids, offsets) of the batches of an entire int64 array, `ranks` batches per step: batch b is "
            "ids[offsets[b]:offsets[b + 1]]. Does not change the packer.")

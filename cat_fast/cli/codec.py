@@ -16,10 +16,12 @@ from cat_fast.cli.codec_tables import (
     encoded_table,
     format_count,
     print_encoded_summary,
-    print_json,
     print_notice,
 )
 from cat_fast.errors import UserError
+
+_MAX_LISTED = 10
+"""Maximum number of names in a message."""
 
 CheckpointOption = Annotated[
     Path,
@@ -94,7 +96,7 @@ def encode(
         typer.Option(
             metavar="FILE.jsonl",
             help='Captions of individual images: one {"file": ..., "caption": ...} per line, optionally with'
-            ' "has_text" and "has_faces" to override the flags.',
+            ' "has_text" and "has_faces" to override the flags. Paths are relative to this file.',
             show_default=False,
         ),
     ] = None,
@@ -133,9 +135,9 @@ def encode(
     """
     fixed = parse_ratio(ratio)
 
-    from cat_fast.data.images.io import find_images
+    from cat_fast.data.images.io import distinct_files, find_images
 
-    files = find_images(photos)  # report missing files before the slow import of torch
+    files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
     from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
     from cat_fast.complexity.ratio_policy import RatioPolicy
@@ -143,7 +145,7 @@ def encode(
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
     from cat_fast.models.load import load_tokenizer
 
-    rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else {}
+    rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else None
     descriptions = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
     sizes = JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else JPEG_THRESHOLDS
@@ -166,11 +168,23 @@ def encode(
     print_notice(
         Counter(choice.origin for choice in choices), Counter(choice.ratio for choice in choices), size
     )
+    unmatched = rows.unmatched(files) if rows else []
     if json_output:
-        print_json({"out": str(out) if encoded else None, "size": size, "images": list(map(as_row, results))})
+        console.print_json(
+            {
+                "out": str(out) if encoded else None,
+                "size": size,
+                "images": list(map(as_row, results)),
+                "unmatched_captions": unmatched,
+            }
+        )
     elif encoded:
         console.out.print(encoded_table(encoded))
         print_encoded_summary(encoded, size, out)
+    if unmatched:
+        names = ", ".join(unmatched[:_MAX_LISTED]) + (", ..." if len(unmatched) > _MAX_LISTED else "")
+        line = f"{captions}: {len(unmatched)} of its rows match no image: {names}"
+        console.err.print(Text(line), soft_wrap=True)
     _report_errors([result.error for result in results if result.error], len(results), "written")
 
 
@@ -222,7 +236,7 @@ def decode(
         )
     decoded = [result for result in results if result.file]
     if json_output:
-        print_json({"out": str(out), "images": list(map(as_row, results))})
+        console.print_json({"out": str(out), "images": list(map(as_row, results))})
     elif decoded:
         console.out.print(decoded_table(decoded))
         console.out.print(Text(f"{format_count(len(decoded))} in {out}"), soft_wrap=True)

@@ -1,6 +1,5 @@
 """Tables and summaries printed by `cat-fast encode` and `cat-fast decode`."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,7 +7,6 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -92,10 +90,6 @@ def as_row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:
     fields = asdict(result)
     choice = fields.pop("choice", None) or {}
     return fields | choice | {"file": str(result.file) if result.file else None}
-
-
-def print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(content, indent=2))
 
 
 def format_count(count: int) -> str:

@@ -19,7 +19,7 @@ from cat_fast.cli.codec import (
     ThresholdsOption,
     parse_ratio,
 )
-from cat_fast.cli.codec_tables import print_json, print_notice
+from cat_fast.cli.codec_tables import print_notice
 from cat_fast.cli.labels import read_classes
 from cat_fast.errors import UserError
 
@@ -126,7 +126,9 @@ def encode_shards(
     )
     find_device(device)  # report an unusable device before starting processes
     tokenizer = load_tokenizer(checkpoint, "cpu" if workers > 1 else device)
-    input_shards, names = prepare_folder(settings, tokenizer, names)
+    input_shards, names = prepare_folder(
+        settings, tokenizer, names, rank=rank, world_size=world_size, workers=workers
+    )
     labelled = count_labels(settings)
     noticed = print_notice(labelled.origins, labelled.ratios, size)
     units = work_units(rank, world_size, workers, input_shards)
@@ -202,7 +204,7 @@ def _report(summary: dict[str, Any], json_output: bool) -> None:
     if (more := summary["skipped"] - _MAX_LISTED) > 0:
         console.err.print(f"skipped: {more} more (use --json to list them)")
     if json_output:
-        print_json(summary)
+        console.print_json(summary)
         return
     mix = ", ".join(f"{count} at {ratio}x" for ratio, count in summary["ratios"].items())
     mean = f"; mean {summary['mean_tokens']:.1f} tokens" if summary["latents"] else ""

@@ -1,6 +1,5 @@
 """`cat-fast info`: versions, devices and kernel backends of this installation."""
 
-import json
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -34,7 +33,7 @@ def info(
     """
     report = environment()
     if json_output:
-        typer.echo(json.dumps(report, indent=2))
+        console.print_json(report)
         return
     facts = Table(show_header=False, box=None)
     facts.add_row("python", report["python"])

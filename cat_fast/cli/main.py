@@ -17,13 +17,17 @@ from cat_fast.cli.runs import runs
 from cat_fast.cli.sample import sample
 from cat_fast.cli.score import score
 from cat_fast.cli.shard import shard
-from cat_fast.console import out, print_error
+from cat_fast.console import out, print_error, safe_output
 from cat_fast.errors import UserError
 from cat_fast.processes.signals import interruptible, report
 
 
 class _OneLineErrors(TyperGroup):
     """Command group that reports user errors and interruptions on one line, with their own exit codes."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        with safe_output():
+            return super().main(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         with interruptible():

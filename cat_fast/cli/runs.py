@@ -1,6 +1,5 @@
 """`cat-fast runs`: list training runs with their state and the command to resume them."""
 
-import json
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -36,7 +35,7 @@ def runs(
         raise UserError(f"{folder}: no such folder; pass the folder that contains the runs")
     found = find_runs(folder)
     if json_output:
-        typer.echo(json.dumps([asdict(run) for run in found], indent=2))
+        console.print_json([asdict(run) for run in found])
         return
     if not found:
         console.out.print(f"no runs in {folder}", markup=False, soft_wrap=True)

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from cat_fast import console
 from cat_fast.cli.codec import parse_ratio
-from cat_fast.cli.codec_tables import print_json
 from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
@@ -196,7 +195,7 @@ def sample(
         "npz": str(run.write_npz()) if npz and not missing else None,
     }
     if json_output:
-        print_json(summary)
+        console.print_json(summary)
     else:
         _print(summary)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cat_fast import console
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 
@@ -102,18 +102,16 @@ def score(
         with atomic_write(json_file) as part:
             part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
-    console = Console()
-    console.print(_table(results, explain))
+    console.out.print(_table(results, explain))
     mix = ", ".join(f"{ratio}x {share:.0%}" for ratio, share in summary["mix"].items())
-    console.print(
+    console.out.print(
         f"{len(results)} caption{'s' * (len(results) > 1)}: {mix}; {_cost(summary)};"
         f" thresholds {chosen.a},{chosen.b}",
-        highlight=False,
     )
     if json_file:
-        console.print(f"Written to {json_file}", highlight=False, markup=False)
+        console.out.print(f"Written to {json_file}", markup=False)
     if explain:
-        console.print(f"\n{rubric_text()}", highlight=False, markup=False)
+        console.out.print(f"\n{rubric_text()}", markup=False)
 
 
 def _table(results: "list[ComplexityResult]", explain: bool) -> Table:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ def atomic_write(path: str | os.PathLike[str], *, keep: bool = False, flush: boo
     """Yield a temporary path next to `path`; on success it is flushed to disk and renamed to `path`.
 
     An exception leaves an existing file at `path` unchanged, and so does killing the process, which leaves at
-    most a hidden `.NAME.*.part` file. Missing parent folders are created.
+    most a hidden `.NAME.*.part` file. Missing parent folders are created. The file has the mode of any new
+    file, also if a library replaces the temporary one.
 
     Args:
         keep: keep a file that exists at `path` by the end, perhaps written by another process; read it
@@ -27,12 +29,14 @@ def atomic_write(path: str | os.PathLike[str], *, keep: bool = False, flush: boo
         flush: flush to disk, which is slow on some disks; without it, a machine crash may truncate the file.
 
     Raises:
-        UserError: the file cannot be written (no permission, disk full, `path` is a folder).
+        UserError: the file cannot be written (no permission, disk full, `path` is a folder or device).
     """
     path = Path(path)
     part = _create_part(path)
     try:
+        mode = _mode(part)
         yield part
+        _set_mode(part, mode)
         if flush:
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -42,6 +46,18 @@ def atomic_write(path: str | os.PathLike[str], *, keep: bool = False, flush: boo
         raise _unwritable(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def set_default_mode(path: Path) -> None:
+    """Give a file the mode of any new file in its folder, following the umask.
+
+    safetensors makes its files readable by their owner only, which locks out everybody else in a group.
+    """
+    probe = _create_part(path)
+    try:
+        _set_mode(path, _mode(probe))
+    finally:
+        probe.unlink()
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
@@ -71,6 +87,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    if _mode(path) != mode:
+        with suppress(PermissionError):  # some mounted file systems have one mode for all files
+            path.chmod(mode)
+
+
 def _link(part: Path, path: Path) -> bool:
     """Link `part` to `path` unless it exists; return False on file systems without hard links."""
     try:
@@ -85,6 +111,8 @@ def _link(part: Path, path: Path) -> bool:
 def _create_part(path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; expected a file name")
+    if path.exists() and not path.is_file():  # such as /dev/null, which renaming would replace
+        raise UserError(f"{path}: is a device or pipe; expected a file name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: its files, and so the result, would be readable by their owner only.

@@ -8,6 +8,7 @@ from typing import Any
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
 
+_ADVICE = "choose another folder, or delete this one"
 _MAX_SHOWN = 60
 """Maximum length of a value quoted in an error, in characters."""
 
@@ -31,17 +32,36 @@ def claim_folder(path: Path, settings: Mapping[str, Any], content: str) -> bool:
     claimed = path.exists()
     if not claimed:
         write_json(path, settings, keep=True)
-    advice = "choose another folder, or delete this one"
+    _require_equal(path, _read(path), settings, content)
+    return claimed
+
+
+def require_same_settings(path: Path, settings: Mapping[str, Any], content: str) -> None:
+    """Compare some of the settings that a folder was claimed with, if it was; see `claim_folder`.
+
+    Raises:
+        UserError: the folder was claimed with other settings, or the file cannot be read.
+    """
+    if path.exists():
+        found = _read(path)
+        if isinstance(found, dict):
+            found = {name: value for name, value in found.items() if name in settings}
+        _require_equal(path, found, settings, content)
+
+
+def _read(path: Path) -> Any:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); {advice}") from error
+        raise UserError(f"{path} cannot be read ({error}); {_ADVICE}") from error
+
+
+def _require_equal(path: Path, found: Any, settings: Mapping[str, Any], content: str) -> None:
     wanted = json.loads(json.dumps(settings))
     if differing := list(_differences(found, wanted)):
         raise UserError(
-            f"{path.parent} contains {content} made with other settings ({', '.join(differing)}); {advice}"
+            f"{path.parent} contains {content} made with other settings ({', '.join(differing)}); {_ADVICE}"
         )
-    return claimed
 
 
 def _differences(found: Any, wanted: Any, name: str = "") -> Iterator[str]:

@@ -5,12 +5,12 @@ for keys in packer.pack((sample.key, tokens_of(sample)) for sample in stream):
     ...
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from cat_fast.errors import UserError
-from cat_fast.packing.reference_packer import ReferenceBestFitPacker
+from cat_fast.packing.reference_packer import ReferenceBestFitPacker, parse_length
 
 try:
     from cat_fast._bindings import BestFitPacker
@@ -90,25 +90,26 @@ class TokenBudgetPacker(Generic[Item]):
         """Append an item of `length` tokens.
 
         Raises:
-            UserError: the length is outside 1 .. max_tokens.
+            UserError: the length is not an integer from 1 to max_tokens.
         """
         self.extend([item], [length])
 
-    def extend(self, items: Sequence[Item], lengths: Sequence[int]) -> None:
-        """Append items with their lengths; if one length is invalid, append none.
+    def extend(self, items: Iterable[Item], lengths: Iterable[int]) -> None:
+        """Append items with their lengths; after an error, none is appended.
 
         Raises:
-            UserError: a length is outside 1 .. max_tokens.
+            UserError: a length is not an integer from 1 to max_tokens, or there is not one per item.
         """
-        try:
-            self._core.extend(lengths)
-        except ValueError as error:
-            limit = self.statistics.max_tokens
-            item = next(item for item, n in zip(items, lengths, strict=True) if not 1 <= n <= limit)
-            raise UserError(f"{item}: {error}") from error
+        items, lengths = list(items), list(lengths)
+        if len(items) != len(lengths):
+            raise UserError(
+                f"packer: expected one length per item, got {len(items)} items and {len(lengths)} lengths"
+            )
+        parsed = [self._parse(item, length) for item, length in zip(items, lengths, strict=True)]
+        self._core.extend(parsed)
         ids = range(self._added, self._added + len(items))
         self._items.update(zip(ids, items, strict=True))
-        self._lengths.update(zip(ids, lengths, strict=True))
+        self._lengths.update(zip(ids, parsed, strict=True))
         self._added += len(items)
 
     def next(self, *, flush: bool = False) -> list[list[Item]] | None:
@@ -163,20 +164,31 @@ class TokenBudgetPacker(Generic[Item]):
                 none is lost or repeated, and the statistics start again; batches follow the new settings.
 
         Raises:
-            UserError: the state was saved with other settings and `repack` is False, so the batches would
-                differ; or a pending item is longer than `max_tokens`.
+            UserError: the state is damaged, or was saved with other settings and `repack` is False, so the
+                batches would differ; or a pending item is longer than `max_tokens`. The packer is then
+                unchanged.
         """
         same, limit = state["settings"] == self._settings, self.statistics.max_tokens
         if not (same or repack):
             raise UserError(
                 f"packer: expected a state saved with {self._settings}, got one with {state['settings']}"
             )
-        if too_long := [(item, length) for _, length, item in state["pending"] if length > limit]:
-            item, length = too_long[0]
-            raise UserError(f"{item}: {length} pending tokens exceed max_tokens={limit}; raise it")
-        pending = [(id_, length) for id_, length, _ in state["pending"]]
-        self._core.restore({"next_id": state["added"], "pending": pending})
+        for _, length, item in state["pending"]:
+            if isinstance(length, int) and length > limit:
+                raise UserError(f"{item}: {length} pending tokens exceed max_tokens={limit}; raise it")
+        pending = [(id_, self._parse(item, length)) for id_, length, item in state["pending"]]
+        try:
+            statistics = PackingStatistics(**state["statistics"]) if same else PackingStatistics(limit)
+            self._core.restore({"next_id": state["added"], "pending": pending})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"packer: the saved state is damaged ({error})") from error
         self._added = state["added"]
         self._items = {id_: item for id_, _, item in state["pending"]}
         self._lengths = dict(pending)
-        self.statistics = PackingStatistics(**state["statistics"]) if same else PackingStatistics(limit)
+        self.statistics = statistics
+
+    def _parse(self, item: Item, length: Any) -> int:
+        try:
+            return parse_length(length, self.statistics.max_tokens)
+        except ValueError as error:
+            raise UserError(f"{item}: {error}") from error

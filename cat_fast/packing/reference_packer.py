@@ -1,8 +1,35 @@
 """Best-fit packing in plain Python: reference and fallback of the native core."""
 
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+
+def parse_length(length: Any, max_tokens: int) -> int:
+    """Return a length, an integer of Python, numpy or torch, as an int.
+
+    Raises:
+        ValueError: it is not an integer, or outside 1 .. max_tokens.
+    """
+    value = _as_integer(length)
+    if not 1 <= value <= max_tokens:
+        raise ValueError(
+            f"a sequence of {value} tokens does not fit a batch: lengths are 1 to {max_tokens} (max_tokens)"
+        )
+    return value
+
+
+def _as_integer(value: Any) -> int:
+    """Return an integer; conversion with int() would truncate 7.9, and read True as 1 and "5" as 5."""
+    if type(value) is int:  # the usual case, for speed
+        return value
+    try:
+        if isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool"):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"expected an integer number of tokens, got {value!r}") from None
 
 
 class ReferenceBestFitPacker:
@@ -41,17 +68,11 @@ class ReferenceBestFitPacker:
         """Append sequences; the id of a sequence is the number of sequences added before it.
 
         Raises:
-            ValueError: a length is outside 1 .. max_tokens; then none is appended.
+            ValueError: a length is not an integer from 1 to max_tokens; then none is appended.
         """
-        lengths = list(lengths)
-        for length in lengths:
-            if not 1 <= length <= self._max_tokens:
-                raise ValueError(
-                    f"a sequence of {length} tokens does not fit a batch: "
-                    f"lengths are 1 to {self._max_tokens} (max_tokens)"
-                )
-        self._pending += enumerate(lengths, self._next_id)
-        self._next_id += len(lengths)
+        parsed = [parse_length(length, self._max_tokens) for length in lengths]
+        self._pending += enumerate(parsed, self._next_id)
+        self._next_id += len(parsed)
 
     def next(self, flush: bool = False) -> list[list[int]] | None:
         """Return the ids of one batch per rank; batches may be empty if too few sequences are pending.
@@ -91,9 +112,21 @@ class ReferenceBestFitPacker:
         return {"next_id": self._next_id, "pending": self.pending()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Resume from a saved `state`."""
-        self._next_id = int(state["next_id"])
-        self._pending = [(int(id_), int(length)) for id_, length in state["pending"]]
+        """Resume from a saved `state`.
+
+        Raises:
+            ValueError: it is not the state of such a packer; then nothing changes.
+        """
+        next_id, expected = _as_integer(state["next_id"]), 0
+        pending = []
+        for id_, length in state["pending"]:
+            pending.append((_as_integer(id_), parse_length(length, self._max_tokens)))
+            if not expected <= pending[-1][0] < next_id:
+                raise ValueError(
+                    f"packer state: id {id_} is not in ascending order from 0 to below {next_id}"
+                )
+            expected = pending[-1][0] + 1
+        self._next_id, self._pending = next_id, pending
 
     def _within_budgets(self, window: list[tuple[int, int]]) -> int:
         """Return the number of oldest sequences in the window that fit the combined budgets of all ranks."""

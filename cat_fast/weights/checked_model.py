@@ -15,6 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from cat_fast.errors import UserError
 from cat_fast.weights.published import check_keys
+from cat_fast.weights.weight_files import WeightFiles
 
 DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 """Options of diffusers' `from_pretrained` that concern downloads and have no effect on local files."""
@@ -63,7 +64,7 @@ HANDLED = (
 """Texts of diffusers' log records of missing or unexpected weights and files, which raise errors here."""
 
 
-class CheckedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
+class CheckedModel(WeightFiles, ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
     """Model of diffusers that is never loaded from another class's folder or from incomplete weights."""
 
     _converted_classes: ClassVar[tuple[type, ...]] = ()

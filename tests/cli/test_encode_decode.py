@@ -121,6 +121,30 @@ class TestEncode:
         assert "3 images: 1 at 8x, 2 at 32x; mean 6.0 tokens against 4 at a fixed 16x (+50.0%)" in output
         assert "out.safetensors" in output
 
+    def test_caption_rows_without_an_image_are_reported(self, cat_fast, checkpoint, photos, tmp_path):
+        rows = [{"file": f"photos/{name}.jpg", "caption": SIMPLE} for name in ("a", "typo")]
+        rows += [{"key": f"other-{n}", "caption": SIMPLE} for n in range(11)]
+        (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        command = ["encode", photos, "-c", checkpoint, "-o", tmp_path / "out.safetensors", "--size", 64]
+        command += ["--captions", tmp_path / "captions.jsonl"]
+        for options in ([], ["--ratio", 16]):  # a fixed ratio does not use the captions
+            result = cat_fast(*command, *options)
+            assert result.exit_code == 0
+            assert "captions.jsonl: 12 of its rows match no image: photos/typo.jpg, other-0," in result.stderr
+            assert result.stderr.endswith("other-8, ...\n")
+        assert len(parse_json(cat_fast(*command, "--json"))["unmatched_captions"]) == 12
+
+    def test_a_file_given_by_several_paths_is_encoded_once(
+        self, cat_fast, checkpoint, photos, tmp_path, monkeypatch
+    ):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "link.png").symlink_to(photos / "b.png")
+        given = ["photos/a.jpg", "photos", photos / "a.jpg", "photos/../photos/c.webp", "link.png", photos]
+        command = ["encode", *given, "-c", checkpoint, "-o", "out.safetensors", "--ratio", 32, "--size", 64]
+        images = parse_json(cat_fast(*command, "--json"))["images"]
+        assert [image["file"] for image in images] == ["photos/a.jpg", "photos/b.png", "photos/c.webp"]
+        assert sorted(load_file("out.safetensors")) == ["a", "b", "c"]
+
     def test_images_with_the_same_name_are_all_kept(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "more").mkdir()
         Image.new("RGB", (64, 64), "red").save(photos / "more" / "a.png")
@@ -139,6 +163,29 @@ class TestEncode:
 
 
 class TestBadImages:
+    @pytest.mark.parametrize(("ratios", "code"), [((8,), 1), ((8, 16, 32), 2)])
+    def test_latents_that_are_not_finite_are_not_written(
+        self, cat_fast, photos, tmp_path, monkeypatch, ratios, code
+    ):
+        encode = NestedAutoencoderKL.encode
+
+        def overflowing(self, x, ratio):
+            encoded = encode(self, x, ratio)
+            encoded.latent_dist.mean.mul_(float("inf") if ratio in ratios else 1)
+            return encoded
+
+        monkeypatch.setattr(NestedAutoencoderKL, "encode", overflowing)
+        tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+        (photos / "a.txt").write_text(BUSY + " with numbers")  # 8x; the others 32x
+        out = tmp_path / "out.safetensors"
+        command = ["encode", photos, "-c", tmp_path / "tokenizer", "-o", out, "--size", 64, "--has-text"]
+        result = cat_fast(*command)
+        assert result.exit_code == code
+        assert "a.jpg: the latent contains NaN or infinite values; check the weights" in result.stderr
+        assert out.exists() == (code == 1)
+        if code == 1:
+            assert sorted(load_file(out)) == ["b", "c"]
+
     def test_bad_images_do_not_affect_the_others(self, cat_fast, checkpoint, photos, tmp_path):
         (photos / "broken.jpg").write_bytes((photos / "a.jpg").read_bytes()[:300])
         (photos / "empty.png").touch()

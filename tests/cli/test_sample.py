@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.generator import DiT, paper_schedule
@@ -224,6 +225,10 @@ def test_a_killed_run_resumes_to_the_same_bits(models, tmp_path):
         (["--max-tokens", 8, "--ratio", 8, "--guidance", 1], ["has 16 tokens; raise it to at least 16"]),
         (["--labels", "", "--count", 5], ["--labels '': expected class names", "such as 'clear sky'"]),
         (["--labels", ",", "-l", " "], ["--labels ',', ' ': expected class names or numbers"]),
+        *((["--guidance", value], ["guidance_scale", "finite"]) for value in ("nan", "inf", "-inf")),
+        *((["--mean-tokens", value], ["mean_tokens", "finite"]) for value in ("nan", "inf")),
+        *((["--seed", seed], [f"seed {seed}: expected 0 to"]) for seed in (2**64, 2**64 - 2, 10**30)),
+        (["--guidance", 1e300], ["guidance_scale 1e+300: expected a finite number"]),
         (["--device", "abacus"], ["abacus"]),
         (["-p", "nowhere"], ["nowhere is not a pipeline: no such folder"]),
     ],
@@ -232,6 +237,40 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(cat_fast, models, t
     result = cat_fast("sample", "-p", models, "-o", tmp_path / "out", *options)
     assert_one_line_error(result, *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_largest_seed_is_usable(cat_fast, models, tmp_path):
+    command = ["sample", "-p", models, "-o", tmp_path, *FAST, "--seed", 2**64 - 3]
+    assert cat_fast(*command).exit_code == 0
+
+
+@pytest.mark.parametrize("part", ["vae", "transformer"])
+def test_weights_with_nan_leave_nothing_that_blocks_the_next_run(cat_fast, models, tmp_path, part):
+    broken = tmp_path / "broken"
+    shutil.copytree(models, broken)
+    weights = broken / part / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file(
+        {name: tensor.fill_(float("nan")) for name, tensor in tensors.items()}, weights, {"format": "pt"}
+    )
+    if part == "vae":  # its fingerprint is another one
+        config = broken / "transformer/config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"tokenizer_fingerprint": None}))
+    result = cat_fast("sample", "-p", broken, "-o", tmp_path / "out", *FAST)
+    assert_one_line_error(result, "NaN or infinite values")
+    assert not (tmp_path / "out").exists()
+    assert cat_fast("sample", "-p", models, "-o", tmp_path / "out", *FAST).exit_code == 0
+
+
+def test_cut_and_empty_images_are_drawn_again(cat_fast, models, tmp_path):
+    command = ["sample", "-p", models, "-o", tmp_path, *FAST, "--grid", "--npz", "--json"]
+    assert cat_fast(*command).exit_code == 0
+    before = contents(tmp_path)
+    os.truncate(tmp_path / "images/000000.png", 0)
+    os.truncate(tmp_path / "images/000001.png", 1000)
+    (tmp_path / "images/000002.png").write_bytes(b"\0" * 1000)
+    assert parse_json(cat_fast(*command))["drawn_now"] == 3
+    assert contents(tmp_path) == before
 
 
 def test_non_square_images(cat_fast, models, tmp_path):

@@ -72,7 +72,7 @@ def test_sigkill_half_way_leaves_the_old_file(tmp_path):
 def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "plain").touch()
     with atomic_write(tmp_path / "a.bin") as part:
-        part.touch()
+        part.chmod(0o600)
     assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == stat.S_IMODE(
         (tmp_path / "plain").stat().st_mode
     )
@@ -85,6 +85,13 @@ def test_an_unwritable_path_is_reported(tmp_path, use):
         use(tmp_path / "file" / "a.bin")
     with pytest.raises(UserError, match="is a folder"):
         use(tmp_path)
+
+
+def test_a_pipe_or_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is a device or pipe; expected a file name"):
+        atomic_write(tmp_path / "pipe").__enter__()
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
 def test_require_writable_writes_nothing(tmp_path):

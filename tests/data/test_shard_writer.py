@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cat_fast.data import shard_writer
 from cat_fast.data.images.index import ImageRecord, read_index, write_index
 from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.data.shard_writer import IndexLines, write_shards
@@ -106,15 +107,58 @@ def test_missing_images_are_reported_and_skipped(index, tmp_path):
 def test_another_index_or_other_settings_are_rejected_in_the_same_folder(index, tmp_path):
     out = tmp_path / "out"
     list(write_shards(IndexLines(index), out, per_shard=5, seed=0))
-    for records, per_shard, seed in [
-        (IndexLines(index), 6, 0),
-        (IndexLines(index), 5, 1),
-        (read_index(index)[1:], 5, 0),
-    ]:
+    for per_shard, seed in [(6, 0), (5, 1)]:
         with pytest.raises(UserError, match="contains shards made with other settings"):
-            list(write_shards(records, out, per_shard, seed))
+            list(write_shards(IndexLines(index), out, per_shard, seed))
+    before, records = contents(out), read_index(index)
+    for changed, named in [
+        (records[2:], "'dir/über.2' has other labels"),
+        (records[:-1], "1 are missing, after 'dir/über.21"),
+        ([*records, replace(records[0], key="more")], "'more' is new"),
+        *(
+            ([*records[:7], replace(records[7], **change), *records[8:]], "'dir/über.7' has other labels")
+            for change in (
+                {"ratio": 64}, {"score": 1}, {"caption": "Strasse"}, {"has_text": True}, {"has_faces": True},
+                {"category": "sea"},
+            )
+        ),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=f"started with other images: {named}"):
+            list(write_shards(changed, out, 5, 0))
+    assert contents(out) == before
     with pytest.raises(UserError, match="at least 1"):
         list(write_shards(IndexLines(index), tmp_path / "new", 0, 0))
+
+
+def test_changed_images_are_named_and_copied_ones_resume(index, tmp_path, monkeypatch):
+    out, path = tmp_path / "out", tmp_path / "image 7.JPG"
+    list(write_shards(IndexLines(index), out, per_shard=5, seed=0))
+    before, kept = {p: p.stat().st_mtime_ns for p in out.glob("*.tar")}, path.read_bytes()
+    path.write_bytes(image(99, "JPEG"))
+    with pytest.raises(UserError, match=r"other images: 'dir/über\.7': its image differs; restore them"):
+        list(write_shards(IndexLines(index), out, per_shard=5, seed=0))
+    path.write_bytes(kept)  # with a new modification time
+    monkeypatch.chdir(tmp_path)
+    read, read_file = [], shard_writer.read_file
+    monkeypatch.setattr(shard_writer, "read_file", lambda p: read.append(p) or read_file(p))
+    for _ in range(2):  # the second time, the new time is known
+        list(write_shards(IndexLines("index.jsonl"), out, per_shard=5, seed=0))
+    assert read == ["image 7.JPG"]
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_missing_images_are_reported_again_until_they_are_there(index, tmp_path):
+    out, path = tmp_path / "out", tmp_path / "image 7.JPG"
+    kept = path.read_bytes()
+    path.unlink()
+    for _ in range(2):
+        written = list(write_shards(IndexLines(index), out, per_shard=5, seed=0))
+        (line,) = [line for shard in written for line in shard.missing]
+        assert line.startswith(f"{path}: ")
+    path.write_bytes(kept)
+    assert not any(w.missing for w in write_shards(IndexLines(index), out, per_shard=5, seed=0))
+    list(write_shards(IndexLines(index), tmp_path / "direct", per_shard=5, seed=0))
+    assert contents(out) == contents(tmp_path / "direct")
 
 
 def test_an_index_on_disk_equals_one_in_memory(index):

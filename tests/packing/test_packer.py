@@ -2,12 +2,14 @@
 
 import json
 import random
+import re
 import statistics
 from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -215,6 +217,85 @@ def test_state_loads_with_another_number_of_ranks(core):
     taken = [item for batch in many.next() for item in batch]
     few.load_state_dict(many.state_dict())
     assert sorted(taken + [item for batch in few.pack([]) for item in batch]) == items
+
+
+NOT_INTEGERS = [
+    7.0,
+    7.9,
+    np.float64(7),
+    float("nan"),
+    True,
+    np.True_,
+    torch.tensor(True),
+    torch.tensor(7.0),
+    "7",
+]
+
+
+@pytest.mark.parametrize("length", [*NOT_INTEGERS, None, [7], 2**70, -(2**70)], ids=repr)
+@pytest.mark.parametrize("core", CORES)
+def test_cores_refuse_lengths_that_are_not_integers_without_a_trace(core, length):
+    packer = core(100, 100, 8, 1)
+    packer.extend(np.array([5], dtype=np.int32))
+    for lengths in ([7, length], (n for n in (7, length))):
+        with pytest.raises(ValueError, match=r"integer number of tokens|does not fit a batch"):
+            packer.extend(lengths)
+    with pytest.raises(ValueError, match=r"integer number of tokens|does not fit a batch"):
+        packer.restore({"next_id": 2, "pending": [(0, 5), (1, length)]})
+    assert packer.state() == {"next_id": 1, "pending": [(0, 5)]}
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_cores_refuse_arrays_of_floats_and_booleans(core):
+    packer = core(100, 100, 8, 1)
+    for lengths in (np.array([7.0]), np.array([True]), torch.tensor([7.0])):
+        with pytest.raises(ValueError, match="integer number of tokens"):
+            packer.extend(lengths)
+    packer.extend(torch.tensor([3, 4]))
+    packer.extend(np.array([5, 6], dtype=np.uint64))
+    assert packer.pending() == [(0, 3), (1, 4), (2, 5), (3, 6)]
+
+
+@pytest.mark.parametrize(
+    ("items", "lengths", "message"),
+    [
+        (["a"], [1, 2], "one length per item, got 1 items and 2 lengths"),
+        (["a", "b"], [1], "one length per item, got 2 items and 1 lengths"),
+        (["a", "b"], [1, 2.5], "b: expected an integer number of tokens, got 2.5"),
+        (["a", "b"], ["x", 1], "a: expected an integer number of tokens, got 'x'"),
+        (["a", "b"], [1, 101], "b: a sequence of 101 tokens does not fit"),
+    ],
+)
+def test_a_refused_extend_leaves_no_trace(core, items, lengths, message):
+    budget = TokenBudgetPacker(100, window=2)
+    budget.add("before", 60)
+    before = budget.state_dict()
+    with pytest.raises(UserError, match=re.escape(message)):
+        budget.extend(items, lengths)
+    assert budget.state_dict() == before
+    budget.extend(iter(["after", "last"]), (n for n in (np.int64(40), torch.tensor(7))))
+    assert list(budget.pack([])) == [["before", "after"], ["last"]]
+    json.dumps(budget.state_dict())  # lengths of numpy became plain integers
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pending": [[0, 60, "a"], [1, 2.5, "b"]]},
+        {"pending": [[0, 60, "a"], [0, 5, "b"]]},
+        {"pending": [[0, 60, "a"], [7, 5, "b"]]},
+        {"statistics": {"unknown": 1}},
+        {"added": 1.5},
+    ],
+)
+def test_a_damaged_state_is_refused_without_a_trace(core, change):
+    budget = TokenBudgetPacker(100, window=2)
+    budget.extend("ab", [60, 5])
+    before = budget.state_dict()
+    with pytest.raises(UserError):
+        budget.load_state_dict(before | change)
+    assert budget.state_dict() == before
+    assert budget.next() == [["a", "b"]]
 
 
 def test_invalid_lengths_and_settings_are_rejected(core):

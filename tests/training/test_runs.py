@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
 from cat_fast.training.checkpoints.store import CheckpointStore
-from cat_fast.training.metrics.run_log import read_metrics
+from cat_fast.training.metrics.run_log import METRICS, read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.rank_processes import run_ranks
 from tests.training.runs import command, settings, start, write_latents
@@ -73,6 +74,11 @@ def test_a_killed_and_restarted_run_equals_an_uninterrupted_one(kind, tmp_path):
         assert torch.equal(resumed, expected)
     losses = [[r["loss"] for r in read_metrics(run)] for run in (killed, uninterrupted)]
     assert losses[0] == losses[1]
+    files = [path for path in uninterrupted.rglob("*") if path.is_file()]
+    assert any(path.name == "ema.safetensors" for path in files)
+    mode = stat.S_IMODE((uninterrupted / METRICS).stat().st_mode)
+    # The engine's checkpoints contain scripts, which are executable.
+    assert [path.name for path in files if path.stat().st_mode & 0o666 != mode] == []
     if kind == "tokenizer":
         records = read_metrics(uninterrupted)
         assert "discriminator" not in records[5]

@@ -169,6 +169,14 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found)
 
 
+def distinct_files(paths: Iterable[Path]) -> list[Path]:
+    """Return paths without repeated files, which may be spelled differently, absolute or symbolic links."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
+
+
 def _walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     """Yield the files in a folder, in no order; `parents` identifies the folders around it."""
     try:

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cat_fast.data.files import atomic_write, sha256, write_json
-from cat_fast.data.folder_settings import claim_folder
+from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.latents.moments import Moments
 from cat_fast.data.shard_writer import member_name
 from cat_fast.errors import UserError
@@ -60,6 +60,15 @@ def claim_latents(folder: Path, settings: Mapping[str, Any]) -> None:
         UserError: the folder contains latents made with other settings.
     """
     claim_folder(folder / HEADER, settings, "latents")
+
+
+def require_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Check settings against the header of a folder, if it has one; other entries of the header are ignored.
+
+    Raises:
+        UserError: the folder contains latents made with other settings.
+    """
+    require_same_settings(folder / HEADER, settings, "latents")
 
 
 def write_shard(

@@ -26,6 +26,8 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
 
 T = TypeVar("T")
+NOT_FINITE = "the latent contains NaN or infinite values; check the weights of the tokenizer"
+"""Error of an image that the tokenizer cannot encode."""
 IMAGE_FORMATS = ("png", "jpg", "webp")
 _SCORING_BATCH_SIZE = 256
 """Captions per call of the scorer."""
@@ -114,6 +116,9 @@ def encode_files(
 
     for batch in encode_by_ratio(tokenizer, prepared(), batch_size):
         for photo, latent in batch:
+            if not torch.isfinite(latent).all():
+                done(EncodedPhoto(file=photo.file, key=photo.key, error=f"{photo.file}: {NOT_FINITE}"))
+                continue
             latents[photo.key] = latent
             done(photo)
 

@@ -11,7 +11,6 @@ are not opened again.
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +18,22 @@ import torch
 
 from cat_fast.complexity.ratio_policy import RatioChoice
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
-from cat_fast.data.latents.format import SUFFIXES, LatentEntry, damage, read_json, write_shard
-from cat_fast.data.latents.inputs import mark_readable, mark_unreadable, piece_name
+from cat_fast.data.input_samples import NOT_READ, SampleRecord, file_stamp, hash_content, hash_labels
+from cat_fast.data.latents.format import LatentEntry, write_shard
+from cat_fast.data.latents.inputs import mark_readable, mark_unreadable
 from cat_fast.data.ratio_origin import RatioOrigin, origins_to_json
 from cat_fast.data.streams.formats.base import Entry, UnreadableShard
+from cat_fast.data.streams.formats.tar import TarShards
 from cat_fast.data.text_files import escape_text
 from cat_fast.errors import UserError
+from cat_fast.inference.encoding.codec import NOT_FINITE
 from cat_fast.inference.encoding.latent_file import unique_keys
+from cat_fast.inference.encoding.pieces import (
+    complete_record,
+    finished_records,
+    piece_path,
+    split_pieces,
+)
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
 from cat_fast.inference.encoding.shard_plan import (
     DEFAULT_CLASSES,
@@ -62,13 +70,14 @@ class ShardEncoder:
     ) -> EncodingSummary:
         """Write the missing shards of a work unit, until `is_stopping` returns True between two shards."""
         summary = EncodingSummary()
-        if (records := self._finished_records(unit.input)) is not None:
+        if (records := finished_records(self.settings.out, unit.input, self.settings.format)) is not None:
             for record in records[unit.part :: unit.parts]:
                 on_progress("found", _num_images(record))
                 on_progress("done", _num_images(record))
                 summary.add_shard(record, new=False)
             return summary
         try:
+            archive = self.images.stamp(unit.input) if isinstance(self.images, TarShards) else None
             shard = self.images.open(unit.input)
         except UnreadableShard as error:
             why = f"{self.images.names[unit.input]}: {error}"
@@ -80,53 +89,45 @@ class ShardEncoder:
         if isinstance(shard, Sized):
             on_progress("found", -(-len(shard) // unit.parts))
         with ThreadPoolExecutor(_DECODERS) as decoders:
-            for number, piece, last in _pieces(shard.entries(0), self.settings.per_shard):
+            for number, piece, last in split_pieces(shard.entries(0), self.settings.per_shard):
                 if is_stopping():
                     break
                 if number % unit.parts != unit.part:
                     continue
                 if not size_known:
                     on_progress("found", len(piece))
-                path = self._path(unit.input, number)
-                existing = _complete_record(path)
+                path = piece_path(self.settings.out, unit.input, number, self.settings.format)
+                existing = complete_record(path)
                 if existing is not None:
                     on_progress("done", _num_images(existing))
-                record = existing or self._write(path, piece, last, decoders, on_progress)
+                record = existing or self._write(path, piece, last, archive, decoders, on_progress)
                 summary.add_shard(record, new=existing is None)
         return summary
-
-    def _finished_records(self, index: int) -> list[dict[str, Any]] | None:
-        """Return the records of all pieces of an input shard, or None if any piece is missing."""
-        records = []
-        for number in count():
-            record = _complete_record(self._path(index, number))
-            if record is None:
-                return None
-            records.append(record)
-            if record["last"]:
-                break
-        return records
-
-    def _path(self, index: int, number: int) -> Path:
-        return self.settings.out / f"{piece_name(index, number)}{SUFFIXES[self.settings.format]}"
 
     def _write(
         self,
         path: Path,
         piece: list[Entry],
         last: bool,
+        archive: dict[str, Any] | None,
         decoders: ThreadPoolExecutor,
         on_progress: OnProgress,
     ) -> dict[str, Any]:
-        """Encode a piece and write its latent shard; return the shard's record."""
+        """Encode a piece and write its latent shard; return the shard's record.
+
+        Args:
+            archive: stamp of the archive of the piece, if it is of one.
+        """
         keys = unique_keys([escape_text(entry.key) for entry in piece])
         entries: dict[int, LatentEntry] = {}
         latents: dict[str, torch.Tensor] = {}
         skipped: dict[int, str] = {}
+        samples: list[SampleRecord] = []
         origins: Counter[RatioOrigin] = Counter()
 
         def usable() -> Iterator[ImageToEncode[tuple[int, _Prepared]]]:
-            for number, prepared in enumerate(self._prepared(piece, decoders)):
+            for number, (prepared, sample) in enumerate(self._prepared(piece, decoders)):
+                samples.append(sample)
                 if isinstance(prepared, str):
                     skipped[number] = prepared
                     on_progress("done", 1)
@@ -136,7 +137,7 @@ class ShardEncoder:
         for batch in encode_by_ratio(self.tokenizer, usable(), self.settings.batch_size):
             for (number, prepared), latent in batch:
                 if not torch.isfinite(latent).all():
-                    skipped[number] = "the latent is not finite"
+                    skipped[number] = NOT_FINITE
                     continue
                 channels, height, width = latent.shape
                 entries[number] = LatentEntry(
@@ -157,11 +158,15 @@ class ShardEncoder:
             last=last,
             origins=origins_to_json(origins),
             skipped=[{"key": piece[number].key, "why": skipped[number]} for number in sorted(skipped)],
+            archive=archive,
+            samples=[s._replace(skipped=skipped.get(number, "")) for number, s in enumerate(samples)],
         )
 
-    def _prepared(self, piece: list[Entry], decoders: ThreadPoolExecutor) -> "Iterator[_Prepared | str]":
+    def _prepared(
+        self, piece: list[Entry], decoders: ThreadPoolExecutor
+    ) -> "Iterator[tuple[_Prepared | str, SampleRecord]]":
         """Yield entries in order, decoded a few batches ahead; for unusable entries, the reason."""
-        ahead: deque[Future[_Prepared | str]] = deque()
+        ahead: deque[Future[tuple[_Prepared | str, SampleRecord]]] = deque()
         choices = self.policy.choose([entry.labels for entry in piece])
         for entry, choice in zip(piece, choices, strict=True):
             ahead.append(decoders.submit(self._prepare, entry, choice))
@@ -170,21 +175,34 @@ class ShardEncoder:
         while ahead:
             yield ahead.popleft().result()
 
-    def _prepare(self, entry: Entry, choice: RatioChoice | UserError | None) -> "_Prepared | str":
-        if entry.damage:
-            return entry.damage
+    def _prepare(
+        self, entry: Entry, choice: RatioChoice | UserError | None
+    ) -> "tuple[_Prepared | str, SampleRecord]":
+        size, modified = file_stamp(entry.path)  # before reading, so that a later change is noticed
+        content: str | None = NOT_READ
+        prepared: _Prepared | str
         try:
+            if entry.damage:
+                raise UserError(entry.damage)
             label = self._label(entry.labels.category)
-            image = decode_image(entry.read())
-            if isinstance(choice, UserError):
-                raise choice
-            choice = choice or self.policy.choose_by_jpeg(image)
-            if choice.ratio not in self.tokenizer.config["ratios"]:
-                raise UserError(f"the tokenizer has no ratio {choice.ratio}")
-            pixels = image_to_bytes(resize_center_crop(image, self.settings.size))
-            return _Prepared(pixels, choice.ratio, label, choice.origin)
+            content = None
+            encoded = entry.read()
+            content = hash_content(encoded)
+            prepared = self._decode(encoded, choice, label)
         except (OSError, UserError) as error:
-            return str(error)
+            prepared = str(error)
+        labels = hash_labels(entry.key, entry.labels)
+        return prepared, SampleRecord(entry.key, labels, size, modified, content, "")
+
+    def _decode(self, encoded: bytes, choice: RatioChoice | UserError | None, label: int) -> "_Prepared":
+        image = decode_image(encoded)
+        if isinstance(choice, UserError):
+            raise choice
+        choice = choice or self.policy.choose_by_jpeg(image)
+        if choice.ratio not in self.tokenizer.config["ratios"]:
+            raise UserError(f"the tokenizer has no ratio {choice.ratio}")
+        pixels = image_to_bytes(resize_center_crop(image, self.settings.size))
+        return _Prepared(pixels, choice.ratio, label, choice.origin)
 
     def _label(self, category: str) -> int:
         if category in self.classes:
@@ -206,26 +224,6 @@ class _Prepared(NamedTuple):
     ratio: int
     label: int
     origin: RatioOrigin
-
-
-def _pieces(entries: Iterator[Entry], size: int) -> Iterator[tuple[int, list[Entry], bool]]:
-    """Yield (number, entries, is_last), `size` entries at a time."""
-    head = next(entries, None)
-    for number in count():
-        if head is None:
-            return
-        piece = [head, *islice(entries, size - 1)]
-        head = next(entries, None)
-        yield number, piece, head is None
-
-
-def _complete_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of a complete shard, or None. Only sizes are checked: hashing would take hours."""
-    record_path = path.with_suffix(".json")
-    if not record_path.is_file():
-        return None
-    record = read_json(record_path)
-    return record if damage(path.parent, record) is None else None
 
 
 def _num_images(record: dict[str, Any]) -> int:

@@ -5,7 +5,9 @@ In order of precedence: a row of a captions file, one caption for all images, a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cat_fast.complexity import Description
@@ -20,7 +22,7 @@ class PhotoDescriptions:
 
     Args:
         caption: caption of every image not in `rows`; text files next to the images are then ignored.
-        rows: descriptions by file name, stem or path, from `read_photo_captions`.
+        rows: rows of a captions file, from `read_photo_captions`.
         has_text, has_faces: default flags of captions without their own.
 
     Raises:
@@ -28,7 +30,7 @@ class PhotoDescriptions:
     """
 
     caption: str | None = None
-    rows: dict[str, Description] = field(default_factory=dict)
+    rows: PhotoCaptions | None = None
     has_text: bool = False
     has_faces: bool = False
 
@@ -38,20 +40,72 @@ class PhotoDescriptions:
 
     def find(self, photo: Path) -> Description | None:
         """Return the description of `photo`, or None; raise UserError if its text file cannot be read."""
-        for name in (str(photo), photo.name, photo.stem):
-            if name in self.rows:
-                return self.rows[name]
+        row = self.rows and self.rows.find(photo)
+        if row:
+            return row
         caption = self.caption or read_caption(photo)
         return Description(caption, self.has_text, self.has_faces) if caption else None
 
 
-def read_photo_captions(
-    path: Path, *, has_text: bool = False, has_faces: bool = False
-) -> dict[str, Description]:
+class PhotoCaptions:
+    """Rows of a captions file, each for one image.
+
+    A name is a path relative to the captions file, with or without the suffix. A name without a folder that
+    is not next to the captions file is that of an image in any folder.
+
+    Args:
+        path: the captions file.
+        rows: descriptions by name.
+
+    Raises:
+        UserError: two names are the same path.
+    """
+
+    def __init__(self, path: Path, rows: Mapping[str, Description]) -> None:
+        self._rows = rows
+        self._by_path: dict[str, str] = {}
+        self._by_name = rows.keys() - _names_in(path.parent)
+        for name in rows:
+            real = _real_path(path.parent / name)
+            if real in self._by_path:
+                raise UserError(f"{path}: {self._by_path[real]} and {name} are the same image; keep only one")
+            self._by_path[real] = name
+
+    def find(self, photo: Path) -> Description | None:
+        """Return the description of `photo`, or None."""
+        name = self._name(photo)
+        return None if name is None else self._rows[name]
+
+    def unmatched(self, photos: Iterable[Path]) -> list[str]:
+        """Return the names that are not of any of the photographs."""
+        matched = set(map(self._name, photos))
+        return [name for name in self._rows if name not in matched]
+
+    def _name(self, photo: Path) -> str | None:
+        for real in (_real_path(photo), _real_path(photo.with_suffix(""))):
+            if real in self._by_path:
+                return self._by_path[real]
+        return next((name for name in (photo.name, photo.stem) if name in self._by_name), None)
+
+
+def _names_in(folder: Path) -> set[str]:
+    """Return the names of the files in a folder, with and without their suffixes."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return {*names, *(Path(name).stem for name in names)}
+
+
+def _real_path(path: Path) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # not a valid path
+        return str(path)
+
+
+def read_photo_captions(path: Path, *, has_text: bool = False, has_faces: bool = False) -> PhotoCaptions:
     """Read a `.jsonl` file of {"file" or "key": ..., "caption": ..., "has_text": ..., "has_faces": ...}.
 
-    "file" is a photograph's path or file name, "key" its name without the suffix. Flags default to the
-    arguments.
+    "file" is a photograph's path, relative to this file, or its name; "key" is the same without the suffix.
+    Flags default to the arguments.
 
     Raises:
         UserError: the file cannot be read, a line is malformed, or an image is listed twice.
@@ -68,4 +122,4 @@ def read_photo_captions(
         rows[name] = describe(row, where, has_text, has_faces)
     if not rows:
         raise UserError(f"{path}: the file contains no captions; expected one per line")
-    return rows
+    return PhotoCaptions(path, rows)

@@ -1,6 +1,5 @@
 """Settings and work units for encoding images into latent shards."""
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +10,14 @@ from typing import Any, NamedTuple
 from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
 from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
 from cat_fast.complexity.ratio_policy import Label, OriginTally, RatioPolicy
-from cat_fast.data.latents.format import HEADER, SCALE, SUFFIXES, claim_latents, read_json
+from cat_fast.data.latents.format import (
+    HEADER,
+    SCALE,
+    SUFFIXES,
+    claim_latents,
+    read_json,
+    require_settings,
+)
 from cat_fast.data.latents.inputs import INPUT_SHARDS
 from cat_fast.data.ratio_origin import RatioOrigin, origins_from_json
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
@@ -23,6 +29,7 @@ from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES
 from cat_fast.data.streams.formats.tar import TarShards, is_archive, list_shards
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import require_patches, require_served
+from cat_fast.inference.encoding.input_check import InputCheck
 from cat_fast.integers import store_integers
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import latent_scale
@@ -155,12 +162,22 @@ def open_images(source: str, image: str = "") -> ShardSet:
 
 
 def prepare_folder(
-    settings: EncodeShardsSettings, tokenizer: NestedAutoencoderKL, classes: Sequence[str] | None = None
+    settings: EncodeShardsSettings,
+    tokenizer: NestedAutoencoderKL,
+    classes: Sequence[str] | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
 ) -> tuple[int, list[str]]:
     """Create or check the output folder; return the number of input shards and the class names.
 
     Without `classes`, the names are those of an existing output folder, or else all names in the images'
-    labels, sorted. Collecting the latter takes one pass over the labels.
+    labels, sorted. Collecting the latter takes one pass over the labels. Of an existing folder, the samples
+    encoded from this machine's input shards are compared (`InputCheck`).
+
+    Args:
+        rank, world_size, workers: as for `work_units`.
 
     Raises:
         UserError: the images are missing; class names are needed from a shard that cannot be opened; the
@@ -172,23 +189,20 @@ def prepare_folder(
     if classes is None and (settings.out / HEADER).is_file():
         classes = read_json(settings.out / HEADER).get("class_names")
     classes = list(classes or _classes_of(images))
-    # A moved image set counts as the same one, a grown set does not.
-    names = "\n".join(name.rpartition("/")[2] for name in images.names) + f"\n{getattr(images, 'extent', '')}"
-    claim_latents(
-        settings.out,
-        {
-            "fingerprint": tokenizer.fingerprint(),
-            SCALE: latent_scale(tokenizer).to_json(),
-            "resolution": settings.size,
-            "class_names": classes,
-            INPUT_SHARDS: len(images.names),
-            "input_digest": hashlib.sha256(names.encode(errors="surrogatepass")).hexdigest()[:16],
-            "latents_per_shard": settings.per_shard,
-            "format": settings.format,
-            "image": settings.image or None,
-        }
-        | _ratio_rule(settings),
-    )
+    check = InputCheck(images, settings.out, settings.per_shard, settings.format)
+    header = {
+        "fingerprint": tokenizer.fingerprint(),
+        SCALE: latent_scale(tokenizer).to_json(),
+        "resolution": settings.size,
+        "class_names": classes,
+        "latents_per_shard": settings.per_shard,
+        "format": settings.format,
+        "image": settings.image or None,
+    } | _ratio_rule(settings)
+    require_settings(settings.out, header)
+    check.check({unit.input for unit in work_units(rank, world_size, workers, len(images.names))})
+    claim_latents(settings.out, header | {INPUT_SHARDS: len(images.names)})
+    check.claim()
     return len(images.names), classes
 
 

@@ -49,6 +49,8 @@ from cat_fast.tokenizer.pipeline_config import upcast
 from cat_fast.weights.checked_model import LOADING_OPTIONS, check_options
 
 MAX_TOKENS = 16_384
+MAX_SEED = 2**64 - 1
+"""Largest seed of a `torch.Generator`."""
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _DECODE_BATCH = 8
 PIPELINE_OPTIONS = (
@@ -63,6 +65,9 @@ PIPELINE_OPTIONS = (
     "use_onnx",
 )
 """Options of diffusers' `DiffusionPipeline.from_pretrained`."""
+_NOT_FINITE = (
+    "a latent contains NaN or infinite values; lower guidance_scale, or check the pipeline's weights"
+)
 
 Prompt = str | int | Description
 """A label, its index, or a description; a string that is not a label is a description."""
@@ -269,6 +274,12 @@ class CATPipeline(DiffusionPipeline):
     ) -> list[SampleRequest]:
         """Return the request of each image, to be drawn from seed + its index; see `__call__`."""
         given = [prompts] if isinstance(prompts, str | int | Description) else prompts
+        if mean_tokens is not None and not math.isfinite(mean_tokens):
+            raise UserError(f"mean_tokens {mean_tokens}: expected a finite number of tokens per image")
+        if not 0 <= seed <= MAX_SEED - len(given) + 1:
+            raise UserError(
+                f"seed {seed}: expected 0 to {MAX_SEED - len(given) + 1}, as image i uses seed + i"
+            )
         resolved = [self._resolve(prompt) for prompt in given]
         if not resolved:
             raise UserError("no prompts: expected at least one label or description")
@@ -288,8 +299,10 @@ class CATPipeline(DiffusionPipeline):
         """Return the indices of requests that share a forward pass; depends on the arguments only.
 
         Raises:
-            UserError: a request exceeds `max_tokens` by itself.
+            UserError: a request exceeds `max_tokens` by itself, or guidance is not finite.
         """
+        if not abs(guidance_scale) <= torch.finfo(torch.float32).max:
+            raise UserError(f"guidance_scale {guidance_scale}: expected a finite number, such as 1.5")
         passes = 1 if guidance_scale == 1 else 2
         _check_room(requests, passes, max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
@@ -356,6 +369,8 @@ class CATPipeline(DiffusionPipeline):
             device=device,
             on_step=on_step,
         )
+        if not all(torch.isfinite(latent).all() for latent in latents):
+            raise UserError(_NOT_FINITE)
         if output_type == "latent":
             return latents
         return [_convert(image, output_type) for image in self._decode(latents, ratios)]

@@ -1,6 +1,6 @@
 """Drawing of many images into a folder, in batches that a killed run does not draw again.
 
-    samples.json             settings, and each image's label, ratio, tokens and seed; written first
+    samples.json             settings, and each image's label, ratio, tokens and seed; written before them
     images/000000.png        image i, drawn from seed + i
     grid.png, samples.npz    written on request once all images are drawn
 
@@ -9,6 +9,7 @@ the same bits. The result depends neither on interruptions nor on the number of 
 """
 
 import math
+import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.folder_settings import claim_folder
+from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
 from cat_fast.generator.sampling import Sampler, check_guidance_channels, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
@@ -28,6 +29,8 @@ from cat_fast.inference.pipeline.folder import pipeline_digest
 
 PLAN = "samples.json"
 _MAX_IN_GRID = 100
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,7 @@ class SampleRun:
         source: folder that `pipeline` was loaded from.
 
     Raises:
-        UserError: invalid prompts or settings, or a folder started with other arguments.
+        UserError: invalid prompts or settings, or a folder that contains images made with other arguments.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class SampleRun:
         )
         self.names = [self._name_of(prompt) for prompt in prompts]
         # everything that determines the bits of an image; a resumed run must match it
-        plan = {
+        self._plan = {
             "settings": asdict(settings)
             | {"pipeline": pipeline_digest(source), "device": pipeline.device.type},
             "images": [
@@ -100,7 +103,7 @@ class SampleRun:
                 for i, request in enumerate(self.requests)
             ],
         }
-        claim_folder(folder / PLAN, plan, "images")
+        require_same_settings(folder / PLAN, self._plan, "images")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -122,7 +125,7 @@ class SampleRun:
         """
         settings, drawn = self.settings, 0
         for batch in self.batches[rank::world_size]:
-            missing = [i for i in batch if not self.path(i).exists()]
+            missing = [i for i in batch if not _is_complete(self.path(i))]
             if not missing:
                 continue
             share = len(missing) / settings.num_inference_steps
@@ -139,6 +142,8 @@ class SampleRun:
                 callback_on_step_end=on_step_end,
                 callback_on_step_end_tensor_inputs=(),
             )
+            # Not before: a run that fails at its first batch must not keep others from using the folder.
+            claim_folder(self.folder / PLAN, self._plan, "images")
             for i, image in zip(batch, images, strict=True):
                 if i in missing:
                     with atomic_write(self.path(i)) as part:
@@ -148,7 +153,7 @@ class SampleRun:
 
     def count_missing(self, rank: int = 0, world_size: int = 1) -> int:
         """Return the number of images of one machine's batches that are not drawn yet."""
-        return sum(not self.path(i).exists() for batch in self.batches[rank::world_size] for i in batch)
+        return sum(not _is_complete(self.path(i)) for batch in self.batches[rank::world_size] for i in batch)
 
     def write_grid(self) -> Path:
         """Write the first hundred images to one sheet, each above its prompt, ratio and number of tokens."""
@@ -192,6 +197,18 @@ class SampleRun:
         if isinstance(prompt, int):
             return self.pipeline.labels[prompt]
         return prompt if isinstance(prompt, str) else prompt.caption
+
+
+def _is_complete(path: Path) -> bool:
+    """Check that a PNG file exists, and is neither empty nor cut: it has its first and its last bytes."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_PNG_START)) != _PNG_START:
+                return False
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:
+        return False
 
 
 def _format_tokens(count: int) -> str:

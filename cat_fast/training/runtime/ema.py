@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from cat_fast.data.files import set_default_mode
 from cat_fast.training.runtime.ranks import Ranks
 
 
@@ -53,6 +54,7 @@ class EMA:
         full = self.gather()
         if self.ranks.is_main:
             save_file(full, path, metadata={"updates": str(self.updates)})
+            set_default_mode(path)
 
     def load(self, path: Path, updates: int) -> None:
         """Load this rank's averages from a file of `save`, and the number of updates behind them."""

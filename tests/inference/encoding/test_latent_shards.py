@@ -207,10 +207,10 @@ def test_any_number_of_ranks_and_workers_write_the_same_files(
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_second_run_opens_no_input_shard(tokenizer, index, tmp_path, monkeypatch):
+def test_second_run_reads_no_image(tokenizer, index, tmp_path, monkeypatch):
     first = make(tokenizer, index, tmp_path / "out")
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(image_files.IndexShards, "open", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr(image_files, "read_file", lambda *_: pytest.fail("read"))
     again = make(tokenizer, index, tmp_path / "out")
     assert (again.encoded, again.latents, again.ratios) == (0, COUNT, first.ratios)
     assert contents(tmp_path / "out") == before
@@ -493,7 +493,7 @@ def test_folder_with_other_settings_is_rejected(tokenizer, index, tmp_path, chan
         make(tiny_tokenizer(seed=1), index, tmp_path / "out")
     with index.open("a") as file:  # the set has grown
         file.write(index.read_text().splitlines()[0] + "\n")
-    with pytest.raises(UserError, match="input_digest"):
+    with pytest.raises(UserError, match=r"started with other images: 'a/key\.00' is new; restore them"):
         make(tokenizer, index, tmp_path / "out")
 
 

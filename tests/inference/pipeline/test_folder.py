@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import socket
+import stat
 
 import pytest
 from diffusers import DiffusionPipeline
@@ -28,6 +29,12 @@ def refused(folder, match):
     with pytest.raises(UserError, match=match) as caught:
         CATPipeline.from_pretrained(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_every_file_has_the_mode_of_a_new_file(saved):
+    mode = stat.S_IMODE((saved / "model_index.json").stat().st_mode)
+    files = [path for path in saved.rglob("*") if path.is_file()]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == {p.name: mode for p in files}
 
 
 def test_an_empty_folder(tmp_path):

@@ -51,6 +51,8 @@ class Entry:
     """Reason why the sample is unusable: no image, or (once rated) no ratio; empty if usable."""
     ratio: int | None = None
     """Set when the sample is rated; None if it has no ratio or needs none."""
+    path: str | None = None
+    """File of the image; None within an archive."""
 
 
 class Shard(Protocol):

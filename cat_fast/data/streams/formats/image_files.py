@@ -141,7 +141,7 @@ class FolderShards:
                 labels = Labels(caption=read_caption(path), category=self._category(name))
             except UserError as error:
                 return Entry(number, name, labels, no_image, str(error))
-        return Entry(number, name, labels, partial(_read, path))
+        return Entry(number, name, labels, partial(read_file, path), path=str(path))
 
 
 class ListedShard:
@@ -170,8 +170,9 @@ def _entry_of(number: int, record: ImageRecord, ratio: int | None) -> Entry:
         has_faces=record.has_faces,
         caption=record.caption,
         category=record.category,
+        scored_by=record.scored_by,
     )
-    return Entry(number, record.key, labels, partial(_read, record.path))
+    return Entry(number, record.key, labels, partial(read_file, record.path), path=record.path)
 
 
 def _download_folders(folder: Path, files: Iterable[str]) -> set[str]:
@@ -189,7 +190,8 @@ def _download_folders(folder: Path, files: Iterable[str]) -> set[str]:
     return {name for name, fits in numbered.items() if fits or (folder / f"{name}_stats.json").is_file()}
 
 
-def _read(path: str | Path) -> bytes:
+def read_file(path: str | Path) -> bytes:
+    """Return the content of an image file; raise OSError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except ValueError as error:  # not a valid file name

@@ -22,6 +22,8 @@ T = TypeVar("T")
 _CHUNK = 1 << 22
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 """Compression by the first bytes of a file, as fsspec names it."""
+_VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "created")
+"""Fields that change with a file's content, by file system."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -68,6 +70,23 @@ class Remote:
                     return file.read()
             except FileNotFoundError:
                 return None
+
+        return self._with_retries(url, read)
+
+    def stamp(self, url: str) -> list[int | str]:
+        """Return size and modification time of a file, or what else its file system has to notice a change.
+
+        Raises:
+            UnreadableShard: the file is missing, access is denied, or all attempts failed.
+        """
+        filesystem, path = url_to_fs(url)
+
+        def read() -> list[int | str]:
+            if "file" in _protocols(filesystem):
+                status = os.stat(path)
+                return [status.st_size, status.st_mtime_ns]
+            info = filesystem.info(path)
+            return [info["size"], next((str(info[name]) for name in _VERSIONS if name in info), "")]
 
         return self._with_retries(url, read)
 

@@ -6,6 +6,7 @@ scorer of the score (`ScoredBy`). Parquet files have columns of the same names. 
 `given_labels`.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Mapping
@@ -45,6 +46,19 @@ def read_sidecar(shard: str, remote: Remote, problems: ProblemLog) -> dict[str, 
         content = remote.read_if_exists(url)
         if content is not None:
             return parse(content, url, problems)
+    return None
+
+
+def sidecar_digest(shard: str, remote: Remote) -> str | None:
+    """Return a hash of the sidecar's content; None without a sidecar.
+
+    Raises:
+        UnreadableShard: the sidecar cannot be read.
+    """
+    for suffix in (JSON_LINES, PARQUET):
+        content = remote.read_if_exists(sidecar_url(shard, suffix))
+        if content is not None:
+            return hashlib.blake2b(content, digest_size=8).hexdigest()
     return None
 
 

@@ -18,7 +18,7 @@ from cat_fast.data.images.label_fields import LABELS, given_labels
 from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
 from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
-from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES, read_sidecar
+from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES, read_sidecar, sidecar_digest
 from cat_fast.data.streams.formats.tar_index import Damage, Member, members
 from cat_fast.data.text_files import decode_text, parse_object, strip_text, valid_text
 from cat_fast.errors import UserError
@@ -90,6 +90,15 @@ class TarShards:
         name = self.names[index]
         sidecar = read_sidecar(name, self.remote, self.problems)
         return TarShard(name, self.remote.open(name), sidecar, self.problems, self.image)
+
+    def stamp(self, index: int) -> dict[str, Any]:
+        """Return what changes with an archive or its sidecar, as JSON; the archive is not read.
+
+        Raises:
+            UnreadableShard: one of them cannot be read.
+        """
+        name = self.names[index]
+        return {"file": self.remote.stamp(name), "sidecar": sidecar_digest(name, self.remote)}
 
     def labels(self, index: int) -> list[Labels] | None:
         sidecar = read_sidecar(self.names[index], self.remote, self.problems)
