@@ -275,7 +275,7 @@ def test_jpeg_sizes_choose_ratios_if_configured_or_for_unscored_images(index, sh
 
 def test_in_memory_image_without_a_ratio_is_skipped(index, tmp_path, caplog):
     first, *others = index.read_text().splitlines()
-    fields = json.loads(first) | {"ratio": None}
+    fields = json.loads(first) | {"ratio": None, "score": None, "caption": ""}
     unrated = tmp_path / "index.jsonl"
     unrated.write_text("\n".join([*others, json.dumps(fields)]) + "\n")
     drawn = draw(make_source(config(f"data.index={unrated}"), Ranks()), 40)
