@@ -1,11 +1,13 @@
 """CATPipeline: ratios, token budgets, batches and reproducibility."""
 
+import copy
 import json
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DecoderOutput
 
 from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.errors import UserError
@@ -143,7 +145,8 @@ def test_a_published_checkpoint_is_assembled_with_the_betas_of_the_original(part
 
 
 @pytest.mark.parametrize("force", [True, False])
-def test_a_tokenizer_in_float16_decodes_in_float32_if_its_config_asks_for_it(pipeline, monkeypatch, force):
+def test_a_tokenizer_in_float16_decodes_in_float32_if_its_config_asks_for_it(parts, monkeypatch, force):
+    pipeline = CATPipeline(*copy.deepcopy(parts), paper_schedule(), labels=LABELS, resolution=64)
     pipeline.vae.register_to_config(force_upcast=force)
     decode, seen = pipeline.vae.decode, []
 
@@ -157,8 +160,6 @@ def test_a_tokenizer_in_float16_decodes_in_float32_if_its_config_asks_for_it(pip
     dtype = torch.float32 if force else torch.float16
     assert seen == [(dtype, dtype)]
     assert pipeline.vae.dtype == torch.float16
-    pipeline.to(torch.float32)
-    pipeline.vae.register_to_config(force_upcast=True)
 
 
 @pytest.mark.parametrize(
@@ -266,10 +267,8 @@ def test_settings_have_defaults(parts):
     assert made.descriptions[1] == Description.from_label("1")
 
 
-def test_images_in_float16_that_overflow_are_refused(pipeline, monkeypatch):
-    monkeypatch.setattr(
-        "cat_fast.inference.pipeline.cat_pipeline.sample",
-        lambda *_, **__: [torch.full((4, 4, 4), float("nan"))],
-    )
+def test_decoded_images_that_overflow_are_refused(pipeline, monkeypatch):
+    overflow = DecoderOutput(sample=torch.full((1, 3, 64, 64), float("inf")))
+    monkeypatch.setattr(pipeline.vae, "decode", lambda z, ratio: overflow)
     with pytest.raises(UserError, match=r"NaN or infinite values in torch\.float32"):
         pipeline(["village street"], ratio=16, **FAST)
