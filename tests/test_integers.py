@@ -145,7 +145,7 @@ def test_records_with_such_ratios_are_json(integer, tmp_path):
     result = ComplexityResult(Description("a sky"), integer(3), integer(32))
     image = {"path": "a.png", "caption": "", "has_text": False, "has_faces": False}
     record = ImageRecord(key="a", score=integer(3), ratio=integer(32), **image)
-    labelled = RatioPolicy(("ratio",)).rate(record)
+    labelled = RatioPolicy(("ratio",)).ratio_from_labels(record)
     records = [
         RatioChoice(ratio=integer(8), source="ratio", why=""),
         policy.choose([record])[0],
