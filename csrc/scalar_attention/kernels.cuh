@@ -200,7 +200,8 @@ __global__ void __launch_bounds__(kThreads)
   const Plan plan = plans[index];
   const Partition targets = targets_of<Task>(plan);
   const NodeValues* const polynomials = coefficients + index * cut.max_blocks * kChannels;
-  const float per_half_width = targets.width > 0 ? 2.0f / targets.width : 0.0f;
+  // 0 for blocks so narrow that their positions are equal, as the reciprocal would overflow.
+  const float per_half_width = targets.width > 1e-30f ? 2.0f / targets.width : 0.0f;
   for (int64_t n = place.begin + place.row; n < place.end; n += kRows) {
     const int64_t i = cut.at(place.sample, n, place.head);
     if (!plan.finite) {

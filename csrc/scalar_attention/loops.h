@@ -29,7 +29,8 @@ struct Blocks {
   float first, width;
   const float* centres;
 
-  float per_width() const { return width > 0 ? 1.0f / width : 0.0f; }
+  // 0 for blocks so narrow that their positions are equal, as the reciprocal would overflow.
+  float per_width() const { return width > 1e-30f ? 1.0f / width : 0.0f; }
 };
 
 // Conversion of values at the nodes of a block to the polynomial sum over k of coefficients[k] * T_k(x):

@@ -214,6 +214,17 @@ def test_exponents_far_beyond_the_range_of_floats_neither_overflow_nor_vanish(re
     assert_close(results(q, k, v, grad)[0].double(), want, rtol=0, atol=1e-4)
 
 
+@WITH_EMULATION
+@pytest.mark.parametrize("size", [1e-44, 1e-39, 3e-38, 1e-31, 1e-29])
+@pytest.mark.parametrize("tiny", [(0,), (1,), (0, 1)], ids=["q", "k", "q and k"])
+def test_tiny_and_denormal_queries_and_keys(results, device, tiny, size):
+    """The reciprocal of a block's width overflows if positions are denormal."""
+    tensors = inputs((1, 40, 3), device=device)
+    for index in tiny:
+        tensors[index] *= size
+    assert_matches_float64(tensors, results(*tensors))
+
+
 @pytest.mark.parametrize("constant", [0, 1, 2], ids=["q", "k", "v"])
 def test_a_range_of_zero_is_no_special_case(results, device, constant):
     tensors = inputs((2, 70, 3), device=device)
