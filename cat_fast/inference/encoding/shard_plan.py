@@ -212,7 +212,7 @@ def count_labels(settings: EncodeShardsSettings) -> OriginTally:
     It is empty if labels are known only once images are read; `EncodingSummary.origins` then counts them.
     """
     tally = OriginTally(settings.policy())
-    tally.count(open_images(settings.source))
+    tally.count(open_images(settings.source, settings.image))
     return tally
 
 
