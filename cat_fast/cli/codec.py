@@ -101,11 +101,22 @@ def encode(
         ),
     ] = None,
     has_text: Annotated[
-        bool, typer.Option("--has-text", help="The captioned images contain text or numbers.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--has-text/--no-text",
+            help="The captioned images contain text or numbers, or do not. Default: inferred from each"
+            " caption.",
+            show_default=False,
+        ),
+    ] = None,
     has_faces: Annotated[
-        bool, typer.Option("--has-faces", help="The captioned images contain faces.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--has-faces/--no-faces",
+            help="The captioned images contain faces, or do not. Default: inferred from each caption.",
+            show_default=False,
+        ),
+    ] = None,
     thresholds: ThresholdsOption = None,
     jpeg_thresholds: JpegThresholdsOption = None,
     batch_size: BatchSizeOption = 8,

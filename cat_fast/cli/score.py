@@ -36,13 +36,23 @@ def score(
         ),
     ] = None,
     has_text: Annotated[
-        bool,
-        typer.Option("--has-text", help="The images contain text or numbers; .jsonl rows can override it."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--has-text/--no-text",
+            help="The images contain text or numbers, or do not; .jsonl rows can override it."
+            " Default: inferred from each caption.",
+            show_default=False,
+        ),
+    ] = None,
     has_faces: Annotated[
-        bool,
-        typer.Option("--has-faces", help="The images contain faces; .jsonl rows can override it."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--has-faces/--no-faces",
+            help="The images contain faces, or do not; .jsonl rows can override it."
+            " Default: inferred from each caption.",
+            show_default=False,
+        ),
+    ] = None,
     thresholds: Annotated[
         str | None,
         typer.Option(
@@ -122,7 +132,7 @@ def _table(results: "list[ComplexityResult]", explain: bool) -> Table:
         table.add_column("largest effects")
     for result in results:
         description = result.description
-        flags = ["text"] * description.has_text + ["faces"] * description.has_faces
+        flags = ["text"] * bool(description.has_text) + ["faces"] * bool(description.has_faces)
         cells = [description.caption, " ".join(flags)]
         cells += [str(result.score), f"{result.ratio}x", str(result.tokens())]
         cells += [_largest_effects(description)] if explain else []

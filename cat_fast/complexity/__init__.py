@@ -7,10 +7,8 @@ from cat_fast.complexity.budget import ratios_within_budget
 from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
 from cat_fast.complexity.choose import (
     ComplexityResult,
-    Scorer,
     choose_ratio,
     choose_ratios,
-    scored_by,
     summarize,
 )
 from cat_fast.complexity.description import Description
@@ -27,6 +25,7 @@ from cat_fast.complexity.ratio import (
     tokens_per_image,
 )
 from cat_fast.complexity.rubric import parse_score, prompt, rubric_text
+from cat_fast.complexity.score import Score, Scorer, ScoringFailure, require_scores, round_score, scored_by
 
 __all__ = [
     "JPEG_THRESHOLDS",
@@ -38,7 +37,9 @@ __all__ = [
     "EmbeddedScorer",
     "JpegThresholds",
     "RatioThresholds",
+    "Score",
     "Scorer",
+    "ScoringFailure",
     "average_latent_side",
     "average_ratio",
     "choose_ratio",
@@ -54,6 +55,8 @@ __all__ = [
     "ratios_within_budget",
     "read_descriptions",
     "read_scored",
+    "require_scores",
+    "round_score",
     "rubric_text",
     "scored_by",
     "summarize",

@@ -14,7 +14,9 @@ SCORED_CAPTIONS = Path(__file__).parent / "assets" / "captions.jsonl"
 """The packaged scored captions; see PROVENANCE.md in the same folder."""
 
 
-def read_descriptions(path: Path, has_text: bool = False, has_faces: bool = False) -> list[Description]:
+def read_descriptions(
+    path: Path, has_text: bool | None = None, has_faces: bool | None = None
+) -> list[Description]:
     """Read descriptions in file order, skipping blank lines.
 
     Args:
@@ -69,7 +71,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def describe(
-    row: dict[str, Any], location: str, has_text: bool = False, has_faces: bool = False
+    row: dict[str, Any], location: str, has_text: bool | None = None, has_faces: bool | None = None
 ) -> Description:
     """Return the description in a JSON object; the flags apply if it does not set them.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
@@ -14,26 +14,8 @@ from cat_fast.complexity.ratio import (
     ratio_mix,
     tokens_per_image,
 )
-from cat_fast.data.ratio_origin import ScoredBy
+from cat_fast.complexity.score import Scorer, require_scores
 from cat_fast.integers import store_integers
-
-
-class Scorer(Protocol):
-    """Interface of anything that scores descriptions: the embedded scorer, a language model."""
-
-    @property
-    def name(self) -> str:
-        """Name of the scorer, stored with its scores."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """Version of the scorer, which differs if its scores do; stored with them."""
-        ...
-
-    def score_many(self, descriptions: Sequence[Description]) -> list[int]:
-        """Return the complexity score 1..9 of each description, in order."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +25,10 @@ class ComplexityResult:
     description: Description
     score: int
     ratio: int
+    expected: float
+    """Expected score before rounding."""
+    confidence: float | None = None
+    """See `Score.confidence`."""
 
     def __post_init__(self) -> None:
         store_integers(self, "score", "ratio")
@@ -66,16 +52,17 @@ def choose_ratios(
 ) -> list[ComplexityResult]:
     """Score descriptions and choose their ratios, in order; see `choose_ratio`."""
     thresholds = thresholds or default_thresholds()
-    scores = (scorer or default_scorer()).score_many(descriptions)
+    scores = require_scores(scorer or default_scorer(), descriptions)
     return [
-        ComplexityResult(description, score, thresholds.ratio(score))
+        ComplexityResult(
+            description,
+            score.score,
+            thresholds.ratio(score.score),
+            expected=score.expected,
+            confidence=score.confidence,
+        )
         for description, score in zip(descriptions, scores, strict=True)
     ]
-
-
-def scored_by(scorer: Scorer, thresholds: RatioThresholds) -> ScoredBy:
-    """Return the origin of scores, to be stored with them."""
-    return ScoredBy(scorer.name, scorer.version, (thresholds.a, thresholds.b))
 
 
 def summarize(
@@ -97,7 +84,13 @@ def summarize(
         "average_latent_side": average_latent_side(mix, resolution),
         "images": [
             asdict(result.description)
-            | {"score": result.score, "ratio": result.ratio, "tokens": result.tokens(resolution, patch_size)}
+            | {
+                "score": result.score,
+                "expected": result.expected,
+                "confidence": result.confidence,
+                "ratio": result.ratio,
+                "tokens": result.tokens(resolution, patch_size),
+            }
             for result in results
         ],
     }

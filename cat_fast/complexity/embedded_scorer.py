@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cat_fast.complexity.calibration import calibrate, round_scores
+from cat_fast.complexity.calibration import calibrate
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.features import FeatureSpace
 from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.score import Score, ScoringFailure
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 
@@ -81,17 +82,9 @@ class EmbeddedScorer:
             "knots": self.knots,
         }
 
-    def score(self, description: Description) -> int:
-        """Return the complexity score 1..9 of a description."""
-        return self.score_many([description])[0]
-
-    def score_many(self, descriptions: Sequence[Description]) -> list[int]:
-        """Return the complexity score 1..9 of each description, in order."""
-        return round_scores(self.continuous_scores(descriptions)).tolist()
-
-    def continuous_score(self, description: Description) -> float:
-        """Return the score before rounding, in [1, 9]."""
-        return float(self.continuous_scores([description])[0])
+    def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
+        """Score each description, in order."""
+        return [Score.of_expected(expected) for expected in self.continuous_scores(descriptions).tolist()]
 
     def continuous_scores(self, descriptions: Sequence[Description]) -> np.ndarray:
         """Return the score of each description before rounding, in order, float64 (len(descriptions),)."""

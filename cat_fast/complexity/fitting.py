@@ -14,6 +14,7 @@ from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import EmbeddedScorer
 from cat_fast.complexity.features import FeatureSpace
 from cat_fast.complexity.ratio import SCORES, RatioThresholds, mean_tokens
+from cat_fast.complexity.score import require_scores
 from cat_fast.errors import UserError
 
 FOLDS = 5
@@ -59,7 +60,7 @@ class FitResult:
 
     def report(self, descriptions: Sequence[Description]) -> dict:
         """Return the fit report as JSON values; `descriptions` are those of the fit."""
-        in_sample = self.scorer.score_many(descriptions)
+        in_sample = [score.score for score in require_scores(self.scorer, descriptions)]
         return {
             "captions": len(descriptions),
             "folds": FOLDS,

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from cat_fast.complexity.choose import Scorer, choose_ratios, scored_by
+from cat_fast.complexity.choose import choose_ratios
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
 from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
 from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
+from cat_fast.complexity.score import Scorer, require_scores, scored_by
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs
@@ -60,7 +61,7 @@ def score_records(
     scorer, thresholds = scorer or default_scorer(), thresholds or default_thresholds()
     captioned = [n for n, r in enumerate(records) if r.score is None and r.ratio is None and r.caption]
     descriptions = [_description(records[n]) for n in captioned]
-    scores = scorer.score_many(descriptions) if descriptions else []
+    scores = [s.score for s in require_scores(scorer, descriptions)] if descriptions else []
     by_caption = dict(zip(captioned, scores, strict=True))
     own_origin = scored_by(scorer, thresholds)
     complete = []

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from PIL.Image import Image
 
-from cat_fast.complexity.choose import Scorer, scored_by
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
 from cat_fast.complexity.jpeg_size import JPEG_SIDE, JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
 from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.score import Scorer, ScoringFailure, scored_by
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
@@ -40,9 +40,9 @@ class Labelled(Protocol):
     @property
     def caption(self) -> str: ...
     @property
-    def has_text(self) -> bool: ...
+    def has_text(self) -> bool | None: ...
     @property
-    def has_faces(self) -> bool: ...
+    def has_faces(self) -> bool | None: ...
     @property
     def scored_by(self) -> ScoredBy | None: ...
 
@@ -168,7 +168,8 @@ class RatioPolicy:
         if not images:
             return []
         try:
-            return [*self.scorer.score_many([_describe(image) for image in images])]
+            results = self.scorer.score_many([_describe(image) for image in images])
+            return [UserError(r.error) if isinstance(r, ScoringFailure) else r.score for r in results]
         except UserError as error:
             if len(images) == 1:
                 return [error]

@@ -81,4 +81,4 @@ def parse_score(reply: str) -> int:
 def _one_line(description: Description) -> str:
     caption = " ".join(description.caption.split())
     stop = "" if caption.endswith((".", "!", "?")) else "."
-    return f"{caption}{stop} {_FLAG_SENTENCES[description.has_text, description.has_faces]}"
+    return f"{caption}{stop} {_FLAG_SENTENCES[bool(description.has_text), bool(description.has_faces)]}"

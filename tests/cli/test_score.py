@@ -44,7 +44,9 @@ def test_packaged_captions_meet_the_budget(tmp_path: Path) -> None:
     result = run("--file", str(SCORED_CAPTIONS), "--json", str(tmp_path / "scores.json"))
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "scores.json").read_text())
-    assert [i["score"] for i in written["images"]] == default_scorer().score_many(read_scored()[0])
+    assert [i["score"] for i in written["images"]] == [
+        s.score for s in default_scorer().score_many(read_scored()[0])
+    ]
     assert abs(written["mean_tokens"] / written["fixed_16x_tokens"] - 1) < 0.05
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torchvision.transforms.functional import pil_to_tensor
 
-from cat_fast.complexity import Description, RatioThresholds, choose_ratios, jpeg_ratio
+from cat_fast.complexity import Description, RatioThresholds, Score, choose_ratios, jpeg_ratio
 from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_by_jpeg, score_records
 from cat_fast.complexity.ratio_policy import ratio_of_file
 from cat_fast.data.images.index import ImageRecord, write_index
@@ -23,7 +23,7 @@ class WordCount:
     name, version = "words", "2"
 
     def score_many(self, descriptions):
-        return [min(9, len(d.caption.split())) for d in descriptions]
+        return [Score.of_expected(min(9, len(d.caption.split()))) for d in descriptions]
 
 
 def test_record_copies_the_photograph_and_adds_score_and_ratio():

@@ -8,6 +8,7 @@ from cat_fast.complexity import (
     Description,
     JpegThresholds,
     RatioThresholds,
+    Score,
     choose_ratio,
     default_scorer,
     default_thresholds,
@@ -37,7 +38,7 @@ class Recorder:
         self.batches.append(captions)
         if "refused" in captions:
             raise UserError("refused has no score")
-        return [len(caption.split()) for caption in captions]
+        return [Score.of_expected(len(caption.split())) for caption in captions]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ from cat_fast.errors import UserError
 
 
 def test_every_score_has_an_anchor_with_that_score_among_the_captions() -> None:
-    scores = dict(zip(*read_scored(), strict=True))
+    descriptions, values = read_scored()
+    scores = {d.caption: value for d, value in zip(descriptions, values, strict=True)}
     assert list(ANCHORS) == list(range(1, 10))
-    assert {score: scores[anchor] for score, anchor in ANCHORS.items()} == {s: s for s in range(1, 10)}
+    assert {score: scores[anchor.caption] for score, anchor in ANCHORS.items()} == {
+        s: s for s in range(1, 10)
+    }
 
 
 def test_prompts_share_the_rubric_as_prefix_and_include_the_description() -> None:

@@ -25,8 +25,8 @@ class ImageRecord:
     key: str
     path: str
     caption: str
-    has_text: bool
-    has_faces: bool
+    has_text: bool | None
+    has_faces: bool | None
     score: int | None
     ratio: int | None
     category: str = ""
@@ -100,8 +100,8 @@ def parse_record(
         raise UserError(f"{where}: {error}") from error
     unset: dict[str, Any] = {
         "caption": "",
-        "has_text": False,
-        "has_faces": False,
+        "has_text": None,
+        "has_faces": None,
         "score": None,
         "ratio": None,
     }

@@ -19,8 +19,8 @@ class Labels:
 
     score: int | None = None
     ratio: int | None = None
-    has_text: bool = False
-    has_faces: bool = False
+    has_text: bool | None = None
+    has_faces: bool | None = None
     caption: str = ""
     category: str = ""
     """Class: a name, or a number as text."""
