@@ -87,8 +87,8 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder}: the corpus needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; choose another"
-            " disk, or fewer sources with --only"
+            f"{folder}: the corpus needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free; choose"
+            " another disk, or fewer sources with --only"
         )
 
 
