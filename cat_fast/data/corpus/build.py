@@ -23,6 +23,8 @@ CARD = "corpus.json"
 INDICES = {"train": "train.jsonl", "held_out": "held_out.jsonl"}
 """Image indices of the splits, in the corpus folder."""
 
+_ROW = ("caption", "group", "category", "has_text", "has_faces")
+"""Fields of a `CorpusImage` that are stored."""
 Progress = Callable[[str, int], None]
 """Receives a description of the current step, and images written since the last call."""
 
@@ -157,8 +159,7 @@ def _write_image(target: Path, source: Source, image: CorpusImage) -> dict[str, 
     options = {} if source.lossless else {"quality": 95, "subsampling": 0}
     with atomic_write(path, flush=False) as part:
         image.image.save(part, "PNG" if source.lossless else "JPEG", **options)
-    row = {name: value for name, value in asdict(image).items() if name not in ("name", "image")}
-    return row | {"file": path.name}
+    return {name: getattr(image, name) for name in _ROW} | {"file": path.name}
 
 
 def _write_indices(folder: Path, report: CorpusReport) -> None:
