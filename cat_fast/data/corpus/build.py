@@ -147,7 +147,7 @@ def _build_source(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacked-") as unpacked:
         for name, file in files.items():
             unpack(file, Path(unpacked) / name, source.patterns)
-        for image in source.images(Path(unpacked), lambda line: problems.update([line.split(": ", 1)])):
+        for image in source.images(Path(unpacked), problems.__setitem__):
             rows.append(_write_image(target, source, image))
             progress(source.name, 1)
     header = _header(source, [PACKAGES[name] for name in files])

@@ -25,8 +25,8 @@ class CorpusImage:
     has_faces: bool | None = None
 
 
-Problem = Callable[[str], None]
-"""Receives one line per file that is left out."""
+Problem = Callable[[str, str], None]
+"""Receives name and reason of each file that is left out."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def _images(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
         try:
             image = load_image(path)
         except UserError as error:
-            problem(f"{path.name}: {error}")
+            problem(path.name, str(error))
             continue
         if min(image.size) < _MIN_SIDE or max(image.size) > 3 * min(image.size):
             continue

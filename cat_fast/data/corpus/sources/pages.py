@@ -20,7 +20,7 @@ _SECONDS = 120
 
 def _images(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
     if shutil.which("pdftoppm") is None:
-        problem("pdftoppm is not installed (package poppler-utils): no pages are rendered")
+        problem("pages", "pdftoppm is not installed; install poppler-utils")
         return
     for path in sorted(folder.rglob("*.pdf")):
         name = "-".join(path.relative_to(folder).with_suffix("").parts[-2:])
@@ -31,7 +31,7 @@ def _images(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
             try:
                 subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
             except subprocess.SubprocessError as error:
-                problem(f"{path.name}: {error}")
+                problem(path.name, str(error))
                 continue
             for page in sorted(Path(pages).glob("*.png")):
                 with Image.open(page) as opened:

@@ -59,7 +59,7 @@ def _wallpapers(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
             with Image.open(path) as opened:
                 pixels = opened.width * opened.height
         except (OSError, ValueError) as error:
-            problem(f"{path.name}: {error}")
+            problem(path.name, str(error))
             continue
         if min(opened.size) >= 480:
             largest[name] = max(largest.get(name, (0, path)), (pixels, path))
@@ -76,7 +76,7 @@ def _photograph(
     try:
         image = load_image(path)
     except UserError as error:
-        problem(f"{path.name}: {error}")
+        problem(path.name, str(error))
         return
     if min(image.size) >= 128:
         yield CorpusImage(name, reduced(image), caption, group, category=category)

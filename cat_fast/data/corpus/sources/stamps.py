@@ -18,7 +18,7 @@ def _images(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
             caption = text.read_text(encoding="utf-8").splitlines()[0].strip().rstrip(".!")
             image = load_image(path)
         except (OSError, ValueError, IndexError) as error:
-            problem(f"{path.name}: {error}")
+            problem(path.name, str(error))
             continue
         if caption and min(image.size) >= _MIN_SIDE:
             parts = path.relative_to(folder).with_suffix("").parts
