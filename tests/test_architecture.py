@@ -161,7 +161,7 @@ def test_a_cycle_is_found():
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("cat_fast.complexity.choose", "from cat_fast.tokenizer import NestedAutoencoderKL"),
+        ("cat_fast.complexity.ratios.choose", "from cat_fast.tokenizer import NestedAutoencoderKL"),
         ("cat_fast.tokenizer.losses", "import cat_fast.training.loop"),
         ("cat_fast.tokenizer.losses", "def late():\n    from cat_fast import evaluation"),
         ("cat_fast.inference.pipeline.cat_pipeline", "if TYPE_CHECKING:\n    from ...training import loop"),

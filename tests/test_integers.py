@@ -19,7 +19,7 @@ from cat_fast.complexity import (
     ratios_within_budget,
     tokens_per_image,
 )
-from cat_fast.complexity.ratio_policy import RatioChoice, RatioPolicy
+from cat_fast.complexity.ratios.policy import RatioChoice, RatioPolicy
 from cat_fast.data.images.index import ImageRecord, read_index, write_index
 from cat_fast.data.latents.format import LatentEntry
 from cat_fast.data.sampling.step_plan import normalise_shares

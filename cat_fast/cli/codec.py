@@ -151,7 +151,7 @@ def encode(
     files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
     from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
-    from cat_fast.complexity.ratio_policy import RatioPolicy
+    from cat_fast.complexity.ratios.policy import RatioPolicy
     from cat_fast.inference.encoding.codec import encode_files, require_served
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
     from cat_fast.models.load import load_tokenizer

@@ -19,7 +19,7 @@ import numpy as np
 from cat_fast.complexity.calibration import calibrate
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.features import FeatureSpace
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import Score, ScoringFailure
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError

@@ -13,8 +13,10 @@ from cat_fast.complexity.calibration import calibrate, fit_knots, round_scores
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import EmbeddedScorer
 from cat_fast.complexity.features import FeatureSpace
-from cat_fast.complexity.ratio import SCORES, RatioThresholds, mean_tokens
+from cat_fast.complexity.ratios.mix import mean_tokens
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import require_scores
+from cat_fast.data.images.label_fields import SCORES
 from cat_fast.errors import UserError
 
 FOLDS = 5

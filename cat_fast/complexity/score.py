@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.data.images.label_fields import SCORES
 from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.errors import UserError

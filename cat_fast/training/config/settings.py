@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from cat_fast.complexity.embedded_scorer import default_thresholds
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
-from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
+from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.data.images.size import height_and_width
 from cat_fast.data.latents.scale import read_normalization
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig

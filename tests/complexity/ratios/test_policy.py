@@ -15,7 +15,7 @@ from cat_fast.complexity import (
     jpeg_ratio,
     scored_by,
 )
-from cat_fast.complexity.ratio_policy import RatioPolicy
+from cat_fast.complexity.ratios.policy import RatioPolicy
 from cat_fast.data.ratio_origin import RatioOrigin, ScoredBy
 from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError

@@ -6,14 +6,14 @@ from typing import Any
 
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
-from cat_fast.complexity.ratio import (
-    RatioThresholds,
+from cat_fast.complexity.ratios.mix import (
     average_latent_side,
     average_ratio,
     mean_tokens,
     ratio_mix,
     tokens_per_image,
 )
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import Scorer, require_scores
 from cat_fast.integers import store_integers
 

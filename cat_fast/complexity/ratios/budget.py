@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cat_fast.complexity.ratio import RATIOS, tokens_per_image
+from cat_fast.complexity.ratios.mix import RATIOS, tokens_per_image
 from cat_fast.errors import UserError
 from cat_fast.integers import to_integers
 

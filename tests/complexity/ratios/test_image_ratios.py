@@ -8,8 +8,13 @@ import pytest
 from torchvision.transforms.functional import pil_to_tensor
 
 from cat_fast.complexity import Description, RatioThresholds, Score, choose_ratios, jpeg_ratio
-from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_by_jpeg, score_records
-from cat_fast.complexity.ratio_policy import ratio_of_file
+from cat_fast.complexity.ratios.image_ratios import (
+    index_photographs,
+    load_index,
+    ratios_by_jpeg,
+    score_records,
+)
+from cat_fast.complexity.ratios.policy import ratio_of_file
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.images.io import load_image, resize_center_crop
 from cat_fast.data.photographs import photographs

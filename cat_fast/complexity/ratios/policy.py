@@ -11,9 +11,10 @@ from PIL.Image import Image
 
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
-from cat_fast.complexity.jpeg_size import JPEG_SIDE, JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import Scorer, ScoringFailure, scored_by
+from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard

@@ -15,8 +15,8 @@ from cat_fast.complexity import (
     default_thresholds,
     embedded_scorer,
 )
-from cat_fast.complexity.image_ratios import index_photographs
-from cat_fast.complexity.ratio_policy import RatioPolicy
+from cat_fast.complexity.ratios.image_ratios import index_photographs
+from cat_fast.complexity.ratios.policy import RatioPolicy
 from cat_fast.config import fill
 from cat_fast.data.photographs import photographs
 from cat_fast.demo.metrics import _complexity

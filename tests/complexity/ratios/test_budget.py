@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cat_fast.complexity.budget import ratios_within_budget
-from cat_fast.complexity.ratio import tokens_per_image
+from cat_fast.complexity.ratios.budget import ratios_within_budget
+from cat_fast.complexity.ratios.mix import tokens_per_image
 from cat_fast.errors import UserError
 
 TOKENS = {ratio: tokens_per_image(ratio, 512) for ratio in (8, 16, 32)}
