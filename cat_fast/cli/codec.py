@@ -45,7 +45,7 @@ ThresholdsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of the packaged scorer.",
+        help="Scores up to A get 32x, above B 8x, between them 16x. Default: the published 4,7.",
         show_default=False,
     ),
 ]

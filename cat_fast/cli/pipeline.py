@@ -149,7 +149,7 @@ def pipeline(
     )
     made.save_pretrained(out)
     console.out.print(
-        f"{len(names)} classes at {resolution} px, thresholds {made.thresholds.a},{made.thresholds.b}",
+        f"{len(names)} classes at {resolution} px, thresholds {made.thresholds}",
         soft_wrap=True,
     )
     console.out.print(Text(f"Draw with cat-fast sample --pipeline {out} --out DIR"), soft_wrap=True)

@@ -10,9 +10,8 @@ import numpy as np
 from scipy.stats import rankdata
 
 from cat_fast.complexity.ratios.mix import RATIOS
-from cat_fast.complexity.ratios.thresholds import RatioThresholds
+from cat_fast.complexity.ratios.thresholds import PUBLISHED, RatioThresholds
 
-PUBLISHED = RatioThresholds(4, 7)
 RESAMPLES = 1000
 INTERVAL = (0.025, 0.975)
 

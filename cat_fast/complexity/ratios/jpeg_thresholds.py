@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cat_fast.complexity.ratios.mix import require_mix
-from cat_fast.complexity.ratios.thresholds import parse_pair
+from cat_fast.complexity.ratios.thresholds import parse_numbers
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE, jpeg_bytes
 from cat_fast.errors import UserError
 
@@ -42,7 +42,7 @@ class JpegThresholds:
     @classmethod
     def parse(cls, text: str) -> "JpegThresholds":
         """Parse the command-line form "a,b"."""
-        return cls(*parse_pair(text, "JPEG thresholds", "38761,65837"))
+        return cls(*parse_numbers(text, "JPEG thresholds", "38761,65837"))
 
     def ratio(self, size: int) -> int:
         """Return the compression ratio for a JPEG size in bytes."""

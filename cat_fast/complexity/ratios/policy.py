@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from PIL.Image import Image
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
+from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
-from cat_fast.complexity.ratios.thresholds import RatioThresholds
-from cat_fast.complexity.score import Scorer, ScoringFailure, scored_by
+from cat_fast.complexity.ratios.origin import scored_by
+from cat_fast.complexity.ratios.thresholds import RatioThresholds, default_thresholds
+from cat_fast.complexity.score import Scorer, ScoringFailure
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy
@@ -81,7 +82,7 @@ class RatioPolicy:
 
     Args:
         labels: the labels to use, in order of precedence; the first one that an image has decides.
-        thresholds: map scores to ratios; by default those of the packaged scorer.
+        thresholds: map scores to ratios; by default `default_thresholds()`.
         scorer: scores captions; by default the packaged one.
         fixed: one ratio for all images; labels are ignored.
         jpeg: map JPEG sizes to ratios; by default the published thresholds.
@@ -98,6 +99,7 @@ class RatioPolicy:
         self.labels, self.jpeg = labels, jpeg
         self.scorer = scorer or default_scorer()
         self.thresholds = thresholds or default_thresholds()
+        self._pair = self.thresholds.pair
         fixed = None if fixed is None else to_integer("fixed", fixed)
         self.fixed = fixed and RatioChoice(ratio=fixed, source="fixed", why=f"fixed {fixed}x")
 
@@ -162,7 +164,7 @@ class RatioPolicy:
             why=image.caption if captioned else f"score {score}",
             score=score,
             scored_by=self.scored_by if captioned else image.scored_by,
-            thresholds=(self.thresholds.a, self.thresholds.b),
+            thresholds=self._pair,
         )
 
     def _score(self, images: Sequence[Labelled]) -> list[int | UserError]:

@@ -226,7 +226,7 @@ def _ratio_rule(settings: EncodeShardsSettings) -> dict[str, Any]:
         "ratio": "auto",
         "labels": list(policy.labels),
         "scored_by": asdict(policy.scored_by),
-        "thresholds": [policy.thresholds.a, policy.thresholds.b],
+        "thresholds": list(policy.thresholds.pair),
         "jpeg_thresholds": [policy.jpeg.a, policy.jpeg.b],
     }
 
