@@ -68,8 +68,8 @@ def pipeline(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of --latents, or the"
-            " pair fitted to the scorer.",
+            help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of --latents, or"
+            " the published 4,7.",
             show_default=False,
         ),
     ] = None,

@@ -13,8 +13,8 @@ from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
 from cat_fast.complexity.ratios.origin import scored_by
-from cat_fast.complexity.ratios.thresholds import RatioThresholds, default_thresholds
-from cat_fast.complexity.score import Scorer, ScoringFailure
+from cat_fast.complexity.ratios.thresholds import RatioThresholds, Scored, default_thresholds
+from cat_fast.complexity.score import Score, Scorer, ScoringFailure
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy
@@ -39,6 +39,8 @@ class Labelled(Protocol):
     def ratio(self) -> int | None: ...
     @property
     def score(self) -> int | None: ...
+    @property
+    def expected(self) -> float | None: ...
     @property
     def caption(self) -> str: ...
     @property
@@ -117,7 +119,7 @@ class RatioPolicy:
         scores = iter(self._score(captioned))
         found: list[RatioChoice | UserError | None] = []
         for image, label in zip(images, deciding, strict=True):
-            score = next(scores) if label == "caption" else image.score if label == "score" else None
+            score = next(scores) if label == "caption" else image if label == "score" else None
             try:
                 found.append(self._choice(image, label, score))
             except UserError as error:
@@ -148,7 +150,7 @@ class RatioPolicy:
         return next((label for label in self.labels if getattr(image, label) not in (None, "")), None)
 
     def _choice(
-        self, image: Labelled, label: Label | None, score: int | UserError | None
+        self, image: Labelled, label: Label | None, score: Scored | UserError | None
     ) -> RatioChoice | None:
         if isinstance(score, UserError):
             raise score
@@ -159,20 +161,20 @@ class RatioPolicy:
             return RatioChoice(ratio=image.ratio, source=label, why="ratio label", scored_by=image.scored_by)
         captioned = label == "caption"
         return RatioChoice(
-            ratio=self.thresholds.ratio(score),
+            ratio=self.thresholds.ratio_of(score),
             source=label,
-            why=image.caption if captioned else f"score {score}",
-            score=score,
+            why=image.caption if captioned else f"score {score.score}",
+            score=score.score,
             scored_by=self.scored_by if captioned else image.scored_by,
             thresholds=self._pair,
         )
 
-    def _score(self, images: Sequence[Labelled]) -> list[int | UserError]:
+    def _score(self, images: Sequence[Labelled]) -> list[Score | UserError]:
         if not images:
             return []
         try:
             results = self.scorer.score_many([_describe(image) for image in images])
-            return [UserError(r.error) if isinstance(r, ScoringFailure) else r.score for r in results]
+            return [UserError(r.error) if isinstance(r, ScoringFailure) else r for r in results]
         except UserError as error:
             if len(images) == 1:
                 return [error]

@@ -35,12 +35,12 @@ _BELOW, _ABOVE = 0.5, 9.5
 
 
 class Scored(Protocol):
-    """An integer score 1..9 and its expected value."""
+    """An integer score 1..9 and its expected value, None if it is not known."""
 
     @property
-    def score(self) -> int: ...
+    def score(self) -> Any: ...
     @property
-    def expected(self) -> float: ...
+    def expected(self) -> float | None: ...
 
 
 @dataclass(frozen=True, order=True, init=False)
@@ -124,8 +124,19 @@ class RatioThresholds:
         return self.ratio_set[-1 - sum(value > t for t in self.values)]
 
     def ratio_of(self, score: Scored) -> int:
-        """Return the ratio for a scorer's result, by its integer or expected score."""
-        return self.ratio(score.expected if self.use_expected else score.score)
+        """Return the ratio for a scorer's result or a labelled image, by its integer or expected score.
+
+        Raises:
+            UserError: the thresholds apply to expected scores, and the score has none.
+        """
+        if not self.use_expected:
+            return self.ratio(score.score)
+        if score.expected is None:
+            raise UserError(
+                f"the score {score.score} has no expected score, which the thresholds {self} apply to; store"
+                ' it as "expected" next to the score, or use integer thresholds'
+            )
+        return self.ratio(score.expected)
 
     def ratios(self, scores: Iterable[float]) -> list[int]:
         """Return the ratio for each score, in order."""

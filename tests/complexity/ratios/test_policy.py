@@ -82,6 +82,23 @@ def test_choices_hold_the_origin_of_the_ratio():
     assert RatioPolicy((), fixed=8).choose(images)[0].origin == RatioOrigin(source="fixed")
 
 
+def test_real_thresholds_apply_to_the_expected_score_of_captions_and_labels():
+    """A score without its expected value is an error: rounded scores would miss the budget."""
+    policy = RatioPolicy(("score", "caption"), RatioThresholds(4.3, 7.5), Recorder())
+    images = [
+        Labels(score=4, expected=4.25),
+        Labels(score=4, expected=4.4),
+        Labels(score=4),
+        Labels(caption="a b"),
+    ]
+    below, above, unknown, caption = policy.choose(images)
+    assert [below.ratio, above.ratio, caption.ratio] == [32, 16, 32]
+    assert above.origin == RatioOrigin(source="score", thresholds=(4.3, 7.5))
+    assert caption.origin.scored_by == ScoredBy("recorder", "1", (4.3, 7.5))
+    assert isinstance(unknown, UserError)
+    assert 'store it as "expected"' in str(unknown)
+
+
 def test_images_without_a_label_get_no_choice():
     policy = RatioPolicy(("ratio", "score"))
     assert policy.choose([DOG]) == [None]
