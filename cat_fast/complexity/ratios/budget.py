@@ -41,8 +41,8 @@ def ratios_within_budget(
     costs = token_costs(levels, resolution, patch_size)
     require_budget(mean_tokens, levels, costs, resolution)
     count = len(complexities)
-    order = sorted(range(count), key=lambda i: (-complexities[i], i))
-    wanted = None if preferred is None else np.array([preferred[i] for i in order], dtype=int)
+    order = np.argsort(-np.asarray(complexities, dtype=np.float64), kind="stable")
+    wanted = None if preferred is None else np.asarray(preferred, dtype=np.int64)[order]
     cuts = cut_within_budget(
         np.arange(count + 1, dtype=np.float64),
         costs,
@@ -50,9 +50,9 @@ def ratios_within_budget(
         agreement=None if wanted is None else _agreement(wanted, levels),
         estimate=None if wanted is None else np.cumsum([(wanted == f).sum() for f in levels[:-1]]).tolist(),
     )
-    sizes = np.diff([0, *cuts, count])
-    result = dict(zip(order, np.repeat(levels, sizes).tolist(), strict=True))
-    return [result[i] for i in range(count)]
+    chosen = np.empty(count, dtype=np.int64)
+    chosen[order] = np.repeat(levels, np.diff([0, *cuts, count]))
+    return chosen.tolist()
 
 
 def _agreement(wanted: np.ndarray, levels: Sequence[int]) -> Agreement:

@@ -29,7 +29,7 @@ def ratio_mix(ratios: Iterable[int]) -> dict[int, float]:
 
 def mix_entropy(mix: Mapping[int, float]) -> float:
     """Return the entropy of a mix in nats: 0 if all images have one ratio, log 3 for three equal shares."""
-    return -math.fsum(share * math.log(share) for share in mix.values() if share)
+    return 0.0 - math.fsum(share * math.log(share) for share in mix.values() if share)
 
 
 def tokens_per_image(

@@ -7,7 +7,6 @@ chooses real ones on the expected score, which meet any budget that can be reach
 
 import itertools
 import math
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -375,6 +374,7 @@ def _integer_score(score: Any) -> int:
 
 
 def _real_score(score: Any) -> float:
-    if not isinstance(score, numbers.Real) or isinstance(score, bool) or not SCORES[0] <= score <= SCORES[-1]:
+    is_number = isinstance(score, int | float | np.number) and not isinstance(score, bool)
+    if not is_number or not SCORES[0] <= score <= SCORES[-1]:
         raise UserError(f"an expected score must be a number from 1 to 9, got {score!r}")
     return float(score)
