@@ -57,8 +57,7 @@ def score(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Scores up to A get 32x, above B 8x, between them 16x. Published: 4,7. Default: those of"
-            " the packaged scorer.",
+            help="Scores up to A get 32x, above B 8x, between them 16x. Default: the published 4,7.",
             show_default=False,
         ),
     ] = None,
@@ -115,8 +114,7 @@ def score(
     console.out.print(_table(results, explain))
     mix = ", ".join(f"{ratio}x {share:.0%}" for ratio, share in summary["mix"].items())
     console.out.print(
-        f"{len(results)} caption{'s' * (len(results) > 1)}: {mix}; {_cost(summary)};"
-        f" thresholds {chosen.a},{chosen.b}",
+        f"{len(results)} caption{'s' * (len(results) > 1)}: {mix}; {_cost(summary)}; thresholds {chosen}",
     )
     if json_file:
         console.out.print(f"Written to {json_file}", markup=False)
