@@ -1,6 +1,6 @@
 """`SentenceEncoder`: all-MiniLM-L6-v2 from a Python package, read through transformers, never downloaded.
 
-The weights stay as published: the scorer's adapters are separate files, so that the text generator can use the
+The weights stay as published. The scorer's adapter is a separate file, so that the text generator can use the
 same encoder frozen.
 """
 
@@ -71,19 +71,19 @@ class SentenceEncoder:
         """Return the token ids of each caption, at most `MAX_TOKENS` including the two special tokens."""
         return [encoding.ids for encoding in self.tokenizer.encode_batch(list(captions))]
 
-    def hidden(self, ids: torch.Tensor, real: torch.Tensor, layers: int) -> torch.Tensor:
-        """Return the hidden states after the first `layers` layers, float32 (N, L, 384).
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return the states before the first layer, float32 (N, L, 384), of token ids, int64 (N, L)."""
+        return self.model.embeddings(ids)
+
+    def layer(self, index: int, states: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Apply one layer.
 
         Args:
-            ids: token ids, int64 (N, L).
+            index: 0 for the first layer.
+            states: (N, L, 384).
             real: False for padding, bool (N, L).
-            layers: number of layers to run.
         """
-        states = self.model.embeddings(ids)
-        mask = real[:, None, None]
-        for layer in self.model.encoder.layer[:layers]:
-            states = layer(states, mask)
-        return states
+        return self.model.encoder.layer[index](states, real[:, None, None])
 
 
 def find_encoder() -> Path:

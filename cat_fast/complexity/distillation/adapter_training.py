@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cat_fast.complexity.accurate.rating_model import UNKNOWN, RatingModel, flag_states
 from cat_fast.complexity.distillation.rated_captions import RatedCaption
-from cat_fast.complexity.rating_model import FROZEN_LAYERS, UNKNOWN, RatingModel, flag_states
 from cat_fast.complexity.sentence_encoder import SentenceEncoder
 from cat_fast.data.images.label_fields import SCORES
 
-LEARNING_RATES = {"layers": 1e-3, "head": 1e-3, "norms": 2e-4}
-"""Peak rates of the low-rank updates, of pooling and head, and of biases and norms."""
+LEARNING_RATES = {"layers": 1e-3, "head": 1e-3, "flags": 1e-2, "norms": 2e-4}
+"""Peak rates of the low-rank updates, of pooling and head, of the flags' effects, and of biases and norms."""
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """Settings of the adapters' training."""
 
-    epochs: int = 4
+    epochs: int = 8
     batch_size: int = 48
     single_rating_rows: int = 2500
     """Number of captions with one rating drawn per epoch; all captions with more are used."""
@@ -46,24 +46,9 @@ class HiddenCaptions:
     """Index of each caption's first token, and T at the end; int64 (N + 1,)."""
 
     @classmethod
-    def compute(
-        cls, encoder: SentenceEncoder, captions: Sequence[str], batch_size: int = 64
-    ) -> "HiddenCaptions":
-        """Run the frozen layers on the captions."""
-        tokens = encoder.tokens(captions)
-        starts = np.cumsum([0, *map(len, tokens)])
-        states = torch.empty(int(starts[-1]), encoder.model.config.hidden_size)
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            ids = torch.zeros(len(batch), max(len(tokens[i]) for i in batch), dtype=torch.int64)
-            for row, i in enumerate(batch):
-                ids[row, : len(tokens[i])] = torch.tensor(tokens[i])
-            real = _real([len(tokens[i]) for i in batch])
-            hidden = encoder.hidden(ids, real, FROZEN_LAYERS)
-            for row, i in enumerate(batch):
-                states[starts[i] : starts[i + 1]] = hidden[row, : len(tokens[i])]
-        return cls(states, starts)
+    def join(cls, states: Sequence[Tensor]) -> "HiddenCaptions":
+        """Join the states of each caption, (length, 384)."""
+        return cls(torch.cat(list(states)), np.cumsum([0, *map(len, states)]))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -86,7 +71,7 @@ def train_adapter(
     *,
     plan: TrainingPlan,
     seed: int,
-    on_step: Callable[[int, int], None] = lambda step, steps: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> RatingModel:
     """Train adapters on the captions `rows` of `rated`; the same arguments give the same weights.
 
@@ -97,7 +82,7 @@ def train_adapter(
         rows: indices of the captions to train on.
         plan: settings.
         seed: seed of initial weights, order and dropout.
-        on_step: is called with (finished steps, all steps).
+        on_step: is called after every step.
     """
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
@@ -122,7 +107,7 @@ def train_adapter(
                 average = [value.detach().clone() for value in trained]
             elif step > averaged_from:
                 torch._foreach_lerp_(average, [value.detach() for value in trained], 0.01)
-            on_step(step + 1, len(batches))
+            on_step()
     with torch.no_grad():
         for value, mean in zip(trained, average, strict=True):
             value.copy_(mean.half().float())  # as stored
@@ -230,12 +215,18 @@ def _parameter_groups(model: RatingModel, plan: TrainingPlan) -> list[dict]:
     for name, value in model.named_parameters():
         if not value.requires_grad:
             continue
-        if not name.startswith("layers."):
+        if name.startswith("flag_"):
+            names["flags"].append(value)
+        elif not name.startswith("layers."):
             names["head"].append(value)
         else:
             names["layers" if name.endswith((".down", ".up")) else "norms"].append(value)
     return [
-        {"params": values, "lr": LEARNING_RATES[name], "weight_decay": plan.weight_decay * (name != "norms")}
+        {
+            "params": values,
+            "lr": LEARNING_RATES[name],
+            "weight_decay": plan.weight_decay * (name in ("layers", "head")),
+        }
         for name, values in names.items()
     ]
 

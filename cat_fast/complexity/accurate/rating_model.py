@@ -72,7 +72,8 @@ class RatingModel(nn.Module):
         self.inner = nn.Linear(width * (QUERIES + 1), WIDTH)
         self.outer = nn.Linear(WIDTH, len(SCORES))
         self.flag_scale = nn.Parameter(torch.zeros(9, WIDTH))
-        self.flag_shift = nn.Parameter(torch.randn(9, WIDTH) * 0.02)
+        self.flag_shift = nn.Parameter(torch.randn(9, WIDTH) * 0.3)
+        self.flag_logits = nn.Parameter(torch.zeros(9, len(SCORES)))
         self.flags = nn.Linear(width * (QUERIES + 1), 2)
         self.dropout = nn.Dropout(0.2)
 
@@ -93,10 +94,15 @@ class RatingModel(nn.Module):
         return self.dropout(torch.cat([attended, mean], 1))
 
     def ratings(self, features: Tensor, flags: Tensor) -> Tensor:
-        """Return the logits of the ratings 1..9, (N, 9); `flags` are states of (text, faces), int64 (N, 2)."""
+        """Return the logits of the ratings 1..9, (N, 9).
+
+        Args:
+            features: result of `pool`.
+            flags: states of the flags (text, faces), int64 (N, 2).
+        """
         state = flags[:, 0] * 3 + flags[:, 1]
-        inner = self.inner(features)
-        return self.outer(F.gelu(inner * (1 + self.flag_scale[state]) + self.flag_shift[state]))
+        inner = self.inner(features) * (1 + self.flag_scale[state]) + self.flag_shift[state]
+        return self.outer(F.gelu(inner)) + self.flag_logits[state]
 
     def adapter(self) -> dict[str, Tensor]:
         """Return the trained parameters, without the encoder's weights."""
