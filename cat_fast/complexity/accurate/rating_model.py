@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertModel
+from transformers.models.bert.modeling_bert import BertLayer
 
 from cat_fast.complexity.description import Description
 from cat_fast.data.images.label_fields import SCORES
@@ -36,16 +37,19 @@ def flag_states(descriptions: Sequence[Description]) -> Tensor:
 class LowRankLinear(nn.Module):
     """Linear map with a frozen weight, a trained low-rank update of it and a trained bias."""
 
-    def __init__(self, linear: nn.Linear, rank: int) -> None:
+    def __init__(self, linears: Sequence[nn.Linear], rank: int) -> None:
+        """Join the outputs of linear maps of the same input."""
         super().__init__()
-        self.weight = nn.Parameter(linear.weight, requires_grad=False)
-        self.bias = nn.Parameter(linear.bias.clone())
-        self.down = nn.Parameter(torch.randn(linear.in_features, rank) * linear.in_features**-0.5)
-        self.up = nn.Parameter(torch.zeros(rank, linear.out_features))
+        weight = torch.cat([linear.weight for linear in linears])
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]))
+        outputs, inputs = weight.shape
+        self.down = nn.Parameter(torch.randn(inputs, rank) * inputs**-0.5)
+        self.up = nn.Parameter(torch.zeros(rank, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        return F.linear(x, self.weight, self.bias) + x @ self.down @ self.up
+        """Map (N, inputs) to (N, outputs)."""
+        return torch.addmm(F.linear(x, self.weight, self.bias), x @ self.down, self.up)
 
     def merged(self) -> nn.Linear:
         """Return the plain linear map with the update added to the weight."""
@@ -55,19 +59,51 @@ class LowRankLinear(nn.Module):
         return linear
 
 
+class AdaptedLayer(nn.Module):
+    """One layer of the encoder with low-rank updates; without them, equal to transformers' layer."""
+
+    def __init__(self, layer: BertLayer, rank: int) -> None:
+        super().__init__()
+        attention = layer.attention.self
+        self.heads = attention.num_attention_heads
+        projections = (attention.query, attention.key, attention.value)
+        self.attend: nn.Module = LowRankLinear(projections, 2 * rank)
+        self.attended: nn.Module = LowRankLinear([layer.attention.output.dense], rank)
+        self.widen: nn.Module = LowRankLinear([layer.intermediate.dense], rank)
+        self.narrow: nn.Module = LowRankLinear([layer.output.dense], rank)
+        self.norm_1 = copy.deepcopy(layer.attention.output.LayerNorm)
+        self.norm_2 = copy.deepcopy(layer.output.LayerNorm)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map states (N, L, D); `mask` is False for padding, bool (N, 1, 1, L)."""
+        n, length, width = x.shape
+        x = x.reshape(n * length, width)
+        shape = (n, length, 3, self.heads, width // self.heads)
+        q, k, v = self.attend(x).view(shape).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        x = self.norm_1(x + self.attended(attended.transpose(1, 2).reshape(n * length, width)))
+        x = self.norm_2(x + self.narrow(F.gelu(self.widen(x))))
+        return x.view(n, length, width)
+
+    def merge(self) -> None:
+        """Replace the low-rank linear maps by plain ones, for inference."""
+        for name in ("attend", "attended", "widen", "narrow"):
+            setattr(self, name, getattr(self, name).merged())
+
+
 class RatingModel(nn.Module):
     """Estimates the distribution of ratings from the hidden states of a caption and its flags."""
 
     def __init__(self, encoder: BertModel, rank: int = RANK) -> None:
         super().__init__()
         width = encoder.config.hidden_size
-        self.layers = copy.deepcopy(encoder.encoder.layer[FROZEN_LAYERS:])
-        self.layers.requires_grad_(True)
-        for parent, name, linear in _linears(self.layers, nn.Linear):
-            setattr(parent, name, LowRankLinear(linear, rank))
-        for module in self.layers.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
+        self.layers = nn.ModuleList(
+            AdaptedLayer(layer, rank) for layer in encoder.encoder.layer[FROZEN_LAYERS:]
+        ).requires_grad_(True)
+        for layer in self.layers:
+            for module in layer.modules():
+                if isinstance(module, LowRankLinear):
+                    module.weight.requires_grad_(False)
         self.queries = nn.Parameter(torch.zeros(width, QUERIES))
         self.inner = nn.Linear(width * (QUERIES + 1), WIDTH)
         self.outer = nn.Linear(WIDTH, len(SCORES))
@@ -118,15 +154,6 @@ class RatingModel(nn.Module):
 
     def merge(self) -> "RatingModel":
         """Replace the low-rank linear maps by plain ones, for inference; return the model."""
-        for parent, name, linear in _linears(self.layers, LowRankLinear):
-            setattr(parent, name, linear.merged())
+        for layer in self.layers:
+            layer.merge()
         return self.eval().requires_grad_(False)
-
-
-def _linears(layers: nn.Module, kind: type) -> Sequence[tuple[nn.Module, str, nn.Module]]:
-    return [
-        (parent, name, child)
-        for parent in layers.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, kind)
-    ]

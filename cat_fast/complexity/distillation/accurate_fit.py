@@ -1,4 +1,4 @@
-"""Fit of the accurate scorer: two adapters, the kernel regression and the calibration.
+"""Fit of the accurate scorer: adapters, the kernel regression and the calibration.
 
 Each adapter leaves out its own part of the captions. The calibration is fitted to predictions of these parts
 alone, so that a fit needs no captions other than its own.
@@ -31,7 +31,7 @@ from cat_fast.complexity.distillation.rated_captions import RatedCaption, assign
 from cat_fast.complexity.sentence_encoder import FILES, SentenceEncoder
 from cat_fast.data.files import atomic_write
 
-MEMBERS = 2
+MEMBERS = 1
 """Number of adapters."""
 PARTS = 8
 """Each adapter leaves out one of so many parts."""

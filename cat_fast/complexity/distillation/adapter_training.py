@@ -22,9 +22,9 @@ LEARNING_RATES = {"layers": 1e-3, "head": 1e-3, "flags": 1e-2, "norms": 2e-4}
 class TrainingPlan:
     """Settings of the adapters' training."""
 
-    epochs: int = 8
+    epochs: int = 7
     batch_size: int = 48
-    single_rating_rows: int = 2500
+    single_rating_rows: int = 2000
     """Number of captions with one rating drawn per epoch; all captions with more are used."""
     single_rating_weight: float = 0.7
     state_weights: tuple[float, float, float] = (0.6, 0.4, 0.1)
@@ -90,7 +90,7 @@ def train_adapter(
         model = RatingModel(encoder.model).train()
         targets = Targets.of(rated, plan)
         batches = _plan_batches(rated, hidden.lengths, rows, plan, rng)
-        optimizer = torch.optim.AdamW(_parameter_groups(model, plan), betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(_parameter_groups(model, plan), betas=(0.9, 0.98), fused=True)
         peaks = [group["lr"] for group in optimizer.param_groups]
         average: list[Tensor] = []
         trained = [value for value in model.parameters() if value.requires_grad]
