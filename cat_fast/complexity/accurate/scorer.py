@@ -7,7 +7,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -27,8 +27,8 @@ from cat_fast.errors import UserError
 
 ACCURATE_FILE = Path(__file__).parents[1] / "assets" / "accurate_scorer.npz"
 """The packaged scorer."""
-REASONS = 2
-"""Number of similar rated captions that a score's reasons name."""
+EXPLAINED_WORDS = 60
+"""Number of words of a caption whose effect is computed."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,17 @@ class AccurateScorer:
 
     def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
         """Score each description, in order."""
-        raw = self.predict(descriptions)
-        known = np.array(
-            [d.has_text is not None and d.has_faces is not None for d in descriptions], dtype=bool
-        )
-        expected, confidence = (
-            np.where(known, *(getattr(calibration, name)(raw) for calibration in self.calibrations))
+        raw, known = self.predict(descriptions), _known(descriptions)
+        columns = [
+            np.where(known, *(getattr(calibration, name)(raw) for calibration in self.calibrations)).tolist()
             for name in ("expected", "confidences")
-        )
-        return [Score.of_expected(*row) for row in zip(expected.tolist(), confidence.tolist(), strict=True)]
+        ]
+        return [Score.of_expected(*row) for row in zip(*columns, strict=True)]
+
+    def expected(self, descriptions: Sequence[Description]) -> np.ndarray:
+        """Return the expected score of each description, in order, float64 (N,)."""
+        raw = self.predict(descriptions)
+        return np.where(_known(descriptions), *(c.expected(raw) for c in self.calibrations))
 
     @torch.no_grad()
     def predict(self, descriptions: Sequence[Description]) -> RawPredictions:
@@ -113,11 +115,24 @@ class AccurateScorer:
             kernel[at] = self.kernel.predict(batch.pooled.numpy())[:n]
         return RawPredictions(ratings, mix_states(kernel, descriptions))
 
-    def similar(self, description: Description, count: int = REASONS) -> list[int]:
-        """Return the positions of the most similar rated captions in `read_rated()`, most similar first."""
-        (batch,) = encode(self.encoder, [description.caption])
-        similarities = self.kernel.similarities(batch.pooled.numpy())[0]
-        return np.argsort(-similarities, kind="stable")[:count].tolist()
+    def contributions(self, description: Description) -> list[tuple[str, float]]:
+        """Return (word or flag, change of the expected score by it) pairs, largest magnitude first.
+
+        A word's change is against the caption without it, a given flag's against the flag unknown.
+        """
+        words = description.caption.split()[:EXPLAINED_WORDS]
+        rest = description.caption.split()[EXPLAINED_WORDS:]
+        changed = {
+            f'word "{word}"': replace(description, caption=" ".join(words[:i] + words[i + 1 :] + rest))
+            for i, word in enumerate(words)
+            if len(words) > 1
+        }
+        for flag in ("has_text", "has_faces"):
+            if getattr(description, flag) is not None:
+                changed[flag.replace("_", " ")] = replace(description, **{flag: None})
+        expected, *others = self.expected([description, *changed.values()]).tolist()
+        effects = [(name, expected - other) for name, other in zip(changed, others, strict=True)]
+        return sorted(effects, key=lambda effect: -abs(effect[1]))
 
     @cached_property
     def _models(self) -> list[RatingModel]:
@@ -143,6 +158,11 @@ class AccurateScorer:
         for i, adapter in enumerate(self.adapters):
             arrays |= {f"adapter{i}/{name}": value.half().numpy() for name, value in adapter.items()}
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _known(descriptions: Sequence[Description]) -> np.ndarray:
+    """Return True for descriptions with both flags, bool (N,)."""
+    return np.array([None not in (d.has_text, d.has_faces) for d in descriptions], dtype=bool)
 
 
 def _parse(

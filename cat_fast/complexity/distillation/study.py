@@ -105,8 +105,9 @@ def report(rated: Sequence[RatedCaption], found: OutOfFold) -> dict[str, Any]:
         "sources": by_source,
         "written_domains": by_domain,
         "word_groups": {
-            name: qualities(np.array([matches(row.description.caption) for row in rows]))
+            name: qualities(members)
             for name, matches in WORD_GROUPS.items()
+            if (members := np.array([matches(row.description.caption) for row in rows])).any()
         },
         "reliability": {
             state: _reliability_json(found.confidence[i], score[i], means) for i, state in enumerate(STATES)
@@ -117,19 +118,6 @@ def report(rated: Sequence[RatedCaption], found: OutOfFold) -> dict[str, Any]:
             for name in ("all", *by_source)
         },
     }
-
-
-def mix_differences(rated: Sequence[RatedCaption], found: OutOfFold) -> dict[str, float]:
-    """Return the largest difference of a ratio's share from the raters', per source and written domain."""
-    rows = [rated[i] for i in found.rows]
-    means = np.array([row.mean for row in rows])
-    groups = [(row.source, f"written: {row.domain}" if row.domain else "") for row in rows]
-    result = {}
-    for name in sorted({name for pair in groups for name in pair} - {""}):
-        chosen = np.array([name in pair for pair in groups])
-        quality = measure_quality(found.expected[0][chosen], means[chosen])
-        result[name] = largest_mix_difference([quality])
-    return result
 
 
 def _score(scorer: Scorer, rated: Sequence[RatedCaption], rows: np.ndarray) -> OutOfFold:
@@ -160,12 +148,10 @@ def _known(confidence: float | None) -> float:
 
 
 def _quality_json(quality: Quality) -> dict[str, Any]:
-    shares = {name: {f"{f}x": share for f, share in mix.items()} for name, mix in _mixes(quality)}
-    return {name: value for name, value in asdict(quality).items() if "mix" not in name} | shares
-
-
-def _mixes(quality: Quality) -> list[tuple[str, dict[int, float]]]:
-    return [("mix", quality.mix), ("reference_mix", quality.reference_mix)]
+    figures = asdict(quality)
+    for name in ("mix", "reference_mix"):
+        figures[name] = {f"{ratio}x": share for ratio, share in figures[name].items()}
+    return figures | {"mix_difference": largest_mix_difference([quality])}
 
 
 def _reliability_json(confidence: np.ndarray, score: np.ndarray, means: np.ndarray) -> dict[str, Any]:
