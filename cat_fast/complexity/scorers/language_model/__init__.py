@@ -1,0 +1,1 @@
+"""Language models that score by the rubric: by transformers, over an OpenAI-compatible endpoint, by llama.cpp."""
