@@ -14,6 +14,7 @@ from cat_fast.complexity.choose import (
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import EmbeddedScorer, default_scorer, default_thresholds
 from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds, jpeg_bytes, jpeg_ratio
+from cat_fast.complexity.prompt import Prompt
 from cat_fast.complexity.ratio import (
     RATIOS,
     SCORES,
@@ -24,7 +25,7 @@ from cat_fast.complexity.ratio import (
     ratio_mix,
     tokens_per_image,
 )
-from cat_fast.complexity.rubric import parse_score, prompt, rubric_text
+from cat_fast.complexity.rubric import rubric_text
 from cat_fast.complexity.score import Score, Scorer, ScoringFailure, require_scores, round_score, scored_by
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Description",
     "EmbeddedScorer",
     "JpegThresholds",
+    "Prompt",
     "RatioThresholds",
     "Score",
     "Scorer",
@@ -49,8 +51,6 @@ __all__ = [
     "jpeg_bytes",
     "jpeg_ratio",
     "mean_tokens",
-    "parse_score",
-    "prompt",
     "ratio_mix",
     "ratios_within_budget",
     "read_descriptions",
