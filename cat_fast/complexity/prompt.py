@@ -75,7 +75,7 @@ class Prompt:
         named = {int(number) for number in _OUT_OF.findall(self.template)}
         if named and scale not in named:
             raise UserError(
-                f"the prompt asks for scores out of {min(named)}, but the scale is {scale}; change one of them"
+                f"the prompt asks for scores out of {min(named)}, but the scale is {scale}; change one"
             )
 
     @property

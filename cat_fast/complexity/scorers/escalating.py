@@ -11,8 +11,9 @@ from cat_fast.errors import UserError
 class EscalatingScorer:
     """Scorer that sends descriptions to `second` if `first` is not confident enough of their score.
 
-    Descriptions that `first` cannot score are sent, too. A failure of `second` is the description's result: the
-    score that `first` was unsure of does not replace it, so that it is tried again when a run is repeated.
+    Descriptions that `first` cannot score are sent, too. A failure of `second` is the description's result:
+    the score that `first` was unsure of does not replace it, so that it is tried again when a run is
+    repeated.
     """
 
     def __init__(self, first: Scorer, second: Scorer, below: float) -> None:

@@ -1,1 +1,1 @@
-"""Language models that score by the rubric: by transformers, over an OpenAI-compatible endpoint, by llama.cpp."""
+"""Language models that score by the rubric: with transformers, over an endpoint, or with llama.cpp."""

@@ -89,8 +89,9 @@ class ScoreCalibration:
         text = read_text(path)
         try:
             stored = parse_object(text)
-            knots = {name: tuple(map(float, stored.pop(name))) for name in ("expected", "rating")}
-            return cls(**stored, **knots)
+            for name in ("expected", "rating"):
+                stored[name] = tuple(map(float, stored[name]))
+            return cls(**stored)
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(f"{path}: not a calibration file ({error}); create one with `save`") from error
 

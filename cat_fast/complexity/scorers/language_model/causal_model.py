@@ -32,8 +32,8 @@ _SAMPLE = 16
 class CausalModel:
     """Causal language model with its tokenizer.
 
-    Prompts are batched with padding after the cached prefix, where attention ignores it, so that positions are
-    those of each prompt alone.
+    Prompts are batched with padding after the cached prefix, where attention ignores it, so that positions
+    are those of each prompt alone.
     """
 
     def __init__(self, model: str | Path, device: str | None, dtype: str | torch.dtype | None) -> None:
@@ -90,7 +90,8 @@ class CausalModel:
     def share_prefix(self, first: Sequence[int], second: Sequence[int]) -> None:
         """Compute the states of the common start of two prompts once, for all prompts that share it.
 
-        Models whose states are not plain keys and values, such as recurrent ones, compute every prompt in full.
+        Models whose states are not plain keys and values, such as recurrent ones, compute every prompt in
+        full.
         """
         length = 0
         while length < min(len(first), len(second)) - 1 and first[length] == second[length]:
@@ -203,7 +204,7 @@ def _load(model: str | Path, device: torch.device, dtype: str | torch.dtype | No
         source, options = str(path.parent), {"gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype, device), **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype, device), **options)
         return loaded.to(device).eval(), tokenizer
     except torch.OutOfMemoryError as error:
         raise UserError(f"{model}: the model does not fit in the memory of {device}") from error

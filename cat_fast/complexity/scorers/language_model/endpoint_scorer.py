@@ -1,4 +1,4 @@
-"""Scorer that asks a language model over an OpenAI-compatible chat endpoint, such as that of vLLM or SGLang."""
+"""Scorer that asks a language model over an OpenAI-compatible chat endpoint, such as vLLM's or SGLang's."""
 
 from typing import Any
 
@@ -26,9 +26,10 @@ _FORMS = (
 class EndpointScorer(ReplyScorer):
     """Language model behind an OpenAI-compatible chat endpoint.
 
-    The rubric comes first in every prompt, so that the server's prefix cache serves it. Replies are constrained
-    by a regular expression where the server supports it, and scores are expectations where it returns token
-    probabilities. A server that refuses these fields is asked without them, which one line reports.
+    The rubric comes first in every prompt, so that the server's prefix cache serves it. Replies are
+    constrained by a regular expression where the server supports it, and scores are expectations where it
+    returns token probabilities. A server that refuses these fields is asked without them, which one line
+    reports.
 
     The API key is read from the environment per request; it is stored nowhere and appears in no message.
     """

@@ -22,8 +22,8 @@ _SAMPLE_BYTES = 1 << 20
 class GgufScorer(ReplyScorer):
     """GGUF model run by llama.cpp: a file, or the URL of a llama.cpp server.
 
-    The server computes the rubric once (`cache_prompt`), and so does llama-cpp-python. To run a GGUF file with
-    transformers, on any of its devices, pass it to `TransformersScorer`.
+    The server computes the rubric once (`cache_prompt`), and so does llama-cpp-python. To run a GGUF file
+    with transformers, on any of its devices, pass it to `TransformersScorer`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """JSON over HTTP with retries, for servers of language models.
 
-An API key comes from an environment variable only. It is read per request, is sent in a header, and is removed
-from all messages.
+An API key comes from an environment variable only. It is read per request, is sent in a header, and is
+removed from all messages.
 """
 
 import json
@@ -42,12 +42,12 @@ class RequestFailed(UserError):
 class JsonClient:
     """HTTP client that posts JSON and retries with exponential backoff; safe for concurrent use.
 
-    Once a request has exhausted its attempts without an answer, later ones are attempted once, until the server
-    answers again.
+    Once a request has exhausted its attempts without an answer, later ones are attempted once, until the
+    server answers again.
 
     Raises:
-        UserError: the URL is not a plain HTTP one, the name of the variable, its key or a number is not valid, or
-            the package requests is missing.
+        UserError: the URL is not a plain HTTP one, the name of the variable, its key or a number is not
+            valid, or the package requests is missing.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class JsonClient:
         parts = urlsplit(url)
         if parts.username or parts.password or parts.query or parts.fragment:
             raise UserError(
-                f"the URL of {parts.hostname} must not contain credentials or a query; pass the API key in the"
-                f" environment variable {api_key_env if _is_name(api_key_env) else 'of the API key'}"
+                f"the URL of {parts.hostname} must not contain credentials or a query; pass the API key in an"
+                " environment variable"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UserError(f"expected a URL such as http://localhost:8000/v1, got {url!r}")

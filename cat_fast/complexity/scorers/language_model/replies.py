@@ -2,8 +2,10 @@
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from cat_fast.complexity.rubric import from_scale
@@ -60,8 +62,9 @@ class ParsedReply:
 def parse_reply(reply: str, scale: int = 9) -> ParsedReply:
     """Parse the score from a reply such as "Score: 7 out of 9. There are ...".
 
-    The text of a reasoning model up to "</think>" is ignored. A score out of another number, a fraction, a range
-    and contradicting scores are invalid. "Score: N" counts only if "Score: N out of `scale`" does not occur.
+    The text of a reasoning model up to "</think>" is ignored. A score out of another number, a fraction, a
+    range and contradicting scores are invalid. "Score: N" counts only if "Score: N out of `scale`" does not
+    occur.
 
     Raises:
         UserError: the reply contains no valid score.
@@ -83,56 +86,56 @@ def parse_reply(reply: str, scale: int = 9) -> ParsedReply:
     return ParsedReply(value, first.start(), first.start("value"), valid_text(" ".join(reasons.split())))
 
 
-def token_distribution(tokens: Sequence[Token], scale: int) -> dict[int, float]:
-    """Return the probability of each score by the tokens at the position of its first digit, not normalized.
+def token_distribution(tokens: Sequence[Token], value: int, scale: int) -> dict[int, float]:
+    """Return the probability of each score at the position of the replied score's first digit, not normalized.
 
     Scores whose tokens are not among the alternatives are missing. Where "10" consists of two tokens, the
-    probability of "1" is divided by the token that follows it in the reply; if the reply has another score, the
-    share is unknown, and neither 1 nor 10 is counted.
+    probability of "1" is divided by the token that follows it in the reply; if the reply has another score,
+    the share is unknown, and neither 1 nor 10 is counted.
 
     Returns:
-        An empty dictionary if the tokens do not spell a valid reply.
+        An empty dictionary if the tokens do not spell a reply with the score `value`.
     """
     text = "".join(token.text for token in tokens)
     try:
         parsed = parse_reply(text, scale)
     except UserError:
         return {}
-    end = 0
-    for index, token in enumerate(tokens):
-        begin, end = end, end + len(token.text)
-        if end > parsed.digits:
-            break
-    head = text[parsed.statement : begin]
+    if parsed.value != value:
+        return {}
+    ends = list(accumulate(len(token.text) for token in tokens))
+    index = bisect_right(ends, parsed.digits)
+    token = tokens[index]
+    head = text[parsed.statement : ends[index] - len(token.text)]
     result: dict[int, float] = {}
     for alternative, probability in token.alternatives.items():
         match = _HEAD.match(head + alternative)
-        value = int(match["digits"]) if match and len(match["digits"]) <= 2 else 0
-        if not match or not 1 <= value <= scale:
+        found = int(match["digits"]) if match and len(match["digits"]) <= 2 else 0
+        if not match or not 1 <= found <= scale:
             continue
-        if value == 1 and scale == 10 and not match["rest"]:
+        if found == 1 and scale == 10 and not match["rest"]:
             if alternative != token.text or index + 1 == len(tokens):
                 continue
             zero = sum(p for t, p in tokens[index + 1].alternatives.items() if t.startswith("0"))
             result[10] = result.get(10, 0.0) + probability * min(zero, 1.0)
             probability *= 1 - min(zero, 1.0)
-        result[value] = result.get(value, 0.0) + probability
+        result[found] = result.get(found, 0.0) + probability
     return result
 
 
 def read_score(reply: ModelReply, scale: int, calibration: ScoreCalibration | None = None) -> Score:
     """Return the score on 1..9 of a reply to a prompt that asks for 1..`scale`.
 
-    Uncalibrated, `score` is the replied integer, `expected` the expectation over the probabilities of all valid
-    scores, and `confidence` their share within 0.5 of `score`; without probabilities they are the integer and
-    None. A calibration maps `expected`; `score` is then its rounded value, and `confidence` follows from the
-    error that the calibration measured.
+    Uncalibrated, `score` is the replied integer, `expected` the expectation over the probabilities of all
+    valid scores, and `confidence` their share within 0.5 of `score`; without probabilities they are the
+    integer and None. A calibration maps `expected`; `score` is then its rounded value, and `confidence`
+    follows from the error that the calibration measured.
 
     Raises:
         UserError: the reply contains no valid score, or a probability is not finite.
     """
     parsed = parse_reply(reply.text, scale)
-    probabilities = token_distribution(reply.tokens, scale) if reply.tokens else {}
+    probabilities = token_distribution(reply.tokens, parsed.value, scale)
     total = sum(probabilities.values())
     if not math.isfinite(total):
         raise UserError("the model's probabilities are not finite; try another dtype")

@@ -28,8 +28,8 @@ _PROBES = Description("a cat"), Description("The sea", has_text=True)
 class TransformersScorer:
     """Causal language model of transformers that scores by the rubric, with greedy decoding.
 
-    Scores depend on the caption alone, up to rounding errors that depend on the other captions of a batch; with
-    `batch_size=1` they do not depend on them at all.
+    Scores depend on the caption alone, up to rounding errors that depend on the other captions of a batch;
+    with `batch_size=1` they do not depend on them at all.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class TransformersScorer:
         """Load the model and compute the states of the prompt's common start.
 
         Args:
-            model: folder, name on the Hugging Face hub, or GGUF file, which needs the extra `llm`. Code of the
-                model's authors is not run.
+            model: folder, name on the Hugging Face hub, or GGUF file, which needs the extra `llm`. Code of
+                the model's authors is not run.
             prompt: by default the rubric for `scale`.
             scale: highest score of the prompt, 9 or 10.
             device: by default CUDA if available, else the CPU.
@@ -85,8 +85,9 @@ class TransformersScorer:
     def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
         """Score each description, in order.
 
-        A description whose reply contains no valid score is tried once more, with the start of the reply given.
-        If this fails too, or if a prompt exceeds the model's context, the result is a `ScoringFailure`.
+        A description whose reply contains no valid score is tried once more, with the start of the reply
+        given. If this fails too, or if a prompt exceeds the model's context, the result is a
+        `ScoringFailure`.
 
         Raises:
             UserError: a batch does not fit in memory.
