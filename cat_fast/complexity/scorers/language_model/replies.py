@@ -87,7 +87,7 @@ def parse_reply(reply: str, scale: int = 9) -> ParsedReply:
 
 
 def token_distribution(tokens: Sequence[Token], value: int, scale: int) -> dict[int, float]:
-    """Return the probability of each score at the position of the replied score's first digit, not normalized.
+    """Return the probability of each score where the reply has its score, not normalized.
 
     Scores whose tokens are not among the alternatives are missing. Where "10" consists of two tokens, the
     probability of "1" is divided by the token that follows it in the reply; if the reply has another score,
