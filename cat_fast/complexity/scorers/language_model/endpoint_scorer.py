@@ -82,9 +82,7 @@ class EndpointScorer(ReplyScorer):
         self._form = 0
         self._form_known = False
 
-    def _reply(self, text: str, retry: bool) -> ModelReply:
-        if retry:
-            text += f'\nThe last reply had another form. Begin with "Score: N out of {self.scale}".\n'
+    def _reply(self, text: str) -> ModelReply:
         form = self._form
         while True:
             try:

@@ -14,7 +14,6 @@ from cat_fast.errors import UserError, one_line
 
 N_PROBS = 20
 """Alternatives per token that llama.cpp is asked for."""
-_PREFILL = "Score:"
 _MARK = "DESCRIPTION-OF-AN-IMAGE"
 _SAMPLE_BYTES = 1 << 20
 
@@ -76,15 +75,15 @@ class GgufScorer(ReplyScorer):
         )
         self._grammar = reply_grammar(scale)
 
-    def _reply(self, text: str, retry: bool) -> ModelReply:
-        return self._model.reply(text, self._grammar, self.max_new_tokens, retry)
+    def _reply(self, text: str) -> ModelReply:
+        return self._model.reply(text, self._grammar, self.max_new_tokens)
 
 
 class _Model(Protocol):
     name: str
     identity: str
 
-    def reply(self, text: str, grammar: str, max_new_tokens: int, retry: bool) -> ModelReply: ...
+    def reply(self, text: str, grammar: str, max_new_tokens: int) -> ModelReply: ...
 
 
 class _Server:
@@ -104,28 +103,23 @@ class _Server:
             raise UserError(f"{client.url}: the server's chat template does not contain the message once")
         self._before, _, self._after = prompt.partition(_MARK)
 
-    def reply(self, text: str, grammar: str, max_new_tokens: int, retry: bool) -> ModelReply:
-        begin = _PREFILL if retry else ""
+    def reply(self, text: str, grammar: str, max_new_tokens: int) -> ModelReply:
         body: dict[str, Any] = {
-            "prompt": self._before + text + self._after + begin,
+            "prompt": self._before + text + self._after,
             "n_predict": max_new_tokens,
             "temperature": -1.0,  # greedy, with probabilities before any sampler
             "repeat_penalty": 1.0,
             "seed": 0,
             "n_probs": N_PROBS,
             "cache_prompt": True,
+            "grammar": grammar,
         }
-        if not retry:
-            body["grammar"] = grammar
         answer = self._client.request("/completion", body)
         if not isinstance(answer.get("content"), str):
             raise RequestFailed(f"{self._client.url}/completion: the answer contains no text")
         if answer.get("truncated"):
             raise UserError("the prompt exceeds the server's context; shorten the caption")
-        tokens = read_tokens(answer.get("completion_probabilities"))
-        if begin and tokens:
-            tokens = [type(tokens[0])(begin, {begin: 1.0}), *tokens]
-        return ModelReply(begin + answer["content"], tokens)
+        return ModelReply(answer["content"], read_tokens(answer.get("completion_probabilities")))
 
 
 class _File:
@@ -145,9 +139,7 @@ class _File:
         self.name = path.name
         self.identity = f"file\0{_digest(path)}"
 
-    def reply(self, text: str, grammar: str, max_new_tokens: int, retry: bool) -> ModelReply:
-        if retry:
-            text += f"\nBegin the reply with {_PREFILL}\n"
+    def reply(self, text: str, grammar: str, max_new_tokens: int) -> ModelReply:
         try:
             answer = self._llama.create_chat_completion(
                 messages=[{"role": "user", "content": text}],

@@ -9,7 +9,7 @@ import os
 import random
 import re
 import threading
-import time
+from time import monotonic, sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,7 +97,7 @@ class JsonClient:
                 wait = failure.wait
             if wait is None:
                 wait = self._backoff * 2**attempt * random.uniform(0.5, 1.0)
-            time.sleep(min(wait, MAX_WAIT_SECONDS))
+            sleep(min(wait, MAX_WAIT_SECONDS))
             attempt += 1
 
     def _attempt(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class JsonClient:
         try:
             status, headers, content = self._exchange(path, body)
         except errors as error:
-            raise RequestFailed(f"{self.url}{path}: no answer ({self._redact(one_line(error))})") from None
+            raise RequestFailed(f"{self.url}{path}: no answer ({self._redact(one_line(_root_cause(error)))})") from None
         try:
             answer = json.loads(content)
         except (ValueError, RecursionError):
@@ -124,7 +124,7 @@ class JsonClient:
 
     def _exchange(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
         """Return status, headers and content, all within the timeout."""
-        deadline = time.monotonic() + self._timeout
+        deadline = monotonic() + self._timeout
         with self._session().request(
             "GET" if body is None else "POST",
             self.url + path,
@@ -141,7 +141,7 @@ class JsonClient:
                 content += part
                 if len(content) > MAX_RESPONSE_BYTES:
                     raise OSError(f"more than {MAX_RESPONSE_BYTES >> 20} MB")
-                if time.monotonic() > deadline:
+                if monotonic() > deadline:
                     raise OSError(f"incomplete after {self._timeout:g} s")
             return response.status_code, response.headers, bytes(content)
 
@@ -163,6 +163,13 @@ class JsonClient:
                 " headers do not accept; set it again"
             )
         return key
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the first error of a chain: libraries wrap "connection refused" several times."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return error
 
 
 def _bearer(key: str) -> Any:

@@ -53,8 +53,8 @@ class ReplyScorer(ABC):
             self.version = calibrated_version(self.version, calibration)
 
     @abstractmethod
-    def _reply(self, text: str, retry: bool) -> ModelReply:
-        """Return the model's reply to a prompt; `retry` follows a reply without a valid score.
+    def _reply(self, text: str) -> ModelReply:
+        """Return the model's reply to a prompt.
 
         Raises:
             RequestFailed: the server gave no usable answer.
@@ -84,11 +84,12 @@ class ReplyScorer(ABC):
         text = self.prompt.render(description)
         try:
             try:
-                return self._attempt(text, retry=False)
+                return self._attempt(text)
             except RequestFailed:
                 raise
             except UserError:
-                return self._attempt(text, retry=True)
+                form = f'The last reply had another form. Begin with "Score: N out of {self.scale}".'
+                return self._attempt(f"{text}\n{form}\n")
         except RequestFailed as failure:
             if not self._answered and self._unusable(failure):
                 raise
@@ -96,8 +97,8 @@ class ReplyScorer(ABC):
         except UserError as error:
             return ScoringFailure(one_line(error))
 
-    def _attempt(self, text: str, retry: bool) -> Score:
-        reply = self._reply(text, retry)
+    def _attempt(self, text: str) -> Score:
+        reply = self._reply(text)
         self._answered = True
         return read_score(reply, self.scale, self._calibration)
 

@@ -1,6 +1,9 @@
 """Scorer that runs a causal language model with transformers, on any of its devices."""
 
+import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +23,11 @@ MAX_PROMPT_TOKENS = 16384
 """Longest prompt, also if the model accepts more: attention takes quadratic memory."""
 _BATCH_TOKENS = 16384
 """Most tokens after the common prefix in a batch, padding included."""
-_PREFILL = "Score:"
-"""Start of the reply that a model is given if its own reply contains no score."""
+_BEGIN = "Score:"
+"""Start of the reply that a model is given if its own reply contains no valid score."""
+_NUMBER_TOKENS = 6
+"""Length of the rest of such a reply."""
+_NUMBER = re.compile(r"[\s*_]*[0-9]+")
 _PROBES = Description("a cat"), Description("The sea", has_text=True)
 
 
@@ -85,16 +91,16 @@ class TransformersScorer:
     def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
         """Score each description, in order.
 
-        A description whose reply contains no valid score is tried once more, with the start of the reply
-        given. If this fails too, or if a prompt exceeds the model's context, the result is a
-        `ScoringFailure`.
+        A description whose reply contains no valid score is tried once more with the form of the reply given:
+        "Score:", a number by the model, " out of 9". If the model continues with anything else, or if a prompt
+        exceeds the model's context, the result is a `ScoringFailure`.
 
         Raises:
             UserError: a batch does not fit in memory.
         """
         texts = dict(enumerate(map(self._text, descriptions)))
         results, invalid = self._attempt(texts, "")
-        again, failed = self._attempt({i: texts[i] for i in invalid}, _PREFILL)
+        again, failed = self._attempt({i: texts[i] for i in invalid}, _BEGIN)
         results |= again | {i: ScoringFailure(error) for i, error in failed.items()}
         return [results[i] for i in range(len(descriptions))]
 
@@ -114,14 +120,25 @@ class TransformersScorer:
                 " shorten the caption"
             )
         for batch in self._batches(prompts):
-            replies = self._model.reply_many([prompts[i] for i in batch], self.max_new_tokens)
+            length = _NUMBER_TOKENS if begin else self.max_new_tokens
+            replies = self._model.reply_many([prompts[i] for i in batch], length)
             for i, reply in zip(batch, replies, strict=True):
-                whole = ModelReply(begin + reply.text, [Token(begin, {begin: 1.0}), *reply.tokens])
+                reply = self._complete(reply) if begin else reply
                 try:
-                    results[i] = read_score(whole, self.scale, self._calibration)
+                    results[i] = read_score(reply, self.scale, self._calibration)
                 except UserError as error:
                     invalid[i] = one_line(error)
         return results, invalid
+
+    def _complete(self, reply: ModelReply) -> ModelReply:
+        """Return a reply to a prompt that ends with `_BEGIN`, in the required form if it is a number."""
+        number = _NUMBER.match(reply.text)
+        if not number:
+            return ModelReply(_BEGIN + reply.text)
+        ends = list(accumulate(len(token.text) for token in reply.tokens))
+        used = bisect_left(ends, number.end()) + 2  # the next token shows whether a 1 becomes 10
+        text = f"{_BEGIN}{number[0]} out of {self.scale}"
+        return ModelReply(text, [Token(_BEGIN, {_BEGIN: 1.0}), *reply.tokens[:used]])
 
     def _batches(self, prompts: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
         """Yield batches of prompts of similar length, in the order of length."""
