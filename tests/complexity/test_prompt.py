@@ -23,7 +23,7 @@ def test_the_rubric_comes_first_and_the_caption_last() -> None:
     prompt = Prompt.default()
     texts = [prompt.render(Description(c, t)) for c in ("a clock\n tower", "zebras") for t in (True, None)]
     assert len(set(texts)) == 4
-    shared = os.path.commonprefix(texts)
+    shared = os.path.commonprefix(texts)  # noqa: RUF071
     assert shared.startswith(rubric_text())
     assert all(len(text) - len(shared) < 150 for text in texts)
     assert "<caption>a clock tower</caption>\nText or a number is visible" in texts[0]

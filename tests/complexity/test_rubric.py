@@ -1,6 +1,7 @@
 """The rubric: published content, examples on the scale of the rated captions, scales to 9 and to 10."""
 
 import re
+from itertools import pairwise
 from statistics import mean
 
 import pytest
@@ -61,7 +62,7 @@ def test_a_scale_to_ten_maps_to_nine_with_equal_ends() -> None:
     assert [from_scale(value, 9) for value in range(1, 10)] == list(range(1, 10))
     mapped = [from_scale(value, 10) for value in range(1, 11)]
     assert (mapped[0], mapped[-1]) == (1, 9)
-    assert all(b - a == pytest.approx(8 / 9) for a, b in zip(mapped, mapped[1:], strict=False))
+    assert all(b - a == pytest.approx(8 / 9) for a, b in pairwise(mapped))
     assert [round(from_scale(to_scale(score, 10), 10)) for score in ANCHORS] == list(ANCHORS)
     assert "10: newspapers" in rubric_text(10)
     assert "out of 10" in rubric_text(10)

@@ -98,7 +98,7 @@ def test_another_server_is_refused(stub: Stub, path: str, answer: Any, message: 
 
 
 class Llama:
-    """Stand-in for llama_cpp.Llama: its constructor's and method's arguments, and OpenAI's form of response."""
+    """Stand-in for llama_cpp.Llama: the arguments that it accepts, and OpenAI's form of response."""
 
     def __init__(self, *, model_path: str, n_ctx: int, logits_all: bool, seed: int, verbose: bool) -> None:
         if not Path(model_path).read_bytes().startswith(b"GGUF"):

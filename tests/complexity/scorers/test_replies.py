@@ -22,7 +22,7 @@ from cat_fast.errors import UserError
         ("Score: 7 out of 9", 7, ""),
         ("score:1", 1, ""),
         ("**Score:** 9 out of 9\nbecause there is\n much text.", 9, "because there is much text."),
-        ("Sure! Score: **4** out of 9. On another day I might give Score: 5.", 4, "On another day I might give Score: 5."),
+        ("Sure! Score: **4** out of 9. I also thought of Score: 5.", 4, "I also thought of Score: 5."),
         ("Complexity score: 6/9 - many objects", 6, "many objects"),
         ("Score: 5 of 9, plain\ud800", 5, "plain\ufffd"),
         ("<think>maybe Score: 2 out of 9</think>\n\nScore: 8 out of 9", 8, ""),
@@ -122,8 +122,14 @@ def test_probabilities_that_are_not_finite_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [{}, {"choices": []}, {"choices": [{"message": {"content": None}}]}, {"choices": {"a": 1}}, {"choices": [7]}],
-)  # fmt: skip
+    [
+        {},
+        {"choices": []},
+        {"choices": [{"message": {"content": None}}]},
+        {"choices": {"a": 1}},
+        {"choices": [7]},
+    ],
+)
 def test_responses_without_a_reply_are_refused(payload: dict) -> None:
     with pytest.raises(UserError, match="contains no reply"):
         chat_reply(payload)

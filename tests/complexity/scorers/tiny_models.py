@@ -1,7 +1,7 @@
 """Tiny causal language models of the real classes, saved to disk with a tokenizer trained on the spot.
 
-Every token is a direction of its own, and the output layer maps it to the tokens that may follow, so that a model
-can be made to reply in a given form. Attention and MLP stay random: the score depends on the caption.
+Every token is a direction of its own, and the output layer maps it to the tokens that may follow, so that a
+model can be made to reply in a given form. Attention and MLP stay random: the score depends on the caption.
 """
 
 import math
@@ -18,7 +18,8 @@ from cat_fast.complexity import rubric_text
 
 SPECIAL = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 DIGITS = {str(digit): math.exp(-abs(digit - 6) / 2) for digit in range(1, 10)}
@@ -64,7 +65,7 @@ def save_model(
     template: bool = True,
     positions: int = 4096,
 ) -> Path:
-    """Save a model whose next tokens follow `following` (probabilities per token); without it, a random one."""
+    """Save a model whose next tokens have the probabilities `following`; by default, a random one."""
     tokenizer = save_tokenizer(folder, spaced_digits=spaced_digits, template=template)
     vocabulary = tokenizer.get_vocab()
     size = -(-len(tokenizer) // 16) * 16
@@ -92,7 +93,7 @@ def save_model(
             model.model.embed_tokens.weight.copy_(torch.eye(len(tokenizer), size))
             for name, weight in model.model.layers.named_parameters():
                 if "norm" not in name:
-                    weight.normal_(0, 0.03)
+                    weight.normal_(0, 0.012)
             table = torch.zeros(len(tokenizer), size)
             for token, choices in digit_steps(spaced_digits, following).items():
                 for text, probability in choices.items():

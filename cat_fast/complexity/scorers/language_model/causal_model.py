@@ -27,6 +27,7 @@ _SPACES = "Ġ▁ "
 """Marks of a leading space in the vocabularies of BPE and SentencePiece."""
 _SAMPLE = 16
 """Values per weight in the fingerprint."""
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class CausalModel:
@@ -154,13 +155,14 @@ class CausalModel:
         ]
 
     def fingerprint(self) -> str:
-        """Return a hash of the dtype, the tokenizer and some values of every weight."""
+        """Return a hash of dtype, tokenizer, and every weight's sum of bit patterns and some of its values."""
         digest = hashlib.sha256(f"{self._model.dtype}\0{self._tokenizer.chat_template}".encode())
         digest.update(repr(sorted(self._tokenizer.get_vocab().items())).encode())
         for name, weight in sorted(self._model.state_dict().items()):
-            flat = weight.flatten()
-            values = flat[:: max(len(flat) // _SAMPLE, 1)][: _SAMPLE + 1].float().tolist()
-            digest.update(f"{name} {tuple(weight.shape)} {values}".encode())
+            bits = weight.contiguous().flatten().view(_BITS[weight.element_size()])
+            values = bits[:: max(len(bits) // _SAMPLE, 1)].tolist()
+            total = int(bits.sum(dtype=torch.int64))  # of integers, so that it does not depend on the order
+            digest.update(f"{name} {tuple(weight.shape)} {total} {values}".encode())
         return digest.hexdigest()
 
     def _reply(self, ids: list[int], steps: list[list[float]]) -> ModelReply:

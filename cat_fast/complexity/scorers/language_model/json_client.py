@@ -107,7 +107,9 @@ class JsonClient:
         try:
             status, headers, content = self._exchange(path, body)
         except errors as error:
-            raise RequestFailed(f"{self.url}{path}: no answer ({self._redact(one_line(_root_cause(error)))})") from None
+            raise RequestFailed(
+                f"{self.url}{path}: no answer ({self._redact(one_line(_root_cause(error)))})"
+            ) from None
         try:
             answer = json.loads(content)
         except (ValueError, RecursionError):

@@ -91,9 +91,9 @@ class TransformersScorer:
     def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
         """Score each description, in order.
 
-        A description whose reply contains no valid score is tried once more with the form of the reply given:
-        "Score:", a number by the model, " out of 9". If the model continues with anything else, or if a prompt
-        exceeds the model's context, the result is a `ScoringFailure`.
+        A description whose reply contains no valid score is tried once more with the form of the reply
+        given: "Score:", a number by the model, " out of 9". If the model continues with anything else, or if
+        a prompt exceeds the model's context, the result is a `ScoringFailure`.
 
         Raises:
             UserError: a batch does not fit in memory.
