@@ -35,7 +35,7 @@ class RequestFailed(UserError):
 
     @property
     def transient(self) -> bool:
-        """Whether another attempt may succeed."""
+        """True if another attempt may succeed."""
         return self.status is None or self.status in _TRANSIENT
 
 
