@@ -155,7 +155,7 @@ class CausalModel:
         ]
 
     def fingerprint(self) -> str:
-        """Return a hash of dtype, tokenizer, and every weight's sum of bit patterns and some of its values."""
+        """Return a hash of dtype, tokenizer, and every weight's sum of bit patterns and some values."""
         digest = hashlib.sha256(f"{self._model.dtype}\0{self._tokenizer.chat_template}".encode())
         digest.update(repr(sorted(self._tokenizer.get_vocab().items())).encode())
         for name, weight in sorted(self._model.state_dict().items()):
