@@ -15,10 +15,12 @@ from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from cat_fast.complexity.score import Scorer
     from cat_fast.complexity.scoring_run.inputs import Inputs
+    from cat_fast.complexity.scoring_run.report import ScoreSummary
+    from cat_fast.complexity.scoring_run.rows import Row, ScoringResult
 
 _MAX_LISTED = {True: 1000, False: 20}
 """Maximum number of samples in the table, without and with a file of scores."""
@@ -219,7 +221,9 @@ def score(
 
         cat-fast score --label "goldfish" --label "grocery store" --thresholds 4,7
 
-        cat-fast score captions.jsonl --out scores.parquet --json scores.json
+        cat-fast score --file captions.jsonl --json scores.json
+
+        cat-fast score captions.jsonl --out scores.parquet
 
         cat-fast score shards/ --out scores.parquet --scorer fast --mean-tokens 197
 
@@ -234,11 +238,12 @@ def score(
     from cat_fast.complexity import RatioThresholds, default_thresholds, rubric_text
     from cat_fast.complexity.scorers.loading import load_scorer
     from cat_fast.complexity.scoring_run.arguments import split_arguments
+    from cat_fast.complexity.scoring_run.direct import score_directly
     from cat_fast.complexity.scoring_run.inputs import open_inputs
-    from cat_fast.complexity.scoring_run.report import summarize_scores, write_report
-    from cat_fast.complexity.scoring_run.run import score_set, sizes_for
+    from cat_fast.complexity.scoring_run.outputs import Shard, is_output_of
+    from cat_fast.complexity.scoring_run.report import rows_of_file, summarize_file, summarize_rows
+    from cat_fast.complexity.scoring_run.rows import sizes_for
     from cat_fast.complexity.scoring_run.samples import Flags
-    from cat_fast.complexity.scoring_run.score_file import Shard, is_output_of
 
     chosen = RatioThresholds.parse(thresholds) if thresholds is not None else default_thresholds()
     part = Shard.parse(shard)
@@ -268,35 +273,55 @@ def score(
         escalate=escalate,
         escalate_to=escalate_to,
     )
-    with ExitStack() as stack:
-        if out is None:
-            out_file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.parquet"
-        else:
-            out_file = out
-        with console.progress("captions") as bars:
+    effects = _effects_of(loaded) if explain else None
+    limits = _MAX_LISTED[out is None], _MAX_FAILURES
+    if out is None and not files:
+        result, rows = score_directly(inputs, loaded, chosen, mean_tokens)
+        _report(result, summarize_rows(rows, *limits), rows, effects, json_file)
+    else:
+        from cat_fast.complexity.scoring_run.run import score_set  # imports pyarrow
+
+        with ExitStack() as stack:
+            target = out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.parquet"
+            bars = stack.enter_context(console.progress("captions"))
             result = score_set(
                 inputs,
                 loaded,
-                out_file,
+                target,
                 chosen,
                 mean_tokens=mean_tokens,
                 shard=part,
                 sizes=sizes_for(scorer, escalated=escalate is not None),
                 on_progress=_Bar(bars, inputs, part.of).update,
             )
-        summary = summarize_scores(result.path, _MAX_LISTED[out is None], _MAX_FAILURES)
-        if json_file:
-            write_report(json_file, result, summary)
-        print_scores(result, summary, _effects_of(loaded) if explain else None)
+            bars.stop()
+            path = part.path(target)
+            _report(result, summarize_file(path, *limits), rows_of_file(path), effects, json_file)
     if out:
-        console.out.print(f"Written to {result.path}", markup=False, soft_wrap=True)
+        console.out.print(f"Written to {part.path(out)}", markup=False, soft_wrap=True)
     if json_file:
         console.out.print(f"Written to {json_file}", markup=False, soft_wrap=True)
     if explain:
         console.out.print(f"\n{rubric_text()}", markup=False)
     if result.failed or result.problems:
-        print_failures(result, summary, again=out is not None)
+        if out:
+            console.err.print("Run the same command again to retry what failed")
         raise typer.Exit(1)
+
+
+def _report(
+    result: "ScoringResult",
+    summary: "ScoreSummary",
+    rows: "Iterable[Row]",
+    effects: "Callable[[dict[str, Any]], str] | None",
+    json_file: Path | None,
+) -> None:
+    from cat_fast.complexity.scoring_run.report import write_report
+
+    if json_file:
+        write_report(json_file, result, summary, rows)
+    print_scores(result, summary, effects)
+    print_failures(result, summary)
 
 
 class _Bar:

@@ -10,7 +10,7 @@ from cat_fast import console
 
 if TYPE_CHECKING:
     from cat_fast.complexity.scoring_run.report import ScoreSummary
-    from cat_fast.complexity.scoring_run.run import ScoringResult
+    from cat_fast.complexity.scoring_run.rows import ScoringResult
 
 Effects = Callable[[dict[str, Any]], str]
 """Returns the reasons for the score in a row."""
@@ -22,7 +22,7 @@ def print_scores(result: "ScoringResult", summary: "ScoreSummary", effects: Effe
         console.out.print(_table(summary.rows, effects))
     if (more := result.rows - len(summary.rows)) > 0:
         console.out.print(f"and {more:,} more")
-    cost, settings = summary.cost(), summary.settings
+    cost, settings = summary.cost(), result.settings
     line = f"{result.rows:,} caption{'s' * (result.rows != 1)}"
     if cost:
         mix = ", ".join(f"{ratio}x {share:.0%}" for ratio, share in cost["mix"].items())
@@ -37,22 +37,17 @@ def print_scores(result: "ScoringResult", summary: "ScoreSummary", effects: Effe
     console.out.print(line)
 
 
-def print_failures(result: "ScoringResult", summary: "ScoreSummary", again: bool) -> None:
-    """Print unusable inputs and failed samples by name, and what a next run does, to standard error.
-
-    Args:
-        again: the next run tries them again.
-    """
+def print_failures(result: "ScoringResult", summary: "ScoreSummary") -> None:
+    """Print unusable inputs and failed samples by name to standard error, and their number."""
     for problem in result.problems:
         _warn(problem)
     for row in summary.failures:
         _warn(f"not scored: {row['key']}: {row['error']}")
     if (more := result.failed - len(summary.failures)) > 0:
         _warn(f"not scored: {more:,} more (the column error has the reasons)")
-    line = f"{result.failed:,} of {result.rows:,} captions have no score"
-    if result.problems:
-        line += f", {len(result.problems):,} file{'s' * (len(result.problems) > 1)} had problems"
-    _warn(f"{line}; run the same command again to retry them" if again else line)
+    if result.failed or result.problems:
+        files = f"{len(result.problems):,} file{'s' * (len(result.problems) != 1)}"
+        _warn(f"failed: {result.failed:,} of {result.rows:,} captions, {files}")
 
 
 def _table(rows: list[dict[str, Any]], effects: Effects | None) -> Table:

@@ -101,22 +101,23 @@ def _load(name: str, options: Mapping[str, Any]) -> Scorer:
             from cat_fast.complexity.scorers.caption_length import CaptionLength
 
             return CaptionLength()
+    if name == "gguf" and "model" in options and "base_url" in options:
+        raise UserError("--scorer gguf: expected --model FILE.gguf or --base-url URL of a server, got both")
+    model = options.get("base_url") if name == "gguf" else None
+    model = model or _required(name, options, "model")
+    base_url = _required(name, options, "base_url") if name == "endpoint" else ""
     keywords = _keywords(name, options)
     if name == "llm":
         from cat_fast.complexity.scorers.language_model.transformers_scorer import TransformersScorer
 
-        return TransformersScorer(_required(name, options, "model"), **keywords)
+        return TransformersScorer(model, **keywords)
     if name == "endpoint":
         from cat_fast.complexity.scorers.language_model.endpoint_scorer import EndpointScorer
 
-        model, base_url = (_required(name, options, option) for option in ("model", "base_url"))
         return EndpointScorer(model, base_url, **keywords)
     from cat_fast.complexity.scorers.language_model.gguf_scorer import GgufScorer
 
-    if "model" in options and "base_url" in options:
-        raise UserError("--scorer gguf: expected --model FILE.gguf or --base-url URL of a server, got both")
-    source = options.get("base_url") or _required(name, options, "model")
-    return GgufScorer(source, **keywords)
+    return GgufScorer(model, **keywords)
 
 
 def _keywords(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from cat_fast.data.images.io import IMAGE_SUFFIXES, OTHER_IMAGE_SUFFIXES
-from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES
+from cat_fast.data.streams.formats.base import ARCHIVE_SUFFIXES
 from cat_fast.errors import UserError
 
 Kind = Literal["json lines", "text", "parquet", "archive", "image"]

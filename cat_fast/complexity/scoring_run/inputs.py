@@ -11,6 +11,7 @@ from typing import Any
 
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.scoring_run.arguments import ACCEPTED, Kind, kind_by_ending
+from cat_fast.complexity.scoring_run.outputs import PARTIAL
 from cat_fast.complexity.scoring_run.samples import (
     Archive,
     Flags,
@@ -25,11 +26,10 @@ from cat_fast.complexity.scoring_run.samples import (
 )
 from cat_fast.data.images.caption_file import read_caption
 from cat_fast.data.images.io import IMAGE_SUFFIXES, walk_files
-from cat_fast.data.streams.formats.base import ShardSet
+from cat_fast.data.streams.formats.base import ARCHIVE_SUFFIXES, ShardSet
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import FolderShards
 from cat_fast.data.streams.formats.problems import ProblemLog
-from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES
 from cat_fast.data.text_files import decode_text, escape_text
 from cat_fast.errors import UserError
 
@@ -39,8 +39,6 @@ _NO_CAPTION = (
     " a.jpg), or a file with a column or field caption (.jsonl, .parquet), or an archive (.tar)"
 )
 _SNIFFED_BYTES = 4096
-PARTIAL = ".partial"
-"""Ending of the folder of unfinished scores, next to their file."""
 
 
 class Inputs:

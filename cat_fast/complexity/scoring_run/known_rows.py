@@ -6,15 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow
 
+from cat_fast.complexity.scoring_run.outputs import DAMAGED, ScoreSettings, shard_files
 from cat_fast.complexity.scoring_run.samples import Sample
-from cat_fast.complexity.scoring_run.score_file import (
-    DAMAGED,
-    PART_SCHEMA,
-    HalfWritten,
-    ScoreFile,
-    ScoreSettings,
-    shard_files,
-)
+from cat_fast.complexity.scoring_run.score_file import PART_SCHEMA, HalfWritten, ScoreFile
 from cat_fast.errors import UserError
 
 _ADVICE = "choose another --out, or delete it"

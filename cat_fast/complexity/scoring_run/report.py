@@ -1,8 +1,8 @@
-"""Summary of a file of scores, and its rows as JSON; one batch of rows is in memory."""
+"""Summary of scores, and their rows as JSON."""
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,22 @@ from typing import Any
 from cat_fast.complexity.choose import summarize_mix
 from cat_fast.complexity.ratio import RATIOS
 from cat_fast.complexity.scoring_run.decision import PATCH_SIZE, RESOLUTION
-from cat_fast.complexity.scoring_run.run import ScoringResult
-from cat_fast.complexity.scoring_run.score_file import ScoreFile, ScoreSettings
+from cat_fast.complexity.scoring_run.rows import Row, ScoringResult
 from cat_fast.data.files import atomic_write
 
-_LEFT_OUT = ("scorer", "prompt_hash")
-"""Columns with the same value in all rows, which the report holds once."""
+_COLUMNS = (
+    "key", "caption", "has_text", "has_faces", "score", "expected", "confidence", "ratio", "tokens",
+    "reasons", "seconds", "error",
+)  # fmt: skip
+"""Columns of a row in the report, which holds scorer and prompt once."""
 
 
 @dataclass
 class ScoreSummary:
-    """First rows of a file of scores, the first ones that failed, and the mix of ratios of all."""
+    """Mix of the ratios of all rows, the first rows, and the first ones that failed."""
 
-    settings: ScoreSettings
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    failures: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    failures: list[Row] = field(default_factory=list)
     ratios: Counter[int] = field(default_factory=Counter)
 
     def cost(self) -> dict[str, Any] | None:
@@ -35,22 +36,43 @@ class ScoreSummary:
         return summarize_mix({f: self.ratios[f] / total for f in RATIOS}, RESOLUTION, PATCH_SIZE)
 
 
-def summarize_scores(path: Path, max_rows: int, max_failures: int) -> ScoreSummary:
-    """Return the summary of a file of scores, with its first rows and failures."""
-    file = ScoreFile(path)
-    summary = ScoreSummary(file.settings)
-    for batch in file.batches():
-        summary.ratios.update(ratio for ratio in batch["ratio"].to_pylist() if ratio is not None)
+def summarize_rows(rows: Iterable[Row], max_rows: int, max_failures: int) -> ScoreSummary:
+    """Return the summary of rows in memory."""
+    summary = ScoreSummary()
+    for row in rows:
+        if row["ratio"] is not None:
+            summary.ratios[row["ratio"]] += 1
+        elif len(summary.failures) < max_failures:
+            summary.failures.append(row)
         if len(summary.rows) < max_rows:
-            summary.rows += batch.slice(0, max_rows - len(summary.rows)).to_pylist()
-        failed = batch.filter(batch["error"].is_valid())
-        summary.failures += failed.slice(0, max(max_failures - len(summary.failures), 0)).to_pylist()
+            summary.rows.append(row)
     return summary
 
 
-def write_report(path: Path, result: ScoringResult, summary: ScoreSummary) -> None:
+def summarize_file(path: Path, max_rows: int, max_failures: int) -> ScoreSummary:
+    """Return the summary of a file of scores, of which a batch is in memory."""
+    from cat_fast.complexity.scoring_run.score_file import ScoreFile
+
+    summary = ScoreSummary()
+    for batch in ScoreFile(path).batches():
+        summary.ratios.update(ratio for ratio in batch["ratio"].to_pylist() if ratio is not None)
+        summary.rows += batch.slice(0, max_rows - len(summary.rows)).to_pylist()
+        failed = batch.filter(batch["error"].is_valid())
+        summary.failures += failed.slice(0, max_failures - len(summary.failures)).to_pylist()
+    return summary
+
+
+def rows_of_file(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file of scores."""
+    from cat_fast.complexity.scoring_run.score_file import ScoreFile
+
+    for batch in ScoreFile(path).batches():
+        yield from batch.to_pylist()
+
+
+def write_report(path: Path, result: ScoringResult, summary: ScoreSummary, rows: Iterable[Row]) -> None:
     """Write scorer, thresholds, mix, cost, problems and all rows as one JSON object, atomically."""
-    settings = summary.settings
+    settings = result.settings
     head = {
         "scorer": settings.scorer,
         "version": settings.version,
@@ -62,14 +84,9 @@ def write_report(path: Path, result: ScoringResult, summary: ScoreSummary) -> No
         "problems": result.problems,
         **(summary.cost() or {"mix": None, "mean_tokens": None}),
     }
-    with atomic_write(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
+    with atomic_write(path) as part, part.open("w", encoding="utf-8") as file:
         file.write(json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "images": [')
-        for number, row in enumerate(_rows(result.path)):
+        for number, row in enumerate(rows):
             file.write(",\n    " if number else "\n    ")
-            file.write(json.dumps(row))
+            file.write(json.dumps({name: row[name] for name in _COLUMNS}))
         file.write("\n  ]\n}\n")
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    for batch in ScoreFile(path).batches():
-        yield from batch.drop_columns(_LEFT_OUT).to_pylist()

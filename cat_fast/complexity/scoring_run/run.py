@@ -21,36 +21,40 @@ without a shard uses the rows of existing shard files and scores only what they 
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
 from cat_fast.complexity.ratio import RatioThresholds
-from cat_fast.complexity.score import Score, Scorer, ScoringFailure
-from cat_fast.complexity.scorers.loading import LANGUAGE_MODELS
-from cat_fast.complexity.scoring_run.decision import require_budget, with_ratios
-from cat_fast.complexity.scoring_run.inputs import PARTIAL, Inputs
+from cat_fast.complexity.score import Scorer
+from cat_fast.complexity.scoring_run.decision import TOKENS, decide, require_budget
+from cat_fast.complexity.scoring_run.inputs import Inputs
 from cat_fast.complexity.scoring_run.keys import KeysSeen
 from cat_fast.complexity.scoring_run.known_rows import KnownRows, rows_to_keep
+from cat_fast.complexity.scoring_run.outputs import PARTIAL, SUFFIX, ScoreSettings, Shard
+from cat_fast.complexity.scoring_run.rows import (
+    CallSizes,
+    OnProgress,
+    RowScorer,
+    ScoringResult,
+    mark_repeated,
+)
 from cat_fast.complexity.scoring_run.samples import Input, Sample, UnusableInput
 from cat_fast.complexity.scoring_run.score_file import (
     PART_SCHEMA,
     SCHEMA,
-    SUFFIX,
     HalfWritten,
-    ScoreSettings,
-    Shard,
+    metadata_of,
     read_part,
 )
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.folder_lock import locked
 from cat_fast.data.folder_settings import claim_folder
-from cat_fast.data.text_files import valid_text
 from cat_fast.errors import UserError
 
 _ROWS_PER_GROUP = 8192
@@ -58,42 +62,8 @@ _BYTES_PER_GROUP = 1 << 26
 """Bytes of captions, after which a row group ends."""
 _CHARACTERS_PER_PART = 1 << 24
 """A part with longer captions has fewer samples, which bounds the memory."""
-REPEATED = "its key repeats that of an earlier sample"
-
-OnProgress = Callable[[int, int], None]
-"""Called with the numbers of samples scored now and kept from an earlier run, for each call of the scorer."""
-
-
-@dataclass(frozen=True)
-class CallSizes:
-    """Numbers of samples that are scored and written together."""
-
-    part: int = 8192
-    """Samples per part: a killed run loses the scores of at most one."""
-    call: int = 1024
-    """Samples per call of the scorer, after each of which progress is reported."""
-
-
-def sizes_for(name: str, escalated: bool = False) -> CallSizes:
-    """Return the sizes for a scorer of `load_scorer`: seconds to minutes of work per part."""
-    if escalated or name in LANGUAGE_MODELS:
-        return CallSizes(128, 128)
-    return CallSizes(2048, 128) if name == "accurate" else CallSizes(8192, 1024)
-
-
-@dataclass
-class ScoringResult:
-    """Result of a scoring run; the rows are in the file."""
-
-    path: Path
-    seconds: float = 0.0
-    rows: int = 0
-    scored: int = 0
-    """Samples scored by this run; the others were scored before, or cannot be."""
-    failed: int = 0
-    """Samples without a score."""
-    problems: list[str] = field(default_factory=list)
-    """One line per unusable input and half-written file, with its name."""
+_TOKENS = np.zeros(max(TOKENS) + 1, dtype=np.int32)
+_TOKENS[list(TOKENS)] = list(TOKENS.values())
 
 
 def score_set(
@@ -104,7 +74,7 @@ def score_set(
     *,
     mean_tokens: float | None = None,
     shard: Shard = Shard(),  # noqa: B008 # immutable
-    sizes: CallSizes = CallSizes(),
+    sizes: CallSizes = CallSizes(),  # noqa: B008 # immutable
     on_progress: OnProgress = lambda scored, kept: None,
 ) -> ScoringResult:
     """Score all samples and write the file of `shard`; see the module for how runs resume.
@@ -114,7 +84,7 @@ def score_set(
 
     Args:
         out: file of all shards, ending in .parquet.
-        mean_tokens: hard budget of the mean tokens per sample at 512 px (`with_ratios`).
+        mean_tokens: hard budget of the mean tokens per sample at 512 px (`decide`).
 
     Raises:
         UserError: nothing can be scored; the file belongs to other samples or another scorer, is not one of
@@ -123,14 +93,7 @@ def score_set(
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out}: expected a file name ending in {SUFFIX}")
     require_budget(mean_tokens)
-    settings = ScoreSettings(
-        scorer=scorer.name,
-        version=scorer.version,
-        prompt_hash=prompt_hash(scorer),
-        shard=shard,
-        thresholds=(thresholds.a, thresholds.b),
-        mean_tokens=mean_tokens,
-    )
+    settings = ScoreSettings.of(scorer, thresholds, mean_tokens, shard)
     path = shard.path(out)
     require_writable(path)
     folder = path.with_name(path.name + PARTIAL)
@@ -150,14 +113,6 @@ def score_set(
     return result
 
 
-def prompt_hash(scorer: Scorer) -> str | None:
-    """Return the hash of a language model's prompt; None for a scorer without one."""
-    for found in (scorer, getattr(scorer, "second", None)):
-        if (prompt := getattr(found, "prompt", None)) is not None:
-            return str(prompt.hash)
-    return None
-
-
 class _Run:
     """One run of `score_set`, which holds the lock of its folder."""
 
@@ -171,9 +126,11 @@ class _Run:
         sizes: CallSizes,
         on_progress: OnProgress,
     ) -> None:
-        self.inputs, self.scorer, self.folder, self.settings = inputs, scorer, folder, settings
-        self.sizes, self.on_progress = sizes, on_progress
-        self.result = ScoringResult(settings.shard.path(out), problems=list(inputs.problems))
+        self.inputs, self.folder, self.settings = inputs, folder, settings
+        self.scorer = RowScorer(scorer, settings, sizes.call, on_progress)
+        self.part_size, self.on_progress = sizes.part, on_progress
+        self.path = settings.shard.path(out)
+        self.result = ScoringResult(settings, problems=list(inputs.problems))
         self.known = KnownRows(out, settings, self.result.problems.append)
         self.seen = KeysSeen()
         self.totals: dict[str, int] = {}
@@ -192,8 +149,8 @@ class _Run:
         rows: dict[str, int] = {}
         for part in self.parts:
             rows[part.name] = rows.get(part.name, 0) + part.rows
-        result.rows = sum(rows.values())
-        own = self.known.own(result.path)
+        result.rows, result.scored = sum(rows.values()), self.scorer.scored
+        own = self.known.own(self.path)
         complete = (
             own is not None and own.settings == self.settings and [*own.rows.items()] == [*rows.items()]
         )
@@ -209,7 +166,7 @@ class _Run:
         for number, sample in self._own_samples(source):
             part.append((number, sample))
             characters += len(sample.description.caption) if sample.description else 0
-            if len(part) == self.sizes.part or characters >= _CHARACTERS_PER_PART:
+            if len(part) == self.part_size or characters >= _CHARACTERS_PER_PART:
                 yield part
                 part, characters = [], 0
         if part:
@@ -219,9 +176,7 @@ class _Run:
         shard = self.settings.shard
         first, number = shard.first_number(source.name), -1
         try:
-            for number, sample in enumerate(source.samples()):
-                if self.seen.add(sample.key) and sample.error is None:
-                    sample = replace(sample, error=REPEATED)
+            for number, sample in enumerate(mark_repeated(source.samples(), self.seen)):
                 if (number - first) % shard.of == 0:
                     yield number, sample
         except UnusableInput as error:
@@ -245,14 +200,15 @@ class _Run:
             numbers, rows = [n for n, _ in samples[: len(stored)]], stored
         else:
             numbers, rows = self.known.find(name, samples[0][0], samples[-1][0] + 1)
-        kept = rows_to_keep(samples, numbers, rows, path if stored is not None else self.result.path)
+        kept = rows_to_keep(samples, numbers, rows, path if stored is not None else self.path)
         new = [sample for (_, sample), row in zip(samples, kept, strict=True) if row is None]
         if new:
             # Kept rows, then new ones; each sample's row among them.
             rest = iter(range(len(rows), len(rows) + len(new)))
             order = [next(rest) if row is None else row for row in kept]
             self.on_progress(0, len(samples) - len(new))
-            rows = pyarrow.concat_tables([rows, self._score(new)]).take(order)
+            scored = pyarrow.Table.from_pylist(self.scorer.score(new), PART_SCHEMA)
+            rows = pyarrow.concat_tables([rows, scored]).take(order)
             with atomic_write(path) as part:
                 pyarrow.parquet.write_table(rows, part, compression="zstd")
         else:
@@ -270,58 +226,43 @@ class _Run:
             self.result.problems.append(f"{path}: half-written; its samples are scored again")
             return None
 
-    def _score(self, samples: Sequence[Sample]) -> pyarrow.Table:
-        """Return the rows of samples, in order; those with an error are not scored."""
-        scorable = [sample.description for sample in samples if sample.error is None and sample.description]
-        outcomes: list[tuple[Score | ScoringFailure, float]] = []
-        for start in range(0, len(scorable), self.sizes.call):
-            call = scorable[start : start + self.sizes.call]
-            before = time.perf_counter()
-            results = self.scorer.score_many(call)
-            seconds = (time.perf_counter() - before) / len(call)
-            outcomes += [(result, seconds) for _, result in zip(call, results, strict=True)]
-            self.on_progress(len(call), 0)
-        self.on_progress(0, len(samples) - len(scorable))
-        outcome = iter(outcomes)
-        rows = [self._row(sample, None if sample.error else next(outcome)) for sample in samples]
-        self.result.scored += sum(isinstance(result, Score) for result, _ in outcomes)
-        return pyarrow.Table.from_pylist(rows, PART_SCHEMA)
-
-    def _row(self, sample: Sample, outcome: tuple[Score | ScoringFailure, float] | None) -> dict[str, Any]:
-        key, caption, has_text, has_faces = sample.identity
-        result, seconds = outcome or (ScoringFailure(sample.error or ""), None)
-        row: dict[str, Any] = {
-            "key": key,
-            "caption": caption,
-            "has_text": has_text,
-            "has_faces": has_faces,
-            "scorer": f"{self.settings.scorer} {self.settings.version}",
-            "prompt_hash": self.settings.prompt_hash,
-            "seconds": seconds,
-        }
-        if isinstance(result, ScoringFailure):
-            return row | {"error": valid_text(result.error) or "the scorer gave no reason"}
-        return row | {
-            "score": result.score,
-            "expected": result.expected,
-            "confidence": result.confidence,
-            "reasons": valid_text(result.reasons) or None,
-        }
-
     def _write(self, thresholds: RatioThresholds, rows: dict[str, int]) -> None:
         """Write the file from the parts, with ratios, in row groups that do not depend on the parts."""
-        schema = SCHEMA.with_metadata(self.settings.to_metadata(rows))
+        schema = SCHEMA.with_metadata(metadata_of(self.settings, rows))
         complete = self.folder / "complete"  # so that a killed run leaves nothing outside this folder
         with (
             atomic_write(complete) as part,
             pyarrow.parquet.ParquetWriter(part, schema, compression="zstd") as writer,
         ):
-            for group in _regroup(with_ratios(self._tables, thresholds, self.settings.mean_tokens)):
+            for group in _regroup(self._with_ratios(thresholds)):
                 writer.write_table(group, row_group_size=len(group))
         try:
-            complete.replace(self.result.path)
+            complete.replace(self.path)
         except OSError as error:
-            raise UserError(f"{self.result.path}: cannot be written ({error.strerror or error})") from error
+            raise UserError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+    def _with_ratios(self, thresholds: RatioThresholds) -> Iterator[pyarrow.Table]:
+        """Yield the rows of all parts with their ratios and tokens, as tables of `SCHEMA`."""
+        budget = self.settings.mean_tokens
+        budgeted = None
+        if budget is not None:
+            pairs = [_scores_of(table) for table in (PART_SCHEMA.empty_table(), *self._tables())]
+            scores, expected = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+            budgeted = decide(scores, expected, thresholds, budget)
+        done = 0
+        for table in self._tables():
+            scores, expected = _scores_of(table)
+            if budgeted is None:
+                chosen = decide(scores, expected, thresholds)
+            else:
+                chosen = budgeted[done : done + len(scores)]
+                done += len(scores)
+            missing = table["score"].is_null().to_numpy()
+            for name, values in (("ratio", chosen), ("tokens", _TOKENS[chosen])):
+                column = np.zeros(len(table), dtype=np.int32)
+                column[~missing] = values
+                table = table.append_column(name, pyarrow.array(column, mask=missing))
+            yield table.select(SCHEMA.names).cast(SCHEMA)
 
     def _tables(self) -> Iterator[pyarrow.Table]:
         for part in self.parts:
@@ -338,6 +279,12 @@ class _Part(NamedTuple):
     rows: int
     path: Path | None
     """File of the part; None if earlier runs have written all its rows elsewhere."""
+
+
+def _scores_of(table: pyarrow.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores and expected scores of the rows that have them."""
+    scored = table.filter(table["score"].is_valid())
+    return scored["score"].to_numpy(), scored["expected"].to_numpy()
 
 
 def _regroup(tables: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:

@@ -9,7 +9,6 @@ from cat_fast.complexity.captions import describe
 from cat_fast.complexity.description import Description
 from cat_fast.data.images.caption_file import read_caption
 from cat_fast.data.images.label_fields import required_text
-from cat_fast.data.images.label_table import label_columns, label_rows
 from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.image_files import FolderShards
 from cat_fast.data.text_files import byte_lines, decode_text, escape_text, parse_object, strip_text
@@ -135,7 +134,7 @@ class ParquetRows:
         self.name, self.path, self.flags = name, path, flags
 
     def count(self) -> int | None:
-        import pyarrow
+        import pyarrow.parquet  # takes a second, and most inputs do not need it
 
         try:
             return pyarrow.parquet.read_metadata(self.path).num_rows
@@ -143,6 +142,8 @@ class ParquetRows:
             return None
 
     def samples(self) -> Iterator[Sample]:
+        from cat_fast.data.images.label_table import label_columns, label_rows
+
         try:
             columns = label_columns(self.path)
             if "caption" not in columns:

@@ -18,21 +18,17 @@
 Parts of an unfinished run have the same columns without ratio and tokens, which depend on all scores.
 """
 
-import glob
 import json
-import os
-import re
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
+from cat_fast.complexity.scoring_run.outputs import ScoreSettings, Shard
 from cat_fast.errors import UserError
 
 PART_SCHEMA = pyarrow.schema(
@@ -55,75 +51,9 @@ _AFTER_CONFIDENCE = PART_SCHEMA.get_field_index("confidence") + 1
 SCHEMA = PART_SCHEMA.insert(_AFTER_CONFIDENCE, pyarrow.field("tokens", pyarrow.int32())).insert(
     _AFTER_CONFIDENCE, pyarrow.field("ratio", pyarrow.int32())
 )
-SUFFIX = ".parquet"
-DAMAGED = ".damaged"
-"""Ending of a half-written file that was renamed."""
 _METADATA = b"cat_fast.scores"
 _MAGIC = b"PAR1"
 _BATCH = 1024
-_SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.parquet")
-
-
-class Shard(NamedTuple):
-    """Part of the samples that one of several processes scores: every `of`-th one, from number `index`."""
-
-    index: int = 0
-    of: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Parse the command-line form "I/N".
-
-        Raises:
-            UserError: not two integers with 0 <= I < N.
-        """
-        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
-        if not found or not int(found[1]) < int(found[2]):
-            raise UserError(
-                f"--shard {text}: expected I/N, shard I of N numbered from 0: for two processes 0/2 and 1/2"
-            )
-        return cls(int(found[1]), int(found[2]))
-
-    def path(self, out: Path) -> Path:
-        """Return the file of this shard: `scores-00000-of-00002.parquet` for `scores.parquet`."""
-        return out if self.of == 1 else out.with_name(f"{out.stem}-{self.index:05d}-of-{self.of:05d}{SUFFIX}")
-
-    def first_number(self, name: str) -> int:
-        """Return the number of this shard's first sample of an input; it differs, so that many inputs of one
-        sample are shared evenly."""
-        return (self.index - zlib.crc32(name.encode())) % self.of
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreSettings:
-    """What scores and ratios in a file depend on, besides the samples."""
-
-    scorer: str
-    version: str
-    prompt_hash: str | None
-    shard: Shard
-    thresholds: tuple[float, float]
-    mean_tokens: float | None
-    """Budget of the mean tokens per sample; None if the thresholds decide alone."""
-
-    @property
-    def of_scores(self) -> dict[str, Any]:
-        """Settings that the scores depend on, as JSON values; a resumed run must have the same ones."""
-        return {
-            "scorer": self.scorer,
-            "version": self.version,
-            "prompt_hash": self.prompt_hash,
-            "shard": list(self.shard),
-        }
-
-    def to_metadata(self, rows: Mapping[str, int]) -> dict[bytes, bytes]:
-        """Return the metadata of a file with these settings.
-
-        Args:
-            rows: number of rows per input, in order.
-        """
-        content = {"format": 1} | asdict(self) | {"inputs": list(rows.items())}
-        return {_METADATA: json.dumps(content).encode()}
 
 
 class NotScores(UserError):
@@ -131,6 +61,16 @@ class NotScores(UserError):
 
     def __init__(self, path: Path) -> None:
         super().__init__(f"{path}: exists and is not a file of scores; choose another --out, or delete it")
+
+
+def metadata_of(settings: ScoreSettings, rows: Mapping[str, int]) -> dict[bytes, bytes]:
+    """Return the metadata of a file with these settings.
+
+    Args:
+        rows: number of rows per input, in order.
+    """
+    content = {"format": 1} | asdict(settings) | {"inputs": list(rows.items())}
+    return {_METADATA: json.dumps(content).encode()}
 
 
 class HalfWritten(Exception):
@@ -220,23 +160,6 @@ def read_part(path: Path) -> pyarrow.Table | None:
             return file.read(PART_SCHEMA.names)
         except (OSError, pyarrow.ArrowException) as error:
             raise HalfWritten from error
-
-
-def shard_files(out: Path) -> list[Path]:
-    """Return the existing files of the shards of `out`, in order."""
-    return sorted(path for path in out.parent.glob(f"{glob.escape(out.stem)}-*") if is_shard_of(path, out))
-
-
-def is_shard_of(path: Path, out: Path) -> bool:
-    """Return whether a file has the name of a shard of `out`."""
-    return path.parent == out.parent and _SHARD_NAME.fullmatch(path.name.removeprefix(out.stem)) is not None
-
-
-def is_output_of(path: Path, out: Path) -> bool:
-    """Return whether a file is `out`, a shard of it, or a half-written one that was renamed."""
-    path, out = (Path(os.path.abspath(p)) for p in (path, out))
-    whole = path.with_name(path.name.removesuffix(DAMAGED))
-    return whole == out or is_shard_of(whole, out)
 
 
 def _open(path: Path) -> pyarrow.parquet.ParquetFile:

@@ -16,12 +16,12 @@ from typing import Any
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images.label_fields import given_labels, required_text
 from cat_fast.data.images.label_table import label_rows
+from cat_fast.data.streams.formats.base import ARCHIVE_SUFFIXES
 from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar_index import normal_name
 from cat_fast.data.text_files import is_blank, parse_object
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 
