@@ -172,13 +172,14 @@ def _open(found: _Found, flags: Flags, single: bool) -> list[Input]:
     single = single and len(paths) + bool(found.images) == 1
     archives = [path for path, kind in found.paths if kind == "archive"]
     shards = _open_archives(archives) if archives else None
+    positions = {path: position for position, path in enumerate(archives)}
     inputs: list[Input] = []
     for name, (path, kind) in zip(distinct_names(paths), found.paths, strict=True):
         if isinstance(kind, FolderShards):
             inputs.append(ImageFolder(name, kind, flags, "" if single else f"{name}/"))
         elif shards and kind == "archive":
             prefix = "" if single else f"{_without_ending(name)}/"
-            inputs.append(Archive(name, shards, archives.index(path), flags, prefix))
+            inputs.append(Archive(name, shards, positions[path], flags, prefix))
         else:
             inputs.append(_READERS[kind](name, Path(path), flags))
     if found.images:

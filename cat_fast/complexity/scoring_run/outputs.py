@@ -17,13 +17,13 @@ PARTIAL = ".partial"
 """Ending of the folder of unfinished scores, next to their file."""
 DAMAGED = ".damaged"
 """Ending of a half-written file that was renamed."""
-_SHARD_NAME = re.compile(r"-(\d{5})-of-(\d{5})\.parquet")
+_SHARD_NAME = re.compile(r"-\d{5,}-of-\d{5,}\.parquet")
 
 
 class Shard(NamedTuple):
-    """Part of the samples that one of several processes scores: every `of`-th one, from number `index`."""
+    """Part of the samples that one of several processes scores: every `of`-th one, from number `part`."""
 
-    index: int = 0
+    part: int = 0
     of: int = 1
 
     @classmethod
@@ -42,17 +42,17 @@ class Shard(NamedTuple):
 
     def path(self, out: Path) -> Path:
         """Return the file of this shard: `scores-00000-of-00002.parquet` for `scores.parquet`."""
-        return out if self.of == 1 else out.with_name(f"{out.stem}-{self.index:05d}-of-{self.of:05d}{SUFFIX}")
+        return out if self.of == 1 else out.with_name(f"{out.stem}-{self.part:05d}-of-{self.of:05d}{SUFFIX}")
 
     def first_number(self, name: str) -> int:
         """Return the number of this shard's first sample of an input; it differs, so that many inputs of one
         sample are shared evenly."""
-        return (self.index - zlib.crc32(name.encode())) % self.of
+        return (self.part - zlib.crc32(name.encode())) % self.of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings:
-    """What scores and ratios in a file depend on, besides the samples."""
+    """Settings that the scores and ratios in a file depend on."""
 
     scorer: str
     version: str

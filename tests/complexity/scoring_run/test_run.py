@@ -371,6 +371,25 @@ def test_empty_inputs_are_named(captions: Path, out: Path, tmp_path: Path) -> No
     assert [path.name for path in out.parent.iterdir()] == ["scores.parquet"]
 
 
+def test_the_scores_of_an_archive_are_its_sidecar(tmp_path: Path) -> None:
+    from cat_fast.data.streams.formats.config import StreamConfig
+    from cat_fast.data.streams.formats.problems import ProblemLog
+    from cat_fast.data.streams.formats.remote import Remote
+    from cat_fast.data.streams.formats.tar import TarShards
+
+    archive = tmp_path / "pax_global.tar"
+    archive.write_bytes((ROOT / "tests/cases/pax_global.tar").read_bytes())
+    sidecar = tmp_path / "pax_global.scores.parquet"
+    score(sidecar, archive)
+    problems = ProblemLog()
+    (labels,) = [TarShards([str(archive)], Remote(StreamConfig(), problems), problems).labels(0)]
+    assert labels
+    assert [(label.score, label.ratio) for label in labels] == [
+        (row["score"], row["ratio"]) for row in rows(sidecar)
+    ]
+    assert score(sidecar, archive).scored == 0  # its captions are those of the archive
+
+
 def _interrupt_after(samples: int):
     done = 0
 
