@@ -45,7 +45,7 @@ ThresholdsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of the packaged scorer.",
+        help="Scores up to A get 32x, above B 8x, between them 16x. Default: the published 4,7.",
         show_default=False,
     ),
 ]
@@ -151,7 +151,7 @@ def encode(
     files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
     from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
-    from cat_fast.complexity.ratio_policy import RatioPolicy
+    from cat_fast.complexity.ratios.policy import RatioPolicy
     from cat_fast.inference.encoding.codec import encode_files, require_served
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
     from cat_fast.models.load import load_tokenizer

@@ -7,6 +7,7 @@ from typer.core import TyperGroup
 
 from cat_fast import __version__
 from cat_fast.cli.codec import EncodeCommand, decode, encode
+from cat_fast.cli.data import data
 from cat_fast.cli.demo import demo
 from cat_fast.cli.encode_shards import encode_shards
 from cat_fast.cli.fetch import fetch
@@ -59,6 +60,7 @@ app.command()(sample)
 app.command()(fetch)
 app.command()(runs)
 app.command()(info)
+app.add_typer(data, name="data")
 app.add_typer(plan, name="plan")
 
 

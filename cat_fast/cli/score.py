@@ -114,8 +114,7 @@ def score(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Scores up to A get 32x, above B 8x, between them 16x. Published: 4,7. Default: those of"
-            " the packaged scorer.",
+            help="Scores up to A get 32x, above B 8x, between them 16x. Default: the published 4,7.",
             show_default=False,
         ),
     ] = None,

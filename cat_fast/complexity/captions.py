@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.ratio import SCORES
-from cat_fast.data.images.label_fields import given_labels
+from cat_fast.data.images.label_fields import SCORES, given_labels
 from cat_fast.data.text_files import parse_object, text_lines
 from cat_fast.errors import UserError
 

@@ -5,7 +5,6 @@ See `cat_fast.complexity.fitting` for how it is fitted, and `REPORT_FILE` for it
 """
 
 import hashlib
-import json
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -19,14 +18,13 @@ import numpy as np
 from cat_fast.complexity.calibration import calibrate
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.features import FeatureSpace
-from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.complexity.score import Score, ScoringFailure
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 
 SCORER_FILE = Path(__file__).parent / "assets" / "embedded_scorer.npz"
 REPORT_FILE = SCORER_FILE.with_suffix(".json")
-"""Fit report of the packaged scorer: cross-validated quality and the matching ratio thresholds."""
+"""Fit report of the packaged scorer: cross-validated quality."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +118,3 @@ _LOAD_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZ
 def default_scorer() -> EmbeddedScorer:
     """Return the packaged scorer, loaded once."""
     return EmbeddedScorer.load()
-
-
-@cache
-def default_thresholds() -> RatioThresholds:
-    """Return the packaged scorer's thresholds; on its captions they cost about as much as a fixed 16x."""
-    fitted = json.loads(REPORT_FILE.read_text(encoding="utf-8"))["thresholds"]
-    return RatioThresholds(fitted["a"], fitted["b"])

@@ -7,7 +7,7 @@ perception) and the reply format are those of the published method.
 import re
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.ratio import SCORES
+from cat_fast.data.images.label_fields import SCORES
 from cat_fast.errors import UserError
 
 ANCHORS = {

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.ratio import RatioThresholds
 from cat_fast.data.images.label_fields import SCORES
-from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.errors import UserError
 from cat_fast.integers import store_integers
 
@@ -89,11 +87,6 @@ def require_scores(scorer: Scorer, descriptions: Sequence[Description]) -> list[
 def round_score(expected: float) -> int:
     """Round an expected score to 1..9; half a point rounds up."""
     return min(max(math.floor(expected + 0.5), SCORES[0]), SCORES[-1])
-
-
-def scored_by(scorer: Scorer, thresholds: RatioThresholds) -> ScoredBy:
-    """Return the origin of scores, to be stored with them."""
-    return ScoredBy(scorer.name, scorer.version, (thresholds.a, thresholds.b))
 
 
 def _shorten(caption: str, length: int = 60) -> str:

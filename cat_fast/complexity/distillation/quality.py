@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from cat_fast.complexity.ratio import RATIOS, RatioThresholds
+from cat_fast.complexity.ratios.mix import RATIOS
+from cat_fast.complexity.ratios.thresholds import PUBLISHED, RatioThresholds
 
-PUBLISHED = RatioThresholds(4, 7)
 RESAMPLES = 1000
 INTERVAL = (0.025, 0.975)
 

@@ -2,19 +2,20 @@
 
 import numpy as np
 
-from cat_fast.complexity.budget import ratios_within_budget
-from cat_fast.complexity.ratio import RATIOS, RatioThresholds, tokens_per_image
-from cat_fast.data.images.label_fields import SCORES
+from cat_fast.complexity.ratios.budget import ratios_within_budget
+from cat_fast.complexity.ratios.mix import RATIOS, require_budget, token_costs
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 
 RESOLUTION, PATCH_SIZE = 512, 2
 """Images that tokens are for."""
-TOKENS = {ratio: tokens_per_image(ratio, RESOLUTION, PATCH_SIZE) for ratio in RATIOS}
+TOKENS = dict(zip(RATIOS, token_costs(RATIOS, RESOLUTION, PATCH_SIZE), strict=True))
+"""Tokens of an image per ratio."""
 
 
-def require_budget(mean_tokens: float | None) -> None:
+def require_enough(mean_tokens: float | None) -> None:
     """Raise UserError if a budget of mean tokens is too small for a sample."""
     if mean_tokens is not None:
-        ratios_within_budget([1.0], mean_tokens, resolution=RESOLUTION, patch_size=PATCH_SIZE)
+        require_budget(mean_tokens, RATIOS, tuple(TOKENS.values()), RESOLUTION)
 
 
 def decide(
@@ -25,12 +26,13 @@ def decide(
     Args:
         scores: integer scores 1..9, (N,).
         expected: expected scores, (N,).
+        thresholds: as for `RatioThresholds.ratio_of`.
         mean_tokens: budget that the mean tokens come as close to as possible without exceeding it
             (`ratios_within_budget`, on the expected scores); None to use `thresholds` alone.
     """
-    by_score = np.zeros(SCORES[-1] + 1, dtype=np.int32)
-    by_score[list(SCORES)] = thresholds.ratios(SCORES)
-    ratios = by_score[scores]
+    values = expected if thresholds.use_expected else scores
+    exceeded = (values[:, None] > np.asarray(thresholds.values)).sum(axis=1)
+    ratios = np.asarray(thresholds.ratio_set[::-1], dtype=np.int32)[exceeded]
     if mean_tokens is None:
         return ratios
     chosen = ratios_within_budget(

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import Scorer
-from cat_fast.complexity.scoring_run.decision import TOKENS, decide, require_budget
+from cat_fast.complexity.scoring_run.decision import TOKENS, decide, require_enough
 from cat_fast.complexity.scoring_run.inputs import Inputs
 from cat_fast.complexity.scoring_run.keys import KeysSeen
 from cat_fast.complexity.scoring_run.outputs import ScoreSettings
@@ -21,7 +21,7 @@ def score_directly(
     Raises:
         UserError: the budget is too small, or the scorer cannot work at all.
     """
-    require_budget(mean_tokens)
+    require_enough(mean_tokens)
     settings = ScoreSettings.of(scorer, thresholds, mean_tokens)
     start = time.perf_counter()
     row_scorer, seen = RowScorer(scorer, settings), KeysSeen()

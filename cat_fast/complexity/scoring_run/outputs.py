@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import Scorer
 from cat_fast.errors import UserError
 
@@ -76,7 +76,7 @@ class ScoreSettings:
             version=scorer.version,
             prompt_hash=_prompt_hash(scorer),
             shard=shard,
-            thresholds=(thresholds.a, thresholds.b),
+            thresholds=thresholds.pair,
             mean_tokens=mean_tokens,
         )
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cat_fast.complexity.choose import summarize_mix
-from cat_fast.complexity.ratio import RATIOS
+from cat_fast.complexity.ratios.choose import summarize_mix
+from cat_fast.complexity.ratios.mix import RATIOS
 from cat_fast.complexity.scoring_run.decision import PATCH_SIZE, RESOLUTION
 from cat_fast.complexity.scoring_run.rows import Row, ScoringResult
 from cat_fast.data.files import atomic_write

@@ -30,9 +30,9 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import Scorer
-from cat_fast.complexity.scoring_run.decision import TOKENS, decide, require_budget
+from cat_fast.complexity.scoring_run.decision import TOKENS, decide, require_enough
 from cat_fast.complexity.scoring_run.inputs import Inputs
 from cat_fast.complexity.scoring_run.keys import KeysSeen
 from cat_fast.complexity.scoring_run.known_rows import KnownRows, rows_to_keep
@@ -92,7 +92,7 @@ def score_set(
     """
     if out.suffix != SUFFIX:
         raise UserError(f"--out {out}: expected a file name ending in {SUFFIX}")
-    require_budget(mean_tokens)
+    require_enough(mean_tokens)
     settings = ScoreSettings.of(scorer, thresholds, mean_tokens, shard)
     path = shard.path(out)
     require_writable(path)

@@ -32,6 +32,8 @@ class ImageRecord:
     category: str = ""
     scored_by: ScoredBy | None = None
     """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
+    expected: float | None = None
+    """Expected value of the score before rounding."""
 
     def __post_init__(self) -> None:
         store_integers(self, "score", "ratio")

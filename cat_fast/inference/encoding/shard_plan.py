@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
-from cat_fast.complexity.ratio_policy import Label, OriginTally, RatioPolicy
+from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, load_index
+from cat_fast.complexity.ratios.policy import Label, OriginTally, RatioPolicy
 from cat_fast.data.latents.format import (
     HEADER,
     SCALE,
@@ -225,7 +225,7 @@ def _ratio_rule(settings: EncodeShardsSettings) -> dict[str, Any]:
         "ratio": "auto",
         "labels": list(policy.labels),
         "scored_by": asdict(policy.scored_by),
-        "thresholds": [policy.thresholds.a, policy.thresholds.b],
+        "thresholds": list(policy.thresholds.pair),
         "jpeg_thresholds": [policy.jpeg.a, policy.jpeg.b],
     }
 

@@ -154,7 +154,7 @@ class CATPipeline(DiffusionPipeline):
         self._class_of = {label: number for number, label in enumerate(self._labels)}
         self.register_to_config(
             labels=self._labels,
-            thresholds=[self._thresholds.a, self._thresholds.b],
+            thresholds=list(self._thresholds.pair),
             resolution=resolution,
             descriptions=[asdict(description) for description in self._descriptions],
         )
@@ -463,7 +463,7 @@ class CATPipeline(DiffusionPipeline):
         distinct = list(dict.fromkeys(descriptions))  # large runs draw many images of few classes
         scores = dict(zip(distinct, require_scores(default_scorer(), distinct), strict=True))
         preferred = [
-            self._nearest(self.thresholds.ratio(scores[description].score)) for description in descriptions
+            self._nearest(self.thresholds.ratio_of(scores[description])) for description in descriptions
         ]
         if mean_tokens is None:
             return preferred

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cat_fast.complexity import RATIOS, Score
-from cat_fast.complexity.ratio_policy import RatioPolicy
+from cat_fast.complexity.ratios.policy import RatioPolicy
 from cat_fast.data.images.io import image_to_tensor
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding import codec

@@ -28,6 +28,8 @@ class Labels:
     """Class: a name, or a number as text."""
     scored_by: ScoredBy | None = None
     """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
+    expected: float | None = None
+    """Expected value of the score before rounding."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Labels":

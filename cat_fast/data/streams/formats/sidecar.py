@@ -1,9 +1,9 @@
 """Sidecar files with a shard's labels: `shard-000123.scores.jsonl` or `.scores.parquet`, read with the shard.
 
-A JSON line is an object with "key" and "score" (1 to 9), "ratio" (8, 16, 32) or both. "has_text" disables
-horizontal flips; "has_faces", "caption" and "category" are used when latents are encoded. "scored_by" is the
-scorer of the score (`ScoredBy`). Parquet files have columns of the same names. Labels follow the rules of
-`given_labels`.
+A JSON line is an object with "key" and "score" (1 to 9), "ratio" (8, 16, 32) or both. "expected" is the score
+before rounding, for thresholds that are not integers, and "scored_by" its scorer (`ScoredBy`). "has_text"
+disables horizontal flips; "has_faces", "caption" and "category" are used when latents are encoded. Parquet
+files have columns of the same names. Labels follow the rules of `given_labels`.
 """
 
 import hashlib

@@ -33,7 +33,7 @@ from cat_fast.errors import UserError
 _NO_LABELS = Labels()
 _TEXT_MEMBERS = {"txt": "caption", "cls": "category"}
 """Members whose content is a label."""
-_SCORE_OR_RATIO = {"score", "ratio", "scored_by"}
+_SCORE_OR_RATIO = {"score", "expected", "ratio", "scored_by"}
 """Labels taken from the same source: a new score must not be combined with an old ratio or another scorer."""
 
 

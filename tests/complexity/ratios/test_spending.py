@@ -3,7 +3,7 @@
 import pytest
 
 from cat_fast.complexity import default_scorer, default_thresholds, scored_by
-from cat_fast.complexity.spending import spending_notice
+from cat_fast.complexity.ratios.spending import spending_notice
 from cat_fast.data.ratio_origin import RatioOrigin, ScoredBy
 
 OWN = scored_by(default_scorer(), default_thresholds())

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from PIL.Image import Image
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
-from cat_fast.complexity.jpeg_size import JPEG_SIDE, JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
-from cat_fast.complexity.ratio import RatioThresholds
-from cat_fast.complexity.score import Scorer, ScoringFailure, scored_by
+from cat_fast.complexity.embedded_scorer import default_scorer
+from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
+from cat_fast.complexity.ratios.origin import scored_by
+from cat_fast.complexity.ratios.thresholds import RatioThresholds, Scored, default_thresholds
+from cat_fast.complexity.score import Score, Scorer, ScoringFailure
+from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
@@ -37,6 +39,8 @@ class Labelled(Protocol):
     def ratio(self) -> int | None: ...
     @property
     def score(self) -> int | None: ...
+    @property
+    def expected(self) -> float | None: ...
     @property
     def caption(self) -> str: ...
     @property
@@ -80,7 +84,7 @@ class RatioPolicy:
 
     Args:
         labels: the labels to use, in order of precedence; the first one that an image has decides.
-        thresholds: map scores to ratios; by default those of the packaged scorer.
+        thresholds: map scores to ratios; by default `default_thresholds()`.
         scorer: scores captions; by default the packaged one.
         fixed: one ratio for all images; labels are ignored.
         jpeg: map JPEG sizes to ratios; by default the published thresholds.
@@ -97,6 +101,7 @@ class RatioPolicy:
         self.labels, self.jpeg = labels, jpeg
         self.scorer = scorer or default_scorer()
         self.thresholds = thresholds or default_thresholds()
+        self._pair = self.thresholds.pair
         fixed = None if fixed is None else to_integer("fixed", fixed)
         self.fixed = fixed and RatioChoice(ratio=fixed, source="fixed", why=f"fixed {fixed}x")
 
@@ -114,7 +119,7 @@ class RatioPolicy:
         scores = iter(self._score(captioned))
         found: list[RatioChoice | UserError | None] = []
         for image, label in zip(images, deciding, strict=True):
-            score = next(scores) if label == "caption" else image.score if label == "score" else None
+            score = next(scores) if label == "caption" else image if label == "score" else None
             try:
                 found.append(self._choice(image, label, score))
             except UserError as error:
@@ -145,7 +150,7 @@ class RatioPolicy:
         return next((label for label in self.labels if getattr(image, label) not in (None, "")), None)
 
     def _choice(
-        self, image: Labelled, label: Label | None, score: int | UserError | None
+        self, image: Labelled, label: Label | None, score: Scored | UserError | None
     ) -> RatioChoice | None:
         if isinstance(score, UserError):
             raise score
@@ -156,20 +161,20 @@ class RatioPolicy:
             return RatioChoice(ratio=image.ratio, source=label, why="ratio label", scored_by=image.scored_by)
         captioned = label == "caption"
         return RatioChoice(
-            ratio=self.thresholds.ratio(score),
+            ratio=self.thresholds.ratio_of(score),
             source=label,
-            why=image.caption if captioned else f"score {score}",
-            score=score,
+            why=image.caption if captioned else f"score {score.score}",
+            score=score.score,
             scored_by=self.scored_by if captioned else image.scored_by,
-            thresholds=(self.thresholds.a, self.thresholds.b),
+            thresholds=self._pair,
         )
 
-    def _score(self, images: Sequence[Labelled]) -> list[int | UserError]:
+    def _score(self, images: Sequence[Labelled]) -> list[Score | UserError]:
         if not images:
             return []
         try:
             results = self.scorer.score_many([_describe(image) for image in images])
-            return [UserError(r.error) if isinstance(r, ScoringFailure) else r.score for r in results]
+            return [UserError(r.error) if isinstance(r, ScoringFailure) else r for r in results]
         except UserError as error:
             if len(images) == 1:
                 return [error]

@@ -5,15 +5,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
-from cat_fast.complexity.ratio import (
-    RatioThresholds,
+from cat_fast.complexity.embedded_scorer import default_scorer
+from cat_fast.complexity.ratios.mix import (
     average_latent_side,
     average_ratio,
     mean_tokens,
     ratio_mix,
     tokens_per_image,
 )
+from cat_fast.complexity.ratios.thresholds import RatioThresholds, default_thresholds
 from cat_fast.complexity.score import Scorer, require_scores
 from cat_fast.integers import store_integers
 
@@ -57,7 +57,7 @@ def choose_ratios(
         ComplexityResult(
             description,
             score.score,
-            thresholds.ratio(score.score),
+            thresholds.ratio_of(score),
             expected=score.expected,
             confidence=score.confidence,
         )

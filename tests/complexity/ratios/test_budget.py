@@ -8,17 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cat_fast.complexity.budget import ratios_within_budget
-from cat_fast.complexity.ratio import tokens_per_image
+from cat_fast.complexity.ratios.budget import ratios_within_budget
+from cat_fast.complexity.ratios.mix import tokens_per_image
 from cat_fast.errors import UserError
 
-TOKENS = {ratio: tokens_per_image(ratio, 512) for ratio in (8, 16, 32)}
+ALL = (4, 8, 16, 32, 64)
+TOKENS = {ratio: tokens_per_image(ratio, 512, ratios=ALL) for ratio in ALL}
 
 
 @given(
-    complexities=st.lists(st.floats(1, 9), min_size=1, max_size=7),
+    complexities=st.lists(st.floats(1, 9), min_size=1, max_size=6),
     mean=st.floats(64, 1200),
-    ratios=st.sampled_from([(8, 16, 32), (16, 32), (8, 32), (16,)]),
+    ratios=st.sampled_from([(8, 16, 32), (16, 32), (8, 32), (16,), (4, 8, 16, 32), (4, 8, 32, 64)]),
     data=st.data(),
 )
 def test_result_is_the_best_mix_within_the_budget(complexities, mean, ratios, data):

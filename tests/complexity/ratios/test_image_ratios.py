@@ -8,9 +8,14 @@ import pytest
 from torchvision.transforms.functional import pil_to_tensor
 
 from cat_fast.complexity import Description, RatioThresholds, Score, choose_ratios, jpeg_ratio
-from cat_fast.complexity.image_ratios import index_photographs, load_index, ratios_by_jpeg, score_records
-from cat_fast.complexity.ratio_policy import ratio_of_file
-from cat_fast.data.images.index import ImageRecord, write_index
+from cat_fast.complexity.ratios.image_ratios import (
+    index_photographs,
+    load_index,
+    ratios_by_jpeg,
+    score_records,
+)
+from cat_fast.complexity.ratios.policy import ratio_of_file
+from cat_fast.data.images.index import ImageRecord, read_index, write_index
 from cat_fast.data.images.io import load_image, resize_center_crop
 from cat_fast.data.photographs import photographs
 from cat_fast.data.ratio_origin import ScoredBy
@@ -87,6 +92,20 @@ def test_given_scores_and_ratios_are_kept():
     ]
     scored = score_records(records, WordCount(), RatioThresholds(2, 6))
     assert [(r.score, r.ratio) for r in scored] == [(7, 32), (None, 16), (7, 8), (3, 16)]
+
+
+def test_expected_scores_are_stored_and_read_back_for_real_thresholds(tmp_path):
+    thresholds = RatioThresholds(2.5, 6.25)
+    records = index_photographs(photographs("held_out"), thresholds=thresholds)
+    write_index(tmp_path / "index.jsonl", records)
+    stored = read_index(tmp_path / "index.jsonl")
+    assert stored == records
+    assert [r.ratio for r in records] == thresholds.ratios(r.expected for r in stored)
+    assert {r.scored_by.thresholds for r in stored} == {thresholds.pair}
+    unrated = [replace(r, ratio=None) for r in stored]
+    assert score_records(unrated, thresholds=thresholds) == records
+    with pytest.raises(UserError, match="has no expected score"):
+        score_records([replace(unrated[0], expected=None)], thresholds=thresholds)
 
 
 def test_ratios_by_jpeg_are_none_for_unreadable_images(tmp_path):

@@ -15,7 +15,7 @@ from cat_fast.complexity import (
     jpeg_ratio,
     scored_by,
 )
-from cat_fast.complexity.ratio_policy import RatioPolicy
+from cat_fast.complexity.ratios.policy import RatioPolicy
 from cat_fast.data.ratio_origin import RatioOrigin, ScoredBy
 from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
@@ -80,6 +80,23 @@ def test_choices_hold_the_origin_of_the_ratio():
     choice = policy.choose_by_jpeg(Image.new("RGB", (8, 8)))
     assert (choice.ratio, choice.origin) == (8, RatioOrigin(source="jpeg size", jpeg_thresholds=(1, 2)))
     assert RatioPolicy((), fixed=8).choose(images)[0].origin == RatioOrigin(source="fixed")
+
+
+def test_real_thresholds_apply_to_the_expected_score_of_captions_and_labels():
+    """A score without its expected value is an error: rounded scores would miss the budget."""
+    policy = RatioPolicy(("score", "caption"), RatioThresholds(4.3, 7.5), Recorder())
+    images = [
+        Labels(score=4, expected=4.25),
+        Labels(score=4, expected=4.4),
+        Labels(score=4),
+        Labels(caption="a b"),
+    ]
+    below, above, unknown, caption = policy.choose(images)
+    assert [below.ratio, above.ratio, caption.ratio] == [32, 16, 32]
+    assert above.origin == RatioOrigin(source="score", thresholds=(4.3, 7.5))
+    assert caption.origin.scored_by == ScoredBy("recorder", "1", (4.3, 7.5))
+    assert isinstance(unknown, UserError)
+    assert 'store it as "expected"' in str(unknown)
 
 
 def test_images_without_a_label_get_no_choice():

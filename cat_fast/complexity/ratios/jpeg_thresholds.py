@@ -1,8 +1,7 @@
-"""JPEG size as a complexity signal: the published baseline, and the fallback without a description.
+"""Thresholds from JPEG sizes to compression ratios.
 
-It responds to noise and ignores content: its published correlation with the best ratio is 0.31 on COCO,
-against 0.55 for scores from captions. The paper fits the byte thresholds so that the baseline has the mix of
-ratios of the model that it is compared with; `JpegThresholds.fit` does the same for any set of images.
+The paper fits them so that the JPEG baseline has the mix of ratios of the model that it is compared with;
+`JpegThresholds.fit` does the same for any set of images.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cat_fast.complexity.ratio import parse_pair, require_mix
+from cat_fast.complexity.ratios.mix import require_mix
+from cat_fast.complexity.ratios.thresholds import parse_numbers
+from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE, jpeg_bytes
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-JPEG_SIDE = 512
-"""Side, in pixels, of the images whose JPEG size is compared with thresholds."""
 MIN_FITTED_IMAGES = 100
 _TIE_TOLERANCE = 1e-3
 """Share of images by which equal sizes may move a cut of large sets."""
@@ -43,7 +42,7 @@ class JpegThresholds:
     @classmethod
     def parse(cls, text: str) -> "JpegThresholds":
         """Parse the command-line form "a,b"."""
-        return cls(*parse_pair(text, "JPEG thresholds", "38761,65837"))
+        return cls(*parse_numbers(text, "JPEG thresholds", "38761,65837"))
 
     def ratio(self, size: int) -> int:
         """Return the compression ratio for a JPEG size in bytes."""
@@ -77,22 +76,6 @@ class JpegThresholds:
 
 JPEG_THRESHOLDS = JpegThresholds(38761, 65837)
 """Published thresholds, for images of 512 px (resized with bicubic interpolation) at JPEG quality 75."""
-
-
-def jpeg_bytes(image: "Tensor") -> int:
-    """Return the JPEG size in bytes of `image`, uint8 (3 or 1, H, W), at torchvision's default quality 75.
-
-    Raises:
-        UserError: wrong shape or dtype.
-    """
-    import torch
-    from torchvision.io import encode_jpeg
-
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise UserError(
-            f"expected a uint8 image (3, H, W) or (1, H, W), got {image.dtype} {tuple(image.shape)}"
-        )
-    return encode_jpeg(image.cpu().contiguous()).numel()
 
 
 def jpeg_ratio(image: "Tensor", thresholds: JpegThresholds = JPEG_THRESHOLDS) -> int:

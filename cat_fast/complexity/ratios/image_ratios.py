@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from cat_fast.complexity.choose import choose_ratios
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer, default_thresholds
-from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
-from cat_fast.complexity.ratio import RatioThresholds
-from cat_fast.complexity.ratio_policy import Label, RatioPolicy, ratio_of_image
-from cat_fast.complexity.score import Scorer, require_scores, scored_by
+from cat_fast.complexity.embedded_scorer import default_scorer
+from cat_fast.complexity.ratios.choose import choose_ratios
+from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds
+from cat_fast.complexity.ratios.origin import scored_by
+from cat_fast.complexity.ratios.policy import Label, RatioPolicy, ratio_of_image
+from cat_fast.complexity.ratios.thresholds import RatioThresholds, default_thresholds
+from cat_fast.complexity.score import Scorer, require_scores
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs
@@ -41,6 +42,7 @@ def index_photographs(
             has_faces=image.has_faces,
             category=image.category,
             score=result.score,
+            expected=result.expected,
             ratio=result.ratio,
             scored_by=origin,
         )
@@ -61,16 +63,16 @@ def score_records(
     scorer, thresholds = scorer or default_scorer(), thresholds or default_thresholds()
     captioned = [n for n, r in enumerate(records) if r.score is None and r.ratio is None and r.caption]
     descriptions = [_description(records[n]) for n in captioned]
-    scores = [s.score for s in require_scores(scorer, descriptions)] if descriptions else []
+    scores = require_scores(scorer, descriptions) if descriptions else []
     by_caption = dict(zip(captioned, scores, strict=True))
     own_origin = scored_by(scorer, thresholds)
     complete = []
     for number, record in enumerate(records):
-        score, ratio = by_caption.get(number, record.score), record.ratio
-        if ratio is None and score is not None:
-            ratio = thresholds.ratio(score)
-        origin = own_origin if number in by_caption else record.scored_by
-        complete.append(replace(record, score=score, ratio=ratio, scored_by=origin))
+        if scored := by_caption.get(number):
+            record = replace(record, score=scored.score, expected=scored.expected, scored_by=own_origin)
+        if record.ratio is None and record.score is not None:
+            record = replace(record, ratio=thresholds.ratio_of(record))
+        complete.append(record)
     return complete
 
 

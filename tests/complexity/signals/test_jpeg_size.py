@@ -38,7 +38,7 @@ def test_more_detail_takes_more_bytes_and_gets_more_tokens() -> None:
 def test_sizes_at_the_published_thresholds_get_the_higher_ratio(
     monkeypatch: pytest.MonkeyPatch, size: int, ratio: int
 ) -> None:
-    monkeypatch.setattr("cat_fast.complexity.jpeg_size.jpeg_bytes", lambda image: size)
+    monkeypatch.setattr("cat_fast.complexity.ratios.jpeg_thresholds.jpeg_bytes", lambda image: size)
     assert jpeg_ratio(noise(0)) == ratio
 
 

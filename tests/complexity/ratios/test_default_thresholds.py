@@ -1,8 +1,7 @@
-"""There is one source of the default thresholds; everything follows it."""
+"""The default thresholds are the published pair; there is one source of it, which everything follows."""
 
 import json
 
-import pytest
 from typer.testing import CliRunner
 
 from cat_fast.cli.main import app
@@ -13,34 +12,26 @@ from cat_fast.complexity import (
     choose_ratio,
     default_scorer,
     default_thresholds,
-    embedded_scorer,
 )
-from cat_fast.complexity.image_ratios import index_photographs
-from cat_fast.complexity.ratio_policy import RatioPolicy
+from cat_fast.complexity.ratios import thresholds
+from cat_fast.complexity.ratios.image_ratios import index_photographs
+from cat_fast.complexity.ratios.policy import RatioPolicy
 from cat_fast.config import fill
 from cat_fast.data.photographs import photographs
 from cat_fast.demo.metrics import _complexity
 from cat_fast.inference.encoding.shard_plan import EncodeShardsSettings
 from cat_fast.training.config.settings import ImageDataConfig
 
-PAIR = RatioThresholds(
-    1, 2
-)  # gives every score another ratio than the pair of the packaged scorer does, or 32x
+PAIR = RatioThresholds(1, 2)
 
 
-@pytest.fixture
-def other_default(tmp_path, monkeypatch):
-    """Let the report of the packaged scorer hold another pair."""
-    report = json.loads(embedded_scorer.REPORT_FILE.read_text()) | {"thresholds": {"a": PAIR.a, "b": PAIR.b}}
-    path = tmp_path / "report.json"
-    path.write_text(json.dumps(report))
-    default_thresholds.cache_clear()
-    monkeypatch.setattr(embedded_scorer, "REPORT_FILE", path)
-    yield
-    default_thresholds.cache_clear()
+def test_the_default_is_the_published_pair():
+    assert default_thresholds() == RatioThresholds(4, 7)
+    assert fill(ImageDataConfig, {}, []).thresholds == [4, 7]
 
 
-def test_everything_follows_the_pair_of_the_packaged_scorer(other_default, tmp_path):
+def test_everything_follows_the_default(monkeypatch, tmp_path):
+    monkeypatch.setattr(thresholds, "PUBLISHED", PAIR)
     assert default_thresholds() == PAIR
     assert fill(ImageDataConfig, {}, []).thresholds == [PAIR.a, PAIR.b]
     assert RatioPolicy(("score",)).thresholds == PAIR
