@@ -54,9 +54,9 @@ def test_options_that_the_text_names_exist():
     assert len(COMMANDS) > 5
     commands = typer.main.get_command(app).commands
     for path, names in zip(
-        DOCUMENTS, (["sample", "pipeline"], ["encode-shards", "shard"], ["score"]), strict=True
+        DOCUMENTS, (["sample", "pipeline"], ["encode-shards", "shard", "data"], ["score"]), strict=True
     ):
-        known = {option for name in names for p in commands[name].params for option in _spellings(p)}
+        known = {option for name in names for option in _options(commands[name])}
         assert set(re.findall(r"`(--[a-z-]+)", path.read_text(encoding="utf-8"))) <= known
 
 
@@ -66,5 +66,7 @@ def test_links_lead_somewhere(path):
         assert (path.parent / target).exists()
 
 
-def _spellings(parameter) -> list[str]:
-    return [*parameter.opts, *parameter.secondary_opts]
+def _options(command) -> list[str]:
+    """Return the options of a command and its subcommands."""
+    inside = [option for one in getattr(command, "commands", {}).values() for option in _options(one)]
+    return inside + [option for p in command.params for option in (*p.opts, *p.secondary_opts)]
