@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -181,3 +181,9 @@ def _parse(
     if not adapters:
         raise KeyError("adapter0")
     return kernel, (known, unknown), list(adapters.values())
+
+
+@cache
+def accurate_scorer() -> AccurateScorer:
+    """Return the packaged scorer, loaded once."""
+    return AccurateScorer.load()

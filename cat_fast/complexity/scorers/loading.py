@@ -93,7 +93,11 @@ def _load(name: str, options: Mapping[str, Any]) -> Scorer:
             f"{_flag(unused[0])}: not used by --scorer {name}; leave it out, or choose {' or '.join(users)}"
         )
     match name:
-        case "accurate" | "fast":
+        case "accurate":
+            from cat_fast.complexity.accurate.scorer import accurate_scorer
+
+            return accurate_scorer()
+        case "fast":
             from cat_fast.complexity.embedded_scorer import default_scorer
 
             return default_scorer()
