@@ -27,6 +27,7 @@ from cat_fast.errors import UserError
 
 ACCURATE_FILE = Path(__file__).parents[1] / "assets" / "accurate_scorer.npz"
 """The packaged scorer."""
+_FEATURE_ARRAYS = ("center", "spread", "projection", "scale")
 EXPLAINED_WORDS = 60
 """Number of words of a caption whose effect is computed."""
 
@@ -146,9 +147,7 @@ class AccurateScorer:
     def _arrays(self) -> dict[str, np.ndarray]:
         features = self.kernel.features
         arrays = {
-            "center": features.center,
-            "projection": features.projection,
-            "scale": features.scale,
+            **{name: getattr(features, name) for name in _FEATURE_ARRAYS},
             "landmarks": self.kernel.landmarks,
             "weights": self.kernel.weights,
             "intercepts": self.kernel.intercepts,
@@ -168,7 +167,7 @@ def _known(descriptions: Sequence[Description]) -> np.ndarray:
 def _parse(
     arrays: Mapping[str, np.ndarray],
 ) -> tuple[KernelModel, tuple[Calibration, Calibration], list[dict[str, torch.Tensor]]]:
-    features = FeatureMap(arrays["center"], arrays["projection"], arrays["scale"])
+    features = FeatureMap(*(arrays[name] for name in _FEATURE_ARRAYS))
     kernel = KernelModel(features, *(arrays[name] for name in ("landmarks", "weights", "intercepts")))
     known, unknown = (
         Calibration(*row) for row in zip(arrays["boundaries"], arrays["confidence"], strict=True)
