@@ -6,6 +6,7 @@ The lower layers stay frozen and are shared; each of the upper layers' linear ma
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ class LowRankLinear(nn.Module):
 
     def merged(self) -> nn.Linear:
         """Return the plain linear map with the update added to the weight."""
-        linear = nn.Linear(*reversed(self.weight.shape), device="meta")
+        outputs, inputs = self.weight.shape
+        linear = nn.Linear(inputs, outputs, device="meta")
         linear.weight = nn.Parameter(self.weight + (self.down @ self.up).T, requires_grad=False)
         linear.bias = nn.Parameter(self.bias.detach(), requires_grad=False)
         return linear
@@ -98,7 +100,7 @@ class RatingModel(nn.Module):
         super().__init__()
         width = encoder.config.hidden_size
         self.layers = nn.ModuleList(
-            AdaptedLayer(layer, rank) for layer in encoder.encoder.layer[FROZEN_LAYERS:]
+            AdaptedLayer(cast(BertLayer, layer), rank) for layer in encoder.encoder.layer[FROZEN_LAYERS:]
         ).requires_grad_(True)
         for layer in self.layers:
             for module in layer.modules():
@@ -155,5 +157,5 @@ class RatingModel(nn.Module):
     def merge(self) -> "RatingModel":
         """Replace the low-rank linear maps by plain ones, for inference; return the model."""
         for layer in self.layers:
-            layer.merge()
+            cast(AdaptedLayer, layer).merge()
         return self.eval().requires_grad_(False)

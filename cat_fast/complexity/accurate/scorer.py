@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -128,9 +128,10 @@ class AccurateScorer:
             for i, word in enumerate(words)
             if len(words) > 1
         }
-        for flag in ("has_text", "has_faces"):
-            if getattr(description, flag) is not None:
-                changed[flag.replace("_", " ")] = replace(description, **{flag: None})
+        if description.has_text is not None:
+            changed["has text"] = replace(description, has_text=None)
+        if description.has_faces is not None:
+            changed["has faces"] = replace(description, has_faces=None)
         expected, *others = self.expected([description, *changed.values()]).tolist()
         effects = [(name, expected - other) for name, other in zip(changed, others, strict=True)]
         return sorted(effects, key=lambda effect: -abs(effect[1]))
@@ -144,7 +145,7 @@ class AccurateScorer:
             models.append(model.merge())
         return models
 
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def _arrays(self) -> dict[str, Any]:
         features = self.kernel.features
         arrays = {
             **{name: getattr(features, name) for name in _FEATURE_ARRAYS},
