@@ -26,12 +26,11 @@ def encoded():
 
 def test_adapted_layers_start_as_the_encoder_and_merge_without_change(encoded):
     torch.manual_seed(0)
-    model = RatingModel(encoded.encoder.model).eval()
+    model = RatingModel(encoded.encoder).eval()
     states, real = encoded.hidden.batch([0, 5, 9])
     adapted = states
-    for index, layer in enumerate(model.layers):
-        adapted = layer(adapted, real[:, None, None])
-        states = encoded.encoder.layer(3 + index, states, real)
+    for layer, frozen in zip(model.layers, encoded.encoder.layers[3:], strict=True):
+        adapted, states = layer(adapted, real), frozen(states, real)
     assert torch.equal(adapted[real], states[real])
 
     for name, value in model.adapter().items():
@@ -41,8 +40,8 @@ def test_adapted_layers_start_as_the_encoder_and_merge_without_change(encoded):
     before = model.ratings(model.pool(*encoded.hidden.batch([0, 5, 9])), flags)
     after = model.merge().ratings(model.pool(*encoded.hidden.batch([0, 5, 9])), flags)
     assert torch.allclose(before, after, atol=1e-4)
-    weights = encoded.encoder.model.state_dict()["encoder.layer.5.output.dense.weight"]
-    assert torch.equal(weights, SentenceEncoder.load().model.encoder.layer[5].output.dense.weight)
+    for name, value in SentenceEncoder.load().layers.state_dict().items():
+        assert torch.equal(encoded.encoder.layers.state_dict()[name], value), name
 
 
 def test_a_fit_is_reproducible_and_resumes_from_finished_adapters(encoded, tmp_path, monkeypatch):

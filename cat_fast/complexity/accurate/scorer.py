@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cat_fast.complexity.accurate.calibration import Calibration, RawPredictions
-from cat_fast.complexity.accurate.encoding import BATCH, encode
+from cat_fast.complexity.accurate.encoding import encode
 from cat_fast.complexity.accurate.kernel_model import FeatureMap, KernelModel, mix_states
 from cat_fast.complexity.accurate.rating_model import RatingModel, flag_states
 from cat_fast.complexity.description import Description
@@ -108,7 +108,7 @@ class AccurateScorer:
         states = flag_states(descriptions)
         for batch in encode(self.encoder, [d.caption for d in descriptions]):
             at, n = batch.indices, len(batch.indices)
-            flags = torch.zeros(BATCH, 2, dtype=torch.int64)
+            flags = torch.zeros(len(batch.real), 2, dtype=torch.int64)
             flags[:n] = states[at]
             for model in self._models:
                 logits = model.ratings(model.pool(batch.hidden, batch.real), flags)
@@ -140,7 +140,7 @@ class AccurateScorer:
     def _models(self) -> list[RatingModel]:
         models = []
         for adapter in self.adapters:
-            model = RatingModel(self.encoder.model)
+            model = RatingModel(self.encoder)
             model.load_adapter({name: value.float() for name, value in adapter.items()})
             models.append(model.merge())
         return models
