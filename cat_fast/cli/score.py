@@ -40,7 +40,7 @@ class ScoreCommand(TyperCommand):
     @property
     def commands(self) -> dict[str, Any]:
         """Subcommands by name, as in a group."""
-        return typer.main.get_group(_SUBCOMMANDS).commands
+        return dict(typer.main.get_group(_SUBCOMMANDS).commands)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         if args and (command := self.commands.get(args[0])):
