@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cat_fast.complexity import (
@@ -124,20 +124,30 @@ def test_fit_finds_the_published_pair_from_the_published_mix() -> None:
     assert fitted.mix(scores) == pytest.approx(mix(10, 48, 42))
 
 
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=60))
-def test_fit_matches_exhaustive_search_or_raises(scores: list[int]) -> None:
+@example([1] * 30 + [2, 8] * 20 + [9] * 30, 16, 0.6)  # the nearest pair is 52.5 % off
+@example([4] * 42 + [7] * 48 + [8] * 10, 16, 0.01)  # 1.5 % off
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=60),
+    st.sampled_from([8, 16, 32]),
+    st.sampled_from([None, 0.0, 0.2, 0.5]),
+)
+def test_fit_matches_exhaustive_search_or_raises(
+    scores: list[int], fixed_ratio: int, tolerance: float | None
+) -> None:
+    budget = tokens_per_image(fixed_ratio)
     off_budget = [
-        abs(mean_tokens(shares) / 256 - 1)
+        abs(mean_tokens(shares) / budget - 1)
         for a, b in itertools.combinations(range(10), 2)
         if all((shares := RatioThresholds(a, b).mix(scores)).values())
     ]
-    if off_budget and min(off_budget) <= 0.05:
-        fitted = RatioThresholds.fit(scores).mix(scores)
+    given = {} if tolerance is None else {"tolerance": tolerance}
+    if off_budget and min(off_budget) <= given.get("tolerance", 0.05):
+        fitted = RatioThresholds.fit(scores, fixed_ratio, **given).mix(scores)
         assert all(fitted.values())
-        assert abs(mean_tokens(fitted) / 256 - 1) == pytest.approx(min(off_budget))
+        assert abs(mean_tokens(fitted) / budget - 1) == pytest.approx(min(off_budget))
     else:
         with pytest.raises(UserError):
-            RatioThresholds.fit(scores)
+            RatioThresholds.fit(scores, fixed_ratio, **given)
 
 
 def test_error_of_failed_fit_names_the_nearest_pair() -> None:
