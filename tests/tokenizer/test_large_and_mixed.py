@@ -1,5 +1,7 @@
 """Mixed ratios, tiling and gradient checkpointing give the results of plain calls."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,25 @@ def test_overlaps_fade_linearly_from_one_tile_to_the_next(dim):
     # The second tile starts at pixel 6, the first one ends and the third one starts at 12, ...
     expected = np.interp(np.arange(24) + 0.5, [6, 12, 18], values)
     torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float32).expand(1, 1, 6, 24))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ratio", [8, 16])
+@pytest.mark.parametrize(("factor", "tiles"), [(0.5, [0, 32, 64, 96]), (0.25, [0, 48, 96])])
+def test_tiles_have_the_given_size_and_overlap(ratio, factor, tiles):
+    """Tiles of 64 px of an image of 160 px start every 32 or 48 px, and the last one ends at its border."""
+    model = perturbed(tiny(ratios=(8, 16)))
+    model.enable_tiling(64, factor)
+    batch = torch.stack(images((160, 160)))
+    inputs = {model.encoder: [], model.decoder: []}
+    for part, seen in inputs.items():
+        part.register_forward_pre_hook(lambda _, arguments, seen=seen: seen.append(arguments[0]))
+    latent = model.encode(batch, ratio).latent_dist.mean
+    model.decode(latent, ratio)
+    corners = list(product(tiles, tiles))
+    for tile, (y, x) in zip(inputs[model.encoder], corners, strict=True):
+        assert torch.equal(tile, batch[..., y : y + 64, x : x + 64])
+    assert [tile.shape[-2:] for tile in inputs[model.decoder]] == [(64 // ratio, 64 // ratio)] * len(corners)
 
 
 @torch.no_grad()

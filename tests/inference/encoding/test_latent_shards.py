@@ -439,6 +439,16 @@ def test_numeric_class_names_are_not_indices(tokenizer, index, tmp_path):
     assert raw_latents(tmp_path / "out")["a/key.01"][1] == "5"
 
 
+def test_collected_class_names_are_sorted_as_numbers_or_text(tokenizer, index, tmp_path):
+    lines = [
+        json.loads(line) | {"category": ("b", "10", "2", "a")[n % 4]}
+        for n, line in enumerate(index.read_text().splitlines())
+    ]
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = EncodeShardsSettings(source=str(index), out=tmp_path / "out", size=64)
+    assert prepare_folder(settings, tokenizer)[1] == ["a", "b", "2", "10"]
+
+
 def test_classes_are_read_from_archives_that_have_sidecars(tokenizer, archives, tmp_path):
     make(tokenizer, archives, tmp_path / "out")
     found = raw_latents(tmp_path / "out")

@@ -151,5 +151,5 @@ def test_largest_batch_is_the_last_that_fits():
     assert predicted.peak(8, 4) == 13 * GIB
     for size in MEMORY_BYTES.values():
         n = predicted.largest_batch(8, size)
-        assert 5 * GIB + (2 + n + 1) * GIB <= 0.9 * size < 5 * GIB + (2 + n + 2) * GIB
+        assert (5 + 2 * n) * GIB <= 0.9 * size < (5 + 2 * (n + 1)) * GIB
     assert predicted.largest_batch(8, 5 * GIB) == 0
