@@ -15,6 +15,7 @@ from cat_fast.errors import UserError
 TOKENS = {ratio: tokens_per_image(ratio, 512) for ratio in (8, 16, 32)}
 
 
+@settings(deadline=None)
 @given(
     complexities=st.lists(st.floats(1, 9), min_size=1, max_size=7),
     mean=st.floats(64, 1200),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -219,14 +219,15 @@ def test_any_number_of_ranks_and_workers_write_the_same_files(
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20))
 def test_work_is_divided_without_overlap_and_each_process_gets_some(world_size, workers, input_shards):
     units = [work_units(rank, world_size, workers, input_shards) for rank in range(world_size)]
     assert min(map(len, units)) >= workers
     pieces = Counter(
-        (unit.input, number) for one in units for unit in one for number in range(unit.part, 100, unit.parts)
+        (unit.input, number) for one in units for unit in one for number in range(unit.part, 30, unit.parts)
     )
-    assert pieces == Counter(product(range(input_shards), range(100)))
+    assert pieces == Counter(product(range(input_shards), range(30)))
 
 
 def test_second_run_reads_no_image(tokenizer, index, tmp_path, monkeypatch):
