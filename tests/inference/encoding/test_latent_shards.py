@@ -6,11 +6,15 @@ import os
 import pickle
 import re
 import shutil
+from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cat_fast.complexity import (
@@ -168,6 +172,7 @@ def test_the_scale_of_the_tokenizer_is_recorded(index, tmp_path):
     make(tokenizer, index, tmp_path / "out")
     data = LatentDataset(tmp_path / "out", normalized="none")
     assert (data.shift_factor, data.scaling_factor) == ([0.5] * 4, [0.18215] * 4)
+    assert len(data) == COUNT
     for i, entry in enumerate(data.entries):
         image = decode_image((index.parent / f"{entry.key[-2:]}.png").read_bytes())
         with torch.no_grad():
@@ -179,6 +184,7 @@ def test_the_scale_of_the_tokenizer_is_recorded(index, tmp_path):
 def test_webdataset_can_read_the_archives(tokenizer, index, tmp_path):
     make(tokenizer, index, tmp_path / "out", format="webdataset")
     expected = raw_latents(tmp_path / "out")
+    assert len(expected) == COUNT
     for path in sorted((tmp_path / "out").glob("*.tar")):
         for sample in webdataset.WebDataset(str(path), shardshuffle=False):
             own = json.loads(sample["json"])
@@ -199,12 +205,29 @@ def test_any_number_of_ranks_and_workers_write_the_same_files(
     tokenizer, index, tmp_path, world_size, workers
 ):
     make(tokenizer, index, tmp_path / "one")
-    total = EncodingSummary()
-    for rank in reversed(range(world_size)):
-        units = work_units(rank, world_size, workers, 3)
-        total.merge(make(tokenizer, index, tmp_path / "many", units=units))
-    assert total.encoded == total.latents == COUNT
+
+    def run() -> EncodingSummary:
+        total = EncodingSummary()
+        for rank in reversed(range(world_size)):
+            units = work_units(rank, world_size, workers, 3)
+            total.merge(make(tokenizer, index, tmp_path / "many", units=units))
+        return total
+
+    first, again = run(), run()
+    assert first.encoded == first.latents == again.latents == COUNT
+    assert again.encoded == 0
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20))
+def test_work_is_divided_without_overlap_and_each_process_gets_some(world_size, workers, input_shards):
+    units = [work_units(rank, world_size, workers, input_shards) for rank in range(world_size)]
+    assert min(map(len, units)) >= workers
+    pieces = Counter(
+        (unit.input, number) for one in units for unit in one for number in range(unit.part, 30, unit.parts)
+    )
+    assert pieces == Counter(product(range(input_shards), range(30)))
 
 
 def test_second_run_reads_no_image(tokenizer, index, tmp_path, monkeypatch):
@@ -329,7 +352,7 @@ def test_archives_with_sidecars_give_the_same_latents_as_the_index(tokenizer, in
     make(tokenizer, tmp_path / "tars", tmp_path / "out")
     make(tokenizer, index, tmp_path / "direct")
     found, expected = raw_latents(tmp_path / "out"), raw_latents(tmp_path / "direct")
-    assert len(found) == COUNT
+    assert len(found) == len(expected) == COUNT
     for key, (latent, *labels) in expected.items():
         other, *its = found[key.replace("/", "_").replace(".", "_")]
         assert its == labels
@@ -415,6 +438,16 @@ def test_numeric_class_names_are_not_indices(tokenizer, index, tmp_path):
     summary = make(tokenizer, index, tmp_path / "out", classes=["3", "5", "7"])
     assert summary.skipped == [{"key": "a/key.00", "why": "class '1' is not one of the 3 classes"}]
     assert raw_latents(tmp_path / "out")["a/key.01"][1] == "5"
+
+
+def test_collected_class_names_are_sorted_as_numbers_or_text(tokenizer, index, tmp_path):
+    lines = [
+        json.loads(line) | {"category": ("b", "10", "2", "a")[n % 4]}
+        for n, line in enumerate(index.read_text().splitlines())
+    ]
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = EncodeShardsSettings(source=str(index), out=tmp_path / "out", size=64)
+    assert prepare_folder(settings, tokenizer)[1] == ["a", "b", "2", "10"]
 
 
 def test_classes_are_read_from_archives_that_have_sidecars(tokenizer, archives, tmp_path):

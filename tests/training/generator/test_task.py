@@ -376,15 +376,24 @@ def test_checkpoint_without_initial_settings_can_be_resumed(tmp_path, latents, c
         linear.load(folder)
 
 
-def test_relabelled_latents_have_another_digest(tmp_path):
-    def written(name: str, label: int, key: str = "one") -> str:
-        with LatentShardWriter(tmp_path / name, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
-            writer.add(key, torch.ones(4, 16, 16), label=label, ratio=8)
+def test_other_latents_have_another_digest(tmp_path):
+    def written(name: str, fingerprint: str = "0", key: str = "one", side: int = 16, **changes) -> str:
+        with LatentShardWriter(
+            tmp_path / name, fingerprint * 16, resolution=128, class_names=["a", "b"]
+        ) as writer:
+            writer.add(key, torch.ones(4, side, side), **{"label": 0, "ratio": 8} | changes)
         return LatentDataset(tmp_path / name).digest
 
-    digests = {written("first", 0), written("relabelled", 1), written("renamed", 0, "two")}
-    assert len(digests) == 3
-    assert written("again", 0) in digests
+    digests = {
+        written("first"),
+        written("relabelled", label=1),
+        written("renamed", key="two"),
+        written("smaller", side=8),
+        written("of another ratio", ratio=16),
+        written("of another tokenizer", fingerprint="1"),
+    }
+    assert len(digests) == 6
+    assert written("again") in digests
 
 
 @pytest.mark.slow
