@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any
 
 from braceexpand import braceexpand
-from webdataset.tariterators import base_plus_ext
 
 from cat_fast.data.images.io import IMAGE_SUFFIXES
 from cat_fast.data.images.label_fields import LABELS, given_labels
@@ -226,6 +225,8 @@ def _samples(file: IO[bytes]) -> Iterator[Damage | tuple[str, dict[str, Member]]
 
     A file name that repeats starts another sample with the same key.
     """
+    from webdataset.tariterators import base_plus_ext  # imports torch
+
     key: str | None = None
     parts: dict[str, Member] = {}
     for member in members(file):
