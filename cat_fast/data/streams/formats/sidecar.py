@@ -23,7 +23,10 @@ from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar_index import normal_name
 from cat_fast.data.text_files import is_blank, parse_object
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+ARCHIVE_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst"),
+)
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 
