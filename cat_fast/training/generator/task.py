@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -216,7 +217,9 @@ class GeneratorTask:
             self.engine.backward(self._loss(self.engine, packed, text).loss)
             discard_gradients(self.engine)
             return
-        with stand_in_parameters(model):
+        # Stand-ins and random shapes would each be compiled, which takes longer than the steps.
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+        with eager, stand_in_parameters(model):
             forward = in_precision(model, self.config.precision, device)
             self._loss(forward, packed, text).loss.backward()
 

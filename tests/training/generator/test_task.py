@@ -9,7 +9,7 @@ from functools import partialmethod
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from cat_fast.config import fill, read_yaml
@@ -407,6 +407,21 @@ def test_compiled_run_recompiles_at_most_once_when_lengths_change(latents, monke
         assert loss == pytest.approx(train_step(eager, step)["loss"], rel=1e-5)
     assert counts[0] > 0
     assert counts[-1] - counts[0] <= 1
+
+
+def test_rehearsal_of_a_compiled_run_compiles_nothing(latents, monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=counter))
+    torch._dynamo.reset()
+    task = GeneratorTask(config(f"data.latents={latents}", "compile=true"), Ranks())
+    before = [parameter.clone() for parameter in task.engine.module.parameters()]
+    task.largest_step().run()
+    assert counter.frame_count == 0
+    after = list(task.engine.module.parameters())
+    assert all(map(torch.equal, before, after))
+    assert all(parameter.grad is None for parameter in after)
+    train_step(task, 0)
+    assert counter.frame_count > 0
 
 
 @pytest.mark.parametrize("versions", [("1", "1"), ("1", "2")])
