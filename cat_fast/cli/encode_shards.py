@@ -255,4 +255,5 @@ def _report(summary: dict[str, Any], json_output: bool) -> None:
         soft_wrap=True,
     )
     console.out.print(f"{mix}{mean}" if mix else "no latents")
-    console.out.print(Text(f"To train on them, set data.latents={summary['out']}"), soft_wrap=True)
+    if mix:
+        console.out.print(Text(f"To train on them, set data.latents={summary['out']}"), soft_wrap=True)

@@ -151,7 +151,9 @@ def open_images(source: str, image: str = "") -> ShardSet:
     if path.is_dir():
         archives = any(map(is_archive, os.listdir(path)))
     else:
-        archives = "://" in source or source.endswith(ARCHIVE_SUFFIXES) or any(c in source for c in "*{")
+        archives = (
+            "://" in source or source.lower().endswith(ARCHIVE_SUFFIXES) or any(c in source for c in "*{")
+        )
     if archives:
         problems = ProblemLog()
         remote = Remote(StreamConfig(), problems)

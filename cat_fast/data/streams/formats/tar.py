@@ -50,7 +50,7 @@ def list_shards(pattern: str, remote: Remote) -> list[str]:
 
 def is_archive(path: str) -> bool:
     """Return whether a file in a folder is an archive, by its name; those of macOS (`._a.tar`) are not."""
-    return path.endswith(ARCHIVE_SUFFIXES) and not posixpath.basename(path).startswith(".")
+    return path.lower().endswith(ARCHIVE_SUFFIXES) and not posixpath.basename(path).startswith(".")
 
 
 def _expand(part: str, remote: Remote) -> list[str]:
@@ -60,7 +60,7 @@ def _expand(part: str, remote: Remote) -> list[str]:
         raise UserError(f"data.shards: {part}: {error}") from error
     found = []
     for url in urls:
-        if url.endswith(ARCHIVE_SUFFIXES) and "*" not in url:
+        if url.lower().endswith(ARCHIVE_SUFFIXES) and "*" not in url:
             found.append(url)
             continue
         try:

@@ -374,6 +374,14 @@ def test_compression_follows_from_the_content(new_tar, tmp_path, kind, name):
     assert [entry.read() for entry in entries(memory)] == [image(1)]
 
 
+def test_the_case_of_an_extension_does_not_matter(new_tar, tmp_path):
+    path = new_tar(("A.PNG", image(1)), name="A.TAR")
+    path.with_name("A.scores.jsonl").write_text('{"key": "A", "score": 3}')
+    for pattern in (path, tmp_path):
+        (entry,) = entries(pattern)
+        assert (entry.read(), entry.labels.score) == (image(1), 3)
+
+
 def test_a_plain_archive_may_be_named_like_a_compressed_one(new_tar):
     assert [entry.read() for entry in entries(new_tar(("a.png", image(1)), name="a.tar.gz"))] == [image(1)]
 
