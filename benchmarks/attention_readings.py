@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.shared import machine
 from cat_fast import console
-from cat_fast.complexity.image_ratios import index_photographs
+from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.config import read_yaml
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.photographs import photographs

@@ -18,7 +18,7 @@ import torch
 
 from cat_fast.errors import UserError
 
-from . import library
+from . import derivatives, library
 from .varlen_attention import external
 
 NAMES = ("reference", "cpp", "triton", "cuda", "torch", "xformers")
@@ -146,7 +146,8 @@ TABLE = (
 def choose(op: str, x: torch.Tensor, *, training: bool = False, **sizes: int) -> str:
     """Return the name of the backend that runs `op` on tensors of x's device and dtype, and of these sizes.
 
-    `training`: True if gradients will be computed.
+    `training`: True if gradients will be computed. Within forward-mode AD and transforms of torch.func, the
+    result is "reference", the only one that they can differentiate.
 
     Raises UserError, naming the violated constraint, if CAT_FAST_BACKEND forces a backend that cannot run.
     torch.compile evaluates this at tracing time and treats the result as a constant.
@@ -166,7 +167,7 @@ def _choose(
             continue
         reason = backend.rejection_reason(device, dtype, training, dict(sizes), forced is not None)
         if reason is None:
-            return backend.name
+            return "reference" if derivatives.transformed() else backend.name
         if forced is not None:
             raise UserError(f"CAT_FAST_BACKEND={forced}: {op} cannot run on this backend: {reason}")
     available = ", ".join(backend.name for backend in TABLE if backend.op == op)

@@ -2,7 +2,8 @@
 
 The compiled operator cat_fast::<op> has its schema in csrc/ops.cpp and one implementation per device. The
 Triton operator cat_fast::<op>_triton is defined from annotated Python functions. Both get the same fake
-implementation, gradient and FLOP count here, for torch.compile, checkpointing and FLOP counters.
+implementation, gradient and FLOP count here, for torch.compile, checkpointing and FLOP counters. Derivatives
+beyond the first are computed through the reference (`derivatives`).
 """
 
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._library.autograd import Info, make_autograd_impl
 from torch.utils.flop_counter import register_flop_formula
 
-from . import backends, library
+from . import backends, derivatives, library
+
+_LIBRARY = torch.library.Library("cat_fast", "FRAGMENT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class Operator:
     """(ctx, inputs, output), as in torch.library.register_autograd."""
     backward: Callable[..., Any]
     """(backward operator, ctx, *gradients of the outputs) -> a gradient or None per input."""
+    reference_backward: Callable[..., Any]
+    """(ctx, *gradients of the outputs) -> the same, through the reference, and itself differentiable."""
     flops: Callable[..., int] | None = None
     """FLOPs from the forward operator's arguments, with shapes in place of tensors."""
     flops_backward: Callable[..., int] | None = None
@@ -61,12 +67,22 @@ class Operator:
     def _register(self, suffix: str) -> None:
         backward_name = self.adjoint or f"{self.name}_backward"
 
-        def backward(ctx: Any, *grads: Any) -> Any:  # looked up late: an adjoint may be defined afterwards
-            return self.backward(_operator(backward_name, suffix), ctx, *grads)
+        def run_backward_operator(*arguments: Any) -> Any:
+            # looked up late: an adjoint may be defined afterwards
+            operator = _operator(backward_name, suffix)
+            with torch._C._AutoDispatchBelowAutograd():  # skips the check of direct calls, which costs time
+                return operator(*arguments)
+
+        def backward(ctx: Any, *grads: Any) -> Any:
+            if derivatives.beyond_first():
+                return self.reference_backward(ctx, *grads)
+            return self.backward(run_backward_operator, ctx, *grads)
 
         forward = f"cat_fast::{self.name}{suffix}"
         torch.library.register_fake(forward, self.fake)
-        torch.library.register_autograd(forward, backward, setup_context=self.setup_context)
+        _register_autograd(self.name + suffix, Info(backward, self.setup_context))
+        if self.adjoint is None:
+            _register_autograd(backward_name + suffix, None)
         if self.fake_backward is not None:
             torch.library.register_fake(f"cat_fast::{backward_name}{suffix}", self.fake_backward)
         if self.flops is not None:
@@ -75,6 +91,22 @@ class Operator:
             register_flop_formula(_operator(backward_name, suffix), self.flops_from_values)(
                 self.flops_backward
             )
+
+
+def _register_autograd(name: str, info: Info | None) -> None:
+    """Register the gradient of an operator, or None if it has none, and refuse all other derivatives."""
+    operator = _operator(name, "").default
+    differentiable = make_autograd_impl(operator, info) if info is not None else None
+
+    def kernel(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
+        if differentiable is None or derivatives.transformed():
+            derivatives.refuse(operator, arguments, has_gradient=differentiable is not None)
+        if differentiable is not None:
+            return differentiable(keyset, *arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+    _LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
 
 def _operator(name: str, suffix: str) -> Any:

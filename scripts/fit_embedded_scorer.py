@@ -36,7 +36,7 @@ def main() -> None:
     descriptions, scores = read_scored(args.captions)
     fitted = fit(descriptions, scores)
     fitted.scorer.save(args.out / SCORER_FILE.name)
-    report = fitted.report(descriptions) | {
+    report = fitted.report() | {
         "captions_sha256": hashlib.sha256(args.captions.read_bytes()).hexdigest(),
         "versions": {
             "python": platform.python_version(),

@@ -31,7 +31,7 @@ PACKAGES = (
 """From top to bottom, as in CONTRIBUTING.md."""
 FLOOR = ("errors", "config", "console", "integers", "processor", "hardware")
 """Modules that every package may import."""
-GROUPED = ("training", "data", "inference")
+GROUPED = ("training", "data", "inference", "complexity")
 """Packages with sub-packages, which import each other in one direction only."""
 NATIVE = ("_bindings",)
 """Compiled from csrc/, which is below everything."""
@@ -161,7 +161,7 @@ def test_a_cycle_is_found():
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("cat_fast.complexity.choose", "from cat_fast.tokenizer import NestedAutoencoderKL"),
+        ("cat_fast.complexity.ratios.choose", "from cat_fast.tokenizer import NestedAutoencoderKL"),
         ("cat_fast.tokenizer.losses", "import cat_fast.training.loop"),
         ("cat_fast.tokenizer.losses", "def late():\n    from cat_fast import evaluation"),
         ("cat_fast.inference.pipeline.cat_pipeline", "if TYPE_CHECKING:\n    from ...training import loop"),

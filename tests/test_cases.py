@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from cat_fast.cli.main import app
 from cat_fast.complexity import read_descriptions
-from cat_fast.complexity.image_ratios import load_index, score_records
+from cat_fast.complexity.ratios.image_ratios import load_index, score_records
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import IndexShards
 from cat_fast.data.streams.formats.problems import ProblemLog

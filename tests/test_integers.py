@@ -19,7 +19,7 @@ from cat_fast.complexity import (
     ratios_within_budget,
     tokens_per_image,
 )
-from cat_fast.complexity.ratio_policy import RatioChoice, RatioPolicy
+from cat_fast.complexity.ratios.policy import RatioChoice, RatioPolicy
 from cat_fast.data.images.index import ImageRecord, read_index, write_index
 from cat_fast.data.latents.format import LatentEntry
 from cat_fast.data.sampling.step_plan import normalise_shares
@@ -132,8 +132,8 @@ def test_complexity(integer):
     assert json.dumps(chosen) == json.dumps(ratios_within_budget(*arguments, preferred=[8, 16, 32]))
     assert ratios_within_budget(*arguments, ratios=torch.tensor([8, 32])) == [8, 32, 32]
     scores = [1, 2, 3, 5, 6, 7, 9] * 9
-    fit = RatioThresholds.fit(scores, fixed_ratio=16, tolerance=1.0)
-    assert RatioThresholds.fit(scores, fixed_ratio=integer(16), tolerance=1.0) == fit
+    fit = RatioThresholds.fit(scores, target_ratio=16, tolerance=1.0)
+    assert RatioThresholds.fit(scores, target_ratio=integer(16), tolerance=1.0) == fit
     assert RatioThresholds(integer(4), integer(7)) == RatioThresholds(4, 7)
     for value in (integer(12), 8.5, "8", True):
         with pytest.raises(UserError, match="must be one of 8, 16 and 32"):
@@ -142,7 +142,7 @@ def test_complexity(integer):
 
 def test_records_with_such_ratios_are_json(integer, tmp_path):
     policy = RatioPolicy((), fixed=integer(16))
-    result = ComplexityResult(Description("a sky"), integer(3), integer(32))
+    result = ComplexityResult(Description("a sky"), integer(3), integer(32), expected=3.0)
     image = {"path": "a.png", "caption": "", "has_text": False, "has_faces": False}
     record = ImageRecord(key="a", score=integer(3), ratio=integer(32), **image)
     labelled = RatioPolicy(("ratio",)).ratio_from_labels(record)

@@ -45,7 +45,7 @@ ThresholdsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of the packaged scorer.",
+        help="Scores up to A get 32x, above B 8x, between them 16x. Default: the published 4,7.",
         show_default=False,
     ),
 ]
@@ -101,11 +101,22 @@ def encode(
         ),
     ] = None,
     has_text: Annotated[
-        bool, typer.Option("--has-text", help="The captioned images contain text or numbers.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--has-text/--no-text",
+            help="The captioned images contain text or numbers, or do not. Default: inferred from each"
+            " caption.",
+            show_default=False,
+        ),
+    ] = None,
     has_faces: Annotated[
-        bool, typer.Option("--has-faces", help="The captioned images contain faces.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--has-faces/--no-faces",
+            help="The captioned images contain faces, or do not. Default: inferred from each caption.",
+            show_default=False,
+        ),
+    ] = None,
     thresholds: ThresholdsOption = None,
     jpeg_thresholds: JpegThresholdsOption = None,
     batch_size: BatchSizeOption = 8,
@@ -140,7 +151,7 @@ def encode(
     files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
     from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
-    from cat_fast.complexity.ratio_policy import RatioPolicy
+    from cat_fast.complexity.ratios.policy import RatioPolicy
     from cat_fast.inference.encoding.codec import encode_files
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
     from cat_fast.inference.encoding.requirements import require_served

@@ -55,7 +55,7 @@ def print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -
 
 def print_notice(origins: "Mapping[RatioOrigin, int]", ratios: Mapping[int, int], size: int) -> bool:
     """Print the notice of `spending_notice` on stderr, if there is one; return whether there is."""
-    from cat_fast.complexity.spending import spending_notice
+    from cat_fast.complexity.ratios.spending import spending_notice
 
     notice = spending_notice(origins, ratios, size)
     if notice:

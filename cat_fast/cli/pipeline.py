@@ -68,8 +68,8 @@ def pipeline(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of --latents, or the"
-            " pair fitted to the scorer.",
+            help="Scores up to A get 32x, above B 8x, between them 16x. Default: those of --latents, or"
+            " the published 4,7.",
             show_default=False,
         ),
     ] = None,
@@ -149,7 +149,7 @@ def pipeline(
     )
     made.save_pretrained(out)
     console.out.print(
-        f"{len(names)} classes at {resolution} px, thresholds {made.thresholds.a},{made.thresholds.b}",
+        f"{len(names)} classes at {resolution} px, thresholds {made.thresholds}",
         soft_wrap=True,
     )
     console.out.print(Text(f"Draw with cat-fast sample --pipeline {out} --out DIR"), soft_wrap=True)

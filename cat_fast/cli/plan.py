@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Column, Table
 
+from cat_fast.cli.plan_budget import budget
 from cat_fast.config import fill, read_yaml
 from cat_fast.console import err, out, progress
 from cat_fast.data.files import atomic_write, require_writable
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from cat_fast.training.config.settings import TokenizerRun
     from cat_fast.training.tokenizer.predict_memory import MemoryPlan
 
-plan = typer.Typer(no_args_is_help=True, help="Estimate the cost and memory of a training run in advance.")
+plan = typer.Typer(
+    no_args_is_help=True,
+    help="Estimate the cost and memory of a training run in advance, and fit thresholds of ratios.",
+)
+plan.command()(budget)
 
 Config = Annotated[Path, typer.Argument(help="YAML file of a tokenizer run.", show_default=False)]
 Overrides = Annotated[

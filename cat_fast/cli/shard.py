@@ -49,7 +49,7 @@ def shard(
 
         cat-fast shard index.jsonl --out /data/shards
     """
-    from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index, score_records
+    from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, load_index, score_records
     from cat_fast.data.shard_writer import IndexLines, write_shards
     from cat_fast.data.streams.formats.problems import ProblemLog
 

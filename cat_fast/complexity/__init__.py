@@ -3,42 +3,50 @@
 Independent of the tokenizer: the ratio is chosen before any pixel is encoded.
 """
 
-from cat_fast.complexity.budget import ratios_within_budget
 from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
-from cat_fast.complexity.choose import (
+from cat_fast.complexity.description import Description
+from cat_fast.complexity.embedded_scorer import EmbeddedScorer, default_scorer
+from cat_fast.complexity.prompt import Prompt
+from cat_fast.complexity.ratios.budget import ratios_within_budget
+from cat_fast.complexity.ratios.choose import (
     ComplexityResult,
-    Scorer,
     choose_ratio,
     choose_ratios,
-    scored_by,
     summarize,
 )
-from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import EmbeddedScorer, default_scorer, default_thresholds
-from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds, jpeg_bytes, jpeg_ratio
-from cat_fast.complexity.ratio import (
+from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
+from cat_fast.complexity.ratios.mix import (
     RATIOS,
-    SCORES,
-    RatioThresholds,
     average_latent_side,
     average_ratio,
     mean_tokens,
     ratio_mix,
     tokens_per_image,
 )
-from cat_fast.complexity.rubric import parse_score, prompt, rubric_text
+from cat_fast.complexity.ratios.origin import scored_by
+from cat_fast.complexity.ratios.score_counts import ScoreCounts
+from cat_fast.complexity.ratios.thresholds import Candidate, RatioThresholds, default_thresholds
+from cat_fast.complexity.rubric import rubric_text
+from cat_fast.complexity.score import Score, Scorer, ScoringFailure, require_scores, round_score
+from cat_fast.complexity.signals.jpeg_size import jpeg_bytes
+from cat_fast.data.images.label_fields import SCORES
 
 __all__ = [
     "JPEG_THRESHOLDS",
     "RATIOS",
     "SCORED_CAPTIONS",
     "SCORES",
+    "Candidate",
     "ComplexityResult",
     "Description",
     "EmbeddedScorer",
     "JpegThresholds",
+    "Prompt",
     "RatioThresholds",
+    "Score",
+    "ScoreCounts",
     "Scorer",
+    "ScoringFailure",
     "average_latent_side",
     "average_ratio",
     "choose_ratio",
@@ -48,12 +56,12 @@ __all__ = [
     "jpeg_bytes",
     "jpeg_ratio",
     "mean_tokens",
-    "parse_score",
-    "prompt",
     "ratio_mix",
     "ratios_within_budget",
     "read_descriptions",
     "read_scored",
+    "require_scores",
+    "round_score",
     "rubric_text",
     "scored_by",
     "summarize",

@@ -6,7 +6,7 @@ balanced on the target scores would be missed.
 
 import numpy as np
 
-from cat_fast.complexity.ratio import SCORES
+from cat_fast.data.images.label_fields import SCORES
 
 KNOT_SCORES = np.array([1, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9])
 """Scores at the knots of the map: both ends of the scale and the boundaries between scores."""

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.ratio import SCORES
-from cat_fast.data.images.label_fields import given_labels
+from cat_fast.data.images.label_fields import SCORES, given_labels
 from cat_fast.data.text_files import parse_object, text_lines
 from cat_fast.errors import UserError
 
@@ -14,7 +13,9 @@ SCORED_CAPTIONS = Path(__file__).parent / "assets" / "captions.jsonl"
 """The packaged scored captions; see PROVENANCE.md in the same folder."""
 
 
-def read_descriptions(path: Path, has_text: bool = False, has_faces: bool = False) -> list[Description]:
+def read_descriptions(
+    path: Path, has_text: bool | None = None, has_faces: bool | None = None
+) -> list[Description]:
     """Read descriptions in file order, skipping blank lines.
 
     Args:
@@ -69,7 +70,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def describe(
-    row: dict[str, Any], location: str, has_text: bool = False, has_faces: bool = False
+    row: dict[str, Any], location: str, has_text: bool | None = None, has_faces: bool | None = None
 ) -> Description:
     """Return the description in a JSON object; the flags apply if it does not set them.
 

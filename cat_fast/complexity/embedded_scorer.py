@@ -5,7 +5,6 @@ See `cat_fast.complexity.fitting` for how it is fitted, and `REPORT_FILE` for it
 """
 
 import hashlib
-import json
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,16 +15,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cat_fast.complexity.calibration import calibrate, round_scores
+from cat_fast.complexity.calibration import calibrate
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.features import FeatureSpace
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.score import Score, ScoringFailure
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 
 SCORER_FILE = Path(__file__).parent / "assets" / "embedded_scorer.npz"
 REPORT_FILE = SCORER_FILE.with_suffix(".json")
-"""Fit report of the packaged scorer: cross-validated quality and the matching ratio thresholds."""
+"""Fit report of the packaged scorer: cross-validated quality."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +80,9 @@ class EmbeddedScorer:
             "knots": self.knots,
         }
 
-    def score(self, description: Description) -> int:
-        """Return the complexity score 1..9 of a description."""
-        return self.score_many([description])[0]
-
-    def score_many(self, descriptions: Sequence[Description]) -> list[int]:
-        """Return the complexity score 1..9 of each description, in order."""
-        return round_scores(self.continuous_scores(descriptions)).tolist()
-
-    def continuous_score(self, description: Description) -> float:
-        """Return the score before rounding, in [1, 9]."""
-        return float(self.continuous_scores([description])[0])
+    def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
+        """Score each description, in order."""
+        return [Score.of_expected(expected) for expected in self.continuous_scores(descriptions).tolist()]
 
     def continuous_scores(self, descriptions: Sequence[Description]) -> np.ndarray:
         """Return the score of each description before rounding, in order, float64 (len(descriptions),)."""
@@ -127,10 +118,3 @@ _LOAD_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZ
 def default_scorer() -> EmbeddedScorer:
     """Return the packaged scorer, loaded once."""
     return EmbeddedScorer.load()
-
-
-@cache
-def default_thresholds() -> RatioThresholds:
-    """Return the packaged scorer's thresholds; on its captions they cost about as much as a fixed 16x."""
-    fitted = json.loads(REPORT_FILE.read_text(encoding="utf-8"))["thresholds"]
-    return RatioThresholds(fitted["a"], fitted["b"])

@@ -85,9 +85,9 @@ def _counts(description: Description) -> list[float]:
     caption = description.caption
     words = re.findall(r"\w+", caption.lower())
     return [
-        description.has_text,
-        description.has_faces,
-        description.has_text and description.has_faces,
+        bool(description.has_text),
+        bool(description.has_faces),
+        bool(description.has_text and description.has_faces),
         np.log1p(len(words)),
         caption.count(","),
         len(re.findall(r"[.!?](?:\s|$)", caption)),

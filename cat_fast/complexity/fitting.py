@@ -1,4 +1,4 @@
-"""Fitting of the embedded scorer: regression, calibration, cross-validated quality, thresholds.
+"""Fitting of the embedded scorer: regression, calibration, cross-validated quality.
 
 The reported quality is out of fold: each caption is scored by a regression and a calibration that were fitted
 without it.
@@ -13,7 +13,7 @@ from cat_fast.complexity.calibration import calibrate, fit_knots, round_scores
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import EmbeddedScorer
 from cat_fast.complexity.features import FeatureSpace
-from cat_fast.complexity.ratio import SCORES, RatioThresholds, mean_tokens
+from cat_fast.data.images.label_fields import SCORES
 from cat_fast.errors import UserError
 
 FOLDS = 5
@@ -48,36 +48,28 @@ class Quality:
 
 @dataclass(frozen=True)
 class FitResult:
-    """A fitted scorer with its thresholds and cross-validation results."""
+    """A fitted scorer with its cross-validation results."""
 
     scorer: EmbeddedScorer
-    thresholds: RatioThresholds
     quality: Quality
     """Quality of the out-of-fold predictions."""
     out_of_fold: np.ndarray
-    """Out-of-fold scores, int (N,), that the thresholds were fitted to."""
+    """Out-of-fold scores, int (N,)."""
 
-    def report(self, descriptions: Sequence[Description]) -> dict:
-        """Return the fit report as JSON values; `descriptions` are those of the fit."""
-        in_sample = self.scorer.score_many(descriptions)
+    def report(self) -> dict:
+        """Return the fit report as JSON values."""
         return {
-            "captions": len(descriptions),
+            "captions": len(self.out_of_fold),
             "folds": FOLDS,
             "cross_validation": asdict(self.quality),
-            "thresholds": asdict(self.thresholds),
-            "budget": {
-                name: {"mix": (mix := self.thresholds.mix(scores)), "mean_tokens_512px": mean_tokens(mix)}
-                for name, scores in (("out_of_fold", self.out_of_fold), ("in_sample", in_sample))
-            },
         }
 
 
 def fit(descriptions: Sequence[Description], scores: Sequence[int]) -> FitResult:
-    """Fit a scorer and its thresholds to descriptions with target scores 1..9.
+    """Fit a scorer to descriptions with target scores 1..9.
 
     Raises:
-        UserError: lengths differ, a score has fewer than five captions, or no thresholds meet the budget of a
-            fixed 16x tokenizer.
+        UserError: lengths differ, or a score has fewer than five captions.
     """
     if len(descriptions) != len(scores):
         raise UserError(
@@ -101,7 +93,6 @@ def fit(descriptions: Sequence[Description], scores: Sequence[int]) -> FitResult
     out_of_fold = round_scores(calibrate(raw, knots))
     return FitResult(
         EmbeddedScorer(*_regress(descriptions, targets), knots),
-        RatioThresholds.fit(out_of_fold),
         Quality.measure(continuous, targets),
         out_of_fold,
     )

@@ -23,7 +23,7 @@ from cat_fast.errors import UserError
 
 LISTING = "inputs.npy"
 NOT_READ = ""
-_LABELS = attrgetter(*Labels.__dataclass_fields__)
+_LABELS = attrgetter(*(name for name in Labels.__dataclass_fields__ if name != "expected"))
 
 
 class SampleRecord(NamedTuple):
@@ -55,7 +55,8 @@ class CurrentSample(NamedTuple):
 
 def hash_labels(key: str, labels: Labels) -> str:
     """Return a hash of a sample's key and labels, 16 hexadecimal digits."""
-    return _hash(json.dumps([key, *_LABELS(labels)], default=asdict).encode(), 8)
+    expected = [] if labels.expected is None else [labels.expected]  # keeps hashes of labels without it
+    return _hash(json.dumps([key, *_LABELS(labels), *expected], default=asdict).encode(), 8)
 
 
 def hash_content(content: bytes) -> str:

@@ -4,13 +4,15 @@ A score depends on its scorer, and a ratio on the thresholds applied to it. Both
 sets are combined, so whatever stores scores or ratios also stores their origin.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-Pair = tuple[int, int]
+Pair = tuple[float, float]
+"""Two thresholds: integers, or real numbers for expected scores."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class ScoredBy:
             scorer, version, (a, b) = value["scorer"], value["version"], value["thresholds"]
             if not all(isinstance(text, str) for text in (scorer, version)):
                 raise TypeError
-            return _scored_by(scorer, version, _integer(a), _integer(b))
+            return _scored_by(scorer, version, _number(a), _number(b))
         except (KeyError, TypeError, ValueError):
             raise ValueError(
                 'scored_by: expected {"scorer": NAME, "version": TEXT, "thresholds": [A, B]},'
@@ -82,20 +84,21 @@ def origins_from_json(rows: Iterable[Mapping[str, Any]]) -> Counter[RatioOrigin]
     return origins
 
 
-def as_pair(values: Iterable[int] | None) -> Pair | None:
+def as_pair(values: Iterable[float] | None) -> Pair | None:
     """Return the two thresholds of a JSON list; None for null."""
     if values is None:
         return None
     a, b = values
-    return a, b
+    return _number(a), _number(b)
 
 
 @lru_cache(maxsize=1024)
-def _scored_by(scorer: str, version: str, a: int, b: int) -> ScoredBy:
+def _scored_by(scorer: str, version: str, a: float, b: float) -> ScoredBy:
     return ScoredBy(scorer, version, (a, b))  # one object for the rows of millions of images
 
 
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or int(value) != value:
-        raise ValueError
-    return int(value)
+def _number(value: Any) -> float:
+    """Return an integer, also one that a table stores as a float, or another finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"expected a number, got {value!r}")
+    return int(value) if value % 1 == 0 else float(value)

@@ -33,7 +33,7 @@ from cat_fast.data.streams.formats.sidecar import sidecar_url, write_sidecar
 from cat_fast.errors import UserError
 
 HEADER = "shards.json"
-LABELS = ("key", "score", "ratio", "has_text", "has_faces", "caption", "category", "scored_by")
+LABELS = ("key", "score", "expected", "ratio", "has_text", "has_faces", "caption", "category", "scored_by")
 _CHUNK = 4096
 """Rows of the index that are compared at a time."""
 

@@ -17,6 +17,7 @@ from cat_fast.complexity import (
     mean_tokens,
     ratio_mix,
     read_scored,
+    require_scores,
     scored_by,
     tokens_per_image,
 )
@@ -78,9 +79,9 @@ def _complexity(records: Sequence[ImageRecord]) -> dict[str, Any]:
     descriptions, _ = read_scored()
     return {
         **asdict(scored_by(default_scorer(), thresholds)),
-        "thresholds": [thresholds.a, thresholds.b],
+        "thresholds": list(thresholds.pair),
         "fixed_16x_tokens": tokens_per_image(16),
-        "captions": _budget(thresholds, default_scorer().score_many(descriptions)),
+        "captions": _budget(thresholds, [s.score for s in require_scores(default_scorer(), descriptions)]),
         "photographs": _budget(thresholds, [r.score for r in records if r.score is not None]),
     }
 

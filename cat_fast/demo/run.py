@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from cat_fast.complexity.image_ratios import index_photographs
+from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.console import err, progress
 from cat_fast.data.files import write_json
 from cat_fast.data.folder_lock import locked, require_unlocked

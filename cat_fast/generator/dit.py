@@ -35,6 +35,7 @@ from cat_fast.generator.embeddings import (
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.pretrained import CHECKPOINT_ENTRIES, from_dit_checkpoint
 from cat_fast.integers import to_integers
+from cat_fast.kernels.derivatives import transformed
 from cat_fast.packing import PackedSequence
 from cat_fast.weights.checked_model import FILE_OPTIONS, CheckedModel, check_options, pop_dtype
 from cat_fast.weights.state_file import is_state_file
@@ -266,7 +267,8 @@ class DiT(CheckedModel):
             unknown = set(packed.ratio.tolist()) - set(self.config.ratios)
             if unknown:
                 raise UserError(f"ratio: expected one of {tuple(self.config.ratios)}, got {min(unknown)}")
-            if labels.min() < 0 or labels.max() > self.config.num_classes:
+            # torch.func.vmap hides the values of its arguments
+            if not transformed() and (labels.min() < 0 or labels.max() > self.config.num_classes):
                 raise UserError(
                     f"labels: expected 0 .. {self.config.num_classes}, "
                     f"got {int(labels.min())} .. {int(labels.max())}"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.scalar_attention.op import scalar_attention
+from cat_fast.kernels.sdpa import scaled_dot_product_attention
 from cat_fast.kernels.wide_attention.op import wide_attention
 
 NORM_EPS = 1e-6
@@ -78,7 +79,7 @@ class Attention(nn.Module):
             out_BNC = wide_attention(heads(q_BNC), heads(k_BNC), heads(v_BNC)).flatten(2)
         else:
             q, k, v = (heads(t_BNC).transpose(1, 2) for t_BNC in (q_BNC, k_BNC, v_BNC))
-            out_BNC = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            out_BNC = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from .. import backends
+from .. import backends, derivatives
 from ..registration import Operator
-from .reference import adaln_reference, gate_residual_adaln_reference
+from .reference import adaln_reference, gate_residual_adaln_reference, gate_residual_reference
 
 
 def adaln(
@@ -21,7 +21,7 @@ def adaln(
 
     x: (T, D). shift, scale: (S, D), of x's dtype or fp32, with any strides. cu_seqlens: int32 (S + 1,),
     rising from 0 to T; sequences may be empty. Statistics are fp32. The result has x's shape and dtype, also
-    under autocast. Differentiable once; use the reference for second derivatives.
+    under autocast. Derivatives beyond gradients are computed through the reference.
 
     Raises ValueError if shapes or dtypes do not match. On the CPU, raises RuntimeError for invalid values of
     cu_seqlens; on a GPU they are not checked, since that would synchronize.
@@ -112,7 +112,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    x, _shift, scale, cu_seqlens, _eps = inputs
+    x, _shift, scale, cu_seqlens, ctx.eps = inputs
     _y, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, scale, cu_seqlens, mean, rstd)
@@ -124,12 +124,31 @@ def _backward(
     return (*operator(grad_y, *ctx.saved_tensors), None, None)
 
 
+def _reference_backward(
+    ctx: Any, grad_y: torch.Tensor, *_: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    x, scale, cu_seqlens, _mean, _rstd = ctx.saved_tensors
+    return (*_reference_gradients(x, scale, cu_seqlens, ctx.eps, grad_y), None, None)
+
+
+def _reference_gradients(
+    x: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float, grad_y: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of x, shift and scale, none of which depends on shift."""
+
+    def forward(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return adaln_reference(x, shift, scale, cu_seqlens, eps)
+
+    return derivatives.vjp(forward, (x, torch.zeros_like(scale), scale), grad_y)
+
+
 ADALN = Operator(
     name="adaln",
     fake=_fake,
     fake_backward=_fake_backward,
     setup_context=_setup_context,
     backward=_backward,
+    reference_backward=_reference_backward,
 )
 
 
@@ -160,7 +179,7 @@ def _fake_gated_backward(
 
 
 def _setup_gated_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    _x, h, gate, _shift, scale, cu_seqlens, _eps = inputs
+    _x, h, gate, _shift, scale, cu_seqlens, ctx.eps = inputs
     x_new, _y, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x_new, h, gate, scale, cu_seqlens, mean, rstd)
@@ -172,12 +191,27 @@ def _gated_backward(
     return (*operator(grad_x_new, grad_y, *ctx.saved_tensors), None, None)
 
 
+def _reference_gated_backward(
+    ctx: Any, grad_x_new: torch.Tensor, grad_y: torch.Tensor, *_: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    x_new, h, gate, scale, cu_seqlens, _mean, _rstd = ctx.saved_tensors
+    grad_x, grad_shift, grad_scale = _reference_gradients(x_new, scale, cu_seqlens, ctx.eps, grad_y)
+    grad_x = grad_x + grad_x_new
+
+    def forward(h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return gate_residual_reference(torch.zeros_like(h), h, gate, cu_seqlens)
+
+    grad_h, grad_gate = derivatives.vjp(forward, (h, gate), grad_x)
+    return grad_x, grad_h, grad_gate, grad_shift, grad_scale, None, None
+
+
 GATE_RESIDUAL_ADALN = Operator(
     name="gate_residual_adaln",
     fake=_fake_gated,
     fake_backward=_fake_gated_backward,
     setup_context=_setup_gated_context,
     backward=_gated_backward,
+    reference_backward=_reference_gated_backward,
 )
 
 

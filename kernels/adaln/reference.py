@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .. import derivatives
+
 
 def adaln_reference(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
@@ -14,7 +16,7 @@ def adaln_reference(
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     index = _sequence_index(x, cu_seqlens)
-    xhat = F.layer_norm(x.to(dtype), x.shape[1:], eps=eps)
+    xhat = _layer_norm(x.to(dtype), eps)
     shift_TD, scale_TD = (rows.to(dtype).index_select(0, index) for rows in (shift, 1 + scale.to(dtype)))
     return torch.addcmul(shift_TD, xhat, scale_TD).to(x.dtype)
 
@@ -29,10 +31,33 @@ def gate_residual_adaln_reference(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x'_t = x_t + gate_s · h_t and y, the adaLN of x', both of x's dtype."""
+    x_new = gate_residual_reference(x, h, gate, cu_seqlens)
+    return x_new, adaln_reference(x_new, shift, scale, cu_seqlens, eps)
+
+
+def gate_residual_reference(
+    x: torch.Tensor, h: torch.Tensor, gate: torch.Tensor, cu_seqlens: torch.Tensor
+) -> torch.Tensor:
+    """Return x'_t = x_t + gate_s · h_t, of x's dtype."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     gate_TD = gate.to(dtype).index_select(0, _sequence_index(x, cu_seqlens))
-    x_new = torch.addcmul(x.to(dtype), gate_TD, h.to(dtype)).to(x.dtype)
-    return x_new, adaln_reference(x_new, shift, scale, cu_seqlens, eps)
+    return torch.addcmul(x.to(dtype), gate_TD, h.to(dtype)).to(x.dtype)
+
+
+def _layer_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """Return F.layer_norm over the last dimension.
+
+    Its own third derivatives and its nested forward-mode derivatives are wrong.
+    """
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+    def formula(x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+    return derivatives.with_formula(formula, function, x)
 
 
 def _sequence_index(x: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .. import backends
+from .. import backends, derivatives
 from ..registration import Operator
 from .reference import group_norm_silu_reference
 
@@ -22,7 +22,7 @@ def group_norm_silu(
 
     x: (N, C, *spatial), contiguous or channels-last; other layouts are copied. weight, bias: (C,), of x's
     dtype or fp32. Statistics are fp32. The result has x's shape, dtype and memory format, also under
-    autocast. Differentiable once; use the reference for second derivatives.
+    autocast. Derivatives beyond gradients are computed through the reference.
     """
     backend = backends.choose("group_norm_silu", x)
     if backend == "reference":
@@ -62,7 +62,7 @@ def _fake_backward(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    x, weight, bias, ctx.groups, _eps, ctx.activation = inputs
+    x, weight, bias, ctx.groups, ctx.eps, ctx.activation = inputs
     _y, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.save_for_backward(x, weight, bias, mean, rstd)
@@ -72,6 +72,17 @@ def _backward(
     operator: Any, ctx: Any, grad_y: torch.Tensor, *_: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, ...]:
     return (*operator(grad_y, *ctx.saved_tensors, ctx.groups, ctx.activation), None, None, None)
+
+
+def _reference_backward(
+    ctx: Any, grad_y: torch.Tensor, *_: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    x, weight, bias, _mean, _rstd = ctx.saved_tensors
+
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return group_norm_silu_reference(x, weight, bias, ctx.groups, ctx.eps, ctx.activation)
+
+    return (*derivatives.vjp(forward, (x, weight, bias), grad_y), None, None, None)
 
 
 def _triton() -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -86,6 +97,7 @@ OPERATOR = Operator(
     fake_backward=_fake_backward,
     setup_context=_setup_context,
     backward=_backward,
+    reference_backward=_reference_backward,
 )
 OPERATOR.register_compiled()
 OPERATOR.register_triton(_triton)

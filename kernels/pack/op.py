@@ -1,6 +1,6 @@
 """Latents <-> packed tokens: `pack` and `unpack` run on the best available backend.
 
-Each is the gradient of the other, so both are differentiable any number of times.
+Each is the gradient of the other. Derivatives beyond gradients are computed through the reference.
 """
 
 from collections.abc import Sequence
@@ -124,6 +124,15 @@ def _backward_unpack(pack: Any, ctx: Any, grads: list[torch.Tensor]) -> tuple[to
     return pack(grads, ctx.patch_size), None, None
 
 
+def _reference_backward_pack(ctx: Any, grad: torch.Tensor) -> tuple[list[torch.Tensor], None]:
+    grids = list(zip(ctx.grids[::2], ctx.grids[1::2], strict=True))
+    return unpack_reference(grad, grids, ctx.patch_size), None
+
+
+def _reference_backward_unpack(ctx: Any, grads: list[torch.Tensor]) -> tuple[torch.Tensor, None, None]:
+    return pack_reference(grads, ctx.patch_size), None, None
+
+
 def _triton() -> Any:
     from . import triton
 
@@ -136,6 +145,7 @@ PACK = Operator(
     fake=_fake_pack,
     setup_context=_setup_pack,
     backward=_backward_pack,
+    reference_backward=_reference_backward_pack,
 )
 UNPACK = Operator(
     name="unpack",
@@ -143,6 +153,7 @@ UNPACK = Operator(
     fake=_fake_unpack,
     setup_context=_setup_unpack,
     backward=_backward_unpack,
+    reference_backward=_reference_backward_unpack,
 )
 PACK.register_compiled()
 UNPACK.register_compiled()

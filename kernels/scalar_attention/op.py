@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import backends
+from .. import backends, derivatives
 from ..autocast import autocast
 from ..registration import Operator
 from .reference import scalar_attention_reference
@@ -20,7 +20,7 @@ def scalar_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch
 
     q, k, v: (B, N, H) of one dtype, in any memory order. Returns (B, N, H) of that dtype, contiguous from all
     backends but the reference. Sums are fp32. A non-finite value makes the results of its head NaN.
-    Differentiable once; use the reference for second derivatives. Under autocast it runs in the autocast
+    Derivatives beyond gradients are computed through the reference. Under autocast it runs in the autocast
     dtype, as F.scaled_dot_product_attention does; float64 is left unchanged.
 
     Raises ValueError if shapes or dtypes differ.
@@ -55,6 +55,10 @@ def _backward(operator: Any, ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tens
     return operator(grad_y, *ctx.saved_tensors)
 
 
+def _reference_backward(ctx: Any, grad_y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return derivatives.vjp(scalar_attention_reference, ctx.saved_tensors, grad_y)
+
+
 def _flops(q_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     """Count as torch does for attention: two products of N x N x 1 per head, whatever the method."""
     batch, count, heads = q_shape
@@ -79,6 +83,7 @@ OPERATOR = Operator(
     fake_backward=_fake_backward,
     setup_context=_setup_context,
     backward=_backward,
+    reference_backward=_reference_backward,
     flops=_flops,
     flops_backward=_flops_backward,
 )

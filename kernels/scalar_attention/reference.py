@@ -1,7 +1,8 @@
 """Attention with head dimension 1 in plain torch: the reference for every backend."""
 
 import torch
-import torch.nn.functional as F
+
+from ..sdpa import scaled_dot_product_attention
 
 
 def scalar_attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -12,5 +13,5 @@ def scalar_attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     q_BHN1, k_BHN1, v_BHN1 = (x.to(dtype).transpose(1, 2).unsqueeze(-1) for x in (q, k, v))
-    y_BHN1 = F.scaled_dot_product_attention(q_BHN1, k_BHN1, v_BHN1, scale=1.0)
+    y_BHN1 = scaled_dot_product_attention(q_BHN1, k_BHN1, v_BHN1, scale=1.0)
     return y_BHN1.squeeze(-1).transpose(1, 2).to(q.dtype)

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
-from .. import backends
+from .. import backends, derivatives
 from ..autocast import autocast
 from ..registration import Operator
 from .external import torch_varlen, xformers_varlen
@@ -32,7 +32,7 @@ def varlen_attention(
     on the sequence lengths, in tokens. cu_seqlens_k, max_seqlen_k: the same for the keys, for
     cross-attention; by default those of the queries. Returns (T, H, D) of q's dtype, zeros for queries
     without keys. Sums are fp32 or wider. Under autocast it runs in the autocast dtype, as
-    scaled_dot_product_attention does. Differentiable once; use the reference for second derivatives.
+    scaled_dot_product_attention does. Derivatives beyond gradients are computed through the reference.
 
     Raises ValueError if shapes or dtypes do not match. On the CPU and outside torch.compile, also raises it
     for invalid values of cu_seqlens or max_seqlen.
@@ -123,6 +123,17 @@ def _backward(
     return (*gradients, None, None, None, None)
 
 
+def _reference_backward(
+    ctx: Any, grad_out: torch.Tensor, *_: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
+    q, k, v, _out, _lse, cu_seqlens, cu_seqlens_k = ctx.saved_tensors
+
+    def forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return varlen_attention_reference(q, k, v, cu_seqlens, cu_seqlens_k)
+
+    return (*derivatives.vjp(forward, (q, k, v), grad_out), None, None, None, None)
+
+
 def _flops(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *lengths: Any, **_: Any) -> int:
     """Count as torch does, per sequence; lengths without values (fake tensors) count as max_seqlen."""
     return sum(sdpa_flop_count(queries, keys, keys) for queries, keys in _shapes(q, *lengths))
@@ -178,6 +189,7 @@ OPERATOR = Operator(
     fake_backward=_fake_backward,
     setup_context=_setup_context,
     backward=_backward,
+    reference_backward=_reference_backward,
     flops=_flops,
     flops_backward=_flops_backward,
     flops_from_values=True,

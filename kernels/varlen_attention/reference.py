@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from itertools import groupby, pairwise
 
 import torch
-import torch.nn.functional as F
+
+from ..sdpa import scaled_dot_product_attention
 
 
 def varlen_attention_reference(
@@ -52,4 +53,4 @@ def _batched_sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, count: int)
     if k.shape[0] == 0:
         return zero_output(q, k, v)
     q_BHLD, k_BHLD, v_BHLD = (x.unflatten(0, (count, -1)).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD).transpose(1, 2).flatten(0, 1)
+    return scaled_dot_product_attention(q_BHLD, k_BHLD, v_BHLD).transpose(1, 2).flatten(0, 1)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .. import backends
+from .. import backends, derivatives
 from ..autocast import autocast
 from ..registration import Operator
 from .reference import wide_attention_reference
@@ -14,8 +14,8 @@ def wide_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.T
     """Compute softmax attention of every position to all positions, with scale 1 / √D.
 
     q, k, v: (B, N, H, D) of one dtype, in any memory order. Returns (B, N, H, D). Under torch.autocast they
-    are first cast to its dtype, except float64, as in F.scaled_dot_product_attention. The Triton backend is
-    differentiable once; use the reference for second derivatives.
+    are first cast to its dtype, except float64, as in F.scaled_dot_product_attention. Derivatives beyond
+    gradients are computed through the reference.
 
     Raises ValueError if shapes or dtypes differ.
     """
@@ -58,6 +58,11 @@ def _backward(
     return operator(grad_y, *ctx.saved_tensors)
 
 
+def _reference_backward(ctx: Any, grad_y: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    q, k, v, _y, _lse = ctx.saved_tensors
+    return derivatives.vjp(wide_attention_reference, (q, k, v), grad_y)
+
+
 def _flops(q_shape: tuple[int, ...], *_: Any, **__: Any) -> int:
     """Count as torch does for attention: two products of N x N x D per head, without recomputation."""
     batch, count, heads, dim = q_shape
@@ -82,6 +87,7 @@ OPERATOR = Operator(
     fake_backward=_fake_backward,
     setup_context=_setup_context,
     backward=_backward,
+    reference_backward=_reference_backward,
     flops=_flops,
     flops_backward=_flops_backward,
 )

@@ -6,7 +6,8 @@ CUTLASS's memory-efficient kernel beyond D = 256, which FlashAttention and cuDNN
 """
 
 import torch
-import torch.nn.functional as F
+
+from ..sdpa import scaled_dot_product_attention
 
 
 def wide_attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -15,4 +16,4 @@ def wide_attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) 
     q, k, v: (B, N, H, D) of one dtype. Returns (B, N, H, D).
     """
     q_BHND, k_BHND, v_BHND = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q_BHND, k_BHND, v_BHND).transpose(1, 2)
+    return scaled_dot_product_attention(q_BHND, k_BHND, v_BHND).transpose(1, 2)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_fast.complexity.image_ratios import load_index
+from cat_fast.complexity.ratios.image_ratios import load_index
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.latents.moments import per_channel

@@ -70,9 +70,9 @@ def test_trained_models_become_a_pipeline_that_draws(cat_fast, assemble, trained
     made = CATPipeline.from_pretrained(tmp_path / "pipeline")
     assert (made.labels, made.resolution, made.thresholds) == (NAMES, 64, RatioThresholds(4, 7))
     assert made.descriptions == [
-        Description("this is an image of sky", has_faces=True),
-        Description("this is an image of page, newspaper", has_text=True),
-        Description("this is an image of village street", has_faces=True),
+        Description("this is an image of sky", has_text=False, has_faces=True),
+        Description("this is an image of page, newspaper", has_text=True, has_faces=False),
+        Description("this is an image of village street", has_text=False, has_faces=True),
     ]
     for name, tensor in DiT.from_pretrained(trained / "generator/model").state_dict().items():
         assert torch.equal(made.transformer.state_dict()[name], tensor)

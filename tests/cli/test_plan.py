@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -150,3 +152,77 @@ def test_jpeg_thresholds_that_cannot_be_fitted_are_one_line(cat_fast, scored):
         ((index, "data.jpeg_thresholds=[7]"), "data.jpeg_thresholds: expected two"),
     ):
         assert_one_line_error(cat_fast("plan", "jpeg", NANO, *arguments), *reasons)
+
+
+@pytest.fixture(scope="module")
+def score_files(tmp_path_factory):
+    """The published distribution of scores as a table and as JSON lines, half of the images each."""
+    folder = tmp_path_factory.mktemp("scores")
+    counts = {1: 20, 2: 30, 3: 80, 4: 80, 5: 80, 6: 80, 7: 80, 8: 47, 9: 3}
+    scores = [score for score, count in counts.items() for _ in range(count)]
+    spread = [(n * 7919 % 500) / 500 - 0.499 for n in range(500)]
+    rows = [
+        {"key": str(n), "score": score, "expected": min(max(score + part, 1.0), 9.0)}
+        for n, (score, part) in enumerate(zip(scores, spread, strict=True))
+    ]
+    rows.append({"key": "failed", "score": None, "expected": None})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[::2]), folder / "a.parquet")
+    (folder / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1::2]))
+    return folder
+
+
+def test_budget_lists_the_thresholds_near_a_fixed_ratio(cat_fast, score_files, tmp_path):
+    files = (score_files / "a.parquet", score_files / "b.jsonl")
+    result = cat_fast("plan", "budget", *files, "--json", tmp_path / "budget.json")
+    assert result.exit_code == 0, result.output
+    assert "500 images: the most diverse thresholds are 4,7" in result.stdout
+    assert "rows without a complexity score, which are not counted: 1" in result.stderr
+    report = json.loads((tmp_path / "budget.json").read_text())
+    assert (report["images"], report["unscored"], report["within_budget"]) == (500, 1, None)
+    listed = {tuple(one["thresholds"]): one for one in report["candidates"]}
+    assert {(4, 7), (2, 8)} <= listed.keys()
+    assert listed[4, 7] == report["default"]
+    assert listed[4, 7]["mix"] == pytest.approx({"8": 0.10, "16": 0.48, "32": 0.42})
+    assert listed[2, 8]["mean_tokens"] == pytest.approx((3 * 1024 + 447 * 256 + 50 * 64) / 500)
+    for pair in listed:
+        assert f"{pair[0]},{pair[1]}" in result.stdout
+
+
+def test_budget_of_mean_tokens_gives_real_valued_thresholds(cat_fast, score_files, tmp_path):
+    files = (score_files / "a.parquet", score_files / "b.jsonl")
+    result = cat_fast("plan", "budget", *files, "--mean-tokens", 197, "--json", tmp_path / "budget.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "budget.json").read_text())["within_budget"]
+    assert 197 - 192 / 500 < found["mean_tokens"] <= 197
+    assert (
+        f"thresholds {found['thresholds'][0]},{found['thresholds'][1]} keep 197 mean tokens" in result.stdout
+    )
+
+
+def test_unusable_files_of_scores_are_one_line(cat_fast, score_files, tmp_path):
+    good = score_files / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"key": ["a"]}), tmp_path / "keys.parquet")
+    (tmp_path / "cut.parquet").write_bytes(good.read_bytes()[:-40])
+    for name, text in (
+        ("text.jsonl", '{"score": "5"}\n'),
+        ("broken.jsonl", '{"score": 5}\n{"score": 5\n'),
+        ("none.jsonl", '{"score": 5.63}\n{"caption": "a"}\n'),
+        ("same.jsonl", '{"score": 5}\n'),
+    ):
+        (tmp_path / name).write_text(text)
+    for arguments, *reasons in (
+        ((tmp_path / "missing.parquet",), "missing.parquet"),
+        ((tmp_path / "keys.parquet",), 'expected a column "score", got key'),
+        ((tmp_path / "cut.parquet",), "cannot be read as a Parquet file"),
+        ((tmp_path / "scores.csv",), "expected a .parquet or .jsonl file"),
+        ((tmp_path / "text.jsonl",), "line 1", "score: expected an integer from 1 to 9, got '5'"),
+        ((tmp_path / "broken.jsonl",), "line 2"),
+        ((tmp_path / "none.jsonl",), "no complexity scores in 2 rows"),
+        ((tmp_path / "same.jsonl",), "all images one ratio: their scores are 5"),
+        ((tmp_path / "same.jsonl", "--mean-tokens", 197), "1 of 1 scores have no expected score"),
+        ((good, "--mean-tokens", 63), "images of 512 px cost 64 tokens at 32x to 1024 at 8x"),
+        ((good, "--target-ratio", 40), "expected 8 to 32"),
+        ((good, "--target-ratio", 31), "no thresholds keep the average ratio", "reach"),
+        ((good, "--resolution", 500), "multiple of 64 px"),
+    ):
+        assert_one_line_error(cat_fast("plan", "budget", *arguments), *reasons)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cat_fast.complexity.image_ratios import load_index
+from cat_fast.complexity.ratios.image_ratios import load_index
 from cat_fast.data.images.index import ImageRecord, write_index
 from tests.cli.conftest import assert_one_line_error
 

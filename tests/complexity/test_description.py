@@ -21,7 +21,7 @@ def test_lone_surrogates_of_a_caption_are_replaced() -> None:
 
 
 def test_flags_must_be_bools() -> None:
-    with pytest.raises(UserError, match="has_faces must be true or false"):
+    with pytest.raises(UserError, match="has_faces must be true, false or null"):
         Description("a cat", has_faces="no")  # type: ignore[arg-type]
 
 

@@ -26,7 +26,7 @@ def test_scorer_makes_the_round_trip_and_is_one_object_for_all_rows():
         {"version": None},
         {"thresholds": [2]},
         {"thresholds": [2, 6, 8]},
-        {"thresholds": [2.5, 6]},
+        {"thresholds": [float("nan"), 6]},
         {"thresholds": [True, 6]},
         {"thresholds": "26"},
         {"thresholds": ["2", "6"]},
@@ -47,7 +47,7 @@ def test_origins_make_the_round_trip():
     origins = Counter(
         {
             RatioOrigin(source="score", scored_by=SCORER, thresholds=(4, 7)): 3,
-            RatioOrigin(source="score", thresholds=(4, 7)): 2,
+            RatioOrigin(source="score", thresholds=(4.25, 7.0)): 2,
             RatioOrigin(source="ratio", scored_by=SCORER): 1,
             RatioOrigin(source="jpeg size", jpeg_thresholds=(30, 60)): 4,
             RatioOrigin(source="fixed"): 5,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cat_fast.complexity.image_ratios import index_photographs
+from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.demo import DemoSettings
 from cat_fast.demo.metrics import collect_metrics

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from cat_fast.complexity.image_ratios import index_photographs
+from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.latents.moments import per_channel
 from cat_fast.data.photographs import CATEGORIES, photographs

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cat_fast.complexity.image_ratios import index_photographs
+from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
 from cat_fast.data.photographs import photographs

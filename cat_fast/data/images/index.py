@@ -13,7 +13,7 @@ from typing import Any
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images.label_fields import given_labels, required_text
 from cat_fast.data.ratio_origin import ScoredBy
-from cat_fast.data.text_files import BYTE_ORDER_MARK, is_blank, parse_object
+from cat_fast.data.text_files import BYTE_ORDER_MARK, byte_lines, parse_object
 from cat_fast.errors import UserError
 from cat_fast.integers import store_integers
 
@@ -25,13 +25,15 @@ class ImageRecord:
     key: str
     path: str
     caption: str
-    has_text: bool
-    has_faces: bool
+    has_text: bool | None
+    has_faces: bool | None
     score: int | None
     ratio: int | None
     category: str = ""
     scored_by: ScoredBy | None = None
     """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
+    expected: float | None = None
+    """Expected value of the score before rounding."""
 
     def __post_init__(self) -> None:
         store_integers(self, "score", "ratio")
@@ -73,14 +75,10 @@ def index_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
         raise UserError(f"image index {path}: no such file")
     try:
         with path.open("rb") as file:
-            head = file.peek(_HEAD)
-            if b"\0" in head and not head.removeprefix(BYTE_ORDER_MARK.encode()).lstrip().startswith(b"{"):
-                raise UserError(f"image index {path}: expected JSON lines in UTF-8, got another kind of file")
-            start = 0
-            for number, line in enumerate(file, start=1):
-                if not is_blank(line):
-                    yield number, start, line
-                start += len(line)
+            head = file.read(_HEAD)
+        if b"\0" in head and not head.removeprefix(BYTE_ORDER_MARK.encode()).lstrip().startswith(b"{"):
+            raise UserError(f"image index {path}: expected JSON lines in UTF-8, got another kind of file")
+        yield from byte_lines(path)
     except OSError as error:
         raise UserError(f"image index {path}: cannot be read ({error.strerror or error})") from error
 
@@ -106,8 +104,8 @@ def parse_record(
         raise UserError(f"{where}: {error}") from error
     unset: dict[str, Any] = {
         "caption": "",
-        "has_text": False,
-        "has_faces": False,
+        "has_text": None,
+        "has_faces": None,
         "score": None,
         "ratio": None,
     }

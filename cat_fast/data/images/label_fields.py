@@ -6,7 +6,7 @@ from typing import Any
 from cat_fast.data.ratio_origin import ScoredBy
 from cat_fast.data.text_files import strip_text, valid_text
 
-LABELS = ("score", "ratio", "has_text", "has_faces", "caption", "category", "scored_by")
+LABELS = ("score", "expected", "ratio", "has_text", "has_faces", "caption", "category", "scored_by")
 """Names of all labels."""
 SCORES = range(1, 10)
 """Complexity scores, from 1 (a plane in the sky) to 9 (a newspaper page)."""
@@ -18,7 +18,8 @@ def given_labels(
     """Return the labels that a row sets; missing and null fields are left out, other fields are ignored.
 
     Numbers that are not a complexity score or an integer ratio are other quantities of these names, such as
-    an aesthetic score or an aspect ratio: they are reported and left out. A list of captions is joined.
+    an aesthetic score or an aspect ratio: they are reported and left out, and so is any value of "expected"
+    that is not an expected score. A list of captions is joined.
 
     Args:
         report: receives the label and the reason for a number that is left out.
@@ -65,6 +66,12 @@ def _score(value: Any) -> int:
     if score not in SCORES:
         raise _OtherQuantity(f"expected an integer from 1 to 9, got {value!r}")
     return score
+
+
+def _expected(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not SCORES[0] <= value <= SCORES[-1]:
+        raise _OtherQuantity(f"expected a number from 1 to 9, got {value!r}")
+    return float(value)
 
 
 def _ratio(value: Any) -> int:
@@ -115,6 +122,7 @@ def _scored_by(value: Any) -> ScoredBy | None:
 
 _READERS: dict[str, Callable[[Any], Any]] = {
     "score": _score,
+    "expected": _expected,
     "ratio": _ratio,
     "has_text": _flag,
     "has_faces": _flag,

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from cat_fast.complexity import tokens_per_image
-from cat_fast.complexity.ratio_policy import RatioChoice, RatioPolicy
+from cat_fast.complexity.ratios.policy import RatioChoice, RatioPolicy
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.images.io import image_to_bytes, load_image, resize_center_crop, tensor_to_image
 from cat_fast.data.streams.formats.base import Labels

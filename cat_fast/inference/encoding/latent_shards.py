@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cat_fast.complexity.ratio_policy import RatioChoice
+from cat_fast.complexity.ratios.policy import RatioChoice
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.input_samples import NOT_READ, SampleRecord, file_stamp, hash_content, hash_labels
 from cat_fast.data.latents.format import LatentEntry, require_settings

@@ -31,8 +31,8 @@ class PhotoDescriptions:
 
     caption: str | None = None
     rows: PhotoCaptions | None = None
-    has_text: bool = False
-    has_faces: bool = False
+    has_text: bool | None = None
+    has_faces: bool | None = None
 
     def __post_init__(self) -> None:
         if self.caption is not None:
@@ -101,7 +101,9 @@ def _real_path(path: Path) -> str:
         return str(path)
 
 
-def read_photo_captions(path: Path, *, has_text: bool = False, has_faces: bool = False) -> PhotoCaptions:
+def read_photo_captions(
+    path: Path, *, has_text: bool | None = None, has_faces: bool | None = None
+) -> PhotoCaptions:
     """Read a `.jsonl` file of {"file" or "key": ..., "caption": ..., "has_text": ..., "has_faces": ...}.
 
     "file" is a photograph's path, relative to this file, or its name; "key" is the same without the suffix.

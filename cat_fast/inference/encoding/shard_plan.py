@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, load_index
-from cat_fast.complexity.ratio_policy import Label, OriginTally, RatioPolicy
+from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, load_index
+from cat_fast.complexity.ratios.policy import Label, OriginTally, RatioPolicy
 from cat_fast.data.latents.format import (
     HEADER,
     SCALE,
@@ -22,12 +22,11 @@ from cat_fast.data.latents.format import (
 )
 from cat_fast.data.latents.inputs import INPUT_SHARDS
 from cat_fast.data.ratio_origin import RatioOrigin, origins_from_json
-from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
+from cat_fast.data.streams.formats.base import ARCHIVE_SUFFIXES, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
 from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
-from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES
 from cat_fast.data.streams.formats.tar import TarShards, is_archive, list_shards
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.input_check import InputCheck
@@ -245,7 +244,7 @@ def _ratio_rule(settings: EncodeShardsSettings) -> dict[str, Any]:
         "ratio": "auto",
         "labels": list(policy.labels),
         "scored_by": asdict(policy.scored_by),
-        "thresholds": [policy.thresholds.a, policy.thresholds.b],
+        "thresholds": list(policy.thresholds.pair),
         "jpeg_thresholds": [policy.jpeg.a, policy.jpeg.b],
     }
 

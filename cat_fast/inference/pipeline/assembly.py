@@ -34,8 +34,9 @@ def assemble(
             DiT.
         labels: class names, in order.
         resolution: side of the images in pixels.
-        thresholds: map complexity scores to ratios; those fitted to the scorer if None.
-        text_classes, face_classes: labels of classes whose images show text, or faces, and get more tokens.
+        thresholds: map complexity scores to ratios; `default_thresholds()` if None.
+        text_classes, face_classes: labels of all classes whose images show text, or faces, and get more
+            tokens. Empty: unknown, so that the scorer infers it from each label.
         text_encoder: name or folder of the text encoder it was trained with, if any.
 
     Raises:
@@ -45,6 +46,7 @@ def assemble(
     for name in (*text_classes, *face_classes):
         if name not in labels:
             raise UserError(f"class {name!r} is none of the {len(labels)} classes, such as {labels[0]!r}")
+    flagged = text_classes, face_classes
     transformer = load_model(DiT, "generator", generator, "cpu")
     for ratio in transformer.config.ratios:
         tokens_per_image(ratio, resolution, transformer.config.patch_size)
@@ -57,7 +59,8 @@ def assemble(
         thresholds=thresholds,
         resolution=resolution,
         descriptions=[
-            Description.from_label(label, label in text_classes, label in face_classes) for label in labels
+            Description.from_label(label, *(label in classes if classes else None for classes in flagged))
+            for label in labels
         ],
     )
 

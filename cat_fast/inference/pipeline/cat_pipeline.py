@@ -31,6 +31,7 @@ from cat_fast.complexity import (
     default_scorer,
     default_thresholds,
     ratios_within_budget,
+    require_scores,
 )
 from cat_fast.data.files import require_writable
 from cat_fast.data.images.io import tensor_to_image
@@ -153,7 +154,7 @@ class CATPipeline(DiffusionPipeline):
         self._class_of = {label: number for number, label in enumerate(self._labels)}
         self.register_to_config(
             labels=self._labels,
-            thresholds=[self._thresholds.a, self._thresholds.b],
+            thresholds=list(self._thresholds.pair),
             resolution=resolution,
             descriptions=[asdict(description) for description in self._descriptions],
         )
@@ -460,17 +461,16 @@ class CATPipeline(DiffusionPipeline):
                 )
             return [ratio] * len(descriptions)
         distinct = list(dict.fromkeys(descriptions))  # large runs draw many images of few classes
-        scores = dict(zip(distinct, default_scorer().score_many(distinct), strict=True))
+        scores = dict(zip(distinct, require_scores(default_scorer(), distinct), strict=True))
         preferred = [
-            self._nearest(self.thresholds.ratio(scores[description])) for description in descriptions
+            self._nearest(self.thresholds.ratio_of(scores[description])) for description in descriptions
         ]
         if mean_tokens is None:
             return preferred
         for f in served:
             _check_size(size, f, patch)
-        expected = dict(zip(distinct, default_scorer().continuous_scores(distinct).tolist(), strict=True))
         return ratios_within_budget(
-            [expected[description] for description in descriptions],
+            [scores[description].expected for description in descriptions],
             mean_tokens,
             resolution=size[0] if size[0] == size[1] else size,
             patch_size=patch,

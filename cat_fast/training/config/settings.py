@@ -4,10 +4,9 @@ import importlib.util
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from cat_fast.complexity.embedded_scorer import default_thresholds
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
-from cat_fast.complexity.jpeg_size import JPEG_THRESHOLDS, JpegThresholds
-from cat_fast.complexity.ratio import RatioThresholds
+from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
+from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds
+from cat_fast.complexity.ratios.thresholds import RatioThresholds, default_thresholds
 from cat_fast.data.images.size import height_and_width
 from cat_fast.data.latents.scale import read_normalization
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
@@ -240,9 +239,9 @@ class ImageDataConfig:
     """Source of an image's ratio: `index`, the ratio in its line of the index or sidecar; `score`, its score
     and `thresholds`; or `jpeg`, its size as a JPEG and `jpeg_thresholds`. JPEG sizes are measured at
     the start of the run for an in-memory index, and while reading for other sources."""
-    thresholds: list[int] = field(default_factory=lambda: [default_thresholds().a, default_thresholds().b])
+    thresholds: list[Any] = field(default_factory=lambda: list(default_thresholds().pair))
     """Two scores, for `ratios_from: score`: up to the first an image gets 32x, above the second 8x, between
-    them 16x. Default: `default_thresholds()`, the pair of the packaged scorer."""
+    them 16x. Numbers that are not integers apply to the expected score. Default: `default_thresholds()`."""
     jpeg_thresholds: list[int] = field(default_factory=lambda: [JPEG_THRESHOLDS.a, JPEG_THRESHOLDS.b])
     """Two JPEG sizes in bytes, for ratios from JPEG sizes: up to the first an image gets 32x, above the
     second 8x. The default is published; `cat-fast plan jpeg` fits a pair to a mix of ratios."""

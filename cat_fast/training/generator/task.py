@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from cat_fast.complexity import RATIOS
-from cat_fast.complexity.spending import spending_notice
+from cat_fast.complexity.ratios.spending import spending_notice
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.latents.scale import read_normalization
 from cat_fast.errors import UserError

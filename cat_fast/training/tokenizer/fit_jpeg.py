@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-from cat_fast.complexity.image_ratios import load_index, ratio_policy_for
-from cat_fast.complexity.jpeg_size import JpegThresholds, jpeg_bytes
-from cat_fast.complexity.ratio import ratio_mix, require_mix
-from cat_fast.complexity.ratio_policy import jpeg_image
+from cat_fast.complexity.ratios.image_ratios import load_index, ratio_policy_for
+from cat_fast.complexity.ratios.jpeg_thresholds import JpegThresholds
+from cat_fast.complexity.ratios.mix import ratio_mix, require_mix
+from cat_fast.complexity.ratios.policy import jpeg_image
+from cat_fast.complexity.signals.jpeg_size import jpeg_bytes
 from cat_fast.data.images.io import decode_image
 from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.image_files import RecordShards

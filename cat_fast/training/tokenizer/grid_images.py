@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from cat_fast.complexity.image_ratios import PHOTOGRAPHS
+from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS
 from cat_fast.data.images.index import read_index
 from cat_fast.data.images.io import decode_image, find_images, load_image
 from cat_fast.data.photographs import CATEGORIES, photographs

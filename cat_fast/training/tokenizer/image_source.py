@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cat_fast.complexity.image_ratios import (
+from cat_fast.complexity.ratios.image_ratios import (
     PHOTOGRAPHS,
     load_index,
     ratio_policy_for,
     ratios_by_jpeg,
     score_records,
 )
-from cat_fast.complexity.ratio_policy import OriginTally, RatioPolicy, ratio_of_file
-from cat_fast.complexity.spending import spending_notice
+from cat_fast.complexity.ratios.policy import OriginTally, RatioPolicy, ratio_of_file
+from cat_fast.complexity.ratios.spending import spending_notice
 from cat_fast.data.image_batch import ImageBatch
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.ratio_origin import RatioOrigin, as_pair

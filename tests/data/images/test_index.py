@@ -85,7 +85,7 @@ def test_only_a_path_is_needed_and_other_fields_are_ignored(tmp_path):
     )
     reported = []
     records = read_index(path, lambda *report: reported.append(report))
-    unset = {"caption": "", "has_text": False, "has_faces": False, "score": None, "ratio": None}
+    unset = {"caption": "", "has_text": None, "has_faces": None, "score": None, "ratio": None}
     assert records == [
         ImageRecord(key="a.jpg", path=str(tmp_path / "a.jpg"), **unset),
         ImageRecord(key="7", path=str(tmp_path / "b.jpg"), **unset),

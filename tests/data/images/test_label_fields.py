@@ -19,6 +19,14 @@ def test_an_aspect_ratio_keeps_the_other_labels():
     assert given_labels({"ratio": 16.0, "score": 5.0}) == {"ratio": 16, "score": 5}
 
 
+@pytest.mark.parametrize("value", [0.9, 9.5, True, "4.4", "a value", [4.4], float("inf")])
+def test_another_expected_value_keeps_the_other_labels(value):
+    reported = []
+    assert given_labels(GOOD | {"expected": value}, lambda *report: reported.append(report)) == GOOD
+    assert reported == [("expected", f"expected a number from 1 to 9, got {value!r}")]
+    assert given_labels({"score": 4, "expected": 4}) == {"score": 4, "expected": 4.0}
+
+
 def test_null_and_nan_are_unset_and_other_fields_are_ignored():
     assert given_labels(GOOD | {"score": None, "ratio": float("nan"), "width": 96}) == GOOD
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cat_fast.complexity import RATIOS
-from cat_fast.complexity.ratio_policy import RatioPolicy
+from cat_fast.complexity import RATIOS, Score
+from cat_fast.complexity.ratios.policy import RatioPolicy
 from cat_fast.data.images.io import image_to_tensor
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding import codec
@@ -30,7 +30,7 @@ class Recorder:
 
     def score_many(self, descriptions):
         self.batches.append([d.caption for d in descriptions])
-        return [int(d.caption.split()[1]) + 1 for d in descriptions]
+        return [Score.of_expected(int(d.caption.split()[1]) + 1) for d in descriptions]
 
 
 @pytest.fixture(scope="module")

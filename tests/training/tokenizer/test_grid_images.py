@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cat_fast.complexity.image_ratios import index_photographs
+from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.images.io import load_image

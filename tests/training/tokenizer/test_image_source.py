@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from cat_fast.complexity.embedded_scorer import default_thresholds
-from cat_fast.complexity.image_ratios import index_photographs, ratios_by_jpeg
-from cat_fast.complexity.jpeg_size import JpegThresholds
-from cat_fast.complexity.ratio import RatioThresholds, mean_tokens
+from cat_fast.complexity.ratios.image_ratios import index_photographs, ratios_by_jpeg
+from cat_fast.complexity.ratios.jpeg_thresholds import JpegThresholds
+from cat_fast.complexity.ratios.mix import mean_tokens
+from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.config import fill, read_yaml
 from cat_fast.data.images.index import ImageRecord, write_index
 from cat_fast.data.photographs import photographs

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from cat_fast.complexity.image_ratios import index_photographs
+from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.data.photographs import photographs
 from cat_fast.data.shard_writer import write_shards
 from cat_fast.training.metrics.run_log import read_metrics

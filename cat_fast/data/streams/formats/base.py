@@ -8,6 +8,11 @@ from typing import Any, Protocol
 from cat_fast.data.images.label_fields import given_labels
 from cat_fast.data.ratio_origin import ScoredBy
 
+ARCHIVE_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst"),
+)
+
 
 class UnreadableShard(Exception):
     """Raised for a shard that cannot be opened after all attempts."""
@@ -19,13 +24,15 @@ class Labels:
 
     score: int | None = None
     ratio: int | None = None
-    has_text: bool = False
-    has_faces: bool = False
+    has_text: bool | None = None
+    has_faces: bool | None = None
     caption: str = ""
     category: str = ""
     """Class: a name, or a number as text."""
     scored_by: ScoredBy | None = None
     """Scorer of the score, and the thresholds that chose the ratio; None if not recorded."""
+    expected: float | None = None
+    """Expected value of the score before rounding."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "Labels":

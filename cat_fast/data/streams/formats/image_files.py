@@ -171,6 +171,7 @@ def _entry_of(number: int, record: ImageRecord, ratio: int | None) -> Entry:
         caption=record.caption,
         category=record.category,
         scored_by=record.scored_by,
+        expected=record.expected,
     )
     return Entry(number, record.key, labels, partial(read_file, record.path), path=record.path)
 

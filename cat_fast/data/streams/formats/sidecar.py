@@ -1,9 +1,9 @@
 """Sidecar files with a shard's labels: `shard-000123.scores.jsonl` or `.scores.parquet`, read with the shard.
 
-A JSON line is an object with "key" and "score" (1 to 9), "ratio" (8, 16, 32) or both. "has_text" disables
-horizontal flips; "has_faces", "caption" and "category" are used when latents are encoded. "scored_by" is the
-scorer of the score (`ScoredBy`). Parquet files have columns of the same names. Labels follow the rules of
-`given_labels`.
+A JSON line is an object with "key" and "score" (1 to 9), "ratio" (8, 16, 32) or both. "expected" is the score
+before rounding, for thresholds that are not integers, and "scored_by" its scorer (`ScoredBy`). "has_text"
+disables horizontal flips; "has_faces", "caption" and "category" are used when latents are encoded. Parquet
+files have columns of the same names. Labels follow the rules of `given_labels`.
 """
 
 import hashlib
@@ -13,20 +13,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from cat_fast.data.files import atomic_write
-from cat_fast.data.images.label_fields import LABELS, given_labels, required_text
+from cat_fast.data.images.label_fields import given_labels, required_text
+from cat_fast.data.images.label_table import label_rows
+from cat_fast.data.streams.formats.base import ARCHIVE_SUFFIXES
 from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar_index import normal_name
 from cat_fast.data.text_files import is_blank, parse_object
 
-ARCHIVE_SUFFIXES = (
-    *(".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
-    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst"),
-)
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 
@@ -88,10 +83,8 @@ def _json_lines(content: bytes, url: str, problems: ProblemLog) -> dict[str, dic
 def _table(content: bytes, url: str, problems: ProblemLog) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     try:
-        existing = pyarrow.parquet.read_schema(io.BytesIO(content)).names
-        columns = [name for name in ("key", *LABELS) if name in existing]
-        rows = pyarrow.parquet.read_table(io.BytesIO(content), columns=columns).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = list(label_rows(io.BytesIO(content), ("key",)))
+    except OSError as error:
         problems.report(url, str(error))
         return {}
     for number, row in enumerate(rows):

@@ -137,7 +137,7 @@ def test_a_complete_sidecar_avoids_reading_the_samples_labels(tmp_path, monkeypa
     archive = write_tar(tmp_path / "a.tar", [{"__key__": "a", "png": image(1), "cls": b"7"}])
     write_sidecar(archive, [{"key": "a", **given}])
     monkeypatch.setattr(Member, "read", lambda *_: pytest.fail("read"))
-    assert [entry.labels for entry in entries(archive)] == [Labels(5, 16, True)]
+    assert [entry.labels for entry in entries(archive)] == [Labels(5, 16, True, False)]
     assert tar_set(archive).categories(0) == {""}
 
 

@@ -1,0 +1,1 @@
+"""Distillation of scorers from rated captions: the data, folds, quality out of fold, and the fits."""

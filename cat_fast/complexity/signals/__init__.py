@@ -1,0 +1,1 @@
+"""Measures of complexity from pixels, without a description."""

@@ -1,0 +1,60 @@
+"""The default thresholds are the published pair; there is one source of it, which everything follows."""
+
+import json
+
+from typer.testing import CliRunner
+
+from cat_fast.cli.main import app
+from cat_fast.complexity import (
+    Description,
+    EmbeddedScorer,
+    RatioThresholds,
+    choose_ratio,
+    default_scorer,
+    default_thresholds,
+)
+from cat_fast.complexity.ratios import thresholds
+from cat_fast.complexity.ratios.image_ratios import index_photographs
+from cat_fast.complexity.ratios.policy import RatioPolicy
+from cat_fast.config import fill
+from cat_fast.data.photographs import photographs
+from cat_fast.demo.metrics import _complexity
+from cat_fast.inference.encoding.shard_plan import EncodeShardsSettings
+from cat_fast.training.config.settings import ImageDataConfig
+
+PAIR = RatioThresholds(1, 2)
+
+
+def test_the_default_is_the_published_pair():
+    assert default_thresholds() == RatioThresholds(4, 7)
+    assert fill(ImageDataConfig, {}, []).thresholds == [4, 7]
+
+
+def test_everything_follows_the_default(monkeypatch, tmp_path):
+    monkeypatch.setattr(thresholds, "PUBLISHED", PAIR)
+    assert default_thresholds() == PAIR
+    assert fill(ImageDataConfig, {}, []).thresholds == [PAIR.a, PAIR.b]
+    assert RatioPolicy(("score",)).thresholds == PAIR
+    assert EncodeShardsSettings(source="photographs", out=tmp_path).policy().thresholds == PAIR
+    description = Description("a bowl of fruit on a table")
+    result = choose_ratio(description)
+    assert result.ratio == PAIR.ratio(result.score)
+    records = index_photographs(photographs("held_out"))
+    assert {r.scored_by.thresholds for r in records} == {(PAIR.a, PAIR.b)}
+    assert [r.ratio for r in records] == PAIR.ratios(r.score for r in records)
+    assert _complexity(records)["thresholds"] == [PAIR.a, PAIR.b]
+    scored = CliRunner().invoke(app, ["score", description.caption, "--json", str(tmp_path / "scores.json")])
+    assert "thresholds 1,2" in scored.stdout
+    assert json.loads((tmp_path / "scores.json").read_text())["thresholds"] == [PAIR.a, PAIR.b]
+
+
+def test_version_of_a_scorer_changes_with_its_scores_only(tmp_path):
+    scorer = default_scorer()
+    scorer.save(tmp_path / "copy.npz")
+    assert EmbeddedScorer.load(tmp_path / "copy.npz").version == scorer.version
+    others = [
+        EmbeddedScorer(scorer.space, scorer.coefficients * 1.01, scorer.intercept, scorer.knots),
+        EmbeddedScorer(scorer.space, scorer.coefficients, scorer.intercept + 0.01, scorer.knots),
+        EmbeddedScorer(scorer.space, scorer.coefficients, scorer.intercept, scorer.knots + 0.01),
+    ]
+    assert len({scorer.version, *(other.version for other in others)}) == 4
