@@ -43,8 +43,10 @@ from cat_fast.inference.encoding.shard_plan import (
     WorkUnit,
     open_images,
     prepare_folder,
+    summarize_finished,
     work_units,
 )
+from cat_fast.inference.encoding.tokenizer_identity import TokenizerIdentity
 from tests.cli.conftest import tiny_tokenizer
 from tests.data.streams.sets import image, write_tar
 
@@ -107,9 +109,11 @@ def make(tokenizer, source, out, *, classes=None, units=None, **changes):
     settings = EncodeShardsSettings(
         source=str(source), out=out, **{"size": 64, "per_shard": 4, "batch_size": 2} | changes
     )
-    input_shards, names = prepare_folder(settings, tokenizer, classes)
-    summary, encoder = EncodingSummary(), ShardEncoder(settings, tokenizer, names)
-    for unit in units or work_units(0, 1, 1, input_shards):
+    images = open_images(settings.source, settings.image)
+    names = prepare_folder(settings, images, TokenizerIdentity.of(tokenizer), classes)
+    summary, units = summarize_finished(settings, units or work_units(0, 1, 1, len(images.names)))
+    encoder = ShardEncoder(settings, images, tokenizer, names)
+    for unit in units:
         summary.merge(encoder.run(unit))
     return summary
 
@@ -334,14 +338,15 @@ def test_bad_samples_are_skipped_and_listed(tokenizer, index, tmp_path):
 
 def test_progress_includes_every_image(tokenizer, index, tmp_path):
     settings = EncodeShardsSettings(source=str(index), out=tmp_path / "out", size=64)
-    prepare_folder(settings, tokenizer)
+    images = open_images(settings.source)
+    prepare_folder(settings, images, TokenizerIdentity.of(tokenizer))
     for _ in range(2):
         counts = {"found": 0, "done": 0}
 
         def on_progress(kind, images, counts=counts):
             counts[kind] += images
 
-        encoder = ShardEncoder(settings, tokenizer, sorted(CATEGORIES))
+        encoder = ShardEncoder(settings, images, tokenizer, sorted(CATEGORIES))
         for unit in work_units(0, 1, 1, 3):
             encoder.run(unit, on_progress)
         assert counts == {"found": COUNT, "done": COUNT}

@@ -206,6 +206,8 @@ def test_other_thresholds_and_mixed_scorers_are_noticed_once(kind, index, tmp_pa
     assert notices(index, scores, "data.thresholds=[1,2]", "sampler.pool=all", "sampler.shares={8: 1}") == []
     (line,) = notices(index, scores, "data.thresholds=[1,2]", "sampler.shares={16: 1, 8: 3}")
     assert f"mean {(256 + 3 * 1024) / 4:.1f} tokens" in line
+    (line,) = notices(index, scores, "data.thresholds=[1,2]", "data.image_size=[48,96]")
+    assert "tokens per image at 48 × 96 px" in line
 
     whole = rescored(index, tmp_path / "whole.jsonl", scored_by=OTHER)
     (line,) = notices(whole, scores)
