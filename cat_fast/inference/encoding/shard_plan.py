@@ -222,7 +222,8 @@ def summarize_finished(
     settings: EncodeShardsSettings, units: Sequence[WorkUnit]
 ) -> tuple[EncodingSummary, list[WorkUnit]]:
     """Return the counts of the work units whose input shards are complete, and the other units."""
-    summary, unfinished = EncodingSummary(), []
+    summary = EncodingSummary()
+    unfinished: list[WorkUnit] = []
     for index, of_input in groupby(units, key=attrgetter("input")):
         records = finished_records(settings.out, index, settings.format)
         if records is None:
