@@ -21,7 +21,7 @@ RECORD = "tokenizer.json"
 
 
 class TokenizerIdentity(NamedTuple):
-    """What a latent folder stores of its tokenizer."""
+    """Fingerprint and scale of a tokenizer, as a latent folder stores them."""
 
     fingerprint: str
     scale: dict[str, Any] | None
