@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cat_fast.complexity.embedded_scorer import default_thresholds
+from cat_fast.complexity import default_thresholds
 from cat_fast.complexity.ratios.image_ratios import index_photographs, ratios_by_jpeg
 from cat_fast.complexity.ratios.jpeg_thresholds import JpegThresholds
 from cat_fast.complexity.ratios.mix import mean_tokens
