@@ -5,7 +5,8 @@ Independent of the tokenizer: the ratio is chosen before any pixel is encoded.
 
 from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import EmbeddedScorer, default_scorer
+from cat_fast.complexity.fast.scorer import FastScorer
+from cat_fast.complexity.default_scorer import default_scorer
 from cat_fast.complexity.ratios.budget import ratios_within_budget
 from cat_fast.complexity.ratios.choose import (
     ComplexityResult,
@@ -38,7 +39,7 @@ __all__ = [
     "Candidate",
     "ComplexityResult",
     "Description",
-    "EmbeddedScorer",
+    "FastScorer",
     "JpegThresholds",
     "RatioThresholds",
     "Score",

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer
+from cat_fast.complexity.default_scorer import default_scorer
 from cat_fast.complexity.ratios.mix import (
     average_latent_side,
     average_ratio,
