@@ -3,10 +3,9 @@
 Independent of the tokenizer: the ratio is chosen before any pixel is encoded.
 """
 
-from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
+from cat_fast.complexity.captions import read_descriptions
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.fast.scorer import FastScorer
-from cat_fast.complexity.default_scorer import default_scorer
+from cat_fast.complexity.prompt import Prompt
 from cat_fast.complexity.ratios.budget import ratios_within_budget
 from cat_fast.complexity.ratios.choose import (
     ComplexityResult,
@@ -26,21 +25,23 @@ from cat_fast.complexity.ratios.mix import (
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.score_counts import ScoreCounts
 from cat_fast.complexity.ratios.thresholds import Candidate, RatioThresholds, default_thresholds
-from cat_fast.complexity.rubric import parse_score, prompt, rubric_text
+from cat_fast.complexity.rubric import rubric_text
 from cat_fast.complexity.score import Score, Scorer, ScoringFailure, require_scores, round_score
+from cat_fast.complexity.scorers.fast.scorer import FastScorer
+from cat_fast.complexity.scorers.loading import default_scorer
 from cat_fast.complexity.signals.jpeg_size import jpeg_bytes
 from cat_fast.data.images.label_fields import SCORES
 
 __all__ = [
     "JPEG_THRESHOLDS",
     "RATIOS",
-    "SCORED_CAPTIONS",
     "SCORES",
     "Candidate",
     "ComplexityResult",
     "Description",
     "FastScorer",
     "JpegThresholds",
+    "Prompt",
     "RatioThresholds",
     "Score",
     "ScoreCounts",
@@ -55,12 +56,9 @@ __all__ = [
     "jpeg_bytes",
     "jpeg_ratio",
     "mean_tokens",
-    "parse_score",
-    "prompt",
     "ratio_mix",
     "ratios_within_budget",
     "read_descriptions",
-    "read_scored",
     "require_scores",
     "round_score",
     "rubric_text",

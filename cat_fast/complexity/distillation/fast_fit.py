@@ -12,7 +12,7 @@ from cat_fast.complexity.calibration import Boundaries
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.distillation.fast_training import TrainingSettings, WordVectors, train_network
 from cat_fast.complexity.distillation.rated_captions import RatedCaption, assign_folds
-from cat_fast.complexity.fast.scorer import FastScorer, confidence_signals, squash
+from cat_fast.complexity.scorers.fast.scorer import FastScorer, confidence_signals, squash
 
 CANDIDATES = (TrainingSettings(epochs=16), TrainingSettings(epochs=28))
 """Settings to choose from."""

@@ -1,6 +1,6 @@
 """Training of the fast scorer's network with torch, and its conversion to integers.
 
-The model mirrors `cat_fast.complexity.fast.network.Network`: same inputs, same layout of many captions in one
+The model mirrors `cat_fast.complexity.scorers.fast.network.Network`: same inputs, same layout of many captions in one
 flat array. A word's vector is a projection of its pretrained vector plus, for words that occur at least twice
 in the training captions, a learned difference.
 """
@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.distillation.rated_captions import RatedCaption
-from cat_fast.complexity.fast.network import FLAGS, WINDOW, Network
-from cat_fast.complexity.fast.words import (
+from cat_fast.complexity.scorers.fast.network import FLAGS, WINDOW, Network
+from cat_fast.complexity.scorers.fast.words import (
     FIRST_WORD,
     PROPERTIES,
     SEPARATOR,

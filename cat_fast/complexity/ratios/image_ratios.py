@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.default_scorer import default_scorer
+from cat_fast.complexity.scorers.loading import default_scorer
 from cat_fast.complexity.ratios.choose import choose_ratios
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds
 from cat_fast.complexity.ratios.origin import scored_by

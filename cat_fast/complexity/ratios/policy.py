@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from PIL.Image import Image
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.default_scorer import default_scorer
+from cat_fast.complexity.scorers.loading import default_scorer
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.thresholds import RatioThresholds, Scored, default_thresholds

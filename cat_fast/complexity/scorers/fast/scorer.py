@@ -16,8 +16,8 @@ import numpy as np
 
 from cat_fast.complexity.calibration import Boundaries
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.fast.network import Network
-from cat_fast.complexity.fast.words import UNKNOWN, Vocabulary, split_words
+from cat_fast.complexity.scorers.fast.network import Network
+from cat_fast.complexity.scorers.fast.words import UNKNOWN, Vocabulary, split_words
 from cat_fast.complexity.score import Score, ScoringFailure
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError

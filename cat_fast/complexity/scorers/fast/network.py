@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from cat_fast.complexity.fast.words import SEPARATOR, FlatWords
+from cat_fast.complexity.scorers.fast.words import SEPARATOR, FlatWords
 
 WINDOW = 3
 FLAGS = 5
