@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 
 from cat_fast import console
 from cat_fast.cli.score_cost import cost
+from cat_fast.cli.score_distill import distill
 from cat_fast.cli.score_tables import print_failures, print_scores
 from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
@@ -26,7 +27,7 @@ _MAX_LISTED = {True: 1000, False: 20}
 """Maximum number of samples in the table, without and with a file of scores."""
 _MAX_FAILURES = 10
 """Maximum number of failed samples listed by name."""
-SUBCOMMANDS = {"cost": cost}
+SUBCOMMANDS = {"cost": cost, "distill": distill}
 
 
 class ScoreCommand(TyperCommand):

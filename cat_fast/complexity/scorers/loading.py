@@ -1,7 +1,6 @@
 """Scorers by the names of the command line; each is imported only when it is used."""
 
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +86,9 @@ def load_scorer(
     return EscalatingScorer(_load(name, {}), _load(second, given), escalate)
 
 
-@cache
 def default_scorer() -> Scorer:
     """Return the scorer of captions where no other is chosen, loaded once."""
-    return load_scorer()
+    return load_scorer("fast")
 
 
 def _load(name: str, options: Mapping[str, Any]) -> Scorer:
@@ -100,10 +98,14 @@ def _load(name: str, options: Mapping[str, Any]) -> Scorer:
             f"{_flag(unused[0])}: not used by --scorer {name}; leave it out, or choose {' or '.join(users)}"
         )
     match name:
-        case "accurate" | "fast":
-            from cat_fast.complexity.scorers.fast.scorer import FastScorer
+        case "accurate":
+            from cat_fast.complexity.accurate.scorer import accurate_scorer
 
-            return FastScorer.load()
+            return accurate_scorer()
+        case "fast":
+            from cat_fast.complexity.scorers.fast.scorer import fast_scorer
+
+            return fast_scorer()
         case "length":
             from cat_fast.complexity.scorers.caption_length import CaptionLength
 

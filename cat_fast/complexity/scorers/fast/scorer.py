@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -142,6 +142,12 @@ class FastScorer:
             "boundaries": np.array([(b.low, b.high) for b in self.boundaries]),
             "confidence": self.confidence,
         }
+
+
+@cache
+def fast_scorer() -> FastScorer:
+    """Return the packaged scorer, loaded once."""
+    return FastScorer.load()
 
 
 def confidence_signals(

@@ -1,0 +1,149 @@
+"""Fit of the accurate scorer: adapters, the kernel regression and the calibration.
+
+Each adapter leaves out its own part of the captions. The calibration is fitted to predictions of these parts
+alone, so that a fit needs no captions other than its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from cat_fast.complexity.accurate.calibration import Calibration, RawPredictions
+from cat_fast.complexity.accurate.encoding import encode
+from cat_fast.complexity.accurate.kernel_model import FeatureMap, mix_states
+from cat_fast.complexity.accurate.rating_model import RatingModel, flag_states
+from cat_fast.complexity.accurate.scorer import AccurateScorer
+from cat_fast.complexity.description import Description
+from cat_fast.complexity.distillation.adapter_training import (
+    HiddenCaptions,
+    TrainingPlan,
+    predict_ratings,
+    train_adapter,
+)
+from cat_fast.complexity.distillation.kernel_fit import WIDTH, fit_kernel_model
+from cat_fast.complexity.distillation.rated_captions import RatedCaption, assign_folds
+from cat_fast.complexity.sentence_encoder import FILES, SentenceEncoder
+from cat_fast.data.files import atomic_write
+
+MEMBERS = 1
+"""Number of adapters."""
+PARTS = 8
+"""Each adapter leaves out one of so many parts."""
+
+
+@dataclass(frozen=True)
+class EncodedCaptions:
+    """Rated captions with their encodings, which all fits share."""
+
+    encoder: SentenceEncoder
+    rated: Sequence[RatedCaption]
+    hidden: HiddenCaptions
+    pooled: np.ndarray
+    """float32 (N, K)."""
+
+    @classmethod
+    def compute(
+        cls,
+        encoder: SentenceEncoder,
+        rated: Sequence[RatedCaption],
+        on_caption: Callable[[int], None] = lambda finished: None,
+    ) -> "EncodedCaptions":
+        """Encode all captions; `on_caption` is called with the number of encoded ones."""
+        states: list[torch.Tensor] = [torch.empty(0)] * len(rated)
+        pooled: list[np.ndarray] = [np.empty(0)] * len(rated)
+        finished = 0
+        for batch in encode(encoder, [row.description.caption for row in rated]):
+            for row, i in enumerate(batch.indices):
+                states[i] = batch.hidden[row, batch.real[row]].clone()
+                pooled[i] = batch.pooled[row].numpy()
+            finished += len(batch.indices)
+            on_caption(finished)
+        return cls(encoder, rated, HiddenCaptions.join(states), np.stack(pooled))
+
+
+def training_steps(encoded: EncodedCaptions, rows: np.ndarray, plan: TrainingPlan) -> int:
+    """Return the number of training steps of `fit_accurate`."""
+    single = sum(len(encoded.rated[i].ratings) == 1 for i in rows)
+    kept = (PARTS - 1) / PARTS
+    per_epoch = (len(rows) - single) * kept + min(single * kept, plan.single_rating_rows)
+    return MEMBERS * plan.epochs * -(-int(per_epoch) // plan.batch_size)
+
+
+def fit_accurate(
+    encoded: EncodedCaptions,
+    rows: np.ndarray,
+    *,
+    plan: TrainingPlan,
+    folder: Path,
+    on_step: Callable[[], None] = lambda: None,
+) -> AccurateScorer:
+    """Fit the scorer to the captions `rows`; the same arguments give the same scorer.
+
+    Args:
+        encoded: all rated captions.
+        rows: indices of the captions to fit.
+        plan: settings of the adapters' training.
+        folder: folder of finished adapters, which are not trained again.
+        on_step: is called after every training step.
+    """
+    subset = [encoded.rated[i] for i in rows]
+    parts = assign_folds(subset, PARTS, seed=1)
+    double = np.array([len(row.ratings) > 1 for row in subset])
+    features = FeatureMap.fit(encoded.pooled[rows], WIDTH)
+    flags = flag_states([row.description for row in encoded.rated])
+    models: list[RatingModel] = []
+    left_out: list[int] = []
+    raw: tuple[list[RawPredictions], list[RawPredictions]] = ([], [])
+    for member in range(MEMBERS):
+        path = folder / f"adapter-{_fingerprint(encoded, rows, plan, member)}.safetensors"
+        kept, part = np.flatnonzero(parts != member), np.flatnonzero((parts == member) & double)
+        models.append(_trained(path, encoded, rows[kept], plan, member, on_step))
+        kernel = fit_kernel_model(features, encoded.pooled[rows[kept]], [subset[i] for i in kept])
+        outputs = kernel.predict(encoded.pooled[rows[part]])
+        given = [subset[i].description for i in part]
+        for state, descriptions in enumerate((given, [Description(d.caption) for d in given])):
+            states = flags if state == 0 else torch.zeros_like(flags)
+            ratings = predict_ratings(models[-1], encoded.hidden, rows[part], states)
+            raw[state].append(RawPredictions(ratings, mix_states(outputs, descriptions)))
+        left_out += part.tolist()
+    means = np.array([subset[i].mean for i in left_out])
+    known, unknown = (Calibration.fit(RawPredictions.join(members), means) for members in raw)
+    adapters = [{name: value.half() for name, value in model.adapter().items()} for model in models]
+    kernel = fit_kernel_model(features, encoded.pooled[rows], subset)
+    return AccurateScorer(encoded.encoder, adapters, kernel, (known, unknown))
+
+
+def _trained(
+    path: Path,
+    encoded: EncodedCaptions,
+    rows: np.ndarray,
+    plan: TrainingPlan,
+    seed: int,
+    on_step: Callable[[], None],
+) -> RatingModel:
+    if path.exists():
+        model = RatingModel(encoded.encoder.model)
+        model.load_adapter({name: value.float() for name, value in load_file(path).items()})
+        return model.eval()
+    model = train_adapter(
+        encoded.encoder, encoded.rated, encoded.hidden, rows, plan=plan, seed=seed, on_step=on_step
+    )
+    with atomic_write(path) as part:
+        save_file({name: value.half().contiguous() for name, value in model.adapter().items()}, part)
+    return model
+
+
+def _fingerprint(encoded: EncodedCaptions, rows: np.ndarray, plan: TrainingPlan, member: int) -> str:
+    """Hash everything that an adapter depends on, except this code."""
+    data = [
+        (r.description.caption, r.ratings, r.description.has_text, r.description.has_faces)
+        for r in encoded.rated
+    ]
+    content = json.dumps([asdict(plan), member, PARTS, rows.tolist(), data, FILES])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

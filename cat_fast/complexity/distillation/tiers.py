@@ -1,0 +1,98 @@
+"""Tiers of the distilled scorer, each with the function that fits it and the files that it is saved to."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.score import Scorer
+
+
+class FittedScorer(Scorer, Protocol):
+    """A scorer that can be saved."""
+
+    def save(self, path: Path) -> None:
+        """Save the scorer."""
+        ...
+
+
+class Tier(Protocol):
+    """A kind of distilled scorer."""
+
+    @property
+    def name(self) -> str:
+        """Name of the tier and of its files."""
+        ...
+
+    @property
+    def settings(self) -> str:
+        """Everything but the captions that a fit depends on, to recognize finished fits."""
+        ...
+
+    def prepare(
+        self, rated: Sequence[RatedCaption], folder: Path, on_progress: Callable[[str, int, int], None]
+    ) -> Callable[[np.ndarray], FittedScorer]:
+        """Return the function that fits a scorer to the captions with the given indices, int64.
+
+        Args:
+            rated: all rated captions.
+            folder: folder for the results of finished parts of fits, from which a fit resumes.
+            on_progress: is called with the name of a part, the number of its finished steps and of all steps.
+        """
+        ...
+
+
+class AccurateTier:
+    """The accurate tier."""
+
+    name = "accurate"
+
+    def __init__(self) -> None:
+        from cat_fast.complexity.distillation.adapter_training import TrainingPlan
+
+        self._plan = TrainingPlan()
+
+    @property
+    def settings(self) -> str:
+        """The training plan and the encoder."""
+        from cat_fast.complexity.sentence_encoder import FILES
+
+        return f"{self._plan} {sorted(FILES.items())}"
+
+    def prepare(
+        self, rated: Sequence[RatedCaption], folder: Path, on_progress: Callable[[str, int, int], None]
+    ) -> Callable[[np.ndarray], FittedScorer]:
+        """Return the fitting function; the captions are encoded at its first call."""
+        from cat_fast.complexity.distillation.accurate_fit import (
+            EncodedCaptions,
+            fit_accurate,
+            training_steps,
+        )
+        from cat_fast.complexity.sentence_encoder import SentenceEncoder
+
+        encoded: list[EncodedCaptions] = []
+
+        def fit(rows: np.ndarray) -> FittedScorer:
+            if not encoded:
+                encoder = SentenceEncoder.load()
+                encoded.append(
+                    EncodedCaptions.compute(
+                        encoder, rated, lambda done: on_progress("encoding captions", done, len(rated))
+                    )
+                )
+            steps, done = training_steps(encoded[0], rows, self._plan), 0
+
+            def step() -> None:
+                nonlocal done
+                done += 1
+                on_progress("training an adapter", min(done, steps), steps)
+
+            return fit_accurate(encoded[0], rows, plan=self._plan, folder=folder, on_step=step)
+
+        return fit
+
+
+TIERS: dict[str, Callable[[], Tier]] = {"accurate": AccurateTier}
+"""Constructors of the tiers by name."""
