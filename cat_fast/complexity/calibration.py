@@ -25,7 +25,7 @@ class Boundaries:
 
     @classmethod
     def fit(cls, predictions: np.ndarray, means: np.ndarray) -> "Boundaries":
-        """Fit to predictions (N,) for captions that the model was not fitted on, and their mean ratings (N,)."""
+        """Fit to predictions of captions that the model was not fitted on, and their mean ratings, (N,)."""
         ordered = np.sort(predictions)
         counts = [int((means <= int(boundary)).sum()) for boundary in RATIO_BOUNDARIES]
         return cls(*(float((ordered[n - 1] + ordered[n]) / 2) for n in counts))

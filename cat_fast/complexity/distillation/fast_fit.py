@@ -1,78 +1,93 @@
-"""Fit of the fast scorer: choice of settings, calibration, and the network.
+"""Fit of the fast scorer: networks, choice of their settings, and calibration.
 
-Settings and calibration come from captions held out of the given ones; the network is then trained on all.
+Each network leaves out its own part of the captions. Settings are chosen and the calibration is fitted on
+these parts alone, so that a fit needs no captions other than its own.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from cat_fast.complexity.calibration import Boundaries
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.distillation.fast_training import TrainingSettings, WordVectors, train_network
+from cat_fast.complexity.distillation.fast_training import TrainingSettings, train_network, vocabulary_of
 from cat_fast.complexity.distillation.rated_captions import RatedCaption, assign_folds
-from cat_fast.complexity.scorers.fast.scorer import FastScorer, confidence_signals, squash
+from cat_fast.complexity.distillation.word_vectors import WordVectors
+from cat_fast.complexity.scorers.fast.scorer import SIGNALS, FastScorer, confidence_signals, squash
 
-CANDIDATES = (TrainingSettings(epochs=16), TrainingSettings(epochs=28))
-"""Settings to choose from."""
-HELD_OUT = 5
-"""One of this number of parts is held out, by image and text."""
+CANDIDATES = (TrainingSettings(word_dropout=0.3), TrainingSettings(word_dropout=0.15))
+"""Settings to choose from, by the part that the first network leaves out."""
+MEMBERS = 3
+"""Number of networks."""
+PARTS = 8
+"""Each network leaves out one of so many parts, by image and text."""
 _STATES: tuple[Callable[[Description], list[Description]], ...] = (
     lambda d: [d],
     lambda d: [Description(d.caption, None, d.has_faces), Description(d.caption, d.has_text, None)],
     lambda d: [Description(d.caption)],
 )
 """Descriptions with both flags known, one, and none."""
+_UNFITTED = Boundaries(4.5, 7.5)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Settings and calibration, chosen on held-out captions."""
+def fit_fast(
+    rated: Sequence[RatedCaption],
+    pretrained: WordVectors,
+    *,
+    candidates: Sequence[TrainingSettings] = CANDIDATES,
+    on_epoch: Callable[[], None] = lambda: None,
+) -> FastScorer:
+    """Fit a scorer to rated captions; those with one rating serve the training of the networks only."""
+    parts = assign_folds(rated, PARTS, seed=1)
+    double = np.array([len(row.ratings) > 1 for row in rated])
+    vocabulary, own = vocabulary_of([row.description.caption for row in rated], pretrained)
 
-    settings: TrainingSettings
-    boundaries: tuple[Boundaries, Boundaries, Boundaries]
-    confidence: np.ndarray
+    def train(member: int, settings: TrainingSettings) -> FastScorer:
+        rows = [rated[i] for i in np.flatnonzero(parts != member)]
+        network = train_network(rows, vocabulary, own, pretrained, settings, member, on_epoch)
+        return FastScorer(vocabulary, (network,), (_UNFITTED,) * 3, np.zeros(SIGNALS))
+
+    left_out = [[rated[i] for i in np.flatnonzero((parts == m) & double)] for m in range(MEMBERS)]
+    trials = [train(0, settings) for settings in candidates]
+    best = min(range(len(trials)), key=lambda i: mean_error(trials[i], left_out[0]))
+    members = [trials[best], *(train(member, candidates[best]) for member in range(1, MEMBERS))]
+    boundaries, confidence = calibrate(members, left_out)
+    return replace(
+        members[0],
+        networks=tuple(network for member in members for network in member.networks),
+        boundaries=boundaries,
+        confidence=confidence,
+    )
 
 
-def fit_fast(rated: Sequence[RatedCaption], pretrained: WordVectors, seed: int = 0) -> FastScorer:
-    """Fit a scorer to rated captions; those with one rating serve the training of the network only."""
-    choice = choose(rated, pretrained, seed)
-    vocabulary, network = train_network(rated, pretrained, choice.settings, seed)
-    return FastScorer(vocabulary, network, choice.boundaries, choice.confidence)
-
-
-def choose(rated: Sequence[RatedCaption], pretrained: WordVectors, seed: int = 0) -> Choice:
-    """Train on four fifths of the captions per candidate; choose and calibrate on the others.
-
-    The candidate with the smallest mean absolute error with the flags given and unknown is chosen.
-    """
-    part = assign_folds(rated, HELD_OUT, seed=seed + 1)
-    training = [row for row, fold in zip(rated, part, strict=True) if fold != 0]
-    held_out = [
-        row for row, fold in zip(rated, part, strict=True) if fold == 0 and len(row.ratings) > 1
-    ]
-    best: tuple[float, TrainingSettings, FastScorer] | None = None
-    for settings in CANDIDATES:
-        vocabulary, network = train_network(training, pretrained, settings, seed)
-        scorer = FastScorer(vocabulary, network, (Boundaries(4.5, 7.5),) * 3, np.zeros(6))
-        error = _error(scorer, held_out)
-        if best is None or error < best[0]:
-            best = error, settings, scorer
-    assert best is not None
-    _, settings, scorer = best
-    return Choice(settings, *calibrate(scorer, held_out))
+def mean_error(scorer: FastScorer, rows: Sequence[RatedCaption]) -> float:
+    """Return the mean absolute error before calibration, over captions with flags and without."""
+    means = np.array([row.mean for row in rows])
+    errors = []
+    for state in (_STATES[0], _STATES[-1]):
+        predictions, _, _ = scorer.predict([d for row in rows for d in state(row.description)])
+        errors.append(float(np.abs(np.clip(predictions, 1, 9) - means).mean()))
+    return float(np.mean(errors))
 
 
 def calibrate(
-    scorer: FastScorer, held_out: Sequence[RatedCaption]
+    scorers: Sequence[FastScorer], left_out: Sequence[Sequence[RatedCaption]]
 ) -> tuple[tuple[Boundaries, Boundaries, Boundaries], np.ndarray]:
-    """Return the boundaries per number of unknown flags, and the weights of the confidence."""
+    """Return the boundaries per number of unknown flags, and the weights of the confidence.
+
+    Args:
+        scorers: scorers of one network each.
+        left_out: captions that each of them was not fitted on.
+    """
     boundaries, signals, right = [], [], []
     for state in _STATES:
-        rows = [(changed, row.mean) for row in held_out for changed in state(row.description)]
-        means = np.array([mean for _, mean in rows])
-        predictions, unknown_flags, unknown_words = scorer.predict([description for description, _ in rows])
+        parts = []
+        for scorer, rows in zip(scorers, left_out, strict=True):
+            changed = [(d, row.mean) for row in rows for d in state(row.description)]
+            means = np.array([mean for _, mean in changed])
+            parts.append((*scorer.predict([d for d, _ in changed]), means))
+        predictions, unknown_flags, unknown_words, means = map(np.concatenate, zip(*parts, strict=True))
         fitted = Boundaries.fit(predictions, means)
         expected = fitted.move(predictions)
         score = np.clip(np.floor(expected + 0.5), 1, 9)
@@ -84,7 +99,7 @@ def calibrate(
 
 
 def fit_confidence(signals: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return the weights (signals,) with which `squash` of the weighted sum is the likeliest probability."""
+    """Return the weights (SIGNALS,) with which `squash` of the weighted sum is the likeliest probability."""
     from scipy.optimize import minimize
 
     def loss(weights: np.ndarray) -> float:
@@ -92,13 +107,4 @@ def fit_confidence(signals: np.ndarray, right: np.ndarray) -> np.ndarray:
         penalty = 1e-4 * float(weights @ weights)
         return penalty - float(np.where(right, np.log(share), np.log(1 - share)).mean())
 
-    return np.asarray(minimize(loss, np.zeros(signals.shape[1]), method="L-BFGS-B").x)
-
-
-def _error(scorer: FastScorer, rows: Sequence[RatedCaption]) -> float:
-    means = np.array([row.mean for row in rows])
-    errors = []
-    for state in (_STATES[0], _STATES[-1]):
-        predictions, _, _ = scorer.predict([d for row in rows for d in state(row.description)])
-        errors.append(float(np.abs(np.clip(predictions, 1, 9) - means).mean()))
-    return float(np.mean(errors))
+    return np.asarray(minimize(loss, np.zeros(SIGNALS), method="L-BFGS-B").x)

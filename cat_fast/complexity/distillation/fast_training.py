@@ -1,14 +1,15 @@
 """Training of the fast scorer's network with torch, and its conversion to integers.
 
-The model mirrors `cat_fast.complexity.scorers.fast.network.Network`: same inputs, same layout of many captions in one
-flat array. A word's vector is a projection of its pretrained vector plus, for words that occur at least twice
-in the training captions, a learned difference.
+The model mirrors `cat_fast.complexity.scorers.fast.network.Network`: same inputs, same flat layout of many
+captions. A word's vector is a projection of its pretrained vector plus, for words of the captions that are
+fitted to, a learned difference.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.distillation.word_vectors import WordVectors
 from cat_fast.complexity.scorers.fast.network import FLAGS, WINDOW, Network
 from cat_fast.complexity.scorers.fast.words import (
     FIRST_WORD,
@@ -30,8 +32,6 @@ from cat_fast.complexity.scorers.fast.words import (
 )
 
 VECTOR, CHANNELS, HIDDEN = 32, 32, 32
-FREQUENT = 2
-"""Occurrences from which words get a learned difference and pairs a linear term."""
 SINGLE_WEIGHT = 0.7
 """Weight of a caption with one rating; two ratings have weight 1."""
 _MIDDLE = 5.2
@@ -42,7 +42,7 @@ _LARGEST_IMPORTANCE = 6.0
 class TrainingSettings:
     """Settings of a fit."""
 
-    epochs: int = 16
+    epochs: int = 20
     word_dropout: float = 0.3
     """Largest share of a caption's words that become unknown; the share is drawn per caption."""
     dropout: float = 0.2
@@ -54,35 +54,22 @@ class TrainingSettings:
     """Weight of predicting the flags from the caption, which helps where they are unknown."""
 
 
-@dataclass(frozen=True)
-class WordVectors:
-    """Pretrained vectors of words."""
-
-    words: tuple[str, ...]
-    vectors: np.ndarray
-    """float32 (words, size), unit variance."""
-    general: int
-    """The first words, which belong to any vocabulary; others only to that of captions with them."""
-
-
 def vocabulary_of(captions: Sequence[str], pretrained: WordVectors) -> tuple[Vocabulary, int]:
-    """Return the words of captions, most frequent first, then pretrained ones; and the number of frequent ones."""
+    """Return the vocabulary of captions and the number of their own words, which come first."""
     split = [split_words(caption) for caption in captions]
     counts = Counter(word for words in split for word in words)
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
-    frequent = sum(count >= FREQUENT for count in counts.values())
-    pairs = Counter(pair for words in split for pair in set(zip(words, words[1:], strict=False)))
-    known = [pair for pair, count in pairs.items() if count >= FREQUENT]
+    pairs = {pair for words in split for pair in pairwise(words)}
     others = [word for word in pretrained.words[: pretrained.general] if word not in counts]
-    return Vocabulary.of([*ordered, *others], known), frequent
+    return Vocabulary.of([*ordered, *others], pairs), len(ordered)
 
 
 class FastModel(nn.Module):
     """The network in floating point."""
 
-    def __init__(self, vocabulary: Vocabulary, frequent: int, pretrained: WordVectors) -> None:
+    def __init__(self, vocabulary: Vocabulary, own: int, pretrained: WordVectors) -> None:
         super().__init__()
-        size, learned = pretrained.vectors.shape[1], FIRST_WORD + frequent
+        size, learned = pretrained.vectors.shape[1], FIRST_WORD + own
         row = {word: i for i, word in enumerate(pretrained.words)}
         base = np.zeros((vocabulary.size, size), np.float32)
         for i, word in enumerate(vocabulary.words, FIRST_WORD):
@@ -126,7 +113,9 @@ class FastModel(nn.Module):
         real = (words != SEPARATOR)[:, None].float()
         if self.training:
             share = torch.rand(count)[owner] * settings.word_dropout
-            words = torch.where((torch.rand(len(words)) < share) & (real[:, 0] > 0), UNKNOWN, words)
+            dropped = (torch.rand(len(words)) < share) & (real[:, 0] > 0)
+            words = torch.where(dropped, UNKNOWN, words)
+            pairs = torch.where(dropped | dropped.roll(-1), 0, pairs)
 
         def total(values: Tensor) -> Tensor:
             return torch.zeros(count, values.shape[1]).index_add(0, owner, values)
@@ -152,9 +141,9 @@ class FastModel(nn.Module):
         pooled = functional.dropout(pooled, settings.dropout, self.training)
         features = torch.cat([pooled, 4 * lengths / (lengths + 12) - 2, root / 4 - 1], 1)
         inputs = torch.cat([features, flags, flags.abs(), flags[:, :1] * flags[:, 1:]], 1)
-        hidden = functional.hardswish(self.hidden_1(inputs))
+        hidden = _activate(self.hidden_1(inputs))
         hidden = functional.dropout(hidden, settings.dropout, self.training)
-        hidden = functional.hardswish(self.hidden_2(hidden))
+        hidden = _activate(self.hidden_2(hidden))
         linear = total(terms + self.pair_terms(pairs)) / root
         expected = self.output(torch.cat([inputs, hidden], 1)) + linear + _MIDDLE
         return expected[:, 0], self.flags(features)
@@ -169,16 +158,33 @@ class FastModel(nn.Module):
         return self.projection(self.base[words]) * real + learned[:, :VECTOR], learned[:, VECTOR:]
 
 
+def _activate(x: Tensor) -> Tensor:
+    return x * (0.5 + 0.5 * x / torch.sqrt(1 + x * x))
+
+
 def train_network(
-    rated: Sequence[RatedCaption], pretrained: WordVectors, settings: TrainingSettings, seed: int
-) -> tuple[Vocabulary, Network]:
-    """Fit a network to rated captions; the same arguments give the same network on one machine."""
+    rated: Sequence[RatedCaption],
+    vocabulary: Vocabulary,
+    own: int,
+    pretrained: WordVectors,
+    settings: TrainingSettings,
+    seed: int,
+    on_epoch: Callable[[], None] = lambda: None,
+) -> Network:
+    """Fit a network to rated captions; the same arguments give the same network on one machine.
+
+    Args:
+        rated: the captions.
+        vocabulary, own: see `vocabulary_of`.
+        pretrained: vectors of words.
+        settings: settings of the fit.
+        seed: seed of the initial weights, the order of captions and dropout.
+        on_epoch: is called after each epoch.
+    """
     captions = [row.description.caption for row in rated]
-    vocabulary, frequent = vocabulary_of(captions, pretrained)
-    generator = torch.random.fork_rng(devices=[])
-    with generator:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = FastModel(vocabulary, frequent, pretrained).train()
+        model = FastModel(vocabulary, own, pretrained).train()
         means = torch.tensor([row.mean for row in rated])
         weights = torch.tensor([1.0 if len(row.ratings) > 1 else SINGLE_WEIGHT for row in rated])
         flags = flag_values([row.description for row in rated])
@@ -208,7 +214,8 @@ def train_network(
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
-    return vocabulary, to_integers(model.eval())
+            on_epoch()
+    return to_integers(model.eval())
 
 
 def flag_values(descriptions: Sequence[Description]) -> Tensor:
@@ -238,7 +245,9 @@ def to_integers(model: FastModel) -> Network:
     kernel, kernel_unit = _integers(model.convolution.weight.T, np.int8)
     bias = model.convolution.bias.double() / 2.0 ** (vector_unit + kernel_unit)
     layers = [_with_bias(model.hidden_1), _with_bias(model.hidden_2), _with_bias(model.output, _MIDDLE)]
-    (hidden_1, unit_1), (hidden_2, unit_2), (output, unit_3) = (_integers(layer, np.int16) for layer in layers)
+    (hidden_1, unit_1), (hidden_2, unit_2), (output, unit_3) = (
+        _integers(layer, np.int16) for layer in layers
+    )
     units = [vector_unit, linear_unit, kernel_unit, unit_1, unit_2, unit_3]
     return Network(
         vectors=vectors,

@@ -129,9 +129,9 @@ class Network:
 
 
 def _dense(x: np.ndarray, weights: np.ndarray, unit: float) -> np.ndarray:
-    """Return a layer with the activation x · clip(x + 3, 0, 6) / 6, on the grid."""
+    """Return a layer with the activation x · (1 + x / sqrt(1 + x²)) / 2, on the grid."""
     y = _affine(x, weights, unit)
-    return _to_grid(y * np.clip(y + 3, 0, 6) / 6)
+    return _to_grid(y * (0.5 + 0.5 * y / np.sqrt(1 + y * y)))
 
 
 def _affine(x: np.ndarray, weights: np.ndarray, unit: float) -> np.ndarray:

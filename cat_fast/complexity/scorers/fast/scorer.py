@@ -1,6 +1,6 @@
 """The fast scorer, packaged with the library: deterministic, without torch and without downloads.
 
-See `cat_fast.complexity.distillation.fast_fit` for how it is fitted.
+See `cat_fast.complexity.distillation.fast_fit` for the fit.
 """
 
 import hashlib
@@ -15,19 +15,22 @@ from typing import ClassVar
 import numpy as np
 
 from cat_fast.complexity.calibration import Boundaries
+from cat_fast.complexity.contributions import contributions
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.scorers.fast.network import Network
-from cat_fast.complexity.scorers.fast.words import UNKNOWN, Vocabulary, split_words
 from cat_fast.complexity.score import Score, ScoringFailure
+from cat_fast.complexity.scorers.fast.network import Network
+from cat_fast.complexity.scorers.fast.words import UNKNOWN, Vocabulary
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 
-FAST_FILE = Path(__file__).parents[1] / "assets" / "fast_scorer.npz"
+FAST_FILE = Path(__file__).parents[2] / "assets" / "fast_scorer.npz"
 """The packaged scorer."""
 _BATCH = 512
 """Captions per call of the network, which bounds the memory."""
 _DECIMALS = 4
 """Decimals of expected scores and confidences."""
+SIGNALS = 6
+"""Number of signals that the confidence depends on."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,12 @@ class FastScorer:
     """
 
     vocabulary: Vocabulary
-    network: Network
+    networks: tuple[Network, ...]
+    """Networks whose predictions are averaged."""
     boundaries: tuple[Boundaries, Boundaries, Boundaries]
     """With both flags known, one, and none."""
     confidence: np.ndarray
-    """Weights of `confidence_signals`, float64 (signals,)."""
+    """Weights of `confidence_signals`, float64 (SIGNALS,)."""
 
     name: ClassVar[str] = "fast"
 
@@ -59,13 +63,10 @@ class FastScorer:
             with np.load(path, allow_pickle=False) as stored:
                 return _parse({name: stored[name] for name in stored.files})
         except FileNotFoundError:
-            raise UserError(
-                f"{path}: the file is missing; create it with python scripts/fit_fast_scorer.py"
-            ) from None
+            raise UserError(f"{path}: the file is missing; create it with cat-fast score distill") from None
         except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
-                f"{path}: not a file of the fast scorer ({error}); create one with"
-                " python scripts/fit_fast_scorer.py"
+                f"{path}: not a file of the fast scorer ({error}); create one with cat-fast score distill"
             ) from error
 
     def save(self, path: Path) -> None:
@@ -101,31 +102,12 @@ class FastScorer:
         text = self.vocabulary.flatten([d.caption for d in descriptions])
         unknown = np.add.reduceat((text.words == UNKNOWN).astype(np.int64), text.starts)
         share = unknown / np.maximum(text.lengths, 1)
-        return self.network.predict(text, flags), (flags == 0).sum(1), share
+        predictions = sum(network.predict(text, flags) for network in self.networks) / len(self.networks)
+        return predictions, (flags == 0).sum(1), share
 
     def contributions(self, description: Description) -> list[tuple[str, float]]:
-        """Return (feature, contribution) pairs, largest magnitude first.
-
-        A contribution is the decrease of the expected score when the word is replaced by an unknown one
-        wherever it occurs, or the flag becomes unknown.
-        """
-        words = split_words(description.caption)
-        distinct = [word for word in dict.fromkeys(words) if word in self.vocabulary.index and word.isalnum()]
-        features = [(f'word "{word}"', word) for word in distinct]
-        changed = [
-            Description(" ".join("\N{REPLACEMENT CHARACTER}x" if w == word else w for w in words), *_flags(description))
-            for _, word in features
-        ]
-        names = [name for name, _ in features]
-        if description.has_text is not None:
-            names.append("has text" if description.has_text else "no text")
-            changed.append(Description(description.caption, None, description.has_faces))
-        if description.has_faces is not None:
-            names.append("has faces" if description.has_faces else "no faces")
-            changed.append(Description(description.caption, description.has_text, None))
-        whole, *parts = self.score_many([description, *changed])
-        effects = [(name, whole.expected - part.expected) for name, part in zip(names, parts, strict=True)]
-        return sorted(effects, key=lambda effect: -abs(effect[1]))
+        """Return the effects of words and flags, largest magnitude first; see `contributions`."""
+        return contributions(self, description)
 
     def _score(self, descriptions: Sequence[Description]) -> tuple[np.ndarray, np.ndarray]:
         predictions, unknown_flags, unknown_words = self.predict(descriptions)
@@ -136,7 +118,12 @@ class FastScorer:
         return expected, np.round(squash(odds), _DECIMALS)
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return {name: getattr(self.network, name) for name in Network.names()} | {
+        networks = {
+            f"network{i}/{name}": getattr(network, name)
+            for i, network in enumerate(self.networks)
+            for name in Network.names()
+        }
+        return networks | {
             "words": np.frombuffer("\n".join(self.vocabulary.words).encode(), np.uint8),
             "pairs": self.vocabulary.pairs,
             "boundaries": np.array([(b.low, b.high) for b in self.boundaries]),
@@ -153,10 +140,17 @@ def fast_scorer() -> FastScorer:
 def confidence_signals(
     expected: np.ndarray, unknown_flags: np.ndarray, unknown_words: np.ndarray
 ) -> np.ndarray:
-    """Return what the confidence depends on, float64 (N, 6)."""
+    """Return what the confidence depends on, float64 (N, SIGNALS)."""
     score = np.clip(np.floor(expected + 0.5), 1, 9)
     middle = expected / 5 - 1
-    signals = [np.ones(len(expected)), np.abs(expected - score), middle, middle**2, unknown_flags, unknown_words]
+    signals = [
+        np.ones(len(expected)),
+        np.abs(expected - score),
+        middle,
+        middle**2,
+        unknown_flags,
+        unknown_words,
+    ]
     return np.stack(signals, axis=1).astype(np.float64)
 
 
@@ -168,14 +162,19 @@ def squash(odds: np.ndarray) -> np.ndarray:
 _SIGN = {None: 0.0, True: 1.0, False: -1.0}
 
 
-def _flags(description: Description) -> tuple[bool | None, bool | None]:
-    return description.has_text, description.has_faces
-
-
 def _parse(arrays: Mapping[str, np.ndarray]) -> FastScorer:
-    words = tuple(arrays["words"].tobytes().decode().split("\n"))
-    boundaries = tuple(Boundaries(*map(float, row)) for row in arrays["boundaries"])
-    if len(boundaries) != 3:
-        raise ValueError(f"boundaries: expected 3, got {len(boundaries)}")
-    network = Network(**{name: arrays[name] for name in Network.names()})
-    return FastScorer(Vocabulary(words, arrays["pairs"]), network, boundaries, arrays["confidence"])
+    vocabulary = Vocabulary(tuple(arrays["words"].tobytes().decode().split("\n")), arrays["pairs"])
+    count = len({name.partition("/")[0] for name in arrays if name.startswith("network")})
+    networks = tuple(
+        Network(**{name: arrays[f"network{i}/{name}"] for name in Network.names()}) for i in range(count)
+    )
+    if not networks:
+        raise KeyError("network0")
+    for network in networks:
+        if len(network.vectors) != vocabulary.size or len(network.pair_terms) != len(vocabulary.pairs) + 1:
+            raise ValueError("the networks do not fit the vocabulary")
+    both, one, none = (Boundaries(*map(float, row)) for row in arrays["boundaries"])
+    confidence = arrays["confidence"]
+    if confidence.shape != (SIGNALS,):
+        raise ValueError(f"confidence: expected shape {(SIGNALS,)}, got {confidence.shape}")
+    return FastScorer(vocabulary, networks, (both, one, none), confidence)

@@ -1,4 +1,4 @@
-"""Words of captions as integers: a vocabulary, pairs of adjacent words, and many captions in one flat array."""
+"""Words of captions as integers: a vocabulary, pairs of words, and many captions in one flat array."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -92,7 +92,7 @@ PROPERTIES = ("and", "article", "the", "with", "comma", "mark", "number", "plura
 
 
 def word_properties(words: Sequence[str]) -> np.ndarray:
-    """Return which of `PROPERTIES` each index of a vocabulary of `words` has, bool (FIRST_WORD + words, 8)."""
+    """Return which of `PROPERTIES` each index of a vocabulary has, bool (FIRST_WORD + len(words), 8)."""
     table = np.zeros((FIRST_WORD + len(words), len(PROPERTIES)), bool)
     for i, word in enumerate(words, FIRST_WORD):
         plural = len(word) > 3 and word.endswith("s") and not word.endswith("ss")
