@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from cat_fast.complexity.scorers.extras import import_extra
+from cat_fast.complexity.extras import import_extra
 from cat_fast.complexity.scorers.language_model.replies import ModelReply, Token
 from cat_fast.errors import UserError, one_line
 
