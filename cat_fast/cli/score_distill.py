@@ -18,7 +18,10 @@ def distill(
         typer.Option(help="Tier to fit; may be repeated. Default: all.", show_default=False),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for the scorers and their reports. Default: that of the package.")
+        Path,
+        typer.Option(
+            help="Folder for the scorers and their reports. Default: that of the package.", show_default=False
+        ),
     ] = ASSETS,
     work: Annotated[
         Path, typer.Option(help="Folder for finished parts; a second call resumes from them.")

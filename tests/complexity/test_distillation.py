@@ -1,5 +1,6 @@
 """Fits of distilled scorers: adapters, calibration, and the protocol of the measurement out of fold."""
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,6 @@ from cat_fast.complexity.distillation.accurate_fit import EncodedCaptions, fit_a
 from cat_fast.complexity.distillation.adapter_training import TrainingPlan
 from cat_fast.complexity.distillation.rated_captions import RatedCaption, read_rated
 from cat_fast.complexity.distillation.study import predict_out_of_fold, report
-from cat_fast.complexity.score import require_scores
 from cat_fast.complexity.sentence_encoder import SentenceEncoder
 
 
@@ -26,12 +26,11 @@ def encoded():
 
 def test_adapted_layers_start_as_the_encoder_and_merge_without_change(encoded):
     torch.manual_seed(0)
-    model = RatingModel(encoded.encoder.model).eval()
+    model = RatingModel(encoded.encoder).eval()
     states, real = encoded.hidden.batch([0, 5, 9])
     adapted = states
-    for index, layer in enumerate(model.layers):
-        adapted = layer(adapted, real[:, None, None])
-        states = encoded.encoder.layer(3 + index, states, real)
+    for layer, frozen in zip(model.layers, encoded.encoder.layers[3:], strict=True):
+        adapted, states = layer(adapted, real), frozen(states, real)
     assert torch.equal(adapted[real], states[real])
 
     for name, value in model.adapter().items():
@@ -41,11 +40,12 @@ def test_adapted_layers_start_as_the_encoder_and_merge_without_change(encoded):
     before = model.ratings(model.pool(*encoded.hidden.batch([0, 5, 9])), flags)
     after = model.merge().ratings(model.pool(*encoded.hidden.batch([0, 5, 9])), flags)
     assert torch.allclose(before, after, atol=1e-4)
-    weights = encoded.encoder.model.state_dict()["encoder.layer.5.output.dense.weight"]
-    assert torch.equal(weights, SentenceEncoder.load().model.encoder.layer[5].output.dense.weight)
+    for name, value in SentenceEncoder.load().layers.state_dict().items():
+        assert torch.equal(encoded.encoder.layers.state_dict()[name], value), name
 
 
 def test_a_fit_is_reproducible_and_resumes_from_finished_adapters(encoded, tmp_path, monkeypatch):
+    encoded = replace(encoded, pooled=encoded.pooled[:, ::24])  # a quick projection
     plan, rows = TrainingPlan(epochs=1), np.arange(len(encoded.rated))
     steps: list[int] = []
     scorers = [
@@ -56,8 +56,6 @@ def test_a_fit_is_reproducible_and_resumes_from_finished_adapters(encoded, tmp_p
     assert len(steps) == 2 * accurate_fit.training_steps(encoded, rows, plan)
     monkeypatch.setattr(accurate_fit, "train_adapter", lambda *_, **__: pytest.fail("trained again"))
     assert fit_accurate(encoded, rows, plan=plan, folder=tmp_path / "a").version == scorers[0].version
-    scores = require_scores(scorers[0], [row.description for row in encoded.rated[:20]])
-    assert all(1 <= score.expected <= 9 and 0 < score.confidence < 1 for score in scores)
 
 
 def test_calibration_moves_only_predictions_near_the_boundaries_and_keeps_the_order():
@@ -87,13 +85,20 @@ class _Memory:
 
     def score_many(self, descriptions):
         assert not self.seen & {d.caption.lower() for d in descriptions if d.has_text is not None}
-        return [Score.of_expected(5.0 if d.has_text is None else 4.6, 0.5) for d in descriptions]
+        even = [int(re.findall(r"\d+", d.caption)[0]) % 2 == 0 for d in descriptions]
+        return [
+            Score.of_expected((4.6 if d.has_text is not None else 5.6) + e, 0.5)
+            for e, d in zip(even, descriptions, strict=True)
+        ]
 
 
 def test_every_caption_with_two_ratings_is_scored_once_without_its_group(tmp_path):
     rated = [
         RatedCaption(
-            Description(f"caption {i}", False, False), (4, 5) if i % 3 else (4,), "x", image=f"{i // 2}"
+            Description(f"caption {i}", False, False),
+            (4,) if i % 3 == 0 else (4, 5) if i % 2 else (5, 6),
+            "x",
+            image=f"{i // 2}",
         )
         for i in range(60)
     ]
@@ -106,7 +111,7 @@ def test_every_caption_with_two_ratings_is_scored_once_without_its_group(tmp_pat
 
     found = predict_out_of_fold(rated, fit, tmp_path, settings="1")
     assert sorted(found.rows) == [i for i, row in enumerate(rated) if len(row.ratings) > 1]
-    assert (found.expected == [[4.6], [5.0]]).all()
+    assert found.expected[1] == pytest.approx(found.expected[0] + 1)
     assert len(fits) == 5
     predict_out_of_fold(rated, fit, tmp_path, settings="1")
     assert len(fits) == 5  # read from the folder

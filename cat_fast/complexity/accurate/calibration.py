@@ -28,7 +28,7 @@ class RawPredictions:
     @property
     def adapted(self) -> np.ndarray:
         """Expected rating by the adapted encoder, (N,)."""
-        return self.ratings @ np.arange(1.0, 10.0)
+        return (self.ratings * np.arange(1.0, 10.0)).sum(1)  # unlike a product, equal for any number of rows
 
     @property
     def expected(self) -> np.ndarray:
@@ -73,7 +73,8 @@ class Calibration:
 
     def confidences(self, raw: RawPredictions) -> np.ndarray:
         """Return the estimated probability that the mean rating is within 0.5 of the score, float64 (N,)."""
-        return 1 / (1 + np.exp(-(self._signals(raw) @ self.confidence[:-1] + self.confidence[-1])))
+        log_odds = (self._signals(raw) * self.confidence[:-1]).sum(1) + self.confidence[-1]
+        return 1 / (1 + np.exp(-log_odds))
 
     def _signals(self, raw: RawPredictions) -> np.ndarray:
         expected = self.expected(raw)

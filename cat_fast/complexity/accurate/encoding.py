@@ -14,7 +14,8 @@ from cat_fast.complexity.accurate.rating_model import FROZEN_LAYERS
 from cat_fast.complexity.sentence_encoder import SentenceEncoder
 
 BATCH = 16
-"""Captions per batch; a smaller batch is filled up."""
+BATCH_TOKENS = 1024
+"""Captions per batch, and tokens in batches of long captions; a smaller batch is filled up."""
 LENGTH_STEP = 4
 """Lengths are padded to multiples of this."""
 FIRST_POOLED = 2
@@ -26,13 +27,18 @@ class EncodedBatch:
     """Encoded captions of one padded length."""
 
     indices: list[int]
-    """Positions of the captions in the input; at most `BATCH`."""
+    """Positions of the captions in the input; at most N, and the remaining rows are filled up."""
     hidden: Tensor
-    """States after the frozen layers, float32 (BATCH, L, 384)."""
+    """States after the frozen layers, float32 (N, L, 384)."""
     real: Tensor
-    """False for padding, bool (BATCH, L)."""
+    """False for padding, bool (N, L)."""
     pooled: Tensor
-    """First token and mean of the states after each of the upper layers, float32 (BATCH, 3072)."""
+    """First token and mean of the states after each of the upper layers, float32 (N, 3072)."""
+
+
+def batch_size(length: int) -> int:
+    """Return the number of captions per batch of a padded length."""
+    return min(BATCH, max(1, BATCH_TOKENS // length))
 
 
 def batches(lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
@@ -41,8 +47,9 @@ def batches(lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
     for position, length in enumerate(lengths):
         groups.setdefault(-(-length // LENGTH_STEP) * LENGTH_STEP, []).append(position)
     for length, positions in sorted(groups.items()):
-        for first in range(0, len(positions), BATCH):
-            yield length, positions[first : first + BATCH]
+        size = batch_size(length)
+        for first in range(0, len(positions), size):
+            yield length, positions[first : first + size]
 
 
 @torch.no_grad()
@@ -50,17 +57,18 @@ def encode(encoder: SentenceEncoder, captions: Sequence[str]) -> Iterator[Encode
     """Run the frozen encoder on captions, batch by batch."""
     tokens = encoder.tokens(captions)
     for length, positions in batches([len(ids) for ids in tokens]):
-        ids = torch.zeros(BATCH, length, dtype=torch.int64)
-        real = torch.zeros(BATCH, length, dtype=torch.bool)
-        for row in range(BATCH):
+        size = batch_size(length)
+        ids = torch.zeros(size, length, dtype=torch.int64)
+        real = torch.zeros(size, length, dtype=torch.bool)
+        for row in range(size):
             own = tokens[positions[min(row, len(positions) - 1)]]
             ids[row, : len(own)] = torch.tensor(own)
             real[row, : len(own)] = True
         states = encoder.embed(ids)
         weights = (real / real.sum(1, keepdim=True))[:, None]
         pooled = []
-        for index in range(len(encoder.model.encoder.layer)):
-            states = encoder.layer(index, states, real)
+        for index, layer in enumerate(encoder.layers):
+            states = layer(states, real)
             if index == FROZEN_LAYERS - 1:
                 hidden = states
             if index >= FIRST_POOLED:

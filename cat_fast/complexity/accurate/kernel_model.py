@@ -24,27 +24,28 @@ class FeatureMap:
     """Standardization and projection of pooled states to features of unit mean square."""
 
     center: np.ndarray
-    """float32 (K,)."""
+    """Mean of each pooled state, float32 (K,)."""
+    spread: np.ndarray
+    """Standard deviation of each pooled state, float32 (K,)."""
     projection: np.ndarray
-    """Columns that standardize and project, as integers, int8 (K, D)."""
+    """Columns that project standardized states, as integers, int8 (K, D)."""
     scale: np.ndarray
     """Unit of each column of `projection`, float32 (D,)."""
 
     @classmethod
     def fit(cls, pooled: np.ndarray, width: int) -> "FeatureMap":
         """Return the map onto the `width` largest principal components of standardized pooled states."""
-        center, spread = pooled.mean(0), pooled.std(0) + 1e-6
+        center, spread = pooled.mean(0), pooled.std(0) + np.float32(1e-6)
         standard = (pooled - center) / spread
         _, vectors = np.linalg.eigh(standard.T @ standard)
-        columns = vectors[:, ::-1][:, :width] / spread[:, None]
-        features = (pooled - center) @ columns
-        columns /= np.sqrt((features**2).sum(1).mean())
+        columns = vectors[:, ::-1][:, :width]
+        columns = columns / np.sqrt(((standard @ columns) ** 2).sum(1).mean())
         scale = np.abs(columns).max(0) / 127
-        return cls(center.astype(np.float32), _integers(columns / scale), scale.astype(np.float32))
+        return cls(center, spread, _integers(columns / scale), scale.astype(np.float32))
 
     def __call__(self, pooled: np.ndarray) -> np.ndarray:
         """Return the features, float32 (N, D), of pooled states, float32 (N, K)."""
-        return (pooled - self.center) @ self._columns
+        return ((pooled - self.center) / self.spread) @ self._columns
 
     @cached_property
     def _columns(self) -> np.ndarray:

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertModel
-from transformers.models.bert.modeling_bert import BertLayer
 
 from cat_fast.complexity.description import Description
+from cat_fast.complexity.sentence_encoder import SentenceEncoder
 from cat_fast.data.images.label_fields import SCORES
 
 FROZEN_LAYERS = 3
@@ -37,13 +36,11 @@ def flag_states(descriptions: Sequence[Description]) -> Tensor:
 class LowRankLinear(nn.Module):
     """Linear map with a frozen weight, a trained low-rank update of it and a trained bias."""
 
-    def __init__(self, linears: Sequence[nn.Linear], rank: int) -> None:
-        """Join the outputs of linear maps of the same input."""
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
-        weight = torch.cat([linear.weight for linear in linears])
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]))
-        outputs, inputs = weight.shape
+        self.weight = nn.Parameter(linear.weight, requires_grad=False)
+        self.bias = nn.Parameter(linear.bias.clone())
+        outputs, inputs = linear.weight.shape
         self.down = nn.Parameter(torch.randn(inputs, rank) * inputs**-0.5)
         self.up = nn.Parameter(torch.zeros(rank, outputs))
 
@@ -53,57 +50,24 @@ class LowRankLinear(nn.Module):
 
     def merged(self) -> nn.Linear:
         """Return the plain linear map with the update added to the weight."""
-        linear = nn.Linear(*reversed(self.weight.shape), device="meta")
+        outputs, inputs = self.weight.shape
+        linear = nn.Linear(inputs, outputs, device="meta")
         linear.weight = nn.Parameter(self.weight + (self.down @ self.up).T, requires_grad=False)
         linear.bias = nn.Parameter(self.bias.detach(), requires_grad=False)
         return linear
 
 
-class AdaptedLayer(nn.Module):
-    """One layer of the encoder with low-rank updates; without them, equal to transformers' layer."""
-
-    def __init__(self, layer: BertLayer, rank: int) -> None:
-        super().__init__()
-        attention = layer.attention.self
-        self.heads = attention.num_attention_heads
-        projections = (attention.query, attention.key, attention.value)
-        self.attend: nn.Module = LowRankLinear(projections, 2 * rank)
-        self.attended: nn.Module = LowRankLinear([layer.attention.output.dense], rank)
-        self.widen: nn.Module = LowRankLinear([layer.intermediate.dense], rank)
-        self.narrow: nn.Module = LowRankLinear([layer.output.dense], rank)
-        self.norm_1 = copy.deepcopy(layer.attention.output.LayerNorm)
-        self.norm_2 = copy.deepcopy(layer.output.LayerNorm)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map states (N, L, D); `mask` is False for padding, bool (N, 1, 1, L)."""
-        n, length, width = x.shape
-        x = x.reshape(n * length, width)
-        shape = (n, length, 3, self.heads, width // self.heads)
-        q, k, v = self.attend(x).view(shape).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        x = self.norm_1(x + self.attended(attended.transpose(1, 2).reshape(n * length, width)))
-        x = self.norm_2(x + self.narrow(F.gelu(self.widen(x))))
-        return x.view(n, length, width)
-
-    def merge(self) -> None:
-        """Replace the low-rank linear maps by plain ones, for inference."""
-        for name in ("attend", "attended", "widen", "narrow"):
-            setattr(self, name, getattr(self, name).merged())
+ADAPTED = {"attend": 2 * RANK, "attended": RANK, "widen": RANK, "narrow": RANK}
+"""Linear maps of a layer and the ranks of their updates; the first joins three maps."""
 
 
 class RatingModel(nn.Module):
     """Estimates the distribution of ratings from the hidden states of a caption and its flags."""
 
-    def __init__(self, encoder: BertModel, rank: int = RANK) -> None:
+    def __init__(self, encoder: SentenceEncoder) -> None:
         super().__init__()
-        width = encoder.config.hidden_size
-        self.layers = nn.ModuleList(
-            AdaptedLayer(layer, rank) for layer in encoder.encoder.layer[FROZEN_LAYERS:]
-        ).requires_grad_(True)
-        for layer in self.layers:
-            for module in layer.modules():
-                if isinstance(module, LowRankLinear):
-                    module.weight.requires_grad_(False)
+        width = encoder.width
+        self.layers = nn.ModuleList(map(_adapted, encoder.layers[FROZEN_LAYERS:]))
         self.queries = nn.Parameter(torch.zeros(width, QUERIES))
         self.inner = nn.Linear(width * (QUERIES + 1), WIDTH)
         self.outer = nn.Linear(WIDTH, len(SCORES))
@@ -120,9 +84,8 @@ class RatingModel(nn.Module):
             hidden: states after the frozen layers, (N, L, 384).
             real: False for padding, bool (N, L).
         """
-        mask = real[:, None, None]
         for layer in self.layers:
-            hidden = layer(hidden, mask)
+            hidden = layer(hidden, real)
         weights = (hidden @ self.queries).masked_fill(~real[..., None], -1e9).softmax(1)
         attended = torch.einsum("nld,nlq->nqd", hidden, weights).flatten(1)
         lengths = real.sum(1, keepdim=True).clamp(min=1)
@@ -155,5 +118,17 @@ class RatingModel(nn.Module):
     def merge(self) -> "RatingModel":
         """Replace the low-rank linear maps by plain ones, for inference; return the model."""
         for layer in self.layers:
-            layer.merge()
+            for name in ADAPTED:
+                setattr(layer, name, getattr(layer, name).merged())
         return self.eval().requires_grad_(False)
+
+
+def _adapted(layer: nn.Module) -> nn.Module:
+    """Return a copy of an encoder layer with trainable norms and updates of its linear maps."""
+    result = copy.copy(layer)
+    result._modules = dict(layer._modules)
+    for name in ("norm_1", "norm_2"):
+        setattr(result, name, copy.deepcopy(getattr(layer, name)).requires_grad_(True))
+    for name, rank in ADAPTED.items():
+        setattr(result, name, LowRankLinear(getattr(layer, name), rank))
+    return result

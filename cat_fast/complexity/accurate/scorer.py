@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 
 from cat_fast.complexity.accurate.calibration import Calibration, RawPredictions
-from cat_fast.complexity.accurate.encoding import BATCH, encode
+from cat_fast.complexity.accurate.encoding import encode
 from cat_fast.complexity.accurate.kernel_model import FeatureMap, KernelModel, mix_states
 from cat_fast.complexity.accurate.rating_model import RatingModel, flag_states
 from cat_fast.complexity.description import Description
@@ -27,6 +27,7 @@ from cat_fast.errors import UserError
 
 ACCURATE_FILE = Path(__file__).parents[1] / "assets" / "accurate_scorer.npz"
 """The packaged scorer."""
+_FEATURE_ARRAYS = ("center", "spread", "projection", "scale")
 EXPLAINED_WORDS = 60
 """Number of words of a caption whose effect is computed."""
 
@@ -107,7 +108,7 @@ class AccurateScorer:
         states = flag_states(descriptions)
         for batch in encode(self.encoder, [d.caption for d in descriptions]):
             at, n = batch.indices, len(batch.indices)
-            flags = torch.zeros(BATCH, 2, dtype=torch.int64)
+            flags = torch.zeros(len(batch.real), 2, dtype=torch.int64)
             flags[:n] = states[at]
             for model in self._models:
                 logits = model.ratings(model.pool(batch.hidden, batch.real), flags)
@@ -127,9 +128,10 @@ class AccurateScorer:
             for i, word in enumerate(words)
             if len(words) > 1
         }
-        for flag in ("has_text", "has_faces"):
-            if getattr(description, flag) is not None:
-                changed[flag.replace("_", " ")] = replace(description, **{flag: None})
+        if description.has_text is not None:
+            changed["has text"] = replace(description, has_text=None)
+        if description.has_faces is not None:
+            changed["has faces"] = replace(description, has_faces=None)
         expected, *others = self.expected([description, *changed.values()]).tolist()
         effects = [(name, expected - other) for name, other in zip(changed, others, strict=True)]
         return sorted(effects, key=lambda effect: -abs(effect[1]))
@@ -138,17 +140,15 @@ class AccurateScorer:
     def _models(self) -> list[RatingModel]:
         models = []
         for adapter in self.adapters:
-            model = RatingModel(self.encoder.model)
+            model = RatingModel(self.encoder)
             model.load_adapter({name: value.float() for name, value in adapter.items()})
             models.append(model.merge())
         return models
 
-    def _arrays(self) -> dict[str, np.ndarray]:
+    def _arrays(self) -> dict[str, Any]:
         features = self.kernel.features
         arrays = {
-            "center": features.center,
-            "projection": features.projection,
-            "scale": features.scale,
+            **{name: getattr(features, name) for name in _FEATURE_ARRAYS},
             "landmarks": self.kernel.landmarks,
             "weights": self.kernel.weights,
             "intercepts": self.kernel.intercepts,
@@ -168,7 +168,7 @@ def _known(descriptions: Sequence[Description]) -> np.ndarray:
 def _parse(
     arrays: Mapping[str, np.ndarray],
 ) -> tuple[KernelModel, tuple[Calibration, Calibration], list[dict[str, torch.Tensor]]]:
-    features = FeatureMap(arrays["center"], arrays["projection"], arrays["scale"])
+    features = FeatureMap(*(arrays[name] for name in _FEATURE_ARRAYS))
     kernel = KernelModel(features, *(arrays[name] for name in ("landmarks", "weights", "intercepts")))
     known, unknown = (
         Calibration(*row) for row in zip(arrays["boundaries"], arrays["confidence"], strict=True)

@@ -128,7 +128,7 @@ def _trained(
     on_step: Callable[[], None],
 ) -> RatingModel:
     if path.exists():
-        model = RatingModel(encoded.encoder.model)
+        model = RatingModel(encoded.encoder)
         model.load_adapter({name: value.float() for name, value in load_file(path).items()})
         return model.eval()
     model = train_adapter(

@@ -87,7 +87,7 @@ def train_adapter(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = RatingModel(encoder.model).train()
+        model = RatingModel(encoder).train()
         targets = Targets.of(rated, plan)
         batches = _plan_batches(rated, hidden.lengths, rows, plan, rng)
         optimizer = torch.optim.AdamW(_parameter_groups(model, plan), betas=(0.9, 0.98), fused=True)

@@ -78,7 +78,7 @@ def predict_out_of_fold(
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, **{f.name: getattr(part, f.name) for f in fields(part)})
         with np.load(path) as stored:
-            parts.append(stored | {})
+            parts.append(dict(stored))
     return OutOfFold(*(np.concatenate([p[f.name] for p in parts], -1) for f in fields(OutOfFold)))
 
 
