@@ -40,7 +40,7 @@ def word_vectors(
     general = sorted(word for word in encoder.tokenizer.get_vocab() if word.isascii() and word.isalpha())
     others = sorted({word for caption in captions for word in split_words(caption)} - set(general))
     words = [*general, *others]
-    embedded = np.zeros((len(words), encoder.model.config.hidden_size), np.float32)
+    embedded = np.zeros((len(words), encoder.width), np.float32)
     order = sorted(range(len(words)), key=lambda i: len(words[i]))
     for first in range(0, len(words), _BATCH):
         chosen = order[first : first + _BATCH]
@@ -62,7 +62,7 @@ def _embed(encoder: SentenceEncoder, words: Sequence[str]) -> np.ndarray:
         ids[row, : len(own)] = torch.tensor(own)
     real = torch.arange(ids.shape[1]) < torch.tensor([[len(own)] for own in tokens])
     states = encoder.embed(ids)
-    for layer in range(encoder.model.config.num_hidden_layers):
-        states = encoder.layer(layer, states, real)
+    for layer in encoder.layers:
+        states = layer(states, real)
     weights = real.float()
     return ((states * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)).numpy()

@@ -1,4 +1,4 @@
-"""The packaged fast scorer: quality figures, determinism, start-up without torch, hostile and damaged input."""
+"""The packaged fast scorer: quality, determinism, start-up without torch, hostile and damaged input."""
 
 import json
 import os
@@ -21,7 +21,15 @@ from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 
 GOLDEN = {
-    ("a plane in the sky", None, None): 0.0,
+    ("a plane in the sky", None, None): 1.2037,
+    ("a dog lying on grass", False, False): 2.7621,
+    ("Two kids walk along a beach.", False, True): 5.6367,
+    ("a newspaper page full of text", True, False): 9.0,
+    ("A dining table full of plates, bowls, bread and fruit", None, None): 5.9663,
+    ("people gathered in a stadium, waving flags", True, True): 8.3373,
+    ("a stop sign", None, None): 3.6081,
+    ("this is an image of goldfish", None, None): 3.1338,
+    ("🦊", None, None): 3.3571,
 }
 """Expected scores of the packaged file."""
 HOSTILE = (
@@ -121,13 +129,22 @@ def test_more_detail_scores_higher(scorer, simple, busy):
     assert low.expected + 0.4 < high.expected
 
 
-def test_unknown_flags_are_inferred_from_the_caption(scorer):
-    for caption, flag in (("a stop sign", "has_text"), ("a close-up portrait of an old man", "has_faces")):
-        unknown, yes, no = (
-            require_scores(scorer, [Description(caption, **flags)])[0].expected
-            for flags in ({}, {flag: True}, {flag: False})
-        )
-        assert abs(unknown - yes) < abs(unknown - no)
+@pytest.mark.parametrize(
+    ("caption", "text", "faces"),
+    [
+        ("a stop sign", True, False),
+        ("a poster with large letters", True, False),
+        ("a close-up portrait of an old man", False, True),
+        ("a red apple on a table", False, False),
+    ],
+)
+def test_unknown_flags_are_inferred_from_the_caption(scorer, caption, text, faces):
+    states = {(t, f): Description(caption, t, f) for t in (True, False) for f in (True, False)}
+    unknown, *known = require_scores(scorer, [Description(caption), *states.values()])
+    distance = {
+        state: abs(score.expected - unknown.expected) for state, score in zip(states, known, strict=True)
+    }
+    assert min(distance, key=distance.get) == (text, faces)
 
 
 @pytest.mark.parametrize("caption", HOSTILE, ids=range(len(HOSTILE)))
@@ -197,7 +214,12 @@ def test_file_without_a_scorer_is_refused(tmp_path):
         np.savez(tmp_path / f"{name}.npz", **content)
     data = FAST_FILE.read_bytes()
     damaged = data[: len(data) // 2] + bytes(1000) + data[len(data) // 2 + 1000 :]
-    for name, content in {"text": b"not arrays", "empty": b"", "half": data[:50_000], "damaged": damaged}.items():
+    for name, content in {
+        "text": b"not arrays",
+        "empty": b"",
+        "half": data[:50_000],
+        "damaged": damaged,
+    }.items():
         (tmp_path / f"{name}.npz").write_bytes(content)
     for path in tmp_path.iterdir():
         with pytest.raises(UserError, match=f"{path.name}: not a file of the fast scorer"):
