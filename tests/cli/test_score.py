@@ -13,8 +13,8 @@ from cat_fast.complexity import (
     RatioThresholds,
     default_scorer,
     default_thresholds,
-    read_scored,
 )
+from cat_fast.complexity.distillation.rated_captions import RATED_CAPTIONS, read_rated
 from cat_fast.errors import UserError
 
 
@@ -38,20 +38,19 @@ def test_captions_are_listed_with_score_ratio_and_tokens(tmp_path: Path) -> None
     ]
     thresholds = RatioThresholds(*written["thresholds"])
     assert thresholds == default_thresholds()
-    assert (written["scorer"], written["version"]) == ("embedded", default_scorer().version)
+    assert (written["scorer"], written["version"]) == ("fast", default_scorer().version)
     assert all(image["ratio"] == thresholds.ratio(image["score"]) for image in written["images"])
     assert all(image["has_text"] and not image["has_faces"] for image in written["images"])
     assert written["mean_tokens"] == sum(image["tokens"] for image in written["images"]) / 2
 
 
 def test_packaged_captions_have_the_scores_of_the_packaged_scorer(tmp_path: Path) -> None:
-    from cat_fast.complexity import SCORED_CAPTIONS
-
-    result = run("--file", str(SCORED_CAPTIONS), "--json", str(tmp_path / "scores.json"))
+    path = RATED_CAPTIONS / "written.jsonl"
+    result = run("--file", str(path), "--json", str(tmp_path / "scores.json"))
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "scores.json").read_text())
     assert [i["score"] for i in written["images"]] == [
-        s.score for s in default_scorer().score_many(read_scored()[0])
+        s.score for s in default_scorer().score_many([row.description for row in read_rated([path])])
     ]
     tokens = [image["tokens"] for image in written["images"]]
     assert written["mean_tokens"] == pytest.approx(sum(tokens) / len(tokens))
@@ -80,8 +79,9 @@ def test_flags_apply_to_captions_labels_and_rows_without_their_own(tmp_path: Pat
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = ["d", "--label", "e", "--file", str(tmp_path / "rows.jsonl")]
     out = tmp_path / "scores.json"
-    for has_text, has_faces in ((True, False), (False, True)):
-        flags = ["--has-text"] * has_text + ["--has-faces"] * has_faces
+    for has_text, has_faces in ((True, None), (None, True), (False, True)):
+        flags = ["--has-text"] * (has_text is True) + ["--no-text"] * (has_text is False)
+        flags += ["--has-faces"] * bool(has_faces)
         assert run(*sources, *flags, "--json", str(out)).exit_code == 0
         images = json.loads(out.read_text())["images"]
         assert [(image["caption"], image["has_text"], image["has_faces"]) for image in images] == [

@@ -94,5 +94,49 @@ class AccurateTier:
         return fit
 
 
-TIERS: dict[str, Callable[[], Tier]] = {"accurate": AccurateTier}
+class FastTier:
+    """The fast tier."""
+
+    name = "fast"
+
+    @property
+    def settings(self) -> str:
+        """The settings of the fit and the encoder."""
+        from cat_fast.complexity.distillation.fast_fit import CANDIDATES, MEMBERS, PARTS
+        from cat_fast.complexity.sentence_encoder import FILES
+
+        return f"{CANDIDATES} {MEMBERS} {PARTS} {sorted(FILES.items())}"
+
+    def prepare(
+        self, rated: Sequence[RatedCaption], folder: Path, on_progress: Callable[[str, int, int], None]
+    ) -> Callable[[np.ndarray], FittedScorer]:
+        """Return the fitting function; the words are encoded at its first call."""
+        from cat_fast.complexity.distillation.fast_fit import CANDIDATES, MEMBERS, fit_fast
+        from cat_fast.complexity.distillation.word_vectors import WordVectors, word_vectors
+        from cat_fast.complexity.sentence_encoder import SentenceEncoder
+
+        pretrained: list[WordVectors] = []
+
+        def fit(rows: np.ndarray) -> FittedScorer:
+            if not pretrained:
+                pretrained.append(
+                    word_vectors(
+                        SentenceEncoder.load(),
+                        [row.description.caption for row in rated],
+                        lambda done, total: on_progress("encoding words", done, total),
+                    )
+                )
+            epochs, done = sum(c.epochs for c in CANDIDATES) + (MEMBERS - 1) * CANDIDATES[0].epochs, 0
+
+            def epoch() -> None:
+                nonlocal done
+                done += 1
+                on_progress("training networks", done, epochs)
+
+            return fit_fast([rated[i] for i in rows], pretrained[0], on_epoch=epoch)
+
+        return fit
+
+
+TIERS: dict[str, Callable[[], Tier]] = {"accurate": AccurateTier, "fast": FastTier}
 """Constructors of the tiers by name."""

@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.choose import choose_ratios
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.complexity.ratios.thresholds import RatioThresholds, default_thresholds
 from cat_fast.complexity.score import Scorer, require_scores
+from cat_fast.complexity.scorers.loading import default_scorer
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from PIL.Image import Image
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.thresholds import RatioThresholds, Scored, default_thresholds
 from cat_fast.complexity.score import Score, Scorer, ScoringFailure
+from cat_fast.complexity.scorers.loading import default_scorer
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.thresholds import default_thresholds
+from cat_fast.complexity.scorers.loading import default_scorer
 from cat_fast.data.images.size import Size, height_and_width
 from cat_fast.data.ratio_origin import Pair, RatioOrigin
 

@@ -19,10 +19,10 @@ from PIL import Image
 
 from cat_fast.complexity import (
     Description,
-    EmbeddedScorer,
     JpegThresholds,
     RatioThresholds,
     choose_ratio,
+    default_scorer,
     default_thresholds,
 )
 from cat_fast.data.images.index import ImageRecord, write_index
@@ -404,13 +404,14 @@ def test_captions_are_scored_in_one_batch_per_shard(tokenizer, index, tmp_path, 
     captions = ["a plane in the sky", "a newspaper page full of text", "a dog", "a crowd of faces", "a wall"]
     for n, caption in enumerate(captions):
         (index.parent / f"{n:02d}.txt").write_text(caption)
-    batches, score_many = [], EmbeddedScorer.score_many
+    scorer = type(default_scorer())
+    batches, score_many = [], scorer.score_many
 
     def recorded(scorer, descriptions):
         batches.append([d.caption for d in descriptions])
         return score_many(scorer, descriptions)
 
-    monkeypatch.setattr(EmbeddedScorer, "score_many", recorded)
+    monkeypatch.setattr(scorer, "score_many", recorded)
     make(tokenizer, index.parent, tmp_path / "out", per_shard=4)
     assert batches == [captions[:4], captions[4:]]
     found = raw_latents(tmp_path / "out")
@@ -452,7 +453,8 @@ def test_collected_class_names_are_sorted_as_numbers_or_text(tokenizer, index, t
     ]
     index.write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = EncodeShardsSettings(source=str(index), out=tmp_path / "out", size=64)
-    assert prepare_folder(settings, tokenizer)[1] == ["a", "b", "2", "10"]
+    names = prepare_folder(settings, open_images(settings.source), TokenizerIdentity.of(tokenizer))
+    assert names == ["a", "b", "2", "10"]
 
 
 def test_classes_are_read_from_archives_that_have_sidecars(tokenizer, archives, tmp_path):
@@ -497,7 +499,7 @@ def test_origins_of_ratios_are_stored_with_the_latents(tokenizer, index, tmp_pat
         RatioOrigin(source="score", thresholds=applied): COUNT - 9,
     }
     header = json.loads((tmp_path / "out" / "latents.json").read_text())
-    scorer = EmbeddedScorer.load()
+    scorer = default_scorer()
     assert header["scored_by"] == {"scorer": scorer.name, "version": scorer.version, "thresholds": [*applied]}
     assert header["thresholds"] == [*applied]
     with pytest.raises(UserError, match="jpeg_thresholds"):
