@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from cat_fast.complexity import Description, Score
-from cat_fast.complexity.accurate.calibration import Calibration, RawPredictions
-from cat_fast.complexity.accurate.rating_model import RatingModel, flag_states
 from cat_fast.complexity.distillation import accurate_fit
 from cat_fast.complexity.distillation.accurate_fit import EncodedCaptions, fit_accurate
 from cat_fast.complexity.distillation.adapter_training import TrainingPlan
 from cat_fast.complexity.distillation.rated_captions import RatedCaption, read_rated
 from cat_fast.complexity.distillation.study import predict_out_of_fold, report
+from cat_fast.complexity.scorers.accurate.calibration import Calibration, RawPredictions
+from cat_fast.complexity.scorers.accurate.rating_model import RatingModel
+from cat_fast.complexity.scorers.fast.scorer import fast_scorer
 from cat_fast.complexity.sentence_encoder import SentenceEncoder
 
 
@@ -36,10 +37,9 @@ def test_adapted_layers_start_as_the_encoder_and_merge_without_change(encoded):
     for name, value in model.adapter().items():
         if name.endswith(".up"):
             value.normal_(0, 0.01)
-    flags = flag_states([encoded.rated[i].description for i in (0, 5, 9)])
-    before = model.ratings(model.pool(*encoded.hidden.batch([0, 5, 9])), flags)
-    after = model.merge().ratings(model.pool(*encoded.hidden.batch([0, 5, 9])), flags)
-    assert torch.allclose(before, after, atol=1e-4)
+    before = model.predict(*encoded.hidden.batch([0, 5, 9]))
+    after = model.merge().predict(*encoded.hidden.batch([0, 5, 9]))
+    assert all(torch.allclose(x, y, atol=1e-4) for x, y in zip(before, after, strict=True))
     for name, value in SentenceEncoder.load().layers.state_dict().items():
         assert torch.equal(encoded.encoder.layers.state_dict()[name], value), name
 
@@ -49,13 +49,18 @@ def test_a_fit_is_reproducible_and_resumes_from_finished_adapters(encoded, tmp_p
     plan, rows = TrainingPlan(epochs=1), np.arange(len(encoded.rated))
     steps: list[int] = []
     scorers = [
-        fit_accurate(encoded, rows, plan=plan, folder=tmp_path / name, on_step=lambda: steps.append(1))
+        fit_accurate(
+            encoded, rows, fast_scorer(), plan=plan, folder=tmp_path / name, on_step=lambda: steps.append(1)
+        )
         for name in ("a", "b")
     ]
     assert scorers[0].version == scorers[1].version
     assert len(steps) == 2 * accurate_fit.training_steps(encoded, rows, plan)
     monkeypatch.setattr(accurate_fit, "train_adapter", lambda *_, **__: pytest.fail("trained again"))
-    assert fit_accurate(encoded, rows, plan=plan, folder=tmp_path / "a").version == scorers[0].version
+    assert (
+        fit_accurate(encoded, rows, fast_scorer(), plan=plan, folder=tmp_path / "a").version
+        == scorers[0].version
+    )
 
 
 def test_calibration_moves_only_predictions_near_the_boundaries_and_keeps_the_order():
@@ -63,13 +68,15 @@ def test_calibration_moves_only_predictions_near_the_boundaries_and_keeps_the_or
     means = rng.integers(2, 19, 3000) / 2
     kernel = 5 + 0.85 * (means - 5) + rng.normal(0, 0.5, 3000)
     ratings = np.exp(-((np.arange(1, 10) - kernel[:, None]) ** 2))
-    raw = RawPredictions(ratings / ratings.sum(1, keepdims=True), kernel)
+    raw = RawPredictions(ratings / ratings.sum(1, keepdims=True), kernel, kernel)
     calibration = Calibration.fit(raw, means)
     expected = calibration.expected(raw)
     assert (np.diff(expected[np.argsort(raw.expected)]) >= 0).all()
     for threshold, boundary in ((4, 4.5), (7, 7.5)):
         assert (expected < boundary).mean() == pytest.approx((means <= threshold).mean(), abs=0.002)
-    far = np.abs(raw.expected[:, None] - calibration.boundaries).min(1) > 0.8
+    far = (
+        np.abs(raw.expected[:, None] - [calibration.boundaries.low, calibration.boundaries.high]).min(1) > 0.8
+    )
     assert expected[far] == pytest.approx(raw.expected[far])
     right = np.abs(np.floor(expected + 0.5) - means) <= 0.5
     assert calibration.confidences(raw).mean() == pytest.approx(right.mean(), abs=0.01)

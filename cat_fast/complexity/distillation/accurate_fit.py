@@ -1,40 +1,40 @@
 """Fit of the accurate scorer: adapters, the kernel regression and the calibration.
 
-Each adapter leaves out its own part of the captions. The calibration is fitted to predictions of these parts
-alone, so that a fit needs no captions other than its own.
+Each adapter leaves out its own part of the captions, as each network of the fast scorer does. The calibration
+is fitted to predictions of these parts alone, so that a fit needs no captions other than its own.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from cat_fast.complexity.accurate.calibration import Calibration, RawPredictions
-from cat_fast.complexity.accurate.encoding import encode
-from cat_fast.complexity.accurate.kernel_model import FeatureMap, mix_states
-from cat_fast.complexity.accurate.rating_model import RatingModel, flag_states
-from cat_fast.complexity.accurate.scorer import AccurateScorer
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.distillation.adapter_training import (
     HiddenCaptions,
     TrainingPlan,
-    predict_ratings,
+    predict_states,
     train_adapter,
 )
+from cat_fast.complexity.distillation.fast_fit import PARTS, assign_parts
 from cat_fast.complexity.distillation.kernel_fit import WIDTH, fit_kernel_model
-from cat_fast.complexity.distillation.rated_captions import RatedCaption, assign_folds
+from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.scorers.accurate.calibration import Calibration, RawPredictions, StatePredictions
+from cat_fast.complexity.scorers.accurate.encoding import encode
+from cat_fast.complexity.scorers.accurate.kernel_model import FeatureMap
+from cat_fast.complexity.scorers.accurate.rating_model import RatingModel
+from cat_fast.complexity.scorers.accurate.scorer import AccurateScorer
+from cat_fast.complexity.scorers.fast.scorer import FastScorer
 from cat_fast.complexity.sentence_encoder import FILES, SentenceEncoder
 from cat_fast.data.files import atomic_write
 
-MEMBERS = 1
+MEMBERS = 2
 """Number of adapters."""
-PARTS = 8
-"""Each adapter leaves out one of so many parts."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def training_steps(encoded: EncodedCaptions, rows: np.ndarray, plan: TrainingPla
 def fit_accurate(
     encoded: EncodedCaptions,
     rows: np.ndarray,
+    fast: FastScorer,
     *,
     plan: TrainingPlan,
     folder: Path,
@@ -88,15 +89,15 @@ def fit_accurate(
     Args:
         encoded: all rated captions.
         rows: indices of the captions to fit.
+        fast: the fast scorer, fitted to the same captions by `fit_fast`.
         plan: settings of the adapters' training.
         folder: folder of finished adapters, which are not trained again.
         on_step: is called after every training step.
     """
     subset = [encoded.rated[i] for i in rows]
-    parts = assign_folds(subset, PARTS, seed=1)
+    parts = assign_parts(subset)
     double = np.array([len(row.ratings) > 1 for row in subset])
     features = FeatureMap.fit(encoded.pooled[rows], WIDTH)
-    flags = flag_states([row.description for row in encoded.rated])
     models: list[RatingModel] = []
     left_out: list[int] = []
     raw: tuple[list[RawPredictions], list[RawPredictions]] = ([], [])
@@ -105,18 +106,20 @@ def fit_accurate(
         kept, part = np.flatnonzero(parts != member), np.flatnonzero((parts == member) & double)
         models.append(_trained(path, encoded, rows[kept], plan, member, on_step))
         kernel = fit_kernel_model(features, encoded.pooled[rows[kept]], [subset[i] for i in kept])
-        outputs = kernel.predict(encoded.pooled[rows[part]])
+        found = StatePredictions(
+            *predict_states(models[-1], encoded.hidden, rows[part]),
+            kernel.predict(encoded.pooled[rows[part]]).astype(np.float64),
+        )
+        words = replace(fast, networks=fast.networks[member : member + 1])
         given = [subset[i].description for i in part]
         for state, descriptions in enumerate((given, [Description(d.caption) for d in given])):
-            states = flags if state == 0 else torch.zeros_like(flags)
-            ratings = predict_ratings(models[-1], encoded.hidden, rows[part], states)
-            raw[state].append(RawPredictions(ratings, mix_states(outputs, descriptions)))
+            raw[state].append(found.resolve(descriptions, words.predict(descriptions)[0]))
         left_out += part.tolist()
     means = np.array([subset[i].mean for i in left_out])
     known, unknown = (Calibration.fit(RawPredictions.join(members), means) for members in raw)
     adapters = [{name: value.half() for name, value in model.adapter().items()} for model in models]
     kernel = fit_kernel_model(features, encoded.pooled[rows], subset)
-    return AccurateScorer(encoded.encoder, adapters, kernel, (known, unknown))
+    return AccurateScorer(encoded.encoder, adapters, kernel, fast, (known, unknown))
 
 
 def _trained(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cat_fast.complexity.accurate.rating_model import UNKNOWN, RatingModel, flag_states
 from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.scorers.accurate.rating_model import UNKNOWN, RatingModel, flag_states
 from cat_fast.complexity.sentence_encoder import SentenceEncoder
 from cat_fast.data.images.label_fields import SCORES
 
@@ -115,25 +115,24 @@ def train_adapter(
 
 
 @torch.no_grad()
-def predict_ratings(
-    model: RatingModel, hidden: HiddenCaptions, rows: np.ndarray, flags: Tensor, batch_size: int = 64
-) -> np.ndarray:
-    """Return the estimated probabilities of the ratings 1..9, float64 (len(rows), 9).
+def predict_states(
+    model: RatingModel, hidden: HiddenCaptions, rows: np.ndarray, batch_size: int = 64
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the estimates of `RatingModel.predict`, float64 (len(rows), 4, 9) and (len(rows), 2).
 
     Args:
         model: a trained model.
         hidden: hidden states of all captions.
         rows: indices of the captions to predict.
-        flags: states of the flags of all captions, int64 (N, 2).
         batch_size: captions per forward pass.
     """
-    probabilities = np.zeros((len(rows), len(SCORES)))
+    ratings, flags = np.zeros((len(rows), 4, len(SCORES))), np.zeros((len(rows), 2))
     order = np.argsort(hidden.lengths[rows], kind="stable")
     for first in range(0, len(rows), batch_size):
         part = order[first : first + batch_size]
-        features = model.pool(*hidden.batch(rows[part].tolist()))
-        probabilities[part] = model.ratings(features, flags[rows[part]]).softmax(1).double().numpy()
-    return probabilities
+        found = model.predict(*hidden.batch(rows[part].tolist()))
+        ratings[part], flags[part] = (value.numpy() for value in found)
+    return ratings, flags
 
 
 @dataclass(frozen=True)

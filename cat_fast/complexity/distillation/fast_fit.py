@@ -39,7 +39,7 @@ def fit_fast(
     on_epoch: Callable[[], None] = lambda: None,
 ) -> FastScorer:
     """Fit a scorer to rated captions; those with one rating serve the training of the networks only."""
-    parts = assign_folds(rated, PARTS, seed=1)
+    parts = assign_parts(rated)
     double = np.array([len(row.ratings) > 1 for row in rated])
     vocabulary, own = vocabulary_of([row.description.caption for row in rated], pretrained)
 
@@ -59,6 +59,11 @@ def fit_fast(
         boundaries=boundaries,
         confidence=confidence,
     )
+
+
+def assign_parts(rated: Sequence[RatedCaption]) -> np.ndarray:
+    """Return the part of each caption of a fit, int64 (N,): member i of a scorer leaves out part i."""
+    return assign_folds(rated, PARTS, seed=1)
 
 
 def mean_error(scorer: FastScorer, rows: Sequence[RatedCaption]) -> float:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cat_fast.complexity.accurate.kernel_model import (
+from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.scorers.accurate.kernel_model import (
     ADDED,
     STATES,
     FeatureMap,
@@ -14,7 +15,6 @@ from cat_fast.complexity.accurate.kernel_model import (
     restore,
     store,
 )
-from cat_fast.complexity.distillation.rated_captions import RatedCaption
 
 WIDTH = 384
 """Number of features."""

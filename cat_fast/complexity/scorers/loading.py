@@ -99,7 +99,7 @@ def _load(name: str, options: Mapping[str, Any]) -> Scorer:
         )
     match name:
         case "accurate":
-            from cat_fast.complexity.accurate.scorer import accurate_scorer
+            from cat_fast.complexity.scorers.accurate.scorer import accurate_scorer
 
             return accurate_scorer()
         case "fast":

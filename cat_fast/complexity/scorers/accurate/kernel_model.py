@@ -1,17 +1,13 @@
 """`KernelModel`: kernel ridge regression of the score on features of the frozen encoder.
 
 Every rated caption of the fit is a landmark. The kernel is a Gaussian one of the features times a polynomial
-of the flags. Captions whose flags are unknown get the mean over the flags' states, weighted by probabilities
-that a second regression on the features gives.
+of the flags. A second regression on the features infers the flags.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-
-from cat_fast.complexity.description import Description
 
 STATES = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)], dtype=np.float32)
 """States of the flags (text, faces): -1 for absent, 1 for present."""
@@ -105,22 +101,6 @@ def flag_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the factor of the features' kernel for states of the flags, (N, 2) and (M, 2) of -1 and 1."""
     both = (a[:, :1] * a[:, 1:]) @ (b[:, :1] * b[:, 1:]).T
     return 1 + LINEAR / 2 * (a @ b.T) + PRODUCT * both
-
-
-def mix_states(outputs: np.ndarray, descriptions: Sequence[Description]) -> np.ndarray:
-    """Return the score of each description, float64 (N,): that of its flags, or a mean over unknown ones.
-
-    Args:
-        outputs: result of `KernelModel.predict`.
-        descriptions: their flags.
-    """
-    probability = np.ones((len(descriptions), len(STATES)))
-    for flag, name in enumerate(("has_text", "has_faces")):
-        inferred = np.clip((outputs[:, 4 + flag] + 1) / 2, 0, 1)
-        given = [getattr(d, name) for d in descriptions]
-        present = np.array([p if g is None else g for g, p in zip(given, inferred, strict=True)], dtype=float)
-        probability *= np.where(STATES[:, flag] > 0, present[:, None], 1 - present[:, None])
-    return (outputs[:, :4] * probability).sum(1)
 
 
 def _integers(values: np.ndarray) -> np.ndarray:

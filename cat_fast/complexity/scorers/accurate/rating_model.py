@@ -103,6 +103,20 @@ class RatingModel(nn.Module):
         inner = self.inner(features) * (1 + self.flag_scale[state]) + self.flag_shift[state]
         return self.outer(F.gelu(inner)) + self.flag_logits[state]
 
+    def predict(self, hidden: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the probabilities of ratings per state of the flags, and those of the flags.
+
+        Args:
+            hidden, real: as for `pool`.
+
+        Returns:
+            float64 (N, 4, 9), with the flags (no, no), (no, yes), (yes, no), (yes, yes); float64 (N, 2).
+        """
+        features = self.pool(hidden, real)
+        states = [(text, faces) for text in (NO, YES) for faces in (NO, YES)]
+        logits = [self.ratings(features, torch.tensor([state]).expand(len(hidden), 2)) for state in states]
+        return torch.stack(logits, 1).double().softmax(2), self.flags(features).double().sigmoid()
+
     def adapter(self) -> dict[str, Tensor]:
         """Return the trained parameters, without the encoder's weights."""
         return {name: value.detach() for name, value in self.named_parameters() if value.requires_grad}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cat_fast.complexity.accurate.rating_model import FROZEN_LAYERS
+from cat_fast.complexity.scorers.accurate.rating_model import FROZEN_LAYERS
 from cat_fast.complexity.sentence_encoder import SentenceEncoder
 
 BATCH = 16

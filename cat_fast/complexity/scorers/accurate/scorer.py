@@ -1,13 +1,13 @@
 """The accurate scorer, packaged with the library; its encoder comes from another package.
 
-See `cat_fast.complexity.distillation` for how it is fitted.
+See `cat_fast.complexity.distillation.accurate_fit` for the fit.
 """
 
 import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,26 +15,27 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from cat_fast.complexity.accurate.calibration import Calibration, RawPredictions
-from cat_fast.complexity.accurate.encoding import encode
-from cat_fast.complexity.accurate.kernel_model import FeatureMap, KernelModel, mix_states
-from cat_fast.complexity.accurate.rating_model import RatingModel, flag_states
+from cat_fast.complexity.calibration import Boundaries
+from cat_fast.complexity.contributions import contributions
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.score import Score, ScoringFailure
+from cat_fast.complexity.scorers.accurate.calibration import Calibration, RawPredictions, StatePredictions
+from cat_fast.complexity.scorers.accurate.encoding import encode
+from cat_fast.complexity.scorers.accurate.kernel_model import FeatureMap, KernelModel
+from cat_fast.complexity.scorers.accurate.rating_model import RatingModel
+from cat_fast.complexity.scorers.fast.scorer import FAST_FILE, FastScorer
 from cat_fast.complexity.sentence_encoder import FILES, SentenceEncoder
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 
-ACCURATE_FILE = Path(__file__).parents[1] / "assets" / "accurate_scorer.npz"
-"""The packaged scorer."""
+ACCURATE_FILE = FAST_FILE.with_name("accurate_scorer.npz")
+"""The packaged scorer, next to the fast one, which it contains by reference."""
 _FEATURE_ARRAYS = ("center", "spread", "projection", "scale")
-EXPLAINED_WORDS = 60
-"""Number of words of a caption whose effect is computed."""
 
 
 @dataclass(frozen=True)
 class AccurateScorer:
-    """Mean of an adapted sentence encoder's expected rating and a kernel regression, calibrated.
+    """Mean of an adapted sentence encoder, a kernel regression on the frozen one, and the fast scorer.
 
     Scores depend on the description alone: not on the other descriptions of a call nor their order.
     """
@@ -43,6 +44,7 @@ class AccurateScorer:
     adapters: Sequence[Mapping[str, torch.Tensor]]
     """Trained parameters of `RatingModel`s, whose probabilities are averaged; float16."""
     kernel: KernelModel
+    fast: FastScorer
     calibrations: tuple[Calibration, Calibration]
     """With both flags given, and otherwise."""
 
@@ -53,21 +55,28 @@ class AccurateScorer:
         """Load the scorer at `path`, by default the packaged one.
 
         Raises:
-            UserError: the file is missing or does not contain a scorer, or the encoder's package is missing
-                or differs from the one of the fit.
+            UserError: the file is missing or does not contain a scorer; the fast scorer next to it, or the
+                encoder's package, is missing or differs from the one of the fit.
         """
         path = ACCURATE_FILE if path is None else path
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             kernel, calibrations, adapters = _parse(arrays)
+            version = str(arrays["fast_version"])
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; create it with cat-fast score distill") from None
         except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"{path}: not a file of the accurate scorer ({error}); create one with cat-fast score distill"
             ) from error
-        scorer = cls(SentenceEncoder.load(), adapters, kernel, calibrations)
+        fast = FastScorer.load(path.with_name(FAST_FILE.name))
+        if fast.version != version:
+            raise UserError(
+                f"{path}: fitted with version {version} of the fast scorer, found {fast.version} next to it;"
+                " fit it again with cat-fast score distill --tier accurate"
+            )
+        scorer = cls(SentenceEncoder.load(), adapters, kernel, fast, calibrations)
         try:
             _ = scorer._models
         except (KeyError, ValueError) as error:
@@ -75,7 +84,8 @@ class AccurateScorer:
         return scorer
 
     def save(self, path: Path) -> None:
-        """Save everything but the encoder atomically as plain arrays (npz, no pickle)."""
+        """Save everything but the encoder as plain arrays (npz, no pickle), the fast scorer next to it."""
+        self.fast.save(path.with_name(FAST_FILE.name))
         with atomic_write(path) as part, part.open("wb") as file:
             np.savez_compressed(file, **self._arrays())
 
@@ -96,45 +106,29 @@ class AccurateScorer:
         ]
         return [Score.of_expected(*row) for row in zip(*columns, strict=True)]
 
-    def expected(self, descriptions: Sequence[Description]) -> np.ndarray:
-        """Return the expected score of each description, in order, float64 (N,)."""
-        raw = self.predict(descriptions)
-        return np.where(_known(descriptions), *(c.expected(raw) for c in self.calibrations))
-
-    @torch.no_grad()
     def predict(self, descriptions: Sequence[Description]) -> RawPredictions:
-        """Return the predictions of both parts before calibration, in order."""
-        ratings, kernel = np.zeros((len(descriptions), 9)), np.zeros((len(descriptions), 6))
-        states = flag_states(descriptions)
-        for batch in encode(self.encoder, [d.caption for d in descriptions]):
-            at, n = batch.indices, len(batch.indices)
-            flags = torch.zeros(len(batch.real), 2, dtype=torch.int64)
-            flags[:n] = states[at]
-            for model in self._models:
-                logits = model.ratings(model.pool(batch.hidden, batch.real), flags)
-                ratings[at] += logits[:n].double().softmax(1).numpy() / len(self._models)
-            kernel[at] = self.kernel.predict(batch.pooled.numpy())[:n]
-        return RawPredictions(ratings, mix_states(kernel, descriptions))
+        """Return the predictions of all parts before calibration, in order."""
+        if not descriptions:
+            return RawPredictions(np.zeros((0, 9)), np.zeros(0), np.zeros(0))
+        fast, _, _ = self.fast.predict(descriptions)
+        return self._predict_states([d.caption for d in descriptions]).resolve(descriptions, fast)
 
     def contributions(self, description: Description) -> list[tuple[str, float]]:
-        """Return (word or flag, change of the expected score by it) pairs, largest magnitude first.
+        """Return the effects of words and flags, largest magnitude first; see `contributions`."""
+        return contributions(self, description)
 
-        A word's change is against the caption without it, a given flag's against the flag unknown.
-        """
-        words = description.caption.split()[:EXPLAINED_WORDS]
-        rest = description.caption.split()[EXPLAINED_WORDS:]
-        changed = {
-            f'word "{word}"': replace(description, caption=" ".join(words[:i] + words[i + 1 :] + rest))
-            for i, word in enumerate(words)
-            if len(words) > 1
-        }
-        if description.has_text is not None:
-            changed["has text"] = replace(description, has_text=None)
-        if description.has_faces is not None:
-            changed["has faces"] = replace(description, has_faces=None)
-        expected, *others = self.expected([description, *changed.values()]).tolist()
-        effects = [(name, expected - other) for name, other in zip(changed, others, strict=True)]
-        return sorted(effects, key=lambda effect: -abs(effect[1]))
+    @torch.no_grad()
+    def _predict_states(self, captions: Sequence[str]) -> StatePredictions:
+        count, members = len(captions), len(self._models)
+        found = StatePredictions(np.zeros((count, 4, 9)), np.zeros((count, 2)), np.zeros((count, 6)))
+        for batch in encode(self.encoder, captions):
+            at, n = batch.indices, len(batch.indices)
+            for model in self._models:
+                ratings, flags = model.predict(batch.hidden, batch.real)
+                found.ratings[at] += ratings[:n].numpy() / members
+                found.flags[at] += flags[:n].numpy() / members
+            found.kernel[at] = self.kernel.predict(batch.pooled.numpy())[:n]
+        return found
 
     @cached_property
     def _models(self) -> list[RatingModel]:
@@ -152,7 +146,8 @@ class AccurateScorer:
             "landmarks": self.kernel.landmarks,
             "weights": self.kernel.weights,
             "intercepts": self.kernel.intercepts,
-            "boundaries": np.stack([c.boundaries for c in self.calibrations]),
+            "fast_version": np.array(self.fast.version),
+            "boundaries": np.array([(c.boundaries.low, c.boundaries.high) for c in self.calibrations]),
             "confidence": np.stack([c.confidence for c in self.calibrations]),
         }
         for i, adapter in enumerate(self.adapters):
@@ -171,7 +166,8 @@ def _parse(
     features = FeatureMap(*(arrays[name] for name in _FEATURE_ARRAYS))
     kernel = KernelModel(features, *(arrays[name] for name in ("landmarks", "weights", "intercepts")))
     known, unknown = (
-        Calibration(*row) for row in zip(arrays["boundaries"], arrays["confidence"], strict=True)
+        Calibration(Boundaries(*map(float, row)), confidence)
+        for row, confidence in zip(arrays["boundaries"], arrays["confidence"], strict=True)
     )
     adapters: dict[str, dict[str, torch.Tensor]] = {}
     for name, array in arrays.items():

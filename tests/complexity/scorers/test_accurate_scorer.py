@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 
 from cat_fast.complexity import Description, sentence_encoder
-from cat_fast.complexity.accurate import scorer as scorer_module
-from cat_fast.complexity.accurate.kernel_model import (
+from cat_fast.complexity.calibration import Boundaries
+from cat_fast.complexity.distillation.kernel_fit import PENALTY, fit_kernel_model
+from cat_fast.complexity.distillation.rated_captions import RatedCaption, read_rated
+from cat_fast.complexity.score import require_scores
+from cat_fast.complexity.scorers.accurate import scorer as scorer_module
+from cat_fast.complexity.scorers.accurate.calibration import StatePredictions, state_probabilities
+from cat_fast.complexity.scorers.accurate.kernel_model import (
     STATES,
     FeatureMap,
     flag_kernel,
     gaussian_kernel,
-    mix_states,
     restore,
     store,
 )
-from cat_fast.complexity.accurate.scorer import ACCURATE_FILE, AccurateScorer
-from cat_fast.complexity.distillation.kernel_fit import PENALTY, fit_kernel_model
-from cat_fast.complexity.distillation.rated_captions import RatedCaption, read_rated
-from cat_fast.complexity.score import require_scores
+from cat_fast.complexity.scorers.accurate.scorer import ACCURATE_FILE, AccurateScorer
 from cat_fast.errors import UserError
 
 CAPTIONS = (
@@ -97,7 +98,7 @@ def test_saved_scorer_gives_the_same_scores(scorer, tmp_path):
     assert loaded.version == scorer.version
     descriptions = [Description(caption) for caption in CAPTIONS[:3]]
     assert require_scores(loaded, descriptions) == require_scores(scorer, descriptions)
-    moved = replace(scorer.calibrations[0], boundaries=np.array([4.0, 7.0]))
+    moved = replace(scorer.calibrations[0], boundaries=Boundaries(4.0, 7.0))
     assert replace(scorer, calibrations=(moved, moved)).version != scorer.version
 
 
@@ -127,6 +128,7 @@ def test_damaged_scorer_files_are_refused(scorer, tmp_path, monkeypatch):
         AccurateScorer.load(path)
     with np.load(ACCURATE_FILE) as stored:
         arrays = dict(stored)
+    scorer.fast.save(path.with_name("fast_scorer.npz"))
     adapter = next(name for name in arrays if name.startswith("adapter"))
     for damaged in (
         {name: array for name, array in arrays.items() if name != "landmarks"},
@@ -136,6 +138,11 @@ def test_damaged_scorer_files_are_refused(scorer, tmp_path, monkeypatch):
         np.savez(path, **damaged)
         with pytest.raises(UserError, match=r"x\.npz"):
             AccurateScorer.load(path)
+    other = replace(scorer.fast, networks=scorer.fast.networks[:1])
+    replace(scorer, fast=other).save(path)
+    scorer.fast.save(path.with_name("fast_scorer.npz"))
+    with pytest.raises(UserError, match="of the fast scorer, found"):
+        AccurateScorer.load(path)
     path.write_bytes(ACCURATE_FILE.read_bytes()[:10_000])
     with pytest.raises(UserError, match="not a file of the accurate scorer"):
         AccurateScorer.load(path)
@@ -160,14 +167,30 @@ def test_kernel_regression_against_its_definition():
     expected = cross @ weights + means.mean()
 
     outputs = fit_kernel_model(features, pooled, rated).predict(pooled)
-    descriptions = [row.description for row in rated]
-    assert mix_states(outputs, descriptions) == pytest.approx(expected, abs=1e-3)
-    unknown = [Description(d.caption) for d in descriptions]
-    share = np.clip((outputs[:, 4:] + 1) / 2, 0, 1)
-    by_hand = sum(
-        outputs[:, i]
-        * np.where(t > 0, share[:, 0], 1 - share[:, 0])
-        * np.where(f > 0, share[:, 1], 1 - share[:, 1])
-        for i, (t, f) in enumerate(STATES)
+    own = 2 * flags[:, 0] + flags[:, 1]
+    assert (STATES[own] == signs).all()
+    assert outputs[np.arange(60), own] == pytest.approx(expected, abs=1e-3)
+
+
+def test_unknown_flags_are_inferred_and_given_ones_are_certain():
+    inferred = np.array([[0.9, 0.2]] * 4)
+    odds = 0.9**1.5 / 0.1**1.5, 0.2**1.5 / 0.8**1.5
+    text, faces = (value / (1 + value) for value in odds)
+    found = state_probabilities(
+        [Description("x", *given) for given in ((None, None), (True, None), (None, False), (False, True))],
+        inferred,
     )
-    assert mix_states(outputs, unknown) == pytest.approx(by_hand)
+    expected = [
+        [(1 - text) * (1 - faces), (1 - text) * faces, text * (1 - faces), text * faces],
+        [0, 0, 1 - faces, faces],
+        [1 - text, 0, text, 0],
+        [0, 1, 0, 0],
+    ]
+    assert found == pytest.approx(np.array(expected))
+    kernel = np.array([[2.0, 3.0, 4.0, 5.0, 0.8, -0.6]])
+    ratings = np.eye(9)[None, 1:5]
+    raw = StatePredictions(ratings, inferred[:1], kernel).resolve(
+        [Description("x", True, False)], np.array([8.0])
+    )
+    assert (raw.kernel, raw.adapted) == (4, 4)
+    assert raw.expected == pytest.approx(0.75 * 4 + 0.25 * 8)
