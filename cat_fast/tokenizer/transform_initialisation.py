@@ -82,6 +82,8 @@ def transform_initialise(
             f"initialisation: transform needs block_out_channels of at least 12, and {4 * latents} at every "
             f"ratio, got {list(widths.channels)}"
         )
+    if encoder.conv_in.weight.is_meta:
+        return  # no memory to initialise: the model is counted, or its weights are loaded later
     for part in (*encoder.modules(), *decoder.modules()):
         if isinstance(part, ResnetBlock):
             _zero(part.conv2)
