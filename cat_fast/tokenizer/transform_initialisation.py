@@ -82,6 +82,8 @@ def transform_initialise(
             f"initialisation: transform needs block_out_channels of at least 12, and {4 * latents} at every "
             f"ratio, got {list(widths.channels)}"
         )
+    if encoder.conv_in.weight.is_meta:
+        return  # no memory to initialise: the model is counted, or its weights are loaded later
     for part in (*encoder.modules(), *decoder.modules()):
         if isinstance(part, ResnetBlock):
             _zero(part.conv2)
@@ -100,12 +102,14 @@ def _initialise_encoder(encoder: NestedEncoder, latents: int, first: int) -> Non
     _write(encoder.conv_in, None, now, torch.einsum("vchw,cd->vdhw", coefficients(1, 3), _YCBCR))
     realised = coefficients(1, 3)
     for level, block in enumerate(cast(Iterable[DownBlock], encoder.down_blocks)):
-        now = _relay(block.resnets[0], now, _Layout(now.count, channels[level], level >= first))
+        now = _relay(
+            cast(ResnetBlock, block.resnets[0]), now, _Layout(now.count, channels[level], level >= first)
+        )
         for down in block.downsamplers:
             opened = level >= first or (level + 1 == first and channels[level] == channels[first])
             after = _Layout(_count(level + 1, first, latents, now.width), now.width, opened)
             kernel = _combine(realised, coefficients(2 ** (level + 1), after.count))
-            _write(down.conv, now, after, kernel)
+            _write(cast(nn.Conv2d, down.conv), now, after, kernel)
             now, realised = (
                 after,
                 torch.einsum("ovij,vchw->ocihjw", kernel, realised).reshape(
@@ -114,7 +118,7 @@ def _initialise_encoder(encoder: NestedEncoder, latents: int, first: int) -> Non
             )
     mid = _Layout(latents, encoder.widths.mid, True)
     for ratio, matching in encoder.channel_matching.items():
-        _relay(matching, _Layout(latents, encoder.widths.tap(int(ratio)), True), mid)
+        _relay(cast(ResnetBlock, matching), _Layout(latents, encoder.widths.tap(int(ratio)), True), mid)
     _write_last(encoder.conv_out, mid, torch.eye(latents))
 
 
@@ -127,17 +131,19 @@ def _initialise_decoder(decoder: NestedDecoder, latents: int, first: int) -> Non
     mid = _Layout(latents, widths.mid, True)
     _write(decoder.conv_in, None, mid, torch.eye(latents)[:, :, None, None])
     for ratio, matching in decoder.channel_matching.items():
-        _relay(matching, mid, _Layout(latents, widths.entry(int(ratio)), True))
+        _relay(cast(ResnetBlock, matching), mid, _Layout(latents, widths.entry(int(ratio)), True))
     now = _Layout(latents, widths.entry(2**top), True)
     for level, block in zip(range(top, -1, -1), cast(Iterable[UpBlock], decoder.up_blocks), strict=True):
         quads = level >= first or level == 0
-        now = _relay(block.resnets[0], now, _Layout(now.count, widths.channels[level], quads))
+        now = _relay(
+            cast(ResnetBlock, block.resnets[0]), now, _Layout(now.count, widths.channels[level], quads)
+        )
         for up in block.upsamplers:
             kernel = kernels[level]
             same = widths.channels[level] == widths.channels[level - 1]
             opened = level - 1 >= first or (level == 1 and same)
             after = _Layout(len(kernel), now.width, opened)
-            _write(up.conv, now, after, kernel)
+            _write(cast(nn.Conv2d, up.conv), now, after, kernel)
             now = after
     colours = torch.linalg.inv(_YCBCR) @ torch.diag(torch.tensor([_LUMA, _CHROMA, _CHROMA]))
     _write_last(decoder.conv_out, now, colours)
