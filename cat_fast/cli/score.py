@@ -357,8 +357,8 @@ class _Bar:
 def _effects_of(scorer: "Scorer") -> "Callable[[dict[str, Any]], str]":
     """Return the function from a row of scores to the reasons for its score.
 
-    They are the three features with the largest effect, without unreadable ones, where the scorer is a sum of
-    effects, else the scorer's own reasons.
+    They are the three words and flags with the largest effect, where the scorer computes effects, else the
+    scorer's own reasons.
     """
     from cat_fast.complexity import Description
 
@@ -368,7 +368,6 @@ def _effects_of(scorer: "Scorer") -> "Callable[[dict[str, Any]], str]":
         if contributions is None or row["error"] is not None:
             return row["reasons"] or ""
         parts = contributions(Description(row["caption"], row["has_text"], row["has_faces"]))
-        readable = [(name, value) for name, value in parts if not name.startswith(("letters", "length"))]
-        return ", ".join(f"{name} {value:+.2f}" for name, value in readable[:3])
+        return ", ".join(f"{name} {value:+.2f}" for name, value in parts[:3])
 
     return effects

@@ -28,7 +28,7 @@ from cat_fast.complexity.ratios.thresholds import Candidate, RatioThresholds, de
 from cat_fast.complexity.rubric import rubric_text
 from cat_fast.complexity.score import Score, Scorer, ScoringFailure, require_scores, round_score
 from cat_fast.complexity.scorers.fast.scorer import FastScorer
-from cat_fast.complexity.scorers.loading import default_scorer
+from cat_fast.complexity.scorers.loading import bulk_scorer, default_scorer
 from cat_fast.complexity.signals.jpeg_size import jpeg_bytes
 from cat_fast.data.images.label_fields import SCORES
 
@@ -49,6 +49,7 @@ __all__ = [
     "ScoringFailure",
     "average_latent_side",
     "average_ratio",
+    "bulk_scorer",
     "choose_ratio",
     "choose_ratios",
     "default_scorer",

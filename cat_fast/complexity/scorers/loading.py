@@ -88,6 +88,11 @@ def load_scorer(
 
 def default_scorer() -> Scorer:
     """Return the scorer of captions where no other is chosen, loaded once."""
+    return load_scorer(DEFAULT_SCORER)
+
+
+def bulk_scorer() -> Scorer:
+    """Return the scorer of captions in data sets without scores, loaded once: fast enough for any loader."""
     return load_scorer("fast")
 
 

@@ -118,14 +118,15 @@ class Network:
         ]
 
     def _convolve(self, vectors: np.ndarray) -> np.ndarray:
-        """Return the rectified convolution, float64 (T, C)."""
-        total = np.zeros((len(vectors), self.kernel.shape[1]), np.float32)
+        """Return the rectified convolution, float32 (T, C)."""
         left, middle, right = np.split(self.kernel.astype(np.float32), WINDOW)
-        total[1:] += vectors[:-1] @ left  # integers below 2^24, exact in float32
-        total += vectors @ middle
+        total = vectors @ middle  # integers below 2^24, exact in float32
+        total[1:] += vectors[:-1] @ left
         total[:-1] += vectors[1:] @ right
-        unit = 2.0 ** float(self.units[0] + self.units[2])
-        return np.maximum(total + self.kernel_bias.astype(np.float64), 0) * unit
+        total += self.kernel_bias.astype(np.float32)
+        np.maximum(total, 0, out=total)
+        total *= np.float32(2.0 ** float(self.units[0] + self.units[2]))
+        return total
 
 
 def _dense(x: np.ndarray, weights: np.ndarray, unit: float) -> np.ndarray:
