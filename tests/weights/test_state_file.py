@@ -16,7 +16,7 @@ CHECKPOINT = {
 }
 
 
-@pytest.mark.parametrize("names", itertools.permutations(["model", "state_dict", "ema"]), ids="-".join)
+@pytest.mark.parametrize("names", [*itertools.permutations(["model", "state_dict", "ema"])], ids="-".join)
 def test_averaged_weights_are_preferred_in_any_order(names):
     ordered = {name: CHECKPOINT[name] for name in ("opt", *names, "args")}
     assert read_state(ordered) == {"weight": torch.tensor([3.0])}
