@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.shared.machine import describe
-from cat_fast.complexity.distillation.rated_captions import RATED_CAPTIONS
+from cat_fast.complexity.rated_captions import RATED_CAPTIONS
 from cat_fast.data.files import write_json
 
 ROOT = Path(__file__).parents[1]

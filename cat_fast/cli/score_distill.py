@@ -54,9 +54,9 @@ def _distill(name: str, out: Path, work: Path) -> None:
     import numpy as np
 
     from cat_fast.complexity.distillation.footprint import measure_footprint
-    from cat_fast.complexity.distillation.rated_captions import read_rated
     from cat_fast.complexity.distillation.study import predict_out_of_fold, report
     from cat_fast.complexity.distillation.tiers import TIERS
+    from cat_fast.complexity.rated_captions import read_rated
 
     rated, chosen = read_rated(), TIERS[name]()
     with console.progress("steps") as bars:

@@ -20,9 +20,10 @@ def contributions(scorer: Scorer, description: Description) -> list[tuple[str, f
         for i, word in enumerate(words[:EXPLAINED_WORDS])
         if len(words) > 1
     }
-    for flag in ("has_text", "has_faces"):
-        if getattr(description, flag) is not None:
-            changed[flag.replace("_", " ")] = replace(description, **{flag: None})
+    if description.has_text is not None:
+        changed["has text"] = replace(description, has_text=None)
+    if description.has_faces is not None:
+        changed["has faces"] = replace(description, has_faces=None)
     whole, *others = (score.expected for score in require_scores(scorer, [description, *changed.values()]))
     effects = [(name, whole - other) for name, other in zip(changed, others, strict=True)]
     return sorted(effects, key=lambda effect: -abs(effect[1]))

@@ -20,7 +20,7 @@ from cat_fast.complexity import (
     scored_by,
     tokens_per_image,
 )
-from cat_fast.complexity.distillation.rated_captions import RATED_CAPTIONS, read_rated
+from cat_fast.complexity.rated_captions import RATED_CAPTIONS, read_rated
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.evaluation.reconstruction import Reconstruction, summarize

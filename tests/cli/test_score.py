@@ -14,7 +14,7 @@ from cat_fast.complexity import (
     default_scorer,
     default_thresholds,
 )
-from cat_fast.complexity.distillation.rated_captions import RATED_CAPTIONS, read_rated
+from cat_fast.complexity.rated_captions import RATED_CAPTIONS, read_rated
 from cat_fast.errors import UserError
 
 

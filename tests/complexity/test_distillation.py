@@ -11,8 +11,8 @@ from cat_fast.complexity import Description, Score
 from cat_fast.complexity.distillation import accurate_fit
 from cat_fast.complexity.distillation.accurate_fit import EncodedCaptions, fit_accurate
 from cat_fast.complexity.distillation.adapter_training import TrainingPlan
-from cat_fast.complexity.distillation.rated_captions import RatedCaption, read_rated
 from cat_fast.complexity.distillation.study import predict_out_of_fold, report
+from cat_fast.complexity.rated_captions import RatedCaption, read_rated
 from cat_fast.complexity.scorers.accurate.calibration import Calibration, RawPredictions
 from cat_fast.complexity.scorers.accurate.rating_model import RatingModel
 from cat_fast.complexity.scorers.fast.scorer import fast_scorer

@@ -23,7 +23,7 @@ from cat_fast.complexity.distillation.adapter_training import (
 )
 from cat_fast.complexity.distillation.fast_fit import PARTS, assign_parts
 from cat_fast.complexity.distillation.kernel_fit import WIDTH, fit_kernel_model
-from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.rated_captions import RatedCaption
 from cat_fast.complexity.scorers.accurate.calibration import Calibration, RawPredictions, StatePredictions
 from cat_fast.complexity.scorers.accurate.encoding import encode
 from cat_fast.complexity.scorers.accurate.kernel_model import FeatureMap

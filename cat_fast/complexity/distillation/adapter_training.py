@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.rated_captions import RatedCaption
 from cat_fast.complexity.scorers.accurate.rating_model import UNKNOWN, RatingModel, flag_states
 from cat_fast.complexity.sentence_encoder import SentenceEncoder
 from cat_fast.data.images.label_fields import SCORES

@@ -12,8 +12,8 @@ import numpy as np
 from cat_fast.complexity.calibration import Boundaries
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.distillation.fast_training import TrainingSettings, train_network, vocabulary_of
-from cat_fast.complexity.distillation.rated_captions import RatedCaption, assign_folds
 from cat_fast.complexity.distillation.word_vectors import WordVectors
+from cat_fast.complexity.rated_captions import RatedCaption, assign_folds
 from cat_fast.complexity.scorers.fast.scorer import SIGNALS, FastScorer, confidence_signals, squash
 
 CANDIDATES = (TrainingSettings(word_dropout=0.3), TrainingSettings(word_dropout=0.15))
@@ -44,11 +44,11 @@ def fit_fast(
     vocabulary, own = vocabulary_of([row.description.caption for row in rated], pretrained)
 
     def train(member: int, settings: TrainingSettings) -> FastScorer:
-        rows = [rated[i] for i in np.flatnonzero(parts != member)]
+        rows = [rated[i] for i in np.flatnonzero(parts != member).tolist()]
         network = train_network(rows, vocabulary, own, pretrained, settings, member, on_epoch)
         return FastScorer(vocabulary, (network,), (_UNFITTED,) * 3, np.zeros(SIGNALS))
 
-    left_out = [[rated[i] for i in np.flatnonzero((parts == m) & double)] for m in range(MEMBERS)]
+    left_out = [[rated[i] for i in np.flatnonzero((parts == m) & double).tolist()] for m in range(MEMBERS)]
     trials = [train(0, settings) for settings in candidates]
     best = min(range(len(trials)), key=lambda i: mean_error(trials[i], left_out[0]))
     members = [trials[best], *(train(member, candidates[best]) for member in range(1, MEMBERS))]

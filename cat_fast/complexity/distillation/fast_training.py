@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.distillation.rated_captions import RatedCaption
 from cat_fast.complexity.distillation.word_vectors import WordVectors
+from cat_fast.complexity.rated_captions import RatedCaption
 from cat_fast.complexity.scorers.fast.network import FLAGS, WINDOW, Network
 from cat_fast.complexity.scorers.fast.words import (
     FIRST_WORD,

@@ -15,7 +15,7 @@ CAPTIONS = 4000
 
 _PROGRAM = """
 import json, sys, time
-from cat_fast.complexity.distillation.rated_captions import read_rated
+from cat_fast.complexity.rated_captions import read_rated
 from cat_fast.complexity.score import require_scores
 from cat_fast.complexity.scorers.loading import load_scorer
 from cat_fast.complexity.description import Description

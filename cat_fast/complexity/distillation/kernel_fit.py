@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.rated_captions import RatedCaption
 from cat_fast.complexity.scorers.accurate.kernel_model import (
     ADDED,
     STATES,

@@ -23,8 +23,8 @@ from cat_fast.complexity.distillation.quality import (
     reliability,
     spearman,
 )
-from cat_fast.complexity.distillation.rated_captions import RatedCaption, assign_folds
 from cat_fast.complexity.distillation.word_groups import WORD_GROUPS
+from cat_fast.complexity.rated_captions import RatedCaption, assign_folds
 from cat_fast.complexity.score import Scorer, require_scores, round_score
 from cat_fast.data.files import atomic_write
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.rated_captions import RatedCaption
 from cat_fast.complexity.score import Scorer
 from cat_fast.complexity.scorers.fast.scorer import FastScorer
 

@@ -10,7 +10,7 @@ import pytest
 from cat_fast.complexity import Description, sentence_encoder
 from cat_fast.complexity.calibration import Boundaries
 from cat_fast.complexity.distillation.kernel_fit import PENALTY, fit_kernel_model
-from cat_fast.complexity.distillation.rated_captions import RatedCaption, read_rated
+from cat_fast.complexity.rated_captions import RatedCaption, read_rated
 from cat_fast.complexity.score import require_scores
 from cat_fast.complexity.scorers.accurate import scorer as scorer_module
 from cat_fast.complexity.scorers.accurate.calibration import StatePredictions, state_probabilities

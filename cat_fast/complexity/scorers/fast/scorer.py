@@ -72,7 +72,7 @@ class FastScorer:
     def save(self, path: Path) -> None:
         """Save the scorer atomically as plain arrays (npz, no pickle)."""
         with atomic_write(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **self._arrays())
+            np.savez_compressed(file, **self._arrays(), allow_pickle=False)
 
     @cached_property
     def version(self) -> str:
@@ -102,7 +102,7 @@ class FastScorer:
         text = self.vocabulary.flatten([d.caption for d in descriptions])
         unknown = np.add.reduceat((text.words == UNKNOWN).astype(np.int64), text.starts)
         share = unknown / np.maximum(text.lengths, 1)
-        predictions = sum(network.predict(text, flags) for network in self.networks) / len(self.networks)
+        predictions = np.mean([network.predict(text, flags) for network in self.networks], axis=0)
         return predictions, (flags == 0).sum(1), share
 
     def contributions(self, description: Description) -> list[tuple[str, float]]:
