@@ -12,6 +12,8 @@ SHIPPED = Path(__file__).parent / "shipped"
 NAMES = ("nano", "nano-fixed-16x")
 TOKENIZER = "vae"
 """Subfolder of a model with its tokenizer."""
+TABLES = "tables.json"
+"""File of a model with its measured figures, a list of tables: title, header and rows."""
 
 
 def shipped_folder(name: str, part: str = "") -> Path | None:
