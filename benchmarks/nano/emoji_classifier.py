@@ -47,7 +47,8 @@ class Trained:
     def top(self, images: Tensor, count: int = 5) -> list[list[str]]:
         """Return the captions of the most probable classes of each image, (B, 3, H, W) in [-1, 1]."""
         logits = self.model(_resize(images))
-        return [[self.captions[i] for i in row] for row in logits.topk(count).indices.tolist()]
+        found = logits.topk(min(count, len(self.captions))).indices
+        return [[self.captions[i] for i in row] for row in found.tolist()]
 
 
 def train_classifier(images: Tensor, captions: Sequence[str], steps: int = STEPS, seed: int = 0) -> Trained:

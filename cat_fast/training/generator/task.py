@@ -21,6 +21,7 @@ from cat_fast.generator import DiffusionLoss, DiT, PackedText, diffusion_loss, m
 from cat_fast.generator.diffusion import (
     CAT_BETAS,
     CLIP_RANGE,
+    Schedule,
     Weighting,
     load_schedule,
     sequence_weights,
@@ -158,15 +159,13 @@ class GeneratorTask:
         digest = load_initial_weights(model, folder, _FREE_OF_WEIGHTS)
         if digest is None:
             return None
-        trained = load_schedule(Path(folder) / "scheduler").config
-        expected = make_schedule(loss.prediction, loss.beta_schedule).config
-        for name in ("_class_name", "prediction_type", "beta_schedule"):
-            if trained.get(name) != expected.get(name):
-                raise UserError(
-                    f"initial_weights: {folder} was trained with {name.strip('_')} {trained.get(name)!r}, "
-                    f"this run has {expected.get(name)!r}; set loss.prediction and loss.beta_schedule as in "
-                    "that run"
-                )
+        trained = _describe_schedule(load_schedule(Path(folder) / "scheduler"))
+        expected = _describe_schedule(make_schedule(loss.prediction, loss.beta_schedule))
+        if trained != expected:
+            raise UserError(
+                f"initial_weights: {folder} was trained to predict {trained}, this run predicts {expected}; set "
+                "loss.prediction and loss.beta_schedule as in that run"
+            )
         return digest
 
     def draw(self, step: int) -> Sequence[float]:
@@ -369,6 +368,13 @@ class GeneratorTask:
         if averaged is not None:
             averaged.save_pretrained(folder)
             self.schedule.save_pretrained(folder / "scheduler")  # with the prediction type and the betas
+
+
+def _describe_schedule(schedule: Schedule) -> str:
+    """Return the prediction target and the betas of a schedule."""
+    config = schedule.config
+    target, betas = config.get("prediction_type", "flow"), config.get("beta_schedule")
+    return f"{target} with {betas} betas" if betas else target
 
 
 def _lengths(text: PackedText) -> list[int]:

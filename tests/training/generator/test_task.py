@@ -391,7 +391,7 @@ def test_a_run_starts_from_the_weights_of_another_one(tmp_path, latents, checkpo
         assert torch.equal(dict(second.engine.module.named_parameters())[name], value), name
     with pytest.raises(UserError, match="initial_weights: expected None, as at the start of the run, got '"):
         second.load(checkpoint)  # of a run without initial weights
-    with pytest.raises(UserError, match=r"prediction_type 'epsilon', this run has 'v_prediction'"):
+    with pytest.raises(UserError, match=r"to predict epsilon with squared.* betas, this run predicts v_pred"):
         GeneratorTask(config(f"data.latents={latents}", start, "loss.prediction=v_prediction"), Ranks())
 
 
