@@ -163,8 +163,8 @@ class GeneratorTask:
         expected = _describe_schedule(make_schedule(loss.prediction, loss.beta_schedule))
         if trained != expected:
             raise UserError(
-                f"initial_weights: {folder} was trained to predict {trained}, this run predicts {expected}; set "
-                "loss.prediction and loss.beta_schedule as in that run"
+                f"initial_weights: {folder} was trained to predict {trained}, this run predicts {expected}; "
+                "set loss.prediction and loss.beta_schedule as in that run"
             )
         return digest
 
