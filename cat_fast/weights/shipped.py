@@ -12,6 +12,7 @@ SHIPPED = Path(__file__).parent / "shipped"
 NAMES = ("nano", "nano-fixed-16x")
 TOKENIZER = "vae"
 """Subfolder of a model with its tokenizer."""
+_TRANSFORMER = "transformer"
 TABLES = "tables.json"
 """File of a model with its measured figures, a list of tables: title, header and rows."""
 
@@ -20,12 +21,12 @@ def shipped_folder(name: str, part: str = "") -> Path | None:
     """Return the folder of a shipped model, or of its part; None for other names and for local paths.
 
     Raises:
-        UserError: this installation does not contain the model.
+        UserError: this installation does not contain the model, or has its tokenizer only.
     """
     if name not in NAMES or Path(name).exists():
         return None
     folder = SHIPPED / name / part
-    weights = folder if part else folder / TOKENIZER
+    weights = folder if part else folder / _TRANSFORMER
     if not any(weights.glob("*.safetensors")):
         raise UserError(
             f"{name}: this installation of cat_fast lacks the shipped models, cat_fast/weights/shipped "
