@@ -1,14 +1,14 @@
 """Trained models that ship with the package, by name.
 
-shipped/nano            a pipeline: nested tokenizer (vae/), text-conditional DiT and what belongs to it
-shipped/nano-fixed-16x  the tokenizer's fixed 16x twin (vae/)
+shipped_models/nano            a pipeline: nested tokenizer (vae/), text-conditional DiT and what belongs to it
+shipped_models/nano-fixed-16x  the tokenizer's fixed 16x twin (vae/)
 """
 
 from pathlib import Path
 
 from cat_fast.errors import UserError
 
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED = Path(__file__).parent / "shipped_models"
 NAMES = ("nano", "nano-fixed-16x")
 TOKENIZER = "vae"
 """Subfolder of a model with its tokenizer."""
@@ -29,7 +29,7 @@ def shipped_folder(name: str, part: str = "") -> Path | None:
     weights = folder if part else folder / _TRANSFORMER
     if not any(weights.glob("*.safetensors")):
         raise UserError(
-            f"{name}: this installation of cat_fast lacks the shipped models, cat_fast/weights/shipped "
+            f"{name}: this installation of cat_fast lacks the shipped models, cat_fast/weights/shipped_models "
             f"({weights.relative_to(SHIPPED.parent)} has no weights); install the package with its data "
             "files, or use the folder of a model of your own"
         )
