@@ -1,7 +1,8 @@
 """Trained models that ship with the package, by name.
 
-shipped_models/nano            a pipeline: nested tokenizer (vae/), text-conditional DiT and what belongs to it
-shipped_models/nano-fixed-16x  the tokenizer's fixed 16x twin (vae/)
+shipped_models/
+    nano/            a pipeline: nested tokenizer (vae/), text-conditional DiT, schedule, text encoder
+    nano-fixed-16x/  the tokenizer's fixed 16x twin (vae/)
 """
 
 from pathlib import Path
@@ -29,7 +30,7 @@ def shipped_folder(name: str, part: str = "") -> Path | None:
     weights = folder if part else folder / _TRANSFORMER
     if not any(weights.glob("*.safetensors")):
         raise UserError(
-            f"{name}: this installation of cat_fast lacks the shipped models, cat_fast/weights/shipped_models "
+            f"{name}: this installation of cat_fast lacks the shipped models in cat_fast/weights "
             f"({weights.relative_to(SHIPPED.parent)} has no weights); install the package with its data "
             "files, or use the folder of a model of your own"
         )
