@@ -6,6 +6,8 @@ from typing import Any
 def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the tables of a report that have figures: title, header and rows."""
     means = report.get("tokenizer", {}).get("means", {})
+    chosen = report.get("chosen ratios", {})
+    acceptable = chosen.get("maximum acceptable ratio, all", {})
     found = [
         _table(
             "Reconstruction",
@@ -20,6 +22,19 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
                 ]
                 for name, ratios in means.items()
                 for ratio, one in ratios.items()
+            ],
+        ),
+        _table(
+            "At chosen ratios, within the tokens of a fixed 16x",
+            ["held-out images", "PSNR, dB"],
+            [[name, _interval(one, 2)] for name, one in chosen.get("psnr", {}).items()],
+        ),
+        _table(
+            "Correlation with the maximum acceptable ratio, all held-out images",
+            ["metric", "Pearson r"],
+            [
+                [name, "constant" if value is None else f"{value:.2f}"]
+                for name, value in acceptable.get("correlation", {}).items()
             ],
         ),
         _table(
