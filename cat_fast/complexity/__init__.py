@@ -6,6 +6,7 @@ Independent of the tokenizer: the ratio is chosen before any pixel is encoded.
 from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.embedded_scorer import EmbeddedScorer, default_scorer
+from cat_fast.complexity.prompt import Prompt
 from cat_fast.complexity.ratios.budget import ratios_within_budget
 from cat_fast.complexity.ratios.choose import (
     ComplexityResult,
@@ -25,7 +26,7 @@ from cat_fast.complexity.ratios.mix import (
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.score_counts import ScoreCounts
 from cat_fast.complexity.ratios.thresholds import Candidate, RatioThresholds, default_thresholds
-from cat_fast.complexity.rubric import parse_score, prompt, rubric_text
+from cat_fast.complexity.rubric import rubric_text
 from cat_fast.complexity.score import Score, Scorer, ScoringFailure, require_scores, round_score
 from cat_fast.complexity.signals.jpeg_size import jpeg_bytes
 from cat_fast.data.images.label_fields import SCORES
@@ -40,6 +41,7 @@ __all__ = [
     "Description",
     "EmbeddedScorer",
     "JpegThresholds",
+    "Prompt",
     "RatioThresholds",
     "Score",
     "ScoreCounts",
@@ -54,8 +56,6 @@ __all__ = [
     "jpeg_bytes",
     "jpeg_ratio",
     "mean_tokens",
-    "parse_score",
-    "prompt",
     "ratio_mix",
     "ratios_within_budget",
     "read_descriptions",
