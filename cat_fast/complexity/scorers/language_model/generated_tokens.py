@@ -50,7 +50,7 @@ class ReplyReader:
             own = after[len(before) :]
             alternatives.setdefault(own, row[-1])
             tokens.append(Token(own, alternatives))
-        return ModelReply(texts[-1], tokens)
+        return ModelReply(texts[-1], tokens, length < len(ids))
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -1,0 +1,73 @@
+"""Detection of text with RapidOCR."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cat_fast.complexity.captioners.endpoint_vision import shrink
+from cat_fast.complexity.scorers.extras import import_extra
+
+MAX_SIDE = 1024
+"""Larger images are scaled down to this number of pixels."""
+MIN_CONFIDENCE = 0.6
+"""Recognition below this confidence is texture rather than text."""
+MIN_LETTERS = 2
+"""Letters and digits per box: single ones are found in rings, poles and windows."""
+MIN_BOXES = 3
+MIN_AREA = 0.002
+"""An image contains text from this number of boxes or this share of its area."""
+
+
+@dataclass(frozen=True)
+class TextBox:
+    """A piece of text in an image."""
+
+    text: str
+    confidence: float
+    """Of the recognition, 0 to 1."""
+    area: float
+    """Share of the image's area."""
+
+    @property
+    def readable(self) -> bool:
+        """True if it is probably text."""
+        letters = sum(letter.isalnum() for letter in self.text)
+        return self.confidence >= MIN_CONFIDENCE and letters >= MIN_LETTERS
+
+
+class TextDetector:
+    """Text in any orientation, read by RapidOCR's packaged models for Latin and Chinese script.
+
+    Raises:
+        UserError: RapidOCR is missing.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        package = import_extra("rapidocr_onnxruntime", "rapidocr-onnxruntime", "detect", "detection of text")
+        self.version = version("rapidocr-onnxruntime")
+        self._reader: Any = package.RapidOCR(intra_op_num_threads=threads, inter_op_num_threads=1)
+
+    def find(self, image: Image.Image) -> list[TextBox]:
+        """Return the boxes of text in an RGB image, also those that are not readable."""
+        small = shrink(image, MAX_SIDE)
+        pixels_BGR = np.ascontiguousarray(np.asarray(small)[:, :, ::-1])
+        # Classification of upside-down text would double the time, and is not needed to find text.
+        found, _ = self._reader(pixels_BGR, use_cls=False)
+        size = small.width * small.height
+        return [TextBox(text, float(confidence), _area(box) / size) for box, text, confidence in found or []]
+
+
+def contains_text(boxes: Sequence[TextBox]) -> bool:
+    """Return whether boxes are enough text to be noticed: several, or a large one."""
+    readable = [box for box in boxes if box.readable]
+    return len(readable) >= MIN_BOXES or sum(box.area for box in readable) >= MIN_AREA
+
+
+def _area(corners: Sequence[Sequence[float]]) -> float:
+    """Return the area of a polygon by the shoelace formula."""
+    x, y = np.asarray(corners, dtype=np.float64).T
+    return float(abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2)
