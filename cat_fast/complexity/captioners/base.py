@@ -1,4 +1,4 @@
-"""Interface of captioners."""
+"""Interface of captioners, and what they share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,3 +59,12 @@ def known_captions(
     if len(captions) != len(images):
         raise UserError(f"expected one caption per image, {len(images)} in all, got {len(captions)}")
     return captions
+
+
+def shrink(image: Image.Image, max_side: int) -> Image.Image:
+    """Return an image scaled down to at most `max_side` pixels per side; smaller ones are returned as is."""
+    scale = max_side / max(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(round(side * scale), 1) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -30,8 +30,8 @@ class Detectors:
         """
         self._text = text_boxes.TextDetector(threads)
         self._faces = faces.FaceDetector()
-        parts = (self._text.version, self._faces.version, _THRESHOLDS)
-        self.version = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+        self.packages = {"rapidocr-onnxruntime": self._text.version, "opencv": self._faces.version}
+        self.version = hashlib.sha256(repr((self.packages, _SETTINGS)).encode()).hexdigest()[:12]
 
     def find_flags(self, image: Image.Image) -> tuple[bool, bool]:
         """Return whether an RGB image contains text, and whether it contains a face."""
@@ -61,9 +61,9 @@ class Detectors:
             return DescriptionFailure(one_line(error))
 
 
-_THRESHOLDS = (
+_SETTINGS = (
     (text_boxes.MAX_SIDE, text_boxes.MIN_CONFIDENCE, text_boxes.MIN_LETTERS),
     (text_boxes.MIN_BOXES, text_boxes.MIN_AREA),
     (faces.MAX_SIDE, faces.MIN_SIDE, faces.RULE),
 )
-"""What the flags depend on."""
+"""All settings that the flags depend on."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from cat_fast.complexity.captioners.base import shrink
 from cat_fast.complexity.scorers.language_model.chat_endpoint import ChatEndpoint
 from cat_fast.complexity.scorers.language_model.replies import ModelReply
 from cat_fast.complexity.scorers.language_model.request_pool import RequestPool
@@ -80,12 +81,3 @@ def data_url(image: Image.Image, max_side: int) -> str:
     file = io.BytesIO()
     shrink(image, max_side).save(file, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def shrink(image: Image.Image, max_side: int) -> Image.Image:
-    """Return an image scaled down to at most `max_side` pixels per side; smaller ones are returned as is."""
-    scale = max_side / max(image.size)
-    if scale >= 1:
-        return image
-    width, height = (max(round(side * scale), 1) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cat_fast.complexity.captioners.endpoint_vision import shrink
+from cat_fast.complexity.captioners.base import shrink
 from cat_fast.complexity.scorers.extras import import_extra
 from cat_fast.errors import UserError
 
 MAX_SIDE = 640
-"""Larger images are scaled down to this number of pixels: cascades are expensive, and faces remain visible."""
+"""Larger images are scaled down to this number of pixels, where most faces remain visible."""
 MIN_SIDE = 24
 """Side of the smallest face, in pixels of the scaled image."""
 _FIRST, _SECOND = "haarcascade_frontalface_default.xml", "haarcascade_frontalface_alt2.xml"

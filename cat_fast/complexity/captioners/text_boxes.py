@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cat_fast.complexity.captioners.endpoint_vision import shrink
+from cat_fast.complexity.captioners.base import shrink
 from cat_fast.complexity.scorers.extras import import_extra
 
 MAX_SIDE = 1024

@@ -36,12 +36,15 @@ _PLACE = {"llava": "<image>", "qwen2_vl": "<|vision_start|><|image_pad|><|vision
 KINDS = ("llava", "instructblip", "qwen2_vl")
 
 
-def save_model(folder: Path, kind: str, following: Mapping[str, str] | None = None) -> Path:
+def save_model(
+    folder: Path, kind: str, following: Mapping[str, str] | None = None, *, chat: bool = True
+) -> Path:
     """Save a model that replies with `following`, the next word per word, or a random one.
 
     A word without a next one is followed by the end.
     """
-    words = sorted({word for pair in (following or {}).items() for word in pair})
+    random = {f"word{i}": f"word{i}" for i in range(HIDDEN - len(SPECIAL) - len(QWEN))}
+    words = sorted({word for pair in (following or random).items() for word in pair} - set(SPECIAL))
     tokenizer = _tokenizer([*SPECIAL, *QWEN], words)
     size = len(tokenizer)
     torch.manual_seed(0)
@@ -64,6 +67,8 @@ def save_model(folder: Path, kind: str, following: Mapping[str, str] | None = No
     model.generation_config.do_sample = True  # published ones have such settings; captions ignore them
     model.generation_config.repetition_penalty = 1.5
     model.save_pretrained(folder)
+    if not chat:
+        processor.chat_template = None
     processor.save_pretrained(folder)
     return folder
 
