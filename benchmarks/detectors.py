@@ -2,8 +2,9 @@
 
     python -m benchmarks.detectors --json benchmarks/results/detectors.json [--imagenet-sample FOLDER]
 
-The flags of the packaged photographs are those of their attribution list. `--imagenet-sample` adds the ImageNet
-photographs of the packaged rated captions, which are not distributed; their flags were seen in the pixels.
+The flags of the packaged photographs are those of their attribution list. `--imagenet-sample` adds the
+ImageNet photographs of the packaged rated captions, which are not distributed; their flags were seen in the
+pixels.
 """
 
 import argparse
