@@ -1,4 +1,4 @@
-"""Commands in docs/sampling.md and docs/data.md exist, with their options or keys."""
+"""Commands in docs/sampling.md, docs/data.md and docs/scoring.md exist, with their options or keys."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ from tests.cli.conftest import tiny_tokenizer
 from tests.test_readme import blocks, links, sessions
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "docs" / name for name in ("sampling.md", "data.md")]
+DOCUMENTS = [ROOT / "docs" / name for name in ("sampling.md", "data.md", "scoring.md")]
 COMMANDS = [line for path in DOCUMENTS for line, _ in sessions(path.read_text(encoding="utf-8"))]
 
 
@@ -53,8 +53,10 @@ def test_python_examples_run(tmp_path, monkeypatch):
 def test_options_that_the_text_names_exist():
     assert len(COMMANDS) > 5
     commands = typer.main.get_command(app).commands
-    for path, names in zip(DOCUMENTS, (["sample", "pipeline"], ["encode-shards", "shard"]), strict=True):
-        known = {option for name in names for p in commands[name].params for option in p.opts}
+    for path, names in zip(
+        DOCUMENTS, (["sample", "pipeline"], ["encode-shards", "shard", "data"], ["score"]), strict=True
+    ):
+        known = {option for name in names for option in _options(commands[name])}
         assert set(re.findall(r"`(--[a-z-]+)", path.read_text(encoding="utf-8"))) <= known
 
 
@@ -62,3 +64,9 @@ def test_options_that_the_text_names_exist():
 def test_links_lead_somewhere(path):
     for target in links(path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists()
+
+
+def _options(command) -> list[str]:
+    """Return the options of a command and its subcommands."""
+    inside = [option for one in getattr(command, "commands", {}).values() for option in _options(one)]
+    return inside + [option for p in command.params for option in (*p.opts, *p.secondary_opts)]

@@ -16,7 +16,7 @@ from cat_fast.cli.pipeline import pipeline
 from cat_fast.cli.plan import plan
 from cat_fast.cli.runs import runs
 from cat_fast.cli.sample import sample
-from cat_fast.cli.score import score
+from cat_fast.cli.score import ScoreCommand, score
 from cat_fast.cli.shard import shard
 from cat_fast.console import out, print_error, safe_output
 from cat_fast.errors import UserError
@@ -50,7 +50,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo)
-app.command()(score)
+app.command(cls=ScoreCommand)(score)
 app.command()(shard)
 app.command(cls=EncodeCommand)(encode)
 app.command()(decode)

@@ -1,25 +1,63 @@
 """`cat-fast score`: complexity scores of captions, with the resulting ratios and token counts."""
 
-import json
-from dataclasses import asdict
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
+from typer.core import TyperCommand
 
 from cat_fast import console
-from cat_fast.data.files import atomic_write
+from cat_fast.cli.score_cost import cost
+from cat_fast.cli.score_tables import print_failures, print_scores
+from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from cat_fast.complexity import ComplexityResult, Description
+    from collections.abc import Callable, Iterable
+
+    from cat_fast.complexity.score import Scorer
+    from cat_fast.complexity.scoring_run.inputs import Inputs
+    from cat_fast.complexity.scoring_run.report import ScoreSummary
+    from cat_fast.complexity.scoring_run.rows import Row, ScoringResult
+
+_MAX_LISTED = {True: 1000, False: 20}
+"""Maximum number of samples in the table, without and with a file of scores."""
+_MAX_FAILURES = 10
+"""Maximum number of failed samples listed by name."""
+SUBCOMMANDS = {"cost": cost}
+
+
+class ScoreCommand(TyperCommand):
+    """The `score` command, and its subcommands where the first argument names one."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if args and args[0] in SUBCOMMANDS:
+            app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+            app.command()(SUBCOMMANDS[args[0]])
+            command = typer.main.get_command(app)
+            return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
 
 
 def score(
-    captions: Annotated[
-        list[str] | None, typer.Argument(help="Captions to score.", show_default=False)
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TEXT…|FILE…]",
+            help="Captions to score, or files of captions: .jsonl or .parquet with a caption per row, .txt"
+            " with one per line, webdataset archives (.tar), images with a .txt file next to each, and"
+            " folders of these.",
+            show_default=False,
+        ),
+    ] = None,
+    caption: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Caption, also one that looks like a file name or a subcommand; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     label: Annotated[
         list[str] | None,
@@ -28,18 +66,37 @@ def score(
         ),
     ] = None,
     file: Annotated[
-        Path | None,
+        list[str] | None,
         typer.Option(
-            help="File of captions: .txt with one caption per line, or .jsonl with one object per line with"
-            ' "caption" and optionally "has_text" and "has_faces".',
+            metavar="PATH",
+            help="File or folder of captions, also one without a known ending, or a quoted pattern or URL of"
+            ' archives; may be repeated. Rows have "caption" and optionally "has_text", "has_faces", "key".',
             show_default=False,
         ),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE.parquet",
+            help="File of scores to write, one row per sample. Run the same command again to resume.",
+            show_default=False,
+        ),
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N",
+            help="Score every N-th sample, from sample I (from 0), into a file of its own next to --out. Once"
+            " all shards are done, the same command without --shard merges them.",
+        ),
+    ] = "0/1",
     has_text: Annotated[
         bool | None,
         typer.Option(
             "--has-text/--no-text",
-            help="The images contain text or numbers, or do not; .jsonl rows can override it."
+            help="The images contain text or numbers, or do not; rows can override it."
             " Default: inferred from each caption.",
             show_default=False,
         ),
@@ -48,7 +105,7 @@ def score(
         bool | None,
         typer.Option(
             "--has-faces/--no-faces",
-            help="The images contain faces, or do not; .jsonl rows can override it."
+            help="The images contain faces, or do not; rows can override it."
             " Default: inferred from each caption.",
             show_default=False,
         ),
@@ -58,6 +115,81 @@ def score(
         typer.Option(
             metavar="A,B",
             help="Scores up to A get 32x, above B 8x, between them 16x. Default: the published 4,7.",
+            show_default=False,
+        ),
+    ] = None,
+    mean_tokens: Annotated[
+        float | None,
+        typer.Option(
+            metavar="N",
+            help="Hard budget: mean tokens per image that are not exceeded, such as 197. The most complex"
+            " images get the most tokens; the thresholds then only break ties.",
+            show_default=False,
+        ),
+    ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            metavar="accurate|fast|llm|endpoint|gguf|length",
+            help="accurate and fast are distilled models on the CPU, without a download; llm is a language"
+            " model by transformers, endpoint one behind an OpenAI-compatible URL, gguf one in llama.cpp;"
+            " length is the number of words.",
+        ),
+    ] = "accurate",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Language model: a name or folder (llm), the name at the endpoint, or a GGUF file (gguf).",
+            show_default=False,
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="URL of the endpoint, or of a llama.cpp server, such as http://localhost:8000/v1.",
+            show_default=False,
+        ),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Environment variable with the key of the endpoint. The key is neither stored nor printed.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Prompt of the language model instead of the rubric.", show_default=False
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Device of llm: cpu, cuda, cuda:1, ...; auto uses a GPU if available.")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Captions per forward pass (llm), or concurrent requests (endpoint, gguf).",
+            show_default=False,
+        ),
+    ] = None,
+    escalate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Have the language model score only captions of which the distilled scorer is less sure than"
+            " this probability, such as 0.6.",
+            show_default=False,
+        ),
+    ] = None,
+    escalate_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="llm|endpoint|gguf",
+            help="Language model for --escalate, described by --model and the other options. Default: llm.",
             show_default=False,
         ),
     ] = None,
@@ -72,8 +204,13 @@ def score(
 ) -> None:
     """Score the complexity of captions from 1 to 9 and choose each image's compression ratio.
 
-    Scores come from the packaged scorer, a small linear model on the caption's words and the flags. Token
-    counts are for 512 px images: 1024 at 8x, 256 at 16x, 64 at 32x.
+    Token counts are for 512 px images: 1024 at 8x, 256 at 16x, 64 at 32x.
+
+    An argument is a file if it exists and has a known ending, or is a folder. It is a caption if it is
+    neither a path nor ends like a file. Anything else is refused: use --caption TEXT and --file PATH.
+
+    With --out, memory does not grow with the set, and an interrupted run resumes. Samples that failed are
+    rows with an error, which the next run tries again. Exit code 1: some inputs failed, the rest is scored.
 
     Examples:
 
@@ -84,69 +221,145 @@ def score(
         cat-fast score --label "goldfish" --label "grocery store" --thresholds 4,7
 
         cat-fast score --file captions.jsonl --json scores.json
+
+        cat-fast score captions.jsonl --out scores.parquet
+
+        cat-fast score shards/ --out scores.parquet --scorer fast --mean-tokens 197
+
+        cat-fast score captions.parquet --out scores.parquet --shard 0/8    (and 1/8 to 7/8 elsewhere)
+
+        cat-fast score captions.jsonl --out s.parquet --escalate 0.6 --model Qwen/Qwen2.5-7B-Instruct
+
+        cat-fast score captions.txt --out s.parquet --scorer endpoint --model NAME --base-url http://HOST:8000/v1
+
+    What scoring costs and saves: cat-fast score cost --help
     """
-    from cat_fast.complexity import (
-        Description,
-        RatioThresholds,
-        choose_ratios,
-        default_scorer,
-        default_thresholds,
-        read_descriptions,
-        rubric_text,
-        scored_by,
-        summarize,
-    )
+    from cat_fast.complexity import RatioThresholds, default_thresholds, rubric_text
+    from cat_fast.complexity.scorers.loading import load_scorer
+    from cat_fast.complexity.scoring_run.arguments import split_arguments
+    from cat_fast.complexity.scoring_run.direct import score_directly
+    from cat_fast.complexity.scoring_run.inputs import open_inputs
+    from cat_fast.complexity.scoring_run.outputs import Shard, is_output_of
+    from cat_fast.complexity.scoring_run.report import rows_of_file, summarize_file, summarize_rows
+    from cat_fast.complexity.scoring_run.rows import sizes_for
+    from cat_fast.complexity.scoring_run.samples import Flags
 
     chosen = RatioThresholds.parse(thresholds) if thresholds is not None else default_thresholds()
-    descriptions = [Description(caption, has_text, has_faces) for caption in captions or []]
-    descriptions += [Description.from_label(name, has_text, has_faces) for name in label or []]
-    descriptions += read_descriptions(file, has_text, has_faces) if file else []
-    if not descriptions:
-        raise UserError("nothing to score: pass captions, --label or --file (see cat-fast score --help)")
-
-    results = choose_ratios(descriptions, thresholds=chosen)
-    summary = summarize(results)
+    part = Shard.parse(shard)
+    if part.of > 1 and not out:
+        raise UserError(f"--shard {shard}: applies to --out FILE.parquet, which the shards share")
+    given = split_arguments(arguments or [])
+    captions, files = [*given.captions, *(caption or [])], [*given.files, *(file or [])]
+    if not (captions or files or label):
+        raise UserError("nothing to score: pass captions, files or --label (see cat-fast score --help)")
     if json_file:
-        report = asdict(scored_by(default_scorer(), chosen)) | summary
-        with atomic_write(json_file) as part:
-            part.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-
-    console.out.print(_table(results, explain))
-    mix = ", ".join(f"{ratio}x {share:.0%}" for ratio, share in summary["mix"].items())
-    console.out.print(
-        f"{len(results)} caption{'s' * (len(results) > 1)}: {mix}; {_cost(summary)}; thresholds {chosen}",
+        require_writable(json_file)
+    inputs = open_inputs(
+        files,
+        captions,
+        label or [],
+        Flags(has_text, has_faces),
+        is_output=lambda path: out is not None and is_output_of(path, out),
     )
+    loaded = load_scorer(
+        scorer,
+        model=model,
+        base_url=base_url,
+        api_key_env=api_key_env,
+        prompt_file=prompt_file,
+        device=device,
+        batch_size=batch_size,
+        escalate=escalate,
+        escalate_to=escalate_to,
+    )
+    effects = _effects_of(loaded) if explain else None
+    limits = _MAX_LISTED[out is None], _MAX_FAILURES
+    if out is None and not files:
+        result, rows = score_directly(inputs, loaded, chosen, mean_tokens)
+        _report(result, summarize_rows(rows, *limits), rows, effects, json_file)
+    else:
+        from cat_fast.complexity.scoring_run.run import score_set  # imports pyarrow
+
+        with ExitStack() as stack:
+            target = out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.parquet"
+            bars = stack.enter_context(console.progress("captions"))
+            result = score_set(
+                inputs,
+                loaded,
+                target,
+                chosen,
+                mean_tokens=mean_tokens,
+                shard=part,
+                sizes=sizes_for(scorer, escalated=escalate is not None),
+                on_progress=_Bar(bars, inputs, part.of).update,
+            )
+            bars.stop()
+            path = part.path(target)
+            _report(result, summarize_file(path, *limits), rows_of_file(path), effects, json_file)
+    if out:
+        console.out.print(f"Written to {part.path(out)}", markup=False, soft_wrap=True)
     if json_file:
-        console.out.print(f"Written to {json_file}", markup=False)
+        console.out.print(f"Written to {json_file}", markup=False, soft_wrap=True)
     if explain:
         console.out.print(f"\n{rubric_text()}", markup=False)
+    if result.failed or result.problems:
+        if out:
+            console.err.print("Run the same command again to retry what failed")
+        raise typer.Exit(1)
 
 
-def _table(results: "list[ComplexityResult]", explain: bool) -> Table:
-    table = Table("caption", "flags")
-    for column in ("score", "ratio", "tokens"):
-        table.add_column(column, justify="right")
-    if explain:
-        table.add_column("largest effects")
-    for result in results:
-        description = result.description
-        flags = ["text"] * bool(description.has_text) + ["faces"] * bool(description.has_faces)
-        cells = [description.caption, " ".join(flags)]
-        cells += [str(result.score), f"{result.ratio}x", str(result.tokens())]
-        cells += [_largest_effects(description)] if explain else []
-        table.add_row(*map(Text, cells))  # Text, so that brackets in a caption are not parsed as markup
-    return table
+def _report(
+    result: "ScoringResult",
+    summary: "ScoreSummary",
+    rows: "Iterable[Row]",
+    effects: "Callable[[dict[str, Any]], str] | None",
+    json_file: Path | None,
+) -> None:
+    from cat_fast.complexity.scoring_run.report import write_report
+
+    if json_file:
+        write_report(json_file, result, summary, rows)
+    print_scores(result, summary, effects)
+    print_failures(result, summary)
 
 
-def _cost(summary: dict[str, Any]) -> str:
-    mean, fixed = summary["mean_tokens"], summary["fixed_16x_tokens"]
-    return f"mean {mean:.1f} tokens against {fixed} at a fixed 16x ({mean / fixed - 1:+.1%})"
+class _Bar:
+    """Progress bar over samples, which appears when the first one is scored: rows that are kept take no time.
+
+    Args:
+        shards: number of processes that share the samples.
+    """
+
+    def __init__(self, bars: Any, inputs: "Inputs", shards: int) -> None:
+        self.bars, self.inputs, self.shards = bars, inputs, shards
+        self.done = 0
+        self.task: Any = None
+
+    def update(self, scored: int, kept: int) -> None:
+        self.done += scored + kept
+        if self.bars.disable or not (scored or self.task is not None):
+            return
+        total = self.inputs.total()
+        if self.task is None:
+            self.task = self.bars.add_task("scoring", completed=self.done - scored)
+        self.bars.update(self.task, completed=self.done, total=total and -(-total // self.shards))
 
 
-def _largest_effects(description: "Description") -> str:
-    """Format the three features with the largest effect on the score, leaving out unreadable ones."""
-    from cat_fast.complexity import default_scorer
+def _effects_of(scorer: "Scorer") -> "Callable[[dict[str, Any]], str]":
+    """Return the function from a row of scores to the reasons for its score.
 
-    parts = default_scorer().contributions(description)
-    readable = [(name, value) for name, value in parts if not name.startswith(("letters", "length"))]
-    return ", ".join(f"{name} {value:+.2f}" for name, value in readable[:3])
+    They are the three features with the largest effect, without unreadable ones, where the scorer is a sum of
+    effects, else the scorer's own reasons.
+    """
+    from cat_fast.complexity import Description
+
+    contributions = getattr(scorer, "contributions", None)
+
+    def effects(row: dict[str, Any]) -> str:
+        if contributions is None or row["error"] is not None:
+            return row["reasons"] or ""
+        parts = contributions(Description(row["caption"], row["has_text"], row["has_faces"]))
+        readable = [(name, value) for name, value in parts if not name.startswith(("letters", "length"))]
+        return ", ".join(f"{name} {value:+.2f}" for name, value in readable[:3])
+
+    return effects

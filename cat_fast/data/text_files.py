@@ -54,6 +54,20 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
+def byte_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield number, offset in bytes and content of each line that is not blank; one line is in memory.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        start = 0
+        for number, line in enumerate(file, start=1):
+            if not is_blank(line):
+                yield number, start, line
+            start += len(line)
+
+
 def is_blank(line: bytes) -> bool:
     """Return whether a line in UTF-8 contains nothing but white space and a byte order mark."""
     return not line.removeprefix(_BOM).strip()

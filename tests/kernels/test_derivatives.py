@@ -63,7 +63,8 @@ CASES = {
     "pack": (lambda a, b: pack([a, b], 2), ["pack"], [(3, 4, 2), (3, 2, 6)]),
     "unpack": (lambda tokens: tuple(unpack(tokens, GRIDS, 2)), ["pack"], [(5, 12)]),
 }
-BACKENDS = ["reference", "cpp", "triton"]
+WITHOUT_INTERPRETER = ["reference", "cpp"]
+BACKENDS = [*WITHOUT_INTERPRETER, "triton"]
 
 
 @pytest.fixture(params=CASES)
@@ -208,6 +209,7 @@ def test_gradients_may_be_batched_and_have_tangents(case, forced):
 
 
 @pytest.mark.parametrize("case", ["adaln", "scalar_attention"])
+@pytest.mark.parametrize("forced", WITHOUT_INTERPRETER, indirect=True)
 def test_third_derivatives_and_nested_forward_mode_match_finite_differences(case, forced, monkeypatch):
     """Those of torch's own layer_norm are wrong, and its attention kernels have none."""
     x, *others = arguments(case, torch.float64)
@@ -236,6 +238,7 @@ def test_third_derivatives_and_nested_forward_mode_match_finite_differences(case
     assert second == pytest.approx(sum(values) / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("forced", WITHOUT_INTERPRETER, indirect=True)
 def test_checkpointing_does_not_change_second_derivatives(case, forced):
     def second(leaves, run):
         gradients = torch.autograd.grad(run(loss_of(case), *leaves), leaves, create_graph=True)
@@ -287,6 +290,7 @@ def test_sdpa_is_torchs_bit_for_bit(dtype, scale):
     assert all(torch.equal(ours, torchs) for ours, torchs in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("forced", WITHOUT_INTERPRETER, indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_second_derivatives_keep_the_dtypes_of_autocast(case, forced, dtype):
     leaves = require_grad(arguments(case, dtype))

@@ -1,6 +1,6 @@
 """Choice of compression ratios from descriptions: score each one, then apply the thresholds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,14 +74,7 @@ def summarize(
         UserError: `results` is empty.
     """
     mix = ratio_mix(result.ratio for result in results)
-    return {
-        "resolution": resolution,
-        "patch_size": patch_size,
-        "mix": {str(ratio): share for ratio, share in mix.items()},
-        "mean_tokens": mean_tokens(mix, resolution, patch_size),
-        "fixed_16x_tokens": tokens_per_image(16, resolution, patch_size),
-        "average_ratio": average_ratio(mix),
-        "average_latent_side": average_latent_side(mix, resolution),
+    return summarize_mix(mix, resolution, patch_size) | {
         "images": [
             asdict(result.description)
             | {
@@ -93,4 +86,17 @@ def summarize(
             }
             for result in results
         ],
+    }
+
+
+def summarize_mix(mix: Mapping[int, float], resolution: int = 512, patch_size: int = 2) -> dict[str, Any]:
+    """Return a mix of ratios, {ratio: share}, and its cost against a fixed 16x tokenizer, as JSON values."""
+    return {
+        "resolution": resolution,
+        "patch_size": patch_size,
+        "mix": {str(ratio): share for ratio, share in mix.items()},
+        "mean_tokens": mean_tokens(mix, resolution, patch_size),
+        "fixed_16x_tokens": tokens_per_image(16, resolution, patch_size),
+        "average_ratio": average_ratio(mix),
+        "average_latent_side": average_latent_side(mix, resolution),
     }

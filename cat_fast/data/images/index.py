@@ -13,7 +13,7 @@ from typing import Any
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images.label_fields import given_labels, required_text
 from cat_fast.data.ratio_origin import ScoredBy
-from cat_fast.data.text_files import is_blank, parse_object
+from cat_fast.data.text_files import byte_lines, parse_object
 from cat_fast.errors import UserError
 from cat_fast.integers import store_integers
 
@@ -71,12 +71,7 @@ def index_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     if not path.exists():
         raise UserError(f"image index {path}: no such file")
     try:
-        with path.open("rb") as file:
-            start = 0
-            for number, line in enumerate(file, start=1):
-                if not is_blank(line):
-                    yield number, start, line
-                start += len(line)
+        yield from byte_lines(path)
     except OSError as error:
         raise UserError(f"image index {path}: cannot be read ({error.strerror or error})") from error
 

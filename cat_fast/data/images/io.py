@@ -150,7 +150,7 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         if not path.is_dir():
             found[path] = None
             continue
-        files = list(_walk(path, ()))
+        files = list(walk_files(path))
         inside = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
         skipped = Counter(
             file.suffix.lower() for file in files if file.suffix.lower() in OTHER_IMAGE_SUFFIXES
@@ -177,8 +177,14 @@ def distinct_files(paths: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
-def _walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    """Yield the files in a folder, in no order; `parents` identifies the folders around it."""
+def walk_files(folder: Path, parents: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, in no order, except hidden ones.
+
+    Symbolic links are followed, but not into a loop: `parents` identifies the folders around this one.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
     try:
         status = folder.stat()
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
@@ -191,7 +197,7 @@ def _walk(folder: Path, parents: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     for entry in entries:
         path = Path(entry)
         if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
-            yield from _walk(path, (*parents, identity))
+            yield from walk_files(path, (*parents, identity))
         elif entry.is_symlink() and not path.exists() and path.suffix.lower() not in IMAGE_SUFFIXES:
             _LOG.warning("data: %s is skipped: its target is missing", path)
         else:

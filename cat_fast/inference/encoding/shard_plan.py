@@ -20,12 +20,11 @@ from cat_fast.data.latents.format import (
 )
 from cat_fast.data.latents.inputs import INPUT_SHARDS
 from cat_fast.data.ratio_origin import RatioOrigin, origins_from_json
-from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
+from cat_fast.data.streams.formats.base import ARCHIVE_SUFFIXES, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
 from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
-from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES
 from cat_fast.data.streams.formats.tar import TarShards, is_archive, list_shards
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import require_patches, require_served

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from cat_fast.data.images.label_fields import given_labels
 from cat_fast.data.ratio_origin import ScoredBy
 
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
 
 class UnreadableShard(Exception):
     """Raised for a shard that cannot be opened after all attempts."""

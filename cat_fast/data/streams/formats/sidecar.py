@@ -13,17 +13,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
 from cat_fast.data.files import atomic_write
-from cat_fast.data.images.label_fields import LABELS, given_labels, required_text
+from cat_fast.data.images.label_fields import given_labels, required_text
+from cat_fast.data.images.label_table import label_rows
+from cat_fast.data.streams.formats.base import ARCHIVE_SUFFIXES
 from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar_index import normal_name
 from cat_fast.data.text_files import is_blank, parse_object
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 
@@ -85,10 +83,8 @@ def _json_lines(content: bytes, url: str, problems: ProblemLog) -> dict[str, dic
 def _table(content: bytes, url: str, problems: ProblemLog) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     try:
-        existing = pyarrow.parquet.read_schema(io.BytesIO(content)).names
-        columns = [name for name in ("key", *LABELS) if name in existing]
-        rows = pyarrow.parquet.read_table(io.BytesIO(content), columns=columns).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = list(label_rows(io.BytesIO(content), ("key",)))
+    except OSError as error:
         problems.report(url, str(error))
         return {}
     for number, row in enumerate(rows):

@@ -15,10 +15,17 @@ from webdataset.tariterators import base_plus_ext
 
 from cat_fast.data.images.io import IMAGE_SUFFIXES
 from cat_fast.data.images.label_fields import LABELS, given_labels
-from cat_fast.data.streams.formats.base import Entry, Labels, UnreadableShard, fingerprint_of, no_image
+from cat_fast.data.streams.formats.base import (
+    ARCHIVE_SUFFIXES,
+    Entry,
+    Labels,
+    UnreadableShard,
+    fingerprint_of,
+    no_image,
+)
 from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
-from cat_fast.data.streams.formats.sidecar import ARCHIVE_SUFFIXES, read_sidecar, sidecar_digest
+from cat_fast.data.streams.formats.sidecar import read_sidecar, sidecar_digest
 from cat_fast.data.streams.formats.tar_index import Damage, Member, members
 from cat_fast.data.text_files import decode_text, parse_object, strip_text, valid_text
 from cat_fast.errors import UserError
