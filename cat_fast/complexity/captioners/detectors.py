@@ -63,7 +63,7 @@ class Detectors:
 
 _SETTINGS = (
     (text_boxes.MAX_SIDE, text_boxes.MIN_CONFIDENCE, text_boxes.MIN_LETTERS),
-    (text_boxes.MIN_BOXES, text_boxes.MIN_AREA),
+    (text_boxes.MAX_BOXES, text_boxes.MIN_BOXES, text_boxes.MIN_AREA),
     (faces.MAX_SIDE, faces.MIN_SIDE, faces.RULE),
 )
 """All settings that the flags depend on."""

@@ -16,13 +16,19 @@ MAX_SIDE = 640
 MIN_SIDE = 24
 """Side of the smallest face, in pixels of the scaled image."""
 _FIRST, _SECOND = "haarcascade_frontalface_default.xml", "haarcascade_frontalface_alt2.xml"
-_FIRST_NEIGHBOURS, _SECOND_NEIGHBOURS = 3, 1
+_FIRST_NEIGHBOURS, _SECOND_NEIGHBOURS = 3, 2
 """Overlapping detections that a face needs in addition to one, per cascade."""
+_FIRST_STEP, _SECOND_STEP = 1.1, 1.05
+"""Ratio of one size to the next, per cascade."""
 _MARGIN = 0.5
 _SIZES = 0.6, 1.6
 """Smallest and largest size of the second detection, relative to the first one."""
 _MIN_OVERLAP = 0.4
-RULE = (_FIRST, _SECOND, _FIRST_NEIGHBOURS, _SECOND_NEIGHBOURS, _MARGIN, _SIZES, _MIN_OVERLAP)
+RULE = (
+    (_FIRST, _FIRST_NEIGHBOURS, _FIRST_STEP),
+    (_SECOND, _SECOND_NEIGHBOURS, _SECOND_STEP),
+    (_MARGIN, _SIZES, _MIN_OVERLAP),
+)
 """All settings of the two cascades."""
 
 Box = tuple[int, int, int, int]
@@ -55,7 +61,9 @@ class FaceDetector:
         pixels = np.asarray(shrink(image, MAX_SIDE).convert("L"))
         if min(pixels.shape) < MIN_SIDE:
             return []
-        found = self._first.detectMultiScale(pixels, 1.1, _FIRST_NEIGHBOURS, minSize=(MIN_SIDE, MIN_SIDE))
+        found = self._first.detectMultiScale(
+            pixels, _FIRST_STEP, _FIRST_NEIGHBOURS, minSize=(MIN_SIDE, MIN_SIDE)
+        )
         boxes: list[Box] = [tuple(map(int, box)) for box in found]
         return [box for box in boxes if self._confirmed(pixels, box)]
 
@@ -66,7 +74,7 @@ class FaceDetector:
         crop = np.ascontiguousarray(pixels[top : y + height + margin, left : x + width + margin])
         smallest, largest = (round(size * width) for size in _SIZES)
         found = self._second.detectMultiScale(
-            crop, 1.1, _SECOND_NEIGHBOURS, minSize=(smallest, smallest), maxSize=(largest, largest)
+            crop, _SECOND_STEP, _SECOND_NEIGHBOURS, minSize=(smallest, smallest), maxSize=(largest, largest)
         )
         own = (x - left, y - top, width, height)
         return any(overlap(own, other) >= _MIN_OVERLAP for other in found)

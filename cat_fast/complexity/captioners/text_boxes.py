@@ -17,6 +17,8 @@ MIN_CONFIDENCE = 0.6
 """Recognition below this confidence is texture rather than text."""
 MIN_LETTERS = 2
 """Letters and digits per box: single ones are found in rings, poles and windows."""
+MAX_BOXES = 8
+"""Boxes that are read per image."""
 MIN_BOXES = 3
 MIN_AREA = 0.002
 """An image contains text from this number of boxes or this share of its area."""
@@ -52,13 +54,25 @@ class TextDetector:
         self._reader: Any = package.RapidOCR(intra_op_num_threads=threads, inter_op_num_threads=1)
 
     def find(self, image: Image.Image) -> list[TextBox]:
-        """Return the boxes of text in an RGB image, also those that are not readable."""
+        """Return the largest boxes of text in an RGB image, also those that are not readable.
+
+        Boxes are read from the largest one until they are enough for `contains_text`: reading costs more than
+        finding, and a page has a hundred lines.
+        """
         small = shrink(image, MAX_SIDE)
         pixels_BGR = np.ascontiguousarray(np.asarray(small)[:, :, ::-1])
-        # Classification of upside-down text would double the time, and is not needed to find text.
-        found, _ = self._reader(pixels_BGR, use_cls=False)
+        corners, _ = self._reader(pixels_BGR, use_cls=False, use_rec=False)
         size = small.width * small.height
-        return [TextBox(text, float(confidence), _area(box) / size) for box, text, confidence in found or []]
+        boxes = [(_area(box) / size, np.asarray(box, dtype=np.float32)) for box in corners or []]
+        found: list[TextBox] = []
+        for area, box in sorted(boxes, key=lambda item: -item[0])[:MAX_BOXES]:
+            (crop,) = self._reader.get_crop_img_list(pixels_BGR, [box])
+            # Classification of upside-down text would double the time, and is not needed to find text.
+            ((text, confidence),), _ = self._reader(crop, use_det=False, use_cls=False)
+            found.append(TextBox(text, float(confidence), area))
+            if contains_text(found):
+                break
+        return found
 
 
 def contains_text(boxes: Sequence[TextBox]) -> bool:

@@ -61,6 +61,7 @@ class TransformersVision:
         self._generation = _greedy(self._model, tokenizer)
         self._ends: list[int] = self._generation.eos_token_id or []
         self._reader = ReplyReader(tokenizer, self._ends, self._device)
+        self._image_token = _image_token(self._model.config)
         self.name = f"vlm:{Path(model).name if Path(model).exists() else model}"
         chat = self._processor.chat_template
         images = self._processor.image_processor.to_json_string()
@@ -117,6 +118,11 @@ class TransformersVision:
             raise UserError(f"the model's chat template cannot be rendered ({one_line(error)})") from error
 
     def _generate(self, inputs: Any, max_new_tokens: int, images: int) -> list[ModelReply]:
+        if self._image_token is not None and not (inputs["input_ids"] == self._image_token).any(1).all():
+            raise UserError(
+                f"{self.name}: the prompt does not contain the image, which the model would ignore; set a"
+                " template with its image token"
+            )
         recorder = self._reader.recorder()
         self._generation.max_new_tokens = max_new_tokens
         try:
@@ -129,10 +135,7 @@ class TransformersVision:
         except torch.OutOfMemoryError as error:
             raise UserError(f"out of memory with {images} images; lower the batch size") from error
         except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            raise UserError(
-                f"{self.name}: the model cannot reply ({one_line(error)[:300]}); without a chat template,"
-                " it may need a template with its image token"
-            ) from error
+            raise UserError(f"{self.name}: the model cannot reply ({one_line(error)[:300]})") from error
         # Some models return the prompt, others the reply alone; there was one step per token of the reply.
         return self._reader.read([row[-len(recorder.steps) :] for row in output.tolist()], recorder)
 
@@ -157,6 +160,12 @@ def _greedy(model: Any, tokenizer: Any) -> GenerationConfig:
     return GenerationConfig(
         do_sample=False, num_beams=1, use_cache=True, eos_token_id=sorted(ends) or None, **special
     )
+
+
+def _image_token(config: Any) -> int | None:
+    """Return the token that stands for an image in prompts; None for models without one."""
+    names = ("image_token_id", "image_token_index")
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)
 
 
 def _load(model: str | Path, device: torch.device, dtype: str | torch.dtype) -> tuple[Any, Any]:
