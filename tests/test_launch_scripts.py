@@ -228,9 +228,9 @@ def test_slurm_starts_one_rank_per_task(slurm, tmp_path):
 
 def test_a_requeued_slurm_job_resumes_its_run(slurm, tmp_path):
     done = slurm("a.yaml", f"output_dir={tmp_path}", "checkpoint.resume=never", SLURM_RESTART_COUNT="2")
-    assert all(
-        line.endswith("checkpoint.resume=never checkpoint.resume=auto") for line in done.stdout.splitlines()
-    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 4
+    assert all(line.endswith("checkpoint.resume=never checkpoint.resume=auto") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,15 @@ def test_python_examples_print_the_output_shown(example, output, tmp_path):
     assert run(sys.executable, "-c", example, folder=tmp_path) == output
 
 
+def test_commands_are_in_console_blocks_and_scores_with_their_output_among_them():
+    """Elsewhere they would not be compared with their output."""
+    shown = sessions(README)
+    assert [command for command, _ in shown] == re.findall(r"^\$ (.*)$", README, re.MULTILINE)
+    scores = [output for command, output in shown if command.startswith("cat-fast score")]
+    assert len(scores) >= 2
+    assert all("thresholds" in output for output in scores)
+
+
 @pytest.mark.parametrize(
     ("command", "output"), [s for s in sessions(README) if s[0].startswith("cat-fast score")]
 )

@@ -27,3 +27,8 @@ def test_workers_share_the_cores(monkeypatch, workers, threads):
     if workers is not None:
         monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", workers)
     assert worker_threads() == threads
+
+
+def test_a_test_that_is_parametrized_with_nothing_is_an_error(pytestconfig):
+    """By default it would be skipped, whatever it was to check."""
+    assert pytestconfig.getini("empty_parameter_set_mark") == "fail_at_collect"

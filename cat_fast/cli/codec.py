@@ -152,8 +152,9 @@ def encode(
 
     from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
     from cat_fast.complexity.ratios.policy import RatioPolicy
-    from cat_fast.inference.encoding.codec import encode_files, require_served
+    from cat_fast.inference.encoding.codec import encode_files
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
+    from cat_fast.inference.encoding.requirements import require_served
     from cat_fast.models.load import load_tokenizer
 
     rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else None

@@ -24,7 +24,9 @@ from cat_fast.cli.labels import read_classes
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from cat_fast.inference.encoding.shard_plan import EncodingSummary
+    from cat_fast.data.streams.formats.base import ShardSet
+    from cat_fast.inference.encoding.shard_plan import EncodeShardsSettings, EncodingSummary, WorkUnit
+    from cat_fast.tokenizer import NestedAutoencoderKL
 
 _MAX_LISTED = 10
 """Maximum number of skipped samples to list."""
@@ -98,17 +100,20 @@ def encode_shards(
     names = read_classes(classes) if classes else None
 
     from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
-    from cat_fast.inference.encoding.latent_shards import ShardEncoder
+    from cat_fast.inference.encoding.requirements import require_served
     from cat_fast.inference.encoding.shard_plan import (
         EncodeShardsSettings,
-        EncodingSummary,
         count_labels,
+        open_images,
         prepare_folder,
+        summarize_finished,
         work_units,
     )
-    from cat_fast.inference.encoding.shard_processes import encode_in_processes
-    from cat_fast.models.device import find_device
-    from cat_fast.models.load import load_tokenizer
+    from cat_fast.inference.encoding.tokenizer_identity import (
+        TokenizerIdentity,
+        record_identity,
+        recorded_identity,
+    )
 
     settings = EncodeShardsSettings(
         source=sources[0],
@@ -124,27 +129,29 @@ def encode_shards(
         format=shard_format,
         image=image,
     )
-    find_device(device)  # report an unusable device before starting processes
-    tokenizer = load_tokenizer(checkpoint, "cpu" if workers > 1 else device)
-    input_shards, names = prepare_folder(
-        settings, tokenizer, names, rank=rank, world_size=world_size, workers=workers
+    tokenizer, identity = None, recorded_identity(out, checkpoint)
+    if identity is None:
+        tokenizer = _load_tokenizer(checkpoint, device, workers)
+        require_served(fixed, tokenizer.config["ratios"])
+        identity = TokenizerIdentity.of(tokenizer)
+    images = open_images(settings.source, image)
+    names = prepare_folder(
+        settings, images, identity, names, rank=rank, world_size=world_size, workers=workers
     )
-    labelled = count_labels(settings)
-    noticed = print_notice(labelled.origins, labelled.ratios, size)
-    units = work_units(rank, world_size, workers, input_shards)
-    counts, started = EncodingSummary(), time.perf_counter()
-    with console.progress("images") as bars:
-        bar = _Bar(bars, len(units))
-        if workers > 1:
-            counts = encode_in_processes(settings, checkpoint, device, names, units, workers, bar.update)
-        else:
-            encoder = ShardEncoder(settings, tokenizer, names)
-            for unit in units:
-                counts.merge(encoder.run(unit, bar.update))
+    record_identity(out, checkpoint, identity)
+    units = work_units(rank, world_size, workers, len(images.names))
+    counts, units = summarize_finished(settings, units)
+    noticed, started = False, time.perf_counter()
+    if units:
+        labelled = count_labels(settings, images)
+        noticed = print_notice(labelled.origins, labelled.ratios, size)
+        tokenizer = tokenizer or _load_tokenizer(checkpoint, device, workers)
+        started = time.perf_counter()
+        counts.merge(_encode(settings, images, tokenizer, checkpoint, device, names, units, workers))
     seconds = time.perf_counter() - started
     summary = _summary(counts, seconds) | {
         "out": str(out),
-        "tokenizer": tokenizer.fingerprint(),
+        "tokenizer": identity.fingerprint,
         "size": size,
         "classes": len(names),
         "rank": rank,
@@ -157,6 +164,40 @@ def encode_shards(
         raise typer.Exit(2)
     if counts.skipped or counts.unreadable:
         raise typer.Exit(1)
+
+
+def _load_tokenizer(checkpoint: Path, device: str, workers: int) -> "NestedAutoencoderKL":
+    """Load the tokenizer; processes load their own, so that it stays on the CPU in this one."""
+    from cat_fast.models.device import find_device
+    from cat_fast.models.load import load_tokenizer
+
+    find_device(device)  # report an unusable device before starting processes
+    return load_tokenizer(checkpoint, "cpu" if workers > 1 else device)
+
+
+def _encode(
+    settings: "EncodeShardsSettings",
+    images: "ShardSet",
+    tokenizer: "NestedAutoencoderKL",
+    checkpoint: Path,
+    device: str,
+    names: list[str],
+    units: "list[WorkUnit]",
+    workers: int,
+) -> "EncodingSummary":
+    """Write the missing shards of work units."""
+    from cat_fast.inference.encoding.latent_shards import ShardEncoder
+    from cat_fast.inference.encoding.shard_plan import EncodingSummary
+    from cat_fast.inference.encoding.shard_processes import encode_in_processes
+
+    with console.progress("images") as bars:
+        bar = _Bar(bars, len(units))
+        if workers > 1:
+            return encode_in_processes(settings, checkpoint, device, names, units, workers, bar.update)
+        counts, encoder = EncodingSummary(), ShardEncoder(settings, images, tokenizer, names)
+        for unit in units:
+            counts.merge(encoder.run(unit, bar.update))
+        return counts
 
 
 class _Bar:
@@ -214,4 +255,5 @@ def _report(summary: dict[str, Any], json_output: bool) -> None:
         soft_wrap=True,
     )
     console.out.print(f"{mix}{mean}" if mix else "no latents")
-    console.out.print(Text(f"To train on them, set data.latents={summary['out']}"), soft_wrap=True)
+    if mix:
+        console.out.print(Text(f"To train on them, set data.latents={summary['out']}"), soft_wrap=True)

@@ -26,17 +26,24 @@ _MAX_LISTED = {True: 1000, False: 20}
 """Maximum number of samples in the table, without and with a file of scores."""
 _MAX_FAILURES = 10
 """Maximum number of failed samples listed by name."""
-SUBCOMMANDS = {"cost": cost}
+_SUBCOMMANDS = typer.Typer(rich_markup_mode="markdown", add_completion=False)
+_SUBCOMMANDS.callback()(lambda: None)  # a group, also with one command
+_SUBCOMMANDS.command()(cost)
 
 
 class ScoreCommand(TyperCommand):
-    """The `score` command, and its subcommands where the first argument names one."""
+    """The `score` command, and its subcommands where the first argument names one.
+
+    In a group, a caption as the first argument would be an unknown subcommand.
+    """
+
+    @property
+    def commands(self) -> dict[str, Any]:
+        """Subcommands by name, as in a group."""
+        return dict(typer.main.get_group(_SUBCOMMANDS).commands)
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        if args and args[0] in SUBCOMMANDS:
-            app = typer.Typer(rich_markup_mode="markdown", add_completion=False)
-            app.command()(SUBCOMMANDS[args[0]])
-            command = typer.main.get_command(app)
+        if args and (command := self.commands.get(args[0])):
             return command.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
 

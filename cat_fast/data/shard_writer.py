@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from webdataset import TarWriter
 
 from cat_fast.data.files import atomic_write, write_json
 from cat_fast.data.folder_settings import claim_folder
@@ -164,6 +163,8 @@ def _check_images(path: Path, samples: list[SampleRecord], records: list[ImageRe
 
 
 def _write(path: Path, records: list[ImageRecord], scoring: Scoring) -> list[SampleRecord]:
+    from webdataset import TarWriter  # imports torch
+
     rows: list[dict[str, object]] = []
     samples: list[SampleRecord] = []
     names: set[str] = set()

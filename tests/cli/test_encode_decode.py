@@ -158,6 +158,7 @@ class TestEncode:
         command = ["encode", photos, "-c", checkpoint, "-o", out, "--ratio", 16, "--size", 64]
         assert cat_fast(*command, "--batch-size", 1).exit_code == 0
         together, single = load_file(latents), load_file(out)
+        assert sorted(together) == sorted(single) == ["a", "b", "c"]
         for key in together:
             torch.testing.assert_close(together[key], single[key], rtol=1e-4, atol=1e-5)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,3 +165,81 @@ def test_killed_run_resumes_with_every_key_once(checkpoint, tmp_path):
             expected = tokenizer.encode(x[None], 16).latent_dist.mode()[0]
         restored = sample.latent / per_channel(data.scaling_factor) + per_channel(data.shift_factor)
         torch.testing.assert_close(restored, expected, rtol=1e-4, atol=1e-5)
+
+
+WITHOUT_TORCH = """
+import subprocess, sys
+from multiprocessing import process
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "diffusers", "transformers", "deepspeed"):
+            raise AssertionError(f"imported {name}")
+
+def fail(*args, **options):
+    raise AssertionError("started a process")
+
+sys.meta_path.insert(0, Blocked())
+process.BaseProcess.start = subprocess.Popen.__init__ = fail
+from cat_fast.cli.main import main
+from cat_fast.inference.encoding import shard_plan
+
+open_images, opened = shard_plan.open_images, []
+shard_plan.open_images = lambda *args: opened.append(args) or open_images(*args)
+try:
+    main()
+finally:
+    assert len(opened) == 1, opened
+"""
+
+
+@pytest.mark.parametrize("kind", ["index", "folder"])
+def test_rerun_of_a_complete_folder_loads_no_model_and_starts_no_process(
+    cat_fast, checkpoint, photos, tmp_path, kind
+):
+    """A rerun over 100,000 images has to end within seconds."""
+    source = photos
+    if kind == "index":
+        source = tmp_path / "index.jsonl"
+        rows = [{"path": str(photo), "ratio": 16} for photo in sorted(photos.iterdir())]
+        source.write_text("\n".join(map(json.dumps, rows)))
+    tokenizer, out = shutil.copytree(checkpoint, tmp_path / "tokenizer"), tmp_path / "latents"
+    command = ["encode-shards", source, "-c", tokenizer, "-o", out, "--size", 64, "--json"]
+    first = parse_json(cat_fast(*command))
+    command += ["--workers", 2]
+    again = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *map(str, command)], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    known = json.loads(again.stdout)
+    assert known["encoded_now"] == 0
+    assert {key: known[key] for key in ("latents", "ratios", "tokenizer", "mean_tokens", "origins")} == {
+        key: first[key] for key in ("latents", "ratios", "tokenizer", "mean_tokens", "origins")
+    }
+
+
+def test_tokenizer_is_compared_by_its_weights_where_its_files_changed(
+    cat_fast, checkpoint, photos, tmp_path, monkeypatch
+):
+    loads = []
+    load = NestedAutoencoderKL.from_pretrained
+
+    def recorded(*args, **options):
+        loads.append(args)
+        return load(*args, **options)
+
+    monkeypatch.setattr(NestedAutoencoderKL, "from_pretrained", recorded)
+    first, copied = (shutil.copytree(checkpoint, tmp_path / name) for name in ("first", "copied"))
+    command = ["encode-shards", photos, "-o", tmp_path / "out", "--size", 64]
+    for tokenizer, loaded in ((first, 1), (first, 0), (copied, 1), (copied, 0)):
+        loads.clear()
+        assert cat_fast(*command, "-c", tokenizer).exit_code == 0
+        assert len(loads) == loaded
+    os.utime(copied / "config.json", (0, 0))
+    assert cat_fast(*command, "-c", copied).exit_code == 0
+    assert len(loads) == 1
+    tiny_tokenizer(seed=1).save_pretrained(copied)
+    assert_one_line_error(cat_fast(*command, "-c", copied), "made with other settings (fingerprint")
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps(config | {"scaling_factor": 2.0}))
+    assert_one_line_error(cat_fast(*command, "-c", first), "made with other settings (fingerprint")

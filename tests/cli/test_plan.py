@@ -42,6 +42,19 @@ def test_measured_cost_table_can_be_read(cat_fast, tmp_path):
     assert "measured" in result.stdout
 
 
+@pytest.mark.parametrize("command", [["cost", "--count"], ["memory"]])
+def test_crops_of_any_size_are_planned_and_unfit_ones_refused(cat_fast, command):
+    def plan(*overrides):
+        return cat_fast("plan", *command, NANO, *TINY, "data.image_size=[48,96]", *overrides)
+
+    result = plan("model.ratios=[8,16]")
+    assert result.exit_code == 0, result.output
+    assert "16x" in result.stdout
+    assert_one_line_error(plan(), "data.image_size: 48 × 96 pixels: 48 is not a multiple of the ratio 32")
+    too_large = plan("model.ratios=[8,16]", "discriminator.resolution=64")
+    assert_one_line_error(too_large, "data.image_size: crops of 48 × 96 pixels are smaller", "64 × 64")
+
+
 def test_counted_cost_table_is_labelled_as_fallback(cat_fast, tmp_path):
     path = tmp_path / "costs.json"
     result = cat_fast("plan", "cost", NANO, *TINY, "--count", "--json", path)

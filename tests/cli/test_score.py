@@ -8,7 +8,13 @@ import typer
 from typer.testing import CliRunner, Result
 
 from cat_fast.cli.score import score
-from cat_fast.complexity import RatioThresholds, default_scorer, default_thresholds, read_scored
+from cat_fast.complexity import (
+    Description,
+    RatioThresholds,
+    default_scorer,
+    default_thresholds,
+    read_scored,
+)
 from cat_fast.errors import UserError
 
 
@@ -69,11 +75,35 @@ def test_captions_labels_and_files_are_combined_with_custom_thresholds(tmp_path:
     assert "+300.0%" in result.output
 
 
-def test_explain_shows_the_rubric_and_the_largest_effects() -> None:
-    plain, explained = run("two flags on a roof"), run("two flags on a roof", "--explain")
+def test_flags_apply_to_captions_labels_and_rows_without_their_own(tmp_path: Path) -> None:
+    rows = [{"caption": "a"}, {"caption": "b", "has_text": False}, {"caption": "c", "has_faces": True}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sources = ["d", "--label", "e", "--file", str(tmp_path / "rows.jsonl")]
+    out = tmp_path / "scores.json"
+    for has_text, has_faces in ((True, False), (False, True)):
+        flags = ["--has-text"] * has_text + ["--has-faces"] * has_faces
+        assert run(*sources, *flags, "--json", str(out)).exit_code == 0
+        images = json.loads(out.read_text())["images"]
+        assert [(image["caption"], image["has_text"], image["has_faces"]) for image in images] == [
+            ("d", has_text, has_faces),
+            ("this is an image of e", has_text, has_faces),
+            ("a", has_text, has_faces),
+            ("b", False, has_faces),
+            ("c", has_text, True),
+        ]
+
+
+def test_explain_shows_the_rubric_and_the_three_largest_readable_effects() -> None:
+    caption = "two flags on a roof"
+    plain, explained = run(caption), run(caption, "--explain")
     assert "out of 9" in explained.output
     assert "largest effects" in explained.output
     assert "out of 9" not in plain.output
+    effects = default_scorer().contributions(Description(caption))
+    readable = [pair for pair in effects if not pair[0].startswith(("letters", "length"))]
+    assert readable[:3] != effects[:3], "expected a caption whose largest effects include unreadable ones"
+    assert ", ".join(f"{name} {value:+.2f}" for name, value in readable[:3]) in explained.output
+    assert "length (log of words)" not in explained.output
 
 
 @pytest.mark.parametrize(

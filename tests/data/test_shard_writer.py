@@ -96,6 +96,17 @@ def test_every_shard_has_the_mix_of_the_data_set(tmp_path):
         assert 10 < sum(label.ratio == 8 for label in shards.labels(number)) < 40
 
 
+def test_the_seed_determines_the_order_of_the_images(index, tmp_path):
+    orders = []
+    for number, seed in enumerate((0, 1, 1)):
+        out = tmp_path / f"out{number}"
+        list(write_shards(IndexLines(index), out, per_shard=5, seed=seed))
+        shards = tar_set(out)
+        orders.append([entry.key for n in range(len(shards.names)) for entry in shards.open(n).entries(0)])
+    assert orders[0] != orders[1] == orders[2]
+    assert len(orders[0]) == 23
+
+
 def test_missing_images_are_reported_and_skipped(index, tmp_path):
     (index.parent / "image 7.JPG").unlink()
     (written,) = write_shards(IndexLines(index), tmp_path / "out", per_shard=100, seed=0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cat_fast.complexity.ratios.image_ratios import index_photographs
+from cat_fast.data.images.random_crop import random_crop
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.latents.moments import per_channel
 from cat_fast.data.photographs import CATEGORIES, photographs
@@ -69,11 +70,18 @@ def test_the_deviation_of_each_ratio_is_measured(tokenizer, records, tmp_path):
         assert found["std_of_channels"] == pytest.approx(variance.sqrt().tolist(), rel=1e-4)
 
 
-def test_crops_of_an_image_differ(tokenizer, records, tmp_path):
-    encode(tokenizer, records[:1], tmp_path)
+def test_each_crop_has_random_numbers_of_its_own(tokenizer, records, tmp_path, monkeypatch):
+    drawn = []
+
+    def recorded(image, rng, *settings):
+        drawn.append(rng.random())
+        return random_crop(image, rng, *settings)
+
+    monkeypatch.setattr("cat_fast.demo.latents.random_crop", recorded)
+    encode(tokenizer, records, tmp_path)
+    assert len(set(drawn)) == len(drawn) == len(records) * (CROPS + 2 * CROPS // 2)
     values = list(latents(tmp_path).values())
-    same_ratio = [v for v in values if v.shape == values[0].shape]
-    assert len({v.mean().item() for v in same_ratio}) == len(same_ratio)
+    assert len({v.mean().item() for v in values}) == len(values)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tokenizer, records, tmp_path):

@@ -151,6 +151,7 @@ def test_figure_captions_agree_with_the_metrics(page, miniature):
 def test_tables_and_cards_agree_with_the_metrics(page, miniature):
     metrics = miniature.metrics
     held = metrics["held_out"]
+    assert [*map(str, held["per_ratio"])] == ["8", "16", "32"]
     for ratio, mean in held["per_ratio"].items():
         figures = [f"{mean['tokens']:.0f}", f"{mean['psnr']:.2f}", f"{mean['perceptual']:.3f}"]
         assert [f"{ratio}x for all", *figures] in page.rows
@@ -162,6 +163,7 @@ def test_tables_and_cards_agree_with_the_metrics(page, miniature):
         mix = [f"{100 * budget['mix'].get(f, 0):.0f} %" for f in ("8", "16", "32")]
         tokens = [f"{budget['mean_tokens']:.0f}", f"{100 * budget['relative_to_fixed_16x']:.0f} %"]
         assert [name, str(budget["count"]), *mix, *tokens] in page.rows
+    assert metrics["seconds"]
     for phase, seconds in metrics["seconds"].items():
         assert [phase.replace("_", " "), str(seconds)] in page.rows
     generator = metrics["generator_training"]

@@ -14,9 +14,12 @@ from cat_fast import CATPipeline, NestedAutoencoderKL
 from cat_fast.training.metrics.run_log import read_metrics
 from tests.processes.survivors import processes_naming
 
-# Background processes of a shell, and their children, ignore SIGINT: restore the default handler.
-ENABLE_SIGINT = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-MAIN = f"{ENABLE_SIGINT}; from cat_fast.cli.main import main; main()"
+# Children of a background process of a shell ignore SIGINT, and those of nohup SIGHUP: restore the defaults.
+ENABLE_SIGNALS = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    " signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+)
+MAIN = f"{ENABLE_SIGNALS}; from cat_fast.cli.main import main; main()"
 COMMAND = [sys.executable, "-c", MAIN, "demo", "--quick", "--out"]
 
 

@@ -111,6 +111,7 @@ def test_paper_schedule_has_the_published_values():
     assert (config.num_train_timesteps, config.beta_schedule) == (1000, "squaredcos_cap_v2")
     assert (config.prediction_type, config.timestep_spacing) == ("epsilon", "leading")
     assert (config.beta_start, config.beta_end) == (1e-4, 0.02)
+    assert (config.clip_sample, config.clip_sample_range) == (True, 16)  # our addition
 
 
 def test_linear_betas_are_those_of_the_original_dit():

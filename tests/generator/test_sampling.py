@@ -128,6 +128,16 @@ def test_solvers_recover_a_distribution_with_known_noise(sampler, steps):
         torch.testing.assert_close(latent, torch.full_like(latent, target), atol=0.03, rtol=0)
 
 
+@pytest.mark.parametrize("steps", [5, 25, 200])
+def test_dpm_solver_starts_where_latents_contain_enough_signal(steps):
+    """It cannot clip: at the schedule's end, where signal over noise is 5e-5, errors would be magnified."""
+    schedule = paper_schedule()
+    solver = make_sampler(schedule, "dpm++")
+    solver.set_timesteps(steps)
+    first = schedule.alphas_cumprod[solver.timesteps[0]].double()
+    assert (first / (1 - first)).sqrt().item() == pytest.approx(0.08, rel=0.05)
+
+
 def test_on_step_is_called_once_per_step(tiny_dit):
     ticks = []
     sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=5, on_step=lambda *_: ticks.append(1))

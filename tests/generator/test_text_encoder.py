@@ -99,7 +99,8 @@ def test_fingerprint_changes_with_any_weight_but_not_with_dtype(folder):
 def test_split_and_concat_of_texts_are_inverse():
     texts = [torch.randn(n, 3) for n in (4, 0, 2)]
     packed = PackedText.of(texts)
-    assert all(map(torch.equal, (part.tokens for part in packed.split()), texts))
+    for part, text in zip(packed.split(), texts, strict=True):
+        assert torch.equal(part.tokens, text)
     again = PackedText.concat(packed.split())
     assert torch.equal(again.tokens, packed.tokens)
     assert torch.equal(again.cu_seqlens, packed.cu_seqlens)

@@ -40,6 +40,7 @@ def reach(folder: Path, phase: str) -> None:
     for number in range(2):
         marker = folder / f"{phase}-{number}"
         assert wait_for(marker.exists, MAX_START_SECONDS), (folder / "log").read_text()
+    assert len(processes_naming(folder)) > 2, "they are found while they run"
 
 
 def num_saved(folder: Path) -> int:

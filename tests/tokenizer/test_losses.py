@@ -10,7 +10,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from cat_fast.errors import UserError
-from cat_fast.tokenizer.adversarial import non_saturating_discriminator
+from cat_fast.tokenizer.adversarial import balance, non_saturating_discriminator
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
 from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
 from cat_fast.tokenizer.perceptual import STLPIPS
@@ -106,6 +106,14 @@ def test_an_adaptive_gan_weight_balances_the_gradients(posterior):
     (together,) = torch.autograd.grad(loss.total, y)
     (without,) = torch.autograd.grad(objective(x, y, posterior).total, y)
     assert (together - without).norm().item() == pytest.approx(0.5 * without.norm().item(), rel=1e-2)
+
+
+@pytest.mark.parametrize(("scale", "weight"), [(2.0, 0.5), (0.0, 1e4)])
+def test_an_adaptive_weight_is_the_ratio_of_the_gradients_norms_up_to_a_limit(scale, weight):
+    y = torch.ones(1, 3, 4, 4, requires_grad=True)
+    found = balance(y.sum(), scale * y.sum(), y)
+    assert found.item() == pytest.approx(weight, rel=1e-3)
+    assert not found.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cat_fast.complexity.captioners.base import shrink
-from cat_fast.complexity.scorers.extras import import_extra
+from cat_fast.complexity.extras import import_extra
 from cat_fast.errors import UserError
 
 MAX_SIDE = 640

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cat_fast.complexity.captioners.base import shrink
-from cat_fast.complexity.scorers.extras import import_extra
+from cat_fast.complexity.extras import import_extra
 
 MAX_SIDE = 1024
 """Larger images are scaled down to this number of pixels."""

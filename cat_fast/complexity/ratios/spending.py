@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.thresholds import default_thresholds
+from cat_fast.data.images.size import Size, height_and_width
 from cat_fast.data.ratio_origin import Pair, RatioOrigin
 
 _PATCH = 2
 _UNRECORDED = "an unrecorded scorer"
 
 
-def spending_notice(
-    origins: Mapping[RatioOrigin, int], mix: Mapping[int, float], resolution: int
-) -> str | None:
+def spending_notice(origins: Mapping[RatioOrigin, int], mix: Mapping[int, float], size: Size) -> str | None:
     """Return a line about other thresholds than those of the scores, and mixed scorers; None if neither.
 
     It ends with the mean tokens per image that result. Scores without a recorded scorer count as those of
@@ -23,17 +22,17 @@ def spending_notice(
     Args:
         origins: number of images per origin of their ratio.
         mix: images or shares per ratio, in any unit.
-        resolution: side of the images in pixels.
+        size: size of the images in pixels.
     """
     scored = {o: n for o, n in origins.items() if o.source in ("score", "caption") or o.scored_by}
     reasons = [*_other_thresholds(scored), *_mixed(scored)]
     total = sum(mix.values())
     if not reasons or not total:
         return None
-    tokens = sum(share * _tokens(ratio, resolution) for ratio, share in mix.items()) / total
-    fixed = _tokens(16, resolution)
+    tokens = sum(share * _tokens(ratio, size) for ratio, share in mix.items()) / total
+    fixed = _tokens(16, size)
     return (
-        f"ratios: {'; '.join(reasons)}: mean {tokens:.1f} tokens per image at {resolution} px, against"
+        f"ratios: {'; '.join(reasons)}: mean {tokens:.1f} tokens per image at {_pixels(size)} px, against"
         f" {fixed:g} at a fixed 16x ({tokens / fixed - 1:+.1%})"
     )
 
@@ -69,9 +68,15 @@ def _mixed(scored: Mapping[RatioOrigin, int]) -> list[str]:
     return reasons
 
 
-def _tokens(ratio: int, resolution: int) -> float:
+def _tokens(ratio: int, size: Size) -> float:
     """Return the tokens of an image, by area: of any ratio, also where it does not divide into patches."""
-    return (resolution / ratio / _PATCH) ** 2
+    height, width = height_and_width(size)
+    return height * width / (ratio * _PATCH) ** 2
+
+
+def _pixels(size: Size) -> str:
+    height, width = height_and_width(size)
+    return f"{height}" if height == width else f"{height} × {width}"
 
 
 def _text(pair: Pair) -> str:

@@ -40,6 +40,7 @@ from cat_fast.complexity.scoring_run.outputs import PARTIAL, SUFFIX, ScoreSettin
 from cat_fast.complexity.scoring_run.rows import (
     CallSizes,
     OnProgress,
+    Row,
     RowScorer,
     ScoringResult,
     mark_repeated,
@@ -207,7 +208,7 @@ class _Run:
             rest = iter(range(len(rows), len(rows) + len(new)))
             order = [next(rest) if row is None else row for row in kept]
             self.on_progress(0, len(samples) - len(new))
-            scored = pyarrow.Table.from_pylist(self.scorer.score(new), PART_SCHEMA)
+            scored = pyarrow.Table.from_pylist(self._score(new), PART_SCHEMA)
             rows = pyarrow.concat_tables([rows, scored]).take(order)
             with atomic_write(path) as part:
                 pyarrow.parquet.write_table(rows, part, compression="zstd")
@@ -218,6 +219,16 @@ class _Run:
         self.parts.append(
             _Part(name, samples[0][0], samples[-1][0] + 1, len(rows), path if written else None)
         )
+
+    def _score(self, samples: list[Sample]) -> list[Row]:
+        try:
+            return self.scorer.score(samples)
+        except UserError as error:
+            if not any(part.path for part in self.parts):
+                raise
+            raise UserError(
+                f"{error}; what was scored before is kept: run the same command again to score the rest"
+            ) from error
 
     def _read_part(self, path: Path) -> pyarrow.Table | None:
         try:

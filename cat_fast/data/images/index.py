@@ -13,7 +13,7 @@ from typing import Any
 from cat_fast.data.files import atomic_write
 from cat_fast.data.images.label_fields import given_labels, required_text
 from cat_fast.data.ratio_origin import ScoredBy
-from cat_fast.data.text_files import byte_lines, parse_object
+from cat_fast.data.text_files import BYTE_ORDER_MARK, byte_lines, parse_object
 from cat_fast.errors import UserError
 from cat_fast.integers import store_integers
 
@@ -44,6 +44,9 @@ Scoring = Callable[[Sequence[ImageRecord]], list[ImageRecord]]
 Report = Callable[[str, str], None]
 """Receives place and reason of what is left out."""
 
+_HEAD = 512
+"""Bytes that show another kind of file."""
+
 
 def write_index(path: str | Path, records: list[ImageRecord]) -> None:
     """Write an index, atomically."""
@@ -66,11 +69,15 @@ def index_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """Yield number, offset in bytes and content of each line that is not blank.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or is not text.
     """
     if not path.exists():
         raise UserError(f"image index {path}: no such file")
     try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+        if b"\0" in head and not head.removeprefix(BYTE_ORDER_MARK.encode()).lstrip().startswith(b"{"):
+            raise UserError(f"image index {path}: expected JSON lines in UTF-8, got another kind of file")
         yield from byte_lines(path)
     except OSError as error:
         raise UserError(f"image index {path}: cannot be read ({error.strerror or error})") from error

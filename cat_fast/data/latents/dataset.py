@@ -33,12 +33,12 @@ from cat_fast.data.latents.format import (
     damage,
     read_json,
     records,
-    write_shard,
 )
 from cat_fast.data.latents.inputs import INPUT_SHARDS, EncodedInputs
 from cat_fast.data.latents.moments import Moments
 from cat_fast.data.latents.reader import LatentReader
 from cat_fast.data.latents.scale import Factor, LatentScale, Normalization, read_normalization
+from cat_fast.data.latents.shard_file import write_shard
 from cat_fast.data.latents.table import LatentTable
 from cat_fast.data.ratio_origin import RatioOrigin, origins_from_json, origins_to_json
 from cat_fast.errors import UserError

@@ -84,7 +84,7 @@ class BalancedPlan:
         behind = {f: share * total - drawn.get(f, 0) for f, share in self.shares.items()}
         group = max(self.groups, key=lambda group: sum(behind[f] for f in group.counts))
         parts = self._assign_ratios(group, behind)
-        order = np.random.default_rng([self.seed, step, 0, 3]).permutation(self.world_size)
+        order = np.random.default_rng([self.seed, step, 0, 2]).permutation(self.world_size)
         return [parts[place] for place in order]
 
     def _assign_ratios(self, group: Group, behind: Mapping[int, float]) -> list[RankShare]:

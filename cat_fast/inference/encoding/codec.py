@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cat_fast.complexity import RATIOS, tokens_per_image
+from cat_fast.complexity import tokens_per_image
 from cat_fast.complexity.ratios.policy import RatioChoice, RatioPolicy
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.images.io import image_to_bytes, load_image, resize_center_crop, tensor_to_image
@@ -22,6 +22,7 @@ from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
+from cat_fast.inference.encoding.requirements import require_patches
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
 
@@ -184,29 +185,6 @@ def decode_file(
             for key, image in zip(batch, images, strict=True):
                 done(_save(key, image, ratio, out / f"{key}.{image_format}"))
     return [results[key] for key in stored.records]
-
-
-def require_patches(size: int, deepest_ratio: int) -> None:
-    """Check that an image of `size` px divides into patches at every ratio; raise UserError otherwise."""
-    smallest = 2 * deepest_ratio  # one 2 x 2 patch of the smallest latent
-    if size < 1 or size % smallest:
-        raise UserError(f"size {size}: expected a multiple of {smallest} px, such as 256 or 512")
-
-
-def require_served(ratio: int | None, served: tuple[int, ...]) -> None:
-    """Check that `ratio` is among a tokenizer's ratios `served`, or for None (adaptive) that all are served.
-
-    Raises:
-        UserError: a ratio is missing.
-    """
-    names = ", ".join(map(str, served))
-    if ratio is not None and ratio not in served:
-        raise UserError(f"this tokenizer has no ratio {ratio}; it was trained for {names}")
-    if ratio is None and not set(RATIOS) <= set(served):
-        wanted = ", ".join(map(str, RATIOS))
-        raise UserError(
-            f"adaptive ratios need a tokenizer with ratios {wanted}, this one has {names}; use a fixed ratio"
-        )
 
 
 def _record(photo: EncodedPhoto, size: int) -> LatentRecord:

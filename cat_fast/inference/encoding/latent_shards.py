@@ -19,21 +19,17 @@ import torch
 from cat_fast.complexity.ratios.policy import RatioChoice
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.input_samples import NOT_READ, SampleRecord, file_stamp, hash_content, hash_labels
-from cat_fast.data.latents.format import LatentEntry, write_shard
+from cat_fast.data.latents.format import LatentEntry, require_settings
 from cat_fast.data.latents.inputs import mark_readable, mark_unreadable
+from cat_fast.data.latents.shard_file import write_shard
 from cat_fast.data.ratio_origin import RatioOrigin, origins_to_json
-from cat_fast.data.streams.formats.base import Entry, UnreadableShard
+from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.tar import TarShards
 from cat_fast.data.text_files import escape_text
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import NOT_FINITE
 from cat_fast.inference.encoding.latent_file import unique_keys
-from cat_fast.inference.encoding.pieces import (
-    complete_record,
-    finished_records,
-    piece_path,
-    split_pieces,
-)
+from cat_fast.inference.encoding.pieces import complete_record, piece_path, split_pieces
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
 from cat_fast.inference.encoding.shard_plan import (
     DEFAULT_CLASSES,
@@ -41,7 +37,6 @@ from cat_fast.inference.encoding.shard_plan import (
     EncodingSummary,
     OnProgress,
     WorkUnit,
-    open_images,
 )
 from cat_fast.tokenizer import NestedAutoencoderKL
 
@@ -49,14 +44,25 @@ _DECODERS = 4
 
 
 class ShardEncoder:
-    """Encoder of work units into latent shards, one per process."""
+    """Encoder of work units into latent shards, one per process.
+
+    Args:
+        images: the image set that `settings` names.
+
+    Raises:
+        UserError: the output folder contains latents of another tokenizer.
+    """
 
     def __init__(
-        self, settings: EncodeShardsSettings, tokenizer: NestedAutoencoderKL, class_names: Sequence[str]
+        self,
+        settings: EncodeShardsSettings,
+        images: ShardSet,
+        tokenizer: NestedAutoencoderKL,
+        class_names: Sequence[str],
     ) -> None:
-        self.settings, self.tokenizer = settings, tokenizer
+        self.settings, self.images, self.tokenizer = settings, images, tokenizer
         self.fingerprint = tokenizer.fingerprint()
-        self.images = open_images(settings.source, settings.image)
+        require_settings(settings.out, {"fingerprint": self.fingerprint})
         self.classes = {name: number for number, name in enumerate(class_names)}
         self.numbered = not any(name.isdecimal() for name in class_names)
         """True if a numeric class label is an index into the names; False if the names are numbers."""
@@ -70,12 +76,6 @@ class ShardEncoder:
     ) -> EncodingSummary:
         """Write the missing shards of a work unit, until `is_stopping` returns True between two shards."""
         summary = EncodingSummary()
-        if (records := finished_records(self.settings.out, unit.input, self.settings.format)) is not None:
-            for record in records[unit.part :: unit.parts]:
-                on_progress("found", _num_images(record))
-                on_progress("done", _num_images(record))
-                summary.add_shard(record, new=False)
-            return summary
         try:
             archive = self.images.stamp(unit.input) if isinstance(self.images, TarShards) else None
             shard = self.images.open(unit.input)

@@ -4,6 +4,8 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +29,11 @@ from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.formats.remote import Remote
 from cat_fast.data.streams.formats.tar import TarShards, is_archive, list_shards
 from cat_fast.errors import UserError
-from cat_fast.inference.encoding.codec import require_patches, require_served
 from cat_fast.inference.encoding.input_check import InputCheck
+from cat_fast.inference.encoding.pieces import finished_records
+from cat_fast.inference.encoding.requirements import require_patches
+from cat_fast.inference.encoding.tokenizer_identity import TokenizerIdentity
 from cat_fast.integers import store_integers
-from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.tokenizer.pipeline_config import latent_scale
 
 DEFAULT_CLASSES = ["image"]
 """Class names of an image set without classes."""
@@ -148,7 +150,9 @@ def open_images(source: str, image: str = "") -> ShardSet:
     if path.is_dir():
         archives = any(map(is_archive, os.listdir(path)))
     else:
-        archives = "://" in source or source.endswith(ARCHIVE_SUFFIXES) or any(c in source for c in "*{")
+        archives = (
+            "://" in source or source.lower().endswith(ARCHIVE_SUFFIXES) or any(c in source for c in "*{")
+        )
     if archives:
         problems = ProblemLog()
         remote = Remote(StreamConfig(), problems)
@@ -162,36 +166,35 @@ def open_images(source: str, image: str = "") -> ShardSet:
 
 def prepare_folder(
     settings: EncodeShardsSettings,
-    tokenizer: NestedAutoencoderKL,
+    images: ShardSet,
+    tokenizer: TokenizerIdentity,
     classes: Sequence[str] | None = None,
     *,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 1,
-) -> tuple[int, list[str]]:
-    """Create or check the output folder; return the number of input shards and the class names.
+) -> list[str]:
+    """Create or check the output folder; return the class names.
 
     Without `classes`, the names are those of an existing output folder, or else all names in the images'
     labels, sorted. Collecting the latter takes one pass over the labels. Of an existing folder, the samples
     encoded from this machine's input shards are compared (`InputCheck`).
 
     Args:
+        images: the image set that `settings` names.
         rank, world_size, workers: as for `work_units`.
 
     Raises:
-        UserError: the images are missing; class names are needed from a shard that cannot be opened; the
-            tokenizer lacks a ratio; or the folder contains latents of another tokenizer, of other images, or
-            made with other settings.
+        UserError: class names are needed from a shard that cannot be opened; or the folder contains latents
+            of another tokenizer, of other images, or made with other settings.
     """
-    require_served(settings.ratio, tokenizer.config["ratios"])
-    images = open_images(settings.source, settings.image)
     if classes is None and (settings.out / HEADER).is_file():
         classes = read_json(settings.out / HEADER).get("class_names")
     classes = list(classes or _classes_of(images))
     check = InputCheck(images, settings.out, settings.per_shard, settings.format)
     header = {
-        "fingerprint": tokenizer.fingerprint(),
-        SCALE: latent_scale(tokenizer).to_json(),
+        "fingerprint": tokenizer.fingerprint,
+        SCALE: tokenizer.scale,
         "resolution": settings.size,
         "class_names": classes,
         "latents_per_shard": settings.per_shard,
@@ -202,17 +205,34 @@ def prepare_folder(
     check.check({unit.input for unit in work_units(rank, world_size, workers, len(images.names))})
     claim_latents(settings.out, header | {INPUT_SHARDS: len(images.names)})
     check.claim()
-    return len(images.names), classes
+    return classes
 
 
-def count_labels(settings: EncodeShardsSettings) -> OriginTally:
+def count_labels(settings: EncodeShardsSettings, images: ShardSet) -> OriginTally:
     """Return ratios and origins of the images to encode, by the labels of a part of them.
 
     It is empty if labels are known only once images are read; `EncodingSummary.origins` then counts them.
     """
     tally = OriginTally(settings.policy())
-    tally.count(open_images(settings.source, settings.image))
+    tally.count(images)
     return tally
+
+
+def summarize_finished(
+    settings: EncodeShardsSettings, units: Sequence[WorkUnit]
+) -> tuple[EncodingSummary, list[WorkUnit]]:
+    """Return the counts of the work units whose input shards are complete, and the other units."""
+    summary = EncodingSummary()
+    unfinished: list[WorkUnit] = []
+    for index, of_input in groupby(units, key=attrgetter("input")):
+        records = finished_records(settings.out, index, settings.format)
+        if records is None:
+            unfinished += of_input
+            continue
+        for unit in of_input:
+            for record in records[unit.part :: unit.parts]:
+                summary.add_shard(record, new=False)
+    return summary, unfinished
 
 
 def _ratio_rule(settings: EncodeShardsSettings) -> dict[str, Any]:

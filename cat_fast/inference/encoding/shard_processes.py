@@ -18,7 +18,13 @@ import torch
 
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_shards import ShardEncoder
-from cat_fast.inference.encoding.shard_plan import EncodeShardsSettings, EncodingSummary, OnProgress, WorkUnit
+from cat_fast.inference.encoding.shard_plan import (
+    EncodeShardsSettings,
+    EncodingSummary,
+    OnProgress,
+    WorkUnit,
+    open_images,
+)
 from cat_fast.models.load import load_tokenizer
 from cat_fast.processes.ending import end_processes, still_running
 from cat_fast.processes.signals import deferred
@@ -110,7 +116,8 @@ def _start(
     try:
         gpus = torch.cuda.device_count()
         tokenizer = load_tokenizer(checkpoint, f"cuda:{slot % gpus}" if device == "auto" and gpus else device)
-        _worker = ShardEncoder(settings, tokenizer, class_names), progress
+        images = open_images(settings.source, settings.image)
+        _worker = ShardEncoder(settings, images, tokenizer, class_names), progress
     except Exception as error:  # file errors, GPU errors
         errors.put(_format_error(error))
         os._exit(1)  # the pool would log the full traceback without passing the error to the parent

@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import io
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,13 @@ def save_engine(engine: Any, folder: Path) -> None:
     engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
 
-def load_engine(engine: Any, folder: Path, ranks: Ranks, remedy: str) -> None:
+def load_engine(engine: Any, folder: Path, ranks: Ranks, section: str) -> None:
     """Restore the weights, moments and step counts of `save_engine(…, folder)`.
 
     Collective: every rank must call it.
 
     Args:
-        remedy: how to restore the module's sizes, for the message; see `restore_settings`.
+        section: section of the configuration that determines the module's sizes, for messages.
 
     Raises:
         UserError: the checkpoint was saved under an incompatible ZeRO stage, or has weights of other sizes;
@@ -54,7 +53,7 @@ def load_engine(engine: Any, folder: Path, ranks: Ranks, remedy: str) -> None:
             f"{folder}: saved under ZeRO stage {saved}, but the key deepspeed names a JSON of stage "
             f"{expected}: resume with stage {saved}"
         )
-    on_main(lambda: _require_same_shapes(engine, folder / TAG, remedy), ranks)
+    on_main(lambda: _require_same_shapes(engine, folder / TAG, section), ranks)
     partitions = len(list((folder / TAG).glob(_OPTIMIZER_FILES)))
     if not partitions or partitions == ranks.world_size:
         _load(engine, folder)
@@ -84,29 +83,13 @@ def parameter_count(module: nn.Module) -> int:
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
 
 
-def restore_settings(section: str, before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
-    """Return the instruction to restore the settings of a checkpoint, as a `remedy` of `load_engine`.
-
-    Args:
-        section: name of the configuration section.
-        before: its settings when the checkpoint was saved; None if unknown.
-        now: its settings in this run.
-    """
-    if before is None:
-        return f"restore the sizes under {section} that the run started with"
-    lost = [f"{section}.{key}={before[key]}" for key in before if before[key] != now.get(key)]
-    new = [f"{section}.{key}" for key in now if key not in before]
-    steps = [f"restore {', '.join(lost)}"] * bool(lost) + [f"remove {', '.join(new)}"] * bool(new)
-    return " and ".join(steps) or f"restore the model that {section} described"
-
-
 def _load(engine: Any, folder: Path) -> None:
     path, _ = engine.load_checkpoint(str(folder), tag=TAG)
     if path is None:
         raise UserError(f"{folder}: DeepSpeed found no engine state there")
 
 
-def _require_same_shapes(engine: Any, saved: Path, remedy: str) -> None:
+def _require_same_shapes(engine: Any, saved: Path, section: str) -> None:
     """Check that a saved engine's weights have the names and shapes of this one's."""
     buffers = dict(engine.module.named_buffers())
     before = {name: shape for name, shape in _saved_shapes(saved).items() if name not in buffers}
@@ -119,8 +102,8 @@ def _require_same_shapes(engine: Any, saved: Path, remedy: str) -> None:
         name = different[0]
         raise UserError(
             f"{saved.parent}: this run's model has other sizes, {name} has {_format_shape(now.get(name))}, "
-            f"but {_format_shape(before.get(name))} in the checkpoint: {remedy}, or start a new run in "
-            "another output_dir"
+            f"but {_format_shape(before.get(name))} in the checkpoint: restore the sizes under {section} "
+            "that the run started with, or start a new run in another output_dir"
         )
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,10 +28,10 @@ from cat_fast.tokenizer.pipeline_config import latent_scale
 from cat_fast.training.checkpoints.engine_state import (
     load_engine,
     parameter_count,
-    restore_settings,
     save_engine,
     saved_bytes,
 )
+from cat_fast.training.checkpoints.initial_settings import model_settings, require_same_settings
 from cat_fast.training.checkpoints.space import StateBytes
 from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import GeneratorRun
@@ -80,7 +81,9 @@ class GeneratorTask:
         self._encode = _make_caption_encoder(self.text_encoder, self.latents, cache_bytes)
         self.batches_per_step = _batches_per_step(config, ranks)
         torch.manual_seed(config.seed)
-        self.arguments = self._model_arguments()
+        self._derived = self._derived_arguments()
+        self.arguments = {"num_classes": len(self.latents.class_names), **self._derived, **config.model}
+        _check_ratios(config, self.latents, list(self.arguments.get("ratios", RATIOS)))
         model = build_model(DiT, self.arguments)
         self.ratios = list(model.config.ratios)
         lengths = self.latents.token_counts(model.config.patch_size)
@@ -108,8 +111,12 @@ class GeneratorTask:
             device=ranks.device,
         )
 
-    def _model_arguments(self) -> dict[str, Any]:
-        """Return the `model:` section, with the arguments that the latents and text encoder determine."""
+    def _derived_arguments(self) -> dict[str, Any]:
+        """Return the arguments of the model that the latents, the text encoder and the loss determine.
+
+        Raises:
+            UserError: the configuration sets one of them.
+        """
         latents, flow = self.latents, self.config.loss.prediction == "flow"
         derived = {
             "in_channels": latents.entries[0].shape[0],
@@ -125,9 +132,7 @@ class GeneratorTask:
                 f"model.{duplicates[0]}: the latents, the text encoder or the loss determine it; remove the "
                 "key (data.normalized=none keeps the tokenizer's scale)"
             )
-        arguments = {"num_classes": len(latents.class_names), **derived, **self.config.model}
-        _check_ratios(self.config, latents, list(arguments.get("ratios", RATIOS)))
-        return arguments
+        return derived
 
     def draw(self, step: int) -> Sequence[float]:
         self._drawn, seconds = self._next_batches()
@@ -212,7 +217,9 @@ class GeneratorTask:
             self.engine.backward(self._loss(self.engine, packed, text).loss)
             discard_gradients(self.engine)
             return
-        with stand_in_parameters(model):
+        # Stand-ins and random shapes would each be compiled, which takes longer than the steps.
+        eager = torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+        with eager, stand_in_parameters(model):
             forward = in_precision(model, self.config.precision, device)
             self._loss(forward, packed, text).loss.backward()
 
@@ -263,7 +270,6 @@ class GeneratorTask:
                 "ema_updates": self.ema.updates,
                 "tokenizer": self.latents.fingerprint,
                 "began_with": self._initial_settings(),
-                "model": self.config.model,
                 "stream": self.batches.state_dict(),
             }
             (folder / "task.json").write_text(json.dumps(state))
@@ -280,14 +286,8 @@ class GeneratorTask:
             )
         # older checkpoints record less, and had no other betas
         initial = {"loss.beta_schedule": CAT_BETAS, **state.get("began_with", {})}
-        for name, now in self._initial_settings().items():
-            if (before := initial.get(name, now)) != now:
-                raise UserError(
-                    f"{name}: expected {before!r}, as at the start of the run, got {now!r}: restore the "
-                    "setting, or start a new run in another output_dir"
-                )
-        remedy = restore_settings("model", state.get("model"), self.config.model)
-        load_engine(self.engine, folder / "generator", self.ranks, remedy)
+        require_same_settings(initial, self._initial_settings())
+        load_engine(self.engine, folder / "generator", self.ranks, "model")
         self.batches.load_state_dict(state["stream"])
         self._report_new_packing(state["stream"]["packer"]["settings"])
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
@@ -305,13 +305,16 @@ class GeneratorTask:
 
     def _initial_settings(self) -> dict[str, Any]:
         """Return the settings that the weights depend on, which a resumed run cannot change."""
-        config = self.config
+        config, model = self.config, self.engine.module.config
         return {
+            "data.normalized": config.data.normalized,
             "data.latents": self.latents.digest,
             "seed": config.seed,
             "loss.prediction": config.loss.prediction,
             "loss.beta_schedule": config.loss.beta_schedule,
             "text_encoder": self.arguments["text_encoder_fingerprint"],
+            **model_settings(model, free=("class_dropout_prob", *self._derived)),
+            "model.class_dropout_prob > 0": model.class_dropout_prob > 0,  # there is a null class
         }
 
     def grid(self, step: int, columns: int | None = None) -> None:

@@ -196,7 +196,7 @@ def _spending_notice(config: TokenizerRun, shards: ShardSet, tally: OriginTally,
         tally.count(shards)
     if not tally.origins and data.ratios_from == "score":  # the shards do not list their labels
         tally.origins[RatioOrigin(source="score", thresholds=as_pair(data.thresholds))] += 1
-    return spending_notice(tally.origins, mix.shares, data.image_size)
+    return spending_notice(tally.origins, mix.shares, data.crop_size)
 
 
 def _policy(data: ImageDataConfig) -> RatioPolicy:

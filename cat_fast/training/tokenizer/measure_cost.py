@@ -14,7 +14,6 @@ from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ranks import Ranks
-from cat_fast.training.tokenizer.crop_checks import require_multiples
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
 
@@ -44,7 +43,6 @@ def measure(
         raise UserError(f"--batches: expected at least two different numbers of images, got {list(batches)}")
     torch.manual_seed(config.seed)
     workload = Workload(config, device)
-    require_multiples(config, workload.model.ratios)
     cells = list(product(workload.model.ratios, sorted(set(batches))))
     seconds: dict[tuple[int, int], list[float]] = {cell: [] for cell in cells}
     for round_ in range(repeats + 1):  # the first one warms up

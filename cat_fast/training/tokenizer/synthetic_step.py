@@ -19,28 +19,32 @@ from cat_fast.tokenizer.losses import DiscriminatorObjective, Distance, LossConf
 from cat_fast.tokenizer.perceptual import untrained_distance
 from cat_fast.training.config.settings import OptimizerConfig, TokenizerRun
 from cat_fast.training.runtime.engine import in_precision
+from cat_fast.training.tokenizer.crop_checks import require_discriminator_fits, require_multiples
 from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 
 
 class Workload:
     """Models, losses and optimizers of a run, at its image size and precision.
 
-    If images are smaller than the discriminator's resolution, the resolution is reduced.
+    The size of a pretrained discriminator is taken to be the configured one, or the largest that fits.
 
     Raises:
-        UserError: the model's arguments are invalid.
+        UserError: the model's arguments are invalid, or its ratios or the discriminator do not fit the crops.
     """
 
     def __init__(self, config: TokenizerRun, device: torch.device | str) -> None:
         self.config, self.device, self.size = config, torch.device(device), config.data.crop_size
+        resolution = config.discriminator.resolution
+        if config.discriminator.pretrained:  # its file, which is not read, has the resolution
+            resolution = min(resolution, 1 << (min(self.size).bit_length() - 1))
+        require_discriminator_fits(config, resolution)
         with self.device:  # created there, because fake tensors cannot be moved
             self.model = build_model(NestedAutoencoderKL, config.model)
             self.discriminator = StyleGANDiscriminator(
-                min(config.discriminator.resolution, 2 ** (min(self.size).bit_length() - 1)),
-                config.discriminator.channel_base,
-                config.discriminator.channel_max,
+                resolution, config.discriminator.channel_base, config.discriminator.channel_max
             )
             self.objective = _objective(config.loss)
+        require_multiples(config, self.model.ratios)
         if config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
         self.losses = TokenizerLosses(

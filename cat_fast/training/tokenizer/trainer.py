@@ -6,7 +6,6 @@ Both engines step after both backward passes, so that a step that is not finite 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.adversarial import LeCam
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import DiscriminatorObjective, Loss, TokenizerObjective
-from cat_fast.training.checkpoints.engine_state import load_engine, restore_settings, save_engine
+from cat_fast.training.checkpoints.engine_state import load_engine, save_engine
+from cat_fast.training.checkpoints.initial_settings import model_settings, require_same_settings
 from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.metrics.flops import TokenizerFlops
@@ -33,6 +33,17 @@ from cat_fast.training.runtime.stand_ins import stand_in_parameters
 from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.crop_checks import require_discriminator_fits
 from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
+
+_NOT_APPLIED = (
+    "sample_size",
+    "default_ratio",
+    "scaling_factor",
+    "shift_factor",
+    "latents_mean",
+    "latents_std",
+    "force_upcast",
+)
+"""Config entries of the autoencoder that other programs read, without effect on training."""
 
 
 class TokenizerTrainer:
@@ -211,24 +222,18 @@ class TokenizerTrainer:
         """Collective: write both engines; return the rest of the state as JSON-compatible data."""
         save_engine(self.engine, folder / "autoencoder")
         save_engine(self.discriminator, folder / "discriminator")
-        return {"lecam": self.lecam.state_dict(), "settings": self._model_settings()}
+        return {"lecam": self.lecam.state_dict(), "began_with": self._initial_settings()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Collective: resume from `save(folder)`, which returned `state`."""
-        before, now = state.get("settings", {}), self._model_settings()  # missing in older checkpoints
-        for section, engine, name in (
-            ("model", self.engine, "autoencoder"),
-            ("discriminator", self.discriminator, "discriminator"),
-        ):
-            remedy = restore_settings(section, before.get(section), now[section])
-            load_engine(engine, folder / name, self.ranks, remedy)
+        require_same_settings(state.get("began_with", {}), self._initial_settings())
+        load_engine(self.engine, folder / "autoencoder", self.ranks, "model")
+        load_engine(self.discriminator, folder / "discriminator", self.ranks, "discriminator")
         self.lecam.load_state_dict(state["lecam"])
 
-    def _model_settings(self) -> dict[str, dict[str, Any]]:
-        """Return the sections of the configuration that determine both models."""
-        discriminator = asdict(self.config.discriminator)
-        del discriminator["optimizer"]
-        return {"model": self.config.model, "discriminator": discriminator}
+    def _initial_settings(self) -> dict[str, Any]:
+        """Return the settings that the weights depend on, which a resumed run cannot change."""
+        return model_settings(self.model.config, free=_NOT_APPLIED)
 
 
 class Reconstruction(nn.Module):

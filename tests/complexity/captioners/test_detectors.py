@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from cat_fast.complexity import Description
+from cat_fast.complexity import Description, extras
 from cat_fast.complexity.captioners import faces
 from cat_fast.complexity.captioners.base import DescriptionFailure
 from cat_fast.complexity.captioners.detectors import Detectors
 from cat_fast.complexity.captioners.faces import overlap
 from cat_fast.complexity.captioners.text_boxes import TextBox, contains_text
-from cat_fast.complexity.scorers import extras
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError

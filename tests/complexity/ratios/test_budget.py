@@ -2,10 +2,10 @@
 
 import math
 from collections import Counter
-from itertools import product
+from itertools import combinations_with_replacement
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cat_fast.complexity.ratios.budget import ratios_within_budget
@@ -16,13 +16,14 @@ ALL = (4, 8, 16, 32, 64)
 TOKENS = {ratio: tokens_per_image(ratio, 512, ratios=ALL) for ratio in ALL}
 
 
+@settings(deadline=None)
 @given(
     complexities=st.lists(st.floats(1, 9), min_size=1, max_size=6),
     mean=st.floats(64, 1200),
     ratios=st.sampled_from([(8, 16, 32), (16, 32), (8, 32), (16,), (4, 8, 16, 32), (4, 8, 32, 64)]),
     data=st.data(),
 )
-def test_result_is_the_best_mix_within_the_budget(complexities, mean, ratios, data):
+def test_result_is_the_best_of_all_mixes_within_the_budget(complexities, mean, ratios, data):
     least = TOKENS[max(ratios)]
     if mean < least:
         with pytest.raises(UserError, match=f"expected at least {least}"):
@@ -33,19 +34,42 @@ def test_result_is_the_best_mix_within_the_budget(complexities, mean, ratios, da
     )
     got = ratios_within_budget(complexities, mean, ratios=ratios, preferred=preferred)
 
-    def cost(mix):
-        return sum(TOKENS[ratio] for ratio in mix)
-
-    def fair(mix):
-        pairs = list(zip(complexities, mix, strict=True))
-        return all(f <= g for c, f in pairs for d, g in pairs if c > d)
-
-    budget = mean * len(complexities)
-    affordable = [
-        mix for mix in product(ratios, repeat=len(complexities)) if fair(mix) and cost(mix) <= budget + 1e-6
+    order = sorted(range(len(complexities)), key=lambda i: (-complexities[i], i))  # ties: earlier ones first
+    fair = [
+        [ratio for _, ratio in sorted(zip(order, mix, strict=True))]
+        for mix in combinations_with_replacement(sorted(ratios), len(complexities))
     ]
-    assert fair(got)
-    assert cost(got) == max(map(cost, affordable))
+    check_best(got, fair, mean * len(complexities), preferred)
+
+
+@settings(deadline=None)
+@given(count=st.integers(5, 20), data=st.data())
+def test_of_mixes_that_cost_the_same_the_preferred_one_is_chosen(count, data):
+    """From five images on, there are several: one at 8x and four at 32x cost as much as five at 16x."""
+    fair = list(map(list, combinations_with_replacement((8, 16, 32), count)))
+    budget = cost(data.draw(st.sampled_from(fair)))
+    preferred = data.draw(st.sampled_from(fair) | st.lists(st.sampled_from((8, 16, 32)), min_size=20))
+    got = ratios_within_budget(range(count, 0, -1), budget / count, preferred=preferred)
+    check_best(got, fair, budget, preferred)
+
+
+def cost(mix):
+    return sum(TOKENS[ratio] for ratio in mix)
+
+
+def check_best(got, mixes, budget, preferred):
+    """Check that `got` is the best mix: in order, by cost, agreement with `preferred`, and entropy."""
+
+    def agreement(mix):
+        return sum(map(int.__eq__, mix, preferred))
+
+    affordable = [mix for mix in mixes if cost(mix) <= budget + 1e-6]
+    highest = max(map(cost, affordable))
+    full = [mix for mix in affordable if cost(mix) == highest]
+    most = max(map(agreement, full))
+    agreeing = [mix for mix in full if agreement(mix) == most]
+    assert got in agreeing
+    assert entropy(got) == pytest.approx(max(map(entropy, agreeing)))
 
 
 DESCRIBED = st.tuples(st.floats(1, 9), st.sampled_from([8, 16, 32]))

@@ -1,6 +1,7 @@
 """The default thresholds are the published pair; there is one source of it, which everything follows."""
 
 import json
+from dataclasses import replace
 
 from typer.testing import CliRunner
 
@@ -52,9 +53,11 @@ def test_version_of_a_scorer_changes_with_its_scores_only(tmp_path):
     scorer = default_scorer()
     scorer.save(tmp_path / "copy.npz")
     assert EmbeddedScorer.load(tmp_path / "copy.npz").version == scorer.version
+    idf = replace(scorer.space, word_idf=scorer.space.word_idf * 1.01)
     others = [
+        EmbeddedScorer(idf, scorer.coefficients, scorer.intercept, scorer.knots),
         EmbeddedScorer(scorer.space, scorer.coefficients * 1.01, scorer.intercept, scorer.knots),
         EmbeddedScorer(scorer.space, scorer.coefficients, scorer.intercept + 0.01, scorer.knots),
         EmbeddedScorer(scorer.space, scorer.coefficients, scorer.intercept, scorer.knots + 0.01),
     ]
-    assert len({scorer.version, *(other.version for other in others)}) == 4
+    assert len({scorer.version, *(other.version for other in others)}) == 5

@@ -75,3 +75,5 @@ def test_other_thresholds_and_mixed_scorers_are_named_with_the_mean_tokens(origi
 def test_any_ratio_and_size_can_be_reported():
     notice = spending_notice({origin("score", OTHER, (4, 7)): 1}, {4: 1}, 100)
     assert "mean 156.2 tokens per image at 100 px" in notice
+    notice = spending_notice({origin("score", OTHER, (4, 7)): 1}, {8: 1}, [48, 96])
+    assert "mean 18.0 tokens per image at 48 × 96 px" in notice

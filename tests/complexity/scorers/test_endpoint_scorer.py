@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from cat_fast.complexity import Description, Prompt, Score, ScoringFailure, rubric_text
-from cat_fast.complexity.scorers import extras
+from cat_fast.complexity import Description, Prompt, Score, ScoringFailure, extras, rubric_text
 from cat_fast.complexity.scorers.language_model import json_client
 from cat_fast.complexity.scorers.language_model.endpoint_scorer import EndpointScorer
 from cat_fast.errors import UserError

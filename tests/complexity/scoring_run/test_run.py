@@ -329,6 +329,18 @@ def test_a_scorer_that_cannot_work_leaves_nothing(captions: Path, out: Path) -> 
     assert list(out.parent.iterdir()) == []
 
 
+def test_a_scorer_that_stops_working_names_what_is_kept(captions: Path, out: Path) -> None:
+    class Unplugged(StubScorer):
+        def score_many(self, descriptions):
+            if len(self.calls) == 7:
+                raise UserError("no answer")
+            return super().score_many(descriptions)
+
+    with pytest.raises(UserError, match="no answer; what was scored before is kept"):
+        score(out, captions, scorer=Unplugged())
+    assert score(out, captions).scored == 50 - 2 * SIZES.part
+
+
 def test_memory_does_not_grow_with_the_set(
     tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,3 +107,11 @@ def test_a_missing_or_binary_index_is_rejected(tmp_path):
     (tmp_path / "index.jsonl").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(UserError, match="line 1: not UTF-8 text"):
         read_index(tmp_path / "index.jsonl")
+    for content in (
+        '{"path": "a.png"}\n'.encode("utf-16"),
+        b"a.png\0\0\0ustar",
+        b'\x04"M\x18d@\xa7\0x\n\n\n',
+    ):
+        (tmp_path / "index.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match="expected JSON lines in UTF-8, got another kind of file"):
+            read_index(tmp_path / "index.jsonl")

@@ -99,12 +99,20 @@ def test_square_crops_are_those_of_a_side(ramp):
         assert torch.equal(cropper(path, image_size=32)(rng), cropper(path, image_size=(32, 32))(same))
 
 
-def test_windows_reach_every_border(ramp):
+def test_windows_are_spread_evenly_over_the_image(ramp):
     crop_of = cropper(ramp(200, 200), min_crop=0.2)
-    corners = torch.stack([crop_of(rng)[:2] for rng in rngs(200)])
-    for channel in range(2):
-        assert corners[:, channel].min() < -0.9
-        assert corners[:, channel].max() > 0.9
+    places = []
+    for rng in rngs(400):
+        crop = crop_of(rng)
+        if (side := span(crop[0], along=1)) < 0.6:
+            centre = (crop[:2].double().mean((1, 2)) + 1) / 2
+            places.append((centre - side / 2) / (1 - side))  # 0 at the left or upper border, 1 at the other
+    x, y = torch.stack(places).T
+    assert len(places) > 150
+    even = (torch.arange(len(places)) + 0.5) / len(places)
+    for along in (x, y):
+        assert (along.sort().values - even).abs().max() < 0.1
+    assert torch.corrcoef(torch.stack([x, y]))[0, 1].abs() < 0.2
 
 
 def test_a_crop_is_never_enlarged_unless_the_image_is_too_small(ramp):

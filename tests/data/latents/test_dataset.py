@@ -12,6 +12,7 @@ from cat_fast.data.latents import format as latent_format
 from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
 from cat_fast.data.latents.moments import Moments, per_channel
 from cat_fast.data.latents.scale import LatentScale
+from cat_fast.data.ratio_origin import RatioOrigin
 from cat_fast.errors import UserError
 
 NAMES = ["sky", "street", "page"]
@@ -137,8 +138,10 @@ def test_folders_of_an_earlier_version_are_read_again_for_their_statistics(tmp_p
 
 def test_the_reach_of_latents_is_in_the_scale_of_the_dit(tmp_path):
     write(tmp_path, count=30)
-    assert all(10 < reach < 13 for reach in LatentDataset(tmp_path, normalized="none").reach().values())
-    assert all(3.5 < reach < 4.6 for reach in LatentDataset(tmp_path).reach().values())
+    for normalized, low, high in (("none", 10, 13), ("per_channel", 3.5, 4.6)):
+        reach = LatentDataset(tmp_path, normalized=normalized).reach()
+        assert reach.keys() == {8, 16, 32}
+        assert all(low < value < high for value in reach.values())
 
 
 @pytest.mark.parametrize("stop_before", [1, 4, 6, 9])
@@ -168,6 +171,34 @@ def test_a_shard_without_a_record_is_ignored_and_rewritten(tmp_path):
     assert len(LatentDataset(tmp_path)) == 8
     assert write(tmp_path) == ["photo-08", "photo-09"]
     assert_complete(tmp_path)
+
+
+def test_the_record_of_a_lost_shard_does_not_validate_the_next_one(tmp_path, monkeypatch):
+    """The process is killed after the shard and before its record."""
+    write(tmp_path)
+    shard = tmp_path / "shard-00001.safetensors"
+    shard.unlink()
+
+    def killed(path, values):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as fault:
+        fault.setattr(latent_format, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path)
+    assert shard.is_file()
+    assert len(LatentDataset(tmp_path)) == 6
+    assert write(tmp_path) == [f"photo-{i:02d}" for i in range(4, 8)]
+    assert_complete(tmp_path)
+
+
+def test_origins_of_ratios_are_counted_over_all_shards(tmp_path):
+    fixed, by_size = RatioOrigin(source="fixed"), RatioOrigin(source="jpeg size", jpeg_thresholds=(1, 2))
+    with open_writer(tmp_path) as writer:
+        for i, (key, latent, label, ratio) in enumerate(make_latents(10)):
+            more = {} if i % 3 else {"origin": by_size}
+            writer.add(key, latent, label=label, ratio=ratio, **more)
+    assert LatentDataset(tmp_path).origins == {fixed: 6, by_size: 4}
 
 
 def test_a_missing_shard_is_reported(tmp_path):

@@ -2,7 +2,9 @@
 
 import time
 from collections import Counter
+from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +91,21 @@ def test_each_epoch_shuffles_images_within_and_between_shards():
     assert len({key.split("-")[0] for key in first[:30]}) == 2  # a run spans shards of 20
     within = [int(key.split("-")[1]) for key in first[:30]]
     assert within != sorted(within)
+
+
+def test_each_run_of_each_seed_rank_and_ratio_is_shuffled_in_its_own_order():
+    orders: dict[tuple, tuple[int, ...]] = {}
+    for seed, rank, ratio in product((0, 1), repeat=3):
+        shards = MemoryShards([[(8, 16)[ratio]] * 40])  # one shard for two ranks: 20 images each
+        reader = make_reader(
+            shards, (8, 16)[ratio], rank=rank, assignment=ShardAssignment(1, 2, seed), max_images=10
+        )
+        for epoch, keys in enumerate(keys_of_epochs(reader, 2)):
+            numbers = [int(key.split("-")[1]) for key in keys]
+            for run, own in enumerate((numbers[:10], numbers[10:])):
+                orders[seed, rank, ratio, epoch, run] = tuple(np.argsort(own))
+    assert len(orders) == 32
+    assert len(set(orders.values())) == 32
 
 
 def test_a_ratio_drawn_often_does_not_affect_a_ratio_drawn_rarely():

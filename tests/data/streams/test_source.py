@@ -3,6 +3,7 @@
 import logging
 import re
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -79,14 +80,26 @@ def test_ranks_together_read_all_images_of_each_ratio(straight):
     assert {ratio for its in straight for ratio, *_ in its} == {8, 16, 32}
 
 
-def test_a_crop_depends_on_seed_epoch_ratio_and_key(folder):
-    stream = make_source(tar_set(folder), batch_size=3, shares={16: 1.0})
-    batch = stream.batch()
-    for key, pixels in zip(batch.keys, batch.images, strict=True):
-        shard, number = map(int, re.findall(r"(\d+)-(\d+)$", key)[0])
-        rng = np.random.default_rng(crop_seed(0, 0, 16, f"{shard}-{number}"))
-        expected = random_crop(decode_image(image(100 * shard + number)), rng, 8, 0.5, allow_flip=True)
-        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
+def test_a_crop_is_a_function_of_seed_epoch_ratio_and_key(folder):
+    stream = make_source(tar_set(folder), batch_size=3, shares={8: 1.0, 16: 1.0}, seed=7)
+    used: Counter = Counter()
+    for _ in range(30):
+        batch = stream.batch()
+        for key, pixels in zip(batch.keys, batch.images, strict=True):
+            shard, number = map(int, re.findall(r"(\d+)-(\d+)$", key)[0])
+            epoch = used[batch.ratio, key]
+            used[batch.ratio, key] += 1
+            rng = np.random.default_rng(crop_seed(7, epoch, batch.ratio, f"{shard}-{number}"))
+            expected = random_crop(decode_image(image(100 * shard + number)), rng, 8, 0.5, allow_flip=True)
+            assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
+    assert {ratio for ratio, _ in used} == {8, 16}
+    assert min(used.values()) > 2
+
+
+def test_seeds_of_crops_differ_and_are_the_same_in_every_process():
+    values = product((0, 1), (0, 1), (8, 16), ("a", "b"))
+    assert len({crop_seed(*each) for each in values}) == 16
+    assert crop_seed(3, 2, 16, "caf\udce9") == (3, 2, 16, 8851403707255205904, 5)
 
 
 def test_crops_change_with_the_epoch_and_images_with_text_are_not_flipped(tmp_path):

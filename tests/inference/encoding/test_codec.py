@@ -10,10 +10,11 @@ from cat_fast.complexity.ratios.policy import RatioPolicy
 from cat_fast.data.images.io import image_to_tensor
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding import codec
-from cat_fast.inference.encoding.codec import encode_files, require_served
+from cat_fast.inference.encoding.codec import encode_files
 from cat_fast.inference.encoding.latent_file import LatentFile
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_batch, encode_by_ratio
+from cat_fast.inference.encoding.requirements import require_served
 from tests.cli.conftest import tiny_tokenizer
 
 COLOURS = [(20 * n, 250 - 20 * n, 90) for n in range(7)]

@@ -6,11 +6,15 @@ import os
 import pickle
 import re
 import shutil
+from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from cat_fast.complexity import (
@@ -39,8 +43,10 @@ from cat_fast.inference.encoding.shard_plan import (
     WorkUnit,
     open_images,
     prepare_folder,
+    summarize_finished,
     work_units,
 )
+from cat_fast.inference.encoding.tokenizer_identity import TokenizerIdentity
 from tests.cli.conftest import tiny_tokenizer
 from tests.data.streams.sets import image, write_tar
 
@@ -103,9 +109,11 @@ def make(tokenizer, source, out, *, classes=None, units=None, **changes):
     settings = EncodeShardsSettings(
         source=str(source), out=out, **{"size": 64, "per_shard": 4, "batch_size": 2} | changes
     )
-    input_shards, names = prepare_folder(settings, tokenizer, classes)
-    summary, encoder = EncodingSummary(), ShardEncoder(settings, tokenizer, names)
-    for unit in units or work_units(0, 1, 1, input_shards):
+    images = open_images(settings.source, settings.image)
+    names = prepare_folder(settings, images, TokenizerIdentity.of(tokenizer), classes)
+    summary, units = summarize_finished(settings, units or work_units(0, 1, 1, len(images.names)))
+    encoder = ShardEncoder(settings, images, tokenizer, names)
+    for unit in units:
         summary.merge(encoder.run(unit))
     return summary
 
@@ -168,6 +176,7 @@ def test_the_scale_of_the_tokenizer_is_recorded(index, tmp_path):
     make(tokenizer, index, tmp_path / "out")
     data = LatentDataset(tmp_path / "out", normalized="none")
     assert (data.shift_factor, data.scaling_factor) == ([0.5] * 4, [0.18215] * 4)
+    assert len(data) == COUNT
     for i, entry in enumerate(data.entries):
         image = decode_image((index.parent / f"{entry.key[-2:]}.png").read_bytes())
         with torch.no_grad():
@@ -179,6 +188,7 @@ def test_the_scale_of_the_tokenizer_is_recorded(index, tmp_path):
 def test_webdataset_can_read_the_archives(tokenizer, index, tmp_path):
     make(tokenizer, index, tmp_path / "out", format="webdataset")
     expected = raw_latents(tmp_path / "out")
+    assert len(expected) == COUNT
     for path in sorted((tmp_path / "out").glob("*.tar")):
         for sample in webdataset.WebDataset(str(path), shardshuffle=False):
             own = json.loads(sample["json"])
@@ -199,12 +209,29 @@ def test_any_number_of_ranks_and_workers_write_the_same_files(
     tokenizer, index, tmp_path, world_size, workers
 ):
     make(tokenizer, index, tmp_path / "one")
-    total = EncodingSummary()
-    for rank in reversed(range(world_size)):
-        units = work_units(rank, world_size, workers, 3)
-        total.merge(make(tokenizer, index, tmp_path / "many", units=units))
-    assert total.encoded == total.latents == COUNT
+
+    def run() -> EncodingSummary:
+        total = EncodingSummary()
+        for rank in reversed(range(world_size)):
+            units = work_units(rank, world_size, workers, 3)
+            total.merge(make(tokenizer, index, tmp_path / "many", units=units))
+        return total
+
+    first, again = run(), run()
+    assert first.encoded == first.latents == again.latents == COUNT
+    assert again.encoded == 0
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 20))
+def test_work_is_divided_without_overlap_and_each_process_gets_some(world_size, workers, input_shards):
+    units = [work_units(rank, world_size, workers, input_shards) for rank in range(world_size)]
+    assert min(map(len, units)) >= workers
+    pieces = Counter(
+        (unit.input, number) for one in units for unit in one for number in range(unit.part, 30, unit.parts)
+    )
+    assert pieces == Counter(product(range(input_shards), range(30)))
 
 
 def test_second_run_reads_no_image(tokenizer, index, tmp_path, monkeypatch):
@@ -311,14 +338,15 @@ def test_bad_samples_are_skipped_and_listed(tokenizer, index, tmp_path):
 
 def test_progress_includes_every_image(tokenizer, index, tmp_path):
     settings = EncodeShardsSettings(source=str(index), out=tmp_path / "out", size=64)
-    prepare_folder(settings, tokenizer)
+    images = open_images(settings.source)
+    prepare_folder(settings, images, TokenizerIdentity.of(tokenizer))
     for _ in range(2):
         counts = {"found": 0, "done": 0}
 
         def on_progress(kind, images, counts=counts):
             counts[kind] += images
 
-        encoder = ShardEncoder(settings, tokenizer, sorted(CATEGORIES))
+        encoder = ShardEncoder(settings, images, tokenizer, sorted(CATEGORIES))
         for unit in work_units(0, 1, 1, 3):
             encoder.run(unit, on_progress)
         assert counts == {"found": COUNT, "done": COUNT}
@@ -329,7 +357,7 @@ def test_archives_with_sidecars_give_the_same_latents_as_the_index(tokenizer, in
     make(tokenizer, tmp_path / "tars", tmp_path / "out")
     make(tokenizer, index, tmp_path / "direct")
     found, expected = raw_latents(tmp_path / "out"), raw_latents(tmp_path / "direct")
-    assert len(found) == COUNT
+    assert len(found) == len(expected) == COUNT
     for key, (latent, *labels) in expected.items():
         other, *its = found[key.replace("/", "_").replace(".", "_")]
         assert its == labels
@@ -415,6 +443,16 @@ def test_numeric_class_names_are_not_indices(tokenizer, index, tmp_path):
     summary = make(tokenizer, index, tmp_path / "out", classes=["3", "5", "7"])
     assert summary.skipped == [{"key": "a/key.00", "why": "class '1' is not one of the 3 classes"}]
     assert raw_latents(tmp_path / "out")["a/key.01"][1] == "5"
+
+
+def test_collected_class_names_are_sorted_as_numbers_or_text(tokenizer, index, tmp_path):
+    lines = [
+        json.loads(line) | {"category": ("b", "10", "2", "a")[n % 4]}
+        for n, line in enumerate(index.read_text().splitlines())
+    ]
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = EncodeShardsSettings(source=str(index), out=tmp_path / "out", size=64)
+    assert prepare_folder(settings, tokenizer)[1] == ["a", "b", "2", "10"]
 
 
 def test_classes_are_read_from_archives_that_have_sidecars(tokenizer, archives, tmp_path):

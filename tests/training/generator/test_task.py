@@ -9,7 +9,7 @@ from functools import partialmethod
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from cat_fast.config import fill, read_yaml
@@ -322,8 +322,16 @@ def checkpoint(tmp_path_factory, latents):
         ("seed=1", "seed: expected 0, as at the start of the run, got 1"),
         ("loss.prediction=flow", r"loss\.prediction: expected 'epsilon', .* got 'flow'"),
         ("loss.beta_schedule=linear", r"beta_schedule: expected 'squaredcos_cap_v2', .* got 'linear'"),
-        ("data.normalized=per_ratio", r"data\.latents: expected '\w{16}', .* got '\w{16}'"),
-        ("data.normalized=false", r"data\.latents: expected '\w{16}', .* got '\w{16}'"),
+        ("data.normalized=per_ratio", r"data\.normalized: expected 'per_channel', .* got 'per_ratio'"),
+        ("data.normalized=false", r"data\.normalized: expected 'per_channel', .* got 'none'"),
+        # weights of the same shapes, with another function
+        ("model.num_heads=4", r"model\.num_heads: expected 2, as at the start of the run, got 4"),
+        ("model.position_frame=16", r"model\.position_frame: expected 32, .* got 16"),
+        ("model.ratios=[32,16,8]", r"model\.ratios: expected \[8, 16, 32\], .* got \[32, 16, 8\]"),
+        ("model.rope=true", r"model\.rope: expected False, .* got True"),
+        # weights of other shapes
+        ("model.hidden_size=32", r"model\.hidden_size: expected 16, .* got 32"),
+        ("model.class_dropout_prob=0", r"model\.class_dropout_prob > 0: expected True, .* got False"),
     ],
 )
 def test_changed_settings_are_refused_on_resume(latents, checkpoint, override, message):
@@ -332,26 +340,23 @@ def test_changed_settings_are_refused_on_resume(latents, checkpoint, override, m
         task.load(checkpoint)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "restore"),
-    [
-        (["model.hidden_size=32"], r"restore model\.hidden_size=16"),
-        (["model.depth=3", "model.qk_norm=true"], r"restore model\.depth=2 and remove model\.qk_norm"),
-    ],
-)
-def test_another_model_is_refused_on_resume_in_one_line(tmp_path, latents, checkpoint, overrides, restore):
-    task = GeneratorTask(config(f"data.latents={latents}", *overrides), Ranks())
-    with pytest.raises(
-        UserError, match=rf"generator: this run's model has other sizes, .*{restore}"
-    ) as error:
-        task.load(checkpoint)
-    assert "\n" not in str(error.value)
+def test_a_model_of_other_sizes_is_refused_by_its_weights_if_a_checkpoint_does_not_record_them(
+    tmp_path, latents, checkpoint
+):
     older = shutil.copytree(checkpoint, tmp_path / "older")
     state = json.loads((older / "task.json").read_text())
-    del state["model"]
+    del state["began_with"]
     (older / "task.json").write_text(json.dumps(state))
-    with pytest.raises(UserError, match="restore the sizes under model that the run started with"):
+    task = GeneratorTask(config(f"data.latents={latents}", "model.hidden_size=32"), Ranks())
+    with pytest.raises(UserError, match=r"model has other sizes, .*restore the sizes under model") as error:
         task.load(older)
+    assert "\n" not in str(error.value)
+
+
+def test_defaults_that_are_set_and_another_class_dropout_resume(latents, checkpoint):
+    options = ["model.position_frame=32", "model.ratios=[8,16,32]", "model.class_dropout_prob=0.2"]
+    task = GeneratorTask(config(f"data.latents={latents}", *options), Ranks())
+    task.load(checkpoint)
 
 
 def test_another_budget_and_window_resume_with_a_new_packing(latents, checkpoint, capsys):
@@ -376,15 +381,24 @@ def test_checkpoint_without_initial_settings_can_be_resumed(tmp_path, latents, c
         linear.load(folder)
 
 
-def test_relabelled_latents_have_another_digest(tmp_path):
-    def written(name: str, label: int, key: str = "one") -> str:
-        with LatentShardWriter(tmp_path / name, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
-            writer.add(key, torch.ones(4, 16, 16), label=label, ratio=8)
+def test_other_latents_have_another_digest(tmp_path):
+    def written(name: str, fingerprint: str = "0", key: str = "one", side: int = 16, **changes) -> str:
+        with LatentShardWriter(
+            tmp_path / name, fingerprint * 16, resolution=128, class_names=["a", "b"]
+        ) as writer:
+            writer.add(key, torch.ones(4, side, side), **{"label": 0, "ratio": 8} | changes)
         return LatentDataset(tmp_path / name).digest
 
-    digests = {written("first", 0), written("relabelled", 1), written("renamed", 0, "two")}
-    assert len(digests) == 3
-    assert written("again", 0) in digests
+    digests = {
+        written("first"),
+        written("relabelled", label=1),
+        written("renamed", key="two"),
+        written("smaller", side=8),
+        written("of another ratio", ratio=16),
+        written("of another tokenizer", fingerprint="1"),
+    }
+    assert len(digests) == 6
+    assert written("again") in digests
 
 
 @pytest.mark.slow
@@ -402,6 +416,21 @@ def test_compiled_run_recompiles_at_most_once_when_lengths_change(latents, monke
         assert loss == pytest.approx(train_step(eager, step)["loss"], rel=1e-5)
     assert counts[0] > 0
     assert counts[-1] - counts[0] <= 1
+
+
+def test_rehearsal_of_a_compiled_run_compiles_nothing(latents, monkeypatch):
+    counter = CompileCounter()
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=counter))
+    torch._dynamo.reset()
+    task = GeneratorTask(config(f"data.latents={latents}", "compile=true"), Ranks())
+    before = [parameter.clone() for parameter in task.engine.module.parameters()]
+    task.largest_step().run()
+    assert counter.frame_count == 0
+    after = list(task.engine.module.parameters())
+    assert all(map(torch.equal, before, after))
+    assert all(parameter.grad is None for parameter in after)
+    train_step(task, 0)
+    assert counter.frame_count > 0
 
 
 @pytest.mark.parametrize("versions", [("1", "1"), ("1", "2")])

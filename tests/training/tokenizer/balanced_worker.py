@@ -16,6 +16,7 @@ from cat_fast.training.config.settings import TokenizerRun
 ROOT = Path(__file__).parents[3]
 STEPS = 3
 OVERRIDES = [
+    "seed=7",
     "model.block_out_channels=[16,16,32,32,64,64]",
     "model.norm_num_groups=4",
     "model.mid_block_attention_head_dim=64",

@@ -25,6 +25,7 @@ from cat_fast.data.shard_writer import IndexLines, write_shards
 from cat_fast.data.streams.formats.base import UnreadableShard
 from cat_fast.data.streams.formats.tar import TarShards
 from cat_fast.data.streams.plan import Mix
+from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.ranks import Ranks
@@ -104,6 +105,23 @@ def test_source_resumes_from_the_saved_states_of_all_ranks(kind, index, shards, 
         straight.close()
     for snapshot, state in snapshots:  # not changed by later batches
         assert snapshot() == state
+
+
+@pytest.mark.parametrize("mode", ["per_rank", "balanced"])
+def test_the_seed_of_a_run_determines_plan_shards_and_crops(index, mode, tmp_path):
+    CostTable(costs={8: Cost(0, 3), 16: Cost(0, 2), 32: Cost(0, 1)}).write(tmp_path / "costs.json")
+    more = [f"sampler.mode={mode}"]
+    more += [f"sampler.cost_table={tmp_path / 'costs.json'}"] if mode == "balanced" else []
+
+    def source(seed: int) -> StreamSource:
+        return make_source(config(f"data.index={index}", f"seed={seed}", *more), Ranks())
+
+    for seed in (0, 3):
+        made = source(seed)
+        assert made.seed == made.assignment.seed == made.plan.plan.seed == seed
+        made.load_state_dict([source(seed).state_dict()])
+        assert made.seed == made.assignment.seed == made.plan.plan.seed == seed
+    assert not same(draw(source(0)), draw(source(3)))
 
 
 @pytest.mark.parametrize("kind", ["memory", "index", "shards"])
@@ -188,6 +206,8 @@ def test_other_thresholds_and_mixed_scorers_are_noticed_once(kind, index, tmp_pa
     assert notices(index, scores, "data.thresholds=[1,2]", "sampler.pool=all", "sampler.shares={8: 1}") == []
     (line,) = notices(index, scores, "data.thresholds=[1,2]", "sampler.shares={16: 1, 8: 3}")
     assert f"mean {(256 + 3 * 1024) / 4:.1f} tokens" in line
+    (line,) = notices(index, scores, "data.thresholds=[1,2]", "data.image_size=[48,96]")
+    assert "tokens per image at 48 × 96 px" in line
 
     whole = rescored(index, tmp_path / "whole.jsonl", scored_by=OTHER)
     (line,) = notices(whole, scores)

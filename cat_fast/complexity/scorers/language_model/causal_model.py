@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer
 
-from cat_fast.complexity.scorers.extras import import_extra
+from cat_fast.complexity.extras import import_extra
 from cat_fast.complexity.scorers.language_model.generated_tokens import ReplyReader
 from cat_fast.complexity.scorers.language_model.loading import choose_device, choose_dtype, fingerprint
 from cat_fast.complexity.scorers.language_model.replies import ModelReply

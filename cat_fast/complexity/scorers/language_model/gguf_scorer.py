@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
+from cat_fast.complexity.extras import import_extra
 from cat_fast.complexity.prompt import Prompt
-from cat_fast.complexity.scorers.extras import import_extra
 from cat_fast.complexity.scorers.language_model.calibration import ScoreCalibration
 from cat_fast.complexity.scorers.language_model.json_client import JsonClient, RequestFailed
 from cat_fast.complexity.scorers.language_model.replies import ModelReply, chat_reply, read_tokens

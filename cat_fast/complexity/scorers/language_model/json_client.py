@@ -13,7 +13,7 @@ from time import monotonic, sleep
 from typing import Any
 from urllib.parse import urlsplit
 
-from cat_fast.complexity.scorers.extras import import_extra
+from cat_fast.complexity.extras import import_extra
 from cat_fast.errors import UserError, one_line
 
 MAX_RESPONSE_BYTES = 4 << 20

@@ -8,7 +8,10 @@ from typing import Any, Protocol
 from cat_fast.data.images.label_fields import given_labels
 from cat_fast.data.ratio_origin import ScoredBy
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+ARCHIVE_SUFFIXES = (
+    *(".tar", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst"),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst"),
+)
 
 
 class UnreadableShard(Exception):

@@ -20,7 +20,9 @@ from cat_fast.errors import UserError, one_line
 
 T = TypeVar("T")
 _CHUNK = 1 << 22
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_ZSTANDARD = (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16)))
+"""First bytes of a frame, and of the skippable frames that come first in files of pzstd."""
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", **dict.fromkeys(_ZSTANDARD, "zstd")}
 """Compression by the first bytes of a file, as fsspec names it."""
 _VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime", "created")
 """Fields that change with a file's content, by file system."""
@@ -116,12 +118,13 @@ class Remote:
         return copy
 
     def _decompressed(self, file: IO[bytes], compression: str) -> IO[bytes]:
-        if compression not in compr:
-            raise ImportError(f"compressed with {compression}: decompress it, or pip install zstandard")
         copy = self._scratch_file()
         try:
-            with compr[compression](file, mode="rb") as content:
-                shutil.copyfileobj(content, copy, _CHUNK)
+            if compression == "zstd":
+                _decompress_zstandard(file, copy)
+            else:
+                with compr[compression](file, mode="rb") as content:
+                    shutil.copyfileobj(content, copy, _CHUNK)
         except BaseException:
             copy.close()
             raise
@@ -155,6 +158,28 @@ class Remote:
                     raise self._scratch_error(error) from error
                 if not retries.failed(_reason(error)):
                     raise UnreadableShard(f"{_reason(error)}, after {retries.failures} attempts") from error
+
+
+def _decompress_zstandard(file: IO[bytes], copy: IO[bytes]) -> None:
+    """Write the content of all frames of a file to `copy`; fsspec would stop after the first frame.
+
+    Raises:
+        ImportError: zstandard is not installed.
+        EOFError: the file ends within a frame.
+    """
+    try:
+        from zstandard import ZstdDecompressor
+    except ImportError as error:
+        raise ImportError("compressed with zstd: decompress it, or pip install zstandard") from error
+    frame = None
+    while chunk := file.read(_CHUNK):
+        while chunk:
+            frame = frame or ZstdDecompressor().decompressobj()
+            copy.write(frame.decompress(chunk))
+            ended = frame.eof
+            chunk, frame = (frame.unused_data, None) if ended else (b"", frame)
+    if frame is not None:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
 
 
 def _glob(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:

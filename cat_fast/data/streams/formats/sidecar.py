@@ -27,8 +27,8 @@ JSON_LINES, PARQUET = ".scores.jsonl", ".scores.parquet"
 
 def sidecar_url(shard: str, suffix: str = JSON_LINES) -> str:
     """Return the URL of the sidecar of an archive, `…/shard-000123.scores.jsonl` of `…/shard-000123.tar`."""
-    archive = next((end for end in ARCHIVE_SUFFIXES if shard.endswith(end)), "")
-    return f"{shard.removesuffix(archive)}{suffix}"
+    archive = next((end for end in ARCHIVE_SUFFIXES if shard.lower().endswith(end)), "")
+    return f"{shard[: len(shard) - len(archive)]}{suffix}"
 
 
 def read_sidecar(shard: str, remote: Remote, problems: ProblemLog) -> dict[str, dict[str, Any]] | None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import IO, Any
 
 from braceexpand import braceexpand
-from webdataset.tariterators import base_plus_ext
 
 from cat_fast.data.images.io import IMAGE_SUFFIXES
 from cat_fast.data.images.label_fields import LABELS, given_labels
@@ -58,7 +57,7 @@ def list_shards(pattern: str, remote: Remote) -> list[str]:
 
 def is_archive(path: str) -> bool:
     """Return whether a file in a folder is an archive, by its name; those of macOS (`._a.tar`) are not."""
-    return path.endswith(ARCHIVE_SUFFIXES) and not posixpath.basename(path).startswith(".")
+    return path.lower().endswith(ARCHIVE_SUFFIXES) and not posixpath.basename(path).startswith(".")
 
 
 def _expand(part: str, remote: Remote) -> list[str]:
@@ -68,7 +67,7 @@ def _expand(part: str, remote: Remote) -> list[str]:
         raise UserError(f"data.shards: {part}: {error}") from error
     found = []
     for url in urls:
-        if url.endswith(ARCHIVE_SUFFIXES) and "*" not in url:
+        if url.lower().endswith(ARCHIVE_SUFFIXES) and "*" not in url:
             found.append(url)
             continue
         try:
@@ -233,6 +232,8 @@ def _samples(file: IO[bytes]) -> Iterator[Damage | tuple[str, dict[str, Member]]
 
     A file name that repeats starts another sample with the same key.
     """
+    from webdataset.tariterators import base_plus_ext  # imports torch
+
     key: str | None = None
     parts: dict[str, Member] = {}
     for member in members(file):

@@ -163,3 +163,12 @@ def test_numbered_folders_of_img2dataset_are_not_classes(tmp_path, files, classe
     shards = FolderShards(tmp_path, described=True)
     assert [entry.labels.category for entry in shards.open(0).entries(0)] == classes
     assert [labels.category for labels in shards.labels(0)] == classes
+
+
+def test_a_problem_is_reported_once_although_a_shard_is_read_again(tmp_path, caplog):
+    path = tmp_path / "index.jsonl"
+    path.write_text('{"path": "a.png", "score": 11}\n')
+    shards = IndexShards(path)
+    for _ in range(3):
+        shards.open(0)
+    assert caplog.text.count("line 1: score is skipped: expected an integer from 1 to 9, got 11") == 1

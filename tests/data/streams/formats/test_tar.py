@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import sys
 import tarfile
 import tempfile
 
@@ -360,7 +361,7 @@ def test_of_several_images_one_can_be_chosen(new_tar):
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
-@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz"])
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.tbz2", "a.txz", "a.tzst"])
 def test_compression_follows_from_the_content(new_tar, tmp_path, kind, name):
     path = new_tar(("a.png", image(1)), name=name, mode=f"w:{kind}")
     path.with_name("a.scores.jsonl").write_text('{"key": "a", "score": 3}')
@@ -373,6 +374,14 @@ def test_compression_follows_from_the_content(new_tar, tmp_path, kind, name):
     assert [entry.read() for entry in entries(memory)] == [image(1)]
 
 
+def test_the_case_of_an_extension_does_not_matter(new_tar, tmp_path):
+    path = new_tar(("A.PNG", image(1)), name="A.TAR")
+    path.with_name("A.scores.jsonl").write_text('{"key": "A", "score": 3}')
+    for pattern in (path, tmp_path):
+        (entry,) = entries(pattern)
+        assert (entry.read(), entry.labels.score) == (image(1), 3)
+
+
 def test_a_plain_archive_may_be_named_like_a_compressed_one(new_tar):
     assert [entry.read() for entry in entries(new_tar(("a.png", image(1)), name="a.tar.gz"))] == [image(1)]
 
@@ -380,6 +389,50 @@ def test_a_plain_archive_may_be_named_like_a_compressed_one(new_tar):
 def test_a_damaged_compressed_archive_cannot_be_opened(new_tar):
     path = new_tar(("a.png", image(1)), mode="w:gz")
     path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UnreadableShard, match="end-of-stream marker"):
+        entries(path, StreamConfig(attempts=1))
+
+
+SKIPPABLE = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+"""Frame without content, as pzstd writes before each frame."""
+
+
+def zstd_frame(content: bytes) -> bytes:
+    """Return content as a zstd frame of uncompressed blocks (RFC 8878)."""
+    header = bytes([0b10100000]) + len(content).to_bytes(4, "little")  # one segment, its size in 4 bytes
+    size = 1 << 17
+    blocks = [content[start : start + size] for start in range(0, len(content), size)]
+    last = len(blocks) - 1
+    return (
+        b"\x28\xb5\x2f\xfd"
+        + header
+        + b"".join(
+            (len(block) << 3 | (number == last)).to_bytes(3, "little") + block
+            for number, block in enumerate(blocks)
+        )
+    )
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.zst", "a.tzst", "a.tar.gz"])
+@pytest.mark.parametrize("start", [b"", SKIPPABLE])
+def test_an_archive_of_zstd_names_the_package_that_reads_it(new_tar, monkeypatch, name, start):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    path = new_tar(("a.png", image(1)), name=name)
+    path.write_bytes(start + zstd_frame(path.read_bytes()))
+    with pytest.raises(
+        UnreadableShard, match=r"compressed with zstd: decompress it, or pip install zstandard$"
+    ):
+        entries(path)
+
+
+def test_all_frames_of_a_zstd_archive_are_read(new_tar):
+    pytest.importorskip("zstandard")
+    path = new_tar(("a.png", image(1)), ("b.png", image(2)), name="a.tar.zst")
+    content = path.read_bytes()
+    whole = SKIPPABLE + zstd_frame(content[:700]) + SKIPPABLE + zstd_frame(content[700:])
+    path.write_bytes(whole)
+    assert [entry.read() for entry in entries(path)] == [image(1), image(2)]
+    path.write_bytes(whole[:-100])
     with pytest.raises(UnreadableShard, match="end-of-stream marker"):
         entries(path, StreamConfig(attempts=1))
 
