@@ -20,7 +20,7 @@ MIN_LETTERS = 2
 MAX_BOXES = 8
 """Boxes that are read per image."""
 MIN_BOXES = 3
-MIN_AREA = 0.002
+MIN_AREA = 0.003
 """An image contains text from this number of boxes or this share of its area."""
 
 

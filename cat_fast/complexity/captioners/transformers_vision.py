@@ -15,6 +15,7 @@ from cat_fast.errors import UserError, one_line
 
 PROMPT = "{prompt}"
 """Place of the prompt in a template."""
+_PROBE = Image.new("RGB", (224, 224), "gray"), "Describe the image."
 _SPECIAL = ("bos_token_id", "decoder_start_token_id", "pad_token_id")
 
 
@@ -61,11 +62,11 @@ class TransformersVision:
         self._generation = _greedy(self._model, tokenizer)
         self._ends: list[int] = self._generation.eos_token_id or []
         self._reader = ReplyReader(tokenizer, self._ends, self._device)
-        self._image_token = _image_token(self._model.config)
         self.name = f"vlm:{Path(model).name if Path(model).exists() else model}"
         chat = self._processor.chat_template
         images = self._processor.image_processor.to_json_string()
         weights = fingerprint(self._model, tokenizer, chat if isinstance(chat, str) else repr(chat))
+        self._require_images()
         self.identity = f"{weights}\0{self._template}\0{images}"
 
     def reply_many(
@@ -105,6 +106,21 @@ class TransformersVision:
             raise UserError(f"the model's processor rejects the image ({one_line(error)[:200]})") from error
         return inputs.to(self._device, self._model.dtype)
 
+    def _require_images(self) -> None:
+        """Raise UserError if prompts do not contain the image, which some models would then ignore."""
+        try:
+            inputs = self._inputs([_PROBE])
+            token = _image_token(self._model.config)
+            if token is None or "input_ids" not in inputs or (inputs["input_ids"] == token).any():
+                return
+            problem = "its token is missing"
+        except UserError as error:
+            problem = str(error)
+        raise UserError(
+            f"{self.name}: the prompt does not contain the image ({problem}); a model without a chat template"
+            ' needs a template with its image token, such as "USER: <image> {prompt} ASSISTANT:"'
+        )
+
     def _text(self, prompt: str) -> str:
         """Return a prompt as a user's message with one image."""
         if not self._processor.chat_template:
@@ -118,11 +134,6 @@ class TransformersVision:
             raise UserError(f"the model's chat template cannot be rendered ({one_line(error)})") from error
 
     def _generate(self, inputs: Any, max_new_tokens: int, images: int) -> list[ModelReply]:
-        if self._image_token is not None and not (inputs["input_ids"] == self._image_token).any(1).all():
-            raise UserError(
-                f"{self.name}: the prompt does not contain the image, which the model would ignore; set a"
-                " template with its image token"
-            )
         recorder = self._reader.recorder()
         self._generation.max_new_tokens = max_new_tokens
         try:

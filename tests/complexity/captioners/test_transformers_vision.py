@@ -132,4 +132,4 @@ def test_a_template_for_models_without_a_chat_template(tmp_path: Path) -> None:
     model = TransformersVision(folder, device="cpu", template="USER: <image> {prompt}")
     assert model.reply_many([(image, "In one sentence.")], 8)[0].text == "A red dog barks."
     with pytest.raises(UserError, match="does not contain the image"):
-        TransformersVision(folder, device="cpu").reply_many([(image, "In one sentence.")], 8)
+        TransformersVision(folder, device="cpu")
