@@ -29,6 +29,7 @@ from cat_fast.tokenizer.initialisation import pyramid_initialise
 from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder, Widths
 from cat_fast.tokenizer.pretrained import from_autoencoder_kl, from_ldm_checkpoint
 from cat_fast.tokenizer.tiling import check_tiles, tiled
+from cat_fast.tokenizer.transform_initialisation import transform_initialise
 from cat_fast.weights.checked_model import (
     FILE_OPTIONS,
     HANDLED,
@@ -52,6 +53,7 @@ _SINGLE_FILE_CONFIG = (
 )
 _NOT_IN_FINGERPRINT = ("default_ratio", "force_upcast", "latents_mean", "latents_std")
 _PREFERRED_RATIO = 16
+_INITIALISATIONS = {"pyramid": pyramid_initialise, "transform": transform_initialise}
 
 
 class NestedAutoencoderKL(CheckedModel):
@@ -81,8 +83,9 @@ class NestedAutoencoderKL(CheckedModel):
         latents_mean, latents_std: per-channel statistics of the latents, for pipelines that normalise with
             them; not applied by the autoencoder, as in diffusers.
         force_upcast: pipelines run the autoencoder in float32 even if they run in float16, as in diffusers.
-        initialisation: `default` is torch's, as in diffusers; `pyramid` makes the untrained model a low-pass
-            autoencoder, which short runs need (`cat_fast.tokenizer.initialisation`).
+        initialisation: `default` is torch's, as in diffusers; short runs need `pyramid`, which makes the
+            untrained model a low-pass autoencoder (`cat_fast.tokenizer.initialisation`), or `transform`,
+            which makes it a block transform coder (`cat_fast.tokenizer.transform_initialisation`).
         initial_logvar: log-variance of the posterior before training. At 0 the noise drowns the untrained
             mean, which costs short runs their first hundred steps; -6 is a standard deviation of 0.05.
 
@@ -139,8 +142,10 @@ class NestedAutoencoderKL(CheckedModel):
             decoder_matching=decoder_matching,
         )
         _check_ratios(ratios, len(block_out_channels))
-        if initialisation not in ("default", "pyramid"):
-            raise ValueError(f"initialisation: expected default or pyramid, got {initialisation!r}")
+        if initialisation not in ("default", *_INITIALISATIONS):
+            raise ValueError(
+                f"initialisation: expected default, {' or '.join(_INITIALISATIONS)}, got {initialisation!r}"
+            )
         for width in block_out_channels:
             if width % norm_num_groups:
                 raise ValueError(
@@ -173,8 +178,9 @@ class NestedAutoencoderKL(CheckedModel):
         self.use_tiling = False
         self.tile_sample_min_size = max(512, 4 * max(self.ratios))
         self.tile_overlap_factor = 0.25
-        if initialisation == "pyramid":
-            pyramid_initialise(self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
+        if initialisation in _INITIALISATIONS:
+            initialise = _INITIALISATIONS[initialisation]
+            initialise(self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
         if initial_logvar and self.quant_conv.bias is not None:
             self.quant_conv.bias.data[latent_channels:] += initial_logvar
 

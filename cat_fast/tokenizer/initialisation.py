@@ -22,9 +22,9 @@ from torch import nn
 from cat_fast.tokenizer.blocks import Attention, Downsample, ResnetBlock, Upsample
 from cat_fast.tokenizer.networks import NestedDecoder, NestedEncoder
 
-_SIGNS = (1.0, -1.0, 1.0, -1.0)
+SIGNS = (1.0, -1.0, 1.0, -1.0)
 _D = 2.0
-_OFFSETS = (_D, -_D, -_D, _D)
+OFFSETS = (_D, -_D, -_D, _D)
 _SPREAD = (_D**2 + 0.3) ** 0.5  # 0.3 is about the mean square of images in [-1, 1]
 
 
@@ -62,8 +62,8 @@ def _open_stream(conv: nn.Conv2d) -> None:
     assert conv.bias is not None
     for channel in range(conv.out_channels):
         quad, place = divmod(channel, 4)
-        conv.weight[channel, quad % conv.in_channels, 1, 1] = _SIGNS[place]
-        conv.bias[channel] = _OFFSETS[place]
+        conv.weight[channel, quad % conv.in_channels, 1, 1] = SIGNS[place]
+        conv.bias[channel] = OFFSETS[place]
 
 
 def _close_stream(conv: nn.Conv2d, carried: list[int], values: int) -> None:
@@ -78,7 +78,7 @@ def _close_stream(conv: nn.Conv2d, carried: list[int], values: int) -> None:
         members = [channel for channel, i in enumerate(carried) if i == value]
         conv.weight[value] = 0.0
         for channel in members:
-            conv.weight[value, channel, 1, 1] = _SIGNS[channel % 4] * 2 * _SPREAD / len(members)
+            conv.weight[value, channel, 1, 1] = SIGNS[channel % 4] * 2 * _SPREAD / len(members)
 
 
 def _origins(opening: int, widths: tuple[int, ...]) -> list[int]:

@@ -35,7 +35,7 @@ def test_attention_that_forgets_who_is_whose_is_noticed(toy, monkeypatch, measur
     monkeypatch.setattr(
         torch.nn.functional,
         "scaled_dot_product_attention",
-        lambda q, k, v, attn_mask=None: everything(q, k, v),
+        lambda q, k, v, attn_mask=None, **options: everything(q, k, v, **options),
     )
     assert set(measure_once(toy).wrong()) == {"padded", "dense_mask"}
 

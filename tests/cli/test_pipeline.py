@@ -125,7 +125,7 @@ def test_a_generator_with_text_accepts_its_own_encoder_only(assemble, tmp_path):
         ({"tokenizer": "generator/model"}, ["config.json of a NestedAutoencoderKL"]),
         ({"labels": "two.txt"}, ["the transformer has 3 classes", "got 2"]),
         ({"resolution": 100}, ["an image of 100 px", "multiple of"]),
-        ({"thresholds": "7"}, ["thresholds must be two integers"]),
+        ({"thresholds": "7"}, ["thresholds must be two numbers"]),
         ({"text-classes": "skies"}, ["'skies' is none of the 3 classes"]),
         ({"face-classes": "3"}, ["'3' is none of the 3 classes"]),
         ({"text-classes": ","}, ["--text-classes ','", "expected class names or numbers"]),

@@ -80,8 +80,9 @@ def test_flags_apply_to_captions_labels_and_rows_without_their_own(tmp_path: Pat
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sources = ["d", "--label", "e", "--file", str(tmp_path / "rows.jsonl")]
     out = tmp_path / "scores.json"
-    for has_text, has_faces in ((True, False), (False, True)):
-        flags = ["--has-text"] * has_text + ["--has-faces"] * has_faces
+    for has_text, has_faces in ((True, None), (None, True), (False, True)):
+        flags = ["--has-text"] * (has_text is True) + ["--no-text"] * (has_text is False)
+        flags += ["--has-faces"] * bool(has_faces)
         assert run(*sources, *flags, "--json", str(out)).exit_code == 0
         images = json.loads(out.read_text())["images"]
         assert [(image["caption"], image["has_text"], image["has_faces"]) for image in images] == [

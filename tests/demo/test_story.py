@@ -87,7 +87,11 @@ def test_models_load_and_metrics_are_complete(finished):
     assert len(metrics["images"]) == metrics["held_out"]["images"] == 8
     assert set(metrics["held_out"]["per_ratio"]) == {"8", "16", "32"}
     assert {s["tokens"] for s in metrics["samples"]} == {64, 16, 4}
-    assert metrics["complexity"]["captions"]["relative_to_fixed_16x"] == pytest.approx(1, abs=0.05)
+    complexity = metrics["complexity"]
+    assert complexity["thresholds"] == [4, 7]
+    tokens = {"8": 1024, "16": 256, "32": 64}
+    for part in (complexity["captions"], complexity["photographs"]):
+        assert part["mean_tokens"] == pytest.approx(sum(part["mix"][f] * tokens[f] for f in tokens))
 
 
 def test_folder_is_not_resumed_with_other_settings(finished):

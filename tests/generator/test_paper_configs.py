@@ -85,7 +85,9 @@ def test_every_configuration_is_covered():
     configs = {
         path.stem.removesuffix(PRESET["suffix"]) for path in (ROOT / "configs/generator").glob("*.yaml")
     }
-    assert configs - {"nano"} == PUBLISHED["rows"].keys() | ORIGINAL["rows"].keys()
+    assert {name for name in configs if not name.startswith("nano")} == PUBLISHED["rows"].keys() | ORIGINAL[
+        "rows"
+    ].keys()
 
 
 def test_26_blocks_are_closest_to_the_published_size():

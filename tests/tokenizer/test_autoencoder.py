@@ -186,3 +186,28 @@ def test_pyramid_initialisation_makes_a_low_pass_autoencoder(ratio):
         errors[initialisation] = (again - images)[..., inside, inside].square().mean() / images.var()
     assert errors["pyramid"] < 0.02
     assert errors["default"] > 0.5
+
+
+@pytest.mark.parametrize(
+    "widths", [(16, 32, 64, 80, 80, 80), (16, 32, 64, 64, 96, 64), (32, 32, 64, 64, 64, 64)]
+)
+def test_transform_initialisation_codes_details(widths):
+    images, inside = (
+        smooth_images(256),
+        slice(32, -32),
+    )  # zero padding darkens the rim of an untrained decoder
+    model = tiny(block_out_channels=widths, latent_channels=16, initialisation="transform").eval()
+    with torch.no_grad():
+        latents = {f: model.encode(images, f).latent_dist.mode() for f in (8, 16, 32)}
+        again = model.decode(latents[8], 8).sample
+    assert ((again - images)[..., inside, inside].square().mean() / images.var()) < 0.02
+    stripes = torch.cos(torch.arange(128) * torch.pi / 4).expand(1, 3, 128, 128)  # zero mean per token
+    with torch.no_grad():
+        detail = model.encode(stripes, 8).latent_dist.mode()[0][..., 2:-2, 2:-2].abs().flatten(1).mean(1)
+    assert detail[:3].max() < 0.2
+    assert detail[3:].max() > 0.3
+
+
+def test_transform_initialisation_needs_channels_for_its_values():
+    with pytest.raises(ValueError, match="block_out_channels of at least 12, and 64"):
+        tiny(block_out_channels=(16, 32, 48, 48, 48, 48), latent_channels=16, initialisation="transform")

@@ -63,7 +63,7 @@ def test_every_paper_configuration_has_a_published_row():
     configs = {
         path.stem.removesuffix(PRESET["suffix"]) for path in (ROOT / "configs/tokenizer").glob("*.yaml")
     }
-    assert configs - {"nano"} == PUBLISHED["rows"].keys()
+    assert {name for name in configs if not name.startswith("nano")} == PUBLISHED["rows"].keys()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ CARD = "corpus.json"
 INDICES = {"train": "train.jsonl", "held_out": "held_out.jsonl"}
 """Image indices of the splits, in the corpus folder."""
 
-_ROW = ("caption", "group", "category", "has_text", "has_faces")
+_ROW = ("caption", "group", "category", "has_text", "has_faces", "split")
 """Fields of a `CorpusImage` that are stored."""
 Progress = Callable[[str, int], None]
 """Receives a description of the current step, and images written since the last call."""
@@ -139,7 +139,7 @@ def _build_source(
             report.left_out[name] = str(error)
     target = folder / "images" / source.name
     shutil.rmtree(target, ignore_errors=True)
-    if not files:
+    if source.packages and not files:
         return
     target.mkdir(parents=True)
     problems: dict[str, str] = {}
@@ -171,9 +171,14 @@ def _write_indices(folder: Path, report: CorpusReport) -> None:
         content = json.loads(_rows_file(folder, source).read_text(encoding="utf-8"))
         counts: Counter[str] = Counter()
         for row in content["rows"]:
-            split = split_of(source.name, row["group"])
+            split = row.get("split") or split_of(source.name, row["group"])
             counts[split] += 1
-            splits[split].append(_record(source, row))
+            record = _record(source, row)
+            splits[split].append(record)
+            if split == "train":
+                splits[split] += [
+                    replace(record, key=f"{record.key}~{i}") for i in range(2, 1 + source.repeats)
+                ]
         report.images[source.name] = {name: counts[name] for name in INDICES}
         report.packages |= content["header"]["packages"]
         report.left_out |= content["left_out"]

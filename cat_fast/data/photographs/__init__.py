@@ -4,8 +4,9 @@ ATTRIBUTION.md in this folder lists source, author and licence of each.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,22 @@ def photographs(split: str | None = None) -> list[Photograph]:
     """
     if split not in (None, *SPLITS):
         raise ValueError(f"split is {split!r}; expected one of {', '.join(SPLITS)}, or None")
-    folder = resources.files(__name__)
-    lines = folder.joinpath("photographs.jsonl").read_text(encoding="utf-8").splitlines()
-    records = sorted((json.loads(line) for line in lines), key=lambda record: record["key"])
     # The package contains compiled code and is never imported from a zip file, so the folder is a real path.
-    return [
-        _photograph(record, Path(str(folder)))
-        for record in records
-        if split is None or record["split"] == split
-    ]
+    folder = Path(str(resources.files(__name__)))
+    records = sorted(_records(), key=lambda record: record["key"])
+    return [_photograph(record, folder) for record in records if split is None or record["split"] == split]
+
+
+@cache
+def debian_files() -> frozenset[str]:
+    """Return the files of Debian packages that photographs were made from, by path in the package."""
+    sources = (record["source"] for record in _records())
+    return frozenset(source["file"] for source in sources if source["kind"] == "debian")
+
+
+def _records() -> Iterator[dict[str, Any]]:
+    text = resources.files(__name__).joinpath("photographs.jsonl").read_text(encoding="utf-8")
+    return map(json.loads, text.splitlines())
 
 
 def _photograph(record: Mapping[str, Any], folder: Path) -> Photograph:

@@ -11,22 +11,29 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
 from cat_fast.cli.main import app
 from cat_fast.data.corpus import build, packages
 from cat_fast.data.corpus.build import build_corpus, split_of
 from cat_fast.data.corpus.deb import unpack
-from cat_fast.data.corpus.sources import SOURCES, clip_art, emoji
+from cat_fast.data.corpus.sources import SOURCES, clip_art, emoji, pages
 from cat_fast.data.corpus.sources.base import CorpusImage
 from cat_fast.data.images.index import read_index
+from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 
 
 def png(colour, size=(96, 80)):
     data = io.BytesIO()
     Image.new("RGBA", size, colour).save(data, "PNG")
+    return data.getvalue()
+
+
+def scene(size=(300, 200)):
+    data = io.BytesIO()
+    Image.linear_gradient("L").resize(size).save(data, "PNG")
     return data.getvalue()
 
 
@@ -104,7 +111,7 @@ def test_a_package_that_is_gone_or_changed_is_left_out_by_name(tmp_path, pin, da
     assert (
         len(read_index(tmp_path / "out/train.jsonl")) + len(read_index(tmp_path / "out/held_out.jsonl")) == 4
     )
-    pin("endless-sky-data", {"usr/share/games/endless-sky/images/land/sea1.jpg": png("red", (300, 200))})
+    pin("endless-sky-data", {"usr/share/games/endless-sky/images/land/sea1.jpg": scene()})
     assert (
         CliRunner().invoke(app, [*arguments, "--only", "landscapes"]).exit_code == 1
     )  # broken.png stays out
@@ -215,8 +222,76 @@ def test_clip_art_captions_leave_out_authors_and_numbers(tmp_path):
     path.write_bytes(png("green", (300, 300)))
     (image,) = clip_art.CLIP_ART.images(tmp_path, pytest.fail)
     assert isinstance(image, CorpusImage)
-    assert image.caption == "dino architetto, clip art of animals"
+    assert image.caption == "dino, clip art of dinosaurs"
     assert image.image.size == (256, 256)
+    names = ["black_sheep_jon_phillips_01", "io_donna_architetto_fr_", "signalflag_mike", "tv_bw_02"]
+    assert [" ".join(clip_art.caption_words(name)) for name in names] == [
+        "black sheep",
+        "donna",
+        "signalflag mike",
+        "tv",
+    ]
+
+
+def test_clip_art_is_cropped_and_leaves_out_copies_icons_and_huge_pages(tmp_path, monkeypatch):
+    folder = tmp_path / "usr/share/openclipart/png"
+    page = Image.new("RGB", (800, 1000), "white")
+    page.paste("red", (300, 300, 420, 400))
+    page.paste("blue", (330, 320, 380, 390))
+    for name, drawing in {
+        "food/apple_01": page,
+        "food/apple-md": page.resize((400, 500)),
+        "computer/icons/apple": page.rotate(90),
+        "food/huge": page.rotate(180).resize((1500, 1500)),
+        "food/white": Image.new("RGB", (200, 200), "white"),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        drawing.save(folder / f"{name}.png")
+    monkeypatch.setattr(clip_art, "_MAX_PIXELS", 10**6)
+    problems = {}
+    (image,) = clip_art.CLIP_ART.images(tmp_path, problems.__setitem__)
+    assert list(problems) == ["huge.png"]
+    assert image.caption == "apple, clip art of food"
+    box = ImageChops.invert(image.image).getbbox()
+    assert box[2] - box[0] > 0.85 * image.image.width
+
+
+def test_wallpapers_leave_out_logos_plain_ones_sizes_and_shipped_photographs(tmp_path):
+    folder = tmp_path / "mate-backgrounds/usr/share/backgrounds"
+    shipped = tmp_path / "plasma-workspace-wallpapers/usr/share/wallpapers/summer_1am/contents/images"
+    gradient = Image.linear_gradient("L")
+    for path, image in {
+        folder / "Elephants_1920x1080.png": gradient.resize((600, 500)),
+        folder / "Elephants_3840x2160.png": gradient.resize((900, 700)),
+        folder / "Gulp.png": Image.new("RGB", (600, 600), "white"),
+        folder / "MATE-Stripes-Dark.png": gradient.resize((600, 600)),
+        shipped / "2560x1600.jpg": gradient.resize((600, 600)),
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    assert [image.name for image in SOURCES["wallpapers"].images(tmp_path, pytest.fail)] == ["Elephants"]
+
+
+def test_pages_become_crops_of_text_at_full_resolution():
+    page = Image.new("L", (1700, 2200), 255)
+    for y in range(400, 1700, 30):
+        for x in range(300, 1300, 20):
+            page.paste(0, (x, y, x + 8, y + 12))
+    crops = pages._crops(page)
+    assert [crop.size for crop in crops] == [(pages.SIDE, pages.SIDE)] * 3
+    for crop in crops:
+        assert 0.04 < crop.convert("L").histogram()[0] / pages.SIDE**2 < 0.3
+    assert pages._crops(Image.new("L", (1700, 2200), 255)) == []
+
+
+def test_shipped_photographs_keep_their_split_and_count_several_times(tmp_path):
+    report = build_corpus(tmp_path, given=tmp_path, only=["photographs"])
+    assert report.images["photographs"] == {"train": 48, "held_out": 8}
+    assert len(read_index(tmp_path / "held_out.jsonl")) == 8
+    keys = [record.key for record in read_index(tmp_path / "train.jsonl")]
+    repeats = SOURCES["photographs"].repeats
+    assert len(keys) == len(set(keys)) == 48 * repeats
+    assert f"photographs/{photographs('train')[0].key}~{repeats}" in keys
 
 
 def test_every_source_names_known_packages():

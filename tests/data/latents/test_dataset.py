@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from cat_fast.data import files
-from cat_fast.data.latents import format as latent_format
+from cat_fast.data.latents import shard_file
 from cat_fast.data.latents.dataset import LatentDataset, LatentShardWriter
 from cat_fast.data.latents.moments import Moments, per_channel
 from cat_fast.data.latents.scale import LatentScale
@@ -183,7 +183,7 @@ def test_the_record_of_a_lost_shard_does_not_validate_the_next_one(tmp_path, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as fault:
-        fault.setattr(latent_format, "write_json", killed)
+        fault.setattr(shard_file, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):
             write(tmp_path)
     assert shard.is_file()
@@ -252,7 +252,7 @@ def test_a_full_disk_raises_an_error_and_loses_nothing(tmp_path, monkeypatch):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as fault:
-        fault.setattr(latent_format, "save_file", full)
+        fault.setattr(shard_file, "save_file", full)
         with pytest.raises(UserError, match=r"shard-00000\.safetensors: cannot be written .*No space left"):
             write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["latents.json"]

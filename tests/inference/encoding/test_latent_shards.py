@@ -452,7 +452,8 @@ def test_collected_class_names_are_sorted_as_numbers_or_text(tokenizer, index, t
     ]
     index.write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = EncodeShardsSettings(source=str(index), out=tmp_path / "out", size=64)
-    assert prepare_folder(settings, tokenizer)[1] == ["a", "b", "2", "10"]
+    names = prepare_folder(settings, open_images(settings.source), TokenizerIdentity.of(tokenizer))
+    assert names == ["a", "b", "2", "10"]
 
 
 def test_classes_are_read_from_archives_that_have_sidecars(tokenizer, archives, tmp_path):

@@ -179,7 +179,7 @@ def test_a_tokenizer_in_float16_decodes_in_float32_if_its_config_asks_for_it(par
         ({"prompts": ["a cat asleep"]}, "none of the 3 classes; .* trained without text"),
         ({"prompts": [Description("a cat asleep")]}, "'a cat asleep' is none of the 3 classes"),
         ({"prompts": [1, 0], "ratio": 8, "max_tokens": 31}, "image 0 at 8x has 16 tokens, 32 with"),
-        ({"prompts": [0], "mean_tokens": 0.5}, "expected at least 1: the cost of an image of 64 px"),
+        ({"prompts": [0], "mean_tokens": 0.5}, "expected at least 1: images of 64 px cost 1 tokens"),
         ({"prompts": [0], "mean_tokens": 4, "ratio": 8}, "expected ratio or mean_tokens"),
         ({"prompts": []}, "no prompts"),
         ({"prompts": [0, 1], "generator": [torch.Generator()]}, "one per image, 2 in all, got 1"),

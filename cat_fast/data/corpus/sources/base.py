@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageStat
+
+from cat_fast.data.photographs import debian_files
 
 SHORT_SIDE = 512
 """Larger images are reduced to this short side, pixels."""
+_PLAIN = 6.0
+"""Standard deviation of the levels, 0 to 255, below which an image shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class CorpusImage:
     category: str = ""
     has_text: bool | None = None
     has_faces: bool | None = None
+    split: str = ""
+    """"train" or "held_out"; if empty, the hash of the group decides."""
 
 
 Problem = Callable[[str, str], None]
@@ -49,6 +55,22 @@ class Source:
     """Disk space of the unpacked packages and the written images together, bytes, rounded up."""
     version: int = 1
     """Increased when the images or captions change."""
+    repeats: int = 1
+    """Number of lines per image in train.jsonl, so that a few photographs count as much as many drawings."""
+
+
+def is_shipped(path: Path, folder: Path) -> bool:
+    """Return True for the file of a photograph of this project, which has its own split.
+
+    Args:
+        folder: the folder that contains a subfolder per unpacked package.
+    """
+    return "/".join(path.relative_to(folder).parts[1:]) in debian_files()
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Return True if an image is almost one colour, such as a transparent wallpaper on white."""
+    return max(ImageStat.Stat(image.resize((64, 64), Image.Resampling.BOX)).stddev) < _PLAIN
 
 
 def reduced(image: Image.Image, short_side: int = SHORT_SIDE) -> Image.Image:

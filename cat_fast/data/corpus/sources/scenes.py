@@ -1,11 +1,20 @@
 """Photographs: landscapes of Endless Sky, nebulae of Stellarium, desktop wallpapers."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from cat_fast.data.corpus.sources.base import CorpusImage, Problem, Source, reduced, words_of
+from cat_fast.data.corpus.sources.base import (
+    CorpusImage,
+    Problem,
+    Source,
+    is_plain,
+    is_shipped,
+    reduced,
+    words_of,
+)
 from cat_fast.data.images.io import load_image
 from cat_fast.errors import UserError
 
@@ -32,10 +41,16 @@ _LANDSCAPES = {
 """Captions of the landscapes whose file name is a subject and a number."""
 _SCREENS = ("screenshot", "preview", "1080x1920", "720x1440", "360x720", "vertical", "logo")
 """Parts of file names of previews, variants for telephones, and logos."""
+_LOGOS = ("mate-stripes", "green-traditional", "greentraditional", "symbolic-")
+"""Starts of the names of wallpapers that show a logo on one colour."""
+_SIZE = re.compile(r"_\d+x\d+$")
+_VARIANT = re.compile(r"-(?:l|d|light|dark)$")
 
 
 def _landscapes(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
     for path in sorted(folder.rglob("land/*.jpg")):
+        if is_shipped(path, folder):
+            continue
         subject = next((name for name in _LANDSCAPES if path.stem.startswith(name)), None)
         caption = f"{_LANDSCAPES[subject]}, photograph" if subject else "a landscape, photograph"
         yield from _photograph(path, path.stem, caption, path.stem.split("-")[0], "landscape", problem)
@@ -43,6 +58,8 @@ def _landscapes(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
 
 def _nebulae(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
     for path in sorted([*folder.rglob("nebulae/default/*.png"), *folder.rglob("nebulae/default/*.jpg")]):
+        if is_shipped(path, folder):
+            continue
         caption = "a nebula or galaxy among stars, photograph"
         yield from _photograph(path, path.stem, caption, path.stem.split("-")[0], "nebula", problem)
 
@@ -54,7 +71,9 @@ def _wallpapers(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
         if path.is_symlink() or any(part in path.stem.lower() for part in _SCREENS):
             continue
         # Plasma keeps one image in several sizes in WALLPAPER/contents/images.
-        name = inner[inner.index("contents") - 1] if "contents" in inner else path.stem
+        name = inner[inner.index("contents") - 1] if "contents" in inner else _SIZE.sub("", path.stem)
+        if name.lower().startswith(_LOGOS) or is_shipped(path, folder):
+            continue
         try:
             with Image.open(path) as opened:
                 pixels = opened.width * opened.height
@@ -66,7 +85,7 @@ def _wallpapers(folder: Path, problem: Problem) -> Iterator[CorpusImage]:
     for name, (_, path) in sorted(largest.items()):
         words = words_of("".join(f" {c}" if c.isupper() else c for c in name).split(" by ")[0])
         caption = f"{' '.join(words) or 'abstract shapes'}, wallpaper"
-        group = name.removesuffix("-l").removesuffix("-d").lower()  # a light and a dark variant
+        group = _VARIANT.sub("", name.lower())  # a light and a dark variant
         yield from _photograph(path, name, caption, group, "wallpaper", problem)
 
 
@@ -78,7 +97,7 @@ def _photograph(
     except UserError as error:
         problem(path.name, str(error))
         return
-    if min(image.size) >= 128:
+    if min(image.size) >= 128 and not is_plain(image):
         yield CorpusImage(name, reduced(image), caption, group, category=category)
 
 
@@ -91,6 +110,8 @@ SCENES = Source(
     shown=False,
     lossless=False,
     disk=80_000_000,
+    version=2,
+    repeats=6,
 )
 NEBULAE = Source(
     name="nebulae",
@@ -123,4 +144,6 @@ WALLPAPERS = Source(
     shown=False,
     lossless=False,
     disk=400_000_000,
+    version=2,
+    repeats=6,
 )
