@@ -9,6 +9,9 @@ from PIL import Image
 from cat_fast.complexity.description import Description
 from cat_fast.errors import UserError
 
+MAX_SIDE = 2048
+"""Larger images are scaled down to this number of pixels before they are described."""
+
 
 @dataclass(frozen=True)
 class DescriptionFailure:
@@ -29,6 +32,11 @@ class Captioner(Protocol):
     @property
     def version(self) -> str:
         """Version of the captioner, which differs if its descriptions do; stored with them."""
+        ...
+
+    @property
+    def writes_captions(self) -> bool:
+        """False if it needs a caption per image, such as detectors."""
         ...
 
     def describe_many(

@@ -21,6 +21,7 @@ class Detectors:
     """
 
     name = "detectors"
+    writes_captions = False
 
     def __init__(self, threads: int = 1) -> None:
         """Load the models of the detectors.

@@ -31,6 +31,8 @@ class ModelCaptioner:
     answer is ever assumed.
     """
 
+    writes_captions = True
+
     def __init__(self, model: VisionModel, questions: QuestionSet | None = None) -> None:
         """Combine a model, such as `TransformersVision` or `EndpointVision`, with prompts.
 

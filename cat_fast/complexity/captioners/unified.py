@@ -3,16 +3,17 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from PIL import Image
 
-from cat_fast.complexity.captioners.base import DescriptionFailure
+from cat_fast.complexity.captioners.base import MAX_SIDE, shrink
 from cat_fast.complexity.captioners.questions import parse_answer, read_caption
 from cat_fast.complexity.captioners.vision_model import VisionModel
 from cat_fast.complexity.description import Description
+from cat_fast.complexity.image_score import GivenLabels, ImageScore
 from cat_fast.complexity.rubric import unified_text
-from cat_fast.complexity.score import Score
+from cat_fast.complexity.score import ScoringFailure
 from cat_fast.complexity.scorers.language_model.replies import ModelReply, read_score
 from cat_fast.errors import UserError, one_line
 
@@ -24,14 +25,6 @@ _FIELDS = {
     for name in ("Caption", "Text", "Faces")
 }
 _REMINDER = "The last reply had another form. Reply with the four lines Caption, Text, Faces and Score."
-
-
-@dataclass(frozen=True)
-class ScoredDescription:
-    """Description and score of an image."""
-
-    description: Description
-    score: Score
 
 
 class UnifiedScorer:
@@ -69,39 +62,43 @@ class UnifiedScorer:
         parts = (model.identity, self.prompt, str(scale), str(max_new_tokens))
         self.version = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
-    def score_images(self, images: Sequence[Image.Image]) -> list[ScoredDescription | DescriptionFailure]:
-        """Describe and score each RGB image, in order.
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Return the image scaled down to what models use."""
+        return shrink(image, MAX_SIDE)
+
+    def score_images(
+        self, images: Sequence[Image.Image], given: Sequence[GivenLabels] = ()
+    ) -> list[ImageScore | ScoringFailure]:
+        """Describe and score each RGB image, in order; `given` is ignored, the model describes all of them.
 
         Raises:
             UserError: the model cannot be used at all.
         """
-        results: list[ScoredDescription | DescriptionFailure] = self._attempt(images, self.prompt)
+        results = self._attempt(images, self.prompt)
         again = [i for i, result in enumerate(results) if isinstance(result, _InvalidReply)]
         second = self._attempt([images[i] for i in again], f"{self.prompt}\n{_REMINDER}") if again else []
         for i, result in zip(again, second, strict=True):
-            results[i] = DescriptionFailure(result.error) if isinstance(result, _InvalidReply) else result
+            results[i] = ScoringFailure(result.error) if isinstance(result, _InvalidReply) else result
         return results
 
-    def _attempt(
-        self, images: Sequence[Image.Image], prompt: str
-    ) -> list[ScoredDescription | DescriptionFailure]:
+    def _attempt(self, images: Sequence[Image.Image], prompt: str) -> list[ImageScore | ScoringFailure]:
         replies = self.model.reply_many(
             [(image, prompt) for image in images], self.max_new_tokens, unified_pattern(self.scale)
         )
         return [self._read(reply) for reply in replies]
 
-    def _read(self, reply: ModelReply | UserError) -> ScoredDescription | DescriptionFailure:
+    def _read(self, reply: ModelReply | UserError) -> ImageScore | ScoringFailure:
         if isinstance(reply, UserError):
-            return DescriptionFailure(one_line(reply))
+            return ScoringFailure(one_line(reply))
         try:
             description = parse_description(reply)
             score = replace(read_score(reply, self.scale), reasons="")
         except UserError as error:
             return _InvalidReply(one_line(error))
-        return ScoredDescription(description, score)
+        return ImageScore(score, description)
 
 
-class _InvalidReply(DescriptionFailure):
+class _InvalidReply(ScoringFailure):
     """A reply that another attempt may improve."""
 
 

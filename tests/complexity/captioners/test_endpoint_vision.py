@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cat_fast.complexity import Description
+from cat_fast.complexity import Description, ScoringFailure
 from cat_fast.complexity.captioners.base import DescriptionFailure
 from cat_fast.complexity.captioners.endpoint_vision import EndpointVision
 from cat_fast.complexity.captioners.model_captioner import ModelCaptioner
@@ -20,7 +20,8 @@ from cat_fast.complexity.captioners.questions import (
     Question,
     QuestionSet,
 )
-from cat_fast.complexity.captioners.unified import ScoredDescription, UnifiedScorer, unified_pattern
+from cat_fast.complexity.captioners.unified import UnifiedScorer, unified_pattern
+from cat_fast.complexity.image_score import ImageScore
 from cat_fast.complexity.scorers.language_model import json_client
 from cat_fast.errors import UserError
 from tests.complexity.scorers.stub_server import Raw, Stub, chat, serve, token
@@ -168,7 +169,7 @@ def test_unified_describes_and_scores_in_one_call(stub: Stub) -> None:
     stub.answer = lambda path, body: chat(unified("A wall."), [*rows, token(" out of 9")])
     model = EndpointVision("m", f"{stub.url}/v1")
     (result,) = UnifiedScorer(model).score_images([RED])
-    assert isinstance(result, ScoredDescription)
+    assert isinstance(result, ImageScore)
     assert result.description == Description("A wall.", True, False)
     assert (result.score.score, result.score.expected) == (4, pytest.approx(5))
     (body,) = stub.bodies(PATH)
@@ -184,11 +185,11 @@ def test_unified_asks_once_more_and_records_failures(stub: Stub) -> None:
 
     stub.answer = answer
     red, green, blue = UnifiedScorer(EndpointVision("m", f"{stub.url}/v1")).score_images([RED, GREEN, BLUE])
-    assert isinstance(red, ScoredDescription)
-    assert isinstance(green, ScoredDescription)
+    assert isinstance(red, ImageScore)
+    assert isinstance(green, ImageScore)
     assert green.description.caption == "A green wall."
     assert green.score.score == 7
-    assert type(blue) is DescriptionFailure
+    assert type(blue) is ScoringFailure
     assert "expected yes or no" in blue.error
     assert len(stub.bodies(PATH)) == 5
 

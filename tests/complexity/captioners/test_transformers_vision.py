@@ -12,7 +12,8 @@ from cat_fast.complexity.captioners.base import DescriptionFailure
 from cat_fast.complexity.captioners.model_captioner import ModelCaptioner
 from cat_fast.complexity.captioners.questions import QuestionSet
 from cat_fast.complexity.captioners.transformers_vision import TransformersVision
-from cat_fast.complexity.captioners.unified import ScoredDescription, UnifiedScorer
+from cat_fast.complexity.captioners.unified import UnifiedScorer
+from cat_fast.complexity.image_score import ImageScore
 from cat_fast.errors import UserError
 from tests.complexity.captioners.tiny_vision import KINDS, save_model
 
@@ -99,7 +100,7 @@ def test_unified_reply_of_a_model_has_an_expected_score(tmp_path: Path) -> None:
     model = TransformersVision(save_model(tmp_path, "llava", following), device="cpu")
     prompt = "Reply with Caption: Text: Faces: and Score: now go"
     (result,) = UnifiedScorer(model, prompt=prompt).score_images(images((30, 30)))
-    assert isinstance(result, ScoredDescription), result
+    assert isinstance(result, ImageScore), result
     assert result.description == Description("A dog.", has_text=False, has_faces=True)
     assert result.score.score == 4
 
