@@ -1,7 +1,6 @@
 """`cat-fast score`: complexity scores of captions and images, with the resulting ratios and token counts."""
 
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typer.core import TyperCommand
 
 from cat_fast import console
 from cat_fast.cli.score_cost import cost
+from cat_fast.cli.score_loading import load_chosen
 from cat_fast.cli.score_options import (
     ApiKeyOption,
     BaseUrlOption,
@@ -220,15 +220,9 @@ def score(
 
     What scoring costs and saves: cat-fast score cost --help
     """
-    from cat_fast.complexity import JpegThresholds, RatioThresholds, default_thresholds, rubric_text
-    from cat_fast.complexity.image_scorers.loading import (
-        DEFAULT_IMAGE_SCORER,
-        UNIFIED,
-        CaptionerOptions,
-        load_image_scorer,
-        reads_images,
-    )
-    from cat_fast.complexity.scorers.loading import DEFAULT_SCORER, load_scorer
+    from cat_fast.complexity import RatioThresholds, default_thresholds, rubric_text
+    from cat_fast.complexity.image_scorers.loading import DEFAULT_IMAGE_SCORER, reads_images
+    from cat_fast.complexity.scorers.loading import DEFAULT_SCORER
     from cat_fast.complexity.scoring_run.arguments import split_arguments
     from cat_fast.complexity.scoring_run.direct import score_directly
     from cat_fast.complexity.scoring_run.image_inputs import lack_captions, open_images
@@ -263,49 +257,23 @@ def score(
     inputs = (open_images if pixels else partial(open_inputs, captions=captions, labels=label or []))(
         files, flags=flags, is_output=lambda path: out is not None and is_output_of(path, out)
     )
-    of_model = CaptionerOptions(
-        model=captioner_model,
-        base_url=captioner_url,
-        questions=questions,
-        template=captioner_template,
-        batch_size=captioner_batch_size,
-        device=None if device == "auto" else device,
-        api_key_env=api_key_env,
-    )
-    of_captions = partial(
-        load_scorer,
-        scorer or DEFAULT_SCORER,
-        model=model,
-        base_url=base_url,
-        api_key_env=api_key_env if captioner != "endpoint" or scorer == "endpoint" else None,
-        prompt_file=prompt_file,
-        device=device if captioner != "vlm" or scorer == "llm" else None,
-        batch_size=batch_size,
-        escalate=escalate,
-        escalate_to=escalate_to,
-    )
-    sizes_as_jpeg = JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else None
-    loaded: Scorer | ImageScorer
-    if pixels:
-        if captioner is None or scorer == UNIFIED:
-            _require_unused(
-                scorer or DEFAULT_IMAGE_SCORER,
-                {
-                    "--model": model,
-                    "--base-url": base_url,
-                    "--prompt-file": prompt_file,
-                    "--batch-size": batch_size,
-                    "--escalate": escalate,
-                    "--escalate-to": escalate_to,
-                },
-            )
-        loaded = load_image_scorer(captioner, scorer, of_captions, of_model, sizes_as_jpeg)
-    else:
-        used = {f"--captioner-{name}": value for name, value in of_model.given().items()}
-        _require_unused(
-            f"{scorer or DEFAULT_SCORER} without --captioner", used | {"--jpeg-thresholds": jpeg_thresholds}
-        )
-        loaded = of_captions()
+    options = {
+        "model": model,
+        "base_url": base_url,
+        "api_key_env": api_key_env,
+        "prompt_file": prompt_file,
+        "device": device,
+        "batch_size": batch_size,
+        "escalate": escalate,
+        "escalate_to": escalate_to,
+        "captioner_model": captioner_model,
+        "captioner_url": captioner_url,
+        "captioner_template": captioner_template,
+        "captioner_batch_size": captioner_batch_size,
+        "questions": questions,
+        "jpeg_thresholds": jpeg_thresholds,
+    }
+    loaded = load_chosen(scorer, captioner, options, images=pixels)
     effects = _effects_of(loaded) if explain else None
     limits = _MAX_LISTED[out is None], _MAX_FAILURES
     if out is None and not files:
@@ -381,12 +349,6 @@ class _Bar:
         if self.task is None:
             self.task = self.bars.add_task("scoring", completed=self.done - scored)
         self.bars.update(self.task, completed=self.done, total=total and -(-total // self.shards))
-
-
-def _require_unused(scorer: str, options: Mapping[str, Any]) -> None:
-    """Raise UserError if an option is given that a scorer does not use."""
-    if given := [name for name, value in options.items() if value is not None]:
-        raise UserError(f"{given[0]}: not used by --scorer {scorer}; leave it out")
 
 
 def _effects_of(scorer: "Scorer | ImageScorer") -> "Callable[[dict[str, Any]], str]":

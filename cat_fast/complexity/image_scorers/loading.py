@@ -85,7 +85,7 @@ def load_image_scorer(
                 " --captioner vlm or endpoint"
             )
         if unused := [*options.given()]:
-            raise UserError(f"{_flag(unused[0])}: applies to --captioner vlm or endpoint")
+            raise UserError(f"{flag_of(unused[0])}: applies to --captioner vlm or endpoint")
         return _load_pixels(scorer or DEFAULT_IMAGE_SCORER, jpeg_thresholds or JPEG_THRESHOLDS)
     if captioner not in CAPTIONERS:
         raise UserError(f"--captioner {captioner}: expected one of {', '.join(CAPTIONERS)}")
@@ -119,13 +119,13 @@ def _check_options(captioner: str, options: CaptionerOptions) -> None:
     if unused := [name for name in given if name not in _OPTIONS[captioner]]:
         users = [name for name in CAPTIONERS if unused[0] in _OPTIONS[name]]
         raise UserError(
-            f"{_flag(unused[0])}: not used by --captioner {captioner}; leave it out, or choose"
+            f"{flag_of(unused[0])}: not used by --captioner {captioner}; leave it out, or choose"
             f" {' or '.join(users)}"
         )
     for name, example in (("model", "llava-hf/llava-1.5-7b-hf"), ("base_url", "http://localhost:8000/v1")):
         if name in _OPTIONS[captioner] and name not in given:
             raise UserError(
-                f"--captioner {captioner}: {_flag(name)} is missing; pass it, such as {_flag(name)} {example}"
+                f"--captioner {captioner}: {flag_of(name)} is missing; pass it, such as {example}"
             )
 
 
@@ -162,7 +162,8 @@ def _load_vision(name: str, options: CaptionerOptions) -> Any:
     return EndpointVision(options.model, options.base_url or "", **given)
 
 
-def _flag(option: str) -> str:
+def flag_of(option: str) -> str:
+    """Return the option of the command line for a field of `CaptionerOptions`."""
     return {"base_url": "--captioner-url", "questions": "--questions"}.get(
         option, f"--captioner-{option.replace('_', '-')}"
     )
