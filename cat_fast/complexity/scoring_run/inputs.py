@@ -36,8 +36,9 @@ from cat_fast.errors import UserError
 
 _READERS: dict[str, Any] = {"json lines": JsonLines, "text": TextLines, "parquet": ParquetRows}
 _NO_CAPTION = (
-    "no captions; scoring reads captions, not pixels: expected a text file next to each image (a.txt of"
-    " a.jpg), or a file with a column or field caption (.jsonl, .parquet), or an archive (.tar)"
+    "no captions, which this scorer reads: expected a text file next to each image (a.txt of a.jpg), a file"
+    " with a column or field caption (.jsonl, .parquet), or an archive (.tar); or score the images with"
+    " --captioner or --scorer jpeg"
 )
 _SNIFFED_BYTES = 4096
 
