@@ -20,7 +20,7 @@ from benchmarks.shared import machine
 from cat_fast import console
 from cat_fast.complexity.captioners.detectors import Detectors
 from cat_fast.complexity.captions import read_rows
-from cat_fast.complexity.distillation.rated_captions import RATED_CAPTIONS
+from cat_fast.complexity.rated_captions import RATED_CAPTIONS
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import photographs
