@@ -7,7 +7,6 @@ import typer
 from rich.table import Table
 
 from cat_fast import console
-from cat_fast.cli.evaluation import evaluation
 from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
 
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from cat_fast.data.streams.formats.base import ShardSet
 
 
-@evaluation.command("complexity")
-def eval_complexity(
+def complexity(
     images: Annotated[
         str,
         typer.Option(

@@ -127,28 +127,9 @@ def test_the_command_studies_the_photographs(cat_fast, checkpoint, tmp_path: Pat
     random = np.random.default_rng(0)
     scores = write_scores(tmp_path / "s.parquet", {key: float(random.uniform(1, 9)) for key in keys})
     out = tmp_path / "study"
-    command = [
-        "eval",
-        "complexity",
-        "--images",
-        "photographs",
-        "--scores",
-        scores,
-        "--checkpoint",
-        checkpoint,
-    ]
-    command += [
-        "--out",
-        out,
-        "--size",
-        "64",
-        "--limit",
-        "40",
-        "--gallery",
-        "1",
-        "--distance",
-        "st_lpips_alex",
-    ]
+    command = ["eval", "complexity", "--images", "photographs", "--scores", scores, "--out", out]
+    command += ["--checkpoint", checkpoint, "--size", "64", "--limit", "14", "--gallery", "1"]
+    command += ["--distance", "st_lpips_alex"]
     result = cat_fast(*command)
     assert result.exit_code == 0, result.output
     results = json.loads((out / "study.json").read_text())
