@@ -72,7 +72,7 @@ def captioned_images(source: str, teacher: Scorer, per_source: int) -> list[Imag
     chosen = [
         replace(record, category=name)
         for name, members in by_source.items()
-        for record in _evenly_spaced(members, per_source)
+        for record in (members if source == PHOTOGRAPHS else _evenly_spaced(members, per_source))
     ]
     scores = require_scores(teacher, [Description(r.caption, r.has_text, r.has_faces) for r in chosen])
     return [
