@@ -35,7 +35,7 @@ def _best_ratio(results: dict[str, Any]) -> bytes:
     bottom = np.zeros(len(taus))
     for ratio, colour in zip(results["ratios"], _COLOURS, strict=False):
         heights = np.array([shares[tau][str(ratio)] for tau in taus])
-        axis.bar([f"{tau:g}" for tau in taus], heights, bottom=bottom, color=colour, label=f"{ratio}x")
+        axis.bar(taus, heights, bottom=bottom, color=colour, label=f"{ratio}x")
         bottom += heights
     axis.set_xlabel("tolerance τ of the MSE, pixels in [0, 1]")
     axis.set_ylabel("share of images")
