@@ -1,0 +1,18 @@
+"""`cat-fast eval`: the group of evaluation commands, one file each (`eval_*.py`)."""
+
+import typer
+
+from cat_fast.cli.eval_complexity import complexity
+
+evaluation = typer.Typer(
+    no_args_is_help=True,
+    help="Evaluate tokenizers and generated images, and print the paper's tables with our figures.",
+)
+
+
+@evaluation.callback()
+def _evaluation() -> None:
+    """Evaluate tokenizers and generated images, and print the paper's tables with our figures."""
+
+
+evaluation.command()(complexity)
