@@ -2,6 +2,8 @@
 
 import typer
 
+from cat_fast.cli.eval_generation import generation, reference
+
 evaluation = typer.Typer(
     no_args_is_help=True,
     help="Evaluate tokenizers and generated images, and print the paper's tables with our figures.",
@@ -11,3 +13,7 @@ evaluation = typer.Typer(
 @evaluation.callback()
 def _evaluation() -> None:
     """Evaluate tokenizers and generated images, and print the paper's tables with our figures."""
+
+
+evaluation.command()(generation)
+evaluation.command()(reference)

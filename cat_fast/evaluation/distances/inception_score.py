@@ -27,7 +27,9 @@ def inception_score(logits: Tensor, splits: int = SPLITS) -> InceptionScore:
         UserError: fewer images than splits.
     """
     if len(logits) < splits:
-        raise UserError(f"Inception Score: expected at least {splits} images, one per split, got {len(logits)}")
+        raise UserError(
+            f"Inception Score: expected at least {splits} images, one per split, got {len(logits)}"
+        )
     scores = []
     for part in range(splits):
         rows = logits[part * len(logits) // splits : (part + 1) * len(logits) // splits].double()

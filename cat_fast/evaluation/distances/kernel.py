@@ -76,7 +76,7 @@ def subset_kernel_distance(
             f"KID: expected at least {size} images in each set, the size of a subset, got {len(first)} and"
             f" {len(second)}"
         )
-    random = np.random.RandomState(seed)  # noqa: NPY002 # torch-fidelity's draws
+    random = np.random.RandomState(seed)  # as torch-fidelity draws
     found = []
     for _ in range(subsets):
         x = first[torch.from_numpy(random.choice(len(first), size, replace=False))].double()

@@ -1,9 +1,9 @@
 """Mean and covariance of feature vectors, streamed in float64.
 
 Batches are collected into blocks of a fixed number of rows before they are added, so the result has the same
-bits for any batch size. Blocks, and the statistics of ranks, are merged by the parallel formula of Chan, Golub
-and LeVeque (1979), which does not subtract large sums from each other. Other orders of the images differ by
-rounding only, about 1e-15 of the variance.
+bits for any batch size. Blocks, and the statistics of ranks, are merged by the parallel formula of Chan,
+Golub and LeVeque (1979), which does not subtract large sums from each other. Other orders of the images
+differ by rounding only, about 1e-15 of the variance.
 """
 
 from typing import NamedTuple

@@ -1,14 +1,21 @@
 """Inception-v3 of FID: the TensorFlow graph of 2015 on torchvision's blocks.
 
-It differs from torchvision's network in three ways: average pooling leaves padding out of its counts, the last
-block pools by maximum, and there are 1,008 classes. State dicts have the names of pytorch-fid and
+It differs from torchvision's network in three ways: average pooling leaves padding out of its counts, the
+last block pools by maximum, and there are 1,008 classes. State dicts have the names of pytorch-fid and
 torch-fidelity (`pt_inception-2015-12-05-6726825d.pth`).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.inception import BasicConv2d, InceptionA, InceptionB, InceptionC, InceptionD, InceptionE
+from torchvision.models.inception import (
+    BasicConv2d,
+    InceptionA,
+    InceptionB,
+    InceptionC,
+    InceptionD,
+    InceptionE,
+)
 
 from cat_fast.evaluation.features.network import FeatureNetwork
 from cat_fast.evaluation.features.resize import resize_bilinear_tf1

@@ -18,7 +18,7 @@ class FeatureNetwork(nn.Module):
     name: ClassVar[str]
     """Name of network and training set, part of the names of its figures."""
     sizes: dict[str, int]
-    """Number of features by output: `pool` for distances; `spatial` and `logits` where the network has them."""
+    """Number of features by output: `pool` for distances; `spatial` and `logits` of networks with them."""
     resize: ClassVar[str]
     """Filter and size that images are scaled with, for the record of a result."""
 
@@ -42,6 +42,7 @@ class FeatureNetwork(nn.Module):
 def normalise(images: Tensor) -> Tensor:
     """Return images (B, 3, H, W) with levels in [0, 255], less ImageNet's mean and over its deviation."""
     mean, std = (
-        torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        torch.tensor(values, device=images.device).view(1, 3, 1, 1)
+        for values in (IMAGENET_MEAN, IMAGENET_STD)
     )
     return (images / 255 - mean) / std

@@ -50,7 +50,9 @@ def test_fewer_images_than_features(count):
 def test_ill_conditioned_covariances(decades):
     """Against the closed form of commuting matrices, with eigenvalues over many decades."""
     basis = torch.linalg.qr(draw(50, 50)).Q
-    a, b = (torch.logspace(0, -decades, 50, dtype=torch.float64)[order] for order in (slice(None), slice(25, 75)))
+    a, b = (
+        torch.logspace(0, -decades, 50, dtype=torch.float64)[order] for order in (slice(None), slice(25, 75))
+    )
     b = torch.cat([b, torch.zeros(25, dtype=torch.float64)])
     found = trace_sqrt_product(basis * a @ basis.T, basis * b @ basis.T)
     assert found.item() == pytest.approx((a * b).sqrt().sum().item(), rel=1e-7)

@@ -1,4 +1,4 @@
-"""Inception Score, KID, precision and recall against torch-fidelity with its options, and their definitions."""
+"""Inception Score, KID, precision and recall against torch-fidelity and their definitions."""
 
 import pytest
 import torch
@@ -53,7 +53,9 @@ def test_kid_is_the_unbiased_estimate_over_all_pairs():
         return sum(k(p, q) for p in a for q in b) / (len(a) * len(b))
 
     def without_self(a):
-        return sum(k(p, q) for i, p in enumerate(a) for j, q in enumerate(a) if i != j) / (len(a) * (len(a) - 1))
+        return sum(k(p, q) for i, p in enumerate(a) for j, q in enumerate(a) if i != j) / (
+            len(a) * (len(a) - 1)
+        )
 
     expected = without_self(x) + without_self(y) - 2 * mean(x, y)
     assert kernel_distance(x, y).value == pytest.approx(expected.item(), rel=1e-10)

@@ -1,4 +1,4 @@
-"""Feature networks of the real architecture, with random weights, against torch-fidelity's and the packages'."""
+"""Feature networks of the real architecture, with random weights, against other implementations."""
 
 import json
 
@@ -129,7 +129,7 @@ def test_vgg16_equals_torch_fidelity(images, tmp_path):
 def test_proxy_is_the_network_of_its_package(images):
     """Against the published state dict, applied by hand with plain convolutions and the published filters."""
     loaded = load_network("proxy")
-    state = torch.load(loaded.file, weights_only=True)
+    state = torch.load(loaded.file, map_location="cpu", weights_only=True)
     x = normalise(images.float())
     for name in (key for key in state if key.startswith("net.") and not key.endswith("bias")):
         if name.endswith("filt"):
