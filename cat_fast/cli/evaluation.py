@@ -3,6 +3,7 @@
 import typer
 
 from cat_fast.cli.eval_generation import generation, reference
+from cat_fast.cli.eval_reconstruction import reconstruction
 
 evaluation = typer.Typer(
     no_args_is_help=True,
@@ -17,3 +18,4 @@ def _evaluation() -> None:
 
 evaluation.command()(generation)
 evaluation.command()(reference)
+evaluation.command()(reconstruction)
