@@ -3,7 +3,9 @@
 import typer
 
 from cat_fast.cli.eval_generation import generation, reference
+from cat_fast.cli.eval_pareto import pareto
 from cat_fast.cli.eval_reconstruction import reconstruction
+from cat_fast.cli.eval_table import table
 
 evaluation = typer.Typer(
     no_args_is_help=True,
@@ -19,3 +21,5 @@ def _evaluation() -> None:
 evaluation.command()(generation)
 evaluation.command()(reference)
 evaluation.command()(reconstruction)
+evaluation.command()(table)
+evaluation.command()(pareto)

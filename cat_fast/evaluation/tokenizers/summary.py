@@ -71,7 +71,7 @@ def summarize(
 
 def write_images(path: Path, run: ReconstructionRun, results: Results) -> None:
     """Write one row per image and column."""
-    scores = {scored.key: scored.score for scored in run.samples.scored}
+    labels = {scored.key: scored for scored in run.samples.scored}
     table = []
     for column in run.columns:
         for original, row in zip(results.originals, results.columns[column.name], strict=True):
@@ -82,7 +82,8 @@ def write_images(path: Path, run: ReconstructionRun, results: Results) -> None:
                     "tokenizer": row.rendition.tokenizer,
                     "choice": row.rendition.choice,
                     "positions": column.tokenizer.positions(row.rendition.choice, run.settings.size),
-                    "score": scores[row.key],
+                    "score": labels[row.key].score,
+                    "expected": labels[row.key].expected,
                     "psnr": row.values["psnr"],
                     "ssim": row.values["ssim"],
                     run.perceptual.name: row.values["perceptual"],

@@ -153,6 +153,25 @@ class LoggingConfig:
 
 
 @dataclass(kw_only=True)
+class EvaluationConfig:
+    """Evaluation of a tokenizer during its run, on held-out images and the averaged weights."""
+
+    every_steps: int = 1000
+    """Steps between evaluations: proxy-FID and proxy-KID, PSNR and perceptual distance at every ratio. 0
+    disables them, and so does a shorter run. summary.json has their share of the run's time."""
+    images: int = 64
+    """Number of images, held out by `data.held_out` or `data.held_out_share`."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, f"evaluation.every_steps: {self.every_steps} is negative")
+        require(self.images > 0, f"evaluation.images: {self.images} must be positive")
+
+    def is_due(self, step: int) -> bool:
+        """Return True if the model is evaluated after `step`."""
+        return self.every_steps > 0 and (step + 1) % self.every_steps == 0
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """Settings that all runs share; each task adds its own sections."""
 
@@ -188,6 +207,7 @@ class RunConfig:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     slow_ranks: SlowRanksConfig = field(default_factory=SlowRanksConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
