@@ -188,7 +188,7 @@ def test_unusable_and_unscored_images_are_left_out_by_name(inputs, tmp_path):
         ((), "x.npz", "rFID compares reconstructions with their own originals"),
         ((), "train", "this looks like a training split"),
         (("--ratios", "4"), "val", "needs 4"),
-        (("--size", "40"), "val", "expected a multiple of the ratio 16"),
+        (("--size", "40"), "val", "expected a multiple of 16, a ratio of ours"),
         (("--split", "dev"), "val", "--split dev: expected"),
     ],
 )

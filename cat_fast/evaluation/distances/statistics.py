@@ -18,13 +18,14 @@ BLOCK = 1024
 
 
 class Gaussian(NamedTuple):
-    """Mean and covariance of features; `count` is the number of images behind them, None if unknown."""
+    """Mean and covariance of features."""
 
     mean: Tensor
     """(D,) float64."""
     covariance: Tensor
     """(D, D) float64."""
-    count: int | None
+    num_images: int | None
+    """None if unknown."""
 
 
 class FeatureStatistics:

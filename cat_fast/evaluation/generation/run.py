@@ -191,7 +191,7 @@ class _Figures:
         return frechet_distance(ours, stored)
 
     def _check_count(self, name: str, gaussian: Gaussian) -> None:
-        checks.check_count(name, gaussian.count or 0, len(gaussian.mean), self.settings)
+        checks.check_count(name, gaussian.num_images or 0, len(gaussian.mean), self.settings)
 
     def _reference_subset(self, network: LoadedNetwork) -> Tensor:
         return _subset(self.theirs[network.name].load("pool"), self.settings.references, self.settings.seed)

@@ -9,6 +9,7 @@ jpeg          by the JPEG size of the image
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cat_fast.complexity import RATIOS, RatioThresholds, default_thresholds, ratios_within_budget
 from cat_fast.errors import UserError
@@ -25,6 +26,13 @@ class Scored:
     key: str
     score: int | None = None
     expected: float | None = None
+
+
+class KnownScore(NamedTuple):
+    """A score, as thresholds take it."""
+
+    score: int
+    expected: float | None
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,10 @@ class Column:
         """
         if self.fixed is not None or self.rule == "jpeg":
             return [self.fixed] * len(images)
-        scores = [image.score or 0 for image in images]
+        known = [KnownScore(image.score or 0, image.expected) for image in images]
         if self.rule == "adaptive":
-            return [self.thresholds.ratio_of(score) for score in scores]
-        expected = [
-            float(score) if image.expected is None else image.expected
-            for image, score in zip(images, scores, strict=True)
-        ]
+            return [self.thresholds.ratio_of(score) for score in known]
+        expected = [float(score.score) if score.expected is None else score.expected for score in known]
         budget = float(self.rule.removeprefix("budget="))
         return list(ratios_within_budget(expected, budget, resolution=side))
 

@@ -17,6 +17,7 @@ import pyarrow.parquet
 
 from cat_fast.complexity import RATIOS, RatioThresholds, ratios_within_budget
 from cat_fast.errors import UserError
+from cat_fast.evaluation.tokenizers.columns import KnownScore
 
 PATCH = 2
 BUDGETS = 12
@@ -86,7 +87,7 @@ def sweep(result: Mapping[str, Any], images: Path) -> list[Point]:
         for choice, name in columns.items():
             rule = name.removeprefix(f"{tokenizer} ")
             points.append(source.point("fixed", rule, [choice] * len(source.keys)))
-        if set(RATIOS) <= columns.keys() and None not in source.scores:
+        if set(RATIOS) <= columns.keys() and all(known.score for known in source.scores):
             points += _sweep_rules(source, result["data"]["size"])
     return mark_dominated(points)
 
@@ -107,17 +108,9 @@ class _Source:
         return sorted(next(iter(self.rows.values())))
 
     @property
-    def scores(self) -> list[int]:
+    def scores(self) -> list[KnownScore]:
         first = next(iter(self.rows.values()))
-        return [first[key]["score"] for key in self.keys]
-
-    @property
-    def expected(self) -> list[float]:
-        first = next(iter(self.rows.values()))
-        return [
-            float(first[key]["score"]) if first[key]["expected"] is None else first[key]["expected"]
-            for key in self.keys
-        ]
+        return [KnownScore(first[key]["score"], first[key]["expected"]) for key in self.keys]
 
     def point(self, kind: str, rule: str, choices: Sequence[int]) -> Point:
         """Return the means over images, one choice per key."""
@@ -213,9 +206,10 @@ def _sweep_rules(source: _Source, size: int) -> list[Point]:
         thresholds = RatioThresholds(a, b)
         choices = [thresholds.ratio_of(score) for score in source.scores]
         points.append(source.point("thresholds", f"({a}, {b})", choices))
+    expected = [float(k.score) if k.expected is None else k.expected for k in source.scores]
     least, most = ((size / ratio / PATCH) ** 2 for ratio in (max(RATIOS), min(RATIOS)))
     for budget in np.geomspace(least, most, BUDGETS)[1:-1]:
-        choices = ratios_within_budget(source.expected, float(budget), resolution=size)
+        choices = ratios_within_budget(expected, float(budget), resolution=size)
         points.append(source.point("budget", f"{budget:.4g} tokens", choices))
     return points
 

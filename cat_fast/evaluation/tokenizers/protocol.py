@@ -1,4 +1,4 @@
-"""What an evaluation needs of a tokenizer, and its implementations: ours, diffusers', one-dimensional ones.
+"""Interface of evaluated tokenizers, and its implementations: ours, diffusers', one-dimensional ones.
 
 A new tokenizer is a class with the members of `ImageTokenizer` and a branch in `open_tokenizer`.
 """

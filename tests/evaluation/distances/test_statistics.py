@@ -33,7 +33,7 @@ def test_equals_numpy_in_float64():
     exact = x.double().numpy()
     np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-14)
     np.testing.assert_allclose(found.covariance, np.cov(exact, rowvar=False), rtol=1e-8, atol=1e-12)
-    assert found.count == len(x)
+    assert found.num_images == len(x)
 
 
 @pytest.mark.parametrize("batch_size", [1, 16, 37, 157])

@@ -8,6 +8,7 @@ from PIL import Image
 
 from cat_fast.complexity import RatioThresholds
 from cat_fast.errors import UserError
+from cat_fast.evaluation.tokenizers.columns import KnownScore
 from cat_fast.evaluation.tokenizers.pareto import Point, mark_dominated, plot, sweep
 
 SCORES = [1, 3, 5, 7, 9, 9]
@@ -41,7 +42,7 @@ def test_every_rule_has_its_means(evaluation):
     points = {(p.tokenizer, p.kind, p.rule): p for p in sweep(*evaluation)}
     assert len([p for p in points.values() if p.kind == "thresholds"]) == 36
     assert points["ours", "fixed", "16x"].metrics["PSNR"] == pytest.approx(25 - np.mean(SCORES))
-    chosen = [RatioThresholds(4, 7).ratio_of(score) for score in SCORES]
+    chosen = [RatioThresholds(4, 7).ratio_of(KnownScore(score, None)) for score in SCORES]
     point = points["ours", "thresholds", "(4, 7)"]
     assert point.tokens == pytest.approx(np.mean([TOKENS[f] for f in chosen]))
     assert point.flops == pytest.approx(10 * point.tokens)
