@@ -2,6 +2,7 @@
 
 import typer
 
+from cat_fast.cli.eval_classification import classification
 from cat_fast.cli.eval_generation import generation, reference
 from cat_fast.cli.eval_pareto import pareto
 from cat_fast.cli.eval_reconstruction import reconstruction
@@ -23,3 +24,4 @@ evaluation.command()(reference)
 evaluation.command()(reconstruction)
 evaluation.command()(table)
 evaluation.command()(pareto)
+evaluation.command()(classification)

@@ -33,6 +33,14 @@ class ImageTokenizer(Protocol):
         """Return reconstructions of images (B, 3, H, W) in [-1, 1], of the same shape."""
         ...
 
+    def encode(self, images: Tensor, choice: int) -> Tensor:
+        """Return the latents of images, (B, c, h, w) float32.
+
+        Raises:
+            UserError: the tokenizer has no spatial latents.
+        """
+        ...
+
     def positions(self, choice: int, side: int) -> int:
         """Return the number of latent positions of an image, before patching."""
         ...
@@ -58,10 +66,14 @@ class NestedTokenizer:
         self.flops = lru_cache(self._flops)
 
     def reconstruct(self, images: Tensor, choice: int) -> Tensor:
-        x = images.to(self.model.device, self.model.dtype)
         with torch.inference_mode(), upcast(self.model):
-            posterior = self.model.encode(x.to(self.model.dtype), choice).latent_dist
-            return self.model.decode(posterior.mode(), choice).sample.float()
+            latents = self.encode(images, choice).to(self.model.dtype)
+            return self.model.decode(latents, choice).sample.float()
+
+    def encode(self, images: Tensor, choice: int) -> Tensor:
+        with torch.inference_mode(), upcast(self.model):
+            x = images.to(self.model.device, self.model.dtype)
+            return self.model.encode(x, choice).latent_dist.mode().float()
 
     def positions(self, choice: int, side: int) -> int:
         return (side // choice) ** 2
@@ -105,13 +117,15 @@ class DiffusersTokenizer:
         with torch.inference_mode():
             return self._forward(self.model, images.to(self.model.device, self.model.dtype)).float()
 
+    def encode(self, images: Tensor, choice: int) -> Tensor:
+        with torch.inference_mode():
+            return _latent(self.model.encode(images.to(self.model.device, self.model.dtype))).float()
+
     def positions(self, choice: int, side: int) -> int:
         return (side // choice) ** 2
 
     def _forward(self, model: Any, x: Tensor) -> Tensor:
-        encoded = model.encode(x)
-        latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-        return model.decode(latent).sample
+        return model.decode(_latent(model.encode(x))).sample
 
     def _ratio(self) -> int:
         config = self.model.config
@@ -168,6 +182,9 @@ class OneDimensionalTokenizer:
             indices = self.model.encode((x + 1) / 2)[1]["min_encoding_indices"]
             return self.model.decode_tokens(indices).float() * 2 - 1
 
+    def encode(self, images: Tensor, choice: int) -> Tensor:
+        raise UserError(f"{self.name}: a one-dimensional tokenizer has no latents to classify")
+
     def positions(self, choice: int, side: int) -> int:
         return choice
 
@@ -218,6 +235,11 @@ def count_flops(function: Any, side: int) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         function(torch.empty(1, 3, side, side, device="meta"))
     return counter.get_total_flops()
+
+
+def _latent(encoded: Any) -> Tensor:
+    """Return the mode of a posterior, or the latent of a deterministic encoder."""
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
 
 
 def _class_of(path: Path) -> str | None:

@@ -177,7 +177,7 @@ class RunConfig:
 
     zero_stages: ClassVar[tuple[int, ...]] = ZERO_STAGES
     task: str
-    """Model to train: `tokenizer` or `generator`."""
+    """Model to train: `tokenizer`, `generator` or `probe`."""
     output_dir: str
     """Folder for checkpoints, logs and the trained model."""
     seed: int = 0
@@ -508,4 +508,32 @@ class GeneratorRun(RunConfig):
         )
 
 
-RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun}
+@dataclass(kw_only=True)
+class ProbeDataConfig:
+    """Labelled arrays of `cat-fast eval classification`, and the batch size."""
+
+    train: str = ""
+    """Folder of the training arrays."""
+    test: str = ""
+    """Folder of the test arrays, classified at the end of the run."""
+    batch_size: int = 64
+    """Images per step, over all ranks."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
+
+
+@dataclass(kw_only=True)
+class ProbeRun(RunConfig):
+    """Settings of a run that trains a linear classification head, on fixed features or with the encoder."""
+
+    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
+    finetune: str = ""
+    """Folder of a tokenizer whose encoder is trained together with the head; the arrays are then images.
+    Empty trains the head on features."""
+    pooled: bool = False
+    """Head on the mean latent of an image, of the same size at every ratio, instead of the flattened one."""
+
+
+RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun, "probe": ProbeRun}
