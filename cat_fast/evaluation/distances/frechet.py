@@ -39,9 +39,16 @@ def trace_sqrt_product(first: Tensor, second: Tensor) -> Tensor:
 
 def _root(covariance: Tensor) -> Tensor:
     """Return A (D, rank) with A A^T = C."""
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, kept] * values[kept].sqrt()
+    scale = covariance.diagonal().max()
+    if scale < torch.finfo(covariance.dtype).tiny:  # equal images
+        return covariance.new_zeros(len(covariance), 0)
+    symmetric = (covariance + covariance.T) / (2 * scale)
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:  # divide and conquer may fail on nearly equal eigenvalues
+        vectors, values, _ = torch.linalg.svd(symmetric)
+    kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] * (values[kept] * scale).sqrt()
 
 
 def _check(gaussian: Gaussian) -> None:

@@ -70,6 +70,14 @@ def test_identical_sets_are_within_a_millionth_of_the_trace(count):
     assert abs(frechet_distance(found, found)) <= 1e-6 * found.covariance.trace().item()
 
 
+@pytest.mark.parametrize("count", [2, 5, 64])
+def test_equal_images_have_no_spread(count):
+    """Covariances of rounding errors only, on which LAPACK's eigenvalue solver may fail."""
+    equal, varied = gaussian(draw(1, 512).expand(count, 512) * 3), gaussian(draw(40, 512))
+    expected = (equal.mean - varied.mean).square().sum() + varied.covariance.trace()
+    assert frechet_distance(equal, varied) == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_unusable_statistics_are_refused():
     mean, identity = torch.zeros(2).double(), torch.eye(2).double()
     good = Gaussian(mean, identity, None)

@@ -32,9 +32,16 @@ def arrays(tmp_path):
 
 def arguments(arrays, out, *more):
     return [
-        "configs/probe/linear.yaml", f"output_dir={out}", f"data.train={arrays / 'train'}",
-        f"data.test={arrays / 'test'}", "data.batch_size=8", "optimizer.lr=0.05", "schedule.warmup_steps=2", "schedule.total_steps=6", *more,
-    ]  # fmt: skip
+        "configs/probe/linear.yaml",
+        f"output_dir={out}",
+        f"data.train={arrays / 'train'}",
+        f"data.test={arrays / 'test'}",
+        "data.batch_size=8",
+        "optimizer.lr=0.05",
+        "schedule.warmup_steps=2",
+        "schedule.total_steps=6",
+        *more,
+    ]
 
 
 def by_hand(arrays, steps):
