@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("evaluation", "generator", "kernel", "model", "ratio")
+KINDS = ("evaluation", "generator", "kernel", "model", "ratio", "scorer")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 

@@ -1,8 +1,9 @@
 """Sampling of packed sequences with classifier-free guidance and diffusers schedulers."""
 
 import copy
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from cat_fast.integers import store_integers
 from cat_fast.packing import PackedSequence
 
 Sampler = Literal["ddpm", "ddim", "dpm++", "euler"]
+Guidance = float | Mapping[int, float]
+"""Scale of classifier-free guidance; 1 disables it. A mapping has one scale per ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +103,7 @@ def sample(
     *,
     sampler: Sampler | None = "ddpm",
     steps: int = 250,
-    guidance: float = 1.5,
+    guidance: Guidance = 1.5,
     guidance_channels: int | None = None,
     text: PackedText | None = None,
     generators: Sequence[torch.Generator] | None = None,
@@ -118,7 +121,8 @@ def sample(
         schedule: the schedule the model was trained with.
         sampler: name of the solver; None for `schedule` itself.
         steps: number of solver steps.
-        guidance: scale of classifier-free guidance; 1 disables it.
+        guidance: scale of classifier-free guidance; 1 disables it. A mapping from ratios has one scale per
+            ratio.
         guidance_channels: number of leading latent channels to guide, None for all. The others keep the
             conditional prediction. The original DiT guides 3 of 4.
         text: one encoded text per request, for a model with text.
@@ -127,8 +131,8 @@ def sample(
         on_step: called after every step with its index, its timestep and the tokens; may return other tokens.
 
     Raises:
-        UserError: `requests` is empty, `steps` or `guidance_channels` is out of range, the model is in
-            training mode, or it was trained with other betas than those of `schedule`.
+        UserError: `requests` is empty, `steps` or `guidance_channels` is out of range, `guidance` lacks a
+            ratio, the model is in training mode, or it was trained with other betas than those of `schedule`.
     """
     if not requests:
         raise UserError("requests: expected at least one, got none")
@@ -138,12 +142,15 @@ def sample(
         )
     check_betas(model, schedule)
     check_guidance_channels(guidance_channels, model.config.in_channels)
+    scales = guidance_scales(guidance, [request.ratio for request in requests])
     generators = generators or [torch.Generator().manual_seed(request.seed) for request in requests]
     packed = _initial_noise(model, requests, generators).to(device or model.device)
-    solver = _PackedSolver(set_steps(schedule, sampler, steps), requests, generators)
+    shift_tokens = getattr(model.config, "noise_shift_tokens", None)
+    solver = _PackedSolver(set_steps(schedule, sampler, steps), requests, generators, shift_tokens)
     for step, timestep in enumerate(solver.timesteps):
-        noise = _guided_noise(model, packed, timestep, guidance, guidance_channels, text)
-        tokens = solver.step(noise, timestep, packed.tokens)
+        timesteps = solver.timesteps_at(step).to(packed.device)
+        noise = _guided_noise(model, packed.replace(timestep=timesteps), scales, guidance_channels, text)
+        tokens = solver.step(noise, step, packed.tokens)
         packed = packed.replace(tokens=tokens)
         if on_step is not None:
             packed = on_step(step, timestep, packed) or packed
@@ -156,6 +163,21 @@ def check_guidance_channels(count: int | None, in_channels: int) -> None:
         raise UserError(
             f"guidance_channels: expected 1 .. {in_channels}, the number of latent channels, got {count}"
         )
+
+
+def guidance_scales(guidance: Guidance, ratios: Sequence[int]) -> list[float]:
+    """Return the guidance scale of each ratio in a list.
+
+    Raises:
+        UserError: a mapping lacks a ratio, or a scale is not finite.
+    """
+    if isinstance(guidance, Mapping) and (missing := {*ratios} - {*guidance}):
+        raise UserError(f"guidance: expected a scale for {min(missing)}x, got {dict(guidance)}")
+    scales = [guidance[ratio] if isinstance(guidance, Mapping) else guidance for ratio in ratios]
+    for scale in scales:
+        if not abs(scale) <= torch.finfo(torch.float32).max:
+            raise UserError(f"guidance_scale {scale}: expected a finite number, such as 1.5")
+    return scales
 
 
 def _initial_noise(
@@ -175,20 +197,22 @@ def _initial_noise(
 def _guided_noise(
     model: DiT,
     packed: PackedSequence,
-    timestep: torch.Tensor,
-    guidance: float,
+    scales: Sequence[float],
     guidance_channels: int | None,
     text: PackedText | None,
 ) -> torch.Tensor:
-    """Predict the noise (T, C), float32, at one timestep for all sequences, with guidance."""
-    packed = packed.replace(timestep=timestep.to(packed.device).expand(len(packed)))
-    if guidance == 1:
+    """Predict the noise (T, C), float32, with the guidance scale of each sequence."""
+    if all(scale == 1 for scale in scales):
         return model(packed, text=text, return_dict=False)[0].float()
     null = packed.replace(label=torch.full((len(packed),), model.config.num_classes, device=packed.device))
     both = PackedSequence.concat([packed, null])
     texts = None if text is None else PackedText.concat([text, text.null()])
     conditional, unconditional = model(both, text=texts, return_dict=False)[0].float().chunk(2)
-    guided = torch.lerp(unconditional, conditional, guidance)
+    if len({*scales}) == 1:
+        guided = torch.lerp(unconditional, conditional, scales[0])
+    else:
+        scale = torch.tensor(scales, device=packed.device)[packed.sequence_index(), None]
+        guided = torch.lerp(unconditional, conditional, scale)
     if guidance_channels is None:
         return guided
     # the channel is the fastest of a token's features
@@ -200,7 +224,7 @@ class _PackedSolver:
     """Diffusers scheduler that steps over packed tokens.
 
     Schedulers expect a dense batch, and multistep schedulers keep past outputs. Sequences of equal length are
-    therefore stacked, and each length has its own scheduler.
+    therefore stacked, and each length has its own scheduler, with the noise levels of its length.
     """
 
     def __init__(
@@ -208,6 +232,7 @@ class _PackedSolver:
         scheduler: Any,
         requests: Sequence[SampleRequest],
         generators: Sequence[torch.Generator],
+        shift_tokens: float | None = None,
     ) -> None:
         self.timesteps = scheduler.timesteps
         self._lengths = [request.num_tokens for request in requests]
@@ -215,9 +240,15 @@ class _PackedSolver:
         for s, length in enumerate(self._lengths):
             self._groups[length].append(s)
         self._generators = generators
-        self._schedulers = {length: copy.deepcopy(scheduler) for length in self._groups}
+        self._schedulers = {
+            length: _shifted(copy.deepcopy(scheduler), length, shift_tokens) for length in self._groups
+        }
 
-    def step(self, noise: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def timesteps_at(self, step: int) -> torch.Tensor:
+        """Return the timestep of each sequence at a step, (S,)."""
+        return torch.stack([self._schedulers[length].timesteps[step] for length in self._lengths])
+
+    def step(self, noise: torch.Tensor, step: int, tokens: torch.Tensor) -> torch.Tensor:
         """Take one step from the predicted noise (T, C) and the tokens (T, C); return the new tokens."""
         noises, samples = noise.split(self._lengths), tokens.split(self._lengths)
         result: list[torch.Tensor] = [tokens] * len(samples)
@@ -226,7 +257,7 @@ class _PackedSolver:
                 self._schedulers[length]
                 .step(
                     torch.stack([noises[s] for s in members]),
-                    timestep,
+                    self._schedulers[length].timesteps[step],
                     torch.stack([samples[s] for s in members]),
                     generator=[self._generators[s] for s in members],
                 )
@@ -235,3 +266,11 @@ class _PackedSolver:
             for s, one in zip(members, previous, strict=True):
                 result[s] = one
         return torch.cat(result)
+
+
+def _shifted(scheduler: Any, length: int, shift_tokens: float | None) -> Any:
+    """Set a flow's timesteps for sequences of `length` tokens, as `shift_noise` shifts them in training."""
+    if shift_tokens is not None and isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        scheduler.set_shift(math.sqrt(length / shift_tokens))
+        scheduler.set_timesteps(len(scheduler.timesteps))
+    return scheduler

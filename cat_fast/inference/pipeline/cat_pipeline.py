@@ -39,7 +39,7 @@ from cat_fast.data.latents.scale import LatentScale
 from cat_fast.errors import UserError, one_line
 from cat_fast.generator import DiT, SampleRequest, sample
 from cat_fast.generator.diffusion import Schedule, check_betas
-from cat_fast.generator.sampling import Sampler
+from cat_fast.generator.sampling import Guidance, Sampler, guidance_scales
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
 from cat_fast.inference.pipeline.folder import INDEX, check_folder, find_damage, find_folder
@@ -189,7 +189,7 @@ class CATPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 250,
-        guidance_scale: float = 1.5,
+        guidance_scale: Guidance = 1.5,
         guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -208,7 +208,8 @@ class CATPipeline(DiffusionPipeline):
             height, width: size of the images in pixels; `resolution` if None. Both must be multiples of
                 ratio * patch_size.
             num_inference_steps: number of steps of the scheduler.
-            guidance_scale: classifier-free guidance scale; 1 disables guidance.
+            guidance_scale: classifier-free guidance scale; 1 disables guidance. A mapping from ratios, such
+                as {8: 2.0, 16: 3.0, 32: 4.0}, has one scale per ratio.
             guidance_channels: number of leading latent channels to guide; None for all, 3 for the original
                 DiT's guidance.
             scheduler: "ddpm", "ddim", "dpm++" or, for a flow, "euler", used in place of the pipeline's
@@ -295,16 +296,19 @@ class CATPipeline(DiffusionPipeline):
         ]
 
     def batches(
-        self, requests: Sequence[SampleRequest], *, guidance_scale: float = 1.5, max_tokens: int = MAX_TOKENS
+        self,
+        requests: Sequence[SampleRequest],
+        *,
+        guidance_scale: Guidance = 1.5,
+        max_tokens: int = MAX_TOKENS,
     ) -> list[list[int]]:
         """Return the indices of requests that share a forward pass; depends on the arguments only.
 
         Raises:
-            UserError: a request exceeds `max_tokens` by itself, or guidance is not finite.
+            UserError: a request exceeds `max_tokens` by itself, or guidance is not finite or lacks a ratio.
         """
-        if not abs(guidance_scale) <= torch.finfo(torch.float32).max:
-            raise UserError(f"guidance_scale {guidance_scale}: expected a finite number, such as 1.5")
-        passes = 1 if guidance_scale == 1 else 2
+        scales = guidance_scales(guidance_scale, [request.ratio for request in requests])
+        passes = 1 if all(scale == 1 for scale in scales) else 2
         _check_room(requests, passes, max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
         # requests of equal length next to each other share one attention call
@@ -317,7 +321,7 @@ class CATPipeline(DiffusionPipeline):
         requests: Sequence[SampleRequest],
         *,
         num_inference_steps: int = 250,
-        guidance_scale: float = 1.5,
+        guidance_scale: Guidance = 1.5,
         guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generators: Sequence[torch.Generator] | None = None,
@@ -400,7 +404,8 @@ class CATPipeline(DiffusionPipeline):
         """Load a pipeline that `save_pretrained` wrote, from a folder or from the Hugging Face hub.
 
         Args:
-            pretrained_model_name_or_path: the folder, or the name of a repository, "owner/name".
+            pretrained_model_name_or_path: the folder; "nano", the pipeline that ships with the package,
+                unless there is a local folder of this name; or the name of a repository, "owner/name".
             options: those of diffusers' `from_pretrained`, such as `torch_dtype` and `variant`; components by
                 name, used in place of those in the folder; and the settings of `CATPipeline`.
 
