@@ -22,6 +22,7 @@ from cat_fast.training.health.preemption import Preemption
 from cat_fast.training.health.run_status import RunStatus, StatusFile, lock_folder, record_failure
 from cat_fast.training.health.watchdog import Watchdog
 from cat_fast.training.metrics import throughput
+from cat_fast.training.metrics.evaluation_log import EVALUATIONS, PLOT
 from cat_fast.training.metrics.run_log import GRIDS, METRICS, RunLog, report
 from cat_fast.training.metrics.throughput import SUMMARY
 from cat_fast.training.metrics.trackers import TENSORBOARD, WANDB_ID
@@ -290,7 +291,8 @@ def _move_earlier_run(folder: Path) -> None:
     while (aside := folder / f"earlier_{number}").exists():
         number += 1
     aside.mkdir()
-    for name in (CHECKPOINTS, METRICS, TENSORBOARD, GRIDS, SUMMARY, WANDB_ID, RECORD):
+    logs = (METRICS, TENSORBOARD, GRIDS, EVALUATIONS, PLOT, SUMMARY, WANDB_ID)
+    for name in (CHECKPOINTS, *logs, RECORD):
         if (folder / name).exists():
             (folder / name).rename(aside / name)
     print(f"checkpoint.resume=never: the earlier run was moved to {aside}", flush=True)
