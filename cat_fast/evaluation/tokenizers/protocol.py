@@ -161,8 +161,9 @@ class OneDimensionalTokenizer:
         self.name, self.source, self.kind, self.device = name, source, kind, find_device(device)
         if not source.is_dir():
             raise UserError(f"{kind}:{source}: no such folder; expected {_WEIGHTS[kind]}")
+        load = _load_flextok if kind == "flextok" else _load_titok
         try:
-            self.model = (_load_flextok if kind == "flextok" else _load_titok)(source).eval().to(self.device)
+            self.model: Any = load(source).eval().to(self.device)
         except ImportError as error:
             raise UserError(f"{kind}: the package {_PACKAGES[kind]} is missing ({error})") from error
         except (OSError, RuntimeError, ValueError) as error:

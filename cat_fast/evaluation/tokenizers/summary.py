@@ -98,7 +98,10 @@ def write_images(path: Path, run: ReconstructionRun, results: Results) -> None:
 
 def rfid(originals: Sequence[Row], rows: Sequence[Row]) -> Estimate:
     """Return rFID of rows against their originals, with its interval where there are enough images."""
-    first, second = (torch.from_numpy(np.stack([row.features for row in side])) for side in (originals, rows))
+    first, second = (
+        torch.from_numpy(np.stack([row.features for row in side if row.features is not None]))
+        for side in (originals, rows)
+    )
 
     def compute(numbers: np.ndarray) -> float:
         gaussians = []

@@ -6,7 +6,7 @@ right one there, so character errors against the original's text are reported ne
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +98,7 @@ def edit_distance(first: str, second: str) -> int:
     return int(row[-1])
 
 
-def bin_edges(bins: dict[int, tuple[float, ...]], side: int) -> tuple[float, ...]:
+def bin_edges(bins: Mapping[int, tuple[float, ...]], side: int) -> tuple[float, ...]:
     """Return the edges for a resolution: those of the nearest one that is defined."""
     return bins[min(bins, key=lambda known: abs(np.log(known / side)))]
 
