@@ -1,10 +1,11 @@
-"""Memory, bandwidth and peak throughput of known GPUs."""
+"""Memory, bandwidth and peak throughput of known GPUs, and errors of exhausted memory."""
 
 from dataclasses import dataclass
 
 import torch
 
 GIB = 2**30
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a memory")
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,10 @@ def gpu_of(name: str) -> Gpu | None:
 def gpu_in_use() -> Gpu | None:
     """Return the GPU that this process uses; None on a CPU, or for a GPU that is not in `GPUS`."""
     return gpu_of(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an allocation that failed on a CPU or GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        fragment in str(error) for fragment in _OUT_OF_MEMORY
+    )
