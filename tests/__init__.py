@@ -1,0 +1,1 @@
+"""Tests of the project; a package, because installed libraries also have one of this name."""
