@@ -1,6 +1,7 @@
 """FLOPs of a diffusion transformer, counted by torch on the meta device; a multiply-accumulate is two."""
 
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,18 +16,35 @@ LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 
 
 class ForwardFlops:
-    """FLOPs of a forward pass, cached per length of a sequence and its text."""
+    """FLOPs of a forward pass over one sequence and its text."""
 
     def __init__(self, model: DiT) -> None:
         config = {key: value for key, value in model.config.items() if not key.startswith("_")}
         with META:
-            self.model = DiT(**config).eval()
-        self.of = cache(self._of)
+            self._model = DiT(**config).eval()
+        self._count = cache(self._counted)
 
-    def _of(self, length: int, text_length: int = 0) -> int:
+    def of(self, length: int, text_length: int = 0) -> int:
+        """Return the FLOPs of a sequence of `length` tokens with a text of `text_length` tokens."""
+        alone = self._count(length, 0)
+        if text_length == 0:
+            return alone
+        return alone + text_length * (self._count(length, 1) - alone)  # every text token costs the same
+
+    def _counted(self, length: int, text_length: int) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            predict_on_meta(self.model, length, text_length)
+            predict_on_meta(self._model, length, text_length)
         return counter.get_total_flops()
+
+
+_COUNTERS: "WeakKeyDictionary[DiT, ForwardFlops]" = WeakKeyDictionary()
+
+
+def forward_flops(model: DiT) -> ForwardFlops:
+    """Return the counter of a model; a model has one, which keeps its counts."""
+    if model not in _COUNTERS:
+        _COUNTERS[model] = ForwardFlops(model)
+    return _COUNTERS[model]
 
 
 def split_flops(counter: FlopCounterMode) -> dict[str, int]:

@@ -80,6 +80,7 @@ class RequestHandle:
     """Called on the engine's decoding thread."""
     _future: "Future[EngineOutput]" = field(default_factory=Future)
     _cancelled: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def result(self, timeout: float | None = None) -> EngineOutput:
         """Wait for the image.
@@ -119,15 +120,16 @@ class RequestHandle:
 
     def finish(self, output: EngineOutput) -> None:
         """Complete the request."""
-        self.status = "finished"
-        self._set(lambda: self._future.set_result(output))
+        self._set("finished", lambda: self._future.set_result(output))
 
     def fail(self, error: BaseException) -> None:
         """End the request with an error."""
-        self.status = "cancelled" if isinstance(error, Cancelled) else "failed"
-        self._set(lambda: self._future.set_exception(error))
+        status: Status = "cancelled" if isinstance(error, Cancelled) else "failed"
+        self._set(status, lambda: self._future.set_exception(error))
 
-    def _set(self, complete: Callable[[], None]) -> None:
-        # a coroutine that was cancelled has cancelled the future
-        if self._future.set_running_or_notify_cancel():
-            complete()
+    def _set(self, status: Status, complete: Callable[[], None]) -> None:
+        with self._lock:
+            # a coroutine that was cancelled has cancelled the future
+            if not self._future.done() and self._future.set_running_or_notify_cancel():
+                self.status = status
+                complete()

@@ -43,26 +43,25 @@ class FifoPacked:
 
 @dataclass(frozen=True)
 class CostAware:
-    """Shortest remaining time first, with ageing: remaining / (remaining + ageing * time since arrival).
+    """Shortest remaining time first, with ageing: remaining seconds - ageing * seconds since arrival.
 
-    Requests that cost little are not held up by those that cost much; the longer any waits, the earlier it goes.
+    Cheap requests are not held up by expensive ones; the longer any waits, the earlier it goes.
     """
 
     ageing: float = 0.1
     patience: int = 32
 
     def key(self, one: Waiting, now: float) -> float:
-        remaining = one.remaining_seconds
-        return remaining / (remaining + self.ageing * max(now - one.arrived, 0.0) + 1e-12) * (1 + remaining)
+        return one.remaining_seconds - self.ageing * (now - one.arrived)
 
 
 def select(requests: Sequence[Waiting], order: Order, max_rows: int, step: int, now: float) -> list[int]:
     """Return the indices of the requests that share step number `step`.
 
-    Requests that `patience` steps left out go first, the longest wait first: since each step includes at least
-    the first of them, none waits for more than `patience` steps and one per other request. The others follow
-    by priority and order. Whatever fits in the rest of the rows is added, so large requests do not block
-    small ones.
+    Requests that `patience` steps left out go first, the longest wait first: since each step includes at
+    least the first of them, none waits for more than `patience` steps and one per other request. The others
+    follow by priority and order. Whatever fits in the rest of the rows is added, so large requests do not
+    block small ones.
     """
     ranked = sorted(range(len(requests)), key=lambda i: _rank(requests[i], order, step, now))
     chosen, free = [], max_rows

@@ -49,11 +49,11 @@ class EngineRequest:
         if self.num_inference_steps < 1:
             raise UserError(f"num_inference_steps: expected at least 1, got {self.num_inference_steps}")
         if not abs(self.guidance_scale) <= MAX_FLOAT32:
-            raise UserError(
-                f"guidance_scale {self.guidance_scale}: expected a finite number, such as 1.5"
-            )
+            raise UserError(f"guidance_scale {self.guidance_scale}: expected a finite number, such as 1.5")
         if self.preview_every < 0:
-            raise UserError(f"preview_every: expected a number of steps, 0 for none, got {self.preview_every}")
+            raise UserError(
+                f"preview_every: expected a number of steps, 0 for none, got {self.preview_every}"
+            )
         if self.deadline is not None and not (self.deadline > 0 and math.isfinite(self.deadline)):
             raise UserError(f"deadline: expected a positive number of seconds, got {self.deadline}")
 
