@@ -83,6 +83,11 @@ class Solver:
         return len(self._scheduler.timesteps)
 
     @property
+    def timesteps(self) -> torch.Tensor:
+        """Timesteps of all steps."""
+        return self._scheduler.timesteps
+
+    @property
     def timestep(self) -> torch.Tensor:
         """Timestep of the next step."""
         return self._scheduler.timesteps[self.step]

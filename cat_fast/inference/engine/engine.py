@@ -93,6 +93,7 @@ class StepReport:
 
     number: int
     handles: tuple[RequestHandle, ...]
+    states: tuple[SamplingState, ...]
     requests: tuple[PackedRequest, ...]
     rows: int
     max_rows: int
@@ -324,6 +325,7 @@ class PackedEngine:
         report = StepReport(
             number=self._step,
             handles=tuple(entry.handle for entry in predictions),
+            states=tuple(entry.state for entry in predictions if entry.state is not None),
             requests=tuple(map(_place, predictions)),
             rows=rows,
             max_rows=self.max_tokens,
@@ -340,10 +342,6 @@ class PackedEngine:
             self._changed.notify_all()
         self.statistics.step(report, denoised - denoising, time.perf_counter() - begun)
         return report
-
-    def state_of(self, handle: RequestHandle) -> SamplingState | None:
-        """Return the state of a request between two steps, for callbacks that change its tokens."""
-        return next((entry.state for entry in self._entries if entry.handle is handle), None)
 
     def _prepare(self, entry: _Entry, now: float) -> bool:
         """Prepare a request before its first step; return False if that failed."""

@@ -23,7 +23,8 @@ from PIL import Image
 from cat_fast.data.files import atomic_write
 from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
-from cat_fast.generator.sampling import Sampler, check_guidance_channels, set_steps
+from cat_fast.generator.sampling import check_guidance_channels
+from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
 from cat_fast.inference.pipeline.folder import pipeline_digest
 
