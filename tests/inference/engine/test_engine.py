@@ -79,7 +79,7 @@ def test_a_request_joins_the_next_step(pipeline):
 def test_images_too_large_for_the_budget_are_refused(pipeline):
     engine = PackedEngine(pipeline, 16)
     engine.submit(request(8, guidance_scale=1.0))
-    with pytest.raises(UserError, match="max_tokens 16 is too small: .* 32 with the unconditional copy"):
+    with pytest.raises(UserError, match=r"max_tokens 16 is too small: .* 32 with the unconditional copy"):
         engine.submit(request(8))
     with pytest.raises(UserError, match="at least 1, got 0"):
         PackedEngine(pipeline, 0)
