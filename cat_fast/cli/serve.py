@@ -46,7 +46,7 @@ def serve(
         float | None,
         typer.Option(
             min=0.0,
-            help="Seconds of waiting per point of complexity after which requests with allow_coarser get fewer"
+            help="Seconds of waiting per point of complexity after which images with allow_coarser get fewer"
             " tokens.",
             show_default=False,
         ),
