@@ -108,6 +108,11 @@ class CostModel:
                 seconds = known + 4 * _ADAPTATION * (seconds - known)
             self._decode_seconds[ratio, grid] = seconds
 
+    def assume(self, flops_per_second: float) -> None:
+        """Predict with a constant rate instead of measured steps."""
+        with self._lock:
+            self._points, self._correction = [(0.0, 0.0), (1e18, 1e18 / flops_per_second)], 1.0
+
     def calibrate(self, packs: Sequence[Sequence[EngineRequest]], *, repeats: int = 3) -> None:
         """Measure steps of the given packs, and the decoder on their ratios.
 

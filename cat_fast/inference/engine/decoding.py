@@ -1,8 +1,8 @@
 """Decoding of finished latents and previews, batched by ratio and shape, next to the denoising thread."""
 
 import threading
-import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -33,8 +33,11 @@ class _Item:
 class Decoding:
     """Queue of latents; finished images go before previews."""
 
-    def __init__(self, stages: Stages, cost: CostModel, statistics: EngineStatistics) -> None:
+    def __init__(
+        self, stages: Stages, cost: CostModel, statistics: EngineStatistics, clock: Callable[[], float]
+    ) -> None:
         self._stages, self._cost, self._statistics = stages, cost, statistics
+        self._clock = clock
         self._finished: deque[_Item] = deque()
         self._previews: dict[RequestHandle, _Item] = {}
         self._in_progress: list[_Item] = []
@@ -61,7 +64,7 @@ class Decoding:
 
     def add(self, handle: RequestHandle, latent: torch.Tensor, sample: SampleRequest, *, alone: bool) -> None:
         """Queue a finished latent."""
-        item = _Item(handle, latent, sample, alone, time.perf_counter())
+        item = _Item(handle, latent, sample, alone, self._clock())
         if not handle.request.decode:
             self._complete(item, None)
             return
@@ -71,7 +74,7 @@ class Decoding:
 
     def preview(self, handle: RequestHandle, latent: torch.Tensor, sample: SampleRequest) -> None:
         """Queue a preview; it replaces an earlier one of the same request that is still waiting."""
-        item = _Item(handle, latent, sample, False, time.perf_counter(), handle.record.steps_done + 1)
+        item = _Item(handle, latent, sample, False, self._clock(), handle.record.steps_done + 1)
         with self._lock:
             self._previews[handle] = item
         self._kick()
@@ -118,7 +121,7 @@ class Decoding:
             return batch
 
     def _decode(self, batch: list[_Item]) -> None:
-        start = time.perf_counter()
+        start = self._clock()
         try:
             images = self._stages.decode([item.latent for item in batch], batch[0].sample.ratio)
         except Exception as error:
@@ -129,7 +132,7 @@ class Decoding:
             for item in batch:  # the error belongs to one of them
                 self._decode([item])
             return
-        seconds = (time.perf_counter() - start) / len(batch)
+        seconds = (self._clock() - start) / len(batch)
         self._statistics.seconds_decoding += seconds * len(batch)
         for item, image in zip(batch, images, strict=True):
             self._cost.measured_decoding(item.sample.ratio, item.sample.grid, seconds)
@@ -140,6 +143,6 @@ class Decoding:
 
     def _complete(self, item: _Item, image: torch.Tensor | None) -> None:
         record = item.handle.record
-        record.seconds_decoding = time.perf_counter() - item.queued
+        record.seconds_decoding = self._clock() - item.queued
         self._statistics.predicted(record, alone=item.alone)
         item.handle.finish(EngineOutput(latent=item.latent, image=image, record=record))

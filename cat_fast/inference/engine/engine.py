@@ -111,6 +111,7 @@ class PackedEngine:
         coarser_after: predicted seconds of waiting, times the complexity score, after which requests that
             allow it move to a coarser ratio, simple images first. None never moves them.
         stages: by default those of the pipeline.
+        clock: returns the time in seconds; benchmarks pass a simulated one.
         on_step: called after each step, before finished latents are decoded.
     """
 
@@ -123,6 +124,7 @@ class PackedEngine:
         max_queue: int | None = None,
         coarser_after: float | None = None,
         stages: Stages | None = None,
+        clock: Callable[[], float] = time.perf_counter,
         on_step: Callable[[StepReport], None] | None = None,
     ) -> None:
         if max_tokens < 1:
@@ -130,7 +132,7 @@ class PackedEngine:
         self.max_tokens = max_tokens
         self.order: Order = order or CostAware()
         self.max_queue, self.coarser_after = max_queue, coarser_after
-        self.on_step = on_step
+        self.on_step, self.clock = on_step, clock
         self.stages = stages or Stages(pipeline)
         self.cost = CostModel(self.stages)
         self.statistics = EngineStatistics()
@@ -144,7 +146,7 @@ class PackedEngine:
         self._rows_reduced_at = 0
         self._closing: Literal["drain", "stop"] | None = None
         self._thread: threading.Thread | None = None
-        self._decoding = Decoding(self.stages, self.cost, self.statistics)
+        self._decoding = Decoding(self.stages, self.cost, self.statistics, clock)
 
     # submission
 
@@ -193,7 +195,7 @@ class PackedEngine:
                 sample=sample,
                 cost=cost,
                 number=number,
-                arrived=time.perf_counter(),
+                arrived=self.clock(),
                 last_step=self._step,
             )
             if self._entries:
@@ -294,7 +296,7 @@ class PackedEngine:
             self._run_step()
 
     def _run_step(self) -> StepReport | None:
-        begun = time.perf_counter()
+        begun = self.clock()
         with self._changed:
             self._drop_cancelled()
             if not self._entries:
@@ -315,9 +317,9 @@ class PackedEngine:
         for entry in ready:
             entry.last_step = self._step
         rows = sum(entry.rows for entry in ready)
-        denoising = time.perf_counter()
+        denoising = self.clock()
         predictions = self._denoise(ready)
-        denoised = time.perf_counter()
+        denoised = self.clock()
         if len(predictions) == len(ready) > 0:
             self.cost.measured_step(sum(entry.cost.step_flops for entry in ready), denoised - denoising)
         for entry in predictions:
@@ -329,7 +331,7 @@ class PackedEngine:
             requests=tuple(map(_place, predictions)),
             rows=rows,
             max_rows=self.max_tokens,
-            seconds=time.perf_counter() - begun,
+            seconds=self.clock() - begun,
         )
         self.last_step = report
         if self.on_step is not None:
@@ -340,7 +342,7 @@ class PackedEngine:
         with self._changed:
             self._entries = [entry for entry in self._entries if not self._left(entry)]
             self._changed.notify_all()
-        self.statistics.step(report, denoised - denoising, time.perf_counter() - begun)
+        self.statistics.step(report, denoised - denoising, self.clock() - begun)
         return report
 
     def _prepare(self, entry: _Entry, now: float) -> bool:
@@ -395,7 +397,7 @@ class PackedEngine:
         assert entry.state is not None
         assert entry.started is not None
         handle = entry.handle
-        handle.record.seconds_denoising = time.perf_counter() - entry.started
+        handle.record.seconds_denoising = self.clock() - entry.started
         latent = self.stages.latent(entry.state)
         handle.status = "decoding"
         self._decoding.add(handle, latent, entry.sample, alone=entry.alone)
@@ -446,7 +448,7 @@ class PackedEngine:
         return len(samples) - 1, predicted
 
     def _forecast(self, request: EngineRequest, sample: SampleRequest, cost: Cost) -> float:
-        now = time.perf_counter()
+        now = self.clock()
         own = Work(
             request.num_inference_steps,
             request.passes * sample.num_tokens,
