@@ -89,7 +89,7 @@ class PackedRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step of the engine did."""
+    """One step of the engine: its requests, rows and time."""
 
     number: int
     handles: tuple[RequestHandle, ...]

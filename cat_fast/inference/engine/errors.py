@@ -2,7 +2,7 @@
 
 
 class QueueFull(RuntimeError):
-    """As many requests as allowed are unfinished."""
+    """The limit of unfinished requests is reached."""
 
     def __init__(self, unfinished: int, retry_after: float) -> None:
         super().__init__(f"{unfinished} requests are unfinished, the limit; retry in {retry_after:.0f} s")

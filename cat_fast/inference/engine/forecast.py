@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class Work(NamedTuple):
-    """What is left of one request."""
+    """Remaining work of one request."""
 
     steps: int
     rows: int

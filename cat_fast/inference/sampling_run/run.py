@@ -135,7 +135,7 @@ class SampleRun:
                 on_progress(share)
 
             images = self.pipeline.draw(
-                [self.requests[i] for i in batch],  # the complete batch: other neighbours give other bits
+                [self.requests[i] for i in batch],  # the complete batch: see docs/decisions.md
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=settings.guidance_scale,
                 guidance_channels=settings.guidance_channels,

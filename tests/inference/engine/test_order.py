@@ -1,4 +1,4 @@
-"""Which requests share a step: nothing blocks, nothing starves, and rows are filled."""
+"""Selection of the requests of a step: nothing blocks, nothing starves, and rows are filled."""
 
 import random
 from types import SimpleNamespace
