@@ -39,9 +39,7 @@ def serve(
     max_queue: Annotated[
         int, typer.Option(min=1, help="Unfinished images; further requests are refused.")
     ] = 256,
-    requests_per_minute: Annotated[
-        int, typer.Option(min=0, help="Limit per client; 0 for no limit.")
-    ] = 1200,
+    requests_per_minute: Annotated[int, typer.Option(min=0, help="Limit per client; 0 for no limit.")] = 1200,
     coarser_after: Annotated[
         float | None,
         typer.Option(

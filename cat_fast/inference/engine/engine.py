@@ -372,7 +372,8 @@ class PackedEngine:
             memory = is_out_of_memory(error)
             if memory:
                 self.statistics.out_of_memory += 1
-                self._rows_allowed = max(sum(entry.rows for entry in entries) // 2, 1)
+                half_rows = sum(entry.rows for entry in entries) // 2
+                self._rows_allowed = max(min(self._rows_allowed, half_rows), 1)
                 self._rows_reduced_at = self._step
             if len(entries) == 1:
                 entries[0].handle.fail(_explained(error, entries[0].rows) if memory else error)

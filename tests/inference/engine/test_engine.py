@@ -37,7 +37,8 @@ def passes(monkeypatch):
     seen, forward = [], DiT.forward
 
     def recorded(self, packed, *arguments, **options):
-        seen.append(packed)
+        if packed.device.type != "meta":  # FLOPs are counted there
+            seen.append(packed)
         return forward(self, packed, *arguments, **options)
 
     monkeypatch.setattr(DiT, "forward", recorded)
@@ -195,13 +196,15 @@ def test_out_of_memory_halves_the_batch_and_continues(pipeline):
     engine = PackedEngine(pipeline, 100, stages=stages)
     handles = [engine.submit(request(16, seed=seed)) for seed in range(8)]
     big = engine.submit(request(8))
+    engine.step()
+    first, stages.seen[:] = list(stages.seen), []
     engine.run()
+    assert first[0] == 96
+    assert max(stages.seen) <= 20, "later steps must keep to the halved budget"
     assert [handle.status for handle in handles] == ["finished"] * 8
     assert engine.statistics.out_of_memory > 0
     with pytest.raises(UserError, match="out of memory with a single image of 32 tokens per step"):
         big.result()
-    after = stages.seen[stages.seen.index(32) + 1 :]
-    assert max(after) <= 20, "later steps must keep to the halved budget"
 
 
 def test_previews_come_every_k_steps_and_change_no_bits(pipeline):

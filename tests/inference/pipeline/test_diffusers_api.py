@@ -233,13 +233,16 @@ def test_guidance_scale_changes_the_image_and_1_disables_it(pipeline, monkeypatc
     rows = []
     forward = DiT.forward
 
-    def count(packed):
-        return int((packed.grid == 2).all(1).sum())  # without the null sequences that fill up the pack
+    def record(packed):
+        if packed.device.type != "meta":  # FLOPs are counted there
+            rows.append(
+                int((packed.grid == 2).all(1).sum())
+            )  # null sequences that fill up the pack are smaller
 
     monkeypatch.setattr(
         DiT,
         "forward",
-        lambda self, packed, *a, **k: rows.append(count(packed)) or forward(self, packed, *a, **k),
+        lambda self, packed, *a, **k: record(packed) or forward(self, packed, *a, **k),
     )
     plain, guided = draw(pipeline, guidance_scale=1), draw(pipeline, guidance_scale=4.0)
     assert np.abs(plain - guided).max() > 0.005
