@@ -15,6 +15,7 @@ import uvicorn
 
 from cat_fast.errors import UserError
 from cat_fast.inference.server.app import create_app
+from cat_fast.inference.server.limits import log_line
 from cat_fast.inference.server.service import Service, prepare_in_background
 from cat_fast.inference.server.settings import ServerSettings
 
@@ -86,10 +87,16 @@ def serve(service: Service, bound: socket.socket) -> int:
     host, port = bound.getsockname()[:2]
     print(f"serving {service.settings.name} on http://{host}:{port}", file=sys.stderr, flush=True)
     asyncio.run(server.serve(sockets=[bound]))
-    if service.lost:
-        print(
-            f"{len(service.lost)} images were not finished within the drain limit",
-            file=sys.stderr,
-            flush=True,
-        )
+    totals = service.engine.statistics
+    log_line(
+        {
+            "event": "stopped",
+            "submitted": totals.submitted,
+            "finished": totals.finished,
+            "cancelled": totals.cancelled,
+            "failed": totals.failed,
+            "refused": dict(totals.refusals),
+            "lost": len(service.lost),
+        }
+    )
     return 0
