@@ -15,89 +15,28 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import torch
 
 from cat_fast.errors import UserError
-from cat_fast.generator.sampling import SampleRequest, SamplingState
 from cat_fast.hardware import is_out_of_memory
-from cat_fast.inference.engine.cost import Cost, CostModel
+from cat_fast.inference.engine.admission import Admission, InFlight, check_room
+from cat_fast.inference.engine.cost import CostModel
 from cat_fast.inference.engine.decoding import Decoding
+from cat_fast.inference.engine.entry import Entry
 from cat_fast.inference.engine.errors import Cancelled, DeadlineUnreachable, Draining, QueueFull
-from cat_fast.inference.engine.forecast import Work, finish_seconds
 from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
 from cat_fast.inference.engine.order import CostAware, Order, select
+from cat_fast.inference.engine.report import StepReport
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.engine.stages import Models, Stages
 from cat_fast.inference.engine.statistics import EngineStatistics
 
 _RECOVER_STEPS = 100
 """Steps after which a row budget that was halved by an out-of-memory error doubles again."""
-
-
-@dataclass(kw_only=True, eq=False)
-class _Entry:
-    """An unfinished request in the engine; see `order.Waiting`."""
-
-    handle: RequestHandle
-    sample: SampleRequest
-    cost: Cost
-    number: int
-    arrived: float
-    last_step: int
-    state: SamplingState | None = None
-    started: float | None = None
-    alone: bool = True
-    """Whether no other request has been in the engine at the same time."""
-
-    @property
-    def priority(self) -> int:
-        return self.handle.request.priority
-
-    @property
-    def rows(self) -> int:
-        return self.handle.request.passes * self.sample.num_tokens
-
-    @property
-    def remaining_steps(self) -> int:
-        return self.handle.record.steps - self.handle.record.steps_done
-
-    @property
-    def remaining_seconds(self) -> float:
-        return self.cost.step_seconds * self.remaining_steps
-
-    @property
-    def work(self) -> Work:
-        decoding = self.cost.seconds - self.cost.step_seconds * self.handle.record.steps
-        return Work(self.remaining_steps, self.rows, self.cost.step_flops, decoding)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedRequest:
-    """One request's place in a step."""
-
-    id: int
-    ratio: int
-    tokens: int
-    passes: int
-    step: int
-    steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """One step of the engine: its requests, rows and time."""
-
-    number: int
-    handles: tuple[RequestHandle, ...]
-    states: tuple[SamplingState, ...]
-    requests: tuple[PackedRequest, ...]
-    rows: int
-    max_rows: int
-    seconds: float
 
 
 class PackedEngine:
@@ -131,7 +70,7 @@ class PackedEngine:
             raise UserError(f"max_tokens: expected at least 1, got {max_tokens}")
         self.max_tokens = max_tokens
         self.order: Order = order or CostAware()
-        self.max_queue, self.coarser_after = max_queue, coarser_after
+        self.max_queue = max_queue
         self.on_step, self.clock = on_step, clock
         self.stages = stages or Stages(pipeline)
         self.cost = CostModel(self.stages)
@@ -139,13 +78,14 @@ class PackedEngine:
         self.last_step: StepReport | None = None
         self._encoder = pipeline.text_encoder
         self._numbers = itertools.count()
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
         self._changed = threading.Condition()
         self._step = 0
         self._rows_allowed = max_tokens
         self._rows_reduced_at = 0
         self._closing: Literal["drain", "stop"] | None = None
         self._thread: threading.Thread | None = None
+        self.admission = Admission(self.cost, self.statistics, self.order, max_tokens, coarser_after)
         self._decoding = Decoding(self.stages, self.cost, self.statistics, clock)
 
     # submission
@@ -172,8 +112,10 @@ class PackedEngine:
                 raise Draining
             if self.max_queue is not None and len(self._entries) >= self.max_queue:
                 self.statistics.refused("queue_full")
-                raise QueueFull(len(self._entries), self._seconds_to_next_exit())
-            chosen, predicted = self._choose_sample(request, samples, costs)
+                raise QueueFull(
+                    len(self._entries), max(1.0, min(entry.remaining_seconds for entry in self._entries))
+                )
+            chosen, predicted = self.admission.choose(request, samples, costs, self._in_flight())
             if request.deadline is not None and predicted is not None and predicted > request.deadline:
                 self.statistics.refused("deadline")
                 raise DeadlineUnreachable(request.deadline, predicted)
@@ -190,7 +132,7 @@ class PackedEngine:
             number = next(self._numbers)
             handle = RequestHandle(id=number, request=request, record=record, on_preview=on_preview)
             handle.add_done_callback(self.statistics.ended)
-            entry = _Entry(
+            entry = Entry(
                 handle=handle,
                 sample=sample,
                 cost=cost,
@@ -215,7 +157,7 @@ class PackedEngine:
         text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
         cost = self.cost.cost(request, request.sample, text_tokens)
         with self._changed:
-            return self._forecast(request, request.sample, cost)
+            return self.admission.forecast(request, request.sample, cost, self._in_flight())
 
     @property
     def unfinished(self) -> int:
@@ -328,7 +270,7 @@ class PackedEngine:
             number=self._step,
             handles=tuple(entry.handle for entry in predictions),
             states=tuple(entry.state for entry in predictions if entry.state is not None),
-            requests=tuple(map(_place, predictions)),
+            requests=tuple(entry.place for entry in predictions),
             rows=rows,
             max_rows=self.max_tokens,
             seconds=self.clock() - begun,
@@ -340,17 +282,17 @@ class PackedEngine:
             if entry.state is not None and entry.state.finished and not entry.handle.done():
                 self._isolated(entry, self._finish_denoising)
         with self._changed:
-            self._entries = [entry for entry in self._entries if not self._left(entry)]
+            self._entries = [entry for entry in self._entries if not entry.has_left]
             self._changed.notify_all()
         self.statistics.step(report, denoised - denoising, self.clock() - begun)
         return report
 
-    def _prepare(self, entry: _Entry, now: float) -> bool:
+    def _prepare(self, entry: Entry, now: float) -> bool:
         """Prepare a request before its first step; return False if that failed."""
         if entry.state is not None:
             return True
 
-        def first(entry: _Entry) -> None:
+        def first(entry: Entry) -> None:
             entry.state = self.stages.prepare(replace(entry.handle.request, sample=entry.sample))
             entry.started = now
             entry.handle.status = "denoising"
@@ -358,7 +300,7 @@ class PackedEngine:
 
         return self._isolated(entry, first)
 
-    def _denoise(self, entries: Sequence[_Entry]) -> "dict[_Entry, torch.Tensor]":
+    def _denoise(self, entries: Sequence[Entry]) -> "dict[Entry, torch.Tensor]":
         """Return the predictions of requests; failures are narrowed down by halving the batch.
 
         A request that fails by itself gets the error. Out of memory, smaller batches follow.
@@ -383,7 +325,7 @@ class PackedEngine:
         half = len(entries) // 2
         return self._denoise(entries[:half]) | self._denoise(entries[half:])
 
-    def _advance(self, entry: _Entry, prediction: torch.Tensor) -> None:
+    def _advance(self, entry: Entry, prediction: torch.Tensor) -> None:
         request, record, state = entry.handle.request, entry.handle.record, entry.state
         assert state is not None
         every = request.preview_every
@@ -394,7 +336,7 @@ class PackedEngine:
         self.stages.scheduler_step(state, prediction)
         record.steps_done += 1
 
-    def _finish_denoising(self, entry: _Entry) -> None:
+    def _finish_denoising(self, entry: Entry) -> None:
         assert entry.state is not None
         assert entry.started is not None
         handle = entry.handle
@@ -403,7 +345,7 @@ class PackedEngine:
         handle.status = "decoding"
         self._decoding.add(handle, latent, entry.sample, alone=entry.alone)
 
-    def _isolated(self, entry: _Entry, function: Callable[..., None], *arguments: Any) -> bool:
+    def _isolated(self, entry: Entry, function: Callable[..., None], *arguments: Any) -> bool:
         """Run a stage of one request; its error ends this request only."""
         try:
             function(entry, *arguments)
@@ -412,106 +354,17 @@ class PackedEngine:
             return False
         return True
 
+    def _in_flight(self) -> InFlight:
+        return InFlight(
+            entries=self._entries, decoding_seconds=self._decoding.backlog_seconds, now=self.clock()
+        )
+
     def _drop_cancelled(self) -> None:
         for entry in self._entries:
             if entry.handle.is_cancelled and not entry.handle.done():
                 record = entry.handle.record
                 entry.handle.fail(Cancelled(record.steps_done, record.steps))
         self._entries = [entry for entry in self._entries if not entry.handle.is_cancelled]
-
-    @staticmethod
-    def _left(entry: _Entry) -> bool:
-        return entry.handle.status in ("decoding", "finished", "failed", "cancelled")
-
-    # admission
-
-    def _choose_sample(
-        self, request: EngineRequest, samples: Sequence[SampleRequest], costs: Sequence[Cost]
-    ) -> tuple[int, float | None]:
-        """Return which of the samples is drawn, and its predicted seconds; None without calibration.
-
-        A coarser one is chosen if a finer one would wait longer than the request's patience.
-        """
-        if not self.cost.calibrated:
-            if request.deadline is not None or (request.coarser and self.coarser_after is not None):
-                raise UserError(
-                    "deadlines and coarser ratios under load need a calibrated engine: calibrate()"
-                )
-            return 0, None
-        predicted = 0.0
-        for i, (sample, cost) in enumerate(zip(samples, costs, strict=True)):
-            predicted = self._forecast(request, sample, cost)
-            patience = None if self.coarser_after is None else self.coarser_after * request.complexity
-            late = patience is not None and predicted - cost.seconds > patience
-            late |= request.deadline is not None and predicted > request.deadline
-            if not late:
-                return i, predicted
-        return len(samples) - 1, predicted
-
-    def _forecast(self, request: EngineRequest, sample: SampleRequest, cost: Cost) -> float:
-        now = self.clock()
-        own = Work(
-            request.num_inference_steps,
-            request.passes * sample.num_tokens,
-            cost.step_flops,
-            cost.seconds - cost.step_seconds * request.num_inference_steps,
-        )
-        if not self._entries:
-            return cost.seconds
-        new = _Entry(
-            handle=RequestHandle(
-                id=-1,
-                request=request,
-                record=RequestRecord(
-                    ratio=sample.ratio, tokens=sample.num_tokens, steps=request.num_inference_steps
-                ),
-            ),
-            sample=sample,
-            cost=cost,
-            number=2**62,
-            arrived=now,
-            last_step=self._step,
-        )
-        ranked = sorted(
-            [*self._entries, new],
-            key=lambda one: (-one.priority, self.order.key(one, now), one.number),
-        )
-        works = [own if one is new else one.work for one in ranked]
-        seconds = finish_seconds(
-            works, ranked.index(new), self.max_tokens, self.cost.step_seconds, self._decoding.backlog_seconds
-        )
-        return seconds * self.statistics.load_correction
-
-    def _seconds_to_next_exit(self) -> float:
-        soonest = min((entry.remaining_seconds for entry in self._entries), default=1.0)
-        return max(1.0, soonest)
-
-
-def check_room(requests: Sequence[SampleRequest], passes: int, max_tokens: int) -> None:
-    """Raise UserError if an image, with its unconditional copy if `passes` is 2, exceeds `max_tokens`."""
-    longest = max(range(len(requests)), key=lambda i: requests[i].num_tokens, default=None)
-    if longest is None:
-        return
-    request = requests[longest]
-    needed = passes * request.num_tokens
-    if needed > max_tokens:
-        guided = f", {needed} with the unconditional copy for guidance" if passes == 2 else ""
-        raise UserError(
-            f"max_tokens {max_tokens} is too small: image {longest} at {request.ratio}x has"
-            f" {request.num_tokens} tokens{guided}; raise it to at least {needed}"
-        )
-
-
-def _place(entry: _Entry) -> PackedRequest:
-    record = entry.handle.record
-    return PackedRequest(
-        id=entry.handle.id,
-        ratio=record.ratio,
-        tokens=record.tokens,
-        passes=entry.handle.request.passes,
-        step=record.steps_done,
-        steps=record.steps,
-    )
 
 
 def _explained(error: Exception, rows: int) -> UserError:

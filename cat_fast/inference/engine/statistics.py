@@ -3,12 +3,9 @@
 import threading
 from collections import Counter, deque
 from statistics import median
-from typing import TYPE_CHECKING
 
 from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
-
-if TYPE_CHECKING:
-    from cat_fast.inference.engine.engine import StepReport
+from cat_fast.inference.engine.report import StepReport
 
 _WINDOW = 200
 """Number of requests over which errors of predictions are taken."""
@@ -74,7 +71,7 @@ class EngineStatistics:
             else:
                 self.cancelled += 1
 
-    def step(self, report: "StepReport", in_transformer: float, seconds: float) -> None:
+    def step(self, report: StepReport, in_transformer: float, seconds: float) -> None:
         """Count a step."""
         self.steps += 1
         self.rows += report.rows

@@ -41,8 +41,10 @@ from cat_fast.generator.noise import CounterNoise
 from cat_fast.generator.sampling import SamplingState, passes_of
 from cat_fast.generator.solvers import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
-from cat_fast.inference.engine.engine import PackedEngine, StepReport, check_room
+from cat_fast.inference.engine.admission import check_room
+from cat_fast.inference.engine.engine import PackedEngine
 from cat_fast.inference.engine.order import FifoPacked
+from cat_fast.inference.engine.report import StepReport
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
 from cat_fast.inference.pipeline.folder import INDEX, check_folder, find_damage, find_folder

@@ -275,7 +275,7 @@ def test_simple_images_move_to_a_coarser_ratio_first(pipeline):
         engine.predict_seconds(request(8, seed=2))
         - engine.cost.cost(request(8), request(8).sample, 0).seconds
     )
-    engine.coarser_after = waits / 5  # between the patience of a simple and of a complex image
+    engine.admission.coarser_after = waits / 5  # between the patience of a simple and of a complex image
     simple = engine.submit(request(8, coarser=coarser, complexity=1.0, seed=2))
     complex_ = engine.submit(request(8, coarser=coarser, complexity=9.0, seed=2))
     fixed = engine.submit(request(8, complexity=1.0, seed=2))
