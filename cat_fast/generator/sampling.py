@@ -10,7 +10,8 @@ block that the machine's matrix products are invariant to, an image's bits do no
 steps.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ from cat_fast.generator.solvers import Solver
 from cat_fast.integers import store_integers
 from cat_fast.kernels.pack.op import pack, unpack
 from cat_fast.packing import PackedSequence
+
+Guidance = float | Mapping[int, float]
+"""Scale of classifier-free guidance; 1 disables it. A mapping has one scale per ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +130,17 @@ def prepare(
     return SamplingState(
         request=request,
         tokens=tokens.to(device),
-        solver=Solver(scheduler, noise),
+        solver=Solver(scheduler, noise, shift=_shift(model, request)),
         guidance=guidance,
         guidance_channels=guidance_channels,
         text=None if text is None else text.to(device),
     )
+
+
+def _shift(model: DiT, request: SampleRequest) -> float | None:
+    """Return the shift of a flow's noise levels for the length of an image, as in training; None for none."""
+    shift_tokens = getattr(model.config, "noise_shift_tokens", None)
+    return None if shift_tokens is None else math.sqrt(request.num_tokens / shift_tokens)
 
 
 def check_guidance_channels(count: int | None, in_channels: int) -> None:
@@ -139,6 +149,21 @@ def check_guidance_channels(count: int | None, in_channels: int) -> None:
         raise UserError(
             f"guidance_channels: expected 1 .. {in_channels}, the number of latent channels, got {count}"
         )
+
+
+def guidance_scales(guidance: Guidance, ratios: Sequence[int]) -> list[float]:
+    """Return the guidance scale of each ratio in a list.
+
+    Raises:
+        UserError: a mapping lacks a ratio, or a scale is not finite.
+    """
+    if isinstance(guidance, Mapping) and (missing := {*ratios} - {*guidance}):
+        raise UserError(f"guidance: expected a scale for {min(missing)}x, got {dict(guidance)}")
+    scales = [guidance[ratio] if isinstance(guidance, Mapping) else guidance for ratio in ratios]
+    for scale in scales:
+        if not abs(scale) <= torch.finfo(torch.float32).max:
+            raise UserError(f"guidance_scale {scale}: expected a finite number, such as 1.5")
+    return scales
 
 
 @torch.no_grad()

@@ -70,10 +70,14 @@ class Solver:
         scheduler: with timesteps set, from `set_steps`; the solver works on a copy, which holds the history
             of multistep solvers.
         noise: of the image; step k of a stochastic solver adds draw k + 1.
+        shift: of a flow's noise levels; None for those of the scheduler.
     """
 
-    def __init__(self, scheduler: Any, noise: CounterNoise) -> None:
+    def __init__(self, scheduler: Any, noise: CounterNoise, shift: float | None = None) -> None:
         self._scheduler = copy.deepcopy(scheduler)
+        if shift is not None and isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            self._scheduler.set_shift(shift)
+            self._scheduler.set_timesteps(len(scheduler.timesteps))
         self._noise = noise
         self.step = 0
         """Number of steps done."""

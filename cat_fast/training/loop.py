@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from cat_fast.data.files import write_json
 from cat_fast.errors import UserError, first_line
+from cat_fast.training.checkpoints.initial_weights import RECORD, describe_initial_weights
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.checkpoints.write_errors import as_write_error, write_on_main, write_together
 from cat_fast.training.config.settings import RunConfig
@@ -109,6 +111,8 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
         Preemption().listening() as preemption,
     ):
         first = _resume(task, store, config)
+        if config.initial_weights and not first:
+            write_on_main(lambda: _record_initial_weights(config), folder, "the initial weights", ranks)
         watchdog.progress("rehearsing")
         rehearse(task, config, store, folder / EXPORT, first)
         if status:
@@ -254,6 +258,12 @@ def _resume(task: Task, store: CheckpointStore, config: RunConfig) -> int:
     return step
 
 
+def _record_initial_weights(config: RunConfig) -> None:
+    record = describe_initial_weights(config.initial_weights)
+    write_json(Path(config.output_dir) / RECORD, record)
+    print(f"starting from the weights {record['weights']} of {config.initial_weights}", flush=True)
+
+
 def _move_earlier_run(folder: Path) -> None:
     """Move the files of an earlier run to a subfolder before a new run starts; nothing is deleted."""
     if not list((folder / CHECKPOINTS).glob("step_*")):
@@ -262,7 +272,7 @@ def _move_earlier_run(folder: Path) -> None:
     while (aside := folder / f"earlier_{number}").exists():
         number += 1
     aside.mkdir()
-    for name in (CHECKPOINTS, METRICS, TENSORBOARD, GRIDS, SUMMARY, WANDB_ID):
+    for name in (CHECKPOINTS, METRICS, TENSORBOARD, GRIDS, SUMMARY, WANDB_ID, RECORD):
         if (folder / name).exists():
             (folder / name).rename(aside / name)
     print(f"checkpoint.resume=never: the earlier run was moved to {aside}", flush=True)

@@ -1,5 +1,6 @@
 """Sampling: images depend only on their own request, and steps equal those of diffusers' schedulers."""
 
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from diffusers.schedulers import scheduling_ddpm
 
 from cat_fast.errors import UserError
 from cat_fast.generator import SampleRequest, make_schedule, paper_schedule
-from cat_fast.generator.diffusion import load_schedule
+from cat_fast.generator.diffusion import load_schedule, shift_noise
 from cat_fast.generator.noise import CounterNoise
 from cat_fast.generator.sampling import pack_step, prepare
 from cat_fast.generator.solvers import make_sampler, set_steps
@@ -217,6 +218,36 @@ def test_a_flow_is_sampled_with_euler_steps_only(tiny_dit):
     torch.testing.assert_close(got, packed.to_latents()[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="expected 'euler', because this model was trained as a flow"):
         sample(tiny_dit, [request], schedule, sampler="ddim")
+
+
+def test_a_shifted_flow_takes_steps_at_the_noise_levels_of_each_length(make_dit):
+    """Against Euler steps by hand at the shifted levels, for images of three lengths in one batch."""
+    model, schedule = make_dit(noise_shift_tokens=16), make_schedule("flow")
+    together = sample(model, REQUESTS, schedule, sampler="euler", steps=4, guidance=1.0)
+    plain = make_sampler(schedule, "euler")
+    plain.set_timesteps(4)
+    for request, got in zip(REQUESTS, together, strict=True):
+        levels = shift_noise(plain.sigmas[:-1], torch.full((4,), request.num_tokens), 16)
+        levels = torch.cat([levels, torch.zeros(1)])
+        side = 2 * request.grid[0]
+        noise = CounterNoise.from_seed(request.seed).normal(0, (4, side, side))
+        packed = PackedSequence.from_latents([noise], [request.ratio], labels=[request.label])
+        for sigma, following in itertools.pairwise(levels):
+            with torch.no_grad():
+                velocity = model(packed.replace(timestep=1000 * sigma[None])).sample
+            packed = packed.replace(tokens=packed.tokens + (following - sigma) * velocity)
+        torch.testing.assert_close(got, packed.to_latents()[0], rtol=1e-3, atol=1e-4)
+
+
+def test_guidance_per_ratio_equals_each_image_with_its_own_scale(tiny_dit):
+    scales = {8: 1.0, 16: 3.0, 32: 5.0}
+    options = {"schedule": paper_schedule(), "sampler": "ddim", "steps": 4}
+    together = sample(tiny_dit, REQUESTS, guidance=scales, **options)
+    for request, latent in zip(REQUESTS, together, strict=True):
+        (alone,) = sample(tiny_dit, [request], guidance=scales[request.ratio], **options)
+        torch.testing.assert_close(latent, alone, atol=1e-4 * float(alone.abs().max()), rtol=0)
+    with pytest.raises(UserError, match=r"guidance: expected a scale for 16x, got \{8: 1.0\}"):
+        sample(tiny_dit, REQUESTS, guidance={8: 1.0}, **options)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 from cat_fast.errors import UserError
 from cat_fast.generator.noise import CounterNoise
-from cat_fast.generator.sampling import SampleRequest, passes_of
+from cat_fast.generator.sampling import SampleRequest, guidance_scales, passes_of
 from cat_fast.generator.solvers import Sampler
 from cat_fast.integers import store_integers
-
-MAX_FLOAT32 = 3.4028234663852886e38
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +46,7 @@ class EngineRequest:
         store_integers(self, "num_inference_steps", "priority", "preview_every")
         if self.num_inference_steps < 1:
             raise UserError(f"num_inference_steps: expected at least 1, got {self.num_inference_steps}")
-        if not abs(self.guidance_scale) <= MAX_FLOAT32:
-            raise UserError(f"guidance_scale {self.guidance_scale}: expected a finite number, such as 1.5")
+        guidance_scales(self.guidance_scale, [self.sample.ratio])
         if self.preview_every < 0:
             raise UserError(
                 f"preview_every: expected a number of steps, 0 for none, got {self.preview_every}"

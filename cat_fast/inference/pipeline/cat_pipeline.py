@@ -38,7 +38,7 @@ from cat_fast.errors import UserError, one_line
 from cat_fast.generator import DiT, SampleRequest
 from cat_fast.generator.diffusion import Schedule, check_betas
 from cat_fast.generator.noise import CounterNoise
-from cat_fast.generator.sampling import SamplingState, passes_of
+from cat_fast.generator.sampling import Guidance, SamplingState, guidance_scales, passes_of
 from cat_fast.generator.solvers import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.engine.admission import check_room
@@ -190,7 +190,7 @@ class CATPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 250,
-        guidance_scale: float = 1.5,
+        guidance_scale: Guidance = 1.5,
         guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -209,7 +209,8 @@ class CATPipeline(DiffusionPipeline):
             height, width: size of the images in pixels; `resolution` if None. Both must be multiples of
                 ratio * patch_size.
             num_inference_steps: number of steps of the scheduler.
-            guidance_scale: classifier-free guidance scale; 1 disables guidance.
+            guidance_scale: classifier-free guidance scale; 1 disables guidance. A mapping from ratios, such
+                as {8: 2.0, 16: 3.0, 32: 4.0}, has one scale per ratio.
             guidance_channels: number of leading latent channels to guide; None for all, 3 for the original
                 DiT's guidance.
             scheduler: "ddpm", "ddim", "dpm++" or, for a flow, "euler", used in place of the pipeline's
@@ -297,21 +298,24 @@ class CATPipeline(DiffusionPipeline):
         ]
 
     def batches(
-        self, requests: Sequence[SampleRequest], *, guidance_scale: float = 1.5, max_tokens: int = MAX_TOKENS
+        self,
+        requests: Sequence[SampleRequest],
+        *,
+        guidance_scale: Guidance = 1.5,
+        max_tokens: int = MAX_TOKENS,
     ) -> list[list[int]]:
         """Return the indices of requests that share a forward pass; depends on the arguments only.
 
         Raises:
-            UserError: a request exceeds `max_tokens` by itself, or guidance is not finite.
+            UserError: a request exceeds `max_tokens` by itself, or guidance is not finite or lacks a ratio.
         """
-        if not abs(guidance_scale) <= torch.finfo(torch.float32).max:
-            raise UserError(f"guidance_scale {guidance_scale}: expected a finite number, such as 1.5")
-        passes = passes_of(guidance_scale)
-        check_room(requests, passes, max_tokens)
+        scales = guidance_scales(guidance_scale, [request.ratio for request in requests])
+        passes = [passes_of(scale) for scale in scales]
+        check_room(requests, max(passes, default=1), max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
         # requests of equal length next to each other share one attention call
         by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
-        return list(packer.pack((i, passes * requests[i].num_tokens) for i in by_length))
+        return list(packer.pack((i, passes[i] * requests[i].num_tokens) for i in by_length))
 
     @torch.no_grad()
     def draw(
@@ -319,7 +323,7 @@ class CATPipeline(DiffusionPipeline):
         requests: Sequence[SampleRequest],
         *,
         num_inference_steps: int = 250,
-        guidance_scale: float = 1.5,
+        guidance_scale: Guidance = 1.5,
         guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generators: Sequence[torch.Generator] | None = None,
@@ -355,6 +359,7 @@ class CATPipeline(DiffusionPipeline):
             if "latents" in changed:
                 _replace_latents(states, changed["latents"], patch)
 
+        scales = guidance_scales(guidance_scale, [request.ratio for request in requests])
         noises: Sequence[CounterNoise | None] = [None] * len(requests)
         if generators is not None:
             noises = [CounterNoise.from_generator(generator) for generator in generators]
@@ -362,13 +367,13 @@ class CATPipeline(DiffusionPipeline):
             EngineRequest(
                 sample=request,
                 num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
+                guidance_scale=scale,
                 guidance_channels=guidance_channels,
                 scheduler=scheduler,
                 noise=noise,
                 decode=output_type != "latent",
             )
-            for request, noise in zip(requests, noises, strict=True)
+            for request, scale, noise in zip(requests, scales, noises, strict=True)
         ]
         rows = sum(request.passes * request.sample.num_tokens for request in drawn)
         engine = PackedEngine(self, max(rows, 1), order=FifoPacked(), on_step=on_step)
@@ -403,7 +408,8 @@ class CATPipeline(DiffusionPipeline):
         """Load a pipeline that `save_pretrained` wrote, from a folder or from the Hugging Face hub.
 
         Args:
-            pretrained_model_name_or_path: the folder, or the name of a repository, "owner/name".
+            pretrained_model_name_or_path: the folder; "nano", the pipeline that ships with the package,
+                unless there is a local folder of this name; or the name of a repository, "owner/name".
             options: those of diffusers' `from_pretrained`, such as `torch_dtype` and `variant`; components by
                 name, used in place of those in the folder; and the settings of `CATPipeline`.
 

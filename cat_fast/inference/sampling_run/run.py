@@ -23,7 +23,7 @@ from PIL import Image
 from cat_fast.data.files import atomic_write
 from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
-from cat_fast.generator.sampling import check_guidance_channels
+from cat_fast.generator.sampling import Guidance, check_guidance_channels
 from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
 from cat_fast.inference.pipeline.folder import pipeline_digest
@@ -43,7 +43,7 @@ class SampleSettings:
     height: int | None = None
     width: int | None = None
     num_inference_steps: int = 250
-    guidance_scale: float = 1.5
+    guidance_scale: Guidance = 1.5
     guidance_channels: int | None = None
     scheduler: Sampler | None = None
     seed: int = 0

@@ -17,11 +17,13 @@ from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.checkpoints.engine_state import parameter_count, saved_bytes
+from cat_fast.training.checkpoints.initial_settings import require_same_settings
+from cat_fast.training.checkpoints.initial_weights import load_initial_weights
 from cat_fast.training.checkpoints.space import StateBytes
 from cat_fast.training.config.settings import DiscriminatorConfig, TokenizerRun
 from cat_fast.training.metrics.reconstruction_grid import ReconstructionGrid
 from cat_fast.training.rehearsal import LargestStep
-from cat_fast.training.runtime.collective_errors import on_main
+from cat_fast.training.runtime.collective_errors import on_each, on_main
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import describe_batch
@@ -36,7 +38,7 @@ from cat_fast.training.tokenizer.image_source import (
     ratio_rule,
     save_source,
 )
-from cat_fast.training.tokenizer.trainer import TokenizerTrainer
+from cat_fast.training.tokenizer.trainer import NOT_APPLIED, TokenizerTrainer
 
 
 class TokenizerTask:
@@ -48,6 +50,10 @@ class TokenizerTask:
         self.config, self.ranks = config, ranks
         torch.manual_seed(config.seed)
         model = build_model(NestedAutoencoderKL, config.model)
+        free = (*NOT_APPLIED, "initialisation", "initial_logvar")
+        self.initial_weights = on_each(
+            lambda: load_initial_weights(model, config.initial_weights, free), ranks
+        )
         discriminator = _discriminator(config.discriminator)
         self.trainer = TokenizerTrainer(config, model, discriminator, ranks)
         self.ema = EMA(model, config.ema_decay, ranks)
@@ -106,7 +112,7 @@ class TokenizerTask:
         save_source(self._position(), folder, self.ranks)
         if self.ranks.is_main:
             state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
-            state |= {"ratio_rule": ratio_rule(self.config)}
+            state |= {"ratio_rule": ratio_rule(self.config), "initial_weights": self.initial_weights}
             (folder / "task.json").write_text(json.dumps(state))
 
     def held_out(self) -> dict[str, Any] | None:
@@ -129,6 +135,9 @@ class TokenizerTask:
                 f"data: the ratios of the run's images were chosen by {before}, not {now}; set these keys as "
                 "before, or start a new run in another output_dir"
             )
+        require_same_settings(
+            {"initial_weights": state.get("initial_weights")}, {"initial_weights": self.initial_weights}
+        )
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])

@@ -1,0 +1,101 @@
+"""Figures of the nano report: the low-pass, error rates, intervals, the classifier and the nearest images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.nano.emoji_classifier import augment, train_classifier
+from benchmarks.nano.intervals import mean_with_interval, paired_difference
+from benchmarks.nano.low_pass import low_pass
+from benchmarks.nano.pages import character_error_rate
+from benchmarks.nano.samples import (
+    Drawn,
+    Prompts,
+    choose_classes,
+    find_nearest,
+    recognised,
+    reconstruction_distances,
+    sample_sheet,
+)
+from cat_fast.data.images.index import ImageRecord
+
+
+def test_the_low_pass_keeps_as_many_values_as_the_latents():
+    image = np.random.default_rng(0).random((64, 64, 3))
+    everything = low_pass(image, 1, 30)  # more values than pixels
+    np.testing.assert_allclose(everything, image, atol=1e-9)
+    flat = np.full((64, 64, 3), 0.3)
+    np.testing.assert_allclose(low_pass(flat, 32, 16), flat, atol=1e-9)
+    errors = [np.square(low_pass(image, ratio, 16) - image).mean() for ratio in (4, 8, 16, 32)]
+    assert errors == sorted(errors)
+
+
+def test_the_error_rate_is_the_edit_distance_per_character():
+    assert character_error_rate("kitten", "sitting") == pytest.approx(3 / 7)
+    assert character_error_rate("same", "same") == 0
+    assert character_error_rate("", "lost") == 1
+    assert character_error_rate("much longer than expected", "ab") == 1
+
+
+def test_intervals_contain_the_mean_and_differences_are_paired():
+    values = np.random.default_rng(0).normal(1, 1, 200)
+    found = mean_with_interval(values)
+    assert found["low"] < found["mean"] < found["high"]
+    assert found["high"] - found["low"] == pytest.approx(4 * 0.98 / np.sqrt(200), rel=0.15)
+    assert paired_difference(values + 0.01, values)["apart_from_zero"]
+    assert not paired_difference(values, np.random.default_rng(1).permutation(values))["apart_from_zero"]
+
+
+def test_the_prompts_are_forty_captions_and_twenty_that_are_none():
+    prompts = Prompts.load()
+    assert (len(prompts.trained), len(prompts.recombined), len({*prompts.all})) == (40, 20, 60)
+    assert [*prompts.captions] == ["faces", "animals", "food", "objects", "symbols", "scenes"]
+    captions = [*prompts.trained, *(f"other {i}" for i in range(500))]
+    chosen = choose_classes(captions, prompts.trained)
+    assert len({*chosen}) == 240
+    assert chosen[:40] == list(range(40))
+
+
+def squares(count: int, side: int = 48) -> torch.Tensor:
+    """Return images of one coloured square each, at different places."""
+    images = torch.ones(count, 3, side, side)
+    for i in range(count):
+        left = 4 + 8 * (i % 4)
+        images[i, i % 3, 8:32, left : left + 14] = -1
+    return images
+
+
+def test_a_classifier_learns_and_is_judged_on_other_augmentations():
+    images, names = squares(4), ["a", "b", "c", "d"]
+    source = torch.Generator().manual_seed(0)
+    assert augment(images, source).shape == images.shape
+    trained = train_classifier(images, names, steps=40)
+    assert trained.top1 > 0.6
+    drawn = Drawn(prompts=names, images=images, ratios=[16] * 4, tokens=[16] * 4)
+    found = recognised(drawn, trained, 4)
+    assert found["recognised"] == 4  # four classes, so all are in the top five
+    assert found["shuffled"] == 4
+
+
+def test_a_copy_of_a_training_image_is_found(tmp_path):
+    training = squares(4)
+    blurred = (training + 0.05).clamp(-1, 1)
+    own = reconstruction_distances(training, blurred)
+    other = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = find_nearest(torch.cat([blurred[2:3], other]), training, own)
+    assert (found[0].index, found[0].is_copy, found[1].is_copy) == (2, True, False)
+    path = tmp_path / "one.png"
+    from cat_fast.data.images.io import tensor_to_image
+
+    tensor_to_image(training[0]).save(path)
+    record = ImageRecord(
+        key="one", path=str(path), caption="", has_text=None, has_faces=None, score=None, ratio=None
+    )
+    drawn = Drawn(
+        prompts=["a prompt of more than eighteen letters", "b"], images=training[:2], ratios=[8], tokens=[1]
+    )
+    sheet = sample_sheet(drawn, found, [record] * 4)
+    assert sheet.width > 2 * 128
+    assert json.dumps(found[0].distance)
