@@ -97,7 +97,7 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     param = ".".join(place) or None
     if first["type"] == "json_invalid":
         return ApiError(
-            400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", code="json"
+            400, f"the body is not valid JSON: {first.get('ctx', {}).get('error', '')}", code="invalid_json"
         )
     if first["type"] == "extra_forbidden":
         return ApiError(400, f"unknown field {param!r}", code="unknown_parameter", param=param)

@@ -99,11 +99,11 @@ def mismatches(pipeline, pool, expected, rng):
     return wrong
 
 
-def check_mixes(pipeline, count, seed, **options):
-    """Run `count` random mixes and compare every image with the one drawn alone, bit for bit."""
+def check_mixes(pipeline, count, seed, *, pool, **options):
+    """Run `count` mixes of `pool` random requests; compare every image with the one drawn alone."""
     rng = random.Random(seed)
-    pool = [random_request(rng, **options) for _ in range(24)]
-    expected = [alone(pipeline, request) for request in pool]
+    requests = [random_request(rng, **options) for _ in range(pool)]
+    expected = [alone(pipeline, request) for request in requests]
     for i in range(count):
-        wrong = mismatches(pipeline, pool, expected, rng)
+        wrong = mismatches(pipeline, requests, expected, rng)
         assert not wrong, f"mix {i}: {len(wrong)} images differ from those drawn alone, such as {wrong[0]}"

@@ -31,10 +31,10 @@ def with_text(encoder):
     return tiny_pipeline(encoder)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_mixes_through_text_and_decoder(with_text, count):
+@pytest.mark.parametrize(("count", "mixes"), [(1, 10), (2, 3)])
+def test_mixes_through_text_and_decoder(with_text, count, mixes):
     with threads(count):
-        check_mixes(with_text, 10, seed=count, text=True, decode=True)
+        check_mixes(with_text, mixes, seed=count, pool=6 * count, text=True, decode=True)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_mixes_through_text_and_decoder(with_text, count):
 )
 def test_mixes(dtype, options):
     pipeline = tiny_pipeline(**options).to(dtype)
-    check_mixes(pipeline, 6, seed=3, flow="prediction" in options)
+    check_mixes(pipeline, 6, seed=3, pool=10, flow="prediction" in options)
 
 
 @pytest.mark.slow
@@ -57,8 +57,8 @@ def test_a_thousand_mixes(encoder, dtype, count):
     pipeline = tiny_pipeline(encoder).to(dtype)
     with threads(count):
         for seed in range(10):
-            check_mixes(pipeline, 25, seed=100 + seed, text=True)
-        check_mixes(pipeline, 20, seed=200, text=True, decode=True)
+            check_mixes(pipeline, 25, seed=100 + seed, pool=24, text=True)
+        check_mixes(pipeline, 20, seed=200, pool=24, text=True, decode=True)
 
 
 def test_the_png_is_the_same_alone_and_in_a_call_of_many(with_text):

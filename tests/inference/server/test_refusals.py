@@ -116,10 +116,11 @@ def test_images(client, data, status, code):
 
 
 def test_an_image_with_too_many_pixels_is_refused_by_its_header(client, monkeypatch):
+    data = png()
     monkeypatch.setattr("cat_fast.inference.server.images.MAX_IMAGE_PIXELS", 4000)
     monkeypatch.setattr("PIL.Image.Image.load", lambda *_: pytest.fail("decoded"))
     error = check(
-        client.post("/v1/images/reconstructions", files={"image": ("x.png", png())}),
+        client.post("/v1/images/reconstructions", files={"image": ("x.png", data)}),
         400,
         "invalid_image",
         "image",
