@@ -98,14 +98,15 @@ class Solver:
 
     def advance(self, prediction: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Take one step from the model's prediction and the tokens, (n, C) each; return the new tokens."""
-        scheduler, timestep = self._scheduler, self.timestep
+        scheduler: Any = self._scheduler
+        timestep: Any = self.timestep
         self.step += 1
         options: dict[str, Any] = {}
         if isinstance(scheduler, DDPMScheduler):
             mean = _without_noise(scheduler, prediction[None], timestep, tokens[None])[0]
             if timestep == 0:
                 return mean
-            deviation = scheduler._get_variance(timestep)
+            deviation: Any = scheduler._get_variance(timestep)
             if scheduler.variance_type != "fixed_small_log":
                 deviation = deviation**0.5
             return mean + deviation * self._draw(tokens)
@@ -117,7 +118,8 @@ class Solver:
 
     def clean_estimate(self, prediction: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Return the clean tokens (n, C) that a prediction at the next step's timestep implies."""
-        scheduler, timestep = self._scheduler, self.timestep
+        scheduler: Any = self._scheduler
+        timestep = self.timestep
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
             return tokens - scheduler.sigmas[self.step] * prediction
         alpha = scheduler.alphas_cumprod[int(timestep)]
@@ -140,10 +142,10 @@ class _Silent(DDPMScheduler):
 
 
 def _without_noise(
-    scheduler: DDPMScheduler, prediction: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor
+    scheduler: DDPMScheduler, prediction: torch.Tensor, timestep: Any, tokens: torch.Tensor
 ) -> torch.Tensor:
     """Return the mean of a DDPM step, equation (7) of Ho et al. (2020)."""
-    silent = copy.copy(scheduler)
+    silent: Any = copy.copy(scheduler)
     silent.__class__ = _Silent
     scratch = torch.Generator(tokens.device)  # not torch's default generator, whose state belongs to the user
     return silent.step(prediction, timestep, tokens, generator=scratch).prev_sample

@@ -8,23 +8,40 @@ from typing import Protocol
 class Waiting(Protocol):
     """A request as seen by an order."""
 
-    number: int
-    """Position in the order of arrival."""
-    priority: int
-    arrived: float
-    remaining_seconds: float
-    """Predicted seconds of its remaining steps on an idle engine."""
-    rows: int
-    """Tokens per step, twins counted."""
-    last_step: int
-    """The engine's last step that included it, or in which it arrived."""
+    @property
+    def number(self) -> int:
+        """Position in the order of arrival."""
+        ...
+
+    @property
+    def priority(self) -> int: ...
+
+    @property
+    def arrived(self) -> float: ...
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Predicted seconds of its remaining steps on an idle engine."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Tokens per step, twins counted."""
+        ...
+
+    @property
+    def last_step(self) -> int:
+        """The engine's last step that included it, or in which it arrived."""
+        ...
 
 
 class Order(Protocol):
     """Order of service."""
 
-    patience: int
-    """After this many consecutive steps without it, a request goes first."""
+    @property
+    def patience(self) -> int:
+        """Number of consecutive steps without it after which a request goes first."""
+        ...
 
     def key(self, one: Waiting, now: float) -> float:
         """Return the sort key; the smallest goes first."""
