@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 
-import cat_fast
+from cat_fast import __version__
 from cat_fast.complexity import Description
 from cat_fast.inference.server import errors, generation, images
 from cat_fast.inference.server.errors import ApiError
@@ -30,7 +30,7 @@ def create_app(service: Service) -> FastAPI:
     """Return the application of a service, which another thread makes ready (`Service.prepare`)."""
     app = FastAPI(
         title="cat-fast",
-        version=cat_fast.__version__,
+        version=__version__,
         description="Images with as many tokens as their content needs.",
     )
     measured = ServerMetrics(service)

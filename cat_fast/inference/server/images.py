@@ -14,7 +14,8 @@ from cat_fast.complexity import (
     jpeg_bytes,
     require_scores,
 )
-from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
+from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
+from cat_fast.data.images.io import decode_image, image_to_bytes, image_to_tensor, resize_center_crop
 from cat_fast.errors import UserError
 from cat_fast.generator.flops import forward_flops
 from cat_fast.inference.server.errors import ApiError
@@ -73,7 +74,7 @@ def reconstruct(service: Service, image: Image.Image, description: Description |
     if description is not None:
         found = complexity(service, description)
     else:
-        size = jpeg_bytes(image)
+        size = jpeg_bytes(image_to_bytes(resize_center_crop(image, JPEG_SIDE)))
         ratio = JPEG_THRESHOLDS.ratio(size)
         found = {
             "score": None,
