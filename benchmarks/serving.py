@@ -42,7 +42,7 @@ from cat_fast.generator import DiT, SampleRequest, paper_schedule
 from cat_fast.generator.flops import forward_flops
 from cat_fast.inference import CATPipeline
 from cat_fast.inference.engine import CostAware, EngineRequest, FifoPacked, PackedEngine
-from cat_fast.inference.engine.cost import median_seconds
+from cat_fast.inference.engine.cost import CostModel, median_seconds
 from cat_fast.inference.engine.stages import Stages
 from cat_fast.models.build import build_model
 from cat_fast.processes.signals import run_command
@@ -133,6 +133,8 @@ class Bench:
     measure: Callable[[], float] | None
     pipeline: Any
     flops_per_second: float
+    cost: CostModel
+    """Predicts the engine's seconds."""
 
     def flops(self, request: EngineRequest) -> int:
         """Return the FLOPs of all steps of a request."""
@@ -172,8 +174,9 @@ def serve_engine(max_rows: int, order: Any) -> Callable[[Bench, Arrivals], Outco
     def serve(bench: Bench, arrivals: Arrivals) -> Outcome:
         clock = Clock(bench.measure)
         stages = bench.make_stages(clock, 16)
-        engine = PackedEngine(bench.pipeline, max_rows, order=order, stages=stages, clock=clock.now)
-        engine.cost.assume(bench.flops_per_second)
+        engine = PackedEngine(
+            bench.pipeline, max_rows, order=order, stages=stages, cost=bench.cost, clock=clock.now
+        )
         waiting, handles, ends = list(arrivals), [], {}
 
         def ended(handle: Any) -> None:
@@ -200,6 +203,8 @@ def serve_engine(max_rows: int, order: Any) -> Callable[[Bench, Arrivals], Outco
                 "fill": totals.fill,
                 "overhead": totals.overhead,
                 "longest_wait": float(longest),
+                "prediction_error_alone": totals.median_error(alone=True) or 0.0,
+                "prediction_error_shared": totals.median_error(alone=False) or 0.0,
             },
         )
 
@@ -270,6 +275,25 @@ def rates(pipeline: CATPipeline, repeats: int) -> dict[str, Any]:
     best = max(point["flops_per_second"] for point in points)
     saturated = next(point["rows"] for point in points if point["flops_per_second"] >= 0.95 * best)
     return {"points": points, "flops_per_second": best, "co_batching_stops_paying_at_rows": saturated}
+
+
+def calibrated(pipeline: CATPipeline) -> CostModel:
+    """Return a cost model measured on packs of 16 to 1,024 rows."""
+    cost = CostModel(Stages(pipeline))
+    packs = []
+    for counts in ({4: 1}, {4: 2, 8: 1}, {4: 4, 8: 3}, {4: 8, 8: 6, 16: 2}):
+        packs.append(
+            [
+                EngineRequest(
+                    sample=SampleRequest(label=0, ratio=128 // side, grid=(side, side), seed=seed),
+                    guidance_scale=1.0,
+                )
+                for side, count in counts.items()
+                for seed in range(count)
+            ]
+        )
+    cost.calibrate(packs)
+    return cost
 
 
 def contestants(
@@ -418,11 +442,14 @@ def _results(given: argparse.Namespace) -> dict[str, Any]:
     if given.simulate:
         rate = 1e14
         full_step = SATURATED_ROWS * forward_flops(pipeline.transformer).of(64) / 64
+        cost = CostModel(Stages(pipeline))
+        cost.assume(rate, full_step)
         bench = Bench(
             make_stages=lambda clock, rows: SimulatedStages(pipeline, clock, rate, full_step),
             measure=None,
             pipeline=pipeline,
             flops_per_second=rate,
+            cost=cost,
         )
         curve: dict[str, Any] = {"model": f"seconds = max(FLOPs, those of {SATURATED_ROWS} rows) / rate"}
         effort = {"count": 400, "rounds": 3, "sweep_count": 200}
@@ -435,6 +462,7 @@ def _results(given: argparse.Namespace) -> dict[str, Any]:
             measure=time.perf_counter,
             pipeline=pipeline,
             flops_per_second=curve["flops_per_second"],
+            cost=calibrated(pipeline),
         )
         effort = {"count": 100, "rounds": 3, "sweep_count": 30}
         kind = "measured"

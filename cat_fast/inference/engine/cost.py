@@ -108,10 +108,11 @@ class CostModel:
                 seconds = known + 4 * _ADAPTATION * (seconds - known)
             self._decode_seconds[ratio, grid] = seconds
 
-    def assume(self, flops_per_second: float) -> None:
-        """Predict with a constant rate instead of measured steps."""
+    def assume(self, flops_per_second: float, full_step: float = 0.0) -> None:
+        """Predict with a constant rate instead of measured steps; `full_step` FLOPs cost as much as fewer."""
         with self._lock:
-            self._points, self._correction = [(0.0, 0.0), (1e18, 1e18 / flops_per_second)], 1.0
+            self._points = [(flops, flops / flops_per_second) for flops in (max(full_step, 1.0), 1e18)]
+            self._correction = 1.0
 
     def calibrate(self, packs: Sequence[Sequence[EngineRequest]], *, repeats: int = 3) -> None:
         """Measure steps of the given packs, and the decoder on their ratios.

@@ -50,6 +50,7 @@ class PackedEngine:
         coarser_after: predicted seconds of waiting, times the complexity score, after which requests that
             allow it move to a coarser ratio, simple images first. None never moves them.
         stages: by default those of the pipeline.
+        cost: predicts seconds; by default a model that has not been calibrated.
         clock: returns the time in seconds; benchmarks pass a simulated one.
         on_step: called after each step, before finished latents are decoded.
     """
@@ -63,6 +64,7 @@ class PackedEngine:
         max_queue: int | None = None,
         coarser_after: float | None = None,
         stages: Stages | None = None,
+        cost: CostModel | None = None,
         clock: Callable[[], float] = time.perf_counter,
         on_step: Callable[[StepReport], None] | None = None,
     ) -> None:
@@ -73,7 +75,7 @@ class PackedEngine:
         self.max_queue = max_queue
         self.on_step, self.clock = on_step, clock
         self.stages = stages or Stages(pipeline)
-        self.cost = CostModel(self.stages)
+        self.cost = cost or CostModel(self.stages)
         self.statistics = EngineStatistics()
         self.last_step: StepReport | None = None
         self._encoder = pipeline.text_encoder
