@@ -88,7 +88,8 @@ def neighbours(scale: int) -> dict[str, Any]:
             sets.append(path)
 
         def run() -> None:
-            precision_recall(*(torch.from_numpy(np.load(path)) for path in sets))
+            samples, reference = (torch.from_numpy(np.load(path)) for path in sets)
+            precision_recall(samples, reference)
 
         return _measured(run) | {"samples": counts[0], "references": counts[1], "features": dim}
 

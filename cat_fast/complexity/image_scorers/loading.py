@@ -153,7 +153,7 @@ def _load_vision(name: str, options: CaptionerOptions) -> Any:
         from cat_fast.complexity.captioners.transformers_vision import TransformersVision
 
         keywords = {"batch_size": options.batch_size, "template": options.template}
-        given = {key: value for key, value in keywords.items() if value is not None}
+        given: dict[str, Any] = {key: value for key, value in keywords.items() if value is not None}
         return TransformersVision(options.model, device=options.device, **given)
     from cat_fast.complexity.captioners.endpoint_vision import EndpointVision
 

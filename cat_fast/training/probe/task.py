@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -163,7 +164,7 @@ class ProbeTask:
         save_file(head, folder / "head.safetensors")
         set_default_mode(folder / "head.safetensors")
         if self.model.tokenizer is not None:
-            self.model.tokenizer.save_pretrained(folder / "tokenizer")
+            cast(Any, self.model.tokenizer).save_pretrained(folder / "tokenizer")
 
     def close(self) -> None:
         """Do nothing: the arrays are mapped from their files."""

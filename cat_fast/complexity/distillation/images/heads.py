@@ -104,7 +104,7 @@ class KernelHead:
             )
             grams.append([term.weight * gram for gram in pair])
         fit, ask = (sum(parts) for parts in zip(*grams, strict=True))
-        return fit, ask  # type: ignore[return-value]
+        return fit, ask
 
     def _weights(self, data: ImageData, rows: np.ndarray) -> np.ndarray:
         return np.where(data.rated[rows], 1.0, self.extra_weight)
