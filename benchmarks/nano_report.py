@@ -31,7 +31,6 @@ from benchmarks.nano.samples import (
     find_nearest,
     load_renderings,
     recognised,
-    reconstruction_distances,
     sample_sheet,
 )
 from benchmarks.shared import machine
@@ -173,11 +172,8 @@ class Report:
         trial = choose_guidance(pipeline, classifier, prompts)
         guidance = trial["chosen"]
         drawn = draw(pipeline, prompts.all, mean_tokens=budget, guidance=guidance)
-        reconstructions = torch.cat(
-            [pipeline.vae(part, ratio=16).sample for part in renderings.split(16)]
-        ).clamp(-1, 1)
         nearest = find_nearest(
-            drawn.images, renderings, reconstruction_distances(renderings, reconstructions)
+            drawn.images, renderings, lambda images: pipeline.vae(images, ratio=16).sample.clamp(-1, 1)
         )
         sample_sheet(drawn, nearest, training).save(self.path.parent / "samples.png")
         found = {"within the budget of a fixed 16x": recognised(drawn, classifier, count)}
@@ -189,6 +185,9 @@ class Report:
             "guidance": trial,
             "classifier": {"classes": CLASSES, "top1 on held-out augmentations": classifier.top1},
             "copies": sum(one.is_copy for one in nearest),
+            "top 5 of the recombined prompts": dict(
+                zip(prompts.recombined, classifier.top(drawn.images[count:]), strict=True)
+            ),
         }
 
 

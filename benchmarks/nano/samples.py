@@ -1,7 +1,7 @@
 """Samples of the text generator for fixed prompts: recognition, and nearest training images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,17 +158,20 @@ class Nearest:
     """True if the distance is at most that of the training image's own reconstruction, plus a quarter."""
 
 
-def find_nearest(images: Tensor, training: Tensor, own: Sequence[float]) -> list[Nearest]:
+@torch.no_grad()
+def find_nearest(images: Tensor, training: Tensor, reconstruct: Callable[[Tensor], Tensor]) -> list[Nearest]:
     """Return the nearest training image of each sample.
 
     Args:
-        own: distance of each training image from its reconstruction by the tokenizer.
+        reconstruct: encodes and decodes training images, to measure how far the tokenizer moves them.
     """
     distances = torch.cdist(_near(images), _near(training)) / np.sqrt(3) / _NEAR_SIDE
     found = distances.min(1)
+    originals = training[found.indices]
+    own = reconstruction_distances(originals, reconstruct(originals))
     return [
-        Nearest(index, float(distance), float(distance) <= 1.25 * own[index])
-        for index, distance in zip(found.indices.tolist(), found.values, strict=True)
+        Nearest(index, float(distance), float(distance) <= 1.25 * limit)
+        for index, distance, limit in zip(found.indices.tolist(), found.values, own, strict=True)
     ]
 
 
