@@ -87,7 +87,10 @@ def open_samples(
     scored: list[Scored] = []
     places: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
+    seen: set[str] = set()
     for index, name in enumerate(shards.names):
+        if limit is not None and len(scored) == limit:
+            break
         try:
             entries = list(shards.open(index).entries(0))
         except UnreadableShard as error:
@@ -102,7 +105,10 @@ def open_samples(
                 where = scores or "the labels"
                 skipped.append(Skipped(entry.key, f"no score in {where}, which adaptive ratios need"))
                 continue
-            scored.append(Scored(entry.key, score, expected))
+            # archives may repeat each other's keys
+            key = entry.key if entry.key not in seen else f"{name}:{entry.key}"
+            seen.add(key)
+            scored.append(Scored(key, score, expected))
             places.append((index, entry.number))
     if not scored:
         why = f"; {skipped[0].name}: {skipped[0].why}" if skipped else ""
