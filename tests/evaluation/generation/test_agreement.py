@@ -34,7 +34,7 @@ def test_all_metrics_equal_torch_fidelity(folders):
     expected = calculate_metrics(
         input1=str(folders / "samples"),
         input2=str(folders / "reference"),
-        **{metric: True for metric in ("isc", "fid", "kid", "prc")},
+        **dict.fromkeys(("isc", "fid", "kid", "prc"), True),
         feature_extractor="inception-v3-compat",
         feature_extractor_weights_path=str(folders / "inception.pth"),
         kid_subsets=1,
