@@ -128,6 +128,7 @@ def classification(
             rows += work.references(columns[0])
     protocol = {
         "size": size,
+        "crop": "largest centre square, one antialiased bicubic pass (Pillow)",
         "epochs": epochs,
         "warm_up_epochs": min(WARM_UP_EPOCHS, epochs),
         "batch_size": 64,

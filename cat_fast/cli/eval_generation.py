@@ -355,6 +355,8 @@ def _print(result: dict[str, Any], out: Path) -> None:
     console.out.print(
         Text(f"{samples['used']} samples of {samples['width']} x {samples['height']} px"), soft_wrap=True
     )
+    if "note" in result:
+        console.out.print(Text(result["note"]), soft_wrap=True)
     for deviation in result["deviations"]:
         console.out.print(Text(f"not the published protocol: {deviation}"), soft_wrap=True)
     console.out.print(Text(f"Written to {out / 'generation.json'}"), soft_wrap=True)
