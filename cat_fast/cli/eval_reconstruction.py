@@ -28,8 +28,8 @@ def reconstruction(
         str,
         typer.Option(
             metavar="DIR|SHARDS",
-            help="Images: a folder, archives (quoted pattern), an image index, or `photographs`. rFID is"
-            " published for validation images.",
+            help="Images: a folder, archives (quoted pattern), an image index, or `photographs`, the held-out"
+            " ones of the package. rFID is published for validation images.",
             show_default=False,
         ),
     ],

@@ -19,6 +19,7 @@ from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 from cat_fast.evaluation.metrics import psnr, ssim
 from cat_fast.evaluation.proxy import proxy_features
+from cat_fast.evaluation.tokenizers.samples import open_samples
 from cat_fast.models.load import load_tokenizer
 from cat_fast.tokenizer.perceptual import STLPIPS
 from tests.cli.conftest import tiny_tokenizer
@@ -180,6 +181,16 @@ def test_unusable_and_unscored_images_are_left_out_by_name(inputs, tmp_path):
     assert "no score in" in skipped[0]["why"]
     table = pyarrow.parquet.read_table(out / "images.parquet")
     assert table.num_rows == 3 * 2
+
+
+def test_packaged_photographs_are_the_held_out_ones_with_their_scores():
+    samples = open_samples("photographs", None, needs_scores=True, limit=3)
+    held_out = photographs("held_out")
+    assert samples.split == "validation"
+    assert [scored.key for scored in samples.scored] == [photograph.key for photograph in held_out[:3]]
+    assert all(1 <= scored.score <= 9 for scored in samples.scored)
+    (_, image), *_ = samples.read(0, 1)
+    assert image.size == load_image(held_out[0].path).size
 
 
 @pytest.mark.parametrize(
