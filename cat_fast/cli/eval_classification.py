@@ -179,7 +179,11 @@ class _Work:
 
     def references(self, column: "Column") -> list[dict[str, Any]]:
         """Return the rows of pixels of equal width, and of an untrained encoder of the same shape."""
-        from cat_fast.evaluation.classification.features import pixel_features, randomly_initialised
+        from cat_fast.evaluation.classification.features import (
+            encoder_of,
+            pixel_features,
+            randomly_initialised,
+        )
         from cat_fast.evaluation.tokenizers.protocol import NestedTokenizer
 
         width, rows = self._width(column), []
@@ -191,14 +195,7 @@ class _Work:
             untrained = randomly_initialised(column.tokenizer.model, self.seed)
             name = f"untrained {column.rule}"
             record = {"name": name, "fingerprint": untrained.fingerprint()}
-            folder = self._features(
-                name,
-                column,
-                lambda x, ratio: untrained.encode(x.to(untrained.device), ratio).latent_dist.mode().detach(),
-                width,
-                record,
-                pooled=False,
-            )
+            folder = self._features(name, column, encoder_of(untrained), width, record, pooled=False)
             rows.append(self._head(name, "flattened", folder / "flat", width, {"tokenizer": record}))
         return rows
 
