@@ -210,7 +210,7 @@ class _Work:
             raise UserError(f"{tokenizer.name}: only tokenizers that load as ours can be fine-tuned")
         folder = self.out / "features" / _slug(f"images {column.rule}") / "flat"
         for split, images in zip(("train", "test"), self.splits, strict=True):
-            source = self._source(images, column) | {"images": True}
+            source = self._source(images, column) | {"inputs": "images"}
             if not is_complete(folder / split, source):
                 task = self.bars.add_task(f"images, {split}", total=images.count())
                 choices = Choices(column, self.size, self.scores)
