@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DeviceOption, JsonOption
+from cat_fast.cli.codec import DeviceOption, JsonOption, parse_ratio
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def generation(
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
     parsed_weights, square = parse_weights(weights), parse_crop(crop, crop_mode)
     proxy = parse_features(features)
+    parse_ratio(ratio)
 
     from cat_fast.evaluation.generation.reference import open_reference
     from cat_fast.evaluation.generation.run import evaluate_generation
