@@ -128,6 +128,7 @@ def classification(
             rows += work.references(columns[0])
     protocol = {
         "size": size,
+        "crop": "largest centre square, one antialiased bicubic pass (Pillow)",
         "epochs": epochs,
         "warm_up_epochs": min(WARM_UP_EPOCHS, epochs),
         "batch_size": 64,
@@ -178,7 +179,11 @@ class _Work:
 
     def references(self, column: "Column") -> list[dict[str, Any]]:
         """Return the rows of pixels of equal width, and of an untrained encoder of the same shape."""
-        from cat_fast.evaluation.classification.features import pixel_features, randomly_initialised
+        from cat_fast.evaluation.classification.features import (
+            encoder_of,
+            pixel_features,
+            randomly_initialised,
+        )
         from cat_fast.evaluation.tokenizers.protocol import NestedTokenizer
 
         width, rows = self._width(column), []
@@ -190,14 +195,7 @@ class _Work:
             untrained = randomly_initialised(column.tokenizer.model, self.seed)
             name = f"untrained {column.rule}"
             record = {"name": name, "fingerprint": untrained.fingerprint()}
-            folder = self._features(
-                name,
-                column,
-                lambda x, ratio: untrained.encode(x.to(untrained.device), ratio).latent_dist.mode().detach(),
-                width,
-                record,
-                pooled=False,
-            )
+            folder = self._features(name, column, encoder_of(untrained), width, record, pooled=False)
             rows.append(self._head(name, "flattened", folder / "flat", width, {"tokenizer": record}))
         return rows
 
@@ -212,7 +210,7 @@ class _Work:
             raise UserError(f"{tokenizer.name}: only tokenizers that load as ours can be fine-tuned")
         folder = self.out / "features" / _slug(f"images {column.rule}") / "flat"
         for split, images in zip(("train", "test"), self.splits, strict=True):
-            source = self._source(images, column) | {"images": True}
+            source = self._source(images, column) | {"inputs": "images"}
             if not is_complete(folder / split, source):
                 task = self.bars.add_task(f"images, {split}", total=images.count())
                 choices = Choices(column, self.size, self.scores)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DeviceOption, JsonOption
+from cat_fast.cli.codec import DeviceOption, JsonOption, parse_ratio
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ def generation(
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
     parsed_weights, square = parse_weights(weights), parse_crop(crop, crop_mode)
     proxy = parse_features(features)
+    parse_ratio(ratio)
 
     from cat_fast.evaluation.generation.reference import open_reference
     from cat_fast.evaluation.generation.run import evaluate_generation
@@ -355,6 +356,8 @@ def _print(result: dict[str, Any], out: Path) -> None:
     console.out.print(
         Text(f"{samples['used']} samples of {samples['width']} x {samples['height']} px"), soft_wrap=True
     )
+    if "note" in result:
+        console.out.print(Text(result["note"]), soft_wrap=True)
     for deviation in result["deviations"]:
         console.out.print(Text(f"not the published protocol: {deviation}"), soft_wrap=True)
     console.out.print(Text(f"Written to {out / 'generation.json'}"), soft_wrap=True)

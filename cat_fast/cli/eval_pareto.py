@@ -45,11 +45,8 @@ def pareto(
     except (OSError, ValueError) as error:
         raise UserError(f"{run / RESULT}: cannot be read; run cat-fast eval reconstruction first") from error
     points = sweep(result, run / "images.parquet")
-    content = {
-        "evaluation": "pareto",
-        "data": result["data"],
-        "points": [point.to_json() for point in points],
-    }
+    kept = {key: result[key] for key in ("data", "tokenizers", "networks", "versions")}
+    content = {"evaluation": "pareto", **kept, "points": [point.to_json() for point in points]}
     write_json(run / "pareto.json", content)
     with atomic_write(run / "pareto.png") as part:
         plot(points, part, "{images} images of {size} px".format(**result["data"]))

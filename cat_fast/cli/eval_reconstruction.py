@@ -28,8 +28,8 @@ def reconstruction(
         str,
         typer.Option(
             metavar="DIR|SHARDS",
-            help="Images: a folder, archives (quoted pattern), an image index, or `photographs`. rFID is"
-            " published for validation images.",
+            help="Images: a folder, archives (quoted pattern), an image index, or `photographs`, the held-out"
+            " ones of the package. rFID is published for validation images.",
             show_default=False,
         ),
     ],
@@ -77,6 +77,9 @@ def reconstruction(
     weights: WeightsOption = None,
     ocr: Annotated[bool, typer.Option("--ocr/--no-ocr", help="Read text, a second per page.")] = True,
     faces: Annotated[bool, typer.Option("--faces/--no-faces", help="Look for faces.")] = True,
+    save_images: Annotated[
+        bool, typer.Option("--save-images", help="Write all reconstructions to OUT/images as PNG.")
+    ] = False,
     split: Annotated[
         str | None,
         typer.Option(
@@ -143,7 +146,9 @@ def reconstruction(
         columns += parse_columns(open_tokenizer(path, device, name), rules, pair)
     _check_names(columns)
     samples = open_samples(data, scores, any(column.needs_scores for column in columns), split, limit)
-    settings = ReconstructionSettings(size=size, batch_size=batch_size, ocr=ocr, faces=faces, seed=seed)
+    settings = ReconstructionSettings(
+        size=size, batch_size=batch_size, ocr=ocr, faces=faces, save_images=save_images, seed=seed
+    )
     run = ReconstructionRun(samples, columns, settings, network, perceptual, out, place)
     started = time.perf_counter()
     with perception(ocr, faces, workers) as perceiver, console.progress("images") as bars:

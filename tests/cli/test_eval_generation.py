@@ -148,6 +148,7 @@ def test_missing_weights_stop_before_any_work(folders, tmp_path, monkeypatch):
         (("--samples", "x", "--coco", "captions.json"), "--coco draws captions"),
         (("--samples", "x", "--weights", "inception"), "expected NETWORK=PATH"),
         (("--samples", "x", "--features", "clip"), "expected published or proxy"),
+        (("--pipeline", "x", "--ratio", "12"), "--ratio 12: expected 8, 16, 32 or auto"),
         (("--samples", "x", "--crop", "8", "--crop-mode", "top"), "expected center or adm"),
         (("--samples", "x", "--rank", "2", "--world-size", "2"), "ranks of --world-size 2 are 0 to 1"),
     ],

@@ -17,8 +17,11 @@ from cat_fast.cli.main import app
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop, tensor_to_image
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
+from cat_fast.evaluation.generation.checks import check_samples
+from cat_fast.evaluation.images.sets import open_images
 from cat_fast.evaluation.metrics import psnr, ssim
 from cat_fast.evaluation.proxy import proxy_features
+from cat_fast.evaluation.tokenizers.samples import open_samples
 from cat_fast.models.load import load_tokenizer
 from cat_fast.tokenizer.perceptual import STLPIPS
 from tests.cli.conftest import tiny_tokenizer
@@ -173,13 +176,27 @@ def test_unusable_and_unscored_images_are_left_out_by_name(inputs, tmp_path):
     (data / "03.png").write_bytes(b"damaged")
     (data / "unscored.png").write_bytes((inputs / "val" / "00.png").read_bytes())
     out = tmp_path / "out"
-    found = run(inputs, out, "--ratios", "adaptive,32", "--no-ocr", "--no-faces", data=data)
+    found = run(inputs, out, "--ratios", "adaptive,32", "--no-ocr", "--no-faces", "--save-images", data=data)
     assert found.exit_code == 1
     skipped = json.loads((out / "reconstruction.json").read_text())["data"]["skipped"]
     assert [entry["name"] for entry in skipped] == ["unscored.png", "03.png"]
     assert "no score in" in skipped[0]["why"]
     table = pyarrow.parquet.read_table(out / "images.parquet")
     assert table.num_rows == 3 * 2
+    saved = sorted(path.name for path in (out / "images" / "ours-32").iterdir())
+    assert saved == ["00.png", "01.png", "02.png"]
+    with pytest.raises(UserError, match="these are reconstructions"):
+        check_samples(open_images(out / "images" / "ours-32"))
+
+
+def test_packaged_photographs_are_the_held_out_ones_with_their_scores():
+    samples = open_samples("photographs", None, needs_scores=True, limit=3)
+    held_out = photographs("held_out")
+    assert samples.split == "validation"
+    assert [scored.key for scored in samples.scored] == [photograph.key for photograph in held_out[:3]]
+    assert all(1 <= scored.score <= 9 for scored in samples.scored)
+    (_, image), *_ = samples.read(0, 1)
+    assert image.size == load_image(held_out[0].path).size
 
 
 @pytest.mark.parametrize(

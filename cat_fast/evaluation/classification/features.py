@@ -43,6 +43,16 @@ def randomly_initialised(model: NestedAutoencoderKL, seed: int = 0) -> NestedAut
     return made.to(model.device, model.dtype).eval()
 
 
+def encoder_of(model: NestedAutoencoderKL) -> Callable[[Tensor, int], Tensor]:
+    """Return the function from images (B, 3, H, W) in [-1, 1] and a ratio to the model's latents."""
+
+    @torch.no_grad()
+    def encode(images: Tensor, ratio: int) -> Tensor:
+        return model.encode(images.to(model.device, model.dtype), ratio).latent_dist.mode()
+
+    return encode
+
+
 class Choices:
     """Ratio of each image by a column's rule and the scores in a file.
 

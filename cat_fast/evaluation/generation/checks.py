@@ -20,7 +20,7 @@ def check_samples(samples: ImageSet) -> None:
     Raises:
         UserError: the folder was written by an evaluation of reconstructions.
     """
-    for folder in (samples.path, samples.path.parent):
+    for folder in (samples.path, *samples.path.absolute().parents[:2]):
         if (folder / RECONSTRUCTION_MARK).is_file():
             raise UserError(
                 f"{samples.path}: these are reconstructions: rFID compares them with their originals, which a"

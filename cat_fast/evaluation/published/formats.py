@@ -22,15 +22,33 @@ def format_table(table: Table, kind: str) -> str:
     return FORMATS[kind](table)
 
 
-def format_value(value: Value) -> str:
-    """Return a figure with at least four significant digits, or a dash."""
+def cells(table: Table) -> list[list[str]]:
+    """Return the figures of each row as text, with the decimals of the column's published figures."""
+    decimals = [
+        max((_decimals(row.values[number]) for row in table.rows if row.is_published), default=0)
+        if any(row.values[number] is not None for row in table.rows if row.is_published)
+        else None
+        for number in range(len(table.columns))
+    ]
+    return [
+        [format_value(value, places) for value, places in zip(row.values, decimals, strict=True)]
+        for row in table.rows
+    ]
+
+
+def format_value(value: Value, decimals: int | None = None) -> str:
+    """Return a figure with that number of decimals, or with four significant digits; a dash without one."""
     if value is None:
         return "—"
     if isinstance(value, str):
         return value
-    if float(value).is_integer() and abs(value) < 1e6:
-        return f"{value:.0f}"
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
+
+
+def _decimals(value: Value) -> int:
+    if not isinstance(value, float):
+        return 0
+    return len(f"{value:g}".partition(".")[2])
 
 
 def notes(table: Table) -> list[str]:
@@ -47,7 +65,7 @@ def _markdown(table: Table) -> str:
         "",
         _cells(["", *table.columns]),
         _cells(["---"] * (len(table.columns) + 1)),
-        *(_cells([row.name, *map(format_value, row.values)]) for row in table.rows),
+        *(_cells([row.name, *values]) for row, values in zip(table.rows, cells(table), strict=True)),
         "",
         *(f"- {_code(note)}" for note in notes(table)),
     ]
@@ -70,8 +88,8 @@ def _latex(table: Table) -> str:
         " & ".join(map(_escape, ["", *table.columns])) + r" \\",
         r"\hline",
         *(
-            " & ".join(map(_escape, [row.name, *map(format_value, row.values)])) + r" \\"
-            for row in table.rows
+            " & ".join(map(_escape, [row.name, *values])) + r" \\"
+            for row, values in zip(table.rows, cells(table), strict=True)
         ),
         r"\hline",
         r"\end{tabular}",
@@ -98,9 +116,9 @@ def _html(table: Table) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in ("", *table.columns))
     body = "\n".join(
         f'<tr class="{"published" if row.is_published else "ours"}"><th>{html.escape(row.name)}</th>'
-        + "".join(f"<td>{html.escape(format_value(value))}</td>" for value in row.values)
+        + "".join(f"<td>{html.escape(value)}</td>" for value in values)
         + "</tr>"
-        for row in table.rows
+        for row, values in zip(table.rows, cells(table), strict=True)
     )
     listed = "\n".join(f"<li>{html.escape(note)}</li>" for note in notes(table))
     style = (

@@ -3,6 +3,7 @@
     OUT/parts/settings.json         identity of images, tokenizers and networks
     OUT/parts/000000.parquet        one row per image and reconstruction of 64 images
     OUT/parts/000000.npz            their features
+    OUT/images/TOKENIZER-CHOICE/KEY.png    reconstructions, if they are saved
     OUT/images.parquet, reconstruction.json, worst.png      written at the end (`summary`, `gallery`)
 
 Columns that choose the same rate for an image share its reconstruction.
@@ -68,6 +69,8 @@ class ReconstructionSettings:
     batch_size: int = 8
     ocr: bool = True
     faces: bool = True
+    save_images: bool = False
+    """Write all reconstructions as PNG."""
     seed: int = 0
     """Seed of the bootstrap."""
 
@@ -269,6 +272,8 @@ class ReconstructionRun:
                     rows.append(row)
                     if output is not None:
                         waiting.append((row, perception.submit(_as_array(output))))
+                        if self.settings.save_images:
+                            self._save(row, output)
             before, done = int(done), done + share * len(pixels)
             on_images(int(done + 1e-6) - before)
         for row, future in waiting:
@@ -317,6 +322,12 @@ class ReconstructionRun:
 
     def _features(self, images: Tensor) -> list[np.ndarray]:
         return list(self.network.network(images.to(self.device))["pool"].float().cpu().numpy())
+
+    def _save(self, row: Row, image: Tensor) -> None:
+        key = "".join(c if c.isalnum() or c in "-_." else "_" for c in row.key.removesuffix(".png"))
+        folder = self.out / "images" / f"{row.rendition.tokenizer}-{row.rendition.choice}"
+        with atomic_write(folder / f"{key}.png", flush=False) as part:
+            Image.fromarray(_as_array(image)).save(part, format="PNG")
 
     def _path(self, part: int, suffix: str) -> Path:
         return self.out / "parts" / f"{part:06d}.{suffix}"

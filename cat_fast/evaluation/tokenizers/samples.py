@@ -7,9 +7,12 @@ from typing import Any
 
 from PIL import Image
 
+from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, index_photographs
 from cat_fast.data.images.io import decode_image
 from cat_fast.data.input_samples import hash_name
+from cat_fast.data.photographs import photographs
 from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
+from cat_fast.data.streams.formats.image_files import RecordShards
 from cat_fast.data.text_files import parse_object, text_lines
 from cat_fast.errors import UserError
 from cat_fast.evaluation.images.feature_files import Skipped
@@ -61,7 +64,8 @@ def open_samples(
     """Open images and join them with their scores.
 
     Args:
-        data: folder, archives, index or `photographs`, as for `cat-fast encode-shards`.
+        data: folder, archives or index, as for `cat-fast encode-shards`; or `photographs`, the held-out ones
+            of the package.
         scores: file of `cat-fast score`, by key; None takes the scores of the labels.
         needs_scores: leave out images without a score.
         split: split of the images; None takes it from the path.
@@ -76,18 +80,24 @@ def open_samples(
             " images contains statistics of other images, often of the training split; pass --data with the"
             " images themselves"
         )
-    found_split = split_of(Path(data)) if "://" not in data else "unknown"
+    is_packaged = data == PHOTOGRAPHS
+    found_split = "validation" if is_packaged else split_of(Path(data)) if "://" not in data else "unknown"
     if found_split == "train" and split is None:
         raise UserError(
             f"{data}: this looks like a training split, but rFID is published for validation images; pass"
             " those, or --split train if this is intended, or --split validation if the name misleads"
         )
     given = read_scores(scores) if scores else {}
-    shards = open_images(data)
+    shards: ShardSet = (
+        RecordShards(index_photographs(photographs("held_out"))) if is_packaged else open_images(data)
+    )
     scored: list[Scored] = []
     places: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
+    seen: set[str] = set()
     for index, name in enumerate(shards.names):
+        if limit is not None and len(scored) == limit:
+            break
         try:
             entries = list(shards.open(index).entries(0))
         except UnreadableShard as error:
@@ -102,7 +112,10 @@ def open_samples(
                 where = scores or "the labels"
                 skipped.append(Skipped(entry.key, f"no score in {where}, which adaptive ratios need"))
                 continue
-            scored.append(Scored(entry.key, score, expected))
+            # archives may repeat each other's keys
+            key = entry.key if entry.key not in seen else f"{name}:{entry.key}"
+            seen.add(key)
+            scored.append(Scored(key, score, expected))
             places.append((index, entry.number))
     if not scored:
         why = f"; {skipped[0].name}: {skipped[0].why}" if skipped else ""

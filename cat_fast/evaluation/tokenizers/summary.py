@@ -121,7 +121,9 @@ def rfid(originals: Sequence[Row], rows: Sequence[Row]) -> Estimate:
 def _column(run: ReconstructionRun, results: Results, column: Column, rows: Sequence[Row]) -> dict[str, Any]:
     size, seed, tokenizer = run.settings.size, run.settings.seed, column.tokenizer
     choices = Counter(row.rendition.choice for row in rows)
-    positions = sum(tokenizer.positions(choice, size) * n for choice, n in choices.items()) / len(rows)
+    each = [tokenizer.positions(row.rendition.choice, size) for row in rows]
+    positions = sum(each) / len(rows)
+    per_token = PATCH**2 if tokenizer.is_spatial else 1
     flops = {choice: tokenizer.flops(choice, size) for choice in choices}
     metrics: dict[str, Any] = {
         f"{run.network.prefix}rFID{run.network.suffix}": _as_json(rfid(results.originals, rows)),
@@ -139,7 +141,8 @@ def _column(run: ReconstructionRun, results: Results, column: Column, rows: Sequ
         "metrics": metrics,
         "distribution": {str(choice): n / len(rows) for choice, n in sorted(choices.items())},
         "positions": positions,
-        "tokens": positions / PATCH**2 if tokenizer.is_spatial else positions,
+        "tokens": positions / per_token,
+        "tokens_interval": _as_json(mean_interval([count / per_token for count in each], seed)),
         "rms_side": math.sqrt(positions),
         "average_rate": size / math.sqrt(positions),
         "flops": None

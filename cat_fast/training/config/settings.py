@@ -562,5 +562,12 @@ class ProbeRun(RunConfig):
     pooled: bool = False
     """Head on the mean latent of an image, of the same size at every ratio, instead of the flattened one."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.accumulation_steps == 1,
+            f"accumulation_steps: {self.accumulation_steps}: a probe's batch is data.batch_size; set it to 1",
+        )
+
 
 RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun, "probe": ProbeRun}

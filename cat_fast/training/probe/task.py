@@ -17,6 +17,7 @@ from cat_fast.evaluation.classification.arrays import LabelledArrays, read_array
 from cat_fast.training.checkpoints.engine_state import load_engine, parameter_count, save_engine, saved_bytes
 from cat_fast.training.checkpoints.initial_settings import require_same_settings
 from cat_fast.training.checkpoints.space import StateBytes
+from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import ProbeRun
 from cat_fast.training.probe.model import Probe
 from cat_fast.training.rehearsal import LargestStep
@@ -50,6 +51,7 @@ class ProbeTask:
         finetune = Path(config.finetune) if config.finetune else None
         self.model = Probe(self._width(), len(self.train.classes), finetune, config.pooled)
         self.engine = make_engine(self.model, config.optimizer, config.deepspeed, precision=config.precision)
+        defer_write_errors(self.engine, ranks)
         self._batch: np.ndarray = np.empty(0, np.int64)
 
     @property
