@@ -143,8 +143,7 @@ class PackedEngine:
                 last_step=self._step,
             )
             if self._entries:
-                for other in (entry, *self._entries):
-                    other.alone = False
+                entry.alone = self._entries[0].alone = False  # the others are not alone already
             self._entries.append(entry)
             self.statistics.submitted += 1
             self._changed.notify_all()
@@ -237,7 +236,13 @@ class PackedEngine:
                     self._changed.wait()
                 if self._closing == "stop":
                     return
-            self._run_step()
+            try:
+                self._run_step()
+            except Exception as error:  # of the engine itself: no request may wait forever
+                with self._changed:
+                    for entry in self._entries:
+                        entry.handle.fail(error)
+                    self._entries = []
 
     def _run_step(self) -> StepReport | None:
         begun = self.clock()
@@ -255,11 +260,7 @@ class PackedEngine:
             entries = list(self._entries)
             entries = [entries[i] for i in select(entries, self.order, budget, self._step, begun)]
         ready = [entry for entry in entries if self._prepare(entry, begun)]
-        for entry in self._entries:
-            waited = self._step - entry.last_step - (entry in ready)
-            entry.handle.record.longest_wait_steps = max(entry.handle.record.longest_wait_steps, waited)
-        for entry in ready:
-            entry.last_step = self._step
+        self._count_waiting(ready)
         rows = sum(entry.rows for entry in ready)
         denoising = self.clock()
         predictions = self._denoise(ready)
@@ -288,6 +289,16 @@ class PackedEngine:
             self._changed.notify_all()
         self.statistics.step(report, denoised - denoising, self.clock() - begun)
         return report
+
+    def _count_waiting(self, ready: Sequence[Entry]) -> None:
+        """Update how long requests have waited for a step, given those that share the current one."""
+        for entry in ready:
+            record = entry.handle.record
+            record.longest_wait_steps = max(record.longest_wait_steps, self._step - entry.last_step - 1)
+            entry.last_step = self._step
+        for entry in self._entries:
+            record = entry.handle.record
+            record.longest_wait_steps = max(record.longest_wait_steps, self._step - entry.last_step)
 
     def _prepare(self, entry: Entry, now: float) -> bool:
         """Prepare a request before its first step; return False if that failed."""
