@@ -257,8 +257,9 @@ class PackedEngine:
             # a request larger than the reduced budget still gets a step of its own
             largest = max(entry.rows for entry in self._entries)
             budget = min(self.max_tokens, max(self._rows_allowed, largest))
-            entries = list(self._entries)
-            entries = [entries[i] for i in select(entries, self.order, budget, self._step, begun)]
+            chosen = select(self._entries, self.order, budget, self._step, begun)
+            entries = [self._entries[i] for i in chosen]
+            left_out = len(self._entries) - len(entries)
         ready = [entry for entry in entries if self._prepare(entry, begun)]
         self._count_waiting(ready)
         rows = sum(entry.rows for entry in ready)
@@ -274,6 +275,7 @@ class PackedEngine:
             handles=tuple(entry.handle for entry in predictions),
             states=tuple(entry.state for entry in predictions if entry.state is not None),
             requests=tuple(entry.place for entry in predictions),
+            left_out=left_out,
             rows=rows,
             max_rows=self.max_tokens,
             seconds=self.clock() - begun,
