@@ -82,6 +82,7 @@ MIXES = {
         steps_by_grid=True,
     ),
 }
+BASELINES = ("dynamic_batching", "fifo_step_batching", "deficit_round_robin")
 LOADS = {"cat": (0.5, 0.8, 1.0, 2.0), "dataset_c": (0.8,)}
 
 
@@ -202,6 +203,7 @@ def serve_engine(max_rows: int, order: Any) -> Callable[[Bench, Arrivals], Outco
             {
                 "steps": totals.steps,
                 "fill": totals.fill,
+                "fill_waiting": totals.fill_waiting,
                 "overhead": totals.overhead,
                 "longest_wait": float(longest),
                 "prediction_error_alone": totals.median_error(alone=True) or 0.0,
@@ -256,7 +258,7 @@ def rates(pipeline: CATPipeline, repeats: int) -> dict[str, Any]:
         side = 8 if rows >= 64 else 4
         requests = [
             EngineRequest(
-                sample=SampleRequest(label=0, ratio=16, grid=(side, min(side, rows // side)), seed=i),
+                sample=SampleRequest(label=0, ratio=16, grid=(side, rows // count // side), seed=i),
                 guidance_scale=1.0,
             )
             for i in range(count)
@@ -297,9 +299,7 @@ def calibrated(pipeline: CATPipeline) -> CostModel:
     return cost
 
 
-def contestants(
-    bench: Bench, requests: Sequence[EngineRequest], alone: Mapping[Any, float]
-) -> dict[str, dict[str, Any]]:
+def contestants(requests: Sequence[EngineRequest], alone: Mapping[Any, float]) -> dict[str, dict[str, Any]]:
     """Return the candidates of each contestant by setting; the best one is kept."""
     mean = statistics.mean(alone[_kind(request)] for request in requests)
     return {
@@ -364,15 +364,19 @@ def measure(
         "median": medians,
         "runs": runs,
         "sweep": sweep,
-        "goals": goals(medians, load),
+        "goals": goals(medians, load, predicted=bench.measure is None),
     }
 
 
-def goals(median: Mapping[str, Mapping[str, float]], load: float) -> dict[str, dict[str, Any]]:
-    """Return the goals of a load with what was reached."""
-    ours, a, b, c = (
-        median[n] for n in ("engine", "dynamic_batching", "fifo_step_batching", "deficit_round_robin")
-    )
+def goals(
+    median: Mapping[str, Mapping[str, float]], load: float, *, predicted: bool
+) -> dict[str, dict[str, Any]]:
+    """Return the goals of a load with the values reached.
+
+    `predicted` goals of throughput are those of hardware that saturates at 1,000 rows. On a CPU, every
+    schedule that always works ends at the FLOP bound.
+    """
+    ours, a, b, c = (median[name] for name in ("engine", *BASELINES))
     noise = abs(median["engine_again"]["images_per_second"] / ours["images_per_second"] - 1)
 
     def ratio(column: str, other: Mapping[str, float]) -> float:
@@ -380,29 +384,25 @@ def goals(median: Mapping[str, Mapping[str, float]], load: float) -> dict[str, d
 
     found: dict[str, tuple[float, float, bool]] = {}
     if load >= 2:
-        for name, other in (("dynamic_batching", a), ("deficit_round_robin", c)):
+        least = (1.1, 2.0, 1.3) if predicted else (1 - noise, 1.03, 1 - noise)
+        for name, other, goal in zip(BASELINES, (a, b, c), least, strict=True):
             value = ratio("images_per_second", other)
-            found[f"throughput over {name}"] = (value, 1 - noise, value >= 1 - noise)
-        value = ratio("images_per_second", b)
-        found["throughput over fifo_step_batching"] = (value, 1.03, value >= 1.03)
+            found[f"throughput over {name}"] = (value, goal, value >= goal)
         found["share of the FLOP bound"] = (ours["of_flop_bound"], 0.9, ours["of_flop_bound"] >= 0.9)
-        found["fill"] = (ours["fill"], 0.9, ours["fill"] >= 0.9)
+        found["fill while requests wait"] = (ours["fill_waiting"], 0.9, ours["fill_waiting"] >= 0.9)
     if load == 0.8:
-        for name, other, least in (
-            ("dynamic_batching", a, 1.5),
-            ("fifo_step_batching", b, 1.5),
-            ("deficit_round_robin", c, 1.15),
-        ):
+        for name, other, goal in zip(BASELINES, (a, b, c), (1.5, 1.5, 1.15), strict=True):
             value = ratio("within_three_times_alone", other)
-            found[f"share within three times alone over {name}"] = (value, least, value >= least)
+            found[f"share within three times alone over {name}"] = (value, goal, value >= goal)
         for column in ("p50", "p95"):
             for name, other in (("dynamic_batching", a), ("fifo_step_batching", b)):
                 value = ratio(column, other)
                 found[f"{column} over {name}"] = (value, 0.6, value <= 0.6)
         value = median["engine_fifo_packed"]["p99"] / b["p99"]
         found["p99 of the FIFO order over fifo_step_batching"] = (value, 1.0, value <= 1.0)
-    if "overhead" in ours:
-        found["overhead"] = (ours["overhead"], 0.05, ours["overhead"] < 0.05)
+        for column, goal in (("prediction_error_alone", 0.1), ("prediction_error_shared", 0.25)):
+            found[column] = (ours[column], goal, ours[column] <= goal)
+    found["overhead"] = (ours["overhead"], 0.05, ours["overhead"] < 0.05)
     return {name: {"value": value, "goal": goal, "met": met} for name, (value, goal, met) in found.items()}
 
 
@@ -465,7 +465,7 @@ def _results(given: argparse.Namespace) -> dict[str, Any]:
             flops_per_second=curve["flops_per_second"],
             cost=calibrated(pipeline),
         )
-        effort = {"count": 100, "rounds": 3, "sweep_count": 30}
+        effort = {"count": 100, "rounds": 3, "sweep_count": 15}
         kind = "measured"
     loads = LOADS
     if given.quick:

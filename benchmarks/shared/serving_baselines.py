@@ -74,7 +74,8 @@ class DynamicBatching:
             seen.add(kind)
             alike = [job for job in self._queue if (*job.kind, job.request.num_inference_steps) == kind]
             batch = alike[: max(1, self.max_rows // head.rows)]
-            if len(batch) < len(alike) or now - head.arrived >= self.wait:
+            is_full = (len(batch) + 1) * head.rows > self.max_rows
+            if is_full or now >= head.arrived + self.wait:
                 self._queue = [job for job in self._queue if job not in batch]
                 self._running = batch
                 break

@@ -35,8 +35,7 @@ class CounterNoise:
     def normal(self, counter: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Return draw `counter`, float32 of `shape`, on the CPU."""
         count = int(np.prod(shape))
-        # the last word of Philox's counter numbers the draws, the first one runs within a draw
-        bits = np.random.Philox(counter=counter << 192, key=list(self.key)).random_raw(2 * ((count + 1) // 2))
+        bits = self._philox(counter).random_raw(2 * ((count + 1) // 2))
         uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
         first, second = uniform.reshape(2, -1)
         radius, angle = np.sqrt(-2.0 * np.log(first)), 2.0 * np.pi * second
@@ -45,5 +44,9 @@ class CounterNoise:
 
     def generator(self, counter: int) -> torch.Generator:
         """Return a generator seeded by draw `counter`, for solvers that take nothing else."""
-        (seed,) = np.random.Philox(counter=counter << 192, key=list(self.key)).random_raw(1)
+        (seed,) = self._philox(counter).random_raw(1)
         return torch.Generator().manual_seed(int(seed))
+
+    def _philox(self, counter: int) -> np.random.Philox:
+        # the last word of Philox's counter numbers the draws, the first one runs within a draw
+        return np.random.Philox(counter=counter << 192, key=np.array(self.key, dtype=np.uint64))

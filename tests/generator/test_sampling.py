@@ -173,8 +173,9 @@ def test_noise_is_a_function_of_seed_and_counter():
     noise.normal(0, (100,))
     assert torch.equal(noise.normal(3, (7, 11)), one)
     assert torch.equal(CounterNoise.from_seed(5).normal(3, (77,)).reshape(7, 11), one)
-    others = [CounterNoise.from_seed(6), CounterNoise.from_seed(5 + 2**32), CounterNoise.from_seed(2**64 - 1)]
-    assert not any(torch.equal(other.normal(3, (7, 11)), one) for other in others)
+    seeds = (5, 6, 5 + 2**32, 2**63, 2**64 - 1, 2**64 - 2)
+    draws = [CounterNoise.from_seed(seed).normal(3, (7, 11)) for seed in seeds]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
     assert not torch.equal(noise.normal(4, (7, 11)), one)
     generator = torch.Generator().manual_seed(5)
     first, second = (CounterNoise.from_generator(generator) for _ in range(2))

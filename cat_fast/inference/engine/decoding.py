@@ -139,7 +139,10 @@ class Decoding:
             if item.preview_step is None:
                 self._complete(item, image)
             elif item.handle.on_preview is not None and not item.handle.done():
-                item.handle.on_preview(Preview(step=item.preview_step, image=image))
+                try:
+                    item.handle.on_preview(Preview(step=item.preview_step, image=image))
+                except Exception:  # its receiver is gone; the image is not affected
+                    item.handle.on_preview = None
 
     def _complete(self, item: _Item, image: torch.Tensor | None) -> None:
         record = item.handle.record

@@ -143,8 +143,7 @@ class PackedEngine:
                 last_step=self._step,
             )
             if self._entries:
-                for other in (entry, *self._entries):
-                    other.alone = False
+                entry.alone = self._entries[0].alone = False  # the others are not alone already
             self._entries.append(entry)
             self.statistics.submitted += 1
             self._changed.notify_all()
@@ -237,7 +236,13 @@ class PackedEngine:
                     self._changed.wait()
                 if self._closing == "stop":
                     return
-            self._run_step()
+            try:
+                self._run_step()
+            except Exception as error:  # of the engine itself: no request may wait forever
+                with self._changed:
+                    for entry in self._entries:
+                        entry.handle.fail(error)
+                    self._entries = []
 
     def _run_step(self) -> StepReport | None:
         begun = self.clock()
@@ -252,14 +257,11 @@ class PackedEngine:
             # a request larger than the reduced budget still gets a step of its own
             largest = max(entry.rows for entry in self._entries)
             budget = min(self.max_tokens, max(self._rows_allowed, largest))
-            entries = list(self._entries)
-            entries = [entries[i] for i in select(entries, self.order, budget, self._step, begun)]
+            chosen = select(self._entries, self.order, budget, self._step, begun)
+            entries = [self._entries[i] for i in chosen]
+            left_out = len(self._entries) - len(entries)
         ready = [entry for entry in entries if self._prepare(entry, begun)]
-        for entry in self._entries:
-            waited = self._step - entry.last_step - (entry in ready)
-            entry.handle.record.longest_wait_steps = max(entry.handle.record.longest_wait_steps, waited)
-        for entry in ready:
-            entry.last_step = self._step
+        self._count_waiting(ready)
         rows = sum(entry.rows for entry in ready)
         denoising = self.clock()
         predictions = self._denoise(ready)
@@ -273,6 +275,7 @@ class PackedEngine:
             handles=tuple(entry.handle for entry in predictions),
             states=tuple(entry.state for entry in predictions if entry.state is not None),
             requests=tuple(entry.place for entry in predictions),
+            left_out=left_out,
             rows=rows,
             max_rows=self.max_tokens,
             seconds=self.clock() - begun,
@@ -288,6 +291,16 @@ class PackedEngine:
             self._changed.notify_all()
         self.statistics.step(report, denoised - denoising, self.clock() - begun)
         return report
+
+    def _count_waiting(self, ready: Sequence[Entry]) -> None:
+        """Update how long requests have waited for a step, given those that share the current one."""
+        for entry in ready:
+            record = entry.handle.record
+            record.longest_wait_steps = max(record.longest_wait_steps, self._step - entry.last_step - 1)
+            entry.last_step = self._step
+        for entry in self._entries:
+            record = entry.handle.record
+            record.longest_wait_steps = max(record.longest_wait_steps, self._step - entry.last_step)
 
     def _prepare(self, entry: Entry, now: float) -> bool:
         """Prepare a request before its first step; return False if that failed."""

@@ -26,6 +26,9 @@ class StepReport:
     handles: tuple[RequestHandle, ...]
     states: tuple[SamplingState, ...]
     requests: tuple[PackedRequest, ...]
+    left_out: int
+    """Number of unfinished requests that did not fit."""
     rows: int
+    """Tokens, twins counted, padding not counted."""
     max_rows: int
     seconds: float

@@ -4,8 +4,9 @@ They have the names of vLLM-Omni's contract for step-wise pipelines. Every image
 passes through them, whether it is drawn by `CATPipeline`, on the command line or by the server.
 """
 
+import threading
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ from cat_fast.tokenizer.pipeline_config import upcast
 ROWS = 16
 """Block that fp32 matrix products of MKL and OpenBLAS are invariant to: other numbers of rows below 16 take
 another path. `invariance.self_test` checks it."""
-TEXT_BYTES = 64 << 20
+TEXT_BYTES = 16 << 20
 _NOT_FINITE = (
     "a latent contains NaN or infinite values; lower guidance_scale, or check the pipeline's weights"
 )
@@ -59,8 +60,10 @@ class Stages:
         encoder = pipeline.text_encoder
         # each prompt is encoded at its own length: in a batch, its states would depend on the others
         self._encode = None if encoder is None else TextCache(encoder, TEXT_BYTES)
-        self._scheduler = cache(lambda name, steps: set_steps(pipeline.scheduler, name, steps))
+        self._scheduler = lru_cache(64)(lambda name, steps: set_steps(pipeline.scheduler, name, steps))
         config = pipeline.transformer.config
+        self.vae_lock = threading.Lock()
+        """Held while the autoencoder runs: upcasting changes its weights for the time of a call."""
         self._scale = LatentScale(config.shift_factor, config.scaling_factor)
 
     @property
@@ -120,7 +123,7 @@ class Stages:
         images: list[torch.Tensor] = []
         for start in range(0, len(latents), self.decode_batch):
             z = self._scale.undo(torch.stack(list(latents[start : start + self.decode_batch])), ratio)
-            with upcast(vae):
+            with self.vae_lock, upcast(vae):
                 decoded = vae.decode(z.to(vae.dtype), ratio).sample
             if not torch.isfinite(decoded).all():
                 raise UserError(

@@ -24,6 +24,7 @@ class EngineStatistics:
         """Tokens of all steps, twins counted, padding not counted."""
         self.max_rows = 0
         """Sum of the row budgets of all steps."""
+        self._waiting_rows = self._waiting_max_rows = 0
         self.tokens_finished = 0
         self.seconds_denoising = 0.0
         """In the transformer."""
@@ -38,6 +39,11 @@ class EngineStatistics:
     def fill(self) -> float:
         """Rows divided by the row budget, over all steps."""
         return self.rows / self.max_rows if self.max_rows else 0.0
+
+    @property
+    def fill_waiting(self) -> float:
+        """Rows divided by the row budget, over the steps that left a request out."""
+        return self._waiting_rows / self._waiting_max_rows if self._waiting_max_rows else 0.0
 
     @property
     def overhead(self) -> float:
@@ -76,6 +82,9 @@ class EngineStatistics:
         self.steps += 1
         self.rows += report.rows
         self.max_rows += report.max_rows
+        if report.left_out:
+            self._waiting_rows += report.rows
+            self._waiting_max_rows += report.max_rows
         self.seconds_denoising += in_transformer
         self.seconds_steps += seconds
 

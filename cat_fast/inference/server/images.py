@@ -22,6 +22,7 @@ from cat_fast.inference.server.errors import ApiError
 from cat_fast.inference.server.generation import encode_tensor
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import MAX_IMAGE_PIXELS
+from cat_fast.tokenizer.pipeline_config import upcast
 
 
 def read_image(data: bytes) -> Image.Image:
@@ -89,10 +90,11 @@ def reconstruct(service: Service, image: Image.Image, description: Description |
         }
     transformer = pipeline.transformer
     flops = forward_flops(getattr(transformer, "_orig_mod", transformer))
-    x = cropped[None].to(vae.device, vae.dtype)
     found["reconstructions"] = []
     for ratio in ratios:
-        decoded = vae.decode(vae.encode(x, ratio).latent_dist.mode(), ratio).sample[0].float().cpu()
+        with service.engine.stages.vae_lock, upcast(vae):
+            x = cropped[None].to(vae.device, vae.dtype)
+            decoded = vae.decode(vae.encode(x, ratio).latent_dist.mode(), ratio).sample[0].float().cpu()
         error = (decoded.clamp(-1, 1) - cropped).square().mean()
         tokens = service.tokens_of(ratio)
         found["reconstructions"].append(

@@ -77,16 +77,25 @@ def serve(service: Service, bound: socket.socket) -> int:
     """Serve until a signal; return the exit code, 0 after a drain.
 
     Requests get 503 until calibration and self-test have run, which takes seconds.
+
+    Raises:
+        UserError: calibration or self-test failed.
     """
     config = uvicorn.Config(
         create_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="off"
     )
     server = _Server(config)
     server.service = service
-    prepare_in_background(service)
+
+    def failed() -> None:
+        server.should_exit = True
+
+    prepare_in_background(service, failed)
     host, port = bound.getsockname()[:2]
     print(f"serving {service.settings.name} on http://{host}:{port}", file=sys.stderr, flush=True)
     asyncio.run(server.serve(sockets=[bound]))
+    if service.failure is not None:
+        raise UserError(f"{service.settings.name} cannot be served: {service.failure}")
     totals = service.engine.statistics
     log_line(
         {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cat_fast.complexity import Description
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, one_line
 from cat_fast.generator.sampling import SampleRequest
 from cat_fast.inference.engine.engine import PackedEngine
 from cat_fast.inference.engine.errors import Draining
@@ -80,8 +80,8 @@ class Service:
             self.engine.cost.calibrate(self._calibration_packs())
             self.engine.start()
         except Exception as error:
-            self.failure = str(error)
-            raise
+            self.failure = one_line(error)
+            return
         self.ready_after = time.perf_counter() - begun
 
     def drain(self) -> None:
@@ -175,12 +175,14 @@ class Service:
         return packs
 
 
-def prepare_in_background(service: Service) -> threading.Thread:
-    """Run `Service.prepare` on a thread of its own."""
+def prepare_in_background(service: Service, on_failure: Callable[[], None]) -> threading.Thread:
+    """Run `Service.prepare` on a thread of its own; call `on_failure` once `failure` is set."""
 
     def prepare() -> None:
         with torch.no_grad():
             service.prepare()
+        if service.failure is not None:
+            on_failure()
 
     thread = threading.Thread(target=prepare, name="cat-fast prepare", daemon=True)
     thread.start()
