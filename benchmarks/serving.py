@@ -330,7 +330,7 @@ def measure(
     per_second = load * bench.capacity(requests)
     tuning = poisson(requests[:sweep_count], per_second, seed=2)
     kept, sweep = {}, {}
-    for name, candidates in contestants(bench, requests, alone).items():
+    for name, candidates in contestants(requests, alone).items():
         scored = {
             setting: columns(bench, tuning, serve(bench, tuning), alone)
             for setting, serve in candidates.items()
