@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,7 @@ def rates(pipeline: CATPipeline, repeats: int) -> dict[str, Any]:
         ]
         states = [stages.prepare(request) for request in requests]
         stages.denoise_step(states)
-        seconds = median_seconds(lambda states=states: stages.denoise_step(states), repeats)
+        seconds = median_seconds(partial(stages.denoise_step, states), repeats)
         total = sum(flops.of(state.request.num_tokens) for state in states)
         points.append(
             {
@@ -304,16 +305,16 @@ def contestants(requests: Sequence[EngineRequest], alone: Mapping[Any, float]) -
     return {
         "dynamic_batching": {
             f"rows={rows},wait={part * mean:.3g}s": serve_baseline(
-                lambda r=rows, w=part * mean: DynamicBatching(r, w)
+                partial(DynamicBatching, rows, part * mean)
             )
             for rows in BUDGETS
             for part in WAITS
         },
         "fifo_step_batching": {
-            f"rows={rows}": serve_baseline(lambda r=rows: FifoStepBatching(r)) for rows in BUDGETS
+            f"rows={rows}": serve_baseline(partial(FifoStepBatching, rows)) for rows in BUDGETS
         },
         "deficit_round_robin": {
-            f"rows={rows}": serve_baseline(lambda r=rows: DeficitRoundRobin(r)) for rows in BUDGETS
+            f"rows={rows}": serve_baseline(partial(DeficitRoundRobin, rows)) for rows in BUDGETS
         },
         "engine_fifo_packed": {f"rows={rows}": serve_engine(rows, FifoPacked()) for rows in BUDGETS},
         "engine": {f"rows={rows}": serve_engine(rows, CostAware()) for rows in BUDGETS},
@@ -329,7 +330,7 @@ def measure(
     per_second = load * bench.capacity(requests)
     tuning = poisson(requests[:sweep_count], per_second, seed=2)
     kept, sweep = {}, {}
-    for name, candidates in contestants(requests, alone).items():
+    for name, candidates in contestants(bench, requests, alone).items():
         scored = {
             setting: columns(bench, tuning, serve(bench, tuning), alone)
             for setting, serve in candidates.items()

@@ -10,6 +10,7 @@ from cat_fast.cli.codec import EncodeCommand, decode, encode
 from cat_fast.cli.data import data
 from cat_fast.cli.demo import demo
 from cat_fast.cli.encode_shards import encode_shards
+from cat_fast.cli.evaluation import evaluation
 from cat_fast.cli.fetch import fetch
 from cat_fast.cli.info import info
 from cat_fast.cli.pipeline import pipeline
@@ -63,6 +64,7 @@ app.command()(fetch)
 app.command()(runs)
 app.command()(info)
 app.add_typer(data, name="data")
+app.add_typer(evaluation, name="eval")
 app.add_typer(plan, name="plan")
 
 

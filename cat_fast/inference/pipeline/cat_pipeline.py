@@ -29,6 +29,7 @@ from cat_fast.complexity import (
     RatioThresholds,
     default_scorer,
     default_thresholds,
+    describe_labels,
     ratios_within_budget,
     require_scores,
 )
@@ -103,7 +104,8 @@ class CATPipeline(DiffusionPipeline):
         resolution: default side of the images in pixels; if None, the one at which the grid of the lowest
             ratio fills the transformer's `position_frame`.
         descriptions: description of each label, scored for ``ratio="auto"`` and encoded by `text_encoder`;
-            "this is an image of LABEL" if None. Set `has_text` and `has_faces` of classes here.
+            "this is an image of LABEL" if None, with the packaged flags if all labels are classes of
+            ImageNet. Set `has_text` and `has_faces` of other classes here.
 
     Raises:
         UserError: components of another class, or that were not trained together.
@@ -151,7 +153,7 @@ class CATPipeline(DiffusionPipeline):
         transformer.eval()
         self._labels = list(labels)
         self._thresholds = _as_thresholds(thresholds)
-        self._descriptions = list(map(_as_description, descriptions or map(Description.from_label, labels)))
+        self._descriptions = list(map(_as_description, descriptions or describe_labels(labels)))
         self._class_of = {label: number for number, label in enumerate(self._labels)}
         self.register_to_config(
             labels=self._labels,
