@@ -3,7 +3,7 @@
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
@@ -283,7 +283,7 @@ def score(
     effects = _effects_of(loaded) if explain else None
     limits = _MAX_LISTED[out is None], _MAX_FAILURES
     if out is None and not files:
-        result, rows = score_directly(inputs, loaded, chosen, mean_tokens)
+        result, rows = score_directly(inputs, cast("Scorer", loaded), chosen, mean_tokens)
         _report(result, summarize_rows(rows, *limits), rows, effects, json_file)
     else:
         from cat_fast.complexity.scoring_run.run import score_set  # imports pyarrow

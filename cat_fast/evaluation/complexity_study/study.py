@@ -240,7 +240,7 @@ def _robustness(scores: Sequence[Metric]) -> dict[str, Any]:
     pairs = [
         {
             "scorers": [first.name, second.name],
-            "agreement": float((first.ratios == second.ratios).mean()),
+            "agreement": float(np.mean(first.ratios == second.ratios)),
             "spearman": float(spearman(first.values, second.values)),
         }
         for i, first in enumerate(scores)
@@ -278,11 +278,11 @@ def _jpeg(sizes: np.ndarray) -> dict[str, float]:
 
 
 def _mix(ratios: np.ndarray | None, of: np.ndarray) -> dict[str, float]:
-    return {str(f): float((ratios == f).mean()) for f in of}
+    return {str(f): float(np.mean(ratios == f)) for f in of}
 
 
 def _cost(ratios: np.ndarray | None) -> dict[str, float]:
-    mix = {f: float((ratios == f).mean()) for f in RATIOS}
+    mix = {f: float(np.mean(ratios == f)) for f in RATIOS}
     return {
         "latent_side": average_latent_side(mix),
         "average_ratio": average_ratio(mix),

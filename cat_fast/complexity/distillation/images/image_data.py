@@ -83,7 +83,7 @@ def compute_data(
         names = ("trunk", "low", "pixels", "jpeg")
         arrays = {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         with atomic_write(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays, allow_pickle=False)
     with np.load(path, allow_pickle=False) as stored:
         return ImageData(
             Features(stored["trunk"], stored["low"]),
