@@ -99,7 +99,7 @@ def _compute(example: ImageExample, trunk: Trunk) -> tuple[np.ndarray, ...]:
     found = image_features.compute(image_features.prepare(image), trunk)
     small = image.resize((PIXELS_SIDE, PIXELS_SIDE), Image.Resampling.BICUBIC)
     size = jpeg_bytes(image_to_bytes(resize_center_crop(image, JPEG_SIDE)))
-    return found.trunk, found.low, np.asarray(small), np.int64(size)  # type: ignore[return-value]
+    return found.trunk, found.low, np.asarray(small), np.array(size)
 
 
 def _size(path: str) -> int:
