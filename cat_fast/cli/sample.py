@@ -15,10 +15,7 @@ from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from cat_fast.complexity import Description
-    from cat_fast.inference import CATPipeline
     from cat_fast.inference.sampling_run.run import SampleRun
 
 _MANY = "Many images"
@@ -34,7 +31,8 @@ def sample(
             "--pipeline",
             "-p",
             metavar="DIR",
-            help="Folder of a pipeline, from `cat-fast pipeline` or `cat-fast demo`.",
+            help="Folder of a pipeline, from `cat-fast pipeline` or `cat-fast demo --train`; or nano, the one"
+            " that ships with the package.",
         ),
     ] = Path("runs/demo/pipeline"),
     labels: Annotated[
@@ -163,10 +161,13 @@ def sample(
         raise UserError(f"--scheduler {scheduler}: expected ddpm, ddim, dpm++ or euler")
     described = _read(descriptions) if descriptions else None
 
+    from cat_fast.inference.pipeline.loading import load_pipeline
     from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
     from cat_fast.models.device import find_device
+    from cat_fast.weights.shipped import shipped_folder
 
-    models = _load(pipeline, find_device(device))
+    pipeline = shipped_folder(str(pipeline)) or pipeline
+    models = load_pipeline(pipeline, find_device(device))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
     total = count or (per_class or 1) * len(prompts)
     chosen: Literal["auto"] | int = "auto" if fixed is None else fixed
@@ -213,22 +214,6 @@ def _parse_size(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise UserError(f"--size {text}: expected a side in pixels, or WxH such as 768x512")
     return int(match[1]), int(match[2] or match[1])
-
-
-def _load(folder: Path, device: "torch.device") -> "CATPipeline":
-    """Load a pipeline without diffusers' progress bar and warnings."""
-    from diffusers.utils import logging
-
-    from cat_fast.inference import CATPipeline
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        return CATPipeline.from_pretrained(folder).to(device)
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
 
 
 def _read(path: Path) -> "list[Description]":

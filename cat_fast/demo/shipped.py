@@ -1,0 +1,142 @@
+"""The demo of the shipped models: reconstructions of held-out photographs, and samples of prompts."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cat_fast.complexity import Description, RatioThresholds, default_scorer, require_scores
+from cat_fast.complexity.ratios.image_ratios import index_photographs
+from cat_fast.console import err, progress
+from cat_fast.data.files import write_json
+from cat_fast.data.folder_lock import locked
+from cat_fast.data.photographs import photographs
+from cat_fast.demo.report import COLOURS, image_uri, reconstruction_row, write_section
+from cat_fast.demo.run import require_own_folder
+from cat_fast.evaluation.reconstruction import Reconstruction, reconstruct, summarize
+from cat_fast.inference.pipeline.loading import load_pipeline
+from cat_fast.processor import processor_name
+from cat_fast.weights.shipped import SHIPPED, TABLES
+
+PROMPTS = (
+    "smiling face with sunglasses",
+    "penguin",
+    "red apple",
+    "pizza",
+    "light bulb",
+    "red heart",
+    "rainbow",
+    "apple with sunglasses",
+)
+RESOLUTION = 256
+"""Side of the photographs in pixels."""
+STEPS, GUIDANCE = 20, 3.0
+
+
+def run_shipped_demo(out: Path) -> dict[str, Any]:
+    """Show the shipped models in `out`: write report.html and shipped.json; return the content of the latter.
+
+    Raises:
+        UserError: the models are missing from this installation; `out` holds a demo of an earlier version, is
+            in use by another process or cannot be written.
+    """
+    with locked(out, "running a demo"):
+        require_own_folder(out)
+        return _run(out)
+
+
+def _run(out: Path) -> dict[str, Any]:
+    started = time.perf_counter()
+    pipeline = load_pipeline("nano")
+    pipeline.set_progress_bar_config(disable=True)
+    ratios = sorted(pipeline.vae.ratios)
+    records = index_photographs(photographs("held_out"))
+    with progress("steps") as bars:
+        bar = bars.add_task("reconstruct photographs", total=len(records))
+        results = reconstruct(pipeline.vae, records, RESOLUTION, lambda: bars.advance(bar))
+        bar = bars.add_task("draw prompts", total=STEPS * len(ratios))
+        samples, tokens = {}, {}
+        for ratio in ratios:
+            drawn = pipeline(
+                list(PROMPTS),
+                ratio=ratio,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE,
+                generator=[torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))],
+                callback_on_step_end=lambda *_: bars.advance(bar),
+                callback_on_step_end_tensor_inputs=(),
+            )
+            tokens[ratio] = drawn.tokens[0]
+            samples |= {(prompt, ratio): image for prompt, image in zip(PROMPTS, drawn.images, strict=True)}
+    prompts = _score(pipeline.thresholds)
+    metrics = {
+        "resolution": RESOLUTION,
+        "sample_resolution": pipeline.resolution,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "held_out": summarize(results),
+        "prompts": prompts,
+        "tokens": {str(ratio): count for ratio, count in tokens.items()},
+        "machine": {
+            "processor": processor_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "platform": f"{platform.system()} {platform.machine()}",
+            "torch": torch.__version__,
+        },
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    write_section(
+        out / "report.html",
+        "shipped",
+        metrics=metrics,
+        ratios=ratios,
+        colours=COLOURS,
+        rows=_rows(results),
+        prompts=prompts,
+        samples={key: image_uri(image) for key, image in samples.items()},
+        tokens=tokens,
+        tables=_tables(),
+    )
+    write_json(out / "shipped.json", metrics)
+    err.print(f"{metrics['seconds']} s")
+    return metrics
+
+
+def _rows(results: list[Reconstruction]) -> list[dict[str, Any]]:
+    """Return the rows of the photographs, with flags and confidence."""
+    described = [Description(r.record.caption, r.record.has_text, r.record.has_faces) for r in results]
+    scores = require_scores(default_scorer(), described)
+    return [
+        {**reconstruction_row(result), "flags": _flags(one), "confidence": score.confidence}
+        for result, one, score in zip(results, described, scores, strict=True)
+    ]
+
+
+def _flags(description: Description) -> str:
+    names = [
+        name for name, flag in (("text", description.has_text), ("faces", description.has_faces)) if flag
+    ]
+    return " and ".join(names) or "none"
+
+
+def _score(thresholds: RatioThresholds) -> list[dict[str, Any]]:
+    """Return text, score, confidence and ratio of each prompt."""
+    scores = require_scores(default_scorer(), [Description(prompt) for prompt in PROMPTS])
+    return [
+        {
+            "text": prompt,
+            "score": score.score,
+            "confidence": score.confidence,
+            "ratio": thresholds.ratio_of(score),
+        }
+        for prompt, score in zip(PROMPTS, scores, strict=True)
+    ]
+
+
+def _tables() -> list[dict[str, Any]]:
+    path = SHIPPED / "nano" / TABLES
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
