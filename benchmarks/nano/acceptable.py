@@ -40,7 +40,7 @@ def correlations(
         side: side of the images in pixels.
     """
     best = np.array([maximum_acceptable_ratio(one["psnr"]) for one in figures])
-    metrics = {
+    metrics: dict[str, list[float]] = {
         "complexity score": [scores[one.key] for one in records],
         "JPEG bytes": [_jpeg_bytes(one, side) for one in records],
         "caption length": [len(one.caption) for one in records],
