@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds, default_scorer, require_scores
 from cat_fast.complexity.ratios.image_ratios import index_photographs
@@ -59,7 +60,8 @@ def _run(out: Path) -> dict[str, Any]:
         bar = bars.add_task("reconstruct photographs", total=len(records))
         results = reconstruct(pipeline.vae, records, RESOLUTION, lambda: bars.advance(bar))
         bar = bars.add_task("draw prompts", total=STEPS * len(ratios))
-        samples, tokens = {}, {}
+        samples: dict[tuple[str, int], Image.Image] = {}
+        tokens: dict[int, int] = {}
         for ratio in ratios:
             drawn = pipeline(
                 list(PROMPTS),
