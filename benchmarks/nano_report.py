@@ -26,11 +26,11 @@ from benchmarks.nano.samples import (
     ENDING,
     Prompts,
     choose_classes,
+    choose_guidance,
     draw,
     find_nearest,
     load_renderings,
     recognised,
-    reconstruction_distances,
     sample_sheet,
 )
 from benchmarks.shared import machine
@@ -169,21 +169,25 @@ class Report:
         classifier = _classifier(renderings, captions, prompts)
         count, side = len(prompts.trained), pipeline.resolution
         budget = (side // (16 * pipeline.transformer.config.patch_size)) ** 2
-        drawn = draw(pipeline, prompts.all, mean_tokens=budget)
-        reconstructions = torch.cat(
-            [pipeline.vae(part, ratio=16).sample for part in renderings.split(16)]
-        ).clamp(-1, 1)
+        trial = choose_guidance(pipeline, classifier, prompts)
+        guidance = trial["chosen"]
+        drawn = draw(pipeline, prompts.all, mean_tokens=budget, guidance=guidance)
         nearest = find_nearest(
-            drawn.images, renderings, reconstruction_distances(renderings, reconstructions)
+            drawn.images, renderings, lambda images: pipeline.vae(images, ratio=16).sample.clamp(-1, 1)
         )
         sample_sheet(drawn, nearest, training).save(self.path.parent / "samples.png")
         found = {"within the budget of a fixed 16x": recognised(drawn, classifier, count)}
         for ratio in sorted(pipeline.transformer.config.ratios):
-            found[f"{ratio}x"] = recognised(draw(pipeline, prompts.all, ratio=ratio), classifier, count)
+            again = draw(pipeline, prompts.all, ratio=ratio, guidance=guidance)
+            found[f"{ratio}x"] = recognised(again, classifier, count)
         return {
             "recognised": found,
+            "guidance": trial,
             "classifier": {"classes": CLASSES, "top1 on held-out augmentations": classifier.top1},
             "copies": sum(one.is_copy for one in nearest),
+            "top 5 of the recombined prompts": dict(
+                zip(prompts.recombined, classifier.top(drawn.images[count:]), strict=True)
+            ),
         }
 
 

@@ -8,7 +8,9 @@ import pytest
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-@pytest.mark.parametrize("name", ["generator_tables", "kernel_tables", "model_tables", "ratio_tables"])
+@pytest.mark.parametrize(
+    "name", ["generator_tables", "kernel_tables", "model_tables", "ratio_tables", "scorer_tables"]
+)
 def test_tables_are_made_from_the_results(name, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     script = importlib.import_module(name)

@@ -7,6 +7,9 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the tables of a report that have figures: title, header and rows."""
     means = report.get("tokenizer", {}).get("means", {})
     chosen = report.get("chosen ratios", {})
+    samples = report.get("samples", {})
+    guidance = samples.get("guidance", {})
+    by_scale = guidance.get("recognised", {})
     acceptable = chosen.get("maximum acceptable ratio, all", {})
     found = [
         _table(
@@ -58,7 +61,12 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
         _table(
             "Recognised samples",
             ["samples", "prompt in the top 5", "top 1", "shuffled prompts", "mean tokens"],
-            [_recognised(name, one) for name, one in report.get("samples", {}).get("recognised", {}).items()],
+            [_recognised(name, one) for name, one in samples.get("recognised", {}).items()],
+        ),
+        _table(
+            f"Guidance scales: recognised samples of {guidance.get('prompts')} other captions",
+            ["ratio", *next(iter(by_scale.values()), {})],
+            [[ratio, *counts.values()] for ratio, counts in by_scale.items()],
         ),
     ]
     return [table for table in found if table["rows"]]

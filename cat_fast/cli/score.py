@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 
 from cat_fast import console
 from cat_fast.cli.score_cost import cost
+from cat_fast.cli.score_distill import distill
 from cat_fast.cli.score_tables import print_failures, print_scores
 from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
@@ -29,6 +30,7 @@ _MAX_FAILURES = 10
 _SUBCOMMANDS = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 _SUBCOMMANDS.callback()(lambda: None)  # a group, also with one command
 _SUBCOMMANDS.command()(cost)
+_SUBCOMMANDS.command()(distill)
 
 
 class ScoreCommand(TyperCommand):
@@ -355,8 +357,8 @@ class _Bar:
 def _effects_of(scorer: "Scorer") -> "Callable[[dict[str, Any]], str]":
     """Return the function from a row of scores to the reasons for its score.
 
-    They are the three features with the largest effect, without unreadable ones, where the scorer is a sum of
-    effects, else the scorer's own reasons.
+    They are the three words and flags with the largest effect, where the scorer computes effects, else the
+    scorer's own reasons.
     """
     from cat_fast.complexity import Description
 
@@ -366,7 +368,6 @@ def _effects_of(scorer: "Scorer") -> "Callable[[dict[str, Any]], str]":
         if contributions is None or row["error"] is not None:
             return row["reasons"] or ""
         parts = contributions(Description(row["caption"], row["has_text"], row["has_faces"]))
-        readable = [(name, value) for name, value in parts if not name.startswith(("letters", "length"))]
-        return ", ".join(f"{name} {value:+.2f}" for name, value in readable[:3])
+        return ", ".join(f"{name} {value:+.2f}" for name, value in parts[:3])
 
     return effects

@@ -240,6 +240,8 @@ def test_guidance_scale_changes_the_image_and_1_disables_it(pipeline, monkeypatc
     plain, guided = draw(pipeline, guidance_scale=1), draw(pipeline, guidance_scale=4.0)
     assert np.abs(plain - guided).max() > 0.005
     assert rows == [1] * 3 + [2] * 3
+    per_ratio = draw(pipeline, guidance_scale={8: 1.0, 16: 4.0, 32: 1.0}, ratio=16)
+    assert np.array_equal(per_ratio, draw(pipeline, guidance_scale=4.0, ratio=16))
 
 
 def test_progress_bar(pipeline, capsys):

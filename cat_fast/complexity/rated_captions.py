@@ -11,7 +11,7 @@ from cat_fast.complexity.description import Description
 from cat_fast.data.images.label_fields import SCORES
 from cat_fast.errors import UserError
 
-RATED_CAPTIONS = Path(__file__).parents[1] / "assets" / "rated"
+RATED_CAPTIONS = Path(__file__).parent / "assets" / "rated"
 """Folder of the packaged files, one per source."""
 
 _ID_FIELDS = {"coco_id": "coco", "file": "photograph", "class": "class"}
