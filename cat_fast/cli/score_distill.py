@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cat_fast import console
+from cat_fast.cli.score_distill_images import distill_images
 from cat_fast.data.files import require_writable, write_json
 from cat_fast.errors import UserError
 
@@ -23,6 +24,26 @@ def distill(
             help="Folder for the scorers and their reports. Default: that of the package.", show_default=False
         ),
     ] = ASSETS,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="photographs|INDEX",
+            help="Fit the image student instead, with these captioned images: the packaged photographs, or an"
+            " image index with captions, which the accurate scorer scores; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    rated_images: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of the rated ImageNet photographs (n01440764_tench.JPEG ...); required by --images.",
+            show_default=False,
+        ),
+    ] = None,
+    per_source: Annotated[
+        int, typer.Option(min=1, help="Images per source of an index, for --images.")
+    ] = 300,
     work: Annotated[
         Path, typer.Option(help="Folder for finished parts; a second call resumes from them.")
     ] = Path("runs/distill"),
@@ -38,7 +59,16 @@ def distill(
     Examples:
 
         cat-fast score distill --tier accurate --out scorers
+
+        cat-fast score distill --images photographs --images corpus/train.jsonl --rated-images imagenet-sample
     """
+    if images or rated_images:
+        if tier or not (images and rated_images):
+            raise UserError(
+                "score distill: the image student needs --images and --rated-images, without --tier"
+            )
+        distill_images(images, rated_images, per_source, out, work / "images")
+        return
     from cat_fast.complexity.distillation.tiers import TIERS
 
     names = tier or list(TIERS)

@@ -5,6 +5,7 @@ Independent of the tokenizer: the ratio is chosen before any pixel is encoded.
 
 from cat_fast.complexity.captions import read_descriptions
 from cat_fast.complexity.description import Description
+from cat_fast.complexity.imagenet_classes import describe_labels, imagenet_description
 from cat_fast.complexity.prompt import Prompt
 from cat_fast.complexity.ratios.budget import ratios_within_budget
 from cat_fast.complexity.ratios.choose import (
@@ -54,6 +55,8 @@ __all__ = [
     "choose_ratios",
     "default_scorer",
     "default_thresholds",
+    "describe_labels",
+    "imagenet_description",
     "jpeg_bytes",
     "jpeg_ratio",
     "mean_tokens",

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from PIL import Image
 
 from cat_fast.complexity import Description, RatioThresholds, default_scorer, require_scores
-from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.console import err, progress
 from cat_fast.data.files import write_json
 from cat_fast.data.folder_lock import locked
+from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.photographs import photographs
+from cat_fast.demo.descriptions import DescribedPhotograph, describe_photographs
 from cat_fast.demo.report import COLOURS, image_uri, reconstruction_row, write_section
 from cat_fast.demo.run import require_own_folder
 from cat_fast.evaluation.reconstruction import Reconstruction, reconstruct, summarize
@@ -55,8 +57,11 @@ def _run(out: Path) -> dict[str, Any]:
     pipeline = load_pipeline("nano")
     pipeline.set_progress_bar_config(disable=True)
     ratios = sorted(pipeline.vae.ratios)
-    records = index_photographs(photographs("held_out"))
     with progress("steps") as bars:
+        bar = bars.add_task("describe photographs", total=len(photographs()))
+        described, source = describe_photographs(out / "flags.json", lambda: bars.advance(bar))
+        held_out = [one for one in described if one.photograph.split == "held_out"]
+        records = [one.record for one in held_out]
         bar = bars.add_task("reconstruct photographs", total=len(records))
         results = reconstruct(pipeline.vae, records, RESOLUTION, lambda: bars.advance(bar))
         bar = bars.add_task("draw prompts", total=STEPS * len(ratios))
@@ -81,6 +86,8 @@ def _run(out: Path) -> dict[str, Any]:
         "steps": STEPS,
         "guidance": GUIDANCE,
         "held_out": summarize(results),
+        "flags": source,
+        "photographs": [one.to_json() for one in held_out],
         "prompts": prompts,
         "tokens": {str(ratio): count for ratio, count in tokens.items()},
         "machine": {
@@ -97,7 +104,7 @@ def _run(out: Path) -> dict[str, Any]:
         metrics=metrics,
         ratios=ratios,
         colours=COLOURS,
-        rows=_rows(results),
+        rows=_rows(results, held_out),
         prompts=prompts,
         samples={key: image_uri(image) for key, image in samples.items()},
         tokens=tokens,
@@ -108,21 +115,19 @@ def _run(out: Path) -> dict[str, Any]:
     return metrics
 
 
-def _rows(results: list[Reconstruction]) -> list[dict[str, Any]]:
+def _rows(
+    results: Sequence[Reconstruction], described: Sequence[DescribedPhotograph]
+) -> list[dict[str, Any]]:
     """Return the rows of the photographs, with flags and confidence."""
-    described = [Description(r.record.caption, r.record.has_text, r.record.has_faces) for r in results]
-    scores = require_scores(default_scorer(), described)
     return [
-        {**reconstruction_row(result), "flags": _flags(one), "confidence": score.confidence}
-        for result, one, score in zip(results, described, scores, strict=True)
+        {**reconstruction_row(result), "flags": _flags(one.record), "confidence": one.confidence}
+        for result, one in zip(results, described, strict=True)
     ]
 
 
-def _flags(description: Description) -> str:
-    names = [
-        name for name, flag in (("text", description.has_text), ("faces", description.has_faces)) if flag
-    ]
-    return " and ".join(names) or "none"
+def _flags(record: ImageRecord) -> str:
+    flags = (("text", record.has_text), ("faces", record.has_faces))
+    return " and ".join(name for name, flag in flags if flag) or "none"
 
 
 def _score(thresholds: RatioThresholds) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ def test_invalid_shards_are_refused(cat_fast, captions, tmp_path, text) -> None:
         (["a cat", "--escalate-to", "llm"], ["--escalate P"]),
         (["a cat", "--escalate", "0.5", "--scorer", "length"], ["accurate or fast"]),
         (["a cat", "--mean-tokens", "10"], ["expected at least 64"]),
-        (["photo.jpg"], ["no captions", "a text file next to each image"]),
+        (["photo.jpg", "--scorer", "fast"], ["no captions", "a text file next to each image"]),
     ],
 )
 def test_unusable_arguments_are_one_line(cat_fast, captions, monkeypatch, arguments, words) -> None:

@@ -60,7 +60,9 @@ def load_scorer(
             that cannot be loaded.
     """
     if name not in SCORERS:
-        raise UserError(f"--scorer {name}: expected one of {', '.join(SCORERS)}")
+        raise UserError(
+            f"--scorer {name}: expected one of {', '.join(SCORERS)} for captions; for images, jpeg or unified"
+        )
     options = {
         "model": model,
         "base_url": base_url,

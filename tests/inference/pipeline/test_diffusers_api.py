@@ -200,7 +200,7 @@ def test_one_generator_for_one_image_is_that_generator(pipeline):
     given = draw(pipeline, generator=torch.Generator().manual_seed(5))
     assert np.array_equal(given, draw(pipeline, ["village street"], seed=5))
     batched = draw(pipeline, ["clear blue sky", "village street"], seed=4)
-    assert np.abs(batched[1] - given[0]).max() < 1e-4
+    assert np.array_equal(batched[1], given[0])
 
 
 def test_one_generator_for_several_images_is_reproducible(pipeline):
@@ -232,10 +232,17 @@ def test_batches_of_several_sizes(pipeline):
 def test_guidance_scale_changes_the_image_and_1_disables_it(pipeline, monkeypatch):
     rows = []
     forward = DiT.forward
+
+    def record(packed):
+        if packed.device.type != "meta":  # FLOPs are counted there
+            rows.append(
+                int((packed.grid == 2).all(1).sum())
+            )  # null sequences that fill up the pack are smaller
+
     monkeypatch.setattr(
         DiT,
         "forward",
-        lambda self, packed, *a, **k: rows.append(len(packed)) or forward(self, packed, *a, **k),
+        lambda self, packed, *a, **k: record(packed) or forward(self, packed, *a, **k),
     )
     plain, guided = draw(pipeline, guidance_scale=1), draw(pipeline, guidance_scale=4.0)
     assert np.abs(plain - guided).max() > 0.005
