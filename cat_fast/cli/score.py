@@ -2,7 +2,6 @@
 
 import tempfile
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -250,15 +249,20 @@ def score(
             f"{f'--captioner {captioner}' if captioner else f'--scorer {scorer}'}: reads images, but captions"
             " or labels are given; leave one of them out"
         )
-    if scorer is None and not (pixels or captions or label) and lack_captions(files):
+
+    def is_output(path: Path) -> bool:
+        return out is not None and is_output_of(path, out)
+
+    if scorer is None and not (pixels or captions or label) and lack_captions(files, is_output):
         pixels = True
         console.err.print(
             f"no captions: the images are scored by their pixels, with --scorer {DEFAULT_IMAGE_SCORER}"
         )
     flags = Flags(has_text, has_faces)
-    inputs = (open_images if pixels else partial(open_inputs, captions=captions, labels=label or []))(
-        files, flags=flags, is_output=lambda path: out is not None and is_output_of(path, out)
-    )
+    if pixels:
+        inputs = open_images(files, flags, is_output)
+    else:
+        inputs = open_inputs(files, captions, label or [], flags, is_output)
     options = {
         "model": model,
         "base_url": base_url,

@@ -1,6 +1,6 @@
 """Results of the study: f*, correlations, agreement, mixes and robustness, as JSON values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ def collect(
     by_size = np.array([JPEG_THRESHOLDS.ratio(int(size)) for size in sizes])
     metrics.append(Metric(JPEG, sizes, by_size, (JPEG_THRESHOLDS.a, JPEG_THRESHOLDS.b)))
     for name, field in (("reconstruction MSE", "signal_mse"), ("reconstruction LPIPS", "signal_lpips")):
-        metrics.append(Metric(name, np.array([row[field] for row in rows], dtype=np.float64)))  # type: ignore[literal-required]
+        metrics.append(Metric(name, _column(rows, field)))
     captions = _captions([scores.find([row["key"] for row in rows]) for scores in score_sets])
     if captions is not None:
         lengths = np.array([len(caption.split()) for caption in captions], dtype=np.float64)
@@ -197,8 +197,14 @@ def _captions(sets: Sequence[Sequence[Any]]) -> list[str] | None:
     return None
 
 
+def _column(rows: Sequence[Measurement], field: str) -> np.ndarray:
+    values: Sequence[Mapping[str, Any]] = rows
+    return np.array([row[field] for row in values], dtype=np.float64)
+
+
 def _matrix(rows: Sequence[Measurement], field: str, ratios: np.ndarray) -> np.ndarray:
-    return np.array([[row[field][str(f)] for f in ratios] for row in rows])  # type: ignore[literal-required]
+    values: Sequence[Mapping[str, Any]] = rows
+    return np.array([[row[field][str(f)] for f in ratios] for row in values])
 
 
 def _target(best: np.ndarray) -> np.ndarray:
