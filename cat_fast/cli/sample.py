@@ -34,13 +34,20 @@ def sample(
             help="Folder of a pipeline, from `cat-fast pipeline` or `cat-fast demo --train`; or nano, the one"
             " that ships with the package.",
         ),
-    ] = Path("runs/demo/pipeline"),
+    ] = Path("nano"),
     labels: Annotated[
         list[str] | None,
         typer.Option(
             "--labels",
             "-l",
             help="Class names or numbers, separated by commas; may be repeated. Default: all classes.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sentence to draw; may be repeated; for generators trained with text.",
             show_default=False,
         ),
     ] = None,
@@ -66,15 +73,23 @@ def sample(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Number of steps of the scheduler.")] = 250,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of steps of the scheduler. Default: the pipeline's, 250 if it sets none.",
+            show_default=False,
+        ),
+    ] = None,
     guidance: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="SCALE",
             help="Classifier-free guidance scale; 1 disables guidance. A scale per ratio is given as"
-            " 8=2,16=3,32=4.",
+            " 8=2,16=3,32=4. Default: the pipeline's, 1.5 if it sets none.",
+            show_default=False,
         ),
-    ] = "1.5",
+    ] = None,
     guidance_channels: Annotated[
         int | None,
         typer.Option(
@@ -143,7 +158,10 @@ def sample(
 
     Examples:
 
-        cat-fast sample --labels "sky,text" --out images --grid --steps 30 --scheduler ddim
+        cat-fast sample --prompt "red apple" --prompt robot --out images
+
+        cat-fast sample -p runs/demo/pipeline --labels "sky,text" --out images --grid --steps 30
+        --scheduler ddim
 
         cat-fast sample -p DIR --count 50000 --npz --out fid --mean-tokens 216
 
@@ -151,15 +169,16 @@ def sample(
     """
     fixed = parse_ratio(ratio)
     width, height = _parse_size(size)
-    if labels and descriptions:
-        raise UserError("expected --labels or --descriptions, got both")
+    given = {"--labels": labels, "--prompt": prompt, "--descriptions": descriptions}
+    if len(names := [name for name, value in given.items() if value]) > 1:
+        raise UserError(f"expected one of --labels, --prompt and --descriptions, got {' and '.join(names)}")
     if count and per_class:
         raise UserError("expected --count or --per-class, got both")
     if rank >= world_size:
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
     if scheduler not in (None, "ddpm", "ddim", "dpm++", "euler"):
         raise UserError(f"--scheduler {scheduler}: expected ddpm, ddim, dpm++ or euler")
-    described = _read(descriptions) if descriptions else None
+    described = _read(descriptions) if descriptions else prompt
 
     from cat_fast.inference.pipeline.loading import load_pipeline
     from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
@@ -176,8 +195,8 @@ def sample(
         mean_tokens=mean_tokens,
         height=height,
         width=width,
-        num_inference_steps=steps,
-        guidance_scale=_parse_guidance(guidance),
+        num_inference_steps=steps or models.default_steps,
+        guidance_scale=_parse_guidance(guidance) if guidance else models.default_guidance,
         guidance_channels=guidance_channels,
         scheduler=scheduler,  # type: ignore[arg-type] # checked above
         seed=seed,
