@@ -96,6 +96,6 @@ def _show_shipped(folder: Path) -> None:
         "report": f"{folder / 'report.html'}, metrics in {folder / 'shipped.json'}",
         "tokenizer": f"nano: {chosen['psnr']:.1f} dB on held-out photographs at their chosen ratios",
         "tokens": f"{chosen['tokens_vs_fixed_16x']:.0%} of a fixed 16x tokenizer on held-out photographs",
-        "next": "cat-fast sample -p nano --descriptions prompts.txt --out images",
+        "next": 'cat-fast sample --prompt "red apple" --out images',
     }.items():
         out.print(f"{name:<10}  {text}", soft_wrap=True, markup=False)

@@ -21,6 +21,7 @@ from cat_fast.demo.descriptions import DescribedPhotograph, describe_photographs
 from cat_fast.demo.report import COLOURS, image_uri, reconstruction_row, write_section
 from cat_fast.demo.run import require_own_folder
 from cat_fast.evaluation.reconstruction import Reconstruction, reconstruct, summarize
+from cat_fast.generator.sampling import guidance_scales
 from cat_fast.inference.pipeline.loading import load_pipeline
 from cat_fast.processor import processor_name
 from cat_fast.weights.shipped import SHIPPED, TABLES
@@ -37,7 +38,7 @@ PROMPTS = (
 )
 RESOLUTION = 256
 """Side of the photographs in pixels."""
-STEPS, GUIDANCE = 20, 3.0
+HELD_OUT = "held_out"
 
 
 def run_shipped_demo(out: Path) -> dict[str, Any]:
@@ -58,21 +59,18 @@ def _run(out: Path) -> dict[str, Any]:
     pipeline.set_progress_bar_config(disable=True)
     ratios = sorted(pipeline.vae.ratios)
     with progress("steps") as bars:
-        bar = bars.add_task("describe photographs", total=len(photographs()))
-        described, source = describe_photographs(out / "flags.json", lambda: bars.advance(bar))
-        held_out = [one for one in described if one.photograph.split == "held_out"]
+        bar = bars.add_task("describe photographs", total=len(photographs(HELD_OUT)))
+        held_out, source = describe_photographs(out / "flags.json", lambda: bars.advance(bar), HELD_OUT)
         records = [one.record for one in held_out]
         bar = bars.add_task("reconstruct photographs", total=len(records))
         results = reconstruct(pipeline.vae, records, RESOLUTION, lambda: bars.advance(bar))
-        bar = bars.add_task("draw prompts", total=STEPS * len(ratios))
+        bar = bars.add_task("draw prompts", total=pipeline.default_steps * len(ratios))
         samples: dict[tuple[str, int], Image.Image] = {}
         tokens: dict[int, int] = {}
         for ratio in ratios:
             drawn = pipeline(
                 list(PROMPTS),
                 ratio=ratio,
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
                 generator=[torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))],
                 callback_on_step_end=lambda *_: bars.advance(bar),
                 callback_on_step_end_tensor_inputs=(),
@@ -83,8 +81,8 @@ def _run(out: Path) -> dict[str, Any]:
     metrics = {
         "resolution": RESOLUTION,
         "sample_resolution": pipeline.resolution,
-        "steps": STEPS,
-        "guidance": GUIDANCE,
+        "steps": pipeline.default_steps,
+        "guidance": {str(f): guidance_scales(pipeline.default_guidance, [f])[0] for f in ratios},
         "held_out": summarize(results),
         "flags": source,
         "photographs": [one.to_json() for one in held_out],

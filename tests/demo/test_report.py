@@ -215,15 +215,20 @@ def test_embedded_image_is_close_to_the_original():
 def test_sections_of_one_report_are_kept_whichever_is_written_last(tmp_path):
     path = tmp_path / "report.html"
     parts = {
-        "metrics": {"resolution": 64, "steps": 2, "guidance": 3.0, "sample_resolution": 64},
+        "metrics": {
+            "resolution": 64, "steps": 2, "guidance": {"8": 2.5}, "sample_resolution": 64,
+            "held_out": {"chosen": {"psnr": 23.45}, "per_ratio": {"8": {"psnr": 26.12}}},
+        },
         "ratios": [8], "colours": {8: "#000"}, "rows": [], "samples": {("<a>", 8): "data:,"},
-        "prompts": [{"text": "<a>", "score": 1, "ratio": 8}], "tokens": {8: 16},
+        "prompts": [{"text": "<a>", "score": 1, "confidence": 0.87, "ratio": 8}], "tokens": {8: 16},
         "tables": [{"title": "Reconstruction", "header": ["ratio"], "rows": [["8x"]]}],
     }  # fmt: skip
     write_section(path, "shipped", **parts)
     alone = path.read_text(encoding="utf-8")
     assert "&lt;a&gt;" in alone
     assert "<td>8x</td>" in alone
+    assert "guidance scales 2.5 at 8x;" in " ".join(Page(alone).words().split())
+    assert "score 1, confidence 87 % → 8x" in Page(alone).words()
     (tmp_path / "sections" / "training.html").write_text("<p>trained here</p>")
     write_section(path, "shipped", **parts)
     both = path.read_text(encoding="utf-8")
