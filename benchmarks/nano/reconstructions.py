@@ -73,8 +73,8 @@ def readable_pages(
 ) -> dict[str, str]:
     """Return the text of the first `wanted` legible pages, by key.
 
-    The text is tesseract's reading of the original. A page counts as legible if the reading at one of two other
-    enlargements differs in less than 5 % of its characters.
+    The text is tesseract's reading of the original. A page counts as legible if the reading at one of two
+    other enlargements differs in less than 5 % of its characters.
     """
     found: dict[str, str] = {}
     for record in records:
