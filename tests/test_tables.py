@@ -9,7 +9,8 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 @pytest.mark.parametrize(
-    "name", ["generator_tables", "kernel_tables", "model_tables", "ratio_tables", "scorer_tables"]
+    "name",
+    ["generator_tables", "image_tables", "kernel_tables", "model_tables", "ratio_tables", "scorer_tables"],
 )
 def test_tables_are_made_from_the_results(name, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
