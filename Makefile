@@ -11,7 +11,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
 
-.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing nano-report gpu-nano lint build clean
+.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing bench-serving nano-report gpu-nano lint build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -49,6 +49,9 @@ nano-report: $(PACKAGE) ## Compare the nano models on held-out images of CORPUS;
 gpu-nano: $(PACKAGE) ## Train larger nano models on a GPU, about ten minutes; writes runs/gpu_nano*
 	test -e $(CORPUS)/corpus.json || $(BIN)/cat-fast data corpus --out $(CORPUS)
 	scripts/launch/gpu_nano.sh $(CORPUS)
+
+bench-serving: $(PACKAGE) ## Measure serving against other schedulers, two hours; see docs/inference.md
+	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
 
 lint: $(PACKAGE) ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -16,27 +16,27 @@ from typing import Any
 
 import torch
 
+from benchmarks.nano.acceptable import correlations
+from benchmarks.nano.chosen import chosen_ratios, describe_budget, expected_scores
 from benchmarks.nano.emoji_classifier import CLASSES, Trained, train_classifier
-from benchmarks.nano.intervals import paired_difference
+from benchmarks.nano.intervals import mean_with_interval, paired_difference
 from benchmarks.nano.pages import require_tesseract
 from benchmarks.nano.reconstructions import Reconstructed, readable_pages, reconstruct_all, summarize
 from benchmarks.nano.samples import (
     ENDING,
     Prompts,
     choose_classes,
+    choose_guidance,
     draw,
     find_nearest,
     load_renderings,
     recognised,
-    reconstruction_distances,
     sample_sheet,
 )
 from benchmarks.shared import machine
-from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.console import err
 from cat_fast.data.files import write_json
 from cat_fast.data.images.index import ImageRecord, read_index
-from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 from cat_fast.inference import CATPipeline
 from cat_fast.tokenizer import NestedAutoencoderKL
@@ -44,8 +44,16 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 SETS = {"photographs": 256, "emoji": 128, "pages": 256}
 """Held-out sets and the side of their images in pixels."""
 PAGES = 50
-RATIO_OF_SET = {"pages": 8}
-"""Ratio that the budget gives to a set's images, where it does not depend on the image."""
+CUT = {
+    "DiT-CAT against DiT-fixed-16x, proxy-FID-vgg16": "the generator twin was cut",
+    "text-scored against JPEG-scored CAT": "the JPEG-adaptive twin was cut",
+    "thresholds (2, 8) against (4, 7)": "the run was cut",
+    "c = 4, 8, 16": "the runs with c = 4 and c = 8 were cut",
+    "fixed 8x and 32x": "the runs were cut",
+    "class-conditional samples": "the run was cut",
+    "prompts outside the emoji": "the generator was trained on emoji only",
+}
+"""Figures that need a model that was not trained."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,39 +98,67 @@ class Report:
 
     def compute(self, corpus: Path, model: str, twin: str) -> None:
         """Compute all parts."""
-        held_out = {
-            "photographs": index_photographs(photographs("held_out")),
-            **{name: _of_source(corpus / "held_out.jsonl", name) for name in ("emoji", "pages")},
-        }
+        held_out = {name: _of_source(corpus / "held_out.jsonl", name) for name in SETS}
         nested = NestedAutoencoderKL.from_pretrained(_tokenizer_of(model))
         texts = self.part("texts", "", lambda: {"texts": _texts(held_out["pages"])})
         if "texts" in texts:
             held_out["pages"] = [one for one in held_out["pages"] if one.key in texts["texts"]]
+        scores = expected_scores(read_index(corpus / "held_out.jsonl"))
+        ratios = chosen_ratios(scores)
+        self.part("budget of all held-out images", "", lambda: describe_budget(ratios))
         fingerprint = nested.fingerprint()
         self.part("tokenizer", fingerprint, lambda: _reconstructions(nested, held_out, texts.get("texts")))
         self.part(
             "twin",
             f"{fingerprint} {twin}",
-            lambda: self._against_twin(twin, held_out, texts.get("texts")),
+            lambda: self._against_twin(twin, held_out, ratios, texts.get("texts")),
         )
+        self.part("chosen ratios", fingerprint, lambda: self._chosen(held_out, scores, ratios))
+        self.part("cut", "", lambda: {"lines": CUT})
         self.part("samples", model, lambda: self._samples(corpus, model))
 
+    def _chosen(
+        self, held_out: dict[str, list[ImageRecord]], scores: dict[str, float], ratios: dict[str, int]
+    ) -> dict[str, Any]:
+        """Return the PSNR at chosen ratios, and what predicts the maximum acceptable ratio."""
+        images = self.parts["tokenizer"]["images"]
+        every = [(name, i) for name in images for i in range(len(images[name]))]
+        return {
+            "psnr": {
+                name: mean_with_interval([one["psnr"][str(ratios[one["key"]])] for one in images[name]])
+                for name in images
+            },
+            "maximum acceptable ratio": {
+                name: correlations(held_out[name], images[name], scores, ratios, SETS[name])
+                for name in images
+            },
+            "maximum acceptable ratio, all": correlations(
+                [held_out[name][i] for name, i in every],
+                [images[name][i] for name, i in every],
+                scores,
+                ratios,
+                SETS["emoji"],
+            ),
+        }
+
     def _against_twin(
-        self, twin: str, held_out: dict[str, list[ImageRecord]], texts: dict[str, str] | None
+        self,
+        twin: str,
+        held_out: dict[str, list[ImageRecord]],
+        ratios: dict[str, int],
+        texts: dict[str, str] | None,
     ) -> dict[str, Any]:
         """Compare the nested tokenizer at chosen ratios with its twin of one ratio, image by image."""
         fixed = _reconstructions(NestedAutoencoderKL.from_pretrained(_tokenizer_of(twin)), held_out, texts)
         ours = self.parts["tokenizer"]["images"]
         found: dict[str, Any] = {}
+        faces = {one.key for one in held_out["photographs"] if one.has_faces}
         for name, images in fixed["images"].items():
-            ratios = _chosen_ratios(name, held_out[name])
-            for figure in ("psnr", "st_lpips", "error_rate"):
-                if figure not in images[0] or not images[0][figure]:
-                    continue
-                chosen = [one[figure][str(ratio)] for one, ratio in zip(ours[name], ratios, strict=True)]
-                theirs = [one[figure]["16"] for one in images]
-                found.setdefault(name, {})[figure] = paired_difference(chosen, theirs)
-        return {"difference": found}
+            pairs = list(zip(ours[name], images, strict=True))
+            found[name] = _differences(pairs, ratios)
+            if with_faces := [pair for pair in pairs if pair[0]["key"] in faces]:
+                found[f"{name} with faces"] = _differences(with_faces, ratios)
+        return {"difference": found, "means": fixed["means"]}
 
     def _samples(self, corpus: Path, model: str) -> dict[str, Any]:
         pipeline = CATPipeline.from_pretrained(model)
@@ -133,22 +169,25 @@ class Report:
         classifier = _classifier(renderings, captions, prompts)
         count, side = len(prompts.trained), pipeline.resolution
         budget = (side // (16 * pipeline.transformer.config.patch_size)) ** 2
-        drawn = draw(pipeline, prompts.all, mean_tokens=budget)
-        reconstructions = torch.cat(
-            [pipeline.vae(part, ratio=16).sample for part in renderings.split(16)]
-        ).clamp(-1, 1)
+        trial = choose_guidance(pipeline, classifier, prompts)
+        guidance = trial["chosen"]
+        drawn = draw(pipeline, prompts.all, mean_tokens=budget, guidance=guidance)
         nearest = find_nearest(
-            drawn.images, renderings, reconstruction_distances(renderings, reconstructions)
+            drawn.images, renderings, lambda images: pipeline.vae(images, ratio=16).sample.clamp(-1, 1)
         )
         sample_sheet(drawn, nearest, training).save(self.path.parent / "samples.png")
         found = {"within the budget of a fixed 16x": recognised(drawn, classifier, count)}
         for ratio in sorted(pipeline.transformer.config.ratios):
-            found[f"{ratio}x"] = recognised(draw(pipeline, prompts.all, ratio=ratio), classifier, count)
+            again = draw(pipeline, prompts.all, ratio=ratio, guidance=guidance)
+            found[f"{ratio}x"] = recognised(again, classifier, count)
         return {
             "recognised": found,
+            "guidance": trial,
             "classifier": {"classes": CLASSES, "top1 on held-out augmentations": classifier.top1},
             "copies": sum(one.is_copy for one in nearest),
-            "non-emoji prompts": "none: the generator was trained on emoji only",
+            "top 5 of the recombined prompts": dict(
+                zip(prompts.recombined, classifier.top(drawn.images[count:]), strict=True)
+            ),
         }
 
 
@@ -182,11 +221,18 @@ def _texts(pages: Sequence[ImageRecord]) -> dict[str, str]:
     return readable_pages(pages, SETS["pages"], PAGES)
 
 
-def _chosen_ratios(name: str, records: Sequence[ImageRecord]) -> list[int]:
-    """Return the ratio of each image of a set."""
-    if name in RATIO_OF_SET:
-        return [RATIO_OF_SET[name]] * len(records)
-    return [one.ratio or 16 for one in records]
+def _differences(
+    pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], ratios: dict[str, int]
+) -> dict[str, Any]:
+    """Return the paired difference of each figure: ours at chosen ratios minus the twin's at 16x."""
+    return {
+        figure: paired_difference(
+            [ours[figure][str(ratios[ours["key"]])] for ours, _ in pairs],
+            [theirs[figure]["16"] for _, theirs in pairs],
+        )
+        for figure in ("psnr", "st_lpips", "error_rate")
+        if pairs[0][1][figure]
+    }
 
 
 def _classifier(renderings: torch.Tensor, captions: Sequence[str], prompts: Prompts) -> Trained:

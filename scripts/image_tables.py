@@ -26,6 +26,7 @@ def filled(text: str) -> str:
         {
             "trials": trials(report),
             "training images": training_images(report),
+            "speed": speed(report),
             "detectors": detectors(tables.results("detectors")),
         },
     )
@@ -61,6 +62,20 @@ def training_images(report: Mapping[str, Any]) -> str:
         for name, row in report["training_images"].items()
     ]
     return tables.markdown(("source", "images", "licence"), rows)
+
+
+def speed(report: Mapping[str, Any]) -> str:
+    """Return size of the file and CPU time per image."""
+    found = report["speed"]
+    row = (
+        f"{report['file_bytes'] / 1e6:.2f} MB",
+        f"{1000 * found['cpu_seconds_per_image']:.0f} ms",
+        f"{found['images_per_second_on_two_cores']:.0f}",
+        found["processor"],
+    )
+    return tables.markdown(
+        ("file", "CPU time per image", "images per second on two cores", "processor"), [row]
+    )
 
 
 _SETS = {"photographs": "56 packaged photographs", "imagenet_sample": "712 ImageNet photographs"}

@@ -18,5 +18,5 @@ def mean_with_interval(values: Sequence[float], seed: int = 0) -> dict[str, Any]
 
 def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict[str, Any]:
     """Return the mean of first - second per image with its 95 % interval, and whether it excludes zero."""
-    found = mean_with_interval(np.subtract(first, second), seed)
+    found = mean_with_interval(np.subtract(first, second).tolist(), seed)
     return found | {"apart_from_zero": not found["low"] <= 0 <= found["high"]}

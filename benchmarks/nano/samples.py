@@ -1,7 +1,7 @@
 """Samples of the text generator for fixed prompts: recognition, and nearest training images."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,14 @@ from benchmarks.nano.emoji_classifier import CLASSES, Trained
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import image_to_tensor, load_image
+from cat_fast.generator.sampling import Guidance
 from cat_fast.inference import CATPipeline
 
 PROMPTS = Path(__file__).with_name("prompts.json")
-STEPS, GUIDANCE = 50, 3.0
+STEPS = 50
+SCALES = (1.5, 2.0, 3.0, 4.0, 6.0)
+"""Guidance scales to choose from, per ratio."""
+TRIAL_PROMPTS, TRIAL_STEPS = 60, 20
 ENDING = ", emoji"
 """Ending of captions that prompts omit."""
 TOP = 5
@@ -69,7 +73,7 @@ def draw(
     ratio: int | None = None,
     mean_tokens: float | None = None,
     steps: int = STEPS,
-    guidance: float | dict[int, float] = GUIDANCE,
+    guidance: Guidance,
 ) -> Drawn:
     """Draw one image per prompt, image i from seed i, at one ratio or within a budget of tokens."""
     pipeline.set_progress_bar_config(disable=True)
@@ -85,6 +89,27 @@ def draw(
     return Drawn(
         prompts=list(prompts), images=output.images * 2 - 1, ratios=output.ratios, tokens=output.tokens
     )
+
+
+def choose_guidance(pipeline: CATPipeline, classifier: Trained, prompts: Prompts) -> dict[str, Any]:
+    """Return the number of recognised samples per ratio and guidance scale, and the best scale per ratio.
+
+    The prompts are other classes of the classifier than the fixed prompts, so that these are not selected on.
+    """
+    others = [caption for caption in classifier.captions if caption not in set(prompts.trained)]
+    trial = [others[i] for i in np.linspace(0, len(others) - 1, TRIAL_PROMPTS).round().astype(int)]
+    found: dict[str, dict[str, int]] = {}
+    best: dict[int, float] = {}
+    for ratio in sorted(pipeline.transformer.config.ratios):
+        counts = {
+            scale: recognised(
+                draw(pipeline, trial, ratio=ratio, steps=TRIAL_STEPS, guidance=scale), classifier, len(trial)
+            )["recognised"]
+            for scale in SCALES
+        }
+        best[ratio] = max(counts, key=lambda scale: counts[scale])
+        found[f"{ratio}x"] = {f"{scale:g}": count for scale, count in counts.items()}
+    return {"prompts": len(trial), "recognised": found, "chosen": best}
 
 
 def recognised(drawn: Drawn, classifier: Trained, count: int) -> dict[str, Any]:
@@ -133,17 +158,20 @@ class Nearest:
     """True if the distance is at most that of the training image's own reconstruction, plus a quarter."""
 
 
-def find_nearest(images: Tensor, training: Tensor, own: Sequence[float]) -> list[Nearest]:
+@torch.no_grad()
+def find_nearest(images: Tensor, training: Tensor, reconstruct: Callable[[Tensor], Tensor]) -> list[Nearest]:
     """Return the nearest training image of each sample.
 
     Args:
-        own: distance of each training image from its reconstruction by the tokenizer.
+        reconstruct: encodes and decodes training images, to measure how far the tokenizer moves them.
     """
     distances = torch.cdist(_near(images), _near(training)) / np.sqrt(3) / _NEAR_SIDE
     found = distances.min(1)
+    originals = training[found.indices]
+    own = reconstruction_distances(originals, reconstruct(originals))
     return [
-        Nearest(index, float(distance), float(distance) <= 1.25 * own[index])
-        for index, distance in zip(found.indices.tolist(), found.values, strict=True)
+        Nearest(index, float(distance), float(distance) <= 1.25 * limit)
+        for index, distance, limit in zip(found.indices.tolist(), found.values, own, strict=True)
     ]
 
 

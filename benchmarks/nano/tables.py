@@ -6,6 +6,11 @@ from typing import Any
 def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the tables of a report that have figures: title, header and rows."""
     means = report.get("tokenizer", {}).get("means", {})
+    chosen = report.get("chosen ratios", {})
+    samples = report.get("samples", {})
+    guidance = samples.get("guidance", {})
+    by_scale = guidance.get("recognised", {})
+    acceptable = chosen.get("maximum acceptable ratio, all", {})
     found = [
         _table(
             "Reconstruction",
@@ -20,6 +25,19 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
                 ]
                 for name, ratios in means.items()
                 for ratio, one in ratios.items()
+            ],
+        ),
+        _table(
+            "At chosen ratios, within the tokens of a fixed 16x",
+            ["held-out images", "PSNR, dB"],
+            [[name, _interval(one, 2)] for name, one in chosen.get("psnr", {}).items()],
+        ),
+        _table(
+            "Correlation with the maximum acceptable ratio, all held-out images",
+            ["metric", "Pearson r"],
+            [
+                [name, "constant" if value is None else f"{value:.2f}"]
+                for name, value in acceptable.get("correlation", {}).items()
             ],
         ),
         _table(
@@ -43,7 +61,12 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
         _table(
             "Recognised samples",
             ["samples", "prompt in the top 5", "top 1", "shuffled prompts", "mean tokens"],
-            [_recognised(name, one) for name, one in report.get("samples", {}).get("recognised", {}).items()],
+            [_recognised(name, one) for name, one in samples.get("recognised", {}).items()],
+        ),
+        _table(
+            f"Guidance scales: recognised samples of {guidance.get('prompts')} other captions",
+            ["ratio", *next(iter(by_scale.values()), {})],
+            [[ratio, *counts.values()] for ratio, counts in by_scale.items()],
         ),
     ]
     return [table for table in found if table["rows"]]

@@ -2,7 +2,12 @@
 
 import typer
 
+from cat_fast.cli.eval_classification import classification
 from cat_fast.cli.eval_complexity import complexity
+from cat_fast.cli.eval_generation import generation, reference
+from cat_fast.cli.eval_pareto import pareto
+from cat_fast.cli.eval_reconstruction import reconstruction
+from cat_fast.cli.eval_table import table
 
 evaluation = typer.Typer(
     no_args_is_help=True,
@@ -16,3 +21,9 @@ def _evaluation() -> None:
 
 
 evaluation.command()(complexity)
+evaluation.command()(generation)
+evaluation.command()(reference)
+evaluation.command()(reconstruction)
+evaluation.command()(table)
+evaluation.command()(pareto)
+evaluation.command()(classification)

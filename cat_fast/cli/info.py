@@ -41,6 +41,7 @@ def info(
         facts.add_row(name, installed or Text("not installed", style="yellow"))
     facts.add_row("platform", report["platform"])
     facts.add_row("cpu", Text(_cpu_line(report["cpu"])))
+    facts.add_row("bits", Text(_bits_line(report["cpu"]["row_invariant_blocks"])))
     for line in map(_gpu_line, report["gpus"]):
         facts.add_row("gpu", Text(line))
     if not report["gpus"]:
@@ -62,6 +63,7 @@ def environment() -> dict[str, Any]:
     """Return the environment as JSON values: python, platform, packages, cpu, gpus, kernels."""
     import torch
 
+    from cat_fast.hardware import row_invariant_block
     from cat_fast.kernels import backends, library
 
     return {
@@ -74,6 +76,10 @@ def environment() -> dict[str, Any]:
             "instruction_set": library.instruction_set(),
             "features": _cpu_features(),
             "threads": torch.get_num_threads(),
+            "row_invariant_blocks": {
+                str(dtype).removeprefix("torch."): row_invariant_block(dtype)
+                for dtype in (torch.float32, torch.bfloat16)
+            },
         },
         "gpus": _gpus(),
         "kernels": [asdict(row) for row in backends.report()],
@@ -113,6 +119,15 @@ def _cpu_line(cpu: dict[str, Any]) -> str:
     features = "compiled extension is missing" if cpu["features"] is None else " ".join(cpu["features"])
     ours = f"C++ kernels use {cpu['instruction_set']}" if cpu["instruction_set"] else "no C++ kernels"
     return f"{cpu['processor']}; {cpu['threads']} threads; torch uses {cpu['capability']}; {ours}; {features}"
+
+
+def _bits_line(blocks: dict[str, int | None]) -> str:
+    """State whether bits of an image on this CPU depend on others of its batch."""
+    found = [
+        f"{dtype} {'dependent' if block is None else f'independent in blocks of {block} rows'}"
+        for dtype, block in blocks.items()
+    ]
+    return "matrix products of a row and its neighbours: " + ", ".join(found)
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from cat_fast.cli.plan import plan
 from cat_fast.cli.runs import runs
 from cat_fast.cli.sample import sample
 from cat_fast.cli.score import ScoreCommand, score
+from cat_fast.cli.serve import serve
 from cat_fast.cli.shard import shard
 from cat_fast.console import out, print_error, safe_output
 from cat_fast.errors import UserError
@@ -58,6 +59,7 @@ app.command()(decode)
 app.command()(encode_shards)
 app.command()(pipeline)
 app.command()(sample)
+app.command()(serve)
 app.command()(fetch)
 app.command()(runs)
 app.command()(info)

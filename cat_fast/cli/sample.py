@@ -166,7 +166,7 @@ def sample(
     from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
     from cat_fast.models.device import find_device
 
-    models = _load(pipeline, find_device(device))
+    models = load_pipeline(pipeline, find_device(device))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
     total = count or (per_class or 1) * len(prompts)
     chosen: Literal["auto"] | int = "auto" if fixed is None else fixed
@@ -215,7 +215,7 @@ def _parse_size(text: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _load(folder: Path, device: "torch.device") -> "CATPipeline":
+def load_pipeline(folder: Path | str, device: "torch.device") -> "CATPipeline":
     """Load a pipeline without diffusers' progress bar and warnings."""
     from diffusers.utils import logging
 

@@ -2,9 +2,8 @@
 
 import tempfile
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
@@ -256,9 +255,14 @@ def score(
             f"no captions: the images are scored by their pixels, with --scorer {DEFAULT_IMAGE_SCORER}"
         )
     flags = Flags(has_text, has_faces)
-    inputs = (open_images if pixels else partial(open_inputs, captions=captions, labels=label or []))(
-        files, flags=flags, is_output=lambda path: out is not None and is_output_of(path, out)
-    )
+
+    def is_output(path: Path) -> bool:
+        return out is not None and is_output_of(path, out)
+
+    if pixels:
+        inputs = open_images(files, flags, is_output)
+    else:
+        inputs = open_inputs(files, captions, label or [], flags, is_output)
     options = {
         "model": model,
         "base_url": base_url,
@@ -279,7 +283,7 @@ def score(
     effects = _effects_of(loaded) if explain else None
     limits = _MAX_LISTED[out is None], _MAX_FAILURES
     if out is None and not files:
-        result, rows = score_directly(inputs, loaded, chosen, mean_tokens)
+        result, rows = score_directly(inputs, cast("Scorer", loaded), chosen, mean_tokens)
         _report(result, summarize_rows(rows, *limits), rows, effects, json_file)
     else:
         from cat_fast.complexity.scoring_run.run import score_set  # imports pyarrow

@@ -126,9 +126,14 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
         move: Any = super().to
         return move(device) if dtype is None else move(device, dtype)
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text without encoding it; 0 for an empty text."""
-        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+    def count_tokens(self, texts: Sequence[str], *, truncation: bool = True) -> list[int]:
+        """Return the number of tokens of each text without encoding it; 0 for an empty text.
+
+        Args:
+            truncation: count what remains after truncation to `max_tokens`.
+        """
+        limit = {"truncation": True, "max_length": self.max_tokens} if truncation else {}
+        ids = self.tokenizer(list(texts), **limit)["input_ids"]
         return [len(own) if text.strip() else 0 for own, text in zip(ids, texts, strict=True)]
 
     @torch.no_grad()

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.nano.acceptable import maximum_acceptable_ratio
+from benchmarks.nano.chosen import chosen_ratios, describe_budget
 from benchmarks.nano.emoji_classifier import augment, train_classifier
 from benchmarks.nano.intervals import mean_with_interval, paired_difference
 from benchmarks.nano.low_pass import low_pass
@@ -16,10 +18,11 @@ from benchmarks.nano.samples import (
     choose_classes,
     find_nearest,
     recognised,
-    reconstruction_distances,
     sample_sheet,
 )
+from benchmarks.nano.tables import tables, to_markdown
 from cat_fast.data.images.index import ImageRecord
+from cat_fast.data.images.io import tensor_to_image
 
 
 def test_the_low_pass_keeps_as_many_values_as_the_latents():
@@ -82,13 +85,12 @@ def test_a_classifier_learns_and_is_judged_on_other_augmentations():
 def test_a_copy_of_a_training_image_is_found(tmp_path):
     training = squares(4)
     blurred = (training + 0.05).clamp(-1, 1)
-    own = reconstruction_distances(training, blurred)
     other = torch.rand(1, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = find_nearest(torch.cat([blurred[2:3], other]), training, own)
+    found = find_nearest(
+        torch.cat([blurred[2:3], other]), training, lambda images: (images + 0.05).clamp(-1, 1)
+    )
     assert (found[0].index, found[0].is_copy, found[1].is_copy) == (2, True, False)
     path = tmp_path / "one.png"
-    from cat_fast.data.images.io import tensor_to_image
-
     tensor_to_image(training[0]).save(path)
     record = ImageRecord(
         key="one", path=str(path), caption="", has_text=None, has_faces=None, score=None, ratio=None
@@ -99,3 +101,34 @@ def test_a_copy_of_a_training_image_is_found(tmp_path):
     sheet = sample_sheet(drawn, found, [record] * 4)
     assert sheet.width > 2 * 128
     assert json.dumps(found[0].distance)
+
+
+def test_the_maximum_acceptable_ratio_is_the_largest_within_the_tolerance():
+    assert maximum_acceptable_ratio({"8": 40.0, "16": 39.0, "32": 38.5}) == 32
+    assert maximum_acceptable_ratio({"8": 30.0, "16": 29.0, "32": 20.0}) == 16  # 0.0040, 0.0050, 0.0400
+    assert maximum_acceptable_ratio({"8": 30.0, "16": 25.0, "32": 20.0}) == 8
+    assert maximum_acceptable_ratio({"8": 30.0, "16": 31.0, "32": 20.0}) == 16
+
+
+def test_chosen_ratios_cost_at_most_a_fixed_16x():
+    scores = {str(i): 1 + i % 9 for i in range(100)}
+    ratios = chosen_ratios(scores)
+    found = describe_budget(ratios)
+    assert 0.95 <= found["tokens of a fixed 16x"] <= 1
+    assert ratios["8"] < ratios["0"]
+    assert sum(found["mix"].values()) == 100
+
+
+def test_tables_have_the_figures_of_a_report():
+    figure = {"mean": 25.126, "low": 24.0, "high": 26.5}
+    at = {"psnr": figure, "low_pass": figure, "st_lpips": figure}
+    samples = {"prompts": 40, "recognised": 30, "top1": 20, "shuffled": 1.234, "mean_tokens": 16.0}
+    found = tables(
+        {"tokenizer": {"means": {"emoji": {"8x": at}}}, "samples": {"recognised": {"8x": samples}}}
+    )
+    assert [table["title"] for table in found] == ["Reconstruction", "Recognised samples"]
+    assert found[0]["rows"] == [
+        ["emoji", "8x", "25.13 (24.00 to 26.50)", "25.13 (24.00 to 26.50)", "25.126 (24.000 to 26.500)"]
+    ]
+    assert "| 8x | 30 of 40 | 20 | 1.2 | 16.0 |" in to_markdown(found[1])
+    assert tables({}) == []

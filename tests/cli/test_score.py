@@ -99,7 +99,7 @@ def test_explain_shows_the_rubric_and_the_three_largest_effects() -> None:
     assert "out of 9" in explained.output
     assert "largest effects" in explained.output
     assert "out of 9" not in plain.output
-    effects = default_scorer().contributions(Description(caption, has_text=True, has_faces=False))
+    effects = default_scorer().contributions(Description(caption, has_text=True))
     shown = " ".join(explained.output.split())  # whatever the width
     assert ", ".join(f"{name} {value:+.2f}" for name, value in effects[:3]) in shown
 

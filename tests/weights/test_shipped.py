@@ -13,11 +13,11 @@ from tests.cli.conftest import tiny_tokenizer
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
     """Folder of the shipped models, empty; without network and in an empty working directory."""
-    monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "weights" / "shipped")
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path / "weights" / "shipped_models")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "weights" / "shipped"
+    return tmp_path / "weights" / "shipped_models"
 
 
 def test_an_installation_without_the_weights_is_named(installed):

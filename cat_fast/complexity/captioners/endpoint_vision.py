@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -70,7 +71,8 @@ class EndpointVision:
         def ask(request: tuple[Image.Image, str]) -> ModelReply:
             image, prompt = request
             url = data_url(image, self._max_side)
-            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": prompt}]
+            shown: dict[str, Any] = {"type": "image_url", "image_url": {"url": url}}
+            content = [shown, {"type": "text", "text": prompt}]
             return self._endpoint.reply(content, max_new_tokens, pattern)
 
         return self._pool.run(ask, requests)

@@ -64,7 +64,7 @@ class FaceDetector:
         found = self._first.detectMultiScale(
             pixels, _FIRST_STEP, _FIRST_NEIGHBOURS, minSize=(MIN_SIDE, MIN_SIDE)
         )
-        boxes: list[Box] = [tuple(map(int, box)) for box in found]
+        boxes: list[Box] = [(int(x), int(y), int(width), int(height)) for x, y, width, height in found]
         return [box for box in boxes if self._confirmed(pixels, box)]
 
     def _confirmed(self, pixels: np.ndarray, box: Box) -> bool:

@@ -162,16 +162,19 @@ def _load_captioner(name: str, options: CaptionerOptions) -> Captioner:
 
 def _load_vision(name: str, options: CaptionerOptions) -> Any:
     assert options.model is not None  # checked before
+    given: dict[str, Any] = {}
     if name == "vlm":
         from cat_fast.complexity.captioners.transformers_vision import TransformersVision
 
-        keywords = {"batch_size": options.batch_size, "template": options.template}
-        given = {key: value for key, value in keywords.items() if value is not None}
-        return TransformersVision(options.model, device=options.device, **given)
+        if options.batch_size is not None:
+            given["batch_size"] = options.batch_size
+        return TransformersVision(options.model, device=options.device, template=options.template, **given)
     from cat_fast.complexity.captioners.endpoint_vision import EndpointVision
 
-    keywords = {"concurrency": options.batch_size, "api_key_env": options.api_key_env}
-    given = {key: value for key, value in keywords.items() if value is not None}
+    if options.batch_size is not None:
+        given["concurrency"] = options.batch_size
+    if options.api_key_env is not None:
+        given["api_key_env"] = options.api_key_env
     return EndpointVision(options.model, options.base_url or "", **given)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 
@@ -89,7 +89,7 @@ def measure_all(
                 break
             row = known.get(key)
             if row is None:
-                row = {"key": key} | _measured(read, measure)
+                row = cast(Measurement, {"key": key} | _measured(read, measure))
                 file.write(json.dumps(row) + "\n")
                 file.flush()
             found.append(row)

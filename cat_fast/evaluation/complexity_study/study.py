@@ -1,6 +1,6 @@
 """Results of the study: f*, correlations, agreement, mixes and robustness, as JSON values."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,7 +99,7 @@ def collect(
     by_size = np.array([JPEG_THRESHOLDS.ratio(int(size)) for size in sizes])
     metrics.append(Metric(JPEG, sizes, by_size, (JPEG_THRESHOLDS.a, JPEG_THRESHOLDS.b)))
     for name, field in (("reconstruction MSE", "signal_mse"), ("reconstruction LPIPS", "signal_lpips")):
-        metrics.append(Metric(name, np.array([row[field] for row in rows], dtype=np.float64)))  # type: ignore[literal-required]
+        metrics.append(Metric(name, _column(rows, field)))
     captions = _captions([scores.find([row["key"] for row in rows]) for scores in score_sets])
     if captions is not None:
         lengths = np.array([len(caption.split()) for caption in captions], dtype=np.float64)
@@ -197,8 +197,14 @@ def _captions(sets: Sequence[Sequence[Any]]) -> list[str] | None:
     return None
 
 
+def _column(rows: Sequence[Measurement], field: str) -> np.ndarray:
+    values: Sequence[Mapping[str, Any]] = rows
+    return np.array([row[field] for row in values], dtype=np.float64)
+
+
 def _matrix(rows: Sequence[Measurement], field: str, ratios: np.ndarray) -> np.ndarray:
-    return np.array([[row[field][str(f)] for f in ratios] for row in rows])  # type: ignore[literal-required]
+    values: Sequence[Mapping[str, Any]] = rows
+    return np.array([[row[field][str(f)] for f in ratios] for row in values])
 
 
 def _target(best: np.ndarray) -> np.ndarray:
@@ -234,7 +240,7 @@ def _robustness(scores: Sequence[Metric]) -> dict[str, Any]:
     pairs = [
         {
             "scorers": [first.name, second.name],
-            "agreement": float((first.ratios == second.ratios).mean()),
+            "agreement": float(np.mean(first.ratios == second.ratios)),
             "spearman": float(spearman(first.values, second.values)),
         }
         for i, first in enumerate(scores)
@@ -272,11 +278,11 @@ def _jpeg(sizes: np.ndarray) -> dict[str, float]:
 
 
 def _mix(ratios: np.ndarray | None, of: np.ndarray) -> dict[str, float]:
-    return {str(f): float((ratios == f).mean()) for f in of}
+    return {str(f): float(np.mean(ratios == f)) for f in of}
 
 
 def _cost(ratios: np.ndarray | None) -> dict[str, float]:
-    mix = {f: float((ratios == f).mean()) for f in RATIOS}
+    mix = {f: float(np.mean(ratios == f)) for f in RATIOS}
     return {
         "latent_side": average_latent_side(mix),
         "average_ratio": average_ratio(mix),

@@ -47,7 +47,6 @@ def assemble(
     for name in (*text_classes, *face_classes):
         if name not in labels:
             raise UserError(f"class {name!r} is none of the {len(labels)} classes, such as {labels[0]!r}")
-    flagged = {"has_text": text_classes, "has_faces": face_classes}
     transformer = load_model(DiT, "generator", generator, "cpu")
     for ratio in transformer.config.ratios:
         tokens_per_image(ratio, resolution, transformer.config.patch_size)
@@ -60,7 +59,11 @@ def assemble(
         thresholds=thresholds,
         resolution=resolution,
         descriptions=[
-            replace(description, **{flag: label in classes for flag, classes in flagged.items() if classes})
+            replace(
+                description,
+                has_text=label in text_classes if text_classes else description.has_text,
+                has_faces=label in face_classes if face_classes else description.has_faces,
+            )
             for label, description in zip(labels, describe_labels(labels), strict=True)
         ],
     )

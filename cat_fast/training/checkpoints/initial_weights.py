@@ -72,4 +72,5 @@ def _agree(name: str, found: Any, expected: Any) -> bool:
 
 def _config(model: nn.Module) -> Any:
     # through JSON, as a saved config has lists where a new one has tuples
-    return json.loads(json.dumps(dict(model.config), default=list))  # type: ignore[call-overload]
+    config: Any = model.config
+    return json.loads(json.dumps(dict(config), default=list))

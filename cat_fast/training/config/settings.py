@@ -159,12 +159,31 @@ class LoggingConfig:
 
 
 @dataclass(kw_only=True)
+class EvaluationConfig:
+    """Evaluation of a tokenizer during its run, on held-out images and the averaged weights."""
+
+    every_steps: int = 1000
+    """Steps between evaluations: proxy-FID and proxy-KID, PSNR and perceptual distance at every ratio. 0
+    disables them, and so does a shorter run. summary.json has their share of the run's time."""
+    images: int = 64
+    """Number of images, held out by `data.held_out` or `data.held_out_share`."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, f"evaluation.every_steps: {self.every_steps} is negative")
+        require(self.images > 0, f"evaluation.images: {self.images} must be positive")
+
+    def is_due(self, step: int) -> bool:
+        """Return True if the model is evaluated after `step`."""
+        return self.every_steps > 0 and (step + 1) % self.every_steps == 0
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """Settings that all runs share; each task adds its own sections."""
 
     zero_stages: ClassVar[tuple[int, ...]] = ZERO_STAGES
     task: str
-    """Model to train: `tokenizer` or `generator`."""
+    """Model to train: `tokenizer`, `generator` or `probe`."""
     output_dir: str
     """Folder for checkpoints, logs and the trained model."""
     seed: int = 0
@@ -198,6 +217,7 @@ class RunConfig:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     slow_ranks: SlowRanksConfig = field(default_factory=SlowRanksConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
@@ -515,4 +535,39 @@ class GeneratorRun(RunConfig):
         )
 
 
-RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun}
+@dataclass(kw_only=True)
+class ProbeDataConfig:
+    """Labelled arrays of `cat-fast eval classification`, and the batch size."""
+
+    train: str = ""
+    """Folder of the training arrays."""
+    test: str = ""
+    """Folder of the test arrays, classified at the end of the run."""
+    batch_size: int = 64
+    """Images per step, over all ranks."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
+
+
+@dataclass(kw_only=True)
+class ProbeRun(RunConfig):
+    """Settings of a run that trains a linear classification head, on fixed features or with the encoder."""
+
+    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
+    finetune: str = ""
+    """Folder of a tokenizer whose encoder is trained together with the head; the arrays are then images.
+    Empty trains the head on features."""
+    pooled: bool = False
+    """Head on the mean latent of an image, of the same size at every ratio, instead of the flattened one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.accumulation_steps == 1,
+            f"accumulation_steps: {self.accumulation_steps}: a probe's batch is data.batch_size; set it to 1",
+        )
+
+
+RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun, "probe": ProbeRun}

@@ -358,6 +358,9 @@ class GeneratorTask:
     def grid(self, step: int, columns: int | None = None) -> None:
         """Return None: a grid needs a tokenizer, which this task does not have."""
 
+    def evaluate(self) -> None:
+        """Return None: an evaluation needs a tokenizer, as a grid does."""
+
     def close(self) -> None:
         """Stop the thread that reads latents."""
         self.batches.close()

@@ -15,17 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.data.images.size import Size, height_and_width
-from cat_fast.generator import DiT, PackedText
+from cat_fast.generator import DiT
+from cat_fast.generator.flops import META, predict_on_meta, split_flops
 from cat_fast.models.build import build_model
-from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.config.settings import TokenizerRun
-
-META = torch.device("meta")
-LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm)
-"""Operators that linear layers dispatch to; attention uses others."""
 
 
 def token_count(ratio: int, size: Size, patch_size: int = 2) -> float:
@@ -115,28 +111,3 @@ class DiTFlops:
         with FlopCounterMode(display=False) as counter:
             predict_on_meta(self.model, length, text_length).sum().backward()
         return split_flops(counter)
-
-
-def split_flops(counter: FlopCounterMode) -> dict[str, int]:
-    """Return a counter's total for a diffusion transformer, split into `linear` and `attention`."""
-    by_operator = counter.get_flop_counts()["Global"]
-    linear = sum(by_operator[operator] for operator in LINEAR_OPERATORS if operator in by_operator)
-    return {"linear": linear, "attention": counter.get_total_flops() - linear}
-
-
-def predict_on_meta(model: DiT, length: int, text_length: int = 0) -> torch.Tensor:
-    """Run a meta-device model on one sequence and its text; return the prediction, (length, C)."""
-    config = model.config
-    packed = PackedSequence(
-        tokens=torch.empty(length, config.patch_size**2 * config.in_channels, device=META),
-        cu_seqlens=torch.empty(2, dtype=torch.int32, device=META),
-        grid=torch.empty(1, 2, dtype=torch.int32, device=META),
-        ratio=torch.empty(1, dtype=torch.int32, device=META),
-        max_seqlen=length,
-    )
-    text = None
-    if config.text_dim is not None:
-        tokens = torch.empty(text_length, config.text_dim, device=META)
-        text = PackedText(tokens=tokens, cu_seqlens=packed.cu_seqlens, max_seqlen=text_length)
-    one = torch.empty(1, dtype=torch.int64, device=META)
-    return model(packed, one, one, text, return_dict=False)[0]

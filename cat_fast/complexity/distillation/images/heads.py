@@ -86,25 +86,24 @@ class KernelHead:
                 weights=primal.astype(np.float32),
                 landmarks=low.apply(data.features.low[rows]).astype(np.float32),
                 coefficients=(kernel.weight * dual).astype(np.float32),
-                gamma=np.float32(GAMMA),  # type: ignore[arg-type]
-                intercept=np.float32(mean),  # type: ignore[arg-type]
+                gamma=np.array(GAMMA, dtype=np.float32),
+                intercept=np.array(mean, dtype=np.float32),
             )
         )
 
     def _grams(self, data: ImageData, fitted: np.ndarray, asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        grams = []
+        fit, ask = np.zeros((len(fitted), len(fitted))), np.zeros((len(asked), len(fitted)))
         for term in self.terms:
             values = getattr(data.features, term.features)
             standard = Standardization.fit(values[fitted].astype(np.float64))
             x, y = standard.apply(values[fitted]), standard.apply(values[asked])
-            pair = (
-                (linear_kernel(x, x), linear_kernel(y, x))
-                if term.kind == "linear"
-                else (rbf_kernel(x, x, GAMMA), rbf_kernel(y, x, GAMMA))
-            )
-            grams.append([term.weight * gram for gram in pair])
-        fit, ask = (sum(parts) for parts in zip(*grams, strict=True))
-        return fit, ask  # type: ignore[return-value]
+            if term.kind == "linear":
+                fit += term.weight * linear_kernel(x, x)
+                ask += term.weight * linear_kernel(y, x)
+            else:
+                fit += term.weight * rbf_kernel(x, x, GAMMA)
+                ask += term.weight * rbf_kernel(y, x, GAMMA)
+        return fit, ask
 
     def _weights(self, data: ImageData, rows: np.ndarray) -> np.ndarray:
         return np.where(data.rated[rows], 1.0, self.extra_weight)

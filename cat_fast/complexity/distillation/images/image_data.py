@@ -83,7 +83,7 @@ def compute_data(
         names = ("trunk", "low", "pixels", "jpeg")
         arrays = {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         with atomic_write(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **arrays, allow_pickle=False)
     with np.load(path, allow_pickle=False) as stored:
         return ImageData(
             Features(stored["trunk"], stored["low"]),
@@ -100,7 +100,7 @@ def _compute(example: ImageExample, trunk: Trunk) -> tuple[np.ndarray, ...]:
     found = image_features.compute(image_features.prepare(image), trunk)
     small = image.resize((PIXELS_SIDE, PIXELS_SIDE), Image.Resampling.BICUBIC)
     size = jpeg_bytes(image_to_bytes(resize_center_crop(image, JPEG_SIDE)))
-    return found.trunk, found.low, np.asarray(small), np.int64(size)  # type: ignore[return-value]
+    return found.trunk, found.low, np.asarray(small), np.array(size)
 
 
 def _size(path: str) -> int:

@@ -84,7 +84,7 @@ class ImageStudent:
     def save(self, path: Path) -> None:
         """Save the student as plain arrays (npz, no pickle)."""
         with atomic_write(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **self._arrays())
+            np.savez_compressed(file, **self._arrays(), allow_pickle=False)
 
     @cached_property
     def version(self) -> str:

@@ -6,6 +6,7 @@ The weights are those of the shift-tolerant AlexNet of Ghildyal and Liu (ECCV 20
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ _SHAPES = {
     "conv3.weight": (384, 192, 3, 3),
     "conv3.bias": (384,),
 }
-CHANNELS = (64, 192, 384)
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,11 @@ class Trunk:
         for name, shape in _SHAPES.items():
             if name not in self.weights or self.weights[name].shape != shape:
                 raise ValueError(f"expected {name} with shape {shape}")
-        tensors = {name: torch.from_numpy(np.asarray(self.weights[name])).float() for name in _SHAPES}
-        object.__setattr__(self, "_tensors", tensors)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights in float32."""
+        return {name: torch.from_numpy(np.asarray(self.weights[name])).float() for name in _SHAPES}
 
     @classmethod
     def from_published(cls, state: Mapping[str, Tensor]) -> "Trunk":
@@ -80,7 +83,7 @@ class Trunk:
         """
         x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
         x = (x - torch.tensor(_MEAN).view(1, 3, 1, 1)) / torch.tensor(_STD).view(1, 3, 1, 1)
-        weights: Mapping[str, Tensor] = vars(self)["_tensors"]
+        weights = self.tensors
         found = []
         for number, (stride, padding) in enumerate(((2, 4), (1, 2), (1, 1)), start=1):
             if number > 1:
