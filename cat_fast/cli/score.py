@@ -249,16 +249,16 @@ def score(
             f"{f'--captioner {captioner}' if captioner else f'--scorer {scorer}'}: reads images, but captions"
             " or labels are given; leave one of them out"
         )
-    if scorer is None and not (pixels or captions or label) and lack_captions(files):
+
+    def is_output(path: Path) -> bool:
+        return out is not None and is_output_of(path, out)
+
+    if scorer is None and not (pixels or captions or label) and lack_captions(files, is_output):
         pixels = True
         console.err.print(
             f"no captions: the images are scored by their pixels, with --scorer {DEFAULT_IMAGE_SCORER}"
         )
     flags = Flags(has_text, has_faces)
-
-    def is_output(path: Path) -> bool:
-        return out is not None and is_output_of(path, out)
-
     if pixels:
         inputs = open_images(files, flags, is_output)
     else:

@@ -16,7 +16,7 @@ def rows(path: Path) -> list[dict]:
 
 def test_images_without_captions_are_scored_by_pixels(cat_fast, photos, tmp_path) -> None:
     (photos / "d.jpg").write_bytes(b"\xff\xd8 cut")
-    out = tmp_path / "s.parquet"
+    out = photos / "s.parquet"  # among the images
     result = cat_fast("score", photos, "--out", out)
     assert result.exit_code == 1
     assert "no captions: the images are scored by their pixels, with --scorer image_student" in result.stderr
@@ -26,6 +26,10 @@ def test_images_without_captions_are_scored_by_pixels(cat_fast, photos, tmp_path
     assert [row["key"] for row in found] == ["a.jpg", "b.png", "c.webp", "d.jpg"]
     assert [row["score"] is None for row in found] == [False, False, False, True]
     assert {row["scorer"].partition(" ")[0] for row in found} == {"image_student"}
+    (photos / "d.jpg").unlink()
+    assert "samples of" in cat_fast("score", photos, "--out", out).stderr  # one is missing now
+    (photos / "d.jpg").write_bytes((photos / "b.png").read_bytes())
+    assert cat_fast("score", photos, "--out", out).exit_code == 0
 
 
 def test_jpeg_thresholds_decide_the_ratios(cat_fast, photos, tmp_path) -> None:

@@ -78,9 +78,13 @@ def open_images(
     return Inputs(_open(sets, single, flags))
 
 
-def lack_captions(files: Sequence[str]) -> bool:
-    """Return whether all files are images without captions, by their first ones; missing files are not."""
-    return bool(files) and all(map(_lacks_captions, files))
+def lack_captions(files: Sequence[str], is_output: Callable[[Path], bool] = lambda path: False) -> bool:
+    """Return whether all files are images without captions, by their first ones; missing files are not.
+
+    Args:
+        is_output: returns whether a file is the run's own output, which is not one of captions.
+    """
+    return bool(files) and all(_lacks_captions(file, is_output) for file in files)
 
 
 class _Files:
@@ -137,7 +141,7 @@ def _in_folder(folder: Path, is_output: Callable[[Path], bool]) -> list[tuple[st
     return [(str(path), None) for path in archives] or [(str(folder), FolderShards(folder, described=True))]
 
 
-def _archives_in(folder: Path, is_output: Callable[[Path], bool] = lambda path: False) -> list[Path]:
+def _archives_in(folder: Path, is_output: Callable[[Path], bool]) -> list[Path]:
     files = list_files(folder)
     return [path for path in files if kind_by_ending(path.name) == "archive" and not is_output(path)]
 
@@ -151,15 +155,16 @@ def _index(path: Path) -> IndexShards:
     return IndexShards(path)
 
 
-def _lacks_captions(file: str) -> bool:
+def _lacks_captions(file: str, is_output: Callable[[Path], bool]) -> bool:
     path = Path(file)
     if is_pattern(file):
         return _archive_lacks_captions(list_archives(file)[0])
     if path.is_dir():
-        if archives := _archives_in(path):
+        if archives := _archives_in(path, is_output):
             return _archive_lacks_captions(str(archives[0]))
-        kinds = {kind_by_ending(other.name) for other in list_files(path)}
-        pictured = any(other.suffix.lower() in IMAGE_SUFFIXES for other in list_files(path))
+        inside = [other for other in list_files(path) if not is_output(other)]
+        kinds = {kind_by_ending(other.name) for other in inside}
+        pictured = any(other.suffix.lower() in IMAGE_SUFFIXES for other in inside)
         tables = {"json lines", "parquet"} & kinds
         return pictured and not tables and not has_captions(FolderShards(path, described=True))
     if not path.is_file():

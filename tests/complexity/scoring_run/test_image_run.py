@@ -1,8 +1,10 @@
 """Runs on images: described or by pixels, resumed, shared, with unreadable images by name."""
 
+import gc
 import io
 import json
 import tarfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -127,6 +129,29 @@ def test_an_interrupted_run_resumes_and_shards_merge(folder: Path, tmp_path: Pat
     score(shared, folder, scorer=merged)
     assert merged.calls == []
     assert rows(shared) == rows(whole)
+
+
+def test_only_the_images_of_a_call_are_in_memory(folder: Path, tmp_path: Path) -> None:
+    class Tracking(Brightness):
+        most = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.prepared: list[weakref.ref[Image.Image]] = []
+
+        def prepare(self, image: Image.Image) -> Image.Image:
+            found = super().prepare(image)
+            self.prepared.append(weakref.ref(found))
+            return found
+
+        def score_images(self, images, given):
+            gc.collect()
+            self.most = max(self.most, sum(image() is not None for image in self.prepared))
+            return super().score_images(images, given)
+
+    scorer = Tracking()
+    score(tmp_path / "s.parquet", folder, scorer=scorer)
+    assert 0 < scorer.most <= SIZES.call
 
 
 def write_archive(path: Path, members: dict[str, bytes]) -> Path:
