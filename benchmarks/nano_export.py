@@ -19,6 +19,7 @@ import torch
 from benchmarks.nano.tables import tables, to_markdown
 from cat_fast.complexity import RatioThresholds
 from cat_fast.complexity.sentence_package import HUB_NAME
+from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.inference.pipeline.assembly import assemble, read_latent_facts
 from cat_fast.models.load import load_tokenizer
@@ -72,7 +73,10 @@ def export(given: argparse.Namespace) -> None:
         )
         pipeline.to(torch.float16)
         pipeline.save_pretrained(folder)
-        card = _card("Text-conditional diffusion transformer", given.generator, corpus, ["emoji"], report)
+        latents = len(LatentDataset(given.latents).entries)
+        card = _card(
+            "Text-conditional diffusion transformer", given.generator, corpus, ["emoji"], report, latents
+        )
         (folder / "transformer" / "README.md").write_text(card, encoding="utf-8")
         write_json_list(folder / TABLES, tables(report))
     card = _card("Nested tokenizer", given.tokenizer, corpus, list(corpus["images"]), report)
@@ -86,8 +90,19 @@ def write_json_list(path: Path, values: list[dict[str, Any]]) -> None:
     path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _card(title: str, run: Path, corpus: dict[str, Any], sources: list[str], report: dict[str, Any]) -> str:
-    """Return a model card: data and licences, training, curve, figures and limits."""
+def _card(
+    title: str,
+    run: Path,
+    corpus: dict[str, Any],
+    sources: list[str],
+    report: dict[str, Any],
+    latents: int | None = None,
+) -> str:
+    """Return a model card: data and licences, training, curve, figures and limits.
+
+    Args:
+        latents: number of latents that a generator was trained on, several per selected image.
+    """
     records = read_metrics(run)
     total = summarize(records)
     lines = [f"# {title} of the nano models", ""]
@@ -101,6 +116,11 @@ def _card(title: str, run: Path, corpus: dict[str, Any], sources: list[str], rep
         counts = corpus["images"][source]
         row = [source, counts["train"], counts["held_out"], corpus["licences"][source]]
         lines.append("| " + " | ".join(map(str, row)) + " |")
+    if latents is not None:
+        lines += [
+            "",
+            f"Trained on some of these (docs/nano.md): {latents} latents, several per image.",
+        ]
     lines += [
         "",
         "Built by `cat-fast data corpus` from pinned Debian packages, split by source file. The weights are",

@@ -20,7 +20,6 @@ from benchmarks.nano.acceptable import correlations
 from benchmarks.nano.chosen import chosen_ratios, describe_budget, expected_scores
 from benchmarks.nano.emoji_classifier import CLASSES, Trained, train_classifier
 from benchmarks.nano.intervals import mean_with_interval, paired_difference
-from benchmarks.nano.pages import require_tesseract
 from benchmarks.nano.reconstructions import Reconstructed, readable_pages, reconstruct_all, summarize
 from benchmarks.nano.samples import (
     ENDING,
@@ -38,6 +37,7 @@ from cat_fast.console import err
 from cat_fast.data.files import write_json
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.errors import UserError
+from cat_fast.evaluation.tokenizers.text import require_tesseract
 from cat_fast.inference import CATPipeline
 from cat_fast.tokenizer import NestedAutoencoderKL
 

@@ -42,8 +42,9 @@ from cat_fast.errors import UserError
 from cat_fast.generator import DiT, SampleRequest, paper_schedule
 from cat_fast.generator.flops import forward_flops
 from cat_fast.inference import CATPipeline
-from cat_fast.inference.engine import CostAware, EngineRequest, FifoPacked, PackedEngine
+from cat_fast.inference.engine import CostAware, EngineRequest, FifoPacked, PackedEngine, RequestHandle
 from cat_fast.inference.engine.cost import CostModel, median_seconds
+from cat_fast.inference.engine.order import Order
 from cat_fast.inference.engine.stages import Stages
 from cat_fast.models.build import build_model
 from cat_fast.processes.signals import run_command
@@ -153,7 +154,10 @@ Outcome = tuple[list[float], list[float], dict[str, float]]
 """Seconds of each request, time of the end of each, and totals."""
 
 
-def serve_baseline(make: Callable[[], Policy]) -> Callable[[Bench, Arrivals], Outcome]:
+Serve = Callable[[Bench, Arrivals], Outcome]
+
+
+def serve_baseline(make: Callable[[], Policy]) -> Serve:
     """Return a function that serves arrivals with a policy of `serving_baselines`."""
 
     def serve(bench: Bench, arrivals: Arrivals) -> Outcome:
@@ -170,7 +174,7 @@ def serve_baseline(make: Callable[[], Policy]) -> Callable[[Bench, Arrivals], Ou
     return serve
 
 
-def serve_engine(max_rows: int, order: Any) -> Callable[[Bench, Arrivals], Outcome]:
+def serve_engine(max_rows: int, order: Order) -> Serve:
     """Return a function that serves arrivals with the engine."""
 
     def serve(bench: Bench, arrivals: Arrivals) -> Outcome:
@@ -179,9 +183,11 @@ def serve_engine(max_rows: int, order: Any) -> Callable[[Bench, Arrivals], Outco
         engine = PackedEngine(
             bench.pipeline, max_rows, order=order, stages=stages, cost=bench.cost, clock=clock.now
         )
-        waiting, handles, ends = list(arrivals), [], {}
+        waiting = list(arrivals)
+        handles: list[RequestHandle] = []
+        ends: dict[int, float] = {}
 
-        def ended(handle: Any) -> None:
+        def ended(handle: RequestHandle) -> None:
             ends[handle.id] = clock.now()
 
         while waiting or engine.unfinished:
@@ -299,7 +305,7 @@ def calibrated(pipeline: CATPipeline) -> CostModel:
     return cost
 
 
-def contestants(requests: Sequence[EngineRequest], alone: Mapping[Any, float]) -> dict[str, dict[str, Any]]:
+def contestants(requests: Sequence[EngineRequest], alone: Mapping[Any, float]) -> dict[str, dict[str, Serve]]:
     """Return the candidates of each contestant by setting; the best one is kept."""
     mean = statistics.mean(alone[_kind(request)] for request in requests)
     return {
@@ -329,8 +335,9 @@ def measure(
     alone = time_alone(bench, requests)
     per_second = load * bench.capacity(requests)
     tuning = poisson(requests[:sweep_count], per_second, seed=2)
-    kept, sweep = {}, {}
-    for name, candidates in contestants(bench, requests, alone).items():
+    kept: dict[str, tuple[str, Serve]] = {}
+    sweep: dict[str, dict[str, dict[str, float]]] = {}
+    for name, candidates in contestants(requests, alone).items():
         scored = {
             setting: columns(bench, tuning, serve(bench, tuning), alone)
             for setting, serve in candidates.items()

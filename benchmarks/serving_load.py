@@ -211,7 +211,8 @@ async def soak(server: Server, minutes: float) -> dict[str, Any]:
     async with httpx2.AsyncClient(base_url=server.address, timeout=120) as client:
         await server.ready(client)
         details = (await client.get("/v1/models")).json()["data"][0]["details"]
-        begun, samples = time.perf_counter(), []
+        begun = time.perf_counter()
+        samples: list[dict[str, Any]] = []
 
         async def worker() -> None:
             while time.perf_counter() - begun < 60 * minutes:

@@ -5,23 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.nano.chosen import RATIOS
 from cat_fast.complexity import jpeg_bytes
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
-
-TOLERANCE = 0.0015
-"""Largest acceptable increase of the squared error over the best ratio's, images in [-1, 1] (section 3.1)."""
-
-
-def maximum_acceptable_ratio(psnr: dict[str, float], tolerance: float = TOLERANCE) -> int:
-    """Return the largest ratio whose mean squared error is within `tolerance` of the best one's.
-
-    Args:
-        psnr: PSNR in dB by ratio.
-    """
-    errors = {int(ratio): 4 / 10 ** (decibels / 10) for ratio, decibels in psnr.items()}
-    best = min(errors.values())
-    return max(ratio for ratio, error in errors.items() if error <= best + tolerance)
+from cat_fast.evaluation.complexity_study.best_ratio import PUBLISHED_TAU, best_ratios
+from cat_fast.evaluation.complexity_study.statistics import pearson
 
 
 def correlations(
@@ -39,19 +28,21 @@ def correlations(
         chosen: ratio by key.
         side: side of the images in pixels.
     """
-    best = np.array([maximum_acceptable_ratio(one["psnr"]) for one in figures])
+    best = best_ratios(
+        np.array([[_squared_error(one["psnr"][str(ratio)]) for ratio in RATIOS] for one in figures]),
+        np.array(RATIOS),
+        PUBLISHED_TAU,
+    )
     metrics: dict[str, list[float]] = {
         "complexity score": [scores[one.key] for one in records],
         "JPEG bytes": [_jpeg_bytes(one, side) for one in records],
         "caption length": [len(one.caption) for one in records],
-        "squared error at 16x": [4 / 10 ** (one["psnr"]["16"] / 10) for one in figures],
+        "squared error at 16x": [_squared_error(one["psnr"]["16"]) for one in figures],
         "ST-LPIPS at 16x": [one["st_lpips"]["16"] for one in figures],
     }
     return {
         "images": len(records),
-        "mix of maximum acceptable ratios": {
-            f"{ratio}x": int((best == ratio).sum()) for ratio in (8, 16, 32)
-        },
+        "mix of maximum acceptable ratios": {f"{ratio}x": int((best == ratio).sum()) for ratio in RATIOS},
         "chosen equals maximum acceptable": float(
             np.mean([chosen[one.key] == ratio for one, ratio in zip(records, best, strict=True)])
         ),
@@ -63,7 +54,12 @@ def _pearson(values: Sequence[float], other: np.ndarray) -> float | None:
     """Return the correlation; None if one of the two is constant."""
     if np.ptp(values) == 0 or np.ptp(other) == 0:
         return None
-    return float(np.corrcoef(values, other)[0, 1])
+    return float(pearson(np.asarray(values, dtype=np.float64), other.astype(np.float64)))
+
+
+def _squared_error(psnr: float) -> float:
+    """Return the mean squared error of pixels in [0, 1] for a PSNR in dB."""
+    return 10 ** (-psnr / 10)
 
 
 def _jpeg_bytes(record: ImageRecord, side: int) -> int:

@@ -1,9 +1,7 @@
 """Reconstructions of held-out photographs, emoji and pages by a tokenizer, next to the ideal low-pass."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -52,22 +50,21 @@ def reconstruct_all(
     """
     distance, channels = STLPIPS.pretrained(), tokenizer.config["latent_channels"]
     results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for record in records:
-            image = resize_center_crop(load_image(record.path), side)
-            original = image_to_tensor(image)[None]
-            result = Reconstructed(key=record.key)
-            for ratio in tokenizer.ratios:
-                latent = tokenizer.encode(original, ratio).latent_dist.mode()
-                decoded = tokenizer.decode(latent, ratio).sample.clamp(-1, 1)
-                result.psnr[ratio] = float(psnr(decoded, original))
-                result.low_pass[ratio] = float(psnr(_low_passed(original, ratio, channels), original))
-                result.st_lpips[ratio] = float(distance(decoded, original))
-                if texts is not None:
-                    text = read_text(tensor_to_image(decoded[0]), Path(folder))
-                    result.error_rate[ratio] = character_error_rate(text, texts[record.key])
-            results.append(result)
-            progress()
+    for record in records:
+        image = resize_center_crop(load_image(record.path), side)
+        original = image_to_tensor(image)[None]
+        result = Reconstructed(key=record.key)
+        for ratio in tokenizer.ratios:
+            latent = tokenizer.encode(original, ratio).latent_dist.mode()
+            decoded = tokenizer.decode(latent, ratio).sample.clamp(-1, 1)
+            result.psnr[ratio] = float(psnr(decoded, original))
+            result.low_pass[ratio] = float(psnr(_low_passed(original, ratio, channels), original))
+            result.st_lpips[ratio] = float(distance(decoded, original))
+            if texts is not None:
+                text = read_text(tensor_to_image(decoded[0]))
+                result.error_rate[ratio] = character_error_rate(text, texts[record.key])
+        results.append(result)
+        progress()
     return results
 
 
@@ -80,15 +77,14 @@ def readable_pages(
     enlargement differs in less than 5 % of its characters.
     """
     found: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for record in records:
-            if len(found) == wanted:
-                break
-            image = resize_center_crop(load_image(record.path), side)
-            text, again = (read_text(image, Path(folder), scale) for scale in (2, 3))
-            if len(text) >= MIN_CHARACTERS and character_error_rate(again, text) < READABLE:
-                found[record.key] = text
-                progress()
+    for record in records:
+        if len(found) == wanted:
+            break
+        image = resize_center_crop(load_image(record.path), side)
+        text, again = (read_text(image, scale) for scale in (2, 3))
+        if len(text) >= MIN_CHARACTERS and character_error_rate(again, text) < READABLE:
+            found[record.key] = text
+            progress()
     return found
 
 

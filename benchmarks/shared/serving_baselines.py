@@ -37,6 +37,8 @@ class Job:
 class Policy(Protocol):
     """Chooses the jobs of the next step."""
 
+    max_rows: int
+
     def arrive(self, job: Job) -> None: ...
 
     def choose(self, now: float) -> list[Job]:
@@ -174,7 +176,7 @@ def run(
             continue
         step += 1
         rows += sum(job.rows for job in chosen)
-        budget += policy.max_rows  # type: ignore[attr-defined]
+        budget += policy.max_rows
         with clock.running():
             for job in chosen:
                 job.state = job.state or stages.prepare(job.request)

@@ -31,7 +31,7 @@ def info(
 
         cat-fast info --json > environment.json
     """
-    report = environment()
+    report = environment() | {"row_invariant_blocks": _row_invariant_blocks()}
     if json_output:
         console.print_json(report)
         return
@@ -41,7 +41,7 @@ def info(
         facts.add_row(name, installed or Text("not installed", style="yellow"))
     facts.add_row("platform", report["platform"])
     facts.add_row("cpu", Text(_cpu_line(report["cpu"])))
-    facts.add_row("bits", Text(_bits_line(report["cpu"]["row_invariant_blocks"])))
+    facts.add_row("bits", Text(_bits_line(report["row_invariant_blocks"])))
     for line in map(_gpu_line, report["gpus"]):
         facts.add_row("gpu", Text(line))
     if not report["gpus"]:
@@ -63,7 +63,6 @@ def environment() -> dict[str, Any]:
     """Return the environment as JSON values: python, platform, packages, cpu, gpus, kernels."""
     import torch
 
-    from cat_fast.hardware import row_invariant_block
     from cat_fast.kernels import backends, library
 
     return {
@@ -76,13 +75,21 @@ def environment() -> dict[str, Any]:
             "instruction_set": library.instruction_set(),
             "features": _cpu_features(),
             "threads": torch.get_num_threads(),
-            "row_invariant_blocks": {
-                str(dtype).removeprefix("torch."): row_invariant_block(dtype)
-                for dtype in (torch.float32, torch.bfloat16)
-            },
         },
         "gpus": _gpus(),
         "kernels": [asdict(row) for row in backends.report()],
+    }
+
+
+def _row_invariant_blocks() -> dict[str, int | None]:
+    """Return the blocks of rows within which matrix products on this CPU round alike, by dtype."""
+    import torch
+
+    from cat_fast.hardware import row_invariant_block
+
+    return {
+        str(dtype).removeprefix("torch."): row_invariant_block(dtype)
+        for dtype in (torch.float32, torch.bfloat16)
     }
 
 

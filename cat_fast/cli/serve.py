@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from cat_fast.complexity.extras import import_extra
 from cat_fast.errors import UserError
 
 _NEEDED = {
@@ -72,6 +71,8 @@ def serve(
 
         cat-fast serve -p runs/demo/pipeline --host 0.0.0.0 --token-file token.txt --threads 8
     """
+    from cat_fast.complexity.extras import import_extra  # imports numpy
+
     for module, package in _NEEDED.items():
         import_extra(module, package, "serve", "cat-fast serve")
     import torch

@@ -79,6 +79,10 @@ class Solver:
             self._scheduler.set_shift(shift)
             self._scheduler.set_timesteps(len(scheduler.timesteps))
         self._noise = noise
+        self._silent: Any = None
+        if isinstance(scheduler, DDPMScheduler):
+            self._silent = copy.copy(self._scheduler)
+            self._silent.__class__ = _Silent
         self.step = 0
         """Number of steps done."""
 
@@ -103,13 +107,7 @@ class Solver:
         self.step += 1
         options: dict[str, Any] = {}
         if isinstance(scheduler, DDPMScheduler):
-            mean = _without_noise(scheduler, prediction[None], timestep, tokens[None])[0]
-            if timestep == 0:
-                return mean
-            deviation: Any = scheduler._get_variance(timestep)
-            if scheduler.variance_type != "fixed_small_log":
-                deviation = deviation**0.5
-            return mean + deviation * self._draw(tokens)
+            return self._ancestral_step(prediction, timestep, tokens)
         if str(scheduler.config.get("algorithm_type")).startswith("sde"):
             options["variance_noise"] = self._draw(tokens)[None]
         if scheduler.config.get("stochastic_sampling"):
@@ -130,6 +128,17 @@ class Solver:
         limit = scheduler.config.get("clip_sample_range") if scheduler.config.get("clip_sample") else None
         return clean if limit is None else clean.clamp(-limit, limit)
 
+    def _ancestral_step(self, prediction: torch.Tensor, timestep: Any, tokens: torch.Tensor) -> torch.Tensor:
+        """Take a DDPM step: its mean, equation (7) of Ho et al. (2020), and noise of its variance."""
+        scratch = torch.Generator(tokens.device)  # not torch's default generator, which belongs to the user
+        mean = self._silent.step(prediction[None], timestep, tokens[None], generator=scratch).prev_sample[0]
+        if timestep == 0:
+            return mean
+        deviation: Any = self._scheduler._get_variance(timestep)
+        if self._scheduler.variance_type != "fixed_small_log":
+            deviation = deviation**0.5
+        return mean + deviation * self._draw(tokens)
+
     def _draw(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._noise.normal(self.step, tuple(tokens.shape)).to(tokens.device)
 
@@ -139,13 +148,3 @@ class _Silent(DDPMScheduler):
 
     def _get_variance(self, *_: Any, **__: Any) -> torch.Tensor:
         return torch.zeros(())
-
-
-def _without_noise(
-    scheduler: DDPMScheduler, prediction: torch.Tensor, timestep: Any, tokens: torch.Tensor
-) -> torch.Tensor:
-    """Return the mean of a DDPM step, equation (7) of Ho et al. (2020)."""
-    silent: Any = copy.copy(scheduler)
-    silent.__class__ = _Silent
-    scratch = torch.Generator(tokens.device)  # not torch's default generator, whose state belongs to the user
-    return silent.step(prediction, timestep, tokens, generator=scratch).prev_sample

@@ -132,7 +132,7 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
         Args:
             truncation: count what remains after truncation to `max_tokens`.
         """
-        limit = {"truncation": True, "max_length": self.max_tokens} if truncation else {}
+        limit: dict[str, Any] = {"truncation": True, "max_length": self.max_tokens} if truncation else {}
         ids = self.tokenizer(list(texts), **limit)["input_ids"]
         return [len(own) if text.strip() else 0 for own, text in zip(ids, texts, strict=True)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.nano.acceptable import maximum_acceptable_ratio
+from benchmarks.nano.acceptable import correlations
 from benchmarks.nano.chosen import chosen_ratios, describe_budget
 from benchmarks.nano.emoji_classifier import augment, train_classifier
 from benchmarks.nano.intervals import mean_with_interval, paired_difference
@@ -103,11 +103,30 @@ def test_a_copy_of_a_training_image_is_found(tmp_path):
     assert json.dumps(found[0].distance)
 
 
-def test_the_maximum_acceptable_ratio_is_the_largest_within_the_tolerance():
-    assert maximum_acceptable_ratio({"8": 40.0, "16": 39.0, "32": 38.5}) == 32
-    assert maximum_acceptable_ratio({"8": 30.0, "16": 29.0, "32": 20.0}) == 16  # 0.0040, 0.0050, 0.0400
-    assert maximum_acceptable_ratio({"8": 30.0, "16": 25.0, "32": 20.0}) == 8
-    assert maximum_acceptable_ratio({"8": 30.0, "16": 31.0, "32": 20.0}) == 16
+def test_metrics_are_correlated_with_minus_the_maximum_acceptable_ratio(tmp_path):
+    records, figures = [], []
+    for i, (at_16, at_32) in enumerate(((39.5, 39), (29, 20), (20, 15), (39.5, 39))):
+        path = tmp_path / f"{i}.png"
+        tensor_to_image(squares(4)[i]).save(path)
+        records.append(
+            ImageRecord(
+                key=str(i),
+                path=str(path),
+                caption="a" * i,
+                has_text=None,
+                has_faces=None,
+                score=None,
+                ratio=None,
+            )
+        )
+        psnr = {"8": 40.0 if i in (0, 3) else 30.0, "16": at_16, "32": at_32}
+        figures.append({"psnr": psnr, "st_lpips": {"16": float(i)}})
+    scores = {"0": 1.0, "1": 5.0, "2": 9.0, "3": 1.0}
+    chosen = {"0": 32, "1": 16, "2": 8, "3": 8}
+    found = correlations(records, figures, scores, chosen, 48)
+    assert found["mix of maximum acceptable ratios"] == {"8x": 1, "16x": 1, "32x": 2}
+    assert found["chosen equals maximum acceptable"] == 0.75
+    assert found["correlation"]["complexity score"] > 0.9
 
 
 def test_chosen_ratios_cost_at_most_a_fixed_16x():

@@ -1,4 +1,4 @@
-"""`cat-fast serve`: what it refuses before it listens, and how it ends."""
+"""`cat-fast serve`: refusals before it listens, and its end."""
 
 import json
 import os

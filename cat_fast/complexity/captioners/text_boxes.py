@@ -13,6 +13,8 @@ from cat_fast.complexity.extras import import_extra
 
 MAX_SIDE = 1024
 """Larger images are scaled down to this number of pixels."""
+MAX_ASPECT = 4
+"""Longer side over shorter side of images that are read as they are."""
 MIN_CONFIDENCE = 0.6
 """Recognition below this confidence is texture rather than text."""
 MIN_LETTERS = 2
@@ -60,7 +62,7 @@ class TextDetector:
         finding, and a page has a hundred lines.
         """
         small = shrink(image, MAX_SIDE)
-        pixels_BGR = np.ascontiguousarray(np.asarray(small)[:, :, ::-1])
+        pixels_BGR = _widened(np.asarray(small)[:, :, ::-1])
         corners, _ = self._reader(pixels_BGR, use_cls=False, use_rec=False)
         size = small.width * small.height
         boxes = [(_area(box) / size, np.asarray(box, dtype=np.float32)) for box in corners or []]
@@ -79,6 +81,16 @@ def contains_text(boxes: Sequence[TextBox]) -> bool:
     """Return whether boxes are enough text to be noticed: several, or a large one."""
     readable = [box for box in boxes if box.readable]
     return len(readable) >= MIN_BOXES or sum(box.area for box in readable) >= MIN_AREA
+
+
+def _widened(pixels: np.ndarray) -> np.ndarray:
+    """Return the image, (H, W, 3), with narrow ones repeated beyond their right or lower border.
+
+    RapidOCR enlarges the shorter side to 736 pixels: a strip of 1000 x 3 would take 20 GB.
+    """
+    least = -(-max(pixels.shape[:2]) // MAX_ASPECT)
+    missing = [max(0, least - side) for side in pixels.shape[:2]]
+    return np.pad(pixels, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="edge")
 
 
 def _area(corners: Sequence[Sequence[float]]) -> float:

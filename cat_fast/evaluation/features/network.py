@@ -1,5 +1,6 @@
 """Interface of the feature networks."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -9,7 +10,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class FeatureNetwork(nn.Module):
+class FeatureNetwork(nn.Module, ABC):
     """Frozen network from uint8 images to named feature vectors.
 
     Subclasses define `sizes` and `resize`, and `_features`.
@@ -35,8 +36,9 @@ class FeatureNetwork(nn.Module):
             raise ValueError(f"expected uint8 images (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
         return self._features(images)
 
+    @abstractmethod
     def _features(self, images: Tensor) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """Return the outputs of checked images."""
 
 
 def normalise(images: Tensor) -> Tensor:

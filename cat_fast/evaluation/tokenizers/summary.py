@@ -187,7 +187,7 @@ def _text(originals: Sequence[Row], rows: Sequence[Row], size: int, seed: int) -
 def _faces(originals: Sequence[Row], rows: Sequence[Row], size: int, seed: int) -> dict[str, Any]:
     per_image = [
         [
-            (max(face[2:]) / size, again)
+            (faces.relative_size(face, size), again)
             for face, again in zip(
                 original.faces or [], faces.found_again(original.faces or [], row.faces or []), strict=True
             )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from cat_fast.generator.flops import forward_flops
 from cat_fast.generator.sampling import SampleRequest
 from cat_fast.inference.engine.request import EngineRequest
@@ -121,8 +123,8 @@ class CostModel:
             packs: requests of one step each, from the smallest to the largest step.
             repeats: measurements per pack, of which the median counts.
         """
-        points = []
-        latents = {}
+        points: list[tuple[float, float]] = []
+        latents: dict[tuple[int, tuple[int, int]], torch.Tensor] = {}
         for requests in packs:
             states = [self._stages.prepare(request) for request in requests]
             flops = sum(

@@ -38,7 +38,8 @@ def finish_seconds(
     alive = list(range(len(ranked)))
     elapsed, decoder_free = 0.0, decoding_backlog
     while left[target] > 0:
-        chosen, free = [], max_rows
+        chosen: list[int] = []
+        free = max_rows
         for i in alive:
             if ranked[i].rows <= free:
                 chosen.append(i)

@@ -112,7 +112,8 @@ def _same_bits(stages: Stages, states: Sequence[SamplingState], max_tokens: int)
     limit = min(max_tokens, _MAX_ROWS)
     full = [i % count for i in range(4 * count)]  # as many as fit
     for members in [*map(list, packs), full]:
-        rows, kept = 0, []
+        kept: list[int] = []
+        rows = 0
         for i in members:
             needed = states[i].passes * states[i].request.num_tokens
             if rows + needed <= limit:

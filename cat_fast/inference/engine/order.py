@@ -81,7 +81,8 @@ def select(requests: Sequence[Waiting], order: Order, max_rows: int, step: int, 
     block small ones.
     """
     ranked = sorted(range(len(requests)), key=lambda i: _rank(requests[i], order, step, now))
-    chosen, free = [], max_rows
+    chosen: list[int] = []
+    free = max_rows
     for i in ranked:
         if requests[i].rows <= free:
             chosen.append(i)

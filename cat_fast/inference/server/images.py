@@ -6,16 +6,10 @@ from typing import Any
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from cat_fast.complexity import (
-    JPEG_THRESHOLDS,
-    Description,
-    Score,
-    default_scorer,
-    jpeg_bytes,
-    require_scores,
-)
-from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
-from cat_fast.data.images.io import decode_image, image_to_bytes, image_to_tensor, resize_center_crop
+from cat_fast.complexity import Description, Score, ScoringFailure, default_scorer, require_scores
+from cat_fast.complexity.image_score import GivenLabels
+from cat_fast.complexity.image_scorers.loading import load_image_scorer
+from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
 from cat_fast.errors import UserError
 from cat_fast.generator.flops import forward_flops
 from cat_fast.inference.server.errors import ApiError
@@ -49,49 +43,31 @@ def read_image(data: bytes) -> Image.Image:
 
 def complexity(service: Service, description: Description) -> dict[str, Any]:
     """Return score, confidence, reasons, ratio and tokens of a description."""
-    (score,) = require_scores(default_scorer(), [description])
-    ratio = service.pipeline.thresholds.ratio_of(score)
-    return _of_score(score) | {
-        "description": description.caption,
-        "has_text": description.has_text,
-        "has_faces": description.has_faces,
-        "ratio": ratio,
-        "tokens": service.tokens_of(ratio),
-        "fixed_16x_tokens": service.tokens_of(16),
-        "scorer": default_scorer().name,
-    }
+    scorer = default_scorer()
+    (score,) = require_scores(scorer, [description])
+    return _result(service, score, description, scorer.name)
+
+
+def image_complexity(service: Service, image: Image.Image) -> dict[str, Any]:
+    """Return the same of an image without a description, by the default scorer of images."""
+    scorer = load_image_scorer(None, None, default_scorer)
+    (found,) = scorer.score_images([scorer.prepare(image)], [GivenLabels()])
+    if isinstance(found, ScoringFailure):
+        raise ApiError(400, f"image: {found.error}", code="invalid_image", param="image")
+    return _result(service, found.score, found.description, scorer.name)
 
 
 @torch.no_grad()
 def reconstruct(service: Service, image: Image.Image, description: Description | None) -> dict[str, Any]:
-    """Return an image's complexity and its reconstructions at every ratio.
-
-    Without a description, the ratio follows from the size of the image as a JPEG file.
-    """
+    """Return an image's complexity and its reconstructions at every ratio."""
+    found = image_complexity(service, image) if description is None else complexity(service, description)
     pipeline = service.pipeline
     vae: Any = pipeline.vae
-    resolution, ratios = pipeline.resolution, sorted(pipeline.transformer.config.ratios)
-    cropped = image_to_tensor(resize_center_crop(image, resolution))
-    if description is not None:
-        found = complexity(service, description)
-    else:
-        size = jpeg_bytes(image_to_bytes(resize_center_crop(image, JPEG_SIDE)))
-        ratio = JPEG_THRESHOLDS.ratio(size)
-        found = {
-            "score": None,
-            "confidence": None,
-            "reasons": f"{size} bytes as a JPEG file: up to {JPEG_THRESHOLDS.a} is simple (32x), more than"
-            f" {JPEG_THRESHOLDS.b} complex (8x)",
-            "description": None,
-            "ratio": ratio,
-            "tokens": service.tokens_of(ratio),
-            "fixed_16x_tokens": service.tokens_of(16),
-            "scorer": "jpeg_size",
-        }
+    cropped = image_to_tensor(resize_center_crop(image, pipeline.resolution))
     transformer = pipeline.transformer
     flops = forward_flops(getattr(transformer, "_orig_mod", transformer))
     found["reconstructions"] = []
-    for ratio in ratios:
+    for ratio in sorted(transformer.config.ratios):
         with service.engine.stages.vae_lock, upcast(vae):
             x = cropped[None].to(vae.device, vae.dtype)
             decoded = vae.decode(vae.encode(x, ratio).latent_dist.mode(), ratio).sample[0].float().cpu()
@@ -113,10 +89,18 @@ def reconstruct(service: Service, image: Image.Image, description: Description |
     return found
 
 
-def _of_score(score: Score) -> dict[str, Any]:
+def _result(service: Service, score: Score, description: Description | None, scorer: str) -> dict[str, Any]:
+    ratio = service.nearest_ratio(service.pipeline.thresholds.ratio_of(score))
     return {
         "score": score.score,
         "expected": score.expected,
         "confidence": score.confidence,
         "reasons": score.reasons,
+        "description": None if description is None else description.caption,
+        "has_text": None if description is None else description.has_text,
+        "has_faces": None if description is None else description.has_faces,
+        "ratio": ratio,
+        "tokens": service.tokens_of(ratio),
+        "fixed_16x_tokens": service.tokens_of(16),
+        "scorer": scorer,
     }

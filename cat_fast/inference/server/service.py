@@ -1,5 +1,6 @@
 """`Service`: a pipeline, its engine, and whether they are ready."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -138,6 +139,11 @@ class Service:
             "max_tokens": self.settings.max_tokens,
             "needs_token": self.settings.token is not None,
         }
+
+    def nearest_ratio(self, ratio: int) -> int:
+        """Return `ratio`, or the nearest one that the transformer supports."""
+        served = sorted(self.pipeline.transformer.config.ratios)
+        return min(served, key=lambda one: abs(math.log2(one / ratio)))
 
     def plan(
         self,

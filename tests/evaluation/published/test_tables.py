@@ -4,10 +4,13 @@ import csv
 import io
 import json
 import math
+import shlex
 import xml.etree.ElementTree as ET
 
 import pytest
+import typer
 
+from cat_fast.cli.main import app
 from cat_fast.complexity import average_latent_side
 from cat_fast.errors import UserError
 from cat_fast.evaluation.published.formats import FORMATS, format_table
@@ -20,6 +23,15 @@ def test_every_row_has_a_value_per_column():
         assert table.command.startswith("cat-fast "), table.name
         for row in table.rows:
             assert len(row.values) == len(table.columns), (table.name, row.name)
+
+
+def test_commands_exist_with_their_options():
+    for table in published().values():
+        command, words = typer.main.get_command(app), shlex.split(table.command)[1:]
+        while words[0] in getattr(command, "commands", ()):
+            command = command.commands[words.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, table.name
 
 
 def cells(name):

@@ -88,7 +88,9 @@ def test_faces_found_again():
     blurred = faces.find_faces(image.filter(ImageFilter.GaussianBlur(20)))
     assert faces.found_again(found, blurred) == [False] * len(found)
     assert faces.found_again([(0, 0, 10, 10)], [(5, 0, 10, 10)]) == [False]  # a third overlaps
-    assert faces.find_faces(Image.new("L", (8, 8))) == []
+    assert faces.find_faces(Image.new("RGB", (8, 8))) == []
+    assert faces.relative_size((0, 0, 64, 60), 256) == 0.25
+    assert faces.relative_size((0, 0, 64, 60), 1280) == 0.1  # boxes of large images are those at 640 px
 
 
 @needs_tesseract

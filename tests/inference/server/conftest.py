@@ -64,7 +64,15 @@ def address(service):
     import uvicorn
 
     bound = bind(service.settings)
-    server = _Server(uvicorn.Config(create_app(service), log_config=None, access_log=False, lifespan="off"))
+    server = _Server(
+        uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=1,  # a browser's idle connections end with it
+            lifespan="off",
+        )
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not server.started:

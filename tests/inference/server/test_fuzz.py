@@ -36,7 +36,7 @@ def mutated(rng, data):
 
 
 def upload_mutations(unlimited, monkeypatch, count):
-    # the decoder is not what is tested, and takes most of the time
+    # the decoder is not under test, and takes most of the time
     monkeypatch.setattr("cat_fast.inference.server.images.reconstruct", lambda *_: {})
     client = TestClient(create_app(unlimited), raise_server_exceptions=False)
     rng = random.Random(0)

@@ -85,8 +85,9 @@ def test_reconstructions(client):
     assert [one["ratio"] for one in found["reconstructions"]] == [8, 16, 32]
     assert [one["tokens"] for one in found["reconstructions"]] == [16, 4, 1]
     assert all(image_of(one).size == (64, 64) for one in found["reconstructions"])
-    assert (found["score"], found["description"]) == (None, None)
-    assert "bytes as a JPEG file" in found["reasons"]
+    assert found["description"] is None
+    assert 1 <= found["score"] <= 9
+    assert found["ratio"] in (8, 16, 32)
     page = {"description": "a newspaper page with columns of text, tables and many photographs"}
     found = client.post("/v1/images/reconstructions", files=files, data=page).json()
     assert (found["ratio"], found["tokens"]) == (8, 16)

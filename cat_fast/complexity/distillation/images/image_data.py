@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cat_fast.complexity.array_file import save_arrays
 from cat_fast.complexity.distillation.images.examples import RATED, ImageExample
 from cat_fast.complexity.image_scorers.student import features as image_features
 from cat_fast.complexity.image_scorers.student.features import Features
 from cat_fast.complexity.image_scorers.student.trunk import Trunk
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE, jpeg_bytes
-from cat_fast.data.files import atomic_write
 from cat_fast.data.images.io import image_to_bytes, load_image, resize_center_crop
 from cat_fast.errors import UserError
 
@@ -82,8 +82,7 @@ def compute_data(
             on_done()
         names = ("trunk", "low", "pixels", "jpeg")
         arrays = {name: np.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-        with atomic_write(path) as part, part.open("wb") as file:
-            np.savez(file, **arrays, allow_pickle=False)
+        save_arrays(path, arrays)
     with np.load(path, allow_pickle=False) as stored:
         return ImageData(
             Features(stored["trunk"], stored["low"]),

@@ -1,8 +1,5 @@
 """`ImageStudent`: the default scorer of images without a description."""
 
-import hashlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -12,15 +9,14 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from cat_fast.complexity.array_file import read_arrays, save_arrays, version_of
 from cat_fast.complexity.image_score import GivenLabels, ImageScore
 from cat_fast.complexity.image_scorers.student import features as image_features
 from cat_fast.complexity.image_scorers.student.features import Features
 from cat_fast.complexity.image_scorers.student.model import Regression, RegressionArrays
 from cat_fast.complexity.image_scorers.student.trunk import Trunk
 from cat_fast.complexity.score import Score, ScoringFailure
-from cat_fast.data.files import atomic_write
 from cat_fast.data.images.label_fields import SCORES
-from cat_fast.errors import UserError
 
 STUDENT_FILE = Path(__file__).parents[2] / "assets" / "image_student.npz"
 """The packaged student."""
@@ -66,33 +62,16 @@ class ImageStudent:
         Raises:
             UserError: the file is missing or does not contain a student.
         """
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            return cls(
-                Trunk({n.removeprefix(_TRUNK): a for n, a in arrays.items() if n.startswith(_TRUNK)}),
-                Regression(RegressionArrays.of(arrays)),
-                StudentCalibration(arrays["predictions"], arrays["scores"], arrays["confidence"]),
-            )
-        except FileNotFoundError:
-            raise UserError(f"{path}: the file is missing; create it with cat-fast score distill") from None
-        except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(
-                f"{path}: not a file of the image student ({error}); create one with cat-fast score distill"
-            ) from error
+        return read_arrays(path, "image student", cls._parse)
 
     def save(self, path: Path) -> None:
         """Save the student as plain arrays (npz, no pickle)."""
-        with atomic_write(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **self._arrays(), allow_pickle=False)
+        save_arrays(path, self._arrays())
 
     @cached_property
     def version(self) -> str:
         """Hash of all arrays."""
-        digest = hashlib.sha256()
-        for name, array in sorted(self._arrays().items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        return digest.hexdigest()[:12]
+        return version_of(self._arrays())
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Return the image at the two sizes that features are computed from."""
@@ -109,6 +88,14 @@ class ImageStudent:
         expected = float(self.calibration.expected(self.regression.predict(rows))[0])
         score = Score.of_expected(min(max(expected, SCORES[0]), SCORES[-1]))
         return Score(score.score, score.expected, float(self.calibration.confidence[score.score - 1]))
+
+    @classmethod
+    def _parse(cls, arrays: Mapping[str, np.ndarray]) -> "ImageStudent":
+        return cls(
+            Trunk({n.removeprefix(_TRUNK): a for n, a in arrays.items() if n.startswith(_TRUNK)}),
+            Regression(RegressionArrays.of(arrays)),
+            StudentCalibration(arrays["predictions"], arrays["scores"], arrays["confidence"]),
+        )
 
     def _arrays(self) -> dict[str, np.ndarray]:
         found: Mapping[str, Any] = {

@@ -3,9 +3,6 @@
 See `cat_fast.complexity.distillation.accurate_fit` for the fit.
 """
 
-import hashlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from cat_fast.complexity.array_file import read_arrays, save_arrays, version_of
 from cat_fast.complexity.calibration import Boundaries
 from cat_fast.complexity.contributions import contributions
 from cat_fast.complexity.description import Description
@@ -25,7 +23,6 @@ from cat_fast.complexity.scorers.accurate.kernel_model import FeatureMap, Kernel
 from cat_fast.complexity.scorers.accurate.rating_model import RatingModel
 from cat_fast.complexity.scorers.fast.scorer import FAST_FILE, FastScorer
 from cat_fast.complexity.sentence_encoder import FILES, SentenceEncoder
-from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 
 ACCURATE_FILE = FAST_FILE.with_name("accurate_scorer.npz")
@@ -59,17 +56,9 @@ class AccurateScorer:
                 encoder's package, is missing or differs from the one of the fit.
         """
         path = ACCURATE_FILE if path is None else path
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            kernel, calibrations, adapters = _parse(arrays)
-            version = str(arrays["fast_version"].item())
-        except FileNotFoundError:
-            raise UserError(f"{path}: the file is missing; create it with cat-fast score distill") from None
-        except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(
-                f"{path}: not a file of the accurate scorer ({error}); create one with cat-fast score distill"
-            ) from error
+        (kernel, calibrations, adapters), version = read_arrays(
+            path, "accurate scorer", lambda arrays: (_parse(arrays), str(arrays["fast_version"].item()))
+        )
         fast = FastScorer.load(path.with_name(FAST_FILE.name))
         if fast.version != version:
             raise UserError(
@@ -86,16 +75,12 @@ class AccurateScorer:
     def save(self, path: Path) -> None:
         """Save everything but the encoder as plain arrays (npz, no pickle), the fast scorer next to it."""
         self.fast.save(path.with_name(FAST_FILE.name))
-        with atomic_write(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **self._arrays())
+        save_arrays(path, self._arrays())
 
     @cached_property
     def version(self) -> str:
         """Hash of the scorer's arrays and the encoder's weights."""
-        digest = hashlib.sha256(FILES["model.safetensors"].encode())
-        for name, array in sorted(self._arrays().items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        return digest.hexdigest()[:12]
+        return version_of(self._arrays(), start=FILES["model.safetensors"])
 
     def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
         """Score each description, in order."""

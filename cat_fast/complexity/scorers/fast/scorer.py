@@ -3,9 +3,6 @@
 See `cat_fast.complexity.distillation.fast_fit` for the fit.
 """
 
-import hashlib
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -14,14 +11,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from cat_fast.complexity.array_file import read_arrays, save_arrays, version_of
 from cat_fast.complexity.calibration import Boundaries
 from cat_fast.complexity.contributions import contributions
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.score import Score, ScoringFailure
 from cat_fast.complexity.scorers.fast.network import Network
 from cat_fast.complexity.scorers.fast.words import UNKNOWN, Vocabulary
-from cat_fast.data.files import atomic_write
-from cat_fast.errors import UserError
 
 FAST_FILE = Path(__file__).parents[2] / "assets" / "fast_scorer.npz"
 """The packaged scorer."""
@@ -58,29 +54,16 @@ class FastScorer:
         Raises:
             UserError: the file is missing or does not contain a scorer.
         """
-        path = FAST_FILE if path is None else path
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return _parse({name: stored[name] for name in stored.files})
-        except FileNotFoundError:
-            raise UserError(f"{path}: the file is missing; create it with cat-fast score distill") from None
-        except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise UserError(
-                f"{path}: not a file of the fast scorer ({error}); create one with cat-fast score distill"
-            ) from error
+        return read_arrays(FAST_FILE if path is None else path, "fast scorer", _parse)
 
     def save(self, path: Path) -> None:
         """Save the scorer atomically as plain arrays (npz, no pickle)."""
-        with atomic_write(path) as part, part.open("wb") as file:
-            np.savez_compressed(file, **self._arrays(), allow_pickle=False)
+        save_arrays(path, self._arrays())
 
     @cached_property
     def version(self) -> str:
         """Hash of the scorer's arrays; scorers with the same version give the same scores."""
-        digest = hashlib.sha256()
-        for name, array in sorted(self._arrays().items()):
-            digest.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
-        return digest.hexdigest()[:12]
+        return version_of(self._arrays())
 
     def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
         """Score each description, in order."""
