@@ -42,6 +42,8 @@ def trials(report: Mapping[str, Any]) -> str:
             cells.append(
                 f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})" if found else ""
             )
+        further = row["spearman_further"]
+        cells.append("" if further is None else f"{further:.3f}")
         mix = "/".join(f"{100 * share:.0f}" for share in row["mix"].values())
         rows.append((f"**{name}**" if name == report["head"] else name, *cells, mix))
     header = (
@@ -50,6 +52,7 @@ def trials(report: Mapping[str, Any]) -> str:
         "Spearman",
         "agreement over JPEG",
         "Spearman over JPEG",
+        "Spearman, further images",
         "8x/16x/32x",
     )
     return tables.markdown(header, rows)
