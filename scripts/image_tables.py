@@ -99,7 +99,7 @@ def detectors(report: Mapping[str, Any]) -> str:
             cells = [f"{right} of {found['images']} ({100 * found['agreement'][flag]:.1f} %)"]
             cells += [str(counts[key]) for key in ("both", "missed", "found_only")]
             rows.append((_SETS[name], flag, *cells))
-    header = ("images", "flag", "agreement", "found", "missed", "found where there is none")
+    header = ("images", "flag", "agreement", "found", "missed", "false positives")
     return tables.markdown(header, rows)
 
 
