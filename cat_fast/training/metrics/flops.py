@@ -1,13 +1,18 @@
 """Amounts per step for throughput and MFU: images, tokens and FLOPs.
 
-FLOPs cover the forward and backward passes of the trained models and of the networks in their losses. torch
-counts them on meta-device copies; a multiply-accumulate is two. The ghost pass, recomputed activations and
-R1's second gradient do not count, since they are overhead.
+FLOPs cover the forward and backward passes of the trained models and of the networks in their losses; a
+multiply-accumulate is two. The ghost pass, recomputed activations and R1's second gradient do not count,
+since they are overhead.
+
+torch counts on meta-device copies, which takes seconds for a large model. So a few sizes are counted before
+the first step, and a step's FLOPs follow by formula: per image for the nested VAE; for a sequence of n tokens
+with m text tokens, linear layers are affine in n and m, and attention is a n² + b n m + c n.
 """
 
 import copy
 from collections.abc import Iterable, Sequence
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from itertools import repeat
 from typing import Any
 
@@ -35,7 +40,7 @@ def token_count(ratio: int, size: Size, patch_size: int = 2) -> float:
 
 
 class TokenizerFlops:
-    """FLOPs of the nested VAE's steps, cached per ratio, batch size and use of the GAN."""
+    """FLOPs of the nested VAE's steps: those of one image, cached per ratio and use of the GAN."""
 
     def __init__(
         self, config: TokenizerRun, objective: TokenizerObjective, discriminator: StyleGANDiscriminator
@@ -46,7 +51,7 @@ class TokenizerFlops:
             self.autoencoder = build_model(NestedAutoencoderKL, config.model)
         self.networks = [copy.deepcopy(distance.network).to(META) for distance in objective.distances]
         self.discriminator = copy.deepcopy(discriminator).to(META)
-        self.of = cache(self._of)
+        self._of_image = cache(lambda ratio, gan: self._count(ratio, 1, gan))
 
     def step_amounts(self, batches: Sequence[tuple[int, int]], gan: bool) -> dict[str, float]:
         """Return the `images`, `tokens` and `flops` of one rank's step.
@@ -61,6 +66,10 @@ class TokenizerFlops:
             "flops": sum(self.of(ratio, count, gan) for ratio, count in batches),
         }
 
+    def of(self, ratio: int, count: int, gan: bool) -> int:
+        """Return the FLOPs of a batch of `count` images, forward and backward."""
+        return count * self._of_image(ratio, gan)
+
     def activation_bytes(self, ratio: int, count: int) -> int:
         """Return about the memory that a step keeps for its backward pass, to compare batches."""
         kept: dict[int, int] = {}
@@ -70,10 +79,10 @@ class TokenizerFlops:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            self._of(ratio, count, gan=True)
+            self._count(ratio, count, gan=True)
         return sum(kept.values())
 
-    def _of(self, ratio: int, count: int, gan: bool) -> int:
+    def _count(self, ratio: int, count: int, gan: bool) -> int:
         images = torch.empty(count, 3, *self.size, device=META)
         window = torch.empty(count, 3, *self.window, device=META)
         with FlopCounterMode(display=False) as counter:
@@ -90,7 +99,7 @@ class TokenizerFlops:
 
 
 class DiTFlops:
-    """FLOPs of the diffusion transformer's steps, cached per length of a sequence and its text.
+    """FLOPs of the diffusion transformer's steps, by formula from counts of up to three sequences.
 
     Sequences do not attend to each other, so a packed batch costs the sum of its sequences.
     """
@@ -98,7 +107,6 @@ class DiTFlops:
     def __init__(self, arguments: dict[str, Any]) -> None:
         with META:
             self.model = build_model(DiT, arguments)
-        self.sequence_flops = cache(self._sequence_flops)
 
     def of(self, lengths: Iterable[int], text_lengths: Iterable[int] | None = None) -> int:
         """Return the FLOPs of a packed batch, forward and backward.
@@ -110,11 +118,57 @@ class DiTFlops:
         texts = repeat(0) if text_lengths is None else text_lengths
         return sum(sum(self.sequence_flops(*pair).values()) for pair in zip(lengths, texts, strict=False))
 
-    def _sequence_flops(self, length: int, text_length: int = 0) -> dict[str, int]:
+    def sequence_flops(self, length: int, text_length: int = 0) -> dict[str, int]:
         """Return the FLOPs of one sequence as `linear` and `attention`, which is quadratic in the tokens."""
+        rates = self._rates
+        return {
+            "linear": rates.constant + rates.token * length + rates.text_token * text_length,
+            "attention": (rates.pair * length + rates.text_pair * text_length + rates.lone) * length,
+        }
+
+    @cached_property
+    def _rates(self) -> "_Rates":
+        n, m = _COUNTED_TOKENS, _COUNTED_TEXT if self.model.config.text_dim is not None else 0
+        first, longer = self._count(n, m), self._count(2 * n, m)
+        token = (longer["linear"] - first["linear"]) // n
+        pair = (longer["attention"] - 2 * first["attention"]) // (2 * n * n)
+        text_token = text_pair = 0
+        if m:
+            wordy = self._count(n, 2 * m)
+            text_token = (wordy["linear"] - first["linear"]) // m
+            text_pair = (wordy["attention"] - first["attention"]) // (n * m)
+        return _Rates(
+            constant=first["linear"] - token * n - text_token * m,
+            token=token,
+            text_token=text_token,
+            pair=pair,
+            text_pair=text_pair,
+            lone=first["attention"] // n - pair * n - text_pair * m,
+        )
+
+    def _count(self, length: int, text_length: int) -> dict[str, int]:
         with FlopCounterMode(display=False) as counter:
             predict_on_meta(self.model, length, text_length).sum().backward()
         return split_flops(counter)
+
+
+_COUNTED_TOKENS, _COUNTED_TEXT = 32, 16
+"""Tokens and text tokens of the shortest sequence that is counted."""
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """FLOPs per sequence, token, text token, pair of tokens, and pair of a token and a text token.
+
+    `lone` are those of a token's attention without tokens to attend to: it also attends to learned states.
+    """
+
+    constant: int
+    token: int
+    text_token: int
+    pair: int
+    text_pair: int
+    lone: int
 
 
 def split_flops(counter: FlopCounterMode) -> dict[str, int]:

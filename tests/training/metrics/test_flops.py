@@ -11,6 +11,7 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
 from cat_fast.training.config.settings import DiscriminatorConfig, ImageDataConfig, TokenizerRun
+from cat_fast.training.metrics import flops
 from cat_fast.training.metrics.flops import DiTFlops, TokenizerFlops, token_count
 
 MODEL = {
@@ -73,17 +74,17 @@ def test_loss_networks_and_discriminator_count():
 
 
 def test_flops_grow_with_the_batch_and_fall_with_the_ratio():
-    flops = tokenizer_flops()
-    assert flops.of(16, 6, True) == 3 * flops.of(16, 2, True)
-    assert flops.of(8, 2, False) > flops.of(16, 2, False) > flops.of(32, 2, False)
+    counted_flops = tokenizer_flops()
+    assert counted_flops.of(16, 6, True) == 3 * counted_flops.of(16, 2, True)
+    assert counted_flops.of(8, 2, False) > counted_flops.of(16, 2, False) > counted_flops.of(32, 2, False)
 
 
 def test_step_amounts_sum_over_batches():
-    flops = tokenizer_flops()
-    assert flops.step_amounts([(8, 3), (32, 2)], False) == {
+    counted_flops = tokenizer_flops()
+    assert counted_flops.step_amounts([(8, 3), (32, 2)], False) == {
         "images": 5,
         "tokens": 3 * 16 + 2 * 1,
-        "flops": flops.of(8, 3, False) + flops.of(32, 2, False),
+        "flops": counted_flops.of(8, 3, False) + counted_flops.of(32, 2, False),
     }
 
 
@@ -96,9 +97,9 @@ def test_tokens_of_an_image(ratio, side, tokens):
 
 
 def test_counting_uses_no_random_numbers():
-    flops = tokenizer_flops()
+    counted_flops = tokenizer_flops()
     before = torch.get_rng_state()
-    flops.of(16, 1, True)
+    counted_flops.of(16, 1, True)
     DiTFlops(DIT).of([16])
     assert torch.equal(before, torch.get_rng_state())
 
@@ -131,11 +132,29 @@ def test_text_tokens_count(monkeypatch):
     assert counts.of([4]) < counts.of([4], [3])
 
 
+@pytest.mark.parametrize("text_dim", [None, 6])
+def test_counts_do_not_grow_with_the_variety_of_shapes(text_dim, monkeypatch):
+    counts = []
+    monkeypatch.setattr(
+        flops, "FlopCounterMode", lambda **options: counts.append(1) or FlopCounterMode(**options)
+    )
+    transformer = DiTFlops(DIT | {"text_dim": text_dim})
+    found = {transformer.of([length], [length % 7]) for length in range(1, 200)}
+    assert len(found) == 199
+    assert len(counts) <= 3
+
+    counts.clear()
+    tokenizer = tokenizer_flops(perceptual_weight=0)
+    for images in range(1, 100):
+        tokenizer.of(16, images, False)
+    assert len(counts) == 1
+
+
 def test_transformer_flops_agree_with_the_formula():
-    flops, tokens, width, depth = DiTFlops(DIT), 64, 32, 3
+    transformer, tokens, width, depth = DiTFlops(DIT), 64, 32, 3
     attention = 12 * tokens**2 * width  # QKᵀ and PV, two FLOPs each, times three for forward and backward
     linear = 6 * tokens * 12 * width**2  # qkv, proj and MLP
     modulation = 6 * 6 * width**2  # once per sequence
     blocks = depth * (attention + linear + modulation)
-    assert flops.of([tokens]) == pytest.approx(blocks, rel=0.1)
-    assert flops.sequence_flops(tokens)["attention"] == depth * attention
+    assert transformer.of([tokens]) == pytest.approx(blocks, rel=0.1)
+    assert transformer.sequence_flops(tokens)["attention"] == depth * attention
