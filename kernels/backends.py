@@ -18,7 +18,7 @@ import torch
 
 from cat_fast.errors import UserError
 
-from . import derivatives, library
+from . import cuda_coverage, derivatives, library
 from .varlen_attention import external
 
 NAMES = ("reference", "cpp", "triton", "cuda", "torch", "xformers")
@@ -59,14 +59,14 @@ class Backend:
         return None
 
     def rejection_reason(
-        self, device: str, dtype: torch.dtype, training: bool, sizes: Mapping[str, int], forced: bool
+        self, device: torch.device, dtype: torch.dtype, training: bool, sizes: Mapping[str, int], forced: bool
     ) -> str | None:
-        """Return the constraint violated by tensors of this device type, dtype and sizes, or None."""
+        """Return the constraint violated by tensors of this device, dtype and sizes, or None."""
         if self.only_forced is not None and not forced:
             return self.only_forced
         interpreted = self.name == "triton" and forced and triton_is_interpreted()
-        if self.device not in (None, device) and not (interpreted and device == "cpu"):
-            return f"expected {self.device} tensors, got {device}"
+        if self.device not in (None, device.type) and not (interpreted and device.type == "cpu"):
+            return f"expected {self.device} tensors, got {device.type}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"expected {' or '.join(map(str, self.dtypes))}, got {dtype}"
         if self.inference_only and training:
@@ -74,7 +74,11 @@ class Backend:
         for name, allowed in self.limits.items():
             if sizes[name] not in allowed:
                 return f"expected {name} {_format_range(allowed)}, got {sizes[name]}"
-        return self.unavailable_reason()
+        reason = self.unavailable_reason()
+        if reason is None and self.library == "_ops_cuda":
+            capability = cuda_coverage.capability_of(device.index or 0)
+            reason = cuda_coverage.uncovered_reason(library.cuda_architectures(), capability)
+        return reason
 
     def constraints(self) -> str:
         """Return its constraints as text: "any tensor", or device, dtypes and sizes."""
@@ -154,12 +158,12 @@ def choose(op: str, x: torch.Tensor, *, training: bool = False, **sizes: int) ->
     """
     # operator.index turns a symbolic size of torch.compile into a number.
     numbers = tuple((name, operator.index(n)) for name, n in sizes.items())
-    return _choose(op, x.device.type, x.dtype, training, numbers)
+    return _choose(op, x.device, x.dtype, training, numbers)
 
 
 @torch.compiler.assume_constant_result
 def _choose(
-    op: str, device: str, dtype: torch.dtype, training: bool, sizes: tuple[tuple[str, int], ...]
+    op: str, device: torch.device, dtype: torch.dtype, training: bool, sizes: tuple[tuple[str, int], ...]
 ) -> str:
     forced = forced_backend(op)
     for backend in TABLE:
