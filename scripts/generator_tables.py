@@ -15,9 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.generator import DiT
+from cat_fast.generator.flops import predict_on_meta, split_flops
 from cat_fast.models.build import build_model
 from cat_fast.training.config.settings import GeneratorRun
-from cat_fast.training.metrics.flops import predict_on_meta, split_flops, token_count
+from cat_fast.training.metrics.flops import token_count
 
 DOCUMENT = tables.ROOT / "docs/generator.md"
 PUBLISHED = json.loads((tables.ROOT / "tests/generator/published.json").read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ from cat_fast.complexity import (
     mean_tokens,
     round_score,
 )
-from cat_fast.complexity.distillation.rated_captions import RatedCaption, read_rated
+from cat_fast.complexity.rated_captions import RatedCaption, read_rated
 
 DOCUMENT = tables.ROOT / "docs/ratios.md"
 SOURCES = {

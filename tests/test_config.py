@@ -147,9 +147,9 @@ def test_every_generator_configuration_is_valid_and_builds(path):
     values = read_yaml(path)
     assert values["task"] == "generator"
     config = fill(RUNS["generator"], values, [])
-    from_latents = {"in_channels": 16, "num_classes": 6}
+    from_data = {"in_channels": 16, "num_classes": 6} | ({"text_dim": 384} if config.text_encoder else {})
     with torch.device("meta"):
-        model = build_model(DiT, {**from_latents, **config.model})
+        model = build_model(DiT, {**from_data, **config.model})
     assert model.config.num_classes == 6
     assert read_deepspeed_config(config.deepspeed)
 

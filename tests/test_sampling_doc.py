@@ -1,4 +1,4 @@
-"""Commands in docs/sampling.md, docs/data.md and docs/scoring.md exist, with their options or keys."""
+"""Commands in docs/sampling.md, data.md, scoring.md and inference.md exist, with their options or keys."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ from tests.cli.conftest import tiny_tokenizer
 from tests.test_readme import blocks, links, sessions
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "docs" / name for name in ("sampling.md", "data.md", "scoring.md")]
+DOCUMENTS = [ROOT / "docs" / name for name in ("sampling.md", "data.md", "scoring.md", "inference.md")]
 COMMANDS = [line for path in DOCUMENTS for line, _ in sessions(path.read_text(encoding="utf-8"))]
 
 
@@ -36,25 +36,44 @@ def test_a_command_and_its_options_exist(line):
     assert {word for word in words if word.startswith("-")} <= known
 
 
-def test_python_examples_run(tmp_path, monkeypatch):
-    ((_, example),) = [
-        block for block in blocks(DOCUMENTS[0].read_text(encoding="utf-8")) if block[0] == "python"
-    ]
+@pytest.fixture
+def demo_pipeline(tmp_path, monkeypatch):
+    """A pipeline with random weights at the place where the demo writes its own."""
     tokenizer = tiny_tokenizer()
     transformer = DiT(in_channels=4, hidden_size=32, depth=1, num_heads=2, num_classes=2, position_frame=32)
     pipeline = CATPipeline(tokenizer, transformer, paper_schedule(), labels=["sky", "text"], resolution=128)
     pipeline.save_pretrained(tmp_path / "runs/demo/pipeline")
     monkeypatch.chdir(tmp_path)
+
+
+def python_blocks(document):
+    return [text for kind, text in blocks(document.read_text(encoding="utf-8")) if kind == "python"]
+
+
+@pytest.mark.usefixtures("demo_pipeline")
+def test_python_examples_run():
+    (example,) = python_blocks(DOCUMENTS[0])
     values = {}
     exec(example.replace("num_inference_steps=30", "num_inference_steps=2"), values)
     assert values["output"].images.shape == (2, 3, 128, 128)
+
+
+@pytest.mark.usefixtures("demo_pipeline")
+def test_the_example_of_the_engine_runs():
+    example = python_blocks(DOCUMENTS[3])[0]
+    assert "(10, 50)" in example
+    values = {}
+    exec(example.replace("(10, 50)", "(1, 2)"), values)
+    assert [image.shape for image in values["images"]] == [(3, 128, 128)] * 2
 
 
 def test_options_that_the_text_names_exist():
     assert len(COMMANDS) > 5
     commands = typer.main.get_command(app).commands
     for path, names in zip(
-        DOCUMENTS, (["sample", "pipeline"], ["encode-shards", "shard", "data"], ["score"]), strict=True
+        DOCUMENTS,
+        (["sample", "pipeline"], ["encode-shards", "shard", "data"], ["score"], ["serve"]),
+        strict=True,
     ):
         known = {option for name in names for option in _options(commands[name])}
         named = set(re.findall(r"`(--[a-z-]+)", path.read_text(encoding="utf-8")))

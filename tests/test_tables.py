@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+KINDS = ("evaluation", "generator", "kernel", "model", "ratio", "scorer")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-@pytest.mark.parametrize("name", ["generator_tables", "kernel_tables", "model_tables", "ratio_tables"])
+@pytest.mark.parametrize("name", [f"{kind}_tables" for kind in KINDS])
 def test_tables_are_made_from_the_results(name, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     script = importlib.import_module(name)

@@ -43,15 +43,20 @@ PUBLISHED = {
         "hold 256 / 197.44 = 1.297 times as many images; by FLOPs it is images_at_equal_flops.",
     },
 }
+TEXT_DIM = 384
+"""Width of the states of all-MiniLM-L6-v2, the text encoder of the presets with text."""
 
 
 def count_presets() -> dict[str, dict[str, Any]]:
-    """Return `count_preset` of every file in configs/generator; ratios do not matter."""
+    """Return `count_preset` of every file in configs/generator; ratios do not matter, texts are empty."""
     found: dict[str, dict[str, Any]] = {}
     counted: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for path in sorted(CONFIGS.glob("*.yaml")):
-        arguments = read_yaml(path)["model"]
+        values = read_yaml(path)
+        arguments = values["model"]
         arguments.pop("ratios", None)
+        if values.get("text_encoder"):
+            arguments["text_dim"] = TEXT_DIM
         known = [result for others, result in counted if others == arguments]
         found[path.stem] = known[0] if known else count_preset(arguments)
         counted.append((arguments, found[path.stem]))

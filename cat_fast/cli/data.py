@@ -83,3 +83,72 @@ def corpus(
         err.print(f"left out: {escape(name)}: {escape(reason)}", soft_wrap=True)
     if report.left_out:
         raise typer.Exit(1)
+
+
+@data.command()
+def select(
+    index: Annotated[
+        Path, typer.Argument(metavar="INDEX", help="Image index to read (JSON lines).", show_default=False)
+    ],
+    written: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Image index to write.", show_default=False)
+    ],
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Keep images whose key matches, such as 'emoji/*'; may be repeated. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave out images whose key matches; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    ratios: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Write a line per image and ratio, such as 8,16,16,32, in which 16x occurs twice. Default:"
+            " one line per image, as it is.",
+            show_default=False,
+        ),
+    ] = "",
+    optional_ending: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Ending of captions that every other line of an image omits, such as ', emoji'.",
+            show_default=False,
+        ),
+    ] = "",
+    no_classes: Annotated[
+        bool, typer.Option("--no-classes", help="Leave out the class of each image.")
+    ] = False,
+) -> None:
+    """Write a part of an image index, with one line per image and ratio if wanted.
+
+    A generator that is to draw every image at every ratio is trained on such an index (`cat-fast
+    encode-shards INDEX`).
+
+    Examples:
+
+        cat-fast data select corpus/train.jsonl -o emoji.jsonl --keep 'emoji/*' --ratios 8,16,32
+    """
+    from cat_fast.data.images.index import read_index, write_index
+    from cat_fast.data.images.selection import parse_ratios, select_records
+
+    records = select_records(
+        read_index(index, lambda where, why: err.print(f"{escape(where)}: {escape(why)}", soft_wrap=True)),
+        keep=keep or ["*"],
+        drop=drop or [],
+        ratios=parse_ratios(ratios) if ratios else [],
+        optional_ending=optional_ending,
+        keep_classes=not no_classes,
+    )
+    write_index(written, records, relative=True)
+    out.print(f"{len(records)} lines written to {escape(str(written))}", soft_wrap=True)

@@ -31,7 +31,7 @@ def info(
 
         cat-fast info --json > environment.json
     """
-    report = environment()
+    report = environment() | {"row_invariant_blocks": _row_invariant_blocks()}
     if json_output:
         console.print_json(report)
         return
@@ -41,6 +41,7 @@ def info(
         facts.add_row(name, installed or Text("not installed", style="yellow"))
     facts.add_row("platform", report["platform"])
     facts.add_row("cpu", Text(_cpu_line(report["cpu"])))
+    facts.add_row("bits", Text(_bits_line(report["row_invariant_blocks"])))
     for line in map(_gpu_line, report["gpus"]):
         facts.add_row("gpu", Text(line))
     if not report["gpus"]:
@@ -80,6 +81,18 @@ def environment() -> dict[str, Any]:
     }
 
 
+def _row_invariant_blocks() -> dict[str, int | None]:
+    """Return the blocks of rows within which matrix products on this CPU round alike, by dtype."""
+    import torch
+
+    from cat_fast.hardware import row_invariant_block
+
+    return {
+        str(dtype).removeprefix("torch."): row_invariant_block(dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -113,6 +126,15 @@ def _cpu_line(cpu: dict[str, Any]) -> str:
     features = "compiled extension is missing" if cpu["features"] is None else " ".join(cpu["features"])
     ours = f"C++ kernels use {cpu['instruction_set']}" if cpu["instruction_set"] else "no C++ kernels"
     return f"{cpu['processor']}; {cpu['threads']} threads; torch uses {cpu['capability']}; {ours}; {features}"
+
+
+def _bits_line(blocks: dict[str, int | None]) -> str:
+    """State whether bits of an image on this CPU depend on others of its batch."""
+    found = [
+        f"{dtype} {'dependent' if block is None else f'independent in blocks of {block} rows'}"
+        for dtype, block in blocks.items()
+    ]
+    return "matrix products of a row and its neighbours: " + ", ".join(found)
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:

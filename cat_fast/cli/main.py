@@ -10,6 +10,7 @@ from cat_fast.cli.codec import EncodeCommand, decode, encode
 from cat_fast.cli.data import data
 from cat_fast.cli.demo import demo
 from cat_fast.cli.encode_shards import encode_shards
+from cat_fast.cli.evaluation import evaluation
 from cat_fast.cli.fetch import fetch
 from cat_fast.cli.info import info
 from cat_fast.cli.pipeline import pipeline
@@ -17,6 +18,7 @@ from cat_fast.cli.plan import plan
 from cat_fast.cli.runs import runs
 from cat_fast.cli.sample import sample
 from cat_fast.cli.score import ScoreCommand, score
+from cat_fast.cli.serve import serve
 from cat_fast.cli.shard import shard
 from cat_fast.console import out, print_error, safe_output
 from cat_fast.errors import UserError
@@ -57,10 +59,12 @@ app.command()(decode)
 app.command()(encode_shards)
 app.command()(pipeline)
 app.command()(sample)
+app.command()(serve)
 app.command()(fetch)
 app.command()(runs)
 app.command()(info)
 app.add_typer(data, name="data")
+app.add_typer(evaluation, name="eval")
 app.add_typer(plan, name="plan")
 
 

@@ -70,8 +70,13 @@ def sample(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps of the scheduler.")] = 250,
     guidance: Annotated[
-        float, typer.Option(help="Classifier-free guidance scale; 1 disables guidance.")
-    ] = 1.5,
+        str,
+        typer.Option(
+            metavar="SCALE",
+            help="Classifier-free guidance scale; 1 disables guidance. A scale per ratio is given as"
+            " 8=2,16=3,32=4.",
+        ),
+    ] = "1.5",
     guidance_channels: Annotated[
         int | None,
         typer.Option(
@@ -161,7 +166,7 @@ def sample(
     from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
     from cat_fast.models.device import find_device
 
-    models = _load(pipeline, find_device(device))
+    models = load_pipeline(pipeline, find_device(device))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
     total = count or (per_class or 1) * len(prompts)
     chosen: Literal["auto"] | int = "auto" if fixed is None else fixed
@@ -171,7 +176,7 @@ def sample(
         height=height,
         width=width,
         num_inference_steps=steps,
-        guidance_scale=guidance,
+        guidance_scale=_parse_guidance(guidance),
         guidance_channels=guidance_channels,
         scheduler=scheduler,  # type: ignore[arg-type] # checked above
         seed=seed,
@@ -210,7 +215,7 @@ def _parse_size(text: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def _load(folder: Path, device: "torch.device") -> "CATPipeline":
+def load_pipeline(folder: Path | str, device: "torch.device") -> "CATPipeline":
     """Load a pipeline without diffusers' progress bar and warnings."""
     from diffusers.utils import logging
 
@@ -260,3 +265,14 @@ def _print(summary: dict[str, Any]) -> None:
     for path in (summary["grid"], summary["npz"], f"{summary['out']}/samples.json"):
         if path:
             console.out.print(Text(path), soft_wrap=True)
+
+
+def _parse_guidance(text: str) -> float | dict[int, float]:
+    """Return one guidance scale, or one per ratio from a list such as 8=2,16=3,32=4."""
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [entry.split("=") for entry in text.split(",")]
+        return {int(ratio): float(scale) for ratio, scale in pairs}
+    except ValueError as error:
+        raise UserError(f"--guidance {text}: expected a number, or scales such as 8=2,16=3,32=4") from error

@@ -1,15 +1,35 @@
-"""`cat-fast score`: complexity scores of captions, with the resulting ratios and token counts."""
+"""`cat-fast score`: complexity scores of captions and images, with the resulting ratios and token counts."""
 
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
 
 from cat_fast import console
 from cat_fast.cli.score_cost import cost
+from cat_fast.cli.score_distill import distill
+from cat_fast.cli.score_loading import load_chosen
+from cat_fast.cli.score_options import (
+    ApiKeyOption,
+    BaseUrlOption,
+    BatchSizeOption,
+    CaptionerBatchSizeOption,
+    CaptionerModelOption,
+    CaptionerOption,
+    CaptionerTemplateOption,
+    CaptionerUrlOption,
+    DeviceOption,
+    EscalateOption,
+    EscalateToOption,
+    JpegThresholdsOption,
+    ModelOption,
+    PromptFileOption,
+    QuestionsOption,
+    ScorerOption,
+)
 from cat_fast.cli.score_tables import print_failures, print_scores
 from cat_fast.data.files import require_writable
 from cat_fast.errors import UserError
@@ -17,6 +37,7 @@ from cat_fast.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from cat_fast.complexity.image_score import ImageScorer
     from cat_fast.complexity.score import Scorer
     from cat_fast.complexity.scoring_run.inputs import Inputs
     from cat_fast.complexity.scoring_run.report import ScoreSummary
@@ -29,6 +50,7 @@ _MAX_FAILURES = 10
 _SUBCOMMANDS = typer.Typer(rich_markup_mode="markdown", add_completion=False)
 _SUBCOMMANDS.callback()(lambda: None)  # a group, also with one command
 _SUBCOMMANDS.command()(cost)
+_SUBCOMMANDS.command()(distill)
 
 
 class ScoreCommand(TyperCommand):
@@ -55,7 +77,8 @@ def score(
             metavar="[TEXT…|FILE…]",
             help="Captions to score, or files of captions: .jsonl or .parquet with a caption per row, .txt"
             " with one per line, webdataset archives (.tar), images with a .txt file next to each, and"
-            " folders of these.",
+            " folders of these. With --captioner, or without captions: images, folders of images, image"
+            " indices (.jsonl), archives.",
             show_default=False,
         ),
     ] = None,
@@ -134,72 +157,22 @@ def score(
             show_default=False,
         ),
     ] = None,
-    scorer: Annotated[
-        str,
-        typer.Option(
-            metavar="accurate|fast|llm|endpoint|gguf|length",
-            help="accurate and fast are distilled models on the CPU, without a download; llm is a language"
-            " model by transformers, endpoint one behind an OpenAI-compatible URL, gguf one in llama.cpp;"
-            " length is the number of words.",
-        ),
-    ] = "accurate",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Language model: a name or folder (llm), the name at the endpoint, or a GGUF file (gguf).",
-            show_default=False,
-        ),
-    ] = None,
-    base_url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="URL of the endpoint, or of a llama.cpp server, such as http://localhost:8000/v1.",
-            show_default=False,
-        ),
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Environment variable with the key of the endpoint. The key is neither stored nor printed.",
-            show_default=False,
-        ),
-    ] = None,
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Prompt of the language model instead of the rubric.", show_default=False
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="Device of llm: cpu, cuda, cuda:1, ...; auto uses a GPU if available.")
-    ] = "auto",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Captions per forward pass (llm), or concurrent requests (endpoint, gguf).",
-            show_default=False,
-        ),
-    ] = None,
-    escalate: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            help="Have the language model score only captions of which the distilled scorer is less sure than"
-            " this probability, such as 0.6.",
-            show_default=False,
-        ),
-    ] = None,
-    escalate_to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="llm|endpoint|gguf",
-            help="Language model for --escalate, described by --model and the other options. Default: llm.",
-            show_default=False,
-        ),
-    ] = None,
+    scorer: ScorerOption = None,
+    captioner: CaptionerOption = None,
+    model: ModelOption = None,
+    base_url: BaseUrlOption = None,
+    api_key_env: ApiKeyOption = None,
+    prompt_file: PromptFileOption = None,
+    device: DeviceOption = "auto",
+    batch_size: BatchSizeOption = None,
+    escalate: EscalateOption = None,
+    escalate_to: EscalateToOption = None,
+    captioner_model: CaptionerModelOption = None,
+    captioner_url: CaptionerUrlOption = None,
+    captioner_template: CaptionerTemplateOption = None,
+    captioner_batch_size: CaptionerBatchSizeOption = None,
+    questions: QuestionsOption = None,
+    jpeg_thresholds: JpegThresholdsOption = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="JSON file to write the results to.", show_default=False),
@@ -209,12 +182,15 @@ def score(
         typer.Option("--explain", help="Show the largest effects on each score, and the rubric."),
     ] = False,
 ) -> None:
-    """Score the complexity of captions from 1 to 9 and choose each image's compression ratio.
+    """Score the complexity of captions or images from 1 to 9 and choose each image's compression ratio.
 
     Token counts are for 512 px images: 1024 at 8x, 256 at 16x, 64 at 32x.
 
     An argument is a file if it exists and has a known ending, or is a folder. It is a caption if it is
     neither a path nor ends like a file. Anything else is refused: use --caption TEXT and --file PATH.
+
+    Images with captions are scored by them; --captioner describes images first, and keeps the captions and
+    flags that they have. Images without captions are scored by their pixels.
 
     With --out, memory does not grow with the set, and an interrupted run resumes. Samples that failed are
     rows with an error, which the next run tries again. Exit code 1: some inputs failed, the rest is scored.
@@ -239,12 +215,18 @@ def score(
 
         cat-fast score captions.txt --out s.parquet --scorer endpoint --model NAME --base-url http://HOST:8000/v1
 
+        cat-fast score photos/ --out s.parquet --captioner vlm --captioner-model llava-hf/llava-1.5-7b-hf
+
+        cat-fast score photos/ --out s.parquet --scorer jpeg
+
     What scoring costs and saves: cat-fast score cost --help
     """
     from cat_fast.complexity import RatioThresholds, default_thresholds, rubric_text
-    from cat_fast.complexity.scorers.loading import load_scorer
+    from cat_fast.complexity.image_scorers.loading import DEFAULT_IMAGE_SCORER, reads_images
+    from cat_fast.complexity.scorers.loading import DEFAULT_SCORER
     from cat_fast.complexity.scoring_run.arguments import split_arguments
     from cat_fast.complexity.scoring_run.direct import score_directly
+    from cat_fast.complexity.scoring_run.image_inputs import lack_captions, open_images
     from cat_fast.complexity.scoring_run.inputs import open_inputs
     from cat_fast.complexity.scoring_run.outputs import Shard, is_output_of
     from cat_fast.complexity.scoring_run.report import rows_of_file, summarize_file, summarize_rows
@@ -261,35 +243,54 @@ def score(
         raise UserError("nothing to score: pass captions, files or --label (see cat-fast score --help)")
     if json_file:
         require_writable(json_file)
-    inputs = open_inputs(
-        files,
-        captions,
-        label or [],
-        Flags(has_text, has_faces),
-        is_output=lambda path: out is not None and is_output_of(path, out),
-    )
-    loaded = load_scorer(
-        scorer,
-        model=model,
-        base_url=base_url,
-        api_key_env=api_key_env,
-        prompt_file=prompt_file,
-        device=device,
-        batch_size=batch_size,
-        escalate=escalate,
-        escalate_to=escalate_to,
-    )
+    pixels = reads_images(scorer, captioner)
+    if pixels and (captions or label):
+        raise UserError(
+            f"{f'--captioner {captioner}' if captioner else f'--scorer {scorer}'}: reads images, but captions"
+            " or labels are given; leave one of them out"
+        )
+
+    def is_output(path: Path) -> bool:
+        return out is not None and is_output_of(path, out)
+
+    if scorer is None and not (pixels or captions or label) and lack_captions(files, is_output):
+        pixels = True
+        console.err.print(
+            f"no captions: the images are scored by their pixels, with --scorer {DEFAULT_IMAGE_SCORER}"
+        )
+    flags = Flags(has_text, has_faces)
+    if pixels:
+        inputs = open_images(files, flags, is_output)
+    else:
+        inputs = open_inputs(files, captions, label or [], flags, is_output)
+    options = {
+        "model": model,
+        "base_url": base_url,
+        "api_key_env": api_key_env,
+        "prompt_file": prompt_file,
+        "device": device,
+        "batch_size": batch_size,
+        "escalate": escalate,
+        "escalate_to": escalate_to,
+        "captioner_model": captioner_model,
+        "captioner_url": captioner_url,
+        "captioner_template": captioner_template,
+        "captioner_batch_size": captioner_batch_size,
+        "questions": questions,
+        "jpeg_thresholds": jpeg_thresholds,
+    }
+    loaded = load_chosen(scorer, captioner, options, images=pixels)
     effects = _effects_of(loaded) if explain else None
     limits = _MAX_LISTED[out is None], _MAX_FAILURES
     if out is None and not files:
-        result, rows = score_directly(inputs, loaded, chosen, mean_tokens)
+        result, rows = score_directly(inputs, cast("Scorer", loaded), chosen, mean_tokens)
         _report(result, summarize_rows(rows, *limits), rows, effects, json_file)
     else:
         from cat_fast.complexity.scoring_run.run import score_set  # imports pyarrow
 
         with ExitStack() as stack:
             target = out or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.parquet"
-            bars = stack.enter_context(console.progress("captions"))
+            bars = stack.enter_context(console.progress("images" if pixels else "captions"))
             result = score_set(
                 inputs,
                 loaded,
@@ -297,7 +298,11 @@ def score(
                 chosen,
                 mean_tokens=mean_tokens,
                 shard=part,
-                sizes=sizes_for(scorer, escalated=escalate is not None),
+                sizes=sizes_for(
+                    scorer or (DEFAULT_IMAGE_SCORER if pixels else DEFAULT_SCORER),
+                    escalated=escalate is not None,
+                    captioner=captioner,
+                ),
                 on_progress=_Bar(bars, inputs, part.of).update,
             )
             bars.stop()
@@ -352,21 +357,21 @@ class _Bar:
         self.bars.update(self.task, completed=self.done, total=total and -(-total // self.shards))
 
 
-def _effects_of(scorer: "Scorer") -> "Callable[[dict[str, Any]], str]":
+def _effects_of(scorer: "Scorer | ImageScorer") -> "Callable[[dict[str, Any]], str]":
     """Return the function from a row of scores to the reasons for its score.
 
-    They are the three features with the largest effect, without unreadable ones, where the scorer is a sum of
-    effects, else the scorer's own reasons.
+    They are the three words and flags with the largest effect, where the scorer computes effects, else the
+    scorer's own reasons.
     """
     from cat_fast.complexity import Description
 
-    contributions = getattr(scorer, "contributions", None)
+    of_captions = getattr(scorer, "scorer", scorer)  # that of a captioner's descriptions
+    contributions = getattr(of_captions, "contributions", None)
 
     def effects(row: dict[str, Any]) -> str:
-        if contributions is None or row["error"] is not None:
+        if contributions is None or row["caption"] is None or row["error"] is not None:
             return row["reasons"] or ""
         parts = contributions(Description(row["caption"], row["has_text"], row["has_faces"]))
-        readable = [(name, value) for name, value in parts if not name.startswith(("letters", "length"))]
-        return ", ".join(f"{name} {value:+.2f}" for name, value in readable[:3])
+        return ", ".join(f"{name} {value:+.2f}" for name, value in parts[:3])
 
     return effects

@@ -19,11 +19,11 @@ Effects = Callable[[dict[str, Any]], str]
 def print_scores(result: "ScoringResult", summary: "ScoreSummary", effects: Effects | None) -> None:
     """Print the first rows, and the mix of ratios and cost of all."""
     if summary.rows:
-        console.out.print(_table(summary.rows, effects))
+        console.out.print(_table(summary.rows, effects, result.noun))
     if (more := result.rows - len(summary.rows)) > 0:
         console.out.print(f"and {more:,} more")
     cost, settings = summary.cost(), result.settings
-    line = f"{result.rows:,} caption{'s' * (result.rows != 1)}"
+    line = _number_of(result, result.rows)
     if cost:
         mix = ", ".join(f"{ratio}x {share:.0%}" for ratio, share in cost["mix"].items())
         mean, fixed = cost["mean_tokens"], cost["fixed_16x_tokens"]
@@ -47,18 +47,24 @@ def print_failures(result: "ScoringResult", summary: "ScoreSummary") -> None:
         _warn(f"not scored: {more:,} more (the column error has the reasons)")
     if result.failed or result.problems:
         files = f"{len(result.problems):,} file{'s' * (len(result.problems) != 1)}"
-        _warn(f"failed: {result.failed:,} of {result.rows:,} captions, {files}")
+        _warn(f"failed: {result.failed:,} of {_number_of(result, result.rows)}, {files}")
 
 
-def _table(rows: list[dict[str, Any]], effects: Effects | None) -> Table:
-    table = Table("caption", "flags")
+def _number_of(result: "ScoringResult", count: int) -> str:
+    return f"{count:,} {result.noun}{'s' * (count != 1)}"
+
+
+def _table(rows: list[dict[str, Any]], effects: Effects | None, noun: str) -> Table:
+    images = noun == "image"
+    table = Table(*["image"] * images, "caption", "flags")
     for column in ("score", "ratio", "tokens"):
         table.add_column(column, justify="right")
     if effects:
         table.add_column("largest effects")
     for row in rows:
         flags = ["text"] * bool(row["has_text"]) + ["faces"] * bool(row["has_faces"])
-        cells = [row["caption"] or row["key"], " ".join(flags)]
+        caption = row["caption"] or ("" if images else row["key"])
+        cells = [*[row["key"]] * images, caption, " ".join(flags)]
         if row["error"] is None:
             cells += [str(row["score"]), f"{row['ratio']}x", str(row["tokens"])]
         else:

@@ -3,9 +3,9 @@
 Independent of the tokenizer: the ratio is chosen before any pixel is encoded.
 """
 
-from cat_fast.complexity.captions import SCORED_CAPTIONS, read_descriptions, read_scored
+from cat_fast.complexity.captions import read_descriptions
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import EmbeddedScorer, default_scorer
+from cat_fast.complexity.imagenet_classes import describe_labels, imagenet_description
 from cat_fast.complexity.prompt import Prompt
 from cat_fast.complexity.ratios.budget import ratios_within_budget
 from cat_fast.complexity.ratios.choose import (
@@ -28,18 +28,19 @@ from cat_fast.complexity.ratios.score_counts import ScoreCounts
 from cat_fast.complexity.ratios.thresholds import Candidate, RatioThresholds, default_thresholds
 from cat_fast.complexity.rubric import rubric_text
 from cat_fast.complexity.score import Score, Scorer, ScoringFailure, require_scores, round_score
+from cat_fast.complexity.scorers.fast.scorer import FastScorer
+from cat_fast.complexity.scorers.loading import bulk_scorer, default_scorer
 from cat_fast.complexity.signals.jpeg_size import jpeg_bytes
 from cat_fast.data.images.label_fields import SCORES
 
 __all__ = [
     "JPEG_THRESHOLDS",
     "RATIOS",
-    "SCORED_CAPTIONS",
     "SCORES",
     "Candidate",
     "ComplexityResult",
     "Description",
-    "EmbeddedScorer",
+    "FastScorer",
     "JpegThresholds",
     "Prompt",
     "RatioThresholds",
@@ -49,17 +50,19 @@ __all__ = [
     "ScoringFailure",
     "average_latent_side",
     "average_ratio",
+    "bulk_scorer",
     "choose_ratio",
     "choose_ratios",
     "default_scorer",
     "default_thresholds",
+    "describe_labels",
+    "imagenet_description",
     "jpeg_bytes",
     "jpeg_ratio",
     "mean_tokens",
     "ratio_mix",
     "ratios_within_budget",
     "read_descriptions",
-    "read_scored",
     "require_scores",
     "round_score",
     "rubric_text",

@@ -1,37 +1,39 @@
-"""Monotone calibration of regression outputs to the score scale, so that both distributions agree.
+"""Calibration of predictions, so that the integer score has the raters' ratios and a known reliability."""
 
-Least squares shrinks predictions towards the mean: almost no image would get a 1 or a 9, and a token budget
-balanced on the target scores would be missed.
-"""
+from dataclasses import dataclass
 
 import numpy as np
 
-from cat_fast.data.images.label_fields import SCORES
+RATIO_BOUNDARIES = (4.5, 7.5)
+"""Expected scores at which the integer score passes the published thresholds 4 and 7."""
+REACH = 0.8
+"""Distance from a boundary up to which predictions are moved."""
 
-KNOT_SCORES = np.array([1, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5, 8.5, 9])
-"""Scores at the knots of the map: both ends of the scale and the boundaries between scores."""
 
+@dataclass(frozen=True)
+class Boundaries:
+    """A monotone map of predictions that moves two of them to `RATIO_BOUNDARIES`.
 
-def fit_knots(predictions: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return the predictions that map to `KNOT_SCORES`, float64 (10,), ascending.
-
-    Between two boundaries there are as many predictions as target scores of that value.
-
-    Args:
-        predictions: (N,), of descriptions that the regression was not fitted on; fitted ones spread too far.
-        scores: target scores, (N,); every score 1..9 must occur.
+    Least squares draws predictions towards the mean, and a mean rating of 4.5, half a point above 4, has the
+    next ratio. As many predictions as mean ratings shall lie below each boundary.
     """
-    ordered = np.sort(predictions)
-    cumulative = np.array([(scores <= score).sum() for score in SCORES[:-1]])
-    boundaries = (ordered[cumulative - 1] + ordered[cumulative]) / 2
-    return np.concatenate([ordered[:1], boundaries, ordered[-1:]])
 
+    low: float
+    """Prediction that maps to 4.5."""
+    high: float
+    """Prediction that maps to 7.5."""
 
-def calibrate(predictions: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """Map predictions to continuous scores, float64 in [1, 9], linearly between the knots."""
-    return np.interp(predictions, knots, KNOT_SCORES)
+    @classmethod
+    def fit(cls, predictions: np.ndarray, means: np.ndarray) -> "Boundaries":
+        """Fit to predictions of captions that the model was not fitted on, and their mean ratings, (N,)."""
+        ordered = np.sort(predictions)
+        counts = [int((means <= int(boundary)).sum()) for boundary in RATIO_BOUNDARIES]
+        return cls(*(float((ordered[n - 1] + ordered[n]) / 2) for n in counts))
 
-
-def round_scores(continuous: np.ndarray) -> np.ndarray:
-    """Round continuous scores to 1..9, int64."""
-    return np.clip(np.floor(continuous + 0.5), SCORES[0], SCORES[-1]).astype(np.int64)
+    def move(self, predictions: np.ndarray) -> np.ndarray:
+        """Return expected scores, float64 in [1, 9], (N,)."""
+        at, to = [1.0], [1.0]
+        for found, boundary in zip((self.low, self.high), RATIO_BOUNDARIES, strict=True):
+            at += [found - REACH, found, found + REACH]
+            to += [found - REACH, boundary, found + REACH]
+        return np.interp(predictions, [*at, 9.0], [*to, 9.0])

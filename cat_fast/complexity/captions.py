@@ -1,16 +1,13 @@
-"""Readers for caption files: one caption per line, or one JSON object per line with flags and score."""
+"""Readers for caption files: one caption per line, or one JSON object per line with flags."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cat_fast.complexity.description import Description
-from cat_fast.data.images.label_fields import SCORES, given_labels
+from cat_fast.data.images.label_fields import given_labels
 from cat_fast.data.text_files import parse_object, text_lines
 from cat_fast.errors import UserError
-
-SCORED_CAPTIONS = Path(__file__).parent / "assets" / "captions.jsonl"
-"""The packaged scored captions; see PROVENANCE.md in the same folder."""
 
 
 def read_descriptions(
@@ -36,21 +33,6 @@ def read_descriptions(
     if not descriptions:
         raise UserError(f"{path}: the file contains no captions; expected one per line")
     return descriptions
-
-
-def read_scored(path: Path = SCORED_CAPTIONS) -> tuple[list[Description], list[int]]:
-    """Read descriptions and their scores 1..9 from a `.jsonl` file whose objects have a "score".
-
-    Raises:
-        UserError: as for `read_descriptions`, or a score is missing or out of range.
-    """
-    rows = list(read_rows(path))
-    for location, row in rows:
-        if type(row.get("score")) is not int or row["score"] not in SCORES:
-            raise UserError(f'{location}: "score" must be an integer from 1 to 9, got {row.get("score")!r}')
-    if not rows:
-        raise UserError(f"{path}: the file contains no scored captions; expected one JSON object per line")
-    return [describe(row, location) for location, row in rows], [row["score"] for _, row in rows]
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

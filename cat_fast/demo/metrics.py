@@ -16,11 +16,11 @@ from cat_fast.complexity import (
     default_thresholds,
     mean_tokens,
     ratio_mix,
-    read_scored,
     require_scores,
     scored_by,
     tokens_per_image,
 )
+from cat_fast.complexity.rated_captions import RATED_CAPTIONS, read_rated
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.evaluation.reconstruction import Reconstruction, summarize
@@ -76,7 +76,7 @@ def latent_deviations(folder: Path) -> dict[str, Any]:
 def _complexity(records: Sequence[ImageRecord]) -> dict[str, Any]:
     """Return the token budgets of the caption set and of the photographs (at 512 px)."""
     thresholds = default_thresholds()
-    descriptions, _ = read_scored()
+    descriptions = [row.description for row in read_rated([RATED_CAPTIONS / "written.jsonl"])]
     return {
         **asdict(scored_by(default_scorer(), thresholds)),
         "thresholds": list(thresholds.pair),

@@ -16,10 +16,12 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.images.io import tensor_to_image
+from cat_fast.data.images.io import load_image, tensor_to_image
+from cat_fast.demo.descriptions import DescribedPhotograph
 from cat_fast.evaluation.reconstruction import Reconstruction
 from cat_fast.training.metrics.run_log import read_metrics
 
+_THUMBNAIL = 96
 COLOURS = {8: "#c2410c", 16: "#0369a1", 32: "#4d7c0f"}
 
 
@@ -29,6 +31,7 @@ def write_report(
     results: Sequence[Reconstruction],
     samples: Sequence[dict[str, Any]],
     runs: Path,
+    described: Sequence[DescribedPhotograph],
 ) -> None:
     """Write the report atomically to `path`, with embedded images and plots."""
     environment = Environment(
@@ -46,6 +49,7 @@ def write_report(
         labels=list(dict.fromkeys(s["label"] for s in samples)),
         samples={(s["label"], s["ratio"]): image_uri(s["image"]) for s in samples},
         tokens={s["ratio"]: s["tokens"] for s in samples},
+        thumbnails={photo.photograph.key: thumbnail_uri(photo.photograph.path) for photo in described},
         tokenizer_plot=tokenizer_curves(runs / "tokenizer"),
         generator_plot=generator_curve(runs / "generator"),
     )
@@ -62,6 +66,13 @@ def _row(result: Reconstruction) -> dict[str, Any]:
             ratio: {"at": a, "image": image_uri(tensor_to_image(a.image))} for ratio, a in result.at.items()
         },
     }
+
+
+def thumbnail_uri(path: Path) -> str:
+    """Encode an image file, scaled down, as a JPEG data URI."""
+    image = load_image(path)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return image_uri(image)
 
 
 def image_uri(image: Image.Image) -> str:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.console import err, progress
 from cat_fast.data.files import write_json
 from cat_fast.data.folder_lock import locked, require_unlocked
 from cat_fast.data.folder_settings import claim_folder
-from cat_fast.data.images.index import ImageRecord, write_index
-from cat_fast.data.photographs import CATEGORIES, photographs
+from cat_fast.data.images.index import write_index
+from cat_fast.data.photographs import CATEGORIES, SPLITS, photographs
+from cat_fast.demo.descriptions import DescribedPhotograph, describe_photographs, records_of
 from cat_fast.demo.duration import KINDS, format_duration, seconds_left, seconds_per_step
 from cat_fast.demo.latents import encode_crops
 from cat_fast.demo.metrics import collect_metrics, latent_deviations
@@ -87,13 +87,14 @@ class Demo:
         self.out, self.settings, self.bars = out, settings, bars
         self.seconds: dict[str, float] = {}
 
-    def describe(self) -> tuple[list[ImageRecord], list[ImageRecord]]:
-        """Score every photograph; write the training and held-out indices."""
-        train = index_photographs(photographs("train"))
-        held_out = index_photographs(photographs("held_out"))
-        write_index(self.out / "train.jsonl", train)
-        write_index(self.out / "held_out.jsonl", held_out)
-        return train, held_out
+    def describe(self) -> tuple[list[DescribedPhotograph], str]:
+        """Describe and score every photograph; write the training and held-out indices."""
+        bar = self.bars.add_task("find text and faces", total=len(photographs()))
+        described, source = describe_photographs(self.out / "flags.json", lambda: self.bars.advance(bar))
+        self.bars.remove_task(bar)
+        for split in SPLITS:
+            write_index(self.out / f"{split}.jsonl", records_of(described, split))
+        return described, source
 
     def train(self, kind: str, steps: int, overrides: list[str]) -> Path:
         """Train with the DeepSpeed launcher; return the folder of the exported model."""
@@ -207,7 +208,8 @@ def _run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
     with progress("steps") as bars:
         demo = Demo(out, settings, bars)
         with demo.timed("describe"):
-            train, held_out = demo.describe()
+            described, source = demo.describe()
+            train, held_out = (records_of(described, split) for split in SPLITS)
         with demo.timed("train_tokenizer"):
             gan_start = int(0.7 * settings.tokenizer_steps)
             overrides = [
@@ -238,6 +240,8 @@ def _run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
             samples = demo.draw(demo.assemble(tokenizer, generator_folder))
     metrics = collect_metrics(out, asdict(settings), train, results, samples, demo.seconds)
     metrics["latents"] = latent_deviations(out / "latents")
-    write_report(out / "report.html", metrics, results, samples, out / "runs")
+    metrics["flags"] = source
+    metrics["photographs"] = [photo.to_json() for photo in described]
+    write_report(out / "report.html", metrics, results, samples, out / "runs", described)
     write_json(out / "metrics.json", metrics)
     return metrics

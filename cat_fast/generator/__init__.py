@@ -3,7 +3,7 @@
 from cat_fast.generator.diffusion import DiffusionLoss, diffusion_loss, make_schedule, paper_schedule
 from cat_fast.generator.dit import DiT
 from cat_fast.generator.packed_text import PackedText
-from cat_fast.generator.sampling import SampleRequest, sample
+from cat_fast.generator.sampling import SampleRequest
 
 __all__ = [
     "DiT",
@@ -13,5 +13,4 @@ __all__ = [
     "diffusion_loss",
     "make_schedule",
     "paper_schedule",
-    "sample",
 ]

@@ -21,6 +21,9 @@ Schedule = DDPMScheduler | FlowMatchEulerDiscreteScheduler
 Weighting = Literal["token", "image"]
 PREDICTIONS = ("epsilon", "v_prediction", "flow")
 WEIGHTINGS = ("token", "image")
+TIMESTEP_DRAWS = ("uniform", "logit_normal")
+"""Distributions of a flow's timesteps in training; the second is that of Stable Diffusion 3 (Esser et al.,
+2024), the sigmoid of a standard normal number, which prefers the middle."""
 CAT_BETAS, ORIGINAL_DIT_BETAS = "squaredcos_cap_v2", "linear"
 BETA_SCHEDULES = (CAT_BETAS, ORIGINAL_DIT_BETAS)
 """Betas of CAT and of the original DiT, under diffusers' names."""
@@ -118,6 +121,22 @@ def check_betas(model: nn.Module, schedule: Schedule) -> None:
         )
 
 
+def shift_noise(sigma: torch.Tensor, lengths: torch.Tensor, shift_tokens: float) -> torch.Tensor:
+    """Return the noise levels of a flow, shifted by the token count of each sequence.
+
+    s * sigma / (1 + (s - 1) * sigma) with s = sqrt(length / shift_tokens) (Esser et al., 2024, equation 23;
+    LGM and NoiseShift report the same dependence). A longer sequence describes the same image redundantly, so
+    that its content is visible through more noise: in one packed batch, 8x needs more noise than 32x.
+
+    Args:
+        sigma: noise levels in [0, 1], (S,).
+        lengths: number of tokens of each sequence, (S,).
+        shift_tokens: number of tokens at which nothing is shifted.
+    """
+    s = (lengths.to(sigma.dtype) / shift_tokens).sqrt()
+    return s * sigma / (1 + (s - 1) * sigma)
+
+
 class DiffusionLoss(NamedTuple):
     """Result of `diffusion_loss`."""
 
@@ -138,6 +157,8 @@ def diffusion_loss(
     text: PackedText | None = None,
     weighting: Weighting = "token",
     min_snr_gamma: float = 0.0,
+    timestep_draw: str = "uniform",
+    noise_shift_tokens: float | None = None,
     generator: torch.Generator | None = None,
 ) -> DiffusionLoss:
     """Compute the mean squared error of the prediction, at one random timestep per sequence.
@@ -157,17 +178,24 @@ def diffusion_loss(
         text: one text per sequence, for a model with text.
         weighting: "token" or "image".
         min_snr_gamma: gamma of the weight min(SNR, gamma) / SNR, 5 in Hang et al. (2023); 0 disables it.
+        timestep_draw: distribution of the timesteps, one of `TIMESTEP_DRAWS`; "uniform" unless the schedule
+            is a flow.
+        noise_shift_tokens: number of tokens at which a flow's noise levels are not shifted, see
+            `shift_noise`; None shifts none. It is `DiT.config.noise_shift_tokens`.
         generator: source of timesteps, noise and label dropout, in this order; torch's default generators if
             None.
 
     Raises:
-        UserError: unknown weighting, unsupported prediction type, or min-SNR with a flow.
+        UserError: unknown weighting, unsupported prediction type, min-SNR with a flow, or another draw or a
+            shift without one.
     """
     if weighting not in WEIGHTINGS:
         raise UserError(f"weighting: expected 'token' or 'image', got {weighting!r}")
     source = packed.device if generator is None else generator.device
     index = packed.sequence_index()
-    timesteps = _draw_timesteps(schedule, len(packed), generator, source).to(packed.device)
+    timesteps = _draw_timesteps(schedule, len(packed), timestep_draw, generator, source).to(packed.device)
+    if noise_shift_tokens is not None:
+        timesteps = _shift_timesteps(schedule, timesteps, packed, noise_shift_tokens)
     noise = torch.randn(packed.tokens.shape, generator=generator, device=source).to(packed.tokens)
     noisy, target = _noised(schedule, packed.tokens, noise, timesteps[index])
     noisy_batch = packed.replace(tokens=noisy)
@@ -202,12 +230,27 @@ def total_weight(packed: PackedSequence, weighting: Weighting) -> float:
 
 
 def _draw_timesteps(
-    schedule: Schedule, count: int, generator: torch.Generator | None, device: torch.device
+    schedule: Schedule, count: int, draw: str, generator: torch.Generator | None, device: torch.device
 ) -> torch.Tensor:
     steps = schedule.config["num_train_timesteps"]
-    if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
-        return torch.rand(count, generator=generator, device=device) * steps
-    return torch.randint(steps, (count,), generator=generator, device=device)
+    is_flow = isinstance(schedule, FlowMatchEulerDiscreteScheduler)
+    if draw not in TIMESTEP_DRAWS[: 1 + is_flow]:
+        known = " or ".join(map(repr, TIMESTEP_DRAWS))
+        raise UserError(f"timestep_draw: expected 'uniform', or for a flow {known}, got {draw!r}")
+    if not is_flow:
+        return torch.randint(steps, (count,), generator=generator, device=device)
+    if draw == "logit_normal":
+        return torch.randn(count, generator=generator, device=device).sigmoid() * steps
+    return torch.rand(count, generator=generator, device=device) * steps
+
+
+def _shift_timesteps(
+    schedule: Schedule, timesteps: torch.Tensor, packed: PackedSequence, shift_tokens: float
+) -> torch.Tensor:
+    if not isinstance(schedule, FlowMatchEulerDiscreteScheduler):
+        raise UserError("noise_shift_tokens: expected None unless the schedule is a flow")
+    steps = schedule.config["num_train_timesteps"]
+    return steps * shift_noise(timesteps / steps, packed.cu_seqlens.diff(), shift_tokens)
 
 
 def _noised(

@@ -27,6 +27,7 @@ from cat_fast.generator.embeddings import (
     PatchEmbed,
     RatioEmbedder,
     TextEmbedder,
+    TextPool,
     TimestepEmbedder,
     image_positions,
     position_embedding,
@@ -53,8 +54,10 @@ class DiT(CheckedModel):
         mlp_ratio: width of the MLP relative to D.
         num_classes: classes; index `num_classes` is the null class.
         class_dropout_prob: probability of training a sequence with the null class and the null text, required
-            for classifier-free guidance. A model with text also drops the label alone with this probability,
-            so that it can sample from a text without a class.
+            for classifier-free guidance.
+        label_dropout_prob: probability of training a sequence of a model with text with the null class and
+            its text, so that it can sample from a text without a class; `class_dropout_prob` if None. With
+            1 - class_dropout_prob, the model ignores classes.
         ratios: compression ratios of the latents.
         position_frame: side of the coordinate frame that every image is centred in, in units of one token of
             the largest grid (32 for 8x at 512 px).
@@ -64,6 +67,11 @@ class DiT(CheckedModel):
         rope: rotate queries and keys by their image positions, in addition to the position embedding.
         swiglu: SwiGLU with the same parameter count instead of the GELU MLP.
         text_dim: width of the text tokens that every block attends to; None for a class-conditional model.
+        pooled_text: also add the mean of the embedded text tokens to the condition of adaLN, as Stable
+            Diffusion 3 does (arXiv:2403.03206) with pooled states.
+        noise_shift_tokens: number of tokens per sequence at which it was trained on unshifted noise levels
+            (see `cat_fast.generator.diffusion.shift_noise`); None if noise levels do not depend on it.
+            Sampling shifts its noise levels accordingly.
         shift_factor, scaling_factor: one number, one per channel, or one per channel for each ratio
             ({"8": [...], ...}); the model is trained on (latent - shift_factor) * scaling_factor. Stored for
             decoding; the forward pass ignores them.
@@ -92,6 +100,7 @@ class DiT(CheckedModel):
         mlp_ratio: float = 4.0,
         num_classes: int = 1000,
         class_dropout_prob: float = 0.1,
+        label_dropout_prob: float | None = None,
         ratios: Sequence[int] = (8, 16, 32),
         position_frame: int = 32,
         shared_adaln: bool = False,
@@ -99,6 +108,8 @@ class DiT(CheckedModel):
         rope: bool = False,
         swiglu: bool = False,
         text_dim: int | None = None,
+        pooled_text: bool = False,
+        noise_shift_tokens: float | None = None,
         shift_factor: Factor = 0.0,
         scaling_factor: Factor = 1.0,
         beta_schedule: str | None = None,
@@ -115,20 +126,22 @@ class DiT(CheckedModel):
         head_dim = hidden_size // num_heads
         if rope and head_dim % 4:
             raise UserError(f"rope: expected hidden_size / num_heads to be a multiple of 4, got {head_dim}")
-        limit = 1.0 if text_dim is None else 0.5
-        if not 0 <= class_dropout_prob < limit:
-            raise UserError(
-                f"class_dropout_prob: expected a value in [0, {limit:g}), got {class_dropout_prob}"
-            )
+        label_dropout_prob = _label_dropout(class_dropout_prob, label_dropout_prob, text_dim is not None)
+        if pooled_text and text_dim is None:
+            raise UserError("pooled_text: expected false for a model without text_dim")
+        if noise_shift_tokens is not None and not noise_shift_tokens > 0:
+            raise UserError(f"noise_shift_tokens: expected a positive number, got {noise_shift_tokens}")
         LatentScale(shift_factor, scaling_factor).check(ratios, in_channels)
         token_dim = patch_size**2 * in_channels
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size)
         self.t_embedder = TimestepEmbedder(hidden_size)
-        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob, label_dropout_prob)
         self.ratio_embedder = RatioEmbedder(ratios, hidden_size)
         has_text = text_dim is not None
         if text_dim is not None:
             self.text_embedder = TextEmbedder(text_dim, hidden_size)
+        if pooled_text:
+            self.text_pool = TextPool(hidden_size)
         if shared_adaln:
             self.adaLN_modulation = modulation(hidden_size, 9 if has_text else 6)
         options = BlockOptions(
@@ -200,9 +213,12 @@ class DiT(CheckedModel):
         labels = packed.label if labels is None else labels
         timesteps, labels = self._check(packed, timesteps, labels, text)
         config = self.config
-        labels, unconditional = self.y_embedder.drop(labels, generator, alone=config.text_dim is not None)
+        labels, unconditional = self.y_embedder.drop(labels, generator)
         condition = self.t_embedder(timesteps, self.dtype) + self.y_embedder(labels)
         condition = condition + self.ratio_embedder(packed.ratio)
+        embedded_text = None if config.text_dim is None else self._embed_text(packed, text, unconditional)
+        if embedded_text is not None and config.pooled_text:
+            condition = condition + self.text_pool(embedded_text)
         positions = image_positions(packed, config.position_frame)
         head_dim = config.hidden_size // config.num_heads
         context = BlockContext(
@@ -211,7 +227,7 @@ class DiT(CheckedModel):
             cu_seqlens=packed.cu_seqlens,
             max_seqlen=packed.max_seqlen,
             rotation=rotation_angles(positions, head_dim) if config.rope else None,
-            text=None if config.text_dim is None else self._embed_text(packed, text, unconditional),
+            text=embedded_text,
         )
         x = self.x_embedder(packed.tokens.to(self.dtype))
         x = x + position_embedding(positions, config.hidden_size).to(self.dtype)
@@ -294,6 +310,21 @@ class DiT(CheckedModel):
         for name, parameter in self.named_parameters():
             if "adaLN_modulation." in name or "modulation_table" in name:
                 nn.init.zeros_(parameter)
+
+
+def _label_dropout(class_dropout_prob: float, given: float | None, has_text: bool) -> float:
+    """Return the probability of dropping the label alone; raise UserError for invalid probabilities."""
+    limit = 0.5 if has_text and given is None else 1.0
+    if not 0 <= class_dropout_prob < limit:
+        raise UserError(f"class_dropout_prob: expected a value in [0, {limit:g}), got {class_dropout_prob}")
+    if given is None:
+        return class_dropout_prob if has_text else 0.0
+    if not has_text:
+        raise UserError(f"label_dropout_prob: expected None for a model without text_dim, got {given}")
+    most = 1 - class_dropout_prob
+    if not 0 <= given <= most + 1e-9:
+        raise UserError(f"label_dropout_prob: expected a value in [0, {most:g}], got {given}")
+    return given
 
 
 def _shape(value: torch.Tensor | None) -> str:

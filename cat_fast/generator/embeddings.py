@@ -98,27 +98,30 @@ class TimestepEmbedder(nn.Module):
 class LabelEmbedder(nn.Module):
     """(S,) classes -> (S, hidden); class `num_classes` is the null class of classifier-free guidance."""
 
-    def __init__(self, num_classes: int, hidden_size: int, dropout_prob: float) -> None:
+    def __init__(
+        self, num_classes: int, hidden_size: int, dropout_prob: float, label_dropout_prob: float = 0.0
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.dropout_prob = dropout_prob
+        self.dropout_prob, self.label_dropout_prob = dropout_prob, label_dropout_prob
         self.embedding_table = nn.Embedding(num_classes + 1, hidden_size)
 
     def drop(
-        self, labels: torch.Tensor, generator: torch.Generator | None = None, *, alone: bool = False
+        self, labels: torch.Tensor, generator: torch.Generator | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return labels (S,), some replaced by the null class, and a mask (S,) of unconditional sequences.
 
-        In training, a sequence becomes unconditional with probability `dropout_prob`. With `alone`, as many
-        others lose only their label. In evaluation mode the labels are unchanged and the mask is None.
+        In training, a sequence becomes unconditional with probability `dropout_prob`, and loses only its
+        label with probability `label_dropout_prob`. In evaluation mode the labels are unchanged and the mask
+        is None.
         """
-        if not self.training or self.dropout_prob == 0:
+        if not self.training or self.dropout_prob + self.label_dropout_prob == 0:
             return labels, None
         device = labels.device if generator is None else generator.device
         # torch.compile cannot trace torch.rand with a `generator` argument and a symbolic length
         draw = torch.empty(len(labels), device=device).uniform_(generator=generator).to(labels.device)
         unconditional = draw < self.dropout_prob
-        unlabelled = draw < 2 * self.dropout_prob if alone else unconditional
+        unlabelled = draw < self.dropout_prob + self.label_dropout_prob
         return labels.masked_fill(unlabelled, self.num_classes), unconditional
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
@@ -136,6 +139,22 @@ class RatioEmbedder(nn.Module):
     def forward(self, ratio: torch.Tensor) -> torch.Tensor:
         known = torch.tensor(self.ratios, dtype=ratio.dtype, device=ratio.device)
         return self.embedding_table((ratio[:, None] == known).long().argmax(1))
+
+
+class TextPool(nn.Module):
+    """Mean of each embedded text, null token included: (L + S, hidden) -> (S, hidden), linearly mapped."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, text: PackedText) -> torch.Tensor:
+        lengths = text.cu_seqlens.diff()
+        tokens = text.tokens
+        sequence = torch.arange(len(text), device=tokens.device)
+        sequence = sequence.repeat_interleave(lengths, output_size=tokens.shape[0])
+        total = tokens.new_zeros(len(text), tokens.shape[1]).index_add(0, sequence, tokens)
+        return self.proj(total / lengths[:, None].to(tokens.dtype))
 
 
 class TextEmbedder(nn.Module):

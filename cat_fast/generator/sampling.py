@@ -1,25 +1,34 @@
-"""Sampling of packed sequences with classifier-free guidance and diffusers schedulers."""
+"""Sampling of packed sequences, one stage at a time: `prepare`, `denoise_step` and `scheduler_step`.
 
-import copy
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+    states = [prepare(model, request, set_steps(schedule, "ddim", 30)) for request in requests]
+    while not states[0].finished:
+        for state, prediction in zip(states, denoise_step(model, states), strict=True):
+            scheduler_step(state, prediction)
+
+Images of one step may differ in ratio, size, timestep, scheduler, guidance and text. With `rows` set to a
+block that the machine's matrix products are invariant to, an image's bits do not depend on the others of its
+steps.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from cat_fast.errors import UserError
-from cat_fast.generator.diffusion import Schedule, check_betas
+from cat_fast.generator.diffusion import check_betas
 from cat_fast.generator.dit import DiT
+from cat_fast.generator.noise import CounterNoise
 from cat_fast.generator.packed_text import PackedText
+from cat_fast.generator.solvers import Solver
 from cat_fast.integers import store_integers
+from cat_fast.kernels.pack.op import pack, unpack
 from cat_fast.packing import PackedSequence
 
-Sampler = Literal["ddpm", "ddim", "dpm++", "euler"]
+Guidance = float | Mapping[int, float]
+"""Scale of classifier-free guidance; 1 disables it. A mapping has one scale per ratio."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,109 +54,93 @@ class SampleRequest:
         return self.grid[0] * self.grid[1]
 
 
-def make_sampler(schedule: Schedule, name: Sampler) -> Any:
-    """Return the diffusers scheduler `name` with the noise levels of the training schedule.
+@dataclass(kw_only=True, eq=False)
+class SamplingState:
+    """One image between two steps."""
 
-    Raises:
-        UserError: `name` is not "ddpm", "ddim" or "dpm++", or not "euler" for a flow.
-    """
-    if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
-        if name == "euler":
-            return FlowMatchEulerDiscreteScheduler.from_config(schedule.config)
-        raise UserError(
-            f"scheduler: expected 'euler', because this model was trained as a flow, got {name!r}"
-        )
-    if name == "ddpm":
-        return DDPMScheduler.from_config(schedule.config)
-    if name == "ddim":
-        return DDIMScheduler.from_config(schedule.config)
-    if name == "dpm++":
-        # DPM-Solver++ cannot clip predicted clean latents, so it starts where they contain enough signal: at
-        # alpha / sigma = exp(-2.5) = 0.08. Starting at the schedule's end multiplies the error of a trained
-        # model by ten or more. With "leading" spacing the start would depend on the number of steps.
-        return DPMSolverMultistepScheduler.from_config(
-            schedule.config,
-            algorithm_type="dpmsolver++",
-            timestep_spacing="linspace",
-            lambda_min_clipped=-2.5,
-        )
-    raise UserError(f"scheduler: expected 'ddpm', 'ddim' or 'dpm++', got {name!r}")
+    request: SampleRequest
+    tokens: torch.Tensor
+    """(n, C) float32, noisy."""
+    solver: Solver
+    guidance: float
+    guidance_channels: int | None
+    text: torch.Tensor | None
+    """(L, text_dim) encoded text, without tokens for the null text; None for a model without text."""
+
+    @property
+    def finished(self) -> bool:
+        return self.solver.step >= self.solver.num_steps
+
+    @property
+    def passes(self) -> int:
+        """Number of sequences per step: 2 with the unconditional twin of guidance, else 1."""
+        return passes_of(self.guidance)
+
+    def latent(self, patch_size: int, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the latent (c, h, w) of the current tokens, or of other tokens (n, C)."""
+        return unpack(self.tokens if tokens is None else tokens, [self.request.grid], patch_size)[0]
 
 
-def set_steps(schedule: Any, name: Sampler | None, steps: int) -> Any:
-    """Return `make_sampler(schedule, name)`, or a copy of `schedule` if `name` is None, with timesteps set.
-
-    Raises:
-        UserError: `steps` is below 1, or above the number of distinct timesteps of the sampler.
-    """
-    max_steps = schedule.config["num_train_timesteps"]
-    if not 1 <= steps <= max_steps:
-        raise UserError(f"steps: expected 1 .. {max_steps}, got {steps}")
-    sampler = copy.deepcopy(schedule) if name is None else make_sampler(schedule, name)
-    sampler.set_timesteps(steps)
-    if len(sampler.timesteps.unique()) < steps:
-        raise UserError(
-            f"steps: {type(sampler).__name__} has fewer than {steps} distinct timesteps; use fewer steps"
-        )
-    return sampler
+def passes_of(guidance: float) -> int:
+    """Return the number of sequences of an image per step: 2 with guidance, 1 if it is disabled."""
+    return 1 if guidance == 1 else 2
 
 
-@torch.no_grad()
-def sample(
+def prepare(
     model: DiT,
-    requests: Sequence[SampleRequest],
-    schedule: Schedule,
+    request: SampleRequest,
+    scheduler: Any,
     *,
-    sampler: Sampler | None = "ddpm",
-    steps: int = 250,
     guidance: float = 1.5,
     guidance_channels: int | None = None,
-    text: PackedText | None = None,
-    generators: Sequence[torch.Generator] | None = None,
+    text: torch.Tensor | None = None,
+    noise: CounterNoise | None = None,
     device: torch.device | None = None,
-    on_step: Callable[[int, torch.Tensor, PackedSequence], PackedSequence | None] | None = None,
-) -> list[torch.Tensor]:
-    """Sample latents (c, h, w), float32, one per request, in the model's scale.
-
-    Each step is one forward pass over all requests. Unless `guidance` is 1, the pass includes their
-    unconditional copies: eps = eps_null + guidance * (eps_label - eps_null). An image depends only on its own
-    request, up to rounding: the batch size changes the shape of matrix products.
+) -> SamplingState:
+    """Return the state of one image before its first step.
 
     Args:
         model: transformer in evaluation mode; in training mode it would drop labels.
-        schedule: the schedule the model was trained with.
-        sampler: name of the solver; None for `schedule` itself.
-        steps: number of solver steps.
-        guidance: scale of classifier-free guidance; 1 disables it.
+        request: label, latent shape and seed.
+        scheduler: with timesteps set, from `set_steps`.
+        guidance: scale of classifier-free guidance, eps_null + guidance * (eps_label - eps_null); 1 disables
+            it, any other value adds an unconditional twin of the sequence to every step.
         guidance_channels: number of leading latent channels to guide, None for all. The others keep the
             conditional prediction. The original DiT guides 3 of 4.
-        text: one encoded text per request, for a model with text.
-        generators: one per request, instead of generators seeded with `SampleRequest.seed`.
-        device: device for the computation; default `model.device`, which differs for an offloaded model.
-        on_step: called after every step with its index, its timestep and the tokens; may return other tokens.
+        text: (L, text_dim) encoded text, for a model with text; None is the null text.
+        noise: source of noise, instead of that of `request.seed`.
+        device: device of the computation; default `model.device`, which differs for an offloaded model.
 
     Raises:
-        UserError: `requests` is empty, `steps` or `guidance_channels` is out of range, the model is in
-            training mode, or it was trained with other betas than those of `schedule`.
+        UserError: the model is in training mode, it was trained with other betas than those of the scheduler,
+            or it does not have as many channels to guide.
     """
-    if not requests:
-        raise UserError("requests: expected at least one, got none")
     if model.training:
         raise UserError(
             "model: expected evaluation mode, got training mode, which drops labels; call model.eval()"
         )
-    check_betas(model, schedule)
+    check_betas(model, scheduler)
     check_guidance_channels(guidance_channels, model.config.in_channels)
-    generators = generators or [torch.Generator().manual_seed(request.seed) for request in requests]
-    packed = _initial_noise(model, requests, generators).to(device or model.device)
-    solver = _PackedSolver(set_steps(schedule, sampler, steps), requests, generators)
-    for step, timestep in enumerate(solver.timesteps):
-        noise = _guided_noise(model, packed, timestep, guidance, guidance_channels, text)
-        tokens = solver.step(noise, timestep, packed.tokens)
-        packed = packed.replace(tokens=tokens)
-        if on_step is not None:
-            packed = on_step(step, timestep, packed) or packed
-    return packed.to_latents(model.config.patch_size)
+    config, device = model.config, device or model.device
+    noise = noise or CounterNoise.from_seed(request.seed)
+    height, width = (config.patch_size * side for side in request.grid)
+    tokens = pack([noise.normal(0, (config.in_channels, height, width))], config.patch_size)
+    if text is None and config.text_dim is not None:
+        text = torch.empty(0, config.text_dim, dtype=model.dtype)
+    return SamplingState(
+        request=request,
+        tokens=tokens.to(device),
+        solver=Solver(scheduler, noise, shift=_shift(model, request)),
+        guidance=guidance,
+        guidance_channels=guidance_channels,
+        text=None if text is None else text.to(device),
+    )
+
+
+def _shift(model: DiT, request: SampleRequest) -> float | None:
+    """Return the shift of a flow's noise levels for the length of an image, as in training; None for none."""
+    shift_tokens = getattr(model.config, "noise_shift_tokens", None)
+    return None if shift_tokens is None else math.sqrt(request.num_tokens / shift_tokens)
 
 
 def check_guidance_channels(count: int | None, in_channels: int) -> None:
@@ -158,80 +151,132 @@ def check_guidance_channels(count: int | None, in_channels: int) -> None:
         )
 
 
-def _initial_noise(
-    model: DiT, requests: Sequence[SampleRequest], generators: Sequence[torch.Generator]
-) -> PackedSequence:
-    p, channels = model.config.patch_size, model.config.in_channels
-    noise = [
-        torch.randn(
-            channels, p * request.grid[0], p * request.grid[1], generator=generator, device=generator.device
-        ).cpu()
-        for request, generator in zip(requests, generators, strict=True)
+def guidance_scales(guidance: Guidance, ratios: Sequence[int]) -> list[float]:
+    """Return the guidance scale of each ratio in a list.
+
+    Raises:
+        UserError: a mapping lacks a ratio, or a scale is not finite.
+    """
+    if isinstance(guidance, Mapping) and (missing := {*ratios} - {*guidance}):
+        raise UserError(f"guidance: expected a scale for {min(missing)}x, got {dict(guidance)}")
+    scales = [guidance[ratio] if isinstance(guidance, Mapping) else guidance for ratio in ratios]
+    for scale in scales:
+        if not abs(scale) <= torch.finfo(torch.float32).max:
+            raise UserError(f"guidance_scale {scale}: expected a finite number, such as 1.5")
+    return scales
+
+
+@torch.no_grad()
+def denoise_step(model: DiT, states: Sequence[SamplingState], *, rows: int = 1) -> list[torch.Tensor]:
+    """Predict the noise (n, C), float32, of every state in one forward pass, with guidance.
+
+    Args:
+        model: transformer in evaluation mode.
+        states: none of them finished.
+        rows: sequences, tokens and text tokens are filled up to multiples of this with null sequences.
+    """
+    step = pack_step(model, states, rows)
+    predicted = model(step.packed, text=step.text, return_dict=False)[0].float()
+    return [
+        _guide(state, [predicted[part] for part in parts], model.config.in_channels)
+        for state, parts in zip(states, step.parts, strict=True)
     ]
-    ratios, labels = [request.ratio for request in requests], [request.label for request in requests]
-    return PackedSequence.from_latents(noise, ratios, p, labels=labels)
 
 
-def _guided_noise(
-    model: DiT,
-    packed: PackedSequence,
-    timestep: torch.Tensor,
-    guidance: float,
-    guidance_channels: int | None,
-    text: PackedText | None,
-) -> torch.Tensor:
-    """Predict the noise (T, C), float32, at one timestep for all sequences, with guidance."""
-    packed = packed.replace(timestep=timestep.to(packed.device).expand(len(packed)))
-    if guidance == 1:
-        return model(packed, text=text, return_dict=False)[0].float()
-    null = packed.replace(label=torch.full((len(packed),), model.config.num_classes, device=packed.device))
-    both = PackedSequence.concat([packed, null])
-    texts = None if text is None else PackedText.concat([text, text.null()])
-    conditional, unconditional = model(both, text=texts, return_dict=False)[0].float().chunk(2)
-    guided = torch.lerp(unconditional, conditional, guidance)
-    if guidance_channels is None:
+def scheduler_step(state: SamplingState, prediction: torch.Tensor) -> None:
+    """Advance a state by one step from the guided prediction (n, C)."""
+    state.tokens = state.solver.advance(prediction, state.tokens)
+
+
+class StepPack(NamedTuple):
+    """Input of one forward pass."""
+
+    packed: PackedSequence
+    text: PackedText | None
+    parts: list[list[slice]]
+    """Tokens of each state: its conditional sequence and, with guidance, the unconditional one."""
+
+
+class _Row(NamedTuple):
+    """One sequence of a pack."""
+
+    tokens: torch.Tensor
+    grid: tuple[int, int]
+    ratio: int
+    label: int
+    timestep: float
+    text: torch.Tensor | None
+
+
+def pack_step(model: DiT, states: Sequence[SamplingState], rows: int = 1) -> StepPack:
+    """Pack the sequences of one step, each with its own timestep, label, ratio, size and text.
+
+    Sequences of equal length are adjacent. `max_seqlen` is the longest sequence, which is known on the host.
+    """
+    null_class = model.config.num_classes
+    sequences: list[_Row] = []
+    parts: list[list[slice]] = [[] for _ in states]
+    total = 0
+    for i in sorted(range(len(states)), key=lambda i: states[i].request.num_tokens):
+        state, request = states[i], states[i].request
+        timestep, null_text = float(state.solver.timestep), None if state.text is None else state.text[:0]
+        twins = ((request.label, state.text), (null_class, null_text))[: state.passes]
+        for label, text in twins:
+            sequences.append(_Row(state.tokens, request.grid, request.ratio, label, timestep, text))
+            parts[i].append(slice(total, total + request.num_tokens))
+            total += request.num_tokens
+    sequences += _filling(sequences, total, null_class, rows)
+    return StepPack(*_join(sequences), parts)
+
+
+def _filling(sequences: list[_Row], tokens: int, null_class: int, rows: int) -> list[_Row]:
+    """Return null sequences that fill up sequences, tokens and text tokens to multiples of `rows`."""
+    text_tokens = sum(len(sequence.text) for sequence in sequences if sequence.text is not None)
+    count = -len(sequences) % rows
+    if count == 0 and (tokens % rows or text_tokens % rows):
+        count = rows
+    lengths, text_lengths = [1] * count, [0] * count
+    if count:
+        lengths[-1] += -(tokens + count) % rows
+        text_lengths[-1] = -text_tokens % rows
+    like = sequences[0]
+    return [
+        _Row(
+            like.tokens.new_zeros(length, like.tokens.shape[1]),
+            (1, length),
+            like.ratio,
+            null_class,
+            0.0,
+            None if like.text is None else like.text.new_zeros(text_length, like.text.shape[1]),
+        )
+        for length, text_length in zip(lengths, text_lengths, strict=True)
+    ]
+
+
+def _join(sequences: list[_Row]) -> tuple[PackedSequence, PackedText | None]:
+    device = sequences[0].tokens.device
+    lengths = torch.tensor([0] + [len(sequence.tokens) for sequence in sequences])
+    packed = PackedSequence(
+        tokens=torch.cat([sequence.tokens for sequence in sequences]),
+        cu_seqlens=lengths.cumsum(0, dtype=torch.int32).to(device),
+        grid=torch.tensor([sequence.grid for sequence in sequences], dtype=torch.int32, device=device),
+        ratio=torch.tensor([sequence.ratio for sequence in sequences], dtype=torch.int32, device=device),
+        label=torch.tensor([sequence.label for sequence in sequences], device=device),
+        timestep=torch.tensor([sequence.timestep for sequence in sequences], device=device),
+        max_seqlen=int(lengths.max()),
+    )
+    texts = [sequence.text for sequence in sequences if sequence.text is not None]
+    return packed, PackedText.of(texts) if texts else None
+
+
+def _guide(state: SamplingState, predicted: list[torch.Tensor], in_channels: int) -> torch.Tensor:
+    """Return the guided prediction (n, C) of one image from its conditional and unconditional ones."""
+    if state.passes == 1:
+        return predicted[0]
+    conditional, unconditional = predicted
+    guided = torch.lerp(unconditional, conditional, state.guidance)
+    if state.guidance_channels is None:
         return guided
     # the channel is the fastest of a token's features
-    channel = torch.arange(guided.shape[1], device=guided.device) % model.config.in_channels
-    return torch.where(channel < guidance_channels, guided, conditional)
-
-
-class _PackedSolver:
-    """Diffusers scheduler that steps over packed tokens.
-
-    Schedulers expect a dense batch, and multistep schedulers keep past outputs. Sequences of equal length are
-    therefore stacked, and each length has its own scheduler.
-    """
-
-    def __init__(
-        self,
-        scheduler: Any,
-        requests: Sequence[SampleRequest],
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        self.timesteps = scheduler.timesteps
-        self._lengths = [request.num_tokens for request in requests]
-        self._groups: dict[int, list[int]] = defaultdict(list)
-        for s, length in enumerate(self._lengths):
-            self._groups[length].append(s)
-        self._generators = generators
-        self._schedulers = {length: copy.deepcopy(scheduler) for length in self._groups}
-
-    def step(self, noise: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Take one step from the predicted noise (T, C) and the tokens (T, C); return the new tokens."""
-        noises, samples = noise.split(self._lengths), tokens.split(self._lengths)
-        result: list[torch.Tensor] = [tokens] * len(samples)
-        for length, members in self._groups.items():
-            previous = (
-                self._schedulers[length]
-                .step(
-                    torch.stack([noises[s] for s in members]),
-                    timestep,
-                    torch.stack([samples[s] for s in members]),
-                    generator=[self._generators[s] for s in members],
-                )
-                .prev_sample
-            )
-            for s, one in zip(members, previous, strict=True):
-                result[s] = one
-        return torch.cat(result)
+    channel = torch.arange(guided.shape[1], device=guided.device) % in_channels
+    return torch.where(channel < state.guidance_channels, guided, conditional)

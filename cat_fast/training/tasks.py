@@ -1,6 +1,6 @@
 """Choice of the task for a run's configuration."""
 
-from cat_fast.training.config.settings import GeneratorRun, RunConfig, TokenizerRun
+from cat_fast.training.config.settings import GeneratorRun, ProbeRun, RunConfig, TokenizerRun
 from cat_fast.training.loop import Task
 from cat_fast.training.runtime.ranks import Ranks
 
@@ -14,4 +14,8 @@ def make_task(config: RunConfig, ranks: Ranks) -> Task:
         from cat_fast.training.generator.task import GeneratorTask
 
         return GeneratorTask(config, ranks)
-    raise TypeError(f"expected a TokenizerRun or GeneratorRun, got {type(config).__name__}")
+    if isinstance(config, ProbeRun):
+        from cat_fast.training.probe.task import ProbeTask
+
+        return ProbeTask(config, ranks)
+    raise TypeError(f"expected a TokenizerRun, GeneratorRun or ProbeRun, got {type(config).__name__}")

@@ -17,6 +17,8 @@ def test_json_has_versions_devices_and_every_backend(cat_fast):
     assert len(report["gpus"]) == torch.cuda.device_count()
     assert report["cpu"]["instruction_set"] == library.instruction_set()
     assert report["kernels"] == [asdict(row) for row in backends.report()]
+    assert set(report["row_invariant_blocks"]) == {"float32", "bfloat16"}
+    assert report["row_invariant_blocks"]["float32"] in (1, 8, 16, 32, 64)
 
 
 def test_table_has_the_reason_why_a_backend_is_inactive(cat_fast, monkeypatch):

@@ -229,6 +229,8 @@ def test_a_killed_run_resumes_to_the_same_bits(models, tmp_path):
         *((["--mean-tokens", value], ["mean_tokens", "finite"]) for value in ("nan", "inf")),
         *((["--seed", seed], [f"seed {seed}: expected 0 to"]) for seed in (2**64, 2**64 - 2, 10**30)),
         (["--guidance", 1e300], ["guidance_scale 1e+300: expected a finite number"]),
+        (["--guidance", "8=2,16"], ["--guidance 8=2,16: expected a number, or scales such as 8=2,16=3"]),
+        (["--guidance", "8=2", "--ratio", 16], ["guidance: expected a scale for 16x, got {8: 2.0}"]),
         (["--device", "abacus"], ["abacus"]),
         (["-p", "nowhere"], ["nowhere is not a pipeline: no such folder"]),
     ],

@@ -112,7 +112,7 @@ def test_invalid_shards_are_refused(cat_fast, captions, tmp_path, text) -> None:
         (["a cat", "--escalate-to", "llm"], ["--escalate P"]),
         (["a cat", "--escalate", "0.5", "--scorer", "length"], ["accurate or fast"]),
         (["a cat", "--mean-tokens", "10"], ["expected at least 64"]),
-        (["photo.jpg"], ["no captions", "a text file next to each image"]),
+        (["photo.jpg", "--scorer", "fast"], ["no captions", "a text file next to each image"]),
     ],
 )
 def test_unusable_arguments_are_one_line(cat_fast, captions, monkeypatch, arguments, words) -> None:
@@ -147,13 +147,14 @@ def test_odd_captions_are_scored(cat_fast, tmp_path) -> None:
 _SLOW = """
 import sys, time
 from cat_fast.cli.main import main
-from cat_fast.complexity.embedded_scorer import EmbeddedScorer
+from cat_fast.complexity import default_scorer
 from cat_fast.complexity.scoring_run import rows
-original = EmbeddedScorer.score_many
+scorer = type(default_scorer())
+original = scorer.score_many
 def slow(self, descriptions):
     time.sleep(0.05)
     return original(self, descriptions)
-EmbeddedScorer.score_many = slow
+scorer.score_many = slow
 rows.sizes_for = lambda *names, **options: rows.CallSizes(3, 3)
 main()
 """

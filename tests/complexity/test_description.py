@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cat_fast.complexity import Description, read_descriptions, read_scored
+from cat_fast.complexity import Description, read_descriptions
 from cat_fast.errors import UserError
 
 
@@ -76,11 +76,3 @@ def test_missing_file_or_folder_is_rejected(tmp_path: Path) -> None:
         (tmp_path / "folder.jsonl").mkdir(exist_ok=True)
         with pytest.raises(UserError, match="cannot be read"):
             read_descriptions(path)
-
-
-@pytest.mark.parametrize("score", ["5", 0, 10, 4.5, True, None])
-def test_scored_captions_require_integer_scores(tmp_path: Path, score: object) -> None:
-    file = tmp_path / "scored.jsonl"
-    file.write_text(json.dumps({"caption": "a", "score": score}))
-    with pytest.raises(UserError, match='line 1: "score" must be an integer from 1 to 9'):
-        read_scored(file)

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 
 from cat_fast.complexity import Description, Score, round_score
 from cat_fast.complexity.distillation.quality import measure_quality, reliability
-from cat_fast.complexity.distillation.rated_captions import RatedCaption, assign_folds, read_rated
+from cat_fast.complexity.rated_captions import RatedCaption, assign_folds, read_rated
 from cat_fast.errors import UserError
 
 

@@ -6,7 +6,7 @@ from statistics import mean
 
 import pytest
 
-from cat_fast.complexity.distillation.rated_captions import read_rated
+from cat_fast.complexity.rated_captions import read_rated
 from cat_fast.complexity.rubric import ANCHORS, flag_sentence, from_scale, rubric_text, to_scale
 from cat_fast.errors import UserError
 

@@ -11,6 +11,7 @@ from PIL import Image
 from cat_fast.complexity.ratios.image_ratios import index_photographs
 from cat_fast.data.photographs import CATEGORIES, photographs
 from cat_fast.demo import DemoSettings
+from cat_fast.demo.descriptions import DescribedPhotograph
 from cat_fast.demo.metrics import collect_metrics
 from cat_fast.demo.report import write_report
 from cat_fast.evaluation.reconstruction import Reconstruction, reconstruct
@@ -52,7 +53,14 @@ def miniature(tmp_path_factory) -> Miniature:
     train = index_photographs(photographs("train")[:4])
     seconds = {"describe": 0.4, "train_tokenizer": 61.5}
     metrics = collect_metrics(out, settings, train, results, samples, seconds)
-    write_report(out / "report.html", metrics, results, samples, out / "runs")
+    pairs = zip(photographs("train")[:4], train, strict=True)
+    # Another flag than the listed one, and a scorer without confidence.
+    described = [
+        DescribedPhotograph(photo, replace(record, has_text=True), None if number else 0.87)
+        for number, (photo, record) in enumerate(pairs)
+    ]
+    metrics |= {"flags": "detectors 1", "photographs": [photo.to_json() for photo in described]}
+    write_report(out / "report.html", metrics, results, samples, out / "runs", described)
     return Miniature(out, metrics, results, samples)
 
 

@@ -24,7 +24,7 @@ def test_costs_of_the_caption_set_and_the_photographs_follow_their_mixes(miniatu
     complexity = miniature.metrics["complexity"]
     thresholds = default_thresholds()
     assert complexity["thresholds"] == [thresholds.a, thresholds.b]
-    assert (complexity["scorer"], complexity["version"]) == ("embedded", default_scorer().version)
+    assert (complexity["scorer"], complexity["version"]) == ("accurate", default_scorer().version)
     assert complexity["fixed_16x_tokens"] == (512 // 16 // 2) ** 2
     assert complexity["photographs"]["count"] == 7
     for budget in (complexity["captions"], complexity["photographs"]):

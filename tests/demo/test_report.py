@@ -100,7 +100,8 @@ def test_page_loads_no_external_resources(html, page):
 def test_every_image_is_embedded_and_valid(page, miniature):
     images = page.images()
     plots = 2
-    assert len(images) == 4 * len(miniature.results) + len(miniature.samples) + plots
+    photographs = len(miniature.metrics["photographs"])
+    assert len(images) == 4 * len(miniature.results) + len(miniature.samples) + photographs + plots
     for attributes in images:
         decode_uri(attributes["src"])
         assert attributes["alt"]
@@ -177,6 +178,16 @@ def test_tables_and_cards_agree_with_the_metrics(page, miniature):
         f"12 images, packed into 250 tokens; padded to the longest sequence, they would take {12 * 16}",
     ):
         assert words in page.words(), words
+
+
+def test_each_photograph_has_its_flags_score_confidence_and_ratio(page, miniature):
+    for photo in miniature.metrics["photographs"]:
+        (row,) = [row for row in page.rows if len(row) == 7 and row[1] == photo["caption"]]
+        text = "yes" if photo["listed"]["has_text"] else "yes*"
+        faces = "yes" if photo["has_faces"] else "no"
+        confidence = "0.87" if photo["confidence"] else ""
+        assert row[2:6] == [text, faces, str(photo["score"]), confidence]
+        assert row[6].strip() == f"{photo['ratio']}x"
 
 
 def test_each_sample_is_shown_under_its_ratio_and_token_count(page, miniature):

@@ -56,7 +56,9 @@ def test_every_image_is_rendered_and_the_page_is_not_wider_than_the_window(minia
         assert width - 20 <= seen["inner"] <= width
         assert seen["outer"] <= seen["inner"], f"overflows at {width} px"
         assert seen["height"] > 800
-        assert seen["drawn"] == seen["images"] == 4 * len(miniature.results) + len(miniature.samples) + 2
+        described = len(miniature.metrics["photographs"])
+        images = described + 4 * len(miniature.results) + len(miniature.samples) + 2
+        assert seen["drawn"] == seen["images"] == images
 
 
 def test_screenshot_is_not_an_empty_page(miniature, tmp_path):

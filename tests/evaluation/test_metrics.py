@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchvision.transforms.functional import gaussian_blur
 
-from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
+from cat_fast.evaluation.metrics import mean_colour_psnr, psnr, ssim
 
 
 def images(count: int = 3, height: int = 20, width: int = 28) -> torch.Tensor:
@@ -57,3 +58,22 @@ def test_the_mean_colour_is_the_best_single_colour():
 def test_an_image_of_one_colour_is_its_own_mean():
     colour = torch.tensor([0.3, -0.7, 0.1])[None, :, None, None].expand(1, 3, 16, 16)
     assert mean_colour_psnr(colour).item() == pytest.approx(100, abs=1)
+
+
+def test_psnr_and_ssim_equal_scikit_image():
+    x = images()
+    y = torch.stack([gaussian_blur(p, [5, 5], [s]) for p, s in zip(x, (0.4, 0.9, 2.0), strict=True)])
+    for number, (a, b) in enumerate(zip(x.double().numpy(), y.double().numpy(), strict=True)):
+        expected = structural_similarity(
+            a, b, data_range=2, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
+        assert ssim(x, y)[number].item() == pytest.approx(expected, rel=1e-6)
+        assert psnr(x, y)[number].item() == pytest.approx(
+            peak_signal_noise_ratio(a, b, data_range=2), rel=1e-5
+        )
+
+
+def test_ssim_of_equal_and_of_flat_images():
+    assert ssim(images(), images()).tolist() == pytest.approx([1.0] * 3)
+    flat = torch.full((1, 3, 16, 16), 0.25)
+    assert ssim(flat, flat).item() == pytest.approx(1)

@@ -73,6 +73,38 @@ def test_loss_equals_a_loop_over_images(tiny_dit, random_mix, weighting, predict
     torch.testing.assert_close(sequence_weights(given, weighting), counts.float())
 
 
+def test_noise_levels_of_a_flow_depend_on_the_token_count_of_each_sequence(tiny_dit):
+    """Against the formula: at 4 times as many tokens, the odds of noise double."""
+    packed = PackedSequence.from_latents(
+        [torch.randn(4, 16, 16), torch.randn(4, 8, 8), torch.randn(4, 4, 4)], [8, 16, 32], labels=[1, 2, 3]
+    )  # 64, 16 and 4 tokens
+
+    def timesteps(**options: float | str) -> torch.Tensor:
+        source = torch.Generator().manual_seed(0)
+        return (
+            diffusion_loss(
+                tiny_dit, packed, None, make_schedule("flow"), generator=source, **options
+            ).timesteps.double()
+            / 1000
+        )
+
+    plain, shifted = timesteps(), timesteps(noise_shift_tokens=16)
+    torch.testing.assert_close(plain, torch.rand(3, generator=torch.Generator().manual_seed(0)).double())
+    odds = (shifted / (1 - shifted)) / (plain / (1 - plain))
+    torch.testing.assert_close(odds, torch.tensor([2.0, 1.0, 0.5]).double(), rtol=1e-4, atol=0)
+    drawn = timesteps(timestep_draw="logit_normal")
+    expected = torch.randn(3, generator=torch.Generator().manual_seed(0)).sigmoid()
+    torch.testing.assert_close(drawn, expected.double())
+
+
+@pytest.mark.parametrize("options", [{"noise_shift_tokens": 16}, {"timestep_draw": "logit_normal"}])
+def test_options_of_a_flow_are_refused_for_other_schedules(tiny_dit, random_mix, options):
+    with pytest.raises(UserError, match=f"{next(iter(options))}: expected .* flow"):
+        diffusion_loss(tiny_dit, random_mix(0), None, paper_schedule(), **options)
+    with pytest.raises(UserError, match=r"timestep_draw: expected 'uniform', .* got 'cosine'"):
+        diffusion_loss(tiny_dit, random_mix(0), None, make_schedule("flow"), timestep_draw="cosine")
+
+
 def test_weightings_differ_in_the_weight_of_image_sizes(tiny_dit):
     """Image weighting gives images equal weight; token weighting gives tokens equal weight."""
     packed = PackedSequence.from_latents(

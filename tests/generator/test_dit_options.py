@@ -20,7 +20,8 @@ WIDE = {"hidden_size": 96}
 VARIANTS = {
     "published": {},
     **{name: {name: value} for name, value in ALL.items()},
-    "all": ALL,
+    "pooled_text": TEXT | {"pooled_text": True},
+    "all": ALL | {"pooled_text": True},
 }
 
 
@@ -94,9 +95,10 @@ def test_no_text_equals_the_null_text(make_dit, random_mix, random_texts):
     assert relative_error(mixed[length:], null[length:]) > 1e-3
 
 
-def test_dropout_of_all_conditioning_and_of_labels_alone(make_dit, random_mix):
-    """10 % of 1000 sequences lose label and text, 10 % the label alone, within four standard deviations."""
-    model = make_dit(**TEXT)
+@pytest.mark.parametrize(("alone", "expected"), [(None, 100), (0.4, 400)])
+def test_dropout_of_all_conditioning_and_of_labels_alone(make_dit, random_mix, alone, expected):
+    """10 % of 1000 sequences lose label and text, others the label alone, within four standard deviations."""
+    model = make_dit(**TEXT, label_dropout_prob=alone)
     packed = PackedSequence.concat([random_mix(2, count=1)] * 1000)
     text = PackedText.of([torch.randn(4, 12, generator=torch.Generator().manual_seed(0))] * 1000)
     unlabelled = packed.replace(label=torch.full_like(packed.label, 10))
@@ -113,7 +115,31 @@ def test_dropout_of_all_conditioning_and_of_labels_alone(make_dit, random_mix):
     rows = first[packed.cu_seqlens[:-1].long()]
     counts = {kind: sum(relative_error(row, kinds[kind]) < 1e-4 for row in rows.unbind()) for kind in kinds}
     assert sum(counts.values()) == 1000
-    assert all(62 <= counts[kind] <= 138 for kind in ("unconditional", "label alone"))
+    for kind, mean in (("unconditional", 100), ("label alone", expected)):
+        assert abs(counts[kind] - mean) <= 4 * math.sqrt(mean * (1 - mean / 1000)), kind
+
+
+def test_labels_have_no_effect_if_training_drops_all_of_them(make_dit, random_mix, random_texts):
+    model = make_dit(**TEXT, label_dropout_prob=0.9).train()
+    packed, text = random_mix(2), random_texts(2)
+    seeded = [
+        model(packed.replace(label=label), text=text, generator=torch.Generator().manual_seed(1)).sample
+        for label in (packed.label, torch.zeros_like(packed.label))
+    ]
+    assert torch.equal(*seeded)
+
+
+def test_pooled_text_is_the_mean_of_the_embedded_tokens_with_the_null_token(
+    make_dit, random_mix, random_texts
+):
+    model, packed, text = make_dit(**TEXT, pooled_text=True), random_mix(2), random_texts(2)
+    embedded = model.text_embedder(text, None)
+    expected = torch.stack([model.text_pool.proj(part.tokens.mean(0)) for part in embedded.split()])
+    torch.testing.assert_close(model.text_pool(embedded), expected)
+    with torch.no_grad():
+        before = model(packed, text=text).sample
+        model.text_pool.proj.weight.zero_()
+        assert relative_error(model(packed, text=text).sample, before) > 1e-3
 
 
 def test_attention_with_rope_depends_only_on_relative_positions():
@@ -221,6 +247,14 @@ def test_invalid_options_and_texts_are_rejected(make_dit, random_mix, random_tex
         make_dit(hidden_size=20, rope=True)
     with pytest.raises(UserError, match=r"class_dropout_prob: expected a value in \[0, 0.5\), got 0.5"):
         make_dit(class_dropout_prob=0.5, **TEXT)
+    with pytest.raises(UserError, match=r"label_dropout_prob: expected a value in \[0, 0.8\], got 0.9"):
+        make_dit(class_dropout_prob=0.2, label_dropout_prob=0.9, **TEXT)
+    with pytest.raises(UserError, match="label_dropout_prob: expected None for a model without text_dim"):
+        make_dit(label_dropout_prob=0.1)
+    with pytest.raises(UserError, match="pooled_text: expected false for a model without text_dim"):
+        make_dit(pooled_text=True)
+    with pytest.raises(UserError, match="noise_shift_tokens: expected a positive number, got 0"):
+        make_dit(noise_shift_tokens=0)
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.generator import DiT
+from cat_fast.generator.flops import predict_on_meta
 from cat_fast.models.build import build_model
 from cat_fast.training.config.settings import GeneratorRun
-from cat_fast.training.metrics.flops import predict_on_meta
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = json.loads((ROOT / "tests/generator/published.json").read_text())

@@ -1,13 +1,20 @@
 """Sampling: images depend only on their own request, and steps equal those of diffusers' schedulers."""
 
+import itertools
+from types import SimpleNamespace
+
 import pytest
 import torch
+from diffusers.schedulers import scheduling_ddpm
 
 from cat_fast.errors import UserError
-from cat_fast.generator import SampleRequest, make_schedule, paper_schedule, sample
-from cat_fast.generator.diffusion import load_schedule
-from cat_fast.generator.sampling import make_sampler
+from cat_fast.generator import SampleRequest, make_schedule, paper_schedule
+from cat_fast.generator.diffusion import load_schedule, shift_noise
+from cat_fast.generator.noise import CounterNoise
+from cat_fast.generator.sampling import pack_step, prepare
+from cat_fast.generator.solvers import make_sampler, set_steps
 from cat_fast.packing import PackedSequence
+from tests.generator.sampling_loop import sample
 
 REQUESTS = [
     SampleRequest(label=1, ratio=16, grid=(4, 4), seed=11),
@@ -32,22 +39,24 @@ def test_a_sample_does_not_depend_on_its_neighbours(tiny_dit, sampler):
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_sampling_equals_a_plain_loop_over_one_image(tiny_dit, sampler, guidance):
+def test_sampling_equals_a_plain_loop_over_one_image(tiny_dit, sampler, guidance, monkeypatch):
     request = REQUESTS[0]
     (got,) = sample(tiny_dit, [request], paper_schedule(), sampler=sampler, steps=6, guidance=guidance)
 
-    generator = torch.Generator().manual_seed(request.seed)
+    source = CounterNoise.from_seed(request.seed)
     solver = make_sampler(paper_schedule(), sampler)
     solver.set_timesteps(6)
-    x = torch.randn(4, 8, 8, generator=generator)
+    x = source.normal(0, (4, 8, 8))
     with torch.no_grad():
-        for t in solver.timesteps:
+        for step, t in enumerate(solver.timesteps):
+            drawn = source.normal(step + 1, (16, 16))
+            monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, drawn=drawn, **__: drawn)
             packed = PackedSequence.from_latents([x], [request.ratio])
             labelled, null = (
                 tiny_dit(packed, t.expand(1), torch.tensor([label])).sample for label in (request.label, 10)
             )
             noise = null + guidance * (labelled - null)
-            tokens = solver.step(noise, t, packed.tokens, generator=generator).prev_sample
+            tokens = solver.step(noise, t, packed.tokens).prev_sample
             (x,) = packed.replace(tokens=tokens).to_latents()
     torch.testing.assert_close(got, x, atol=1e-4 * float(x.abs().max()), rtol=0)
 
@@ -68,7 +77,7 @@ def test_guidance_of_three_channels_is_that_of_the_original_dit(tiny_dit):
 
     solver = make_sampler(schedule, "ddim")
     solver.set_timesteps(4)
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(request.seed))
+    x = CounterNoise.from_seed(request.seed).normal(0, (4, 8, 8))[None]
     with torch.no_grad():
         for t in solver.timesteps:
             packed = PackedSequence.from_latents([x[0]], [request.ratio])
@@ -116,11 +125,11 @@ def test_solvers_recover_a_distribution_with_known_noise(sampler, steps):
     schedule = paper_schedule()
 
     class Oracle(torch.nn.Module):
-        config = type("config", (), {"patch_size": 2, "in_channels": 4, "num_classes": 10})
+        config = SimpleNamespace(patch_size=2, in_channels=4, num_classes=10, text_dim=None)
         device = torch.device("cpu")
 
         def forward(self, packed, text, return_dict):
-            alpha_bar = schedule.alphas_cumprod[packed.timestep][packed.sequence_index(), None]
+            alpha_bar = schedule.alphas_cumprod[packed.timestep.long()][packed.sequence_index(), None]
             exact = (packed.tokens - alpha_bar.sqrt() * target) / (1 - alpha_bar).sqrt()
             return (exact + 0.01 * torch.sin(31 * packed.tokens),)
 
@@ -138,10 +147,48 @@ def test_dpm_solver_starts_where_latents_contain_enough_signal(steps):
     assert (first / (1 - first)).sqrt().item() == pytest.approx(0.08, rel=0.05)
 
 
-def test_on_step_is_called_once_per_step(tiny_dit):
-    ticks = []
-    sample(tiny_dit, REQUESTS[:1], paper_schedule(), steps=5, on_step=lambda *_: ticks.append(1))
-    assert len(ticks) == 5
+@pytest.mark.parametrize("rows", [1, 8, 16])
+def test_null_sequences_fill_a_pack_up_to_a_multiple_of_rows(tiny_dit, rows):
+    scheduler = set_steps(paper_schedule(), "ddim", 4)
+    states = [
+        prepare(tiny_dit, request, scheduler, guidance=guidance)
+        for request, guidance in zip(REQUESTS, (1.0, 3.0, 1.0, 1.5), strict=True)
+    ]
+    packed, text, parts = pack_step(tiny_dit, states, rows)
+    assert text is None
+    assert (len(packed) % rows, packed.num_tokens % rows) == (0, 0)
+    assert packed.max_seqlen == 64 == max(packed.cu_seqlens.diff().tolist())
+    assert [len(twins) for twins in parts] == [1, 2, 1, 2]
+    for state, twins in zip(states, parts, strict=True):
+        assert all(torch.equal(packed.tokens[twin], state.tokens) for twin in twins)
+    bounds = packed.cu_seqlens.tolist()
+    label = {begin: int(value) for begin, value in zip(bounds, packed.label, strict=False)}
+    assert [[label[twin.start] for twin in twins] for twins in parts] == [[1], [7, 10], [3], [1, 10]]
+    assert rows > 1 or len(packed) == 6
+
+
+def test_noise_is_a_function_of_seed_and_counter():
+    noise = CounterNoise.from_seed(5)
+    one = noise.normal(3, (7, 11))
+    noise.normal(0, (100,))
+    assert torch.equal(noise.normal(3, (7, 11)), one)
+    assert torch.equal(CounterNoise.from_seed(5).normal(3, (77,)).reshape(7, 11), one)
+    seeds = (5, 6, 5 + 2**32, 2**63, 2**64 - 1, 2**64 - 2)
+    draws = [CounterNoise.from_seed(seed).normal(3, (7, 11)) for seed in seeds]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(draws, 2))
+    assert not torch.equal(noise.normal(4, (7, 11)), one)
+    generator = torch.Generator().manual_seed(5)
+    first, second = (CounterNoise.from_generator(generator) for _ in range(2))
+    assert first == noise != second
+
+
+def test_noise_is_standard_normal():
+    values = torch.cat([CounterNoise.from_seed(seed).normal(1, (50_000,)) for seed in range(4)]).double()
+    ordered = values.sort().values
+    expected = torch.special.ndtr(ordered)
+    uniform = torch.arange(1, len(values) + 1) / len(values)
+    assert (expected - uniform).abs().max() < 1.63 / len(values) ** 0.5  # Kolmogorov-Smirnov at 1 %
+    assert abs(torch.corrcoef(values.reshape(2, -1))[0, 1]) < 0.012
 
 
 def test_invalid_requests_are_rejected(tiny_dit):
@@ -151,8 +198,6 @@ def test_invalid_requests_are_rejected(tiny_dit):
         sample(tiny_dit, REQUESTS, paper_schedule(), steps=1001)
     with pytest.raises(UserError, match="fewer than 1000 distinct timesteps"):
         sample(tiny_dit, REQUESTS, paper_schedule(), sampler="dpm++", steps=1000)
-    with pytest.raises(UserError, match="requests: expected at least one"):
-        sample(tiny_dit, [], paper_schedule())
     with pytest.raises(UserError, match="training mode"):
         sample(tiny_dit.train(), REQUESTS, paper_schedule())
 
@@ -163,9 +208,7 @@ def test_a_flow_is_sampled_with_euler_steps_only(tiny_dit):
     (got,) = sample(tiny_dit, [request], schedule, sampler="euler", steps=5, guidance=1.0)
 
     side = tiny_dit.config.patch_size * request.grid[0]
-    noise = torch.randn(
-        tiny_dit.config.in_channels, side, side, generator=torch.Generator().manual_seed(request.seed)
-    )
+    noise = CounterNoise.from_seed(request.seed).normal(0, (tiny_dit.config.in_channels, side, side))
     packed = PackedSequence.from_latents([noise], [request.ratio], labels=[request.label])
     solver = make_sampler(schedule, "euler")
     solver.set_timesteps(5)
@@ -176,6 +219,36 @@ def test_a_flow_is_sampled_with_euler_steps_only(tiny_dit):
     torch.testing.assert_close(got, packed.to_latents()[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="expected 'euler', because this model was trained as a flow"):
         sample(tiny_dit, [request], schedule, sampler="ddim")
+
+
+def test_a_shifted_flow_takes_steps_at_the_noise_levels_of_each_length(make_dit):
+    """Against Euler steps by hand at the shifted levels, for images of three lengths in one batch."""
+    model, schedule = make_dit(noise_shift_tokens=16), make_schedule("flow")
+    together = sample(model, REQUESTS, schedule, sampler="euler", steps=4, guidance=1.0)
+    plain = make_sampler(schedule, "euler")
+    plain.set_timesteps(4)
+    for request, got in zip(REQUESTS, together, strict=True):
+        levels = shift_noise(plain.sigmas[:-1], torch.full((4,), request.num_tokens), 16)
+        levels = torch.cat([levels, torch.zeros(1)])
+        side = 2 * request.grid[0]
+        noise = CounterNoise.from_seed(request.seed).normal(0, (4, side, side))
+        packed = PackedSequence.from_latents([noise], [request.ratio], labels=[request.label])
+        for sigma, following in itertools.pairwise(levels):
+            with torch.no_grad():
+                velocity = model(packed.replace(timestep=1000 * sigma[None])).sample
+            packed = packed.replace(tokens=packed.tokens + (following - sigma) * velocity)
+        torch.testing.assert_close(got, packed.to_latents()[0], rtol=1e-3, atol=1e-4)
+
+
+def test_guidance_per_ratio_equals_each_image_with_its_own_scale(tiny_dit):
+    scales = {8: 1.0, 16: 3.0, 32: 5.0}
+    options = {"schedule": paper_schedule(), "sampler": "ddim", "steps": 4}
+    together = sample(tiny_dit, REQUESTS, guidance=scales, **options)
+    for request, latent in zip(REQUESTS, together, strict=True):
+        (alone,) = sample(tiny_dit, [request], guidance=scales[request.ratio], **options)
+        torch.testing.assert_close(latent, alone, atol=1e-4 * float(alone.abs().max()), rtol=0)
+    with pytest.raises(UserError, match=r"guidance: expected a scale for 16x, got \{8: 1.0\}"):
+        sample(tiny_dit, REQUESTS, guidance={8: 1.0}, **options)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from transformers import (
     T5Model,
 )
 
+from cat_fast.complexity.sentence_package import HUB_NAME, package_folder
 from cat_fast.errors import UserError
-from cat_fast.generator import PackedText
+from cat_fast.generator import PackedText, text_models
 from cat_fast.generator.text_encoder import TextEncoder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "house", "by", "the", "sea"]
@@ -71,6 +72,25 @@ def test_states_equal_those_of_each_text_encoded_alone(folder):
             ids = torch.tensor([[2, *map(WORDS.index, text.split()), 3]])
             torch.testing.assert_close(part.tokens, model(input_ids=ids).last_hidden_state[0])
     assert not packed.tokens.requires_grad
+
+
+def test_a_packaged_encoder_is_found_by_name_and_saved_without_a_path(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_models, "PACKAGED", {"org/packaged": lambda: folder, "org/absent": lambda: None})
+    for given in ("org/packaged", str(folder)):
+        encoder = TextEncoder(given, download=False)
+        assert encoder.name == "org/packaged"
+        encoder.save_pretrained(tmp_path / "saved")
+        assert str(folder) not in (tmp_path / "saved" / "config.json").read_text()
+        assert TextEncoder.from_pretrained(tmp_path / "saved").fingerprint() == encoder.fingerprint()
+    with pytest.raises(UserError, match="'org/absent' is missing"):
+        TextEncoder("org/absent", download=False)
+
+
+def test_the_encoder_of_the_distilled_scorer_is_that_of_its_package():
+    found = text_models.find_text_model(HUB_NAME)
+    assert found is not None
+    assert found == package_folder()
+    assert (found / "config.json").is_file()
 
 
 def test_long_texts_are_truncated_and_unknown_folders_rejected(folder):

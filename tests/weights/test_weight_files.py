@@ -10,6 +10,7 @@ from torch import nn
 from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.generator import DiT
 from cat_fast.inference.encoding.latent_file import LatentRecord, write_latents
+from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.runtime.ema import EMA
 from tests.cli.conftest import tiny_tokenizer
 
@@ -50,3 +51,13 @@ def test_every_file_has_the_mode_of_a_new_file(writer, umask, tmp_path):
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in files} == {
         path.name: 0o666 & ~umask for path in files
     }
+
+
+def test_the_folder_that_a_model_was_loaded_from_is_not_saved(tmp_path):
+    model = tiny_tokenizer()
+    model.save_pretrained(tmp_path / "first")
+    again = NestedAutoencoderKL.from_pretrained(tmp_path / "first")
+    again.save_pretrained(tmp_path / "second")
+    written = (tmp_path / "second" / "config.json").read_text()
+    assert str(tmp_path) not in written
+    assert written == (tmp_path / "first" / "config.json").read_text()

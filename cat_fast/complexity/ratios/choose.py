@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.mix import (
     average_latent_side,
     average_ratio,
@@ -15,6 +14,7 @@ from cat_fast.complexity.ratios.mix import (
 )
 from cat_fast.complexity.ratios.thresholds import RatioThresholds, default_thresholds
 from cat_fast.complexity.score import Scorer, require_scores
+from cat_fast.complexity.scorers.loading import default_scorer
 from cat_fast.integers import store_integers
 
 

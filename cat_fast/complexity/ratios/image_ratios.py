@@ -5,13 +5,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.choose import choose_ratios
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.policy import Label, RatioPolicy, ratio_of_image
 from cat_fast.complexity.ratios.thresholds import RatioThresholds, default_thresholds
 from cat_fast.complexity.score import Scorer, require_scores
+from cat_fast.complexity.scorers.loading import bulk_scorer, default_scorer
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import Photograph, photographs
@@ -58,9 +58,9 @@ def score_records(
     """Set missing scores and ratios, in order.
 
     A record without score and ratio is scored by its caption, if it has one; one without ratio gets that of
-    its score. A ratio that is set is kept.
+    its score. A ratio that is set is kept. The default scorer is `bulk_scorer()`.
     """
-    scorer, thresholds = scorer or default_scorer(), thresholds or default_thresholds()
+    scorer, thresholds = scorer or bulk_scorer(), thresholds or default_thresholds()
     captioned = [n for n, r in enumerate(records) if r.score is None and r.ratio is None and r.caption]
     descriptions = [_description(records[n]) for n in captioned]
     scores = require_scores(scorer, descriptions) if descriptions else []
@@ -85,13 +85,13 @@ def load_index(name: str) -> list[ImageRecord]:
         UserError: the file cannot be read, or is not an index.
     """
     if name == PHOTOGRAPHS:
-        return index_photographs(photographs("train"))
+        return index_photographs(photographs("train"), bulk_scorer())
     return score_records(read_index(name, ProblemLog().report))
 
 
 def ratio_policy_for(signal: str, thresholds: RatioThresholds) -> RatioPolicy:
     """Return the policy for a key of RATIO_SIGNALS, with `thresholds` for scores."""
-    return RatioPolicy(RATIO_SIGNALS[signal], thresholds)
+    return RatioPolicy(RATIO_SIGNALS[signal], thresholds, bulk_scorer())
 
 
 def ratios_by_jpeg(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from PIL.Image import Image
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.embedded_scorer import default_scorer
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.thresholds import RatioThresholds, Scored, default_thresholds
 from cat_fast.complexity.score import Score, Scorer, ScoringFailure
+from cat_fast.complexity.scorers.loading import DISTILLED, default_scorer
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.data.images.io import decode_image, image_to_bytes, resize_center_crop
 from cat_fast.data.ratio_origin import Pair, RatioOrigin, ScoredBy
@@ -85,7 +85,7 @@ class RatioPolicy:
     Args:
         labels: the labels to use, in order of precedence; the first one that an image has decides.
         thresholds: map scores to ratios; by default `default_thresholds()`.
-        scorer: scores captions; by default the packaged one.
+        scorer: scores captions; by default `default_scorer()`, loaded for the first caption.
         fixed: one ratio for all images; labels are ignored.
         jpeg: map JPEG sizes to ratios; by default the published thresholds.
     """
@@ -99,7 +99,7 @@ class RatioPolicy:
         jpeg: JpegThresholds = JPEG_THRESHOLDS,
     ) -> None:
         self.labels, self.jpeg = labels, jpeg
-        self.scorer = scorer or default_scorer()
+        self._scorer = scorer
         self.thresholds = thresholds or default_thresholds()
         self._pair = self.thresholds.pair
         fixed = None if fixed is None else to_integer("fixed", fixed)
@@ -126,11 +126,16 @@ class RatioPolicy:
                 found.append(error)
         return found
 
+    @property
+    def scorer(self) -> Scorer:
+        """Scorer of captions."""
+        return self._scorer or default_scorer()
+
     @cached_property
     def scored_by(self) -> ScoredBy:
-        """Scorer of captions, with the default thresholds if it is the packaged one, else this policy's."""
-        is_packaged = self.scorer is default_scorer()
-        return scored_by(self.scorer, default_thresholds() if is_packaged else self.thresholds)
+        """Scorer of captions, with the default thresholds if it is distilled, else this policy's."""
+        is_distilled = self.scorer.name in DISTILLED
+        return scored_by(self.scorer, default_thresholds() if is_distilled else self.thresholds)
 
     def choose_by_jpeg(self, image: Image) -> RatioChoice:
         """Choose by the JPEG size of the image's centre square."""

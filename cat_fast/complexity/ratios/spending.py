@@ -3,9 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from cat_fast.complexity.embedded_scorer import default_scorer
-from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.thresholds import default_thresholds
+from cat_fast.complexity.scorers.loading import DISTILLED
 from cat_fast.data.images.size import Size, height_and_width
 from cat_fast.data.ratio_origin import Pair, RatioOrigin
 
@@ -38,13 +37,12 @@ def spending_notice(origins: Mapping[RatioOrigin, int], mix: Mapping[int, float]
 
 
 def _other_thresholds(scored: Mapping[RatioOrigin, int]) -> list[str]:
-    packaged = scored_by(default_scorer(), default_thresholds())
-    found = set()
+    default, found = default_thresholds().pair, set()
     for origin in scored:
-        own = (origin.scored_by or packaged).thresholds
+        own = origin.scored_by.thresholds if origin.scored_by else default
         applied = origin.thresholds or own
-        if origin.source == "ratio" and str(origin.scored_by) == str(packaged):
-            own = packaged.thresholds
+        if origin.source == "ratio" and origin.scored_by and origin.scored_by.scorer in DISTILLED:
+            own = default
         if applied != own:
             name = origin.scored_by or _UNRECORDED
             kind = "thresholds of" if origin.scored_by else "default thresholds, for scores of"

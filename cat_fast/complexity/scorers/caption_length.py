@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.distillation.rated_captions import read_rated
+from cat_fast.complexity.rated_captions import read_rated
 from cat_fast.complexity.score import Score, ScoringFailure
 from cat_fast.errors import UserError
 

@@ -60,7 +60,9 @@ def load_scorer(
             that cannot be loaded.
     """
     if name not in SCORERS:
-        raise UserError(f"--scorer {name}: expected one of {', '.join(SCORERS)}")
+        raise UserError(
+            f"--scorer {name}: expected one of {', '.join(SCORERS)} for captions; for images, jpeg or unified"
+        )
     options = {
         "model": model,
         "base_url": base_url,
@@ -86,6 +88,16 @@ def load_scorer(
     return EscalatingScorer(_load(name, {}), _load(second, given), escalate)
 
 
+def default_scorer() -> Scorer:
+    """Return the scorer of captions where no other is chosen, loaded once."""
+    return load_scorer(DEFAULT_SCORER)
+
+
+def bulk_scorer() -> Scorer:
+    """Return the scorer of captions in data sets without scores, loaded once: fast enough for any loader."""
+    return load_scorer("fast")
+
+
 def _load(name: str, options: Mapping[str, Any]) -> Scorer:
     if unused := [option for option in options if option not in _OPTIONS[name]]:
         users = [scorer for scorer in SCORERS if unused[0] in _OPTIONS[scorer]]
@@ -93,10 +105,14 @@ def _load(name: str, options: Mapping[str, Any]) -> Scorer:
             f"{_flag(unused[0])}: not used by --scorer {name}; leave it out, or choose {' or '.join(users)}"
         )
     match name:
-        case "accurate" | "fast":
-            from cat_fast.complexity.embedded_scorer import default_scorer
+        case "accurate":
+            from cat_fast.complexity.scorers.accurate.scorer import accurate_scorer
 
-            return default_scorer()
+            return accurate_scorer()
+        case "fast":
+            from cat_fast.complexity.scorers.fast.scorer import fast_scorer
+
+            return fast_scorer()
         case "length":
             from cat_fast.complexity.scorers.caption_length import CaptionLength
 

@@ -1,4 +1,4 @@
-"""Inputs of a scoring run: caption files, archives, folders and images, from the paths that a user names."""
+"""Inputs of captions: caption files, archives, folders and images, from the paths that a user names."""
 
 import os
 from collections import Counter
@@ -11,6 +11,7 @@ from typing import Any
 
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.scoring_run.arguments import ACCEPTED, Kind, kind_by_ending
+from cat_fast.complexity.scoring_run.image_samples import ImageShards
 from cat_fast.complexity.scoring_run.outputs import PARTIAL
 from cat_fast.complexity.scoring_run.samples import (
     Archive,
@@ -35,8 +36,9 @@ from cat_fast.errors import UserError
 
 _READERS: dict[str, Any] = {"json lines": JsonLines, "text": TextLines, "parquet": ParquetRows}
 _NO_CAPTION = (
-    "no captions; scoring reads captions, not pixels: expected a text file next to each image (a.txt of"
-    " a.jpg), or a file with a column or field caption (.jsonl, .parquet), or an archive (.tar)"
+    "no captions, which this scorer reads: expected a text file next to each image (a.txt of a.jpg), a file"
+    " with a column or field caption (.jsonl, .parquet), or an archive (.tar); or score the images with"
+    " --captioner or --scorer jpeg"
 )
 _SNIFFED_BYTES = 4096
 
@@ -56,13 +58,16 @@ class Inputs:
 
     def total(self) -> int | None:
         """Return the number of samples; extrapolated while archives are not opened, None before the first."""
-        counts = [found.count() if isinstance(found, Archive) else self._counts[found.name] for found in self]
+        counts = [
+            found.count() if isinstance(found, Archive | ImageShards) else self._counts[found.name]
+            for found in self
+        ]
         known = [count for count in counts if count is not None]
         return round(sum(known) + fmean(known) * (len(counts) - len(known))) if known else None
 
     @cached_property
     def _counts(self) -> dict[str, int | None]:
-        return {found.name: found.count() for found in self if not isinstance(found, Archive)}
+        return {found.name: found.count() for found in self if not isinstance(found, Archive | ImageShards)}
 
 
 def open_inputs(
@@ -116,9 +121,9 @@ def _find(file: str, found: _Found, problems: list[str], is_output: Callable[[Pa
     """Add what a path names to `found`, or the reason why it is unusable to `problems`."""
     path = Path(file)
     if is_output(path):
-        raise UserError(f"{_shown(path)}: cannot be both input and output; choose another --out")
-    if _is_pattern(file):
-        found.paths += [(archive, "archive") for archive in _list_archives(file)]
+        raise UserError(f"{shown(path)}: cannot be both input and output; choose another --out")
+    if is_pattern(file):
+        found.paths += [(archive, "archive") for archive in list_archives(file)]
         return
     if path.is_dir():
         _find_in_folder(path, found, problems, is_output)
@@ -129,9 +134,9 @@ def _find(file: str, found: _Found, problems: list[str], is_output: Callable[[Pa
         if _has_caption(path):
             found.images.append(path)
         else:
-            problems.append(f"{_shown(path)}: {_NO_CAPTION}")
+            problems.append(f"{shown(path)}: {_NO_CAPTION}")
     elif not path.stat().st_size:
-        problems.append(f"{_shown(path)}: the file is empty")
+        problems.append(f"{shown(path)}: the file is empty")
     else:
         found.paths.append((file, kind))
 
@@ -140,7 +145,7 @@ def _find_in_folder(
     folder: Path, found: _Found, problems: list[str], is_output: Callable[[Path], bool]
 ) -> None:
     """Add the archives of a folder, else its described images, else its caption files."""
-    kinds = {path: kind_by_ending(path.name) for path in _files(folder) if not is_output(path)}
+    kinds = {path: kind_by_ending(path.name) for path in list_files(folder) if not is_output(path)}
     archives = [path for path, kind in kinds.items() if kind == "archive"]
     pictured = any(path.suffix.lower() in IMAGE_SUFFIXES for path in kinds)
     images = FolderShards(folder, described=True) if pictured and not archives else None
@@ -156,9 +161,9 @@ def _find_in_folder(
             if path.stat().st_size:
                 found.paths.append((str(path), kind))
             else:
-                problems.append(f"{_shown(path)}: the file is empty")
+                problems.append(f"{shown(path)}: the file is empty")
     else:
-        problems.append(f"{_shown(folder)}: {_NO_CAPTION if images else f'expected {ACCEPTED}'}")
+        problems.append(f"{shown(folder)}: {_NO_CAPTION if images else f'expected {ACCEPTED}'}")
 
 
 def _open(found: _Found, flags: Flags, single: bool) -> list[Input]:
@@ -168,17 +173,17 @@ def _open(found: _Found, flags: Flags, single: bool) -> list[Input]:
         single: nothing else is scored. Otherwise the keys in archives and folders start with their name.
     """
     paths = [Path(path) for path, _ in found.paths]
-    _require_distinct([*paths, *found.images])
+    require_distinct([*paths, *found.images])
     single = single and len(paths) + bool(found.images) == 1
     archives = [path for path, kind in found.paths if kind == "archive"]
-    shards = _open_archives(archives) if archives else None
+    shards = open_archives(archives) if archives else None
     positions = {path: position for position, path in enumerate(archives)}
     inputs: list[Input] = []
     for name, (path, kind) in zip(distinct_names(paths), found.paths, strict=True):
         if isinstance(kind, FolderShards):
             inputs.append(ImageFolder(name, kind, flags, "" if single else f"{name}/"))
         elif shards and kind == "archive":
-            prefix = "" if single else f"{_without_ending(name)}/"
+            prefix = "" if single else f"{without_ending(name)}/"
             inputs.append(Archive(name, shards, positions[path], flags, prefix))
         else:
             inputs.append(_READERS[kind](name, Path(path), flags))
@@ -206,7 +211,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
         lengths = longer
 
 
-def _require_distinct(paths: Sequence[Path]) -> None:
+def require_distinct(paths: Sequence[Path]) -> None:
     real = Counter(os.path.realpath(path) for path in paths)
     for path in paths:
         if real[os.path.realpath(path)] > 1:
@@ -220,12 +225,12 @@ def _require_any_valid(inputs: Sequence[Input]) -> None:
         raise UserError(errors[0])
 
 
-def _is_pattern(file: str) -> bool:
+def is_pattern(file: str) -> bool:
     """Return whether a path names archives by their URL, with wildcards, or with braces."""
     return "://" in file or (any(c in file for c in "*{") and not os.path.lexists(file))
 
 
-def _open_archives(names: list[str]) -> ShardSet:
+def open_archives(names: list[str]) -> ShardSet:
     from cat_fast.data.streams.formats.remote import Remote
     from cat_fast.data.streams.formats.tar import TarShards  # imports webdataset, and so torch
 
@@ -233,7 +238,7 @@ def _open_archives(names: list[str]) -> ShardSet:
     return TarShards(names, Remote(StreamConfig(), problems), problems)
 
 
-def _list_archives(pattern: str) -> list[str]:
+def list_archives(pattern: str) -> list[str]:
     from cat_fast.data.streams.formats.remote import Remote
     from cat_fast.data.streams.formats.tar import list_shards
 
@@ -246,16 +251,16 @@ def _sniff(path: Path) -> Kind:
     Raises:
         UserError: it is missing, not a file, or of another kind.
     """
-    shown = _shown(path)
+    name = shown(path)
     if not path.exists():
-        raise UserError(f"{shown}: cannot be read (No such file or directory); check the path")
+        raise UserError(f"{name}: cannot be read (No such file or directory); check the path")
     if not path.is_file():
-        raise UserError(f"{shown}: is a device or pipe; expected a file")
+        raise UserError(f"{name}: is a device or pipe; expected a file")
     try:
         with path.open("rb") as file:
             start = file.read(_SNIFFED_BYTES)
     except OSError as error:
-        raise UserError(f"{shown}: cannot be read ({error.strerror or error}); check the path") from error
+        raise UserError(f"{name}: cannot be read ({error.strerror or error}); check the path") from error
     if start.startswith(b"PAR1"):
         return "parquet"
     if start[257:262] == b"ustar":
@@ -266,7 +271,7 @@ def _sniff(path: Path) -> Kind:
     except ValueError:
         text = "\0"
     if "\0" in text:
-        raise UserError(f"{shown}: expected captions: {ACCEPTED}; rename or convert it")
+        raise UserError(f"{name}: expected captions: {ACCEPTED}; rename or convert it")
     return "json lines" if text.lstrip().startswith("{") else "text"
 
 
@@ -277,16 +282,16 @@ def _has_caption(photo: Path) -> bool:
         return True
 
 
-def _files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """Return the files in a folder and its subfolders, sorted; not those of unfinished scores."""
     found = walk_files(folder)
     return sorted(path for path in found if not any(part.endswith(PARTIAL) for part in path.parent.parts))
 
 
-def _without_ending(name: str) -> str:
+def without_ending(name: str) -> str:
     ending = next((end for end in ARCHIVE_SUFFIXES if name.endswith(end)), "")
     return name.removesuffix(ending)
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     return escape_text(str(path))

@@ -109,23 +109,19 @@ def rows_to_keep(
     Raises:
         UserError: a sample with a score has changed since.
     """
-    names = ("key", "caption", "has_text", "has_faces", "error")
-    known = dict(zip(numbers, zip(*(rows[name].to_pylist() for name in names), strict=True), strict=True))
+    names = ("key", "caption", "has_text", "has_faces", "source", "error")
+    known = dict(zip(numbers, rows.select(names).to_pylist(), strict=True))
     index = {number: i for i, number in enumerate(numbers)}
     kept: list[int | None] = []
     for number, sample in samples:
         row = known.get(number)
-        if row is None:
-            kept.append(None)
-            continue
-        *identity, error = row
-        same = tuple(identity) == sample.identity and sample.error == error
-        if error is None and not same:
+        keep = row is not None and sample.error == row["error"] and sample.matches(row)
+        if row is not None and row["error"] is None and not keep:
             raise UserError(
-                f"{path} was made from other samples: {sample.key!r} has changed, or was {identity[0]!r};"
+                f"{path} was made from other samples: {sample.key!r} has changed, or was {row['key']!r};"
                 f" restore it, {_ADVICE}"
             )
-        kept.append(index[number] if same else None)
+        kept.append(index[number] if keep else None)
     return kept
 
 

@@ -1,6 +1,7 @@
 """Names of the files of a run, its shards, and the settings that are stored with scores."""
 
 import glob
+import hashlib
 import os
 import re
 import zlib
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cat_fast.complexity.image_score import ImageScorer
 from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import Scorer
 from cat_fast.errors import UserError
@@ -65,7 +67,7 @@ class ScoreSettings:
     @classmethod
     def of(
         cls,
-        scorer: Scorer,
+        scorer: Scorer | ImageScorer,
         thresholds: RatioThresholds,
         mean_tokens: float | None = None,
         shard: Shard = Shard(),  # noqa: B008 # immutable
@@ -91,12 +93,16 @@ class ScoreSettings:
         }
 
 
-def _prompt_hash(scorer: Scorer) -> str | None:
+def _prompt_hash(scorer: Any) -> str | None:
     """Return the hash of a language model's prompt; None for a scorer without one."""
-    for found in (scorer, getattr(scorer, "second", None)):  # of a scorer that escalates to a second one
-        if (prompt := getattr(found, "prompt", None)) is not None:
-            return str(prompt.hash)
-    return None
+    prompt = getattr(scorer, "prompt", None)
+    if isinstance(prompt, str):
+        return hashlib.sha256(prompt.encode()).hexdigest()[:12]
+    if prompt is not None:
+        return str(prompt.hash)
+    # A scorer that escalates to a second one, or scores the descriptions of a captioner.
+    parts = (getattr(scorer, name, None) for name in ("second", "scorer"))
+    return next((found for part in parts if part is not None and (found := _prompt_hash(part))), None)
 
 
 def shard_files(out: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Resumable scoring of captions from files of any size into one parquet file.
+"""Resumable scoring of captions or images from files of any size into one parquet file.
 
     scores.parquet             the result (`score_file`), written atomically once everything is scored
     scores.parquet.partial/    parts of an unfinished run, removed at the end
@@ -30,6 +30,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 
+from cat_fast.complexity.image_score import ImageScorer
 from cat_fast.complexity.ratios.thresholds import RatioThresholds
 from cat_fast.complexity.score import Scorer
 from cat_fast.complexity.scoring_run.decision import TOKENS, decide, require_enough
@@ -69,7 +70,7 @@ _TOKENS[list(TOKENS)] = list(TOKENS.values())
 
 def score_set(
     inputs: Inputs,
-    scorer: Scorer,
+    scorer: Scorer | ImageScorer,
     out: Path,
     thresholds: RatioThresholds,
     *,
@@ -120,7 +121,7 @@ class _Run:
     def __init__(
         self,
         inputs: Inputs,
-        scorer: Scorer,
+        scorer: Scorer | ImageScorer,
         out: Path,
         folder: Path,
         settings: ScoreSettings,
@@ -131,7 +132,8 @@ class _Run:
         self.scorer = RowScorer(scorer, settings, sizes.call, on_progress)
         self.part_size, self.on_progress = sizes.part, on_progress
         self.path = settings.shard.path(out)
-        self.result = ScoringResult(settings, problems=list(inputs.problems))
+        noun = "image" if isinstance(scorer, ImageScorer) else "caption"
+        self.result = ScoringResult(settings, noun, problems=list(inputs.problems))
         self.known = KnownRows(out, settings, self.result.problems.append)
         self.seen = KeysSeen()
         self.totals: dict[str, int] = {}
@@ -184,7 +186,7 @@ class _Run:
             self.result.problems.append(f"{source.name}: {error}")
         else:
             if number < 0:
-                self.result.problems.append(f"{source.name}: contains no captions")
+                self.result.problems.append(f"{source.name}: contains no {self.result.noun}s")
         self.totals[source.name] = number + 1
 
     def _finish_part(self, name: str, number: int, samples: list[tuple[int, Sample]]) -> None:

@@ -1,15 +1,17 @@
 """Samples to score, and the files that they are read from, one at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from cat_fast.complexity.captions import describe
 from cat_fast.complexity.description import Description
+from cat_fast.complexity.image_score import GivenLabels
 from cat_fast.data.images.caption_file import read_caption
 from cat_fast.data.images.label_fields import required_text
-from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
+from cat_fast.data.input_samples import hash_content, hash_labels
+from cat_fast.data.streams.formats.base import Entry, Labels, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.image_files import FolderShards
 from cat_fast.data.text_files import byte_lines, decode_text, escape_text, parse_object, strip_text
 from cat_fast.errors import UserError
@@ -20,20 +22,53 @@ MakeDescription = Callable[[str, bool | None, bool | None], Description]
 
 
 @dataclass(frozen=True, slots=True)
+class GivenImage:
+    """An encoded image with the labels that it has already."""
+
+    read: Callable[[], bytes]
+    """Returns the encoded image; raises OSError if it cannot be read."""
+    given: GivenLabels
+
+    def identity(self, content: bytes) -> str:
+        """Return the hash of the image and its labels, which a scored row repeats."""
+        labels = self.given
+        given = Labels(None, None, labels.has_text, labels.has_faces, labels.caption, labels.label)
+        return hash_labels(hash_content(content), given)
+
+    def read_identity(self) -> str | None:
+        """Read the image and return its identity; None if it cannot be read."""
+        try:
+            return self.identity(self.read())
+        except OSError:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a set of captions."""
+    """One sample of a set of captions or images."""
 
     key: str
     description: Description | None
-    """None if there is no valid one."""
+    """None if there is no valid one, and for an image, which is yet to be described."""
     error: str | None = None
     """Reason why it cannot be scored; None if it can."""
+    image: GivenImage | None = None
+    """The image if images are scored; None for a caption."""
 
     @property
     def identity(self) -> tuple[str, str | None, bool | None, bool | None]:
-        """Key, caption and flags, which a scored row repeats."""
+        """Key, caption and flags, which the row of a scored caption repeats."""
         d = self.description
         return (self.key, d.caption, d.has_text, d.has_faces) if d else (self.key, None, None, None)
+
+    def matches(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a row is of this sample; reads its image, if there is one to score."""
+        if row["key"] != self.key:
+            return False
+        if self.image is not None and self.error is None:
+            return row["source"] is not None and row["source"] == self.image.read_identity()
+        given = (row["key"], row["caption"], row["has_text"], row["has_faces"])
+        return row["source"] is None and self.identity == given
 
 
 @dataclass(frozen=True)

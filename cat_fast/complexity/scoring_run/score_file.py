@@ -1,8 +1,8 @@
 """Parquet files of scores: one row per sample, with the settings of the run in the file's metadata.
 
     key          string   key of the sample
-    caption      string   null if the sample has no valid description
-    has_text     bool     flags as given; null if unknown, so that the scorer inferred them
+    caption      string   null if the sample has no valid description, or pixels were scored
+    has_text     bool     flags as given or described; null if unknown, so that the scorer inferred them
     has_faces    bool
     score        int32    1..9; null if the sample failed, like the columns that follow from it
     expected     float64  expected score before rounding
@@ -14,6 +14,7 @@
     reasons      string   null if the scorer gives none
     seconds      float64  mean time per sample of the call that scored it; null if it was not scored
     error        string   reason why the sample has no score; null if it has one
+    source       string   hash of the image and of the labels given with it; null if a caption was given
 
 Parts of an unfinished run have the same columns without ratio and tokens, which depend on all scores.
 """
@@ -45,6 +46,7 @@ PART_SCHEMA = pyarrow.schema(
         ("reasons", pyarrow.string()),
         ("seconds", pyarrow.float64()),
         ("error", pyarrow.string()),
+        ("source", pyarrow.string()),
     ]
 )
 _AFTER_CONFIDENCE = PART_SCHEMA.get_field_index("confidence") + 1

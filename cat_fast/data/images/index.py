@@ -5,8 +5,9 @@ of `given_labels`.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,16 @@ _HEAD = 512
 """Bytes that show another kind of file."""
 
 
-def write_index(path: str | Path, records: list[ImageRecord]) -> None:
-    """Write an index, atomically."""
+def write_index(path: str | Path, records: list[ImageRecord], *, relative: bool = False) -> None:
+    """Write an index, atomically.
+
+    Args:
+        relative: image paths are relative to the working directory, as `read_index` returns them, and are
+            written relative to the index's folder. By default they are written as they are.
+    """
+    if relative:
+        folder = Path(path).parent.resolve()
+        records = [replace(r, path=os.path.relpath(Path(r.path).resolve(), folder)) for r in records]
     with atomic_write(path) as part:
         lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
         part.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")

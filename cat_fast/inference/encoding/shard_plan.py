@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
 from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, load_index
 from cat_fast.complexity.ratios.policy import Label, OriginTally, RatioPolicy
+from cat_fast.complexity.scorers.loading import bulk_scorer
 from cat_fast.data.latents.format import (
     HEADER,
     SCALE,
@@ -86,7 +87,7 @@ class EncodeShardsSettings:
         order: tuple[Label, ...] = ("ratio", "score", "caption")
         if self.thresholds is not None:
             order = ("score", "caption", "ratio")
-        return RatioPolicy(order, self.thresholds, fixed=self.ratio, jpeg=self.jpeg_thresholds)
+        return RatioPolicy(order, self.thresholds, bulk_scorer(), fixed=self.ratio, jpeg=self.jpeg_thresholds)
 
 
 class WorkUnit(NamedTuple):

@@ -1,10 +1,10 @@
 """Assembly of a pipeline from trained models: a tokenizer, a transformer and the names of its classes."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cat_fast.complexity import Description, RatioThresholds, tokens_per_image
+from cat_fast.complexity import RatioThresholds, describe_labels, tokens_per_image
 from cat_fast.data.latents.format import HEADER, read_json
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
@@ -36,7 +36,8 @@ def assemble(
         resolution: side of the images in pixels.
         thresholds: map complexity scores to ratios; `default_thresholds()` if None.
         text_classes, face_classes: labels of all classes whose images show text, or faces, and get more
-            tokens. Empty: unknown, so that the scorer infers it from each label.
+            tokens. Empty: those of ImageNet if all labels are its classes; else unknown, so that the scorer
+            infers it from each label.
         text_encoder: name or folder of the text encoder it was trained with, if any.
 
     Raises:
@@ -46,7 +47,6 @@ def assemble(
     for name in (*text_classes, *face_classes):
         if name not in labels:
             raise UserError(f"class {name!r} is none of the {len(labels)} classes, such as {labels[0]!r}")
-    flagged = text_classes, face_classes
     transformer = load_model(DiT, "generator", generator, "cpu")
     for ratio in transformer.config.ratios:
         tokens_per_image(ratio, resolution, transformer.config.patch_size)
@@ -59,8 +59,12 @@ def assemble(
         thresholds=thresholds,
         resolution=resolution,
         descriptions=[
-            Description.from_label(label, *(label in classes if classes else None for classes in flagged))
-            for label in labels
+            replace(
+                description,
+                has_text=label in text_classes if text_classes else description.has_text,
+                has_faces=label in face_classes if face_classes else description.has_faces,
+            )
+            for label, description in zip(labels, describe_labels(labels), strict=True)
         ],
     )
 

@@ -5,15 +5,14 @@
     output.images[0].save("sky.png")
 
 A call runs `plan` (prompts to requests), `batches` (requests that share a forward pass) and `draw` per batch.
-For large runs, call these steps directly. A batch drawn again gives the same bits; with other images in the
-batch, an image is the same up to rounding.
+For large runs, call these steps directly. A `PackedEngine` draws the images, so their bits do not depend on
+the others of a batch.
 """
 
 import difflib
 import inspect
 import math
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,30 +29,36 @@ from cat_fast.complexity import (
     RatioThresholds,
     default_scorer,
     default_thresholds,
+    describe_labels,
     ratios_within_budget,
     require_scores,
 )
 from cat_fast.data.files import require_writable
 from cat_fast.data.images.io import tensor_to_image
-from cat_fast.data.latents.scale import LatentScale
 from cat_fast.errors import UserError, one_line
-from cat_fast.generator import DiT, SampleRequest, sample
+from cat_fast.generator import DiT, SampleRequest
 from cat_fast.generator.diffusion import Schedule, check_betas
-from cat_fast.generator.sampling import Sampler
+from cat_fast.generator.noise import CounterNoise
+from cat_fast.generator.sampling import Guidance, SamplingState, guidance_scales, passes_of
+from cat_fast.generator.solvers import Sampler
 from cat_fast.generator.text_encoder import TextEncoder
+from cat_fast.inference.engine.admission import check_room
+from cat_fast.inference.engine.engine import PackedEngine
+from cat_fast.inference.engine.order import FifoPacked
+from cat_fast.inference.engine.report import StepReport
+from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, check_fit
 from cat_fast.inference.pipeline.folder import INDEX, check_folder, find_damage, find_folder
 from cat_fast.integers import to_integer
-from cat_fast.packing import PackedSequence, TokenBudgetPacker
+from cat_fast.kernels.pack.op import pack
+from cat_fast.packing import TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.tokenizer.pipeline_config import upcast
 from cat_fast.weights.checked_model import LOADING_OPTIONS, check_options
 
 MAX_TOKENS = 16_384
 MAX_SEED = 2**64 - 1
 """Largest seed of a `torch.Generator`."""
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-_DECODE_BATCH = 8
 PIPELINE_OPTIONS = (
     *sorted({*LOADING_OPTIONS} - {"flashpack_kwargs", "output_loading_info", "parallel_config", "subfolder"}),
     "custom_pipeline",
@@ -66,9 +71,6 @@ PIPELINE_OPTIONS = (
     "use_onnx",
 )
 """Options of diffusers' `DiffusionPipeline.from_pretrained`."""
-_NOT_FINITE = (
-    "a latent contains NaN or infinite values; lower guidance_scale, or check the pipeline's weights"
-)
 
 Prompt = str | int | Description
 """A label, its index, or a description; a string that is not a label is a description."""
@@ -102,7 +104,8 @@ class CATPipeline(DiffusionPipeline):
         resolution: default side of the images in pixels; if None, the one at which the grid of the lowest
             ratio fills the transformer's `position_frame`.
         descriptions: description of each label, scored for ``ratio="auto"`` and encoded by `text_encoder`;
-            "this is an image of LABEL" if None. Set `has_text` and `has_faces` of classes here.
+            "this is an image of LABEL" if None, with the packaged flags if all labels are classes of
+            ImageNet. Set `has_text` and `has_faces` of other classes here.
 
     Raises:
         UserError: components of another class, or that were not trained together.
@@ -150,7 +153,7 @@ class CATPipeline(DiffusionPipeline):
         transformer.eval()
         self._labels = list(labels)
         self._thresholds = _as_thresholds(thresholds)
-        self._descriptions = list(map(_as_description, descriptions or map(Description.from_label, labels)))
+        self._descriptions = list(map(_as_description, descriptions or describe_labels(labels)))
         self._class_of = {label: number for number, label in enumerate(self._labels)}
         self.register_to_config(
             labels=self._labels,
@@ -189,7 +192,7 @@ class CATPipeline(DiffusionPipeline):
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 250,
-        guidance_scale: float = 1.5,
+        guidance_scale: Guidance = 1.5,
         guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -208,13 +211,15 @@ class CATPipeline(DiffusionPipeline):
             height, width: size of the images in pixels; `resolution` if None. Both must be multiples of
                 ratio * patch_size.
             num_inference_steps: number of steps of the scheduler.
-            guidance_scale: classifier-free guidance scale; 1 disables guidance.
+            guidance_scale: classifier-free guidance scale; 1 disables guidance. A mapping from ratios, such
+                as {8: 2.0, 16: 3.0, 32: 4.0}, has one scale per ratio.
             guidance_channels: number of leading latent channels to guide; None for all, 3 for the original
                 DiT's guidance.
             scheduler: "ddpm", "ddim", "dpm++" or, for a flow, "euler", used in place of the pipeline's
                 scheduler. "ddim" and "dpm++" need 30 to 50 steps.
-            generator: one generator per image, which alone determines its noise. A single one seeds a
-                generator per image if there are several; None takes the seeds from torch's default generator.
+            generator: one generator per image, whose seed and state alone determine its noise; each use
+                advances it. A single one seeds a generator per image if there are several; None takes the
+                seeds from torch's default generator.
             max_tokens: maximum number of tokens per forward pass, with the unconditional half of guidance.
             output_type: "pil", "np" or "pt" for images, "latent" for latents in the transformer's scale.
             return_dict: return a `CATOutput`; otherwise a tuple (images, ratios, tokens).
@@ -295,21 +300,24 @@ class CATPipeline(DiffusionPipeline):
         ]
 
     def batches(
-        self, requests: Sequence[SampleRequest], *, guidance_scale: float = 1.5, max_tokens: int = MAX_TOKENS
+        self,
+        requests: Sequence[SampleRequest],
+        *,
+        guidance_scale: Guidance = 1.5,
+        max_tokens: int = MAX_TOKENS,
     ) -> list[list[int]]:
         """Return the indices of requests that share a forward pass; depends on the arguments only.
 
         Raises:
-            UserError: a request exceeds `max_tokens` by itself, or guidance is not finite.
+            UserError: a request exceeds `max_tokens` by itself, or guidance is not finite or lacks a ratio.
         """
-        if not abs(guidance_scale) <= torch.finfo(torch.float32).max:
-            raise UserError(f"guidance_scale {guidance_scale}: expected a finite number, such as 1.5")
-        passes = 1 if guidance_scale == 1 else 2
-        _check_room(requests, passes, max_tokens)
+        scales = guidance_scales(guidance_scale, [request.ratio for request in requests])
+        passes = [passes_of(scale) for scale in scales]
+        check_room(requests, max(passes, default=1), max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
         # requests of equal length next to each other share one attention call
         by_length = sorted(range(len(requests)), key=lambda i: requests[i].num_tokens)
-        return list(packer.pack((i, passes * requests[i].num_tokens) for i in by_length))
+        return list(packer.pack((i, passes[i] * requests[i].num_tokens) for i in by_length))
 
     @torch.no_grad()
     def draw(
@@ -317,7 +325,7 @@ class CATPipeline(DiffusionPipeline):
         requests: Sequence[SampleRequest],
         *,
         num_inference_steps: int = 250,
-        guidance_scale: float = 1.5,
+        guidance_scale: Guidance = 1.5,
         guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generators: Sequence[torch.Generator] | None = None,
@@ -340,41 +348,43 @@ class CATPipeline(DiffusionPipeline):
         check_classes({"scheduler": self.scheduler})
         for name in callback_on_step_end_tensor_inputs:
             _check_choice("callback_on_step_end_tensor_inputs", name, self._callback_tensor_inputs)
-        device, patch = self._execution_device, self.transformer.config.patch_size
-        ratios = [request.ratio for request in requests]
+        patch = self.transformer.config.patch_size
 
-        def on_step(step: int, timestep: torch.Tensor, packed: PackedSequence) -> PackedSequence | None:
+        def on_step(report: StepReport) -> None:
             if callback_on_step_end is None:
-                return None
-            values = (
-                {"latents": packed.to_latents(patch)}
-                if "latents" in callback_on_step_end_tensor_inputs
-                else {}
-            )
-            changed = (callback_on_step_end(self, step, timestep, values) or {}).get("latents")
-            if changed is None:
-                return None
-            return packed.replace(tokens=PackedSequence.from_latents(changed, ratios, patch).tokens)
+                return
+            states, latents = report.states, "latents" in callback_on_step_end_tensor_inputs
+            values = {"latents": [state.latent(patch) for state in states]} if latents else {}
+            solver = states[0].solver
+            timestep = solver.timesteps[solver.step - 1]
+            changed = callback_on_step_end(self, solver.step - 1, timestep, values) or {}
+            if "latents" in changed:
+                _replace_latents(states, changed["latents"], patch)
 
-        text = None if self.text_encoder is None else self.text_encoder([r.text for r in requests])
-        latents = sample(
-            self.transformer,
-            requests,
-            self.scheduler,
-            sampler=scheduler,
-            steps=num_inference_steps,
-            guidance=guidance_scale,
-            guidance_channels=guidance_channels,
-            text=None if text is None else text.to(device, self.transformer.dtype),
-            generators=generators,
-            device=device,
-            on_step=on_step,
-        )
-        if not all(torch.isfinite(latent).all() for latent in latents):
-            raise UserError(_NOT_FINITE)
+        scales = guidance_scales(guidance_scale, [request.ratio for request in requests])
+        noises: Sequence[CounterNoise | None] = [None] * len(requests)
+        if generators is not None:
+            noises = [CounterNoise.from_generator(generator) for generator in generators]
+        drawn = [
+            EngineRequest(
+                sample=request,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=scale,
+                guidance_channels=guidance_channels,
+                scheduler=scheduler,
+                noise=noise,
+                decode=output_type != "latent",
+            )
+            for request, scale, noise in zip(requests, scales, noises, strict=True)
+        ]
+        rows = sum(request.passes * request.sample.num_tokens for request in drawn)
+        engine = PackedEngine(self, max(rows, 1), order=FifoPacked(), on_step=on_step)
+        handles = [engine.submit(request) for request in drawn]
+        engine.run()
+        outputs = [handle.result() for handle in handles]
         if output_type == "latent":
-            return latents
-        return [_convert(image, output_type) for image in self._decode(latents, ratios)]
+            return [output.latent for output in outputs]
+        return [_convert(output.image, output_type) for output in outputs if output.image is not None]
 
     def save_pretrained(  # type: ignore[override] # diffusers' options are passed on
         self, save_directory: str | os.PathLike[str], **options: Any
@@ -400,7 +410,8 @@ class CATPipeline(DiffusionPipeline):
         """Load a pipeline that `save_pretrained` wrote, from a folder or from the Hugging Face hub.
 
         Args:
-            pretrained_model_name_or_path: the folder, or the name of a repository, "owner/name".
+            pretrained_model_name_or_path: the folder; "nano", the pipeline that ships with the package,
+                unless there is a local folder of this name; or the name of a repository, "owner/name".
             options: those of diffusers' `from_pretrained`, such as `torch_dtype` and `variant`; components by
                 name, used in place of those in the folder; and the settings of `CATPipeline`.
 
@@ -491,29 +502,6 @@ class CATPipeline(DiffusionPipeline):
         text = "" if self.text_encoder is None else description.caption
         return SampleRequest(label=label, ratio=ratio, grid=(height, width), seed=seed, text=text)
 
-    def _decode(self, latents: list[torch.Tensor], ratios: list[int]) -> list[torch.Tensor]:
-        """Return the (3, H, W) images of latents in the transformer's scale, each decoded at its ratio."""
-        config = self.transformer.config
-        scale = LatentScale(config.shift_factor, config.scaling_factor)
-        groups: dict[tuple[int, torch.Size], list[int]] = defaultdict(list)
-        for i, (latent, ratio) in enumerate(zip(latents, ratios, strict=True)):
-            groups[ratio, latent.shape].append(i)
-        if hasattr(self.vae, "_hf_hook"):  # offloaded: accelerate's hook moves the model on `forward` only
-            self.vae._hf_hook.pre_forward(self.vae)
-        images: dict[int, torch.Tensor] = {}
-        for (ratio, _), members in groups.items():
-            for chunk in (members[j : j + _DECODE_BATCH] for j in range(0, len(members), _DECODE_BATCH)):
-                z = scale.undo(torch.stack([latents[i] for i in chunk]), ratio)
-                with upcast(self.vae):
-                    decoded = self.vae.decode(z.to(self.vae.dtype), ratio).sample
-                if not torch.isfinite(decoded).all():
-                    raise UserError(
-                        f"the decoded images hold NaN or infinite values in {self.vae.dtype};"
-                        " load the pipeline in float32 or bfloat16"
-                    )
-                images |= zip(chunk, decoded, strict=True)
-        return [images[i] for i in range(len(latents))]
-
 
 # `DiffusionPipeline.from_pretrained` looks up the class of model_index.json here.
 diffusers.CATPipeline = CATPipeline  # type: ignore[attr-defined]
@@ -569,19 +557,18 @@ def _check_size(size: tuple[int, int], ratio: int, patch_size: int) -> None:
             )
 
 
-def _check_room(requests: Sequence[SampleRequest], passes: int, max_tokens: int) -> None:
-    """Raise UserError if an image, with its unconditional copy if `passes` is 2, exceeds `max_tokens`."""
-    longest = max(range(len(requests)), key=lambda i: requests[i].num_tokens, default=None)
-    if longest is None:
-        return
-    request = requests[longest]
-    needed = passes * request.num_tokens
-    if needed > max_tokens:
-        guided = f", {needed} with the unconditional copy for guidance" if passes == 2 else ""
+def _replace_latents(
+    states: Sequence[SamplingState], latents: Sequence[torch.Tensor], patch_size: int
+) -> None:
+    """Set the tokens of states from latents (c, h, w) that a callback returned."""
+    shapes = [state.latent(patch_size).shape for state in states]
+    if [latent.shape for latent in latents] != shapes:
         raise UserError(
-            f"max_tokens {max_tokens} is too small: image {longest} at {request.ratio}x has"
-            f" {request.num_tokens} tokens{guided}; raise it to at least {needed}"
+            f"callback_on_step_end: expected latents of shapes {[tuple(shape) for shape in shapes]}, got"
+            f" {[tuple(latent.shape) for latent in latents]}"
         )
+    for state, latent in zip(states, latents, strict=True):
+        state.tokens = pack([latent], patch_size).to(state.tokens)
 
 
 def _one_per_image(

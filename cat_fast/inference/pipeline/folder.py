@@ -21,6 +21,7 @@ from huggingface_hub import snapshot_download
 from cat_fast.errors import UserError, one_line
 from cat_fast.inference.pipeline.components import COMPONENTS, OPTIONAL, class_names
 from cat_fast.models.load import load_model
+from cat_fast.weights.shipped import shipped_folder
 
 INDEX = "model_index.json"
 PIPELINE = "CATPipeline"
@@ -33,7 +34,8 @@ def find_folder(name: str | os.PathLike[str], options: dict[str, Any]) -> Path:
     """Return the local folder of a pipeline; download it if `name` is a repository on the Hugging Face hub.
 
     Args:
-        name: a folder, or the name of a repository, "owner/name".
+        name: a folder, the name of a model that ships with the package, such as "nano", or the name of a
+            repository, "owner/name".
         options: those of diffusers' `from_pretrained`, of which the hub's are used.
 
     Raises:
@@ -41,6 +43,8 @@ def find_folder(name: str | os.PathLike[str], options: dict[str, Any]) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if (shipped := shipped_folder(os.fspath(name))) is not None:
+        return shipped
     reason = "no such folder"
     if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         try:

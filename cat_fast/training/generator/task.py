@@ -18,7 +18,15 @@ from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.data.latents.scale import read_normalization
 from cat_fast.errors import UserError
 from cat_fast.generator import DiffusionLoss, DiT, PackedText, diffusion_loss, make_schedule
-from cat_fast.generator.diffusion import CAT_BETAS, CLIP_RANGE, Weighting, sequence_weights, total_weight
+from cat_fast.generator.diffusion import (
+    CAT_BETAS,
+    CLIP_RANGE,
+    Schedule,
+    Weighting,
+    load_schedule,
+    sequence_weights,
+    total_weight,
+)
 from cat_fast.generator.text_cache import TextCache, estimate_bytes
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.models.build import build_model
@@ -32,6 +40,7 @@ from cat_fast.training.checkpoints.engine_state import (
     saved_bytes,
 )
 from cat_fast.training.checkpoints.initial_settings import model_settings, require_same_settings
+from cat_fast.training.checkpoints.initial_weights import load_initial_weights
 from cat_fast.training.checkpoints.space import StateBytes
 from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import GeneratorRun
@@ -52,6 +61,14 @@ from cat_fast.training.runtime.step_context import describe_batch
 from cat_fast.training.step import Backward
 
 _LOG = logging.getLogger("cat_fast.training")
+_FREE_OF_WEIGHTS = (
+    "class_dropout_prob",
+    "label_dropout_prob",
+    "noise_shift_tokens",
+    "scaling_factor",
+    "shift_factor",
+)
+"""Entries of a DiT's config that a run may change when it starts from trained weights."""
 
 
 class WeightedBatch(NamedTuple):
@@ -85,6 +102,7 @@ class GeneratorTask:
         self.arguments = {"num_classes": len(self.latents.class_names), **self._derived, **config.model}
         _check_ratios(config, self.latents, list(self.arguments.get("ratios", RATIOS)))
         model = build_model(DiT, self.arguments)
+        self.initial_weights = on_each(lambda: self._load_initial_weights(model), ranks)
         self.ratios = list(model.config.ratios)
         lengths = self.latents.token_counts(model.config.patch_size)
         _check_fit(config, self.latents, model, lengths)
@@ -126,6 +144,7 @@ class GeneratorTask:
             "tokenizer_fingerprint": latents.fingerprint,
             "text_dim": self.text_encoder.dim if self.text_encoder else None,
             "text_encoder_fingerprint": self.text_encoder.fingerprint() if self.text_encoder else None,
+            "noise_shift_tokens": self.config.loss.noise_shift_tokens or None,
         }
         if duplicates := sorted(derived.keys() & self.config.model.keys()):
             raise UserError(
@@ -133,6 +152,21 @@ class GeneratorTask:
                 "key (data.normalized=none keeps the tokenizer's scale)"
             )
         return derived
+
+    def _load_initial_weights(self, model: DiT) -> str | None:
+        """Load `initial_weights`; return their digest, None if there are none."""
+        folder, loss = self.config.initial_weights, self.config.loss
+        digest = load_initial_weights(model, folder, _FREE_OF_WEIGHTS)
+        if digest is None:
+            return None
+        trained = _describe_schedule(load_schedule(Path(folder) / "scheduler"))
+        expected = _describe_schedule(make_schedule(loss.prediction, loss.beta_schedule))
+        if trained != expected:
+            raise UserError(
+                f"initial_weights: {folder} was trained to predict {trained}, this run predicts {expected}; "
+                "set loss.prediction and loss.beta_schedule as in that run"
+            )
+        return digest
 
     def draw(self, step: int) -> Sequence[float]:
         self._drawn, seconds = self._next_batches()
@@ -192,6 +226,8 @@ class GeneratorTask:
             text=text,
             weighting=self._weighting,
             min_snr_gamma=self.config.loss.min_snr_gamma,
+            timestep_draw=self.config.loss.timestep_draw,
+            noise_shift_tokens=self.config.loss.noise_shift_tokens or None,
         )
 
     def largest_step(self) -> LargestStep:
@@ -313,12 +349,17 @@ class GeneratorTask:
             "loss.prediction": config.loss.prediction,
             "loss.beta_schedule": config.loss.beta_schedule,
             "text_encoder": self.arguments["text_encoder_fingerprint"],
-            **model_settings(model, free=("class_dropout_prob", *self._derived)),
+            "loss.noise_shift_tokens": config.loss.noise_shift_tokens,
+            "initial_weights": self.initial_weights,
+            **model_settings(model, free=("class_dropout_prob", "label_dropout_prob", *self._derived)),
             "model.class_dropout_prob > 0": model.class_dropout_prob > 0,  # there is a null class
         }
 
     def grid(self, step: int, columns: int | None = None) -> None:
         """Return None: a grid needs a tokenizer, which this task does not have."""
+
+    def evaluate(self) -> None:
+        """Return None: an evaluation needs a tokenizer, as a grid does."""
 
     def close(self) -> None:
         """Stop the thread that reads latents."""
@@ -330,6 +371,13 @@ class GeneratorTask:
         if averaged is not None:
             averaged.save_pretrained(folder)
             self.schedule.save_pretrained(folder / "scheduler")  # with the prediction type and the betas
+
+
+def _describe_schedule(schedule: Schedule) -> str:
+    """Return the prediction target and the betas of a schedule."""
+    config = schedule.config
+    target, betas = config.get("prediction_type", "flow"), config.get("beta_schedule")
+    return f"{target} with {betas} betas" if betas else target
 
 
 def _lengths(text: PackedText) -> list[int]:

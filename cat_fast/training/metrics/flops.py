@@ -4,15 +4,13 @@ FLOPs cover the forward and backward passes of the trained models and of the net
 multiply-accumulate is two. The ghost pass, recomputed activations and R1's second gradient do not count,
 since they are overhead.
 
-torch counts on meta-device copies, which takes seconds for a large model. So a few sizes are counted before
-the first step, and a step's FLOPs follow by formula: per image for the nested VAE; for a sequence of n tokens
-with m text tokens, linear layers are affine in n and m, and attention is a n² + b n m + c n.
+torch counts on meta-device copies, which takes seconds for a large model. So a step's FLOPs follow from a few
+counts: of one image per ratio for the nested VAE, and by formula for the transformer (`generator.flops`).
 """
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from itertools import repeat
 from typing import Any
 
@@ -20,17 +18,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.data.images.size import Size, height_and_width
-from cat_fast.generator import DiT, PackedText
+from cat_fast.generator import DiT
+from cat_fast.generator.flops import META, SequenceFlops
 from cat_fast.models.build import build_model
-from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.config.settings import TokenizerRun
-
-META = torch.device("meta")
-LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm)
-"""Operators that linear layers dispatch to; attention uses others."""
 
 
 def token_count(ratio: int, size: Size, patch_size: int = 2) -> float:
@@ -99,7 +93,7 @@ class TokenizerFlops:
 
 
 class DiTFlops:
-    """FLOPs of the diffusion transformer's steps, by formula from counts of up to three sequences.
+    """FLOPs of the diffusion transformer's steps.
 
     Sequences do not attend to each other, so a packed batch costs the sum of its sequences.
     """
@@ -107,6 +101,7 @@ class DiTFlops:
     def __init__(self, arguments: dict[str, Any]) -> None:
         with META:
             self.model = build_model(DiT, arguments)
+        self._flops = SequenceFlops(self.model, training=True)
 
     def of(self, lengths: Iterable[int], text_lengths: Iterable[int] | None = None) -> int:
         """Return the FLOPs of a packed batch, forward and backward.
@@ -116,81 +111,8 @@ class DiTFlops:
             text_lengths: tokens of each sequence's text, for a text-conditional model.
         """
         texts = repeat(0) if text_lengths is None else text_lengths
-        return sum(sum(self.sequence_flops(*pair).values()) for pair in zip(lengths, texts, strict=False))
+        return sum(self._flops.of(*pair) for pair in zip(lengths, texts, strict=False))
 
     def sequence_flops(self, length: int, text_length: int = 0) -> dict[str, int]:
         """Return the FLOPs of one sequence as `linear` and `attention`, which is quadratic in the tokens."""
-        rates = self._rates
-        return {
-            "linear": rates.constant + rates.token * length + rates.text_token * text_length,
-            "attention": (rates.pair * length + rates.text_pair * text_length + rates.lone) * length,
-        }
-
-    @cached_property
-    def _rates(self) -> "_Rates":
-        n, m = _COUNTED_TOKENS, _COUNTED_TEXT if self.model.config.text_dim is not None else 0
-        first, longer = self._count(n, m), self._count(2 * n, m)
-        token = (longer["linear"] - first["linear"]) // n
-        pair = (longer["attention"] - 2 * first["attention"]) // (2 * n * n)
-        text_token = text_pair = 0
-        if m:
-            wordy = self._count(n, 2 * m)
-            text_token = (wordy["linear"] - first["linear"]) // m
-            text_pair = (wordy["attention"] - first["attention"]) // (n * m)
-        return _Rates(
-            constant=first["linear"] - token * n - text_token * m,
-            token=token,
-            text_token=text_token,
-            pair=pair,
-            text_pair=text_pair,
-            lone=first["attention"] // n - pair * n - text_pair * m,
-        )
-
-    def _count(self, length: int, text_length: int) -> dict[str, int]:
-        with FlopCounterMode(display=False) as counter:
-            predict_on_meta(self.model, length, text_length).sum().backward()
-        return split_flops(counter)
-
-
-_COUNTED_TOKENS, _COUNTED_TEXT = 32, 16
-"""Tokens and text tokens of the shortest sequence that is counted."""
-
-
-@dataclass(frozen=True)
-class _Rates:
-    """FLOPs per sequence, token, text token, pair of tokens, and pair of a token and a text token.
-
-    `lone` are those of a token's attention without tokens to attend to: it also attends to learned states.
-    """
-
-    constant: int
-    token: int
-    text_token: int
-    pair: int
-    text_pair: int
-    lone: int
-
-
-def split_flops(counter: FlopCounterMode) -> dict[str, int]:
-    """Return a counter's total for a diffusion transformer, split into `linear` and `attention`."""
-    by_operator = counter.get_flop_counts()["Global"]
-    linear = sum(by_operator[operator] for operator in LINEAR_OPERATORS if operator in by_operator)
-    return {"linear": linear, "attention": counter.get_total_flops() - linear}
-
-
-def predict_on_meta(model: DiT, length: int, text_length: int = 0) -> torch.Tensor:
-    """Run a meta-device model on one sequence and its text; return the prediction, (length, C)."""
-    config = model.config
-    packed = PackedSequence(
-        tokens=torch.empty(length, config.patch_size**2 * config.in_channels, device=META),
-        cu_seqlens=torch.empty(2, dtype=torch.int32, device=META),
-        grid=torch.empty(1, 2, dtype=torch.int32, device=META),
-        ratio=torch.empty(1, dtype=torch.int32, device=META),
-        max_seqlen=length,
-    )
-    text = None
-    if config.text_dim is not None:
-        tokens = torch.empty(text_length, config.text_dim, device=META)
-        text = PackedText(tokens=tokens, cu_seqlens=packed.cu_seqlens, max_seqlen=text_length)
-    one = torch.empty(1, dtype=torch.int64, device=META)
-    return model(packed, one, one, text, return_dict=False)[0]
+        return self._flops.parts(length, text_length)

@@ -3,6 +3,7 @@
     metrics.jsonl          one record per step: {"step": …, "seconds": …, metric: value, …}
     tensorboard/, wandb    the same and rates, under the tags of cat_fast.training.metrics.trackers
     grids/                 reconstructions, as PNG
+    evaluation.jsonl, evaluation.png    metrics of held-out images
     summary.json           totals and mean rates, once the run is complete
 
 Only rank 0 writes these files, in the run's folder.
@@ -24,6 +25,8 @@ from cat_fast.data.files import atomic_write
 from cat_fast.training.config.settings import RunConfig
 from cat_fast.training.health.nan_guard import SKIPPED
 from cat_fast.training.metrics import throughput
+from cat_fast.training.metrics.evaluation_log import MAX_SHARE, EvaluationLog, summarize_evaluations
+from cat_fast.training.metrics.held_out_evaluation import SECONDS
 from cat_fast.training.metrics.terms_by_ratio import TermsByRatio
 from cat_fast.training.metrics.throughput import Throughput
 from cat_fast.training.metrics.trackers import make_trackers, tags
@@ -53,6 +56,7 @@ class RunLog:
                     self.skipped += SKIPPED in record
         self.file = path.open("a", buffering=1)
         self.trackers = make_trackers(self.folder, config, first_step)
+        self.evaluations = EvaluationLog(self.folder, first_step, self.trackers)
         self.throughput = Throughput(peak_flops)
         self.progress = progress("steps")
         self.bar = self.progress.add_task(config.task, total=self.total_steps, completed=first_step)
@@ -121,6 +125,11 @@ class RunLog:
             tracker.image("reconstructions", image, step)
             tracker.scalars(figures, step)
 
+    def evaluation(self, step: int, figures: dict[str, float]) -> None:
+        """Log an evaluation of the model after `step`; its time does not count as training."""
+        self.last += figures[SECONDS]
+        self.evaluations.add(step, figures)
+
 
 def report(config: RunConfig, ranks: Ranks) -> None:
     """Collective: print the summary of a complete run and write summary.json to its folder."""
@@ -130,6 +139,10 @@ def report(config: RunConfig, ranks: Ranks) -> None:
     folder = Path(config.output_dir)
     summary = throughput.summarize(iter_metrics(folder), throughput.peak_flops(ranks, config.precision))
     summary |= {"ranks": ranks.world_size, "device": throughput.device_name(ranks), "peak_bytes": peak_bytes}
+    summary |= summarize_evaluations(folder, summary["hours"] * 3600)
+    if (summary.get("evaluation_share") or 0) > MAX_SHARE:
+        share = f"{summary['evaluation_share']:.1%}"
+        print(f"evaluations took {share} of the run: raise evaluation.every_steps", flush=True)
     throughput.write_summary(folder, summary)
     print(throughput.format_summary(summary), flush=True)
 

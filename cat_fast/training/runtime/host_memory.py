@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3), from glibc's malloc.h
 _CGROUPS = (
@@ -18,7 +17,6 @@ _CGROUPS = (
 )
 """Files below /sys/fs/cgroup with the limit and the use of memory, and the key of memory.stat that the kernel
 can reclaim."""
-_OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a memory")
 
 
 def keep_freed_memory() -> bool:
@@ -60,7 +58,7 @@ def memory_per_rank(world_size: int) -> int:
 
 @contextmanager
 def memory_limit(extra: int) -> Iterator[None]:
-    """Make allocations fail that let this process grow by more than `extra` bytes; see `is_out_of_memory`."""
+    """Make allocations fail that let this process grow by more than `extra` bytes; `is_out_of_memory`."""
     if not sys.platform.startswith("linux"):
         yield
         return
@@ -72,10 +70,3 @@ def memory_limit(extra: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True for an allocation that failed on a CPU or GPU."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        fragment in str(error) for fragment in _OUT_OF_MEMORY
-    )

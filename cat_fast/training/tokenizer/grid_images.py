@@ -1,4 +1,4 @@
-"""Selection of images for reconstruction grids: held-out images, or training images if there are none."""
+"""Selection of images for grids and evaluations: held-out images, or training images if there are none."""
 
 from collections.abc import Iterator
 from itertools import islice, zip_longest
@@ -23,13 +23,16 @@ SHARDS_SEARCHED = 16
 """Number of shards to search for held-out images, spread over the dataset."""
 
 
-def grid_images(config: TokenizerRun) -> GridImages:
-    """Read the images for a run's grids; they are the same at every step and after resuming.
+def grid_images(config: TokenizerRun, count: int | None = None) -> GridImages:
+    """Read images of a run for grids and evaluations, the same ones at every step and after resuming.
+
+    Args:
+        count: maximum number of images; None for that of a grid.
 
     Raises:
         UserError: the images of `data.held_out` cannot be read, or no image of the run's data can.
     """
-    data, count = config.data, config.logging.grid_columns
+    data, count = config.data, count or config.logging.grid_columns
     if data.held_out:
         return GridImages([load_image(path) for path in _named(data.held_out)[:count]], held_out=True)
     if data.index == PHOTOGRAPHS and not data.stream_keys:
@@ -41,8 +44,8 @@ def grid_images(config: TokenizerRun) -> GridImages:
     images = list(islice(_images(shards, None, count, count), count))
     if not images:
         raise UserError(
-            "logging.grid_every_steps: no image for the grids could be read from the first shards: set "
-            "data.held_out to a folder of images, or set logging.grid_every_steps=0"
+            "no image for grids and evaluations could be read from the first shards: set data.held_out to a "
+            "folder of images, or set logging.grid_every_steps=0 and evaluation.every_steps=0"
         )
     return GridImages(images, held_out=False)
 

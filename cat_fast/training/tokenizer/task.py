@@ -17,11 +17,14 @@ from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.checkpoints.engine_state import parameter_count, saved_bytes
+from cat_fast.training.checkpoints.initial_settings import require_same_settings
+from cat_fast.training.checkpoints.initial_weights import load_initial_weights
 from cat_fast.training.checkpoints.space import StateBytes
 from cat_fast.training.config.settings import DiscriminatorConfig, TokenizerRun
+from cat_fast.training.metrics.held_out_evaluation import HeldOutEvaluation
 from cat_fast.training.metrics.reconstruction_grid import ReconstructionGrid
 from cat_fast.training.rehearsal import LargestStep
-from cat_fast.training.runtime.collective_errors import on_main
+from cat_fast.training.runtime.collective_errors import on_each, on_main
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import describe_batch
@@ -36,7 +39,7 @@ from cat_fast.training.tokenizer.image_source import (
     ratio_rule,
     save_source,
 )
-from cat_fast.training.tokenizer.trainer import TokenizerTrainer
+from cat_fast.training.tokenizer.trainer import NOT_APPLIED, TokenizerTrainer
 
 
 class TokenizerTask:
@@ -48,6 +51,10 @@ class TokenizerTask:
         self.config, self.ranks = config, ranks
         torch.manual_seed(config.seed)
         model = build_model(NestedAutoencoderKL, config.model)
+        free = (*NOT_APPLIED, "initialisation", "initial_logvar")
+        self.initial_weights = on_each(
+            lambda: load_initial_weights(model, config.initial_weights, free), ranks
+        )
         discriminator = _discriminator(config.discriminator)
         self.trainer = TokenizerTrainer(config, model, discriminator, ranks)
         self.ema = EMA(model, config.ema_decay, ranks)
@@ -59,13 +66,17 @@ class TokenizerTask:
                     f"the data has images at ratio {ratio}, but model.ratios is {list(model.ratios)}: add "
                     "the ratio, or change data.ratios_from"
                 )
-        drawn_by_grids = model.ratios if config.logging.grid_every_steps else ()
-        require_multiples(config, {*self.source.ratios, *drawn_by_grids})
+        is_evaluated = 0 < config.evaluation.every_steps <= config.schedule.total_steps
+        drawn = model.ratios if config.logging.grid_every_steps or is_evaluated else ()
+        require_multiples(config, {*self.source.ratios, *drawn})
         self._batches: list[ImageBatch] = []
         self._position: Callable[[], dict[str, Any]] = self.source.state_dict
         self._before_draw = self._position
         if config.logging.grid_every_steps:
             on_main(self._read_grid, ranks)
+        self.evaluation: HeldOutEvaluation | None = None
+        if is_evaluated:
+            on_main(self._read_evaluation, ranks)
 
     def _read_grid(self) -> None:
         shown = grid_images(self.config)
@@ -76,6 +87,11 @@ class TokenizerTask:
                 "data.held_out_share",
                 flush=True,
             )
+
+    def _read_evaluation(self) -> None:
+        images = grid_images(self.config, self.config.evaluation.images)
+        data = self.config.data
+        self.evaluation = HeldOutEvaluation(images, data.crop_size, data.batch_size, self.ranks.device)
 
     def draw(self, step: int) -> Sequence[float]:
         self._before_draw = self.source.snapshot()
@@ -106,7 +122,7 @@ class TokenizerTask:
         save_source(self._position(), folder, self.ranks)
         if self.ranks.is_main:
             state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
-            state |= {"ratio_rule": ratio_rule(self.config)}
+            state |= {"ratio_rule": ratio_rule(self.config), "initial_weights": self.initial_weights}
             (folder / "task.json").write_text(json.dumps(state))
 
     def held_out(self) -> dict[str, Any] | None:
@@ -129,6 +145,9 @@ class TokenizerTask:
                 f"data: the ratios of the run's images were chosen by {before}, not {now}; set these keys as "
                 "before, or start a new run in another output_dir"
             )
+        require_same_settings(
+            {"initial_weights": state.get("initial_weights")}, {"initial_weights": self.initial_weights}
+        )
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
@@ -144,13 +163,17 @@ class TokenizerTask:
 
     def grid(self, step: int, columns: int | None = None) -> tuple[Image.Image, dict[str, float]]:
         """Draw reconstructions with the averaged weights."""
-        model, averaged = self.trainer.model, self.ema.averaged
-
-        def reconstruct(image: Tensor, ratio: int) -> Tensor:
-            return functional_call(model, averaged, (image, ratio)).sample
-
         title = f"after {step + 1} steps, averaged weights"
-        return self.images.draw(reconstruct, model.ratios, title, columns)
+        return self.images.draw(self._reconstruct, self.trainer.model.ratios, title, columns)
+
+    def evaluate(self) -> dict[str, float] | None:
+        """Evaluate reconstructions of held-out images with the averaged weights."""
+        if self.evaluation is None:
+            return None
+        return self.evaluation.evaluate(self._reconstruct, self.trainer.model.ratios)
+
+    def _reconstruct(self, images: Tensor, ratio: int) -> Tensor:
+        return functional_call(self.trainer.model, self.ema.averaged, (images, ratio)).sample
 
     def export(self, folder: Path) -> None:
         averaged = build_model(NestedAutoencoderKL, self.config.model) if self.ranks.is_main else None

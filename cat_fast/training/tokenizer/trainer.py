@@ -34,7 +34,7 @@ from cat_fast.training.step import Backward
 from cat_fast.training.tokenizer.crop_checks import require_discriminator_fits
 from cat_fast.training.tokenizer.gan_losses import TokenizerLosses
 
-_NOT_APPLIED = (
+NOT_APPLIED = (
     "sample_size",
     "default_ratio",
     "scaling_factor",
@@ -233,7 +233,7 @@ class TokenizerTrainer:
 
     def _initial_settings(self) -> dict[str, Any]:
         """Return the settings that the weights depend on, which a resumed run cannot change."""
-        return model_settings(self.model.config, free=_NOT_APPLIED)
+        return model_settings(self.model.config, free=NOT_APPLIED)
 
 
 class Reconstruction(nn.Module):

@@ -1,17 +1,14 @@
 """The default thresholds are the published pair; there is one source of it, which everything follows."""
 
 import json
-from dataclasses import replace
 
 from typer.testing import CliRunner
 
 from cat_fast.cli.main import app
 from cat_fast.complexity import (
     Description,
-    EmbeddedScorer,
     RatioThresholds,
     choose_ratio,
-    default_scorer,
     default_thresholds,
 )
 from cat_fast.complexity.ratios import thresholds
@@ -47,17 +44,3 @@ def test_everything_follows_the_default(monkeypatch, tmp_path):
     scored = CliRunner().invoke(app, ["score", description.caption, "--json", str(tmp_path / "scores.json")])
     assert "thresholds 1,2" in scored.stdout
     assert json.loads((tmp_path / "scores.json").read_text())["thresholds"] == [PAIR.a, PAIR.b]
-
-
-def test_version_of_a_scorer_changes_with_its_scores_only(tmp_path):
-    scorer = default_scorer()
-    scorer.save(tmp_path / "copy.npz")
-    assert EmbeddedScorer.load(tmp_path / "copy.npz").version == scorer.version
-    idf = replace(scorer.space, word_idf=scorer.space.word_idf * 1.01)
-    others = [
-        EmbeddedScorer(idf, scorer.coefficients, scorer.intercept, scorer.knots),
-        EmbeddedScorer(scorer.space, scorer.coefficients * 1.01, scorer.intercept, scorer.knots),
-        EmbeddedScorer(scorer.space, scorer.coefficients, scorer.intercept + 0.01, scorer.knots),
-        EmbeddedScorer(scorer.space, scorer.coefficients, scorer.intercept, scorer.knots + 0.01),
-    ]
-    assert len({scorer.version, *(other.version for other in others)}) == 5

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cat_fast.complexity import RatioThresholds, ScoreCounts, round_score
-from cat_fast.complexity.distillation.rated_captions import RATED_CAPTIONS, read_rated
+from cat_fast.complexity.rated_captions import RATED_CAPTIONS, read_rated
 from cat_fast.errors import UserError
 
 PUBLISHED_SHARES = {2: 0.10, 4: 0.32, 7: 0.48, 8: 0.095, 9: 0.005}

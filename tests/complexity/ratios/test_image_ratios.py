@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torchvision.transforms.functional import pil_to_tensor
 
-from cat_fast.complexity import Description, RatioThresholds, Score, choose_ratios, jpeg_ratio
+from cat_fast.complexity import Description, RatioThresholds, Score, bulk_scorer, choose_ratios, jpeg_ratio
 from cat_fast.complexity.ratios.image_ratios import (
     index_photographs,
     load_index,
@@ -57,7 +57,7 @@ def test_custom_thresholds_change_the_ratios():
 
 
 def test_name_photographs_is_the_training_split_and_other_names_are_files(tmp_path):
-    train = index_photographs(photographs("train"))
+    train = index_photographs(photographs("train"), bulk_scorer())
     assert load_index("photographs") == train
     assert not {r.key for r in train} & {p.key for p in photographs("held_out")}
     write_index(tmp_path / "mine.jsonl", train[:2])

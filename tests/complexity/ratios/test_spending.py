@@ -48,7 +48,7 @@ def test_scores_of_one_scorer_with_its_thresholds_need_no_notice(origins):
         ({origin("ratio", ScoredBy(OWN.scorer, OWN.version, (0, 9))): 9}, "thresholds 0,9 instead of"),
         (
             {origin("score", OWN, PAIR): 1, origin("score", None, PAIR): 3},
-            f"scores of 2 scorers are mixed (an unrecorded scorer 75%, {OWN} 25%)",
+            f"scores of 2 scorers are mixed ({OWN} 25%, an unrecorded scorer 75%)",
         ),
         (
             {origin("ratio", OTHER): 1, origin("caption", OWN, PAIR): 1},

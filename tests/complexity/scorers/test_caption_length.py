@@ -5,7 +5,7 @@ import pytest
 
 from cat_fast.complexity import Description
 from cat_fast.complexity.distillation.quality import spearman
-from cat_fast.complexity.distillation.rated_captions import read_rated
+from cat_fast.complexity.rated_captions import read_rated
 from cat_fast.complexity.scorers.caption_length import CaptionLength
 from cat_fast.errors import UserError
 

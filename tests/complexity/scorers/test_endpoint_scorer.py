@@ -247,7 +247,7 @@ def test_the_key_appears_nowhere(
     seen = [
         repr(scorer),
         repr(vars(scorer)),
-        repr(vars(scorer._client)),
+        repr(vars(scorer._endpoint._client)),
         repr(results),
         scorer.name,
         scorer.version,

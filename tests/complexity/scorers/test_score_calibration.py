@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cat_fast.complexity import Description, Score, ScoringFailure
-from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.rated_captions import RatedCaption
 from cat_fast.complexity.scorers.language_model.calibration import ScoreCalibration
 from cat_fast.complexity.scorers.language_model.replies import ModelReply, Token, read_score
 from cat_fast.errors import UserError

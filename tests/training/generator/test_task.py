@@ -381,6 +381,20 @@ def test_checkpoint_without_initial_settings_can_be_resumed(tmp_path, latents, c
         linear.load(folder)
 
 
+def test_a_run_starts_from_the_weights_of_another_one(tmp_path, latents, checkpoint):
+    first = GeneratorTask(config(f"data.latents={latents}"), Ranks())
+    train_step(first, 0)
+    first.export(tmp_path / "model")
+    start = f"initial_weights={tmp_path / 'model'}"
+    second = GeneratorTask(config(f"data.latents={latents}", start, "model.class_dropout_prob=0.3"), Ranks())
+    for name, value in DiT.from_pretrained(tmp_path / "model").named_parameters():
+        assert torch.equal(dict(second.engine.module.named_parameters())[name], value), name
+    with pytest.raises(UserError, match="initial_weights: expected None, as at the start of the run, got '"):
+        second.load(checkpoint)  # of a run without initial weights
+    with pytest.raises(UserError, match=r"to predict epsilon with squared.* betas, this run predicts v_pred"):
+        GeneratorTask(config(f"data.latents={latents}", start, "loss.prediction=v_prediction"), Ranks())
+
+
 def test_other_latents_have_another_digest(tmp_path):
     def written(name: str, fingerprint: str = "0", key: str = "one", side: int = 16, **changes) -> str:
         with LatentShardWriter(

@@ -5,13 +5,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import cat_fast.generator.flops
+import cat_fast.training.metrics.flops
 from cat_fast.generator import DiT, PackedText
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
 from cat_fast.training.config.settings import DiscriminatorConfig, ImageDataConfig, TokenizerRun
-from cat_fast.training.metrics import flops
 from cat_fast.training.metrics.flops import DiTFlops, TokenizerFlops, token_count
 
 MODEL = {
@@ -135,9 +136,13 @@ def test_text_tokens_count(monkeypatch):
 @pytest.mark.parametrize("text_dim", [None, 6])
 def test_counts_do_not_grow_with_the_variety_of_shapes(text_dim, monkeypatch):
     counts = []
-    monkeypatch.setattr(
-        flops, "FlopCounterMode", lambda **options: counts.append(1) or FlopCounterMode(**options)
-    )
+
+    def counter(**options):
+        counts.append(1)
+        return FlopCounterMode(**options)
+
+    for module in (cat_fast.generator.flops, cat_fast.training.metrics.flops):
+        monkeypatch.setattr(module, "FlopCounterMode", counter)
     transformer = DiTFlops(DIT | {"text_dim": text_dim})
     found = {transformer.of([length], [length % 7]) for length in range(1, 200)}
     assert len(found) == 199

@@ -188,6 +188,7 @@ def test_resumed_run_must_hold_out_the_same_images(records, tmp_path):
     def task(*overrides: str) -> TokenizerTask:
         task = TokenizerTask.__new__(TokenizerTask)  # without engines: held-out images are compared first
         task.config = config(*sources(records)["memory"], *overrides)
+        task.initial_weights = None
         return task
 
     saved = {"held_out": task("data.held_out_share=0.2").held_out()}

@@ -241,6 +241,7 @@ def test_resumed_run_must_choose_ratios_by_the_same_rule(index, tmp_path):
     def task(*overrides: str) -> TokenizerTask:
         task = TokenizerTask.__new__(TokenizerTask)  # without engines: the rule is compared first
         task.config = config(f"data.index={index}", "data.held_out_share=0", *overrides)
+        task.initial_weights = None
         return task
 
     scores, jpeg = "data.ratios_from=score", "data.ratios_from=jpeg"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cat_fast.complexity.distillation.rated_captions import RatedCaption
+from cat_fast.complexity.rated_captions import RatedCaption
 from cat_fast.complexity.score import Score, Scorer, round_score
 from cat_fast.data.files import atomic_write
 from cat_fast.data.text_files import parse_object, read_text

@@ -26,7 +26,8 @@ _STATEMENT = re.compile(
     re.IGNORECASE,
 )
 _HEAD = re.compile(_BEFORE + r"(?P<digits>[0-9]+)(?P<rest>.*)\Z", re.IGNORECASE | re.DOTALL)
-_THOUGHT = "<think>", "</think>"
+THOUGHT = "<think>", "</think>"
+"""Marks of the thoughts of a reasoning model."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class ModelReply:
 
     text: str
     tokens: Sequence[Token] = ()
+    complete: bool = True
+    """False if the limit on its length cut the reply."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def parse_reply(reply: str, scale: int = 9) -> ParsedReply:
     Raises:
         UserError: the reply contains no valid score.
     """
-    opening, closing = _THOUGHT
+    opening, closing = THOUGHT
     start = reply.rfind(closing) + len(closing) if closing in reply else 0
     if opening in reply[start:]:
         raise _invalid("an unfinished thought in", reply, scale)
@@ -166,7 +169,8 @@ def chat_reply(payload: Mapping[str, Any]) -> ModelReply:
     except (KeyError, IndexError, TypeError):
         raise UserError("the response contains no reply; expected choices[0].message.content") from None
     logprobs = choice.get("logprobs")
-    return ModelReply(text, read_tokens(logprobs.get("content") if isinstance(logprobs, dict) else None))
+    tokens = read_tokens(logprobs.get("content") if isinstance(logprobs, dict) else None)
+    return ModelReply(text, tokens, choice.get("finish_reason") != "length")
 
 
 def read_tokens(rows: Any) -> list[Token]:

@@ -1,0 +1,172 @@
+"""Time and memory of evaluations at the sizes of the published protocols, and whether they keep their bounds.
+
+    python -m benchmarks.evaluation --json FILE [--only NAME] [--quick]
+
+statistics    mean and covariance of 50,000 x 2,048 features, streamed: at most 300 MB
+square_root   Fréchet distance of two covariances of 2,048 x 2,048: at most 60 s
+neighbours    precision and recall of 50,000 samples and 10,000 references: at most 1.5 GB and 10 minutes
+metrics       PSNR, SSIM, LPIPS and Inception features of an image of 256 px: at most 0.5 s
+
+Memory is the peak above that of the process before. `--quick` divides all sizes by 16. Exit code 1: a bound
+is exceeded.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.shared import machine
+from cat_fast import console
+from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.errors import UserError
+from cat_fast.evaluation.distances.frechet import frechet_distance
+from cat_fast.evaluation.distances.neighbours import precision_recall
+from cat_fast.evaluation.distances.statistics import FeatureStatistics, Gaussian
+from cat_fast.evaluation.features.inception import InceptionV3
+from cat_fast.evaluation.metrics import psnr, ssim
+from cat_fast.evaluation.proxy import as_bytes
+from cat_fast.processes.signals import run_command
+from cat_fast.tokenizer.perceptual import LPIPS
+
+BOUNDS = {
+    "statistics": {"bytes": 300e6},
+    "square_root": {"seconds": 60.0},
+    "neighbours": {"seconds": 600.0, "bytes": 1.5e9},
+    "metrics": {"seconds_per_image": 0.5},
+}
+
+
+def statistics(scale: int) -> dict[str, Any]:
+    """Stream features in batches of 64, as a network makes them."""
+    count, dim = 50_000 // scale, 2048 // scale
+    draw = torch.Generator().manual_seed(0)
+
+    def run() -> None:
+        found = FeatureStatistics(dim)
+        for start in range(0, count, 64):
+            found.update(torch.rand(min(64, count - start), dim, generator=draw))
+        found.gaussian()
+
+    return _measured(run) | {"images": count, "features": dim}
+
+
+def square_root(scale: int) -> dict[str, Any]:
+    """Compare two covariances whose eigenvalues span six decades."""
+    dim = 2048 // scale
+    draw = torch.Generator().manual_seed(0)
+    gaussians = []
+    for _ in range(2):
+        factor = torch.randn(dim, dim, generator=draw, dtype=torch.float64)
+        factor *= torch.logspace(0, -3, dim, dtype=torch.float64)
+        gaussians.append(Gaussian(torch.zeros(dim, dtype=torch.float64), factor @ factor.T, None))
+    return _measured(lambda: frechet_distance(*gaussians)) | {"features": dim}
+
+
+def neighbours(scale: int) -> dict[str, Any]:
+    """Compare features that are read from files, as an evaluation's are."""
+    counts, dim = (50_000 // scale, 10_000 // scale), 2048 // scale
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        sets = []
+        for number, count in enumerate(counts):
+            path = Path(folder) / f"{number}.npy"
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(count, dim))
+            for start in range(0, count, 1000):
+                array[start : start + 1000] = random.normal(size=(min(1000, count - start), dim))
+            array.flush()
+            del array
+            sets.append(path)
+
+        def run() -> None:
+            samples, reference = (torch.from_numpy(np.load(path)) for path in sets)
+            precision_recall(samples, reference)
+
+        return _measured(run) | {"samples": counts[0], "references": counts[1], "features": dim}
+
+
+def metrics(scale: int) -> dict[str, Any]:
+    """Evaluate eight images with networks of the real sizes and random weights."""
+    count, side = 8, 256 // min(scale, 4)
+    distance, network = LPIPS("vgg", pretrained=False), InceptionV3()
+    x = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = (x * 0.9).clamp(-1, 1)
+
+    @torch.no_grad()
+    def run() -> None:
+        psnr(x, y)
+        ssim(x, y)
+        distance(x, y)
+        network(as_bytes(y))
+
+    run()
+    found = _measured(run)
+    return found | {"images": count, "side": side, "seconds_per_image": found["seconds"] / count}
+
+
+CASES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "statistics": statistics,
+    "square_root": square_root,
+    "neighbours": neighbours,
+    "metrics": metrics,
+}
+
+
+def exceeded(name: str, row: dict[str, Any]) -> list[str]:
+    """Return the bounds that a row exceeds."""
+    return [key for key, limit in BOUNDS[name].items() if row[key] is not None and row[key] > limit]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write JSON. Return 1 if a bound is exceeded, 2 for invalid usage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    parser.add_argument("--only", choices=sorted(CASES), help="one case")
+    parser.add_argument("--quick", action="store_true", help="divide all sizes by 16")
+    given = parser.parse_args(arguments)
+    load, rows = os.getloadavg()[0], {}
+    try:
+        if given.json is not None:
+            require_writable(given.json)
+    except UserError as error:
+        console.print_error(error)
+        return 2
+    for name in [given.only] if given.only else CASES:
+        rows[name] = CASES[name](16 if given.quick else 1)
+        late = exceeded(name, rows[name])
+        size = "unknown" if rows[name]["bytes"] is None else f"{rows[name]['bytes'] / 1e6:.0f} MB"
+        print(
+            f"{name:<12} {rows[name]['seconds']:8.2f} s {size:>10} {', '.join(late) or 'within bounds'}",
+            flush=True,
+        )
+    if given.json is not None:
+        about = {
+            "benchmark": "evaluation",
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            **machine.describe(),
+            "load_before": load,
+            "load_after": os.getloadavg()[0],
+        }
+        with atomic_write(given.json) as path:
+            report = {"cases": rows, "bounds": BOUNDS, "about": about}
+            path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+    return int(any(exceeded(name, row) for name, row in rows.items()))
+
+
+def _measured(run: Callable[[], Any]) -> dict[str, Any]:
+    started = time.perf_counter()
+    peak = machine.peak_bytes(run)
+    return {"seconds": time.perf_counter() - started, "bytes": peak}
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

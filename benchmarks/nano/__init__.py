@@ -1,0 +1,1 @@
+"""Comparisons of the nano models, for `benchmarks.nano_report`."""

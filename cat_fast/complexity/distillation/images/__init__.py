@@ -1,0 +1,1 @@
+"""Distillation of the image student from ratings and scores of descriptions."""

@@ -1,0 +1,1 @@
+"""A small model that scores images by their pixels, distilled from scores of their descriptions."""

@@ -1,0 +1,1 @@
+"""The fast distilled scorer: a small network over word vectors, run in NumPy without torch."""

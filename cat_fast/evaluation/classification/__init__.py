@@ -1,0 +1,1 @@
+"""Classification on latents: labelled arrays, encoders and baselines, accuracy with intervals."""

@@ -1,0 +1,1 @@
+"""Distances between two sets of images, computed from their features."""

@@ -1,0 +1,1 @@
+"""Sets of images to evaluate, references, and their features."""

@@ -1,0 +1,1 @@
+"""The published tables, and our figures next to them."""

@@ -1,0 +1,1 @@
+"""Reconstruction quality of tokenizers and baselines on one set of images."""

@@ -1,0 +1,132 @@
+"""Decisions before work starts: does a request fit, when will it finish, at which ratio is it drawn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cat_fast.errors import UserError
+from cat_fast.generator.sampling import SampleRequest
+from cat_fast.inference.engine.cost import Cost, CostModel
+from cat_fast.inference.engine.entry import Entry
+from cat_fast.inference.engine.forecast import Work, finish_seconds
+from cat_fast.inference.engine.order import Order
+from cat_fast.inference.engine.request import EngineRequest
+from cat_fast.inference.engine.statistics import EngineStatistics
+
+_LAST = 2**62
+"""Number of a request that has not been submitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFlight:
+    """The engine at the time of a decision."""
+
+    entries: Sequence[Entry]
+    decoding_seconds: float
+    """Predicted seconds until the decoder is idle."""
+    now: float
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A request that has not been submitted; see `order.Waiting`."""
+
+    priority: int
+    arrived: float
+    remaining_seconds: float
+    work: Work
+    number: int = _LAST
+
+    @property
+    def rows(self) -> int:
+        return self.work.rows
+
+    @property
+    def last_step(self) -> int:
+        return 0
+
+
+class Admission:
+    """Admission by exact cost.
+
+    Args:
+        cost: predicts the seconds of a step.
+        statistics: corrects forecasts by those of recent requests.
+        order: of service.
+        max_tokens: row budget of a step.
+        coarser_after: see `PackedEngine`.
+    """
+
+    def __init__(
+        self,
+        cost: CostModel,
+        statistics: EngineStatistics,
+        order: Order,
+        max_tokens: int,
+        coarser_after: float | None,
+    ) -> None:
+        self._cost, self._statistics, self._order = cost, statistics, order
+        self._max_tokens, self.coarser_after = max_tokens, coarser_after
+
+    def choose(
+        self,
+        request: EngineRequest,
+        samples: Sequence[SampleRequest],
+        costs: Sequence[Cost],
+        in_flight: InFlight,
+    ) -> tuple[int, float | None]:
+        """Return which of the samples is drawn, and its predicted seconds; None without calibration.
+
+        A coarser one is chosen if a finer one would wait longer than the patience of the request, or miss its
+        deadline.
+        """
+        if not self._cost.calibrated:
+            if request.deadline is not None or (request.coarser and self.coarser_after is not None):
+                raise UserError(
+                    "deadlines and coarser ratios under load need a calibrated engine: calibrate()"
+                )
+            return 0, None
+        patience = None if self.coarser_after is None else self.coarser_after * request.complexity
+        predicted = 0.0
+        for i, (sample, cost) in enumerate(zip(samples, costs, strict=True)):
+            predicted = self.forecast(request, sample, cost, in_flight)
+            late = patience is not None and predicted - cost.seconds > patience
+            late |= request.deadline is not None and predicted > request.deadline
+            if not late:
+                return i, predicted
+        return len(samples) - 1, predicted
+
+    def forecast(
+        self, request: EngineRequest, sample: SampleRequest, cost: Cost, in_flight: InFlight
+    ) -> float:
+        """Return the predicted seconds until a request, drawn as `sample`, would be complete."""
+        if not in_flight.entries:
+            return cost.seconds
+        denoising = cost.step_seconds * request.num_inference_steps
+        rows = request.passes * sample.num_tokens
+        work = Work(request.num_inference_steps, rows, cost.step_flops, cost.seconds - denoising)
+        new = _Candidate(request.priority, in_flight.now, denoising, work)
+        ranked: list[Entry | _Candidate] = [*in_flight.entries, new]
+        ranked.sort(key=lambda one: (-one.priority, self._order.key(one, in_flight.now), one.number))
+        seconds = finish_seconds(
+            [one.work for one in ranked],
+            ranked.index(new),
+            self._max_tokens,
+            self._cost.step_seconds,
+            in_flight.decoding_seconds,
+        )
+        return seconds * self._statistics.load_correction
+
+
+def check_room(requests: Sequence[SampleRequest], passes: int, max_tokens: int) -> None:
+    """Raise UserError if an image, with its unconditional copy if `passes` is 2, exceeds `max_tokens`."""
+    longest = max(range(len(requests)), key=lambda i: requests[i].num_tokens, default=None)
+    if longest is None:
+        return
+    request = requests[longest]
+    needed = passes * request.num_tokens
+    if needed > max_tokens:
+        guided = f", {needed} with the unconditional copy for guidance" if passes == 2 else ""
+        raise UserError(
+            f"max_tokens {max_tokens} is too small: image {longest} at {request.ratio}x has"
+            f" {request.num_tokens} tokens{guided}; raise it to at least {needed}"
+        )

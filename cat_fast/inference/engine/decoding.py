@@ -1,0 +1,151 @@
+"""Decoding of finished latents and previews, batched by ratio and shape, next to the denoising thread."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+
+from cat_fast.generator.sampling import SampleRequest
+from cat_fast.inference.engine.cost import CostModel
+from cat_fast.inference.engine.errors import Cancelled
+from cat_fast.inference.engine.handle import EngineOutput, Preview, RequestHandle
+from cat_fast.inference.engine.stages import Stages
+from cat_fast.inference.engine.statistics import EngineStatistics
+
+
+@dataclass(eq=False)
+class _Item:
+    handle: RequestHandle
+    latent: torch.Tensor
+    sample: SampleRequest
+    alone: bool
+    queued: float
+    preview_step: int | None = None
+
+    @property
+    def kind(self) -> tuple[int, torch.Size]:
+        return self.sample.ratio, self.latent.shape
+
+
+class Decoding:
+    """Queue of latents; finished images go before previews."""
+
+    def __init__(
+        self, stages: Stages, cost: CostModel, statistics: EngineStatistics, clock: Callable[[], float]
+    ) -> None:
+        self._stages, self._cost, self._statistics = stages, cost, statistics
+        self._clock = clock
+        self._finished: deque[_Item] = deque()
+        self._previews: dict[RequestHandle, _Item] = {}
+        self._in_progress: list[_Item] = []
+        self._lock = threading.Lock()
+        self._executor: Executor | None = None
+        self._stopped = False
+
+    def use(self, executor: Executor) -> None:
+        """Decode on an executor of one thread instead of in `run`."""
+        self._executor = executor
+
+    @property
+    def pending(self) -> int:
+        """Number of images that are waiting or being decoded, previews excluded."""
+        with self._lock:
+            return len(self._finished) + sum(item.preview_step is None for item in self._in_progress)
+
+    @property
+    def backlog_seconds(self) -> float:
+        """Predicted seconds until the decoder is idle."""
+        with self._lock:
+            items = [*self._finished, *self._in_progress]
+        return sum(self._cost.decode_seconds(item.sample) for item in items)
+
+    def add(self, handle: RequestHandle, latent: torch.Tensor, sample: SampleRequest, *, alone: bool) -> None:
+        """Queue a finished latent."""
+        item = _Item(handle, latent, sample, alone, self._clock())
+        if not handle.request.decode:
+            self._complete(item, None)
+            return
+        with self._lock:
+            self._finished.append(item)
+        self._kick()
+
+    def preview(self, handle: RequestHandle, latent: torch.Tensor, sample: SampleRequest) -> None:
+        """Queue a preview; it replaces an earlier one of the same request that is still waiting."""
+        item = _Item(handle, latent, sample, False, self._clock(), handle.record.steps_done + 1)
+        with self._lock:
+            self._previews[handle] = item
+        self._kick()
+
+    def run(self) -> None:
+        """Decode everything that is queued."""
+        while batch := self._take():
+            self._decode(batch)
+            with self._lock:
+                self._in_progress = []
+
+    def stop(self) -> list[RequestHandle]:
+        """End the thread after the batch in progress; return the requests that are not decoded."""
+        self._stopped = True
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+        lost = [item.handle for item in self._finished]
+        self._finished.clear()
+        self._previews.clear()
+        return lost
+
+    def _kick(self) -> None:
+        if self._executor is not None:
+            self._executor.submit(self.run)
+
+    def _take(self) -> list[_Item]:
+        with self._lock:
+            if self._stopped:
+                return []
+            for item in [item for item in self._finished if item.handle.is_cancelled]:
+                self._finished.remove(item)
+                item.handle.fail(Cancelled(item.handle.record.steps_done, item.handle.record.steps))
+            if self._finished:
+                kind = self._finished[0].kind
+                batch = [item for item in self._finished if item.kind == kind][: self._stages.decode_batch]
+                for item in batch:
+                    self._finished.remove(item)
+            elif self._previews:
+                handle = next(iter(self._previews))
+                batch = [self._previews.pop(handle)]
+            else:
+                batch = []
+            self._in_progress = batch
+            return batch
+
+    def _decode(self, batch: list[_Item]) -> None:
+        start = self._clock()
+        try:
+            images = self._stages.decode([item.latent for item in batch], batch[0].sample.ratio)
+        except Exception as error:
+            if len(batch) == 1:
+                if batch[0].preview_step is None:
+                    batch[0].handle.fail(error)
+                return
+            for item in batch:  # the error belongs to one of them
+                self._decode([item])
+            return
+        seconds = (self._clock() - start) / len(batch)
+        self._statistics.seconds_decoding += seconds * len(batch)
+        for item, image in zip(batch, images, strict=True):
+            self._cost.measured_decoding(item.sample.ratio, item.sample.grid, seconds)
+            if item.preview_step is None:
+                self._complete(item, image)
+            elif item.handle.on_preview is not None and not item.handle.done():
+                try:
+                    item.handle.on_preview(Preview(step=item.preview_step, image=image))
+                except Exception:  # its receiver is gone; the image is not affected
+                    item.handle.on_preview = None
+
+    def _complete(self, item: _Item, image: torch.Tensor | None) -> None:
+        record = item.handle.record
+        record.seconds_decoding = self._clock() - item.queued
+        self._statistics.predicted(record, alone=item.alone)
+        item.handle.finish(EngineOutput(latent=item.latent, image=image, record=record))

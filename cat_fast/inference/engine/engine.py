@@ -1,0 +1,391 @@
+"""`PackedEngine`: step-level continuous batching of requests over packed sequences.
+
+    engine = PackedEngine(pipeline, max_tokens=4096)
+    handles = [engine.submit(EngineRequest(sample=sample)) for sample in pipeline.plan(["sky", "page"])]
+    engine.run()
+    images = [handle.result().image for handle in handles]
+
+Each step packs as many requests as fit, whatever their ratios, sizes, timesteps, schedulers, guidance and
+texts. Bits of an image do not depend on the others in flight. `start` runs the steps on a thread and decoding
+on another; `submit` may then be called from any thread, and `await handle.wait()` in an event loop.
+"""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import torch
+
+from cat_fast.errors import UserError
+from cat_fast.hardware import is_out_of_memory
+from cat_fast.inference.engine.admission import Admission, InFlight, check_room
+from cat_fast.inference.engine.cost import CostModel
+from cat_fast.inference.engine.decoding import Decoding
+from cat_fast.inference.engine.entry import Entry
+from cat_fast.inference.engine.errors import Cancelled, DeadlineUnreachable, Draining, QueueFull
+from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
+from cat_fast.inference.engine.order import CostAware, Order, select
+from cat_fast.inference.engine.report import StepReport
+from cat_fast.inference.engine.request import EngineRequest
+from cat_fast.inference.engine.stages import Models, Stages
+from cat_fast.inference.engine.statistics import EngineStatistics
+
+_RECOVER_STEPS = 100
+"""Steps after which a row budget that was halved by an out-of-memory error doubles again."""
+
+
+class PackedEngine:
+    """Continuous batching over the stages of a pipeline.
+
+    Args:
+        pipeline: a `CATPipeline`, on the device that draws.
+        max_tokens: maximum number of tokens per step, with the unconditional twins of guidance.
+        order: who goes first; by default short requests, with ageing.
+        max_queue: maximum number of unfinished requests; None for no limit.
+        coarser_after: predicted seconds of waiting, times the complexity score, after which requests that
+            allow it move to a coarser ratio, simple images first. None never moves them.
+        stages: by default those of the pipeline.
+        cost: predicts seconds; by default a model that has not been calibrated.
+        clock: returns the time in seconds; benchmarks pass a simulated one.
+        on_step: called after each step, before finished latents are decoded.
+    """
+
+    def __init__(
+        self,
+        pipeline: Models,
+        max_tokens: int,
+        *,
+        order: Order | None = None,
+        max_queue: int | None = None,
+        coarser_after: float | None = None,
+        stages: Stages | None = None,
+        cost: CostModel | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> None:
+        if max_tokens < 1:
+            raise UserError(f"max_tokens: expected at least 1, got {max_tokens}")
+        self.max_tokens = max_tokens
+        self.order: Order = order or CostAware()
+        self.max_queue = max_queue
+        self.on_step, self.clock = on_step, clock
+        self.stages = stages or Stages(pipeline)
+        self.cost = cost or CostModel(self.stages)
+        self.statistics = EngineStatistics()
+        self.last_step: StepReport | None = None
+        self._encoder = pipeline.text_encoder
+        self._numbers = itertools.count()
+        self._entries: list[Entry] = []
+        self._changed = threading.Condition()
+        self._step = 0
+        self._rows_allowed = max_tokens
+        self._rows_reduced_at = 0
+        self._closing: Literal["drain", "stop"] | None = None
+        self._thread: threading.Thread | None = None
+        self.admission = Admission(self.cost, self.statistics, self.order, max_tokens, coarser_after)
+        self._decoding = Decoding(self.stages, self.cost, self.statistics, clock)
+
+    # submission
+
+    def submit(
+        self, request: EngineRequest, *, on_preview: Callable[[Any], None] | None = None
+    ) -> RequestHandle:
+        """Queue a request; it joins the next step that has room.
+
+        Raises:
+            UserError: the request cannot be drawn by this engine.
+            QueueFull, DeadlineUnreachable, Draining: it is not accepted now.
+        """
+        stages = self.stages
+        stages.check(request)
+        samples = (request.sample, *request.coarser)
+        for sample in samples:
+            check_room([sample], request.passes, self.max_tokens)
+        text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
+        costs = [self.cost.cost(request, sample, text_tokens) for sample in samples]
+        with self._changed:
+            if self._closing:
+                self.statistics.refused("draining")
+                raise Draining
+            if self.max_queue is not None and len(self._entries) >= self.max_queue:
+                self.statistics.refused("queue_full")
+                raise QueueFull(
+                    len(self._entries), max(1.0, min(entry.remaining_seconds for entry in self._entries))
+                )
+            chosen, predicted = self.admission.choose(request, samples, costs, self._in_flight())
+            if request.deadline is not None and predicted is not None and predicted > request.deadline:
+                self.statistics.refused("deadline")
+                raise DeadlineUnreachable(request.deadline, predicted)
+            sample, cost = samples[chosen], costs[chosen]
+            record = RequestRecord(
+                ratio=sample.ratio,
+                tokens=sample.num_tokens,
+                steps=request.num_inference_steps,
+                flops=cost.flops,
+                planned_ratio=request.sample.ratio if chosen else None,
+                predicted_seconds=predicted,
+                predicted_alone_seconds=cost.seconds,
+            )
+            number = next(self._numbers)
+            handle = RequestHandle(id=number, request=request, record=record, on_preview=on_preview)
+            handle.add_done_callback(self.statistics.ended)
+            entry = Entry(
+                handle=handle,
+                sample=sample,
+                cost=cost,
+                number=number,
+                arrived=self.clock(),
+                last_step=self._step,
+            )
+            if self._entries:
+                entry.alone = self._entries[0].alone = False  # the others are not alone already
+            self._entries.append(entry)
+            self.statistics.submitted += 1
+            self._changed.notify_all()
+        return handle
+
+    async def generate(self, request: EngineRequest) -> Any:
+        """Submit a request and wait for its output; cancelling this coroutine cancels the request."""
+        return await self.submit(request).wait()
+
+    def predict_seconds(self, request: EngineRequest) -> float:
+        """Return the predicted time to completion of a request if it were submitted now."""
+        text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
+        cost = self.cost.cost(request, request.sample, text_tokens)
+        with self._changed:
+            return self.admission.forecast(request, request.sample, cost, self._in_flight())
+
+    @property
+    def unfinished(self) -> int:
+        """Number of requests that are queued or between steps."""
+        return len(self._entries)
+
+    @property
+    def waiting(self) -> int:
+        """Number of requests that have not had a step yet."""
+        return sum(entry.started is None for entry in list(self._entries))
+
+    # running
+
+    def step(self) -> StepReport | None:
+        """Run one step and decode what it finishes; return None if there is nothing to do.
+
+        Only for an engine that is not started.
+        """
+        report = self._run_step()
+        self._decoding.run()
+        return report
+
+    def run(self) -> None:
+        """Run steps until no request is left."""
+        while self.step() is not None:
+            pass
+
+    def start(self) -> Self:
+        """Run steps on a thread, and decoding on another one, until `close`."""
+        if self._thread is not None:
+            raise RuntimeError("the engine has been started already")
+        executor = ThreadPoolExecutor(1, thread_name_prefix="cat-fast decode")
+        self._decoding.use(executor)
+        self._thread = threading.Thread(target=self._loop, name="cat-fast denoise", daemon=True)
+        self._thread.start()
+        return self
+
+    def close(self, *, timeout: float = 0.0) -> list[RequestHandle]:
+        """Take no further requests, finish those in flight for up to `timeout` seconds, end the threads.
+
+        Returns:
+            The requests that were not finished; each has the error `Draining`.
+        """
+        deadline = time.perf_counter() + timeout
+        with self._changed:
+            self._closing = "drain"
+            self._changed.notify_all()
+            while (self._entries or self._decoding.pending) and self._thread is not None:
+                left = deadline - time.perf_counter()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, 0.05))
+            self._closing = "stop"
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        lost = [entry.handle for entry in self._entries] + self._decoding.stop()
+        self._entries.clear()
+        for handle in lost:
+            handle.fail(Draining())
+        return lost
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(timeout=0.0 if kind else float("inf"))
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._entries and self._closing != "stop":
+                    self._changed.wait()
+                if self._closing == "stop":
+                    return
+            try:
+                self._run_step()
+            except Exception as error:  # of the engine itself: no request may wait forever
+                with self._changed:
+                    for entry in self._entries:
+                        entry.handle.fail(error)
+                    self._entries = []
+
+    def _run_step(self) -> StepReport | None:
+        begun = self.clock()
+        with self._changed:
+            self._drop_cancelled()
+            if not self._entries:
+                return None
+            self._step += 1
+            if self._step - self._rows_reduced_at >= _RECOVER_STEPS and self._rows_allowed < self.max_tokens:
+                self._rows_allowed = min(2 * self._rows_allowed, self.max_tokens)
+                self._rows_reduced_at = self._step
+            # a request larger than the reduced budget still gets a step of its own
+            largest = max(entry.rows for entry in self._entries)
+            budget = min(self.max_tokens, max(self._rows_allowed, largest))
+            chosen = select(self._entries, self.order, budget, self._step, begun)
+            entries = [self._entries[i] for i in chosen]
+            left_out = len(self._entries) - len(entries)
+        ready = [entry for entry in entries if self._prepare(entry, begun)]
+        self._count_waiting(ready)
+        rows = sum(entry.rows for entry in ready)
+        denoising = self.clock()
+        predictions = self._denoise(ready)
+        denoised = self.clock()
+        if len(predictions) == len(ready) > 0:
+            self.cost.measured_step(sum(entry.cost.step_flops for entry in ready), denoised - denoising)
+        for entry in predictions:
+            self._isolated(entry, self._advance, predictions[entry])
+        report = StepReport(
+            number=self._step,
+            handles=tuple(entry.handle for entry in predictions),
+            states=tuple(entry.state for entry in predictions if entry.state is not None),
+            requests=tuple(entry.place for entry in predictions),
+            left_out=left_out,
+            rows=rows,
+            max_rows=self.max_tokens,
+            seconds=self.clock() - begun,
+        )
+        self.last_step = report
+        if self.on_step is not None:
+            self.on_step(report)
+        for entry in predictions:
+            if entry.state is not None and entry.state.finished and not entry.handle.done():
+                self._isolated(entry, self._finish_denoising)
+        with self._changed:
+            self._entries = [entry for entry in self._entries if not entry.has_left]
+            self._changed.notify_all()
+        self.statistics.step(report, denoised - denoising, self.clock() - begun)
+        return report
+
+    def _count_waiting(self, ready: Sequence[Entry]) -> None:
+        """Update how long requests have waited for a step, given those that share the current one."""
+        for entry in ready:
+            record = entry.handle.record
+            record.longest_wait_steps = max(record.longest_wait_steps, self._step - entry.last_step - 1)
+            entry.last_step = self._step
+        for entry in self._entries:
+            record = entry.handle.record
+            record.longest_wait_steps = max(record.longest_wait_steps, self._step - entry.last_step)
+
+    def _prepare(self, entry: Entry, now: float) -> bool:
+        """Prepare a request before its first step; return False if that failed."""
+        if entry.state is not None:
+            return True
+
+        def first(entry: Entry) -> None:
+            entry.state = self.stages.prepare(replace(entry.handle.request, sample=entry.sample))
+            entry.started = now
+            entry.handle.status = "denoising"
+            entry.handle.record.seconds_queued = now - entry.arrived
+
+        return self._isolated(entry, first)
+
+    def _denoise(self, entries: Sequence[Entry]) -> "dict[Entry, torch.Tensor]":
+        """Return the predictions of requests; failures are narrowed down by halving the batch.
+
+        A request that fails by itself gets the error. Out of memory, smaller batches follow.
+        """
+        if not entries:
+            return {}
+        try:
+            states = [entry.state for entry in entries if entry.state is not None]
+            return dict(zip(entries, self.stages.denoise_step(states), strict=True))
+        except Exception as error:
+            memory = is_out_of_memory(error)
+            if memory:
+                self.statistics.out_of_memory += 1
+                half_rows = sum(entry.rows for entry in entries) // 2
+                self._rows_allowed = max(min(self._rows_allowed, half_rows), 1)
+                self._rows_reduced_at = self._step
+            if len(entries) == 1:
+                entries[0].handle.fail(_explained(error, entries[0].rows) if memory else error)
+                return {}
+        if memory and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        half = len(entries) // 2
+        return self._denoise(entries[:half]) | self._denoise(entries[half:])
+
+    def _advance(self, entry: Entry, prediction: torch.Tensor) -> None:
+        request, record, state = entry.handle.request, entry.handle.record, entry.state
+        assert state is not None
+        every = request.preview_every
+        preview = every and (record.steps_done + 1) % every == 0 and record.steps_done + 1 < record.steps
+        if preview and entry.handle.on_preview is not None:
+            clean = state.solver.clean_estimate(prediction, state.tokens)
+            self._decoding.preview(entry.handle, state.latent(self.stages.patch_size, clean), entry.sample)
+        self.stages.scheduler_step(state, prediction)
+        record.steps_done += 1
+
+    def _finish_denoising(self, entry: Entry) -> None:
+        assert entry.state is not None
+        assert entry.started is not None
+        handle = entry.handle
+        handle.record.seconds_denoising = self.clock() - entry.started
+        latent = self.stages.latent(entry.state)
+        handle.status = "decoding"
+        self._decoding.add(handle, latent, entry.sample, alone=entry.alone)
+
+    def _isolated(self, entry: Entry, function: Callable[..., None], *arguments: Any) -> bool:
+        """Run a stage of one request; its error ends this request only."""
+        try:
+            function(entry, *arguments)
+        except Exception as error:
+            entry.handle.fail(error)
+            return False
+        return True
+
+    def _in_flight(self) -> InFlight:
+        return InFlight(
+            entries=self._entries, decoding_seconds=self._decoding.backlog_seconds, now=self.clock()
+        )
+
+    def _drop_cancelled(self) -> None:
+        for entry in self._entries:
+            if entry.handle.is_cancelled and not entry.handle.done():
+                record = entry.handle.record
+                entry.handle.fail(Cancelled(record.steps_done, record.steps))
+        self._entries = [entry for entry in self._entries if not entry.handle.is_cancelled]
+
+
+def _explained(error: Exception, rows: int) -> UserError:
+    made = UserError(
+        f"out of memory with a single image of {rows} tokens per step; choose a coarser ratio, a smaller size"
+        " or guidance_scale 1"
+    )
+    made.__cause__ = error
+    return made

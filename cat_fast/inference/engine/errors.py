@@ -1,0 +1,36 @@
+"""Reasons why the engine does not draw a valid request."""
+
+
+class QueueFull(RuntimeError):
+    """The limit of unfinished requests is reached."""
+
+    def __init__(self, unfinished: int, retry_after: float) -> None:
+        super().__init__(f"{unfinished} requests are unfinished, the limit; retry in {retry_after:.0f} s")
+        self.retry_after = retry_after
+        """Predicted seconds until one of them finishes."""
+
+
+class DeadlineUnreachable(RuntimeError):
+    """The request would finish after its deadline."""
+
+    def __init__(self, deadline: float, earliest: float) -> None:
+        super().__init__(
+            f"the deadline of {deadline:.3g} s cannot be met; the earliest possible time is {earliest:.3g} s"
+        )
+        self.earliest = earliest
+        """Predicted seconds until the request finishes."""
+
+
+class Draining(RuntimeError):
+    """The engine finishes what it has and takes no further requests."""
+
+    def __init__(self) -> None:
+        super().__init__("the engine is shutting down and takes no further requests")
+
+
+class Cancelled(RuntimeError):
+    """The request was cancelled before its image was complete."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        super().__init__(f"cancelled after {step} of {steps} steps")
+        self.step = step

@@ -1,0 +1,56 @@
+"""Forecast of when a request finishes: the engine's steps simulated, without future arrivals."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Work(NamedTuple):
+    """Remaining work of one request."""
+
+    steps: int
+    rows: int
+    flops: int
+    """Per step."""
+    decoding: float
+    """Seconds."""
+
+
+def finish_seconds(
+    ranked: Sequence[Work],
+    target: int,
+    max_rows: int,
+    step_seconds: Callable[[float], float],
+    decoding_backlog: float = 0.0,
+) -> float:
+    """Return the seconds until request `target` finishes.
+
+    Each simulated step packs requests in the given order; steps with the same requests are taken together, so
+    the simulation costs as many turns as there are requests.
+
+    Args:
+        ranked: in order of service.
+        target: index in `ranked`.
+        max_rows: row budget of a step.
+        step_seconds: seconds of a step of this many FLOPs.
+        decoding_backlog: seconds of decoding ahead of everything.
+    """
+    left = [work.steps for work in ranked]
+    alive = list(range(len(ranked)))
+    elapsed, decoder_free = 0.0, decoding_backlog
+    while left[target] > 0:
+        chosen: list[int] = []
+        free = max_rows
+        for i in alive:
+            if ranked[i].rows <= free:
+                chosen.append(i)
+                free -= ranked[i].rows
+        turns = min(left[i] for i in chosen)
+        elapsed += turns * step_seconds(sum(ranked[i].flops for i in chosen))
+        for i in chosen:
+            left[i] -= turns
+            if left[i] == 0:
+                decoder_free = max(decoder_free, elapsed) + ranked[i].decoding
+                if i == target:
+                    return decoder_free
+        alive = [i for i in alive if left[i] > 0]
+    return elapsed + ranked[target].decoding

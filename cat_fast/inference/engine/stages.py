@@ -1,0 +1,134 @@
+"""The stages of one request: prepare, denoise_step, scheduler_step and decode.
+
+They have the names of vLLM-Omni's contract for step-wise pipelines. Every image that this package draws
+passes through them, whether it is drawn by `CATPipeline`, on the command line or by the server.
+"""
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+
+from cat_fast.data.latents.scale import LatentScale
+from cat_fast.errors import UserError
+from cat_fast.generator.dit import DiT
+from cat_fast.generator.sampling import SamplingState, denoise_step, prepare, scheduler_step
+from cat_fast.generator.solvers import set_steps
+from cat_fast.generator.text_cache import TextCache
+from cat_fast.inference.engine.request import EngineRequest
+from cat_fast.tokenizer.autoencoder import NestedAutoencoderKL
+from cat_fast.tokenizer.pipeline_config import upcast
+
+ROWS = 16
+"""Block that fp32 matrix products of MKL and OpenBLAS are invariant to: other numbers of rows below 16 take
+another path. `invariance.self_test` checks it."""
+TEXT_BYTES = 16 << 20
+_NOT_FINITE = (
+    "a latent contains NaN or infinite values; lower guidance_scale, or check the pipeline's weights"
+)
+
+
+class Models(Protocol):
+    """The parts of a `CATPipeline` that the stages use."""
+
+    vae: NestedAutoencoderKL
+    transformer: DiT
+    scheduler: Any
+    text_encoder: Any
+
+    @property
+    def _execution_device(self) -> torch.device: ...
+
+
+class Stages:
+    """Stages on the models of a pipeline.
+
+    Args:
+        pipeline: a `CATPipeline`.
+        rows: sequences and tokens of a step are filled up to multiples of this.
+        decode_batch: images per call of the decoder; by default 8 on a GPU, else 1, because convolutions on
+            the CPU gain nothing from batches.
+    """
+
+    def __init__(self, pipeline: Models, *, rows: int = ROWS, decode_batch: int | None = None) -> None:
+        self.pipeline = pipeline
+        self.rows = rows
+        self.device = pipeline._execution_device
+        self.decode_batch = decode_batch or (1 if self.device.type == "cpu" else 8)
+        encoder = pipeline.text_encoder
+        # each prompt is encoded at its own length: in a batch, its states would depend on the others
+        self._encode = None if encoder is None else TextCache(encoder, TEXT_BYTES)
+        self._scheduler = lru_cache(64)(lambda name, steps: set_steps(pipeline.scheduler, name, steps))
+        config = pipeline.transformer.config
+        self.vae_lock = threading.Lock()
+        """Held while the autoencoder runs: upcasting changes its weights for the time of a call."""
+        self._scale = LatentScale(config.shift_factor, config.scaling_factor)
+
+    @property
+    def patch_size(self) -> int:
+        return self.pipeline.transformer.config.patch_size
+
+    def check(self, request: EngineRequest) -> None:
+        """Raise UserError if the scheduler cannot take as many steps."""
+        self._scheduler(request.scheduler, request.num_inference_steps)
+
+    def prepare(self, request: EngineRequest) -> SamplingState:
+        """Encode the text and draw the initial noise of a request."""
+        transformer = self.pipeline.transformer
+        text = None
+        if self._encode is not None:
+            text = self._encode([request.sample.text]).tokens.to(self.device, transformer.dtype)
+        return prepare(
+            transformer,
+            request.sample,
+            self._scheduler(request.scheduler, request.num_inference_steps),
+            guidance=request.guidance_scale,
+            guidance_channels=request.guidance_channels,
+            text=text,
+            noise=request.noise,
+            device=self.device,
+        )
+
+    def denoise_step(self, states: Sequence[SamplingState]) -> list[torch.Tensor]:
+        """Return the guided prediction (n, C) of each state, from one forward pass over all of them."""
+        return denoise_step(self.pipeline.transformer, states, rows=self.rows)
+
+    def scheduler_step(self, state: SamplingState, prediction: torch.Tensor) -> None:
+        """Advance one state by one step."""
+        scheduler_step(state, prediction)
+
+    def latent(self, state: SamplingState, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the latent (c, h, w), float32, of a state or of other tokens of its shape.
+
+        Raises:
+            UserError: it contains NaN or infinite values.
+        """
+        latent = state.latent(self.patch_size, tokens)
+        if not torch.isfinite(latent).all():
+            raise UserError(_NOT_FINITE)
+        return latent
+
+    @torch.no_grad()
+    def decode(self, latents: Sequence[torch.Tensor], ratio: int) -> list[torch.Tensor]:
+        """Decode latents (c, h, w) of one ratio and shape; return images (3, H, W) in [-1, 1].
+
+        Raises:
+            UserError: the images contain NaN or infinite values.
+        """
+        vae: Any = self.pipeline.vae
+        if hasattr(vae, "_hf_hook"):  # offloaded: accelerate's hook moves the model on `forward` only
+            vae._hf_hook.pre_forward(vae)
+        images: list[torch.Tensor] = []
+        for start in range(0, len(latents), self.decode_batch):
+            z = self._scale.undo(torch.stack(list(latents[start : start + self.decode_batch])), ratio)
+            with self.vae_lock, upcast(vae):
+                decoded = vae.decode(z.to(vae.dtype), ratio).sample
+            if not torch.isfinite(decoded).all():
+                raise UserError(
+                    f"the decoded images hold NaN or infinite values in {vae.dtype};"
+                    " load the pipeline in float32 or bfloat16"
+                )
+            images += decoded
+        return images

@@ -1,0 +1,1 @@
+"""HTTP server of a pipeline: OpenAI's images API, reconstructions, complexity, and a page to try them."""

@@ -1,0 +1,154 @@
+"""ASGI middleware: request ids and logs, body size, bearer token, rate per client."""
+
+import hmac
+import json
+import sys
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cat_fast.inference.server.errors import ApiError
+from cat_fast.inference.server.settings import MAX_BODY_BYTES, ServerSettings
+
+_MAX_CLIENTS = 10_000
+_OPEN_PATHS = ("/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+
+
+class Limits:
+    """Refuses requests before they are read, and logs every request as one JSON line on standard error.
+
+    Args:
+        app: the application.
+        settings: token and rate.
+        observe: called with route, status and seconds of every request.
+        log: writes a line.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: ServerSettings,
+        observe: Callable[[str, int, float], None],
+        log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._app, self._settings, self._observe = app, settings, observe
+        self._log = log or log_line
+        self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = time.perf_counter()
+        identity = Headers(scope=scope).get("x-request-id", "")[:64] or uuid.uuid4().hex
+        if not identity.isascii() or not identity.isprintable():
+            identity = uuid.uuid4().hex
+        status, started = 500, False
+        scope.setdefault("state", {})["request_id"] = identity
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                MutableHeaders(scope=message)["X-Request-ID"] = identity
+            await send(message)
+
+        try:
+            self._check(scope)
+            await self._app(scope, self._counted(receive), send_with_id)
+        except ApiError as error:
+            if started:
+                raise
+            await error.response()(scope, receive, send_with_id)
+        finally:
+            seconds = time.perf_counter() - begun
+            route = getattr(scope.get("route"), "path", "other")
+            self._observe(route, status, seconds)
+            client = scope.get("client") or ("", 0)
+            self._log(
+                {
+                    "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "request_id": identity,
+                    "client": client[0],
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status,
+                    "seconds": round(seconds, 4),
+                }
+            )
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        if scope["path"] not in _OPEN_PATHS:
+            self._check_token(headers)
+            self._check_rate((scope.get("client") or ("", 0))[0])
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            raise _too_large()
+
+    def _check_token(self, headers: Headers) -> None:
+        expected = self._settings.token
+        if expected is None:
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected.encode()):
+            raise ApiError(
+                401,
+                "missing or wrong token; send it as Authorization: Bearer TOKEN",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _check_rate(self, client: str) -> None:
+        """Take one of the client's requests: a bucket of one minute's requests that refills evenly."""
+        limit = self._settings.requests_per_minute
+        if limit == 0:
+            return
+        now = time.monotonic()
+        left, since = self._rates.pop(client, (float(limit), now))
+        left = min(float(limit), left + (now - since) * limit / 60)
+        self._rates[client] = (max(left - 1, 0.0), now) if left >= 1 else (left, now)
+        if len(self._rates) > _MAX_CLIENTS:
+            self._rates.popitem(last=False)
+        if left < 1:
+            wait = max(1, round((1 - left) * 60 / limit))
+            raise ApiError(
+                429,
+                f"more than {limit} requests per minute; retry in {wait} s",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(wait)},
+            )
+
+    @staticmethod
+    def _counted(receive: Receive) -> Receive:
+        """Refuse a body of unknown length once it exceeds the limit."""
+        total = 0
+
+        async def counted() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > MAX_BODY_BYTES:  # FastAPI passes on nothing else while it reads a body
+                raise HTTPException(413, _too_large().message)
+            return message
+
+        return counted
+
+
+def log_line(entry: dict[str, Any]) -> None:
+    """Write an entry of the log as one JSON line."""
+    print(json.dumps(entry), file=sys.stderr, flush=True)
+
+
+def _too_large() -> ApiError:
+    return ApiError(
+        413,
+        f"the body is larger than {MAX_BODY_BYTES / 1e6:.0f} MB; send a smaller image",
+        code="body_too_large",
+    )

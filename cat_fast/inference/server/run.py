@@ -1,0 +1,111 @@
+"""Running a server: socket, start-up, signals and drain."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from cat_fast.errors import UserError
+from cat_fast.inference.server.app import create_app
+from cat_fast.inference.server.limits import log_line
+from cat_fast.inference.server.service import Service, prepare_in_background
+from cat_fast.inference.server.settings import ServerSettings
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_EXIT_FORCED = 3
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that drains the engine at the first signal while it still answers, and ends at the second."""
+
+    service: Service
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._signalled) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.service.draining:
+            print(f"{name} again: ended without finishing the images in flight", file=sys.stderr, flush=True)
+            os._exit(_EXIT_FORCED)
+        self.service.draining = True
+        threading.Thread(target=self._drain, name="cat-fast drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        self.service.drain()
+        self.should_exit = True
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """Return a socket bound to the server's address.
+
+    Raises:
+        UserError: the port is in use, or the address is not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((settings.host, settings.port))
+    except OSError as error:
+        bound.close()
+        reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        raise UserError(
+            f"cannot listen on {settings.host}:{settings.port}: {reason}; choose another --port or --host"
+        ) from error
+    return bound
+
+
+def serve(service: Service, bound: socket.socket) -> int:
+    """Serve until a signal; return the exit code, 0 after a drain.
+
+    Requests get 503 until calibration and self-test have run, which takes seconds.
+
+    Raises:
+        UserError: calibration or self-test failed.
+    """
+    config = uvicorn.Config(
+        create_app(service), log_config=None, access_log=False, timeout_graceful_shutdown=5, lifespan="off"
+    )
+    server = _Server(config)
+    server.service = service
+
+    def failed() -> None:
+        server.should_exit = True
+
+    prepare_in_background(service, failed)
+    host, port = bound.getsockname()[:2]
+    print(f"serving {service.settings.name} on http://{host}:{port}", file=sys.stderr, flush=True)
+    asyncio.run(server.serve(sockets=[bound]))
+    if service.failure is not None:
+        raise UserError(f"{service.settings.name} cannot be served: {service.failure}")
+    totals = service.engine.statistics
+    log_line(
+        {
+            "event": "stopped",
+            "submitted": totals.submitted,
+            "finished": totals.finished,
+            "cancelled": totals.cancelled,
+            "failed": totals.failed,
+            "refused": dict(totals.refusals),
+            "lost": len(service.lost),
+        }
+    )
+    return 0

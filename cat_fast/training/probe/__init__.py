@@ -1,0 +1,1 @@
+"""Training of a linear classification head, on fixed features or together with the encoder."""

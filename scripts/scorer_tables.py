@@ -1,0 +1,128 @@
+"""Write the tables of docs/distilled_scorers.md from the reports of the packaged scorers.
+
+python scripts/scorer_tables.py
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import ratio_tables
+import tables
+
+DOCUMENT = tables.ROOT / "docs/distilled_scorers.md"
+ASSETS = tables.ROOT / "cat_fast/complexity/assets"
+TIERS = ("accurate", "fast")
+STATES = ("given", "inferred")
+
+
+def main() -> None:
+    """Replace the tables in place."""
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """Return the document with updated tables."""
+    reports = {
+        tier: json.loads((ASSETS / f"{tier}_scorer.json").read_text(encoding="utf-8")) for tier in TIERS
+    }
+    makers = {"quality": quality, "mixes": mixes, "reliability": reliability, "paraphrases": paraphrases}
+    return tables.fill(text, {name: make(reports) for name, make in makers.items()})
+
+
+def quality(reports: Mapping[str, Any]) -> str:
+    """Return agreement, Spearman and error per source, of each tier and of one rater with the other."""
+    first = reports["accurate"]
+    rows = []
+    for source in ("all", *first["sources"]):
+        cells = [
+            _figures(
+                {
+                    name: found["value"]
+                    for name, found in _group(reports[tier], source)[state].items()
+                    if name in _DIGITS
+                }
+            )
+            for tier in TIERS
+            for state in STATES
+        ]
+        rows.append(
+            (
+                _label(source),
+                f"{_group(first, source)['given']['captions']:,}",
+                *cells,
+                _figures(first["raters"][source]),
+            )
+        )
+    header = (
+        "source",
+        "captions",
+        *(f"{tier}, flags {state}" for tier in TIERS for state in STATES),
+        "rater and rater",
+    )
+    return tables.markdown(header, rows)
+
+
+def mixes(reports: Mapping[str, Any]) -> str:
+    """Return one row per source and domain: mixes of the raters, the tiers and the publication."""
+    published = {name: mix for name, (_, mix) in ratio_tables.SOURCES.items() if mix} | ratio_tables.DOMAINS
+    first = reports["accurate"]
+    rows = []
+    groups = [(group, name) for group in ("sources", "written_domains") for name in first[group]]
+    for group, name in groups:
+        found = [reports[tier][group][name]["given"] for tier in TIERS]
+        label = _label(name) if group == "sources" else f"written: {name.replace('_', ' ')}"
+        mix = "/".join(map(str, published[name])) if name in published else ""
+        difference = found[0]["mix_difference"]
+        cells = [_mix(found[0]["reference_mix"].values()), *(_mix(one["mix"].values()) for one in found)]
+        rows.append((label, f"{found[0]['captions']:,}", *cells, f"{100 * difference:.1f}", mix))
+    header = ("source", "captions", "raters", *TIERS, "largest difference of accurate", "published")
+    return tables.markdown(header, rows)
+
+
+def reliability(reports: Mapping[str, Any]) -> str:
+    """Return confidence and accuracy of each tenth of the captions."""
+    rows = []
+    for tier in TIERS:
+        for state in STATES:
+            found = reports[tier]["reliability"][state]
+            bins = [f"{100 * b['confidence']:.0f}/{100 * b['accuracy']:.0f}" for b in found["bins"]]
+            rows.append((f"{tier}, {state}", *bins, f"{100 * found['expected_calibration_error']:.1f}"))
+    return tables.markdown(("scorer, flags", *map(str, range(1, 11)), "error"), rows)
+
+
+def paraphrases(reports: Mapping[str, Any]) -> str:
+    """Return mean change and kept ratios per kind of paraphrase."""
+    rows = []
+    for name in reports["accurate"]["paraphrases"]:
+        cells = []
+        for tier in TIERS:
+            found = reports[tier]["paraphrases"][name]
+            cells += [f"{found['mean_change']:.2f}", f"{100 * found['same_ratio']:.1f} %"]
+        rows.append((name, *cells))
+    header = ("paraphrase", *(f"{tier}: {what}" for tier in TIERS for what in ("mean change", "same ratio")))
+    return tables.markdown(header, rows)
+
+
+_LABELS = {"all": "all", "imagenet_style": "ImageNet style, written"}
+_DIGITS = {"agreement": 3, "spearman": 3, "mae": 2}
+
+
+def _figures(found: Mapping[str, float]) -> str:
+    return " / ".join(f"{found[name]:.{digits}f}" for name, digits in _DIGITS.items())
+
+
+def _group(report: Mapping[str, Any], name: str) -> Any:
+    return report["all"] if name == "all" else report["sources"][name]
+
+
+def _label(source: str) -> str:
+    return _LABELS.get(source) or ratio_tables.SOURCES[source][0].partition(",")[0]
+
+
+def _mix(shares: Iterable[float]) -> str:
+    return "/".join(f"{100 * share:.0f}" for share in shares)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The schedulers that the engine is compared with, on a clock of one second per step, and the goals."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.serving import BASELINES, MIXES, draw_requests, goals, poisson
+from benchmarks.shared.serving_baselines import (
+    Clock,
+    DeficitRoundRobin,
+    DynamicBatching,
+    FifoStepBatching,
+    run,
+)
+from cat_fast.generator import SampleRequest
+from cat_fast.inference.engine import EngineRequest
+
+
+class OneSecond:
+    """Stages of which every step takes one second."""
+
+    def __init__(self, clock):
+        self.clock, self.steps = clock, []
+
+    def prepare(self, request):
+        return SimpleNamespace(request=request)
+
+    def denoise_step(self, states):
+        self.clock.advance(1.0)
+        self.steps.append([state.request.sample.seed for state in states])
+        return [None] * len(states)
+
+    def scheduler_step(self, state, prediction):
+        pass
+
+    def latent(self, state):
+        return None
+
+    def decode(self, latents, ratio):
+        return []
+
+
+def request(seed, ratio=16, steps=3):
+    sample = SampleRequest(label=0, ratio=ratio, grid=(2, 2), seed=seed)
+    return EngineRequest(sample=sample, num_inference_steps=steps, guidance_scale=1.0)
+
+
+def serve(policy, *arrivals):
+    """Return the times of the ends, and the requests of each step."""
+    clock = Clock(None)
+    stages = OneSecond(clock)
+    jobs, totals = run(policy, stages, arrivals, clock)
+    assert totals["steps"] == len(stages.steps)
+    return [job.finished for job in jobs], stages.steps
+
+
+def test_dynamic_batches_wait_and_run_to_the_end():
+    ends, steps = serve(
+        DynamicBatching(100, wait=1.0), (0.0, request(0)), (0.5, request(1)), (1.5, request(2))
+    )
+    assert ends == [4.0, 4.0, 7.0]
+    assert steps == [[0, 1]] * 3 + [[2]] * 3
+
+
+def test_a_full_dynamic_batch_does_not_wait():
+    ends, _ = serve(DynamicBatching(8, wait=50.0), (0.0, request(0)), (0.5, request(1)))
+    assert ends == [3.5, 3.5]
+
+
+def test_fifo_step_batching_is_blocked_by_another_ratio():
+    ends, _ = serve(FifoStepBatching(100), (0.0, request(0)), (0.1, request(1, ratio=32)), (0.2, request(2)))
+    assert ends == [3.0, 6.0, 9.0]
+
+
+def test_fifo_step_batching_lets_equal_requests_join():
+    ends, steps = serve(FifoStepBatching(100), (0.0, request(0)), (0.1, request(1)))
+    assert ends == [3.0, 4.0]
+    assert steps == [[0], [0, 1], [0, 1], [1]]
+
+
+def test_deficit_round_robin_takes_turns():
+    ends, steps = serve(
+        DeficitRoundRobin(4), (0.0, request(0, steps=2)), (0.0, request(1, ratio=32, steps=2))
+    )
+    assert ends == [3.0, 4.0]
+    assert steps == [[0], [1], [0], [1]]
+
+
+def test_requests_follow_the_mix_and_the_load():
+    requests = draw_requests(MIXES["cat"], 2000, seed=0)
+    shares = [sum(one.sample.ratio == ratio for one in requests) / 2000 for ratio in (8, 16, 32)]
+    assert shares == pytest.approx([0.06, 0.49, 0.45], abs=0.03)
+    assert {one.num_inference_steps for one in requests} == {5, 10, 25, 50}
+    times = [time for time, _ in poisson(requests, 4.0, seed=0)]
+    assert times == sorted(times)
+    assert times[-1] == pytest.approx(500, rel=0.1)
+
+
+def test_goals_are_met_or_not():
+    common = {"p50": 1.0, "p95": 2.0, "p99": 3.0, "within_three_times_alone": 0.5, "images_per_second": 1.0}
+    slow = common | {"p50": 4.0, "p95": 8.0, "within_three_times_alone": 0.2}
+    engine = common | {
+        "of_flop_bound": 0.95, "fill_waiting": 0.97, "overhead": 0.02,
+        "prediction_error_alone": 0.05, "prediction_error_shared": 0.3,
+    }  # fmt: skip
+    median = {"engine": engine, "engine_again": engine, "engine_fifo_packed": common}
+    median |= dict.fromkeys(BASELINES, slow)
+    found = goals(median, 0.8, predicted=False)
+    assert [name for name, goal in found.items() if not goal["met"]] == ["prediction_error_shared"]
+    missed = [name for name, goal in goals(median, 2.0, predicted=False).items() if not goal["met"]]
+    assert missed == ["throughput over fifo_step_batching"]
+    predicted = goals(median, 2.0, predicted=True)
+    assert [predicted[f"throughput over {name}"]["goal"] for name in BASELINES] == [1.1, 2.0, 1.3]

@@ -1,0 +1,103 @@
+"""`cat-fast eval classification` on scikit-learn's digits, enlarged."""
+
+import json
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from cat_fast.cli.main import app
+from tests.cli.conftest import tiny_tokenizer
+from tests.training.rank_processes import run_ranks
+
+COUNT = 160
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The digits 0 and 1, 8 x 8, as images of 64 px."""
+    root = tmp_path_factory.mktemp("digits")
+    found = load_digits(n_class=2)
+    for number, (image, label) in enumerate(zip(found.images[:COUNT], found.target, strict=False)):
+        folder = root / ("test" if number % 4 == 0 else "train") / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        enlarged = Image.fromarray((image * 15.9).astype("uint8")).resize((64, 64))
+        enlarged.save(folder / f"{number:03d}.png")
+    tiny_tokenizer(initialisation="pyramid").save_pretrained(root / "tokenizer")
+    return root
+
+
+@pytest.fixture
+def fast_launch(monkeypatch):
+    """Train in a process of the session instead of the launcher; return the started configurations."""
+    started = []
+
+    def launch(config, overrides, *, run_folder, log, ranks, on_step):
+        started.append((config.name, overrides))
+        more = ["optimizer.lr=0.01"]  # the paper's rate needs more than these few steps
+        run_ranks("tests.training.runs:train_as_rank", ranks, str(config), *overrides, *more)
+
+    monkeypatch.setattr("cat_fast.training.launch.launch", launch)
+    return started
+
+
+def run(digits, out, *arguments):
+    options = {"--data": digits, "--tokenizer": digits / "tokenizer", "--size": 64, "--out": out}
+    flat = [str(part) for option in options.items() for part in option]
+    return CliRunner().invoke(app, ["eval", "classification", *flat, *arguments])
+
+
+def test_linear_probes(digits, tmp_path, fast_launch):
+    found = run(digits, tmp_path, "--ratios", "8,32", "--epochs", "10", "--json")
+    assert found.exit_code == 0, found.output
+    result = json.loads(found.stdout)
+    rows = {(row["name"], row["head"]): row for row in result["rows"]}
+    assert list(rows) == [
+        ("ours 8x", "flattened"), ("ours 8x", "pooled"), ("ours 32x", "flattened"), ("ours 32x", "pooled"),
+        ("pixels", "flattened"), ("untrained 8", "flattened"),
+    ]  # fmt: skip
+    width = 4 * (64 // 8) ** 2
+    for (_, head), row in rows.items():
+        assert row["head_inputs"] == (width if head == "flattened" else 4)
+        assert row["head_weights"] == 2 * row["head_inputs"]
+        low, high = row["accuracy"]["interval"]
+        assert low <= row["accuracy"]["value"] <= high
+        assert row["test_images"] == COUNT // 4
+    assert rows["pixels", "flattened"]["accuracy"]["value"] > 0.9
+    assert rows["ours 8x", "flattened"]["accuracy"]["value"] > 0.9
+    steps = 10 * -(-(COUNT - COUNT // 4) // 64)
+    for config, overrides in fast_launch:
+        assert config == "linear.yaml"
+        assert {f"schedule.total_steps={steps}", "schedule.warmup_steps=4"} <= set(overrides)
+    launched = len(fast_launch)
+    again = run(digits, tmp_path, "--ratios", "8,32", "--epochs", "10", "--json")
+    assert len(fast_launch) == launched, "finished heads are not trained again"
+    assert {**json.loads(again.stdout), "timing": 0} == {**result, "timing": 0}
+    other = run(digits, tmp_path, "--ratios", "8,32", "--epochs", "5")
+    assert other.exit_code == 2
+    assert "other settings" in other.stderr
+
+
+def test_fine_tuning(digits, tmp_path, fast_launch):
+    found = run(digits, tmp_path, "--ratios", "16", "--epochs", "1", "--task", "finetune")
+    assert found.exit_code == 0, found.output
+    assert [config for config, _ in fast_launch] == ["finetune.yaml"] * 2
+    result = json.loads((tmp_path / "classification.json").read_text())
+    assert [row["head"] for row in result["rows"]] == ["flattened", "pooled"]
+    assert result["task"] == "finetune"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "knn"), "--task knn: expected linear or finetune"),
+        (("--size", "40"), "--size 40: expected a multiple of 32"),
+        (("--ratios", "budget=9"), "a budget needs all images at once"),
+    ],
+)
+def test_arguments_are_checked(digits, tmp_path, arguments, message, fast_launch):
+    found = run(digits, tmp_path, "--ratios", "8", *arguments)
+    assert found.exit_code == 2
+    assert message in " ".join(found.stderr.split())
+    assert not fast_launch

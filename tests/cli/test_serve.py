@@ -1,0 +1,107 @@
+"""`cat-fast serve`: refusals before it listens, and its end."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import pytest
+
+from cat_fast.cli import serve as module
+from tests.cli.conftest import assert_one_line_error
+from tests.inference.engine.mixes import tiny_pipeline
+
+
+def test_other_addresses_need_a_token(cat_fast, tmp_path):
+    assert_one_line_error(
+        cat_fast("serve", "-p", tmp_path, "--host", "0.0.0.0"),
+        "can be reached from other machines",
+        "--insecure",
+    )
+    empty = tmp_path / "token"
+    empty.write_text("\n")
+    assert_one_line_error(cat_fast("serve", "-p", tmp_path, "--token-file", empty), "the file is empty")
+    assert_one_line_error(
+        cat_fast("serve", "-p", tmp_path, "--token-file", tmp_path / "no"), "cannot be read"
+    )
+
+
+def test_a_port_in_use(cat_fast, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = cat_fast("serve", "-p", tmp_path, "--port", port)
+    assert_one_line_error(result, f"cannot listen on 127.0.0.1:{port}", "the port is in use", "--port")
+
+
+def test_a_folder_that_is_not_a_pipeline(cat_fast, tmp_path):
+    assert_one_line_error(cat_fast("serve", "-p", tmp_path, "--port", 0), "is not a pipeline")
+    assert_one_line_error(cat_fast("serve", "-p", tmp_path / "no", "--port", 0), "no such folder")
+
+
+def test_without_its_packages_it_names_the_extra(cat_fast, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_NEEDED", {"no_such_module": "fastapi"})
+    result = cat_fast("serve", "-p", tmp_path)
+    assert_one_line_error(result, "the package fastapi is missing", "pip install 'cat-fast[serve]'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [1, 2])
+def test_a_signal_drains_and_a_second_one_ends_at_once(tmp_path, signals):
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    command = [sys.executable, "-c", "from cat_fast.cli.main import main; main()", "serve"]
+    process = subprocess.Popen(
+        [*command, "-p", str(tmp_path / "pipeline"), "--port", "0"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        address = next(line for line in process.stderr if line.startswith("serving ")).split()[-1]
+        rest = []
+        reader = threading.Thread(target=lambda: rest.extend(process.stderr), daemon=True)
+        reader.start()
+        while not is_ready(address):
+            time.sleep(0.2)
+        steps = 1000 if signals == 2 else 4
+        body = {"prompt": "0", "num_inference_steps": steps, "scheduler": "ddpm", "n": 8, "ratio": 8}
+        replies = []
+        sender = threading.Thread(target=lambda: replies.append(post(address, body)), daemon=True)
+        sender.start()
+        time.sleep(0.5)
+        for _ in range(signals):
+            os.kill(process.pid, signal.SIGTERM)
+            time.sleep(0.3)
+        assert process.wait(60) == (0 if signals == 1 else 3)
+        sender.join(10)
+        reader.join(10)
+        if signals == 1:
+            assert replies == [200]
+            assert json.loads(rest[-1])["finished"] == 8
+        else:
+            assert "SIGTERM again" in "".join(rest)
+    finally:
+        process.kill()
+
+
+def is_ready(address):
+    try:
+        return urllib.request.urlopen(f"{address}/readyz", timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def post(address, body):
+    """Return the status of a request for images, 0 if the connection was lost."""
+    request = urllib.request.Request(
+        f"{address}/v1/images/generations",
+        json.dumps(body).encode(),
+        headers={"content-type": "application/json"},
+    )
+    try:
+        return urllib.request.urlopen(request, timeout=60).status
+    except OSError:
+        return 0

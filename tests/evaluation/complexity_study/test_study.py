@@ -1,0 +1,156 @@
+"""The study of complexity: best ratios, correlations, agreement, and a run on the packaged photographs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import scipy.stats
+
+from cat_fast.complexity import RatioThresholds
+from cat_fast.data.photographs import photographs
+from cat_fast.errors import UserError
+from cat_fast.evaluation.complexity_study.best_ratio import best_ratios, share_losing_less
+from cat_fast.evaluation.complexity_study.scores import ScoreSet
+from cat_fast.evaluation.complexity_study.statistics import agreement, difference, estimate, pearson, spearman
+from cat_fast.evaluation.complexity_study.study import JPEG, collect, disagreements, fitted_ratios, summarize
+from tests.cli.conftest import cat_fast, checkpoint  # noqa: F401 # fixtures
+
+RATIOS = np.array([8, 16, 32])
+
+
+def test_the_best_ratio_is_the_largest_within_the_tolerance() -> None:
+    errors = np.array(
+        [
+            [0.001, 0.002, 0.009],
+            [0.001, 0.0025, 0.0024],  # 16x is worse than 32x
+            [0.004, 0.003, 0.0046],  # the best one need not be 8x
+            [0.001, 0.001, 0.001],
+        ]
+    )
+    assert best_ratios(errors, RATIOS, 0.0015).tolist() == [16, 32, 16, 32]
+    assert best_ratios(errors, RATIOS, 0.0).tolist() == [8, 8, 16, 32]
+    assert share_losing_less(errors, 0.001) == 0.5
+
+
+def test_statistics_are_those_of_scipy_and_intervals_are_paired() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=200)
+    y = np.round(x + random.normal(size=200))
+    assert float(pearson(x, y)) == pytest.approx(scipy.stats.pearsonr(x, y).statistic)
+    assert float(spearman(x, y)) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+    assert float(pearson(np.ones(5), np.arange(5.0))) == 0.0
+    found = estimate(pearson, x, y)
+    analytic = np.tanh(np.arctanh(found.value) + np.array([-1, 1]) * 1.96 / np.sqrt(197))
+    assert [found.low, found.high] == pytest.approx(analytic.tolist(), abs=0.04)
+    same = difference(pearson, x, 2 * x + 1, y)
+    assert (same.low, same.high) == pytest.approx((0, 0), abs=1e-12)
+    assert difference(spearman, x, random.normal(size=200), y).low > 0
+
+
+def test_fitted_ratios_have_the_mix_and_follow_the_metric() -> None:
+    best = np.array([32, 8, 16, 16, 32, 32])
+    found = fitted_ratios(np.array([1.0, 6, 5, 4, 2, 3]), best)
+    assert found.tolist() == [32, 8, 16, 16, 32, 32]
+    assert float(agreement(found, best)) == 1.0
+    assert sorted(fitted_ratios(np.arange(6.0), best)) == sorted(best)
+
+
+def measurement(key: str, complexity: float, size: int) -> dict:
+    errors = {"8": 0.001, "16": 0.001 + 0.0004 * complexity, "32": 0.001 + 0.0005 * complexity**2}
+    return {
+        "key": key,
+        "mse": errors,
+        "lpips": errors,
+        "signal_mse": 0.001 * complexity,
+        "signal_lpips": 0.1,
+        "jpeg_bytes": size,
+        "error": None,
+    }
+
+
+def write_scores(path: Path, scores: dict[str, float], scorer: str = "stub 1") -> Path:
+    rows = [
+        {
+            "key": key,
+            "caption": "word " * round(score),
+            "expected": score,
+            "score": round(score),
+            "scorer": scorer,
+        }
+        for key, score in scores.items()
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def test_the_verdict_follows_the_data(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    complexity = random.uniform(1, 9, 60)
+    noise = random.integers(1000, 90000, 60)
+    rows = [
+        measurement(f"a/{i}.jpg", c, int(n)) for i, (c, n) in enumerate(zip(complexity, noise, strict=True))
+    ]
+    good = write_scores(tmp_path / "good.parquet", {f"{i}": float(c) for i, c in enumerate(complexity)})
+    bad = write_scores(tmp_path / "bad.parquet", {f"{i}": 1 + float(n) / 12000 for i, n in enumerate(noise)})
+    rows.append({"key": "b.jpg", "error": "damaged"})
+    thresholds = RatioThresholds(4, 7)
+    sets = [ScoreSet.read(f"good={good}"), ScoreSet.read(f"bad={bad}")]
+    results = summarize(collect(rows, sets, thresholds))
+    assert results["left_out"] == {"unreadable": 1, "without a score": 0}
+    assert results["verdict"].startswith("The score predicts")
+    assert results["metrics"]["good"]["pearson"]["value"] > 0.8
+    assert results["metrics"]["reconstruction LPIPS"]["pearson"]["value"] == 0  # constant
+    pair = results["robustness"]["pairs"][0]
+    assert (pair["scorers"], abs(pair["spearman"]) < 0.4) == (["good", "bad"], True)
+    reverse = [measurement(f"{i}", 1 + float(n) / 12000, int(n)) for i, n in enumerate(noise)]
+    sample = collect(reverse, sets[:1], thresholds)
+    assert summarize(sample)["verdict"].startswith("JPEG size predicts")
+    title, indices = disagreements(sample, 2)[0]
+    assert title == f"good high, {JPEG} low"
+    assert complexity[indices].min() > np.median(complexity)
+    with pytest.raises(UserError, match="3 images have measurements and scores"):
+        collect(rows[:3], sets, thresholds)
+
+
+def test_files_without_scores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        ScoreSet.read(str(tmp_path / "missing.parquet"))
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(UserError, match="not a file of scores"):
+        ScoreSet.read(str(tmp_path / "other.parquet"))
+
+
+def test_the_command_studies_the_photographs(cat_fast, checkpoint, tmp_path: Path) -> None:  # noqa: F811
+    keys = [photo.key for photo in photographs()][:14]
+    random = np.random.default_rng(0)
+    scores = write_scores(tmp_path / "s.parquet", {key: float(random.uniform(1, 9)) for key in keys})
+    out = tmp_path / "study"
+    command = ["eval", "complexity", "--images", "photographs", "--scores", scores, "--out", out]
+    command += ["--checkpoint", checkpoint, "--size", "64", "--limit", "14", "--gallery", "1"]
+    command += ["--distance", "st_lpips_alex"]
+    result = cat_fast(*command)
+    assert result.exit_code == 0, result.output
+    results = json.loads((out / "study.json").read_text())
+    assert results["images"] == 14
+    assert set(results["metrics"]) == {
+        "stub",
+        JPEG,
+        "reconstruction MSE",
+        "reconstruction LPIPS",
+        "caption length",
+    }
+    assert results["verdict"] in (out / "report.html").read_text()
+    table = pyarrow.parquet.read_table(out / "images.parquet")
+    assert set(table["best_ratio"].to_pylist()) <= {8, 16, 32}
+    assert {path.name for path in out.glob("*.png")} == {
+        "best_ratio.png",
+        "correlation.png",
+        "jpeg_histogram.png",
+    }
+    lines = (out / "measurements.jsonl").read_text()
+    (out / "measurements.jsonl").write_text(lines[:-20])  # a killed run
+    assert cat_fast(*command).exit_code == 0
+    assert (out / "measurements.jsonl").read_text() == lines
+    assert cat_fast(*command[:-1], "lpips_none").exit_code == 2

@@ -1,0 +1,86 @@
+"""Bits of an image do not depend on others in flight: alone equals packed, from the text to the decoder."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from cat_fast.data.images.io import tensor_to_image
+from cat_fast.inference.engine import EngineRequest, PackedEngine
+from tests.inference.engine.mixes import check_mixes, tiny_pipeline
+from tests.inference.tiny_encoder import save_encoder
+
+
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def with_text(encoder):
+    return tiny_pipeline(encoder)
+
+
+@pytest.mark.parametrize(("count", "mixes"), [(1, 10), (2, 3)])
+def test_mixes_through_text_and_decoder(with_text, count, mixes):
+    with threads(count):
+        check_mixes(with_text, mixes, seed=count, pool=6 * count, text=True, decode=True)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"num_heads": 4}),  # head dimension 16: SDPA instead of the C++ kernel
+        (torch.float32, {"prediction": "flow", "rope": True, "swiglu": True}),
+        (torch.bfloat16, {"shared_adaln": True, "qk_norm": True}),
+    ],
+)
+def test_mixes(dtype, options):
+    pipeline = tiny_pipeline(**options).to(dtype)
+    check_mixes(pipeline, 6, seed=3, pool=10, flow="prediction" in options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_thousand_mixes(encoder, dtype, count):
+    pipeline = tiny_pipeline(encoder).to(dtype)
+    with threads(count):
+        for seed in range(10):
+            check_mixes(pipeline, 25, seed=100 + seed, pool=24, text=True)
+        check_mixes(pipeline, 20, seed=200, pool=24, text=True, decode=True)
+
+
+def test_the_png_is_the_same_alone_and_in_a_call_of_many(with_text):
+    options = {"num_inference_steps": 3, "scheduler": "ddpm", "guidance_scale": 2.0}
+    prompts = ["a red house", "0", "a blue sky a newspaper page", "a newspaper page"]
+    requests = with_text.plan(prompts, seed=7)
+    together = with_text.draw(requests, **options)
+    assert len({request.num_tokens for request in requests}) > 1
+    for request, image in zip(requests, together, strict=True):
+        (own,) = with_text.draw([request], **options)
+        assert own.tobytes() == image.tobytes()
+        engine = PackedEngine(with_text, 64)
+        handle = engine.submit(EngineRequest(sample=request, **options))
+        engine.run()
+        assert tensor_to_image(handle.result().image).tobytes() == own.tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_devices_agree(encoder):
+    requests = tiny_pipeline(encoder).plan(["a red house", "a blue sky"], seed=1)
+    options = {"num_inference_steps": 4, "scheduler": "ddpm", "output_type": "pt"}
+    cpu, gpu = (tiny_pipeline(encoder).to(device).draw(requests, **options) for device in ("cpu", "cuda"))
+    for one, other in zip(cpu, gpu, strict=True):
+        torch.testing.assert_close(one, other.cpu(), atol=1e-4, rtol=0)

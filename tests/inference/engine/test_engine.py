@@ -1,0 +1,330 @@
+"""PackedEngine: packing of steps, admission, failures, accounting and threads."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from cat_fast.errors import UserError
+from cat_fast.generator import DiT, SampleRequest
+from cat_fast.inference.engine import (
+    Cancelled,
+    DeadlineUnreachable,
+    Draining,
+    EngineRequest,
+    FifoPacked,
+    PackedEngine,
+    QueueFull,
+)
+from cat_fast.inference.engine.stages import Stages
+
+GRID = {8: (4, 4), 16: (2, 2), 32: (1, 1)}
+
+
+def request(ratio=16, seed=0, **changes):
+    sample = SampleRequest(label=1, ratio=ratio, grid=GRID[ratio], seed=seed)
+    values = {"sample": sample, "num_inference_steps": 3, "scheduler": "ddim", "guidance_scale": 2.0}
+    return EngineRequest(**values | {"decode": False} | changes)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The packed sequences of every forward pass."""
+    seen, forward = [], DiT.forward
+
+    def recorded(self, packed, *arguments, **options):
+        if packed.device.type != "meta":  # FLOPs are counted there
+            seen.append(packed)
+        return forward(self, packed, *arguments, **options)
+
+    monkeypatch.setattr(DiT, "forward", recorded)
+    return seen
+
+
+def test_one_pass_mixes_ratios_steps_schedulers_and_guidance(pipeline, passes):
+    engine = PackedEngine(pipeline, 100)
+    handles = [
+        engine.submit(request(8, num_inference_steps=2, scheduler="ddpm")),
+        engine.submit(request(16, guidance_scale=1.0, num_inference_steps=4)),
+        engine.submit(request(32, scheduler="dpm++")),
+    ]
+    report = engine.step()
+    assert [place.id for place in report.requests] == [handle.id for handle in handles]
+    assert (report.rows, len(passes)) == (2 * 16 + 4 + 2, 1)
+    engine.run()
+    assert [handle.result().record.steps_done for handle in handles] == [2, 4, 3]
+    assert len(passes) == 4
+
+
+def test_the_longest_sequence_of_a_pack_is_not_its_total(pipeline, passes):
+    engine = PackedEngine(pipeline, 200)
+    for ratio in (8, 16, 16, 32):
+        engine.submit(request(ratio))
+    engine.run()
+    for packed in passes:
+        assert packed.max_seqlen == int(packed.cu_seqlens.diff().max()) == 16 < packed.num_tokens
+
+
+def test_a_request_joins_the_next_step(pipeline):
+    engine = PackedEngine(pipeline, 100)
+    first = engine.submit(request(8, num_inference_steps=4))
+    engine.step()
+    second = engine.submit(request(32))
+    assert engine.step().handles == (first, second)
+
+
+def test_images_too_large_for_the_budget_are_refused(pipeline):
+    engine = PackedEngine(pipeline, 16)
+    engine.submit(request(8, guidance_scale=1.0))
+    with pytest.raises(UserError, match=r"max_tokens 16 is too small: .* 32 with the unconditional copy"):
+        engine.submit(request(8))
+    with pytest.raises(UserError, match="at least 1, got 0"):
+        PackedEngine(pipeline, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_inference_steps": 0}, "expected at least 1, got 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale inf"),
+        ({"deadline": 0.0}, "deadline: expected a positive"),
+        ({"preview_every": -1}, "preview_every"),
+    ],
+)
+def test_invalid_requests(changes, message):
+    with pytest.raises(UserError, match=message):
+        request(**changes)
+
+
+def test_more_steps_than_the_scheduler_has_are_refused_at_submission(pipeline):
+    engine = PackedEngine(pipeline, 100)
+    with pytest.raises(UserError, match=r"expected 1 \.\. 1000, got 1001"):
+        engine.submit(request(num_inference_steps=1001))
+    with pytest.raises(UserError, match="got 'euler'"):
+        engine.submit(request(scheduler="euler"))
+    assert engine.statistics.submitted == engine.unfinished == 0
+
+
+def test_a_full_queue_refuses_and_frees_up(pipeline):
+    engine = PackedEngine(pipeline, 100, max_queue=2)
+    handles = [engine.submit(request(seed=seed)) for seed in range(2)]
+    with pytest.raises(QueueFull) as caught:
+        engine.submit(request())
+    assert caught.value.retry_after >= 1
+    engine.run()
+    engine.submit(request())
+    assert all(handle.done() for handle in handles)
+    assert engine.statistics.refusals == {"queue_full": 1}
+
+
+def test_cancellation_takes_effect_at_the_next_step(pipeline):
+    engine = PackedEngine(pipeline, 100)
+    kept, dropped = engine.submit(request(8)), engine.submit(request(16))
+    engine.step()
+    assert dropped.cancel()
+    assert engine.step().handles == (kept,)
+    with pytest.raises(Cancelled, match="cancelled after 1 of 3 steps"):
+        dropped.result()
+    engine.run()
+    assert kept.result().latent.shape == (4, 8, 8)
+    assert not kept.cancel()
+    totals = engine.statistics
+    assert (totals.submitted, totals.finished, totals.cancelled, totals.failed) == (2, 1, 1, 0)
+
+
+def test_a_request_that_cannot_be_prepared_fails_alone(pipeline):
+    class Broken(Stages):
+        def prepare(self, request):
+            if request.sample.seed == 13:
+                raise UserError("no such text")
+            return super().prepare(request)
+
+    engine = PackedEngine(pipeline, 100, stages=Broken(pipeline))
+    good, bad = engine.submit(request(seed=1)), engine.submit(request(seed=13))
+    engine.run()
+    with pytest.raises(UserError, match="no such text"):
+        bad.result()
+    assert good.result().record.steps_done == 3
+    assert (bad.status, engine.statistics.failed) == ("failed", 1)
+
+
+def test_a_latent_with_nan_fails_alone(pipeline):
+    class Broken(Stages):
+        def scheduler_step(self, state, prediction):
+            super().scheduler_step(state, prediction)
+            if state.request.seed == 13:
+                state.tokens = state.tokens * float("nan")
+
+    engine = PackedEngine(pipeline, 100, stages=Broken(pipeline))
+    good, bad = engine.submit(request(seed=1)), engine.submit(request(seed=13))
+    engine.run()
+    with pytest.raises(UserError, match="a latent contains NaN"):
+        bad.result()
+    assert torch.isfinite(good.result().latent).all()
+
+
+def test_a_pass_that_fails_is_narrowed_down_to_the_request_at_fault(pipeline):
+    class Broken(Stages):
+        def denoise_step(self, states):
+            if any(state.request.seed == 13 for state in states):
+                raise RuntimeError("index out of range")
+            return super().denoise_step(states)
+
+    engine = PackedEngine(pipeline, 100, stages=Broken(pipeline))
+    handles = [engine.submit(request(seed=seed)) for seed in (1, 2, 13, 4)]
+    engine.run()
+    assert [handle.status for handle in handles] == ["finished", "finished", "failed", "finished"]
+
+
+def test_out_of_memory_halves_the_batch_and_continues(pipeline):
+    class Small(Stages):
+        limit, seen = 20, []
+
+        def denoise_step(self, states):
+            rows = sum(state.passes * state.request.num_tokens for state in states)
+            self.seen.append(rows)
+            if rows > self.limit:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().denoise_step(states)
+
+    stages = Small(pipeline)
+    engine = PackedEngine(pipeline, 100, stages=stages)
+    handles = [engine.submit(request(16, seed=seed)) for seed in range(8)]
+    big = engine.submit(request(8))
+    engine.step()
+    first, stages.seen[:] = list(stages.seen), []
+    engine.run()
+    assert first[0] == 96
+    assert max(stages.seen) <= 20, "later steps must keep to the halved budget"
+    assert [handle.status for handle in handles] == ["finished"] * 8
+    assert engine.statistics.out_of_memory > 0
+    with pytest.raises(UserError, match="out of memory with a single image of 32 tokens per step"):
+        big.result()
+
+
+def test_previews_come_every_k_steps_and_change_no_bits(pipeline):
+    engine, seen = PackedEngine(pipeline, 100), []
+    handles = [
+        engine.submit(
+            request(scheduler=scheduler, num_inference_steps=6, preview_every=2, decode=True),
+            on_preview=seen.append,
+        )
+        for scheduler in ("ddim", "dpm++")
+    ]
+    engine.run()
+    assert [preview.step for preview in seen] == [2, 2, 4, 4]
+    assert all(preview.image.shape == (3, 64, 64) for preview in seen)
+    other = PackedEngine(pipeline, 100)
+    plain = other.submit(request(num_inference_steps=6, decode=True))
+    other.run()
+    assert torch.equal(plain.result().image, handles[0].result().image)
+
+
+def test_accounting(pipeline):
+    engine = PackedEngine(pipeline, 36)
+    handles = [engine.submit(request(8, decode=True)), engine.submit(request(16)), engine.submit(request(16))]
+    engine.run()
+    records = [handle.result().record for handle in handles]
+    assert [record.tokens for record in records] == [16, 4, 4]
+    for record in records:
+        assert record.seconds_denoising > 0
+        assert record.seconds_queued >= 0
+    assert records[0].seconds_decoding > 0
+    totals = engine.statistics
+    assert totals.rows == 3 * (32 + 8 + 8)
+    assert totals.tokens_finished == 24
+    assert 0 < totals.fill <= 1
+    assert records[2].longest_wait_steps + records[1].longest_wait_steps + records[0].longest_wait_steps > 0
+
+
+def test_flops_are_those_of_the_forward_passes(pipeline):
+    stages = Stages(pipeline, rows=1)  # padding does not count
+    engine = PackedEngine(pipeline, 100, stages=stages)
+    handle = engine.submit(request(8))
+    with FlopCounterMode(display=False) as counter:
+        engine.run()
+    assert handle.result().record.flops == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_deadlines_need_a_calibrated_engine_and_are_answered_at_once(pipeline):
+    engine = PackedEngine(pipeline, 64)
+    with pytest.raises(UserError, match="calibrated"):
+        engine.submit(request(deadline=1.0))
+    engine.cost.calibrate([[request(32, guidance_scale=1.0)], [request(8)]], repeats=1)
+    engine.submit(request(deadline=60.0))
+    with pytest.raises(DeadlineUnreachable) as caught:
+        engine.submit(request(8, num_inference_steps=900, deadline=1e-3))
+    assert caught.value.earliest > 1e-3
+    assert engine.statistics.refusals == {"deadline": 1}
+    engine.run()
+
+
+def test_simple_images_move_to_a_coarser_ratio_first(pipeline):
+    engine = PackedEngine(pipeline, 64, coarser_after=0.01)
+    engine.cost.calibrate([[request(32, guidance_scale=1.0)], [request(8)]], repeats=1)
+    coarser = tuple(request(ratio).sample for ratio in (16, 32))
+    idle = engine.submit(request(8, coarser=coarser, num_inference_steps=500))
+    assert (idle.record.ratio, idle.record.planned_ratio) == (8, None)
+    second = engine.submit(request(8, num_inference_steps=500, seed=1))
+    waits = (
+        engine.predict_seconds(request(8, seed=2))
+        - engine.cost.cost(request(8), request(8).sample, 0).seconds
+    )
+    engine.admission.coarser_after = waits / 5  # between the patience of a simple and of a complex image
+    simple = engine.submit(request(8, coarser=coarser, complexity=1.0, seed=2))
+    complex_ = engine.submit(request(8, coarser=coarser, complexity=9.0, seed=2))
+    fixed = engine.submit(request(8, complexity=1.0, seed=2))
+    assert simple.record.ratio > 8
+    assert simple.record.planned_ratio == 8
+    assert (complex_.record.ratio, fixed.record.ratio) == (8, 8)
+    for handle in (idle, second, complex_, fixed):
+        handle.cancel()
+    engine.run()
+    assert simple.result().latent.shape[1] == 64 // simple.record.ratio
+
+
+def test_threads_decode_and_end(pipeline):
+    before = threading.active_count()
+    with PackedEngine(pipeline, 64) as engine:
+        handles = [engine.submit(request(seed=seed, decode=True)) for seed in range(6)]
+        images = [handle.result(timeout=60).image for handle in handles]
+    assert all(image.shape == (3, 64, 64) for image in images)
+    assert threading.active_count() == before
+    with pytest.raises(Draining):
+        engine.submit(request())
+
+
+def test_closing_reports_what_was_lost(pipeline):
+    engine = PackedEngine(pipeline, 64).start()
+    handle = engine.submit(request(num_inference_steps=1000, scheduler="ddpm"))
+    while handle.status == "queued":
+        time.sleep(0.01)
+    assert engine.close(timeout=0.0) == [handle]
+    with pytest.raises(Draining):
+        handle.result()
+    assert engine.statistics.failed == 1
+
+
+def test_an_event_loop_waits_and_cancels(pipeline):
+    async def main(engine):
+        output, other = await asyncio.gather(engine.generate(request()), engine.generate(request(8)))
+        task = asyncio.create_task(engine.generate(request(num_inference_steps=1000, scheduler="ddpm")))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return output, other
+
+    with PackedEngine(pipeline, 64, order=FifoPacked()) as engine:
+        output, other = asyncio.run(main(engine))
+        while engine.unfinished:
+            time.sleep(0.01)
+    assert output.latent.shape == (4, 4, 4)
+    assert other.latent.shape == (4, 8, 8)
+    assert engine.statistics.cancelled == 1
+    assert dataclasses.asdict(output.record)["steps_done"] == 3

@@ -1,0 +1,53 @@
+"""The self-test finds the block that makes bits independent of neighbours, or that there is none."""
+
+import pytest
+import torch
+
+from cat_fast.inference.engine.invariance import BLOCKS, self_test
+from cat_fast.inference.engine.stages import Stages
+
+
+def test_bits_are_independent_on_this_machine(pipeline):
+    found = self_test(Stages(pipeline), 200, decode_batch=2)
+    assert found.independent, found.reason
+    assert found.rows in BLOCKS
+    assert found.decode_batch in (1, 2)
+    assert found.to_json()["dtype"] == "float32"
+
+
+class Sensitive(Stages):
+    """A machine whose matrix products change below `limit` rows."""
+
+    limit = 0
+
+    def denoise_step(self, states):
+        predictions = super().denoise_step(states)
+        rows = sum(state.passes * state.request.num_tokens for state in states)
+        filled = rows + -rows % self.rows
+        return predictions if filled >= self.limit else [one + 1e-6 for one in predictions]
+
+    def decode(self, latents, ratio):
+        images = super().decode(latents, ratio)
+        return images if self.decode_batch == 1 else [image + 1e-6 * len(latents) for image in images]
+
+
+@pytest.mark.parametrize(("limit", "rows"), [(0, 16), (33, 64), (10**6, None)])
+def test_blocks_are_tried_until_one_suffices(pipeline, limit, rows):
+    stages = Sensitive(pipeline)
+    stages.limit = limit
+    found = self_test(stages, 200, decode_batch=2)
+    if limit == 10**6:  # every pass is alike again
+        assert found.independent
+    else:
+        assert (found.independent, found.rows, stages.rows) == (True, rows, rows)
+    assert found.decode_batch == stages.decode_batch == 1
+
+
+def test_dependence_is_stated(pipeline, monkeypatch):
+    class Random(Stages):
+        def denoise_step(self, states):
+            return [torch.randn_like(one) for one in super().denoise_step(states)]
+
+    found = self_test(Random(pipeline), 200, decode_batch=1)
+    assert not found.independent
+    assert "bits differ" in found.reason

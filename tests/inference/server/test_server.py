@@ -1,0 +1,171 @@
+"""Replies of the server: images, previews, reconstructions, complexity, metrics."""
+
+import base64
+import io
+import json
+import re
+import socket
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.inference.server.conftest import BODY, png
+
+GENERATIONS = "/v1/images/generations"
+
+
+def image_of(entry):
+    return Image.open(io.BytesIO(base64.b64decode(entry["b64_json"])))
+
+
+def events_of(reply):
+    lines = [line for line in reply.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+def test_images_are_those_of_the_pipeline_bit_for_bit(client, text_pipeline):
+    reply = client.post(
+        GENERATIONS, json=BODY | {"n": 3, "size": "64x128", "scheduler": "ddpm", "model": "tiny"}
+    )
+    assert reply.status_code == 200, reply.text
+    body = reply.json()
+    assert (body["size"], body["output_format"], len(body["data"])) == ("64x128", "png", 3)
+    requests = text_pipeline.plan(["a red house"] * 3, seed=5, width=64, height=128)
+    drawn = text_pipeline.draw(requests, num_inference_steps=3, scheduler="ddpm")
+    for entry, image in zip(body["data"], drawn, strict=True):
+        assert np.array_equal(np.asarray(image_of(entry)), np.asarray(image))
+    metrics = body["metrics"]
+    assert [one["seed"] for one in metrics["images"]] == [5, 6, 7]
+    assert metrics["tokens"] == sum(request.num_tokens for request in requests)
+    assert metrics["flops"] > 0
+    assert metrics["prompt_truncated"] is False
+    assert all(one["seconds_denoising"] > 0 for one in metrics["images"])
+
+
+def test_ratio_and_tokens(client):
+    for change, ratio in (
+        ({"ratio": 8}, 8),
+        ({"tokens": 15}, 16),
+        ({"tokens": 2}, 32),
+        ({"mean_tokens": 4.0}, 16),
+    ):
+        reply = client.post(GENERATIONS, json=BODY | change).json()
+        assert reply["metrics"]["images"][0]["ratio"] == ratio
+
+
+def test_a_long_prompt_is_cut_and_the_reply_states_it(client):
+    metrics = client.post(GENERATIONS, json=BODY | {"prompt": "a red house " * 50}).json()["metrics"]
+    assert (metrics["prompt_tokens"], metrics["prompt_tokens_used"]) == (150, 16)
+    assert metrics["prompt_truncated"] is True
+
+
+def test_a_stream_of_previews(client):
+    reply = client.post(GENERATIONS, json=BODY | {"stream": True, "num_inference_steps": 8, "n": 2})
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    events = events_of(reply)
+    kinds = [event["type"].removeprefix("image_generation.") for event in events]
+    assert kinds[:2] == ["queued"] * 2
+    assert kinds.count("completed") == 2
+    assert kinds[-1] == "metrics"
+    assert "partial_image" in kinds
+    whole = client.post(GENERATIONS, json=BODY | {"num_inference_steps": 8, "n": 2}).json()
+    done = {
+        event["image_index"]: event["b64_json"] for event in events if event["type"].endswith("completed")
+    }
+    assert [done[0], done[1]] == [entry["b64_json"] for entry in whole["data"]]
+    previews = [image_of(event) for event in events if event["type"].endswith("partial_image")]
+    assert all(preview.size == (64, 64) for preview in previews)
+
+
+def test_reconstructions(client):
+    files = {"image": ("x.png", png((200, 100)), "image/png")}
+    found = client.post("/v1/images/reconstructions", files=files).json()
+    assert [one["ratio"] for one in found["reconstructions"]] == [8, 16, 32]
+    assert [one["tokens"] for one in found["reconstructions"]] == [16, 4, 1]
+    assert all(image_of(one).size == (64, 64) for one in found["reconstructions"])
+    assert found["description"] is None
+    assert 1 <= found["score"] <= 9
+    assert found["ratio"] in (8, 16, 32)
+    page = {"description": "a newspaper page with columns of text, tables and many photographs"}
+    found = client.post("/v1/images/reconstructions", files=files, data=page).json()
+    assert (found["ratio"], found["tokens"]) == (8, 16)
+    assert found["score"] >= 7
+    assert found["saved_tokens"] == pytest.approx(1 - 16 / 4)
+
+
+def test_complexity(client):
+    simple, complex_ = (
+        client.post("/v1/complexity", json={"description": text}).json()
+        for text in ("a clear blue sky", "a crowded street market with hundreds of people, signs and goods")
+    )
+    assert simple["score"] < complex_["score"]
+    assert simple["ratio"] >= complex_["ratio"]
+    assert 0 <= simple["confidence"] <= 1
+
+
+def test_metrics_and_readiness(client, service):
+    client.post(GENERATIONS, json=BODY)
+    text = client.get("/metrics").text
+    values = dict(re.findall(r"^(cat_fast_\S+) (\S+)$", text, re.M))
+    totals = service.engine.statistics
+    assert float(values['cat_fast_images_total{outcome="finished"}']) == totals.finished > 0
+    assert float(values["cat_fast_ready"]) == float(values["cat_fast_bits_independent"]) == 1
+    assert float(values['cat_fast_image_seconds_count{stage="total"}']) > 0
+    assert 'cat_fast_http_seconds_count{route="/v1/images/generations",status="200"}' in values
+    state = client.get("/readyz").json()
+    assert state["bits_independent_of_neighbours"] is True
+    assert state["self_test"]["rows"] >= 16
+
+
+def test_documentation_and_page(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {GENERATIONS, "/v1/images/reconstructions", "/v1/complexity"} <= set(paths)
+    page = client.get("/").text
+    assert not re.findall(r"(?:src|href)=\"https?:", page), "the page must not load anything from elsewhere"
+
+
+def test_every_request_is_logged_with_its_id(client, capfd):
+    client.get("/healthz", headers={"x-request-id": "abc-1"})
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    (entry,) = [line for line in lines if line["request_id"] == "abc-1"]
+    assert (entry["path"], entry["status"], entry["method"]) == ("/healthz", 200, "GET")
+
+
+def test_a_client_that_disconnects_cancels_its_images(address, service):
+    body = json.dumps(BODY | {"num_inference_steps": 1000, "scheduler": "ddpm", "n": 2}).encode()
+    host, port = address.removeprefix("http://").split(":")
+    before = service.engine.statistics.cancelled
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        while not service.engine.unfinished:
+            time.sleep(0.01)
+    deadline = time.monotonic() + 30
+    while service.engine.unfinished and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert service.engine.statistics.cancelled == before + 2
+
+
+def test_the_openai_client_drives_it(address):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    options = {"num_inference_steps": 3, "seed": 5}
+    reply = client.images.generate(
+        model="tiny", prompt="a red house", n=2, size="64x64", response_format="b64_json", extra_body=options
+    )
+    assert len(reply.data) == 2
+    assert Image.open(io.BytesIO(base64.b64decode(reply.data[0].b64_json))).size == (64, 64)
+    stream = client.images.generate(
+        model="tiny", prompt="a red house", stream=True, partial_images=2, extra_body=options | {"n": 1}
+    )
+    kinds = [event.type for event in stream]
+    assert "image_generation.completed" in kinds
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(model="tiny", prompt="a red house", extra_body={"colour": "red"})
+    assert (caught.value.code, caught.value.param) == ("unknown_parameter", "colour")
