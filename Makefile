@@ -7,6 +7,9 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
+# Hides GPUs, so that Triton kernels run in the interpreter, as on machines without a GPU.
+ON_CPU := CUDA_VISIBLE_DEVICES=
+
 # Stamp files: the environment with its dependencies, and the package built into it.
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
@@ -22,11 +25,11 @@ install: $(PACKAGE) ## Create .venv with pinned dependencies and this package
 demo: $(PACKAGE) ## Train a small tokenizer and DiT on the shipped photographs; writes runs/demo/report.html
 	$(BIN)/cat-fast demo --out runs/demo
 
-test: $(PACKAGE) ## Run the fast tests, on WORKERS processes (2)
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --durations 25
+test: $(PACKAGE) ## Run the fast tests on the CPU, on WORKERS processes (2)
+	$(ON_CPU) $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --durations 25
 
 test-slow: $(PACKAGE) ## Run tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(ON_CPU) $(BIN)/python -m pytest -m "slow and not gpu"
 
 test-gpu: $(PACKAGE) ## Run tests that require a CUDA device
 	$(BIN)/python -m pytest -m gpu
