@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import parse_ratio
+from cat_fast.cli.codec import DtypeOption, parse_ratio
 from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
@@ -135,6 +135,7 @@ def sample(
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes the first GPU, else the CPU.")
     ] = "auto",
+    dtype: DtypeOption = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Draw images of classes or descriptions, with more tokens for more complex ones.
@@ -165,8 +166,10 @@ def sample(
 
     from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
     from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
 
-    models = load_pipeline(pipeline, find_device(device))
+    target = find_device(device)
+    models = load_pipeline(pipeline, target, find_dtype(dtype, target))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
     total = count or (per_class or 1) * len(prompts)
     chosen: Literal["auto"] | int = "auto" if fixed is None else fixed
@@ -215,20 +218,23 @@ def _parse_size(text: str | None) -> tuple[int | None, int | None]:
     return int(match[1]), int(match[2] or match[1])
 
 
-def load_pipeline(folder: Path | str, device: "torch.device") -> "CATPipeline":
+def load_pipeline(folder: Path | str, device: "torch.device", dtype: "torch.dtype") -> "CATPipeline":
     """Load a pipeline without diffusers' progress bar and warnings."""
     from diffusers.utils import logging
 
     from cat_fast.inference import CATPipeline
+    from cat_fast.models.load import in_fast_layout
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        return CATPipeline.from_pretrained(folder).to(device)
+        pipeline = CATPipeline.from_pretrained(folder).to(device, dtype)
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
+    in_fast_layout(pipeline.vae)
+    return pipeline
 
 
 def _read(path: Path) -> "list[Description]":

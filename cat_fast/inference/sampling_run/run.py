@@ -1,6 +1,7 @@
 """Drawing of many images into a folder, in batches that a killed run does not draw again.
 
     samples.json             settings, and each image's label, ratio, tokens and seed; written before them
+    execution.json           device, dtype, versions and backends of the last call
     images/000000.png        image i, drawn from seed + i
     grid.png, samples.npz    written on request once all images are drawn
 
@@ -18,17 +19,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
-from cat_fast.data.files import atomic_write
+from cat_fast.data.files import atomic_write, write_json
 from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
 from cat_fast.generator.sampling import Guidance, check_guidance_channels
 from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
 from cat_fast.inference.pipeline.folder import pipeline_digest
+from cat_fast.models.execution import describe_execution, dtype_name
 
-PLAN = "samples.json"
+PLAN, EXECUTION = "samples.json", "execution.json"
 _MAX_IN_GRID = 100
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
@@ -91,7 +94,11 @@ class SampleRun:
         # everything that determines the bits of an image; a resumed run must match it
         self._plan = {
             "settings": asdict(settings)
-            | {"pipeline": pipeline_digest(source), "device": pipeline.device.type},
+            | {
+                "pipeline": pipeline_digest(source),
+                "device": pipeline.device.type,
+                "dtype": None if pipeline.dtype == torch.float32 else dtype_name(pipeline.dtype),
+            },
             "images": [
                 {
                     "file": self.path(i).relative_to(folder).as_posix(),
@@ -145,6 +152,9 @@ class SampleRun:
             )
             # Not before: a run that fails at its first batch must not keep others from using the folder.
             claim_folder(self.folder / PLAN, self._plan, "images")
+            write_json(
+                self.folder / EXECUTION, describe_execution(self.pipeline.device, self.pipeline.dtype)
+            )
             for i, image in zip(batch, images, strict=True):
                 if i in missing:
                     with atomic_write(self.path(i)) as part:
