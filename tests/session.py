@@ -42,13 +42,15 @@ def runs_triton(test: Callable) -> Callable:
 
 
 def mark_compiled_triton(items: Iterable[Any]) -> None:
-    """Mark cases named triton as gpu tests where its kernels are compiled; skip their cases of CPU tensors."""
+    """Mark cases named triton as gpu tests where its kernels are compiled; skip those of CPU tensors."""
     if not triton_is_compiled():
         return
     for item in items:
         case = re.split(r"[\W_]", item.name.partition("[")[2])
         if "triton" in case and "cpu" in case:
-            item.add_marker(pytest.mark.skip(reason="Triton's interpreter is not used where a GPU is present"))
+            item.add_marker(
+                pytest.mark.skip(reason="Triton's interpreter is not used where a GPU is present")
+            )
         elif "triton" in case:
             item.add_marker(pytest.mark.gpu)
 

@@ -79,7 +79,13 @@ def test_products_that_depend_on_the_number_of_rows_are_found(monkeypatch):
 
 @pytest.mark.parametrize(
     ("available", "variable", "expected"),
-    [(True, None, "cuda"), (False, None, "cpu"), (True, "cpu", "cpu"), (True, "cuda", "cuda"), (True, "", "cuda")],
+    [
+        (True, None, "cuda"),
+        (False, None, "cpu"),
+        (True, "cpu", "cpu"),
+        (True, "cuda", "cuda"),
+        (True, "", "cuda"),
+    ],
 )
 def test_one_variable_decides_the_device_of_runs(monkeypatch, available, variable, expected):
     """Training, commands with device "auto" and captioners agree, also where a GPU is present."""

@@ -65,7 +65,11 @@ def test_triton_cases_are_gpu_tests_where_its_compiler_runs(monkeypatch, on_gpu,
     )
     compiled = on_gpu and interpret is None
     assert marks == ({"test_x[triton-72]": "gpu", "test_x[triton-cpu]": "skip"} if compiled else {})
-    assert hasattr(runs_triton(lambda: None), "pytestmark") == compiled
+
+    def test() -> None:
+        pass
+
+    assert hasattr(runs_triton(test), "pytestmark") == compiled
 
 
 def test_ordinary_tests_hide_gpus():

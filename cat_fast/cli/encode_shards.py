@@ -116,7 +116,6 @@ def encode_shards(
         record_identity,
         recorded_identity,
     )
-
     from cat_fast.models.device import find_device
     from cat_fast.models.execution import find_dtype, option_of
 

@@ -19,8 +19,8 @@ LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 class SequenceFlops:
     """FLOPs of one sequence and its text, by formula from counts of up to three sequences.
 
-    A count takes seconds for a large model. For n tokens with m text tokens, linear layers are affine in n and
-    m, and attention is a n² + b n m + c n.
+    A count takes seconds for a large model. For n tokens with m text tokens, linear layers are affine in n
+    and m, and attention is a n² + b n m + c n.
     """
 
     def __init__(self, model: DiT, *, training: bool) -> None:

@@ -29,7 +29,9 @@ def test_tensors_of_more_than_2_31_elements(device, op):
     call = call_on(device, op, "huge")
     alone = call.last()
     results, expected = call.forward_backward(), alone.forward_backward()
-    for got, want in zip(results[:1] + results[len(call.grads) :][:1], (expected[0], expected[len(call.grads)]), strict=True):
+    for got, want in zip(
+        results[:1] + results[len(call.grads) :][:1], (expected[0], expected[len(call.grads)]), strict=True
+    ):
         tail = got[-want.shape[0] :] if op != "pack" or got.ndim == 2 else got
         assert_close(tail, want, rtol=0, atol=2e-2 * want.abs().max().item())
     del results, expected, call, alone

@@ -1,8 +1,8 @@
 """Latent files: one safetensors file with a (c, h, w) float32 tensor per image and metadata in its header.
 
 The header's key "cat_fast.latents" contains JSON: {"version", "tokenizer": fingerprint, "made_with": {...},
-"images": {key: {"ratio", "size", "source", "score", "why", "scored_by", "thresholds", "jpeg_thresholds"}}}; see `RatioOrigin`
-for the last three. Any safetensors reader can read the tensors without it.
+"images": {key: {"ratio", "size", "source", "score", "why", "scored_by", "thresholds", "jpeg_thresholds"}}};
+see `RatioOrigin` for the last three. Any safetensors reader can read the tensors without it.
 """
 
 from __future__ import annotations

@@ -152,9 +152,7 @@ class SampleRun:
             )
             # Not before: a run that fails at its first batch must not keep others from using the folder.
             claim_folder(self.folder / PLAN, self._plan, "images")
-            write_json(
-                self.folder / EXECUTION, describe_execution(self.pipeline.device, self.pipeline.dtype)
-            )
+            write_json(self.folder / EXECUTION, describe_execution(self.pipeline.device, self.pipeline.dtype))
             for i, image in zip(batch, images, strict=True):
                 if i in missing:
                     with atomic_write(self.path(i)) as part:
