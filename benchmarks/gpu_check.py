@@ -18,6 +18,7 @@ passed or were skipped, 1 a block failed or was not reached, 2 invalid usage.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -204,10 +205,8 @@ class Check:
 
     def _end(self, running: Running) -> None:
         """End a block's process and all that it has started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(running.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         running.process.wait()
 
     def _last_line(self, block: Block) -> str | None:

@@ -52,10 +52,10 @@ class Block:
 
 
 BLOCKS = (
-    Block(name="install", seconds=60, figures=("seconds",)),
+    Block(name="install", seconds=40, figures=("seconds",)),
     Block(
         name="ceilings",
-        seconds=30,
+        seconds=15,
         figures=("copy_bandwidth", "matmul_bfloat16", "matmul_float16", "matmul_tf32", "matmul_float32"),
     ),
     Block(
@@ -65,16 +65,16 @@ BLOCKS = (
         figures=("seconds", "loads", "prebuilt_ops", "prebuilt_ops_cuda"),
     ),
     Block(name="compile", seconds=150, background=True, figures=("seconds",)),
-    Block(name="kernel_tests", seconds=130, figures=("passed", "failed", "skipped")),
-    Block(name="shapes", seconds=60, figures=("passed", "failed", "skipped")),
+    Block(name="kernel_tests", seconds=110, figures=("passed", "failed", "skipped")),
+    Block(name="shapes", seconds=45, figures=("passed", "failed", "skipped")),
     Block(
         name="sanitizer",
-        seconds=40,
+        seconds=25,
         figures=tuple(f"{op}.{tool}_errors" for op in CUDA_OPERATORS for tool in TOOLS),
     ),
     Block(
         name="kernels",
-        seconds=90,
+        seconds=75,
         alone=True,
         figures=tuple(
             f"{op}.{name}.{what}"
@@ -90,7 +90,7 @@ BLOCKS = (
     ),
     Block(
         name="steps",
-        seconds=100,
+        seconds=85,
         alone=True,
         figures=(
             *(
@@ -106,7 +106,7 @@ BLOCKS = (
     ),
     Block(
         name="training",
-        seconds=90,
+        seconds=65,
         figures=(
             *(f"{run}.{what}" for run in RUNS for what in ("largest_difference", "resumed_difference")),
             *(f"sampling.{dtype}.images_per_second" for dtype in ("fp32", "bf16")),

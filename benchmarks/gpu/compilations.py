@@ -9,7 +9,7 @@ import triton
 
 @contextmanager
 def count_compilations() -> Iterator[Callable[[], int]]:
-    """Yield a function that returns how many kernels Triton has compiled or loaded since; 0 if interpreted."""
+    """Yield a function that returns the number of kernels that Triton has compiled or loaded since."""
     found = 0
     before = triton.knobs.runtime.jit_post_compile_hook
 

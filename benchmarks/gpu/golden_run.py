@@ -80,7 +80,7 @@ def train(kind: str, run: Path, latents: Path, *more: str) -> list[dict[str, flo
 
 
 def read_losses(run: Path) -> list[dict[str, float]]:
-    """Return the losses in the metrics of a run, without times, amounts, weighted terms and terms per ratio."""
+    """Return the losses of each step of a run, without weighted terms and terms per ratio."""
     from cat_fast.training.metrics.run_log import read_metrics
 
     return [

@@ -1,4 +1,4 @@
-"""Install the package from this folder, and what the machine lacks from a folder of wheels, without network."""
+"""Install the package, and what the machine lacks from a folder of wheels, without network."""
 
 import os
 import shutil

@@ -9,7 +9,7 @@ from cat_fast.models.load import load_tokenizer
 
 
 @pytest.fixture(autouse=True)
-def precision():
+def default_precision():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     yield
