@@ -1,7 +1,7 @@
 """varlen_attention through other libraries' CUDA kernels: FlashAttention in torch, and xformers.
 
 All accept bf16 and fp16 with a head dimension that is a multiple of 8. `flash` calls aten's operators:
-FA2, or FA3 once torch.nn.attention.activate_flash_attention_impl has registered it. torch's public varlen_attn
+FA2, or FA3 once torch.nn.attention.activate_flash_attention_impl has registered it. torch's public function
 would use cuDNN on Hopper past 128 tokens, which builds a plan per shape; so it is called with `num_splits=1`,
 which keeps FlashAttention. FlashAttention's gradients are the same at every call under
 torch.use_deterministic_algorithms, xformers' are not.
