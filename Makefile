@@ -14,7 +14,7 @@ ON_CPU := CUDA_VISIBLE_DEVICES=
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
 
-.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing bench-serving nano-report gpu-nano lint build clean
+.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing bench-serving nano-report gpu-nano gpu-check lint build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -52,6 +52,12 @@ nano-report: $(PACKAGE) ## Compare the nano models on held-out images of CORPUS;
 gpu-nano: $(PACKAGE) ## Train larger nano models on a GPU, about ten minutes; writes runs/gpu_nano*
 	test -e $(CORPUS)/corpus.json || $(BIN)/cat-fast data corpus --out $(CORPUS)
 	scripts/launch/gpu_nano.sh $(CORPUS)
+
+# Without the stamp files: the check uses the machine's own python3, and no network.
+gpu-check: ## Test and measure everything on a GPU within eight minutes; writes OUT (runs/gpu_check)
+	python3 -m benchmarks.gpu_check --out $(OUT)
+
+OUT ?= runs/gpu_check
 
 bench-serving: $(PACKAGE) ## Measure serving against other schedulers, two hours; see docs/inference.md
 	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json

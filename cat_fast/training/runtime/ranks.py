@@ -77,6 +77,9 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
         os.environ["DS_ACCELERATOR"] = "cpu"
         _share_cores()
         keep_freed_memory()
+    elif not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        # Batches differ in size: segments that grow leave no gaps. Read at the first allocation.
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed uses deprecated names of torch's collectives, and torch warns at every call.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
