@@ -23,7 +23,7 @@ PRESENT = frozenset(
     jinja2 markupsafe mpmath networkx ninja numpy nvidia packaging pillow pip pluggy psutil pybind11 pygments
     pytest pytest-xdist pyyaml regex requests safetensors setuptools sympy timm tokenizers torch torchvision
     tqdm transformers triton typing-extensions urllib3 wheel
-    """.split()
+    """.split()  # noqa: SIM905
 )
 """Packages of the machine: torch 2.11 with CUDA 13.0, Python 3.12, transformers, accelerate and timm, with
 their requirements, and what builds and tests need."""

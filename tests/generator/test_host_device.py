@@ -27,7 +27,7 @@ def on_device(device, text_dim=None):
     )
     if text_dim is None:
         return packed, None
-    tokens = torch.empty(5, text_dim, device=device)
+    tokens = torch.empty(6, text_dim, device=device)
     cu_seqlens = torch.empty(4, dtype=torch.int32, device=device)
     return packed, PackedText(tokens=tokens, cu_seqlens=cu_seqlens, max_seqlen=4)
 
