@@ -9,9 +9,11 @@ with the forward pass of cat_xl (219.94 GFLOPs for the 256 tokens of a 512 px im
 for the backward pass.
 """
 
+import contextlib
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,15 +194,33 @@ def compare_costs(
 
 
 def measure_speed(name: str, scorer: Scorer) -> ScoringSpeed:
-    """Measure the CPU time per caption of a scorer for at least a second, on packaged captions."""
+    """Measure the CPU time per caption of a scorer for at least a second, on packaged captions.
+
+    One thread: on a busy machine, threads that wait for each other spend ten times the CPU time.
+    """
     descriptions = [rated.description for rated in read_rated()]
-    scorer.score_many(descriptions[:_CALL])  # first calls load and compile
-    scored, start = 0, time.process_time()
-    while (seconds := time.process_time() - start) < _MEASURED_SECONDS:
-        first = scored % (len(descriptions) - _CALL)
-        scorer.score_many(descriptions[first : first + _CALL])
-        scored += _CALL
+    with _one_thread():
+        scorer.score_many(descriptions[:_CALL])  # first calls load and compile
+        scored, start = 0, time.process_time()
+        while (seconds := time.process_time() - start) < _MEASURED_SECONDS:
+            first = scored % (len(descriptions) - _CALL)
+            scorer.score_many(descriptions[first : first + _CALL])
+            scored += _CALL
     return ScoringSpeed(name, seconds / scored, "core", "measured now, on this machine", "caption")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    torch = sys.modules.get("torch")  # not every scorer imports it
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def published_epochs() -> float:
