@@ -22,7 +22,8 @@ def install(context: Context) -> None:
         for library in sorted(context.wheels.glob("*.so")) if context.wheels else []:
             shutil.copy2(library, ROOT / "cat_fast" / library.name)
         pip("--no-deps", "--no-build-isolation", "--editable", str(ROOT), CAT_FAST_BUILD="0")
-    subprocess.run([sys.executable, "-m", "cat_fast.cli.main", "info"], cwd=ROOT, check=True)
+    info = "from cat_fast.cli.main import main; main()"
+    subprocess.run([sys.executable, "-c", info, "info"], cwd=ROOT, check=True)
     context.record.figure("seconds", time.monotonic() - started, "s")
 
 

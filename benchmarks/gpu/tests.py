@@ -15,7 +15,8 @@ DRY_KERNELS = ["tests/kernels/test_pack.py", "-k", "triton"]
 
 def kernel_tests(context: Context) -> None:
     """Run the tests of all operators on the GPU, and the tests of models, sampling and encoding."""
-    paths = ["tests/kernels", "tests/gpu/test_models.py", "tests/inference", "-m", "gpu"]
+    inference = ["tests/inference/engine/test_bits.py", "tests/inference/pipeline/test_diffusers_api.py"]
+    paths = ["tests/kernels", "tests/gpu/test_models.py", *inference, "-m", "gpu"]
     _run(context, DRY_KERNELS if context.dry else paths, workers=0 if context.dry else WORKERS)
 
 

@@ -6,6 +6,7 @@ since they are overhead.
 
 torch counts on meta-device copies, which takes seconds for a large model. So a step's FLOPs follow from a few
 counts: of one image per ratio for the nested VAE, and by formula for the transformer (`generator.flops`).
+torch counts attention with heads of one dimension as products of N x N; executed are tables of few nodes.
 """
 
 import copy
@@ -25,6 +26,10 @@ from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.config.settings import TokenizerRun
+
+
+SCALAR_ATTENTION_NODES = 64
+"""Nodes at which `scalar_attention` sums over all positions, at unit variance; it depends on the data."""
 
 
 def token_count(ratio: int, size: Size, patch_size: int = 2) -> float:
@@ -89,7 +94,20 @@ class TokenizerFlops:
                 discriminator = self.discriminator.requires_grad_(False)
                 discriminator(crops.clone().requires_grad_()).sum().backward()
                 discriminator.requires_grad_(True)(torch.cat([crops, crops])).sum().backward()
-        return counter.get_total_flops()
+        return counter.get_total_flops() - self._not_executed(counter, ratio)
+
+    def _not_executed(self, counter: FlopCounterMode, ratio: int) -> int:
+        """Return the counted FLOPs of attention with heads of one dimension that no kernel executes."""
+        if self.autoencoder.config["mid_block_attention_head_dim"] != 1:
+            return 0
+        height, width = self.size
+        positions = (height // ratio) * (width // ratio)
+        attention = sum(
+            count
+            for operator, count in counter.get_flop_counts()["Global"].items()
+            if "bmm" in str(operator) or "attention" in str(operator)
+        )
+        return attention - attention * min(positions, SCALAR_ATTENTION_NODES) // positions
 
 
 class DiTFlops:

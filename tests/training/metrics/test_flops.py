@@ -53,6 +53,31 @@ def test_autoencoder_flops_equal_those_of_training(ratio, monkeypatch):
     assert tokenizer_flops(perceptual_weight=0).of(ratio, 2, False) == expected
 
 
+@pytest.mark.parametrize("head_dim", [1, 8])
+def test_products_that_scalar_attention_does_not_compute_do_not_count(head_dim, monkeypatch):
+    """Heads of one dimension sum over tables; at 8x, 256 px have 1,024 positions."""
+    config = TokenizerRun(
+        task="tokenizer",
+        output_dir="nowhere",
+        model={**MODEL, "mid_block_attention_head_dim": head_dim},
+        data=ImageDataConfig(image_size=256),
+        loss=LossConfig(perceptual_weight=0),
+        discriminator=DiscriminatorConfig(resolution=16, channel_base=128, channel_max=16),
+    )
+    objective = TokenizerObjective(config.loss)
+    counted_flops = TokenizerFlops(config, objective, StyleGANDiscriminator(16, 128, 16))
+
+    def count(nodes):
+        monkeypatch.setattr(cat_fast.training.metrics.flops, "SCALAR_ATTENTION_NODES", nodes)
+        return counted_flops._count(8, 1, False)
+
+    naive, half, few = (count(nodes) for nodes in (10**9, 512, 64))
+    if head_dim == 8:
+        assert naive == half == few
+    else:
+        assert (naive - few) / (naive - half) == pytest.approx((1 - 64 / 1024) / (1 - 512 / 1024), rel=1e-6)
+
+
 def test_ghost_pass_does_not_count():
     model = NestedAutoencoderKL(**MODEL)
     with_ghost = counted(lambda: model.reconstruct(torch.zeros(2, 3, 64, 64), 8, ghost_pass=True)[0])
