@@ -7,6 +7,7 @@ that machine; a package whose absence fails an import is needed, with its requir
 """
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.abc import MetaPathFinder
@@ -17,6 +18,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
+MISSING = 3
 PRESENT = frozenset(
     """
     accelerate certifi charset-normalizer click execnet filelock fsspec hf-xet huggingface-hub idna iniconfig
@@ -64,32 +66,41 @@ def canonical(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def needed(modules: Sequence[str] = IN_USE) -> list[str]:
+def needed() -> list[str]:
     """Import the check with all but the present packages hidden; return the packages that it needs.
 
+    Each attempt is a process of its own: a failed import leaves half-imported modules behind.
+
     Raises:
-        ImportError: an import fails for another reason.
+        ImportError: an import fails for another reason than a hidden package.
     """
-    finder = Hidden({*PRESENT, *(name for name in _all_names() if name.startswith("nvidia-"))})
-    sys.meta_path.insert(0, finder)
     found: set[str] = set()
-    try:
-        for module in modules:
-            while True:
-                try:
-                    importlib.import_module(module)
-                    break
-                except ImportError as error:
-                    top = (error.name or "").partition(".")[0]
-                    owners = {canonical(owner) for owner in finder.owners.get(top, ())}
-                    if not owners or owners & finder.allowed:
-                        raise
-                    added = _with_requirements(min(owners)) - finder.allowed
-                    found |= added
-                    finder.allowed |= added
-    finally:
-        sys.meta_path.remove(finder)
-    return sorted(found)
+    while True:
+        command = [sys.executable, "-m", "benchmarks.gpu.requirements", *sorted(found)]
+        ran = subprocess.run([*command, "--try"], cwd=ROOT, capture_output=True, text=True, check=False)
+        if ran.returncode == 0:
+            return sorted(found)
+        hidden = ran.stdout.split()
+        if ran.returncode != MISSING or not hidden:
+            raise ImportError(ran.stderr[-2000:])
+        found |= _with_requirements(hidden[-1])
+
+
+def attempt(found: Iterable[str]) -> int:
+    """Import all modules of the check; print the first hidden package that is missing."""
+    nvidia = (name for name in _all_names() if name.startswith(("nvidia-", "cuda-")))
+    finder = Hidden({*PRESENT, *found, *nvidia})
+    sys.meta_path.insert(0, finder)
+    for module in IN_USE:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            owners = {canonical(owner) for owner in finder.owners.get((error.name or "").split(".")[0], ())}
+            if not owners or owners & finder.allowed:
+                raise
+            print(min(owners))
+            return MISSING
+    return 0
 
 
 def _all_names() -> set[str]:
@@ -101,20 +112,23 @@ def _with_requirements(name: str) -> set[str]:
     found, waiting = set(), [name]
     while waiting:
         one = waiting.pop()
-        if one in found or one in PRESENT:
+        if one in found or one in PRESENT or one.startswith(("nvidia-", "cuda-")):
             continue
         found.add(one)
         for text in distribution(one).requires or ():
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 waiting.append(canonical(requirement.name))
-    return {one for one in found if not one.startswith("nvidia-")}
+    return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
+    if "--try" in arguments:
+        return attempt(name for name in arguments if name != "--try")
     for name in needed():
         print(f"{name}=={distribution(name).version}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

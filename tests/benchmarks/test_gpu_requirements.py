@@ -12,6 +12,9 @@ BROUGHT = {"deepspeed", "diffusers", "omegaconf", "lpips", "pytest-timeout", "ty
 TOO_LARGE = {"scipy", "scikit-learn", "pyarrow", "xformers", "opencv-python-headless", "stlpips-pytorch"}
 
 
+pytestmark = pytest.mark.slow  # the check is imported a dozen times
+
+
 @pytest.fixture(scope="module")
 def needed():
     command = [sys.executable, "-m", "benchmarks.gpu.requirements"]

@@ -27,7 +27,6 @@ from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.config.settings import TokenizerRun
 
-
 SCALAR_ATTENTION_NODES = 64
 """Nodes at which `scalar_attention` sums over all positions, at unit variance; it depends on the data."""
 
