@@ -13,6 +13,8 @@ and more than 128 tokens. xformers is not imported before that.
 import functools
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -57,10 +59,60 @@ def flash_varlen(
         return zero_output(q, k, v)
 
     def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        lengths = cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k
-        return torch.ops.aten._flash_attention_forward(q, k, v, *lengths, 0.0, False, False)[0]
+        return _Flash.apply(q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
 
     return _differentiable(function, q, k, v, cu_seqlens, cu_seqlens_k)
+
+
+class _Flash(torch.autograd.Function):
+    """aten's FlashAttention operators, whose backward pass is deterministic if torch's flag is on.
+
+    Under `warn_only`, which a run needs for other operators, aten's own gradient formula would only warn.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        cu_seqlens_k: torch.Tensor,
+        max_seqlen: int,
+        max_seqlen_k: int,
+    ) -> torch.Tensor:
+        ctx.longest = max_seqlen, max_seqlen_k
+        lengths = cu_seqlens, cu_seqlens_k, *ctx.longest
+        out, lse, rng_state, unused, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *lengths, 0.0, False, False
+        )
+        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens, cu_seqlens_k, rng_state, unused)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *tensors, cu_seqlens, cu_seqlens_k, rng_state, unused = ctx.saved_tensors
+        lengths = cu_seqlens, cu_seqlens_k, *ctx.longest
+        with _strict_determinism():
+            gradients = torch.ops.aten._flash_attention_backward(
+                grad, *tensors, *lengths, 0.0, False, rng_state, unused
+            )
+        return (*gradients, None, None, None, None)
+
+
+@contextmanager
+def _strict_determinism() -> Iterator[None]:
+    """If torch.use_deterministic_algorithms is on, turn its `warn_only` off meanwhile."""
+    warns = (
+        torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    )
+    if warns:
+        torch.use_deterministic_algorithms(True, warn_only=False)
+    try:
+        yield
+    finally:
+        if warns:
+            torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def torch_varlen(

@@ -42,7 +42,7 @@ def test_tensors_of_more_than_2_31_elements(device, op):
 
 @pytest.mark.parametrize("size", ["odd", "chip"])
 @pytest.mark.parametrize("op", OPERATORS)
-def test_repeated_calls_are_equal_to_the_bit(device, op, size):
+def test_repeated_calls_are_equal_to_the_bit(device, deterministic, op, size):
     call = call_on(device, op, size)
     first = call.forward_backward()
     for _ in range(3):
@@ -63,7 +63,7 @@ def test_more_than_256_sequences(device, make, count):
 
 
 @pytest.mark.parametrize("op", OPERATORS)
-def test_another_stream_gives_the_same(device, op):
+def test_another_stream_gives_the_same(device, deterministic, op):
     """Kernels run on the current stream; on the default stream they would read inputs before they exist."""
     call = call_on(device, op, "chip")
     expected = call.forward_backward()
@@ -79,7 +79,7 @@ def test_another_stream_gives_the_same(device, op):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("op", OPERATORS)
-def test_a_second_gpu_gives_the_same(op):
+def test_a_second_gpu_gives_the_same(deterministic, op):
     """The current device is the first one; every kernel must run where its tensors are."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")

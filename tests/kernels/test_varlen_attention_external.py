@@ -207,3 +207,29 @@ def test_on_a_gpu_values_and_gradients_match_float64(name, dtype):
         results.append((out, *torch.autograd.grad(out.sum() + out.square().sum(), leaf)))
     for ours, truth in zip(*results, strict=True):
         assert (ours.double() - truth).abs().max() <= 1e-2 * truth.abs().max()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_flash_attention_is_strict_about_determinism_only_if_it_is_on(wanted, monkeypatch):
+    """Under warn_only, which a run sets, aten's kernel would vary and warn."""
+    seen = []
+
+    class Backward:
+        def __call__(self, grad, q, k, v, *_):
+            seen.append(
+                torch.are_deterministic_algorithms_enabled()
+                and not torch.is_deterministic_algorithms_warn_only_enabled()
+            )
+            return q, k, v
+
+    qkv = torch.empty(9, 3, 2, 72, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    cu_seqlens = torch.empty(3, dtype=torch.int32, device="meta")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    try:
+        out = external.flash_varlen(*qkv.unbind(1), cu_seqlens, 5, cu_seqlens, 5)
+        monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", Backward())
+        torch.autograd.grad(out.sum(), qkv)
+        assert seen == [wanted]
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -28,8 +28,8 @@ def encode_by_ratio(
 ) -> Iterator[list[tuple[Item, Tensor]]]:
     """Yield batches of (item, latent): full batches as they fill, partial ones at the end.
 
-    Each latent is the mode of the posterior, (c, h, w) float32 on the CPU. A GPU encodes a batch while the next
-    one is collected, and the results of the one before are read.
+    Each latent is the mode of the posterior, (c, h, w) float32 on the CPU. A GPU encodes a batch while the
+    next one is collected, and the results of the one before are read.
     """
     waiting: dict[int, list[ImageToEncode[Item]]] = defaultdict(list)
     running: deque[tuple[list[ImageToEncode[Item]], Tensor]] = deque()

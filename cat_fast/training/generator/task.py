@@ -475,7 +475,9 @@ def _load_text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Rank
         return None
     if not latents.entries.has_captions:
         raise UserError(f"text_encoder: latents in {config.data.latents} have no captions; remove the key")
-    return TextEncoder(config.text_encoder, download=False).to(ranks.device)  # ranks never download
+    encoder = TextEncoder(config.text_encoder, download=False)  # ranks never download
+    half = config.precision == "bf16" and ranks.device.type == "cuda"
+    return encoder.to(ranks.device, torch.bfloat16) if half else encoder.to(ranks.device)
 
 
 def _make_caption_encoder(

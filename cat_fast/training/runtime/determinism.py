@@ -17,7 +17,13 @@ def set_determinism(deterministic: bool) -> None:
     if run_device_type() == "cpu" or not deterministic:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(
+        True, warn_only=True
+    )  # max_pool2d of LPIPS has no deterministic kernel
+    # SDPA's fused kernels vary under warn_only; varlen attention has its own switch.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
     torch.utils.deterministic.fill_uninitialized_memory = False  # only for tests, and it takes time
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

@@ -77,12 +77,18 @@ def test_a_deterministic_run_sets_every_flag(monkeypatch, device, wanted):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(determinism, "run_device_type", lambda: device)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    disabled = []
+    for name in ("mem_efficient", "flash", "cudnn"):
+        monkeypatch.setattr(
+            torch.backends.cuda, f"enable_{name}_sdp", lambda on, name=name: disabled.append(name)
+        )
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     try:
         determinism.set_determinism(wanted)
         expected = wanted and device == "cuda"
         assert torch.are_deterministic_algorithms_enabled() == expected
         assert torch.backends.cudnn.deterministic == expected
+        assert len(disabled) == 3 * expected
         assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == expected
     finally:
         torch.use_deterministic_algorithms(False)
