@@ -42,7 +42,7 @@ class Block:
     name: str
     seconds: float
     """Limit on a GPU."""
-    dry_seconds: float = 240.0
+    dry_seconds: float = 600.0
     """Limit of a dry run on a CPU."""
     background: bool = False
     """Runs next to those that follow, until the first one with `alone`."""

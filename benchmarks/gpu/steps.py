@@ -30,6 +30,7 @@ TOY = [
     "model.block_out_channels=[4,4,8,8,8,8]",
     "model.norm_num_groups=2",
     "model.latent_channels=4",
+    "model.layers_per_block=1",
     "model.mid_block_num_layers=1",
     "data.image_size=64",
     "loss.features_weight=0",
