@@ -52,7 +52,8 @@ class NoSynchronization(TorchDispatchMode):
             places = {self._holds(x) for x in (*inputs, *outputs) if x.numel() > 1 or x.dim()}
             if len(places) > 1:
                 raise Synchronized(f"{function} between the host and the device")
-        if any(map(self._holds, outputs)) and not function.is_view:
+        writes = any(map(self._holds, outputs)) or (here and function._schema.is_mutable)
+        if writes and not function.is_view:
             self.launches[str(packet)] += 1
         return result
 

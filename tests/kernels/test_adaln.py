@@ -245,8 +245,12 @@ def test_autocast_keeps_the_dtype_of_the_stream_and_of_the_branches(device, low)
     assert [t.dtype for t in got] == [torch.float32, low, torch.float32, torch.float32, low, low]
     grads = (grads[0], grad_y.float())
     want = outputs_and_gradients(modulated, x, h.float(), modulation.float(), cu_seqlens, grads)
+    interpreted = os.environ["CAT_FAST_BACKEND"] == "triton" and device == "cpu"
     for ours, truth in zip(got, want, strict=True):
-        assert torch.equal(ours, truth.to(ours.dtype))
+        if interpreted and low == torch.bfloat16:  # the interpreter truncates where hardware rounds
+            assert_close(ours.float(), truth.float(), rtol=2**-7, atol=1e-6)
+        else:
+            assert torch.equal(ours, truth.to(ours.dtype))
 
 
 def test_invalid_shapes_and_dtypes_are_refused():
