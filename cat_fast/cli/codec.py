@@ -62,6 +62,13 @@ BatchSizeOption = Annotated[
     int, typer.Option(min=1, help="Images per forward pass; lower it if you run out of memory.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto uses a GPU if available.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|fp32|bf16|fp16",
+        help="Number format of the models; auto is bf16 on GPUs that multiply in it, else fp32.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
 
 
@@ -121,6 +128,7 @@ def encode(
     jpeg_thresholds: JpegThresholdsOption = None,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Encode images to latents in one file: simple images at 32x, complex ones at 8x.
@@ -156,13 +164,15 @@ def encode(
     from cat_fast.inference.encoding.codec import encode_files
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
     from cat_fast.inference.encoding.requirements import require_served
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
     rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else None
     descriptions = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
     sizes = JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else None
-    tokenizer = load_tokenizer(checkpoint, device)
+    tokenizer = load_tokenizer(checkpoint, device, find_dtype(dtype, find_device(device)))
     require_served(fixed, tokenizer.config["ratios"])
     with console.progress("images") as bar:
         task = bar.add_task("encoding", total=len(files))
@@ -218,6 +228,7 @@ def decode(
     ] = False,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Decode latents to images, one file per image, named after the original.
@@ -232,10 +243,12 @@ def decode(
     """
     from cat_fast.inference.encoding.codec import decode_file
     from cat_fast.inference.encoding.latent_file import LatentFile
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
     count = len(LatentFile.open(latents).records)
-    tokenizer = load_tokenizer(checkpoint, device)
+    tokenizer = load_tokenizer(checkpoint, device, find_dtype(dtype, find_device(device)))
     with console.progress("images") as bar:
         task = bar.add_task("decoding", total=count)
         results = decode_file(

@@ -73,6 +73,8 @@ class EncodeShardsSettings:
     """Images per forward pass."""
     format: str = "safetensors"
     """Shard format, "safetensors" or "webdataset"."""
+    dtype: str = "fp32"
+    """Dtype of the tokenizer, a key of `DTYPES`."""
 
     def __post_init__(self) -> None:
         store_integers(self, "ratio")
@@ -208,6 +210,7 @@ def prepare_folder(
         "latents_per_shard": settings.per_shard,
         "format": settings.format,
         "image": settings.image or None,
+        "dtype": None if settings.dtype == "fp32" else settings.dtype,
     } | _ratio_rule(settings)
     require_settings(settings.out, header)
     check.check({unit.input for unit in work_units(rank, world_size, workers, len(images.names))})
