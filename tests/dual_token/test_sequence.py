@@ -113,7 +113,7 @@ def test_a_guide_alone_has_no_semantic_tokens():
     alone = Vocabulary(semantic_length=0, semantic_size=0, guide_size=20)
     ids = alone.flatten(tokens(length=0))
     assert ids[1] == alone.guide
-    with pytest.raises(UserError, match="expected the guide, got 3 [(]semantic[)]"):
+    with pytest.raises(UserError, match=r"expected the guide, got 3 \(semantic\)"):
         alone.parse([alone.begin, alone.semantic])
     with pytest.raises(UserError, match="at least one kind"):
         Vocabulary(semantic_length=0, semantic_size=0, guide_size=0)

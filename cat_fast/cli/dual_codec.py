@@ -1,0 +1,170 @@
+"""`cat-fast dual encode` and `cat-fast dual decode`: images to codes and back."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cat_fast import console
+from cat_fast.cli.codec import DeviceOption, JsonOption, report_errors
+from cat_fast.cli.codec_tables import format_count
+
+_MAX_TABLE_ROWS = 50
+
+CheckpointOption = Annotated[
+    Path,
+    typer.Option(
+        "--checkpoint",
+        "-c",
+        metavar="DIR",
+        help="Folder of a dual-token tokenizer, or of a trained guide, such as runs/nano_dual_guide/model.",
+        show_default=False,
+    ),
+]
+
+
+def encode(
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PHOTO...", help="JPEG, PNG or WebP files, or folders of them.", show_default=False
+        ),
+    ],
+    checkpoint: CheckpointOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Token file to write (JSON lines).")] = Path(
+        "tokens.jsonl"
+    ),
+    grid: Annotated[
+        str,
+        typer.Option(
+            metavar="SIDE|HxW",
+            help="Guide in tokens: 2, 4, 8 or 16 per side for 4, 16, 64 or 256 tokens, or HEIGHTxWIDTH.",
+        ),
+    ] = "8",
+    device: DeviceOption = "auto",
+    json_output: JsonOption = False,
+) -> None:
+    """Encode images to discrete tokens in one file, a line per image.
+
+    The guide is a grid of codes; it decodes to a small image of 8 pixels per token and side. Each line has the
+    codes, and `ids`, the flat sequence with special tokens for a language model.
+
+    The complete image is resized to the grid, whatever its aspect ratio: choose a grid of a similar one, or
+    stretch the decoded image back. EXIF rotation is applied, colours are converted to sRGB, and transparent
+    areas become white. Images that cannot be read, or that are smaller than the guide, are reported and
+    skipped (exit code 1).
+
+    Examples:
+
+        cat-fast dual encode holiday/ -c DIR -o holiday.jsonl
+
+        cat-fast dual encode wide.jpg -c DIR --grid 6x10 --json
+    """
+    from cat_fast.dual_token.grid import parse_grid
+
+    size = parse_grid(grid)
+
+    from cat_fast.data.images.io import distinct_files, find_images
+
+    files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
+
+    from cat_fast.dual_token.codec import encode_files
+    from cat_fast.dual_token.tokenizer import DualTokenizer
+
+    tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
+    with console.progress("images") as bar:
+        task = bar.add_task("encoding", total=len(files))
+        results = encode_files(files, out, tokenizer, size, on_done=lambda _: bar.advance(task))
+    encoded = [result.record for result in results if result.record]
+    if json_output:
+        rows: list[dict[str, Any]] = [
+            {
+                "file": str(result.file),
+                "key": result.record.key if result.record else None,
+                "tokens": len(result.record.tokens) if result.record else None,
+                "grid": list(result.record.tokens.grid) if result.record else None,
+                "error": result.error,
+            }
+            for result in results
+        ]
+        console.print_json({"out": str(out) if encoded else None, "images": rows})
+    elif encoded:
+        table = Table()
+        table.add_column("file", overflow="fold")
+        for column in ("image", "grid", "tokens", "bits"):
+            table.add_column(column, justify="right", no_wrap=True)
+        bits = _bits(tokenizer)
+        for record in encoded[:_MAX_TABLE_ROWS]:
+            (height, width), (rows_, columns) = record.size, record.tokens.grid
+            cells = [record.source, f"{width} x {height} px", f"{rows_} x {columns}"]
+            cells += [str(len(record.tokens)), f"{bits(record.tokens):.0f}"]
+            table.add_row(*map(Text, cells))
+        console.out.print(table)
+        if len(encoded) > _MAX_TABLE_ROWS:
+            console.out.print(f"and {len(encoded) - _MAX_TABLE_ROWS} more (see --json)", style="dim")
+        line = f"{format_count(len(encoded))} encoded; tokens written to {out}"
+        console.out.print(Text(line), soft_wrap=True)
+    report_errors([result.error for result in results if result.error], len(results), "written")
+
+
+def decode(
+    tokens: Annotated[
+        Path, typer.Argument(help="Token file written by `cat-fast dual encode`.", show_default=False)
+    ],
+    checkpoint: CheckpointOption,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Output folder for the images.", show_default=False)
+    ],
+    image_format: Annotated[
+        str,
+        typer.Option("--format", metavar="png|jpg|webp", help="Image format; jpg and webp have quality 95."),
+    ] = "png",
+    force: Annotated[
+        bool, typer.Option("--force", help="Decode even if another tokenizer encoded the images.")
+    ] = False,
+    device: DeviceOption = "auto",
+    json_output: JsonOption = False,
+) -> None:
+    """Decode tokens to images, one file per image, named after the original.
+
+    The images are the guides, at 8 pixels per token and side. All lines are checked first: if one has codes
+    outside the vocabulary, a wrong length, or a sequence that is cut, nothing is decoded.
+
+    A line may also come from a language model: `{"ids": [...]}`.
+
+    Example:
+
+        cat-fast dual decode holiday.jsonl -c DIR -o holiday-guides
+    """
+    from cat_fast.dual_token.codec import decode_guides
+    from cat_fast.dual_token.token_file import read_tokens
+    from cat_fast.dual_token.tokenizer import DualTokenizer
+
+    tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
+    records = read_tokens(tokens, tokenizer.vocabulary, None if force else tokenizer.fingerprint())
+    with console.progress("images") as bar:
+        task = bar.add_task("decoding", total=len(records))
+        files = decode_guides(records, out, tokenizer, image_format, on_done=lambda _: bar.advance(task))
+    if json_output:
+        rows = [
+            {"key": record.key, "file": str(file), "grid": list(record.tokens.grid)}
+            for record, file in zip(records, files, strict=True)
+        ]
+        console.print_json({"images": rows})
+    else:
+        console.out.print(Text(f"{format_count(len(files))} in {out}"), soft_wrap=True)
+
+
+def _bits(tokenizer: Any) -> Any:
+    """Return a function from tokens to bits: log2 of the codebook's size per code."""
+    from math import log2
+
+    vocabulary = tokenizer.vocabulary
+
+    def bits(tokens: Any) -> float:
+        semantic = tokens.semantic.numel() * log2(max(vocabulary.semantic_size, 1))
+        return semantic + tokens.guide.numel() * log2(vocabulary.guide_size)
+
+    return bits
