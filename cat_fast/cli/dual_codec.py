@@ -48,8 +48,8 @@ def encode(
 ) -> None:
     """Encode images to discrete tokens in one file, a line per image.
 
-    The guide is a grid of codes; it decodes to a small image of 8 pixels per token and side. Each line has the
-    codes, and `ids`, the flat sequence with special tokens for a language model.
+    The guide is a grid of codes; it decodes to a small image of 8 pixels per token and side. Each line has
+    the codes, and `ids`, the flat sequence with special tokens for a language model.
 
     The complete image is resized to the grid, whatever its aspect ratio: choose a grid of a similar one, or
     stretch the decoded image back. EXIF rotation is applied, colours are converted to sRGB, and transparent

@@ -30,8 +30,8 @@ def train(
     """Train a stage of the dual-token tokenizer with DeepSpeed; run the same command again to resume.
 
     The run's folder, `output_dir`, gets checkpoints, metrics.jsonl, sheets of held-out images, the log
-    train.log and, at the end, the trained part in model/. On Ctrl-C, SIGTERM or a closed terminal, the run saves a
-    checkpoint. `cat-fast runs` lists the state of all runs.
+    train.log and, at the end, the trained part in model/. On Ctrl-C, SIGTERM or a closed terminal, the run
+    saves a checkpoint. `cat-fast runs` lists the state of all runs.
 
     Examples:
 
