@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from cat_fast.dual_token.codebook import Quantized, VectorQuantizer
 from cat_fast.dual_token.grid import Grid, format_grid
 from cat_fast.dual_token.guide.blocks import ConditionedMidBlock, ConditionedUpBlock, SpatialNorm
+from cat_fast.dual_token.resize import resize
 from cat_fast.errors import UserError
 from cat_fast.tokenizer.blocks import DownBlock, GroupNorm, MidBlock
 from cat_fast.weights.checked_model import CheckedModel
@@ -212,13 +213,6 @@ class GuideDecoder(nn.Module):
         for block in self.up_blocks:
             h = block(h, q)
         return self.conv_out(F.silu(self.conv_norm_out(h, q)))
-
-
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images (B, 3, H, W) in [-1, 1], bicubic with antialiasing, clipped to their range."""
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images, size=size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def _check_widths(encoder: Sequence[int], decoder: Sequence[int], groups: int) -> None:

@@ -6,7 +6,8 @@ from PIL import Image
 from torchvision.transforms.functional import InterpolationMode, pil_to_tensor, to_pil_image
 from torchvision.transforms.functional import resize as torchvision_resize
 
-from cat_fast.dual_token.guide.model import GuideModel, resize
+from cat_fast.dual_token.guide.model import GuideModel
+from cat_fast.dual_token.resize import resize
 from cat_fast.errors import UserError
 from tests.dual_token.conftest import tiny_guide
 
