@@ -47,7 +47,7 @@ class CodebookUpdates:
         parts = [statistics.counts, statistics.sums.flatten()]
         if self._revives(step):
             candidates = vectors.new_zeros(self._candidates, self.quantizer.dim, dtype=torch.float64)
-            own = _permutation(len(vectors), self.seed, step, self.ranks.rank)[: self._per_rank]
+            own = _permutation(len(vectors), self.seed, step, self.ranks.rank, 7)[: self._per_rank]
             first = self.ranks.rank * self._per_rank
             candidates[first : first + len(own)] = vectors[own.to(vectors.device)].double()
             parts.append(candidates.flatten())
@@ -63,7 +63,7 @@ class CodebookUpdates:
             return
         candidates = rest.view(-1, dim)
         candidates = candidates[candidates.abs().sum(1) > 0]  # ranks with fewer vectors leave rows of zeros
-        candidates = candidates[_permutation(len(candidates), self.seed, step)]
+        candidates = candidates[_permutation(len(candidates), self.seed, step, 0, 8)]
         revived = self.quantizer.revive(candidates, self.config.revive_below)
         if len(revived) and not self.quantizer.ema:
             _write_through(self.quantizer.codebook, self.name, revived, ema)

@@ -111,7 +111,9 @@ class GuideTask:
 
     def grid_of(self, step: int) -> Grid:
         """Return the grid of a step."""
-        return self.grids[int(np.random.default_rng([self.config.seed, step]).integers(len(self.grids)))]
+        return self.grids[
+            int(np.random.default_rng([self.config.seed, step, 0, 6]).integers(len(self.grids)))
+        ]
 
     def backward(self, step: int, totals: Mapping[str, float]) -> Backward:
         config, batches, grid = self.config, self._batches, self.grid_of(step)
