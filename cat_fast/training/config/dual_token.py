@@ -146,8 +146,8 @@ class SemanticRun(RunConfig):
         )
         require(
             self.accumulation_steps == 1,
-            f"accumulation_steps: {self.accumulation_steps}: in-batch negatives need the batch at once; set it"
-            " to 1",
+            f"accumulation_steps: {self.accumulation_steps}: in-batch negatives need the batch at once; set "
+            "it to 1",
         )
         require(self.num_states > 0, f"num_states: {self.num_states} must be positive")
         require(

@@ -24,8 +24,11 @@ class SemanticEvaluation:
 
     @torch.no_grad()
     def evaluate(self, model: SemanticModel, stage: str) -> dict[str, float]:
-        """Return retrieval at rank 1 for the contrastive stage; for codes the mean cosine similarity of decoded
-        and true embeddings and of predicted and true states, and the use of the codebook."""
+        """Return the metrics of a stage.
+
+        Contrastive: retrieval at rank 1. Codes: the mean cosine similarity of decoded and true embeddings,
+        and of predicted and true states, and the use of the codebook.
+        """
         batches = [batch.to(self.device) for batch in self.images.split(_BATCH)]
         if stage == "contrastive":
             images = torch.cat([model.embed_images(batch) for batch in batches])[:CANDIDATES]
