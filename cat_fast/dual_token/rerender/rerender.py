@@ -38,8 +38,8 @@ class RerenderSettings:
     guidance_scale: float = 1.0
     """Classifier-free guidance of the denoising; 1 disables it. Inversion has no condition."""
     fixed_point: int = 0
-    """Number of fixed-point iterations per inversion step (Pan et al., 2023; AIDI): the prediction is repeated
-    at the step's own result, which makes inversion and denoising exact inverses in the limit."""
+    """Number of fixed-point iterations per inversion step (AIDI; Pan et al., 2023): the prediction is
+    repeated at the step's own result, which makes inversion and denoising exact inverses in the limit."""
     equations: str = "ddim"
     """`ddim`, or `paper` for equations 9 and 10 as printed (`PaperTrajectory`)."""
     mode: str = "full"
