@@ -1,4 +1,4 @@
-"""What a diffusion model must offer to re-render guides."""
+"""Interface of diffusion models that re-render guides."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -70,6 +70,7 @@ class SemanticModel(CheckedModel):
         projection: features of the joint space of the contrastive stage.
         temperature: of the contrastive loss, or its start.
         learned_temperature: train the temperature.
+        text_fingerprint: identifies the text encoder whose states the model predicts.
     """
 
     @register_to_config
@@ -90,6 +91,7 @@ class SemanticModel(CheckedModel):
         projection: int = 256,
         temperature: float = 0.07,
         learned_temperature: bool = True,
+        text_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
         self.vision = Blip2VisionModel(Blip2VisionConfig(**(vision or {})))

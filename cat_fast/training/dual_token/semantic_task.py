@@ -179,7 +179,6 @@ class SemanticTask:
             "data.batch_size": self.config.data.batch_size,
             "data.index": len(self.pairs.records),
             "train_vision": self.config.train_vision,
-            "text_target": self.target.fingerprint(),
             "initial_weights": self.initial_weights,
         }
 
@@ -233,6 +232,7 @@ def _arguments(config: SemanticRun, target: TextTarget) -> dict[str, Any]:
         "text_width": target.width,
         "num_states": target.num_states,
         "variable_length": target.variable_length,
+        "text_fingerprint": target.fingerprint(),
     }
     if config.blip2:
         derived |= blip2_settings(config.blip2)
