@@ -3,6 +3,7 @@
 import typer
 
 from cat_fast.cli.dual_codec import decode, encode
+from cat_fast.cli.dual_combine import combine
 from cat_fast.cli.dual_train import train
 
 dual = typer.Typer(
@@ -12,4 +13,5 @@ dual = typer.Typer(
 )
 dual.command()(encode)
 dual.command()(decode)
+dual.command()(combine)
 dual.command()(train)

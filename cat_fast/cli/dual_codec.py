@@ -117,6 +117,48 @@ def decode(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Output folder for the images.", show_default=False)
     ],
+    guides: Annotated[
+        bool,
+        typer.Option("--guides", help="Write the guides, without the diffusion model."),
+    ] = False,
+    renderer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="Diffusion model: nano, a pipeline of `cat-fast pipeline`, or a Stable Diffusion folder."
+            " Default: that of the tokenizer; without one, guides are written.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIDE|HxW",
+            help="Size of the images in pixels, whatever the number of tokens. Default: that of the model.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of inversion and of denoising.")] = 50,
+    strength: Annotated[
+        float,
+        typer.Option(help="0 to 1: how far to invert; lower values stay closer to the guide."),
+    ] = 1.0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 disables it.")] = 1.0,
+    mode: Annotated[
+        str,
+        typer.Option(
+            metavar="full|semantic|unconditioned|guide",
+            help="full, or an ablation: codes alone, no condition, or the enlarged guide.",
+        ),
+    ] = "full",
+    equations: Annotated[
+        str,
+        typer.Option(metavar="ddim|paper", help="DDIM, or the equations 9 and 10 of the paper as printed."),
+    ] = "ddim",
+    fixed_point: Annotated[
+        int, typer.Option(min=0, help="Fixed-point iterations per inversion step, for an exact inversion.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of modes that draw noise.")] = 0,
     image_format: Annotated[
         str,
         typer.Option("--format", metavar="png|jpg|webp", help="Image format; jpg and webp have quality 95."),
@@ -129,24 +171,57 @@ def decode(
 ) -> None:
     """Decode tokens to images, one file per image, named after the original.
 
-    The images are the guides, at 8 pixels per token and side. All lines are checked first: if one has codes
-    outside the vocabulary, a wrong length, or a sequence that is cut, nothing is decoded.
+    The guide is enlarged, inverted to noise without a condition, and denoised under the condition that the
+    semantic codes stand for. With --guides, or for a tokenizer without a diffusion model, the images are the
+    guides themselves, at 8 pixels per token and side.
 
-    A line may also come from a language model: `{"ids": [...]}`.
+    All lines are checked first: if one has codes outside the vocabulary, a wrong length, or a sequence that
+    is cut, nothing is decoded. A line may also come from a language model: `{"ids": [...]}`.
 
-    Example:
+    Examples:
 
-        cat-fast dual decode holiday.jsonl -c DIR -o holiday-guides
+        cat-fast dual decode holiday.jsonl -c DIR -o images --size 256
+
+        cat-fast dual decode holiday.jsonl -c DIR -o guides --guides
     """
-    from cat_fast.dual_token.codec import decode_guides
+    from cat_fast.dual_token.codec import decode_guides, decode_images
+    from cat_fast.dual_token.grid import parse_sides
+    from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.token_file import read_tokens
-    from cat_fast.dual_token.tokenizer import DualTokenizer
+    from cat_fast.dual_token.tokenizer import DualTokenizer, Renderer
 
+    pixels = None if size is None else parse_sides(size, "--size", "pixels", "256", "192x256")
+    settings = RerenderSettings(
+        steps=steps,
+        strength=strength,
+        guidance_scale=guidance,
+        fixed_point=fixed_point,
+        equations=equations,
+        mode=mode,
+    )
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
+    if renderer is not None:
+        tokenizer.renderer = Renderer(model=renderer)
     records = read_tokens(tokens, tokenizer.vocabulary, None if force else tokenizer.fingerprint())
     with console.progress("images") as bar:
         task = bar.add_task("decoding", total=len(records))
-        files = decode_guides(records, out, tokenizer, image_format, on_done=lambda _: bar.advance(task))
+
+        def done(_: Path) -> None:
+            bar.advance(task)
+
+        if guides or tokenizer.renderer is None:
+            files = decode_guides(records, out, tokenizer, image_format, on_done=done)
+        else:
+            files = decode_images(
+                records,
+                out,
+                tokenizer,
+                image_format,
+                size=pixels,
+                settings=settings,
+                seed=seed,
+                on_done=done,
+            )
     if json_output:
         rows = [
             {"key": record.key, "file": str(file), "grid": list(record.tokens.grid)}

@@ -32,13 +32,26 @@ def parse_grid(text: str, setting: str = "--grid") -> Grid:
     Raises:
         UserError: another text.
     """
-    found = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text.strip())
+    return as_grid(parse_sides(text, setting, "tokens", "8", "20x17"), setting)
+
+
+def parse_sides(text: str, setting: str, unit: str, one: str, two: str) -> tuple[int, int]:
+    """Parse a side or HEIGHTxWIDTH.
+
+    Args:
+        unit: of the sides, for messages.
+        one, two: examples, for messages.
+
+    Raises:
+        UserError: another text.
+    """
+    found = re.fullmatch(r"(\d{1,5})(?:x(\d{1,5}))?", text.strip())
     if found is None:
         raise UserError(
-            f"{setting} {text}: expected tokens per side, such as 8, or HEIGHTxWIDTH, such as 20x17"
+            f"{setting} {text}: expected {unit} per side, such as {one}, or HEIGHTxWIDTH, such as {two}"
         )
     height = int(found[1])
-    return as_grid((height, int(found[2]) if found[2] else height), setting)
+    return height, int(found[2]) if found[2] else height
 
 
 def format_grid(grid: Grid) -> str:

@@ -5,9 +5,12 @@ import json
 import pytest
 from PIL import Image
 
+from cat_fast.dual_token.rerender.open import open_backend
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
 from tests.dual_token.conftest import tiny_guide
+from tests.dual_token.rerender.conftest import cat_pipelines  # noqa: F401 # a fixture
+from tests.dual_token.semantic.test_model import tiny_semantic
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +139,40 @@ def test_train_starts_the_packaged_configuration(cat_fast, monkeypatch, tmp_path
     assert options["ranks"] == 1
     assert options["run_folder"] == tmp_path
     assert "model" in result.stdout
+
+
+def test_combine_and_decode_with_a_diffusion_model(cat_fast, folder, photos, tmp_path, cat_pipelines):  # noqa: F811
+    target = open_backend(str(cat_pipelines["flow"]), "cpu").text_target
+    tiny_semantic(text_width=target.width, text_fingerprint=target.fingerprint()).save_pretrained(
+        tmp_path / "semantic"
+    )
+    parts = ["--guide", folder / "guide", "--semantic", tmp_path / "semantic"]
+    whole = tmp_path / "whole"
+    result = cat_fast("dual", "combine", *parts, "--renderer", cat_pipelines["flow"], "-o", whole)
+    assert result.exit_code == 0, result.output
+    tokens = tmp_path / "t.jsonl"
+    assert cat_fast("dual", "encode", photos, "-c", whole, "-o", tokens, "--grid", "4").exit_code == 0
+    assert len(rows(tokens)[0]["semantic"]) == 4
+    command = ["dual", "decode", tokens, "-c", whole, "--steps", "2"]
+    assert cat_fast(*command, "-o", tmp_path / "a").exit_code == 0
+    with Image.open(tmp_path / "a" / "a.png") as image:
+        assert image.size == (64, 64)
+    assert cat_fast(*command, "-o", tmp_path / "b", "--size", "64x128", "--mode", "semantic").exit_code == 0
+    with Image.open(tmp_path / "b" / "a.png") as image:
+        assert image.size == (128, 64)
+    assert cat_fast(*command, "-o", tmp_path / "c", "--guides").exit_code == 0
+    with Image.open(tmp_path / "c" / "a.png") as image:
+        assert image.size == (8, 8)
+    for options, words in (
+        (["--size", "65"], "expected a multiple of"),
+        (["--size", "x"], "--size x: expected pixels per side"),
+        (["--mode", "x"], "mode: expected full"),
+        (["--strength", "2"], "strength"),
+        (["--equations", "paper"], "this model is a flow"),
+        (["--renderer", "nowhere"], "nowhere"),
+    ):
+        result = cat_fast(*command, "-o", tmp_path / "d", *options)
+        assert_one_line_error(result, words)
+        assert not list((tmp_path / "d").glob("*.png"))
+    wrong = cat_fast("dual", "combine", *parts[:2], "--ratio", "8", "-o", tmp_path / "e")
+    assert_one_line_error(wrong, "--ratio")
