@@ -1,5 +1,6 @@
 """Evaluation of a guide on held-out images during its run, and the sheet of guides."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -14,6 +15,7 @@ from cat_fast.dual_token.codebook import usage
 from cat_fast.dual_token.grid import Grid
 from cat_fast.dual_token.guide.model import GuideModel
 from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
+from cat_fast.training.metrics.held_out_evaluation import SECONDS
 from cat_fast.training.metrics.reconstruction_grid import GridImages
 
 _MAX_CELL = 256
@@ -42,8 +44,12 @@ class GuideEvaluation:
 
     @torch.no_grad()
     def evaluate(self, model: GuideModel) -> dict[str, float]:
-        """Return, for each grid, the mean PSNR in dB to the resized image and its gain over the mean colour;
-        and the share of codes used and their perplexity over all grids."""
+        """Return metrics by name, and the seconds they took.
+
+        For each grid, the mean PSNR in dB to the resized image and its gain over the mean colour; over all
+        grids, the share of codes used and their perplexity.
+        """
+        started = time.perf_counter()
         found: dict[str, float] = {}
         counts = torch.zeros(model.codebook_size, dtype=torch.int64)
         for grid in self.grids:
@@ -63,6 +69,7 @@ class GuideEvaluation:
         return found | {
             f"{self.split}/codes_used": used.share,
             f"{self.split}/perplexity": used.perplexity,
+            SECONDS: round(time.perf_counter() - started, 4),
         }
 
     @torch.no_grad()

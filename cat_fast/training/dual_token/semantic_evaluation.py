@@ -1,5 +1,7 @@
 """Evaluation of the semantic branch on held-out pairs during its run."""
 
+import time
+
 import torch
 import torch.nn.functional as F
 
@@ -8,6 +10,7 @@ from cat_fast.dual_token.semantic.model import SemanticModel
 from cat_fast.dual_token.semantic.text_target import TextTarget
 from cat_fast.training.config.dual_token import PairDataConfig
 from cat_fast.training.dual_token.pairs import held_out_pairs
+from cat_fast.training.metrics.held_out_evaluation import SECONDS
 
 CANDIDATES = 100
 """Number of held-out pairs among which an image's text is retrieved; fewer if there are fewer."""
@@ -29,6 +32,11 @@ class SemanticEvaluation:
         Contrastive: retrieval at rank 1. Codes: the mean cosine similarity of decoded and true embeddings,
         and of predicted and true states, and the use of the codebook.
         """
+        started = time.perf_counter()
+        found = self._evaluate(model, stage)
+        return found | {SECONDS: round(time.perf_counter() - started, 4)}
+
+    def _evaluate(self, model: SemanticModel, stage: str) -> dict[str, float]:
         batches = [batch.to(self.device) for batch in self.images.split(_BATCH)]
         if stage == "contrastive":
             images = torch.cat([model.embed_images(batch) for batch in batches])[:CANDIDATES]

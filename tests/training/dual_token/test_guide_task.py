@@ -51,7 +51,7 @@ def test_a_run_logs_evaluates_and_exports_a_model(tmp_path):
     assert 1 <= lines[0]["perplexity"] <= 16
     assert any("mse_4px" in line for line in lines) or any("mse_8px" in line for line in lines)
     assert list((tmp_path / "whole").rglob("*.png"))
-    evaluations = (tmp_path / "whole" / "evaluations.jsonl").read_text()
+    evaluations = (tmp_path / "whole" / "evaluation.jsonl").read_text()
     assert "held_out/psnr_8px" in evaluations
     assert "held_out/gain_over_mean_colour_4px" in evaluations
     assert set(whole) == set(GuideModel.from_pretrained(tmp_path / "whole" / "model").state_dict())
