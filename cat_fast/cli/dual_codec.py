@@ -39,10 +39,29 @@ def encode(
     grid: Annotated[
         str,
         typer.Option(
-            metavar="SIDE|HxW",
-            help="Guide in tokens: 2, 4, 8 or 16 per side for 4, 16, 64 or 256 tokens, or HEIGHTxWIDTH.",
+            metavar="SIDE|HxW|auto",
+            help="Guide in tokens: 2, 4, 8 or 16 per side for 4, 16, 64 or 256 tokens, or HEIGHTxWIDTH; auto"
+            " chooses one of the four per image, from its description.",
         ),
     ] = "8",
+    caption: Annotated[
+        str | None, typer.Option(help="Caption of all images, for --grid auto.", show_default=False)
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='Captions of individual images: one {"file": ..., "caption": ...} per line.',
+            show_default=False,
+        ),
+    ] = None,
+    grid_thresholds: Annotated[
+        str,
+        typer.Option(
+            metavar="A,B,C",
+            help="For --grid auto: scores up to A get 4 tokens, up to B 16, up to C 64, above 256.",
+        ),
+    ] = "2,4,7",
     device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
@@ -52,9 +71,11 @@ def encode(
     the codes, and `ids`, the flat sequence with special tokens for a language model.
 
     The complete image is resized to the grid, whatever its aspect ratio: choose a grid of a similar one, or
-    stretch the decoded image back. EXIF rotation is applied, colours are converted to sRGB, and transparent
-    areas become white. Images that cannot be read, or that are smaller than the guide, are reported and
-    skipped (exit code 1).
+    stretch the decoded image back. With --grid auto, the complexity score of an image's description chooses
+    4, 16, 64 or 256 tokens; it is taken from --captions, else --caption, else PHOTO.txt next to PHOTO.jpg.
+
+    EXIF rotation is applied, colours are converted to sRGB, and transparent areas become white. Images that
+    cannot be read, or that are smaller than the guide, are reported and skipped (exit code 1).
 
     Examples:
 
@@ -63,8 +84,11 @@ def encode(
         cat-fast dual encode wide.jpg -c DIR --grid 6x10 --json
     """
     from cat_fast.dual_token.grid import parse_grid
+    from cat_fast.errors import UserError
 
-    size = parse_grid(grid)
+    size = None if grid == "auto" else parse_grid(grid)
+    if size is not None and (caption is not None or captions is not None):
+        raise UserError("--caption and --captions: for --grid auto only; leave them out")
 
     from cat_fast.data.images.io import distinct_files, find_images
 
@@ -73,10 +97,20 @@ def encode(
     from cat_fast.dual_token.codec import encode_files
     from cat_fast.dual_token.tokenizer import DualTokenizer
 
+    if size is not None:
+        grids: list[Any] = [size] * len(files)
+    else:
+        from cat_fast.dual_token.adaptive import GridThresholds, grids_of_images
+        from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
+
+        thresholds = GridThresholds.parse(grid_thresholds)
+        rows_of_file = read_photo_captions(captions) if captions else None
+        described = PhotoDescriptions(caption=caption, rows=rows_of_file)
+        grids = grids_of_images(described, files, thresholds)
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
     with console.progress("images") as bar:
         task = bar.add_task("encoding", total=len(files))
-        results = encode_files(files, out, tokenizer, size, on_done=lambda _: bar.advance(task))
+        results = encode_files(files, out, tokenizer, grids, on_done=lambda _: bar.advance(task))
     encoded = [result.record for result in results if result.record]
     if json_output:
         rows: list[dict[str, Any]] = [

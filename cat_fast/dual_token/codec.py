@@ -34,7 +34,7 @@ def encode_files(
     files: Sequence[Path],
     out: Path,
     tokenizer: DualTokenizer,
-    grid: Grid,
+    grids: Sequence[Grid | UserError],
     *,
     on_done: Callable[[Encoded], None] = lambda result: None,
 ) -> list[Encoded]:
@@ -42,17 +42,23 @@ def encode_files(
 
     `out` is written atomically at the end, and left untouched if every image failed.
 
+    Args:
+        grids: grid of each image, or why it has none, which is then its result.
+
     Raises:
-        UserError: `out` cannot be written, or the grid exceeds the vocabulary.
+        UserError: `out` cannot be written, or a grid exceeds the vocabulary.
     """
-    if max(grid) > tokenizer.max_side:
-        raise UserError(f"grid: expected at most {tokenizer.max_side} tokens per side, got {max(grid)}")
+    largest = max((max(grid) for grid in grids if not isinstance(grid, UserError)), default=0)
+    if largest > tokenizer.max_side:
+        raise UserError(f"grid: expected at most {tokenizer.max_side} tokens per side, got {largest}")
     require_writable(out)
     fingerprint = tokenizer.fingerprint()
     keys = unique_keys([os.fsencode(file.stem).decode("utf-8", "replace") for file in files])
     results = []
-    for file, key in zip(files, keys, strict=True):
+    for file, key, grid in zip(files, keys, grids, strict=True):
         try:
+            if isinstance(grid, UserError):
+                raise grid
             image = load_image(file)
             tokens = tokenizer.encode(image, grid)
         except UserError as error:

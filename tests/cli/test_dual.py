@@ -118,6 +118,25 @@ def test_damaged_files_folders_and_options_are_refused(cat_fast, folder, photos,
     assert unknown.exit_code == 2
 
 
+def test_descriptions_choose_the_number_of_tokens(cat_fast, folder, photos, tmp_path):
+    (photos / "a.txt").write_text("a clear blue sky")
+    (photos / "b.txt").write_text("a newspaper page full of columns of text, tables and photographs")
+    out = tmp_path / "t.jsonl"
+    result = cat_fast("dual", "encode", photos, "-c", folder, "-o", out, "--grid", "auto", "--json")
+    assert result.exit_code == 1
+    a, b, c = parse_json(result)["images"]
+    assert a["tokens"] < b["tokens"]
+    assert "c.webp: no description" in c["error"]
+    every = ("--caption", "a clear blue sky", "--grid-thresholds", "0,0,0")
+    result = cat_fast("dual", "encode", photos / "c.webp", "-c", folder, "-o", out, "--grid", "auto", *every)
+    assert result.exit_code == 0, result.output
+    assert len(rows(out)[0]["guide"]) == 16
+    wrong = cat_fast("dual", "encode", photos, "-c", folder, "-o", out, "--caption", "a sky")
+    assert_one_line_error(wrong, "for --grid auto only")
+    limits = ("--grid", "auto", "--grid-thresholds", "3,2,1")
+    assert_one_line_error(cat_fast("dual", "encode", photos, "-c", folder, "-o", out, *limits), "increasing")
+
+
 def test_train_refuses_other_configurations(cat_fast):
     assert_one_line_error(cat_fast("dual", "train", "guides"), "expected a YAML file", "nano_guide")
     other = cat_fast("dual", "train", "configs/tokenizer/nano.yaml")
