@@ -16,8 +16,8 @@ from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
 from cat_fast.integers import to_integers
 
 _MISSING = UserError(
-    "no description to choose the number of tokens from: give --captions, --caption or a text file next to the"
-    " image, or set --grid"
+    "no description to choose the number of tokens from: give --captions, --caption or a text file next to"
+    " the image, or set --grid"
 )
 
 
