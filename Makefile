@@ -19,8 +19,9 @@ help: ## List the targets
 
 install: $(PACKAGE) ## Create .venv with pinned dependencies and this package
 
-demo: $(PACKAGE) ## Train a small tokenizer and DiT on the shipped photographs; writes runs/demo/report.html
+demo: $(PACKAGE) ## Show the shipped models, and train at toy size; writes runs/demo/report.html
 	$(BIN)/cat-fast demo --out runs/demo
+	$(BIN)/cat-fast demo --train --quick --out runs/demo
 
 test: $(PACKAGE) ## Run the fast tests, on WORKERS processes (2)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --durations 25

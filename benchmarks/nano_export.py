@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.nano.tables import tables, to_markdown
+from benchmarks.nano.tables import tables, to_markdown, twin_tables
 from cat_fast.complexity import RatioThresholds
 from cat_fast.complexity.sentence_package import HUB_NAME
 from cat_fast.data.latents.dataset import LatentDataset
@@ -32,6 +32,8 @@ from cat_fast.weights.shipped import NAMES, SHIPPED, TABLES, TOKENIZER
 CURVE = 10
 """Number of points of a training curve in a card."""
 LABEL = "emoji"
+THRESHOLDS = RatioThresholds(1, 7)
+"""Pair that costs a fixed 16x on the training captions; see docs/nano.md."""
 
 
 def main() -> int:
@@ -68,21 +70,39 @@ def export(given: argparse.Namespace) -> None:
             given.generator / "model",
             [LABEL],
             resolution=facts.resolution,
-            thresholds=RatioThresholds(1, 7),
+            thresholds=THRESHOLDS,
             text_encoder=HUB_NAME,
+            **_sampling(report),
         )
         pipeline.to(torch.float16)
         pipeline.save_pretrained(folder)
         latents = len(LatentDataset(given.latents).entries)
         card = _card(
-            "Text-conditional diffusion transformer", given.generator, corpus, ["emoji"], report, latents
+            "Text-conditional diffusion transformer",
+            given.generator,
+            corpus,
+            ["emoji"],
+            tables(report),
+            latents,
         )
         (folder / "transformer" / "README.md").write_text(card, encoding="utf-8")
         write_json_list(folder / TABLES, tables(report))
-    card = _card("Nested tokenizer", given.tokenizer, corpus, list(corpus["images"]), report)
+    nested = len(tokenizer.ratios) > 1
+    title = "Nested tokenizer" if nested else "Fixed 16x tokenizer"
+    figures = tables(report) if nested else twin_tables(report)
+    card = _card(title, given.tokenizer, corpus, list(corpus["images"]), figures)
     (folder / TOKENIZER / "README.md").write_text(card, encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 2**20:.2f} MiB")
+
+
+def _sampling(report: dict[str, Any]) -> dict[str, Any]:
+    """Return the number of steps and the guidance scale that a report chose; none without a report."""
+    if "sampling" not in report.get("samples", {}):
+        return {}
+    trial = report["samples"]["sampling"]
+    guidance = {int(ratio): scale for ratio, scale in trial["guidance"].items()}
+    return {"num_inference_steps": trial["steps"], "guidance_scale": guidance}
 
 
 def write_json_list(path: Path, values: list[dict[str, Any]]) -> None:
@@ -95,12 +115,13 @@ def _card(
     run: Path,
     corpus: dict[str, Any],
     sources: list[str],
-    report: dict[str, Any],
+    figures: list[dict[str, Any]],
     latents: int | None = None,
 ) -> str:
     """Return a model card: data and licences, training, curve, figures and limits.
 
     Args:
+        figures: tables of the report; none before it.
         latents: number of latents that a generator was trained on, several per selected image.
     """
     records = read_metrics(run)
@@ -140,8 +161,8 @@ def _card(
         part = records[i * len(records) // CURVE : (i + 1) * len(records) // CURVE]
         lines.append(f"| {part[-1]['step'] + 1} | {sum(one['loss'] for one in part) / len(part):.4f} |")
     lines += ["", "## Figures", ""]
-    lines += [to_markdown(table) for table in tables(report)]
-    if not report:
+    lines += [to_markdown(table) for table in figures]
+    if not figures:
         lines += ["Not measured yet: `make nano-report`.", ""]
     lines += [
         "## Limits",

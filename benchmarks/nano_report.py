@@ -3,7 +3,8 @@
     python -m benchmarks.nano_report --corpus corpus --out runs/nano_report
 
 Writes report.json and samples.png. Each part is computed once: a part that report.json holds is kept unless
-its models have changed, so an interrupted run resumes. A part whose model is missing is one line.
+its models have changed, so an interrupted run resumes. A part whose model is missing is one line, and is
+computed by the same command once the model exists.
 """
 
 import argparse
@@ -14,38 +15,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.nano.acceptable import correlations
 from benchmarks.nano.chosen import chosen_ratios, describe_budget, expected_scores
-from benchmarks.nano.emoji_classifier import CLASSES, Trained, train_classifier
+from benchmarks.nano.emoji_classifier import CLASSES
+from benchmarks.nano.emoji_data import EmojiData, of_source, training_emoji
+from benchmarks.nano.generators import IMAGES, compare, features_of, judge, weights_digest
 from benchmarks.nano.intervals import mean_with_interval, paired_difference
 from benchmarks.nano.reconstructions import Reconstructed, readable_pages, reconstruct_all, summarize
-from benchmarks.nano.samples import (
-    ENDING,
-    Prompts,
-    choose_classes,
-    choose_guidance,
-    draw,
-    find_nearest,
-    load_renderings,
-    recognised,
-    sample_sheet,
-)
+from benchmarks.nano.samples import Sampling, choose_sampling, draw, find_nearest, recognised, sample_sheet
 from benchmarks.shared import machine
+from cat_fast.complexity import tokens_per_image
 from cat_fast.console import err
 from cat_fast.data.files import write_json
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.errors import UserError
 from cat_fast.evaluation.tokenizers.text import require_tesseract
 from cat_fast.inference import CATPipeline
+from cat_fast.inference.pipeline.folder import pipeline_digest
 from cat_fast.tokenizer import NestedAutoencoderKL
 
-SETS = {"photographs": 256, "emoji": 128, "pages": 256}
+SETS = {"photographs": 256, "landscapes": 256, "emoji": 128, "pages": 256}
 """Held-out sets and the side of their images in pixels."""
 PAGES = 50
 CUT = {
-    "DiT-CAT against DiT-fixed-16x, proxy-FID-vgg16": "the generator twin was cut",
     "text-scored against JPEG-scored CAT": "the JPEG-adaptive twin was cut",
     "thresholds (2, 8) against (4, 7)": "the run was cut",
     "c = 4, 8, 16": "the runs with c = 4 and c = 8 were cut",
@@ -63,10 +55,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/nano_report"), help="folder to write to")
     parser.add_argument("--model", default="nano", help="pipeline: nano, or a folder")
     parser.add_argument("--twin", default="nano-fixed-16x", help="fixed 16x tokenizer: a name, or a folder")
+    parser.add_argument(
+        "--twin-pipeline",
+        type=Path,
+        default=Path("runs/nano_corpus_fixed_16x_pipeline"),
+        help="folder of the fixed 16x pipeline",
+    )
     given = parser.parse_args(arguments)
     try:
         report = Report(given.out / "report.json")
-        report.compute(given.corpus, given.model, given.twin)
+        report.compute(given.corpus, given.model, given.twin, given.twin_pipeline)
     except UserError as error:
         print("error:", error, file=sys.stderr)
         return 2
@@ -84,7 +82,7 @@ class Report:
     def part(self, name: str, models: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return a part; compute and store it unless it is stored for these models."""
         found = self.parts.get(name)
-        if found is None or found["models"] != models:
+        if found is None or found["models"] != models or "missing" in found:
             started = time.perf_counter()
             err.print(f"{time.strftime('%H:%M:%S')} {name}")
             try:
@@ -96,9 +94,9 @@ class Report:
             write_json(self.path, self.parts)
         return found
 
-    def compute(self, corpus: Path, model: str, twin: str) -> None:
+    def compute(self, corpus: Path, model: str, twin: str, twin_pipeline: Path) -> None:
         """Compute all parts."""
-        held_out = {name: _of_source(corpus / "held_out.jsonl", name) for name in SETS}
+        held_out = {name: of_source(corpus / "held_out.jsonl", name) for name in SETS}
         nested = NestedAutoencoderKL.from_pretrained(_tokenizer_of(model))
         texts = self.part("texts", "", lambda: {"texts": _texts(held_out["pages"])})
         if "texts" in texts:
@@ -115,7 +113,12 @@ class Report:
         )
         self.part("chosen ratios", fingerprint, lambda: self._chosen(held_out, scores, ratios))
         self.part("cut", "", lambda: {"lines": CUT})
-        self.part("samples", model, lambda: self._samples(corpus, model))
+        pipeline = CATPipeline.from_pretrained(model)
+        weights, emoji = weights_digest(pipeline.transformer), EmojiData(training_emoji(corpus))
+        self.part("samples", weights, lambda: self._samples(pipeline, emoji))
+        self.part("generator", weights, lambda: self._generator(pipeline, emoji))
+        theirs = pipeline_digest(twin_pipeline) if twin_pipeline.is_dir() else "missing"
+        self.part("generator twin", f"{weights} {theirs}", lambda: self._generator_twin(twin_pipeline, emoji))
 
     def _chosen(
         self, held_out: dict[str, list[ImageRecord]], scores: dict[str, float], ratios: dict[str, int]
@@ -160,35 +163,53 @@ class Report:
                 found[f"{name} with faces"] = _differences(with_faces, ratios)
         return {"difference": found, "means": fixed["means"]}
 
-    def _samples(self, corpus: Path, model: str) -> dict[str, Any]:
-        pipeline = CATPipeline.from_pretrained(model)
-        prompts = Prompts.load()
-        training = [one for one in _of_source(corpus / "train.jsonl", "emoji") if not _has_skin_tone(one.key)]
-        renderings = load_renderings(training)
-        captions = [one.caption.removesuffix(ENDING) for one in training]
-        classifier = _classifier(renderings, captions, prompts)
-        count, side = len(prompts.trained), pipeline.resolution
-        budget = (side // (16 * pipeline.transformer.config.patch_size)) ** 2
-        trial = choose_guidance(pipeline, classifier, prompts)
-        guidance = trial["chosen"]
-        drawn = draw(pipeline, prompts.all, mean_tokens=budget, guidance=guidance)
+    def _samples(self, pipeline: CATPipeline, emoji: EmojiData) -> dict[str, Any]:
+        """Draw the fixed prompts within the budget of a fixed 16x, and at each ratio; write the sheet."""
+        prompts, classifier = emoji.prompts, emoji.classifier
+        count = len(prompts.trained)
+        sampling, trial = choose_sampling(pipeline, classifier, prompts)
+        options: dict[str, Any] = {"steps": sampling.steps, "guidance": sampling.guidance}
+        drawn = draw(pipeline, prompts.all, mean_tokens=_budget(pipeline), **options)
         nearest = find_nearest(
-            drawn.images, renderings, lambda images: pipeline.vae(images, ratio=16).sample.clamp(-1, 1)
+            drawn.images, emoji.renderings, lambda images: pipeline.vae(images, ratio=16).sample.clamp(-1, 1)
         )
-        sample_sheet(drawn, nearest, training).save(self.path.parent / "samples.png")
         found = {"within the budget of a fixed 16x": recognised(drawn, classifier, count)}
+        hits = found["within the budget of a fixed 16x"]["found"]
+        sample_sheet(drawn, nearest, emoji.records, hits).save(self.path.parent / "samples.png")
         for ratio in sorted(pipeline.transformer.config.ratios):
-            again = draw(pipeline, prompts.all, ratio=ratio, guidance=guidance)
+            again = draw(pipeline, prompts.all, ratio=ratio, **options)
             found[f"{ratio}x"] = recognised(again, classifier, count)
         return {
             "recognised": found,
-            "guidance": trial,
+            "sampling": trial,
             "classifier": {"classes": CLASSES, "top1 on held-out augmentations": classifier.top1},
             "copies": sum(one.is_copy for one in nearest),
+            "distance to the nearest training image": mean_with_interval([one.distance for one in nearest]),
             "top 5 of the recombined prompts": dict(
                 zip(prompts.recombined, classifier.top(drawn.images[count:]), strict=True)
             ),
         }
+
+    def _generator(self, pipeline: CATPipeline, emoji: EmojiData) -> dict[str, Any]:
+        """Draw training captions within the budget of a fixed 16x; return recognised samples, FID and KID."""
+        trial = self.parts["samples"]["sampling"]
+        sampling = Sampling({int(ratio): scale for ratio, scale in trial["guidance"].items()}, trial["steps"])
+        return self._judge(pipeline, emoji, sampling)
+
+    def _generator_twin(self, folder: Path, emoji: EmojiData) -> dict[str, Any]:
+        """Do the same with the fixed 16x pipeline, at its own best guidance and as many steps."""
+        pipeline = CATPipeline.from_pretrained(folder)
+        sampling, trial = choose_sampling(pipeline, emoji.classifier, emoji.prompts)
+        steps = self.parts["samples"]["sampling"]["steps"]
+        found = self._judge(pipeline, emoji, Sampling(sampling.guidance, steps))
+        difference = compare(self.parts["generator"], found)
+        return found | {"sampling": trial, "recognised, CAT - fixed 16x": difference}
+
+    def _judge(self, pipeline: CATPipeline, emoji: EmojiData, sampling: Sampling) -> dict[str, Any]:
+        chosen = emoji.evenly_spaced(IMAGES)
+        captions = [emoji.captions[i] for i in chosen]
+        reference = features_of(emoji.renderings[chosen])
+        return judge(pipeline, emoji.classifier, captions, sampling, _budget(pipeline), reference)
 
 
 def _reconstructions(
@@ -235,20 +256,9 @@ def _differences(
     }
 
 
-def _classifier(renderings: torch.Tensor, captions: Sequence[str], prompts: Prompts) -> Trained:
-    chosen = choose_classes(captions, prompts.trained)
-    return train_classifier(renderings[chosen], [captions[i] for i in chosen])
-
-
-def _of_source(index: Path, source: str) -> list[ImageRecord]:
-    found = [one for one in read_index(index) if one.key.startswith(f"{source}/")]
-    if not found:
-        raise UserError(f"{index} has no images of {source}; build them with cat-fast data corpus")
-    return found
-
-
-def _has_skin_tone(key: str) -> bool:
-    return any(f"1f3f{digit}" in key for digit in "bcdef")
+def _budget(pipeline: CATPipeline) -> int:
+    """Return the number of tokens of an image at 16x."""
+    return tokens_per_image(16, pipeline.resolution, pipeline.transformer.config.patch_size)
 
 
 def _tokenizer_of(model: str) -> str:

@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read by Triton when it is imported
 if (threads := worker_threads()) is not None:
     torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of commands that tests start
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -69,6 +69,7 @@ def test_without_arguments_a_script_prints_its_usage(script, tmp_path):
     assert argument in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_one_node_trains_on_a_cpu(tmp_path):
     run = tmp_path / "run"
     more = [f"output_dir={run}", "schedule.total_steps=2", "schedule.warmup_steps=1"]

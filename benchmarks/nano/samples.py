@@ -1,7 +1,7 @@
 """Samples of the text generator for fixed prompts: recognition, and nearest training images."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.nano.emoji_classifier import CLASSES, Trained
+from benchmarks.nano.emoji_classifier import Trained
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import image_to_tensor, load_image
@@ -20,10 +20,11 @@ from cat_fast.generator.sampling import Guidance
 from cat_fast.inference import CATPipeline
 
 PROMPTS = Path(__file__).with_name("prompts.json")
-STEPS = 50
-SCALES = (1.5, 2.0, 3.0, 4.0, 6.0)
+SCALES = (1.5, 2.5, 4.0, 6.0)
 """Guidance scales to choose from, per ratio."""
-TRIAL_PROMPTS, TRIAL_STEPS = 60, 20
+STEPS = (10, 20, 40)
+"""Numbers of steps to choose from."""
+TRIAL_PROMPTS, TRIAL_STEPS = 48, 20
 ENDING = ", emoji"
 """Ending of captions that prompts omit."""
 TOP = 5
@@ -72,7 +73,7 @@ def draw(
     *,
     ratio: int | None = None,
     mean_tokens: float | None = None,
-    steps: int = STEPS,
+    steps: int,
     guidance: Guidance,
 ) -> Drawn:
     """Draw one image per prompt, image i from seed i, at one ratio or within a budget of tokens."""
@@ -91,25 +92,52 @@ def draw(
     )
 
 
-def choose_guidance(pipeline: CATPipeline, classifier: Trained, prompts: Prompts) -> dict[str, Any]:
-    """Return the number of recognised samples per ratio and guidance scale, and the best scale per ratio.
+@dataclass(frozen=True)
+class Sampling:
+    """Guidance scale per ratio and number of steps."""
+
+    guidance: dict[int, float]
+    steps: int
+
+
+def choose_sampling(
+    pipeline: CATPipeline, classifier: Trained, prompts: Prompts
+) -> tuple[Sampling, dict[str, Any]]:
+    """Choose the guidance scale per ratio, then the number of steps, by recognised samples.
 
     The prompts are other classes of the classifier than the fixed prompts, so that these are not selected on.
+    Of equal scales the smallest is chosen; of the numbers of steps, the smallest that reaches 95 % of the
+    most recognised.
+
+    Returns:
+        The choice, and the trial as JSON.
     """
     others = [caption for caption in classifier.captions if caption not in set(prompts.trained)]
     trial = [others[i] for i in np.linspace(0, len(others) - 1, TRIAL_PROMPTS).round().astype(int)]
-    found: dict[str, dict[str, int]] = {}
-    best: dict[int, float] = {}
+
+    def count(ratio: int, steps: int, scale: float) -> int:
+        drawn = draw(pipeline, trial, ratio=ratio, steps=steps, guidance=scale)
+        return recognised(drawn, classifier, len(trial))["recognised"]
+
+    by_scale: dict[str, dict[str, int]] = {}
+    by_steps: dict[str, dict[str, int]] = {}
+    guidance: dict[int, float] = {}
+    totals = dict.fromkeys(STEPS, 0)
     for ratio in sorted(pipeline.transformer.config.ratios):
-        counts = {
-            scale: recognised(
-                draw(pipeline, trial, ratio=ratio, steps=TRIAL_STEPS, guidance=scale), classifier, len(trial)
-            )["recognised"]
-            for scale in SCALES
-        }
-        best[ratio] = max(counts, key=lambda scale: counts[scale])
-        found[f"{ratio}x"] = {f"{scale:g}": count for scale, count in counts.items()}
-    return {"prompts": len(trial), "recognised": found, "chosen": best}
+        counts = {scale: count(ratio, TRIAL_STEPS, scale) for scale in SCALES}
+        best = guidance[ratio] = max(counts, key=lambda scale: counts[scale])
+        of_steps = {n: counts[best] if n == TRIAL_STEPS else count(ratio, n, best) for n in STEPS}
+        totals = {n: total + of_steps[n] for n, total in totals.items()}
+        by_scale[f"{ratio}x"] = {f"{scale:g}": found for scale, found in counts.items()}
+        by_steps[f"{ratio}x"] = {str(n): found for n, found in of_steps.items()}
+    steps = min(n for n, total in totals.items() if total >= 0.95 * max(totals.values()))
+    return Sampling(guidance, steps), {
+        "prompts": len(trial),
+        "recognised by guidance scale": by_scale,
+        "recognised by steps": by_steps,
+        "guidance": {str(ratio): scale for ratio, scale in guidance.items()},
+        "steps": steps,
+    }
 
 
 def recognised(drawn: Drawn, classifier: Trained, count: int) -> dict[str, Any]:
@@ -136,15 +164,6 @@ def recognised(drawn: Drawn, classifier: Trained, count: int) -> dict[str, Any]:
 def load_renderings(records: Sequence[ImageRecord]) -> Tensor:
     """Return the images of records, (N, 3, H, W) in [-1, 1]."""
     return torch.stack([image_to_tensor(load_image(record.path)) for record in records])
-
-
-def choose_classes(captions: Sequence[str], needed: Sequence[str]) -> list[int]:
-    """Return the indices of the classifier's classes: all prompts, and others evenly spaced."""
-    index = {caption: i for i, caption in enumerate(captions)}
-    chosen = [index[prompt] for prompt in needed]
-    others = [i for i in range(len(captions)) if i not in set(chosen)]
-    spaced = np.linspace(0, len(others) - 1, CLASSES - len(chosen)).round().astype(int)
-    return [*chosen, *(others[i] for i in spaced)]
 
 
 @dataclass(frozen=True)
@@ -181,12 +200,27 @@ def reconstruction_distances(originals: Tensor, reconstructions: Tensor) -> list
     return (difference.square().mean(1).sqrt()).tolist()
 
 
-def sample_sheet(drawn: Drawn, nearest: Sequence[Nearest], training: Sequence[ImageRecord]) -> Image.Image:
-    """Draw all samples with their prompts, and each with its nearest training image below it."""
+def sample_sheet(
+    drawn: Drawn, nearest: Sequence[Nearest], training: Sequence[ImageRecord], found: Mapping[str, bool]
+) -> Image.Image:
+    """Draw all samples with their prompts, and each with its nearest training image below it.
+
+    Args:
+        found: by prompt, True if it is in the classifier's top 5; other prompts are not classes.
+    """
+    verdicts = {True: "in the top 5", False: "not in the top 5", None: "never a caption"}
     rows: list[list[Cell]] = []
     for start in range(0, len(drawn.prompts), COLUMNS):
         members = range(start, min(start + COLUMNS, len(drawn.prompts)))
-        rows.append([Cell(_opener(drawn.images[i]), [*_wrap(drawn.prompts[i])]) for i in members])
+        rows.append(
+            [
+                Cell(
+                    _opener(drawn.images[i]),
+                    [*_wrap(drawn.prompts[i]), verdicts[found.get(drawn.prompts[i])]],
+                )
+                for i in members
+            ]
+        )
         rows.append(
             [
                 Cell(

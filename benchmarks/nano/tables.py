@@ -8,29 +8,16 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     means = report.get("tokenizer", {}).get("means", {})
     chosen = report.get("chosen ratios", {})
     samples = report.get("samples", {})
-    guidance = samples.get("guidance", {})
-    by_scale = guidance.get("recognised", {})
+    sampling = samples.get("sampling", {})
+    by_scale = sampling.get("recognised by guidance scale", {})
+    by_steps = sampling.get("recognised by steps", {})
     acceptable = chosen.get("maximum acceptable ratio, all", {})
     found = [
-        _table(
-            "Reconstruction",
-            ["held-out images", "ratio", "PSNR, dB", "ideal low-pass, dB", "ST-LPIPS"],
-            [
-                [
-                    name,
-                    ratio,
-                    _interval(one["psnr"], 2),
-                    _interval(one["low_pass"], 2),
-                    _interval(one["st_lpips"], 3),
-                ]
-                for name, ratios in means.items()
-                for ratio, one in ratios.items()
-            ],
-        ),
+        _reconstruction(means),
         _table(
             "At chosen ratios, within the tokens of a fixed 16x",
-            ["held-out images", "PSNR, dB"],
-            [[name, _interval(one, 2)] for name, one in chosen.get("psnr", {}).items()],
+            ["held-out images", "number", "PSNR, dB"],
+            [[name, one["images"], _interval(one, 2)] for name, one in chosen.get("psnr", {}).items()],
         ),
         _table(
             "Correlation with the maximum acceptable ratio, all held-out images",
@@ -49,26 +36,53 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
                 if "error_rate" in one
             ],
         ),
-        _table(
-            "Chosen ratios against the fixed 16x twin",
-            ["held-out images", "figure", "CAT - fixed 16x", "apart from zero"],
-            [
-                [name, figure, _interval(one, 3), "yes" if one["apart_from_zero"] else "no"]
-                for name, figures in report.get("twin", {}).get("difference", {}).items()
-                for figure, one in figures.items()
-            ],
-        ),
+        _against_twin(report),
         _table(
             "Recognised samples",
             ["samples", "prompt in the top 5", "top 1", "shuffled prompts", "mean tokens"],
             [_recognised(name, one) for name, one in samples.get("recognised", {}).items()],
         ),
         _table(
-            f"Guidance scales: recognised samples of {guidance.get('prompts')} other captions",
+            "Generators at the tokens of a fixed 16x, samples of training captions",
+            [
+                "generator",
+                "recognised",
+                "share, CAT - this",
+                "proxy-FID-vgg16",
+                "proxy-KID-vgg16",
+                "mean tokens",
+            ],
+            [
+                _generator(name, report[part])
+                for name, part in (("CAT", "generator"), ("fixed 16x twin", "generator twin"))
+                if "recognised" in report.get(part, {})
+            ],
+        ),
+        _table(
+            f"Guidance scales: recognised samples of {sampling.get('prompts')} other captions",
             ["ratio", *next(iter(by_scale.values()), {})],
             [[ratio, *counts.values()] for ratio, counts in by_scale.items()],
         ),
+        _table(
+            f"Numbers of steps: recognised samples of {sampling.get('prompts')} other captions",
+            ["ratio", *next(iter(by_steps.values()), {})],
+            [[ratio, *counts.values()] for ratio, counts in by_steps.items()],
+        ),
+        _table(
+            "Not measured",
+            ["figure", "reason"],
+            [
+                *([name, part["missing"]] for name, part in report.items() if "missing" in part),
+                *map(list, report.get("cut", {}).get("lines", {}).items()),
+            ],
+        ),
     ]
+    return [table for table in found if table["rows"]]
+
+
+def twin_tables(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the tables of the fixed 16x tokenizer."""
+    found = [_reconstruction(report.get("twin", {}).get("means", {})), _against_twin(report)]
     return [table for table in found if table["rows"]]
 
 
@@ -79,6 +93,37 @@ def to_markdown(table: dict[str, Any]) -> str:
     return "\n".join([f"### {table['title']}", "", *lines, ""])
 
 
+def _reconstruction(means: dict[str, Any]) -> dict[str, Any]:
+    return _table(
+        "Reconstruction",
+        ["held-out images", "number", "ratio", "PSNR, dB", "ideal low-pass, dB", "ST-LPIPS"],
+        [
+            [
+                name,
+                one["psnr"]["images"],
+                ratio,
+                _interval(one["psnr"], 2),
+                _interval(one["low_pass"], 2),
+                _interval(one["st_lpips"], 3),
+            ]
+            for name, ratios in means.items()
+            for ratio, one in ratios.items()
+        ],
+    )
+
+
+def _against_twin(report: dict[str, Any]) -> dict[str, Any]:
+    return _table(
+        "Chosen ratios against the fixed 16x twin",
+        ["held-out images", "number", "figure", "CAT - fixed 16x", "apart from zero"],
+        [
+            [name, one["images"], figure, _interval(one, 3), "yes" if one["apart_from_zero"] else "no"]
+            for name, figures in report.get("twin", {}).get("difference", {}).items()
+            for figure, one in figures.items()
+        ],
+    )
+
+
 def _table(title: str, header: list[str], rows: list[list[Any]]) -> dict[str, Any]:
     return {"title": title, "header": header, "rows": rows}
 
@@ -86,6 +131,18 @@ def _table(title: str, header: list[str], rows: list[list[Any]]) -> dict[str, An
 def _recognised(name: str, one: dict[str, Any]) -> list[Any]:
     found = f"{one['recognised']} of {one['prompts']}"
     return [name, found, one["top1"], f"{one['shuffled']:.1f}", f"{one['mean_tokens']:.1f}"]
+
+
+def _generator(name: str, one: dict[str, Any]) -> list[Any]:
+    found, difference = one["recognised"], one.get("recognised, CAT - fixed 16x")
+    return [
+        name,
+        f"{found['recognised']} of {found['prompts']}",
+        _interval(difference, 3) if difference else "",
+        f"{one['proxy-FID-vgg16']:.1f}",
+        _interval(one["proxy-KID-vgg16"], 3),
+        f"{one['mean_tokens']:.1f}",
+    ]
 
 
 def _interval(figure: dict[str, Any], digits: int) -> str:

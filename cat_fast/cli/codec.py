@@ -29,8 +29,8 @@ CheckpointOption = Annotated[
         "--checkpoint",
         "-c",
         metavar="DIR|FILE",
-        help="Trained tokenizer: its folder, such as runs/demo/pipeline/vae from `cat-fast demo`, the folder"
-        " of a diffusers AutoencoderKL, or an LDM checkpoint (.ckpt, .safetensors, .pt).",
+        help="Trained tokenizer: its folder, nano for the one that ships with the package, the folder of a"
+        " diffusers AutoencoderKL, or an LDM checkpoint (.ckpt, .safetensors, .pt).",
         show_default=False,
     ),
 ]

@@ -15,10 +15,7 @@ from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
     from cat_fast.complexity import Description
-    from cat_fast.inference import CATPipeline
     from cat_fast.inference.sampling_run.run import SampleRun
 
 _MANY = "Many images"
@@ -34,15 +31,23 @@ def sample(
             "--pipeline",
             "-p",
             metavar="DIR",
-            help="Folder of a pipeline, from `cat-fast pipeline` or `cat-fast demo`.",
+            help="Folder of a pipeline, from `cat-fast pipeline` or `cat-fast demo --train`; or nano, the one"
+            " that ships with the package.",
         ),
-    ] = Path("runs/demo/pipeline"),
+    ] = Path("nano"),
     labels: Annotated[
         list[str] | None,
         typer.Option(
             "--labels",
             "-l",
             help="Class names or numbers, separated by commas; may be repeated. Default: all classes.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Sentence to draw; may be repeated; for generators trained with text.",
             show_default=False,
         ),
     ] = None,
@@ -68,15 +73,23 @@ def sample(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Number of steps of the scheduler.")] = 250,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of steps of the scheduler. Default: the pipeline's, 250 if it sets none.",
+            show_default=False,
+        ),
+    ] = None,
     guidance: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="SCALE",
             help="Classifier-free guidance scale; 1 disables guidance. A scale per ratio is given as"
-            " 8=2,16=3,32=4.",
+            " 8=2,16=3,32=4. Default: the pipeline's, 1.5 if it sets none.",
+            show_default=False,
         ),
-    ] = "1.5",
+    ] = None,
     guidance_channels: Annotated[
         int | None,
         typer.Option(
@@ -145,7 +158,10 @@ def sample(
 
     Examples:
 
-        cat-fast sample --labels "sky,text" --out images --grid --steps 30 --scheduler ddim
+        cat-fast sample --prompt "red apple" --prompt robot --out images
+
+        cat-fast sample -p runs/demo/pipeline --labels "sky,text" --out images --grid --steps 30
+        --scheduler ddim
 
         cat-fast sample -p DIR --count 50000 --npz --out fid --mean-tokens 216
 
@@ -153,19 +169,23 @@ def sample(
     """
     fixed = parse_ratio(ratio)
     width, height = _parse_size(size)
-    if labels and descriptions:
-        raise UserError("expected --labels or --descriptions, got both")
+    given = {"--labels": labels, "--prompt": prompt, "--descriptions": descriptions}
+    if len(names := [name for name, value in given.items() if value]) > 1:
+        raise UserError(f"expected one of --labels, --prompt and --descriptions, got {' and '.join(names)}")
     if count and per_class:
         raise UserError("expected --count or --per-class, got both")
     if rank >= world_size:
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
     if scheduler not in (None, "ddpm", "ddim", "dpm++", "euler"):
         raise UserError(f"--scheduler {scheduler}: expected ddpm, ddim, dpm++ or euler")
-    described = _read(descriptions) if descriptions else None
+    described = _read(descriptions) if descriptions else prompt
 
+    from cat_fast.inference.pipeline.loading import load_pipeline
     from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
     from cat_fast.models.device import find_device
+    from cat_fast.weights.shipped import shipped_folder
 
+    pipeline = shipped_folder(str(pipeline)) or pipeline
     models = load_pipeline(pipeline, find_device(device))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
     total = count or (per_class or 1) * len(prompts)
@@ -175,8 +195,8 @@ def sample(
         mean_tokens=mean_tokens,
         height=height,
         width=width,
-        num_inference_steps=steps,
-        guidance_scale=_parse_guidance(guidance),
+        num_inference_steps=steps or models.default_steps,
+        guidance_scale=_parse_guidance(guidance) if guidance else models.default_guidance,
         guidance_channels=guidance_channels,
         scheduler=scheduler,  # type: ignore[arg-type] # checked above
         seed=seed,
@@ -213,22 +233,6 @@ def _parse_size(text: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise UserError(f"--size {text}: expected a side in pixels, or WxH such as 768x512")
     return int(match[1]), int(match[2] or match[1])
-
-
-def load_pipeline(folder: Path | str, device: "torch.device") -> "CATPipeline":
-    """Load a pipeline without diffusers' progress bar and warnings."""
-    from diffusers.utils import logging
-
-    from cat_fast.inference import CATPipeline
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        return CATPipeline.from_pretrained(folder).to(device)
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
 
 
 def _read(path: Path) -> "list[Description]":

@@ -77,7 +77,7 @@ def serve(
         import_extra(module, package, "serve", "cat-fast serve")
     import torch
 
-    from cat_fast.cli.sample import load_pipeline
+    from cat_fast.inference.pipeline.loading import load_pipeline
     from cat_fast.inference.server.run import bind
     from cat_fast.inference.server.run import serve as run
     from cat_fast.inference.server.service import Service

@@ -1,5 +1,6 @@
-"""End-to-end demo: train a tokenizer and a generator on the packaged photographs, and report on them."""
+"""Demos with a report: the shipped models, and training on the packaged photographs."""
 
 from cat_fast.demo.run import DemoSettings, run_demo
+from cat_fast.demo.shipped import run_shipped_demo
 
-__all__ = ["DemoSettings", "run_demo"]
+__all__ = ["DemoSettings", "run_demo", "run_shipped_demo"]

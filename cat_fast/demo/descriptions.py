@@ -48,18 +48,19 @@ class DescribedPhotograph:
 
 
 def describe_photographs(
-    flags_file: Path, on_done: Callable[[], None] = lambda: None
+    flags_file: Path, on_done: Callable[[], None] = lambda: None, split: str | None = None
 ) -> tuple[list[DescribedPhotograph], str]:
-    """Find the flags of all packaged photographs and score them.
+    """Find the flags of the packaged photographs and score them.
 
     Args:
         flags_file: file for the flags, from which another call reads them.
         on_done: called after each photograph.
+        split: of the photographs; None for all of them.
 
     Returns:
         The photographs in order, and the source of the flags.
     """
-    photos = photographs()
+    photos = [photo for photo in photographs() if split in (None, photo.split)]
     found, source = _flags(photos, flags_file, on_done)
     described = [
         replace(photo, has_text=has_text, has_faces=has_faces)
@@ -90,11 +91,11 @@ def _flags(
         return [(photo.has_text, photo.has_faces) for photo in photos], LISTED
     source = f"{detectors.name} {detectors.version}"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if known.get("source") != source:
-        flags = {}
-        for photo in photos:
-            flags[photo.key] = detectors.find_flags(load_image(photo.path))
-            on_done()
-        known = {"source": source, "flags": flags}
-        write_json(path, known)
-    return [(bool(text), bool(faces)) for text, faces in (known["flags"][p.key] for p in photos)], source
+    flags = known["flags"] if known.get("source") == source else {}
+    missing = [photo for photo in photos if photo.key not in flags]
+    for photo in missing:
+        flags[photo.key] = detectors.find_flags(load_image(photo.path))
+        on_done()
+    if missing:
+        write_json(path, {"source": source, "flags": flags})
+    return [(bool(text), bool(faces)) for text, faces in (flags[p.key] for p in photos)], source

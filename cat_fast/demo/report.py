@@ -1,4 +1,8 @@
-"""The demo's report as one self-contained HTML file."""
+"""The demo's report as one self-contained HTML file.
+
+Each part of the demo writes a section, sections/shipped.html or sections/training.html; the report consists
+of those that exist.
+"""
 
 import base64
 import io
@@ -21,6 +25,8 @@ from cat_fast.demo.descriptions import DescribedPhotograph
 from cat_fast.evaluation.reconstruction import Reconstruction
 from cat_fast.training.metrics.run_log import read_metrics
 
+SECTIONS = ("shipped", "training")
+"""Sections of a report, in order."""
 _THUMBNAIL = 96
 COLOURS = {8: "#c2410c", 16: "#0369a1", 32: "#4d7c0f"}
 
@@ -33,19 +39,15 @@ def write_report(
     runs: Path,
     described: Sequence[DescribedPhotograph],
 ) -> None:
-    """Write the report atomically to `path`, with embedded images and plots."""
-    environment = Environment(
-        loader=PackageLoader("cat_fast.demo"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """Write the section of a training and the report at `path`, with embedded images and plots."""
     ratios = sorted(results[0].at)
-    html = environment.get_template("report.html.j2").render(
+    write_section(
+        path,
+        "training",
         metrics=metrics,
         ratios=ratios,
         colours=COLOURS,
-        rows=[_row(r) for r in results],
+        rows=[reconstruction_row(r) for r in results],
         labels=list(dict.fromkeys(s["label"] for s in samples)),
         samples={(s["label"], s["ratio"]): image_uri(s["image"]) for s in samples},
         tokens={s["ratio"]: s["tokens"] for s in samples},
@@ -53,11 +55,26 @@ def write_report(
         tokenizer_plot=tokenizer_curves(runs / "tokenizer"),
         generator_plot=generator_curve(runs / "generator"),
     )
+
+
+def write_section(path: Path, name: str, **values: Any) -> None:
+    """Render one of `SECTIONS`, and the report at `path` from the sections next to it; both atomically."""
+    environment = Environment(
+        loader=PackageLoader("cat_fast.demo"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    section = path.parent / "sections" / f"{name}.html"
+    with atomic_write(section) as part:
+        part.write_text(environment.get_template(f"{name}.html.j2").render(**values), encoding="utf-8")
+    present = [path.parent / "sections" / f"{name}.html" for name in SECTIONS]
+    sections = [one.read_text(encoding="utf-8") for one in present if one.is_file()]
     with atomic_write(path) as part:
-        part.write_text(html, encoding="utf-8")
+        part.write_text(environment.get_template("page.html.j2").render(sections=sections), encoding="utf-8")
 
 
-def _row(result: Reconstruction) -> dict[str, Any]:
+def reconstruction_row(result: Reconstruction) -> dict[str, Any]:
     return {
         "record": result.record,
         "mean_colour_psnr": result.mean_colour_psnr,

@@ -22,6 +22,7 @@ from cat_fast.demo.duration import KINDS, format_duration, seconds_left, seconds
 from cat_fast.demo.latents import encode_crops
 from cat_fast.demo.metrics import collect_metrics, latent_deviations
 from cat_fast.demo.report import write_report
+from cat_fast.errors import UserError
 from cat_fast.evaluation.reconstruction import reconstruct
 from cat_fast.inference import CATPipeline
 from cat_fast.inference.pipeline.assembly import assemble
@@ -37,6 +38,8 @@ class DemoSettings:
     """Settings of a demo; a folder can only be resumed with the settings it was created with."""
 
     ranks: int
+    layout: int = 2
+    """Layout of the folder; folders of earlier versions are refused."""
     tokenizer_steps: int = 400
     generator_steps: int = 900
     sampling_steps: int = 50
@@ -185,18 +188,26 @@ class Demo:
         self.seconds[phase] = round(time.perf_counter() - started, 1)
 
 
+def require_own_folder(out: Path) -> None:
+    """Raise UserError if a folder holds a demo of an earlier version."""
+    settings = out / "settings.json"
+    if settings.is_file() and '"layout"' not in settings.read_text(encoding="utf-8"):
+        raise UserError(f"{out} holds a demo of an earlier version; choose another folder, or delete it")
+
+
 def run_demo(out: Path, settings: DemoSettings) -> dict[str, Any]:
     """Run all phases of the demo in `out` and return the metrics.
 
-    `out` then contains report.html, metrics.json, pipeline/ (for `CATPipeline.from_pretrained`), latents/,
-    runs/ (checkpoints and logs of both training runs), logs/ and the image indices. An interrupted demo
-    resumes from its last checkpoint.
+    `out` then contains a section of report.html, metrics.json, pipeline/ (for `CATPipeline.from_pretrained`),
+    latents/, runs/ (checkpoints and logs of both training runs), logs/ and the image indices. An interrupted
+    demo resumes from its last checkpoint.
 
     Raises:
         UserError: `out` contains a demo with other settings, is in use by another process or cannot be
             written, or a training run failed.
     """
     with locked(out, "running a demo"):
+        require_own_folder(out)
         for kind in KINDS:
             require_unlocked(out / "runs" / kind, TRAINING)
         return _run_demo(out, settings)

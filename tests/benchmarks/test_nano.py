@@ -9,17 +9,12 @@ import torch
 from benchmarks.nano.acceptable import correlations
 from benchmarks.nano.chosen import chosen_ratios, describe_budget
 from benchmarks.nano.emoji_classifier import augment, train_classifier
+from benchmarks.nano.emoji_data import EmojiData
+from benchmarks.nano.generators import compare
 from benchmarks.nano.intervals import mean_with_interval, paired_difference
 from benchmarks.nano.low_pass import low_pass
 from benchmarks.nano.pages import character_error_rate
-from benchmarks.nano.samples import (
-    Drawn,
-    Prompts,
-    choose_classes,
-    find_nearest,
-    recognised,
-    sample_sheet,
-)
+from benchmarks.nano.samples import Drawn, Prompts, find_nearest, recognised, sample_sheet
 from benchmarks.nano.tables import tables, to_markdown
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import tensor_to_image
@@ -55,10 +50,26 @@ def test_the_prompts_are_forty_captions_and_twenty_that_are_none():
     prompts = Prompts.load()
     assert (len(prompts.trained), len(prompts.recombined), len({*prompts.all})) == (40, 20, 60)
     assert [*prompts.captions] == ["faces", "animals", "food", "objects", "symbols", "scenes"]
-    captions = [*prompts.trained, *(f"other {i}" for i in range(500))]
-    chosen = choose_classes(captions, prompts.trained)
-    assert len({*chosen}) == 240
-    assert chosen[:40] == list(range(40))
+    captions = [*(f"other {i}, emoji" for i in range(500)), *prompts.trained]
+    data = EmojiData([record(caption) for caption in captions])
+    classes, images = data.evenly_spaced(240), data.evenly_spaced(520)
+    assert images[:240] == classes
+    assert len({*images}) == 520
+    assert [data.captions[i] for i in classes[:40]] == prompts.trained
+
+
+def record(caption: str, path: str = "", key: str = "emoji/1") -> ImageRecord:
+    return ImageRecord(
+        key=key, path=path, caption=caption, has_text=None, has_faces=None, score=None, ratio=None
+    )
+
+
+def test_generators_are_compared_prompt_by_prompt():
+    ours = {"recognised": {"found": {str(i): i != 3 for i in range(40)}}}
+    theirs = {"recognised": {"found": {str(i): i % 2 == 0 for i in range(40)}}}
+    found = compare(ours, theirs)
+    assert found["mean"] == pytest.approx(19 / 40)
+    assert found["apart_from_zero"]
 
 
 def squares(count: int, side: int = 48) -> torch.Tensor:
@@ -92,13 +103,10 @@ def test_a_copy_of_a_training_image_is_found(tmp_path):
     assert (found[0].index, found[0].is_copy, found[1].is_copy) == (2, True, False)
     path = tmp_path / "one.png"
     tensor_to_image(training[0]).save(path)
-    record = ImageRecord(
-        key="one", path=str(path), caption="", has_text=None, has_faces=None, score=None, ratio=None
-    )
     drawn = Drawn(
         prompts=["a prompt of more than eighteen letters", "b"], images=training[:2], ratios=[8], tokens=[1]
     )
-    sheet = sample_sheet(drawn, found, [record] * 4)
+    sheet = sample_sheet(drawn, found, [record("", str(path))] * 4, {"b": True})
     assert sheet.width > 2 * 128
     assert json.dumps(found[0].distance)
 
@@ -108,17 +116,7 @@ def test_metrics_are_correlated_with_minus_the_maximum_acceptable_ratio(tmp_path
     for i, (at_16, at_32) in enumerate(((39.5, 39), (29, 20), (20, 15), (39.5, 39))):
         path = tmp_path / f"{i}.png"
         tensor_to_image(squares(4)[i]).save(path)
-        records.append(
-            ImageRecord(
-                key=str(i),
-                path=str(path),
-                caption="a" * i,
-                has_text=None,
-                has_faces=None,
-                score=None,
-                ratio=None,
-            )
-        )
+        records.append(record("a" * i, str(path), str(i)))
         psnr = {"8": 40.0 if i in (0, 3) else 30.0, "16": at_16, "32": at_32}
         figures.append({"psnr": psnr, "st_lpips": {"16": float(i)}})
     scores = {"0": 1.0, "1": 5.0, "2": 9.0, "3": 1.0}
@@ -139,7 +137,7 @@ def test_chosen_ratios_cost_at_most_a_fixed_16x():
 
 
 def test_tables_have_the_figures_of_a_report():
-    figure = {"mean": 25.126, "low": 24.0, "high": 26.5}
+    figure = {"mean": 25.126, "low": 24.0, "high": 26.5, "images": 24}
     at = {"psnr": figure, "low_pass": figure, "st_lpips": figure}
     samples = {"prompts": 40, "recognised": 30, "top1": 20, "shuffled": 1.234, "mean_tokens": 16.0}
     found = tables(
@@ -147,7 +145,9 @@ def test_tables_have_the_figures_of_a_report():
     )
     assert [table["title"] for table in found] == ["Reconstruction", "Recognised samples"]
     assert found[0]["rows"] == [
-        ["emoji", "8x", "25.13 (24.00 to 26.50)", "25.13 (24.00 to 26.50)", "25.126 (24.000 to 26.500)"]
+        ["emoji", 24, "8x", "25.13 (24.00 to 26.50)", "25.13 (24.00 to 26.50)", "25.126 (24.000 to 26.500)"]
     ]
     assert "| 8x | 30 of 40 | 20 | 1.2 | 16.0 |" in to_markdown(found[1])
     assert tables({}) == []
+    (missing,) = tables({"twin": {"missing": "no such folder"}, "cut": {"lines": {"c = 4": "cut"}}})
+    assert missing["rows"] == [["twin", "no such folder"], ["c = 4", "cut"]]

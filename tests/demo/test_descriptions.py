@@ -25,10 +25,13 @@ class Seen:
 def test_flags_of_the_detectors_are_scored_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detectors, "Detectors", Seen)
     done: list[None] = []
-    found, source = describe_photographs(tmp_path / "flags.json", lambda: done.append(None))
+    held_out, source = describe_photographs(tmp_path / "flags.json", lambda: done.append(None), "held_out")
     assert source == "detectors 1"
-    assert len(found) == len(done) == Seen.calls == len(photographs())
-    assert [photo.record.has_text for photo in found[:4]] == [False, True, False, True]
+    assert len(held_out) == len(done) == Seen.calls == len(photographs("held_out"))
+    assert [photo.record.has_text for photo in held_out[:4]] == [False, True, False, True]
+    found, _ = describe_photographs(tmp_path / "flags.json", lambda: done.append(None))
+    assert len(found) == len(done) == Seen.calls == len(photographs())  # held-out ones are read from the file
+    assert [photo for photo in found if photo.photograph.split == "held_out"] == held_out
     assert all(photo.record.has_faces and photo.record.ratio in (8, 16, 32) for photo in found)
     assert json.loads(json.dumps(found[0].to_json()))["listed"]["has_text"] == found[0].photograph.has_text
     assert describe_photographs(tmp_path / "flags.json")[0] == found

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cat_fast.data.images.io import tensor_to_image
-from cat_fast.demo.report import image_uri
+from cat_fast.demo.report import image_uri, write_section
 from tests.demo.conftest import CAPTION, LABELS, SIZE
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -210,3 +210,27 @@ def test_plots_are_not_empty(page):
 def test_embedded_image_is_close_to_the_original():
     gradient = Image.linear_gradient("L").convert("RGB")
     assert distance(gradient, image_uri(gradient)) < 2
+
+
+def test_sections_of_one_report_are_kept_whichever_is_written_last(tmp_path):
+    path = tmp_path / "report.html"
+    parts = {
+        "metrics": {
+            "resolution": 64, "steps": 2, "guidance": {"8": 2.5}, "sample_resolution": 64,
+            "held_out": {"chosen": {"psnr": 23.45}, "per_ratio": {"8": {"psnr": 26.12}}},
+        },
+        "ratios": [8], "colours": {8: "#000"}, "rows": [], "samples": {("<a>", 8): "data:,"},
+        "prompts": [{"text": "<a>", "score": 1, "confidence": 0.87, "ratio": 8}], "tokens": {8: 16},
+        "tables": [{"title": "Reconstruction", "header": ["ratio"], "rows": [["8x"]]}],
+    }  # fmt: skip
+    write_section(path, "shipped", **parts)
+    alone = path.read_text(encoding="utf-8")
+    assert "&lt;a&gt;" in alone
+    assert "<td>8x</td>" in alone
+    assert "guidance scales 2.5 at 8x;" in " ".join(Page(alone).words().split())
+    assert "score 1, confidence 87 % → 8x" in Page(alone).words()
+    (tmp_path / "sections" / "training.html").write_text("<p>trained here</p>")
+    write_section(path, "shipped", **parts)
+    both = path.read_text(encoding="utf-8")
+    assert both.index("the shipped models") < both.index("trained here")
+    Page(both)

@@ -19,8 +19,8 @@ from tests.training.rank_processes import run_ranks
 from tests.training.runs import command, settings, start, write_latents
 
 TRAIN = "tests.training.runs:train_as_rank"
-STEPS = 20
-KILL_AFTER = 10
+STEPS = 12
+KILL_AFTER = 6
 SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=4")
 
 

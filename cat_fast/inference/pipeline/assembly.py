@@ -9,6 +9,7 @@ from cat_fast.data.latents.format import HEADER, read_json
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.generator.diffusion import Schedule, load_schedule, make_schedule
+from cat_fast.generator.sampling import Guidance
 from cat_fast.generator.text_encoder import TextEncoder
 from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
 from cat_fast.models.load import load_model
@@ -25,6 +26,8 @@ def assemble(
     text_classes: Collection[str] = (),
     face_classes: Collection[str] = (),
     text_encoder: str | None = None,
+    num_inference_steps: int = 250,
+    guidance_scale: Guidance = 1.5,
 ) -> CATPipeline:
     """Build the pipeline of trained models, on the CPU.
 
@@ -39,6 +42,7 @@ def assemble(
             tokens. Empty: those of ImageNet if all labels are its classes; else unknown, so that the scorer
             infers it from each label.
         text_encoder: name or folder of the text encoder it was trained with, if any.
+        num_inference_steps, guidance_scale: defaults of the pipeline's calls.
 
     Raises:
         UserError: the folder does not hold a trained transformer, models that were not trained together,
@@ -66,6 +70,8 @@ def assemble(
             )
             for label, description in zip(labels, describe_labels(labels), strict=True)
         ],
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
     )
 
 

@@ -106,6 +106,7 @@ class CATPipeline(DiffusionPipeline):
         descriptions: description of each label, scored for ``ratio="auto"`` and encoded by `text_encoder`;
             "this is an image of LABEL" if None, with the packaged flags if all labels are classes of
             ImageNet. Set `has_text` and `has_faces` of other classes here.
+        num_inference_steps, guidance_scale: defaults of a call; see `__call__`. Those here are the paper's.
 
     Raises:
         UserError: components of another class, or that were not trained together.
@@ -131,6 +132,8 @@ class CATPipeline(DiffusionPipeline):
         thresholds: RatioThresholds | Sequence[int] | None = None,
         resolution: int | None = None,
         descriptions: Sequence[Description] | Sequence[Mapping[str, Any]] | None = None,
+        num_inference_steps: int = 250,
+        guidance_scale: Guidance | Mapping[str, float] = 1.5,
     ) -> None:
         super().__init__()
         parts = {
@@ -154,12 +157,18 @@ class CATPipeline(DiffusionPipeline):
         self._labels = list(labels)
         self._thresholds = _as_thresholds(thresholds)
         self._descriptions = list(map(_as_description, descriptions or describe_labels(labels)))
+        self._guidance = _as_guidance(guidance_scale, config.ratios)
+        steps = to_integer("num_inference_steps", num_inference_steps)
+        if steps < 1:
+            raise UserError(f"num_inference_steps: expected at least 1, got {steps}")
         self._class_of = {label: number for number, label in enumerate(self._labels)}
         self.register_to_config(
             labels=self._labels,
             thresholds=list(self._thresholds.pair),
             resolution=resolution,
             descriptions=[asdict(description) for description in self._descriptions],
+            num_inference_steps=steps,
+            guidance_scale=self._guidance,
         )
 
     @property
@@ -182,6 +191,16 @@ class CATPipeline(DiffusionPipeline):
         """Default side of the images in pixels."""
         return self.config["resolution"]
 
+    @property
+    def default_steps(self) -> int:
+        """Number of steps of a call that gives none."""
+        return self.config["num_inference_steps"]
+
+    @property
+    def default_guidance(self) -> Guidance:
+        """Guidance scale of a call that gives none."""
+        return self._guidance
+
     @torch.no_grad()
     def __call__(
         self,
@@ -191,8 +210,8 @@ class CATPipeline(DiffusionPipeline):
         mean_tokens: float | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = 250,
-        guidance_scale: Guidance = 1.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: Guidance | None = None,
         guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -202,7 +221,7 @@ class CATPipeline(DiffusionPipeline):
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> CATOutput:
-        """Draw one image per prompt; the defaults are the paper's sampling.
+        """Draw one image per prompt.
 
         Args:
             prompts: labels, class numbers or, for a transformer trained with text, descriptions.
@@ -210,9 +229,9 @@ class CATPipeline(DiffusionPipeline):
             mean_tokens: budget of tokens per image for this call, used in place of `ratio`.
             height, width: size of the images in pixels; `resolution` if None. Both must be multiples of
                 ratio * patch_size.
-            num_inference_steps: number of steps of the scheduler.
+            num_inference_steps: number of steps of the scheduler; `default_steps` if None.
             guidance_scale: classifier-free guidance scale; 1 disables guidance. A mapping from ratios, such
-                as {8: 2.0, 16: 3.0, 32: 4.0}, has one scale per ratio.
+                as {8: 2.0, 16: 3.0, 32: 4.0}, has one scale per ratio. `default_guidance` if None.
             guidance_channels: number of leading latent channels to guide; None for all, 3 for the original
                 DiT's guidance.
             scheduler: "ddpm", "ddim", "dpm++" or, for a flow, "euler", used in place of the pipeline's
@@ -233,11 +252,12 @@ class CATPipeline(DiffusionPipeline):
                 patches, a wrong number of generators, or a token budget too small for one image.
         """
         _check_choice("output_type", output_type, OUTPUT_TYPES)
+        steps = self.default_steps if num_inference_steps is None else num_inference_steps
         requests = self.plan(prompts, ratio=ratio, mean_tokens=mean_tokens, height=height, width=width)
         generators = _one_per_image(generator, len(requests))
         batches = self.batches(requests, guidance_scale=guidance_scale, max_tokens=max_tokens)
         images: dict[int, Any] = {}
-        with self.progress_bar(total=num_inference_steps * len(batches)) as bar:
+        with self.progress_bar(total=steps * len(batches)) as bar:
 
             def on_step_end(
                 pipeline: CATPipeline, step: int, timestep: torch.Tensor, values: dict[str, Any]
@@ -248,7 +268,7 @@ class CATPipeline(DiffusionPipeline):
             for batch in batches:
                 drawn = self.draw(
                     [requests[i] for i in batch],
-                    num_inference_steps=num_inference_steps,
+                    num_inference_steps=steps,
                     guidance_scale=guidance_scale,
                     guidance_channels=guidance_channels,
                     scheduler=scheduler,
@@ -303,7 +323,7 @@ class CATPipeline(DiffusionPipeline):
         self,
         requests: Sequence[SampleRequest],
         *,
-        guidance_scale: Guidance = 1.5,
+        guidance_scale: Guidance | None = None,
         max_tokens: int = MAX_TOKENS,
     ) -> list[list[int]]:
         """Return the indices of requests that share a forward pass; depends on the arguments only.
@@ -311,7 +331,7 @@ class CATPipeline(DiffusionPipeline):
         Raises:
             UserError: a request exceeds `max_tokens` by itself, or guidance is not finite or lacks a ratio.
         """
-        scales = guidance_scales(guidance_scale, [request.ratio for request in requests])
+        scales = self._scales(guidance_scale, requests)
         passes = [passes_of(scale) for scale in scales]
         check_room(requests, max(passes, default=1), max_tokens)
         packer = TokenBudgetPacker[int](max_tokens)
@@ -324,8 +344,8 @@ class CATPipeline(DiffusionPipeline):
         self,
         requests: Sequence[SampleRequest],
         *,
-        num_inference_steps: int = 250,
-        guidance_scale: Guidance = 1.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: Guidance | None = None,
         guidance_channels: int | None = None,
         scheduler: Sampler | None = None,
         generators: Sequence[torch.Generator] | None = None,
@@ -361,14 +381,15 @@ class CATPipeline(DiffusionPipeline):
             if "latents" in changed:
                 _replace_latents(states, changed["latents"], patch)
 
-        scales = guidance_scales(guidance_scale, [request.ratio for request in requests])
+        scales = self._scales(guidance_scale, requests)
+        steps = self.default_steps if num_inference_steps is None else num_inference_steps
         noises: Sequence[CounterNoise | None] = [None] * len(requests)
         if generators is not None:
             noises = [CounterNoise.from_generator(generator) for generator in generators]
         drawn = [
             EngineRequest(
                 sample=request,
-                num_inference_steps=num_inference_steps,
+                num_inference_steps=steps,
                 guidance_scale=scale,
                 guidance_channels=guidance_channels,
                 scheduler=scheduler,
@@ -489,6 +510,11 @@ class CATPipeline(DiffusionPipeline):
             preferred=preferred,
         )
 
+    def _scales(self, given: Guidance | None, requests: Sequence[SampleRequest]) -> list[float]:
+        """Return the guidance scale of each request."""
+        guidance = self.default_guidance if given is None else given
+        return guidance_scales(guidance, [request.ratio for request in requests])
+
     def _nearest(self, ratio: int) -> int:
         """Return `ratio`, or the nearest ratio that the transformer supports."""
         return min(sorted(self.transformer.config.ratios), key=lambda served: abs(math.log2(served / ratio)))
@@ -529,6 +555,24 @@ def _as_thresholds(given: RatioThresholds | Sequence[int] | None) -> RatioThresh
     if len(given) != 2:
         raise UserError(f"thresholds: expected two scores, got {list(given)}")
     return RatioThresholds(*given)
+
+
+def _as_guidance(given: Guidance | Mapping[str, float], ratios: Sequence[int]) -> Guidance:
+    """Return guidance with numbers as the keys, which JSON stores as strings.
+
+    Raises:
+        UserError: it is not finite, or lacks a ratio.
+    """
+    try:
+        guidance: Guidance = (
+            {int(ratio): float(scale) for ratio, scale in given.items()}
+            if isinstance(given, Mapping)
+            else float(given)
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(f"guidance_scale {given!r}: expected a number, or one per ratio") from error
+    guidance_scales(guidance, ratios)
+    return guidance
 
 
 def _as_description(given: Description | Mapping[str, Any]) -> Description:

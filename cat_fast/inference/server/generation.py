@@ -15,7 +15,7 @@ import torch
 from cat_fast.complexity import default_scorer, require_scores
 from cat_fast.data.images.io import tensor_to_image
 from cat_fast.errors import UserError
-from cat_fast.generator.sampling import SampleRequest
+from cat_fast.generator.sampling import SampleRequest, guidance_scales
 from cat_fast.inference.engine.handle import EngineOutput, Preview, RequestHandle
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.server.errors import ApiError, as_api_error
@@ -78,10 +78,12 @@ def plan(service: Service, body: GenerationBody) -> Planned:
         raise ApiError(400, str(error), code=code, param=param) from error
     (score,) = require_scores(default_scorer(), [service.description_of(body.prompt)])
     scheduler: Any = body.scheduler or service.default_scheduler
+    guidance = service.pipeline.default_guidance if body.guidance_scale is None else body.guidance_scale
+    scales = guidance_scales(guidance, [sample.ratio for sample in samples])
     common = EngineRequest(
         sample=samples[0],
         num_inference_steps=body.num_inference_steps,
-        guidance_scale=body.guidance_scale,
+        guidance_scale=scales[0],
         scheduler=scheduler,
         priority=body.priority,
         deadline=body.deadline_seconds,
@@ -94,8 +96,13 @@ def plan(service: Service, body: GenerationBody) -> Planned:
         param = "scheduler" if str(error).startswith("scheduler") else "num_inference_steps"
         raise ApiError(400, str(error), code="invalid_value", param=param) from error
     requests = [
-        replace(common, sample=sample, coarser=_coarser(service, sample, body) if body.allow_coarser else ())
-        for sample in samples
+        replace(
+            common,
+            sample=sample,
+            guidance_scale=scale,
+            coarser=_coarser(service, sample, body) if body.allow_coarser else (),
+        )
+        for sample, scale in zip(samples, scales, strict=True)
     ]
     _check_tokens(service, requests)
     encoder, text = service.pipeline.text_encoder, samples[0].text

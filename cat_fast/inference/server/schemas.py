@@ -40,7 +40,9 @@ class GenerationBody(_Body):
         None, description="Budget of tokens per image over the n images, in place of ratio."
     )
     num_inference_steps: Annotated[StrictInt, Field(ge=1, le=MAX_STEPS)] = 30
-    guidance_scale: Annotated[Number, Field(ge=-1e3, le=1e3)] = 1.5
+    guidance_scale: Annotated[Number, Field(ge=-1e3, le=1e3)] | None = Field(
+        None, description="Default: the pipeline's."
+    )
     scheduler: Literal["ddpm", "ddim", "dpm++", "euler"] | None = Field(
         None, description="Default: ddim, or euler for a flow."
     )

@@ -250,6 +250,9 @@ def test_a_batch_drawn_again_gives_the_same_bits(pipeline):
         ({"resolution": "big"}, "resolution 'big': expected a number of pixels"),
         ({"descriptions": DESCRIPTIONS[:2]}, "one description per label, 3 in all, got 2"),
         ({"descriptions": [{"words": "sky"}] * 3}, "descriptions: expected caption"),
+        ({"num_inference_steps": 0}, "num_inference_steps: expected at least 1, got 0"),
+        ({"guidance_scale": {8: 2.0}}, "guidance"),
+        ({"guidance_scale": {"all": 2.0}}, "expected a number, or one per ratio"),
     ],
 )
 def test_invalid_settings_are_refused(parts, settings, message):
@@ -263,6 +266,27 @@ def test_settings_have_defaults(parts):
     assert (made.labels, made.resolution) == (["0", "1", "2"], 64)
     assert isinstance(made.thresholds, RatioThresholds)
     assert made.descriptions[1] == Description.from_label("1")
+    assert (made.default_steps, made.default_guidance) == (250, 1.5)
+
+
+def test_a_saved_pipeline_keeps_its_own_steps_and_guidance(parts, tmp_path):
+    guidance = {8: 1.0, 16: 2.0, 32: 4.0}
+    settings = {"labels": LABELS, "num_inference_steps": 2, "guidance_scale": guidance}
+    CATPipeline(*parts, paper_schedule(), **settings).save_pretrained(tmp_path)
+    loaded = CATPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert (loaded.default_steps, loaded.default_guidance) == (2, guidance)
+    steps = []
+    options = {
+        "generator": seeded(0, 3),
+        "callback_on_step_end": lambda *given: steps.append(given[1]) or {},
+    }
+    drawn = loaded(LABELS, **options)
+    assert steps == [0, 1]
+    given = loaded(LABELS, generator=seeded(0, 3), num_inference_steps=2, guidance_scale=guidance)
+    assert np.array_equal(pixels(drawn), pixels(given))
+    other = loaded(LABELS, generator=seeded(0, 3), num_inference_steps=2, guidance_scale=6.0)
+    assert not np.array_equal(pixels(drawn), pixels(other))
 
 
 def test_decoded_images_that_overflow_are_refused(pipeline, monkeypatch):

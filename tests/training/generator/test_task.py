@@ -432,6 +432,7 @@ def test_compiled_run_recompiles_at_most_once_when_lengths_change(latents, monke
     assert counts[-1] - counts[0] <= 1
 
 
+@pytest.mark.slow
 def test_rehearsal_of_a_compiled_run_compiles_nothing(latents, monkeypatch):
     counter = CompileCounter()
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=counter))

@@ -84,6 +84,7 @@ def test_counted_operations_are_affine_in_the_number_of_images():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_counted_operations_are_about_three_forward_passes():
     """The paper's model only; its forward multiply-accumulates are in docs/models.md."""
     without = ["loss.perceptual_weight=0", "loss.features_weight=0", "loss.gan_weight=0"]

@@ -100,6 +100,7 @@ def test_prediction_equals_the_allocator_peak_of_a_real_step(tmp_path):
         assert step.peak(4) == pytest.approx(max(live_bytes(profile)), rel=0.01)
 
 
+@pytest.mark.slow
 def test_two_small_batches_determine_larger_ones():
     config = settings("model.ratios=[8,16]")
     predicted = plan_memory(config).steps[8]
@@ -109,6 +110,7 @@ def test_two_small_batches_determine_larger_ones():
     assert predicted.peak(7) == max(counted)
 
 
+@pytest.mark.slow
 def test_checkpointing_and_bf16_reduce_memory():
     plain, checkpointed, bf16 = (
         plan_memory(settings("model.ratios=[8]", *setting)).steps[8]
@@ -118,6 +120,7 @@ def test_checkpointing_and_bf16_reduce_memory():
     assert bf16.slope.max() < 0.8 * plain.slope.max()
 
 
+@pytest.mark.slow
 def test_zero_partitions_optimizer_states():
     config = settings("model.ratios=[8]")
     single, shared = plan_memory(config, ranks=1).at_rest, plan_memory(config, ranks=8).at_rest
