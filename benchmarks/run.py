@@ -19,12 +19,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 from benchmarks.shared import machine
-from benchmarks.shared.committed import NAME, file_name, machine_slug
+from benchmarks.shared.committed import NAME, machine_slug
 from cat_fast import console
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
@@ -32,6 +32,7 @@ from cat_fast.processes.signals import run_command
 
 ROOT = Path(__file__).parents[1]
 FINISHED, FAILED, SKIPPED = "finished", "failed", "skipped"
+COUNTED = "counted"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +44,19 @@ class Job:
     arguments: tuple[str, ...] = ()
     minutes: float
     """Approximate duration on two cores, for the time left."""
+    counted: bool = False
+    """True if its figures do not depend on the machine; its file is then named after none."""
+
+    def slug(self, about: Mapping[str, Any]) -> str:
+        """Return the second part of the file's name, from a description of the machine."""
+        return COUNTED if self.counted else machine_slug(about)
 
 
-_COUNTED = (Job(name="claims", minutes=1), Job(name="roofline", minutes=1))
+_COUNTED = (
+    Job(name="claims", minutes=2, counted=True),
+    Job(name="roofline", minutes=1, counted=True),
+    Job(name="scaling", minutes=1, counted=True),
+)
 SUITES: Mapping[str, Sequence[Job]] = {
     "quick": (
         Job(name="kernels", arguments=("--quick",), minutes=1),
@@ -58,17 +69,18 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="kernels", minutes=10),
         Job(name="packing", minutes=30),
         Job(name="autoencoder", minutes=60),
+        Job(name="training_steps", minutes=10),
         Job(name="straggler", minutes=5),
         Job(name="loader", minutes=5),
         Job(name="serving", minutes=120),
         Job(name="gpu_static", minutes=5),
-        Job(name="scaling", minutes=1),
     ),
     "gpu": (
         *_COUNTED,
         Job(name="kernels", minutes=5),
         Job(name="packing", minutes=10),
         Job(name="autoencoder", minutes=20),
+        Job(name="training_steps", minutes=5),
         Job(name="straggler", minutes=5),
         Job(name="loader", minutes=5),
         Job(name="serving", minutes=20),
@@ -105,7 +117,7 @@ def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[
             print(f"{job.name}: skipped, {existing.name} exists", flush=True)
             states.append({**asdict(job), "state": SKIPPED, "file": existing.name})
             continue
-        path = out / file_name(job.name, about)
+        path = out / f"{job.name}_{job.slug(about)}_{date.today().isoformat()}.json"
         print(f"{job.name}: about {job.minutes:g} minutes, {left} left in the suite", flush=True)
         states.append(_run(job, path, out / f"{job.name}.log"))
         write_json(out / "run.json", {"machine": dict(about), "jobs": states})
@@ -114,7 +126,7 @@ def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[
 
 
 def _existing(job: Job, out: Path, about: Mapping[str, Any]) -> Path | None:
-    for path in sorted(out.glob(f"{job.name}_{machine_slug(about)}_*.json")):
+    for path in sorted(out.glob(f"{job.name}_{job.slug(about)}_*.json")):
         match = NAME.fullmatch(path.name)
         if match and match["model"] == job.name:
             return path

@@ -118,15 +118,15 @@ def transformer_calls(model: DiT, lengths: Sequence[int], *, backward: bool) -> 
     calls = [Call(name, 0, forward + backward * back) for name, forward, back in rows]
     modulations = 1 if config.shared_adaln else config.depth
     products = [
-        (tokens, patch, width),
         *[(tokens, width, 3 * width), (tokens, width, width)] * config.depth,
         *[(tokens, width, hidden), (tokens, hidden, width)] * config.depth,
         (tokens, width, patch),
         *[(sequences, width, 6 * width)] * modulations,
         (sequences, width, 2 * width),
-        (sequences, 256, width),
         (sequences, width, width),
     ]
+    calls += _linear(tokens, patch, width, backward=backward, input_gradient=False)
+    calls += _linear(sequences, 256, width, backward=backward, input_gradient=False)
     for product in products:
         calls += _linear(*product, backward=backward)
     for _ in range(config.depth):
@@ -142,11 +142,13 @@ def transformer_calls(model: DiT, lengths: Sequence[int], *, backward: bool) -> 
     return calls
 
 
-def _linear(rows: int, inputs: int, outputs: int, *, backward: bool) -> list[Call]:
-    """Return the product of a linear layer, and those of its input's and its weight's gradients."""
+def _linear(
+    rows: int, inputs: int, outputs: int, *, backward: bool, input_gradient: bool = True
+) -> list[Call]:
+    """Return the product of a linear layer, and those of its weight's and its input's gradients."""
     flops, moved = 2 * rows * inputs * outputs, rows * (inputs + outputs) + inputs * outputs
-    gradients = [Call("mm", flops, BF16 * moved), Call("mm", flops, BF16 * moved)] if backward else []
-    return [Call("addmm", flops, BF16 * moved), *gradients]
+    count = 1 + input_gradient if backward else 0
+    return [Call("addmm", flops, BF16 * moved), *[Call("mm", flops, BF16 * moved)] * count]
 
 
 def vae_step(

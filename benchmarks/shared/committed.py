@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,8 @@ def committed(model: str, folder: Path = FOLDER) -> Path:
     return max(found, key=lambda path: (_parts(path)["date"], path.name))
 
 
-def file_name(model: str, about: Mapping[str, Any], day: str | None = None) -> str:
-    """Return the name of results measured on the machine that `machine.describe` returned.
-
-    Args:
-        model: name of the benchmark.
-        about: description of the machine.
-        day: ISO date; None is today.
-    """
-    return f"{model}_{machine_slug(about)}_{day or date.today().isoformat()}.json"
-
-
 def machine_slug(about: Mapping[str, Any]) -> str:
-    """Return a short name of a machine: its GPU, or its processor and number of threads."""
+    """Return a short name of a machine that `machine.describe` described: GPUs, or processor and threads."""
     gpus = about.get("gpus") or []
     if gpus:
         first = gpus[0]["name"] if isinstance(gpus[0], Mapping) else gpus[0]

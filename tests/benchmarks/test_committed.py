@@ -45,8 +45,8 @@ def test_the_newest_result_is_found_and_longer_names_are_not_mistaken(tmp_path):
 
 
 def test_a_file_is_named_after_the_processor_or_the_gpus():
-    assert names.file_name("packing", EPYC, "2026-11-24") == "packing_amd-epyc-9b14-2t_2026-11-24.json"
+    assert names.machine_slug(EPYC) == "amd-epyc-9b14-2t"
     one = EPYC | {"gpus": [{"name": "NVIDIA H200"}]}
     assert names.machine_slug(one) == "nvidia-h200"
     assert names.machine_slug(EPYC | {"gpus": [*one["gpus"], *one["gpus"]]}) == "2xnvidia-h200"
-    assert names.NAME.fullmatch(names.file_name("gpu_static", EPYC))["model"] == "gpu_static"
+    assert names.NAME.fullmatch("gpu_static_amd-epyc-9b14-2t_2026-11-24.json")["model"] == "gpu_static"

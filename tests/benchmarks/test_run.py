@@ -50,6 +50,7 @@ def test_a_failure_stops_no_other_benchmark_and_a_second_run_resumes(tmp_path, r
     assert run.main(command) == 0
     assert [command[2] for command in ran.commands] == ["benchmarks.packing"]
     assert "--quick" in ran.commands[0]
+    assert [path.name[:15] for path in tmp_path.glob("claims*.json")] == ["claims_counted_"]
     assert written["jobs"][0]["command"].startswith("python -m benchmarks.kernels --json kernels_test-1t_")
 
 
