@@ -1,8 +1,10 @@
 """Memory and time of CAT against fixed 8x, 16x and 32x, and the share of scoring in the compute.
 
-Memory is counted. Times are bounds and predictions from data sheets, not measurements.
+Memory is counted. Times on GPUs are bounds and predictions from data sheets, not measurements; those on CPUs
+are of the newest committed results of the autoencoder.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +13,7 @@ from benchmarks.bounds.data_sheets import read_sheets
 from benchmarks.bounds.steps import dit_step, vae_step
 from benchmarks.efficiency import costs
 from benchmarks.efficiency.row import Row
+from benchmarks.shared.committed import committed
 
 IMAGENET = {8: 0.06, 16: 0.49, 32: 0.45}
 """Shares of the ratios on ImageNet with the paper's thresholds."""
@@ -53,17 +56,19 @@ def comparison() -> dict[str, Any]:
     def put(use: str, figure: str, ratio: int, value: float) -> None:
         uses.setdefault(use, {}).setdefault(figure, {})[ratio] = value
 
-    step_flops = {}
+    step_flops, measured = {}, measured_coding()
     for ratio in costs.RATIOS:
         for use, counts in costs.coding(f"fixed_{ratio}x_c16", ratio).items():
             put(use, "GFLOPs", ratio, counts["flops"] / 1e9)
             put(use, "activation MiB", ratio, counts["peak_bytes"] / 2**20)
             put(use, "weight MiB", ratio, counts["weight_bytes"] / 2**20)
             for name, sheet in cards.items():
-                moved = counts["weight_bytes"]
-                put(use, f"{name} bound, ms", ratio, 1e3 * sheet.seconds(counts["flops"], moved, "float32"))
+                put(use, f"{name} bound, ms", ratio, 1e3 * sheet.seconds(counts["flops"], 0, "float32"))
                 predicted = costs.seconds(counts["calls"], "float32", sheet, assumed)
                 put(use, f"{name} predicted, ms", ratio, 1e3 * predicted)
+            seconds, peak = measured[use, ratio]
+            put(use, "two CPU cores measured, ms", ratio, 1e3 * seconds)
+            put(use, "two CPU cores measured, MiB", ratio, peak / 2**20)
         step = vae_step(f"vae_{ratio}x", f"fixed_{ratio}x_c16", ratio, 8, 64)
         step_flops[ratio] = step.flops
         use = "training the tokenizer"
@@ -97,8 +102,22 @@ def comparison() -> dict[str, Any]:
         }
         for use, figures in uses.items()
     }
+    nested = 4 * costs.tokenizer_parameters("cat_c16") / 2**20
+    for use in ("encode", "decode"):
+        rows[use]["weight MiB"]["CAT"] = nested
     a100 = sheets["A100"].matrix_flops("float32")
     return {"uses": rows, "scoring": asdict(scoring_row(step_flops, 8, a100))}
+
+
+def measured_coding() -> dict[tuple[str, int], tuple[float, float]]:
+    """Return the measured seconds and peak bytes of encoding and decoding an image in fp32, by ratio."""
+    cases = json.loads(committed("autoencoder").read_text(encoding="utf-8"))["cases"]
+    found = {}
+    for ratio in costs.RATIOS:
+        for use in ("encode", "decode"):
+            case = cases[f"heads512.{ratio}x.{use}.fp32"]
+            found[use, ratio] = case["seconds"]["ours"]["median"], case["peak_bytes"]["ours"]
+    return found
 
 
 def _of_mix(figure: str, values: Mapping[int, float]) -> dict[str, float]:

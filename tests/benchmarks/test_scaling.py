@@ -105,7 +105,7 @@ def test_more_gpus_than_images_enlarge_the_global_batch():
 
 def test_the_best_stage_is_the_fastest_that_fits():
     large = scaling.Work(
-        seconds={16: Cost(0.0, 0.01)}, parameters=[8 * 10**9], activation_bytes={16: 1e8}, layers=30
+        seconds={16: Cost(0.0, 0.01)}, parameters=[12 * 10**9], activation_bytes={16: 1e8}, layers=30
     )
     rows = [simulate("transformer", 64, stage, "H100", large) for stage in (1, 2, 3)]
     assert [row["fits"] for row in rows] == [False, False, True]
