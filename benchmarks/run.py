@@ -72,6 +72,8 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="training_steps", minutes=10),
         Job(name="straggler", minutes=5),
         Job(name="loader", minutes=5),
+        Job(name="scoring", minutes=1),
+        Job(name="startup", minutes=3),
         Job(name="serving", minutes=120),
         Job(name="gpu_static", minutes=5),
     ),
