@@ -53,8 +53,8 @@ JpegThresholdsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="JPEG sizes in bytes, for images without a description: up to A 32x, above B 8x. Default: the"
-        " published ones.",
+        help="For images without a description: JPEG sizes in bytes, up to A 32x, above B 8x, instead of the"
+        " score by their pixels. The published pair is 38761,65837.",
         show_default=False,
     ),
 ]
@@ -126,8 +126,8 @@ def encode(
     """Encode images to latents in one file: simple images at 32x, complex ones at 8x.
 
     With --ratio auto, the caption determines the ratio. It is taken from --captions, else --caption, else
-    PHOTO.txt next to PHOTO.jpg. For an image without a caption the ratio follows from its JPEG size, and the
-    summary reports the number of such images.
+    PHOTO.txt next to PHOTO.jpg. For an image without a caption the ratio follows from a score of its pixels,
+    and the summary reports the number of such images.
 
     The centre square of each image is scaled to --size. EXIF rotation is applied, colours are converted to
     sRGB, and transparent areas become white.
@@ -150,7 +150,8 @@ def encode(
 
     files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
-    from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
+    from cat_fast.complexity import JpegThresholds, RatioThresholds
+    from cat_fast.complexity.image_scorers.loading import by_pixels
     from cat_fast.complexity.ratios.policy import RatioPolicy
     from cat_fast.inference.encoding.codec import encode_files
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
@@ -160,7 +161,7 @@ def encode(
     rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else None
     descriptions = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
-    sizes = JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else JPEG_THRESHOLDS
+    sizes = JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else None
     tokenizer = load_tokenizer(checkpoint, device)
     require_served(fixed, tokenizer.config["ratios"])
     with console.progress("images") as bar:
@@ -169,7 +170,7 @@ def encode(
             files,
             out,
             tokenizer=tokenizer,
-            policy=RatioPolicy(("caption",), pair, fixed=fixed, jpeg=sizes),
+            policy=RatioPolicy(("caption",), pair, fixed=fixed, **by_pixels(sizes)),
             descriptions=descriptions,
             size=size,
             batch_size=batch_size,

@@ -99,7 +99,7 @@ def encode_shards(
         raise UserError(f"--rank {rank}: expected 0 to {world_size - 1} for --world-size {world_size}")
     names = read_classes(classes) if classes else None
 
-    from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
+    from cat_fast.complexity import JpegThresholds, RatioThresholds
     from cat_fast.inference.encoding.requirements import require_served
     from cat_fast.inference.encoding.shard_plan import (
         EncodeShardsSettings,
@@ -121,9 +121,7 @@ def encode_shards(
         size=size,
         ratio=fixed,
         thresholds=RatioThresholds.parse(thresholds) if thresholds is not None else None,
-        jpeg_thresholds=(
-            JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else JPEG_THRESHOLDS
-        ),
+        jpeg_thresholds=JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else None,
         per_shard=per_shard,
         batch_size=batch_size,
         format=shard_format,

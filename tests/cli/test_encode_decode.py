@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cat_fast.complexity import Description, choose_ratio, default_scorer, default_thresholds
+from cat_fast.complexity.image_scorers.student.scorer import image_student
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop, tensor_to_image
 from cat_fast.tokenizer import NestedAutoencoderKL
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
@@ -113,13 +114,18 @@ class TestEncode:
         a, b, c = parse_json(cat_fast(*command, "--json"))["images"]
         assert (a["ratio"], a["tokens"], a["source"]) == (8, 16, "caption")
         assert (b["ratio"], b["tokens"], b["source"]) == (32, 1, "caption")
-        # c is a smooth blur: a small JPEG.
-        assert (c["ratio"], c["score"], c["source"]) == (32, None, "jpeg size")
+        # c is a smooth blur.
+        student = image_student()
+        (by_pixels,) = student.score_images([student.prepare(load_image(photos / "c.webp"))])
+        assert (c["ratio"], c["score"], c["source"]) == (32, by_pixels.score.score, "pixels")
+        assert c["scored_by"]["scorer"] == "image_student"
 
         output = cat_fast(*command).stdout
-        assert "1 without a caption: ratio from the JPEG size" in output
+        assert "1 without a caption: ratio from the pixels" in output
         assert "3 images: 1 at 8x, 2 at 32x; mean 6.0 tokens against 4 at a fixed 16x (+50.0%)" in output
         assert "out.safetensors" in output
+        (c,) = parse_json(cat_fast(*command, "--json", "--jpeg-thresholds", "1,2"))["images"][2:]
+        assert (c["ratio"], c["score"], c["source"]) == (8, None, "jpeg size")
 
     def test_caption_rows_without_an_image_are_reported(self, cat_fast, checkpoint, photos, tmp_path):
         rows = [{"file": f"photos/{name}.jpg", "caption": SIMPLE} for name in ("a", "typo")]

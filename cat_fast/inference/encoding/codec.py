@@ -76,7 +76,7 @@ def encode_files(
     of the posterior. `out` is written atomically at the end, and left untouched if every photograph failed.
 
     Args:
-        policy: chooses each photograph's ratio; it falls back to JPEG size for photographs without a caption.
+        policy: chooses each photograph's ratio; it falls back to pixels for photographs without a caption.
         descriptions: captions of the photographs; by default read from text files next to them.
         on_done: called with each result as it becomes available.
 
@@ -106,7 +106,7 @@ def encode_files(
                     image = load_image(file)
                     if isinstance(choice, UserError):
                         raise choice
-                    choice = choice or policy.choose_by_jpeg(image)
+                    choice = choice or policy.choose_by_pixels(image)
                 except UserError as error:
                     done(EncodedPhoto(file=file, key=key, error=str(error)))
                     continue

@@ -198,7 +198,7 @@ class ShardEncoder:
         image = decode_image(encoded)
         if isinstance(choice, UserError):
             raise choice
-        choice = choice or self.policy.choose_by_jpeg(image)
+        choice = choice or self.policy.choose_by_pixels(image)
         if choice.ratio not in self.tokenizer.config["ratios"]:
             raise UserError(f"the tokenizer has no ratio {choice.ratio}")
         pixels = image_to_bytes(resize_center_crop(image, self.settings.size))
