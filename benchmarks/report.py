@@ -85,7 +85,7 @@ def case_table(content: Mapping[str, Any]) -> Table:
 
 def claim_table(content: Mapping[str, Any]) -> Table:
     """Return published, counted and measured figures of each claim."""
-    rows = [
+    rows: list[Sequence[str]] = [
         (
             row["claim"],
             row["unit"],

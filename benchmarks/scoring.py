@@ -24,7 +24,7 @@ from cat_fast.processes.signals import run_command
 
 def measure(quick: bool) -> dict[str, Any]:
     """Return seconds per caption or image of every scorer, and how many published times fit into each."""
-    scorers = {
+    scorers: dict[str, dict[str, Any]] = {
         name: {"seconds": measure_speed(name, load_scorer(name)).seconds, "scope": "caption"}
         for name in DISTILLED
     }

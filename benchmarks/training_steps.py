@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,14 @@ def transformer_step(config: str, max_tokens: int) -> Step:
 def steps(quick: bool) -> dict[str, Callable[[], Step]]:
     """Return the cases by name."""
     found: dict[str, Callable[[], Step]] = {
-        f"tokenizer.nano.{ratio}x": lambda ratio=ratio: tokenizer_step("nano", ratio, 4)
-        for ratio in (8, 16, 32)
+        f"tokenizer.nano.{ratio}x": partial(tokenizer_step, "nano", ratio, 4) for ratio in (8, 16, 32)
     }
     found["transformer.dit_s"] = lambda: transformer_step("dit_s", 1344 if quick else 16_384)
     if not quick:
         plain = ["discriminator.pretrained="]
         for ratio in (8, 16, 32):
             images = 8 if DEVICE == "cuda" else 1
-            found[f"tokenizer.cat_c16.{ratio}x"] = lambda ratio=ratio, images=images: tokenizer_step(
-                "cat_c16", ratio, images, plain
-            )
+            found[f"tokenizer.cat_c16.{ratio}x"] = partial(tokenizer_step, "cat_c16", ratio, images, plain)
         found["transformer.cat_xl"] = lambda: transformer_step("cat_xl", 16_384 if DEVICE == "cuda" else 1344)
     return found
 

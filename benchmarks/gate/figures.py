@@ -64,7 +64,7 @@ def tokenizer_step() -> Figures:
     model = NestedAutoencoderKL(**VAE)
     model = nn.Module.to(model, memory_format=torch.channels_last)
     images = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
-    found = {}
+    found: Figures = {}
     for ratio in (8, 32):
 
         def run(ratio: int = ratio) -> None:
