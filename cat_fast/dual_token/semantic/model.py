@@ -104,7 +104,7 @@ class SemanticModel(CheckedModel):
         self.text_projection = nn.Linear(text_width, projection)
         self.contrastive_temperature = Temperature(temperature, learned_temperature)
         self.to_code = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, code_channels))
-        self.quantizer = VectorQuantizer(codebook_size, code_channels, ema=codebook == "ema")
+        self.quantizer = VectorQuantizer(codebook_size, code_channels, codebook)
         self.code_decoder = CodeDecoder(code_channels, width, num_queries, decoder_layers, decoder_heads)
         back = Blip2QFormerConfig(**{"encoder_hidden_size": width, **(reverse or {})})
         self.reverse_qformer = ReverseQFormer(back, num_states, text_width, variable_length)
