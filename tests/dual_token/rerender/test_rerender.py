@@ -31,7 +31,7 @@ def test_the_error_of_the_round_trip_falls_with_the_steps(backend, request):
     guides, _ = inputs(backend, 1)
     size = backend.default_size
     clean = backend.encode(resize(guides, size))
-    # A cosine schedule ends without signal, and its last steps enlarge errors by more than any number of steps.
+    # A cosine schedule ends without signal: its last steps enlarge errors at any number of steps.
     strength = 0.8 if request.node.callspec.params["backend"] == "epsilon" else 1.0
     errors = []
     for steps in (20, 50, 200):
