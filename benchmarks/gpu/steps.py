@@ -177,6 +177,7 @@ def _vae_steps(context: Context, device: torch.device) -> None:
     )
     assert isinstance(config, TokenizerRun)
     images = 2 if context.dry else VAE_IMAGES
+    failed: list[str] = []
     for name in VAE_STEPS:
         try:
             if context.left < 6:
@@ -188,6 +189,7 @@ def _vae_steps(context: Context, device: torch.device) -> None:
             context.record.figure(f"{name}.peak_bytes", peak, "B")
             del workload
         except Exception as error:  # one step must not cost the others
+            failed.append(f"{name}: {type(error).__name__}: {error}"[:300])
             for what in ("milliseconds", "peak_bytes"):
                 context.record.skipped(f"{name}.{what}", f"{type(error).__name__}: {error}"[:300])
         _free()
@@ -196,6 +198,8 @@ def _vae_steps(context: Context, device: torch.device) -> None:
             context.record.skipped(f"vae_{ratio}x_predicted_bytes", "no time was left")
         else:
             context.record.figure(f"vae_{ratio}x_predicted_bytes", _predicted(config, ratio, images), "B")
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def _predicted(config: TokenizerRun, ratio: int, images: int) -> int:
