@@ -116,8 +116,6 @@ def encode_shards(
         record_identity,
         recorded_identity,
     )
-    from cat_fast.models.device import find_device
-    from cat_fast.models.execution import find_dtype, option_of
 
     settings = EncodeShardsSettings(
         source=sources[0],
@@ -130,7 +128,7 @@ def encode_shards(
         batch_size=batch_size,
         format=shard_format,
         image=image,
-        dtype=option_of(find_dtype(dtype, find_device(device))),
+        dtype=_dtype(dtype, device, out),
     )
     tokenizer, identity = None, recorded_identity(out, checkpoint)
     if identity is None:
@@ -171,10 +169,29 @@ def encode_shards(
 
 def _load_tokenizer(checkpoint: Path, device: str, dtype: str, workers: int) -> "NestedAutoencoderKL":
     """Load the tokenizer; processes load their own, so that it stays on the CPU in this one."""
-    from cat_fast.models.execution import DTYPES
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
-    return load_tokenizer(checkpoint, "cpu" if workers > 1 else device, DTYPES[dtype])
+    found = find_dtype(
+        dtype, find_device(device)
+    )  # also reports an unusable device before starting processes
+    return load_tokenizer(checkpoint, "cpu" if workers > 1 else device, found)
+
+
+def _dtype(name: str, device: str, out: Path) -> str:
+    """Return the dtype of --dtype; auto is that of an existing folder, which has one dtype."""
+    from cat_fast.inference.encoding.shard_plan import recorded_dtype
+
+    if name != "auto":
+        return name
+    if (recorded := recorded_dtype(out)) is not None:
+        return recorded  # without importing torch
+
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype, option_of
+
+    return option_of(find_dtype(name, find_device(device)))
 
 
 def _encode(
