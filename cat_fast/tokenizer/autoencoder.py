@@ -127,6 +127,7 @@ class NestedAutoencoderKL(CheckedModel):
         initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
+        self._kept_fingerprint: str | None = None
         ratios = to_integers("ratios", ratios)
         default_ratio = None if default_ratio is None else to_integer("default_ratio", default_ratio)
         encoder_matching, decoder_matching = (
@@ -420,8 +421,11 @@ class NestedAutoencoderKL(CheckedModel):
     def fingerprint(self) -> str:
         """Return 16 hex digits that identify the weights and the config; stored with latents.
 
-        Config entries that do not change latents are left out.
+        Config entries that do not change latents are left out. After `keep_fingerprint`, it is the one of
+        that time.
         """
+        if self._kept_fingerprint is not None:
+            return self._kept_fingerprint
         settings = {
             key: value
             for key, value in sorted(self.config.items())
@@ -432,6 +436,10 @@ class NestedAutoencoderKL(CheckedModel):
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def keep_fingerprint(self) -> None:
+        """Compute the fingerprint now, before a cast to another dtype: weights do not change afterwards."""
+        self._kept_fingerprint = self.fingerprint()
 
     def _moments(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
         height, width = x_BCHW.shape[-2:]
