@@ -232,12 +232,6 @@ def prepare_folder(
     return classes
 
 
-def recorded_dtype(folder: Path) -> str | None:
-    """Return the dtype of the latents in a folder, or None without latents."""
-    header = folder / HEADER
-    return (read_json(header).get("dtype") or "fp32") if header.is_file() else None
-
-
 def count_labels(settings: EncodeShardsSettings, images: ShardSet) -> OriginTally:
     """Return ratios and origins of the images to encode, by the labels of a part of them.
 
