@@ -29,7 +29,7 @@ def draw_plots(results: dict[str, Any], sample: Sample) -> dict[str, bytes]:
 
 def _best_ratio(results: dict[str, Any]) -> bytes:
     """Share of images per maximum acceptable ratio over the tolerance (Figure 2, left)."""
-    figure, axis = plt.subplots(figsize=(5.6, 3.4))
+    figure, axis = plt.subplots(figsize=(7.6, 3.4))  # as wide as the labels of eight tolerances
     shares = results["best_ratio"]
     taus = [*shares]
     bottom = np.zeros(len(taus))
@@ -51,7 +51,9 @@ def _correlation(results: dict[str, Any]) -> bytes:
     for row, name in enumerate(names):
         for key, shift, colour in (("pearson", 0.17, _COLOURS[1]), ("spearman", -0.17, _COLOURS[0])):
             found = metrics[name][key]
-            axis.barh(row + shift, found["value"], height=0.3, color=colour, label=key if not row else None)
+            axis.barh(
+                row + shift, found["value"], height=0.3, color=colour, label=key.title() if not row else None
+            )
             axis.plot([found["low"], found["high"]], [row + shift] * 2, color="black", linewidth=1)
     axis.set_yticks(range(len(names)), names)
     axis.axvline(0, color="black", linewidth=0.6)
