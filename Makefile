@@ -14,7 +14,7 @@ ON_CPU := CUDA_VISIBLE_DEVICES=
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
 
-.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing bench-serving nano-report gpu-nano gpu-check lint build clean
+.PHONY: help install demo test test-slow test-gpu bench bench-quick bench-kernels bench-autoencoder bench-packing bench-serving nano-report gpu-nano gpu-check lint build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -35,14 +35,21 @@ test-slow: $(PACKAGE) ## Run tests that take minutes
 test-gpu: $(PACKAGE) ## Run tests that require a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench-kernels: $(PACKAGE) ## Measure the operators; writes benchmarks/results/kernels.json
-	$(BIN)/python -m benchmarks.kernels --json benchmarks/results/kernels.json
+bench: $(PACKAGE) ## Run all benchmarks of this machine, four hours on two cores; writes runs/bench and its report
+	$(BIN)/python -m benchmarks.run --suite cpu --out runs/bench
+	$(BIN)/python -m benchmarks.report runs/bench
+
+bench-quick: $(PACKAGE) ## Compare counted figures with benchmarks/expected.json, four minutes
+	$(BIN)/python -m benchmarks.quick
+
+bench-kernels: $(PACKAGE) ## Measure the operators; writes runs/bench
+	$(BIN)/python -m benchmarks.run --only kernels --out runs/bench
 
 bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an hour; see docs/models.md
-	$(BIN)/python -m benchmarks.autoencoder --json benchmarks/results/autoencoder.json
+	$(BIN)/python -m benchmarks.run --only autoencoder --out runs/bench
 
 bench-packing: $(PACKAGE) ## Measure training on packed images against other ways to batch, half an hour
-	$(BIN)/python -m benchmarks.packing --json benchmarks/results/packing.json
+	$(BIN)/python -m benchmarks.run --only packing --out runs/bench
 
 CORPUS ?= runs/corpus
 
@@ -61,7 +68,7 @@ gpu-check: ## Test and measure everything on a GPU within eight minutes; writes 
 OUT ?= runs/gpu_check
 
 bench-serving: $(PACKAGE) ## Measure serving against other schedulers, two hours; see docs/inference.md
-	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
+	$(BIN)/python -m benchmarks.run --only serving --out runs/bench
 
 lint: $(PACKAGE) ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -16,10 +16,10 @@ PACKAGES = (
     "demo",
     "training",
     "evaluation",
+    "dual_token",  # draws with the pipelines of inference
     "inference",
     "models",
     "generator",
-    "dual_token",
     "tokenizer",
     "weights",
     "packing",
@@ -31,7 +31,7 @@ PACKAGES = (
 """From top to bottom, as in CONTRIBUTING.md."""
 FLOOR = ("errors", "config", "console", "integers", "processor", "hardware")
 """Modules that every package may import."""
-GROUPED = ("training", "evaluation", "data", "inference", "complexity")
+GROUPED = ("training", "evaluation", "dual_token", "data", "inference", "complexity")
 """Packages with sub-packages, which import each other in one direction only."""
 NATIVE = ("_bindings",)
 """Compiled from csrc/, which is below everything."""

@@ -12,7 +12,7 @@ from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.config.deepspeed_json import read_deepspeed_config
-from cat_fast.training.config.settings import RUNS
+from cat_fast.training.config.runs import RUNS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -14,7 +14,7 @@ import typer
 from cat_fast import __version__
 from cat_fast.cli.main import app
 from cat_fast.config import fill, read_yaml
-from cat_fast.training.config.settings import RUNS
+from cat_fast.training.config.runs import RUNS
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING, CHANGELOG = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cat_fast.config import fill, read_yaml
-from cat_fast.training.config.settings import RUNS
+from cat_fast.training.config.runs import RUNS
 from tests.test_readme import blocks, code, links
 
 ROOT = Path(__file__).parents[1]

@@ -35,8 +35,11 @@ COMPILE_SECONDS = 20.0
 def kernels(context: Context) -> None:
     """Record time, noise, share of the ceiling and speed-ups of every operator and pass."""
     device = torch.device(run_device_type())
-    ceilings = {entry["name"]: entry.get("value") for entry in read_entries(context.record.path)
-                if entry["block"] == "ceilings" and entry["kind"] == "figure"}  # fmt: skip
+    ceilings: dict[str, float] = {
+        entry["name"]: entry["value"]
+        for entry in read_entries(context.record.path)
+        if entry["block"] == "ceilings" and entry["kind"] == "figure"
+    }
     for op in OPERATORS:
         size, dtype = ("toy", torch.float32) if context.dry else ("chip", torch.bfloat16)
         first = SIZES[size][op](device, dtype)

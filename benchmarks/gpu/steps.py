@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -55,7 +56,7 @@ class DiTStep:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=device.type == "cuda")
 
     def __call__(self) -> None:
-        forward = in_precision(self.model, "bf16", self.device)
+        forward: Any = in_precision(self.model, "bf16", self.device)
         diffusion_loss(forward, self.batch, None, self.schedule).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

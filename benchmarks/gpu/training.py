@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -96,7 +97,7 @@ def _sample(context: Context) -> None:
         pipeline.set_progress_bar_config(disable=True)
         prompts = [pipeline.descriptions[i % len(pipeline.labels)].caption for i in range(images)]
         requests = pipeline.plan(prompts, seed=0)
-        options = {"num_inference_steps": steps, "output_type": "pt"}
+        options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pt"}
         if not context.dry:
             pipeline.draw(requests[:8], **options)  # warms up
         started = time.perf_counter()

@@ -208,7 +208,7 @@ def encode(
         names = ", ".join(unmatched[:_MAX_LISTED]) + (", ..." if len(unmatched) > _MAX_LISTED else "")
         line = f"{captions}: {len(unmatched)} of its rows match no image: {names}"
         console.err.print(Text(line), soft_wrap=True)
-    _report_errors([result.error for result in results if result.error], len(results), "written")
+    report_errors([result.error for result in results if result.error], len(results), "written")
 
 
 def decode(
@@ -266,7 +266,7 @@ def decode(
     elif decoded:
         console.out.print(decoded_table(decoded))
         console.out.print(Text(f"{format_count(len(decoded))} in {out}"), soft_wrap=True)
-    _report_errors([result.error for result in results if result.error], len(results), "decoded")
+    report_errors([result.error for result in results if result.error], len(results), "decoded")
 
 
 def parse_ratio(text: str) -> int | None:
@@ -278,7 +278,7 @@ def parse_ratio(text: str) -> int | None:
     raise UserError(f"--ratio {text}: expected 8, 16, 32 or auto")
 
 
-def _report_errors(errors: list[str], count: int, done: str) -> None:
+def report_errors(errors: list[str], count: int, done: str) -> None:
     """Print errors and exit: with code 1 if other images succeeded, 2 if none did."""
     for error in errors:
         console.print_error(error)

@@ -9,6 +9,7 @@ from cat_fast import __version__
 from cat_fast.cli.codec import EncodeCommand, decode, encode
 from cat_fast.cli.data import data
 from cat_fast.cli.demo import demo
+from cat_fast.cli.dual import dual
 from cat_fast.cli.encode_shards import encode_shards
 from cat_fast.cli.evaluation import evaluation
 from cat_fast.cli.fetch import fetch
@@ -64,6 +65,7 @@ app.command()(fetch)
 app.command()(runs)
 app.command()(info)
 app.add_typer(data, name="data")
+app.add_typer(dual, name="dual")
 app.add_typer(evaluation, name="eval")
 app.add_typer(plan, name="plan")
 

@@ -6,8 +6,6 @@ above the deepest one to the width of the shared mid block. The decoder mirrors 
 of the inputs.
 """
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +38,7 @@ from cat_fast.weights.checked_model import (
     pop_dtype,
     without_warnings,
 )
+from cat_fast.weights.fingerprint import fingerprint
 from cat_fast.weights.published import Published, check_keys
 from cat_fast.weights.shipped import TOKENIZER, shipped_folder
 from cat_fast.weights.state_file import is_state_file
@@ -428,14 +427,10 @@ class NestedAutoencoderKL(CheckedModel):
             return self._kept_fingerprint
         settings = {
             key: value
-            for key, value in sorted(self.config.items())
+            for key, value in self.config.items()
             if not key.startswith("_") and key not in _NOT_IN_FINGERPRINT
         }
-        digest = hashlib.sha256(json.dumps(settings, default=list, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(settings, self.state_dict())
 
     def keep_fingerprint(self) -> None:
         """Compute the fingerprint now, before a cast to another dtype: weights do not change afterwards."""

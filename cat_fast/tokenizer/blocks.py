@@ -66,8 +66,12 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        B, C, H, W = x.shape
-        h_BNC = self.group_norm(x).flatten(2).transpose(1, 2)
+        return x + self.attend(self.group_norm(x))
+
+    def attend(self, h: Tensor) -> Tensor:
+        """Return the attention over normalised features (B, C, H, W)."""
+        B, C, H, W = h.shape
+        h_BNC = h.flatten(2).transpose(1, 2)
 
         def heads(t_BNC: Tensor) -> Tensor:
             return t_BNC.unflatten(2, (-1, self.head_dim))
@@ -80,7 +84,7 @@ class Attention(nn.Module):
         else:
             q, k, v = (heads(t_BNC).transpose(1, 2) for t_BNC in (q_BNC, k_BNC, v_BNC))
             out_BNC = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return x + self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
+        return self.to_out[0](out_BNC).transpose(1, 2).reshape(B, C, H, W)
 
 
 class MidBlock(nn.Module):

@@ -1,5 +1,6 @@
 """Choice of the task for a run's configuration."""
 
+from cat_fast.training.config.dual_token import GuideRun, SemanticRun
 from cat_fast.training.config.settings import GeneratorRun, ProbeRun, RunConfig, TokenizerRun
 from cat_fast.training.loop import Task
 from cat_fast.training.runtime.ranks import Ranks
@@ -18,4 +19,12 @@ def make_task(config: RunConfig, ranks: Ranks) -> Task:
         from cat_fast.training.probe.task import ProbeTask
 
         return ProbeTask(config, ranks)
-    raise TypeError(f"expected a TokenizerRun, GeneratorRun or ProbeRun, got {type(config).__name__}")
+    if isinstance(config, GuideRun):
+        from cat_fast.training.dual_token.guide_task import GuideTask
+
+        return GuideTask(config, ranks)
+    if isinstance(config, SemanticRun):
+        from cat_fast.training.dual_token.semantic_task import SemanticTask
+
+        return SemanticTask(config, ranks)
+    raise TypeError(f"expected one of the classes in RUNS, got {type(config).__name__}")

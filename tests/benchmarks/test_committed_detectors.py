@@ -1,15 +1,15 @@
 """The committed results of the detectors, and the same on the packaged photographs."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from benchmarks.detectors import measure
+from benchmarks.shared.committed import committed
 from cat_fast.complexity.captioners.detectors import Detectors
 from cat_fast.data.photographs import photographs
 
-RESULTS = Path(__file__).parents[2] / "benchmarks/results/detectors.json"
+RESULTS = committed("detectors")
 
 
 def check(found: dict) -> None:

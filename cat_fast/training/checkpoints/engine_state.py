@@ -90,12 +90,16 @@ def _load(engine: Any, folder: Path) -> None:
 
 
 def _require_same_shapes(engine: Any, saved: Path, section: str) -> None:
-    """Check that a saved engine's weights have the names and shapes of this one's."""
-    buffers = dict(engine.module.named_buffers())
-    before = {name: shape for name, shape in _saved_shapes(saved).items() if name not in buffers}
+    """Check that a saved engine's trained weights have the names and shapes of this one's."""
     now = {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in engine.module.named_parameters()
+        if parameter.requires_grad
+    }
+    # DeepSpeed records the shapes of other weights under some stages only.
+    others = dict(engine.module.named_buffers()) | dict(engine.module.named_parameters())
+    before = {
+        name: shape for name, shape in _saved_shapes(saved).items() if name in now or name not in others
     }
     different = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     if different:

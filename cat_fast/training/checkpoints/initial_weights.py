@@ -46,8 +46,8 @@ def load_initial_weights(model: nn.Module, folder: str, free: Collection[str]) -
             "the settings and data of that run, or train from scratch with initial_weights=''"
         )
     with torch.no_grad():
-        own = dict(model.named_parameters())
-        for name, value in trained.named_parameters():
+        own = model.state_dict()  # with buffers, such as the codebook of a vector quantiser
+        for name, value in trained.state_dict().items():
             own[name].copy_(value)
     return weights_digest(Path(folder))
 

@@ -19,7 +19,7 @@ def load_run(path: str, overrides: list[str]) -> RunConfig:
     """
     values = read_yaml(path)
     # Imported here because it imports torch: a missing file is reported without that delay.
-    from cat_fast.training.config.settings import RUNS
+    from cat_fast.training.config.runs import RUNS
 
     kind = values.get("task")
     if kind not in RUNS:

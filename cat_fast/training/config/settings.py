@@ -2,7 +2,7 @@
 
 import importlib.util
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, RATIO_SIGNALS
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds
@@ -183,7 +183,7 @@ class RunConfig:
 
     zero_stages: ClassVar[tuple[int, ...]] = ZERO_STAGES
     task: str
-    """Model to train: `tokenizer`, `generator` or `probe`."""
+    """Model to train, a key of `cat_fast.training.config.runs.RUNS`, such as `tokenizer` or `generator`."""
     output_dir: str
     """Folder for checkpoints, logs and the trained model."""
     seed: int = 0
@@ -392,6 +392,22 @@ class ImageDataConfig:
         require(0 <= self.colour_jitter < 1, f"data.colour_jitter: {self.colour_jitter} is not within [0, 1)")
 
 
+class ImageRun(Protocol):
+    """Settings that a run needs to read images."""
+
+    @property
+    def data(self) -> ImageDataConfig: ...
+
+    @property
+    def sampler(self) -> RatioSamplerConfig: ...
+
+    @property
+    def logging(self) -> LoggingConfig: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
 @dataclass(kw_only=True)
 class DiscriminatorConfig:
     """Settings of the patch discriminator and its optimizer."""
@@ -571,6 +587,3 @@ class ProbeRun(RunConfig):
             self.accumulation_steps == 1,
             f"accumulation_steps: {self.accumulation_steps}: a probe's batch is data.batch_size; set it to 1",
         )
-
-
-RUNS: dict[str, type[RunConfig]] = {"tokenizer": TokenizerRun, "generator": GeneratorRun, "probe": ProbeRun}

@@ -1,6 +1,7 @@
 """Log of evaluations during a run: evaluation.jsonl, trackers, and evaluation.png, a panel per metric."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,23 +68,25 @@ def summarize_evaluations(folder: Path, training_seconds: float) -> dict[str, An
 
 
 def plot(records: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw every metric against steps, one line per ratio."""
+    """Draw every metric against steps, one line per ratio (`psnr_8x`) or size (`psnr_64px`)."""
     from matplotlib.figure import Figure
 
     lines: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         for name, value in record.items():
-            metric, _, ratio = name.rpartition("_")
+            found = re.fullmatch(r"(.+)_(\d+(?:x|px))", name)
+            metric, label = found.groups() if found else (name, "")
             if name not in ("step", SECONDS):
-                lines[metric][ratio].append((record["step"] + 1, value))
+                lines[metric][label].append((record["step"] + 1, value))
     figure = Figure(figsize=(5 * len(lines), 4), layout="constrained")
-    for ax, (metric, ratios) in zip(
+    for ax, (metric, labels) in zip(
         figure.subplots(1, len(lines), squeeze=False)[0], lines.items(), strict=True
     ):
-        for ratio, places in sorted(ratios.items(), key=lambda item: int(item[0].removesuffix("x"))):
-            ax.plot(*zip(*places, strict=True), marker=".", label=ratio)
+        for label, places in sorted(labels.items(), key=lambda item: int(item[0].rstrip("px") or 0)):
+            ax.plot(*zip(*places, strict=True), marker=".", label=label)
         ax.set_title(metric.replace("_", " "))
         ax.set_xlabel("steps")
         ax.grid(alpha=0.3)
-        ax.legend()
+        if any(labels):
+            ax.legend()
     figure.savefig(path, dpi=100, format="png")

@@ -24,6 +24,6 @@ def set_determinism(deterministic: bool) -> None:
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # only for tests, and it takes time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only for tests, and it takes time
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

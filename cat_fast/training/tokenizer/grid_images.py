@@ -15,7 +15,7 @@ from cat_fast.data.streams.formats.problems import ProblemLog
 from cat_fast.data.streams.held_out import HeldOut
 from cat_fast.data.streams.plan import spread
 from cat_fast.errors import UserError
-from cat_fast.training.config.settings import TokenizerRun
+from cat_fast.training.config.settings import ImageRun
 from cat_fast.training.metrics.reconstruction_grid import GridImages
 from cat_fast.training.tokenizer.image_source import make_held_out, open_shards
 
@@ -23,7 +23,7 @@ SHARDS_SEARCHED = 16
 """Number of shards to search for held-out images, spread over the dataset."""
 
 
-def grid_images(config: TokenizerRun, count: int | None = None) -> GridImages:
+def grid_images(config: ImageRun, count: int | None = None) -> GridImages:
     """Read images of a run for grids and evaluations, the same ones at every step and after resuming.
 
     Args:

@@ -30,13 +30,13 @@ from cat_fast.data.streams.held_out import HeldOut, TrainingShards
 from cat_fast.data.streams.plan import SHARDS_COUNTED, Mix, count_mix
 from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
-from cat_fast.training.config.settings import ImageDataConfig, TokenizerRun
+from cat_fast.training.config.settings import ImageDataConfig, ImageRun, TokenizerRun
 from cat_fast.training.runtime.collective_errors import on_each, on_main, raise_together
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer.measure_cost import load_costs
 
 
-def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
+def make_source(config: ImageRun, ranks: Ranks) -> StreamSource:
     """Collective: create the image source that a configuration describes.
 
     Raises:
@@ -56,7 +56,7 @@ def make_source(config: TokenizerRun, ranks: Ranks) -> StreamSource:
     mix = _mix(config, shards, tally, ranks)
     if ranks.is_main and (notice := _spending_notice(config, shards, tally, mix)):
         print(notice, flush=True)
-    costs = load_costs(config, ranks)
+    costs = load_costs(config, ranks) if isinstance(config, TokenizerRun) else None
     return StreamSource(
         shards,
         None if sampler.pool == "all" else _rating(data, policy),
@@ -96,7 +96,7 @@ def loader_amounts(batches: Sequence[ImageBatch], world_size: int) -> dict[str, 
     }
 
 
-def _make_record_shards(config: TokenizerRun, ranks: Ranks) -> RecordShards:
+def _make_record_shards(config: ImageRun, ranks: Ranks) -> RecordShards:
     """Collective: return the records to train on, with JPEG-based ratios if configured."""
     data, sampler = config.data, config.sampler
     records = on_each(lambda: _records(config), ranks)
@@ -106,7 +106,7 @@ def _make_record_shards(config: TokenizerRun, ranks: Ranks) -> RecordShards:
     return RecordShards(records)
 
 
-def _records(config: TokenizerRun) -> list[ImageRecord]:
+def _records(config: ImageRun) -> list[ImageRecord]:
     """Return the records of the index that are not held out."""
     index, held_out = config.data.index, make_held_out(config)
     records = load_index(index)
@@ -118,13 +118,13 @@ def _records(config: TokenizerRun) -> list[ImageRecord]:
     return kept
 
 
-def _open_training_shards(config: TokenizerRun, problems: ProblemLog) -> ShardSet:
+def _open_training_shards(config: ImageRun, problems: ProblemLog) -> ShardSet:
     """Return the shards to train on, without their held-out images."""
     shards, held_out = open_shards(config.data, problems), make_held_out(config)
     return shards if held_out is None else TrainingShards(shards, held_out)
 
 
-def _mix(config: TokenizerRun, shards: ShardSet, tally: OriginTally, ranks: Ranks) -> Mix:
+def _mix(config: ImageRun, shards: ShardSet, tally: OriginTally, ranks: Ranks) -> Mix:
     """Collective: return the configured shares of the ratios, or else those of the data.
 
     On rank 0, `tally` counts the origins of the ratios that are counted.
@@ -145,7 +145,7 @@ def _mix(config: TokenizerRun, shards: ShardSet, tally: OriginTally, ranks: Rank
     return Mix(configured) if configured else own
 
 
-def make_held_out(config: TokenizerRun) -> HeldOut | None:
+def make_held_out(config: ImageRun) -> HeldOut | None:
     """Return the set of images to hold out of training; None if all are trained on."""
     share = config.data.effective_held_out_share
     return HeldOut(share, config.seed) if share else None
@@ -170,7 +170,7 @@ def open_shards(data: ImageDataConfig, problems: ProblemLog) -> ShardSet:
     return IndexShards(data.index, problems, score_records)
 
 
-def ratio_rule(config: TokenizerRun) -> dict[str, Any] | None:
+def ratio_rule(config: ImageRun) -> dict[str, Any] | None:
     """Return the rule that chooses ratios, as JSON; None if each image is used at every ratio."""
     data = config.data
     if config.sampler.pool == "all" and config.sampler.shares:
@@ -187,7 +187,7 @@ def _uses_jpeg_size(data: ImageDataConfig) -> bool:
     return data.ratios_from == "jpeg" or data.stream.unscored == "jpeg"
 
 
-def _spending_notice(config: TokenizerRun, shards: ShardSet, tally: OriginTally, mix: Mix) -> str | None:
+def _spending_notice(config: ImageRun, shards: ShardSet, tally: OriginTally, mix: Mix) -> str | None:
     """Return the notice of `spending_notice` if scores decide the ratios of this run."""
     data = config.data
     if data.ratios_from == "jpeg" or (config.sampler.pool == "all" and config.sampler.shares):

@@ -4,7 +4,7 @@ import pytest
 
 from cat_fast.config import fill
 from cat_fast.errors import UserError
-from cat_fast.training.config.settings import RUNS
+from cat_fast.training.config.runs import RUNS
 
 BASE = {"output_dir": "somewhere"}
 

@@ -1,0 +1,66 @@
+"""Evaluation of the semantic branch on held-out pairs during its run."""
+
+import time
+
+import torch
+import torch.nn.functional as F
+
+from cat_fast.dual_token.codebook import usage
+from cat_fast.dual_token.semantic.model import SemanticModel
+from cat_fast.dual_token.semantic.text_target import TextTarget
+from cat_fast.training.config.dual_token import PairDataConfig
+from cat_fast.training.dual_token.pairs import held_out_pairs
+from cat_fast.training.metrics.held_out_evaluation import SECONDS
+
+CANDIDATES = 100
+"""Number of held-out pairs among which an image's text is retrieved; fewer if there are fewer."""
+_BATCH = 32
+
+
+class SemanticEvaluation:
+    """Held-out pairs with different captions."""
+
+    def __init__(self, data: PairDataConfig, count: int, target: TextTarget, device: torch.device) -> None:
+        self.images, captions = held_out_pairs(data, max(count, CANDIDATES))
+        self.texts = [states.to(device) for states in target.states(captions)]
+        self.device = device
+
+    @torch.no_grad()
+    def evaluate(self, model: SemanticModel, stage: str) -> dict[str, float]:
+        """Return the metrics of a stage.
+
+        Contrastive: retrieval at rank 1. Codes: the mean cosine similarity of decoded and true embeddings,
+        and of predicted and true states, and the use of the codebook.
+        """
+        started = time.perf_counter()
+        found = self._evaluate(model, stage)
+        return found | {SECONDS: round(time.perf_counter() - started, 4)}
+
+    def _evaluate(self, model: SemanticModel, stage: str) -> dict[str, float]:
+        batches = [batch.to(self.device) for batch in self.images.split(_BATCH)]
+        if stage == "contrastive":
+            images = torch.cat([model.embed_images(batch) for batch in batches])[:CANDIDATES]
+            texts = model.embed_texts(self.texts[:CANDIDATES])
+            best = (images @ texts.T).argmax(1)
+            right = (best == torch.arange(len(images), device=best.device)).float().mean().item()
+            return {"held_out/retrieval_at_1": right, "held_out/candidates": float(len(images))}
+        counts = torch.zeros(model.codebook_size, dtype=torch.int64)
+        decoded, states = [], []
+        for batch in batches:
+            embeddings = model.causal_embeddings(batch)
+            codes = model.quantizer.nearest(model.to_code(embeddings))
+            back = model.code_decoder(model.quantizer.lookup(codes))
+            decoded.append(F.cosine_similarity(back, embeddings, dim=-1).mean(1))
+            states += list(model.reverse(back)[0])
+            counts += torch.bincount(codes.flatten().cpu(), minlength=model.codebook_size)
+        similar = [
+            F.cosine_similarity(own[: len(text)], text, dim=-1).mean()
+            for own, text in zip(states, self.texts, strict=True)
+        ]
+        used = usage(counts)
+        return {
+            "held_out/embedding_cosine": torch.cat(decoded).mean().item(),
+            "held_out/state_cosine": torch.stack(similar).mean().item(),
+            "held_out/codes_used": used.share,
+            "held_out/perplexity": used.perplexity,
+        }

@@ -1,0 +1,172 @@
+"""Stages of the semantic branch: ranks, resume, what each stage changes, evaluation and refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cat_fast.config import fill, read_yaml
+from cat_fast.dual_token.semantic.model import SemanticModel
+from cat_fast.errors import UserError
+from cat_fast.training.config.dual_token import PairDataConfig
+from cat_fast.training.config.runs import RUNS
+from cat_fast.training.dual_token.pairs import Pairs
+from cat_fast.training.runtime.ranks import Ranks
+from tests.dual_token.semantic.test_causal_qformer import SMALL
+from tests.inference.tiny_encoder import WORDS, save_encoder
+from tests.training.rank_processes import run_ranks
+
+WEIGHTS = "model/diffusion_pytorch_model.safetensors"
+Q_FORMER = ",".join(f"{key}: {value}" for key, value in SMALL.items() if key != "encoder_hidden_size")
+SIZES = [
+    "model.vision={hidden_size: 12, intermediate_size: 20, num_hidden_layers: 1, num_attention_heads: 2,"
+    " image_size: 16, patch_size: 8}",
+    f"model.qformer={{{Q_FORMER}}}",
+    f"model.reverse={{{Q_FORMER}}}",
+    "model.num_queries=4",
+    "model.code_channels=3",
+    "model.codebook_size=8",
+    "model.decoder_layers=1",
+    "model.decoder_heads=2",
+    "model.projection=6",
+    "num_states=5",
+    "data.image_size=16",
+    "data.batch_size=4",
+    "schedule.warmup_steps=1",
+    "schedule.kind=constant",
+    "optimizer.eps=0.01",
+    "codebook.revive_every_steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Ten pairs with different captions, and a text encoder."""
+    folder = tmp_path_factory.mktemp("pairs")
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(10):
+        pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        caption = " ".join([WORDS[4 + number % 7]] * (1 + number // 7))
+        lines.append(json.dumps({"path": f"{number}.png", "caption": caption}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    save_encoder(folder / "encoder")
+    return folder
+
+
+def arguments(data, out, *more):
+    return [
+        "configs/dual_token/nano_contrastive.yaml",
+        f"output_dir={out}",
+        f"data.index={data / 'pairs.jsonl'}",
+        f"data.held_out={data / 'pairs.jsonl'}",
+        f"text_target={data / 'encoder'}",
+        "evaluation.every_steps=0",
+        *SIZES,
+        *more,
+    ]
+
+
+def train(data, out, ranks, *more):
+    run_ranks("tests.training.runs:train_as_rank", ranks, *arguments(data, out, *more))
+    return load_file(out / WEIGHTS)
+
+
+def test_contrastive_stage_on_one_and_two_ranks_and_after_resuming(data, tmp_path):
+    evaluated = ["evaluation.every_steps=3"]
+    one = train(data, tmp_path / "one", 1, "schedule.total_steps=3", *evaluated)
+    two = train(data, tmp_path / "two", 2, "schedule.total_steps=3")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    train(data, tmp_path / "parts", 1, "schedule.total_steps=1", "checkpoint.every_steps=1")
+    parts = train(data, tmp_path / "parts", 1, "schedule.total_steps=3", "checkpoint.every_steps=1")
+    assert all(torch.equal(parts[name], value) for name, value in one.items())
+    (line,) = (tmp_path / "one" / "evaluation.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert 0 <= found["held_out/retrieval_at_1"] <= 1
+    assert found["held_out/candidates"] == len({json.loads(row)["caption"] for row in
+                                                (data / "pairs.jsonl").read_text().splitlines()})  # fmt: skip
+    metrics = json.loads((tmp_path / "one" / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"loss", "accuracy", "images"} <= metrics.keys()
+
+
+def test_codes_stage_starts_from_the_contrastive_model_and_keeps_it(data, tmp_path):
+    first = train(data, tmp_path / "first", 1, "schedule.total_steps=1")
+    codes = ["stage=codes", f"initial_weights={tmp_path / 'first/model'}", "train_vision=false"]
+    whole = train(data, tmp_path / "whole", 1, *codes, "schedule.total_steps=3", "evaluation.every_steps=3")
+    train(data, tmp_path / "parts", 1, *codes, "schedule.total_steps=1", "checkpoint.every_steps=1")
+    parts = train(data, tmp_path / "parts", 1, *codes, "schedule.total_steps=3", "checkpoint.every_steps=1")
+    kept = ("vision.", "causal.", "image_projection", "text_projection", "temperature")
+    for name, value in first.items():
+        assert torch.equal(parts[name], whole[name]), name
+        if name.startswith(kept):
+            assert torch.equal(whole[name], value), name
+    assert not torch.equal(whole["code_decoder.project.weight"], first["code_decoder.project.weight"])
+    assert not torch.equal(whole["quantizer.codebook"], first["quantizer.codebook"])
+    model = SemanticModel.from_pretrained(tmp_path / "whole" / "model")
+    assert model.encode(torch.zeros(1, 3, 16, 16)).shape == (1, 4)
+    found = json.loads((tmp_path / "whole" / "evaluation.jsonl").read_text())
+    assert -1 <= found["held_out/embedding_cosine"] <= 1
+    assert 0 < found["held_out/codes_used"] <= 1
+    assert "held_out/state_cosine" in found
+
+
+def test_ranks_share_the_batch(data):
+    config = PairDataConfig(index=str(data / "pairs.jsonl"), image_size=16, batch_size=4)
+    alone = Pairs(config, 3, Ranks())
+    parts = [Pairs(config, 3, Ranks(rank=rank, world_size=2)) for rank in range(2)]
+    for step in range(5):  # two batches per epoch
+        whole = alone.batch(step)
+        for rank, part in enumerate(parts):
+            own = part.batch(step)
+            assert own.texts == whole.texts
+            assert torch.equal(own.images, whole.images[rank::2])
+            assert [own.texts[i] for i in own.own.tolist()] == whole.texts[rank::2]
+    epoch = [key for step in range(2) for key in alone.batch(step).keys]
+    assert len(set(epoch)) == 8
+
+
+def test_unusable_pairs_are_refused(data, tmp_path):
+    def open_pairs(**changes):
+        settings = {"index": str(data / "pairs.jsonl"), "batch_size": 4} | changes
+        Pairs(PairDataConfig(**settings), 0, Ranks(world_size=2))
+
+    with pytest.raises(UserError, match="more than the 10 pairs"):
+        open_pairs(batch_size=12)
+    with pytest.raises(UserError, match="cannot be divided among 2 ranks"):
+        open_pairs(batch_size=5)
+    (tmp_path / "some.jsonl").write_text('{"path": "a.png", "caption": "a"}\n{"path": "b.png"}\n' * 4)
+    with pytest.raises(UserError, match="has no caption"):
+        open_pairs(index=str(tmp_path / "some.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stage=other", "stage: 'other' is not contrastive or codes"),
+        ("stage=codes", "initial_weights: the stage codes starts from"),
+        ("accumulation_steps=2", "in-batch negatives"),
+        ("logging.grid_every_steps=1", "draws no images"),
+        ("data.batch_size=1", "at least 2 pairs"),
+        ("data.image_size=x", "data.image_size"),
+        ("num_states=0", "num_states"),
+    ],
+)
+def test_invalid_settings_are_refused(override, words):
+    values = read_yaml("configs/dual_token/nano_contrastive.yaml")
+    with pytest.raises(UserError, match=words):
+        fill(RUNS["dual_semantic"], values, [override])
+
+
+@pytest.mark.parametrize("name", ["contrastive", "codes", "nano_contrastive", "nano_codes"])
+def test_configurations_build(name):
+    values = read_yaml(f"configs/dual_token/{name}.yaml")
+    run = fill(RUNS[values["task"]], values, [])
+    with torch.device("meta"):
+        model = SemanticModel(**run.model)
+    assert model.num_queries == 32
+    assert model.codebook_size >= 256
