@@ -132,11 +132,17 @@ def _against_twin(report: dict[str, Any]) -> dict[str, Any]:
         "Chosen ratios against the fixed 16x twin",
         ["held-out images", "number", "figure", "CAT - fixed 16x", "apart from zero"],
         [
-            [name, one["images"], figure, _interval(one, 3), "yes" if one["apart_from_zero"] else "no"]
+            [name, one["images"], figure, *_difference(one)]
             for name, figures in report.get("twin", {}).get("difference", {}).items()
             for figure, one in figures.items()
         ],
     )
+
+
+def _difference(one: dict[str, Any]) -> tuple[str, str]:
+    if one["images"] == 1:
+        return f"{one['mean']:.3f}", "one image"
+    return _interval(one, 3), "yes" if one["apart_from_zero"] else "no"
 
 
 def _table(title: str, header: list[str], rows: list[list[Any]]) -> dict[str, Any]:
