@@ -54,11 +54,10 @@ def sections(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, st
             yield name, f"Measured on {where}, {about.get('date', 'no date')}.", case_table(content)
         else:
             figures = {k: v for k, v in content.items() if isinstance(v, int | float | str)}
-            yield (
-                name,
-                about.get("date", ""),
-                (("figure", "value"), [(k, _cell(v)) for k, v in figures.items()]),
-            )
+            if not figures:
+                continue
+            scalars: list[Sequence[str]] = [(key, _cell(value)) for key, value in figures.items()]
+            yield name, about.get("date", ""), (("figure", "value"), scalars)
 
 
 def case_table(content: Mapping[str, Any]) -> Table:

@@ -74,6 +74,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="loader", minutes=5),
         Job(name="scoring", minutes=1),
         Job(name="startup", minutes=3),
+        Job(name="checkpoints", minutes=2),
         Job(name="serving", minutes=120),
         Job(name="gpu_static", minutes=5),
     ),

@@ -94,6 +94,7 @@ def report():
 
 
 def check(value, **more):
+    """Return a file in the form of `benchmarks.gpu_check`."""
     figures = {"adaln.forward.milliseconds": {"value": value, "dtype": "bfloat16"}}
     return {"machine": {"gpu": "NVIDIA H200"}, "blocks": {"kernels": {"figures": figures}}, **more}
 
