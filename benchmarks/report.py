@@ -48,7 +48,8 @@ def sections(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, st
             note = (
                 "Bounds and predictions from data sheets; nothing here was measured but in columns named so."
             )
-            yield "Bounds on GPUs", note, "\n".join(roofline.lines(content))
+            tables = [*roofline.lines(content), "", *roofline.compiled_lines(content)]
+            yield "Bounds on GPUs", note, "\n".join(tables)
         elif any("seconds" in case for case in content.get("cases", {}).values()):
             where = machine_slug(about) if "cpu" in about else "an unnamed machine"
             yield name, f"Measured on {where}, {about.get('date', 'no date')}.", case_table(content)

@@ -215,6 +215,41 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def compiled_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of the compiled kernels, each at the case with the most registers, for sm_90."""
+    worst: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for op, rows in report["compiled"].items():
+        for row in rows:
+            if row["architecture"] != 90:
+                continue
+            known = worst.setdefault((op, row["name"]), row)
+            if row["registers"] > known["registers"]:
+                worst[op, row["name"]] = row
+    yield from _table(
+        ["kernel", "case", "registers", "occupancy", "instructions"],
+        [
+            [
+                f"`{op}` `{name}`",
+                row["case"],
+                f"{row['registers']}",
+                f"{row['occupancy']:.0%}",
+                instruction_shares(row["instructions"]),
+            ]
+            for (op, name), row in worst.items()
+        ],
+    )
+
+
+def instruction_shares(counts: Mapping[str, int] | None) -> str:
+    """Format the classes of instructions by their shares, the largest first, without those below 1 %."""
+    if counts is None:
+        return "not counted"
+    total = sum(counts.values())
+    shares = {kind: count / total for kind, count in counts.items() if count >= 0.01 * total}
+    ordered = sorted(shares.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in ordered)
+
+
 def _times(row: Mapping[str, Any], gpus: Sequence[str], measured: bool) -> list[str]:
     cells = [f"{row[what][gpu]:.3g}" for gpu in gpus for what in ("bound_ms", "predicted_ms")]
     if measured:
@@ -248,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print_error(error)
         return 2
-    text = "\n".join(lines(report)) + "\n"
+    text = "\n".join([*lines(report), "", *compiled_lines(report)]) + "\n"
     print(text, end="")
     if given.json:
         with atomic_write(given.json) as part:
