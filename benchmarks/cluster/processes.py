@@ -100,7 +100,8 @@ def _run_ranks(command: Sequence[str], ranks: int) -> str:
         for rank in range(ranks):
             variables = {
                 "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu",
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu",
             }  # fmt: skip
             environment = os.environ | {name: str(value) for name, value in variables.items()}
             output, errors = (
