@@ -108,6 +108,7 @@ def encode_shards(
         count_labels,
         open_images,
         prepare_folder,
+        recorded_dtype,
         summarize_finished,
         work_units,
     )
@@ -128,7 +129,7 @@ def encode_shards(
         batch_size=batch_size,
         format=shard_format,
         image=image,
-        dtype=_dtype(dtype, device, out),
+        dtype=(recorded_dtype(out) if dtype == "auto" else None) or _find_dtype(dtype, device),
     )
     tokenizer, identity = None, recorded_identity(out, checkpoint)
     if identity is None:
@@ -167,31 +168,22 @@ def encode_shards(
         raise typer.Exit(1)
 
 
+def _find_dtype(dtype: str, device: str) -> str:
+    """Return the dtype that an option selects on a device."""
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype, option_of
+
+    return option_of(find_dtype(dtype, find_device(device)))
+
+
 def _load_tokenizer(checkpoint: Path, device: str, dtype: str, workers: int) -> "NestedAutoencoderKL":
     """Load the tokenizer; processes load their own, so that it stays on the CPU in this one."""
     from cat_fast.models.device import find_device
     from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
-    found = find_dtype(
-        dtype, find_device(device)
-    )  # also reports an unusable device before starting processes
-    return load_tokenizer(checkpoint, "cpu" if workers > 1 else device, found)
-
-
-def _dtype(name: str, device: str, out: Path) -> str:
-    """Return the dtype of --dtype; auto is that of an existing folder, which has one dtype."""
-    from cat_fast.inference.encoding.shard_plan import recorded_dtype
-
-    if name != "auto":
-        return name
-    if (recorded := recorded_dtype(out)) is not None:
-        return recorded  # without importing torch
-
-    from cat_fast.models.device import find_device
-    from cat_fast.models.execution import find_dtype, option_of
-
-    return option_of(find_dtype(name, find_device(device)))
+    own = "cpu" if workers > 1 else device
+    return load_tokenizer(checkpoint, own, find_dtype(dtype, find_device(own)))
 
 
 def _encode(

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+KINDS = ("ema", "gradient")
 _CHUNK = 1 << 24
 """Maximum number of distances computed at a time."""
 
@@ -54,21 +55,26 @@ class VectorQuantizer(nn.Module):
     code whose value falls below a limit is dead, and `update` replaces it by a vector of the batch.
 
     Args:
-        ema: True moves each code to the exponential moving average of its vectors (van den Oord et al.,
-            2017, appendix A); False trains the codes by the gradient of `Quantized.codebook`.
+        kind: `ema` moves each code to the exponential moving average of its vectors (van den Oord et al.,
+            2017, appendix A); `gradient` trains the codes by the gradient of `Quantized.codebook`.
+
+    Raises:
+        ValueError: fewer than two codes, or an unknown kind.
     """
 
     codebook: Tensor
     cluster_size: Tensor
     cluster_sum: Tensor
 
-    def __init__(self, size: int, dim: int, ema: bool = True) -> None:
+    def __init__(self, size: int, dim: int, kind: str = "ema") -> None:
         super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"codebook: expected {' or '.join(KINDS)}, got {kind!r}")
         if size < 2 or dim < 1:
             raise ValueError(f"codebook: expected at least 2 codes of 1 feature, got {size} of {dim}")
-        self.size, self.dim, self.ema = size, dim, ema
+        self.size, self.dim, self.ema = size, dim, kind == "ema"
         codebook = torch.randn(size, dim) / dim**0.5
-        if ema:
+        if self.ema:
             self.register_buffer("codebook", codebook)
             self.register_buffer("cluster_sum", torch.zeros(size, dim))
         else:

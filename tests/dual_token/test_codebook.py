@@ -10,7 +10,7 @@ from cat_fast.dual_token.codebook import Statistics, VectorQuantizer, usage
 
 def quantizer(size=7, dim=3, ema=True):
     torch.manual_seed(0)
-    return VectorQuantizer(size, dim, ema)
+    return VectorQuantizer(size, dim, "ema" if ema else "gradient")
 
 
 @pytest.mark.parametrize("ema", [True, False])
@@ -111,3 +111,5 @@ def test_usage():
 def test_impossible_sizes_are_refused():
     with pytest.raises(ValueError, match="at least 2 codes"):
         VectorQuantizer(1, 4)
+    with pytest.raises(ValueError, match="expected ema or gradient"):
+        VectorQuantizer(4, 4, "lfq")

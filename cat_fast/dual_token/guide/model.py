@@ -31,8 +31,6 @@ from cat_fast.tokenizer.blocks import DownBlock, GroupNorm, MidBlock
 from cat_fast.weights.checked_model import CheckedModel
 from cat_fast.weights.fingerprint import fingerprint
 
-CODEBOOKS = ("ema", "gradient")
-
 
 class GuideOutput(NamedTuple):
     """Result of a forward pass in training."""
@@ -81,8 +79,6 @@ class GuideModel(CheckedModel):
     ) -> None:
         super().__init__()
         _check_widths(block_out_channels, decoder_out_channels, norm_num_groups)
-        if codebook not in CODEBOOKS:
-            raise ValueError(f"codebook: expected {' or '.join(CODEBOOKS)}, got {codebook!r}")
         self.stride = 2 ** (len(block_out_channels) - 1)
         """Pixels of the encoder's input per code, per side."""
         self.scale = 2 ** (len(decoder_out_channels) - 1)
@@ -91,7 +87,7 @@ class GuideModel(CheckedModel):
         self.encoder = GuideEncoder(
             block_out_channels, layers_per_block, attention_levels, mid, groups, code_channels
         )
-        self.quantizer = VectorQuantizer(codebook_size, code_channels, ema=codebook == "ema")
+        self.quantizer = VectorQuantizer(codebook_size, code_channels, codebook)
         self.decoder = GuideDecoder(decoder_out_channels, layers_per_block + 1, mid, groups, code_channels)
 
     @property

@@ -44,7 +44,7 @@ def load_blip2(model: SemanticModel, name: str) -> None:
         vision = _load(Blip2VisionModel, folder, config.vision_config, "vision_model")
         qformer = _load(Blip2QFormerModel, folder, config.qformer_config, "qformer")
         queries = _read_queries(folder)
-        model.vision.load_state_dict(vision)
+        model.vision_model.load_state_dict(vision)
         model.causal.qformer.load_state_dict(qformer)
         with torch.no_grad():
             model.causal.query_tokens.copy_(queries)

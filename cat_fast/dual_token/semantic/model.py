@@ -94,18 +94,20 @@ class SemanticModel(CheckedModel):
         text_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
-        self.vision = Blip2VisionModel(Blip2VisionConfig(**(vision or {})))
-        own = Blip2QFormerConfig(**{"encoder_hidden_size": self.vision.config.hidden_size, **(qformer or {})})
+        self.vision_model = Blip2VisionModel(Blip2VisionConfig(**(vision or {})))
+        own = Blip2QFormerConfig(
+            **{"encoder_hidden_size": self.vision_model.config.hidden_size, **(qformer or {})}
+        )
         self.causal = CausalQFormer(own, num_queries)
         width = own.hidden_size
         self.image_projection = nn.Linear(width, projection)
         self.text_projection = nn.Linear(text_width, projection)
-        self.temperature = Temperature(temperature, learned_temperature)
+        self.contrastive_temperature = Temperature(temperature, learned_temperature)
         self.to_code = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, code_channels))
-        self.quantizer = VectorQuantizer(codebook_size, code_channels, ema=codebook == "ema")
+        self.quantizer = VectorQuantizer(codebook_size, code_channels, codebook)
         self.code_decoder = CodeDecoder(code_channels, width, num_queries, decoder_layers, decoder_heads)
         back = Blip2QFormerConfig(**{"encoder_hidden_size": width, **(reverse or {})})
-        self.reverse = ReverseQFormer(back, num_states, text_width, variable_length)
+        self.reverse_qformer = ReverseQFormer(back, num_states, text_width, variable_length)
 
     @property
     def num_queries(self) -> int:
@@ -117,10 +119,10 @@ class SemanticModel(CheckedModel):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return features (B, N, C) of images (B, 3, H, W) in [-1, 1], resized to the ViT's square."""
-        side: int = self.vision.config.image_size  # type: ignore[assignment]
+        side: int = self.vision_model.config.image_size  # type: ignore[assignment]
         x = resize(images, (side, side)) / 2 + 0.5
         mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
-        return self.vision(pixel_values=(x - mean) / std).last_hidden_state
+        return self.vision_model(pixel_values=(x - mean) / std).last_hidden_state
 
     def causal_embeddings(self, images: Tensor) -> Tensor:
         """Return causal embeddings (B, 32, D) of images (B, 3, H, W) in [-1, 1]."""
@@ -143,7 +145,7 @@ class SemanticModel(CheckedModel):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Tensor]:
         """Return the text states (n, T) of each row of codes (B, 32)."""
-        states, lengths = self.reverse(self.code_decoder(self.quantizer.lookup(codes)))
+        states, lengths = self.reverse_qformer(self.code_decoder(self.quantizer.lookup(codes)))
         if lengths is None:
             return list(states)
         return [own[: int(count) + 1] for own, count in zip(states, lengths.argmax(1), strict=True)]
@@ -162,13 +164,13 @@ class SemanticModel(CheckedModel):
         if stage == "contrastive":
             assert own is not None
             embeddings, all_texts = self.embed_images(images), self.embed_texts(texts)
-            return ContrastiveLoss(*info_nce(embeddings, all_texts, own, self.temperature()))
+            return ContrastiveLoss(*info_nce(embeddings, all_texts, own, self.contrastive_temperature()))
         with torch.no_grad():
             embeddings = self.causal_embeddings(images)
         features = self.to_code(embeddings)
         quantized = self.quantizer(features)
         decoded = self.code_decoder(quantized.values)
-        states, lengths = self.reverse(decoded)
+        states, lengths = self.reverse_qformer(decoded)
         mse, entropy, similarity = state_loss(states, lengths, texts)
         return CodeLoss(cosine_loss(decoded, embeddings), mse, entropy, similarity, features, quantized)
 
@@ -179,19 +181,19 @@ class SemanticModel(CheckedModel):
             with_vision: train the ViT, too, in the contrastive stage, if it is not a pretrained one.
         """
         if stage == "contrastive":
-            vision: list[nn.Module] = [self.vision] if with_vision else []
+            vision: list[nn.Module] = [self.vision_model] if with_vision else []
             return [
                 *vision,
                 self.causal,
                 self.image_projection,
                 self.text_projection,
-                self.temperature,
+                self.contrastive_temperature,
             ]
-        return [self.to_code, self.quantizer, self.code_decoder, self.reverse]
+        return [self.to_code, self.quantizer, self.code_decoder, self.reverse_qformer]
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that identify the weights that codes depend on, and the config."""
         settings = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        parts = ("vision.", "causal.", "to_code.", "quantizer.codebook")
+        parts = ("vision_model.", "causal.", "to_code.", "quantizer.codebook")
         state = {name: value for name, value in self.state_dict().items() if name.startswith(parts)}
         return fingerprint(settings, state)

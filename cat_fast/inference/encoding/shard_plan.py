@@ -180,6 +180,13 @@ def open_images(source: str, image: str = "") -> ShardSet:
     return IndexShards(path)
 
 
+def recorded_dtype(out: Path) -> str | None:
+    """Return the dtype in which the latents of a folder are encoded; None if there are none yet."""
+    if not (out / HEADER).is_file():
+        return None
+    return read_json(out / HEADER).get("dtype") or "fp32"
+
+
 def prepare_folder(
     settings: EncodeShardsSettings,
     images: ShardSet,
@@ -223,12 +230,6 @@ def prepare_folder(
     claim_latents(settings.out, header | {INPUT_SHARDS: len(images.names)})
     check.claim()
     return classes
-
-
-def recorded_dtype(folder: Path) -> str | None:
-    """Return the dtype of the latents in a folder, or None without latents."""
-    header = folder / HEADER
-    return (read_json(header).get("dtype") or "fp32") if header.is_file() else None
 
 
 def count_labels(settings: EncodeShardsSettings, images: ShardSet) -> OriginTally:

@@ -102,8 +102,8 @@ class GuideTask:
             [f"{format_grid(grid)}, {batch.count} images" for batch in self._batches]
         )
         images = sum(batch.count for batch in self._batches)
-        amounts = {"images": images, "tokens": images * grid[0] * grid[1]}
-        amounts |= loader_amounts(self._batches, self.ranks.world_size)  # type: ignore[arg-type]
+        amounts: dict[str, float] = {"images": images, "tokens": images * grid[0] * grid[1]}
+        amounts |= loader_amounts(self._batches, self.ranks.world_size)
         return [amounts[name] for name in self.amounts]
 
     def undraw(self) -> None:

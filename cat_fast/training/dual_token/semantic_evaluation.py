@@ -51,7 +51,7 @@ class SemanticEvaluation:
             codes = model.quantizer.nearest(model.to_code(embeddings))
             back = model.code_decoder(model.quantizer.lookup(codes))
             decoded.append(F.cosine_similarity(back, embeddings, dim=-1).mean(1))
-            states += list(model.reverse(back)[0])
+            states += list(model.reverse_qformer(back)[0])
             counts += torch.bincount(codes.flatten().cpu(), minlength=model.codebook_size)
         similar = [
             F.cosine_similarity(own[: len(text)], text, dim=-1).mean()

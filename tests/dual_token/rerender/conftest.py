@@ -21,7 +21,7 @@ WIDTH, LENGTH = 16, 12
 def stable_diffusion(tmp_path_factory):
     """Folder of a `StableDiffusionPipeline` with random weights, at 16 px."""
     root = tmp_path_factory.mktemp("sd")
-    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "r", "e", "d</w>", "red</w>"]
+    words = ["<|startoftext|>", "<|endoftext|>", "a</w>", "r", "e", "re", "d</w>", "red</w>"]
     (root / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (root / "merges.txt").write_text("#version: 0.2\nr e\nre d</w>\n")
     tokenizer = CLIPTokenizer(

@@ -39,7 +39,7 @@ def test_embedding_i_ignores_later_queries(implementation, i):
     after = model(features)
     torch.testing.assert_close(after[:, : i + 1], before[:, : i + 1], rtol=1e-5, atol=1e-5)
     if i < 5:
-        assert (after[:, i + 1 :] - before[:, i + 1 :]).abs().amax() > 1e-2
+        assert (after[:, i + 1 :] - before[:, i + 1 :]).abs().amax() > 1e-4
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

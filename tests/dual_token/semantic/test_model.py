@@ -48,7 +48,7 @@ def test_images_are_normalised_as_blip2s():
     model = tiny_semantic()
     white = torch.ones(1, 3, 32, 32)
     expected = torch.stack([torch.full((32, 32), (1 - m) / s) for m, s in zip(MEAN, STD, strict=True)])
-    direct = model.vision(pixel_values=expected[None]).last_hidden_state
+    direct = model.vision_model(pixel_values=expected[None]).last_hidden_state
     torch.testing.assert_close(model.image_features(white), direct)
     assert model.image_features(white).shape == (1, 17, 12)
 
@@ -113,7 +113,7 @@ def test_weights_of_a_blip2_folder(tmp_path):
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         theirs = published.vision_model(pixel_values=pixels).last_hidden_state
-        torch.testing.assert_close(model.vision(pixel_values=pixels).last_hidden_state, theirs)
+        torch.testing.assert_close(model.vision_model(pixel_values=pixels).last_hidden_state, theirs)
         queries = published.query_tokens.expand(2, -1, -1)
         hidden = published.qformer(query_embeds=queries, encoder_hidden_states=theirs).last_hidden_state
         ours = model.causal.qformer(query_embeds=queries, encoder_hidden_states=theirs).last_hidden_state
