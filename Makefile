@@ -7,11 +7,14 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')
 
+# Hides GPUs, so that Triton kernels run in the interpreter, as on machines without a GPU.
+ON_CPU := CUDA_VISIBLE_DEVICES=
+
 # Stamp files: the environment with its dependencies, and the package built into it.
 ENVIRONMENT := $(VENV)/.environment
 PACKAGE := $(VENV)/.package
 
-.PHONY: help install demo test test-slow test-gpu bench-kernels bench-autoencoder bench-packing bench-serving nano-report gpu-nano lint build clean
+.PHONY: help install demo test test-slow test-gpu bench bench-quick bench-kernels bench-autoencoder bench-packing bench-serving nano-report gpu-nano gpu-check lint build clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
@@ -23,23 +26,30 @@ demo: $(PACKAGE) ## Show the shipped models, and train at toy size; writes runs/
 	$(BIN)/cat-fast demo --out runs/demo
 	$(BIN)/cat-fast demo --train --quick --out runs/demo
 
-test: $(PACKAGE) ## Run the fast tests, on WORKERS processes (2)
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --durations 25
+test: $(PACKAGE) ## Run the fast tests on the CPU, on WORKERS processes (2)
+	$(ON_CPU) $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses $(WORKERS) --durations 25
 
 test-slow: $(PACKAGE) ## Run tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(ON_CPU) $(BIN)/python -m pytest -m "slow and not gpu"
 
 test-gpu: $(PACKAGE) ## Run tests that require a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-bench-kernels: $(PACKAGE) ## Measure the operators; writes benchmarks/results/kernels.json
-	$(BIN)/python -m benchmarks.kernels --json benchmarks/results/kernels.json
+bench: $(PACKAGE) ## Run all benchmarks of this machine, four hours on two cores; writes runs/bench and its report
+	$(BIN)/python -m benchmarks.run --suite cpu --out runs/bench
+	$(BIN)/python -m benchmarks.report runs/bench
+
+bench-quick: $(PACKAGE) ## Compare counted figures with benchmarks/expected.json, four minutes
+	$(BIN)/python -m benchmarks.quick
+
+bench-kernels: $(PACKAGE) ## Measure the operators; writes runs/bench
+	$(BIN)/python -m benchmarks.run --only kernels --out runs/bench
 
 bench-autoencoder: $(PACKAGE) ## Measure the tokenizer at the paper's size, an hour; see docs/models.md
-	$(BIN)/python -m benchmarks.autoencoder --json benchmarks/results/autoencoder.json
+	$(BIN)/python -m benchmarks.run --only autoencoder --out runs/bench
 
 bench-packing: $(PACKAGE) ## Measure training on packed images against other ways to batch, half an hour
-	$(BIN)/python -m benchmarks.packing --json benchmarks/results/packing.json
+	$(BIN)/python -m benchmarks.run --only packing --out runs/bench
 
 CORPUS ?= runs/corpus
 
@@ -51,8 +61,14 @@ gpu-nano: $(PACKAGE) ## Train larger nano models on a GPU, about ten minutes; wr
 	test -e $(CORPUS)/corpus.json || $(BIN)/cat-fast data corpus --out $(CORPUS)
 	scripts/launch/gpu_nano.sh $(CORPUS)
 
+# Without the stamp files: the check uses the machine's own python3, and no network.
+gpu-check: ## Test and measure everything on a GPU within eight minutes; writes OUT (runs/gpu_check)
+	python3 -m benchmarks.gpu_check --out $(OUT)
+
+OUT ?= runs/gpu_check
+
 bench-serving: $(PACKAGE) ## Measure serving against other schedulers, two hours; see docs/inference.md
-	$(BIN)/python -m benchmarks.serving --json benchmarks/results/serving.json
+	$(BIN)/python -m benchmarks.run --only serving --out runs/bench
 
 lint: $(PACKAGE) ## Check style, formatting and types
 	$(BIN)/ruff check

@@ -35,7 +35,8 @@ CXX_FLAGS = [
 ]
 NVCC_FLAGS = ["-O3", "-std=c++20", "-lineinfo", "-Xptxas=-v", "-Xcompiler=-fvisibility=hidden"]
 STABLE_ABI_FLAG = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # torch 2.10
-DEFAULT_ARCHITECTURES = "8.0;9.0a"  # A100 and H100
+DEFAULT_ARCHITECTURES = ("8.0", "9.0+PTX")
+"""A100 and H100; newer GPUs compile the PTX when the kernels are loaded."""
 
 
 def main() -> None:
@@ -58,7 +59,6 @@ def native_extensions() -> dict:
     cuda_home = find_toolkit()
     if cuda_home is not None:
         os.environ["CUDA_HOME"] = str(cuda_home)  # read by torch when its cpp_extension is imported
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES)
     # pip may run without the environment's bin folder, which contains ninja, on PATH.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if shutil.which("ninja") is None:
@@ -89,18 +89,42 @@ def native_extensions() -> dict:
     )
     extensions = [bindings, ops]
     if build_cuda(torch.version.cuda, cuda_home):
+        architectures = os.environ.setdefault(
+            "TORCH_CUDA_ARCH_LIST", architectures_for(local_capabilities(torch))
+        )
         ops_cuda = CUDAExtension(
             "cat_fast._ops_cuda",
-            [*sorted(glob("csrc/*/cuda.cu")), *sorted(glob("csrc/*/cuda_binding.cpp"))],
+            [
+                "csrc/cuda_architectures.cpp",
+                *sorted(glob("csrc/*/cuda.cu")),
+                *sorted(glob("csrc/*/cuda_binding.cpp")),
+            ],
             include_dirs=[str(ROOT / "csrc"), *wheel_includes(torch)],
             extra_compile_args={
-                "cxx": [*CXX_FLAGS, STABLE_ABI_FLAG, "-DUSE_CUDA"],
+                "cxx": [
+                    *CXX_FLAGS,
+                    STABLE_ABI_FLAG,
+                    "-DUSE_CUDA",
+                    f'-DCAT_FAST_CUDA_ARCHITECTURES="{architectures}"',
+                ],
                 "nvcc": NVCC_FLAGS,
             },
             py_limited_api=True,
         )
         extensions.append(ops_cuda)
     return {"ext_modules": extensions, "cmdclass": {"build_ext": incremental_build()}}
+
+
+def local_capabilities(torch) -> list[tuple[int, int]]:
+    """Return the compute capabilities of the GPUs of this machine."""
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
+def architectures_for(capabilities: list[tuple[int, int]]) -> str:
+    """Return DEFAULT_ARCHITECTURES and the given ones, in the form of TORCH_CUDA_ARCH_LIST."""
+    known = {name.removesuffix("+PTX") for name in DEFAULT_ARCHITECTURES}
+    local = sorted({f"{major}.{minor}" for major, minor in capabilities} - known)
+    return ";".join([*local, *DEFAULT_ARCHITECTURES])
 
 
 def incremental_build() -> type:

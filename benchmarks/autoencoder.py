@@ -26,9 +26,10 @@ from benchmarks.shared.breakdown import breakdown
 from benchmarks.shared.stock_autoencoder import StockAutoencoder
 from cat_fast import NestedAutoencoderKL
 from cat_fast.config import read_yaml
+from cat_fast.hardware import run_device_type
 from cat_fast.processes.signals import run_command
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = run_device_type()
 CONFIG = Path(__file__).parents[1] / "configs/tokenizer/cat_c16.yaml"
 READINGS = {"heads512": 1, "heads1": 512}
 """Head dimension of the mid blocks' attention."""

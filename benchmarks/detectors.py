@@ -1,6 +1,6 @@
 """Agreement of the detectors of text and faces with flags by people, and their CPU time per image.
 
-    python -m benchmarks.detectors --json benchmarks/results/detectors.json [--imagenet-sample FOLDER]
+    python -m benchmarks.detectors --json FILE [--imagenet-sample FOLDER]
 
 The flags of the packaged photographs are those of their attribution list. `--imagenet-sample` adds the
 ImageNet photographs of the packaged rated captions, which are not distributed; their flags were seen in the

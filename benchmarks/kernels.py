@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.shared import baselines, harness, program
+from cat_fast.hardware import run_device_type
 from cat_fast.kernels import backends
 from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
 from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adaln_reference
@@ -31,7 +32,7 @@ from cat_fast.kernels.wide_attention.op import wide_attention
 from cat_fast.kernels.wide_attention.reference import wide_attention_reference
 from cat_fast.processes.signals import run_command
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = run_device_type()
 PASSES = ("forward", "forward_backward")
 Tensors = torch.Tensor | tuple[torch.Tensor, ...]
 """One output, or several."""

@@ -1,6 +1,6 @@
 """Images per second from local archives to batches of 512 px crops, by number of decoding processes.
 
-    python -m benchmarks.loader --json benchmarks/results/loader.json
+    python -m benchmarks.loader --json FILE
 
 The baselines do the same work on the same archives: webdataset's pipeline in torch's DataLoader with the same
 number of processes, and our loader decoding in the training process. One call is one epoch;

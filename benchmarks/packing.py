@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from benchmarks.shared import baselines, harness, image_flops, program
 from benchmarks.shared.mixes import MAX_TOKENS, MIXES, UNIFORM, measure_packer, milliseconds_per_step
 from cat_fast.generator import DiT
+from cat_fast.hardware import run_device_type
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 from cat_fast.packing import PackedSequence
 from cat_fast.processes.signals import run_command
 from cat_fast.training.metrics.flops import DiTFlops
 from cat_fast.training.runtime.host_memory import keep_freed_memory
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = run_device_type()
 AUTOCAST = DEVICE == "cuda"
 DTYPE = torch.bfloat16 if AUTOCAST else torch.float32
 MODEL = {"in_channels": 16, "hidden_size": 768, "depth": 2, "num_heads": 12, "class_dropout_prob": 0.0}

@@ -1,7 +1,7 @@
 """Captions per second of the fast scorer, against the scorer of another version of this project.
 
     git archive VERSION cat_fast | tar -x -C FOLDER
-    python -m benchmarks.scorers --former FOLDER --json benchmarks/results/scorers.json
+    python -m benchmarks.scorers --former FOLDER --json FILE
 
 Each side runs in processes of its own, one after the other in turn, with one thread. A process scores one
 caption, which loads the scorer, and then the packaged rated captions, in one call and one by one; processor

@@ -1,6 +1,6 @@
 """Continuous batching of mixed tokens, steps and guidance: the engine against three schedulers.
 
-    python -m benchmarks.serving --json benchmarks/results/serving.json     two hours on two cores
+    python -m benchmarks.serving --json FILE     two hours on two cores
     python -m benchmarks.serving --quick                                    a minute, rough
     python -m benchmarks.serving --simulate --json FILE                     a queue model, seconds
 

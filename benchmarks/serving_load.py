@@ -1,6 +1,6 @@
 """Load test of `cat-fast serve` on loopback: mixed requests, cancellations, malformed bodies, SIGTERM.
 
-    python -m benchmarks.serving_load --pipeline nano --json benchmarks/results/serving_load.json
+    python -m benchmarks.serving_load --pipeline nano --json FILE
     python -m benchmarks.serving_load --pipeline DIR --requests 40 --seconds 4        seconds
     python -m benchmarks.serving_load --pipeline DIR --soak 10                        memory over ten minutes
 

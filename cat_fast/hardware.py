@@ -1,8 +1,11 @@
-"""Known GPUs, errors of exhausted memory, and rounding of matrix products."""
+"""Device of a run, known GPUs, errors of exhausted memory, and rounding of matrix products."""
 
+import os
 from dataclasses import dataclass
 
 import torch
+
+from cat_fast.errors import UserError
 
 GIB = 2**30
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a memory")
@@ -40,7 +43,12 @@ GPUS = {  # keyed by the name that CUDA reports
     "A100 80GB PCIe": Gpu(1935e9, 312e12, 19.5e12, "A100-80", 79.1 * GIB),
     "H100 80GB HBM3": Gpu(3350e9, 989e12, 67e12, "H100-80", 79.1 * GIB),
     "H100 PCIe": Gpu(2000e9, 756e12, 51e12, "H100-80", 79.1 * GIB),
+    "H100 NVL": Gpu(3900e9, 835e12, 60e12),
     "H200": Gpu(4800e9, 989e12, 67e12),
+    "H200 NVL": Gpu(4800e9, 835e12, 60e12),
+    "GH200 480GB": Gpu(4000e9, 989e12, 67e12),
+    "GH200 144G HBM3e": Gpu(4900e9, 989e12, 67e12),
+    "B200": Gpu(7700e9, 2250e12, 75e12),
     "A10": Gpu(600e9, 125e12, 31.2e12),
     "A40": Gpu(696e9, 149.7e12, 37.4e12),
     "L4": Gpu(300e9, 121e12, 30.3e12),
@@ -55,6 +63,22 @@ MEMORY_BYTES = {
     if gpu.model is not None and gpu.memory_bytes is not None
 }
 """Memory by `Gpu.model`, for the GPUs whose memory is known."""
+
+
+def run_device_type() -> str:
+    """Return the type of device that runs use: "cuda" if available, else "cpu"; DS_ACCELERATOR selects one.
+
+    DeepSpeed reads the same variable.
+
+    Raises:
+        UserError: DS_ACCELERATOR is neither cuda nor cpu, or is cuda without a CUDA device.
+    """
+    wanted, available = os.environ.get("DS_ACCELERATOR"), torch.cuda.is_available()
+    if wanted not in (None, "", "cuda", "cpu"):
+        raise UserError(f"DS_ACCELERATOR={wanted}: expected cuda or cpu, or leave it unset")
+    if wanted == "cuda" and not available:
+        raise UserError("DS_ACCELERATOR=cuda: no CUDA device is available; unset it, or set it to cpu")
+    return wanted or ("cuda" if available else "cpu")
 
 
 def gpu_of(name: str) -> Gpu | None:

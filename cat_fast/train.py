@@ -72,6 +72,7 @@ def train(path: str, overrides: list[str]) -> str:
     from cat_fast.training.health.watchdog import collective_timeout
     from cat_fast.training.pretrained_weights import require_weights
     from cat_fast.training.runtime.collective_errors import SharedError
+    from cat_fast.training.runtime.determinism import set_determinism
     from cat_fast.training.runtime.ranks import start, stop
     from cat_fast.training.tasks import make_task
 
@@ -79,6 +80,7 @@ def train(path: str, overrides: list[str]) -> str:
     command = resume_command([path, *overrides])
     if config.checkpoint.resume == "never":
         command += " checkpoint.resume=auto"
+    set_determinism(config.deterministic)
     ranks = start(collective_timeout(config.watchdog))
     try:
         ended = loop.run(make_task(config, ranks), config, ranks, command)

@@ -18,10 +18,10 @@ import torch
 
 from cat_fast.errors import UserError
 
-from . import derivatives, library
+from . import cuda_coverage, derivatives, library
 from .varlen_attention import external
 
-NAMES = ("reference", "cpp", "triton", "cuda", "torch", "xformers")
+NAMES = ("reference", "cpp", "triton", "cuda", "flash", "torch", "xformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Backend:
 
     op: str
     name: str
-    """One of NAMES; "torch" and "xformers" are those libraries' own kernels."""
+    """One of NAMES; "flash", "torch" and "xformers" are kernels of other libraries."""
     device: str | None = None
     """Device type it runs on; None for any."""
     dtypes: tuple[torch.dtype, ...] | None = None
@@ -39,10 +39,11 @@ class Backend:
     """Sizes it accepts, keyed by the names that operators pass to `choose`."""
     library: str | None = None
     """Compiled library that contains it."""
-    probe: Callable[[], str | None] | None = None
-    """For kernels of another library: returns why they cannot run here, or None."""
-    inference_only: bool = False
-    """True if its gradients are not deterministic, so that it serves only passes without gradients."""
+    probe: Callable[[torch.device, torch.dtype, int], str | None] | None = None
+    """For kernels of another library: returns why they cannot run on a device with a dtype and head
+    dimension, or None."""
+    varying_gradients: bool = False
+    """True if its gradients vary from call to call, whatever torch.use_deterministic_algorithms is."""
     only_forced: str | None = None
     """Why it runs only if CAT_FAST_BACKEND forces it."""
 
@@ -52,36 +53,40 @@ class Backend:
             return reason
         if self.name == "triton":
             return triton_unavailable_reason()
-        if self.probe is not None:
-            return self.probe()
         if self.device == "cuda" and not torch.cuda.is_available():
             return "no CUDA device"
         return None
 
     def rejection_reason(
-        self, device: str, dtype: torch.dtype, training: bool, sizes: Mapping[str, int], forced: bool
+        self, device: torch.device, dtype: torch.dtype, training: bool, sizes: Mapping[str, int], forced: bool
     ) -> str | None:
-        """Return the constraint violated by tensors of this device type, dtype and sizes, or None."""
+        """Return the constraint violated by tensors of this device, dtype and sizes, or None."""
         if self.only_forced is not None and not forced:
             return self.only_forced
         interpreted = self.name == "triton" and forced and triton_is_interpreted()
-        if self.device not in (None, device) and not (interpreted and device == "cpu"):
-            return f"expected {self.device} tensors, got {device}"
+        if self.device not in (None, device.type) and not (interpreted and device.type == "cpu"):
+            return f"expected {self.device} tensors, got {device.type}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"expected {' or '.join(map(str, self.dtypes))}, got {dtype}"
-        if self.inference_only and training:
-            return "its gradients are not deterministic: it runs only in passes without gradients"
+        if self.varying_gradients and training and torch.are_deterministic_algorithms_enabled():
+            return "its gradients are not deterministic, and torch.use_deterministic_algorithms is on"
         for name, allowed in self.limits.items():
             if sizes[name] not in allowed:
                 return f"expected {name} {_format_range(allowed)}, got {sizes[name]}"
-        return self.unavailable_reason()
+        reason = self.unavailable_reason()
+        if reason is None and self.probe is not None:
+            here = torch.device(device.type, device.index or 0), dtype, sizes["head_dim"]
+            reason = external.failed_reason(self.name, *here) or self.probe(*here)
+        if reason is None and self.library == "_ops_cuda":
+            capability = cuda_coverage.capability_of(device.index or 0)
+            reason = cuda_coverage.uncovered_reason(library.cuda_architectures(), capability)
+        return reason
 
     def constraints(self) -> str:
         """Return its constraints as text: "any tensor", or device, dtypes and sizes."""
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes or ())
         sizes = [f"{name} {_format_range(allowed)}" for name, allowed in self.limits.items()]
-        passes = "no gradients" if self.inference_only else None
-        return "; ".join(filter(None, [self.device, dtypes, passes, *sizes])) or "any tensor"
+        return "; ".join(filter(None, [self.device, dtypes, *sizes])) or "any tensor"
 
 
 def _format_range(allowed: range) -> str:
@@ -101,13 +106,15 @@ def _standard_rows(op: str) -> tuple[Backend, ...]:
     )
 
 
+_REPORTED = torch.bfloat16, 72
+"""Dtype and head dimension for which `report` probes kernels of other libraries: those of DiT-XL."""
 HEAD_DIMS = {"head_dim": range(32, 129, 8)}
 TABLE = (
     Backend(op="group_norm_silu", name="cuda", device="cuda", dtypes=FLOATS, library="_ops_cuda"),
     *_standard_rows("group_norm_silu"),
     Backend(op="scalar_attention", name="cuda", device="cuda", dtypes=FLOATS, library="_ops_cuda"),
     *_standard_rows("scalar_attention"),
-    # Kernels of other libraries: tuned for the newest GPUs, but their gradients are not deterministic.
+    # Kernels of other libraries, tuned for the newest GPUs.
     *(
         Backend(
             op="varlen_attention",
@@ -116,9 +123,10 @@ TABLE = (
             dtypes=(torch.bfloat16, torch.float16),
             limits={"head_dim": range(8, 257, 8)},
             probe=probe,
-            inference_only=True,
+            varying_gradients=name == "xformers",
         )
         for name, probe in (
+            ("flash", external.flash_unavailable_reason),
             ("torch", external.torch_unavailable_reason),
             ("xformers", external.xformers_unavailable_reason),
         )
@@ -154,12 +162,12 @@ def choose(op: str, x: torch.Tensor, *, training: bool = False, **sizes: int) ->
     """
     # operator.index turns a symbolic size of torch.compile into a number.
     numbers = tuple((name, operator.index(n)) for name, n in sizes.items())
-    return _choose(op, x.device.type, x.dtype, training, numbers)
+    return _choose(op, x.device, x.dtype, training, numbers)
 
 
 @torch.compiler.assume_constant_result
 def _choose(
-    op: str, device: str, dtype: torch.dtype, training: bool, sizes: tuple[tuple[str, int], ...]
+    op: str, device: torch.device, dtype: torch.dtype, training: bool, sizes: tuple[tuple[str, int], ...]
 ) -> str:
     forced = forced_backend(op)
     for backend in TABLE:
@@ -224,7 +232,10 @@ def report() -> list[Status]:
     rows = []
     for backend in TABLE:
         forced = forced_backend(backend.op)
-        status = backend.unavailable_reason() or (None if forced else backend.only_forced) or "active"
+        reason = backend.unavailable_reason()
+        if reason is None and backend.probe is not None:
+            reason = backend.probe(torch.device("cuda", torch.cuda.current_device()), *_REPORTED)
+        status = reason or (None if forced else backend.only_forced) or "active"
         if forced not in (None, backend.name):
             status = f"{forced} is forced"
         rows.append(Status(op=backend.op, backend=backend.name, takes=backend.constraints(), status=status))

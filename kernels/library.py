@@ -14,6 +14,8 @@ from packaging.version import Version
 
 from cat_fast.errors import UserError, first_line
 
+from . import cuda_coverage
+
 MIN_TORCH = Version("2.10")  # the stable ABI that setup.py targets
 DIFFERENTIABLE = ("group_norm_silu", "scalar_attention", "varlen_attention", "adaln", "gate_residual_adaln")
 OPERATORS = {  # the operators that each library must implement
@@ -30,8 +32,9 @@ INSTRUCTION_SETS = ("default", "avx2", "avx512")
 def load(name: str) -> str | None:
     """Load the operator library `name` ("_ops" or "_ops_cuda"); return None, or why it is not loaded.
 
-    A library that does not fit the installed torch is rejected with one warning, and the reference backend
-    is used instead. Raises UserError if CAT_FAST_CPU is not in INSTRUCTION_SETS, or if this CPU lacks it.
+    A library that does not fit the installed torch, or none of the GPUs, is rejected with one warning, and
+    the next backends in the table are used instead. Raises UserError if CAT_FAST_CPU is not in
+    INSTRUCTION_SETS, or if this CPU lacks it.
     """
     if (wanted := os.environ.get("CAT_FAST_CPU")) and wanted not in INSTRUCTION_SETS:
         raise UserError(
@@ -43,7 +46,7 @@ def load(name: str) -> str | None:
     reason = _load(name, path)
     if reason is not None:
         warnings.warn(
-            f"{path} is rejected: {reason}; using the reference backend. Rebuild it with "
+            f"{path} is rejected: {reason}; using other backends. Rebuild it with "
             "`pip install -e . --no-build-isolation`.",
             RuntimeWarning,
             stacklevel=2,
@@ -62,6 +65,11 @@ def instruction_set() -> str | None:
     return torch.ops.cat_fast.instruction_set() if load("_ops") is None else None
 
 
+def cuda_architectures() -> str:
+    """Return the architectures that `_ops_cuda`, which is loaded, was built for: "8.0;9.0+PTX"."""
+    return torch.ops.cat_fast.cuda_architectures()
+
+
 def _load(name: str, path: str) -> str | None:
     installed = Version(torch.__version__)
     if installed < MIN_TORCH:
@@ -76,7 +84,7 @@ def _load(name: str, path: str) -> str | None:
     for operator in OPERATORS[name]:
         if not _implements(operator, device):
             return f"it was built from older sources, without the current {operator} on {device}"
-    return _check_instruction_set() if name == "_ops" else None
+    return _check_instruction_set() if name == "_ops" else _check_architectures()
 
 
 def _check_instruction_set() -> str | None:
@@ -88,6 +96,16 @@ def _check_instruction_set() -> str | None:
             f"CAT_FAST_CPU={wanted}: this CPU supports at most {used}: use that, or leave it unset"
         )
     return None
+
+
+def _check_architectures() -> str | None:
+    if not hasattr(torch.ops.cat_fast, "cuda_architectures"):
+        return "it was built from older sources, without cuda_architectures"
+    reasons = [
+        cuda_coverage.uncovered_reason(cuda_architectures(), cuda_coverage.capability_of(i))
+        for i in range(torch.cuda.device_count())
+    ]
+    return reasons[0] if reasons and all(reasons) else None
 
 
 def _implements(operator: str, device: str) -> bool:

@@ -2,11 +2,15 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
+
+from benchmarks.shared.committed import committed  # noqa: E402
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
@@ -34,5 +38,5 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def results(name: str) -> Any:
-    """Load a benchmark's results: benchmarks/results/NAME.json."""
-    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))
+    """Load the newest committed results of a benchmark."""
+    return json.loads(committed(name).read_text(encoding="utf-8"))

@@ -36,8 +36,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[INTERRUPTIBLE].close()
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile:
-    return ByFile(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByFile | None:
+    return None if config.getoption("dist") == "worksteal" else ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

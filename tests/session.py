@@ -1,7 +1,11 @@
-"""Distribution of tests over workers, and the warning at the end of a slow session."""
+"""Distribution of tests over workers, tests of compiled Triton kernels, the warning of a slow session."""
 
 import os
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
+import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
@@ -25,6 +29,30 @@ class ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.split("::")[0]
         return "ranks" if path.startswith(RANK_TESTS) else path
+
+
+def triton_is_compiled() -> bool:
+    """Return True if Triton kernels run on a GPU in this session, rather than in the interpreter."""
+    return torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1"
+
+
+def runs_triton(test: Callable) -> Callable:
+    """Mark a test of Triton kernels as a gpu test where they are compiled, as `mark_compiled_triton` does."""
+    return pytest.mark.gpu(test) if triton_is_compiled() else test
+
+
+def mark_compiled_triton(items: Iterable[Any]) -> None:
+    """Mark cases named triton as gpu tests where its kernels are compiled; skip those of CPU tensors."""
+    if not triton_is_compiled():
+        return
+    for item in items:
+        case = re.split(r"[\W_]", item.name.partition("[")[2])
+        if "triton" in case and "cpu" in case:
+            item.add_marker(
+                pytest.mark.skip(reason="Triton's interpreter is not used where a GPU is present")
+            )
+        elif "triton" in case:
+            item.add_marker(pytest.mark.gpu)
 
 
 def worker_threads() -> int | None:

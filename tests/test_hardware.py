@@ -1,9 +1,15 @@
-"""GPUs are looked up by the exact names that CUDA reports; rounding of matrix products."""
+"""GPUs are looked up by the exact names that CUDA reports; device of runs; rounding of matrix products."""
 
 import pytest
 import torch
 
-from cat_fast.hardware import GPUS, gpu_of, row_invariant_block
+from cat_fast.complexity.scorers.language_model.loading import choose_device
+from cat_fast.errors import UserError
+from cat_fast.hardware import GPUS, gpu_of, row_invariant_block, run_device_type
+from cat_fast.models.device import find_device
+from cat_fast.training.launch import default_ranks
+from cat_fast.training.runtime import step_context
+from cat_fast.training.runtime.ranks import Ranks
 
 
 @pytest.mark.parametrize(
@@ -16,6 +22,10 @@ from cat_fast.hardware import GPUS, gpu_of, row_invariant_block
         ("NVIDIA A10", 125e12, 31.2e12),
         ("NVIDIA L40S", 362e12, 91.6e12),
         ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+        ("NVIDIA H100 NVL", 835e12, 60e12),
+        ("NVIDIA H200", 989e12, 67e12),
+        ("NVIDIA GH200 480GB", 989e12, 67e12),
+        ("NVIDIA B200", 2250e12, 75e12),
     ],
 )
 def test_peak_throughput_of_known_gpus(name, tensor, single):
@@ -33,7 +43,7 @@ def test_peak_throughput_of_known_gpus(name, tensor, single):
         "NVIDIA A10G",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA GeForce RTX 3090 Ti",
-        "NVIDIA GH200 480GB",
+        "NVIDIA GH200 480GB MIG 1g.12gb",
         "Tesla K80",
     ],
 )
@@ -65,3 +75,36 @@ def test_products_that_depend_on_the_number_of_rows_are_found(monkeypatch):
     assert row_invariant_block(torch.float32) == 32
     monkeypatch.setattr(torch.nn.functional, "linear", lambda x, weight: linear(x, weight) + len(x))
     assert row_invariant_block(torch.float32) is None
+
+
+@pytest.mark.parametrize(
+    ("available", "variable", "expected"),
+    [
+        (True, None, "cuda"),
+        (False, None, "cpu"),
+        (True, "cpu", "cpu"),
+        (True, "cuda", "cuda"),
+        (True, "", "cuda"),
+    ],
+)
+def test_one_variable_decides_the_device_of_runs(monkeypatch, available, variable, expected):
+    """Training, commands with device "auto" and captioners agree, also where a GPU is present."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("DS_ACCELERATOR", variable)
+    assert run_device_type() == find_device("auto").type == Ranks(local_rank=1).device.type == expected
+    if expected == "cpu":
+        assert choose_device(None).type == "cpu"
+        assert default_ranks() <= 2
+        assert isinstance(step_context._now(), float)
+
+
+def test_an_impossible_device_is_an_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    with pytest.raises(UserError, match="no CUDA device is available"):
+        run_device_type()
+    monkeypatch.setenv("DS_ACCELERATOR", "tpu")
+    with pytest.raises(UserError, match="expected cuda or cpu"):
+        run_device_type()

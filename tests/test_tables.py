@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("evaluation", "generator", "kernel", "model", "ratio", "scorer")
+KINDS = ("evaluation", "generator", "image", "kernel", "model", "ratio", "scorer")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 

@@ -2,6 +2,15 @@
 
 from typing import Any
 
+_FIGURES = {
+    "twin": "chosen ratios against the fixed 16x tokenizer",
+    "generator twin": "DiT-CAT against DiT-fixed-16x",
+}
+"""Names of parts that compare models."""
+_COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "black", "white", "brown")
+_COMMON = {*_COLOURS, "with", "over", "at", "and", "on", "face"}
+"""Words of prompts that are not parts of an image."""
+
 
 def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the tables of a report that have figures: title, header and rows."""
@@ -42,6 +51,7 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
             ["samples", "prompt in the top 5", "top 1", "shuffled prompts", "mean tokens"],
             [_recognised(name, one) for name, one in samples.get("recognised", {}).items()],
         ),
+        _table("Samples within the budget of a fixed 16x", ["figure", "value"], _sample_figures(samples)),
         _table(
             "Generators at the tokens of a fixed 16x, samples of training captions",
             [
@@ -72,7 +82,11 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
             "Not measured",
             ["figure", "reason"],
             [
-                *([name, part["missing"]] for name, part in report.items() if "missing" in part),
+                *(
+                    [_FIGURES.get(name, name), _reason(part)]
+                    for name, part in report.items()
+                    if "missing" in part
+                ),
                 *map(list, report.get("cut", {}).get("lines", {}).items()),
             ],
         ),
@@ -131,6 +145,32 @@ def _table(title: str, header: list[str], rows: list[list[Any]]) -> dict[str, An
 def _recognised(name: str, one: dict[str, Any]) -> list[Any]:
     found = f"{one['recognised']} of {one['prompts']}"
     return [name, found, one["top1"], f"{one['shuffled']:.1f}", f"{one['mean_tokens']:.1f}"]
+
+
+def _sample_figures(samples: dict[str, Any]) -> list[list[Any]]:
+    if "classifier" not in samples:
+        return []
+    judge, tops = samples["classifier"], samples["top 5 of the recombined prompts"]
+    with_part = sum(any(_share_a_part(prompt, one) for one in top) for prompt, top in tops.items())
+    return [
+        ["classes of the classifier", judge["classes"]],
+        ["its top 1 on held-out augmentations", f"{100 * judge['top1 on held-out augmentations']:.1f} %"],
+        ["recombined prompts with one of their parts in the top 5", f"{with_part} of {len(tops)}"],
+        ["samples that are copies of a training image", samples["copies"]],
+        [
+            "distance to the nearest training image",
+            _interval(samples["distance to the nearest training image"], 3),
+        ],
+    ]
+
+
+def _share_a_part(prompt: str, caption: str) -> bool:
+    return bool({*prompt.split()} & {*caption.split()} - _COMMON)
+
+
+def _reason(part: dict[str, Any]) -> str:
+    missing = "lacks the shipped models" in part["missing"] or "no such folder" in part["missing"]
+    return "the twin is not trained yet" if missing else part["missing"]
 
 
 def _generator(name: str, one: dict[str, Any]) -> list[Any]:

@@ -370,6 +370,8 @@ def rounded(value: Any) -> Any:
     """Round the floats of a JSON value to four significant digits; null replaces non-finite ones."""
     if isinstance(value, Mapping):
         return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
     if isinstance(value, float):
         return float(f"{value:.4g}") if math.isfinite(value) else None
     return value

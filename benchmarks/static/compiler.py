@@ -3,7 +3,8 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,20 @@ REGISTERS, THREADS = 65536, 2048
 SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024}
 """Shared memory per multiprocessor, by architecture; each block uses 1 KiB in addition to its request."""
 MATRIX_INSTRUCTION = re.compile(r"\b(HMMA|HGMMA)\.")
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
+"""An instruction in the listing of a binary, after its address and predicate."""
+CLASSES = {
+    "matrix": ("HMMA", "HGMMA", "IMMA", "QGMMA", "DMMA"),
+    "special": ("MUFU",),
+    "shuffle": ("SHFL", "REDUX"),
+    "global": ("LDG", "STG", "RED", "ATOM", "UTMALDG", "UTMASTG"),
+    "shared": ("LDS", "STS", "STSM"),
+    "local": ("LDL", "STL"),
+    "barrier": ("BAR", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "SYNCS"),
+    "float": ("FADD", "FMUL", "FFMA", "FMNMX", "FSETP", "FSEL", "FSET", "HADD2", "HMUL2", "HFMA2", "HSETP2"),
+    "conversion": ("F2F", "F2FP", "F2I", "I2F", "I2FP"),
+}
+"""Classes of instructions by the first letters of their names; all others are `other`."""
 WIDE_ACCESS = re.compile(r"\b(?:LDG|STG|LDGSTS)\.E\S*\.128|\bUTMALDG|\bUTMASTG")
 
 
@@ -39,6 +54,8 @@ class Kernel:
     wide_accesses: int | None
     """128-bit or bulk loads and stores of global memory; None if not counted."""
     matrix_instructions: int | None
+    instructions: Mapping[str, int] | None = None
+    """Instructions in the binary by class; a loop's count once. None if not counted."""
 
 
 def compile_launched(
@@ -116,7 +133,17 @@ def examine(compiled: Any, architecture: int, with_code: bool) -> Kernel:
         occupancy=blocks * threads / THREADS,
         wide_accesses=None if code is None else len(WIDE_ACCESS.findall(code)),
         matrix_instructions=None if code is None else len(MATRIX_INSTRUCTION.findall(code)),
+        instructions=None if code is None else instruction_mix(code),
     )
+
+
+def instruction_mix(code: str) -> dict[str, int]:
+    """Return the number of instructions by class in the listing of a binary."""
+    found: Counter[str] = Counter(dict.fromkeys((*CLASSES, "other"), 0))
+    for name in INSTRUCTION.findall(code):
+        if name != "NOP":
+            found[next((kind for kind, names in CLASSES.items() if name.startswith(names)), "other")] += 1
+    return dict(found)
 
 
 def _cuobjdump(option: str, path: str) -> str:

@@ -53,8 +53,8 @@ JpegThresholdsOption = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="JPEG sizes in bytes, for images without a description: up to A 32x, above B 8x. Default: the"
-        " published ones.",
+        help="For images without a description: JPEG sizes in bytes, up to A 32x, above B 8x, instead of the"
+        " score by their pixels. The published pair is 38761,65837.",
         show_default=False,
     ),
 ]
@@ -62,6 +62,13 @@ BatchSizeOption = Annotated[
     int, typer.Option(min=1, help="Images per forward pass; lower it if you run out of memory.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto uses a GPU if available.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|fp32|bf16|fp16",
+        help="Number format of the models; auto is bf16 on GPUs that multiply in it, else fp32.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
 
 
@@ -121,13 +128,14 @@ def encode(
     jpeg_thresholds: JpegThresholdsOption = None,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Encode images to latents in one file: simple images at 32x, complex ones at 8x.
 
     With --ratio auto, the caption determines the ratio. It is taken from --captions, else --caption, else
-    PHOTO.txt next to PHOTO.jpg. For an image without a caption the ratio follows from its JPEG size, and the
-    summary reports the number of such images.
+    PHOTO.txt next to PHOTO.jpg. For an image without a caption the ratio follows from a score of its pixels,
+    and the summary reports the number of such images.
 
     The centre square of each image is scaled to --size. EXIF rotation is applied, colours are converted to
     sRGB, and transparent areas become white.
@@ -150,18 +158,21 @@ def encode(
 
     files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
-    from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
+    from cat_fast.complexity import JpegThresholds, RatioThresholds
+    from cat_fast.complexity.image_scorers.loading import by_pixels
     from cat_fast.complexity.ratios.policy import RatioPolicy
     from cat_fast.inference.encoding.codec import encode_files
     from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions, read_photo_captions
     from cat_fast.inference.encoding.requirements import require_served
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
     rows = read_photo_captions(captions, has_text=has_text, has_faces=has_faces) if captions else None
     descriptions = PhotoDescriptions(caption=caption, rows=rows, has_text=has_text, has_faces=has_faces)
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
-    sizes = JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else JPEG_THRESHOLDS
-    tokenizer = load_tokenizer(checkpoint, device)
+    sizes = JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else None
+    tokenizer = load_tokenizer(checkpoint, device, find_dtype(dtype, find_device(device)))
     require_served(fixed, tokenizer.config["ratios"])
     with console.progress("images") as bar:
         task = bar.add_task("encoding", total=len(files))
@@ -169,7 +180,7 @@ def encode(
             files,
             out,
             tokenizer=tokenizer,
-            policy=RatioPolicy(("caption",), pair, fixed=fixed, jpeg=sizes),
+            policy=RatioPolicy(("caption",), pair, fixed=fixed, **by_pixels(sizes)),
             descriptions=descriptions,
             size=size,
             batch_size=batch_size,
@@ -217,6 +228,7 @@ def decode(
     ] = False,
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Decode latents to images, one file per image, named after the original.
@@ -231,10 +243,12 @@ def decode(
     """
     from cat_fast.inference.encoding.codec import decode_file
     from cat_fast.inference.encoding.latent_file import LatentFile
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
     count = len(LatentFile.open(latents).records)
-    tokenizer = load_tokenizer(checkpoint, device)
+    tokenizer = load_tokenizer(checkpoint, device, find_dtype(dtype, find_device(device)))
     with console.progress("images") as bar:
         task = bar.add_task("decoding", total=count)
         results = decode_file(

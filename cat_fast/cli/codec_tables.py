@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cat_fast.data.ratio_origin import RatioOrigin
     from cat_fast.inference.encoding.codec import DecodedLatent, EncodedPhoto
 
+_BY_IMAGE = {"pixels": "pixels", "jpeg size": "JPEG size"}
+"""Sources of ratios of images without a description, by their names."""
 _MAX_TABLE_ROWS = 50
 """Maximum number of images listed in a table; --json lists all."""
 
@@ -45,9 +47,10 @@ def print_encoded_summary(encoded: "list[EncodedPhoto]", size: int, out: Path) -
         f"{format_count(len(encoded))}: {mix}; mean {mean:.1f} tokens against {fixed} at a fixed 16x"
         f" ({mean / fixed - 1:+.1%})"
     )
-    if by_jpeg := sum(choice.source == "jpeg size" for choice in choices):
+    if by_image := Counter(choice.source for choice in choices if choice.source in _BY_IMAGE):
+        (source, count), *_ = by_image.most_common()
         console.out.print(
-            f"{by_jpeg} without a caption: ratio from the JPEG size, a weaker signal;"
+            f"{count} without a caption: ratio from the {_BY_IMAGE[source]}, a weaker signal;"
             " provide captions with --caption, --captions or PHOTO.txt"
         )
     console.out.print(Text(f"Latents written to {out}"), soft_wrap=True)

@@ -12,6 +12,7 @@ from cat_fast.cli.codec import (
     BatchSizeOption,
     CheckpointOption,
     DeviceOption,
+    DtypeOption,
     JpegThresholdsOption,
     JsonOption,
     RatioOption,
@@ -71,6 +72,7 @@ def encode_shards(
     ] = "",
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
     workers: Annotated[int, typer.Option(min=1, help="Number of processes on this machine.")] = 1,
     rank: Annotated[int, typer.Option(min=0, help="Index of this machine, from 0.")] = 0,
     world_size: Annotated[int, typer.Option(min=1, help="Number of machines that share the work.")] = 1,
@@ -99,7 +101,7 @@ def encode_shards(
         raise UserError(f"--rank {rank}: expected 0 to {world_size - 1} for --world-size {world_size}")
     names = read_classes(classes) if classes else None
 
-    from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
+    from cat_fast.complexity import JpegThresholds, RatioThresholds
     from cat_fast.inference.encoding.requirements import require_served
     from cat_fast.inference.encoding.shard_plan import (
         EncodeShardsSettings,
@@ -114,6 +116,8 @@ def encode_shards(
         record_identity,
         recorded_identity,
     )
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype, option_of
 
     settings = EncodeShardsSettings(
         source=sources[0],
@@ -121,17 +125,16 @@ def encode_shards(
         size=size,
         ratio=fixed,
         thresholds=RatioThresholds.parse(thresholds) if thresholds is not None else None,
-        jpeg_thresholds=(
-            JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else JPEG_THRESHOLDS
-        ),
+        jpeg_thresholds=JpegThresholds.parse(jpeg_thresholds) if jpeg_thresholds is not None else None,
         per_shard=per_shard,
         batch_size=batch_size,
         format=shard_format,
         image=image,
+        dtype=option_of(find_dtype(dtype, find_device(device))),
     )
     tokenizer, identity = None, recorded_identity(out, checkpoint)
     if identity is None:
-        tokenizer = _load_tokenizer(checkpoint, device, workers)
+        tokenizer = _load_tokenizer(checkpoint, device, settings.dtype, workers)
         require_served(fixed, tokenizer.config["ratios"])
         identity = TokenizerIdentity.of(tokenizer)
     images = open_images(settings.source, image)
@@ -145,7 +148,7 @@ def encode_shards(
     if units:
         labelled = count_labels(settings, images)
         noticed = print_notice(labelled.origins, labelled.ratios, size)
-        tokenizer = tokenizer or _load_tokenizer(checkpoint, device, workers)
+        tokenizer = tokenizer or _load_tokenizer(checkpoint, device, settings.dtype, workers)
         started = time.perf_counter()
         counts.merge(_encode(settings, images, tokenizer, checkpoint, device, names, units, workers))
     seconds = time.perf_counter() - started
@@ -166,13 +169,12 @@ def encode_shards(
         raise typer.Exit(1)
 
 
-def _load_tokenizer(checkpoint: Path, device: str, workers: int) -> "NestedAutoencoderKL":
+def _load_tokenizer(checkpoint: Path, device: str, dtype: str, workers: int) -> "NestedAutoencoderKL":
     """Load the tokenizer; processes load their own, so that it stays on the CPU in this one."""
-    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import DTYPES
     from cat_fast.models.load import load_tokenizer
 
-    find_device(device)  # report an unusable device before starting processes
-    return load_tokenizer(checkpoint, "cpu" if workers > 1 else device)
+    return load_tokenizer(checkpoint, "cpu" if workers > 1 else device, DTYPES[dtype])
 
 
 def _encode(

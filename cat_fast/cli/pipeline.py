@@ -92,6 +92,14 @@ def pipeline(
             show_default=False,
         ),
     ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|fp32|bf16|fp16",
+            help="Number format of the generator's stored weights; auto keeps that of training. The tokenizer"
+            " keeps its own, which identifies it.",
+        ),
+    ] = "auto",
 ) -> None:
     """Combine a trained tokenizer and a trained generator into a folder for `cat-fast sample`.
 
@@ -121,6 +129,7 @@ def pipeline(
 
     from cat_fast.complexity import RatioThresholds
     from cat_fast.inference.pipeline.assembly import assemble, read_latent_facts
+    from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
     pair = RatioThresholds.parse(thresholds) if thresholds is not None else None
@@ -147,6 +156,8 @@ def pipeline(
         face_classes=_names(face_classes, names, "--face-classes"),
         text_encoder=text_encoder,
     )
+    if dtype != "auto":
+        made.transformer.to(find_dtype(dtype, made.device))
     made.save_pretrained(out)
     console.out.print(
         f"{len(names)} classes at {resolution} px, thresholds {made.thresholds}",

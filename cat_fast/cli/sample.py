@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import parse_ratio
+from cat_fast.cli.codec import DtypeOption, parse_ratio
 from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
@@ -148,6 +148,7 @@ def sample(
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes the first GPU, else the CPU.")
     ] = "auto",
+    dtype: DtypeOption = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Draw images of classes or descriptions, with more tokens for more complex ones.
@@ -183,10 +184,11 @@ def sample(
     from cat_fast.inference.pipeline.loading import load_pipeline
     from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
     from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
     from cat_fast.weights.shipped import shipped_folder
 
-    pipeline = shipped_folder(str(pipeline)) or pipeline
-    models = load_pipeline(pipeline, find_device(device))
+    pipeline, target = shipped_folder(str(pipeline)) or pipeline, find_device(device)
+    models = load_pipeline(pipeline, target, find_dtype(dtype, target))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
     total = count or (per_class or 1) * len(prompts)
     chosen: Literal["auto"] | int = "auto" if fixed is None else fixed

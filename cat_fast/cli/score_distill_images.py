@@ -31,6 +31,7 @@ def distill_images(
         rated_photographs,
     )
     from cat_fast.complexity.distillation.images.image_data import compute_data, published_trunk
+    from cat_fast.complexity.distillation.images.speed import measure_speed
     from cat_fast.complexity.distillation.images.student_fit import best_candidate, fit_student
     from cat_fast.complexity.distillation.images.trials import passes, run_trials, table
     from cat_fast.complexity.scorers.loading import default_scorer
@@ -60,6 +61,7 @@ def distill_images(
             "file_bytes": path.stat().st_size,
             "head": chosen,
             "passes": passes(rows[chosen]),
+            "speed": measure_speed(student),
             "teacher": f"{teacher.name} {teacher.version}",
             "trials": rows,
             "training_images": {

@@ -13,8 +13,9 @@ ScorerOption = Annotated[
         metavar="NAME",
         help="Captions: accurate (default) and fast are distilled models on the CPU, without a download; llm"
         " is a language model by transformers, endpoint one behind an OpenAI-compatible URL, gguf one in"
-        " llama.cpp; length is the number of words. Images: jpeg (default without captions) is the size as a"
-        " JPEG; unified describes and scores with the captioner's model in one call.",
+        " llama.cpp; length is the number of words. Images: image_student (default without"
+        " captions) scores pixels, jpeg the size as a JPEG; unified describes and scores with the captioner's"
+        " model in one call.",
         show_default=False,
         rich_help_panel=_SCORERS,
     ),

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cat_fast.cli.codec import DtypeOption
 from cat_fast.errors import UserError
 
 _NEEDED = {
@@ -58,6 +59,7 @@ def serve(
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes the first GPU, else the CPU.")
     ] = "auto",
+    dtype: DtypeOption = "auto",
 ) -> None:
     """Serve a pipeline over HTTP: OpenAI's images API, reconstructions, complexity, and a page at /.
 
@@ -83,6 +85,7 @@ def serve(
     from cat_fast.inference.server.service import Service
     from cat_fast.inference.server.settings import ServerSettings
     from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
 
     settings = ServerSettings(
         name=Path(pipeline).resolve().name if Path(pipeline).is_dir() else pipeline,
@@ -99,7 +102,8 @@ def serve(
     if threads is not None:
         torch.set_num_threads(threads)
     bound = bind(settings)  # a port in use is reported before the models are loaded
-    service = Service(load_pipeline(pipeline, find_device(device)), settings)
+    target = find_device(device)
+    service = Service(load_pipeline(pipeline, target, find_dtype(dtype, target)), settings)
     code = run(service, bound)
     if code:
         raise typer.Exit(code)

@@ -49,10 +49,10 @@ class ScoredBy:
 
 @dataclass(frozen=True, kw_only=True)
 class RatioOrigin:
-    """Origin of a ratio: the label, score or JPEG size that decided, and by which thresholds."""
+    """Origin of a ratio: the label, score, pixels or JPEG size that decided, and by which thresholds."""
 
     source: str
-    """One of "fixed", "ratio" (a label), "score", "caption" and "jpeg size"."""
+    """One of "fixed", "ratio" (a label), "score", "caption", "pixels" and "jpeg size"."""
     scored_by: ScoredBy | None = None
     """Scorer of the score that decided; None if it is not recorded, or nothing was scored."""
     thresholds: Pair | None = None

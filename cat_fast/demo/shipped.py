@@ -24,7 +24,7 @@ from cat_fast.evaluation.reconstruction import Reconstruction, reconstruct, summ
 from cat_fast.generator.sampling import guidance_scales
 from cat_fast.inference.pipeline.loading import load_pipeline
 from cat_fast.processor import processor_name
-from cat_fast.weights.shipped import SHIPPED, TABLES
+from cat_fast.weights.shipped import TABLES, installed_folder
 
 PROMPTS = (
     "smiling face with sunglasses",
@@ -55,7 +55,7 @@ def run_shipped_demo(out: Path) -> dict[str, Any]:
 
 def _run(out: Path) -> dict[str, Any]:
     started = time.perf_counter()
-    pipeline = load_pipeline("nano")
+    pipeline = load_pipeline(installed_folder("nano"))
     pipeline.set_progress_bar_config(disable=True)
     ratios = sorted(pipeline.vae.ratios)
     with progress("steps") as bars:
@@ -143,5 +143,5 @@ def _score(thresholds: RatioThresholds) -> list[dict[str, Any]]:
 
 
 def _tables() -> list[dict[str, Any]]:
-    path = SHIPPED / "nano" / TABLES
+    path = installed_folder("nano") / TABLES
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []

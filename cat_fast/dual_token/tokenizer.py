@@ -227,10 +227,10 @@ class DualTokenizer:
         index = Path(folder) / INDEX
         require_writable(index)
         index.unlink(missing_ok=True)
-        self.guide.save_pretrained(Path(folder) / GUIDE)
+        self.guide.save_pretrained(Path(folder) / GUIDE)  # type: ignore[call-arg, arg-type]
         parts = [GUIDE]
         if self.semantic is not None:
-            self.semantic.save_pretrained(Path(folder) / SEMANTIC)
+            self.semantic.save_pretrained(Path(folder) / SEMANTIC)  # type: ignore[call-arg, arg-type]
             parts.append(SEMANTIC)
         content: dict[str, Any] = {"_class_name": _CLASS, "max_side": self.max_side, "parts": parts}
         content["renderer"] = None if self.renderer is None else asdict(self.renderer)

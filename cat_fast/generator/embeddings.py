@@ -137,8 +137,10 @@ class RatioEmbedder(nn.Module):
         self.embedding_table = nn.Embedding(len(ratios), hidden_size)
 
     def forward(self, ratio: torch.Tensor) -> torch.Tensor:
-        known = torch.tensor(self.ratios, dtype=ratio.dtype, device=ratio.device)
-        return self.embedding_table((ratio[:, None] == known).long().argmax(1))
+        index = torch.zeros_like(ratio)  # compared one by one: a list of them would be copied to the GPU
+        for number, known in enumerate(self.ratios[1:], start=1):
+            index = index.masked_fill(ratio == known, number)
+        return self.embedding_table(index)
 
 
 class TextPool(nn.Module):

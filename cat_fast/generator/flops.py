@@ -1,6 +1,7 @@
 """FLOPs of a diffusion transformer, counted by torch on the meta device; a multiply-accumulate is two."""
 
-from functools import cache
+from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,35 +16,86 @@ LINEAR_OPERATORS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 """Operators that linear layers dispatch to; attention uses others."""
 
 
-class ForwardFlops:
-    """FLOPs of a forward pass over one sequence and its text."""
+class SequenceFlops:
+    """FLOPs of one sequence and its text, by formula from counts of up to three sequences.
 
-    def __init__(self, model: DiT) -> None:
-        config = {key: value for key, value in model.config.items() if not key.startswith("_")}
-        with META:
-            self._model = DiT(**config).eval()
-        self._count = cache(self._counted)
+    A count takes seconds for a large model. For n tokens with m text tokens, linear layers are affine in n
+    and m, and attention is a n² + b n m + c n.
+    """
+
+    def __init__(self, model: DiT, *, training: bool) -> None:
+        """`model` is on the meta device; `training` adds the backward pass."""
+        self._model = model
+        self._training = training
 
     def of(self, length: int, text_length: int = 0) -> int:
         """Return the FLOPs of a sequence of `length` tokens with a text of `text_length` tokens."""
-        alone = self._count(length, 0)
-        if text_length == 0:
-            return alone
-        return alone + text_length * (self._count(length, 1) - alone)  # every text token costs the same
+        return sum(self.parts(length, text_length).values())
 
-    def _counted(self, length: int, text_length: int) -> int:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            predict_on_meta(self._model, length, text_length)
-        return counter.get_total_flops()
+    def parts(self, length: int, text_length: int = 0) -> dict[str, int]:
+        """Return the FLOPs of one sequence as `linear` and `attention`, which is quadratic in the tokens."""
+        rates = self._rates
+        return {
+            "linear": rates.constant + rates.token * length + rates.text_token * text_length,
+            "attention": (rates.pair * length + rates.text_pair * text_length + rates.lone) * length,
+        }
+
+    @cached_property
+    def _rates(self) -> "_Rates":
+        n, m = _COUNTED_TOKENS, _COUNTED_TEXT if self._model.config.text_dim is not None else 0
+        first, longer = self._count(n, m), self._count(2 * n, m)
+        token = (longer["linear"] - first["linear"]) // n
+        pair = (longer["attention"] - 2 * first["attention"]) // (2 * n * n)
+        text_token = text_pair = 0
+        if m:
+            wordy = self._count(n, 2 * m)
+            text_token = (wordy["linear"] - first["linear"]) // m
+            text_pair = (wordy["attention"] - first["attention"]) // (n * m)
+        return _Rates(
+            constant=first["linear"] - token * n - text_token * m,
+            token=token,
+            text_token=text_token,
+            pair=pair,
+            text_pair=text_pair,
+            lone=first["attention"] // n - pair * n - text_pair * m,
+        )
+
+    def _count(self, length: int, text_length: int) -> dict[str, int]:
+        with torch.set_grad_enabled(self._training), FlopCounterMode(display=False) as counter:
+            prediction = predict_on_meta(self._model, length, text_length)
+            if self._training:
+                prediction.sum().backward()
+        return split_flops(counter)
 
 
-_COUNTERS: "WeakKeyDictionary[DiT, ForwardFlops]" = WeakKeyDictionary()
+_COUNTED_TOKENS, _COUNTED_TEXT = 32, 16
+"""Tokens and text tokens of the shortest sequence that is counted."""
 
 
-def forward_flops(model: DiT) -> ForwardFlops:
-    """Return the counter of a model; a model has one, which keeps its counts."""
+@dataclass(frozen=True)
+class _Rates:
+    """FLOPs per sequence, token, text token, pair of tokens, and pair of a token and a text token.
+
+    `lone` are those of a token's attention without tokens to attend to: it also attends to learned states.
+    """
+
+    constant: int
+    token: int
+    text_token: int
+    pair: int
+    text_pair: int
+    lone: int
+
+
+_COUNTERS: "WeakKeyDictionary[DiT, SequenceFlops]" = WeakKeyDictionary()
+
+
+def forward_flops(model: DiT) -> SequenceFlops:
+    """Return the FLOPs of a model's forward pass; a model is counted once."""
     if model not in _COUNTERS:
-        _COUNTERS[model] = ForwardFlops(model)
+        config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+        with META:
+            _COUNTERS[model] = SequenceFlops(DiT(**config).eval(), training=False)
     return _COUNTERS[model]
 
 

@@ -28,6 +28,9 @@ class PackedText:
     max_seqlen: int
     """Length of the longest text in tokens, kept on the host to avoid device synchronization."""
 
+    lengths: tuple[int, ...] | None = None
+    """Length of each text, if it is known on the host."""
+
     def __post_init__(self) -> None:
         if self.tokens.ndim != 2 or not self.tokens.is_floating_point():
             raise UserError(
@@ -57,7 +60,10 @@ class PackedText:
         lengths = [len(text) for text in texts]
         offsets = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         return cls(
-            tokens=torch.cat(list(texts)), cu_seqlens=offsets.to(texts[0].device), max_seqlen=max(lengths)
+            tokens=torch.cat(list(texts)),
+            cu_seqlens=offsets.to(texts[0].device, non_blocking=True),
+            max_seqlen=max(lengths),
+            lengths=tuple(lengths),
         )
 
     def null(self) -> Self:
@@ -91,6 +97,7 @@ class PackedText:
             tokens=self.tokens.to(device=device, dtype=dtype, non_blocking=non_blocking),
             cu_seqlens=self.cu_seqlens.to(device=device, non_blocking=non_blocking),
             max_seqlen=self.max_seqlen,
+            lengths=self.lengths,
         )
 
     def _check_values(self) -> None:

@@ -26,6 +26,7 @@ from cat_fast.generator.solvers import Solver
 from cat_fast.integers import store_integers
 from cat_fast.kernels.pack.op import pack, unpack
 from cat_fast.packing import PackedSequence
+from cat_fast.packing.transfer import copy_together
 
 Guidance = float | Mapping[int, float]
 """Scale of classifier-free guidance; 1 disables it. A mapping has one scale per ratio."""
@@ -129,11 +130,11 @@ def prepare(
         text = torch.empty(0, config.text_dim, dtype=model.dtype)
     return SamplingState(
         request=request,
-        tokens=tokens.to(device),
+        tokens=tokens.to(device, non_blocking=True),
         solver=Solver(scheduler, noise, shift=_shift(model, request)),
         guidance=guidance,
         guidance_channels=guidance_channels,
-        text=None if text is None else text.to(device),
+        text=None if text is None else text.to(device, non_blocking=True),
     )
 
 
@@ -256,13 +257,23 @@ def _filling(sequences: list[_Row], tokens: int, null_class: int, rows: int) -> 
 def _join(sequences: list[_Row]) -> tuple[PackedSequence, PackedText | None]:
     device = sequences[0].tokens.device
     lengths = torch.tensor([0] + [len(sequence.tokens) for sequence in sequences])
+    label, timestep, cu_seqlens, grid, ratio = copy_together(
+        [
+            torch.tensor([sequence.label for sequence in sequences]),
+            torch.tensor([sequence.timestep for sequence in sequences]),
+            lengths.cumsum(0, dtype=torch.int32),
+            torch.tensor([sequence.grid for sequence in sequences], dtype=torch.int32),
+            torch.tensor([sequence.ratio for sequence in sequences], dtype=torch.int32),
+        ],
+        device,
+    )
     packed = PackedSequence(
         tokens=torch.cat([sequence.tokens for sequence in sequences]),
-        cu_seqlens=lengths.cumsum(0, dtype=torch.int32).to(device),
-        grid=torch.tensor([sequence.grid for sequence in sequences], dtype=torch.int32, device=device),
-        ratio=torch.tensor([sequence.ratio for sequence in sequences], dtype=torch.int32, device=device),
-        label=torch.tensor([sequence.label for sequence in sequences], device=device),
-        timestep=torch.tensor([sequence.timestep for sequence in sequences], device=device),
+        cu_seqlens=cu_seqlens,
+        grid=grid,
+        ratio=ratio,
+        label=label,
+        timestep=timestep,
         max_seqlen=int(lengths.max()),
     )
     texts = [sequence.text for sequence in sequences if sequence.text is not None]

@@ -140,7 +140,7 @@ class Solver:
         return mean + deviation * self._draw(tokens)
 
     def _draw(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self._noise.normal(self.step, tuple(tokens.shape)).to(tokens.device)
+        return self._noise.normal(self.step, tuple(tokens.shape)).to(tokens.device, non_blocking=True)
 
 
 class _Silent(DDPMScheduler):

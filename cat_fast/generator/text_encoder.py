@@ -154,16 +154,19 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
             list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         real = batch["attention_mask"].bool()
-        ids, mask = (batch[key].to(self.model.device) for key in ("input_ids", "attention_mask"))
+        device = self.model.device
+        ids, mask = (batch[key].to(device, non_blocking=True) for key in ("input_ids", "attention_mask"))
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         kept = real & torch.tensor([bool(text.strip()) for text in texts])[:, None]
         lengths = kept.sum(1)
+        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        # indices from the host: a boolean mask would make the host wait for the number of tokens
+        rows = kept.flatten().nonzero()[:, 0].to(device, non_blocking=True)
         return PackedText(
-            tokens=states[kept.to(states.device)],
-            cu_seqlens=torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)).to(
-                states.device
-            ),
+            tokens=states.flatten(0, 1)[rows],
+            cu_seqlens=cu_seqlens.to(device, non_blocking=True),
             max_seqlen=int(lengths.max()),
+            lengths=tuple(lengths.tolist()),
         )
 
 

@@ -18,18 +18,31 @@ from cat_fast.weights.state_file import SUFFIXES, is_state_file
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def load_tokenizer(source: Path, device: str = "auto") -> NestedAutoencoderKL:
+def load_tokenizer(
+    source: Path, device: str = "auto", dtype: torch.dtype | None = None
+) -> NestedAutoencoderKL:
     """Load a tokenizer from everything that its class takes; see `load_model`.
 
     Args:
         source: a folder of `NestedAutoencoderKL` or of diffusers' `AutoencoderKL`, `nano` or
             `nano-fixed-16x`, which ship with the package, the name of one in the cache of the Hugging Face
             hub, or an LDM checkpoint file.
+        dtype: dtype to run in; that of the weights if None. The fingerprint is that of the weights.
     """
     kind: Any = NestedAutoencoderKL
     source = shipped_folder(str(source), TOKENIZER) or source
     load = kind.from_single_file if is_state_file(source) else kind.from_pretrained
-    return _load(load, kind, "tokenizer", source, device)
+    tokenizer = _load(load, kind, "tokenizer", source, device)
+    if dtype is not None and dtype != tokenizer.dtype:
+        tokenizer.keep_fingerprint()
+        tokenizer.to(dtype)
+    return in_fast_layout(tokenizer)
+
+
+def in_fast_layout(tokenizer: NestedAutoencoderKL) -> NestedAutoencoderKL:
+    """Convert the weights of a tokenizer on a GPU to channels-last, as its tensor cores need them."""
+    module: Any = tokenizer  # diffusers' wrapper of `to` hides its arguments
+    return module.to(memory_format=torch.channels_last) if tokenizer.device.type == "cuda" else tokenizer
 
 
 def load_model(kind: type[Model], what: str, source: Path, device: str = "auto") -> Model:

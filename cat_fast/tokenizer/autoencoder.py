@@ -126,6 +126,7 @@ class NestedAutoencoderKL(CheckedModel):
         initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
+        self._kept_fingerprint: str | None = None
         ratios = to_integers("ratios", ratios)
         default_ratio = None if default_ratio is None else to_integer("default_ratio", default_ratio)
         encoder_matching, decoder_matching = (
@@ -419,14 +420,21 @@ class NestedAutoencoderKL(CheckedModel):
     def fingerprint(self) -> str:
         """Return 16 hex digits that identify the weights and the config; stored with latents.
 
-        Config entries that do not change latents are left out.
+        Config entries that do not change latents are left out. After `keep_fingerprint`, it is the one of
+        that time.
         """
+        if self._kept_fingerprint is not None:
+            return self._kept_fingerprint
         settings = {
             key: value
             for key, value in self.config.items()
             if not key.startswith("_") and key not in _NOT_IN_FINGERPRINT
         }
         return fingerprint(settings, self.state_dict())
+
+    def keep_fingerprint(self) -> None:
+        """Compute the fingerprint now, before a cast to another dtype: weights do not change afterwards."""
+        self._kept_fingerprint = self.fingerprint()
 
     def _moments(self, x_BCHW: Tensor, ratio: int, ghost_pass: bool = False) -> Tensor:
         height, width = x_BCHW.shape[-2:]

@@ -16,10 +16,13 @@ _POLL_SECONDS = 0.5
 
 
 def default_ranks() -> int:
-    """Return one rank per GPU; without a GPU two, or one on a single core."""
+    """Return one rank per GPU; on the CPU two, or one on a single core."""
     import torch
 
-    return torch.cuda.device_count() or min(2, len(os.sched_getaffinity(0)))
+    from cat_fast.hardware import run_device_type
+
+    gpus = torch.cuda.device_count() if run_device_type() == "cuda" else 0
+    return gpus or min(2, len(os.sched_getaffinity(0)))
 
 
 def launch(
@@ -51,7 +54,9 @@ def launch(
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = dict(os.environ)
     if "CUDA_VISIBLE_DEVICES" not in environment:
-        environment.setdefault("DS_ACCELERATOR", _accelerator())
+        from cat_fast.hardware import run_device_type
+
+        environment["DS_ACCELERATOR"] = run_device_type()
     with log.open("a") as output:
         before = output.tell()
         try:
@@ -100,9 +105,3 @@ def _last_error(log: Path, start: int) -> str:
     lines = [line.strip() for line in log.read_bytes()[start:].decode(errors="replace").splitlines()]
     errors = [line for line in lines if line.startswith(("error:", "error (rank")) or "Error:" in line]
     return errors[-1] if errors else "no error was printed"
-
-
-def _accelerator() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -26,6 +26,15 @@ def shipped_folder(name: str, part: str = "") -> Path | None:
     """
     if name not in NAMES or Path(name).exists():
         return None
+    return installed_folder(name, part)
+
+
+def installed_folder(name: str, part: str = "") -> Path:
+    """Return the folder of a shipped model, or of its part, also where a local folder has its name.
+
+    Raises:
+        UserError: as `shipped_folder`.
+    """
     folder = SHIPPED / name / part
     weights = folder if part else folder / _TRANSFORMER
     if not any(weights.glob("*.safetensors")):

@@ -46,24 +46,30 @@ def gate_residual_adaln(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return x_new = x + gate * h and y = adaln(x_new, shift, scale), in one pass over the tokens.
 
-    h: (T, D), of x's dtype; gate: (S, D), of the dtype of shift and scale. Everything else is as in `adaln`.
+    h: (T, D), of x's dtype; gate: (S, D), of the dtype of shift and scale. Under autocast, y has the dtype of
+    h, in which the next linear layer computes, and x_new that of x. Everything else is as in `adaln`.
     """
-    h, gate, shift, scale = _in_stream_dtype(x, h, gate, shift, scale)
+    gate, shift, scale = _in_stream_dtype(x, gate, shift, scale)
     _check(x, cu_seqlens, gate=gate, shift=shift, scale=scale)
-    if h.shape != x.shape or h.dtype != x.dtype:
+    if h.shape != x.shape or (h.dtype != x.dtype and not _is_autocast(x)):
         raise ValueError(f"h: expected {_format_tensor(x)} like x, got {_format_tensor(h)}")
     backend = backends.choose("gate_residual_adaln", x)
+    branch = h if backend == "triton" else h.to(x.dtype)  # Triton converts while it loads and stores
     if backend == "reference":
-        return gate_residual_adaln_reference(x, h, gate, shift, scale, cu_seqlens, eps)
-    x_new, y, _mean, _rstd = GATE_RESIDUAL_ADALN(backend, x, h, gate, shift, scale, cu_seqlens, eps)
-    return x_new, y
+        x_new, y = gate_residual_adaln_reference(x, branch, gate, shift, scale, cu_seqlens, eps)
+    else:
+        x_new, y, *_ = GATE_RESIDUAL_ADALN(backend, x, branch, gate, shift, scale, cu_seqlens, eps)
+    return x_new, y.to(h.dtype)
 
 
 def _in_stream_dtype(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Under autocast, cast the outputs of linear layers to the dtype of x, the residual stream."""
+    return tuple(t.to(x.dtype) for t in others) if _is_autocast(x) else others
+
+
+def _is_autocast(x: torch.Tensor) -> bool:
     device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return tuple(t.to(x.dtype) for t in others) if autocast else others
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _check(x: torch.Tensor, cu_seqlens: torch.Tensor, **modulation: torch.Tensor) -> None:
@@ -139,7 +145,7 @@ def _reference_gradients(
     def forward(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         return adaln_reference(x, shift, scale, cu_seqlens, eps)
 
-    return derivatives.vjp(forward, (x, torch.zeros_like(scale), scale), grad_y)
+    return derivatives.vjp(forward, (x, torch.zeros_like(scale), scale), grad_y.to(x.dtype))
 
 
 ADALN = Operator(
@@ -161,7 +167,7 @@ def _fake_gated(
     cu_seqlens: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, ...]:
-    return _dense(x), _dense(x), *_statistics(x)
+    return _dense(x), _dense(h), *_statistics(x)
 
 
 def _fake_gated_backward(
@@ -175,7 +181,7 @@ def _fake_gated_backward(
     mean: torch.Tensor,
     rstd: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
-    return _dense(x_new), _dense(x_new), _dense(scale), _dense(scale), _dense(scale)
+    return _dense(x_new), _dense(h), _dense(scale), _dense(scale), _dense(scale)
 
 
 def _setup_gated_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -199,7 +205,7 @@ def _reference_gated_backward(
     grad_x = grad_x + grad_x_new
 
     def forward(h: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        return gate_residual_reference(torch.zeros_like(h), h, gate, cu_seqlens)
+        return gate_residual_reference(torch.zeros_like(x_new), h, gate, cu_seqlens)
 
     grad_h, grad_gate = derivatives.vjp(forward, (h, gate), grad_x)
     return grad_x, grad_h, grad_gate, grad_shift, grad_scale, None, None

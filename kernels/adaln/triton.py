@@ -36,7 +36,7 @@ def gate_residual_adaln_forward(
     cu_seqlens: torch.Tensor,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return x_new = x + gate * h, followed by the results of `adaln_forward` on x_new."""
+    """Return x_new = x + gate * h, followed by the results of `adaln_forward` on x_new; y has h's dtype."""
     return _forward(x, h, gate, shift, scale, cu_seqlens, eps)
 
 
@@ -85,7 +85,7 @@ def _forward(
     x = x.contiguous()
     tokens, features = x.shape
     x_new = x if h is None else torch.empty_like(x)
-    y = torch.empty_like(x)
+    y = torch.empty_like(x, dtype=(x if h is None else h).dtype)
     mean = x.new_empty(tokens, dtype=torch.float32)
     rstd = torch.empty_like(mean)
     chunk = _chunk(x, waves=8, minimum=1, maximum=16)
@@ -119,7 +119,7 @@ def _backward(
     sequences = cu_seqlens.shape[0] - 1
     gated = gate is not None
     dx = torch.empty_like(x)
-    dh = torch.empty_like(x) if gated else None
+    dh = None if h is None else torch.empty_like(x, dtype=h.dtype)
     sums = [torch.empty_like(scale, memory_format=torch.contiguous_format) for _ in range(2 + gated)]
     chunk = _chunk(x, waves=4, minimum=8, maximum=64)
     chunks = triton.cdiv(tokens, chunk)

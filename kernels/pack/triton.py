@@ -50,7 +50,8 @@ def _move(latents: Sequence[torch.Tensor], tokens: torch.Tensor, patch_size: int
     block_channels = min(triton.next_power_of_2(channels), 64)
     block_pixels = TILE_BYTES // (tokens.element_size() * block_channels)
     inner, vector = _access(latents)
-    table = torch.tensor(rows, dtype=torch.int64, pin_memory=tokens.is_cuda)
+    # Not pinned: such a copy is staged at once, and pinning a new tensor takes longer than the copy.
+    table = torch.tensor(rows, dtype=torch.int64)
     with on_device_of(tokens):
         _move_kernel[(len(latents), triton.cdiv(max_pixels, block_pixels))](
             tokens,

@@ -1,20 +1,118 @@
-"""varlen_attention through other libraries' CUDA kernels: torch's own operator and xformers.
+"""varlen_attention through other libraries' CUDA kernels: FlashAttention in torch, and xformers.
 
-Both accept bf16 and fp16 with a head dimension that is a multiple of 8, and are differentiable. Their
-gradients are summed in the order in which blocks finish, so they are not deterministic. FlashAttention's are
-under torch.use_deterministic_algorithms, but cuDNN's, which torch uses on Hopper, are not. Hence they serve
-only passes without gradients. Availability is probed on first use, and xformers is not imported before that.
+All accept bf16 and fp16 with a head dimension that is a multiple of 8. `flash` calls aten's operators:
+FA2, or FA3 once torch.nn.attention.activate_flash_attention_impl has registered it. torch's public function
+would use cuDNN on Hopper past 128 tokens, which builds a plan per shape; so it is called with `num_splits=1`,
+which keeps FlashAttention. FlashAttention's gradients are the same at every call under
+torch.use_deterministic_algorithms, xformers' are not.
+
+Whether a kernel runs is probed at its first use on a device, with the dtype and head dimension of the tensors
+and more than 128 tokens. xformers is not imported before that.
 """
 
 import functools
 import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 
 from cat_fast.errors import first_line
 
-from .reference import zero_output
+from .. import derivatives
+from .reference import varlen_attention_reference, zero_output
+
+FAILURES = (
+    ImportError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    IndexError,
+    AssertionError,
+    AttributeError,
+)
+"""Errors for which a kernel counts as not available; the next backend of the table runs."""
+PROBED_LENGTHS = (1, 15, 200)
+"""Tokens of the probe's sequences; some kernels are chosen past 128 only."""
+FORWARD = ("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal")
+BACKWARD = ("grad_out", "query", "key", "value", "out", "logsumexp", *FORWARD[3:])
+"""Leading arguments of aten's two FlashAttention operators, in torch 2.10 to 2.14."""
+_LOG = logging.getLogger("cat_fast.kernels")
+_failed: dict[tuple[str, torch.device, torch.dtype, int], str] = {}
+"""Why a call has failed, by backend, device, dtype and head dimension."""
+
+
+def flash_varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_k: int,
+) -> torch.Tensor:
+    """Compute softmax(q kᵀ / √D) v within each sequence with aten's FlashAttention."""
+    if q.numel() == 0 or k.numel() == 0:
+        return zero_output(q, k, v)
+
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return _Flash.apply(q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
+
+    return _differentiable(function, q, k, v, cu_seqlens, cu_seqlens_k)
+
+
+class _Flash(torch.autograd.Function):
+    """aten's FlashAttention operators, whose backward pass is deterministic if torch's flag is on.
+
+    Under `warn_only`, which a run needs for other operators, aten's own gradient formula would only warn.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        cu_seqlens_k: torch.Tensor,
+        max_seqlen: int,
+        max_seqlen_k: int,
+    ) -> torch.Tensor:
+        ctx.longest = max_seqlen, max_seqlen_k
+        lengths = cu_seqlens, cu_seqlens_k, *ctx.longest
+        out, lse, rng_state, unused, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *lengths, 0.0, False, False
+        )
+        ctx.save_for_backward(q, k, v, out, lse, cu_seqlens, cu_seqlens_k, rng_state, unused)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *tensors, cu_seqlens, cu_seqlens_k, rng_state, unused = ctx.saved_tensors
+        lengths = cu_seqlens, cu_seqlens_k, *ctx.longest
+        with _strict_determinism():
+            gradients = torch.ops.aten._flash_attention_backward(
+                grad, *tensors, *lengths, 0.0, False, rng_state, unused
+            )
+        return (*gradients, None, None, None, None)
+
+
+@contextmanager
+def _strict_determinism() -> Iterator[None]:
+    """If torch.use_deterministic_algorithms is on, turn its `warn_only` off meanwhile."""
+    warns = (
+        torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+    )
+    if warns:
+        torch.use_deterministic_algorithms(True, warn_only=False)
+    try:
+        yield
+    finally:
+        if warns:
+            torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def torch_varlen(
@@ -26,13 +124,33 @@ def torch_varlen(
     cu_seqlens_k: torch.Tensor,
     max_seqlen_k: int,
 ) -> torch.Tensor:
-    """Compute softmax(q kᵀ / √D) v within each sequence with torch.nn.attention.varlen."""
+    """Compute the same with torch.nn.attention.varlen of torch 2.14 or newer."""
     from torch.nn.attention.varlen import varlen_attn
 
     if q.numel() == 0 or k.numel() == 0:
         return zero_output(q, k, v)
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
-    return cast(torch.Tensor, out)  # a pair only if lse is requested
+
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        lengths = cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k
+        return cast(torch.Tensor, varlen_attn(q, k, v, *lengths, num_splits=1))
+
+    return _differentiable(function, q, k, v, cu_seqlens, cu_seqlens_k)
+
+
+def _differentiable(
+    function: Any,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+) -> torch.Tensor:
+    """Return function(q, k, v), whose derivatives beyond gradients are those of the reference."""
+
+    def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return varlen_attention_reference(q, k, v, cu_seqlens, cu_seqlens_k)
+
+    return derivatives.with_formula(formula, function, q, k, v)
 
 
 def xformers_varlen(
@@ -72,33 +190,79 @@ def block_diagonal_mask(
     return BlockDiagonalMask(q_seqinfo=queries, k_seqinfo=keys)
 
 
+def schema_reason(forward: Any, backward: Any) -> str | None:
+    """Return why aten's schemas are not those that `flash_varlen` calls, or None.
+
+    The leading arguments must have the known names, and all others of the forward operator but
+    `return_debug_mask` a default.
+    """
+    names = [argument.name for argument in forward.arguments]
+    if tuple(names[: len(FORWARD) + 1]) != (*FORWARD, "return_debug_mask"):
+        return f"unknown arguments of aten::_flash_attention_forward: {', '.join(names)}"
+    rest = forward.arguments[len(FORWARD) + 1 :]
+    if missing := [argument.name for argument in rest if not argument.has_default_value()]:
+        return f"aten::_flash_attention_forward needs {missing[0]}"
+    names = [argument.name for argument in backward.arguments]
+    if tuple(names[: len(BACKWARD)]) != BACKWARD:
+        return f"unknown arguments of aten::_flash_attention_backward: {', '.join(names)}"
+    return None
+
+
 @functools.cache
-def torch_unavailable_reason() -> str | None:
-    """Return why `torch_varlen` cannot run here, or None."""
+def flash_unavailable_reason(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return why `flash_varlen` cannot run on a device with this dtype and head dimension, or None."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    try:
+        operators = torch.ops.aten._flash_attention_forward, torch.ops.aten._flash_attention_backward
+        reason = schema_reason(*(operator.default._schema for operator in operators))
+    except AttributeError as error:
+        reason = f"torch {torch.__version__} has no such operator ({error})"
+    return reason or _probe_error(flash_varlen, device, dtype, head_dim)
+
+
+@functools.cache
+def torch_unavailable_reason(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return why `torch_varlen` cannot run there, or None."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return f"torch {torch.__version__} has no torch.nn.attention.varlen"
-    return _probe_error(torch_varlen)
+    return _probe_error(torch_varlen, device, dtype, head_dim)
 
 
 @functools.cache
-def xformers_unavailable_reason() -> str | None:
-    """Return why `xformers_varlen` cannot run here, or None."""
+def xformers_unavailable_reason(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return why `xformers_varlen` cannot run there, or None."""
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed"
     if not torch.cuda.is_available():
         return "no CUDA device"
-    return _probe_error(xformers_varlen)
+    return _probe_error(xformers_varlen, device, dtype, head_dim)
 
 
-def _probe_error(function: Any) -> str | None:
-    """Run forward and backward on two sequences of 1 and 15 tokens; return the error message, or None."""
-    q = torch.zeros(16, 1, 32, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-    cu_seqlens = torch.tensor([0, 1, 16], dtype=torch.int32, device="cuda")
+def _probe_error(function: Any, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Run forward and backward on a few sequences; return the error message, or None."""
+    tokens, longest = sum(PROBED_LENGTHS), max(PROBED_LENGTHS)
     try:
-        with torch.enable_grad():
-            torch.autograd.grad(function(q, q, q, cu_seqlens, 15, cu_seqlens, 15).sum(), q)
-    except (ImportError, NotImplementedError, RuntimeError, TypeError) as error:
-        return f"it fails here: {first_line(error)}"
+        q = torch.zeros(tokens, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
+        offsets = torch.tensor([0, *PROBED_LENGTHS]).cumsum(0, dtype=torch.int32).to(device)
+        with torch.inference_mode(False), torch.enable_grad():
+            torch.autograd.grad(function(q, q, q, offsets, longest, offsets, longest).sum(), q)
+    except FAILURES as error:
+        reason = f"it fails here: {first_line(error)}"
+        _LOG.warning("varlen_attention by %s on %s: %s", function.__name__, device, reason)
+        return reason
     return None
+
+
+def failed_reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return why an earlier call of a backend has failed there, or None."""
+    return _failed.get((backend, device, dtype, head_dim))
+
+
+def set_failed(backend: str, q: torch.Tensor, error: Exception) -> None:
+    """Note that a call has failed, so that the next backend of the table runs from now on; log it once."""
+    key = (backend, q.device, q.dtype, q.shape[-1])
+    _failed[key] = f"it failed here: {first_line(error)}"
+    _LOG.warning("varlen_attention by %s on %s: %s; using the next backend", *key[:2], _failed[key])

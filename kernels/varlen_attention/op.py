@@ -10,10 +10,10 @@ from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 from .. import backends, derivatives
 from ..autocast import autocast
 from ..registration import Operator
-from .external import torch_varlen, xformers_varlen
+from .external import FAILURES, flash_varlen, set_failed, torch_varlen, xformers_varlen
 from .reference import varlen_attention_reference
 
-EXTERNAL = {"torch": torch_varlen, "xformers": xformers_varlen}
+EXTERNAL = {"flash": flash_varlen, "torch": torch_varlen, "xformers": xformers_varlen}
 
 
 def varlen_attention(
@@ -45,8 +45,14 @@ def varlen_attention(
     _check(q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
     training = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
     backend = backends.choose("varlen_attention", q, training=training, head_dim=q.shape[-1])
-    if backend in EXTERNAL:
-        return EXTERNAL[backend](q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
+    while backend in EXTERNAL:
+        try:
+            return EXTERNAL[backend](q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
+        except FAILURES as error:
+            if backends.forced_backend("varlen_attention") or isinstance(error, torch.OutOfMemoryError):
+                raise
+            set_failed(backend, q, error)
+        backend = backends.choose("varlen_attention", q, training=training, head_dim=q.shape[-1])
     if backend == "reference":
         return varlen_attention_reference(q, k, v, cu_seqlens, cu_seqlens_k)
     out, _lse = OPERATOR(backend, q, k, v, cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)

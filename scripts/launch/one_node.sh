@@ -18,9 +18,10 @@ python=${PYTHON:-python}
 # on this machine would fail to start.
 read -r gpus ranks port < <("$python" -c '
 import torch
+from cat_fast.hardware import run_device_type
 from cat_fast.training import launch
 from cat_fast.training.runtime import ranks
-print(torch.cuda.device_count(), launch.default_ranks(), ranks.free_port())')
+print(torch.cuda.device_count() if run_device_type() == "cuda" else 0, launch.default_ranks(), ranks.free_port())')
 ranks=${RANKS:-$ranks}
 
 if [[ $gpus -eq 0 ]]; then

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import attention_readings
 from benchmarks.attention_readings import READINGS, compared, main
+from benchmarks.shared.committed import committed
 from cat_fast.config import read_yaml
 from cat_fast.training.metrics.run_log import read_metrics
 
@@ -28,7 +29,7 @@ def test_our_own_default_is_one_of_the_readings_and_the_committed_result_favours
     """The nano model follows what was measured: never behind by ST-LPIPS, and level otherwise."""
     model = read_yaml(attention_readings.CONFIG)["model"]
     assert model["mid_block_attention_head_dim"] == READINGS["heads_of_1"]
-    results = attention_readings.CONFIG.parents[2] / "benchmarks/results/attention_readings.json"
+    results = committed("attention_readings")
     ahead = json.loads(results.read_text())["heads_of_1_ahead_by"]
     assert min(ahead["perceptual"]) > 0
     assert sum(ahead["training_loss"]) > 0

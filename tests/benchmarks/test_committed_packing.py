@@ -1,13 +1,13 @@
-"""benchmarks/results/packing.json holds what packing promises: floors for every rival, and for the packer."""
+"""The committed results of packing reach their floors for every baseline and for the packer."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-MEASURED = json.loads(
-    (Path(__file__).parents[2] / "benchmarks/results/packing.json").read_text(encoding="utf-8")
-)
+from benchmarks.shared.committed import committed
+
+MEASURED = json.loads(committed("packing").read_text(encoding="utf-8"))
 AT_LEAST = {
     "252.ratio_vs_padded": 4.0,
     "197.ratio_vs_padded": 4.7,

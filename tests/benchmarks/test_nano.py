@@ -150,4 +150,19 @@ def test_tables_have_the_figures_of_a_report():
     assert "| 8x | 30 of 40 | 20 | 1.2 | 16.0 |" in to_markdown(found[1])
     assert tables({}) == []
     (missing,) = tables({"twin": {"missing": "no such folder"}, "cut": {"lines": {"c = 4": "cut"}}})
-    assert missing["rows"] == [["twin", "no such folder"], ["c = 4", "cut"]]
+    assert missing["rows"] == [
+        ["chosen ratios against the fixed 16x tokenizer", "the twin is not trained yet"],
+        ["c = 4", "cut"],
+    ]
+
+
+def test_recombined_prompts_count_if_a_part_is_found():
+    tops = {"blue frog": ["blue book", "sky"], "tiger face with mask": ["face with mask", "sky"]}
+    samples = {
+        "classifier": {"classes": 240, "top1 on held-out augmentations": 0.95},
+        "top 5 of the recombined prompts": tops,
+        "copies": 0,
+        "distance to the nearest training image": {"mean": 0.15, "low": 0.1, "high": 0.2},
+    }
+    (found,) = tables({"samples": samples})
+    assert ["recombined prompts with one of their parts in the top 5", "1 of 2"] in found["rows"]

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import straggler
+from benchmarks.shared.committed import committed
 from cat_fast.data.sampling.balanced_plan import BalancedPlan
 from cat_fast.data.sampling.cost_table import Cost, CostTable
 from cat_fast.data.sampling.step_plan import PerRankPlan
@@ -62,7 +63,7 @@ def test_the_program_writes_every_row_and_fails_where_balanced_waits(tmp_path, m
 
 def test_in_the_committed_results_balanced_ranks_hardly_wait():
     """Check measured steps of 8, 64 and 1024 ranks; `per_rank` as predicted from the same table."""
-    report = json.loads((straggler.CONFIG.parents[2] / "benchmarks/results/straggler.json").read_text())
+    report = json.loads(committed("straggler").read_text())
     assert report["costs"]["unit"] == "seconds"
     for ranks in straggler.WORLD_SIZES:
         assert report[f"balanced.{ranks}.wait"] < straggler.TARGET

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -96,3 +97,10 @@ def test_touching_one_source_recompiles_one_object_in_editable_installs(tree):
     assert build() == {"cat_fast._ops/csrc/ops.o"}
     (tree / "csrc/token_budget_packer/best_fit.h").touch()
     assert build() == {"cat_fast._bindings/csrc/bindings.o"}
+
+
+def test_kernels_are_built_for_published_gpus_newer_ones_and_those_of_the_machine(monkeypatch):
+    monkeypatch.setattr("setuptools.setup", lambda **arguments: None)
+    build = runpy.run_path(str(ROOT / "setup.py"), run_name="build")["architectures_for"]
+    assert build([]) == "8.0;9.0+PTX"
+    assert build([(8, 6), (9, 0), (8, 6)]) == "8.6;8.0;9.0+PTX"

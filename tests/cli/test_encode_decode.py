@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cat_fast.complexity import Description, choose_ratio, default_scorer, default_thresholds
+from cat_fast.complexity.image_scorers.student.scorer import image_student
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop, tensor_to_image
 from cat_fast.tokenizer import NestedAutoencoderKL
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
@@ -18,6 +19,8 @@ SIMPLE, BUSY = (
     "a plane in the sky",
     "a newspaper page full of text, charts, tables and small photographs of people",
 )
+
+RECORD = "execution.json"
 
 
 @pytest.fixture
@@ -113,13 +116,18 @@ class TestEncode:
         a, b, c = parse_json(cat_fast(*command, "--json"))["images"]
         assert (a["ratio"], a["tokens"], a["source"]) == (8, 16, "caption")
         assert (b["ratio"], b["tokens"], b["source"]) == (32, 1, "caption")
-        # c is a smooth blur: a small JPEG.
-        assert (c["ratio"], c["score"], c["source"]) == (32, None, "jpeg size")
+        # c is a smooth blur.
+        student = image_student()
+        (by_pixels,) = student.score_images([student.prepare(load_image(photos / "c.webp"))])
+        assert (c["ratio"], c["score"], c["source"]) == (32, by_pixels.score.score, "pixels")
+        assert c["scored_by"]["scorer"] == "image_student"
 
         output = cat_fast(*command).stdout
-        assert "1 without a caption: ratio from the JPEG size" in output
+        assert "1 without a caption: ratio from the pixels" in output
         assert "3 images: 1 at 8x, 2 at 32x; mean 6.0 tokens against 4 at a fixed 16x (+50.0%)" in output
         assert "out.safetensors" in output
+        (c,) = parse_json(cat_fast(*command, "--json", "--jpeg-thresholds", "1,2"))["images"][2:]
+        assert (c["ratio"], c["score"], c["source"]) == (8, None, "jpeg size")
 
     def test_caption_rows_without_an_image_are_reported(self, cat_fast, checkpoint, photos, tmp_path):
         rows = [{"file": f"photos/{name}.jpg", "caption": SIMPLE} for name in ("a", "typo")]
@@ -302,6 +310,24 @@ class TestErrors:
     def test_unusable_device(self, cat_fast, checkpoint, photos):
         assert_one_line_error(cat_fast("encode", photos, "-c", checkpoint, "--device", "toaster"), "toaster")
 
+    def test_bf16_is_recorded_and_close_to_fp32(self, cat_fast, checkpoint, latents, photos, tmp_path):
+        half = tmp_path / "half.safetensors"
+        options = ["--ratio", 16, "--size", 64, "--dtype", "bf16"]
+        assert cat_fast("encode", photos, "-c", checkpoint, "-o", half, *options).exit_code == 0
+        headers = []
+        for path in (latents, half):
+            with safe_open(path, framework="pt") as file:
+                headers.append(json.loads(file.metadata()["cat_fast.latents"]))
+        assert [header["made_with"]["dtype"] for header in headers] == ["float32", "bfloat16"]
+        assert headers[0]["tokenizer"] == headers[1]["tokenizer"]
+        exact, ours = load_file(latents), load_file(half)
+        for key, latent in exact.items():
+            error = (ours[key] - latent).square().mean().sqrt()
+            assert 0 < error < 0.03 * latent.square().mean().sqrt()
+        out = tmp_path / "out"
+        assert cat_fast("decode", half, "-c", checkpoint, "-o", out, "--dtype", "bf16").exit_code == 0
+        assert json.loads((out / RECORD).read_text())["dtype"] == "bfloat16"
+
 
 class TestDecode:
     @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
@@ -309,7 +335,7 @@ class TestDecode:
         out = tmp_path / "new" / "images"
         result = cat_fast("decode", latents, "-c", checkpoint, "-o", out, "--format", suffix)
         assert result.exit_code == 0, result.output
-        assert sorted(path.name for path in out.iterdir()) == [f"{key}.{suffix}" for key in "abc"]
+        assert sorted(path.name for path in out.iterdir()) == [*(f"{key}.{suffix}" for key in "abc"), RECORD]
 
         tokenizer = NestedAutoencoderKL.from_pretrained(checkpoint)
         for key, latent in load_file(latents).items():
@@ -338,7 +364,7 @@ class TestDecode:
         assert_one_line_error(cat_fast(*command), "encoded by tokenizer", "--force")
         assert not (tmp_path / "out").exists()
         assert cat_fast(*command, "--force").exit_code == 0
-        assert len(list((tmp_path / "out").iterdir())) == 3
+        assert len(list((tmp_path / "out").glob("*.png"))) == 3
 
     def test_latents_with_other_channels_fail_even_if_forced(self, cat_fast, latents, tmp_path):
         tiny_tokenizer(latent_channels=8).save_pretrained(tmp_path / "other")
@@ -350,7 +376,7 @@ class TestDecode:
         rewrite(latents, tensors={"b": torch.full((4, 4, 4), torch.nan)})
         result = cat_fast("decode", latents, "-c", checkpoint, "-o", tmp_path / "out")
         assert result.exit_code == 1
-        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png", RECORD]
         assert "error: b: the image contains NaN" in result.stderr
 
     def test_name_cannot_escape_the_output_folder(self, cat_fast, checkpoint, latents, tmp_path):

@@ -19,12 +19,13 @@ def test_images_without_captions_are_scored_by_pixels(cat_fast, photos, tmp_path
     out = photos / "s.parquet"  # among the images
     result = cat_fast("score", photos, "--out", out)
     assert result.exit_code == 1
-    assert "no captions: the images are scored by their pixels" in result.stderr
+    assert "no captions: the images are scored by their pixels, with --scorer image_student" in result.stderr
     assert "not scored: d.jpg: not an image" in result.stderr
     assert "failed: 1 of 4 images" in result.stderr
     found = rows(out)
     assert [row["key"] for row in found] == ["a.jpg", "b.png", "c.webp", "d.jpg"]
     assert [row["score"] is None for row in found] == [False, False, False, True]
+    assert {row["scorer"].partition(" ")[0] for row in found} == {"image_student"}
     (photos / "d.jpg").unlink()
     assert "samples of" in cat_fast("score", photos, "--out", out).stderr  # one is missing now
     (photos / "d.jpg").write_bytes((photos / "b.png").read_bytes())

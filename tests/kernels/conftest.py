@@ -1,8 +1,14 @@
-"""Fixtures for the tests of operators: require or force a backend, or skip if this machine lacks it."""
+"""Tests of operators: Triton cases are gpu tests where its compiler runs; require or force a backend."""
 
 import pytest
 
 from cat_fast.kernels import backends
+from tests.session import mark_compiled_triton
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    mark_compiled_triton(items)
 
 
 @pytest.fixture

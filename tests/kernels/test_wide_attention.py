@@ -174,7 +174,9 @@ def test_autocast_leaves_float64_alone(monkeypatch):
 
 def test_triton_is_not_chosen_before_it_is_measured(monkeypatch):
     def chosen():
-        return backends._choose("wide_attention", "cuda", torch.bfloat16, False, (("head_dim", 512),))
+        return backends._choose(
+            "wide_attention", torch.device("cuda", 0), torch.bfloat16, False, (("head_dim", 512),)
+        )
 
     monkeypatch.delenv("CAT_FAST_BACKEND", raising=False)
     assert chosen() == "reference"

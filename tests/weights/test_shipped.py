@@ -35,6 +35,7 @@ def test_a_local_folder_of_the_same_name_comes_first(installed, tmp_path):
     assert load_tokenizer("nano", "cpu").config.norm_num_groups == 4
     theirs.save_pretrained(tmp_path / "work" / "nano")
     assert NestedAutoencoderKL.from_pretrained("nano").config.norm_num_groups == 2
+    assert shipped.installed_folder("nano", "vae") == installed / "nano" / "vae"
 
 
 def test_other_names_are_none_of_the_shipped_models(installed):

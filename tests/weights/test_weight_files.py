@@ -17,7 +17,9 @@ from tests.cli.conftest import tiny_tokenizer
 
 def save_latent_file(folder):
     record = LatentRecord(ratio=16, size=64, source="a.png")
-    write_latents(folder / "x.safetensors", {"a": torch.zeros(4, 4, 4)}, {"a": record}, tokenizer="0")
+    write_latents(
+        folder / "x.safetensors", {"a": torch.zeros(4, 4, 4)}, {"a": record}, tokenizer="0", made_with={}
+    )
 
 
 def save_latent_shards(folder):

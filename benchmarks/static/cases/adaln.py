@@ -12,19 +12,27 @@ TOKENS, SEQUENCES = 16384, 64
 UNALIGNED = Budget(kind="memory-bound, rows not aligned")
 
 
-def launch(features: int, dtype: torch.dtype, modulation: torch.dtype, gated: bool) -> None:
-    """Run forward and backward; the modulation are views of one (S, 6 D) tensor."""
+def launch(
+    features: int,
+    dtype: torch.dtype,
+    modulation: torch.dtype,
+    gated: bool,
+    branch: torch.dtype | None = None,
+) -> None:
+    """Run forward and backward; the modulation are views of one (S, 6 D) tensor.
+
+    `branch` is the dtype of h and y under autocast; that of the tokens if None.
+    """
     tokens = torch.empty(TOKENS, features, dtype=dtype, device="meta")
     rows = torch.empty(SEQUENCES, 6 * features, dtype=modulation, device="meta")
     gate, shift, scale, *_ = rows.chunk(6, dim=1)
     cu_seqlens = torch.empty(SEQUENCES + 1, dtype=torch.int32, device="meta")
     if gated:
-        x_new, _y, *statistics = adaln.gate_residual_adaln_forward(
-            tokens, tokens, gate, shift, scale, cu_seqlens, 1e-6
+        h = tokens if branch is None else tokens.to(branch)
+        x_new, y, *statistics = adaln.gate_residual_adaln_forward(
+            tokens, h, gate, shift, scale, cu_seqlens, 1e-6
         )
-        adaln.gate_residual_adaln_backward(
-            tokens, tokens, x_new, tokens, gate, scale, cu_seqlens, *statistics
-        )
+        adaln.gate_residual_adaln_backward(tokens, y, x_new, h, gate, scale, cu_seqlens, *statistics)
     else:
         _y, *statistics = adaln.adaln_forward(tokens, shift, scale, cu_seqlens, 1e-6)
         adaln.adaln_backward(tokens, tokens, scale, cu_seqlens, *statistics)
@@ -45,4 +53,9 @@ CASES = {
         ("1001_float16", 1001, torch.float16, torch.float16, UNALIGNED),
     )
     for gated in (False, True)
+} | {
+    "gate_residual_adaln.1152_float32_bfloat16_branch": Case(
+        launch=partial(launch, 1152, torch.float32, torch.float32, True, torch.bfloat16),
+        budgets=budgets(MEMORY),
+    )
 }

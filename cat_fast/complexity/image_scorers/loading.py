@@ -12,11 +12,11 @@ from cat_fast.complexity.score import Scorer
 from cat_fast.errors import UserError
 
 CAPTIONERS = ("detectors", "vlm", "endpoint")
-PIXEL_SCORERS = ("jpeg",)
+PIXEL_SCORERS = ("image_student", "jpeg")
 """Scorers of images that read no description."""
 UNIFIED = "unified"
 IMAGE_SCORERS = (*PIXEL_SCORERS, UNIFIED)
-DEFAULT_IMAGE_SCORER = "jpeg"
+DEFAULT_IMAGE_SCORER = "image_student"
 """Scorer of images without captions where no other is chosen."""
 
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -55,6 +55,15 @@ class CaptionerOptions:
 def reads_images(scorer: str | None, captioner: str | None) -> bool:
     """Return whether a scorer or a captioner by these names reads images rather than captions."""
     return captioner is not None or scorer in IMAGE_SCORERS
+
+
+def by_pixels(jpeg: JpegThresholds | None) -> dict[str, Any]:
+    """Return the arguments of `RatioPolicy` for images without labels: JPEG thresholds, or the student."""
+    if jpeg is not None:
+        return {"jpeg": jpeg}
+    from cat_fast.complexity.image_scorers.student.scorer import image_student
+
+    return {"pixels": image_student()}
 
 
 def load_image_scorer(
@@ -109,6 +118,10 @@ def load_image_scorer(
 
 
 def _load_pixels(name: str, jpeg_thresholds: JpegThresholds) -> ImageScorer:
+    if name == "image_student":
+        from cat_fast.complexity.image_scorers.student.scorer import image_student
+
+        return image_student()
     from cat_fast.complexity.image_scorers.jpeg import JpegScorer
 
     return JpegScorer(jpeg_thresholds)

@@ -1,4 +1,4 @@
-"""Choice of an image's ratio: from its labels, in a configurable order, else from its JPEG size."""
+"""Choice of an image's ratio: from its labels, in a configurable order, else from its pixels."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from PIL.Image import Image
 
 from cat_fast.complexity.description import Description
+from cat_fast.complexity.image_score import GivenLabels, ImageScorer
 from cat_fast.complexity.ratios.jpeg_thresholds import JPEG_THRESHOLDS, JpegThresholds, jpeg_ratio
 from cat_fast.complexity.ratios.origin import scored_by
 from cat_fast.complexity.ratios.thresholds import RatioThresholds, Scored, default_thresholds
@@ -88,6 +89,7 @@ class RatioPolicy:
         scorer: scores captions; by default `default_scorer()`, loaded for the first caption.
         fixed: one ratio for all images; labels are ignored.
         jpeg: map JPEG sizes to ratios; by default the published thresholds.
+        pixels: scores images without the labels, such as `image_student()`; None to use `jpeg`.
     """
 
     def __init__(
@@ -97,8 +99,9 @@ class RatioPolicy:
         scorer: Scorer | None = None,
         fixed: int | None = None,
         jpeg: JpegThresholds = JPEG_THRESHOLDS,
+        pixels: ImageScorer | None = None,
     ) -> None:
-        self.labels, self.jpeg = labels, jpeg
+        self.labels, self.jpeg, self.pixels = labels, jpeg, pixels
         self._scorer = scorer
         self.thresholds = thresholds or default_thresholds()
         self._pair = self.thresholds.pair
@@ -110,7 +113,7 @@ class RatioPolicy:
 
         Returns:
             Per image: its choice; the error if its labels are invalid, without effect on other images; or
-            None if it has none of the labels, in which case `choose_by_jpeg` can be used.
+            None if it has none of the labels, in which case `choose_by_pixels` can be used.
         """
         if self.fixed:
             return [self.fixed] * len(images)
@@ -137,8 +140,24 @@ class RatioPolicy:
         is_distilled = self.scorer.name in DISTILLED
         return scored_by(self.scorer, default_thresholds() if is_distilled else self.thresholds)
 
-    def choose_by_jpeg(self, image: Image) -> RatioChoice:
-        """Choose by the JPEG size of the image's centre square."""
+    def choose_by_pixels(self, image: Image) -> RatioChoice:
+        """Choose by the scorer of images, or the JPEG size of the image's centre square.
+
+        Raises:
+            UserError: the image cannot be scored.
+        """
+        if self.pixels is not None:
+            (found,) = self.pixels.score_images([self.pixels.prepare(image)], [GivenLabels()])
+            if isinstance(found, ScoringFailure):
+                raise UserError(found.error)
+            return RatioChoice(
+                ratio=self.thresholds.ratio_of(found.score),
+                source="pixels",
+                why=f"no caption; by {self.pixels.name}",
+                score=found.score.score,
+                scored_by=ScoredBy(self.pixels.name, self.pixels.version, default_thresholds().pair),
+                thresholds=self._pair,
+            )
         return RatioChoice(
             ratio=ratio_of_image(image, self.jpeg),
             source="jpeg size",

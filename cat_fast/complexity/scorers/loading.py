@@ -61,7 +61,8 @@ def load_scorer(
     """
     if name not in SCORERS:
         raise UserError(
-            f"--scorer {name}: expected one of {', '.join(SCORERS)} for captions; for images, jpeg or unified"
+            f"--scorer {name}: expected one of {', '.join(SCORERS)} for captions; for images,"
+            " image_student, jpeg or unified"
         )
     options = {
         "model": model,

@@ -38,7 +38,7 @@ _READERS: dict[str, Any] = {"json lines": JsonLines, "text": TextLines, "parquet
 _NO_CAPTION = (
     "no captions, which this scorer reads: expected a text file next to each image (a.txt of a.jpg), a file"
     " with a column or field caption (.jsonl, .parquet), or an archive (.tar); or score the images with"
-    " --captioner or --scorer jpeg"
+    " --captioner or --scorer image_student"
 )
 _SNIFFED_BYTES = 4096
 

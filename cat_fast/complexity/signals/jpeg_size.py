@@ -1,4 +1,4 @@
-"""JPEG size as a complexity signal: the published baseline, and the fallback without a description.
+"""JPEG size as a complexity signal: the published baseline for images without a description.
 
 It responds to noise and ignores content: its published correlation with the best ratio is 0.31 on COCO,
 against 0.55 for scores from captions.

@@ -119,7 +119,7 @@ class SemanticModel(CheckedModel):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return features (B, N, C) of images (B, 3, H, W) in [-1, 1], resized to the ViT's square."""
-        side = self.vision_model.config.image_size
+        side: int = self.vision_model.config.image_size  # type: ignore[assignment]
         x = resize(images, (side, side)) / 2 + 0.5
         mean, std = (x.new_tensor(values)[:, None, None] for values in (MEAN, STD))
         return self.vision_model(pixel_values=(x - mean) / std).last_hidden_state

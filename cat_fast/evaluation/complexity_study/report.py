@@ -13,7 +13,7 @@ from PIL import Image
 
 from cat_fast.data.files import atomic_write, write_json
 from cat_fast.evaluation.complexity_study.plots import draw_plots
-from cat_fast.evaluation.complexity_study.study import PUBLISHED, Sample, disagreements, fitted_ratios
+from cat_fast.evaluation.complexity_study.study import Sample, disagreements, fitted_ratios
 
 _THUMBNAIL = 160
 
@@ -45,7 +45,6 @@ def write_report(
     )
     html = environment.get_template("study.html.j2").render(
         results=results,
-        published=PUBLISHED,
         plots={name: _uri("image/png", content) for name, content in plots.items()},
         gallery=_gallery(sample, load, gallery) if load is not None and gallery else [],
     )

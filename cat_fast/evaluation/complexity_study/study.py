@@ -1,5 +1,6 @@
 """Results of the study: f*, correlations, agreement, mixes and robustness, as JSON values."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,9 +34,16 @@ PUBLISHED = {
     "reconstruction MSE": 0.36,
     "reconstruction LPIPS": 0.23,
     CAPTION_LENGTH: 0.33,
-    "score": 0.55,
 }
-"""Pearson correlations with f*(0.0015) on COCO, as published."""
+"""Pearson correlations with f*(0.0015) on COCO, as published (Table 9)."""
+_PUBLISHED_SCORE = 0.55
+"""That of scores of descriptions."""
+_PUBLISHED_SCORERS = {
+    "jpeg": PUBLISHED[JPEG],
+    "caption-length": PUBLISHED[CAPTION_LENGTH],
+    "image_student": None,
+}
+"""Those of scorers that read no descriptions, or only count words, by the first word of their name."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Metric:
     ratios: np.ndarray | None = None
     """Ratios by its own thresholds, (N,); None if it has none."""
     thresholds: tuple[float, float] | None = None
+    published: float | None = None
+    """Its published Pearson correlation with f*."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +107,15 @@ def collect(
     ]
     sizes = np.array([row["jpeg_bytes"] for row in rows], dtype=np.float64)
     by_size = np.array([JPEG_THRESHOLDS.ratio(int(size)) for size in sizes])
-    metrics.append(Metric(JPEG, sizes, by_size, (JPEG_THRESHOLDS.a, JPEG_THRESHOLDS.b)))
+    metrics.append(
+        Metric(JPEG, sizes, by_size, (JPEG_THRESHOLDS.a, JPEG_THRESHOLDS.b), published=PUBLISHED[JPEG])
+    )
     for name, field in (("reconstruction MSE", "signal_mse"), ("reconstruction LPIPS", "signal_lpips")):
-        metrics.append(Metric(name, _column(rows, field)))
+        metrics.append(Metric(name, _column(rows, field), published=PUBLISHED[name]))
     captions = _captions([scores.find([row["key"] for row in rows]) for scores in score_sets])
     if captions is not None:
         lengths = np.array([len(caption.split()) for caption in captions], dtype=np.float64)
-        metrics.append(Metric(CAPTION_LENGTH, lengths))
+        metrics.append(Metric(CAPTION_LENGTH, lengths, published=PUBLISHED[CAPTION_LENGTH]))
     return Sample(
         [row["key"] for row in rows],
         ratios,
@@ -181,7 +193,9 @@ def disagreements(sample: Sample, count: int) -> list[tuple[str, list[int]]]:
 
 def _of_scores(scores: ScoreSet, rows: Sequence[Any], thresholds: RatioThresholds) -> Metric:
     ratios = np.array([thresholds.ratio_of(row) for row in rows])
-    return Metric(scores.name, np.array([row.expected for row in rows]), ratios, thresholds.pair)
+    expected = np.array([row.expected for row in rows])
+    published = _PUBLISHED_SCORERS.get(re.split("[ :]", scores.scorer)[0], _PUBLISHED_SCORE)
+    return Metric(scores.name, expected, ratios, thresholds.pair, published)
 
 
 def _is_score(metric: Metric) -> bool:
@@ -220,6 +234,7 @@ def _metric(metric: Metric, sample: Sample) -> dict[str, Any]:
     best = sample.best()
     chosen = fitted_ratios(metric.values, best)
     found: dict[str, Any] = {
+        "published": metric.published,
         "pearson": asdict(estimate(pearson, metric.values, _target(best))),
         "spearman": asdict(estimate(spearman, metric.values, _target(best))),
         "pearson_at": {str(tau): float(pearson(metric.values, _target(sample.best(tau)))) for tau in TAUS},

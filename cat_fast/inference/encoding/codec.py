@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cat_fast.complexity import tokens_per_image
 from cat_fast.complexity.ratios.policy import RatioChoice, RatioPolicy
-from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.data.files import atomic_write, require_writable, write_json
 from cat_fast.data.images.io import image_to_bytes, load_image, resize_center_crop, tensor_to_image
 from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
@@ -23,12 +23,15 @@ from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, un
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
 from cat_fast.inference.encoding.requirements import require_patches
+from cat_fast.models.execution import describe_execution
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
 
 T = TypeVar("T")
 NOT_FINITE = "the latent contains NaN or infinite values; check the weights of the tokenizer"
 """Error of an image that the tokenizer cannot encode."""
+EXECUTION = "execution.json"
+"""Record of `describe_execution` next to images."""
 IMAGE_FORMATS = ("png", "jpg", "webp")
 _SCORING_BATCH_SIZE = 256
 """Captions per call of the scorer."""
@@ -76,7 +79,7 @@ def encode_files(
     of the posterior. `out` is written atomically at the end, and left untouched if every photograph failed.
 
     Args:
-        policy: chooses each photograph's ratio; it falls back to JPEG size for photographs without a caption.
+        policy: chooses each photograph's ratio; it falls back to pixels for photographs without a caption.
         descriptions: captions of the photographs; by default read from text files next to them.
         on_done: called with each result as it becomes available.
 
@@ -106,7 +109,7 @@ def encode_files(
                     image = load_image(file)
                     if isinstance(choice, UserError):
                         raise choice
-                    choice = choice or policy.choose_by_jpeg(image)
+                    choice = choice or policy.choose_by_pixels(image)
                 except UserError as error:
                     done(EncodedPhoto(file=file, key=key, error=str(error)))
                     continue
@@ -127,7 +130,8 @@ def encode_files(
     records = {photo.key: _record(photo, size) for photo in ordered if photo.choice}
     if records:
         latents = {key: latents[key] for key in records}
-        write_latents(out, latents, records, tokenizer=tokenizer.fingerprint())
+        made_with = describe_execution(tokenizer.device, tokenizer.dtype)
+        write_latents(out, latents, records, tokenizer=tokenizer.fingerprint(), made_with=made_with)
     return ordered
 
 
@@ -166,6 +170,7 @@ def decode_file(
             " use the checkpoint that encoded it, or pass --force to decode anyway"
         )
     require_writable(out / "image")
+    write_json(out / EXECUTION, describe_execution(tokenizer.device, tokenizer.dtype))
     results: dict[str, DecodedLatent] = {}
 
     def done(result: DecodedLatent) -> None:

@@ -1,8 +1,8 @@
 """Latent files: one safetensors file with a (c, h, w) float32 tensor per image and metadata in its header.
 
-The header's key "cat_fast.latents" contains JSON: {"version", "tokenizer": fingerprint, "images": {key:
-{"ratio", "size", "source", "score", "why", "scored_by", "thresholds", "jpeg_thresholds"}}}; see `RatioOrigin`
-for the last three. Any safetensors reader can read the tensors without it.
+The header's key "cat_fast.latents" contains JSON: {"version", "tokenizer": fingerprint, "made_with": {...},
+"images": {key: {"ratio", "size", "source", "score", "why", "scored_by", "thresholds", "jpeg_thresholds"}}};
+see `RatioOrigin` for the last three. Any safetensors reader can read the tensors without it.
 """
 
 from __future__ import annotations
@@ -119,15 +119,26 @@ def unique_keys(keys: Sequence[str]) -> list[str]:
 
 
 def write_latents(
-    path: Path, latents: Mapping[str, Tensor], records: Mapping[str, LatentRecord], *, tokenizer: str
+    path: Path,
+    latents: Mapping[str, Tensor],
+    records: Mapping[str, LatentRecord],
+    *,
+    tokenizer: str,
+    made_with: Mapping[str, Any],
 ) -> None:
     """Write latents (c, h, w) and their records atomically.
+
+    Args:
+        tokenizer: its fingerprint.
+        made_with: device, dtype, versions and backends (`describe_execution`).
 
     Raises:
         UserError: `path` cannot be written.
     """
     images = {key: asdict(record) for key, record in records.items()}
-    header = json.dumps({"version": _VERSION, "tokenizer": tokenizer, "images": images})
+    header = json.dumps(
+        {"version": _VERSION, "tokenizer": tokenizer, "made_with": made_with, "images": images}
+    )
     tensors = {key: latent.float().cpu().contiguous() for key, latent in latents.items()}
     with atomic_write(path) as part:
         try:

@@ -8,6 +8,7 @@ skipped samples with reasons. It also marks the last piece of an input shard, so
 are not opened again.
 """
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +41,8 @@ from cat_fast.inference.encoding.shard_plan import (
 )
 from cat_fast.tokenizer import NestedAutoencoderKL
 
-_DECODERS = 4
+_DECODERS = min(16, max(4, len(os.sched_getaffinity(0))))
+"""Threads that decode images: one per core, because decoding releases the interpreter's lock."""
 
 
 class ShardEncoder:
@@ -198,7 +200,7 @@ class ShardEncoder:
         image = decode_image(encoded)
         if isinstance(choice, UserError):
             raise choice
-        choice = choice or self.policy.choose_by_jpeg(image)
+        choice = choice or self.policy.choose_by_pixels(image)
         if choice.ratio not in self.tokenizer.config["ratios"]:
             raise UserError(f"the tokenizer has no ratio {choice.ratio}")
         pixels = image_to_bytes(resize_center_crop(image, self.settings.size))

@@ -1,6 +1,6 @@
 """Batched encoding of images with mixed ratios, one ratio per batch."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
@@ -28,34 +28,58 @@ def encode_by_ratio(
 ) -> Iterator[list[tuple[Item, Tensor]]]:
     """Yield batches of (item, latent): full batches as they fill, partial ones at the end.
 
-    Each latent is the mode of the posterior, (c, h, w) float32 on the CPU.
+    Each latent is the mode of the posterior, (c, h, w) float32 on the CPU. A GPU encodes a batch while the
+    next one is collected, and the results of the one before are read.
     """
     waiting: dict[int, list[ImageToEncode[Item]]] = defaultdict(list)
+    running: deque[tuple[list[ImageToEncode[Item]], Tensor]] = deque()
+    ahead = 0 if tokenizer.device.type == "cpu" else 1
 
-    def encoded(ratio: int) -> list[tuple[Item, Tensor]]:
+    def start(ratio: int) -> None:
         batch = waiting.pop(ratio)
-        latents = encode_batch(tokenizer, [image.pixels for image in batch], ratio)
-        return [(image.item, latent) for image, latent in zip(batch, latents, strict=True)]
+        running.append((batch, _start(tokenizer, [image.pixels for image in batch], ratio)))
+
+    def finish() -> list[tuple[Item, Tensor]]:
+        batch, z_BCHW = running.popleft()
+        return [(image.item, latent) for image, latent in zip(batch, _finish(z_BCHW), strict=True)]
 
     for image in images:
         ratio = to_integer("ratio", image.ratio)
         waiting[ratio].append(image)
         if len(waiting[ratio]) == batch_size:
-            yield encoded(ratio)
+            start(ratio)
+            while len(running) > ahead:
+                yield finish()
     for ratio in list(waiting):
-        yield encoded(ratio)
+        start(ratio)
+        while len(running) > ahead:
+            yield finish()
+    while running:
+        yield finish()
 
 
-@torch.inference_mode()
 def encode_batch(tokenizer: NestedAutoencoderKL, pixels: Sequence[Tensor], ratio: int) -> list[Tensor]:
     """Encode images of one size; return the modes of their posteriors, (c, h, w) float32 on the CPU.
 
     Args:
         pixels: one (3, H, W) tensor per image: uint8, or float in [-1, 1].
     """
-    x_BCHW = torch.stack(list(pixels)).to(tokenizer.device)
+    return _finish(_start(tokenizer, pixels, ratio))
+
+
+@torch.inference_mode()
+def _start(tokenizer: NestedAutoencoderKL, pixels: Sequence[Tensor], ratio: int) -> Tensor:
+    """Return the modes of the posteriors, float32 on the tokenizer's device, without waiting for it."""
+    x_BCHW = torch.stack(list(pixels))
+    if tokenizer.device.type == "cuda":
+        x_BCHW = x_BCHW.pin_memory()
+    x_BCHW = x_BCHW.to(tokenizer.device, non_blocking=True)
     if x_BCHW.dtype == torch.uint8:
         x_BCHW = x_BCHW.float().div_(127.5).sub_(1.0)
     with upcast(tokenizer):
-        z_BCHW = tokenizer.encode(x_BCHW.to(tokenizer.dtype), ratio).latent_dist.mode().float().cpu()
-    return [z_CHW.clone() for z_CHW in z_BCHW]  # safetensors refuses tensors that share memory
+        return tokenizer.encode(x_BCHW.to(tokenizer.dtype), ratio).latent_dist.mode().float()
+
+
+@torch.inference_mode()
+def _finish(z_BCHW: Tensor) -> list[Tensor]:
+    return [z_CHW.clone() for z_CHW in z_BCHW.cpu()]  # safetensors refuses tensors that share memory

@@ -9,7 +9,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cat_fast.complexity import JPEG_THRESHOLDS, JpegThresholds, RatioThresholds
+from cat_fast.complexity import JpegThresholds, RatioThresholds
+from cat_fast.complexity.image_scorers.loading import by_pixels
 from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, load_index
 from cat_fast.complexity.ratios.policy import Label, OriginTally, RatioPolicy
 from cat_fast.complexity.scorers.loading import bulk_scorer
@@ -64,14 +65,16 @@ class EncodeShardsSettings:
     precedence, with the default thresholds for scores."""
     image: str = ""
     """Extension of the image in samples of archives that contain several."""
-    jpeg_thresholds: JpegThresholds = JPEG_THRESHOLDS
-    """Thresholds from JPEG sizes to ratios, for images without labels."""
+    jpeg_thresholds: JpegThresholds | None = None
+    """Thresholds from JPEG sizes to ratios, for images without labels; None for `image_student`."""
     per_shard: int = 1024
     """Maximum number of latents per shard."""
     batch_size: int = 8
     """Images per forward pass."""
     format: str = "safetensors"
     """Shard format, "safetensors" or "webdataset"."""
+    dtype: str = "fp32"
+    """Dtype of the tokenizer, a key of `DTYPES`."""
 
     def __post_init__(self) -> None:
         store_integers(self, "ratio")
@@ -87,7 +90,13 @@ class EncodeShardsSettings:
         order: tuple[Label, ...] = ("ratio", "score", "caption")
         if self.thresholds is not None:
             order = ("score", "caption", "ratio")
-        return RatioPolicy(order, self.thresholds, bulk_scorer(), fixed=self.ratio, jpeg=self.jpeg_thresholds)
+        return RatioPolicy(
+            order,
+            self.thresholds,
+            bulk_scorer(),
+            fixed=self.ratio,
+            **by_pixels(self.jpeg_thresholds),
+        )
 
 
 class WorkUnit(NamedTuple):
@@ -201,6 +210,7 @@ def prepare_folder(
         "latents_per_shard": settings.per_shard,
         "format": settings.format,
         "image": settings.image or None,
+        "dtype": None if settings.dtype == "fp32" else settings.dtype,
     } | _ratio_rule(settings)
     require_settings(settings.out, header)
     check.check({unit.input for unit in work_units(rank, world_size, workers, len(images.names))})
@@ -239,7 +249,7 @@ def summarize_finished(
 def _ratio_rule(settings: EncodeShardsSettings) -> dict[str, Any]:
     """Return what decides ratios: labels in their order, scorer, thresholds; None for what is not used."""
     if settings.ratio is not None:
-        unused = ("labels", "scored_by", "thresholds", "jpeg_thresholds")
+        unused = ("labels", "scored_by", "thresholds", "jpeg_thresholds", "pixels")
         return {"ratio": settings.ratio, **dict.fromkeys(unused)}
     policy = settings.policy()
     return {
@@ -247,7 +257,8 @@ def _ratio_rule(settings: EncodeShardsSettings) -> dict[str, Any]:
         "labels": list(policy.labels),
         "scored_by": asdict(policy.scored_by),
         "thresholds": list(policy.thresholds.pair),
-        "jpeg_thresholds": [policy.jpeg.a, policy.jpeg.b],
+        "jpeg_thresholds": [policy.jpeg.a, policy.jpeg.b] if policy.pixels is None else None,
+        "pixels": f"{policy.pixels.name} {policy.pixels.version}" if policy.pixels is not None else None,
     }
 
 

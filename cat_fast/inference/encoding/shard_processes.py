@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from cat_fast.errors import UserError
+from cat_fast.hardware import run_device_type
 from cat_fast.inference.encoding.latent_shards import ShardEncoder
 from cat_fast.inference.encoding.shard_plan import (
     EncodeShardsSettings,
@@ -25,6 +26,8 @@ from cat_fast.inference.encoding.shard_plan import (
     WorkUnit,
     open_images,
 )
+from cat_fast.models.device import find_device
+from cat_fast.models.execution import find_dtype
 from cat_fast.models.load import load_tokenizer
 from cat_fast.processes.ending import end_processes, still_running
 from cat_fast.processes.signals import deferred
@@ -114,8 +117,9 @@ def _start(
     torch.set_num_threads(_num_threads(workers))
     slot = slots.get()
     try:
-        gpus = torch.cuda.device_count()
-        tokenizer = load_tokenizer(checkpoint, f"cuda:{slot % gpus}" if device == "auto" and gpus else device)
+        gpus = torch.cuda.device_count() if run_device_type() == "cuda" else 0
+        own = f"cuda:{slot % gpus}" if device == "auto" and gpus else device
+        tokenizer = load_tokenizer(checkpoint, own, find_dtype(settings.dtype, find_device(own)))
         images = open_images(settings.source, settings.image)
         _worker = ShardEncoder(settings, images, tokenizer, class_names), progress
     except Exception as error:  # file errors, GPU errors

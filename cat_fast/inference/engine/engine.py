@@ -335,7 +335,7 @@ class PackedEngine:
             if len(entries) == 1:
                 entries[0].handle.fail(_explained(error, entries[0].rows) if memory else error)
                 return {}
-        if memory and torch.cuda.is_available():
+        if memory and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
         half = len(entries) // 2
         return self._denoise(entries[:half]) | self._denoise(entries[half:])

@@ -1,6 +1,7 @@
 """Drawing of many images into a folder, in batches that a killed run does not draw again.
 
     samples.json             settings, and each image's label, ratio, tokens and seed; written before them
+    execution.json           device, dtype, versions and backends of the last call
     images/000000.png        image i, drawn from seed + i
     grid.png, samples.npz    written on request once all images are drawn
 
@@ -15,20 +16,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import torch
 from PIL import Image
 
-from cat_fast.data.files import atomic_write
+from cat_fast.data.files import atomic_write, write_json
 from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
+from cat_fast.data.images.writer import ImageWriter
 from cat_fast.generator.sampling import Guidance, check_guidance_channels
 from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
 from cat_fast.inference.pipeline.folder import pipeline_digest
+from cat_fast.models.execution import describe_execution, dtype_name
 
-PLAN = "samples.json"
+PLAN, EXECUTION = "samples.json", "execution.json"
 _MAX_IN_GRID = 100
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
@@ -91,7 +95,11 @@ class SampleRun:
         # everything that determines the bits of an image; a resumed run must match it
         self._plan = {
             "settings": asdict(settings)
-            | {"pipeline": pipeline_digest(source), "device": pipeline.device.type},
+            | {
+                "pipeline": pipeline_digest(source),
+                "device": pipeline.device.type,
+                "dtype": None if pipeline.dtype == torch.float32 else dtype_name(pipeline.dtype),
+            },
             "images": [
                 {
                     "file": self.path(i).relative_to(folder).as_posix(),
@@ -124,33 +132,37 @@ class SampleRun:
         Args:
             on_progress: called after every step with the fraction of images that it amounts to.
         """
-        settings, drawn = self.settings, 0
-        for batch in self.batches[rank::world_size]:
-            missing = [i for i in batch if not _is_complete(self.path(i))]
-            if not missing:
-                continue
-            share = len(missing) / settings.num_inference_steps
-
-            def on_step_end(*_: Any, share: float = share) -> None:
-                on_progress(share)
-
-            images = self.pipeline.draw(
-                [self.requests[i] for i in batch],  # the complete batch: see docs/decisions.md
-                num_inference_steps=settings.num_inference_steps,
-                guidance_scale=settings.guidance_scale,
-                guidance_channels=settings.guidance_channels,
-                scheduler=settings.scheduler,
-                callback_on_step_end=on_step_end,
-                callback_on_step_end_tensor_inputs=(),
-            )
-            # Not before: a run that fails at its first batch must not keep others from using the folder.
-            claim_folder(self.folder / PLAN, self._plan, "images")
-            for i, image in zip(batch, images, strict=True):
-                if i in missing:
-                    with atomic_write(self.path(i)) as part:
-                        image.save(part, format="PNG")
-            drawn += len(missing)
+        drawn = 0
+        with ImageWriter() as writer:  # files are encoded while the next batch is drawn
+            for batch in self.batches[rank::world_size]:
+                drawn += self._draw_missing(batch, writer, on_progress)
         return drawn
+
+    def _draw_missing(
+        self, batch: Sequence[int], writer: ImageWriter, on_progress: Callable[[float], None]
+    ) -> int:
+        """Draw a batch if an image of it is missing; write the missing ones and return their number."""
+        settings, missing = self.settings, [i for i in batch if not _is_complete(self.path(i))]
+        if not missing:
+            return 0
+        share = len(missing) / settings.num_inference_steps
+        images = self.pipeline.draw(
+            [self.requests[i] for i in batch],  # the complete batch: see docs/decisions.md
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            guidance_channels=settings.guidance_channels,
+            scheduler=settings.scheduler,
+            callback_on_step_end=lambda *_: on_progress(share),
+            callback_on_step_end_tensor_inputs=(),
+        )
+        # Not before: a run that fails at its first batch must not keep others from using the folder.
+        claim_folder(self.folder / PLAN, self._plan, "images")
+        execution = describe_execution(self.pipeline.device, self.pipeline.dtype)
+        write_json(self.folder / EXECUTION, execution)
+        for i, image in zip(batch, images, strict=True):
+            if i in missing:
+                writer.write(self.path(i), image, format="PNG")
+        return len(missing)
 
     def count_missing(self, rank: int = 0, world_size: int = 1) -> int:
         """Return the number of images of one machine's batches that are not drawn yet."""

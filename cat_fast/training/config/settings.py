@@ -197,6 +197,9 @@ class RunConfig:
     precision: str = "fp32"
     """`fp32`; or `bf16` for autocast in the model's forward pass. Weights, losses and the discriminator stay
     in fp32."""
+    deterministic: bool = False
+    """On GPUs: true gives the same bits at every repeat of a run, at some cost; false statistical equality.
+    Runs on CPUs are deterministic in any case."""
     accumulation_steps: int = 1
     """Batches per rank and step; gradients are averaged over them and over ranks."""
     rehearsal: bool = True

@@ -204,8 +204,8 @@ class GeneratorTask:
             if len(losses) < self.batches_per_step:
                 self.engine.step()  # only counts the backward passes
         each = torch.stack(losses)
-        weights = torch.tensor([batch.weight for batch in drawn], device=each.device)
-        loss = (each.double() * weights).sum()
+        weighted = [loss.double() * batch.weight for loss, batch in zip(losses, drawn, strict=True)]
+        loss = torch.stack(weighted).sum()
         return Backward(
             losses={"loss": each},
             engines={"generator": self.engine},
@@ -284,7 +284,7 @@ class GeneratorTask:
     def _by_ratio(self, batch: PackedSequence, per_sequence: torch.Tensor) -> torch.Tensor:
         """Return (R, 2): per ratio, the weighted sum of its sequences' losses, and their total weight."""
         weights = sequence_weights(batch, self._weighting).double()
-        at = batch.ratio[None] == torch.tensor(self.ratios, device=batch.ratio.device)[:, None]
+        at = torch.stack([batch.ratio == ratio for ratio in self.ratios])
         return at.double() @ torch.stack([per_sequence.double() * weights, weights], dim=1)
 
     def _metrics(self, sums: torch.Tensor, totals: Mapping[str, float]) -> dict[str, float]:
@@ -380,8 +380,9 @@ def _describe_schedule(schedule: Schedule) -> str:
     return f"{target} with {betas} betas" if betas else target
 
 
-def _lengths(text: PackedText) -> list[int]:
-    return text.cu_seqlens.diff().tolist()
+def _lengths(text: PackedText) -> tuple[int, ...]:
+    assert text.lengths is not None  # text encoders and their cache know them; reading cu_seqlens would wait
+    return text.lengths
 
 
 def _spending_notice(latents: LatentDataset) -> str | None:
@@ -474,7 +475,9 @@ def _load_text_encoder(config: GeneratorRun, latents: LatentDataset, ranks: Rank
         return None
     if not latents.entries.has_captions:
         raise UserError(f"text_encoder: latents in {config.data.latents} have no captions; remove the key")
-    return TextEncoder(config.text_encoder, download=False).to(ranks.device)  # ranks never download
+    encoder = TextEncoder(config.text_encoder, download=False)  # ranks never download
+    half = config.precision == "bf16" and ranks.device.type == "cuda"
+    return encoder.to(ranks.device, torch.bfloat16) if half else encoder.to(ranks.device)
 
 
 def _make_caption_encoder(

@@ -120,9 +120,13 @@ def _square_norm(engine: Any, device: torch.device) -> Tensor:
 
     It is only checked for finiteness, so gradients that are replicated without ZeRO may count several times.
     """
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    by_device: dict[torch.device, list[Tensor]] = {}  # offloaded gradients are on the CPU
     for gradient in _gradients(engine):
-        total += torch.linalg.vector_norm(gradient.detach(), dtype=torch.float64).square().to(device)
+        by_device.setdefault(gradient.device, []).append(gradient.detach())
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for gradients in by_device.values():  # a few launches for all tensors
+        norms = torch._foreach_norm(gradients, 2, dtype=torch.float64)
+        total += torch.stack(norms).square().sum().to(device)
     return total
 
 

@@ -1,8 +1,12 @@
 """Amounts per step for throughput and MFU: images, tokens and FLOPs.
 
-FLOPs cover the forward and backward passes of the trained models and of the networks in their losses. torch
-counts them on meta-device copies; a multiply-accumulate is two. The ghost pass, recomputed activations and
-R1's second gradient do not count, since they are overhead.
+FLOPs cover the forward and backward passes of the trained models and of the networks in their losses; a
+multiply-accumulate is two. The ghost pass, recomputed activations and R1's second gradient do not count,
+since they are overhead.
+
+torch counts on meta-device copies, which takes seconds for a large model. So a step's FLOPs follow from a few
+counts: of one image per ratio for the nested VAE, and by formula for the transformer (`generator.flops`).
+torch counts attention with heads of one dimension as products of N x N; executed are tables of few nodes.
 """
 
 import copy
@@ -16,12 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.data.images.size import Size, height_and_width
 from cat_fast.generator import DiT
-from cat_fast.generator.flops import META, predict_on_meta, split_flops
+from cat_fast.generator.flops import META, SequenceFlops
 from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.losses import TokenizerObjective
 from cat_fast.training.config.settings import TokenizerRun
+
+SCALAR_ATTENTION_NODES = 64
+"""Nodes at which `scalar_attention` sums over all positions, at unit variance; it depends on the data."""
 
 
 def token_count(ratio: int, size: Size, patch_size: int = 2) -> float:
@@ -31,7 +38,7 @@ def token_count(ratio: int, size: Size, patch_size: int = 2) -> float:
 
 
 class TokenizerFlops:
-    """FLOPs of the nested VAE's steps, cached per ratio, batch size and use of the GAN."""
+    """FLOPs of the nested VAE's steps: those of one image, cached per ratio and use of the GAN."""
 
     def __init__(
         self, config: TokenizerRun, objective: TokenizerObjective, discriminator: StyleGANDiscriminator
@@ -42,7 +49,7 @@ class TokenizerFlops:
             self.autoencoder = build_model(NestedAutoencoderKL, config.model)
         self.networks = [copy.deepcopy(distance.network).to(META) for distance in objective.distances]
         self.discriminator = copy.deepcopy(discriminator).to(META)
-        self.of = cache(self._of)
+        self._of_image = cache(lambda ratio, gan: self._count(ratio, 1, gan))
 
     def step_amounts(self, batches: Sequence[tuple[int, int]], gan: bool) -> dict[str, float]:
         """Return the `images`, `tokens` and `flops` of one rank's step.
@@ -57,6 +64,10 @@ class TokenizerFlops:
             "flops": sum(self.of(ratio, count, gan) for ratio, count in batches),
         }
 
+    def of(self, ratio: int, count: int, gan: bool) -> int:
+        """Return the FLOPs of a batch of `count` images, forward and backward."""
+        return count * self._of_image(ratio, gan)
+
     def activation_bytes(self, ratio: int, count: int) -> int:
         """Return about the memory that a step keeps for its backward pass, to compare batches."""
         kept: dict[int, int] = {}
@@ -66,10 +77,10 @@ class TokenizerFlops:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            self._of(ratio, count, gan=True)
+            self._count(ratio, count, gan=True)
         return sum(kept.values())
 
-    def _of(self, ratio: int, count: int, gan: bool) -> int:
+    def _count(self, ratio: int, count: int, gan: bool) -> int:
         images = torch.empty(count, 3, *self.size, device=META)
         window = torch.empty(count, 3, *self.window, device=META)
         with FlopCounterMode(display=False) as counter:
@@ -82,11 +93,24 @@ class TokenizerFlops:
                 discriminator = self.discriminator.requires_grad_(False)
                 discriminator(crops.clone().requires_grad_()).sum().backward()
                 discriminator.requires_grad_(True)(torch.cat([crops, crops])).sum().backward()
-        return counter.get_total_flops()
+        return counter.get_total_flops() - self._not_executed(counter, ratio)
+
+    def _not_executed(self, counter: FlopCounterMode, ratio: int) -> int:
+        """Return the counted FLOPs of attention with heads of one dimension that no kernel executes."""
+        if self.autoencoder.config["mid_block_attention_head_dim"] != 1:
+            return 0
+        height, width = self.size
+        positions = (height // ratio) * (width // ratio)
+        attention = sum(
+            count
+            for operator, count in counter.get_flop_counts()["Global"].items()
+            if "bmm" in str(operator) or "attention" in str(operator)
+        )
+        return attention - attention * min(positions, SCALAR_ATTENTION_NODES) // positions
 
 
 class DiTFlops:
-    """FLOPs of the diffusion transformer's steps, cached per length of a sequence and its text.
+    """FLOPs of the diffusion transformer's steps.
 
     Sequences do not attend to each other, so a packed batch costs the sum of its sequences.
     """
@@ -94,7 +118,7 @@ class DiTFlops:
     def __init__(self, arguments: dict[str, Any]) -> None:
         with META:
             self.model = build_model(DiT, arguments)
-        self.sequence_flops = cache(self._sequence_flops)
+        self._flops = SequenceFlops(self.model, training=True)
 
     def of(self, lengths: Iterable[int], text_lengths: Iterable[int] | None = None) -> int:
         """Return the FLOPs of a packed batch, forward and backward.
@@ -104,10 +128,8 @@ class DiTFlops:
             text_lengths: tokens of each sequence's text, for a text-conditional model.
         """
         texts = repeat(0) if text_lengths is None else text_lengths
-        return sum(sum(self.sequence_flops(*pair).values()) for pair in zip(lengths, texts, strict=False))
+        return sum(self._flops.of(*pair) for pair in zip(lengths, texts, strict=False))
 
-    def _sequence_flops(self, length: int, text_length: int = 0) -> dict[str, int]:
+    def sequence_flops(self, length: int, text_length: int = 0) -> dict[str, int]:
         """Return the FLOPs of one sequence as `linear` and `attention`, which is quadratic in the tokens."""
-        with FlopCounterMode(display=False) as counter:
-            predict_on_meta(self.model, length, text_length).sum().backward()
-        return split_flops(counter)
+        return self._flops.parts(length, text_length)

@@ -34,8 +34,9 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, parameter in self._current():
-            self.averaged[name].lerp_(parameter.float(), 1 - decay)
+        if current := self._current():
+            averaged = [self.averaged[name] for name, _ in current]
+            torch._foreach_lerp_(averaged, [parameter.float() for _, parameter in current], 1 - decay)
         self.updates += 1
 
     @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cat_fast.hardware import run_device_type
 from cat_fast.training.config.deepspeed_json import read_deepspeed_config
 from cat_fast.training.config.settings import OptimizerConfig, ScheduleConfig
 
@@ -55,6 +56,7 @@ def make_engine(
         betas=(optimizer.betas[0], optimizer.betas[1]),
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
+        fused=True if run_device_type() == "cuda" else None,  # one launch instead of several per tensor
     )
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=parameters, optimizer=adamw, config=config, dist_init_required=False

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cat_fast.hardware import run_device_type
 from cat_fast.training.runtime.host_memory import keep_freed_memory
 from cat_fast.training.runtime.step_context import StepContext
 
@@ -33,7 +34,7 @@ class Ranks:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", self.local_rank) if run_device_type() == "cuda" else torch.device("cpu")
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -67,12 +68,18 @@ def start(timeout: timedelta = timedelta(minutes=30)) -> Ranks:
 
     Args:
         timeout: longest time that ranks wait for each other in a collective.
+
+    Raises:
+        UserError: DS_ACCELERATOR selects a device that is not available.
     """
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = run_device_type() == "cpu"
     if on_cpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ["DS_ACCELERATOR"] = "cpu"
         _share_cores()
         keep_freed_memory()
+    elif not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        # Batches differ in size: segments that grow leave no gaps. Read at the first allocation.
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed uses deprecated names of torch's collectives, and torch warns at every call.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)

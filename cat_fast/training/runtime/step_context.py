@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from cat_fast.hardware import run_device_type
+
 
 @dataclass
 class StepContext:
@@ -73,7 +75,7 @@ def _abbreviate(names: Sequence[str], max_shown: int = 16) -> str:
 
 
 def _now() -> Any:
-    if not torch.cuda.is_available():
+    if run_device_type() == "cpu":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
     event.record()

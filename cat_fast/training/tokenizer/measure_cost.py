@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.data.sampling.cost_table import Cost, CostTable, Measurement, fit
 from cat_fast.errors import UserError
+from cat_fast.hardware import run_device_type
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.runtime.collective_errors import on_main
 from cat_fast.training.runtime.ranks import Ranks
@@ -38,7 +39,7 @@ def measure(
         UserError: fewer than two batches, an image size that is not a multiple of a ratio, or an invalid
             model.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or run_device_type())
     if len(set(batches)) < 2 or min(batches) < 1:
         raise UserError(f"--batches: expected at least two different numbers of images, got {list(batches)}")
     torch.manual_seed(config.seed)

@@ -77,7 +77,7 @@ def test_choices_hold_the_origin_of_the_ratio():
             RatioOrigin(source="caption", scored_by=own, thresholds=(2, 5)),
         ]
     policy = RatioPolicy((), jpeg=JpegThresholds(1, 2))
-    choice = policy.choose_by_jpeg(Image.new("RGB", (8, 8)))
+    choice = policy.choose_by_pixels(Image.new("RGB", (8, 8)))
     assert (choice.ratio, choice.origin) == (8, RatioOrigin(source="jpeg size", jpeg_thresholds=(1, 2)))
     assert RatioPolicy((), fixed=8).choose(images)[0].origin == RatioOrigin(source="fixed")
 
@@ -138,12 +138,12 @@ def test_invalid_labels_do_not_affect_other_images():
     assert [policy.ratio_from_labels(image) for image in images] == [16, None, None, None, 32]
 
 
-def test_choose_by_jpeg():
+def test_choose_by_pixels():
     noise = torch.randint(
         0, 256, (3, 512, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     for ratio, pixels in {32: torch.full_like(noise, 90), 8: noise}.items():
         assert jpeg_ratio(pixels) == ratio
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        choice = RatioPolicy(("caption",)).choose_by_jpeg(image)
+        choice = RatioPolicy(("caption",)).choose_by_pixels(image)
         assert (choice.ratio, choice.score, choice.source) == (ratio, None, "jpeg size")

@@ -93,7 +93,8 @@ def test_the_verdict_follows_the_data(tmp_path: Path) -> None:
         measurement(f"a/{i}.jpg", c, int(n)) for i, (c, n) in enumerate(zip(complexity, noise, strict=True))
     ]
     good = write_scores(tmp_path / "good.parquet", {f"{i}": float(c) for i, c in enumerate(complexity)})
-    bad = write_scores(tmp_path / "bad.parquet", {f"{i}": 1 + float(n) / 12000 for i, n in enumerate(noise)})
+    by_noise = {f"{i}": 1 + float(n) / 12000 for i, n in enumerate(noise)}
+    bad = write_scores(tmp_path / "bad.parquet", by_noise, "caption-length:words 1")
     rows.append({"key": "b.jpg", "error": "damaged"})
     thresholds = RatioThresholds(4, 7)
     sets = [ScoreSet.read(f"good={good}"), ScoreSet.read(f"bad={bad}")]
@@ -101,6 +102,7 @@ def test_the_verdict_follows_the_data(tmp_path: Path) -> None:
     assert results["left_out"] == {"unreadable": 1, "without a score": 0}
     assert results["verdict"].startswith("The score predicts")
     assert results["metrics"]["good"]["pearson"]["value"] > 0.8
+    assert [results["metrics"][name]["published"] for name in ("good", "bad", JPEG)] == [0.55, 0.33, 0.31]
     assert results["metrics"]["reconstruction LPIPS"]["pearson"]["value"] == 0  # constant
     pair = results["robustness"]["pairs"][0]
     assert (pair["scorers"], abs(pair["spearman"]) < 0.4) == (["good", "bad"], True)
@@ -123,19 +125,23 @@ def test_files_without_scores_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_command_studies_the_photographs(cat_fast, checkpoint, tmp_path: Path) -> None:  # noqa: F811
-    keys = [photo.key for photo in photographs()][:14]
-    random = np.random.default_rng(0)
-    scores = write_scores(tmp_path / "s.parquet", {key: float(random.uniform(1, 9)) for key in keys})
-    out = tmp_path / "study"
+    rows = [
+        {"key": p.key, "caption": p.caption, "has_text": p.has_text, "has_faces": p.has_faces}
+        for p in photographs()
+    ]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores, out = tmp_path / "s.parquet", tmp_path / "study"
+    command = ["score", tmp_path / "captions.jsonl", "--scorer", "fast", "--out", scores]
+    assert cat_fast(*command).exit_code == 0
     command = ["eval", "complexity", "--images", "photographs", "--scores", scores, "--out", out]
-    command += ["--checkpoint", checkpoint, "--size", "64", "--limit", "14", "--gallery", "1"]
+    command += ["--checkpoint", checkpoint, "--size", "64", "--gallery", "1"]
     command += ["--distance", "st_lpips_alex"]
     result = cat_fast(*command)
     assert result.exit_code == 0, result.output
     results = json.loads((out / "study.json").read_text())
-    assert results["images"] == 14
+    assert results["images"] == len(rows) == 56
     assert set(results["metrics"]) == {
-        "stub",
+        "fast",
         JPEG,
         "reconstruction MSE",
         "reconstruction LPIPS",
@@ -153,4 +159,6 @@ def test_the_command_studies_the_photographs(cat_fast, checkpoint, tmp_path: Pat
     (out / "measurements.jsonl").write_text(lines[:-20])  # a killed run
     assert cat_fast(*command).exit_code == 0
     assert (out / "measurements.jsonl").read_text() == lines
+    assert cat_fast(*command, "--limit", "12").exit_code == 0
+    assert json.loads((out / "study.json").read_text())["images"] == 12
     assert cat_fast(*command[:-1], "lpips_none").exit_code == 2

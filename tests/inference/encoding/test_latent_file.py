@@ -35,7 +35,7 @@ def latents():
 
 @pytest.fixture
 def path(tmp_path, latents):
-    write_latents(tmp_path / "a.safetensors", latents, RECORDS, tokenizer="0123abcd")
+    write_latents(tmp_path / "a.safetensors", latents, RECORDS, tokenizer="0123abcd", made_with={})
     return tmp_path / "a.safetensors"
 
 
@@ -56,7 +56,7 @@ def test_any_safetensors_reader_can_read_the_tensors(path, latents):
 
 def test_half_precision_and_strided_latents_are_stored_as_contiguous_float32(tmp_path, latents):
     strided = {"cat": latents["cat"].bfloat16().transpose(1, 2), "dög": latents["dög"][:, :, ::2]}
-    write_latents(tmp_path / "b.safetensors", strided, RECORDS, tokenizer="0")
+    write_latents(tmp_path / "b.safetensors", strided, RECORDS, tokenizer="0", made_with={})
     stored = LatentFile.open(tmp_path / "b.safetensors")
     for key, latent in strided.items():
         torch.testing.assert_close(stored.load(key), latent.float(), rtol=0, atol=0)
@@ -65,7 +65,7 @@ def test_half_precision_and_strided_latents_are_stored_as_contiguous_float32(tmp
 def test_failed_write_keeps_the_old_file(path, latents):
     before = path.read_bytes()
     with pytest.raises(AttributeError):
-        write_latents(path, latents | {"not a tensor": None}, RECORDS, tokenizer="0")
+        write_latents(path, latents | {"not a tensor": None}, RECORDS, tokenizer="0", made_with={})
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

@@ -5,6 +5,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import cat_fast.generator.flops
+import cat_fast.training.metrics.flops
 from cat_fast.generator import DiT, PackedText
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer import NestedAutoencoderKL
@@ -51,6 +53,31 @@ def test_autoencoder_flops_equal_those_of_training(ratio, monkeypatch):
     assert tokenizer_flops(perceptual_weight=0).of(ratio, 2, False) == expected
 
 
+@pytest.mark.parametrize("head_dim", [1, 8])
+def test_products_that_scalar_attention_does_not_compute_do_not_count(head_dim, monkeypatch):
+    """Heads of one dimension sum over tables; at 8x, 256 px have 1,024 positions."""
+    config = TokenizerRun(
+        task="tokenizer",
+        output_dir="nowhere",
+        model={**MODEL, "mid_block_attention_head_dim": head_dim},
+        data=ImageDataConfig(image_size=256),
+        loss=LossConfig(perceptual_weight=0),
+        discriminator=DiscriminatorConfig(resolution=16, channel_base=128, channel_max=16),
+    )
+    objective = TokenizerObjective(config.loss)
+    counted_flops = TokenizerFlops(config, objective, StyleGANDiscriminator(16, 128, 16))
+
+    def count(nodes):
+        monkeypatch.setattr(cat_fast.training.metrics.flops, "SCALAR_ATTENTION_NODES", nodes)
+        return counted_flops._count(8, 1, False)
+
+    naive, half, few = (count(nodes) for nodes in (10**9, 512, 64))
+    if head_dim == 8:
+        assert naive == half == few
+    else:
+        assert (naive - few) / (naive - half) == pytest.approx((1 - 64 / 1024) / (1 - 512 / 1024), rel=1e-6)
+
+
 def test_ghost_pass_does_not_count():
     model = NestedAutoencoderKL(**MODEL)
     with_ghost = counted(lambda: model.reconstruct(torch.zeros(2, 3, 64, 64), 8, ghost_pass=True)[0])
@@ -73,17 +100,17 @@ def test_loss_networks_and_discriminator_count():
 
 
 def test_flops_grow_with_the_batch_and_fall_with_the_ratio():
-    flops = tokenizer_flops()
-    assert flops.of(16, 6, True) == 3 * flops.of(16, 2, True)
-    assert flops.of(8, 2, False) > flops.of(16, 2, False) > flops.of(32, 2, False)
+    counted_flops = tokenizer_flops()
+    assert counted_flops.of(16, 6, True) == 3 * counted_flops.of(16, 2, True)
+    assert counted_flops.of(8, 2, False) > counted_flops.of(16, 2, False) > counted_flops.of(32, 2, False)
 
 
 def test_step_amounts_sum_over_batches():
-    flops = tokenizer_flops()
-    assert flops.step_amounts([(8, 3), (32, 2)], False) == {
+    counted_flops = tokenizer_flops()
+    assert counted_flops.step_amounts([(8, 3), (32, 2)], False) == {
         "images": 5,
         "tokens": 3 * 16 + 2 * 1,
-        "flops": flops.of(8, 3, False) + flops.of(32, 2, False),
+        "flops": counted_flops.of(8, 3, False) + counted_flops.of(32, 2, False),
     }
 
 
@@ -96,9 +123,9 @@ def test_tokens_of_an_image(ratio, side, tokens):
 
 
 def test_counting_uses_no_random_numbers():
-    flops = tokenizer_flops()
+    counted_flops = tokenizer_flops()
     before = torch.get_rng_state()
-    flops.of(16, 1, True)
+    counted_flops.of(16, 1, True)
     DiTFlops(DIT).of([16])
     assert torch.equal(before, torch.get_rng_state())
 
@@ -131,11 +158,33 @@ def test_text_tokens_count(monkeypatch):
     assert counts.of([4]) < counts.of([4], [3])
 
 
+@pytest.mark.parametrize("text_dim", [None, 6])
+def test_counts_do_not_grow_with_the_variety_of_shapes(text_dim, monkeypatch):
+    counts = []
+
+    def counter(**options):
+        counts.append(1)
+        return FlopCounterMode(**options)
+
+    for module in (cat_fast.generator.flops, cat_fast.training.metrics.flops):
+        monkeypatch.setattr(module, "FlopCounterMode", counter)
+    transformer = DiTFlops(DIT | {"text_dim": text_dim})
+    found = {transformer.of([length], [length % 7]) for length in range(1, 200)}
+    assert len(found) == 199
+    assert len(counts) <= 3
+
+    counts.clear()
+    tokenizer = tokenizer_flops(perceptual_weight=0)
+    for images in range(1, 100):
+        tokenizer.of(16, images, False)
+    assert len(counts) == 1
+
+
 def test_transformer_flops_agree_with_the_formula():
-    flops, tokens, width, depth = DiTFlops(DIT), 64, 32, 3
+    transformer, tokens, width, depth = DiTFlops(DIT), 64, 32, 3
     attention = 12 * tokens**2 * width  # QKᵀ and PV, two FLOPs each, times three for forward and backward
     linear = 6 * tokens * 12 * width**2  # qkv, proj and MLP
     modulation = 6 * 6 * width**2  # once per sequence
     blocks = depth * (attention + linear + modulation)
-    assert flops.of([tokens]) == pytest.approx(blocks, rel=0.1)
-    assert flops.sequence_flops(tokens)["attention"] == depth * attention
+    assert transformer.of([tokens]) == pytest.approx(blocks, rel=0.1)
+    assert transformer.sequence_flops(tokens)["attention"] == depth * attention

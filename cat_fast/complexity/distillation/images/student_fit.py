@@ -8,7 +8,6 @@ import numpy as np
 from cat_fast.complexity.distillation.images.image_data import ImageData
 from cat_fast.complexity.distillation.images.trials import CANDIDATES, HEADS, Trial, fit_cuts
 from cat_fast.complexity.distillation.quality import ratios_of
-from cat_fast.complexity.image_scorers.student.model import Regression, RegressionArrays
 from cat_fast.complexity.image_scorers.student.scorer import ImageStudent, StudentCalibration
 from cat_fast.complexity.image_scorers.student.trunk import Trunk
 from cat_fast.complexity.score import round_score
@@ -22,9 +21,11 @@ _PRIOR = 10.0
 
 
 def best_candidate(table: Mapping[str, Any]) -> str:
-    """Return the candidate with the highest rank correlation out of fold."""
+    """Return the candidate with the highest mean rank correlation on rated and on further images."""
     tried = [name for name in CANDIDATES if name in table]
-    return max(tried, key=lambda name: table[name]["spearman"]["value"])
+    return max(
+        tried, key=lambda name: table[name]["spearman"]["value"] + (table[name]["spearman_further"] or 0)
+    )
 
 
 def fit_student(data: ImageData, trunk: Trunk, name: str, trial: Trial) -> ImageStudent:
@@ -37,7 +38,7 @@ def fit_student(data: ImageData, trunk: Trunk, name: str, trial: Trial) -> Image
     assert trial.penalty is not None
     regression = HEADS[name].fit(data, trial.penalty)
     calibration = _calibrate(trial.predictions, data.targets[data.rated])
-    return ImageStudent(trunk, _as_stored(regression), calibration)
+    return ImageStudent(trunk, regression, calibration)
 
 
 def _calibrate(predictions: np.ndarray, means: np.ndarray) -> StudentCalibration:
@@ -56,8 +57,3 @@ def _calibrate(predictions: np.ndarray, means: np.ndarray) -> StudentCalibration
         ]
     )
     return StudentCalibration(knots, np.array(to), confidence)
-
-
-def _as_stored(regression: Regression) -> Regression:
-    """Return the regression with arrays of the stored precision."""
-    return Regression(RegressionArrays.of({k: np.asarray(v) for k, v in vars(regression.arrays).items()}))

@@ -49,6 +49,8 @@ class Trial:
     """By thresholds fitted in the other folds to the raters' mix, (N,)."""
     penalty: float | None = None
     """Ridge penalty that most folds chose."""
+    further: float | None = None
+    """Rank correlation with the teacher's scores of further images, each predicted without its fold."""
 
 
 def assign_image_folds(count: int, seed: int = 0) -> np.ndarray:
@@ -94,6 +96,7 @@ def table(trials: Mapping[str, Trial], means: np.ndarray) -> dict[str, Any]:
         name: {
             **{key: asdict(value) for key, value in _quality(trial, means).items()},
             "mix": {str(ratio): share for ratio, share in mix_of(trial.ratios).items()},
+            "spearman_further": trial.further,
             "penalty": trial.penalty,
             **(
                 {}
@@ -135,7 +138,10 @@ def _jpeg(data: ImageData) -> Trial:
     for fold in range(FOLDS):
         others = folds != fold
         ratios[~others] = apply_cuts(sizes[~others], fit_cuts(sizes[others], reference[others]))
-    return Trial(sizes, ratios)
+    further = ~data.rated
+    return Trial(
+        sizes, ratios, further=spearman(data.jpeg[further], data.targets[further]) if further.any() else None
+    )
 
 
 def _of_head(data: ImageData, head: KernelHead) -> Trial:
@@ -160,7 +166,19 @@ def _of_head(data: ImageData, head: KernelHead) -> Trial:
         predictions[asked] = head.predict(data, rows, rated[asked])[best]
         cuts = fit_cuts(inner[best, others], ratios_of(means[others]))
         ratios[asked] = apply_cuts(predictions[asked], cuts)
-    return Trial(predictions, ratios, max(set(chosen), key=chosen.count))
+    penalty = max(set(chosen), key=chosen.count)
+    return Trial(predictions, ratios, penalty, _on_further(data, head, penalty) if len(extra) else None)
+
+
+def _on_further(data: ImageData, head: KernelHead, penalty: float) -> float:
+    """Return the rank correlation on further images, fitted to rated images and the other folds."""
+    rated, extra = np.flatnonzero(data.rated), np.flatnonzero(~data.rated)
+    folds, predictions = assign_image_folds(len(extra)), np.zeros(len(extra))
+    for fold in range(FOLDS):
+        rows = head.rows(data, np.concatenate([rated, extra[folds != fold]]))
+        found = head.predict(data, rows, extra[folds == fold])
+        predictions[folds == fold] = found[PENALTIES.index(penalty)]
+    return spearman(predictions, data.targets[extra])
 
 
 def _of_cnn(data: ImageData, extra: bool) -> Trial:

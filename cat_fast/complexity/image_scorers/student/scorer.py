@@ -103,7 +103,7 @@ class ImageStudent:
             **vars(self.regression.arrays),
             **vars(self.calibration),
         }
-        return {name: np.ascontiguousarray(array) for name, array in found.items()}
+        return {name: np.asarray(array, order="C") for name, array in found.items()}
 
 
 @cache

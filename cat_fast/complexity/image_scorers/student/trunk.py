@@ -87,16 +87,27 @@ class Trunk:
         found = []
         for number, (stride, padding) in enumerate(((2, 4), (1, 2), (1, 1)), start=1):
             if number > 1:
-                x = _blur(F.max_pool2d(x, 3, stride=1))
+                x = _blur(_max_pool(x))
             x = F.conv2d(x, weights[f"conv{number}.weight"], weights[f"conv{number}.bias"], stride, padding)
-            x = F.relu(x)
-            rows = x[0].flatten(1)
-            found += [rows.mean(1), rows.std(1), rows.amax(1)]
+            rows = F.relu_(x)[0].flatten(1)
+            found += [rows.mean(1), _std(rows), rows.amax(1)]
         return torch.cat(found).clamp_min(0).sqrt().numpy()
+
+
+def _std(rows: Tensor) -> Tensor:
+    """Return the standard deviation of each row, in two passes, which is several times faster than `std`."""
+    return ((rows - rows.mean(1, keepdim=True)).square_().sum(1) / (rows.shape[1] - 1)).sqrt_()
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    """Return the maximum of 3 x 3 values at each place; one axis after the other is several times faster."""
+    x = torch.maximum(torch.maximum(x[..., :-2], x[..., 1:-1]), x[..., 2:])
+    return torch.maximum(torch.maximum(x[..., :-2, :], x[..., 1:-1, :]), x[..., 2:, :])
 
 
 def _blur(x: Tensor) -> Tensor:
     """Return the binomial 3 x 3 blur with stride 2, which makes the network tolerant of shifts."""
-    taps = torch.tensor([1.0, 2.0, 1.0]) / 4
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), kernel, stride=2, groups=x.shape[1])
+    x = F.pad(x, (2, 2, 2, 2), mode="reflect")
+    height, width = ((side - 3) // 2 * 2 + 1 for side in x.shape[-2:])
+    x = (x[..., :width:2] + 2 * x[..., 1 : width + 1 : 2] + x[..., 2 : width + 2 : 2]) / 4
+    return (x[..., :height:2, :] + 2 * x[..., 1 : height + 1 : 2, :] + x[..., 2 : height + 2 : 2, :]) / 4

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from cat_fast.errors import UserError, one_line
+from cat_fast.hardware import run_device_type
 
 _SAMPLE = 16
 """Values per weight in the fingerprint."""
@@ -19,7 +20,7 @@ def choose_device(name: str | None) -> torch.device:
         UserError: it cannot be used.
     """
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name or run_device_type())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used ({one_line(error)[:200]}); try cpu") from error

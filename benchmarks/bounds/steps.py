@@ -1,0 +1,204 @@
+"""Work of one rank's complete training step of the paper's runs.
+
+The transformer's operators follow from formulas, the autoencoder's are counted on tensors without memory.
+
+`flops` are those of matrix products that any implementation of the architecture multiplies: attention without
+recomputed scores, no recomputed activations, no ghost pass. Attention with heads of one dimension counts as
+zero, since its sums take linear time. Convolutions count directly: algorithms such as Winograd's multiply
+less, but no library uses them in these formats.
+
+`compulsory` bytes are those of the weights, once forward and once backward in the dtype of the products, and
+of the optimizer's states on this rank, read and written. Activations may stay on chip. `moved` are the bytes
+that the operators read and write one after another, without fusion.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.bounds.trace import Call, Trace
+from cat_fast.generator import DiT
+from cat_fast.models.build import build_model
+from cat_fast.training.config.load import load_run
+from cat_fast.training.config.settings import GeneratorRun, TokenizerRun
+from cat_fast.training.tokenizer.synthetic_step import Workload
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+META = torch.device("meta")
+BF16 = 2
+OPTIMIZER_BYTES = 24
+"""Bytes per parameter that AdamW reads and writes in fp32: the weight and two moments."""
+KINDS = ("convolution", "matrix", "attention", "memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepWork:
+    """Work of a step on one rank, and its operators."""
+
+    name: str
+    dtype: str
+    """Format in which matrices are multiplied."""
+    images: int
+    tokens: float
+    flops: int
+    compulsory: int
+    calls: Sequence[Call]
+    parameters: Mapping[str, int]
+    """Trained parameters by model."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes that the operators read and write."""
+        return sum(call.moved for call in self.calls)
+
+    def by_kind(self) -> dict[str, dict[str, int]]:
+        """Return the number of operators, FLOPs and bytes by kind of work."""
+        found: dict[str, Counter[str]] = {kind: Counter(calls=0, flops=0, bytes=0) for kind in KINDS}
+        for call in self.calls:
+            found[call.kind].update(calls=1, flops=call.flops, bytes=call.moved)
+        return {kind: dict(counts) for kind, counts in found.items()}
+
+
+def dit_step(
+    name: str, config: str, lengths: Sequence[int], ranks: int, changes: Mapping[str, Any] | None = None
+) -> StepWork:
+    """Count a step of a diffusion transformer in bf16 on packed sequences of these lengths, by formula.
+
+    Args:
+        name: name of the result.
+        config: name of a file in configs/generator.
+        lengths: tokens of each sequence of the rank's batch.
+        ranks: number of ranks that share the optimizer's states under ZeRO.
+        changes: replaced arguments of the model.
+    """
+    model = transformer(config, changes)
+    parameters = _size(model)
+    calls = [
+        *transformer_calls(model, lengths, backward=True),
+        _optimizer(parameters // ranks),
+    ]
+    return StepWork(
+        name=name,
+        dtype="bfloat16",
+        images=len(lengths),
+        tokens=sum(lengths),
+        flops=sum(call.flops for call in calls),
+        compulsory=2 * BF16 * parameters + OPTIMIZER_BYTES * parameters // ranks,
+        calls=calls,
+        parameters={"transformer": parameters},
+    )
+
+
+def transformer(config: str, changes: Mapping[str, Any] | None = None) -> DiT:
+    """Return the transformer of a file in configs/generator on the meta device, for 16 latent channels."""
+    run = load_run(str(CONFIGS / f"generator/{config}.yaml"), [])
+    assert isinstance(run, GeneratorRun)
+    with META:
+        return build_model(DiT, {"in_channels": 16, **run.model, **(changes or {})})
+
+
+def transformer_calls(model: DiT, lengths: Sequence[int], *, backward: bool) -> list[Call]:
+    """Return the operators of a forward pass in bf16, and of the backward pass, by formula."""
+    config = model.config
+    tokens, sequences, width = sum(lengths), len(lengths), config.hidden_size
+    hidden, patch = int(width * config.mlp_ratio), config.patch_size**2 * config.in_channels
+    square = sum(length**2 for length in lengths)
+    size = BF16 * tokens * width
+    rows = [
+        ("adaln", 2 * size, 3 * size),
+        *[("gate_residual_adaln", 4 * size, 6 * size)] * (2 * config.depth),
+    ]
+    calls = [Call(name, 0, forward + backward * back) for name, forward, back in rows]
+    modulations = 1 if config.shared_adaln else config.depth
+    products = [
+        *[(tokens, width, 3 * width), (tokens, width, width)] * config.depth,
+        *[(tokens, width, hidden), (tokens, hidden, width)] * config.depth,
+        (tokens, width, patch),
+        *[(sequences, width, 6 * width)] * modulations,
+        (sequences, width, 2 * width),
+        (sequences, width, width),
+    ]
+    calls += _linear(tokens, patch, width, backward=backward, input_gradient=False)
+    calls += _linear(sequences, 256, width, backward=backward, input_gradient=False)
+    for product in products:
+        calls += _linear(*product, backward=backward)
+    for _ in range(config.depth):
+        calls += [
+            Call("gelu", 0, 2 * BF16 * tokens * hidden),
+            Call("varlen_attention", 4 * width * square, 4 * size),
+        ]
+        if backward:
+            calls += [
+                Call("gelu_backward", 0, 3 * BF16 * tokens * hidden),
+                Call("varlen_attention_backward", 8 * width * square, 8 * size),
+            ]
+    return calls
+
+
+def _linear(
+    rows: int, inputs: int, outputs: int, *, backward: bool, input_gradient: bool = True
+) -> list[Call]:
+    """Return the product of a linear layer, and those of its weight's and its input's gradients."""
+    flops, moved = 2 * rows * inputs * outputs, rows * (inputs + outputs) + inputs * outputs
+    count = 1 + input_gradient if backward else 0
+    return [Call("addmm", flops, BF16 * moved), *[Call("mm", flops, BF16 * moved)] * count]
+
+
+def vae_step(
+    name: str, config: str, ratio: int, images: int, ranks: int, overrides: Sequence[str] = ()
+) -> StepWork:
+    """Count a step of a tokenizer after its GAN has started, without R1, at the precision of its run.
+
+    Args:
+        name: name of the result.
+        config: name of a file in configs/tokenizer.
+        ratio: compression ratio of the batch.
+        images: number of images of the rank's batch.
+        ranks: number of ranks that share the optimizer's states under ZeRO.
+        overrides: `key=value` settings of the run.
+    """
+    run = load_run(str(CONFIGS / f"tokenizer/{config}.yaml"), list(overrides))
+    assert isinstance(run, TokenizerRun)
+    linear = {name: lambda *_, **__: 0 for name in ("scalar_attention", "scalar_attention_backward")}
+    with FakeTensorMode():
+        workload = Workload(run, "cpu")
+        batch = workload.batch(ratio, images)
+        with Trace(linear) as trace:
+            reconstructions = workload.reconstruct(batch)
+            if workload.adversarial:
+                workload.discriminate(batch, reconstructions, r1=False)
+        parameters = {
+            "autoencoder": _size(workload.model),
+            "discriminator": _size(workload.discriminator) if workload.adversarial else 0,
+        }
+        frozen = sum(_size(network) for network in workload.frozen)
+    trained = sum(parameters.values())
+    item = 2 if run.precision == "bf16" else 4
+    side = run.data.crop_size
+    calls = [*trace.calls, *(_optimizer(count // ranks) for count in parameters.values() if count)]
+    return StepWork(
+        name=name,
+        dtype="bfloat16" if run.precision == "bf16" else "float32",
+        images=images,
+        tokens=images * prod(side) / (2 * ratio) ** 2,
+        flops=sum(call.flops for call in calls),
+        compulsory=2 * item * (trained + frozen) + OPTIMIZER_BYTES * trained // ranks,
+        calls=calls,
+        parameters=parameters,
+    )
+
+
+def _optimizer(parameters: int) -> Call:
+    """Return AdamW as one pass: it reads weight, gradient and moments, and writes all but the gradient."""
+    return Call("adamw", 0, (OPTIMIZER_BYTES + 4) * parameters)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -1,0 +1,1 @@
+"""Model of training on many GPUs: computing, waiting, communication, loading, failures and cost."""

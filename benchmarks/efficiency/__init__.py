@@ -1,0 +1,1 @@
+"""The papers' efficiency claims, and the costs of adaptive and fixed ratios, counted exactly."""

@@ -1,0 +1,176 @@
+"""Event-timed operators in bf16 at the sizes of a paper model, against others, relative to the ceilings."""
+
+import gc
+import os
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.gpu.blocks import OPERATORS, PASSES, RIVALS
+from benchmarks.gpu.body import Context
+from benchmarks.gpu.operators import SIZES, Call
+from benchmarks.gpu.record import read_entries
+from benchmarks.gpu.timing import Function, alternate, copies_needed, ratio_of_medians
+from cat_fast.hardware import run_device_type
+from cat_fast.kernels import backends
+from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adaln_reference
+from cat_fast.kernels.group_norm_silu.reference import group_norm_silu_reference
+from cat_fast.kernels.pack.reference import pack_reference
+from cat_fast.kernels.scalar_attention.reference import scalar_attention_reference
+from cat_fast.kernels.wide_attention.reference import wide_attention_reference
+
+SECONDS = 1.2
+"""Time per operator and pass."""
+COMPILE_SECONDS = 20.0
+"""torch.compile is left out where less time is left."""
+
+
+def kernels(context: Context) -> None:
+    """Record time, noise, share of the ceiling and speed-ups of every operator and pass."""
+    device = torch.device(run_device_type())
+    ceilings: dict[str, float] = {
+        entry["name"]: entry["value"]
+        for entry in read_entries(context.record.path)
+        if entry["block"] == "ceilings" and entry["kind"] == "figure"
+    }
+    for op in OPERATORS:
+        size, dtype = ("toy", torch.float32) if context.dry else ("chip", torch.bfloat16)
+        first = SIZES[size][op](device, dtype)
+        count = min(8, copies_needed(sum(x.nbytes for x in first.inputs), device))
+        calls = [first, *(_copy(first) for _ in range(count - 1))]
+        for name in PASSES:
+            _time(context, op, name, calls, ceilings, device)
+        del first, calls
+        gc.collect()
+
+
+def _copy(call: Call) -> Call:
+    """Return the call on other memory; views of one tensor stay strided."""
+    return replace(call, inputs=tuple(x.clone(memory_format=torch.preserve_format) for x in call.inputs))
+
+
+def _time(
+    context: Context,
+    op: str,
+    name: str,
+    calls: Sequence[Call],
+    ceilings: Mapping[str, float],
+    device: torch.device,
+) -> None:
+    contestants: dict[str, Sequence[Function]] = {
+        "ours": [getattr(call, name) for call in calls],
+        "again": [getattr(call, name) for call in calls],
+    }
+    for rival in RIVALS[op]:
+        figure = f"{op}.{name}.vs_{rival}"
+        if rival == "compile" and (context.dry or context.left < COMPILE_SECONDS):
+            context.record.skipped(figure, "no time was left to compile")
+            continue
+        try:
+            made = [getattr(replace(call, function=_rival(op, rival, call)), name) for call in calls]
+            made[0]()
+            contestants[rival] = made
+        except Exception as error:  # a kernel of another library that does not run here
+            context.record.skipped(figure, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
+    times = alternate(contestants, SECONDS if not context.dry else 0.0, device)
+    call, seconds = calls[0], statistics.median(times["ours"])
+    backend = backends.choose(
+        op,
+        call.inputs[0],
+        training=name == "forward_backward",
+        **_sizes(op, call),
+    )
+    details = {"backend": backend, "dtype": str(call.inputs[0].dtype).removeprefix("torch.")}
+    context.record.figure(f"{op}.{name}.milliseconds", 1e3 * seconds, "ms", **details)
+    context.record.figure(f"{op}.{name}.same_again", ratio_of_medians(times, "again", "ours"), "ratio")
+    share = _share(call, name, seconds, ceilings)
+    if share is None:
+        context.record.skipped(f"{op}.{name}.of_ceiling", "the block ceilings has no figure")
+    else:
+        context.record.figure(f"{op}.{name}.of_ceiling", share, "ratio")
+    for rival in RIVALS[op]:
+        if rival in times:
+            context.record.figure(f"{op}.{name}.vs_{rival}", ratio_of_medians(times, rival, "ours"), "ratio")
+
+
+def _share(call: Call, name: str, seconds: float, ceilings: Mapping[str, float]) -> float | None:
+    if name in call.bytes_moved and ceilings.get("copy_bandwidth"):
+        return call.bytes_moved[name] / seconds / ceilings["copy_bandwidth"]
+    if name in call.flops and ceilings.get("matmul_bfloat16"):
+        return call.flops[name] / seconds / ceilings["matmul_bfloat16"]
+    return None
+
+
+def _sizes(op: str, call: Call) -> dict[str, int]:
+    return {"head_dim": call.inputs[0].shape[-1]} if op in ("varlen_attention", "wide_attention") else {}
+
+
+def _rival(op: str, rival: str, call: Call) -> Callable[..., Any]:
+    """Return another implementation with the arguments of the call's function."""
+    ours: Any = call.function
+    if op == "pack":
+        return lambda last, *others: pack_reference([*others, last], 2)
+    options = dict(ours.keywords) if isinstance(ours, partial) else {}
+    if op == "varlen_attention":
+        return _attention(rival, ours, options)
+    references: dict[str, Callable[..., Any]] = {
+        "group_norm_silu": group_norm_silu_reference,
+        "adaln": adaln_reference,
+        "gate_residual_adaln": gate_residual_adaln_reference,
+        "scalar_attention": scalar_attention_reference,
+        "wide_attention": wide_attention_reference,
+    }
+    eager = partial(references[op], **options)
+    return torch.compile(eager, dynamic=False) if rival == "compile" else eager
+
+
+def _attention(rival: str, ours: Callable[..., Any], options: Mapping[str, Any]) -> Callable[..., Any]:
+    cu_seqlens, longest = options["cu_seqlens"], options["max_seqlen"]
+    if rival == "triton":
+        return _forced("varlen_attention=triton", ours)
+    if rival == "flash":
+        from cat_fast.kernels.varlen_attention.external import flash_varlen
+
+        return lambda q, k, v: flash_varlen(q, k, v, cu_seqlens, longest, cu_seqlens, longest)
+    bounds = list(pairwise(cu_seqlens.tolist()))
+
+    def padded(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        def pad(x: torch.Tensor) -> torch.Tensor:  # (T, H, D) -> (S, H, L, D)
+            rows = [x[begin:end] for begin, end in bounds]
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).transpose(1, 2)
+
+        lengths = cu_seqlens.diff()
+        mask = (torch.arange(longest, device=q.device) < lengths[:, None])[:, None, None]
+        y = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), attn_mask=mask).transpose(1, 2)
+        return torch.cat([y[s, : end - begin] for s, (begin, end) in enumerate(bounds)])
+
+    return padded
+
+
+def _forced(setting: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that runs on a forced backend."""
+
+    def run(*arguments: Any) -> Any:
+        with _environment("CAT_FAST_BACKEND", setting):
+            return function(*arguments)
+
+    return run
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before

@@ -1,0 +1,105 @@
+"""Regression gate: count figures that do not depend on the machine, and compare them with expected.json.
+
+    python -m benchmarks.quick [--fast] [--update] [--json FILE]
+
+FLOPs, bytes, numbers of operators, graph breaks, recompiled graphs, the packer's fill, peak memory, and
+registers and spills of the GPU kernels (for the listed versions of Triton). A loss of more than a kind's
+tolerance makes the exit code 1; an improvement asks to update the file. Seconds are printed, not compared.
+`--fast` takes seconds and is also a test; all of it takes four minutes on two cores. Collectives per step are
+compared by tests/training/test_collectives.py, which starts two ranks anyway.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gate import expected
+from benchmarks.gate.expected import IMPROVEMENT, LOSS, NEW, Finding
+from benchmarks.gate.figures import FAST, SLOW
+from cat_fast import console
+from cat_fast.data.files import write_json
+from cat_fast.errors import UserError
+from cat_fast.processes.signals import run_command
+
+ROOT = Path(__file__).parents[1]
+
+
+def count(fast: bool) -> dict[str, float]:
+    """Count the figures, and print the seconds of each group."""
+    found: dict[str, float] = {}
+    for name, group in {**FAST, **({} if fast else SLOW)}.items():
+        start = time.perf_counter()
+        found |= group()
+        print(f"{name}: {time.perf_counter() - start:.1f} s", flush=True)
+    return found
+
+
+def compile_kernels() -> tuple[list[dict[str, Any]], str]:
+    """Compile the GPU kernels in another process; return their rows, and the compiler with its version.
+
+    Raises:
+        UserError: a kernel does not compile, or exceeds its budget.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "static.json"
+        command = [sys.executable, "-m", "benchmarks.gpu_static", "--alternate", "--json", str(path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode or not path.exists():
+            raise UserError(f"benchmarks.gpu_static failed: {(done.stderr or done.stdout).strip()[-500:]}")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return content["kernels"], f"triton {content['about']['triton']}"
+
+
+def report(findings: Sequence[Finding]) -> int:
+    """Print all losses, improvements and new figures; return the exit code."""
+    for verdict in (LOSS, NEW, IMPROVEMENT):
+        for finding in findings:
+            if finding.verdict == verdict:
+                print(finding.line())
+    counts = {kind: sum(f.verdict == kind for f in findings) for kind in (LOSS, NEW, IMPROVEMENT)}
+    print(f"{len(findings)} figures, {counts[LOSS]} losses, {counts[IMPROVEMENT]} improvements")
+    if counts[IMPROVEMENT]:
+        print(f"figures have improved: record them with {expected.UPDATE}")
+    return 1 if counts[LOSS] or counts[NEW] else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--fast", action="store_true", help="only the part that takes seconds")
+    parser.add_argument("--update", action="store_true", help="write the figures to expected.json")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    given = parser.parse_args(arguments)
+    try:
+        content = expected.read()
+        found = count(given.fast)
+        findings = expected.compare(found, content)
+        if not given.fast:
+            rows, compiler = compile_kernels()
+            if compiler not in content["compilers"]:
+                print(f"{compiler}: no registers are expected of this version; {expected.UPDATE} adds them")
+            findings += expected.compare_kernels(rows, compiler, content)
+            if given.update:
+                kernels = content["compilers"].setdefault(compiler, {})
+                kernels |= expected.kernel_figures(rows)
+        if given.json:
+            write_json(given.json, {"about": {"benchmark": "quick"}, "figures": found})
+        code = report(findings)
+        if given.update:
+            expected.update(content, found)
+            print(f"wrote {expected.FILE.name}")
+            return 0
+    except UserError as error:
+        console.print_error(error)
+        return 2
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

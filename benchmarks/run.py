@@ -1,0 +1,181 @@
+"""Run a suite of benchmarks, one process each, and write their JSON and logs to one folder.
+
+    python -m benchmarks.run --suite cpu|gpu|quick --out DIR [--only NAME,NAME]
+
+    quick   rough figures within minutes: kernels and packing with few pairs, stragglers, bounds, claims
+    cpu     everything that this machine can measure; hours on two cores
+    gpu     what a GPU machine measures, and the bounds of its kernels
+
+Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`). A benchmark that has results of
+this machine in DIR is skipped, so that an interrupted suite resumes; delete the file to measure again.
+`run.json` in DIR lists commands, seconds and states. Exit codes: 0 all finished, 1 a benchmark failed, 2 for
+invalid usage. `python -m benchmarks.report DIR` makes the report.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shared import machine
+from benchmarks.shared.committed import NAME, machine_slug
+from cat_fast import console
+from cat_fast.data.files import write_json
+from cat_fast.errors import UserError
+from cat_fast.processes.signals import run_command
+
+ROOT = Path(__file__).parents[1]
+FINISHED, FAILED, SKIPPED = "finished", "failed", "skipped"
+COUNTED = "counted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One benchmark of a suite."""
+
+    name: str
+    """Module in benchmarks/, and the first part of the file's name."""
+    arguments: tuple[str, ...] = ()
+    minutes: float
+    """Approximate duration on two cores, for the time left."""
+    counted: bool = False
+    """True if its figures do not depend on the machine; its file is then named after none."""
+
+    def slug(self, about: Mapping[str, Any]) -> str:
+        """Return the second part of the file's name, from a description of the machine."""
+        return COUNTED if self.counted else machine_slug(about)
+
+
+_COUNTED = (
+    Job(name="claims", minutes=2, counted=True),
+    Job(name="roofline", minutes=1, counted=True),
+    Job(name="scaling", minutes=1, counted=True),
+)
+SUITES: Mapping[str, Sequence[Job]] = {
+    "quick": (
+        Job(name="kernels", arguments=("--quick",), minutes=1),
+        Job(name="packing", arguments=("--quick",), minutes=1),
+        Job(name="straggler", arguments=("--quick",), minutes=1),
+        *_COUNTED,
+    ),
+    "cpu": (
+        *_COUNTED,
+        Job(name="kernels", minutes=10),
+        Job(name="packing", minutes=30),
+        Job(name="autoencoder", minutes=60),
+        Job(name="training_steps", minutes=10),
+        Job(name="straggler", minutes=5),
+        Job(name="loader", minutes=5),
+        Job(name="scoring", minutes=1),
+        Job(name="startup", minutes=3),
+        Job(name="serving", minutes=120),
+        Job(name="gpu_static", minutes=5),
+    ),
+    "gpu": (
+        *_COUNTED,
+        Job(name="kernels", minutes=5),
+        Job(name="packing", minutes=10),
+        Job(name="autoencoder", minutes=20),
+        Job(name="training_steps", minutes=5),
+        Job(name="straggler", minutes=5),
+        Job(name="loader", minutes=5),
+        Job(name="serving", minutes=20),
+    ),
+}
+
+
+def chosen(suite: str, only: str) -> list[Job]:
+    """Return the jobs of a suite, or those of any suite that `only` names.
+
+    Raises:
+        UserError: a name is not that of a job.
+    """
+    if not only:
+        return list(SUITES[suite])
+    own = {job.name: job for job in SUITES[suite]}
+    known = {job.name: job for jobs in SUITES.values() for job in jobs} | own
+    names = only.split(",")
+    if missing := [name for name in names if name not in known]:
+        raise UserError(f"--only {missing[0]}: expected some of {', '.join(sorted(known))}")
+    return [known[name] for name in names]
+
+
+def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Run the jobs one after another; return and write their states.
+
+    Args:
+        about: description of the machine.
+    """
+    states: list[dict[str, Any]] = []
+    for number, job in enumerate(jobs):
+        left = timedelta(minutes=sum(other.minutes for other in jobs[number:]))
+        if (existing := _existing(job, out, about)) is not None:
+            print(f"{job.name}: skipped, {existing.name} exists", flush=True)
+            states.append({**asdict(job), "state": SKIPPED, "file": existing.name})
+            continue
+        path = out / f"{job.name}_{job.slug(about)}_{date.today().isoformat()}.json"
+        print(f"{job.name}: about {job.minutes:g} minutes, {left} left in the suite", flush=True)
+        states.append(_run(job, path, out / f"{job.name}.log"))
+        write_json(out / "run.json", {"machine": dict(about), "jobs": states})
+    write_json(out / "run.json", {"machine": dict(about), "jobs": states})
+    return states
+
+
+def _existing(job: Job, out: Path, about: Mapping[str, Any]) -> Path | None:
+    for path in sorted(out.glob(f"{job.name}_{job.slug(about)}_*.json")):
+        match = NAME.fullmatch(path.name)
+        if match and match["model"] == job.name:
+            return path
+    return None
+
+
+def _run(job: Job, path: Path, log: Path) -> dict[str, Any]:
+    """Run one benchmark; its file gets its name only if it finished."""
+    part = path.with_suffix(".part")
+    command = [sys.executable, "-m", f"benchmarks.{job.name}", "--json", str(part), *job.arguments]
+    start = time.monotonic()
+    with log.open("w", encoding="utf-8") as output:
+        code = subprocess.run(
+            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False
+        ).returncode
+    seconds = round(time.monotonic() - start, 1)
+    state = FINISHED if code == 0 and part.exists() else FAILED
+    if state == FINISHED:
+        part.rename(path)
+    else:
+        print(f"{job.name}: failed with exit code {code}; see {log}", flush=True)
+    shown = ["python", *command[1:4], path.name, *job.arguments]
+    found = {"state": state, "seconds": seconds, "exit_code": code, "command": " ".join(shown)}
+    return {**asdict(job), **found, "file": path.name if state == FINISHED else None}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--suite", choices=SUITES, default="cpu")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results and logs")
+    parser.add_argument("--only", default="", metavar="NAMES", help="comma-separated benchmarks to run")
+    given = parser.parse_args(arguments)
+    try:
+        jobs = chosen(given.suite, given.only)
+        try:
+            given.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out {given.out}: {error.strerror}") from error
+        states = run_suite(jobs, given.out, machine.describe())
+    except UserError as error:
+        console.print_error(error)
+        return 2
+    counts = [sum(state["state"] == kind for state in states) for kind in (FINISHED, SKIPPED, FAILED)]
+    print(json.dumps(dict(zip((FINISHED, SKIPPED, FAILED), counts, strict=True))))
+    return 1 if counts[2] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

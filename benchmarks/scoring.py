@@ -1,0 +1,68 @@
+"""Captions and images scored per second, against the published seconds per image of language models.
+
+    python -m benchmarks.scoring --json FILE [--quick]
+
+Measured is the processor time of one thread: the distilled scorers on packaged captions, and the bytes of a
+JPEG file on the packaged photographs. Published are 1.63 s per image (one vision-language model) and 1.84 s
+(captioner and language model) on an H100; another table of the paper gives about 50 ms for the same step.
+The ratios compare one CPU core with an H100, and a caption that exists with an image that is to be described.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.shared import simple_program
+from cat_fast.complexity.scorers.loading import DISTILLED, load_scorer
+from cat_fast.complexity.scoring_run.cost import PUBLISHED_SPEEDS, measure_speed
+from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE, jpeg_bytes
+from cat_fast.data.images.io import image_to_bytes, load_image, resize_center_crop
+from cat_fast.data.photographs import photographs
+from cat_fast.processes.signals import run_command
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """Return seconds per caption or image of every scorer, and how many published times fit into each."""
+    scorers: dict[str, dict[str, Any]] = {
+        name: {"seconds": measure_speed(name, load_scorer(name)).seconds, "scope": "caption"}
+        for name in DISTILLED
+    }
+    scorers["jpeg"] = {"seconds": jpeg_seconds(8 if quick else 40), "scope": "image"}
+    published = {speed.name: speed.seconds for speed in PUBLISHED_SPEEDS}
+    for found in scorers.values():
+        found["per_second"] = 1 / found["seconds"]
+        found["ratio_vs_published"] = {
+            name: seconds / found["seconds"] for name, seconds in published.items()
+        }
+    return {"scorers": scorers, "published_seconds": published}
+
+
+def jpeg_seconds(count: int) -> float:
+    """Return the processor time of one image's JPEG size, without decoding and resizing the file."""
+    images = [
+        image_to_bytes(resize_center_crop(load_image(photograph.path), JPEG_SIDE))
+        for photograph in photographs()[:count]
+    ]
+    start = time.process_time()
+    for image in images:
+        jpeg_bytes(image)
+    return (time.process_time() - start) / len(images)
+
+
+def lines(found: Mapping[str, Any]) -> Sequence[str]:
+    """Format the results, one scorer per line."""
+    return [
+        f"{name}: {row['per_second']:.4g} {row['scope']}s/s per core; published: "
+        + ", ".join(f"{ratio:.3g} x {other}" for other, ratio in row["ratio_vs_published"].items())
+        for name, row in found["scorers"].items()
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    return simple_program.main("scoring", __doc__ or "", measure, lines, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

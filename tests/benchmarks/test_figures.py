@@ -1,0 +1,88 @@
+"""Figures in the prose of the documents are those of the committed result that the document names."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from benchmarks.shared.committed import committed
+
+ROOT = Path(__file__).parents[2]
+VARLEN = "varlen_attention.16x72_64x7+256x8+1024.forward"
+NORM = "group_norm_silu.1x64x512x512_channels_last.forward"
+SMALL_NORM = "group_norm_silu.1x256x128x128_channels_last"
+FIGURES = [
+    # document, text with {}, format, benchmark, key, factor
+    ("README.md", "{} times as fast as padding", ".0f", "kernels", f"{VARLEN}.ratio_vs_padded", 1),
+    ("README.md", "padding and {} times as fast as a loop", ".1f", "kernels", f"{VARLEN}.ratio_vs_loop", 1),
+    (
+        "README.md",
+        "one dimension {} times as fast as torch's at 1024 positions",
+        ".0f",
+        "kernels",
+        "scalar_attention.512x1024.forward.ratio_vs_sdpa",
+        1,
+    ),
+    ("kernels/varlen_attention/README.md", "reach {} GFLOP/s forward", ".0f", "kernels",
+     f"cases/{VARLEN}/work/gflops_per_second", 1),
+    ("kernels/group_norm_silu/README.md", "201 MB at {} GB/s", ".0f", "kernels",
+     f"cases/{NORM}/work/gb_per_second", 1),
+    ("kernels/group_norm_silu/README.md", "{} times the rate of a plain copy", ".1f", "kernels",
+     f"cases/{NORM}/work/of_copy_bandwidth", 1),
+    ("kernels/group_norm_silu/README.md", "GB/s, {} times as fast as eager mode", ".2f", "kernels",
+     f"{SMALL_NORM}.forward.ratio_vs_eager", 1),
+    ("kernels/group_norm_silu/README.md", "134 MB, {} times as fast as eager mode", ".2f", "kernels",
+     f"{SMALL_NORM}.forward_backward.ratio_vs_eager", 1),
+    ("kernels/pack/README.md", "3 latents reach {} GB/s", ".0f", "kernels",
+     "cases/pack.16_64x1+32x1+16x1.forward/work/gb_per_second", 1),
+    ("kernels/pack/README.md", "24 latents {} GB/s", ".0f", "kernels",
+     "cases/pack.16_64x8+32x8+16x8.forward/work/gb_per_second", 1),
+    ("kernels/scalar_attention/README.md", "forward takes {} ms on two cores", ".1f", "kernels",
+     "cases/scalar_attention.512x4096.forward/seconds/ours/median", 1000),
+    ("kernels/scalar_attention/README.md", "two cores, {} times as fast as SDPA", ".0f", "kernels",
+     "scalar_attention.512x4096.forward.ratio_vs_sdpa", 1),
+    ("kernels/wide_attention/README.md", "reference reaches {} GFLOP/s forward at N = 1024", ".0f", "kernels",
+     "cases/wide_attention.1x512x1024.forward/work/gflops_per_second", 1),
+    ("docs/data.md", "it read {} times as many images per second as webdataset's", ".2f", "loader",
+     "workers_2.ratio_vs_webdataset", 1),
+    ("docs/data.md", "That is {} times as many as a single process", ".2f", "loader",
+     "workers_2.ratio_vs_one_process", 1),
+    ("docs/data.md", "With one worker, it read {} times as many as either", ".2f", "loader",
+     "workers_1.ratio_vs_webdataset", 1),
+    ("docs/distilled_scorers.md", "in one call, {} times as many as the scorer", ".1f", "scorers",
+     "fast.over_former/in_one_call", 1),
+    ("docs/distilled_scorers.md", "replaced, {} times one by one", ".1f", "scorers",
+     "fast.over_former/one_by_one", 1),
+    ("docs/distilled_scorers.md", "and {} times for 10,000 captions including the start", ".1f", "scorers",
+     "fast.over_former/with_startup", 1),
+    ("docs/distilled_scorers.md", "which takes {} s instead of 5.7 s", ".1f", "scorers",
+     "startup_seconds/fast", 1),
+    ("docs/generator.md", "and to {} % on uniform lengths", ".2f", "packing",
+     "packer/mixes/uniform/fill", 100),
+    ("docs/generator.md", "Packed training reaches {} to 102 %", ".0f", "packing",
+     "cases/197/work/of_matmul_rate", 100),
+    ("docs/generator.md", "reaches 96 to {} % of the rate", ".0f", "packing",
+     "cases/252/work/of_matmul_rate", 100),
+    ("docs/training.md", "dominate | {} % | 0.9 % |", ".1f", "straggler", "per_rank.64.wait", 100),
+    ("docs/training.md", "9.8 % | {} % |", ".1f", "straggler", "balanced.64.wait", 100),
+]  # fmt: skip
+
+
+@cache
+def words(document: str) -> str:
+    return " ".join((ROOT / document).read_text(encoding="utf-8").split())
+
+
+@cache
+def results(benchmark: str) -> dict:
+    return json.loads(committed(benchmark).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("document", "text", "form", "benchmark", "key", "factor"), FIGURES)
+def test_a_figure_is_that_of_the_named_result(document, text, form, benchmark, key, factor):
+    value = results(benchmark)
+    for part in key.split("/"):
+        value = value[part]
+    assert text.format(format(value * factor, form)) in words(document)
+    assert f"benchmarks/results/{committed(benchmark).name}" in words(document)

@@ -1,0 +1,63 @@
+"""The suite runs each benchmark in a process, keeps what finished, and resumes."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import run
+
+ROOT = Path(__file__).parents[2]
+MACHINE = {"cpu": {"processor": "Test", "threads": 1}, "gpus": []}
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Replaces the processes: a benchmark writes its file unless it is in the set `broken`."""
+    found = SimpleNamespace(commands=[], broken=set())
+
+    def start(command, stdout, **options):
+        found.commands.append(command)
+        name = command[2].removeprefix("benchmarks.")
+        stdout.write("log\n")
+        if name not in found.broken:
+            Path(command[4]).write_text("{}")
+        return SimpleNamespace(returncode=int(name in found.broken))
+
+    monkeypatch.setattr(run.subprocess, "run", start)
+    monkeypatch.setattr(run.machine, "describe", lambda: MACHINE)
+    return found
+
+
+def test_every_job_of_every_suite_is_a_benchmark():
+    for jobs in run.SUITES.values():
+        for job in jobs:
+            assert (ROOT / f"benchmarks/{job.name}.py").exists(), job.name
+
+
+def test_a_failure_stops_no_other_benchmark_and_a_second_run_resumes(tmp_path, ran, capsys):
+    ran.broken = {"packing"}
+    command = ["--suite", "quick", "--out", str(tmp_path)]
+    assert run.main(command) == 1
+    written = json.loads((tmp_path / "run.json").read_text())
+    states = {job["name"]: job["state"] for job in written["jobs"]}
+    assert states.pop("packing") == run.FAILED
+    assert set(states.values()) == {run.FINISHED}
+    assert not list(tmp_path.glob("*.part"))
+    assert "failed with exit code 1" in capsys.readouterr().out
+    ran.broken, ran.commands[:] = set(), []
+    assert run.main(command) == 0
+    assert [command[2] for command in ran.commands] == ["benchmarks.packing"]
+    assert "--quick" in ran.commands[0]
+    assert [path.name[:15] for path in tmp_path.glob("claims*.json")] == ["claims_counted_"]
+    assert written["jobs"][0]["command"].startswith("python -m benchmarks.kernels --json kernels_test-1t_")
+
+
+def test_single_benchmarks_are_chosen_by_name(tmp_path, ran, capsys):
+    assert run.main(["--only", "serving,kernels", "--out", str(tmp_path)]) == 0
+    assert [command[2] for command in ran.commands] == ["benchmarks.serving", "benchmarks.kernels"]
+    assert run.main(["--only", "speed", "--out", str(tmp_path)]) == 2
+    assert "--only speed: expected some of autoencoder" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert run.main(["--only", "kernels", "--out", str(tmp_path / "file")]) == 2

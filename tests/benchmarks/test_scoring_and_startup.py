@@ -1,0 +1,41 @@
+"""Benchmarks without baselines: scoring against published times, and start-up of commands."""
+
+import json
+
+import pytest
+
+from benchmarks import scoring, startup
+from benchmarks.shared import simple_program
+from cat_fast.complexity.scoring_run.cost import ScoringSpeed
+
+
+def test_scorers_are_compared_with_the_published_seconds(monkeypatch):
+    speed = ScoringSpeed("", 0.001, "core", "", "caption")
+    monkeypatch.setattr(scoring, "measure_speed", lambda name, scorer: speed)
+    monkeypatch.setattr(scoring, "load_scorer", lambda name: None)
+    found = scoring.measure(True)
+    fast = found["scorers"]["fast"]
+    assert fast["per_second"] == pytest.approx(1000)
+    assert fast["ratio_vs_published"]["LLaVA, one call"] == pytest.approx(1630)
+    assert fast["ratio_vs_published"]["by another table"] == pytest.approx(50)
+    assert 0 < found["scorers"]["jpeg"]["seconds"] < 1
+    assert any(line.startswith("fast: 1000 captions/s per core") for line in scoring.lines(found))
+
+
+def test_the_first_round_of_start_ups_does_not_count(tmp_path, monkeypatch, capsys):
+    times = iter(range(100))
+    found = startup.measure(True, lambda command: float(next(times)))
+    count = len(startup.COMMANDS)
+    assert found["seconds"]["python"] == {"median": count, "low": count, "high": count}
+    monkeypatch.setattr(simple_program.machine, "describe", lambda: {"cpu": {"threads": 1}})
+    out = tmp_path / "startup.json"
+    code = simple_program.main("startup", "", lambda quick: found, startup.lines, ["--json", str(out)])
+    assert code == 0
+    assert json.loads(out.read_text())["about"]["benchmark"] == "startup"
+    assert f"python: {count:.2f} s" in capsys.readouterr().out
+
+
+def test_a_command_that_fails_is_an_error():
+    assert startup.seconds_of(("-c", "pass")) > 0
+    with pytest.raises(RuntimeError, match="NameError"):
+        startup.seconds_of(("-c", "nothing"))

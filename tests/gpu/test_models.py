@@ -1,0 +1,95 @@
+"""Models on a GPU, at toy sizes on a CPU: autocast, compilation, sampling, encoding and decoding."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.testing import assert_close
+
+from benchmarks.gpu.operators import mixes
+from benchmarks.gpu.workloads import dit, packed_batch
+from cat_fast.generator.diffusion import diffusion_loss, make_schedule
+from cat_fast.inference.encoding.codec import _decode
+from cat_fast.inference.encoding.ratio_batches import encode_batch
+from cat_fast.training.runtime.engine import in_precision
+from tests.cli.conftest import tiny_tokenizer
+from tests.inference.engine.mixes import tiny_pipeline
+
+SAMPLING = {"num_inference_steps": 3, "scheduler": "ddim"}
+
+
+def loss_and_gradients(model, batch, precision):
+    generator = torch.Generator(batch.device).manual_seed(0)
+    forward = in_precision(model, precision, batch.device)
+    loss = diffusion_loss(forward, batch, None, make_schedule(), generator=generator).loss
+    return loss.detach(), torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+
+
+def test_autocast_is_close_to_fp32(device):
+    model = dit(device, large=device.type == "cuda")
+    batch = packed_batch(model, [4, 16, 64], device)
+    results = [loss_and_gradients(model, batch, precision) for precision in ("fp32", "bf16")]
+    assert_close(results[1][0], results[0][0], rtol=2e-2, atol=0)
+    exact, ours = (torch.cat([g.flatten() for g in gradients]) for _, gradients in results)
+    assert torch.nn.functional.cosine_similarity(exact, ours, dim=0) > 0.99
+    assert all(torch.isfinite(g).all() for _, gradients in results for g in gradients)
+
+
+def test_a_training_step_does_not_wait_for_the_device(device):
+    model = dit(device, large=device.type == "cuda")
+    batch = packed_batch(model, [4, 16, 64], device)
+    loss_and_gradients(model, batch, "bf16")
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, _ = loss_and_gradients(model, batch, "bf16")
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.gpu
+def test_the_compiled_model_is_close_and_compiles_once():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = torch.device("cuda", 0)
+    model = dit(device, large=True).eval()
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, backend=counter, dynamic=True)
+    for number, lengths in enumerate(mixes(50, longest=256)):
+        batch = packed_batch(model, lengths, device)
+        timesteps = torch.zeros(len(lengths), dtype=torch.int64, device=device)
+        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
+            got = compiled(batch, timesteps, return_dict=False)[0]
+            want = model(batch, timesteps, return_dict=False)[0]
+        assert_close(got, want, rtol=0, atol=3e-2 * want.abs().max().item())
+        if number == 2:
+            early = counter.frame_count
+    assert counter.frame_count == early
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sampling_gives_the_images_of_the_cpu(device, dtype):
+    """Noise comes from a counter, so that a GPU draws the images of a CPU."""
+    images = {}
+    for place, number in (("cpu", torch.float32), (device, dtype)):
+        pipeline = tiny_pipeline().to(place, number)
+        images[str(place)] = pipeline([0, 1, 2], ratio=8, output_type="pt", **SAMPLING).images.float().cpu()
+    want, got = images["cpu"], images.get(str(device), images["cpu"])
+    assert torch.isfinite(got).all()
+    assert (got - want).square().mean().sqrt() < (2e-2 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ratio", [8, 16, 32])
+def test_encoding_and_decoding_are_close_to_fp32_on_a_cpu(device, dtype, ratio):
+    tokenizer = tiny_tokenizer()
+    pixels = list(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
+    latents = torch.stack(encode_batch(tokenizer, pixels, ratio))
+    images = _decode(tokenizer, list(latents), ratio)
+    module = tiny_tokenizer().to(device, dtype).to(memory_format=torch.channels_last)
+    tolerance = 2e-2 if dtype == torch.float32 else 5e-2
+    got = torch.stack(encode_batch(module, pixels, ratio))
+    assert (got - latents).square().mean().sqrt() < tolerance * latents.square().mean().sqrt()
+    decoded = _decode(module, list(latents), ratio)
+    assert (decoded - images).square().mean().sqrt() < tolerance * images.square().mean().sqrt()
