@@ -4,6 +4,7 @@ import typer
 
 from cat_fast.cli.dual_codec import decode, encode
 from cat_fast.cli.dual_combine import combine
+from cat_fast.cli.dual_eval import evaluate
 from cat_fast.cli.dual_train import train
 
 dual = typer.Typer(
@@ -15,3 +16,4 @@ dual.command()(encode)
 dual.command()(decode)
 dual.command()(combine)
 dual.command()(train)
+dual.command("eval")(evaluate)
