@@ -51,7 +51,7 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
             )
         source = str(folder or name)
         try:
-            with _no_progress_bars() if folder else nullcontext():  # bars are for downloads only
+            with no_progress_bars() if folder else nullcontext():  # bars are for downloads only
                 self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
                 self.model: Any = _load(source).eval().requires_grad_(False)
         except (OSError, ValueError) as error:
@@ -180,7 +180,7 @@ def _load(name: str) -> Any:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     """Disable the progress bar that transformers shows while it reads weights."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

@@ -36,11 +36,9 @@ def open_backend(
         raise UserError(f"{index}: not the index of a pipeline ({first_line(error)})") from error
     if kind == "CATPipeline":
         from cat_fast.dual_token.rerender.cat_pipeline import CATBackend
-        from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
+        from cat_fast.inference.pipeline.loading import load_pipeline
 
-        pipeline = CATPipeline.from_pretrained(name)
-        pipeline.to(target)
-        return CATBackend(pipeline, name, ratio, num_states)
+        return CATBackend(load_pipeline(name, target), name, ratio, num_states)
     if kind == "StableDiffusionPipeline":
         from cat_fast.dual_token.rerender.stable_diffusion import StableDiffusionBackend
 

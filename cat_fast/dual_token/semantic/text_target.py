@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from cat_fast.errors import UserError, first_line
 from cat_fast.generator.text_cache import TextCache
-from cat_fast.generator.text_encoder import TextEncoder
+from cat_fast.generator.text_encoder import TextEncoder, no_progress_bars
 from cat_fast.weights.fingerprint import fingerprint
 from cat_fast.weights.shipped import shipped_folder
 
@@ -86,7 +86,8 @@ class StableDiffusionText:
     def __init__(self, folder: Path) -> None:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "tokenizer")
-            model: Any = CLIPTextModel.from_pretrained(folder / "text_encoder")
+            with no_progress_bars():
+                model: Any = CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True)
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: its text encoder cannot be loaded ({first_line(error)})") from error
         self.model = model.eval().requires_grad_(False)
