@@ -103,12 +103,12 @@ def evaluate(
         )
     upscale = None if super_resolution is None else open_super_resolution(super_resolution, device)
     methods = make_methods(tokenizer, sides, settings if rendered else None, upscale)
-    options = {"steps": steps, "strength": strength, "guidance": guidance} if rendered else {}
+    options: dict[str, Any] = {"data": data}
+    if rendered:
+        options |= {"steps": steps, "strength": strength, "guidance": guidance}
     if super_resolution is not None:
-        options["super_resolution"] = super_resolution.name  # type: ignore[assignment]
-    run = DualRun(
-        images, methods, tokenizer, sides, size, perceptual_distance("auto"), out, {"data": data, **options}
-    )
+        options["super_resolution"] = super_resolution.name
+    run = DualRun(images, methods, tokenizer, sides, size, perceptual_distance("auto"), out, options)
     with console.progress("images") as bar:
         task = bar.add_task("evaluating", total=len(images))
         run.run(lambda count: bar.advance(task, count))

@@ -1,5 +1,6 @@
 """`cat-fast dual generate`: captions to images, through a language model over tokens."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -118,8 +119,7 @@ def generate(
                 records, out, tokenizer, settings=settings, seed=seed, on_done=lambda _: bar.advance(task)
             )
     cells = [
-        Cell(lambda file=file: load_image(file), [record.source])  # type: ignore[misc]
-        for file, record in zip(files, records, strict=True)
+        Cell(partial(load_image, file), [record.source]) for file, record in zip(files, records, strict=True)
     ]
     columns = min(8, len(cells))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]

@@ -43,7 +43,7 @@ def ranking(
 
     Example:
 
-        cat-fast eval ranking --originals photos --method ours=a --method jpeg=b --method guide=c -o study.html
+        cat-fast eval ranking --originals photos --method ours=a --method jpeg=b -o study.html
     """
     from cat_fast.data.files import require_writable
     from cat_fast.evaluation.ranking.page import find_sets, write_page

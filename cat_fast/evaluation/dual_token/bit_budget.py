@@ -1,6 +1,7 @@
 """JPEG and WebP within the bits of a token sequence: the image is downscaled until a file fits."""
 
 import io
+from typing import Any
 
 import torch
 from PIL import Image
@@ -46,10 +47,10 @@ def at_bits(image: Tensor, bits: float, image_format: str) -> Tensor | None:
 
 def _largest_file(image: Image.Image, bits: float, image_format: str) -> bytes | None:
     """Return the file of the highest quality that fits, None if none does."""
+    options: dict[str, Any] = {"optimize": True} if image_format == "jpeg" else {"method": 6}
     for quality in _QUALITIES:
         buffer = io.BytesIO()
-        options = {"optimize": True} if image_format == "jpeg" else {"method": 6}
-        image.save(buffer, format=image_format, quality=quality, **options)  # type: ignore[arg-type]
+        image.save(buffer, format=image_format, quality=quality, **options)
         if 8 * buffer.tell() <= bits:
             return buffer.getvalue()
     return None

@@ -1,8 +1,8 @@
 """A static page on which people rank reconstructions by their similarity to the original.
 
-The page contains all images and needs no server. It shuffles sets and methods per participant, names no method,
-and saves the answers to a JSON file, which `tally` reads. A method's points in a set are the number of methods
-minus its place: 3, 2 and 1 for three methods, as in the dual-token tokenizer's paper (section 4.1).
+The page contains all images and needs no server. It shuffles sets and methods per participant, names no
+method, and saves the answers to a JSON file, which `tally` reads. The first of n methods gets n points, the
+last one 1: 3, 2 and 1 for three methods, as in the dual-token tokenizer's paper (section 4.1).
 """
 
 import base64
