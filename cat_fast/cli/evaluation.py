@@ -2,6 +2,7 @@
 
 import typer
 
+from cat_fast.cli.eval_alignment import alignment
 from cat_fast.cli.eval_classification import classification
 from cat_fast.cli.eval_complexity import complexity
 from cat_fast.cli.eval_generation import generation, reference
@@ -28,5 +29,6 @@ evaluation.command()(reconstruction)
 evaluation.command()(table)
 evaluation.command()(pareto)
 evaluation.command()(classification)
+evaluation.command()(alignment)
 evaluation.command()(ranking)
 evaluation.command()(tally)
