@@ -27,7 +27,7 @@ def alignment(
         Path | None,
         typer.Option(
             metavar="FILE.jsonl",
-            help='Captions: one {"file": ..., "caption": ...} per line. Default: text files next to the images.',
+            help='Captions: one {"file": ..., "caption": ...} per line. Default: text files next to images.',
             show_default=False,
         ),
     ] = None,
