@@ -108,6 +108,7 @@ def encode_shards(
         count_labels,
         open_images,
         prepare_folder,
+        recorded_dtype,
         summarize_finished,
         work_units,
     )
@@ -116,8 +117,6 @@ def encode_shards(
         record_identity,
         recorded_identity,
     )
-    from cat_fast.models.device import find_device
-    from cat_fast.models.execution import find_dtype, option_of
 
     settings = EncodeShardsSettings(
         source=sources[0],
@@ -130,7 +129,7 @@ def encode_shards(
         batch_size=batch_size,
         format=shard_format,
         image=image,
-        dtype=option_of(find_dtype(dtype, find_device(device))),
+        dtype=(recorded_dtype(out) if dtype == "auto" else None) or _find_dtype(dtype, device),
     )
     tokenizer, identity = None, recorded_identity(out, checkpoint)
     if identity is None:
@@ -169,12 +168,22 @@ def encode_shards(
         raise typer.Exit(1)
 
 
+def _find_dtype(dtype: str, device: str) -> str:
+    """Return the dtype that an option selects on a device."""
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype, option_of
+
+    return option_of(find_dtype(dtype, find_device(device)))
+
+
 def _load_tokenizer(checkpoint: Path, device: str, dtype: str, workers: int) -> "NestedAutoencoderKL":
     """Load the tokenizer; processes load their own, so that it stays on the CPU in this one."""
-    from cat_fast.models.execution import DTYPES
+    from cat_fast.models.device import find_device
+    from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
-    return load_tokenizer(checkpoint, "cpu" if workers > 1 else device, DTYPES[dtype])
+    own = "cpu" if workers > 1 else device
+    return load_tokenizer(checkpoint, own, find_dtype(dtype, find_device(own)))
 
 
 def _encode(

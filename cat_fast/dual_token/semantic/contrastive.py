@@ -24,14 +24,14 @@ class Temperature(nn.Module):
         super().__init__()
         if not MIN_TEMPERATURE <= value <= 10:
             raise ValueError(f"temperature: expected {MIN_TEMPERATURE} to 10, got {value}")
-        log_scale = torch.tensor(-math.log(value))
+        log_scale = torch.tensor([-math.log(value)])  # DeepSpeed cannot broadcast scalars
         if learned:
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
 
     def forward(self) -> Tensor:
-        """Return the temperature, a scalar."""
+        """Return the temperature, (1,)."""
         return torch.exp(-self.log_scale).clamp(min=MIN_TEMPERATURE)
 
 
@@ -45,7 +45,7 @@ def info_nce(images: Tensor, texts: Tensor, own: Tensor, temperature: Tensor) ->
         images: (B, P), this rank's image embeddings.
         texts: (N, P), the text embeddings of all ranks.
         own: (B,) int64, index of each image's text.
-        temperature: scalar.
+        temperature: scalar or (1,).
     """
     similarity = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
     loss = F.cross_entropy(similarity / temperature, own)

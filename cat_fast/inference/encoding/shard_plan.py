@@ -174,6 +174,13 @@ def open_images(source: str, image: str = "") -> ShardSet:
     return IndexShards(path)
 
 
+def recorded_dtype(out: Path) -> str | None:
+    """Return the dtype in which the latents of a folder are encoded; None if there are none yet."""
+    if not (out / HEADER).is_file():
+        return None
+    return read_json(out / HEADER).get("dtype") or "fp32"
+
+
 def prepare_folder(
     settings: EncodeShardsSettings,
     images: ShardSet,

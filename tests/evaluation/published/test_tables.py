@@ -28,7 +28,7 @@ def test_every_row_has_a_value_per_column():
 def test_commands_exist_with_their_options():
     for table in published().values():
         command, words = typer.main.get_command(app), shlex.split(table.command)[1:]
-        while words[0] in getattr(command, "commands", ()):
+        while words and words[0] in getattr(command, "commands", ()):
             command = command.commands[words.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, table.name

@@ -7,19 +7,17 @@ The weights are those of the shift-tolerant AlexNet of Ghildyal and Liu (ECCV 20
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from cat_fast.errors import UserError
 
+if TYPE_CHECKING:  # a scorer is named before it is used, which needs no torch
+    from torch import Tensor
+
 SIDE = 160
 """Side of the square that the image is resized to, whatever its aspect ratio."""
-_MEAN = (-0.030, -0.088, -0.188)
-_STD = (0.458, 0.448, 0.450)
-"""Normalization of pixels in [-1, 1], as of LPIPS."""
 _SHAPES = {
     "conv1.weight": (64, 3, 13, 13),
     "conv1.bias": (64,),
@@ -49,19 +47,21 @@ class Trunk:
                 raise ValueError(f"expected {name} with shape {shape}")
 
     @cached_property
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> "dict[str, Tensor]":
         """The weights in float32."""
-        return {name: torch.from_numpy(np.asarray(self.weights[name])).float() for name in _SHAPES}
+        from cat_fast.complexity.image_scorers.student.convolutions import as_tensors
+
+        return as_tensors({name: self.weights[name] for name in _SHAPES})
 
     @classmethod
-    def from_published(cls, state: Mapping[str, Tensor]) -> "Trunk":
+    def from_published(cls, state: "Mapping[str, Tensor]") -> "Trunk":
         """Return the trunk of a state dict of `stlpips-pytorch`'s AlexNet."""
+        from cat_fast.complexity.image_scorers.student.convolutions import merge_blur
+
         try:
-            # The blur after the first convolution has stride 2: a convolution of 11 and 3 taps is one of 13.
             kernel, blur = state["net.slice1.0.weight"], state["net.slice1.1.filt"][:1]
-            merged = F.conv2d(kernel.flatten(0, 1)[:, None], blur.flip(2, 3), padding=2)
             arrays = {
-                "conv1.weight": merged.reshape(64, 3, 13, 13),
+                "conv1.weight": merge_blur(kernel, blur),
                 "conv1.bias": state["net.slice1.0.bias"],
                 "conv2.weight": state["net.slice2.5.weight"],
                 "conv2.bias": state["net.slice2.5.bias"],
@@ -72,7 +72,6 @@ class Trunk:
             raise UserError(f"not a state dict of stlpips-pytorch's AlexNet: {error} is missing") from error
         return cls({name: value.half().numpy() for name, value in arrays.items()})
 
-    @torch.no_grad()
     def features(self, pixels: np.ndarray) -> np.ndarray:
         """Return the statistics of all channels of an image, float32 (1920,).
 
@@ -81,33 +80,6 @@ class Trunk:
         Args:
             pixels: uint8 (SIDE, SIDE, 3).
         """
-        x = torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
-        x = (x - torch.tensor(_MEAN).view(1, 3, 1, 1)) / torch.tensor(_STD).view(1, 3, 1, 1)
-        weights = self.tensors
-        found = []
-        for number, (stride, padding) in enumerate(((2, 4), (1, 2), (1, 1)), start=1):
-            if number > 1:
-                x = _blur(_max_pool(x))
-            x = F.conv2d(x, weights[f"conv{number}.weight"], weights[f"conv{number}.bias"], stride, padding)
-            rows = F.relu_(x)[0].flatten(1)
-            found += [rows.mean(1), _std(rows), rows.amax(1)]
-        return torch.cat(found).clamp_min(0).sqrt().numpy()
+        from cat_fast.complexity.image_scorers.student.convolutions import channel_statistics
 
-
-def _std(rows: Tensor) -> Tensor:
-    """Return the standard deviation of each row, in two passes, which is several times faster than `std`."""
-    return ((rows - rows.mean(1, keepdim=True)).square_().sum(1) / (rows.shape[1] - 1)).sqrt_()
-
-
-def _max_pool(x: Tensor) -> Tensor:
-    """Return the maximum of 3 x 3 values at each place; one axis after the other is several times faster."""
-    x = torch.maximum(torch.maximum(x[..., :-2], x[..., 1:-1]), x[..., 2:])
-    return torch.maximum(torch.maximum(x[..., :-2, :], x[..., 1:-1, :]), x[..., 2:, :])
-
-
-def _blur(x: Tensor) -> Tensor:
-    """Return the binomial 3 x 3 blur with stride 2, which makes the network tolerant of shifts."""
-    x = F.pad(x, (2, 2, 2, 2), mode="reflect")
-    height, width = ((side - 3) // 2 * 2 + 1 for side in x.shape[-2:])
-    x = (x[..., :width:2] + 2 * x[..., 1 : width + 1 : 2] + x[..., 2 : width + 2 : 2]) / 4
-    return (x[..., :height:2, :] + 2 * x[..., 1 : height + 1 : 2, :] + x[..., 2 : height + 2 : 2, :]) / 4
+        return channel_statistics(pixels, self.tensors)
