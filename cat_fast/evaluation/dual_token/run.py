@@ -59,6 +59,8 @@ def evaluated_images(data: str, limit: int | None = None) -> list[EvaluatedImage
         found = [EvaluatedImage(one.path.stem, one.path) for one in photographs("held_out")]
     elif data.endswith(".jsonl"):
         found = [EvaluatedImage(record.key, Path(record.path)) for record in read_index(data)]
+    elif not Path(data).exists():
+        raise UserError(f"{data}: no such file or folder; expected images")
     else:
         root = Path(data) if Path(data).is_dir() else Path(data).parent
         found = [EvaluatedImage(str(path.relative_to(root)), path) for path in find_images([data])]
