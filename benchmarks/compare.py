@@ -60,7 +60,7 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
     """Return the results of a file or folder by benchmark.
 
     Raises:
-        UserError: the path is missing, or a file is not valid JSON.
+        UserError: the path is missing, or a file is not valid JSON or that of a dry run.
     """
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     found = {}
@@ -74,6 +74,8 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{file}: {error.strerror}") from error
         except ValueError as error:
             raise UserError(f"{file}: it is not valid JSON ({error})") from error
+        if content.get("dry"):
+            raise UserError(f"{file}: figures of a dry run are not measurements; run the check on a GPU")
         found[content.get("about", {}).get("benchmark") or (match["model"] if match else file.stem)] = content
     if not found:
         raise UserError(f"{path}: expected results named MODEL_MACHINE_DATE.json, found none")

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -219,12 +219,16 @@ class Check:
     def content(self) -> dict[str, Any]:
         """Return the content of gpu_check.json."""
         expected = {block.name: tuple(block.figures) for block in self.blocks}
+        blocks, machine = gather(read_entries(self.out / RESULTS), expected), _machine()
+        date = datetime.now(UTC).strftime("%Y-%m-%d")
         return {
             "dry": self.dry,
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            "machine": _machine(),
+            "about": {"benchmark": "gpu_check", "date": date, "gpus": [machine.get("gpu")]},
+            "date": date,
+            "machine": machine,
             "seconds": round(time.monotonic() - self.started, 1),
-            "blocks": gather(read_entries(self.out / RESULTS), expected),
+            "blocks": blocks,
+            "cases": timed_cases(blocks),
         }
 
     def _write(self) -> None:
@@ -249,6 +253,23 @@ class Check:
             dry = " --dry" if self.dry else ""
             print(f"run again: python3 -m benchmarks.gpu_check --out {self.out} --only {','.join(bad)}{dry}")
         return 1 if bad else 0
+
+
+def timed_cases(blocks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures in milliseconds in the form of other benchmarks, for `benchmarks.compare`."""
+    return {
+        f"{block}.{name.removesuffix('.milliseconds')}": {
+            "seconds": {
+                "ours": {
+                    quantile: found.get(quantile, found["value"]) / 1e3
+                    for quantile in ("low", "median", "high")
+                }
+            }
+        }
+        for block, content in blocks.items()
+        for name, found in content["figures"].items()
+        if name.endswith(".milliseconds") and found["value"] is not None
+    }
 
 
 def table(content: dict[str, Any]) -> list[str]:

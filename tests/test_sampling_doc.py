@@ -11,7 +11,7 @@ from cat_fast.cli.main import app
 from cat_fast.config import fill, read_yaml
 from cat_fast.generator import DiT, paper_schedule
 from cat_fast.inference import CATPipeline
-from cat_fast.training.config.settings import RUNS
+from cat_fast.training.config.runs import RUNS
 from tests.cli.conftest import tiny_tokenizer
 from tests.test_readme import blocks, links, sessions
 

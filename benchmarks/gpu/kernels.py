@@ -2,7 +2,6 @@
 
 import gc
 import os
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from benchmarks.gpu.blocks import OPERATORS, PASSES, RIVALS
 from benchmarks.gpu.body import Context
 from benchmarks.gpu.operators import SIZES, Call
 from benchmarks.gpu.record import read_entries
-from benchmarks.gpu.timing import Function, alternate, copies_needed, ratio_of_medians
+from benchmarks.gpu.timing import Function, alternate, copies_needed, quartiles, ratio_of_medians
 from cat_fast.hardware import run_device_type
 from cat_fast.kernels import backends
 from cat_fast.kernels.adaln.reference import adaln_reference, gate_residual_adaln_reference
@@ -80,14 +79,19 @@ def _time(
         except Exception as error:  # a kernel of another library that does not run here
             context.record.skipped(figure, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
     times = alternate(contestants, SECONDS if not context.dry else 0.0, device)
-    call, seconds = calls[0], statistics.median(times["ours"])
+    call, (low, seconds, high) = calls[0], quartiles(times["ours"])
     backend = backends.choose(
         op,
         call.inputs[0],
         training=name == "forward_backward",
         **_sizes(op, call),
     )
-    details = {"backend": backend, "dtype": str(call.inputs[0].dtype).removeprefix("torch.")}
+    details = {
+        "low": 1e3 * low,
+        "high": 1e3 * high,
+        "backend": backend,
+        "dtype": str(call.inputs[0].dtype).removeprefix("torch."),
+    }
     context.record.figure(f"{op}.{name}.milliseconds", 1e3 * seconds, "ms", **details)
     context.record.figure(f"{op}.{name}.same_again", ratio_of_medians(times, "again", "ours"), "ratio")
     share = _share(call, name, seconds, ceilings)

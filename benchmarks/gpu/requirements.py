@@ -60,6 +60,18 @@ class Hidden(MetaPathFinder):
         if owners and "cat-fast" not in owners and not owners & self.allowed:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
+    def owner_of(self, error: BaseException | None) -> str | None:
+        """Return the hidden package whose absence is the first cause of an error, or None."""
+        found = None
+        while error is not None:
+            if isinstance(error, ImportError):
+                top = (error.name or "").partition(".")[0]
+                owners = {canonical(owner) for owner in self.owners.get(top, ())}
+                if owners and not owners & self.allowed:
+                    found = min(owners)
+            error = error.__cause__ or error.__context__
+        return found
+
 
 def canonical(name: str) -> str:
     """Return a package's name in the form of PyPI."""
@@ -94,11 +106,11 @@ def attempt(found: Iterable[str]) -> int:
     for module in IN_USE:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            owners = {canonical(owner) for owner in finder.owners.get((error.name or "").split(".")[0], ())}
-            if not owners or owners & finder.allowed:
+        except Exception as error:  # libraries wrap a failed import in errors of their own
+            hidden = finder.owner_of(error)
+            if hidden is None:
                 raise
-            print(min(owners))
+            print(hidden)
             return MISSING
     return 0
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -171,32 +172,34 @@ def _vae_steps(context: Context, device: torch.device) -> None:
             for what in ("milliseconds", "peak_bytes"):
                 context.record.skipped(f"{name}.{what}", str(error))
         return
-    overrides = TOY if context.dry else ["discriminator.pretrained=", "loss.perceptual_weight=0"]
-    config = load_run(str(CONFIGS / "tokenizer/cat_c16.yaml"), overrides)
+    config = load_run(
+        str(CONFIGS / "tokenizer/cat_c16.yaml"), TOY if context.dry else ["discriminator.pretrained="]
+    )
     assert isinstance(config, TokenizerRun)
     images = 2 if context.dry else VAE_IMAGES
+    failed: list[str] = []
     for name in VAE_STEPS:
-        ratio, precision = int(name.split("_")[1][:-1]), name.split("_")[2]
-        if context.left < 6:
+        try:
+            if context.left < 6:
+                raise TimeoutError("no time was left")
+            ratio, precision = int(name.split("_")[1][:-1]), name.split("_")[2]
+            workload = Workload(replace(config, precision=precision), device)
+            seconds, peak = _time(partial(workload.step, workload.batch(ratio, images)), device)
+            context.record.figure(f"{name}.milliseconds", 1e3 * seconds, "ms", images=images)
+            context.record.figure(f"{name}.peak_bytes", peak, "B")
+            del workload
+        except Exception as error:  # one step must not cost the others
+            failed.append(f"{name}: {type(error).__name__}: {error}"[:300])
             for what in ("milliseconds", "peak_bytes"):
-                context.record.skipped(f"{name}.{what}", "no time was left")
-            continue
-        workload = Workload(replace(config, precision=precision), device)
-        batch = workload.batch(ratio, images)
-
-        def step(workload: Workload = workload, batch: object = batch) -> None:
-            workload.step(batch)  # type: ignore[arg-type]
-
-        seconds, peak = _time(step, device)
-        context.record.figure(f"{name}.milliseconds", 1e3 * seconds, "ms", images=images)
-        context.record.figure(f"{name}.peak_bytes", peak, "B")
-        del workload, batch, step
+                context.record.skipped(f"{name}.{what}", f"{type(error).__name__}: {error}"[:300])
         _free()
     for ratio in (8, 16):
         if context.left < 30 and not context.dry:
             context.record.skipped(f"vae_{ratio}x_predicted_bytes", "no time was left")
         else:
             context.record.figure(f"vae_{ratio}x_predicted_bytes", _predicted(config, ratio, images), "B")
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
 def _predicted(config: TokenizerRun, ratio: int, images: int) -> int:

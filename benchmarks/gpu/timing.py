@@ -58,6 +58,14 @@ def alternate(
     return found
 
 
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
 def ratio_of_medians(times: Mapping[str, Sequence[float]], name: str, over: str) -> float:
     """Return the median over rounds of the time of `name` relative to that of `over`."""
     return statistics.median(a / b for a, b in zip(times[name], times[over], strict=True))

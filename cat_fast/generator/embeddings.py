@@ -137,9 +137,10 @@ class RatioEmbedder(nn.Module):
         self.embedding_table = nn.Embedding(len(ratios), hidden_size)
 
     def forward(self, ratio: torch.Tensor) -> torch.Tensor:
-        index = torch.zeros_like(ratio)  # compared one by one: a list of them would be copied to the GPU
-        for number, known in enumerate(self.ratios[1:], start=1):
-            index = index.masked_fill(ratio == known, number)
+        # Compared one by one: a list of the known ratios would be copied to the GPU at every step.
+        index = (ratio == self.ratios[1]).long() if len(self.ratios) > 1 else torch.zeros_like(ratio)
+        for number, known in enumerate(self.ratios[2:], start=2):
+            index = index.add(ratio == known, alpha=number)
         return self.embedding_table(index)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_check
+from benchmarks import compare, gpu_check
 from benchmarks.gpu.blocks import BLOCKS, EXPECTED, Block
 from benchmarks.gpu.body import MODULES
 from benchmarks.gpu.record import RESULTS, Recorder, gather, read_entries, require_measured
+from cat_fast.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 WRITE = "from benchmarks.gpu.record import Recorder; from pathlib import Path; import sys, time; "
@@ -102,10 +103,25 @@ def test_dry_figures_are_no_measurements(tmp_path, capsys):
     with pytest.raises(ValueError, match="a dry run are not measurements"):
         require_measured({"dry": True}, "a.json")
     assert require_measured({"dry": False}, "a.json") == {"dry": False}
+    dry = tmp_path / "gpu_check.json"
+    dry.write_text(json.dumps({"dry": True}))
+    with pytest.raises(UserError, match="figures of a dry run are not measurements"):
+        compare.load(dry)
     Recorder(tmp_path / RESULTS, "good", True).figure("speed", 1.0, "m/s")
     with pytest.raises(SystemExit):
         gpu_check.main(["--out", str(tmp_path)])
     assert "holds results of a dry run" in capsys.readouterr().err
+
+
+def test_two_checks_are_compared():
+    def content(milliseconds):
+        figures = {
+            "adaln.forward.milliseconds": {"value": milliseconds, "low": milliseconds, "high": milliseconds}
+        }
+        return {"cases": gpu_check.timed_cases({"kernels": {"figures": figures}})}
+
+    (change,) = compare.compare(content(1.0), content(2.0))
+    assert (change.case, change.before, change.verdict) == ("kernels.adaln.forward", 1e-3, compare.SLOWER)
 
 
 def test_committed_checks_are_measurements_with_every_key():

@@ -20,7 +20,11 @@ ENABLE_SIGNALS = (
     " signal.signal(signal.SIGHUP, signal.SIG_DFL)"
 )
 MAIN = f"{ENABLE_SIGNALS}; from cat_fast.cli.main import main; main()"
-COMMAND = [sys.executable, "-c", MAIN, "demo", "--quick", "--out"]
+STEPS = {"tokenizer": 8, "generator": 4}
+COMMAND = [
+    *(sys.executable, "-c", MAIN, "demo", "--quick"),
+    *("--tokenizer-steps", str(STEPS["tokenizer"]), "--generator-steps", str(STEPS["generator"]), "--out"),
+]
 
 
 def start(out: Path, *options: str) -> subprocess.Popen:
@@ -39,7 +43,7 @@ def finished(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "out"
     first = start(out)
     deadline = time.monotonic() + 200
-    while len(read_metrics(out / "runs" / "tokenizer")) < 6:
+    while len(read_metrics(out / "runs" / "tokenizer")) < 5:
         assert first.poll() is None, first.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -58,15 +62,15 @@ def test_ctrl_c_ends_all_processes_with_one_line(finished):
     assert "Traceback" not in errors
     last = errors.strip().splitlines()[-1]
     assert last.startswith("interrupted (SIGINT): the checkpoint after step ")
-    assert last.endswith("of 12 is saved; run the same command again to resume")
+    assert last.endswith("of 8 is saved; run the same command again to resume")
     assert remaining == []
 
 
 def test_rerun_resumes_from_a_checkpoint(finished):
     out, *_ = finished
     assert "resumed from" in (out / "logs" / "tokenizer.log").read_text()
-    for kind in ("tokenizer", "generator"):
-        assert [r["step"] for r in read_metrics(out / "runs" / kind)] == list(range(12))
+    for kind, steps in STEPS.items():
+        assert [r["step"] for r in read_metrics(out / "runs" / kind)] == list(range(steps))
 
 
 def test_summary_is_five_lines_with_existing_paths(finished):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from cat_fast.training.config.settings import RUNS
+from cat_fast.training.config.runs import RUNS
 
 MINIMAL = "task: tokenizer\noutput_dir: {out}\n"
 

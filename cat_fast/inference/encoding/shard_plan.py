@@ -45,6 +45,10 @@ OnProgress = Callable[[str, int], None]
 skipped."""
 
 
+DTYPE_NAMES = ("fp32", "bf16", "fp16")
+"""Keys of `cat_fast.models.execution.DTYPES`, which imports torch."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodeShardsSettings:
     """Settings of an encoding run: images, output folder, ratios and shard format.
@@ -74,13 +78,15 @@ class EncodeShardsSettings:
     format: str = "safetensors"
     """Shard format, "safetensors" or "webdataset"."""
     dtype: str = "fp32"
-    """Dtype of the tokenizer, a key of `DTYPES`."""
+    """Dtype of the tokenizer, one of DTYPE_NAMES."""
 
     def __post_init__(self) -> None:
         store_integers(self, "ratio")
         require_patches(self.size, 32)
         if self.format not in SUFFIXES:
             raise UserError(f"format {self.format!r}: expected {' or '.join(SUFFIXES)}")
+        if self.dtype not in DTYPE_NAMES:
+            raise UserError(f"--dtype {self.dtype}: expected auto, {', '.join(DTYPE_NAMES)}")
         for name in ("per_shard", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")

@@ -34,6 +34,9 @@ def make_engine(
     import deepspeed
 
     config = read_deepspeed_config(deepspeed_json)
+    on_gpu = run_device_type() == "cuda"
+    if "zero_optimization" in config:  # gradients are reduced while the others are computed
+        config["zero_optimization"].setdefault("overlap_comm", on_gpu and _has_several_ranks())
     config |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": accumulation_steps,
@@ -56,12 +59,16 @@ def make_engine(
         betas=(optimizer.betas[0], optimizer.betas[1]),
         eps=optimizer.eps,
         weight_decay=optimizer.weight_decay,
-        fused=True if run_device_type() == "cuda" else None,  # one launch instead of several per tensor
+        fused=True if on_gpu else None,  # one launch instead of several per tensor
     )
     engine, *_ = deepspeed.initialize(
         model=module, model_parameters=parameters, optimizer=adamw, config=config, dist_init_required=False
     )
     return engine
+
+
+def _has_several_ranks() -> bool:
+    return torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
 def in_precision(forward: Callable[..., Any], precision: str, device: torch.device) -> Callable[..., Any]:

@@ -110,7 +110,9 @@ def plan_memory(config: TokenizerRun, ranks: int = 1) -> MemoryPlan:
     Raises:
         UserError: the model or the DeepSpeed configuration is invalid.
     """
-    zero = Zero.from_config(read_deepspeed_config(config.deepspeed), ranks)
+    deepspeed = read_deepspeed_config(config.deepspeed)
+    deepspeed.get("zero_optimization", {}).setdefault("overlap_comm", True)  # the default on GPUs
+    zero = Zero.from_config(deepspeed, ranks)
     with FakeTensorMode():
         workload = Workload(config, "cpu")
         ratios = workload.model.ratios

@@ -62,15 +62,17 @@ def test_the_norm_of_all_gradients_is_a_few_calls():
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_adamw_is_fused_on_gpus(monkeypatch, device):
+def test_adamw_is_fused_and_reductions_overlap_on_gpus(monkeypatch, device):
     pytest.importorskip("deepspeed")  # before AdamW is replaced, from which its classes are derived
     made = {}
     monkeypatch.setattr(engine, "run_device_type", lambda: device)
+    monkeypatch.setattr(engine, "_has_several_ranks", lambda: True)
     monkeypatch.setattr("torch.optim.AdamW", lambda parameters, **options: made.update(options))
-    monkeypatch.setattr("deepspeed.initialize", lambda **options: (None,))
+    monkeypatch.setattr("deepspeed.initialize", lambda **options: (made.update(options["config"]),))
     config = engine.OptimizerConfig()
     engine.make_engine(nn.Linear(2, 2), config, "deepspeed/zero1.json")
     assert made["fused"] == (True if device == "cuda" else None)
+    assert made["zero_optimization"]["overlap_comm"] == (device == "cuda")
 
 
 @pytest.mark.parametrize(("device", "wanted"), [("cuda", True), ("cuda", False), ("cpu", True)])
