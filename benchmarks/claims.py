@@ -209,6 +209,15 @@ def build(quick: bool) -> dict[str, Any]:
     return report
 
 
+def _rounded(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Round counted figures to six digits and compared ones to four; published ones stay as they are."""
+    groups = {
+        name: [{**row, "counted": float(f"{row['counted']:.6g}")} for row in rows]
+        for name, rows in report["claims"].items()
+    }
+    return {**report, "claims": groups, "comparison": rounded(report.get("comparison", {}))}
+
+
 def lines(report: Mapping[str, Any]) -> list[str]:
     """Format the report as text."""
     text = []
@@ -217,7 +226,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         for row in rows:
             found = row["measured"]
             note = f"; measured {found['value']:.4g} ({found['file']})" if found else ""
-            counted = row["counted"] if isinstance(row["counted"], str) else f"{row['counted']:.5g}"
+            counted = f"{row['counted']:.5g}"
             text.append(
                 f"  {row['claim']}: published {row['published']}, counted {counted} {row['unit']}{note}"
             )
@@ -247,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(lines(report)))
     if given.json:
         with atomic_write(given.json) as part:
-            part.write_text(json.dumps(rounded(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            part.write_text(json.dumps(_rounded(report), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0
 
 

@@ -3,10 +3,11 @@
     python -m benchmarks.compare A B [--noise FILE,FILE ...] [--json FILE]
 
 A is the former and B the newer result. Compared are the times of ours per case. The noise band of a case
-comes from A/A rounds: `--noise` names results of the same code and machine as A, and the band is the largest
-deviation of their times from A's. Without them, it is the distance of the quartiles from the median in A and
-B. A case regresses if B takes longer than A by more than its band and by more than 2 %. Exit codes: 0 no
-regression, 1 a regression, 2 for invalid usage or results that are not comparable.
+comes from A/A rounds, results of the same code and machine as A: those that `--noise` names, or else the
+folders A/again_* of `benchmarks.run --again`. The band is the largest deviation of their times from A's.
+Without rounds, it is the distance of the quartiles from the median in A and B. A case regresses if B takes
+longer than A by more than its band and by more than 2 %. Exit codes: 0 no regression, 1 a regression, 2 for
+invalid usage or results that are not comparable.
 """
 
 import argparse
@@ -149,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         before, after = load(given.before), load(given.after)
-        rounds = [load(Path(name)) for name in given.noise.split(",") if name]
+        named = [Path(name) for name in given.noise.split(",") if name]
+        rounds = [load(path) for path in named or sorted(given.before.glob("again_*"))]
         shared = [name for name in before if name in after]
         if not shared:
             raise UserError(f"{given.before} and {given.after} have no benchmark in common")

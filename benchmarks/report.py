@@ -48,17 +48,17 @@ def sections(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, st
             note = (
                 "Bounds and predictions from data sheets; nothing here was measured but in columns named so."
             )
-            yield "Bounds on GPUs", note, "\n".join(roofline.lines(content))
+            tables = [*roofline.lines(content), "", *roofline.compiled_lines(content)]
+            yield "Bounds on GPUs", note, "\n".join(tables)
         elif any("seconds" in case for case in content.get("cases", {}).values()):
             where = machine_slug(about) if "cpu" in about else "an unnamed machine"
             yield name, f"Measured on {where}, {about.get('date', 'no date')}.", case_table(content)
         else:
             figures = {k: v for k, v in content.items() if isinstance(v, int | float | str)}
-            yield (
-                name,
-                about.get("date", ""),
-                (("figure", "value"), [(k, _cell(v)) for k, v in figures.items()]),
-            )
+            if not figures:
+                continue
+            scalars: list[Sequence[str]] = [(key, _cell(value)) for key, value in figures.items()]
+            yield name, about.get("date", ""), (("figure", "value"), scalars)
 
 
 def case_table(content: Mapping[str, Any]) -> Table:

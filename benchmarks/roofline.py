@@ -6,9 +6,9 @@ No GPU is needed, and without one no figure is a measurement. "Bound" is the tim
 beat: compulsory bytes at the peak bandwidth, or multiplications at the peak of the matrix units, whichever
 takes longer. "Predicted" is the time of our operators one after another at assumed shares of these peaks
 (`benchmarks/data/gpus.json`). Launches, synchronization and communication are in neither. `--measured` reads
-the JSON of a check on a GPU, `{"machine": {"gpu": NAME}, "blocks": {BLOCK: {"figures": {NAME: {"value":
-MILLISECONDS}}}}}`, and fills in the measured time and the fraction of the bound. Registers, occupancy and
-instructions of the compiled kernels come from the newest committed gpu_static results.
+the JSON of `python -m benchmarks.gpu_check`, and fills in measured times and fractions of the bound: of all
+kernels, and of the step `cat_xl.check`. Registers, occupancy and instructions of the compiled kernels come
+from the newest committed gpu_static results.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bounds.data_sheets import FILE, Assumptions, DataSheet, read_sheets
-from benchmarks.bounds.kernels import Work, works
+from benchmarks.bounds.kernels import MIX, Work, works
 from benchmarks.shared.committed import committed
 from benchmarks.shared.harness import rounded
 from cat_fast import console
@@ -32,6 +32,8 @@ RANKS = {"dit": 16, "vae": 64}
 PAPER_IMAGES = 8
 """Images per GPU of the tokenizer's run."""
 PAPER_TOKENS = 16_384
+MEASURED_STEPS = {"cat_xl.check": "cat_xl_compiled.milliseconds"}
+"""Figures of `benchmarks.gpu_check` by the step of the same work: one GPU, without ZeRO."""
 
 
 def steps() -> dict[str, Any]:
@@ -46,6 +48,7 @@ def steps() -> dict[str, Any]:
     for ratio, lengths in fixed.items():
         name = f"cat_xl.fixed_{ratio}x"
         found[name] = dit_step(name, "cat_xl", lengths, RANKS["dit"])
+    found["cat_xl.check"] = dit_step("cat_xl.check", "cat_xl", MIX, 1)
     for ratio in (8, 16, 32):
         name = f"cat_c16.{ratio}x"
         found[name] = vae_step(name, "cat_c16", ratio, PAPER_IMAGES, RANKS["vae"])
@@ -144,7 +147,7 @@ def add_measured(report: dict[str, Any], content: Mapping[str, Any], source: str
             row |= _measured(row, name, figure["value"])
             added += 1
     for key, row in report["steps"].items():
-        figure = figures.get(f"{key}.milliseconds", {})
+        figure = figures.get(MEASURED_STEPS.get(key, ""), {})
         if figure.get("value"):
             row |= _measured(row, name, figure["value"])
             added += 1
@@ -212,6 +215,41 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
+def compiled_lines(report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of the compiled kernels, each at the case with the most registers, for sm_90."""
+    worst: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for op, rows in report["compiled"].items():
+        for row in rows:
+            if row["architecture"] != 90:
+                continue
+            known = worst.setdefault((op, row["name"]), row)
+            if row["registers"] > known["registers"]:
+                worst[op, row["name"]] = row
+    yield from _table(
+        ["kernel", "case", "registers", "occupancy", "instructions"],
+        [
+            [
+                f"`{op}` `{name}`",
+                row["case"],
+                f"{row['registers']}",
+                f"{row['occupancy']:.0%}",
+                instruction_shares(row["instructions"]),
+            ]
+            for (op, name), row in worst.items()
+        ],
+    )
+
+
+def instruction_shares(counts: Mapping[str, int] | None) -> str:
+    """Format the classes of instructions by their shares, the largest first, without those below 1 %."""
+    if counts is None:
+        return "not counted"
+    total = sum(counts.values())
+    shares = {kind: count / total for kind, count in counts.items() if count >= 0.01 * total}
+    ordered = sorted(shares.items(), key=lambda pair: -pair[1])
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in ordered)
+
+
 def _times(row: Mapping[str, Any], gpus: Sequence[str], measured: bool) -> list[str]:
     cells = [f"{row[what][gpu]:.3g}" for gpu in gpus for what in ("bound_ms", "predicted_ms")]
     if measured:
@@ -233,7 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to FILE")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to FILE")
-    parser.add_argument("--measured", type=Path, metavar="FILE", help="JSON of a check on a GPU")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="JSON of benchmarks.gpu_check")
     given = parser.parse_args(arguments)
     try:
         for path in filter(None, (given.json, given.markdown)):
@@ -245,7 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print_error(error)
         return 2
-    text = "\n".join(lines(report)) + "\n"
+    text = "\n".join([*lines(report), "", *compiled_lines(report)]) + "\n"
     print(text, end="")
     if given.json:
         with atomic_write(given.json) as part:

@@ -1,6 +1,6 @@
 """Run a suite of benchmarks, one process each, and write their JSON and logs to one folder.
 
-    python -m benchmarks.run --suite cpu|gpu|quick --out DIR [--only NAME,NAME]
+    python -m benchmarks.run --suite cpu|gpu|quick --out DIR [--only NAME,NAME] [--again N]
 
     quick   rough figures within minutes: kernels and packing with few pairs, stragglers, bounds, claims
     cpu     everything that this machine can measure; hours on two cores
@@ -74,6 +74,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="loader", minutes=5),
         Job(name="scoring", minutes=1),
         Job(name="startup", minutes=3),
+        Job(name="checkpoints", minutes=2),
         Job(name="serving", minutes=120),
         Job(name="gpu_static", minutes=5),
     ),
@@ -161,6 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--suite", choices=SUITES, default="cpu")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of results and logs")
     parser.add_argument("--only", default="", metavar="NAMES", help="comma-separated benchmarks to run")
+    parser.add_argument(
+        "--again",
+        type=int,
+        default=0,
+        metavar="N",
+        help="repeat the timed benchmarks N times in DIR/again_1 ..., for the noise band of compare",
+    )
     given = parser.parse_args(arguments)
     try:
         jobs = chosen(given.suite, given.only)
@@ -168,7 +176,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {given.out}: {error.strerror}") from error
-        states = run_suite(jobs, given.out, machine.describe())
+        about = machine.describe()
+        states = run_suite(jobs, given.out, about)
+        for number in range(1, given.again + 1):
+            folder = given.out / f"again_{number}"
+            folder.mkdir(exist_ok=True)
+            states += run_suite([job for job in jobs if not job.counted], folder, about)
     except UserError as error:
         console.print_error(error)
         return 2

@@ -252,7 +252,6 @@ def _affine(step: Mapping[str, Any], sheet: DataSheet, shares: Shares) -> Cost:
 def _steps() -> dict[str, dict[str, Any]]:
     """Count one step of each run: operators, parameters and activations."""
     from benchmarks.bounds.steps import dit_step, vae_step
-    from benchmarks.efficiency.costs import training_memory
     from benchmarks.packing import compose_lengths
     from benchmarks.shared.mixes import MIXES
 
@@ -269,9 +268,16 @@ def _steps() -> dict[str, dict[str, Any]]:
             "images": step.images if ratio else 64,  # units of 256 tokens
             "parameters": step.parameters,
             "calls": calls,
-            "activation_bytes": training_memory("cat_c16", ratio, 2) / 2 if ratio else _dit_bytes(),
+            "activation_bytes": _vae_bytes(ratio) if ratio else _dit_bytes(),
         }
     return found
+
+
+def _vae_bytes(ratio: int) -> float:
+    """Return the peak bytes of a tokenizer's step per image, counted with two images."""
+    from benchmarks.efficiency.costs import training_memory
+
+    return training_memory(f"fixed_{ratio}x_c16", ratio, 2) / 2
 
 
 def _dit_bytes() -> float:

@@ -37,7 +37,7 @@ from cat_fast.training.metrics.throughput import matmul_format
 from cat_fast.training.tokenizer.synthetic_step import Workload
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = packing.DEVICE
 ROUNDS = 5
 
 

@@ -15,6 +15,7 @@ that the operators read and write one after another, without fusion.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,9 @@ def _linear(
     return [Call("addmm", flops, BF16 * moved), *[Call("mm", flops, BF16 * moved)] * count]
 
 
+@cache
 def vae_step(
-    name: str, config: str, ratio: int, images: int, ranks: int, overrides: Sequence[str] = ()
+    name: str, config: str, ratio: int, images: int, ranks: int, overrides: tuple[str, ...] = ()
 ) -> StepWork:
     """Count a step of a tokenizer after its GAN has started, without R1, at the precision of its run.
 

@@ -7,11 +7,15 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
+from cat_fast.processes.group import running
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs/tokenizer/nano.yaml"
@@ -82,37 +86,43 @@ def measure_link() -> dict[int, float]:
 
 
 def _run_ranks(command: Sequence[str], ranks: int) -> str:
-    """Run a command once per rank with torch's variables; return the output of rank 0."""
+    """Run a command once per rank with torch's variables; return the last line of rank 0's output.
+
+    Raises:
+        RuntimeError: a rank failed; the others are ended.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        variables = {
-            "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu",
-        }  # fmt: skip
-        processes.append(
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=os.environ | {name: str(value) for name, value in variables.items()},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        processes = []
+        for rank in range(ranks):
+            variables = {
+                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks,
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "OMP_NUM_THREADS": 1, "DS_ACCELERATOR": "cpu",
+            }  # fmt: skip
+            environment = os.environ | {name: str(value) for name, value in variables.items()}
+            output, errors = (
+                stack.enter_context((folder / f"{kind}_{rank}").open("w")) for kind in ("out", "err")
             )
-        )
-    outputs = [process.communicate() for process in processes]
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command[1:4])} failed: {errors.strip()[-2000:]}")
-    return outputs[0][0].strip().splitlines()[-1] if outputs[0][0].strip() else ""
+            options = {"cwd": ROOT, "env": environment, "stdout": output, "stderr": errors}
+            processes.append(stack.enter_context(running(command, **options)))
+        while any(process.poll() is None for process in processes) and not any(
+            process.poll() for process in processes
+        ):
+            time.sleep(0.1)
+        for rank, process in enumerate(processes):
+            if process.poll():
+                message = (folder / f"err_{rank}").read_text(encoding="utf-8", errors="replace").strip()
+                raise RuntimeError(f"{' '.join(command[1:4])} failed on rank {rank}: {message[-2000:]}")
+        lines = (folder / "out_0").read_text(encoding="utf-8").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def _link_rank() -> None:
     """Time all-reduces on one of two ranks; rank 0 prints the medians."""
-    import time
-
     import torch
 
     torch.set_num_threads(1)

@@ -56,7 +56,8 @@ def comparison() -> dict[str, Any]:
     def put(use: str, figure: str, ratio: int, value: float) -> None:
         uses.setdefault(use, {}).setdefault(figure, {})[ratio] = value
 
-    step_flops, measured = {}, measured_coding()
+    step_flops: dict[int, float] = {}
+    measured = measured_coding()
     for ratio in costs.RATIOS:
         for use, counts in costs.coding(f"fixed_{ratio}x_c16", ratio).items():
             put(use, "GFLOPs", ratio, counts["flops"] / 1e9)

@@ -6,6 +6,7 @@ time, as an allocator hook would see them, without workspaces of libraries.
 
 import gc
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,6 +64,7 @@ def coding(config: str, ratio: int) -> dict[str, dict[str, Any]]:
         return {name: _forward(function, model) for name, function in functions.items()}
 
 
+@cache
 def training_memory(config: str, ratio: int, images: int) -> int:
     """Return the peak bytes of a training step's tensors, without weights and optimizer states."""
     run = load_run(str(CONFIGS / f"tokenizer/{config}.yaml"), [])

@@ -23,7 +23,7 @@ class Row:
     claim: str
     unit: str
     published: float | str
-    counted: float | str
+    counted: float
     measured: Measured | None = None
     explanation: str = ""
     """Reason of the difference; empty if there is none."""

@@ -78,6 +78,13 @@ def test_a_figure_that_no_result_has_is_an_error():
         measured("packing", "198.ratio_vs_fixed16")
 
 
+def test_published_figures_are_written_as_they_are():
+    rows = [vars(row) for row in claims.token_rows()[:1]]
+    (row,) = claims._rounded({"claims": {"tokens": rows}})["claims"]["tokens"]
+    assert row["published"] == 197.44
+    assert row["counted"] == 196.48
+
+
 def test_the_text_has_published_and_counted_side_by_side():
     report = {"claims": {"tokens": [vars(row) for row in claims.token_rows()[:2]]}}
     text = "\n".join(claims.lines(report))

@@ -48,6 +48,15 @@ def test_rounds_of_the_same_code_give_the_band():
     assert change.verdict == compare.SLOWER
 
 
+def test_rounds_of_a_suite_are_found_next_to_its_results(tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, seconds in ((a, 1.0), (a / "again_1", 1.3), (b, 1.2)):
+        folder.mkdir()
+        write(folder, "k_a-2t_2026-01-01.json", results(seconds))
+    assert compare.main([str(a), str(b)]) == 0
+    assert "noise 30.0% by A/A" in capsys.readouterr().out
+
+
 def test_the_command_fails_on_a_regression_and_compares_no_other_machine(tmp_path, capsys):
     a = write(tmp_path, "k_a-2t_2026-01-01.json", results(1.0))
     b = write(tmp_path, "k_a-2t_2026-01-02.json", results(1.5))

@@ -1,6 +1,7 @@
 """Figures in the prose of the documents are those of the committed result that the document names."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -86,3 +87,28 @@ def test_a_figure_is_that_of_the_named_result(document, text, form, benchmark, k
         value = value[part]
     assert text.format(format(value * factor, form)) in words(document)
     assert f"benchmarks/results/{committed(benchmark).name}" in words(document)
+
+
+MEASURED = re.compile(
+    r"\d[\d.,]*\s*(?:×|times)\s+as\s+(?:fast|many|much)|"
+    r"\d[\d.,]*\s*(?:GB/s|GFLOP/s|TFLOP/s|images/s|images per second|captions per second|tokens/s)\b|"
+    r"\d[\d.,]*\s*(?:ms|s)\s+(?:per|on two|instead)"
+)
+"""Figures of speed."""
+SOURCE = re.compile(r"\.json|\.py`|data sheets|One table gives")
+"""A result, the script that wrote it, or another origin."""
+RECORDED_ELSEWHERE = {"docs/nano.md": "model cards", "docs/language_models.md": "scores.parquet of the run"}
+DOCUMENTS = [
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("README.md", "CONTRIBUTING.md", "docs/*.md", "kernels/*/README.md", "csrc/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
+]
+
+
+@pytest.mark.parametrize("document", sorted(set(DOCUMENTS) - set(RECORDED_ELSEWHERE)))
+def test_a_section_with_figures_of_speed_names_their_source(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    text = re.sub(r"<!-- \w+ -->.*?<!-- end -->|```.*?```", "", text, flags=re.DOTALL)
+    for section in re.split(r"^#+ .*$", text, flags=re.MULTILINE):
+        found = MEASURED.search(" ".join(section.split()))
+        assert not found or SOURCE.search(section), found[0]

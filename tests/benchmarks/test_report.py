@@ -25,7 +25,13 @@ def test_a_report_shows_every_result_and_says_what_is_not_measured(tmp_path, cap
     claims = {"about": {"benchmark": "claims"}, "claims": {"tokens": [row | {"explanation": "why"}]}}
     sheets, assumed = read_sheets()
     rows = [roofline.kernel_row(work, sheets, assumed) for work in works()[:2]]
-    bounds = {"about": {"benchmark": "roofline"}, "gpus": dict.fromkeys(sheets), "kernels": rows, "steps": {}}
+    bounds = {
+        "about": {"benchmark": "roofline"},
+        "gpus": dict.fromkeys(sheets),
+        "kernels": rows,
+        "steps": {},
+        "compiled": {},
+    }
     for name, content in (("kernels", kernels), ("claims", claims), ("roofline", bounds)):
         (tmp_path / f"{name}_amd-epyc-2t_2026-11-29.json").write_text(json.dumps(content))
     assert report.main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0

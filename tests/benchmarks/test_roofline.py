@@ -94,6 +94,7 @@ def report():
 
 
 def check(value, **more):
+    """Return a file in the form of `benchmarks.gpu_check`."""
     figures = {"adaln.forward.milliseconds": {"value": value, "dtype": "bfloat16"}}
     return {"machine": {"gpu": "NVIDIA H200"}, "blocks": {"kernels": {"figures": figures}}, **more}
 
@@ -121,6 +122,23 @@ def test_a_check_on_a_gpu_fills_the_measured_column_of_its_rows_only():
 def test_a_file_that_measures_nothing_is_refused(content, message):
     with pytest.raises(roofline.UserError, match=message):
         roofline.add_measured(report(), content, "check.json")
+
+
+def test_a_step_of_the_check_gets_its_measured_time():
+    made = report() | {"steps": {"cat_xl.check": {"bound_ms": {"H200": 50.0}}}}
+    steps_block = {"figures": {"cat_xl_compiled.milliseconds": {"value": 125.0}}}
+    content = {"machine": {"gpu": "NVIDIA H200"}, "blocks": {"steps": steps_block}}
+    roofline.add_measured(made, content, "check.json")
+    assert made["steps"]["cat_xl.check"]["of_bound"] == {"H200": pytest.approx(0.4)}
+
+
+def test_compiled_kernels_are_listed_at_their_worst_case():
+    row = {"name": "k", "architecture": 90, "case": "op.small", "registers": 32, "occupancy": 1.0}
+    mix = {"float": 60, "matrix": 40, "special": 0}
+    rows = [row | {"instructions": None}, row | {"case": "op.large", "registers": 64, "instructions": mix}]
+    text = "\n".join(roofline.compiled_lines({"compiled": {"op": [*rows, row | {"architecture": 80}]}}))
+    assert "| `op` `k` | op.large | 64 | 100% | float 60%, matrix 40% |" in text
+    assert roofline.instruction_shares(None) == "not counted"
 
 
 def test_instructions_are_counted_by_class():

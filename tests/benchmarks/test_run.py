@@ -54,6 +54,13 @@ def test_a_failure_stops_no_other_benchmark_and_a_second_run_resumes(tmp_path, r
     assert written["jobs"][0]["command"].startswith("python -m benchmarks.kernels --json kernels_test-1t_")
 
 
+def test_timed_benchmarks_run_again_for_the_noise(tmp_path, ran):
+    assert run.main(["--only", "claims,kernels", "--out", str(tmp_path), "--again", "2"]) == 0
+    names = [command[2].removeprefix("benchmarks.") for command in ran.commands]
+    assert names == ["claims", "kernels", "kernels", "kernels"]
+    assert len(list(tmp_path.glob("again_*/kernels_*.json"))) == 2
+
+
 def test_single_benchmarks_are_chosen_by_name(tmp_path, ran, capsys):
     assert run.main(["--only", "serving,kernels", "--out", str(tmp_path)]) == 0
     assert [command[2] for command in ran.commands] == ["benchmarks.serving", "benchmarks.kernels"]

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import scaling, scaling_validation
 from benchmarks.bounds.data_sheets import read_sheets
-from benchmarks.cluster import links
+from benchmarks.cluster import links, processes
 from benchmarks.cluster.model import (
     Failures,
     Link,
@@ -122,6 +122,16 @@ def test_the_best_stage_is_the_fastest_that_fits():
 def toy_size(setting):
     work = setting.width**2 * 1e9
     return Size(flops={8: 2 * work, 16: 1.2 * work, 32: work}, parameters=setting.width**2 * 10**6, layers=50)
+
+
+@pytest.mark.slow
+def test_steps_and_the_link_are_measured_on_two_processes(tmp_path):
+    setting = processes.Setting(name="small", batch=1, shares={16: 1.0}, steps=6)
+    assert 0 < processes.step_seconds(setting, tmp_path / "run", 2, 2) < 60
+    link = scaling_validation.fit_link(processes.measure_link())
+    assert link.bytes_per_second > 1e7
+    with pytest.raises(RuntimeError, match="failed on rank"):
+        processes.step_seconds(setting, tmp_path / "other", 2, 9)  # no such stage
 
 
 def test_the_validation_recovers_a_machine_that_follows_the_model():

@@ -1,10 +1,10 @@
-"""Benchmarks without baselines: scoring against published times, and start-up of commands."""
+"""Benchmarks without baselines: scoring against published times, start-up of commands, checkpoints."""
 
 import json
 
 import pytest
 
-from benchmarks import scoring, startup
+from benchmarks import checkpoints, scoring, startup
 from benchmarks.shared import simple_program
 from cat_fast.complexity.scoring_run.cost import ScoringSpeed
 
@@ -39,3 +39,17 @@ def test_a_command_that_fails_is_an_error():
     assert startup.seconds_of(("-c", "pass")) > 0
     with pytest.raises(RuntimeError, match="NameError"):
         startup.seconds_of(("-c", "nothing"))
+
+
+def test_checkpoints_are_summarized_by_medians():
+    found = checkpoints.summary([(1.0, 2.0, 100), (3.0, 4.0, 100), (2.0, 2.0, 100)])
+    assert found == {
+        "bytes": 100,
+        "save_seconds": 2.0,
+        "load_seconds": 2.0,
+        "save_bytes_per_second": 50.0,
+        "load_bytes_per_second": 50.0,
+    }
+    assert checkpoints.lines({"checkpoints": {"nano": found}})[0].startswith(
+        "nano: 0.0001 MB, saved in 2.00 s"
+    )
