@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("evaluation", "generator", "image", "kernel", "model", "ratio", "scorer")
+KINDS = ("efficiency", "evaluation", "generator", "image", "kernel", "model", "ratio", "scorer")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
