@@ -32,8 +32,8 @@ from cat_fast.weights.shipped import NAMES, SHIPPED, TABLES, TOKENIZER
 CURVE = 10
 """Number of points of a training curve in a card."""
 LABEL = "emoji"
-THRESHOLDS = RatioThresholds(1, 7)
-"""Pair that costs a fixed 16x on the training captions; see docs/nano.md."""
+THRESHOLDS = RatioThresholds(2, 8)
+"""Pair that costs at most a fixed 16x on the training captions; see docs/nano.md."""
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """Tables of a nano report, for model cards and the demo."""
 
+import math
 from typing import Any
 
 _FIGURES = {
@@ -48,7 +49,7 @@ def tables(report: dict[str, Any]) -> list[dict[str, Any]]:
         _against_twin(report),
         _table(
             "Recognised samples",
-            ["samples", "prompt in the top 5", "top 1", "shuffled prompts", "mean tokens"],
+            ["samples", "prompt in the top 5", "95 % interval", "top 1", "shuffled prompts", "mean tokens"],
             [_recognised(name, one) for name, one in samples.get("recognised", {}).items()],
         ),
         _table("Samples within the budget of a fixed 16x", ["figure", "value"], _sample_figures(samples)),
@@ -131,11 +132,17 @@ def _against_twin(report: dict[str, Any]) -> dict[str, Any]:
         "Chosen ratios against the fixed 16x twin",
         ["held-out images", "number", "figure", "CAT - fixed 16x", "apart from zero"],
         [
-            [name, one["images"], figure, _interval(one, 3), "yes" if one["apart_from_zero"] else "no"]
+            [name, one["images"], figure, *_difference(one)]
             for name, figures in report.get("twin", {}).get("difference", {}).items()
             for figure, one in figures.items()
         ],
     )
+
+
+def _difference(one: dict[str, Any]) -> tuple[str, str]:
+    if one["images"] == 1:
+        return f"{one['mean']:.3f}", "one image"
+    return _interval(one, 3), "yes" if one["apart_from_zero"] else "no"
 
 
 def _table(title: str, header: list[str], rows: list[list[Any]]) -> dict[str, Any]:
@@ -143,8 +150,23 @@ def _table(title: str, header: list[str], rows: list[list[Any]]) -> dict[str, An
 
 
 def _recognised(name: str, one: dict[str, Any]) -> list[Any]:
-    found = f"{one['recognised']} of {one['prompts']}"
-    return [name, found, one["top1"], f"{one['shuffled']:.1f}", f"{one['mean_tokens']:.1f}"]
+    low, high = _wilson(one["recognised"], one["prompts"])
+    return [
+        name,
+        f"{one['recognised']} of {one['prompts']}",
+        f"{100 * low:.0f} to {100 * high:.0f} %",
+        one["top1"],
+        f"{one['shuffled']:.1f}",
+        f"{one['mean_tokens']:.1f}",
+    ]
+
+
+def _wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share."""
+    share, spread = hits / count, z**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    return centre - half, centre + half
 
 
 def _sample_figures(samples: dict[str, Any]) -> list[list[Any]]:

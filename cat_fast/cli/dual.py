@@ -4,6 +4,8 @@ import typer
 
 from cat_fast.cli.dual_codec import decode, encode
 from cat_fast.cli.dual_combine import combine
+from cat_fast.cli.dual_eval import evaluate
+from cat_fast.cli.dual_generate import generate
 from cat_fast.cli.dual_train import train
 
 dual = typer.Typer(
@@ -15,3 +17,5 @@ dual.command()(encode)
 dual.command()(decode)
 dual.command()(combine)
 dual.command()(train)
+dual.command("eval")(evaluate)
+dual.command()(generate)

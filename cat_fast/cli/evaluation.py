@@ -2,10 +2,12 @@
 
 import typer
 
+from cat_fast.cli.eval_alignment import alignment
 from cat_fast.cli.eval_classification import classification
 from cat_fast.cli.eval_complexity import complexity
 from cat_fast.cli.eval_generation import generation, reference
 from cat_fast.cli.eval_pareto import pareto
+from cat_fast.cli.eval_ranking import ranking, tally
 from cat_fast.cli.eval_reconstruction import reconstruction
 from cat_fast.cli.eval_table import table
 
@@ -27,3 +29,6 @@ evaluation.command()(reconstruction)
 evaluation.command()(table)
 evaluation.command()(pareto)
 evaluation.command()(classification)
+evaluation.command()(alignment)
+evaluation.command()(ranking)
+evaluation.command()(tally)

@@ -49,9 +49,17 @@ class PackedIds:
         """Return the attention mask (1, 1, T, T), boolean: True where an id sees an earlier one of its own
         sequence, or itself."""
         lengths = self.cu_seqlens.diff()
-        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        same = owner[:, None] == owner
-        return (same & torch.ones_like(same).tril())[None, None]
+        return block_causal(torch.repeat_interleave(torch.arange(len(lengths)), lengths))[None, None]
+
+
+def block_causal(owner: Tensor) -> Tensor:
+    """Return which positions see which, (T, T) boolean: earlier ones of their own sequence, and themselves.
+
+    Args:
+        owner: (T,) number of each position's sequence.
+    """
+    same = owner[:, None] == owner
+    return same & torch.ones_like(same).tril()
 
 
 def pack_ids(sequences: Iterable[Sequence[int]], max_tokens: int) -> Iterator[PackedIds]:

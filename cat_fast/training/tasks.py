@@ -1,6 +1,6 @@
 """Choice of the task for a run's configuration."""
 
-from cat_fast.training.config.dual_token import GuideRun, SemanticRun
+from cat_fast.training.config.dual_token import GuideRun, LanguageRun, SemanticRun
 from cat_fast.training.config.settings import GeneratorRun, ProbeRun, RunConfig, TokenizerRun
 from cat_fast.training.loop import Task
 from cat_fast.training.runtime.ranks import Ranks
@@ -27,4 +27,8 @@ def make_task(config: RunConfig, ranks: Ranks) -> Task:
         from cat_fast.training.dual_token.semantic_task import SemanticTask
 
         return SemanticTask(config, ranks)
+    if isinstance(config, LanguageRun):
+        from cat_fast.training.dual_token.language_task import LanguageTask
+
+        return LanguageTask(config, ranks)
     raise TypeError(f"expected one of the classes in RUNS, got {type(config).__name__}")

@@ -147,7 +147,7 @@ def test_tables_have_the_figures_of_a_report():
     assert found[0]["rows"] == [
         ["emoji", 24, "8x", "25.13 (24.00 to 26.50)", "25.13 (24.00 to 26.50)", "25.126 (24.000 to 26.500)"]
     ]
-    assert "| 8x | 30 of 40 | 20 | 1.2 | 16.0 |" in to_markdown(found[1])
+    assert "| 8x | 30 of 40 | 60 to 86 % | 20 | 1.2 | 16.0 |" in to_markdown(found[1])
     assert tables({}) == []
     (missing,) = tables({"twin": {"missing": "no such folder"}, "cut": {"lines": {"c = 4": "cut"}}})
     assert missing["rows"] == [

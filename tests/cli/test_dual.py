@@ -195,3 +195,19 @@ def test_combine_and_decode_with_a_diffusion_model(cat_fast, folder, photos, tmp
         assert not list((tmp_path / "d").glob("*.png"))
     wrong = cat_fast("dual", "combine", *parts[:2], "--ratio", "8", "-o", tmp_path / "e")
     assert_one_line_error(wrong, "--ratio")
+
+
+def test_eval_prints_and_resumes(cat_fast, folder, photos, tmp_path):
+    command = ["dual", "eval", "--data", photos, "-c", folder, "-o", tmp_path / "e", "--grids", "2,4"]
+    command += ["--size", "48", "--sheet", "2"]
+    result = cat_fast(*command)
+    assert result.exit_code == 0, result.output
+    assert "guide 4" in result.stdout
+    assert "of 16 codes used" in result.stdout
+    assert (tmp_path / "e" / "sheet.png").is_file()
+    again = parse_json(cat_fast(*command, "--json"))
+    assert again == json.loads((tmp_path / "e" / "dual.json").read_text())
+    assert again["images"] == 3
+    assert_one_line_error(cat_fast(*command, "--limit", "1"), "made with other settings")
+    large = cat_fast(*command[:-6], "--grids", "16", "--size", "16", "-o", tmp_path / "f")
+    assert_one_line_error(large, "larger than images of 16 px")

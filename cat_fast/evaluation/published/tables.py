@@ -15,7 +15,7 @@ from typing import Any
 
 from cat_fast.errors import UserError
 
-RESULTS = ("reconstruction.json", "generation.json", "classification.json")
+RESULTS = ("reconstruction.json", "generation.json", "classification.json", "dual.json")
 Value = float | str | None
 
 
@@ -36,7 +36,7 @@ class Table:
     title: str
     source: str
     evaluation: str
-    """Kind of evaluation that fills it: reconstruction, generation, classification or complexity."""
+    """Kind of evaluation that fills it: reconstruction, generation, classification, complexity or dual."""
     columns: Sequence[str]
     rows: Sequence[Row]
     conflicts: Sequence[str]
@@ -158,6 +158,8 @@ def _figures(run: Run, table: Table) -> dict[str, dict[str, Value]]:
                 if any(name in metric.split("-") for name in names) and not metric.endswith("-std")
             }
         }
+    if table.evaluation == "dual":
+        return _dual(run, table)
     found: dict[str, dict[str, Value]] = {}
     for row in run.result.get("rows", ()):
         task = run.result["task"]
@@ -184,6 +186,21 @@ def _reconstruction(dataset: str, column: Mapping[str, Any], table: Table) -> di
         found[f"{dataset} latent side"] = column["rms_side"]
         found[f"{dataset} GMAC"] = column["flops"] / 2e9
     return found
+
+
+def _dual(run: Run, table: Table) -> dict[str, dict[str, Value]]:
+    """Return the figures of methods with tokens; the published data set is not stated, so ours are named."""
+    if table.name != "dual-reconstruction":
+        return {}
+    return {
+        name: {
+            f"{run.dataset} SSIM": figures["ssim"]["value"],
+            f"{run.dataset} PSNR": figures["psnr"]["value"],
+            "tokens": figures["tokens"],
+        }
+        for name, figures in run.result["methods"].items()
+        if figures["tokens"] and figures["images"]
+    }
 
 
 def _dataset_of(result: Mapping[str, Any]) -> str:

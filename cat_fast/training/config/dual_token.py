@@ -154,3 +154,59 @@ class SemanticRun(RunConfig):
             self.logging.grid_every_steps == 0,
             "logging.grid_every_steps: the semantic branch draws no images; set it to 0",
         )
+
+
+@dataclass(kw_only=True)
+class LanguageDataConfig:
+    """Image-text pairs that a language model learns, as sequences of a dual-token tokenizer."""
+
+    index: str = ""
+    """Image index (JSON lines) whose rows all have a caption."""
+    held_out: str = ""
+    """Index of held-out pairs, for evaluations; empty disables them."""
+    tokenizer: str = ""
+    """Folder of the dual-token tokenizer that encodes the images, once, at the start."""
+    grids: list[Any] = field(default_factory=lambda: [4])
+    """Guide sizes of the sequences: tokens per side, or [height, width]. An image has one of them."""
+    text_encoder: str = "nano"
+    """Encoder of the captions: a pipeline of this package, or the name of a text encoder."""
+    max_states: int = 24
+    """Maximum number of text states in the prefix."""
+    batch_size: int = 16
+    """Sequences per step, over all ranks."""
+    caption_dropout: float = 0.1
+    """Share of sequences that are learned without their caption."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"data.batch_size: {self.batch_size} must be positive")
+        require(self.max_states > 0, f"data.max_states: {self.max_states} must be positive")
+        require(
+            0 <= self.caption_dropout < 1,
+            f"data.caption_dropout: {self.caption_dropout} is not within [0, 1)",
+        )
+        require(bool(self.grids), "data.grids: expected at least one, such as data.grids=[4]")
+        _ = self.all_grids  # raises for grids that are not valid
+
+    @property
+    def all_grids(self) -> list[Grid]:
+        """The grids as (height, width)."""
+        return [as_grid(grid, "data.grids") for grid in self.grids]
+
+
+@dataclass(kw_only=True)
+class LanguageRun(RunConfig):
+    """Settings of a training run of the language model over flat sequences."""
+
+    zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    data: LanguageDataConfig = field(default_factory=LanguageDataConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.accumulation_steps == 1,
+            f"accumulation_steps: {self.accumulation_steps}: raise data.batch_size instead; set it to 1",
+        )
+        require(
+            self.logging.grid_every_steps == 0,
+            "logging.grid_every_steps: use `cat-fast dual generate` for sheets; set it to 0",
+        )

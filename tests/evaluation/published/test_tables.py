@@ -138,6 +138,22 @@ def test_generation_and_classification_results(tmp_path):
     assert ours(with_runs(find_table("classification"), runs))["SVHN linear %"] == 50
 
 
+def test_dual_token_results(tmp_path):
+    figure = {"value": 0.5, "interval": [0.4, 0.6]}
+    methods = {
+        "guide 8": {"tokens": 64, "images": 3, "ssim": figure, "psnr": {**figure, "value": 20.0}},
+        "jpeg 8": {"tokens": None, "images": 0, "ssim": None, "psnr": None},
+    }
+    result = {"evaluation": "dual", "data": {"path": "corpus/held_out.jsonl"}, "methods": methods}
+    (tmp_path / "dual.json").write_text(json.dumps(result))
+    (run,) = read_run(str(tmp_path))
+    table = with_runs(find_table("dual-reconstruction"), [run])
+    found = ours(table)
+    assert (found["held_out SSIM"], found["held_out PSNR"], found["tokens"]) == (0.5, 20.0, 64)
+    assert found["SSIM"] is None, "the published images are unknown"
+    assert not with_runs(find_table("dual-study"), [run]).has_ours
+
+
 def test_unknown_tables_and_runs_are_refused(tmp_path):
     with pytest.raises(UserError, match="table 'rfid': expected one of reconstruction"):
         find_table("rfid")

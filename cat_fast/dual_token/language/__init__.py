@@ -1,0 +1,1 @@
+"""A small language model over the flat sequences, with a caption as prefix."""

@@ -1,0 +1,1 @@
+"""Agreement of images with their captions, by published preference models."""

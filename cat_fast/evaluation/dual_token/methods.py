@@ -1,0 +1,138 @@
+"""Methods of an evaluation: each reconstructs an image at its full size from a number of bits.
+
+| name | what it is |
+|---|---|
+| `guide G` | the guide of G x G tokens, enlarged |
+| `downscaled G` | the image resized to the guide's size and enlarged, without codes: the limit of a guide |
+| `jpeg G`, `webp G` | a file of at most as many bits as the guide's codes |
+| `super-resolution G` | the guide, enlarged by a network |
+| `re-rendered G` | the method of the paper |
+| `unconditioned G` | likewise without the semantic codes |
+| `semantic` | likewise without the guide |
+| `mean colour` | one colour per image |
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from cat_fast.dual_token.grid import Grid
+from cat_fast.dual_token.rerender.rerender import RerenderSettings
+from cat_fast.dual_token.resize import resize
+from cat_fast.dual_token.tokenizer import DualTokenizer
+from cat_fast.dual_token.tokens import DualTokens
+from cat_fast.evaluation.dual_token.bit_budget import FORMATS, at_bits
+from cat_fast.evaluation.dual_token.super_resolution import Upscale
+
+MEAN_COLOUR, SEMANTIC = "mean colour", "semantic"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to reconstruct images."""
+
+    name: str
+    tokens: int | None
+    """Tokens per image; None for methods without tokens."""
+    bits: float | None
+    """Bits per image; None for methods without a code."""
+    reconstruct: Callable[[Tensor, int], Tensor | None]
+    """Maps an image (3, H, W) in [-1, 1] and a seed to its reconstruction, None if there is none."""
+
+
+def make_methods(
+    tokenizer: DualTokenizer,
+    grids: Sequence[Grid],
+    settings: RerenderSettings | None = None,
+    upscale: Upscale | None = None,
+) -> list[Method]:
+    """Return the methods to compare.
+
+    Args:
+        grids: guide sizes.
+        settings: of re-rendering; None leaves it out.
+        upscale: super-resolution network; None leaves it out.
+    """
+    methods = [Method(MEAN_COLOUR, None, None, _mean_colour)]
+    for grid in grids:
+        name, count = format_name(grid), grid[0] * grid[1]
+        bits = count * math.log2(tokenizer.guide.codebook_size)
+        size = tokenizer.guide.guide_size(grid)
+        methods.append(Method(f"guide {name}", count, bits, partial(_guide, tokenizer, grid)))
+        methods.append(Method(f"downscaled {name}", None, None, partial(_downscaled, size)))
+        methods += [Method(f"{kind} {name}", None, bits, partial(_file, bits, kind)) for kind in FORMATS]
+        if upscale is not None:
+            enlarge = partial(_super_resolution, tokenizer, grid, upscale)
+            methods.append(Method(f"super-resolution {name}", count, bits, enlarge))
+    if settings is None:
+        return methods
+    semantic_bits = _semantic_bits(tokenizer)
+    length = tokenizer.vocabulary.semantic_length
+    for grid in grids:
+        name, count = format_name(grid), grid[0] * grid[1]
+        bits = count * math.log2(tokenizer.guide.codebook_size)
+        plain = replace(settings, mode="unconditioned")
+        draw = partial(_rerendered, tokenizer, grid, plain)
+        methods.append(Method(f"unconditioned {name}", count, bits, draw))
+        if length:
+            draw = partial(_rerendered, tokenizer, grid, settings)
+            methods.append(Method(f"re-rendered {name}", count + length, bits + semantic_bits, draw))
+    if length:
+        alone = partial(_rerendered, tokenizer, grids[0], replace(settings, mode="semantic"))
+        methods.append(Method(SEMANTIC, length, semantic_bits, alone))
+    return methods
+
+
+def format_name(grid: Grid) -> str:
+    """Return the name of a grid in methods: its side, or `20x17`."""
+    return str(grid[0]) if grid[0] == grid[1] else f"{grid[0]}x{grid[1]}"
+
+
+def _semantic_bits(tokenizer: DualTokenizer) -> float:
+    vocabulary = tokenizer.vocabulary
+    return vocabulary.semantic_length * math.log2(max(vocabulary.semantic_size, 1))
+
+
+def _mean_colour(image: Tensor, seed: int) -> Tensor:
+    return image.mean((1, 2), keepdim=True).expand_as(image)
+
+
+def _guide(tokenizer: DualTokenizer, grid: Grid, image: Tensor, seed: int) -> Tensor:
+    return _enlarged(_guide_of(tokenizer, grid, image), image)
+
+
+def _downscaled(size: tuple[int, int], image: Tensor, seed: int) -> Tensor:
+    return _enlarged(resize(image[None], size)[0], image)
+
+
+def _file(bits: float, image_format: str, image: Tensor, seed: int) -> Tensor | None:
+    return at_bits(image, bits, image_format)
+
+
+def _super_resolution(
+    tokenizer: DualTokenizer, grid: Grid, upscale: Upscale, image: Tensor, seed: int
+) -> Tensor:
+    size = image.shape[1], image.shape[2]
+    return upscale(_guide_of(tokenizer, grid, image)[None], size)[0].to(image)
+
+
+def _rerendered(
+    tokenizer: DualTokenizer, grid: Grid, settings: RerenderSettings, image: Tensor, seed: int
+) -> Tensor:
+    tokens = tokenizer.encode(image, grid)
+    size = image.shape[1], image.shape[2]
+    if settings.mode == "semantic":
+        tokens = DualTokens(tokens.semantic, torch.empty(0, 0, dtype=torch.int64))
+    return tokenizer.decode_batch([tokens], size, settings, [seed])[0].to(image)
+
+
+def _guide_of(tokenizer: DualTokenizer, grid: Grid, image: Tensor) -> Tensor:
+    return tokenizer.decode_guides([tokenizer.encode(image, grid)])[0].to(image)
+
+
+def _enlarged(small: Tensor, image: Tensor) -> Tensor:
+    return resize(small[None], (image.shape[1], image.shape[2]))[0]

@@ -1,0 +1,140 @@
+"""Evaluation of the dual-token tokenizer: methods, bits, figures, resume and refusals."""
+
+import io
+import json
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from cat_fast.data.images.io import tensor_to_image
+from cat_fast.dual_token.resize import resize
+from cat_fast.dual_token.tokenizer import DualTokenizer
+from cat_fast.errors import UserError
+from cat_fast.evaluation.dual_token.bit_budget import at_bits
+from cat_fast.evaluation.dual_token.methods import make_methods
+from cat_fast.evaluation.dual_token.run import ROWS, DualRun, evaluated_images
+from cat_fast.evaluation.dual_token.summary import summarize
+from cat_fast.evaluation.dual_token.super_resolution import open_super_resolution
+from cat_fast.evaluation.metrics import mean_colour_psnr, psnr
+from tests.dual_token.conftest import tiny_guide
+
+SIZE, GRIDS = 48, [(2, 2), (4, 4)]
+
+
+class Distance(nn.Module):
+    """Mean absolute difference, in place of a perceptual distance."""
+
+    def forward(self, x, y):
+        return (x - y).abs().mean((1, 2, 3))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "images"
+    path.mkdir()
+    torch.manual_seed(0)
+    for name in ("a", "b", "c"):
+        smooth = resize(torch.rand(1, 3, 5, 5) * 2 - 1, (60, 50))[0]
+        tensor_to_image(smooth).save(path / f"{name}.png")
+    return path
+
+
+def make_run(folder, out, limit=None, **settings):
+    tokenizer = DualTokenizer(tiny_guide(), max_side=8)
+    methods = make_methods(tokenizer, GRIDS)
+    images = evaluated_images(str(folder), limit)
+    return DualRun(images, methods, tokenizer, GRIDS, SIZE, ("mae", Distance()), out, settings)
+
+
+def test_figures_are_means_over_images(folder, tmp_path):
+    run = make_run(folder, tmp_path / "out")
+    run.run()
+    result = summarize(run, "images")
+    json.dumps(result)
+    assert result["images"] == 3
+    originals = torch.stack([run._read(image) for image in run.images])
+    found = result["methods"]["mean colour"]["psnr"]["value"]
+    assert found == pytest.approx(mean_colour_psnr(originals).mean().item(), abs=0.05)  # 8-bit rounding
+    guide = result["methods"]["guide 4"]
+    assert (guide["tokens"], guide["bits"]) == (16, 64)
+    expected = [
+        psnr(
+            resize(run.tokenizer.decode_guides([run.tokenizer.encode(x, 4)])[0][None], (SIZE, SIZE)), x[None]
+        ).item()
+        for x in originals
+    ]
+    assert guide["psnr"]["value"] == pytest.approx(sum(expected) / 3, abs=0.05)
+    low, high = guide["psnr"]["interval"]
+    assert low <= guide["psnr"]["value"] <= high
+    down = [result["methods"][f"downscaled {size}"]["psnr"]["value"] for size in (2, 4)]
+    assert down[0] < down[1]  # a larger guide could hold more
+    assert result["differences"]["guide 2 - mean colour"]["psnr"]["value"] == pytest.approx(
+        result["methods"]["guide 2"]["psnr"]["value"] - found, abs=1e-6
+    )
+    assert "mae" in guide
+    codes = result["codebooks"]["guide 4"]
+    assert codes["size"] == 16
+    assert 0 < codes["used"] <= 1
+
+
+def test_an_interrupted_evaluation_resumes(folder, tmp_path, monkeypatch):
+    whole = make_run(folder, tmp_path / "whole")
+    whole.run()
+    parts = make_run(folder, tmp_path / "parts")
+    monkeypatch.setattr(parts, "images", parts.images[:1])
+    parts.run()
+    with (tmp_path / "parts" / ROWS).open("a") as file:
+        file.write('{"key": "b.png", "meth')  # killed while it wrote
+    again = make_run(folder, tmp_path / "parts")
+    assert list(again.rows) == ["a.png"]
+    done = []
+    again.run(done.append)
+    assert sum(done) == 3
+
+    expected, found = (summarize(run, "images")["methods"] for run in (whole, again))
+    assert list(found) == list(expected)
+    for name, figures in expected.items():
+        assert found[name]["psnr"] == figures["psnr"], name
+    with pytest.raises(UserError, match="made with other settings"):
+        make_run(folder, tmp_path / "parts", strength=0.5)
+
+
+def test_unreadable_images_are_left_out(folder, tmp_path):
+    (folder / "d.png").write_bytes(b"no image")
+    run = make_run(folder, tmp_path / "out")
+    run.run()
+    result = summarize(run, "images")
+    assert result["images"] == 3
+    assert list(result["left_out"]) == ["d.png"]
+    assert run.sheet(2).width > 100
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "webp"])
+def test_files_stay_within_their_bits(image_format):
+    torch.manual_seed(0)
+    image = resize(torch.rand(1, 3, 6, 6) * 2 - 1, (64, 64))[0]
+    assert at_bits(image, 100, image_format) is None  # a header alone is longer
+    errors = []
+    for bits in (8 * 900, 8 * 3000):
+        back = at_bits(image, bits, image_format)
+        assert back.shape == image.shape
+        errors.append((back - image).square().mean().item())
+    assert errors[1] <= errors[0]
+    buffer = io.BytesIO()
+    tensor_to_image(image).save(buffer, format=image_format, quality=1)
+    with Image.open(buffer) as smallest:
+        assert smallest.size == (64, 64)
+
+
+def test_impossible_inputs_are_refused(folder, tmp_path):
+    with pytest.raises(UserError, match="no such file; expected weights"):
+        open_super_resolution(tmp_path / "x.pth", "cpu")
+    (tmp_path / "x.pth").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"spandrel|not a known super-resolution"):
+        open_super_resolution(tmp_path / "x.pth", "cpu")
+    with pytest.raises(UserError, match="no such file or folder"):
+        evaluated_images(str(tmp_path / "nothing"))
+    assert [image.key for image in evaluated_images(str(folder), 2)] == ["a.png", "b.png"]
+    assert len(evaluated_images("photographs")) > 3

@@ -1,0 +1,93 @@
+"""Runs that train the language model: ranks, resume, evaluation, and generation from its model."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from cat_fast.config import fill, read_yaml
+from cat_fast.dual_token.tokenizer import DualTokenizer
+from cat_fast.errors import UserError
+from cat_fast.training.config.runs import RUNS
+from cat_fast.training.dual_token.language_evaluation import _other_captions
+from tests.dual_token.conftest import tiny_guide
+from tests.inference.tiny_encoder import WORDS, save_encoder
+from tests.training.rank_processes import run_ranks
+
+WEIGHTS = "model/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight pairs, a tokenizer of guides and a text encoder."""
+    folder = tmp_path_factory.mktemp("language")
+    random = np.random.default_rng(0)
+    lines = []
+    for number in range(8):
+        pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(json.dumps({"path": f"{number}.png", "caption": WORDS[4 + number % 7]}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    save_encoder(folder / "encoder")
+    DualTokenizer(tiny_guide(), max_side=4).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def train(data, out, ranks, *more):
+    run_ranks(
+        "tests.training.runs:train_as_rank", ranks,
+        "configs/dual_token/nano_language.yaml",
+        f"output_dir={out}",
+        f"data.index={data / 'pairs.jsonl'}",
+        f"data.held_out={data / 'pairs.jsonl'}",
+        f"data.tokenizer={data / 'tokenizer'}",
+        f"data.text_encoder={data / 'encoder'}",
+        "data.grids=[2,3]",
+        "data.batch_size=4",
+        "data.max_states=4",
+        "model.hidden_size=16",
+        "model.intermediate_size=24",
+        "model.num_layers=1",
+        "model.num_heads=2",
+        "schedule.warmup_steps=1",
+        "schedule.kind=constant",
+        "optimizer.eps=0.01",
+        "evaluation.every_steps=0",
+        *more,
+    )  # fmt: skip
+    return load_file(out / WEIGHTS)
+
+
+def test_a_run_on_one_and_two_ranks_and_after_resuming(data, tmp_path):
+    one = train(data, tmp_path / "one", 1, "schedule.total_steps=3", "evaluation.every_steps=3")
+    two = train(data, tmp_path / "two", 2, "schedule.total_steps=3")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    train(data, tmp_path / "parts", 1, "schedule.total_steps=1", "checkpoint.every_steps=1")
+    parts = train(data, tmp_path / "parts", 1, "schedule.total_steps=3", "checkpoint.every_steps=1")
+    assert all(torch.equal(parts[name], value) for name, value in one.items())
+    found = json.loads((tmp_path / "one" / "evaluation.jsonl").read_text())
+    assert 0 < found["held_out/bits"] < 3 * math.log2(64)
+    assert found["held_out/bits_of_bigrams"] <= found["held_out/bits_of_unigrams"]
+    assert "held_out/bits_with_other_captions_difference_upper" in found
+
+
+def test_invalid_settings_are_refused():
+    values = read_yaml("configs/dual_token/nano_language.yaml")
+    for override, words in (
+        ("data.grids=[]", "data.grids"),
+        ("data.caption_dropout=1", "data.caption_dropout"),
+        ("accumulation_steps=2", "raise data.batch_size"),
+        ("logging.grid_every_steps=5", "dual generate"),
+    ):
+        with pytest.raises(UserError, match=words):
+            fill(RUNS["dual_language"], values, [override])
+
+
+def test_other_captions_differ():
+    assert _other_captions(["a", "a", "b"]) == ["b", "b", "a"]
+    assert _other_captions(["a", "a"]) == ["a", "a"]
