@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("complexity", "evaluation", "generator", "image", "kernel", "model", "ratio", "scorer")
+KINDS = ("complexity", "efficiency", "evaluation", "generator", "image", "kernel", "model", "ratio", "scorer")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 

@@ -106,7 +106,7 @@ def comparison() -> dict[str, Any]:
     nested = 4 * costs.tokenizer_parameters("cat_c16") / 2**20
     for use in ("encode", "decode"):
         rows[use]["weight MiB"]["CAT"] = nested
-    a100 = sheets["A100"].matrix_flops("float32")
+    a100 = sheets["A100"].matrix_flops(step.dtype)
     return {"uses": rows, "scoring": asdict(scoring_row(step_flops, 8, a100))}
 
 

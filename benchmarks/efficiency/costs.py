@@ -51,7 +51,6 @@ def coding(config: str, ratio: int) -> dict[str, dict[str, Any]]:
     """Return parameters, FLOPs, bytes and peak memory of encoding and decoding one image in fp32."""
     with FakeTensorMode():
         model = build_model(NestedAutoencoderKL, tokenizer_arguments(config)).eval()
-        torch.nn.Module.to(model, memory_format=torch.channels_last)
         side = 512 // ratio
         image, latent = (
             torch.empty(1, channels, size, size).to(memory_format=torch.channels_last)

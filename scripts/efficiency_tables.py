@@ -1,0 +1,71 @@
+"""Write the tables of docs/efficiency.md from the committed claims, bounds and simulations.
+
+python scripts/efficiency_tables.py
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tables
+
+from benchmarks import roofline, scaling
+
+DOCUMENT = tables.ROOT / "docs/efficiency.md"
+GROUPS = ("tokens", "transformer", "tokenizer", "scoring")
+
+
+def main() -> None:
+    """Replace the tables in place."""
+    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(text: str) -> str:
+    """Return the document with updated tables."""
+    counted = tables.results("claims")
+    bounds = tables.results("roofline")
+    kernels, steps = "\n".join(roofline.lines(bounds)).split("\n\n")
+    made = {
+        **{name: claims(counted["claims"][name]) for name in GROUPS},
+        "fixed": comparison(counted["comparison"]),
+        "kernels": kernels + "\n",
+        "steps": steps + "\n",
+        "compiled": "\n".join(roofline.compiled_lines(bounds)) + "\n",
+        "scaling": "\n".join(scaling.lines(chosen(tables.results("scaling")))) + "\n",
+    }
+    return tables.fill(text, made)
+
+
+def claims(rows: list[Mapping[str, Any]]) -> str:
+    """Return one row per claim: published, counted, measured and the reason of a difference."""
+    cells = [
+        (
+            row["claim"],
+            row["unit"],
+            f"{row['published']}",
+            f"{row['counted']:.5g}",
+            f"{row['measured']['value']:.4g}" if row["measured"] else "",
+            row["explanation"],
+        )
+        for row in rows
+    ]
+    return tables.markdown(("claim", "unit", "published", "counted", "measured", "difference"), cells)
+
+
+def comparison(uses: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return memory and time per image by use, for fixed ratios and CAT's mix."""
+    rows = [
+        (use, figure, *(f"{figures.get(name, 0):,.4g}" for name in ("8x", "16x", "32x", "CAT")))
+        for use, by_figure in uses.items()
+        for figure, figures in by_figure.items()
+    ]
+    return tables.markdown(("use", "per image", "fixed 8x", "fixed 16x", "fixed 32x", "CAT"), rows)
+
+
+def chosen(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rows of the GPUs that the paper names: A100 for the tokenizer, H100 for the transformer."""
+    names = [name for name in report["runs"] if name.endswith("H100" if "transformer" in name else "A100")]
+    return {"runs": {name: report["runs"][name] for name in names}}
+
+
+if __name__ == "__main__":
+    main()
