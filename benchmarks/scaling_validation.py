@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 
 from benchmarks.cluster.model import Link, communication, slowest_of
 from benchmarks.cluster.processes import CONFIG, Setting, measure_link, step_seconds
-from benchmarks.shared import machine
+from benchmarks.shared.simple_program import about
 from cat_fast import console
 from cat_fast.config import read_yaml
 from cat_fast.data.files import require_writable, write_json
@@ -213,14 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"measured {row['measured'] * 1e3:.1f} ms ({row['error']:+.0%}) {verdict}"
         )
     if given.json:
-        about = {
-            "benchmark": "scaling_validation",
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            **machine.describe(),
-            "load_before": load,
-            "load_after": os.getloadavg()[0],
-        }
-        write_json(given.json, {**found, "about": about})
+        write_json(given.json, {**found, "about": about("scaling_validation", load)})
     return 0 if all(row["within"] for row in found["rows"]) else 1
 
 

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from benchmarks import packing
 from benchmarks.shared import machine
 from benchmarks.shared.harness import Spread, rounded
 from benchmarks.shared.mixes import MIXES
+from benchmarks.shared.simple_program import about
 from cat_fast import console, hardware
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
@@ -162,14 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{row['flops_per_image'] / 1e9:.4g} GFLOPs/image, {row['gflops_per_second']:.4g} GFLOP/s{mfu}"
         )
     if given.json:
-        about = {
-            "benchmark": "training_steps",
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            **machine.describe(),
-            "load_before": load,
-            "load_after": os.getloadavg()[0],
-        }
-        content = rounded({"cases": found, "about": about})
+        content = rounded({"cases": found, "about": about("training_steps", load)})
         with atomic_write(given.json) as part:
             part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0

@@ -45,14 +45,18 @@ def main(
         return 2
     print("\n".join(lines(found)))
     if given.json:
-        about = {
-            "benchmark": benchmark,
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-            **machine.describe(),
-            "load_before": load,
-            "load_after": os.getloadavg()[0],
-        }
         with atomic_write(given.json) as part:
-            content = rounded({**found, "about": about})
+            content = rounded({**found, "about": about(benchmark, load)})
             part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0
+
+
+def about(benchmark: str, load_before: float) -> dict[str, Any]:
+    """Return benchmark, date, machine, and its load before and after the measurement."""
+    return {
+        "benchmark": benchmark,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **machine.describe(),
+        "load_before": load_before,
+        "load_after": os.getloadavg()[0],
+    }
