@@ -2,23 +2,21 @@
 
     python -m benchmarks.gpu.requirements
 
-prints one `name==version` per line. All other packages are hidden from the imports, as they are missing on
-that machine; a package whose absence fails an import is needed, with its requirements.
+prints one `name==version` per line. The check's modules are imported in an environment that links only the
+packages of that machine; a package whose absence fails an import is added until all imports succeed.
 """
 
 import importlib
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.metadata import distribution, packages_distributions
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import Distribution, distribution, distributions, packages_distributions
 from pathlib import Path
-from typing import Any
-
-from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-MISSING = 3
 PRESENT = frozenset(
     """
     accelerate certifi charset-normalizer click execnet filelock fsspec hf-xet huggingface-hub idna iniconfig
@@ -47,30 +45,68 @@ IN_USE = (
 """Modules of the check, and those that it imports when they are used."""
 
 
-class Hidden(MetaPathFinder):
-    """Finder that hides the modules of all packages that are not allowed."""
+MISSING = 3
+"""Exit code of an attempt that lacks a module, which is its last line of output."""
 
-    def __init__(self, allowed: Iterable[str]) -> None:
-        self.owners = packages_distributions()
-        self.allowed = {*allowed}
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        top = name.partition(".")[0]
-        owners = {canonical(owner) for owner in self.owners.get(top, ())}
-        if owners and "cat-fast" not in owners and not owners & self.allowed:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+def needed() -> list[str]:
+    """Return the packages that the imports of the check need next to those of the machine.
 
-    def owner_of(self, error: BaseException | None) -> str | None:
-        """Return the hidden package whose absence is the first cause of an error, or None."""
-        found = None
-        while error is not None:
-            if isinstance(error, ImportError):
-                top = (error.name or "").partition(".")[0]
-                owners = {canonical(owner) for owner in self.owners.get(top, ())}
-                if owners and not owners & self.allowed:
-                    found = min(owners)
-            error = error.__cause__ or error.__context__
-        return found
+    Raises:
+        ImportError: an import fails for another reason than a missing package.
+    """
+    owners = packages_distributions()
+    found: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder:
+        environment = Environment(Path(folder))
+        for one in distributions():
+            if (name := canonical(one.name)) in PRESENT or name.startswith(("nvidia-", "cuda-", "cat-fast")):
+                environment.add(one)
+        while True:
+            ran = environment.run("-m", "benchmarks.gpu.requirements", "--try")
+            if ran.returncode == 0:
+                return sorted(found)
+            module = ran.stdout.split()[-1] if ran.returncode == MISSING else ""
+            owner = min(map(canonical, owners.get(module.partition(".")[0], ())), default=None)
+            if owner is None or owner in found:
+                raise ImportError(
+                    f"the check does not import with {', '.join(sorted(found))}: {ran.stderr[-2000:]}"
+                )
+            found.add(owner)
+            environment.add(distribution(owner))
+
+
+class Environment:
+    """A virtual environment in a folder, with links to some packages of this one."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        self.python = folder / "bin/python"
+        self.packages = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+
+    def add(self, package: Distribution) -> None:
+        """Link the modules and the metadata of a package."""
+        root = Path(str(package.locate_file("")))
+        paths = {str(file).split("/", 2)[0]: str(file) for file in package.files or ()}
+        for name in paths.keys() - {"..", "__pycache__"}:
+            if (root / name).is_dir() and not (
+                name.endswith(".dist-info") or (root / name / "__init__.py").exists()
+            ):  # a namespace that packages share
+                children = {str(file).split("/")[1] for file in package.files or () if file.parts[0] == name}
+                links = [f"{name}/{child}" for child in children]
+            else:
+                links = [name]
+            for link in links:
+                target = self.packages / link
+                if (root / link).exists() and not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.symlink_to(root / link)
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run its Python in the repository."""
+        environment = {**os.environ, "VIRTUAL_ENV": "", "PYTHONNOUSERSITE": "1"}
+        command = [str(self.python), *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def canonical(name: str) -> str:
@@ -78,65 +114,32 @@ def canonical(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
-def needed() -> list[str]:
-    """Import the check with all but the present packages hidden; return the packages that it needs.
-
-    Each attempt is a process of its own: a failed import leaves half-imported modules behind.
-
-    Raises:
-        ImportError: an import fails for another reason than a hidden package.
-    """
-    found: set[str] = set()
-    while True:
-        command = [sys.executable, "-m", "benchmarks.gpu.requirements", *sorted(found)]
-        ran = subprocess.run([*command, "--try"], cwd=ROOT, capture_output=True, text=True, check=False)
-        if ran.returncode == 0:
-            return sorted(found)
-        hidden = ran.stdout.split()
-        if ran.returncode != MISSING or not hidden:
-            raise ImportError(ran.stderr[-2000:])
-        found |= _with_requirements(hidden[-1])
-
-
-def attempt(found: Iterable[str]) -> int:
-    """Import all modules of the check; print the first hidden package that is missing."""
-    nvidia = (name for name in _all_names() if name.startswith(("nvidia-", "cuda-")))
-    finder = Hidden({*PRESENT, *found, *nvidia})
-    sys.meta_path.insert(0, finder)
+def attempt() -> int:
+    """Import all modules of the check; print the module whose absence is the first cause of a failure."""
     for module in IN_USE:
         try:
             importlib.import_module(module)
         except Exception as error:  # libraries wrap a failed import in errors of their own
-            hidden = finder.owner_of(error)
-            if hidden is None:
+            missing = _missing_module(error)
+            if missing is None:
                 raise
-            print(hidden)
+            print(missing)
             return MISSING
     return 0
 
 
-def _all_names() -> set[str]:
-    return {canonical(owner) for owners in packages_distributions().values() for owner in owners}
-
-
-def _with_requirements(name: str) -> set[str]:
-    """Return a package and all that it requires, of those that are installed and not present."""
-    found, waiting = set(), [name]
-    while waiting:
-        one = waiting.pop()
-        if one in found or one in PRESENT or one.startswith(("nvidia-", "cuda-")):
-            continue
-        found.add(one)
-        for text in distribution(one).requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(canonical(requirement.name))
+def _missing_module(error: BaseException | None) -> str | None:
+    found = None
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            found = error.name
+        error = error.__cause__ or error.__context__
     return found
 
 
 def main(arguments: Sequence[str]) -> int:
     if "--try" in arguments:
-        return attempt(name for name in arguments if name != "--try")
+        return attempt()
     for name in needed():
         print(f"{name}=={distribution(name).version}")
     return 0

@@ -19,6 +19,7 @@ class Budget:
     wide_access: bool = False
     """True if global memory must be accessed 16 bytes at a time."""
     matrix_instructions: bool = False
+    """True if products must use matrix units: HMMA, or HGMMA on sm_90."""
 
     @property
     def reads_code(self) -> bool:
@@ -36,8 +37,10 @@ class Budget:
             found.append(f"{kernel.blocks} blocks fit a multiprocessor, not {self.blocks}")
         if self.wide_access and not kernel.wide_accesses:
             found.append("no 128-bit access to global memory")
-        if self.matrix_instructions and not kernel.matrix_instructions:
-            found.append("no matrix instructions")
+        if self.matrix_instructions:
+            warpgroups = kernel.architecture >= 90
+            if not (kernel.warpgroup_instructions if warpgroups else kernel.matrix_instructions):
+                found.append(f"no {'HGMMA' if warpgroups else 'HMMA'} instructions")
         return found
 
 

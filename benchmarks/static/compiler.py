@@ -19,7 +19,9 @@ REGISTERS, THREADS = 65536, 2048
 """32-bit registers and resident threads per multiprocessor."""
 SHARED_BYTES = {80: 164 * 1024, 90: 228 * 1024}
 """Shared memory per multiprocessor, by architecture; each block uses 1 KiB in addition to its request."""
-MATRIX_INSTRUCTION = re.compile(r"\b(HMMA|HGMMA)\.")
+MATRIX_INSTRUCTION = re.compile(r"\bHMMA\.")
+WARPGROUP_INSTRUCTION = re.compile(r"\bHGMMA\.")
+"""Matrix instruction of four warps, which only Hopper has: twice the rate of HMMA there."""
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)")
 """An instruction in the listing of a binary, after its address and predicate."""
 CLASSES = {
@@ -54,6 +56,9 @@ class Kernel:
     wide_accesses: int | None
     """128-bit or bulk loads and stores of global memory; None if not counted."""
     matrix_instructions: int | None
+    """HMMA instructions, of one warp."""
+    warpgroup_instructions: int | None
+    """HGMMA instructions, of four warps; sm_90 only."""
     instructions: Mapping[str, int] | None = None
     """Instructions in the binary by class; a loop's count once. None if not counted."""
 
@@ -133,6 +138,7 @@ def examine(compiled: Any, architecture: int, with_code: bool) -> Kernel:
         occupancy=blocks * threads / THREADS,
         wide_accesses=None if code is None else len(WIDE_ACCESS.findall(code)),
         matrix_instructions=None if code is None else len(MATRIX_INSTRUCTION.findall(code)),
+        warpgroup_instructions=None if code is None else len(WARPGROUP_INSTRUCTION.findall(code)),
         instructions=None if code is None else instruction_mix(code),
     )
 

@@ -25,6 +25,7 @@ FRUGAL = Kernel(
     occupancy=1.0,
     wide_accesses=2,
     matrix_instructions=0,
+    warpgroup_instructions=0,
 )
 
 
@@ -71,7 +72,8 @@ def identity(row):
         ({"occupancy": 0.5}, {"occupancy": 0.4}, "occupancy 40% is under 50%"),
         ({"blocks": 2}, {"blocks": 1}, "1 blocks fit"),
         ({"wide_access": True}, {"wide_accesses": 0}, "no 128-bit access"),
-        ({"matrix_instructions": True}, {}, "no matrix instructions"),
+        ({"matrix_instructions": True}, {"warpgroup_instructions": 1}, "no HMMA instructions"),
+        ({"matrix_instructions": True}, {"architecture": 90, "matrix_instructions": 8}, "no HGMMA"),
     ],
     ids=str,
 )

@@ -21,7 +21,12 @@ from tests.training.runs import GENERATOR, TOKENIZER, write_latents
 
 FOLDER = Path(__file__).with_name("golden")
 STEPS = 20
-RUNS = {"tokenizer": TOKENIZER, "generator": GENERATOR}
+RUNS = {
+    "tokenizer": TOKENIZER,
+    "tokenizer_without_perceptual": [*TOKENIZER, "loss.perceptual_weight=0.0"],
+    "generator": GENERATOR,
+}
+"""The second is that of the GPU check, whose machine lacks the weights of the perceptual distance."""
 COMMON = [
     f"schedule.total_steps={STEPS}",
     "schedule.warmup_steps=2",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cat_fast.training.config.settings import GuardConfig
 from cat_fast.training.runtime.collective_errors import SharedError
+from cat_fast.training.runtime.gradient_norm import offloads, use_norm
 from cat_fast.training.runtime.ranks import Ranks
 
 SKIPPED = "skipped"
@@ -60,7 +61,8 @@ class StepGuard:
     def passes(self, sums: Sequence[float]) -> bool:
         """Return True if everything inspected is finite on all ranks, given the sums over ranks.
 
-        Collective if False: drops the engines' gradients; rank 0 logs the terms, ranks and batches.
+        If True, the engines clip by the norms of these sums, see `use_norm`. Collective if False: drops the
+        engines' gradients; rank 0 logs the terms, ranks and batches.
 
         Raises:
             SharedError: `max_bad_steps` steps in a row were not finite.
@@ -73,6 +75,8 @@ class StepGuard:
         ]
         if not bad_ranks and not bad_norms:
             self.consecutive = 0
+            for engine, square in zip(self._engines.values(), squares, strict=True):
+                use_norm(engine, square)
             return True
         for engine in self._engines.values():
             discard_gradients(engine)
@@ -136,7 +140,7 @@ def _gradients(engine: Any) -> Iterator[Tensor]:
     if hasattr(optimizer, "averaged_gradients"):  # ZeRO 1, 2 and 3
         for group in optimizer.averaged_gradients.values():
             yield from group or ()
-        if _offloads(optimizer):
+        if offloads(optimizer):
             stage_2, stage_3 = "single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"
             flat = getattr(optimizer, stage_2 if hasattr(optimizer, stage_2) else stage_3)
             yield from (p.grad for p in flat if p.grad is not None)
@@ -155,7 +159,7 @@ def discard_gradients(engine: Any) -> None:
         groups = getattr(optimizer, held, {})
         for group in list(groups):
             groups[group] = None
-    if _offloads(optimizer):
+    if offloads(optimizer):
         optimizer.reset_cpu_buffers()
     if hasattr(optimizer, "micro_step_id"):
         optimizer.micro_step_id = -1  # as after a step; under stage 3 zero_grad resets it
@@ -163,7 +167,3 @@ def discard_gradients(engine: Any) -> None:
     engine.zero_grad()
     # Also drop the backward passes of an unfinished accumulation.
     engine.micro_steps -= engine.micro_steps % engine.gradient_accumulation_steps()
-
-
-def _offloads(optimizer: Any) -> bool:
-    return bool(getattr(optimizer, "cpu_offload", False) or getattr(optimizer, "offload_optimizer", False))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import GuardConfig, OptimizerConfig
@@ -150,6 +151,8 @@ def test_a_run_with_bad_steps_equals_one_without_them_under_every_stage(two_rank
     for report, output in two_ranks:
         assert report["stages"]["equal"] == {"/".join(map(str, case)): True for case in STAGES}, output
         assert report["stages"]["skipped"] == [4] * len(STAGES)
+        for (stage, *_), norms in zip(STAGES, report["stages"]["norms"], strict=True):
+            assert (norms == 0) == (stage in (1, 2)), "ZeRO 1 and 2 clip by the norm that the guard knows"
     outputs = [output for _, output in two_ranks]
     assert re.search(r"step 1 skipped .* loss of rank 1 \(batch r1s1p0\)", outputs[0])
     assert re.search(r"step 3 skipped .* gradient norm of the net", outputs[0])
@@ -158,19 +161,37 @@ def test_a_run_with_bad_steps_equals_one_without_them_under_every_stage(two_rank
 
 def _stages(ranks: Ranks) -> dict[str, Any]:
     """Compare a run with bad steps to one without them, bit for bit, under each stage."""
-    equal, skipped = {}, []
+    equal, skipped, norms = {}, [], []
     for case in STAGES:
         runs = []
         for steps in (range(8), CLEAN):
             guard = StepGuard(GuardConfig(), ranks)
-            runs.append(_train(*case, steps, guard, ranks))
+            with NormCounter() as counter:
+                runs.append(_train(*case, steps, guard, ranks, counter))
             skipped.append(guard.skipped)
+        norms.append(counter.count)
         equal["/".join(map(str, case))] = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
-    return {"equal": equal, "skipped": skipped[::2]}
+    return {"equal": equal, "skipped": skipped[::2], "norms": norms}
+
+
+class NormCounter(TorchDispatchMode):
+    """Counts the norms that are computed while `counts` is true."""
+
+    counts, count = False, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += self.counts and "norm" in str(function)
+        return function(*args, **(kwargs or {}))
 
 
 def _train(
-    stage: int, bucket: int, accumulation_steps: int, steps: Any, guard: StepGuard, ranks: Ranks
+    stage: int,
+    bucket: int,
+    accumulation_steps: int,
+    steps: Any,
+    guard: StepGuard,
+    ranks: Ranks,
+    counter: NormCounter,
 ) -> list[torch.Tensor]:
     """Return weights and moments after `steps`; in some, the last accumulation step is bad on one rank."""
     import deepspeed
@@ -208,7 +229,9 @@ def _train(
             if not is_last:
                 engine.step()
         if passes(guard, {"loss": torch.stack(losses)}, {"net": engine}):
+            counter.counts = True
             engine.step()
+            counter.counts = False
     return list(_tensors([engine.module.state_dict(), engine.optimizer.state_dict()]))
 
 

@@ -10,6 +10,7 @@ from cat_fast.hardware import GPUS
 from cat_fast.training.health import nan_guard
 from cat_fast.training.runtime import determinism, engine
 from cat_fast.training.runtime.ema import EMA
+from cat_fast.training.runtime.gradient_norm import use_norm
 from tests.host_device import NoSynchronization
 
 
@@ -59,6 +60,26 @@ def test_the_norm_of_all_gradients_is_a_few_calls():
     with NoSynchronization("meta") as watched:
         nan_guard._square_norm(Engine(on_meta), torch.device("meta"))
     assert sum(watched.launches.values()) < 10
+
+
+def test_a_known_norm_serves_engines_that_would_compute_it_again():
+    class Optimizer:
+        cpu_offload = False
+
+        def scaled_global_norm(self, norm_type=2):
+            raise AssertionError("computed again")
+
+    engine = Engine(Many())
+    use_norm(engine, 4.0)  # an optimiser without ZeRO
+    engine.optimizer = Optimizer()
+    use_norm(engine, 9.0)
+    norm = engine.optimizer.scaled_global_norm()
+    assert (norm.item(), norm.dtype, norm.device.type) == (3.0, torch.float32, "cpu")
+    engine.optimizer = Optimizer()
+    engine.optimizer.cpu_offload = True
+    use_norm(engine, 9.0)
+    with pytest.raises(AssertionError):
+        engine.optimizer.scaled_global_norm()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

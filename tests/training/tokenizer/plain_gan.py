@@ -147,11 +147,9 @@ class PlainGAN:
         self.optimizers[module].step()
 
     def _clip(self, gradients: list[Tensor]) -> None:
-        """Clip the norm as DeepSpeed does, which sums squares separately over each rank's half."""
-        flat = torch.cat([g.flatten() for g in gradients]).double()
-        half = -(-len(flat) // (2 * WORLD_SIZE)) * 2
-        squares = [piece.square().sum().float() for piece in (flat[:half], flat[half:])]
-        scale = ((squares[0] + squares[1]).sqrt() + 1e-6) / self.case.max_grad_norm
+        """Clip the norm as DeepSpeed does, by the square root of the sum of squares in float64."""
+        square = torch.cat([g.flatten() for g in gradients]).double().square().sum()
+        scale = (square.sqrt().float() + 1e-6) / self.case.max_grad_norm
         for gradient in gradients:
             gradient.mul_(1 / scale.clamp(min=1))
 
