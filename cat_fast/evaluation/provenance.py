@@ -40,8 +40,9 @@ def split_of(path: Path) -> str:
     The last name counts, so `data/train/val2017` is validation.
     """
     for part in reversed(path.resolve().parts):
-        words = Path(part).stem.lower().replace("-", "_").split("_")
-        names = {part.lower(), *words, *(word.rstrip("0123456789") for word in words)}
+        stem = Path(part).stem.lower().replace("-", "_")
+        words = stem.split("_")
+        names = {stem, *words, *(word.rstrip("0123456789") for word in words)}
         for split, known in _SPLITS.items():
             if names & set(known):
                 return split
