@@ -1,6 +1,8 @@
-"""Versions and machine of a result, and the split of a data set by its path."""
+"""Versions, time and machine of a result, and the split of a data set by its path."""
 
+import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,25 @@ def machine() -> dict[str, Any]:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"processor": processor_name(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+class Stopwatch:
+    """Wall and CPU time since its construction, the latter with all processes that ended meanwhile."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+
+    def record(self) -> dict[str, Any]:
+        """Return both times and the machine, for the `timing` of a result."""
+        return {
+            "seconds": round(time.perf_counter() - self._wall, 2),
+            "cpu_seconds": round(_cpu_seconds() - self._cpu, 2),
+            **machine(),
+        }
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 def split_of(path: Path) -> str:
