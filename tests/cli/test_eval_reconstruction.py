@@ -104,6 +104,15 @@ def test_metrics_are_those_of_the_saved_images(result, by_hand):
         assert low < figure["value"] < high
 
 
+def test_differences_from_the_published_protocol_are_recorded(result):
+    found = result[0]["deviations"]
+    assert [line.split(":")[0] for line in found] == [
+        "features for rFID of an offline trunk or of other weights",
+        f"{COUNT} images for 512 features",
+        f"images of {SIZE} px instead of 512",
+    ]
+
+
 def test_columns_of_one_rate_agree_and_adaptive_mixes_them(result):
     columns = result[0]["columns"]
     assert list(columns) == ["ours adaptive", "ours 16x", "ours equalized", "sd 2x"]
@@ -161,7 +170,11 @@ def test_text_and_faces(inputs, tmp_path):
     out = tmp_path / "out"
     found = run(inputs, out, "--ratios", "8", "--size", 128, "--workers", 1, data=data)
     assert found.exit_code == 0, found.output
+    for heading in ("proxy-rFID-vgg16", "OCR-confidence", "faces-found-again", "average rate"):
+        assert heading in found.stdout
     metrics = json.loads((out / "reconstruction.json").read_text())["columns"]["ours 8x"]["metrics"]
+    if metrics["CER-originals-without-words"] == 1:
+        assert metrics["CER"]["interval"] is None, "one page has no interval"
     assert metrics["CER-originals-without-words"] in (0, 1)
     assert metrics["OCR-confidence-originals"] > 50
     assert sum(one["words"] for one in metrics["CER-by-relative-height"]) >= 1

@@ -52,10 +52,11 @@ def _decimals(value: Value) -> int:
 
 
 def notes(table: Table) -> list[str]:
-    """Return source, conflicts and, where we have no row, the command that makes one."""
+    """Return source, conflicts and, without comparable figures of ours, the command that measures them."""
     found = [f"Published: {table.source}.", *(f"Conflict: {conflict}" for conflict in table.conflicts)]
-    if not table.has_ours:
-        found.append(f"Our row needs weights or data: {table.command}")
+    if not table.has_comparable:
+        missing = "Our figures on the published data need" if table.has_ours else "Our row needs"
+        found.append(f"{missing} weights or data: {table.command}")
     return found
 
 
@@ -74,7 +75,7 @@ def _markdown(table: Table) -> str:
 
 def _code(note: str) -> str:
     start, separator, command = note.partition("cat-fast ")
-    return f"{start}`cat-fast {command}`" if separator and note.startswith("Our row") else note
+    return f"{start}`cat-fast {command}`" if separator and note.startswith("Our ") else note
 
 
 def _cells(cells: list[str]) -> str:
