@@ -106,10 +106,10 @@ def _escape(text: str) -> str:
 def _csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "published", *table.columns])
+    writer.writerow(["table", "row", "published", *table.columns])
     for row in table.rows:
         values = ["" if value is None else value for value in row.values]
-        writer.writerow([row.name, "yes" if row.is_published else "no", *values])
+        writer.writerow([table.name, row.name, "yes" if row.is_published else "no", *values])
     return file.getvalue()
 
 

@@ -202,8 +202,8 @@ def test_formats_hold_every_figure(tmp_path):
     table = with_runs(find_table("ldm"), read_run(f"COCO={reconstruction_result(tmp_path)}"))
     text = {kind: format_table(table, kind) for kind in FORMATS}
     rows = list(csv.reader(io.StringIO(text["csv"])))
-    assert rows[0] == ["row", "published", *table.columns]
-    assert rows[-1][:3] == ["this project, ours adaptive", "no", "0.5"]
+    assert rows[0] == ["table", "row", "published", *table.columns]
+    assert rows[-1][:4] == ["ldm", "this project, ours adaptive", "no", "0.5"]
     page = ET.fromstring(text["html"].replace("<!doctype html>", "").replace('<meta charset="utf-8">', ""))
     assert len(page.findall(".//tr")) == len(table.rows) + 1
     assert text["latex"].count(r"\\") == len(table.rows) + 1
@@ -213,4 +213,4 @@ def test_formats_hold_every_figure(tmp_path):
     assert "Our row needs weights or data: `cat-fast eval reconstruction" in format_table(
         find_table("ldm"), "markdown"
     )
-    assert all(math.isfinite(float(cell)) for row in rows[1:] for cell in row[2:] if cell)
+    assert all(math.isfinite(float(cell)) for row in rows[1:] for cell in row[3:] if cell)
