@@ -33,7 +33,14 @@ def classification(
         ),
     ],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", metavar="DIR", help="Trained tokenizer.", show_default=False)
+        str,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="DIR",
+            help="Trained tokenizer: a folder, or nano or nano-fixed-16x, which ship with the package.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
@@ -98,7 +105,7 @@ def classification(
 
         cat-fast eval classification --data dtd --tokenizer DIR --scores scores.parquet -o eval
 
-        cat-fast eval classification --data hf:cifar10 --tokenizer DIR --size 128 --ratios 8,16 -o eval
+        cat-fast eval classification --data cifar10 --tokenizer nano --size 128 --ratios 8,16 -o eval
     """
     if task not in ("linear", "finetune"):
         raise UserError(f"--task {task}: expected linear or finetune")

@@ -34,7 +34,14 @@ def reconstruction(
         ),
     ],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", metavar="DIR", help="Trained tokenizer.", show_default=False)
+        str,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="DIR",
+            help="Trained tokenizer: a folder, or nano or nano-fixed-16x, which ship with the package.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
@@ -115,7 +122,7 @@ def reconstruction(
         cat-fast eval reconstruction --data imagenet/val --tokenizer DIR --size 512 --scores scores.parquet
         --ratios adaptive,8,16,32,equalized --baseline sd=sd-vae-ft-mse -o eval
 
-        cat-fast eval reconstruction --data photographs --tokenizer DIR --features proxy -o eval --no-ocr
+        cat-fast eval reconstruction --data photographs --tokenizer nano --features proxy -o eval --no-ocr
     """
     proxy, given = parse_features(features), parse_weights(weights)
     if split not in (None, "validation", "test", "train", "unknown"):
