@@ -230,13 +230,14 @@ def _print(result: dict[str, Any], out: Path) -> None:
 
 def _format(figure: dict[str, Any] | None) -> str:
     """Return a figure, with its interval on a second line."""
+    from cat_fast.evaluation.published.formats import format_value
+
     if figure is None or figure["value"] is None:
         return "-"
-    value = f"{figure['value']:.4g}"
+    value = format_value(figure["value"])
     if figure["interval"] is None:
         return value
-    low, high = figure["interval"]
-    return f"{value}\n{low:.3g} to {high:.3g}"
+    return f"{value}\n{' to '.join(map(format_value, figure['interval']))}"
 
 
 def _mix(distribution: dict[str, float]) -> str:

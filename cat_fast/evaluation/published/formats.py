@@ -42,7 +42,9 @@ def format_value(value: Value, decimals: int | None = None) -> str:
         return "—"
     if isinstance(value, str):
         return value
-    return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
+    if decimals is None:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.{decimals}f}"
 
 
 def _decimals(value: Value) -> int:
