@@ -75,7 +75,8 @@ def encode(
     4, 16, 64 or 256 tokens; it is taken from --captions, else --caption, else PHOTO.txt next to PHOTO.jpg.
 
     EXIF rotation is applied, colours are converted to sRGB, and transparent areas become white. Images that
-    cannot be read, or that are smaller than the guide, are reported and skipped (exit code 1).
+    cannot be read, or that are smaller than the guide, are reported and skipped (exit code 1). After an
+    interruption, the same command encodes the missing images only.
 
     Examples:
 
@@ -94,7 +95,7 @@ def encode(
 
     files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
-    from cat_fast.dual_token.codec import encode_files
+    from cat_fast.dual_token.encoding_run import encode_files
     from cat_fast.dual_token.tokenizer import DualTokenizer
 
     if size is not None:
@@ -212,13 +213,16 @@ def decode(
     All lines are checked first: if one has codes outside the vocabulary, a wrong length, or a sequence that
     is cut, nothing is decoded. A line may also come from a language model: `{"ids": [...]}`.
 
+    After an interruption, the same command decodes the missing images only. The result is bit-identical to an
+    uninterrupted run. An image that the diffusion model cannot draw is reported and skipped (exit code 1).
+
     Examples:
 
         cat-fast dual decode holiday.jsonl -c DIR -o images --size 256
 
         cat-fast dual decode holiday.jsonl -c DIR -o guides --guides
     """
-    from cat_fast.dual_token.codec import decode_guides, decode_images
+    from cat_fast.dual_token.decoding_run import DecodingRun, Rendering
     from cat_fast.dual_token.grid import parse_sides
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.token_file import read_tokens
@@ -237,33 +241,28 @@ def decode(
     if renderer is not None:
         tokenizer.renderer = Renderer(model=renderer)
     records = read_tokens(tokens, tokenizer.vocabulary, None if force else tokenizer.fingerprint())
+    rendering = None
+    if tokenizer.renderer is not None and not guides:
+        rendering = Rendering(size=pixels, settings=settings, seed=seed)
+    run = DecodingRun(records, out, tokenizer, image_format, rendering)
     with console.progress("images") as bar:
-        task = bar.add_task("decoding", total=len(records))
-
-        def done(_: Path) -> None:
-            bar.advance(task)
-
-        if guides or tokenizer.renderer is None:
-            files = decode_guides(records, out, tokenizer, image_format, on_done=done)
-        else:
-            files = decode_images(
-                records,
-                out,
-                tokenizer,
-                image_format,
-                size=pixels,
-                settings=settings,
-                seed=seed,
-                on_done=done,
-            )
+        task = bar.add_task("decoding", total=len(records), completed=run.count_done())
+        results = run.decode(lambda count: bar.advance(task, count))
+    decoded = [result for result in results if result.file]
     if json_output:
         rows = [
-            {"key": record.key, "file": str(file), "grid": list(record.tokens.grid)}
-            for record, file in zip(records, files, strict=True)
+            {
+                "key": result.key,
+                "file": str(result.file) if result.file else None,
+                "grid": list(record.tokens.grid),
+                "error": result.error,
+            }
+            for record, result in zip(records, results, strict=True)
         ]
-        console.print_json({"images": rows})
-    else:
-        console.out.print(Text(f"{format_count(len(files))} in {out}"), soft_wrap=True)
+        console.print_json({"out": str(out), "images": rows})
+    elif decoded:
+        console.out.print(Text(f"{format_count(len(decoded))} in {out}"), soft_wrap=True)
+    report_errors([result.error for result in results if result.error], len(results), "decoded")
 
 
 def _bits(tokenizer: Any) -> Any:
