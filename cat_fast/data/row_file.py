@@ -32,9 +32,7 @@ class RowFile:
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read ({error.strerror or error})") from error
         except ValueError as error:
-            raise UserError(
-                f"{self.path}: not valid JSON lines ({error}); delete it to start anew"
-            ) from error
+            raise UserError(f"{self.path}: not valid JSON lines ({error}); delete it") from error
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row.
