@@ -51,6 +51,15 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    movq: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of a MoVQ, a diffusers VQModel with spatial norms, to compare at equal numbers of"
+            " tokens.",
+            show_default=False,
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of images.", show_default=False)
     ] = None,
@@ -62,8 +71,9 @@ def evaluate(
     """Measure a dual-token tokenizer: PSNR, SSIM, perceptual distance, tokens, bits and codebook use.
 
     For each guide size: the enlarged guide; the image downscaled to the guide's size, its limit; JPEG and
-    WebP files of as many bits, where one is that small; and, with a diffusion model, the re-rendered image
-    with its ablations. Differences between methods are paired over images. Every figure has a 95 % interval.
+    WebP files of as many bits, where one is that small; optionally, a super-resolution network and MoVQ; and,
+    with a diffusion model, the re-rendered image with its ablations. Differences between methods are paired
+    over images. Every figure has a 95 % interval.
 
     Published figures are printed by `cat-fast eval table dual-reconstruction`. An interrupted evaluation
     resumes.
@@ -80,10 +90,11 @@ def evaluate(
 
     sides = list(dict.fromkeys(parse_grid(part, "--grids") for part in grids.split(",")))
 
-    from cat_fast.data.files import require_writable, write_json
+    from cat_fast.data.files import require_writable, sha256, write_json
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.tokenizer import DualTokenizer
     from cat_fast.evaluation.dual_token.methods import make_methods
+    from cat_fast.evaluation.dual_token.movq import MoVQ
     from cat_fast.evaluation.dual_token.run import DualRun, evaluated_images
     from cat_fast.evaluation.dual_token.summary import summarize
     from cat_fast.evaluation.dual_token.super_resolution import open_super_resolution
@@ -102,12 +113,16 @@ def evaluate(
             f" images of {size} px; raise --size, or leave it out"
         )
     upscale = None if super_resolution is None else open_super_resolution(super_resolution, device)
-    methods = make_methods(tokenizer, sides, settings if rendered else None, upscale)
+    baseline = None if movq is None else MoVQ(movq, device)
+    methods = make_methods(tokenizer, sides, settings if rendered else None, upscale, baseline)
     options: dict[str, Any] = {"data": data}
     if rendered:
         options |= {"steps": steps, "strength": strength, "guidance": guidance}
+        options["renderer"] = tokenizer.backend.fingerprint()
     if super_resolution is not None:
-        options["super_resolution"] = super_resolution.name
+        options["super_resolution"] = sha256(super_resolution)[:16]
+    if baseline is not None:
+        options["movq"] = baseline.fingerprint()
     run = DualRun(images, methods, tokenizer, sides, size, perceptual_distance("auto"), out, options)
     with console.progress("images") as bar:
         task = bar.add_task("evaluating", total=len(images))

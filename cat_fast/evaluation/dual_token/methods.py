@@ -6,6 +6,7 @@
 | `downscaled G` | the image resized to the guide's size and enlarged, without codes: the limit of a guide |
 | `jpeg G`, `webp G` | a file of at most as many bits as the guide's codes |
 | `super-resolution G` | the guide, enlarged by a network |
+| `movq G` | MoVQ of G x G tokens, enlarged |
 | `re-rendered G` | the method of the paper |
 | `unconditioned G` | likewise without the semantic codes |
 | `semantic` | likewise without the guide |
@@ -26,6 +27,7 @@ from cat_fast.dual_token.resize import resize
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.dual_token.tokens import DualTokens
 from cat_fast.evaluation.dual_token.bit_budget import FORMATS, at_bits
+from cat_fast.evaluation.dual_token.movq import MoVQ
 from cat_fast.evaluation.dual_token.super_resolution import Upscale
 
 MEAN_COLOUR, SEMANTIC = "mean colour", "semantic"
@@ -49,6 +51,7 @@ def make_methods(
     grids: Sequence[Grid],
     settings: RerenderSettings | None = None,
     upscale: Upscale | None = None,
+    movq: MoVQ | None = None,
 ) -> list[Method]:
     """Return the methods to compare.
 
@@ -56,6 +59,7 @@ def make_methods(
         grids: guide sizes.
         settings: of re-rendering; None leaves it out.
         upscale: super-resolution network; None leaves it out.
+        movq: MoVQ of the same numbers of tokens; None leaves it out.
     """
     methods = [Method(MEAN_COLOUR, None, None, _mean_colour)]
     for grid in grids:
@@ -68,6 +72,8 @@ def make_methods(
         if upscale is not None:
             enlarge = partial(_super_resolution, tokenizer, grid, upscale)
             methods.append(Method(f"super-resolution {name}", count, bits, enlarge))
+        if movq is not None:
+            methods.append(Method(f"movq {name}", count, count * movq.bits, partial(_movq, movq, grid)))
     if settings is None:
         return methods
     semantic_bits = _semantic_bits(tokenizer)
@@ -118,6 +124,10 @@ def _super_resolution(
 ) -> Tensor:
     size = image.shape[1], image.shape[2]
     return upscale(_guide_of(tokenizer, grid, image)[None], size)[0].to(image)
+
+
+def _movq(movq: MoVQ, grid: Grid, image: Tensor, seed: int) -> Tensor:
+    return _enlarged(movq.reconstruct(image, grid).to(image), image)
 
 
 def _rerendered(
