@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cat_fast import console
 from cat_fast.cli.codec import DeviceOption, JsonOption
-from cat_fast.cli.dual_codec import CheckpointOption
+from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
 from cat_fast.errors import UserError
 
 RESULT = "dual.json"
@@ -40,9 +40,9 @@ def evaluate(
             help="Re-render guides, if the tokenizer has a diffusion model, with its ablations.",
         ),
     ] = True,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of inversion and of denoising.")] = 50,
-    strength: Annotated[float, typer.Option(help="0 to 1: how far to invert.")] = 1.0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 disables it.")] = 1.0,
+    steps: StepsOption = 50,
+    strength: StrengthOption = 1.0,
+    guidance: GuidanceOption = 1.0,
     super_resolution: Annotated[
         Path | None,
         typer.Option(

@@ -10,7 +10,7 @@ from rich.text import Text
 from cat_fast import console
 from cat_fast.cli.codec import DeviceOption, JsonOption, report_errors
 from cat_fast.cli.codec_tables import format_count
-from cat_fast.cli.dual_codec import CheckpointOption
+from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
 from cat_fast.errors import UserError
 
 _MAX_IN_SHEET = 100
@@ -57,9 +57,9 @@ def generate(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next has the next.")] = 0,
     guides: Annotated[bool, typer.Option("--guides", help="Write the guides only.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of inversion and of denoising.")] = 50,
-    strength: Annotated[float, typer.Option(help="0 to 1: how far to invert.")] = 1.0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 disables it.")] = 1.0,
+    steps: StepsOption = 50,
+    strength: StrengthOption = 1.0,
+    guidance: GuidanceOption = 1.0,
     device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ The guide is in row order. Without semantic codes, or without a guide, its part 
     vocabulary.parse(ids) == tokens
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,6 +118,20 @@ class Vocabulary:
             )
         if not len(tokens):
             raise UserError("no codes: expected semantic codes, a guide, or both")
+
+    @property
+    def guide_bits(self) -> float:
+        """Bits per guide code."""
+        return math.log2(max(self.guide_size, 1))
+
+    @property
+    def semantic_bits(self) -> float:
+        """Bits per semantic code."""
+        return math.log2(max(self.semantic_size, 1))
+
+    def bits(self, tokens: DualTokens) -> float:
+        """Return the bits of the codes of an image, without special tokens."""
+        return tokens.semantic.numel() * self.semantic_bits + tokens.guide.numel() * self.guide_bits
 
     def flatten(self, tokens: DualTokens) -> list[int]:
         """Return the sequence of an image.

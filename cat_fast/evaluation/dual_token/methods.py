@@ -13,7 +13,6 @@
 | `mean colour` | one colour per image |
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,7 +63,7 @@ def make_methods(
     methods = [Method(MEAN_COLOUR, None, None, _mean_colour)]
     for grid in grids:
         name, count = format_name(grid), grid[0] * grid[1]
-        bits = count * math.log2(tokenizer.guide.codebook_size)
+        bits = count * tokenizer.vocabulary.guide_bits
         size = tokenizer.guide.guide_size(grid)
         methods.append(Method(f"guide {name}", count, bits, partial(_guide, tokenizer, grid)))
         methods.append(Method(f"downscaled {name}", None, None, partial(_downscaled, size)))
@@ -76,11 +75,11 @@ def make_methods(
             methods.append(Method(f"movq {name}", count, count * movq.bits, partial(_movq, movq, grid)))
     if settings is None:
         return methods
-    semantic_bits = _semantic_bits(tokenizer)
     length = tokenizer.vocabulary.semantic_length
+    semantic_bits = length * tokenizer.vocabulary.semantic_bits
     for grid in grids:
         name, count = format_name(grid), grid[0] * grid[1]
-        bits = count * math.log2(tokenizer.guide.codebook_size)
+        bits = count * tokenizer.vocabulary.guide_bits
         plain = replace(settings, mode="unconditioned")
         draw = partial(_rerendered, tokenizer, grid, plain)
         methods.append(Method(f"unconditioned {name}", count, bits, draw))
@@ -96,11 +95,6 @@ def make_methods(
 def format_name(grid: Grid) -> str:
     """Return the name of a grid in methods: its side, or `20x17`."""
     return str(grid[0]) if grid[0] == grid[1] else f"{grid[0]}x{grid[1]}"
-
-
-def _semantic_bits(tokenizer: DualTokenizer) -> float:
-    vocabulary = tokenizer.vocabulary
-    return vocabulary.semantic_length * math.log2(max(vocabulary.semantic_size, 1))
 
 
 def _mean_colour(image: Tensor, seed: int) -> Tensor:

@@ -40,7 +40,7 @@ class PairBatch(NamedTuple):
 class PairSource(Protocol):
     """Training pairs of a rank, in batches of equal size on all ranks."""
 
-    amounts: Sequence[str]
+    amounts: ClassVar[Sequence[str]]
     """Names of the loader metrics of a batch, summed over ranks."""
     identity: dict[str, Any]
     """Settings that a resumed run must share."""

@@ -111,6 +111,11 @@ def test_unreadable_images_are_left_out(folder, tmp_path):
     assert result["images"] == 3
     assert list(result["left_out"]) == ["d.png"]
     assert run.sheet(2).width > 100
+    (folder / "d.png").write_bytes((folder / "a.png").read_bytes())  # repaired: measured by the next run
+    again = make_run(folder, tmp_path / "out")
+    again.run()
+    result = summarize(again, "images")
+    assert (result["images"], result["left_out"]) == (4, {})
 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "webp"])
