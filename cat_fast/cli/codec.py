@@ -79,6 +79,13 @@ FormatOption = Annotated[
     str,
     typer.Option("--format", metavar="png|jpg|webp", help="Image format; jpg and webp have quality 95."),
 ]
+LinearBackendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|mkl|onednn",
+        help="Library of fp32 matrix products on CPUs, recorded with the images; auto takes the faster one.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
 
 
