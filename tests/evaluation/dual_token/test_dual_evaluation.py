@@ -139,9 +139,9 @@ def save_movq(folder, **changes):
     """Write a MoVQ with random weights: stride 4, 32 codes."""
     torch.manual_seed(0)
     settings = {
-        "block_out_channels": (4, 8, 8), "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "block_out_channels": (32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 3,
         "up_block_types": ("UpDecoderBlock2D",) * 3, "layers_per_block": 1, "latent_channels": 4,
-        "num_vq_embeddings": 32, "norm_num_groups": 2, "norm_type": "spatial", "vq_embed_dim": 4,
+        "num_vq_embeddings": 32, "norm_num_groups": 8, "norm_type": "spatial", "vq_embed_dim": 4,
     }  # fmt: skip
     VQModel(**(settings | changes)).save_pretrained(folder)
     return folder
