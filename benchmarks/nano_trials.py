@@ -5,7 +5,7 @@
 Trains each variant of configs/generator/nano_corpus.yaml for the same few steps, from one initialisation, on
 the same batches, and compares the clean latents that they predict, at equal signal-to-noise ratios: a flow at
 noise level s and a diffusion process at the timestep whose deviations of noise and signal have the ratio
-s / (1 - s). Errors are relative to the variance of the latents. Complete runs are kept; a second call resumes.
+s / (1 - s). Errors are relative to the variance of the latents. A second call keeps complete runs.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from benchmarks.shared import machine
 from benchmarks.shared.harness import rounded
 from cat_fast.data.files import write_json
 from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.data.latents.scale import read_normalization
 from cat_fast.errors import UserError
 from cat_fast.generator import PackedText
 from cat_fast.generator.diffusion import Schedule, load_schedule
@@ -88,7 +89,8 @@ def compare(latents: Path, out: Path, steps: int) -> dict[str, Any]:
     """Train all variants; return their errors, and differences to the configured one, by ratio and level."""
     config = load_run(str(CONFIG), [f"data.latents={latents}", "data.tokenizer="])
     assert isinstance(config, GeneratorRun)
-    data = LatentDataset(latents, normalized=config.data.normalized)
+    normalized = read_normalization(config.data.normalized, "data.normalized")
+    data = LatentDataset(latents, normalized=normalized)
     encoder = TextEncoder(config.text_encoder)
     patch_size = config.model["patch_size"]
     batches = {ratio: _batch(data, ratio, encoder, patch_size) for ratio in sorted(data.moments)}
