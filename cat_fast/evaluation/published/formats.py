@@ -127,7 +127,7 @@ def _html(table: Table) -> str:
     style = (
         "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
         "th,td{padding:4px 10px;text-align:right;border-bottom:1px solid #ddd}"
-        "th:first-child{text-align:left}tr.ours{background:#eef6ff}"
+        "th:first-child{text-align:left;white-space:nowrap}tr.ours{background:#eef6ff}"
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
