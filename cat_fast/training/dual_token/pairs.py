@@ -28,22 +28,29 @@ class PairBatch(NamedTuple):
 
 
 class Pairs:
-    """Training pairs. Epoch e visits them in a permutation drawn from the seed and e.
+    """Training pairs. Epoch e visits captions in a permutation drawn from the seed and e.
+
+    Images with equal captions take turns by chance, one per epoch: in a batch, each would be a negative of the
+    other's text. Captions of many images also do not outweigh the others.
 
     Every rank knows the pairs of all ranks, so that it reads the captions of the complete batch itself: the
     in-batch negatives of a contrastive loss need no communication.
 
     Raises:
-        UserError: the index cannot be read, pairs lack captions, or there are fewer than a batch.
+        UserError: the index cannot be read, pairs lack captions, or there are fewer captions than a batch.
     """
 
     def __init__(self, config: PairDataConfig, seed: int, ranks: Ranks) -> None:
         self.config, self.seed, self.ranks = config, seed, ranks
         self.records = read_pairs(config.index, "data.index")
-        if len(self.records) < config.batch_size:
+        by_caption: dict[str, list[ImageRecord]] = {}
+        for record in self.records:
+            by_caption.setdefault(record.caption, []).append(record)
+        self._groups = list(by_caption.values())
+        if len(self._groups) < config.batch_size:
             raise UserError(
-                f"data.batch_size: {config.batch_size} is more than the {len(self.records)} pairs of "
-                f"{config.index}; lower it"
+                f"data.batch_size: {config.batch_size} is more than the {len(self._groups)} different captions"
+                f" of {config.index}; lower it"
             )
         if config.batch_size % ranks.world_size:
             raise UserError(
@@ -59,9 +66,14 @@ class Pairs:
             UserError: an image cannot be read.
         """
         size, world, rank = self.config.batch_size, self.ranks.world_size, self.ranks.rank
-        epoch, number = divmod(step, len(self.records) // size)
-        order = np.random.default_rng([self.seed, epoch, 0, 9]).permutation(len(self.records))
-        rows = [self.records[i] for i in order[number * size : (number + 1) * size]]
+        epoch, number = divmod(step, len(self._groups) // size)
+        random = np.random.default_rng([self.seed, epoch, 0, 9])
+        order = random.permutation(len(self._groups))
+        turns = random.random(len(self._groups))
+        rows = [
+            self._groups[i][int(turns[i] * len(self._groups[i]))]
+            for i in order[number * size : (number + 1) * size]
+        ]
         own = rows[rank::world]
         images = torch.stack([self._crop(record, epoch) for record in own])
         return PairBatch(

@@ -130,12 +130,23 @@ def test_ranks_share_the_batch(data):
     assert len(set(epoch)) == 8
 
 
+def test_an_epoch_has_one_image_per_caption_and_they_take_turns(data, tmp_path):
+    captions = ["rare"] * 2 + ["common"] * 8
+    lines = [{"path": str(data / f"{i}.png"), "caption": caption} for i, caption in enumerate(captions)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = PairDataConfig(index=str(tmp_path / "pairs.jsonl"), image_size=16, batch_size=2)
+    pairs = Pairs(config, 0, Ranks())
+    batches = [pairs.batch(step) for step in range(60)]  # one per epoch
+    assert all(sorted(batch.texts) == ["common", "rare"] for batch in batches)
+    assert len({key for batch in batches for key in batch.keys}) == 10
+
+
 def test_unusable_pairs_are_refused(data, tmp_path):
     def open_pairs(**changes):
         settings = {"index": str(data / "pairs.jsonl"), "batch_size": 4} | changes
         Pairs(PairDataConfig(**settings), 0, Ranks(world_size=2))
 
-    with pytest.raises(UserError, match="more than the 10 pairs"):
+    with pytest.raises(UserError, match="more than the 10 different captions"):
         open_pairs(batch_size=12)
     with pytest.raises(UserError, match="cannot be divided among 2 ranks"):
         open_pairs(batch_size=5)
