@@ -1,7 +1,7 @@
 """Image-text pairs of an index, in batches that the step determines."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from cat_fast.data.streams.decoding import CropSettings, crop_pixels, crop_seed
 from cat_fast.errors import UserError
 from cat_fast.training.config.dual_token import PairDataConfig
 from cat_fast.training.runtime.ranks import Ranks
+
+T = TypeVar("T")
 
 
 class PairBatch(NamedTuple):
@@ -110,7 +112,7 @@ def held_out_pairs(config: PairDataConfig, count: int) -> tuple[Tensor, list[str
         UserError: the index or an image cannot be read.
     """
     chosen: dict[str, ImageRecord] = {}
-    for record in _spread(read_pairs(config.held_out, "data.held_out"), count):
+    for record in spread(read_pairs(config.held_out, "data.held_out"), count):
         chosen.setdefault(record.caption, record)
     records = list(chosen.values())[:count]
     images = [
@@ -119,7 +121,11 @@ def held_out_pairs(config: PairDataConfig, count: int) -> tuple[Tensor, list[str
     return torch.stack(images), [record.caption for record in records]
 
 
-def _spread(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """Return the records in an order whose start is spread over the index, the same in every run."""
-    order = np.random.default_rng([count, 0, 0, 10]).permutation(len(records))
-    return [records[i] for i in order]
+def spread(pairs: Sequence[T], count: int) -> list[T]:
+    """Return pairs in an order whose start is spread over all, the same in every run.
+
+    Args:
+        count: number of pairs that will be used.
+    """
+    order = np.random.default_rng([count, 0, 0, 10]).permutation(len(pairs))
+    return [pairs[i] for i in order]

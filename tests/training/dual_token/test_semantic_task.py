@@ -13,7 +13,7 @@ from cat_fast.dual_token.semantic.model import SemanticModel
 from cat_fast.errors import UserError
 from cat_fast.training.config.dual_token import PairDataConfig
 from cat_fast.training.config.runs import RUNS
-from cat_fast.training.dual_token.pairs import Pairs
+from cat_fast.training.dual_token.pairs import Pairs, spread
 from cat_fast.training.runtime.ranks import Ranks
 from tests.dual_token.semantic.test_causal_qformer import SMALL
 from tests.inference.tiny_encoder import WORDS, save_encoder
@@ -139,6 +139,13 @@ def test_an_epoch_has_one_image_per_caption_and_they_take_turns(data, tmp_path):
     batches = [pairs.batch(step) for step in range(60)]  # one per epoch
     assert all(sorted(batch.texts) == ["common", "rare"] for batch in batches)
     assert len({key for batch in batches for key in batch.keys}) == 10
+
+
+def test_held_out_pairs_are_spread_over_the_index():
+    first = spread(range(500), 50)[:50]
+    assert first == spread(range(500), 50)[:50]
+    assert len(set(first)) == 50
+    assert all(any(start <= row < start + 100 for row in first) for start in range(0, 500, 100))
 
 
 def test_unusable_pairs_are_refused(data, tmp_path):
