@@ -32,8 +32,8 @@ class PairBatch(NamedTuple):
 class Pairs:
     """Training pairs. Epoch e visits captions in a permutation drawn from the seed and e.
 
-    Images with equal captions take turns by chance, one per epoch: in a batch, each would be a negative of the
-    other's text. Captions of many images also do not outweigh the others.
+    Images with equal captions take turns by chance, one per epoch: in a batch, each would be a negative of
+    the other's text. Captions of many images also do not outweigh the others.
 
     Every rank knows the pairs of all ranks, so that it reads the captions of the complete batch itself: the
     in-batch negatives of a contrastive loss need no communication.
@@ -51,8 +51,8 @@ class Pairs:
         self._groups = list(by_caption.values())
         if len(self._groups) < config.batch_size:
             raise UserError(
-                f"data.batch_size: {config.batch_size} is more than the {len(self._groups)} different captions"
-                f" of {config.index}; lower it"
+                f"data.batch_size: {config.batch_size} is more than the {len(self._groups)} different "
+                f"captions of {config.index}; lower it"
             )
         if config.batch_size % ranks.world_size:
             raise UserError(

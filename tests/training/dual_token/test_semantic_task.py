@@ -112,7 +112,8 @@ def test_codes_stage_starts_from_the_contrastive_model_and_keeps_it(data, tmp_pa
     found = json.loads((tmp_path / "whole" / "evaluation.jsonl").read_text())
     assert -1 <= found["held_out/embedding_cosine"] <= 1
     assert 0 < found["held_out/codes_used"] <= 1
-    assert "held_out/state_cosine" in found
+    assert -1 <= found["held_out/state_cosine"] <= 1
+    assert found["held_out/state_mse"] > 0
 
 
 def test_ranks_share_the_batch(data):
