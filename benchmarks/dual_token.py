@@ -3,7 +3,8 @@
     python -m benchmarks.dual_token --corpus corpus --runs runs --json FILE [--only PART]
 
 --runs holds the output folders of configs/dual_token/nano_*.yaml, the tokenizer of `cat-fast dual combine` in
-dual_tokenizer/, and the results of `cat-fast dual eval` in dual_eval/.
+dual_tokenizer/, the results of `cat-fast dual eval` in dual_eval/, and dual_held_out_emoji.jsonl, the emoji
+among the held-out images.
 
 training     steps, time and last evaluation of each stage
 guide        PSNR per guide size and use of the codebook, on two crops per held-out image
@@ -21,7 +22,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,14 @@ _BATCH = 16
 
 
 class Folders:
-    """Where the corpus and the trained parts are."""
+    """Where the corpus and the trained parts are.
 
-    def __init__(self, corpus: Path, runs: Path) -> None:
-        self.corpus, self.runs = corpus, runs
+    Args:
+        cpu_minutes: of the stages, as `time` reported them.
+    """
+
+    def __init__(self, corpus: Path, runs: Path, cpu_minutes: Mapping[str, float]) -> None:
+        self.corpus, self.runs, self.cpu_minutes = corpus, runs, cpu_minutes
 
     def stage(self, name: str) -> Path:
         """Return the output folder of a stage.
@@ -99,6 +104,7 @@ def training(folders: Folders) -> dict[str, Any]:
         evaluations = _json_lines(folder / "evaluation.jsonl")
         found[name] = {
             "steps": rows[-1]["step"] + 1,
+            "cpu_minutes": folders.cpu_minutes.get(name),
             "seconds": sum(row["seconds"] for row in rows),
             "evaluation": evaluations[-1],
         }
@@ -138,11 +144,11 @@ def retrieval(folders: Folders) -> dict[str, Any]:
     model, target = _semantic(folders, "contrastive")
     found = {}
     for name, index in (
-        ("held_out", "held_out.jsonl"),
-        ("held_out_emoji", "held_out_emoji.jsonl"),
-        ("training", "train.jsonl"),
+        ("held_out", folders.corpus / "held_out.jsonl"),
+        ("held_out_emoji", folders.runs / "dual_held_out_emoji.jsonl"),
+        ("training", folders.corpus / "train.jsonl"),
     ):
-        images, captions = _pairs(folders.corpus / index, limit=600)
+        images, captions = _pairs(index, limit=600)
         views = torch.cat([model.embed_images(part) for part in images.split(_BATCH)])
         similarity = (views @ model.embed_texts(target.states(captions)).T).numpy()
         found[name] = {"pairs": len(captions), **retrieved(similarity, CANDIDATES, DRAWS)}
@@ -240,7 +246,7 @@ def bounds(folders: Folders) -> dict[str, Any]:
     torch.set_num_threads(2)
     seconds: dict[str, list[float]] = {name: [] for name in BOUNDS}
     try:
-        for record in read_index(folders.corpus / "held_out_emoji.jsonl")[: TIMED_IMAGES + 1]:
+        for record in read_index(folders.runs / "dual_held_out_emoji.jsonl")[: TIMED_IMAGES + 1]:
             image = resize_center_crop(load_image(record.path), IMAGE_SIZE)
             start = time.perf_counter()
             tokens = tokenizer.encode(image, 16)
@@ -272,9 +278,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the training runs")
     parser.add_argument("--json", type=Path, metavar="FILE", required=True, help="results")
     parser.add_argument("--only", choices=list(PARTS), action="append", help="part; may be repeated")
+    parser.add_argument(
+        "--cpu-minutes", nargs="*", default=[], metavar="STAGE=MINUTES", help="of the stages, from `time`"
+    )
     given = parser.parse_args(arguments)
-    folders, load = Folders(given.corpus, given.runs), os.getloadavg()[0]
+    load = os.getloadavg()[0]
     try:
+        folders = Folders(given.corpus, given.runs, _minutes(given.cpu_minutes))
         require_writable(given.json)
         found: dict[str, Any] = {}
         if given.json.is_file():
@@ -288,6 +298,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print_error(error)
         return 2
     return 0
+
+
+def _minutes(given: Sequence[str]) -> dict[str, float]:
+    """Return the minutes per stage.
+
+    Raises:
+        UserError: a stage that is unknown, or no number.
+    """
+    found = {}
+    for text in given:
+        name, _, minutes = text.partition("=")
+        try:
+            found[name] = float(minutes)
+        except ValueError:
+            name = ""
+        if name not in STAGES:
+            raise UserError(
+                f"--cpu-minutes {text}: expected STAGE=MINUTES with a stage of {', '.join(STAGES)}"
+            )
+    return found
 
 
 def _semantic(folders: Folders, stage: str) -> tuple[SemanticModel, TextTarget]:

@@ -44,3 +44,9 @@ def test_a_missing_model_is_one_line_and_other_parts_are_kept(tmp_path, capsys):
     assert found["guide"] == {"crops": 3}
     assert found["training"] == {}
     assert found["about"]["benchmark"] == "dual_token"
+
+
+def test_minutes_of_an_unknown_stage_are_refused(tmp_path, capsys):
+    for given in ("decoder=3", "guide=x", "guide"):
+        assert dual_token.main(["--json", str(tmp_path / "f.json"), "--cpu-minutes", given]) == 2
+        assert "expected STAGE=MINUTES" in capsys.readouterr().err
