@@ -110,8 +110,8 @@ def mixes_chance(reports: Mapping[str, Any]) -> str:
 def unbiased_within_tolerance(found: Mapping[str, Any], draws: int = 20_000) -> float:
     """Return the probability that a scorer without bias has the mix of a group within 6 points.
 
-    The scorer agrees with the raters as often as the measured one. Its errors are between neighbouring ratios, as
-    often up as down, and as frequent at each boundary as the rarer of its two ratios.
+    The scorer agrees with the raters as often as the measured one. Its errors are between neighbouring
+    ratios, as often up as down, and as frequent at each boundary as the rarer of its two ratios.
     """
     random = np.random.default_rng(0)
     first, middle, last = found["reference_mix"].values()

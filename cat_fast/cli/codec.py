@@ -69,6 +69,13 @@ DtypeOption = Annotated[
         help="Number format of the models; auto is bf16 on GPUs that multiply in it, else fp32.",
     ),
 ]
+LinearBackendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|mkl|onednn",
+        help="Library of fp32 matrix products on CPUs, recorded with the images; auto takes the faster one.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
 
 

@@ -17,9 +17,13 @@ from benchmarks.nano.low_pass import low_pass
 from benchmarks.nano.pages import character_error_rate
 from benchmarks.nano.samples import Drawn, Prompts, find_nearest, recognised, sample_sheet
 from benchmarks.nano.tables import tables, to_markdown
+from benchmarks.nano_trials import Batch, clean_errors
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import tensor_to_image
 from cat_fast.errors import UserError
+from cat_fast.generator import PackedText, make_schedule
+from cat_fast.generator.diffusion import PREDICTIONS
+from cat_fast.packing import PackedSequence
 from cat_fast.weights.shipped import SHIPPED
 
 
@@ -193,3 +197,31 @@ def test_the_shipped_cards_have_the_figures_of_the_demo():
     tables = json.loads((SHIPPED / "nano" / "tables.json").read_text(encoding="utf-8"))
     for part in ("transformer", "vae"):
         assert figures_section(tables) in (SHIPPED / "nano" / part / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_trials_find_no_error_in_an_exact_prediction(prediction):
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(4, size, size, generator=generator) for size in (4, 2)]
+    packed = PackedSequence.from_latents(latents, [8, 16], 2)
+    batch = Batch(packed, PackedText.of([torch.zeros(1, 3)] * 2), torch.randn(packed.tokens.shape))
+    schedule = make_schedule(prediction)
+
+    class Exact(torch.nn.Module):
+        off = 0.0
+
+        def forward(self, noisy, timesteps, labels, text, return_dict):
+            index = noisy.sequence_index()
+            if prediction == "flow":
+                target = batch.noise - packed.tokens
+            elif prediction == "epsilon":
+                target = batch.noise
+            else:
+                target = schedule.get_velocity(packed.tokens, batch.noise, timesteps[index])
+            return (target + self.off,)
+
+    model = Exact()
+    for level in (0.9, 0.25):
+        assert clean_errors(model, schedule, batch, level) == pytest.approx([0, 0], abs=1e-4)
+    model.off = 1.0  # an error of the clean latent of at least the noise
+    assert min(clean_errors(model, schedule, batch, 0.75)) > 0.4
