@@ -3,15 +3,15 @@
     python -m benchmarks.dual_token --corpus corpus --runs runs --json FILE [--only PART]
 
 --runs holds the output folders of configs/dual_token/nano_*.yaml, the tokenizer of `cat-fast dual combine` in
-dual_tokenizer/, the results of `cat-fast dual eval` in dual_eval/, and dual_held_out_emoji.jsonl, the emoji
-among the held-out images.
+dual_tokenizer/, the results of `cat-fast dual eval` in dual_eval/, and the indexes of emoji that the semantic
+branch is trained and evaluated on.
 
 training     steps, time and last evaluation of each stage
-guide        PSNR per guide size and use of the codebook, on two crops per held-out image
-retrieval    image to text among 100 held-out pairs, on average over draws of these pairs
-codes        similarity of decoded embeddings and of text states, and use of the codebook
+guide        PSNR per guide size and use of the codebook, on two crops per held-out image of all sources
+retrieval    image to text among 100 pairs of emoji, on average over draws of these pairs
+codes        similarity of decoded embeddings and of text states, and use of the codebook, on held-out emoji
 rerendering  the results of `cat-fast dual eval`
-language     bits per id on held-out pairs, and sampled sequences that decode
+language     bits per id on held-out emoji, and sampled sequences that decode
 bounds       seconds to encode and to decode an image
 
 Parts of FILE that are not computed are kept.
@@ -69,7 +69,7 @@ _BATCH = 16
 
 
 class Folders:
-    """Where the corpus and the trained parts are.
+    """Where the corpus, its emoji by split, and the trained parts are.
 
     Args:
         cpu_minutes: of the stages, as `time` reported them.
@@ -77,6 +77,7 @@ class Folders:
 
     def __init__(self, corpus: Path, runs: Path, cpu_minutes: Mapping[str, float]) -> None:
         self.corpus, self.runs, self.cpu_minutes = corpus, runs, cpu_minutes
+        self.training, self.held_out = runs / "dual_emoji.jsonl", runs / "dual_held_out_emoji.jsonl"
 
     def stage(self, name: str) -> Path:
         """Return the output folder of a stage.
@@ -143,11 +144,7 @@ def retrieval(folders: Folders) -> dict[str, Any]:
     """Measure retrieval of an image's text among those of 100 pairs, chance 1 %."""
     model, target = _semantic(folders, "contrastive")
     found = {}
-    for name, index in (
-        ("held_out", folders.corpus / "held_out.jsonl"),
-        ("held_out_emoji", folders.runs / "dual_held_out_emoji.jsonl"),
-        ("training", folders.corpus / "train.jsonl"),
-    ):
+    for name, index in (("held_out", folders.held_out), ("training", folders.training)):
         images, captions = _pairs(index, limit=600)
         views = torch.cat([model.embed_images(part) for part in images.split(_BATCH)])
         similarity = (views @ model.embed_texts(target.states(captions)).T).numpy()
@@ -185,10 +182,10 @@ def retrieved(similarity: np.ndarray, candidates: int, draws: int) -> dict[str, 
 def codes(folders: Folders) -> dict[str, Any]:
     """Measure the codes of all held-out pairs; their text states also against the mean training state."""
     model, target = _semantic(folders, "codes")
-    config = _pair_config(folders.corpus / "held_out.jsonl")
+    config = _pair_config(folders.held_out)
     evaluation = SemanticEvaluation(config, len(read_index(config.held_out)), target, torch.device("cpu"))
     found = evaluation.evaluate(model, "codes")
-    _, captions = _pairs(folders.corpus / "train.jsonl", limit=600)
+    _, captions = _pairs(folders.training, limit=600)
     mean = torch.stack([states.mean(0) for states in target.states(captions)]).mean(0)
     same = mean.expand(len(evaluation.texts), target.num_states, -1)
     error, _, cosine = state_loss(same, None, evaluation.texts)
@@ -246,7 +243,7 @@ def bounds(folders: Folders) -> dict[str, Any]:
     torch.set_num_threads(2)
     seconds: dict[str, list[float]] = {name: [] for name in BOUNDS}
     try:
-        for record in read_index(folders.runs / "dual_held_out_emoji.jsonl")[: TIMED_IMAGES + 1]:
+        for record in read_index(folders.held_out)[: TIMED_IMAGES + 1]:
             image = resize_center_crop(load_image(record.path), IMAGE_SIZE)
             start = time.perf_counter()
             tokens = tokenizer.encode(image, 16)
