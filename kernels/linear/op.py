@@ -7,6 +7,7 @@ on CPUs; everything else, and compiled graphs, use torch.
 Shapes: (..., K) x (N, K) -> (..., N).
 """
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ CLEARLY_FASTER = 1.15
 """Ratio of speeds at which `auto` leaves torch's default."""
 _CALIBRATION = ((1024, 192, 768), (1024, 768, 192), (256, 384, 1152))
 """Rows, inputs and outputs of the products that are measured."""
-_ROUNDS = 7
+_ROUNDS = 20
 
 
 class _Process:
@@ -90,7 +91,7 @@ def unavailable_reason() -> str | None:
 def calibrate() -> str:
     """Return the faster library on this machine, with the present number of threads.
 
-    Rounds alternate, and the medians of their ratios are compared, so that other processes slow both down.
+    Compares the shortest times over alternating rounds, which other processes disturb the least.
     """
     if unavailable_reason():
         return DEFAULT
@@ -98,16 +99,15 @@ def calibrate() -> str:
     ratios = []
     for rows, inputs, outputs in _CALIBRATION:
         x, weight = (torch.randn(size, inputs, generator=generator) for size in (rows, outputs))
-        seconds: dict[str, list[float]] = {name: [] for name in BACKENDS}
+        shortest = dict.fromkeys(BACKENDS, math.inf)
         for _ in range(_ROUNDS):
             for name in BACKENDS:
                 with torch.no_grad(), using(name):
                     start = time.perf_counter()
                     linear(x, weight)
-                    seconds[name].append(time.perf_counter() - start)
-        pairs = list(zip(*seconds.values(), strict=True))[1:]  # the first warms up
-        ratios.append(statistics.median(mkl / onednn for mkl, onednn in pairs))
-    return "onednn" if min(ratios) > CLEARLY_FASTER else DEFAULT
+                    shortest[name] = min(shortest[name], time.perf_counter() - start)
+        ratios.append(shortest["mkl"] / shortest["onednn"])
+    return "onednn" if statistics.median(ratios) > CLEARLY_FASTER else DEFAULT
 
 
 def resolve(setting: str) -> str:
