@@ -10,7 +10,6 @@ the same bits. The result depends neither on interruptions nor on the number of 
 """
 
 import math
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +24,7 @@ from PIL import Image
 from cat_fast.data.files import atomic_write, write_json
 from cat_fast.data.folder_settings import claim_folder, require_same_settings, stored_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
-from cat_fast.data.images.writer import ImageWriter
+from cat_fast.data.images.writer import ImageWriter, is_complete_image
 from cat_fast.generator.sampling import Guidance, check_guidance_channels
 from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
@@ -35,8 +34,6 @@ from cat_fast.models.execution import describe_execution, dtype_name
 
 PLAN, EXECUTION = "samples.json", "execution.json"
 _MAX_IN_GRID = 100
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +152,7 @@ class SampleRun:
         self, batch: Sequence[int], writer: ImageWriter, on_progress: Callable[[float], None]
     ) -> int:
         """Draw a batch if an image of it is missing; write the missing ones and return their number."""
-        settings, missing = self.settings, [i for i in batch if not _is_complete(self.path(i))]
+        settings, missing = self.settings, [i for i in batch if not is_complete_image(self.path(i))]
         if not missing:
             return 0
         share = len(missing) / settings.num_inference_steps
@@ -179,7 +176,9 @@ class SampleRun:
 
     def count_missing(self, rank: int = 0, world_size: int = 1) -> int:
         """Return the number of images of one machine's batches that are not drawn yet."""
-        return sum(not _is_complete(self.path(i)) for batch in self.batches[rank::world_size] for i in batch)
+        return sum(
+            not is_complete_image(self.path(i)) for batch in self.batches[rank::world_size] for i in batch
+        )
 
     def write_grid(self) -> Path:
         """Write the first hundred images to one sheet, each above its prompt, ratio and number of tokens."""
@@ -223,18 +222,6 @@ class SampleRun:
         if isinstance(prompt, int):
             return self.pipeline.labels[prompt]
         return prompt if isinstance(prompt, str) else prompt.caption
-
-
-def _is_complete(path: Path) -> bool:
-    """Check that a PNG file exists, and is neither empty nor cut: it has its first and its last bytes."""
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_PNG_START)) != _PNG_START:
-                return False
-            file.seek(-len(_PNG_END), os.SEEK_END)
-            return file.read() == _PNG_END
-    except OSError:
-        return False
 
 
 def _format_tokens(count: int) -> str:
