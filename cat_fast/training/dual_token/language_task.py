@@ -16,6 +16,7 @@ from cat_fast.training.config.dual_token import LanguageRun
 from cat_fast.training.dual_token.encoded_pairs import EncodedPair, encode_pairs, read_encoded
 from cat_fast.training.dual_token.engine_task import EngineTask
 from cat_fast.training.dual_token.language_evaluation import LanguageEvaluation
+from cat_fast.training.dual_token.pairs import spread
 from cat_fast.training.rehearsal import LargestStep
 from cat_fast.training.runtime.collective_errors import on_each, on_main
 from cat_fast.training.runtime.engine import in_precision, learning_rate, set_learning_rate
@@ -80,7 +81,8 @@ class LanguageTask(EngineTask):
         return arguments
 
     def _read_held_out(self) -> None:
-        pairs = read_encoded(Path(self.config.output_dir) / HELD_OUT)[: self.config.evaluation.images]
+        count = self.config.evaluation.images
+        pairs = spread(read_encoded(Path(self.config.output_dir) / HELD_OUT), count)[:count]
         self.evaluation = LanguageEvaluation(self.pairs, pairs, self.target, self.arguments["vocab_size"])
 
     def draw(self, step: int) -> Sequence[float]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from cat_fast.training.config.dual_token import ANY_RATIO, PairDataConfig
 from cat_fast.training.runtime.collective_errors import on_each, raise_together
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.tokenizer.image_source import load_source, loader_amounts, save_source
+
+T = TypeVar("T")
 
 
 class PairBatch(NamedTuple):
@@ -84,10 +86,13 @@ def open_pairs(config: PairDataConfig, seed: int, ranks: Ranks) -> PairSource:
 
 
 class IndexedPairs:
-    """Pairs of an index. Epoch e visits them in a permutation drawn from the seed and e.
+    """Pairs of an index. Epoch e visits captions in a permutation drawn from the seed and e.
+
+    Images with equal captions take turns by chance, one per epoch: in a batch, each would be a negative of
+    the other's text. Captions of many images also do not outweigh the others.
 
     Raises:
-        UserError: the index cannot be read, pairs lack captions, or there are fewer than a batch.
+        UserError: the index cannot be read, pairs lack captions, or there are fewer captions than a batch.
     """
 
     amounts: ClassVar[Sequence[str]] = ()
@@ -95,10 +100,14 @@ class IndexedPairs:
     def __init__(self, config: PairDataConfig, seed: int, ranks: Ranks) -> None:
         self.config, self.seed, self.ranks = config, seed, ranks
         self.records = read_pairs(config.index, "data.index")
-        if len(self.records) < config.batch_size:
+        by_caption: dict[str, list[ImageRecord]] = {}
+        for record in self.records:
+            by_caption.setdefault(record.caption, []).append(record)
+        self._groups = list(by_caption.values())
+        if len(self._groups) < config.batch_size:
             raise UserError(
-                f"data.batch_size: {config.batch_size} is more than the {len(self.records)} pairs of "
-                f"{config.index}; lower it"
+                f"data.batch_size: {config.batch_size} is more than the {len(self._groups)} different "
+                f"captions of {config.index}; lower it"
             )
         _pairs_per_rank(config, ranks)
         self.identity = {"data.index": len(self.records)}
@@ -111,9 +120,15 @@ class IndexedPairs:
             UserError: an image cannot be read.
         """
         size, world, rank = self.config.batch_size, self.ranks.world_size, self.ranks.rank
-        epoch, number = divmod(step, len(self.records) // size)
-        order = np.random.default_rng([self.seed, epoch, 0, 9]).permutation(len(self.records))
-        own = [self.records[i] for i in order[number * size : (number + 1) * size]][rank::world]
+        epoch, number = divmod(step, len(self._groups) // size)
+        random = np.random.default_rng([self.seed, epoch, 0, 9])
+        order = random.permutation(len(self._groups))
+        turns = random.random(len(self._groups))
+        rows = [
+            self._groups[i][int(turns[i] * len(self._groups[i]))]
+            for i in order[number * size : (number + 1) * size]
+        ]
+        own = rows[rank::world]
         return PairBatch(
             images=_normalised(torch.stack([self._crop(record, epoch) for record in own])),
             captions=[record.caption for record in own],
@@ -267,7 +282,7 @@ def held_out_pairs(config: PairDataConfig, count: int) -> tuple[Tensor, list[str
         UserError: the index or an image cannot be read.
     """
     chosen: dict[str, ImageRecord] = {}
-    for record in _spread(read_pairs(config.held_out, "data.held_out"), count):
+    for record in spread(read_pairs(config.held_out, "data.held_out"), count):
         chosen.setdefault(record.caption, record)
     records = list(chosen.values())[:count]
     images = [
@@ -276,7 +291,11 @@ def held_out_pairs(config: PairDataConfig, count: int) -> tuple[Tensor, list[str
     return torch.stack(images), [record.caption for record in records]
 
 
-def _spread(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """Return the records in an order whose start is spread over the index, the same in every run."""
-    order = np.random.default_rng([count, 0, 0, 10]).permutation(len(records))
-    return [records[i] for i in order]
+def spread(pairs: Sequence[T], count: int) -> list[T]:
+    """Return pairs in an order whose start is spread over all, the same in every run.
+
+    Args:
+        count: number of pairs that will be used.
+    """
+    order = np.random.default_rng([count, 0, 0, 10]).permutation(len(pairs))
+    return [pairs[i] for i in order]

@@ -16,7 +16,7 @@ from cat_fast.dual_token.semantic.model import SemanticModel
 from cat_fast.errors import UserError
 from cat_fast.training.config.dual_token import PairDataConfig
 from cat_fast.training.config.runs import RUNS
-from cat_fast.training.dual_token.pairs import IndexedPairs, open_pairs
+from cat_fast.training.dual_token.pairs import IndexedPairs, open_pairs, spread
 from cat_fast.training.runtime.ranks import Ranks
 from tests.data.streams.sets import write_tar
 from tests.dual_token.semantic.test_causal_qformer import SMALL
@@ -116,7 +116,8 @@ def test_codes_stage_starts_from_the_contrastive_model_and_keeps_it(data, tmp_pa
     found = json.loads((tmp_path / "whole" / "evaluation.jsonl").read_text())
     assert -1 <= found["held_out/embedding_cosine"] <= 1
     assert 0 < found["held_out/codes_used"] <= 1
-    assert "held_out/state_cosine" in found
+    assert -1 <= found["held_out/state_cosine"] <= 1
+    assert found["held_out/state_mse"] > 0
 
 
 @pytest.fixture(scope="module")
@@ -181,12 +182,30 @@ def test_ranks_share_the_batch(data):
     assert len(set(epoch)) == 8
 
 
+def test_an_epoch_has_one_image_per_caption_and_they_take_turns(data, tmp_path):
+    captions = ["rare"] * 2 + ["common"] * 8
+    lines = [{"path": str(data / f"{i}.png"), "caption": caption} for i, caption in enumerate(captions)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = PairDataConfig(index=str(tmp_path / "pairs.jsonl"), image_size=16, batch_size=2)
+    pairs = IndexedPairs(config, 0, Ranks())
+    batches = [pairs.batch(step) for step in range(60)]  # one per epoch
+    assert all(sorted(batch.captions) == ["common", "rare"] for batch in batches)
+    assert len({key for batch in batches for key in batch.keys}) == 10
+
+
+def test_held_out_pairs_are_spread_over_the_index():
+    first = spread(range(500), 50)[:50]
+    assert first == spread(range(500), 50)[:50]
+    assert len(set(first)) == 50
+    assert all(any(start <= row < start + 100 for row in first) for start in range(0, 500, 100))
+
+
 def test_unusable_pairs_are_refused(data, archives, tmp_path):
     def refuse(**changes):
         settings = {"index": str(data / "pairs.jsonl"), "batch_size": 4} | changes
         IndexedPairs(PairDataConfig(**settings), 0, Ranks(world_size=2))
 
-    with pytest.raises(UserError, match="more than the 10 pairs"):
+    with pytest.raises(UserError, match="more than the 10 different captions"):
         refuse(batch_size=12)
     with pytest.raises(UserError, match="cannot be divided among 2 ranks"):
         refuse(batch_size=5)

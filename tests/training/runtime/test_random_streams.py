@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cat_fast.data.sampling.balanced_plan import BalancedPlan
 from cat_fast.data.sampling.cost_table import Cost, CostTable
@@ -15,13 +16,12 @@ from cat_fast.data.streams.buffers import Position
 from cat_fast.data.streams.decoding import crop_seed
 from cat_fast.data.streams.shard_assignment import ShardAssignment
 from cat_fast.dual_token.codebook import VectorQuantizer
-from cat_fast.training.config.dual_token import CodebookConfig, LanguageDataConfig
-from cat_fast.training.dual_token import encoded_pairs
+from cat_fast.training.config.dual_token import CodebookConfig, LanguageDataConfig, PairDataConfig
+from cat_fast.training.dual_token import encoded_pairs, pairs
 from cat_fast.training.dual_token.codebook_updates import CodebookUpdates
 from cat_fast.training.dual_token.encoded_pairs import encode_pairs
 from cat_fast.training.dual_token.guide_task import GuideTask
 from cat_fast.training.dual_token.language_task import LanguageTask
-from cat_fast.training.dual_token.pairs import IndexedPairs, _spread
 from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.seeding import seed_step
@@ -29,6 +29,8 @@ from tests.data.streams.sets import MemoryShards, make_reader
 
 SEED, SMALL = 3, range(4)
 MIX = {8: 1, 16: 2}
+PAIRS = PairDataConfig(index="pairs.jsonl", held_out="held_out.jsonl", image_size=4, batch_size=2)
+RECORDS = [SimpleNamespace(key=str(number), path="", caption=str(number)) for number in range(4)]
 COSTS = CostTable(costs={8: Cost(0, 2), 16: Cost(0, 1)})
 
 
@@ -95,18 +97,16 @@ def revive_codes(draw):
         draw(one, step)
 
 
-def order_pairs():
-    pairs = object.__new__(IndexedPairs)
-    pairs.config, pairs.seed, pairs.ranks = SimpleNamespace(batch_size=2), SEED, Ranks()
-    pairs.records = [SimpleNamespace(key=str(number), caption="") for number in range(4)]
-    pairs._crop = lambda record, epoch: torch.zeros(3, 2, 2)  # `crop_images` draws their seeds
+def read_pairs():
+    """Draw the order of indexed pairs and their crops."""
+    source = pairs.IndexedPairs(PAIRS, SEED, Ranks())
     for step in range(8):
-        pairs.batch(step)
+        source.batch(step)
 
 
 def choose_held_out_pairs():
-    for count in SMALL:
-        _spread([], count)
+    for count in range(1, 5):
+        pairs.held_out_pairs(PAIRS, count)
 
 
 def draw_sequences():
@@ -127,6 +127,12 @@ def encode_sequences(tmp_path, monkeypatch):
         key: partial(encode_pairs, tmp_path / key, "index", key, config, SEED)
         for key in encoded_pairs.STREAMS
     }
+
+
+@pytest.fixture(autouse=True)
+def pairs_in_memory(monkeypatch):
+    monkeypatch.setattr(pairs, "read_pairs", lambda index, key: RECORDS)
+    monkeypatch.setattr(pairs, "load_image", lambda path: Image.new("RGB", (6, 4)))
 
 
 @pytest.fixture
@@ -165,7 +171,7 @@ def seeds_of(monkeypatch):
             sample_candidates,
             order_candidates,
         ),
-        (order_pairs, choose_held_out_pairs, crop_images, sample_candidates, order_candidates, seed_steps),
+        (read_pairs, choose_held_out_pairs, sample_candidates, order_candidates, seed_steps),
         (
             plan_steps,
             assign_shards,
