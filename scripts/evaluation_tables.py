@@ -46,6 +46,7 @@ def filled(text: str) -> str:
         {
             "published": "\n".join(parts),
             "probes": probes(json.loads(PROBES.read_text(encoding="utf-8"))),
+            "bounds": bounds(tables.results("evaluation")),
         },
     )
 
