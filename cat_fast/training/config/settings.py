@@ -166,7 +166,7 @@ class EvaluationConfig:
     every_steps: int = 1000
     """Steps between evaluations: proxy-FID and proxy-KID, PSNR and perceptual distance at every ratio. 0
     disables them, and so does a shorter run. summary.json has their share of the run's time."""
-    images: int = 64
+    images: int = 32
     """Number of images, held out by `data.held_out` or `data.held_out_share`."""
 
     def __post_init__(self) -> None:
