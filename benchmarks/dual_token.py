@@ -62,10 +62,10 @@ from cat_fast.training.dual_token.semantic_evaluation import CANDIDATES, Semanti
 STAGES = ("guide", "contrastive", "codes", "language")
 GRIDS = (2, 4, 8, 16)
 IMAGE_SIZE, VIEW_SIZE, MIN_CROP = 128, 64, 0.5
-DRAWS, SAMPLES, TIMED_IMAGES = 50, 64, 3
+DRAWS, SAMPLES, TIMED_IMAGES = 50, 64, 2
 NUM_STATES = 24
 BOUNDS = {"encode_seconds": 1.0, "decode_seconds": 20.0}
-"""per image of 128 px, at 50 + 50 steps, on two cores."""
+"""Bounds of the nano tokenizer: seconds per image of 128 px, at 50 + 50 steps, on two cores."""
 _BATCH = 16
 
 
@@ -239,13 +239,13 @@ def language(folders: Folders) -> dict[str, Any]:
 
 
 def bounds(folders: Folders) -> dict[str, Any]:
-    """Measure the slowest of a few images, on two threads, after one that is not counted.
+    """Measure the slowest of a few images, on one thread, after one that is not counted.
 
     CPU seconds count besides the elapsed ones: other work on the machine delays only the latter.
     """
     tokenizer, threads = folders.tokenizer(), torch.get_num_threads()
     load = os.getloadavg()[0]
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     found: list[dict[str, float]] = []
     try:
         for record in read_index(folders.held_out)[: TIMED_IMAGES + 1]:

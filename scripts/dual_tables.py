@@ -33,6 +33,7 @@ def filled(text: str) -> str:
         "methods": methods,
         "differences": differences,
         "language": language,
+        "bounds": bounds,
     }
     return tables.fill(text, {name: make(found) for name, make in makers.items()})
 
@@ -114,6 +115,22 @@ def language(found: Mapping[str, Any]) -> str:
         upper = part[f"{name}_difference_upper"]
         rows.append((label, f"{part[name]:.3f}", f"{upper:+.3f}".replace("-", "−")))
     return tables.markdown(("held-out pairs", "bits per id", "upper end of the difference to it"), rows)
+
+
+def bounds(found: Mapping[str, Any]) -> str:
+    """Return the seconds to encode and to decode an image, and their bounds."""
+    part = found["bounds"]
+    rows = []
+    for what, label in (("encode", "encode, 16 x 16 tokens"), ("decode", "decode, 50 + 50 steps")):
+        figures = [f"{part[f'{what}_{kind}']:.2f}" for kind in ("cpu_seconds", "seconds")]
+        rows.append((label, *figures, f"{part['bounds'][f'{what}_seconds']:.0f}"))
+    header = (
+        f"slowest of {part['images']} images of 128 px, one thread",
+        "CPU seconds",
+        f"seconds at load {part['load']:.0f}",
+        "bound",
+    )
+    return tables.markdown(header, rows)
 
 
 def _distance(part: Mapping[str, Any]) -> str:
