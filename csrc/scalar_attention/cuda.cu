@@ -13,6 +13,10 @@ namespace {
 
 constexpr int64_t kThreadBlocks = 1024;  // target per kernel: several per multiprocessor of a large GPU
 constexpr int64_t kMaxChunks = 8;        // each chunk has its own tables
+#ifndef CAT_FAST_SCRATCH_BYTES           // tests lower it
+#define CAT_FAST_SCRATCH_BYTES (128 << 20)
+#endif
+constexpr int64_t kScratchBytes = CAT_FAST_SCRATCH_BYTES;  // samples that need more are processed in several passes
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -49,6 +53,26 @@ struct Workspace {
   }
 };
 
+// Returns the cut of a pass: all samples, or as many as the scratch memory holds, at least one.
+Cut cut_of_pass(Shape shape, bool backward) {
+  while (shape.batch > 1 && Workspace(nullptr, cut_of(shape), backward).floats * 4 > kScratchBytes) {
+    shape.batch = ceil_div(shape.batch, 2);
+  }
+  return cut_of(shape);
+}
+
+// Calls run(cut, workspace, offset) for each pass, whose samples start at `offset` in all tensors. All passes have
+// the same chunks, so that none needs more memory than the first.
+template <typename F>
+void in_passes(const Shape& shape, bool backward, float* memory, const F& run) {
+  Cut cut = cut_of_pass(shape, backward);
+  const int64_t samples = cut.batch;
+  for (int64_t first = 0; first < shape.batch; first += samples) {
+    cut.batch = std::min(samples, shape.batch - first);
+    run(cut, Workspace(memory, cut, backward), cut.at(first, 0, 0));
+  }
+}
+
 template <typename Task, typename T>
 void take_sums(const Cut& cut, const Tensors<T>& tensors, const Workspace& work, cudaStream_t stream) {
   const auto groups = static_cast<unsigned>(ceil_div(cut.heads, kHeads));
@@ -82,33 +106,33 @@ void dispatch(Dtype dtype, const F& f) {
 }  // namespace
 
 int64_t workspace_size(const Shape& shape, bool backward) {
-  return Workspace(nullptr, cut_of(shape), backward).floats;
+  return Workspace(nullptr, cut_of_pass(shape, backward), backward).floats;
 }
 
 void forward_cuda(Dtype dtype, const Shape& shape, const void* q, const void* k, const void* v, void* y,
                   float* workspace, void* stream) {
-  const Cut cut = cut_of(shape);
-  const Workspace work(workspace, cut, false);
-  dispatch(dtype, [&]<typename T>() {
-    const auto input = [](const void* tensor) { return static_cast<const T*>(tensor); };
-    const Tensors<T> tensors{.q = input(q), .k = input(k), .v = input(v), .y = static_cast<T*>(y)};
-    plan<false>(cut, tensors, work, static_cast<cudaStream_t>(stream));
-    take_sums<Forward>(cut, tensors, work, static_cast<cudaStream_t>(stream));
+  in_passes(shape, false, workspace, [&](const Cut& cut, const Workspace& work, int64_t offset) {
+    dispatch(dtype, [&]<typename T>() {
+      const auto input = [&](const void* tensor) { return static_cast<const T*>(tensor) + offset; };
+      const Tensors<T> tensors{.q = input(q), .k = input(k), .v = input(v), .y = static_cast<T*>(y) + offset};
+      plan<false>(cut, tensors, work, static_cast<cudaStream_t>(stream));
+      take_sums<Forward>(cut, tensors, work, static_cast<cudaStream_t>(stream));
+    });
   });
 }
 
 void backward_cuda(Dtype dtype, const Shape& shape, const void* dy, const void* q, const void* k, const void* v,
                    void* dq, void* dk, void* dv, float* workspace, void* stream) {
-  const Cut cut = cut_of(shape);
-  const Workspace work(workspace, cut, true);
-  dispatch(dtype, [&]<typename T>() {
-    const auto input = [](const void* tensor) { return static_cast<const T*>(tensor); };
-    const auto output = [](void* tensor) { return static_cast<T*>(tensor); };
-    const Tensors<T> tensors{input(q),   input(k),   input(v),   input(dy), nullptr,
-                             output(dq), output(dk), output(dv), work.dy_z, work.dy_z_q_y};
-    plan<true>(cut, tensors, work, static_cast<cudaStream_t>(stream));
-    take_sums<AtQueries>(cut, tensors, work, static_cast<cudaStream_t>(stream));
-    take_sums<AtKeys>(cut, tensors, work, static_cast<cudaStream_t>(stream));
+  in_passes(shape, true, workspace, [&](const Cut& cut, const Workspace& work, int64_t offset) {
+    dispatch(dtype, [&]<typename T>() {
+      const auto input = [&](const void* tensor) { return static_cast<const T*>(tensor) + offset; };
+      const auto output = [&](void* tensor) { return static_cast<T*>(tensor) + offset; };
+      const Tensors<T> tensors{input(q),   input(k),   input(v),   input(dy), nullptr,
+                               output(dq), output(dk), output(dv), work.dy_z, work.dy_z_q_y};
+      plan<true>(cut, tensors, work, static_cast<cudaStream_t>(stream));
+      take_sums<AtQueries>(cut, tensors, work, static_cast<cudaStream_t>(stream));
+      take_sums<AtKeys>(cut, tensors, work, static_cast<cudaStream_t>(stream));
+    });
   });
 }
 

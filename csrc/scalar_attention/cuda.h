@@ -7,7 +7,7 @@ namespace cat_fast::scalar_attention {
 
 enum class Dtype { kFloat, kBFloat16, kFloat16 };
 
-// Returns the floats of scratch memory that one call needs.
+// Returns the floats of scratch memory that one call needs: at most 128 MiB, unless one sample needs more.
 int64_t workspace_size(const Shape& shape, bool backward);
 
 // All tensors: `dtype`, (B, N, H).

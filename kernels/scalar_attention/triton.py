@@ -7,6 +7,8 @@ atomics, so results are deterministic.
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,7 @@ from .triton_sums import (
     MIDDLE,
     PARAMETERS,
     SIZE,
+    TERMS,
     WIDER,
     capacity_of,
     compiled_heads,
@@ -30,6 +33,8 @@ from .triton_sums import (
 )
 
 POSITIONS = tl.constexpr(16 * WIDER)  # per tile
+SCRATCH_BYTES = 128 << 20
+"""Limit of the scratch memory of a launch; samples that need more are processed in several passes."""
 
 
 def scalar_attention_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -39,12 +44,18 @@ def scalar_attention_triton(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -
     if q.numel() == 0:
         return y
     with on_device_of(q):
-        parameters = parameters_of(q, k, v)
-        table = tabulated(k, v, None, parameters, channels=2)
-        scalar_attention_forward_kernel[_grid(q)](
-            q, k, v, parameters, table, y, *_sizes(q), num_warps=8, maxnreg=64
-        )
+        for tensors in _passes(_scratch_bytes(q, channels=2), q, k, v, y):
+            _forward(*tensors)
     return y
+
+
+def _forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, y: torch.Tensor) -> None:
+    """Write y."""
+    parameters = parameters_of(q, k, v)
+    table = tabulated(k, v, None, parameters, channels=2)
+    scalar_attention_forward_kernel[_grid(q)](
+        q, k, v, parameters, table, y, *_sizes(q), num_warps=8, maxnreg=64
+    )
 
 
 def scalar_attention_backward_triton(
@@ -55,18 +66,45 @@ def scalar_attention_backward_triton(
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if q.numel() == 0:
         return grad_q, grad_k, grad_v
-    y, grad_z = torch.empty_like(q, dtype=torch.float32), torch.empty_like(q, dtype=torch.float32)
+    scratch = _scratch_bytes(q, channels=4) + 2 * 4 * q[0].numel()
     with on_device_of(q):
-        parameters = parameters_of(q, k, v, grad_y)
-        table = tabulated(k, v, None, parameters, channels=4)
-        scalar_attention_grad_queries_kernel[_grid(q)](
-            grad_y, q, k, v, parameters, table, grad_q, y, grad_z, *_sizes(q), num_warps=8, maxnreg=64
-        )
-        table = tabulated(q, y, grad_z, parameters, channels=4)
-        scalar_attention_grad_keys_kernel[_grid(q)](
-            q, k, v, y, grad_z, parameters, table, grad_k, grad_v, *_sizes(q), num_warps=8, maxnreg=64
-        )
+        for tensors in _passes(scratch, grad_y, q, k, v, grad_q, grad_k, grad_v):
+            _backward(*tensors)
     return grad_q, grad_k, grad_v
+
+
+def _backward(
+    grad_y: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grad_q: torch.Tensor,
+    grad_k: torch.Tensor,
+    grad_v: torch.Tensor,
+) -> None:
+    """Write grad_q, grad_k and grad_v."""
+    y, grad_z = torch.empty_like(q, dtype=torch.float32), torch.empty_like(q, dtype=torch.float32)
+    parameters = parameters_of(q, k, v, grad_y)
+    table = tabulated(k, v, None, parameters, channels=4)
+    scalar_attention_grad_queries_kernel[_grid(q)](
+        grad_y, q, k, v, parameters, table, grad_q, y, grad_z, *_sizes(q), num_warps=8, maxnreg=64
+    )
+    del table  # the next one takes its memory
+    table = tabulated(q, y, grad_z, parameters, channels=4)
+    scalar_attention_grad_keys_kernel[_grid(q)](
+        q, k, v, y, grad_z, parameters, table, grad_k, grad_v, *_sizes(q), num_warps=8, maxnreg=64
+    )
+
+
+def _scratch_bytes(x: torch.Tensor, channels: int) -> int:
+    """Return the size of one sample's table."""
+    return 4 * x.shape[2] * capacity_of(x) * channels * TERMS.value
+
+
+def _passes(sample_bytes: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Yield the tensors (B, N, H) in parts of as many samples as `SCRATCH_BYTES` allows, at least one."""
+    samples = max(1, SCRATCH_BYTES // sample_bytes)
+    return zip(*(x.split(samples) for x in tensors), strict=True)
 
 
 def _grid(x: torch.Tensor) -> tuple[int, int]:

@@ -49,8 +49,12 @@ def device(backend):
 
 @pytest.fixture(scope="module")
 def emulation(tmp_path_factory):
-    path = tmp_path_factory.mktemp("emulation") / "scalar_attention.so"
-    compile_emulation("scalar_attention", path, "-shared", "-fPIC")
+    return load_emulation(tmp_path_factory.mktemp("emulation"))
+
+
+def load_emulation(folder, *flags):
+    path = folder / "scalar_attention.so"
+    compile_emulation("scalar_attention", path, "-shared", "-fPIC", *flags)
     library = ctypes.CDLL(str(path))
     library.workspace_floats.restype = ctypes.c_int64
     return library
@@ -288,6 +292,38 @@ def test_operator_is_registered_as_torch_expects(backend, device):
     forward, backward = operators(backend)
     torch.library.opcheck(forward, tuple(leaves))
     torch.library.opcheck(backward, (grad, *(t.detach() for t in leaves)))
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 5, 8, 64, 1000])
+def test_the_scratch_memory_of_cuda_is_bounded(emulation, samples):
+    """At the positions and heads of an 8x latent of 512 px, one sample of which fits."""
+    sizes = (ctypes.c_int64 * 3)(samples, 4096, 512)
+    for backward in (0, 1):
+        assert 0 < 4 * emulation.workspace_floats(sizes, ctypes.c_int(backward)) <= 128 << 20
+
+
+def test_samples_in_passes_have_the_results_of_samples_alone(tmp_path):
+    """With scratch memory for two of three samples, the second pass is a partial one."""
+    tensors = inputs((3, 40, 3))
+    scratch = 4 * load_emulation(tmp_path).workspace_floats((ctypes.c_int64 * 3)(2, 40, 3), ctypes.c_int(1))
+    (tmp_path / "bounded").mkdir()
+    bounded = load_emulation(tmp_path / "bounded", f"-DCAT_FAST_SCRATCH_BYTES={scratch}")
+    sizes = (ctypes.c_int64 * 3)(3, 40, 3)
+    assert 4 * bounded.workspace_floats(sizes, ctypes.c_int(1)) <= scratch
+    assert_matches_float64(tensors, run_emulated(bounded, *tensors))
+
+
+@runs_triton
+def test_samples_in_passes_of_triton(force, monkeypatch):
+    force("scalar_attention", "triton")
+    from cat_fast.kernels.scalar_attention import triton
+
+    tensors = inputs((3, 63, 3), device="cuda" if triton_is_compiled() else "cpu")
+    sizes, split = [], torch.Tensor.split
+    monkeypatch.setattr(torch.Tensor, "split", lambda x, n: sizes.append(n) or split(x, n))
+    monkeypatch.setattr(triton, "SCRATCH_BYTES", 2 * (4 * 3 * 7 * 4 * 8 + 2 * 4 * 63 * 3))
+    assert_matches_float64(tensors, value_and_gradients(scalar_attention, *tensors))
+    assert sizes == [6] * 4 + [2] * 7  # the forward pass needs less
 
 
 @pytest.mark.parametrize("planted", [False, True], ids=["as it is", "with a missing __syncthreads"])

@@ -11,6 +11,7 @@ from typing import Any, Self
 from PIL import Image
 
 from cat_fast.data.files import atomic_write
+from cat_fast.errors import UserError
 
 MAX_THREADS = 8
 _ENDS = {
@@ -54,6 +55,8 @@ class ImageWriter:
         try:
             with atomic_write(path) as part:
                 image.save(part, **options)
+        except ValueError as error:  # such as an image too large for its format
+            raise UserError(f"{path}: {error}") from error
         finally:
             self._free.release()
 

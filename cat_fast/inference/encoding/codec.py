@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from cat_fast.complexity import tokens_per_image
 from cat_fast.complexity.ratios.policy import RatioChoice, RatioPolicy
-from cat_fast.data.files import atomic_write, require_writable, write_json
+from cat_fast.data.files import require_writable, write_json
 from cat_fast.data.images.io import image_to_bytes, load_image, resize_center_crop, tensor_to_image
+from cat_fast.data.images.writer import ImageWriter
 from cat_fast.data.streams.formats.base import Labels
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, unique_keys, write_latents
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
-from cat_fast.inference.encoding.ratio_batches import ImageToEncode, encode_by_ratio
+from cat_fast.inference.encoding.ratio_batches import ImageToEncode, batches_ahead, encode_by_ratio, to_device
 from cat_fast.inference.encoding.requirements import require_patches
 from cat_fast.models.execution import describe_execution
 from cat_fast.tokenizer import NestedAutoencoderKL
@@ -147,12 +147,14 @@ def decode_file(
 ) -> list[DecodedLatent]:
     """Decode every latent of a file to `out`/KEY.`image_format`, writing each image atomically.
 
+    Files are encoded by background threads, and a GPU decodes a batch while the one before is read.
+
     Args:
         latents: a file written by `encode_files`.
         out: output folder, created if missing.
         image_format: "png", "jpg" (quality 95) or "webp" (quality 95).
         force: decode latents of another tokenizer too; a different number of channels is still an error.
-        on_done: called with each result as it becomes available.
+        on_done: called with each result as it becomes available; its file may still be being written.
 
     Returns:
         One result per latent, in file order.
@@ -184,11 +186,21 @@ def decode_file(
             done(DecodedLatent(key=key, ratio=record.ratio, size=record.size, error=f"{key}: {problem}"))
         else:
             batches[record.ratio, stored.shapes[key]].append(key)
-    for (ratio, _), keys in batches.items():
-        for batch in _chunks(keys, batch_size):
-            images = _decode(tokenizer, [stored.load(key) for key in batch], ratio)
-            for key, image in zip(batch, images, strict=True):
-                done(_save(key, image, ratio, out / f"{key}.{image_format}"))
+    running: deque[tuple[list[str], int, Tensor]] = deque()
+    with ImageWriter() as writer:
+
+        def finish_all_but(ahead: int) -> None:
+            while len(running) > ahead:
+                keys, ratio, x_BCHW = running.popleft()
+                for key, x in zip(keys, x_BCHW.cpu(), strict=True):
+                    done(_write(writer, key, x, ratio, out / f"{key}.{image_format}"))
+
+        for (ratio, _), keys in batches.items():
+            for batch in _chunks(keys, batch_size):
+                x_BCHW = _start_decoding(tokenizer, [stored.load(key) for key in batch], ratio)
+                running.append((batch, ratio, x_BCHW))
+                finish_all_but(batches_ahead(tokenizer.device))
+        finish_all_but(0)
     return [results[key] for key in stored.records]
 
 
@@ -227,10 +239,11 @@ def _choose(
 
 
 @torch.inference_mode()
-def _decode(tokenizer: NestedAutoencoderKL, latents: list[Tensor], ratio: int) -> Tensor:
+def _start_decoding(tokenizer: NestedAutoencoderKL, latents: list[Tensor], ratio: int) -> Tensor:
+    """Return the images, float32 on the tokenizer's device, without waiting for it."""
     with upcast(tokenizer):
-        z_BCHW = torch.stack(latents).to(tokenizer.device, tokenizer.dtype)
-        return tokenizer.decode(z_BCHW, ratio).sample.float().cpu()
+        z_BCHW = to_device(torch.stack(latents), tokenizer.device).to(tokenizer.dtype)
+        return tokenizer.decode(z_BCHW, ratio).sample.float()
 
 
 def _reason_undecodable(
@@ -247,15 +260,14 @@ def _reason_undecodable(
     return None
 
 
-def _save(key: str, x: Tensor, ratio: int, file: Path) -> DecodedLatent:
+def _write(writer: ImageWriter, key: str, x: Tensor, ratio: int, file: Path) -> DecodedLatent:
     size = x.shape[-1]
     try:
-        image: Image.Image = tensor_to_image(x)
-        image_format = file.suffix[1:].upper().replace("JPG", "JPEG")
-        with atomic_write(file) as part:
-            image.save(part, format=image_format, quality=95)
+        image = tensor_to_image(x)
     except ValueError as error:
         return DecodedLatent(key=key, ratio=ratio, size=size, error=f"{key}: {error}")
+    image_format = file.suffix[1:].upper().replace("JPG", "JPEG")
+    writer.write(file, image, format=image_format, quality=95)
     return DecodedLatent(key=key, ratio=ratio, size=size, file=file)
 
 

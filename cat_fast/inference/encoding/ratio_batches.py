@@ -33,7 +33,7 @@ def encode_by_ratio(
     """
     waiting: dict[int, list[ImageToEncode[Item]]] = defaultdict(list)
     running: deque[tuple[list[ImageToEncode[Item]], Tensor]] = deque()
-    ahead = 0 if tokenizer.device.type == "cpu" else 1
+    ahead = batches_ahead(tokenizer.device)
 
     def start(ratio: int) -> None:
         batch = waiting.pop(ratio)
@@ -67,13 +67,20 @@ def encode_batch(tokenizer: NestedAutoencoderKL, pixels: Sequence[Tensor], ratio
     return _finish(_start(tokenizer, pixels, ratio))
 
 
+def batches_ahead(device: torch.device) -> int:
+    """Return the number of batches to start before the results of an earlier one are read."""
+    return 0 if device.type == "cpu" else 1
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the host without waiting for the device."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
 @torch.inference_mode()
 def _start(tokenizer: NestedAutoencoderKL, pixels: Sequence[Tensor], ratio: int) -> Tensor:
     """Return the modes of the posteriors, float32 on the tokenizer's device, without waiting for it."""
-    x_BCHW = torch.stack(list(pixels))
-    if tokenizer.device.type == "cuda":
-        x_BCHW = x_BCHW.pin_memory()
-    x_BCHW = x_BCHW.to(tokenizer.device, non_blocking=True)
+    x_BCHW = to_device(torch.stack(list(pixels)), tokenizer.device)
     if x_BCHW.dtype == torch.uint8:
         x_BCHW = x_BCHW.float().div_(127.5).sub_(1.0)
     with upcast(tokenizer):

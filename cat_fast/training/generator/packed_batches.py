@@ -1,8 +1,8 @@
-"""Prefetching of packed batches: a thread plans and reads the next step's batches during a step."""
+"""Prefetching of packed batches: a thread plans, reads and encodes the next step's batches during a step."""
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cat_fast.data.latents.dataset import LatentDataset
+from cat_fast.generator import PackedText
 from cat_fast.packing import PackedSequence
 from cat_fast.training.generator.packed_stream import PackedStream
 
@@ -20,8 +21,8 @@ class PackedBatch:
 
     packed: PackedSequence
     """The latents with labels and keys, on the device."""
-    captions: list[str]
-    """One caption per sequence; an empty string if it has none."""
+    text: PackedText | None
+    """The encoded captions, one per sequence, on the device; None without a text encoder."""
     lengths: list[int]
     """Number of tokens per sequence, on the host so that reading them does not wait for the device."""
 
@@ -35,6 +36,8 @@ class PackedBatches:
         patch_size: patch size of the model.
         prefetch: number of batches to keep ready; use the number of batches per step.
         device: device to copy batches to.
+        encode: encodes captions, empty where a latent has none, to `PackedBatch.text`. Called by the thread
+            only, so that a device finds its next batch encoded when it has finished a step.
     """
 
     def __init__(
@@ -45,9 +48,10 @@ class PackedBatches:
         patch_size: int,
         prefetch: int,
         device: torch.device,
+        encode: Callable[[Sequence[str]], PackedText | None] = lambda captions: None,
     ) -> None:
         self._latents, self._stream, self._patch_size = latents, stream, patch_size
-        self._prefetch, self._device = prefetch, device
+        self._prefetch, self._device, self._encode = prefetch, device, encode
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latents")
         self._ready: deque[Future[PackedBatch]] = deque()
         self._states: deque[Callable[[], dict[str, Any]]] = deque()
@@ -115,4 +119,4 @@ class PackedBatches:
         )
         captions = [self._latents.entries[i].caption or "" for i in indices]
         lengths = packed.cu_seqlens.diff().tolist()
-        return PackedBatch(packed=packed.to(self._device), captions=captions, lengths=lengths)
+        return PackedBatch(packed=packed.to(self._device), text=self._encode(captions), lengths=lengths)

@@ -95,7 +95,7 @@ class GeneratorTask:
             print(notice, flush=True)
         self.text_encoder = _load_text_encoder(config, self.latents, ranks)
         cache_bytes = config.text_cache_megabytes << 20
-        self._encode = _make_caption_encoder(self.text_encoder, self.latents, cache_bytes)
+        encode = _make_caption_encoder(self.text_encoder, self.latents, cache_bytes)
         self.batches_per_step = _batches_per_step(config, ranks)
         torch.manual_seed(config.seed)
         self._derived = self._derived_arguments()
@@ -127,6 +127,7 @@ class GeneratorTask:
             patch_size=model.config.patch_size,
             prefetch=self.batches_per_step,
             device=ranks.device,
+            encode=encode,
         )
 
     def _derived_arguments(self) -> dict[str, Any]:
@@ -268,12 +269,12 @@ class GeneratorTask:
         return cast(Weighting, self.config.loss.weighting)
 
     def _next_batches(self) -> tuple[list[WeightedBatch], float]:
-        """Return the batches of a step with their texts, and the time spent waiting for them in seconds."""
+        """Return the batches of a step, and the time spent waiting for them in seconds."""
         batches, seconds = self.batches.take(self.batches_per_step)
         drawn = [
             WeightedBatch(
                 batch.packed,
-                self._encode(batch.captions),
+                batch.text,
                 batch.lengths,
                 total_weight(batch.packed, self._weighting),
             )

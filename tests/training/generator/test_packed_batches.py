@@ -1,6 +1,7 @@
 """Prefetching changes neither batches nor checkpoints, nor the step at which an error is raised."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def test_batches_equal_those_of_the_stream(folder, batches):
         assert torch.equal(batch.packed.cu_seqlens, expected.cu_seqlens)
         assert batch.packed.key == tuple(s.key for s in samples)
         assert batch.packed.label.tolist() == [s.label for s in samples]
-        assert batch.captions == [""] * len(samples)
+        assert batch.text is None
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4])
@@ -100,3 +101,21 @@ def test_unreadable_latent_is_raised_when_its_batch_is_taken(folder, batches, mo
     keys(batches, 1)
     with pytest.raises(UserError, match="cannot be read"):
         keys(batches, 1)
+
+
+def test_captions_are_encoded_by_the_thread_ahead_of_the_step(folder):
+    latents, stream = streamed(folder)
+    encoded = []
+
+    def encode(captions):
+        encoded.append((threading.current_thread().name, list(captions)))
+        return len(encoded)
+
+    batches = PackedBatches(
+        latents, stream, patch_size=2, prefetch=2, device=torch.device("cpu"), encode=encode
+    )
+    taken = [batch for _ in range(3) for batch in batches.take(2)[0]]
+    batches.close()
+    assert [batch.text for batch in taken] == [1, 2, 3, 4, 5, 6]
+    assert all(name.startswith("latents") for name, _ in encoded)
+    assert encoded[0][1] == [""] * len(taken[0].packed)
