@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.nano.tables import tables, to_markdown, twin_tables
+from benchmarks.nano.cards import CARD, figures_section, write_tables
+from benchmarks.nano.tables import tables, twin_tables
 from cat_fast.complexity import RatioThresholds
 from cat_fast.complexity.sentence_package import HUB_NAME
 from cat_fast.data.latents.dataset import LatentDataset
@@ -27,7 +28,7 @@ from cat_fast.processor import processor_name
 from cat_fast.training.checkpoints.initial_weights import RECORD
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.metrics.throughput import summarize
-from cat_fast.weights.shipped import NAMES, SHIPPED, TABLES, TOKENIZER
+from cat_fast.weights.shipped import NAMES, SHIPPED, TOKENIZER, TRANSFORMER
 
 CURVE = 10
 """Number of points of a training curve in a card."""
@@ -85,13 +86,13 @@ def export(given: argparse.Namespace) -> None:
             tables(report),
             latents,
         )
-        (folder / "transformer" / "README.md").write_text(card, encoding="utf-8")
-        write_json_list(folder / TABLES, tables(report))
+        (folder / TRANSFORMER / CARD).write_text(card, encoding="utf-8")
+        write_tables(folder, report)
     nested = len(tokenizer.ratios) > 1
     title = "Nested tokenizer" if nested else "Fixed 16x tokenizer"
     figures = tables(report) if nested else twin_tables(report)
     card = _card(title, given.tokenizer, corpus, list(corpus["images"]), figures)
-    (folder / TOKENIZER / "README.md").write_text(card, encoding="utf-8")
+    (folder / TOKENIZER / CARD).write_text(card, encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 2**20:.2f} MiB")
 
@@ -103,11 +104,6 @@ def _sampling(report: dict[str, Any]) -> dict[str, Any]:
     trial = report["samples"]["sampling"]
     guidance = {int(ratio): scale for ratio, scale in trial["guidance"].items()}
     return {"num_inference_steps": trial["steps"], "guidance_scale": guidance}
-
-
-def write_json_list(path: Path, values: list[dict[str, Any]]) -> None:
-    """Write a list as JSON."""
-    path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _card(
@@ -160,10 +156,7 @@ def _card(
     for i in range(CURVE):
         part = records[i * len(records) // CURVE : (i + 1) * len(records) // CURVE]
         lines.append(f"| {part[-1]['step'] + 1} | {sum(one['loss'] for one in part) / len(part):.4f} |")
-    lines += ["", "## Figures", ""]
-    lines += [to_markdown(table) for table in figures]
-    if not figures:
-        lines += ["Not measured yet: `make nano-report`.", ""]
+    lines += ["", figures_section(figures)]
     lines += [
         "## Limits",
         "",

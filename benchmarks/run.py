@@ -70,6 +70,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="packing", minutes=30),
         Job(name="autoencoder", minutes=60),
         Job(name="training_steps", minutes=10),
+        Job(name="linear", minutes=5),
         Job(name="straggler", minutes=5),
         Job(name="loader", minutes=5),
         Job(name="scoring", minutes=1),

@@ -26,7 +26,7 @@ from cat_fast.data.files import write_json
 ROOT = Path(__file__).parents[1]
 
 _PROGRAM = """
-import json, sys, time
+import gzip, json, sys, time
 from importlib import import_module
 from pathlib import Path
 source, folder, count, SINGLE = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -35,7 +35,9 @@ from cat_fast.complexity.description import Description
 scorer.score_many([Description("a dog lying on grass", False, False)])
 seconds = singly = 0.0
 if count:
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.open(encoding="utf-8")]
+    lines = []
+    for path in sorted(folder.glob("*.jsonl*")):
+        lines += (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8")
     rows = [json.loads(line) for line in lines][:count]
     descriptions = [Description(row["caption"], row["has_text"], row["has_faces"]) for row in rows]
     start = time.process_time()

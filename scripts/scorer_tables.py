@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import ratio_tables
 import tables
 
@@ -14,6 +15,7 @@ DOCUMENT = tables.ROOT / "docs/distilled_scorers.md"
 ASSETS = tables.ROOT / "cat_fast/complexity/assets"
 TIERS = ("accurate", "fast")
 STATES = ("given", "inferred")
+TOLERANCE = 0.06  # of the shares of a mix
 
 
 def main() -> None:
@@ -26,7 +28,13 @@ def filled(text: str) -> str:
     reports = {
         tier: json.loads((ASSETS / f"{tier}_scorer.json").read_text(encoding="utf-8")) for tier in TIERS
     }
-    makers = {"quality": quality, "mixes": mixes, "reliability": reliability, "paraphrases": paraphrases}
+    makers = {
+        "quality": quality,
+        "mixes": mixes,
+        "mixes chance": mixes_chance,
+        "reliability": reliability,
+        "paraphrases": paraphrases,
+    }
     return tables.fill(text, {name: make(reports) for name, make in makers.items()})
 
 
@@ -75,9 +83,45 @@ def mixes(reports: Mapping[str, Any]) -> str:
         mix = "/".join(map(str, published[name])) if name in published else ""
         difference = found[0]["mix_difference"]
         cells = [_mix(found[0]["reference_mix"].values()), *(_mix(one["mix"].values()) for one in found)]
-        rows.append((label, f"{found[0]['captions']:,}", *cells, f"{100 * difference:.1f}", mix))
-    header = ("source", "captions", "raters", *TIERS, "largest difference of accurate", "published")
+        chance = f"{100 * unbiased_within_tolerance(found[0]):.0f} %"
+        rows.append((label, f"{found[0]['captions']:,}", *cells, f"{100 * difference:.1f}", chance, mix))
+    header = (
+        "source",
+        "captions",
+        "raters",
+        *TIERS,
+        "largest difference of accurate",
+        "unbiased within 6",
+        "published",
+    )
     return tables.markdown(header, rows)
+
+
+def mixes_chance(reports: Mapping[str, Any]) -> str:
+    """Return the probability that an unbiased scorer has all mixes of written domains within 6 points."""
+    domains = reports["accurate"]["written_domains"].values()
+    chance = np.prod([unbiased_within_tolerance(domain["given"]) for domain in domains])
+    return (
+        f"All {len(domains)} domains of the written captions would be within 6 points with a probability of"
+        f" {100 * chance:.0f} %.\n"
+    )
+
+
+def unbiased_within_tolerance(found: Mapping[str, Any], draws: int = 20_000) -> float:
+    """Return the probability that a scorer without bias has the mix of a group within 6 points.
+
+    The scorer agrees with the raters as often as the measured one. Its errors are between neighbouring
+    ratios, as often up as down, and as frequent at each boundary as the rarer of its two ratios.
+    """
+    random = np.random.default_rng(0)
+    first, middle, last = found["reference_mix"].values()
+    weights = np.array([min(first, middle), min(middle, last)])
+    captions = found["captions"]
+    errors = random.binomial(captions, 1 - found["agreement"]["value"], draws)
+    at_first = random.binomial(errors, weights[0] / weights.sum())
+    flows = [2 * random.binomial(count, 0.5) - count for count in (at_first, errors - at_first)]
+    changes = np.stack([flows[0], flows[1] - flows[0], flows[1]]) / captions
+    return float((np.abs(changes).max(axis=0) <= TOLERANCE).mean())
 
 
 def reliability(reports: Mapping[str, Any]) -> str:

@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
-KINDS = ("complexity", "efficiency", "evaluation", "generator", "image", "kernel", "model", "ratio", "scorer")
+KINDS = (
+    "complexity",
+    "dual",
+    "efficiency",
+    "evaluation",
+    "generator",
+    "image",
+    "kernel",
+    "model",
+    "ratio",
+    "scorer",
+)
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 

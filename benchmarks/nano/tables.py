@@ -202,7 +202,7 @@ def _generator(name: str, one: dict[str, Any]) -> list[Any]:
         f"{found['recognised']} of {found['prompts']}",
         _interval(difference, 3) if difference else "",
         f"{one['proxy-FID-vgg16']:.1f}",
-        _interval(one["proxy-KID-vgg16"], 3),
+        _interval(one["proxy-KID-vgg16"], 0),
         f"{one['mean_tokens']:.1f}",
     ]
 

@@ -23,6 +23,12 @@ from cat_fast.errors import UserError
 _MAX_LISTED = 10
 """Maximum number of names in a message."""
 
+PhotosArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PHOTO...", help="JPEG, PNG or WebP files, or folders of them.", show_default=False
+    ),
+]
 CheckpointOption = Annotated[
     Path,
     typer.Option(
@@ -69,6 +75,17 @@ DtypeOption = Annotated[
         help="Number format of the models; auto is bf16 on GPUs that multiply in it, else fp32.",
     ),
 ]
+FormatOption = Annotated[
+    str,
+    typer.Option("--format", metavar="png|jpg|webp", help="Image format; jpg and webp have quality 95."),
+]
+LinearBackendOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|mkl|onednn",
+        help="Library of fp32 matrix products on CPUs, recorded with the images; auto takes the faster one.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]
 
 
@@ -83,14 +100,7 @@ class EncodeCommand(TyperCommand):
 
 
 def encode(
-    photos: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PHOTO...",
-            help="JPEG, PNG or WebP files, or folders of them.",
-            show_default=False,
-        ),
-    ],
+    photos: PhotosArgument,
     checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Latent file to write (safetensors).")] = Path(
         "latents.safetensors"
@@ -219,10 +229,7 @@ def decode(
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Output folder for the images.", show_default=False)
     ],
-    image_format: Annotated[
-        str,
-        typer.Option("--format", metavar="png|jpg|webp", help="Image format; jpg and webp have quality 95."),
-    ] = "png",
+    image_format: FormatOption = "png",
     force: Annotated[
         bool, typer.Option("--force", help="Decode even if another tokenizer encoded the latents.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Tables and summaries printed by `cat-fast encode` and `cat-fast decode`."""
+"""Tables and summaries printed by commands that encode and decode images."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 _BY_IMAGE = {"pixels": "pixels", "jpeg size": "JPEG size"}
 """Sources of ratios of images without a description, by their names."""
-_MAX_TABLE_ROWS = 50
+MAX_TABLE_ROWS = 50
 """Maximum number of images listed in a table; --json lists all."""
 
 
 def encoded_table(encoded: "list[EncodedPhoto]") -> Table:
-    table = _file_table("ratio", "tokens", "score")
+    table = file_table("ratio", "tokens", "score")
     table.add_column("why")
-    for photo in encoded[:_MAX_TABLE_ROWS]:
+    for photo in encoded[:MAX_TABLE_ROWS]:
         assert photo.choice is not None
         score = "" if photo.choice.score is None else str(photo.choice.score)
         why = shorten(photo.choice.why, 60, placeholder=" ...")
         cells = [photo.file.name, f"{photo.choice.ratio}x", str(photo.tokens), score, why]
         table.add_row(*map(Text, cells))  # Text, so that brackets in a name are not parsed as markup
-    _add_overflow_row(table, len(encoded))
+    add_overflow_row(table, len(encoded))
     return table
 
 
@@ -67,16 +67,17 @@ def print_notice(origins: "Mapping[RatioOrigin, int]", ratios: Mapping[int, int]
 
 
 def decoded_table(decoded: "list[DecodedLatent]") -> Table:
-    table = _file_table("ratio", "size")
-    for latent in decoded[:_MAX_TABLE_ROWS]:
+    table = file_table("ratio", "size")
+    for latent in decoded[:MAX_TABLE_ROWS]:
         assert latent.file is not None
         cells = [latent.file.name, f"{latent.ratio}x", f"{latent.size} px"]
         table.add_row(*map(Text, cells))
-    _add_overflow_row(table, len(decoded))
+    add_overflow_row(table, len(decoded))
     return table
 
 
-def _file_table(*columns: str) -> Table:
+def file_table(*columns: str) -> Table:
+    """Return a table with a column of file names and columns of figures."""
     table = Table()
     table.add_column("file", overflow="fold")
     for column in columns:
@@ -84,9 +85,10 @@ def _file_table(*columns: str) -> Table:
     return table
 
 
-def _add_overflow_row(table: Table, count: int) -> None:
-    if count > _MAX_TABLE_ROWS:
-        table.add_row(Text(f"and {count - _MAX_TABLE_ROWS} more (see --json)", style="dim"))
+def add_overflow_row(table: Table, count: int) -> None:
+    """Add the number of images beyond `MAX_TABLE_ROWS`, if there are any."""
+    if count > MAX_TABLE_ROWS:
+        table.add_row(Text(f"and {count - MAX_TABLE_ROWS} more (see --json)", style="dim"))
 
 
 def as_row(result: "EncodedPhoto | DecodedLatent") -> dict[str, Any]:

@@ -4,14 +4,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DeviceOption, JsonOption, report_errors
-from cat_fast.cli.codec_tables import format_count
-
-_MAX_TABLE_ROWS = 50
+from cat_fast.cli.codec import DeviceOption, FormatOption, JsonOption, PhotosArgument, report_errors
+from cat_fast.cli.codec_tables import MAX_TABLE_ROWS, add_overflow_row, file_table, format_count
 
 CheckpointOption = Annotated[
     Path,
@@ -23,15 +20,15 @@ CheckpointOption = Annotated[
         show_default=False,
     ),
 ]
+StepsOption = Annotated[int, typer.Option(min=1, help="Steps of inversion and of denoising.")]
+StrengthOption = Annotated[
+    float, typer.Option(help="0 to 1: how far to invert; lower values stay closer to the guide.")
+]
+GuidanceOption = Annotated[float, typer.Option(help="Classifier-free guidance; 1 disables it.")]
 
 
 def encode(
-    photos: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PHOTO...", help="JPEG, PNG or WebP files, or folders of them.", show_default=False
-        ),
-    ],
+    photos: PhotosArgument,
     checkpoint: CheckpointOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Token file to write (JSON lines).")] = Path(
         "tokens.jsonl"
@@ -75,7 +72,8 @@ def encode(
     4, 16, 64 or 256 tokens; it is taken from --captions, else --caption, else PHOTO.txt next to PHOTO.jpg.
 
     EXIF rotation is applied, colours are converted to sRGB, and transparent areas become white. Images that
-    cannot be read, or that are smaller than the guide, are reported and skipped (exit code 1).
+    cannot be read, or that are smaller than the guide, are reported and skipped (exit code 1). After an
+    interruption, the same command encodes the missing images only.
 
     Examples:
 
@@ -94,7 +92,7 @@ def encode(
 
     files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
-    from cat_fast.dual_token.codec import encode_files
+    from cat_fast.dual_token.encoding_run import encode_files
     from cat_fast.dual_token.tokenizer import DualTokenizer
 
     if size is not None:
@@ -125,19 +123,14 @@ def encode(
         ]
         console.print_json({"out": str(out) if encoded else None, "images": rows})
     elif encoded:
-        table = Table()
-        table.add_column("file", overflow="fold")
-        for column in ("image", "grid", "tokens", "bits"):
-            table.add_column(column, justify="right", no_wrap=True)
-        bits = _bits(tokenizer)
-        for record in encoded[:_MAX_TABLE_ROWS]:
+        table = file_table("image", "grid", "tokens", "bits")
+        for record in encoded[:MAX_TABLE_ROWS]:
             (height, width), (rows_, columns) = record.size, record.tokens.grid
             cells = [record.source, f"{width} x {height} px", f"{rows_} x {columns}"]
-            cells += [str(len(record.tokens)), f"{bits(record.tokens):.0f}"]
+            cells += [str(len(record.tokens)), f"{tokenizer.vocabulary.bits(record.tokens):.0f}"]
             table.add_row(*map(Text, cells))
+        add_overflow_row(table, len(encoded))
         console.out.print(table)
-        if len(encoded) > _MAX_TABLE_ROWS:
-            console.out.print(f"and {len(encoded) - _MAX_TABLE_ROWS} more (see --json)", style="dim")
         line = f"{format_count(len(encoded))} encoded; tokens written to {out}"
         console.out.print(Text(line), soft_wrap=True)
     report_errors([result.error for result in results if result.error], len(results), "written")
@@ -172,12 +165,9 @@ def decode(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of inversion and of denoising.")] = 50,
-    strength: Annotated[
-        float,
-        typer.Option(help="0 to 1: how far to invert; lower values stay closer to the guide."),
-    ] = 1.0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 disables it.")] = 1.0,
+    steps: StepsOption = 50,
+    strength: StrengthOption = 1.0,
+    guidance: GuidanceOption = 1.0,
     mode: Annotated[
         str,
         typer.Option(
@@ -193,10 +183,7 @@ def decode(
         int, typer.Option(min=0, help="Fixed-point iterations per inversion step, for an exact inversion.")
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of modes that draw noise.")] = 0,
-    image_format: Annotated[
-        str,
-        typer.Option("--format", metavar="png|jpg|webp", help="Image format; jpg and webp have quality 95."),
-    ] = "png",
+    image_format: FormatOption = "png",
     force: Annotated[
         bool, typer.Option("--force", help="Decode even if another tokenizer encoded the images.")
     ] = False,
@@ -212,13 +199,16 @@ def decode(
     All lines are checked first: if one has codes outside the vocabulary, a wrong length, or a sequence that
     is cut, nothing is decoded. A line may also come from a language model: `{"ids": [...]}`.
 
+    After an interruption, the same command decodes the missing images only. The result is bit-identical to an
+    uninterrupted run. An image that the diffusion model cannot draw is reported and skipped (exit code 1).
+
     Examples:
 
         cat-fast dual decode holiday.jsonl -c DIR -o images --size 256
 
         cat-fast dual decode holiday.jsonl -c DIR -o guides --guides
     """
-    from cat_fast.dual_token.codec import decode_guides, decode_images
+    from cat_fast.dual_token.decoding_run import DecodingRun, Rendering
     from cat_fast.dual_token.grid import parse_sides
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.token_file import read_tokens
@@ -237,43 +227,25 @@ def decode(
     if renderer is not None:
         tokenizer.renderer = Renderer(model=renderer)
     records = read_tokens(tokens, tokenizer.vocabulary, None if force else tokenizer.fingerprint())
+    rendering = None
+    if tokenizer.renderer is not None and not guides:
+        rendering = Rendering(size=pixels, settings=settings, seed=seed)
+    run = DecodingRun(records, out, tokenizer, image_format, rendering)
     with console.progress("images") as bar:
-        task = bar.add_task("decoding", total=len(records))
-
-        def done(_: Path) -> None:
-            bar.advance(task)
-
-        if guides or tokenizer.renderer is None:
-            files = decode_guides(records, out, tokenizer, image_format, on_done=done)
-        else:
-            files = decode_images(
-                records,
-                out,
-                tokenizer,
-                image_format,
-                size=pixels,
-                settings=settings,
-                seed=seed,
-                on_done=done,
-            )
+        task = bar.add_task("decoding", total=len(records), completed=run.count_done())
+        results = run.decode(lambda count: bar.advance(task, count))
+    decoded = [result for result in results if result.file]
     if json_output:
         rows = [
-            {"key": record.key, "file": str(file), "grid": list(record.tokens.grid)}
-            for record, file in zip(records, files, strict=True)
+            {
+                "key": result.key,
+                "file": str(result.file) if result.file else None,
+                "grid": list(record.tokens.grid),
+                "error": result.error,
+            }
+            for record, result in zip(records, results, strict=True)
         ]
-        console.print_json({"images": rows})
-    else:
-        console.out.print(Text(f"{format_count(len(files))} in {out}"), soft_wrap=True)
-
-
-def _bits(tokenizer: Any) -> Any:
-    """Return a function from tokens to bits: log2 of the codebook's size per code."""
-    from math import log2
-
-    vocabulary = tokenizer.vocabulary
-
-    def bits(tokens: Any) -> float:
-        semantic = tokens.semantic.numel() * log2(max(vocabulary.semantic_size, 1))
-        return semantic + tokens.guide.numel() * log2(vocabulary.guide_size)
-
-    return bits
+        console.print_json({"out": str(out), "images": rows})
+    elif decoded:
+        console.out.print(Text(f"{format_count(len(decoded))} in {out}"), soft_wrap=True)
+    report_errors([result.error for result in results if result.error], len(results), "decoded")

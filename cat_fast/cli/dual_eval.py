@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cat_fast import console
 from cat_fast.cli.codec import DeviceOption, JsonOption
-from cat_fast.cli.dual_codec import CheckpointOption
+from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
 from cat_fast.errors import UserError
 
 RESULT = "dual.json"
@@ -40,14 +40,23 @@ def evaluate(
             help="Re-render guides, if the tokenizer has a diffusion model, with its ablations.",
         ),
     ] = True,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of inversion and of denoising.")] = 50,
-    strength: Annotated[float, typer.Option(help="0 to 1: how far to invert.")] = 1.0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 disables it.")] = 1.0,
+    steps: StepsOption = 50,
+    strength: StrengthOption = 1.0,
+    guidance: GuidanceOption = 1.0,
     super_resolution: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Weights of a super-resolution network, such as RealESRGAN_x4plus.pth (package spandrel).",
+            show_default=False,
+        ),
+    ] = None,
+    movq: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of a MoVQ, a diffusers VQModel with spatial norms, to compare at equal numbers of"
+            " tokens.",
             show_default=False,
         ),
     ] = None,
@@ -62,8 +71,9 @@ def evaluate(
     """Measure a dual-token tokenizer: PSNR, SSIM, perceptual distance, tokens, bits and codebook use.
 
     For each guide size: the enlarged guide; the image downscaled to the guide's size, its limit; JPEG and
-    WebP files of as many bits, where one is that small; and, with a diffusion model, the re-rendered image
-    with its ablations. Differences between methods are paired over images. Every figure has a 95 % interval.
+    WebP files of as many bits, where one is that small; optionally, a super-resolution network and MoVQ; and,
+    with a diffusion model, the re-rendered image with its ablations. Differences between methods are paired
+    over images. Every figure has a 95 % interval.
 
     Published figures are printed by `cat-fast eval table dual-reconstruction`. An interrupted evaluation
     resumes.
@@ -80,10 +90,11 @@ def evaluate(
 
     sides = list(dict.fromkeys(parse_grid(part, "--grids") for part in grids.split(",")))
 
-    from cat_fast.data.files import require_writable, write_json
+    from cat_fast.data.files import require_writable, sha256, write_json
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.tokenizer import DualTokenizer
     from cat_fast.evaluation.dual_token.methods import make_methods
+    from cat_fast.evaluation.dual_token.movq import MoVQ
     from cat_fast.evaluation.dual_token.run import DualRun, evaluated_images
     from cat_fast.evaluation.dual_token.summary import summarize
     from cat_fast.evaluation.dual_token.super_resolution import open_super_resolution
@@ -102,12 +113,16 @@ def evaluate(
             f" images of {size} px; raise --size, or leave it out"
         )
     upscale = None if super_resolution is None else open_super_resolution(super_resolution, device)
-    methods = make_methods(tokenizer, sides, settings if rendered else None, upscale)
+    baseline = None if movq is None else MoVQ(movq, device)
+    methods = make_methods(tokenizer, sides, settings if rendered else None, upscale, baseline)
     options: dict[str, Any] = {"data": data}
     if rendered:
         options |= {"steps": steps, "strength": strength, "guidance": guidance}
+        options["renderer"] = tokenizer.backend.fingerprint()
     if super_resolution is not None:
-        options["super_resolution"] = super_resolution.name
+        options["super_resolution"] = sha256(super_resolution)[:16]
+    if baseline is not None:
+        options["movq"] = baseline.fingerprint()
     run = DualRun(images, methods, tokenizer, sides, size, perceptual_distance("auto"), out, options)
     with console.progress("images") as bar:
         task = bar.add_task("evaluating", total=len(images))

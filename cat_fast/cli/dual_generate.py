@@ -8,10 +8,12 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DeviceOption, JsonOption
+from cat_fast.cli.codec import DeviceOption, JsonOption, report_errors
 from cat_fast.cli.codec_tables import format_count
-from cat_fast.cli.dual_codec import CheckpointOption
+from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
 from cat_fast.errors import UserError
+
+_MAX_IN_SHEET = 100
 
 
 def generate(
@@ -55,16 +57,19 @@ def generate(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first image; the next has the next.")] = 0,
     guides: Annotated[bool, typer.Option("--guides", help="Write the guides only.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of inversion and of denoising.")] = 50,
-    strength: Annotated[float, typer.Option(help="0 to 1: how far to invert.")] = 1.0,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 disables it.")] = 1.0,
+    steps: StepsOption = 50,
+    strength: StrengthOption = 1.0,
+    guidance: GuidanceOption = 1.0,
     device: DeviceOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Generate images from captions: a language model writes tokens, the tokenizer decodes them.
 
     Only tokens that keep the sequence valid are sampled, so that every sequence decodes. tokens.jsonl holds
-    the sequences, sheet.png all images with their captions.
+    the sequences, sheet.png the first hundred images with their captions.
+
+    After an interruption, the same command continues. The result is bit-identical to an uninterrupted run.
+    A caption that cannot be drawn is reported and skipped (exit code 1).
 
     Example:
 
@@ -76,63 +81,58 @@ def generate(
     if not prompt and prompts is None:
         raise UserError("no captions: give --prompt or --prompts")
 
-    from cat_fast.data.files import atomic_write, require_writable
+    from cat_fast.data.files import atomic_write
     from cat_fast.data.images.contact_sheet import Cell, contact_sheet
     from cat_fast.data.images.io import load_image
-    from cat_fast.dual_token.codec import decode_guides, decode_images
-    from cat_fast.dual_token.language.generate import check_fit, generate_records, read_captions
+    from cat_fast.dual_token.decoding_run import DecodingRun, Rendering
+    from cat_fast.dual_token.language.generate import GenerationRun, SamplingSettings, read_captions
     from cat_fast.dual_token.language.model import DualLanguageModel
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.semantic.text_target import open_text_target
-    from cat_fast.dual_token.token_file import write_tokens
     from cat_fast.dual_token.tokenizer import DualTokenizer
     from cat_fast.models.load import load_model
 
     captions = [*(prompt or ()), *(read_captions(prompts) if prompts else ())]
+    sampling = SamplingSettings(grids=chosen, temperature=temperature, top_k=top_k, seed=seed)
     settings = RerenderSettings(steps=steps, strength=strength, guidance_scale=guidance)
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
     model = load_model(DualLanguageModel, "language model", language_model, device)
     target = open_text_target(text_encoder, max_states)
-    check_fit(model, tokenizer, target)
-    require_writable(out / "tokens.jsonl")
+    writing = GenerationRun(model, tokenizer, target, captions, sampling, out)
+    rendering = None
+    if tokenizer.renderer is not None and not guides:
+        rendering = Rendering(settings=settings, seed=seed)
     with console.progress("images") as bar:
-        task = bar.add_task("writing tokens", total=len(captions))
-        records = []
-        for record in generate_records(
-            model,
-            tokenizer,
-            target,
-            captions,
-            seed=seed,
-            grids=chosen,
-            temperature=temperature,
-            top_k=top_k,
-        ):
-            records.append(record)
-            bar.advance(task)
-        write_tokens(out / "tokens.jsonl", records, tokenizer.vocabulary)
-        task = bar.add_task("decoding", total=len(records))
-        if guides or tokenizer.renderer is None:
-            files = decode_guides(records, out, tokenizer, on_done=lambda _: bar.advance(task))
-        else:
-            files = decode_images(
-                records, out, tokenizer, settings=settings, seed=seed, on_done=lambda _: bar.advance(task)
-            )
+        task = bar.add_task("writing tokens", total=len(captions), completed=writing.count_done())
+        generated = writing.generate(lambda: bar.advance(task))
+        records = [result.record for result in generated if result.record]
+        decoding = DecodingRun(records, out, tokenizer, rendering=rendering)
+        task = bar.add_task("decoding", total=len(records), completed=decoding.count_done())
+        decoded = {one.key: one for one in decoding.decode(lambda count: bar.advance(task, count))}
     cells = [
-        Cell(partial(load_image, file), [record.source]) for file, record in zip(files, records, strict=True)
-    ]
-    columns = min(8, len(cells))
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    with atomic_write(out / "sheet.png") as part:
-        contact_sheet(rows, title=f"{len(cells)} images").save(part, format="PNG")
-    if json_output:
-        console.print_json(
+        Cell(partial(load_image, file), [record.source])
+        for record in records
+        if (file := decoded[record.key].file)
+    ][:_MAX_IN_SHEET]
+    if cells:
+        columns = min(8, len(cells))
+        rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+        with atomic_write(out / "sheet.png") as part:
+            contact_sheet(rows).save(part, format="PNG")
+    found = []
+    for result in generated:
+        image = decoded[result.record.key] if result.record else None
+        found.append(
             {
-                "images": [
-                    {"caption": record.source, "file": str(file), "tokens": len(record.tokens)}
-                    for file, record in zip(files, records, strict=True)
-                ]
+                "caption": result.caption,
+                "file": str(image.file) if image and image.file else None,
+                "tokens": len(result.record.tokens) if result.record else None,
+                "error": image.error if image else result.error,
             }
         )
-    else:
-        console.out.print(Text(f"{format_count(len(files))} in {out}"), soft_wrap=True)
+    count = sum(row["error"] is None for row in found)
+    if json_output:
+        console.print_json({"images": found})
+    elif count:
+        console.out.print(Text(f"{format_count(count)} in {out}"), soft_wrap=True)
+    report_errors([str(row["error"]) for row in found if row["error"]], len(found), "written")

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DeviceOption, JsonOption
+from cat_fast.cli.codec import DeviceOption, JsonOption, report_errors
 
 
 def alignment(
@@ -38,6 +38,8 @@ def alignment(
 ) -> None:
     """Score how well images agree with their captions, by published preference models.
 
+    Images that cannot be read are reported and left out (exit code 1).
+
     For the published comparison of re-rendered images, see `cat-fast eval table dual-alignment`.
 
     Example:
@@ -60,9 +62,10 @@ def alignment(
         result = measure(captioned, scorers, batch_size, seed, lambda count: bar.advance(task, count))
     if json_output:
         console.print_json(result)
-        return
-    table = Table("scorer", "mean", "95 %")
-    for name, figure in result["metrics"].items():
-        low, high = figure["interval"]
-        table.add_row(Text(name), f"{figure['value']:.3f}", f"{low:.3f} to {high:.3f}")
-    console.out.print(table)
+    else:
+        table = Table("scorer", "mean", "95 %")
+        for name, figure in result["metrics"].items():
+            low, high = figure["interval"]
+            table.add_row(Text(name), f"{figure['value']:.3f}", f"{low:.3f} to {high:.3f}")
+        console.out.print(table)
+    report_errors(list(result["left_out"].values()), len(captioned), "scored")

@@ -1,7 +1,6 @@
 """`cat-fast eval classification`."""
 
 import importlib.resources
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +33,14 @@ def classification(
         ),
     ],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", metavar="DIR", help="Trained tokenizer.", show_default=False)
+        str,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="DIR",
+            help="Trained tokenizer: a folder, or nano or nano-fixed-16x, which ship with the package.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
@@ -99,7 +105,7 @@ def classification(
 
         cat-fast eval classification --data dtd --tokenizer DIR --scores scores.parquet -o eval
 
-        cat-fast eval classification --data hf:cifar10 --tokenizer DIR --size 128 --ratios 8,16 -o eval
+        cat-fast eval classification --data cifar10 --tokenizer nano --size 128 --ratios 8,16 -o eval
     """
     if task not in ("linear", "finetune"):
         raise UserError(f"--task {task}: expected linear or finetune")
@@ -108,6 +114,7 @@ def classification(
     from cat_fast.data.files import require_writable, write_json
     from cat_fast.evaluation.classification import summary
     from cat_fast.evaluation.classification.sets import open_splits
+    from cat_fast.evaluation.provenance import Stopwatch
     from cat_fast.evaluation.tokenizers.columns import parse_columns
     from cat_fast.evaluation.tokenizers.protocol import open_tokenizer
 
@@ -118,7 +125,7 @@ def classification(
         name, path, rules = parse_baseline(spec)
         columns += parse_columns(open_tokenizer(path, device, name), rules, pair)
     splits = open_splits(data)
-    started = time.perf_counter()
+    started = Stopwatch()
     work = _Work(out, splits, size, scores, epochs, batch_size, ranks, seed)
     rows: list[dict[str, Any]] = []
     with console.progress("images") as work.bars:
@@ -137,7 +144,7 @@ def classification(
         "latents": "mode of the posterior",
         "seed": seed,
     }
-    result = summary.result(task, data, rows, protocol, time.perf_counter() - started)
+    result = summary.result(task, data, rows, protocol, started.record())
     write_json(out / RESULT, result)
     if json_output:
         console.print_json(result)
@@ -193,7 +200,7 @@ class _Work:
         rows.append(self._head("pixels", "flattened", folder / "flat", width, {}))
         if isinstance(column.tokenizer, NestedTokenizer):
             untrained = randomly_initialised(column.tokenizer.model, self.seed)
-            name = f"untrained {column.rule}"
+            name = f"untrained {column.name.removeprefix(column.tokenizer.name).strip()}"
             record = {"name": name, "fingerprint": untrained.fingerprint()}
             folder = self._features(name, column, encoder_of(untrained), width, record, pooled=False)
             rows.append(self._head(name, "flattened", folder / "flat", width, {"tokenizer": record}))

@@ -28,7 +28,7 @@ def pareto(
 
     The evaluation contains every reconstruction that a rule could choose, so no model runs. A point is
     dominated if another one is at least as good in tokens, FLOPs and the metric, and better in one of them.
-    Writes pareto.json and pareto.png to DIR.
+    Writes pareto.json and pareto.png to DIR. A rule (a, b) gives scores up to a 32x, and those above b 8x.
 
     Examples:
 
@@ -38,7 +38,7 @@ def pareto(
     """
     from cat_fast.cli.eval_reconstruction import RESULT
     from cat_fast.data.files import atomic_write, write_json
-    from cat_fast.evaluation.tokenizers.pareto import plot, sweep
+    from cat_fast.evaluation.tokenizers.pareto import merge_equal, plot, sweep
 
     try:
         result = json.loads((run / RESULT).read_text(encoding="utf-8"))
@@ -54,13 +54,12 @@ def pareto(
         console.print_json(content)
         return
     for metric in points[0].metrics:
-        best = sorted((p for p in points if not p.dominated[metric]), key=lambda p: p.tokens)
+        best = [point for point in points if not point.dominated[metric]]
         table = Table("tokenizer", "rule", "tokens", "GFLOP", metric)
-        for point in best:
+        for point, count in merge_equal(best, metric):
+            rule = point.rule if count == 1 else f"{point.rule} and {count - 1} equal"
             gflop = "-" if point.flops is None else f"{point.flops / 1e9:.4g}"
-            table.add_row(
-                point.tokenizer, point.rule, f"{point.tokens:.4g}", gflop, f"{point.metrics[metric]:.4g}"
-            )
+            table.add_row(point.tokenizer, rule, f"{point.tokens:.4g}", gflop, f"{point.metrics[metric]:.4g}")
         table.caption = f"{len(best)} of {len(points)} rules are not dominated"
         console.out.print(table)
     console.out.print(Text(f"Written to {run / 'pareto.json'} and {run / 'pareto.png'}"), soft_wrap=True)

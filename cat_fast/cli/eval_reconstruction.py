@@ -34,7 +34,14 @@ def reconstruction(
         ),
     ],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", metavar="DIR", help="Trained tokenizer.", show_default=False)
+        str,
+        typer.Option(
+            "--tokenizer",
+            "-t",
+            metavar="DIR",
+            help="Trained tokenizer: a folder, or nano or nano-fixed-16x, which ship with the package.",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         Path,
@@ -115,7 +122,7 @@ def reconstruction(
         cat-fast eval reconstruction --data imagenet/val --tokenizer DIR --size 512 --scores scores.parquet
         --ratios adaptive,8,16,32,equalized --baseline sd=sd-vae-ft-mse -o eval
 
-        cat-fast eval reconstruction --data photographs --tokenizer DIR --features proxy -o eval --no-ocr
+        cat-fast eval reconstruction --data photographs --tokenizer nano --features proxy -o eval --no-ocr
     """
     proxy, given = parse_features(features), parse_weights(weights)
     if split not in (None, "validation", "test", "train", "unknown"):
@@ -187,40 +194,51 @@ def _check_names(columns: list[Any]) -> None:
             raise UserError(f"two columns are named {name!r}; name baselines with NAME=DIR")
 
 
+_METRICS_PER_TABLE = 3
+
+
 def _print(result: dict[str, Any], out: Path) -> None:
-    table = Table("", *result["columns"])
-    metrics = [name for name in next(iter(result["columns"].values()))["metrics"] if "-by-" not in name]
-    for name in metrics:
-        cells = [_format(column["metrics"][name]) for column in result["columns"].values()]
-        table.add_row(name, *cells)
-    for name, label in (("tokens", "tokens per image"), ("average_rate", "average rate"), ("flops", "GFLOP")):
-        cells = [
-            "-" if column[name] is None else f"{column[name] * (1e-9 if name == 'flops' else 1):.4g}"
-            for column in result["columns"].values()
-        ]
-        table.add_row(label, *cells)
-    table.add_row("ratios", *(_mix(column["distribution"]) for column in result["columns"].values()))
+    columns = result["columns"]
+    metrics = next(iter(columns.values()))["metrics"]
+    figures = ("OCR-confidence", "CER", "faces-found-again")
+    names = [name for name, value in metrics.items() if isinstance(value, dict) or name in figures]
+    for first in range(0, len(names), _METRICS_PER_TABLE):
+        some = names[first : first + _METRICS_PER_TABLE]
+        table = Table("", *some)
+        if "OCR-confidence" in some:
+            original = f"{metrics['OCR-confidence-originals'] or 0:.4g}"
+            table.add_row("originals", *(original if name == "OCR-confidence" else "" for name in some))
+        for name, column in columns.items():
+            table.add_row(name, *(_format(column["metrics"][metric]) for metric in some))
+        console.out.print(table)
+    table = Table("", "ratios", "tokens", "average rate", "GFLOP")
+    for name, column in columns.items():
+        cost = "-" if column["flops"] is None else f"{column['flops'] / 1e9:.4g}"
+        rate = (f"{column[key]:.4g}" for key in ("tokens", "average_rate"))
+        table.add_row(name, _mix(column["distribution"]), *rate, cost)
     console.out.print(table)
-    console.out.print(
-        Text("{images} images of {size} px, {split} split".format(**result["data"])),
-        soft_wrap=True,
-    )
-    console.out.print(Text(f"Written to {out / RESULT}; worst images in {out / 'worst.png'}"), soft_wrap=True)
+    counts = {"without words": "CER-originals-without-words", "without faces": "images-without-faces"}
+    left_out = [f"{metrics[key]} {what}" for what, key in counts.items() if key in metrics]
+    about = "{images} images of {size} px, {split} split".format(**result["data"])
+    for line in (
+        f"{about}{', '.join(['', *left_out])}; below each figure its 95 % interval",
+        *(f"Not the published protocol: {deviation}" for deviation in result["deviations"]),
+        f"Written to {out / RESULT}; worst images in {out / 'worst.png'}",
+    ):
+        console.out.print(Text(line), soft_wrap=True)
 
 
-def _format(figure: Any) -> str:
-    if figure is None:
+def _format(figure: dict[str, Any] | None) -> str:
+    """Return a figure, with its interval on a second line."""
+    from cat_fast.evaluation.published.formats import format_value
+
+    if figure is None or figure["value"] is None:
         return "-"
-    if not isinstance(figure, dict):
-        return f"{figure:.4g}"
-    if figure["value"] is None:
-        return "-"
-    value = f"{figure['value']:.4g}"
+    value = format_value(figure["value"])
     if figure["interval"] is None:
         return value
-    low, high = figure["interval"]
-    return f"{value} ({low:.4g} to {high:.4g})"
+    return f"{value}\n{' to '.join(map(format_value, figure['interval']))}"
 
 
 def _mix(distribution: dict[str, float]) -> str:
-    return "/".join(f"{100 * share:.0f}" for share in distribution.values()) + " %"
+    return ", ".join(f"{choice}: {100 * share:.0f} %" for choice, share in distribution.items())

@@ -35,8 +35,8 @@ def table(
 ) -> None:
     """Print a table of the paper: the published rows and ours.
 
-    Sources that contradict each other are listed below the table. Figures that cannot be compared, such as
-    proxy-rFID-vgg16, and other data sets have columns of their own.
+    Sources that contradict each other are listed below the table, for CSV on standard error. Figures that
+    cannot be compared, such as proxy-rFID-vgg16, and other data sets have columns of their own.
 
     Examples:
 
@@ -47,7 +47,7 @@ def table(
         cat-fast eval table generation --runs ImageNet=eval/fid --format latex -o table.tex
     """
     from cat_fast.data.files import atomic_write
-    from cat_fast.evaluation.published.formats import format_table
+    from cat_fast.evaluation.published.formats import format_table, notes
     from cat_fast.evaluation.published.tables import find_table, published, read_run, with_runs
 
     if name is None:
@@ -56,7 +56,12 @@ def table(
         return
     found = [run for spec in runs or () for run in read_run(spec)]
     names = list(published()) if name == "all" else [name]
-    text = "\n".join(format_table(with_runs(find_table(one), found), table_format) for one in names)
+    tables = [with_runs(find_table(one), found) for one in names]
+    text = "\n".join(format_table(one, table_format) for one in tables)
+    if table_format == "csv":  # has no comments
+        for one in tables:
+            for note in notes(one):
+                console.err.print(Text(f"{one.name}: {note}"), soft_wrap=True)
     if out is None:
         console.out.print(text, markup=False, soft_wrap=True, end="")
         return

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DtypeOption, parse_ratio
+from cat_fast.cli.codec import DtypeOption, LinearBackendOption, parse_ratio
 from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
@@ -149,6 +149,7 @@ def sample(
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes the first GPU, else the CPU.")
     ] = "auto",
     dtype: DtypeOption = "auto",
+    linear_backend: LinearBackendOption = "auto",
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Draw images of classes or descriptions, with more tokens for more complex ones.
@@ -182,7 +183,8 @@ def sample(
     described = _read(descriptions) if descriptions else prompt
 
     from cat_fast.inference.pipeline.loading import load_pipeline
-    from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
+    from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings, find_linear_backend
+    from cat_fast.kernels.linear.op import using
     from cat_fast.models.device import find_device
     from cat_fast.models.execution import find_dtype
     from cat_fast.weights.shipped import shipped_folder
@@ -204,9 +206,9 @@ def sample(
         seed=seed,
         max_tokens=max_tokens,
     )
-    run = SampleRun(models, [prompts[i % len(prompts)] for i in range(total)], settings, out, pipeline)
     started = time.perf_counter()
-    with console.progress("images") as bars:
+    with using(find_linear_backend(linear_backend, out, models.device)), console.progress("images") as bars:
+        run = SampleRun(models, [prompts[i % len(prompts)] for i in range(total)], settings, out, pipeline)
         own = sum(map(len, run.batches[rank::world_size]))
         task = bars.add_task("drawing", total=own, completed=own - run.count_missing(rank, world_size))
         drawn = run.draw(rank, world_size, lambda images: bars.advance(task, images))

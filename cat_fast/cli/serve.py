@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cat_fast.cli.codec import DtypeOption
+from cat_fast.cli.codec import DtypeOption, LinearBackendOption
 from cat_fast.errors import UserError
 
 _NEEDED = {
@@ -60,6 +60,7 @@ def serve(
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes the first GPU, else the CPU.")
     ] = "auto",
     dtype: DtypeOption = "auto",
+    linear_backend: LinearBackendOption = "auto",
 ) -> None:
     """Serve a pipeline over HTTP: OpenAI's images API, reconstructions, complexity, and a page at /.
 
@@ -84,6 +85,7 @@ def serve(
     from cat_fast.inference.server.run import serve as run
     from cat_fast.inference.server.service import Service
     from cat_fast.inference.server.settings import ServerSettings
+    from cat_fast.kernels.linear.op import resolve, using
     from cat_fast.models.device import find_device
     from cat_fast.models.execution import find_dtype
 
@@ -104,7 +106,8 @@ def serve(
     bound = bind(settings)  # a port in use is reported before the models are loaded
     target = find_device(device)
     service = Service(load_pipeline(pipeline, target, find_dtype(dtype, target)), settings)
-    code = run(service, bound)
+    with using(resolve(linear_backend)):
+        code = run(service, bound)
     if code:
         raise typer.Exit(code)
 

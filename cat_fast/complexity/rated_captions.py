@@ -26,7 +26,7 @@ class RatedCaption:
     ratings: tuple[int, ...]
     """Ratings 1..9 by the published prompt, one or more."""
     source: str
-    """Name of the file without its ending, such as "coco"."""
+    """Name of the file without its endings, such as "coco"."""
     image: str = ""
     """Identity of the described image, such as "coco:504559"; empty for captions without an image."""
     domain: str = ""
@@ -48,8 +48,9 @@ def read_rated(paths: Iterable[Path] | None = None) -> list[RatedCaption]:
         UserError: a file cannot be read or is empty, or a line is malformed; names the line.
     """
     rated: list[RatedCaption] = []
-    for path in sorted(RATED_CAPTIONS.glob("*.jsonl")) if paths is None else paths:
+    for path in sorted(RATED_CAPTIONS.glob("*.jsonl*")) if paths is None else paths:
         before = len(rated)
+        source = path.name.partition(".")[0]
         for location, row in read_rows(path):
             ratings = row.get("scores")
             if not isinstance(ratings, list) or not ratings or not all(_is_rating(r) for r in ratings):
@@ -59,7 +60,7 @@ def read_rated(paths: Iterable[Path] | None = None) -> list[RatedCaption]:
             image = next((f"{kind}:{row[name]}" for name, kind in _ID_FIELDS.items() if name in row), "")
             domain = str(row.get("domain", ""))
             rated.append(
-                RatedCaption(describe(row, location), tuple(ratings), path.stem, image=image, domain=domain)
+                RatedCaption(describe(row, location), tuple(ratings), source, image=image, domain=domain)
             )
         if len(rated) == before:
             raise UserError(f"{path}: the file contains no rated captions; expected one JSON object per line")

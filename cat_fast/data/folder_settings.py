@@ -49,6 +49,18 @@ def require_same_settings(path: Path, settings: Mapping[str, Any], content: str)
         _require_equal(path, found, settings, content)
 
 
+def stored_settings(path: Path) -> dict[str, Any]:
+    """Return the settings that a folder was claimed with; none if it was not.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    found = _read(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected an object of settings; {_ADVICE}")
+    return found
+
+
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))

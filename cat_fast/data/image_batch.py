@@ -16,6 +16,8 @@ class ImageBatch:
     """(B, 3, H, W): uint8, or floating point in [-1, 1]."""
     keys: Sequence[str] = ()
     """Names of the images, for diagnostics."""
+    captions: Sequence[str] = ()
+    """Caption of each image, empty for images without one."""
     data_seconds: float = 0.0
     """Time the training process waited for the images."""
     images_per_second: float = 0.0

@@ -4,7 +4,9 @@ Text is UTF-8 and may start with a byte order mark, which is not part of it. Lin
 require; other line separators of Unicode are part of a line.
 """
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,16 @@ _SHOWN = 60
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a text file.
+    """Return the content of a text file, decompressed if its name ends in `.gz`.
 
     Raises:
-        UserError: the file cannot be read, or is not UTF-8.
+        UserError: the file cannot be read, is damaged, or is not UTF-8.
     """
     try:
-        return decode_text(path.read_bytes())
+        content = path.read_bytes()
+        return decode_text(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged gzip file ({error}); copy it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except ValueError as error:  # of the text, or of a path that is not a valid file name

@@ -9,6 +9,7 @@ The guide is in row order. Without semantic codes, or without a guide, its part 
     vocabulary.parse(ids) == tokens
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,6 +119,20 @@ class Vocabulary:
         if not len(tokens):
             raise UserError("no codes: expected semantic codes, a guide, or both")
 
+    @property
+    def guide_bits(self) -> float:
+        """Bits per guide code."""
+        return math.log2(max(self.guide_size, 1))
+
+    @property
+    def semantic_bits(self) -> float:
+        """Bits per semantic code."""
+        return math.log2(max(self.semantic_size, 1))
+
+    def bits(self, tokens: DualTokens) -> float:
+        """Return the bits of the codes of an image, without special tokens."""
+        return tokens.semantic.numel() * self.semantic_bits + tokens.guide.numel() * self.guide_bits
+
     def flatten(self, tokens: DualTokens) -> list[int]:
         """Return the sequence of an image.
 
@@ -179,10 +194,18 @@ class Grammar:
 
     Args:
         grids: if given, the grids (height, width) that may follow; by default all up to `max_side`.
+        complete: demand all parts that the vocabulary has, so that the image can be decoded without an
+            ablation. By default one of them is enough.
     """
 
-    def __init__(self, vocabulary: Vocabulary, grids: Sequence[tuple[int, int]] | None = None) -> None:
-        self.vocabulary = vocabulary
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        grids: Sequence[tuple[int, int]] | None = None,
+        *,
+        complete: bool = False,
+    ) -> None:
+        self.vocabulary, self._complete = vocabulary, complete
         self._grids = None if grids is None else set(grids)
         self._expects = "begin"
         self.semantic: list[int] = []
@@ -213,10 +236,11 @@ class Grammar:
             return range(token, token + 1)
 
         if self._expects == "part":
-            options = [single(known.end)] if self.semantic else []
-            if known.guide_size:
+            lacks_codes = bool(known.semantic_length) and not self.semantic
+            options = [single(known.end)] if self.semantic and not self._complete else []
+            if known.guide_size and not (self._complete and lacks_codes):
                 options.append(single(known.guide))
-            if known.semantic_length and not self.semantic:
+            if lacks_codes:
                 options.append(single(known.semantic))
             return options
         if self._expects == "height":

@@ -43,16 +43,20 @@ def write_tokens(path: Path, records: Iterable[TokenRecord], vocabulary: Vocabul
     """
     with atomic_write(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for record in records:
-            row = {
-                "key": record.key,
-                "source": record.source,
-                "size": list(record.size),
-                "semantic": record.tokens.semantic.tolist(),
-                "guide": record.tokens.guide.tolist(),
-                "ids": vocabulary.flatten(record.tokens),
-                "tokenizer": record.tokenizer,
-            }
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(to_row(record, vocabulary)) + "\n")
+
+
+def to_row(record: TokenRecord, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Return the JSON object of a line."""
+    return {
+        "key": record.key,
+        "source": record.source,
+        "size": list(record.size),
+        "semantic": record.tokens.semantic.tolist(),
+        "guide": record.tokens.guide.tolist(),
+        "ids": vocabulary.flatten(record.tokens),
+        "tokenizer": record.tokenizer,
+    }
 
 
 def read_tokens(path: Path, vocabulary: Vocabulary, tokenizer: str | None) -> list[TokenRecord]:
@@ -80,7 +84,7 @@ def read_tokens(path: Path, vocabulary: Vocabulary, tokenizer: str | None) -> li
         if not line.strip():
             continue
         try:
-            record = _read(json.loads(line), number, vocabulary, tokenizer)
+            record = from_row(json.loads(line), number, vocabulary, tokenizer)
         except UserError as error:
             raise UserError(f"{path}: line {number}: {error}") from error
         except ValueError as error:
@@ -93,7 +97,16 @@ def read_tokens(path: Path, vocabulary: Vocabulary, tokenizer: str | None) -> li
     return list(found.values())
 
 
-def _read(row: Any, number: int, vocabulary: Vocabulary, tokenizer: str | None) -> TokenRecord:
+def from_row(row: Any, number: int, vocabulary: Vocabulary, tokenizer: str | None) -> TokenRecord:
+    """Return the record of a line.
+
+    Args:
+        number: of the line, which names a record without a key.
+        vocabulary, tokenizer: see `read_tokens`.
+
+    Raises:
+        UserError: the line is not valid, has codes outside the vocabulary, or is of another tokenizer.
+    """
     if not isinstance(row, dict):
         raise UserError(f"expected an object, got {type(row).__name__}")
     written = row.get("tokenizer")

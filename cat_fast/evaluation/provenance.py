@@ -1,6 +1,8 @@
-"""Versions and machine of a result, and the split of a data set by its path."""
+"""Versions, time and machine of a result, and the split of a data set by its path."""
 
+import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,34 @@ def machine() -> dict[str, Any]:
     return {"processor": processor_name(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
+class Stopwatch:
+    """Wall and CPU time since its construction, the latter with all processes that ended meanwhile."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), _cpu_seconds()
+
+    def record(self) -> dict[str, Any]:
+        """Return both times and the machine, for the `timing` of a result."""
+        return {
+            "seconds": round(time.perf_counter() - self._wall, 2),
+            "cpu_seconds": round(_cpu_seconds() - self._cpu, 2),
+            **machine(),
+        }
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])
+
+
 def split_of(path: Path) -> str:
     """Return the split that a folder or file name in `path` gives: train, validation, test or unknown.
 
     The last name counts, so `data/train/val2017` is validation.
     """
     for part in reversed(path.resolve().parts):
-        words = Path(part).stem.lower().replace("-", "_").split("_")
-        names = {part.lower(), *words, *(word.rstrip("0123456789") for word in words)}
+        stem = Path(part).stem.lower().replace("-", "_")
+        words = stem.split("_")
+        names = {stem, *words, *(word.rstrip("0123456789") for word in words)}
         for split, known in _SPLITS.items():
             if names & set(known):
                 return split

@@ -15,6 +15,7 @@ from torch import nn
 from cat_fast.generator.embeddings import rotate
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
+from cat_fast.kernels.linear.layer import Linear
 from cat_fast.kernels.varlen_attention.op import varlen_attention
 
 NORM_EPS = 1e-6
@@ -97,8 +98,8 @@ class Attention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
         self.q_norm, self.k_norm = head_norms(hidden_size // num_heads, qk_norm)
 
     def forward(self, x: torch.Tensor, context: BlockContext) -> torch.Tensor:
@@ -116,9 +117,9 @@ class CrossAttention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q = nn.Linear(hidden_size, hidden_size)
-        self.kv = nn.Linear(hidden_size, 2 * hidden_size)
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.q = Linear(hidden_size, hidden_size)
+        self.kv = Linear(hidden_size, 2 * hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
         self.q_norm, self.k_norm = head_norms(hidden_size // num_heads, qk_norm)
 
     def forward(self, x: torch.Tensor, text: PackedText, context: BlockContext) -> torch.Tensor:
@@ -135,9 +136,9 @@ class Mlp(nn.Module):
     def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
         super().__init__()
         inner_size = int(hidden_size * mlp_ratio)
-        self.fc1 = nn.Linear(hidden_size, inner_size)
+        self.fc1 = Linear(hidden_size, inner_size)
         self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(inner_size, hidden_size)
+        self.fc2 = Linear(inner_size, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.act(self.fc1(x)))
@@ -149,8 +150,8 @@ class SwiGLU(nn.Module):
     def __init__(self, hidden_size: int, mlp_ratio: float) -> None:
         super().__init__()
         inner_size = round(hidden_size * mlp_ratio * 2 / 3)
-        self.fc1 = nn.Linear(hidden_size, 2 * inner_size)
-        self.fc2 = nn.Linear(inner_size, hidden_size)
+        self.fc1 = Linear(hidden_size, 2 * inner_size)
+        self.fc2 = Linear(inner_size, hidden_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.fc1(x).chunk(2, dim=1)
@@ -162,7 +163,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, hidden_size: int, token_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden_size, token_dim)
+        self.linear = Linear(hidden_size, token_dim)
         self.adaLN_modulation = modulation(hidden_size, 2)
 
     def forward(
@@ -175,7 +176,7 @@ class FinalLayer(nn.Module):
 
 def modulation(hidden_size: int, parts: int) -> nn.Sequential:
     """Return the adaLN-Zero layer: (S, D) conditioning -> (S, parts * D) shifts, scales and gates."""
-    return nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, parts * hidden_size))
+    return nn.Sequential(nn.SiLU(), Linear(hidden_size, parts * hidden_size))
 
 
 def head_norms(head_dim: int, qk_norm: bool) -> tuple[nn.Module, nn.Module]:

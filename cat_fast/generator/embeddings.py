@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cat_fast.generator.packed_text import PackedText
+from cat_fast.kernels.linear.layer import Linear
 from cat_fast.packing import PackedSequence
 
 
@@ -86,7 +87,7 @@ class TimestepEmbedder(nn.Module):
         super().__init__()
         self.frequency_dim = frequency_dim
         self.mlp = nn.Sequential(
-            nn.Linear(frequency_dim, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            Linear(frequency_dim, hidden_size), nn.SiLU(), Linear(hidden_size, hidden_size)
         )
 
     def forward(self, timesteps: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -149,7 +150,7 @@ class TextPool(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(hidden_size, hidden_size)
+        self.proj = Linear(hidden_size, hidden_size)
 
     def forward(self, text: PackedText) -> torch.Tensor:
         lengths = text.cu_seqlens.diff()
@@ -171,7 +172,7 @@ class TextEmbedder(nn.Module):
     def __init__(self, text_dim: int, hidden_size: int) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(text_dim, hidden_size), nn.GELU(approximate="tanh"), nn.Linear(hidden_size, hidden_size)
+            Linear(text_dim, hidden_size), nn.GELU(approximate="tanh"), Linear(hidden_size, hidden_size)
         )
         self.null_token = nn.Parameter(torch.zeros(hidden_size))
 

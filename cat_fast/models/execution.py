@@ -6,6 +6,7 @@ import torch
 
 from cat_fast.errors import UserError
 from cat_fast.kernels import backends
+from cat_fast.kernels.linear.op import selected
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,6 +55,7 @@ def describe_execution(device: torch.device, dtype: torch.dtype) -> dict[str, An
         and torch.get_float32_matmul_precision() != "highest",
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "linear_backend": selected() if device.type == "cpu" else None,
         "backends": active,
     }
 

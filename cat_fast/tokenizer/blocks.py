@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
+from cat_fast.kernels.linear.layer import Linear
 from cat_fast.kernels.scalar_attention.op import scalar_attention
 from cat_fast.kernels.sdpa import scaled_dot_product_attention
 from cat_fast.kernels.wide_attention.op import wide_attention
@@ -60,10 +61,10 @@ class Attention(nn.Module):
             raise ValueError(f"mid block width {channels} is not divisible by attention head dim {head_dim}")
         self.head_dim = head_dim
         self.group_norm = GroupNorm(norm_num_groups, channels, activation=False)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = nn.ModuleList([Linear(channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.attend(self.group_norm(x))

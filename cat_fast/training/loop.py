@@ -13,6 +13,7 @@ from PIL import Image
 
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError, first_line
+from cat_fast.kernels.linear.op import using
 from cat_fast.training.checkpoints.initial_weights import RECORD, describe_initial_weights
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.checkpoints.write_errors import as_write_error, write_on_main, write_together
@@ -27,6 +28,7 @@ from cat_fast.training.metrics.run_log import GRIDS, METRICS, RunLog, report
 from cat_fast.training.metrics.throughput import SUMMARY
 from cat_fast.training.metrics.trackers import TENSORBOARD, WANDB_ID
 from cat_fast.training.rehearsal import Rehearsable, rehearse
+from cat_fast.training.runtime import linear_backend
 from cat_fast.training.runtime.collective_errors import on_main, raise_together, require_shared_folder
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.step import Request, Stepper, Steps
@@ -117,10 +119,19 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
         _failed_status(status),
         Watchdog(folder, ranks, config.watchdog.timeout_seconds) as watchdog,
         Preemption().listening() as preemption,
+        ExitStack() as stack,
     ):
-        first = _resume(task, store, config)
+        found = store.latest()
+        backend = linear_backend.settle(config.linear_backend, found and found[1], ranks)
+        stack.enter_context(using(backend))
+        first = _resume(task, found, config, ranks)
         if config.initial_weights and not first:
             write_on_main(lambda: _record_initial_weights(config), folder, "the initial weights", ranks)
+
+        def record_backend(into: Path) -> None:
+            linear_backend.record(config.linear_backend, backend, into)
+
+        write_on_main(lambda: record_backend(folder), folder, "the record of linear_backend", ranks)
         watchdog.progress("rehearsing")
         rehearse(task, config, store, folder / EXPORT, first)
         if status:
@@ -137,11 +148,16 @@ def _train(task: Task, config: RunConfig, store: CheckpointStore, command: str) 
                 deferred.flush()
                 return current_request()
 
+            def write_checkpoint(into: Path) -> None:
+                task.save(into)
+                if ranks.is_main:
+                    record_backend(into)
+
             def save(done: int) -> None:
                 deferred.flush()
                 raise_together(deferred.error or store.failure, ranks)
                 watchdog.progress("saving a checkpoint")
-                store.save(done, task.save)
+                store.save(done, write_checkpoint)
 
             request, saved = Request(), first
             for step in range(first, total):
@@ -266,13 +282,12 @@ def _opened_log(config: RunConfig, first: int, ranks: Ranks) -> Iterator[RunLog 
         yield logs[0] if logs else None
 
 
-def _resume(task: Task, store: CheckpointStore, config: RunConfig) -> int:
-    found = store.latest()
+def _resume(task: Task, found: tuple[int, Path] | None, config: RunConfig, ranks: Ranks) -> int:
     if found is None:
         return 0
     step, checkpoint = found
     task.load(checkpoint)
-    if store.ranks.is_main:
+    if ranks.is_main:
         print(f"resumed from {checkpoint} at step {step} of {config.schedule.total_steps}", flush=True)
     return step
 
@@ -292,7 +307,7 @@ def _move_earlier_run(folder: Path) -> None:
         number += 1
     aside.mkdir()
     logs = (METRICS, TENSORBOARD, GRIDS, EVALUATIONS, PLOT, SUMMARY, WANDB_ID)
-    for name in (CHECKPOINTS, *logs, RECORD):
+    for name in (CHECKPOINTS, *logs, RECORD, linear_backend.RECORD):
         if (folder / name).exists():
             (folder / name).rename(aside / name)
     print(f"checkpoint.resume=never: the earlier run was moved to {aside}", flush=True)

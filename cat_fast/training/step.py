@@ -6,7 +6,8 @@
     reduce      losses, gradient norms and the sums of metrics; a stop request ends all ranks after the step
     update      weights and averages; skipped if anything was not finite
 
-Apart from DeepSpeed's own collectives, the two reductions are the only communication of a step.
+Apart from DeepSpeed's own collectives, the two reductions are the only communication of a step; a task whose
+loss compares the samples of all ranks also gathers them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +42,7 @@ class Backward:
 
 
 class Steps(Protocol):
-    """Interface of a task's steps. Only `backward` and `update` may communicate, through DeepSpeed."""
+    """Interface of a task's steps. Only `backward` and `update` may communicate."""
 
     @property
     def amounts(self) -> Sequence[str]:

@@ -13,7 +13,7 @@ SHIPPED = Path(__file__).parent / "shipped_models"
 NAMES = ("nano", "nano-fixed-16x")
 TOKENIZER = "vae"
 """Subfolder of a model with its tokenizer."""
-_TRANSFORMER = "transformer"
+TRANSFORMER = "transformer"
 TABLES = "tables.json"
 """File of a model with its measured figures, a list of tables: title, header and rows."""
 
@@ -36,7 +36,7 @@ def installed_folder(name: str, part: str = "") -> Path:
         UserError: as `shipped_folder`.
     """
     folder = SHIPPED / name / part
-    weights = folder if part else folder / _TRANSFORMER
+    weights = folder if part else folder / TRANSFORMER
     if not any(weights.glob("*.safetensors")):
         raise UserError(
             f"{name}: this installation of cat_fast lacks the shipped models in cat_fast/weights "

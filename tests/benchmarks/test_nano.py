@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from benchmarks.nano.acceptable import correlations
+from benchmarks.nano.cards import figures_section, update_figures
 from benchmarks.nano.chosen import chosen_ratios, describe_budget
 from benchmarks.nano.emoji_classifier import augment, train_classifier
 from benchmarks.nano.emoji_data import EmojiData
@@ -16,8 +17,14 @@ from benchmarks.nano.low_pass import low_pass
 from benchmarks.nano.pages import character_error_rate
 from benchmarks.nano.samples import Drawn, Prompts, find_nearest, recognised, sample_sheet
 from benchmarks.nano.tables import tables, to_markdown
+from benchmarks.nano_trials import Batch, clean_errors
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import tensor_to_image
+from cat_fast.errors import UserError
+from cat_fast.generator import PackedText, make_schedule
+from cat_fast.generator.diffusion import PREDICTIONS
+from cat_fast.packing import PackedSequence
+from cat_fast.weights.shipped import SHIPPED
 
 
 def test_the_low_pass_keeps_as_many_values_as_the_latents():
@@ -166,3 +173,55 @@ def test_recombined_prompts_count_if_a_part_is_found():
     }
     (found,) = tables({"samples": samples})
     assert ["recombined prompts with one of their parts in the top 5", "1 of 2"] in found["rows"]
+
+
+def test_figures_of_a_report_replace_those_of_the_cards(tmp_path):
+    cards = [tmp_path / name for name in ("nano/transformer", "nano/vae", "nano-fixed-16x/vae")]
+    for folder in cards:
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text("# Model\n\n## Figures\n\nold\n\n## Limits\n\nSmall.\n")
+    recognised = {"recognised": 3, "prompts": 4, "top1": 2, "shuffled": 0.5, "mean_tokens": 16.0}
+    update_figures({"samples": {"recognised": {"8x": recognised}}}, tmp_path)
+    ours, _, twin = [(folder / "README.md").read_text() for folder in cards]
+    assert ours.startswith("# Model\n\n## Figures\n\n### Recognised samples")
+    assert "| 3 of 4 |" in ours
+    assert "old" not in ours
+    assert ours.endswith("|\n\n## Limits\n\nSmall.\n")
+    assert "Not measured yet" in twin
+    (cards[0] / "README.md").write_text("# Model\n")
+    with pytest.raises(UserError, match="expected one section Figures before Limits, found 0; export again"):
+        update_figures({}, tmp_path)
+
+
+def test_the_shipped_cards_have_the_figures_of_the_demo():
+    tables = json.loads((SHIPPED / "nano" / "tables.json").read_text(encoding="utf-8"))
+    for part in ("transformer", "vae"):
+        assert figures_section(tables) in (SHIPPED / "nano" / part / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_trials_find_no_error_in_an_exact_prediction(prediction):
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(4, size, size, generator=generator) for size in (4, 2)]
+    packed = PackedSequence.from_latents(latents, [8, 16], 2)
+    batch = Batch(packed, PackedText.of([torch.zeros(1, 3)] * 2), torch.randn(packed.tokens.shape))
+    schedule = make_schedule(prediction)
+
+    class Exact(torch.nn.Module):
+        off = 0.0
+
+        def forward(self, noisy, timesteps, labels, text, return_dict):
+            index = noisy.sequence_index()
+            if prediction == "flow":
+                target = batch.noise - packed.tokens
+            elif prediction == "epsilon":
+                target = batch.noise
+            else:
+                target = schedule.get_velocity(packed.tokens, batch.noise, timesteps[index])
+            return (target + self.off,)
+
+    model = Exact()
+    for level in (0.9, 0.25):
+        assert clean_errors(model, schedule, batch, level) == pytest.approx([0, 0], abs=1e-4)
+    model.off = 1.0  # an error of the clean latent of at least the noise
+    assert min(clean_errors(model, schedule, batch, 0.75)) > 0.4

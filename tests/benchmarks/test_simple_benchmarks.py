@@ -4,9 +4,11 @@ import json
 
 import pytest
 
-from benchmarks import checkpoints, scoring, startup
+from benchmarks import checkpoints, linear, scoring, startup
 from benchmarks.shared import simple_program
+from benchmarks.training_steps import Step
 from cat_fast.complexity.scoring_run.cost import ScoringSpeed
+from cat_fast.kernels.linear.op import selected, unavailable_reason
 
 
 def test_scorers_are_compared_with_the_published_seconds(monkeypatch):
@@ -53,3 +55,16 @@ def test_checkpoints_are_summarized_by_medians():
     assert checkpoints.lines({"checkpoints": {"nano": found}})[0].startswith(
         "nano: 0.0001 MB, saved in 2.00 s"
     )
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+def test_libraries_of_matrix_products_take_turns():
+    order = []
+    step = Step(run=lambda: order.append(selected()), images=2, tokens=32, flops=6e9, precision="fp32")
+    found = linear._compare(step, 2)
+    assert order == ["mkl", "onednn", "mkl"] * 3
+    assert set(found["processor_seconds"]) == set(linear.SIDES)
+    ratio = {"median": 2.0, "low": 1.9, "high": 2.1}
+    cases = {"transformer": found | {"mkl_over_onednn": ratio, "mkl_over_mkl": dict.fromkeys(ratio, 1.0)}}
+    text = linear.lines({"auto": "onednn", "threads": 1, "cases": cases})
+    assert text[1].startswith("transformer: oneDNN 2.00 times as fast as MKL (1.90 to 2.10)")

@@ -55,7 +55,7 @@ def test_linear_probes(digits, tmp_path, fast_launch):
     rows = {(row["name"], row["head"]): row for row in result["rows"]}
     assert list(rows) == [
         ("ours 8x", "flattened"), ("ours 8x", "pooled"), ("ours 32x", "flattened"), ("ours 32x", "pooled"),
-        ("pixels", "flattened"), ("untrained 8", "flattened"),
+        ("pixels", "flattened"), ("untrained 8x", "flattened"),
     ]  # fmt: skip
     width = 4 * (64 // 8) ** 2
     for (_, head), row in rows.items():

@@ -1,5 +1,6 @@
 """`cat-fast eval reconstruction` on photographs, a page and a baseline, and its figures by hand."""
 
+import html
 import json
 
 import numpy as np
@@ -21,6 +22,8 @@ from cat_fast.evaluation.generation.checks import check_samples
 from cat_fast.evaluation.images.sets import open_images
 from cat_fast.evaluation.metrics import psnr, ssim
 from cat_fast.evaluation.proxy import proxy_features
+from cat_fast.evaluation.published.formats import FORMATS
+from cat_fast.evaluation.published.tables import published
 from cat_fast.evaluation.tokenizers.samples import open_samples
 from cat_fast.models.load import load_tokenizer
 from cat_fast.tokenizer.perceptual import STLPIPS
@@ -104,6 +107,15 @@ def test_metrics_are_those_of_the_saved_images(result, by_hand):
         assert low < figure["value"] < high
 
 
+def test_differences_from_the_published_protocol_are_recorded(result):
+    found = result[0]["deviations"]
+    assert [line.split(":")[0] for line in found] == [
+        "features for rFID of an offline trunk or of other weights",
+        f"{COUNT} images for 512 features",
+        f"images of {SIZE} px instead of 512",
+    ]
+
+
 def test_columns_of_one_rate_agree_and_adaptive_mixes_them(result):
     columns = result[0]["columns"]
     assert list(columns) == ["ours adaptive", "ours 16x", "ours equalized", "sd 2x"]
@@ -146,6 +158,40 @@ def test_the_same_command_gives_the_same_json(result, inputs):
     assert {**json.loads(found.stdout), "timing": None} == {**before, "timing": None}
 
 
+def test_the_sweep_of_an_evaluation(result):
+    out = result[1]
+    found = CliRunner().invoke(app, ["eval", "pareto", str(out)])
+    assert found.exit_code == 0, found.output
+    assert "2 of 2 rules are not dominated" in found.stdout or "1 of 2 rules" in found.stdout
+    points = json.loads((out / "pareto.json").read_text())["points"]
+    assert {(point["tokenizer"], point["rule"]) for point in points} == {("ours", "16x"), ("sd", "2x")}
+    with Image.open(out / "pareto.png") as image:
+        assert image.width > 800
+    missing = CliRunner().invoke(app, ["eval", "pareto", str(out / "parts")])
+    assert missing.exit_code == 2
+    assert "run cat-fast eval reconstruction first" in " ".join(missing.stderr.split())
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_tables_with_our_rows(result, tmp_path, kind):
+    out = tmp_path / "table"
+    arguments = ["all", "--runs", f"photographs={result[1]}", "--format", kind, "--out", str(out)]
+    found = CliRunner().invoke(app, ["eval", "table", *arguments])
+    assert found.exit_code == 0, found.output
+    text = out.read_text()
+    for table in published().values():
+        if kind != "csv":
+            assert html.escape(table.title) in text or table.title in text, table.name
+    assert "this project, ours adaptive" in text
+    assert "0.37 here and 0.53" in (found.stderr if kind == "csv" else text)
+
+
+def test_tables_are_listed():
+    found = CliRunner().invoke(app, ["eval", "table"])
+    assert found.exit_code == 0
+    assert all(name in found.stdout for name in published())
+
+
 def test_a_folder_of_other_settings_is_refused(result, inputs):
     found = run(inputs, result[1], "--ratios", "8", "--no-ocr", "--no-faces")
     assert found.exit_code == 2
@@ -161,7 +207,11 @@ def test_text_and_faces(inputs, tmp_path):
     out = tmp_path / "out"
     found = run(inputs, out, "--ratios", "8", "--size", 128, "--workers", 1, data=data)
     assert found.exit_code == 0, found.output
+    for heading in ("proxy-rFID-vgg16", "OCR-confidence", "faces-found-again", "average rate"):
+        assert heading in found.stdout
     metrics = json.loads((out / "reconstruction.json").read_text())["columns"]["ours 8x"]["metrics"]
+    if metrics["CER-originals-without-words"] == 1:
+        assert metrics["CER"]["interval"] is None, "one page has no interval"
     assert metrics["CER-originals-without-words"] in (0, 1)
     assert metrics["OCR-confidence-originals"] > 50
     assert sum(one["words"] for one in metrics["CER-by-relative-height"]) >= 1

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.generator import DiT, paper_schedule
 from cat_fast.inference import CATPipeline
+from cat_fast.kernels.linear.op import unavailable_reason
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +170,23 @@ def test_ranks_share_the_work_and_the_last_one_writes_grid_and_npz(cat_fast, mod
     last = parse_json(cat_fast(*many, "--rank", 0))
     assert (last["drawn_now"], last["missing"]) == (first["missing"], 0)
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+def test_the_library_of_matrix_products_is_recorded_and_kept(cat_fast, models, tmp_path):
+    for name, option in (("ours", "onednn"), ("torchs", "mkl")):
+        out = tmp_path / name
+        options = ["sample", "-p", models, "--out", out, *FAST]
+        assert cat_fast(*options, "--linear-backend", option).exit_code == 0
+        recorded = json.loads((out / "samples.json").read_text())["settings"]["linear_backend"]
+        assert recorded == (None if option == "mkl" else "onednn")
+        first, before = out / "images" / "000000.png", (out / "images" / "000000.png").read_bytes()
+        first.unlink()
+        assert cat_fast(*options).exit_code == 0  # auto takes the recorded one
+        assert first.read_bytes() == before
+        assert json.loads((out / "execution.json").read_text())["linear_backend"] == option
+    other = "onednn" if option == "mkl" else "mkl"
+    assert_one_line_error(cat_fast(*options, "--linear-backend", other), "made with other settings", "linear")
 
 
 def test_a_killed_run_resumes_to_the_same_bits(models, tmp_path):

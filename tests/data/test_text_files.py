@@ -1,5 +1,7 @@
 """Text from outside: byte order marks, surrogates and JSON that is not an object."""
 
+import gzip
+
 import pytest
 
 from cat_fast.data.text_files import escape_text, parse_object, read_text, text_lines, valid_text
@@ -18,6 +20,17 @@ def test_other_encodings_are_refused(tmp_path, content):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.txt: not UTF-8 text .*; save it as UTF-8"):
         read_text(tmp_path / "a.txt")
+
+
+def test_gzip(tmp_path):
+    path = tmp_path / "captions.jsonl.gz"
+    content = gzip.compress("é\nb".encode())
+    path.write_bytes(content)
+    assert list(text_lines(path)) == [(1, "é"), (2, "b")]
+    for damaged in (content[:-9], b"plain", content[:12] + b"\xff" * 20):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"captions\.jsonl\.gz: damaged gzip file"):
+            read_text(path)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):

@@ -117,3 +117,13 @@ def test_a_guide_alone_has_no_semantic_tokens():
         alone.parse([alone.begin, alone.semantic])
     with pytest.raises(UserError, match="at least one kind"):
         Vocabulary(semantic_length=0, semantic_size=0, guide_size=0)
+
+
+def test_a_complete_sequence_has_all_parts():
+    grammar = Grammar(BOTH, [(2, 2)], complete=True)
+    grammar.advance(BOTH.begin)
+    assert grammar.allowed() == [range(BOTH.semantic, BOTH.semantic + 1)]
+    grammar.advance(BOTH.semantic)
+    for _ in range(BOTH.semantic_length):
+        grammar.advance(BOTH.semantic_codes[0])
+    assert grammar.allowed() == [range(BOTH.guide, BOTH.guide + 1)]

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from benchmarks.gpu.operators import mixes
 from benchmarks.gpu.workloads import dit, packed_batch
 from cat_fast.generator.diffusion import diffusion_loss, make_schedule
-from cat_fast.inference.encoding.codec import _decode
+from cat_fast.inference.encoding.codec import _start_decoding
 from cat_fast.inference.encoding.ratio_batches import encode_batch
 from cat_fast.training.runtime.engine import in_precision
 from tests.cli.conftest import tiny_tokenizer
@@ -86,10 +86,10 @@ def test_encoding_and_decoding_are_close_to_fp32_on_a_cpu(device, dtype, ratio):
     tokenizer = tiny_tokenizer()
     pixels = list(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
     latents = torch.stack(encode_batch(tokenizer, pixels, ratio))
-    images = _decode(tokenizer, list(latents), ratio)
+    images = _start_decoding(tokenizer, list(latents), ratio)
     module = tiny_tokenizer().to(device, dtype).to(memory_format=torch.channels_last)
     tolerance = 2e-2 if dtype == torch.float32 else 5e-2
     got = torch.stack(encode_batch(module, pixels, ratio))
     assert (got - latents).square().mean().sqrt() < tolerance * latents.square().mean().sqrt()
-    decoded = _decode(module, list(latents), ratio)
+    decoded = _start_decoding(module, list(latents), ratio).cpu()
     assert (decoded - images).square().mean().sqrt() < tolerance * images.square().mean().sqrt()

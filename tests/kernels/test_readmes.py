@@ -17,7 +17,7 @@ def relative(path):
 
 
 def test_every_operator_has_a_readme():
-    assert len(FOLDERS) == 6
+    assert len(FOLDERS) == 7
     assert [relative(folder) for folder in FOLDERS if not (folder / "README.md").is_file()] == []
 
 

@@ -1,6 +1,7 @@
 """Training loop on a task with one number as its state: checkpoints, resume, logging, and failures."""
 
 import errno
+import json
 import math
 import os
 import signal
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from cat_fast.errors import UserError
+from cat_fast.kernels.linear import op as linear_op
+from cat_fast.kernels.linear.op import selected, unavailable_reason
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.config.settings import CheckpointConfig, RunConfig, ScheduleConfig
 from cat_fast.training.health.nan_guard import SKIPPED
@@ -113,6 +116,33 @@ def test_an_interrupted_run_resumes_from_its_last_checkpoint(tmp_path, capsys):
     assert exported(tmp_path) == sum(range(10))
     assert [r["step"] for r in read_metrics(tmp_path)] == list(range(10))
     assert "step_00000006 at step 6 of 10" in capsys.readouterr().out
+
+
+class Products(Counter):
+    """Records the library of matrix products during its steps."""
+
+    def train_step(self, step: int) -> dict[str, float]:
+        self.backend = selected()
+        return super().train_step(step)
+
+
+@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+def test_a_resumed_run_keeps_the_library_of_matrix_products(tmp_path, monkeypatch):
+    def train(setting: str, faster: str, total: int) -> str:
+        monkeypatch.setattr(linear_op, "calibrate", lambda: faster)
+        task, config = Products(), settings(tmp_path, total=total)
+        config.linear_backend = setting
+        run(task, config, Ranks())
+        return task.backend
+
+    assert train("auto", faster="onednn", total=3) == "onednn"
+    assert selected() == "mkl"
+    record = json.loads((tmp_path / "checkpoints/step_00000003/linear_backend.json").read_text())
+    assert record == {"setting": "auto", "backend": "onednn"}
+    assert json.loads((tmp_path / "linear_backend.json").read_text()) == record
+    assert train("auto", faster="mkl", total=6) == "onednn"
+    with pytest.raises(UserError, match=r"linear_backend: expected 'onednn' or 'auto', .* got 'mkl'"):
+        train("mkl", faster="mkl", total=9)
 
 
 def test_resume_never_starts_over_and_keeps_the_earlier_run(tmp_path, capsys):

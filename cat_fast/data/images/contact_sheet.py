@@ -1,5 +1,6 @@
 """Contact sheet: images of one size in rows, with a title, row labels and notes below the images."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 GAP = 8
 """Pixels between cells and around the sheet."""
 HEADER, GUTTER, LINE = 44, 112, 18
-"""Height of the title, width of the row labels, height of a line of notes, in pixels."""
+"""Height of the title, least width of the row labels, height of a line of notes, in pixels."""
 MIN_CELL = 128
 _INK, _FAINT = "#111827", "#6b7280"
 _LABEL_OFFSETS = (-22, 4, 24)
@@ -46,7 +47,7 @@ def contact_sheet(
         cell_x, cell_y = (max(1, round(length * longest / side)) for length in first.size)
     resampling = Image.Resampling.NEAREST if longest >= side else Image.Resampling.BICUBIC
     notes = max(len(one.notes) for row in rows for one in row)
-    left, top = GAP + GUTTER * bool(labels), HEADER if title else GAP
+    left, top = GAP + _label_width(labels), HEADER if title else GAP
     step_x, step_y = cell_x + GAP, cell_y + notes * LINE + GAP
     sheet = Image.new("RGB", (left + len(rows[0]) * step_x, top + len(rows) * step_y), "white")
     ink = ImageDraw.Draw(sheet)
@@ -62,9 +63,18 @@ def contact_sheet(
         middle = top + number * step_y + cell_y / 2
         offsets = _LABEL_OFFSETS if len(lines) > 1 else (0,)
         for line, (offset, text) in enumerate(zip(offsets, lines, strict=False)):
-            font, colour = (_font(14), _FAINT) if line else (_font(20), _INK)
-            ink.text((GAP, middle + offset), text, colour, font, anchor="lm")
+            ink.text((GAP, middle + offset), text, _FAINT if line else _INK, _label_font(line), anchor="lm")
     return sheet
+
+
+def _label_width(labels: Sequence[Sequence[str]]) -> int:
+    """Return the width of the column of row labels with the space after it; 0 without labels."""
+    widths = [_label_font(line).getlength(text) for lines in labels for line, text in enumerate(lines[:3])]
+    return max(GUTTER, math.ceil(max(widths, default=0)) + GAP) if labels else 0
+
+
+def _label_font(line: int) -> Font:
+    return _font(14 if line else 20)
 
 
 def _font(size: int) -> Font:

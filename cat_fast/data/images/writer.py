@@ -14,6 +14,12 @@ from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
 
 MAX_THREADS = 8
+_ENDS = {
+    ".png": (b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB\x60\x82"),
+    ".jpg": (b"\xff\xd8\xff", b"\xff\xd9"),
+    ".webp": (b"RIFF", b""),
+}
+"""First and last bytes of image files, by suffix."""
 
 
 class ImageWriter:
@@ -64,3 +70,18 @@ class ImageWriter:
         if error is None:
             for write in self._pending:
                 write.result()
+
+
+def is_complete_image(path: Path) -> bool:
+    """Check that a PNG, JPEG or WebP file exists, and is neither empty nor cut: its ends are there."""
+    start, end = _ENDS[path.suffix]
+    try:
+        with path.open("rb") as file:
+            if file.read(len(start)) != start:
+                return False
+            if path.suffix == ".webp":  # its length is in the header, its last bytes are image data
+                return 8 + int.from_bytes(file.read(4), "little") == os.fstat(file.fileno()).st_size
+            file.seek(-len(end), os.SEEK_END)
+            return file.read() == end
+    except OSError:
+        return False

@@ -52,6 +52,7 @@ class Sample(NamedTuple):
     allow_flip: bool
     epoch: int
     after: Position
+    caption: str = ""
     skipped: int = 0
     """Number of samples without an image or a ratio that were skipped before this one."""
 
@@ -190,6 +191,7 @@ class RatioReader:
                     allow_flip=not entry.labels.has_text,
                     epoch=start.epoch,
                     after=start,  # replaced when the run is shuffled
+                    caption=entry.labels.caption,
                 )
             except OSError as error:
                 problem = str(error)

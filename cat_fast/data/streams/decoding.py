@@ -25,6 +25,8 @@ class CropSettings(NamedTuple):
     permuted, and each is scaled by 1 - jitter to 1 and shifted by at most jitter."""
     max_side: int = 0
     """Images with a larger short side are first downscaled to this many pixels; 0 disables it."""
+    flips: bool = True
+    """Flip random crops of images without text. False for captioned images: a caption may name sides."""
 
 
 class Crop(NamedTuple):
@@ -71,7 +73,8 @@ def decode(data: bytes, settings: CropSettings) -> Image.Image:
 def crop_pixels(
     image: Image.Image, rng: np.random.Generator, allow_flip: bool, settings: CropSettings
 ) -> np.ndarray:
-    """Return a random crop, randomly flipped if `allow_flip`, in the format of `Crop.pixels`."""
+    """Return a random crop, randomly flipped if both arguments allow it, in the format of `Crop.pixels`."""
+    allow_flip = allow_flip and settings.flips
     crop = random_crop(image, rng, settings.image_size, settings.min_crop, allow_flip)
     pixels = np.ascontiguousarray(np.asarray(crop).transpose(2, 0, 1))
     if settings.colour_jitter:

@@ -85,19 +85,20 @@ class StreamSource:
         self._prefetch(self.config.prefetch_steps + 1)
         planned = self._planned.popleft()
         crops: list[Crop] = []
-        keys: list[str] = []
+        samples: list[Sample] = []
         while len(crops) < planned.share.images:
             sample, crop = self._next_crop(planned.share.ratio)
             if crop is not None:
                 crops.append(crop)
-                keys.append(f"{sample.shard}: {sample.key}")
+                samples.append(sample)
         self._plan_state = planned.state
         self._prefetch(self.config.prefetch_steps)
         decoding = sum(crop.seconds for crop in crops)
         return ImageBatch(
             ratio=planned.share.ratio,
             images=torch.from_numpy(np.stack([crop.pixels for crop in crops])),
-            keys=keys,
+            keys=[f"{sample.shard}: {sample.key}" for sample in samples],
+            captions=[sample.caption for sample in samples],
             data_seconds=time.perf_counter() - start,
             images_per_second=self._decoders * len(crops) / decoding,
             skipped=self._skipped,

@@ -23,7 +23,7 @@ def sample(
     top_k: int = 0,
     on_token: Callable[[], Any] = lambda: None,
 ) -> list[int]:
-    """Return one sequence, complete and valid.
+    """Return one valid sequence with all parts that the vocabulary has.
 
     Args:
         vocabulary: of the tokenizer, without offset.
@@ -45,7 +45,7 @@ def sample(
     if temperature < 0 or top_k < 0:
         raise UserError(f"temperature and top_k: expected 0 or more, got {temperature} and {top_k}")
     generator = torch.Generator().manual_seed(seed)
-    grammar, ids = Grammar(vocabulary, grids), [vocabulary.begin]
+    grammar, ids = Grammar(vocabulary, grids, complete=True), [vocabulary.begin]
     grammar.advance(vocabulary.begin)
     embedded = model._embed(ids, text)[None]
     cache: Any = None

@@ -1,13 +1,14 @@
 """Interface of diffusion models that re-render guides."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from cat_fast.dual_token.rerender.trajectory import Trajectory
 from cat_fast.dual_token.semantic.text_target import TextTarget
+from cat_fast.weights.fingerprint import fingerprint
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -23,6 +24,10 @@ class Backend(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that identify its weights and settings."""
+        ...
 
     @property
     def text_target(self) -> TextTarget:
@@ -61,3 +66,13 @@ class Backend(Protocol):
             conditions: text states (n, T) per image; None for the unconditional prediction.
         """
         ...
+
+
+def model_fingerprint(models: Sequence[Any], scheduler: Any, text: TextTarget, **settings: Any) -> str:
+    """Return 16 hex digits that identify diffusers models, their scheduler, text encoder and settings."""
+    settings |= {"text": text.fingerprint(), "num_states": text.num_states}
+    for part in (*models, scheduler):
+        own = {name: value for name, value in part.config.items() if not name.startswith("_")}
+        settings[type(part).__name__] = own
+    state = {f"{i}.{key}": x for i, model in enumerate(models) for key, x in model.state_dict().items()}
+    return fingerprint(settings, state)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cat_fast.data.latents.scale import LatentScale
-from cat_fast.dual_token.rerender.backend import Size
+from cat_fast.dual_token.rerender.backend import Size, model_fingerprint
 from cat_fast.dual_token.rerender.trajectory import Trajectory, make_trajectory
 from cat_fast.dual_token.semantic.text_target import PipelineText, TextTarget
 from cat_fast.errors import UserError
@@ -55,6 +55,10 @@ class CATBackend:
     @property
     def device(self) -> torch.device:
         return self.pipeline.transformer.device
+
+    def fingerprint(self) -> str:
+        models = self.pipeline.vae, self.pipeline.transformer
+        return model_fingerprint(models, self.pipeline.scheduler, self._text, ratio=self.ratio)
 
     @property
     def text_target(self) -> TextTarget:

@@ -45,6 +45,13 @@ class RerenderSettings:
     mode: str = "full"
     """One of `MODES`."""
 
+    @property
+    def total_steps(self) -> int:
+        """Number of steps per image, both directions together."""
+        if self.mode == "guide":
+            return 0
+        return self.steps if self.mode == "semantic" else 2 * round(self.strength * self.steps)
+
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"steps: expected at least 1, got {self.steps}")

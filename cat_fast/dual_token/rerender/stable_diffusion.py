@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
-from cat_fast.dual_token.rerender.backend import Size
+from cat_fast.dual_token.rerender.backend import Size, model_fingerprint
 from cat_fast.dual_token.rerender.trajectory import Trajectory, make_trajectory
 from cat_fast.dual_token.semantic.text_target import StableDiffusionText, TextTarget
 from cat_fast.errors import UserError, first_line
@@ -55,6 +55,9 @@ class StableDiffusionBackend:
     @property
     def device(self) -> torch.device:
         return self.unet.device
+
+    def fingerprint(self) -> str:
+        return model_fingerprint((self.vae, self.unet), self.schedule, self._text)
 
     @property
     def text_target(self) -> TextTarget:

@@ -94,7 +94,9 @@ class SemanticModel(CheckedModel):
         text_fingerprint: str | None = None,
     ) -> None:
         super().__init__()
-        self.vision_model = Blip2VisionModel(Blip2VisionConfig(**(vision or {})))
+        # BLIP-2's default of 1e-10 is for weights that are loaded; a ViT trained from scratch stays constant.
+        vision = {"initializer_range": 0.02, **(vision or {})}
+        self.vision_model = Blip2VisionModel(Blip2VisionConfig(**vision))
         own = Blip2QFormerConfig(
             **{"encoder_hidden_size": self.vision_model.config.hidden_size, **(qformer or {})}
         )

@@ -40,24 +40,38 @@ def measure(
     seed: int = 0,
     on_done: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
-    """Return the mean score by each scorer, as JSON.
+    """Return the mean score by each scorer, as JSON. Images that cannot be read are left out and listed.
 
     Args:
         seed: of the bootstrap.
 
     Raises:
-        UserError: an image cannot be read.
+        UserError: no image can be read.
     """
     scores: dict[str, list[float]] = {scorer.name: [] for scorer in scorers}
+    left_out: dict[str, str] = {}
     for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        opened = [load_image(one.file) for one in batch]
-        for scorer in scorers:
-            scores[scorer.name] += scorer.score(opened, [one.caption for one in batch])
-        on_done(len(batch))
+        opened, captions = [], []
+        for one in images[start : start + batch_size]:
+            try:
+                opened.append(load_image(one.file))
+                captions.append(one.caption)
+            except UserError as error:
+                left_out[str(one.file)] = str(error)
+            on_done(1)
+        for scorer in scorers if opened else ():
+            scores[scorer.name] += scorer.score(opened, captions)
+    if len(left_out) == len(images):
+        raise UserError(f"no image can be read: {next(iter(left_out.values()))}")
     found = {}
     for name, values in scores.items():
         estimate = mean_interval(values, seed)
-        assert estimate is not None  # there are images
+        assert estimate is not None  # an image was read
         found[name] = {"value": estimate.value, "interval": [estimate.low, estimate.high]}
-    return {"evaluation": "alignment", "images": len(images), "metrics": found, "scores": scores}
+    return {
+        "evaluation": "alignment",
+        "images": len(images) - len(left_out),
+        "left_out": left_out,
+        "metrics": found,
+        "scores": scores,
+    }

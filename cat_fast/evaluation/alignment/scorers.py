@@ -103,11 +103,14 @@ class ImageReward:
             import ImageReward as package
         except ImportError as error:
             raise UserError("imagereward: the package is missing: pip install image-reward") from error
-        self.model: Any = package.load(
-            str(weights / "ImageReward.pt"),
-            device=str(find_device(device)),
-            med_config=str(weights / "med_config.json"),
-        )
+        try:
+            self.model: Any = package.load(
+                str(weights / "ImageReward.pt"),
+                device=str(find_device(device)),
+                med_config=str(weights / "med_config.json"),
+            )
+        except Exception as error:  # damaged files raise many types
+            raise UserError(f"imagereward={weights}: cannot be loaded ({first_line(error)})") from error
 
     def score(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[float]:
         pairs = zip(images, captions, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cat_fast.evaluation.classification.arrays import read_arrays
-from cat_fast.evaluation.provenance import machine, versions
+from cat_fast.evaluation.provenance import versions
 
 _NORMAL_975 = 1.959963984540054
 
@@ -50,7 +50,11 @@ def row(
 
 
 def result(
-    task: str, data: str, rows: Sequence[dict[str, Any]], protocol: Mapping[str, Any], seconds: float
+    task: str,
+    data: str,
+    rows: Sequence[dict[str, Any]],
+    protocol: Mapping[str, Any],
+    timing: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the result of all rows as JSON values."""
     return {
@@ -61,5 +65,5 @@ def result(
         "protocol": dict(protocol),
         "intervals": "95 %, Wilson",
         "versions": versions(),
-        "timing": {"seconds": round(seconds, 1), **machine()},
+        "timing": dict(timing),
     }

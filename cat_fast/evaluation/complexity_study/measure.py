@@ -1,6 +1,5 @@
 """Reconstruction errors and signals of images, one at a time, in a file from which a run resumes."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
@@ -11,6 +10,7 @@ from cat_fast.complexity import jpeg_bytes
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.complexity.signals.reconstruction_error import Distance, Reconstruct, reconstruction_errors
 from cat_fast.data.images.io import decode_image, image_to_bytes, image_to_tensor, resize_center_crop
+from cat_fast.data.row_file import RowFile
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.text_files import escape_text
 from cat_fast.errors import UserError, one_line
@@ -81,19 +81,18 @@ def measure_all(
         limit: number of images after which to stop; None for all.
         on_done: called after each image.
     """
-    known = {row["key"]: row for row in _read_lines(path) if row["error"] is None}
+    rows = RowFile(path)
+    known = {row["key"]: row for row in rows.read() if row["error"] is None}
     found: list[Measurement] = []
-    with path.open("a", encoding="utf-8") as file:
-        for key, read in _entries(images):
-            if limit is not None and len(found) == limit:
-                break
-            row = known.get(key)
-            if row is None:
-                row = cast(Measurement, {"key": key} | _measured(read, measure))
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-            found.append(row)
-            on_done()
+    for key, read in _entries(images):
+        if limit is not None and len(found) == limit:
+            break
+        row = known.get(key)
+        if row is None:
+            row = {"key": key} | _measured(read, measure)
+            rows.append(row)
+        found.append(cast(Measurement, row))
+        on_done()
     return found
 
 
@@ -119,17 +118,3 @@ def _entries(images: ShardSet) -> Iterator[tuple[str, Callable[[], bytes] | str]
             continue
         for entry in shard.entries(0):
             yield escape_text(entry.key), entry.damage or entry.read
-
-
-def _read_lines(path: Path) -> list[Any]:
-    """Return the complete lines of an earlier run."""
-    if not path.exists():
-        return []
-    rows = []
-    content = path.read_bytes()
-    complete, _, rest = content.rpartition(b"\n")
-    if rest:  # the last line was cut; the next one must not continue it
-        path.write_bytes(complete + b"\n" if complete else b"")
-    for line in complete.splitlines():
-        rows.append(json.loads(line))
-    return rows

@@ -6,13 +6,13 @@
 | `downscaled G` | the image resized to the guide's size and enlarged, without codes: the limit of a guide |
 | `jpeg G`, `webp G` | a file of at most as many bits as the guide's codes |
 | `super-resolution G` | the guide, enlarged by a network |
+| `movq G` | MoVQ of G x G tokens, enlarged |
 | `re-rendered G` | the method of the paper |
 | `unconditioned G` | likewise without the semantic codes |
 | `semantic` | likewise without the guide |
 | `mean colour` | one colour per image |
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +26,7 @@ from cat_fast.dual_token.resize import resize
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.dual_token.tokens import DualTokens
 from cat_fast.evaluation.dual_token.bit_budget import FORMATS, at_bits
+from cat_fast.evaluation.dual_token.movq import MoVQ
 from cat_fast.evaluation.dual_token.super_resolution import Upscale
 
 MEAN_COLOUR, SEMANTIC = "mean colour", "semantic"
@@ -49,6 +50,7 @@ def make_methods(
     grids: Sequence[Grid],
     settings: RerenderSettings | None = None,
     upscale: Upscale | None = None,
+    movq: MoVQ | None = None,
 ) -> list[Method]:
     """Return the methods to compare.
 
@@ -56,11 +58,12 @@ def make_methods(
         grids: guide sizes.
         settings: of re-rendering; None leaves it out.
         upscale: super-resolution network; None leaves it out.
+        movq: MoVQ of the same numbers of tokens; None leaves it out.
     """
     methods = [Method(MEAN_COLOUR, None, None, _mean_colour)]
     for grid in grids:
         name, count = format_name(grid), grid[0] * grid[1]
-        bits = count * math.log2(tokenizer.guide.codebook_size)
+        bits = count * tokenizer.vocabulary.guide_bits
         size = tokenizer.guide.guide_size(grid)
         methods.append(Method(f"guide {name}", count, bits, partial(_guide, tokenizer, grid)))
         methods.append(Method(f"downscaled {name}", None, None, partial(_downscaled, size)))
@@ -68,13 +71,15 @@ def make_methods(
         if upscale is not None:
             enlarge = partial(_super_resolution, tokenizer, grid, upscale)
             methods.append(Method(f"super-resolution {name}", count, bits, enlarge))
+        if movq is not None:
+            methods.append(Method(f"movq {name}", count, count * movq.bits, partial(_movq, movq, grid)))
     if settings is None:
         return methods
-    semantic_bits = _semantic_bits(tokenizer)
     length = tokenizer.vocabulary.semantic_length
+    semantic_bits = length * tokenizer.vocabulary.semantic_bits
     for grid in grids:
         name, count = format_name(grid), grid[0] * grid[1]
-        bits = count * math.log2(tokenizer.guide.codebook_size)
+        bits = count * tokenizer.vocabulary.guide_bits
         plain = replace(settings, mode="unconditioned")
         draw = partial(_rerendered, tokenizer, grid, plain)
         methods.append(Method(f"unconditioned {name}", count, bits, draw))
@@ -90,11 +95,6 @@ def make_methods(
 def format_name(grid: Grid) -> str:
     """Return the name of a grid in methods: its side, or `20x17`."""
     return str(grid[0]) if grid[0] == grid[1] else f"{grid[0]}x{grid[1]}"
-
-
-def _semantic_bits(tokenizer: DualTokenizer) -> float:
-    vocabulary = tokenizer.vocabulary
-    return vocabulary.semantic_length * math.log2(max(vocabulary.semantic_size, 1))
 
 
 def _mean_colour(image: Tensor, seed: int) -> Tensor:
@@ -118,6 +118,10 @@ def _super_resolution(
 ) -> Tensor:
     size = image.shape[1], image.shape[2]
     return upscale(_guide_of(tokenizer, grid, image)[None], size)[0].to(image)
+
+
+def _movq(movq: MoVQ, grid: Grid, image: Tensor, seed: int) -> Tensor:
+    return _enlarged(movq.reconstruct(image, grid).to(image), image)
 
 
 def _rerendered(

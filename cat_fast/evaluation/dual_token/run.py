@@ -6,9 +6,8 @@ OUT/dual.json        means and intervals
 OUT/sheet.png        the first images and all methods
 """
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from cat_fast.data.images.io import (
     tensor_to_image,
 )
 from cat_fast.data.photographs import photographs
+from cat_fast.data.row_file import RowFile
 from cat_fast.dual_token.grid import Grid
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
@@ -113,7 +113,9 @@ class DualRun:
             **settings,
         }
         claim_folder(out / "settings.json", identity, "an evaluation")
-        self.rows = _read_rows(out / ROWS)
+        self._file = RowFile(out / ROWS)
+        # images that could not be read are tried again
+        self.rows = {row["key"]: row for row in self._file.read() if "error" not in row}
 
     def run(self, on_done: Callable[[int], None] = lambda count: None) -> None:
         """Evaluate the images that have no row yet; each is written when it is done."""
@@ -124,8 +126,7 @@ class DualRun:
                 continue
             row = self._evaluate(image)
             self.rows[image.key] = row
-            with (self.out / ROWS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            self._file.append(row)
             on_done(1)
 
     def _evaluate(self, image: EvaluatedImage) -> dict[str, Any]:
@@ -188,20 +189,3 @@ class DualRun:
 
 def _cell(image: Tensor) -> Cell:
     return Cell(partial(tensor_to_image, image.float()))
-
-
-def _read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the complete rows of an interrupted run; a last line that was cut is left out."""
-    return {row["key"]: row for row in _lines(path)}
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    whole = path.read_text(encoding="utf-8")
-    complete = whole[: whole.rfind("\n") + 1]
-    if complete != whole:
-        with atomic_write(path) as part:
-            part.write_text(complete, encoding="utf-8")
-    for line in complete.splitlines():
-        yield json.loads(line)

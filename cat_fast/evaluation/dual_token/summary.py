@@ -61,7 +61,7 @@ def _differences(
     known = {method.name for method in run.methods}
     for grid in run.grids:
         size = format_name(grid)
-        pairs.append((f"guide {size}", MEAN_COLOUR))
+        pairs += [(f"guide {size}", MEAN_COLOUR), (f"guide {size}", f"movq {size}")]
         pairs += [
             (f"re-rendered {size}", other)
             for other in (SEMANTIC, f"unconditioned {size}", f"guide {size}", f"super-resolution {size}")

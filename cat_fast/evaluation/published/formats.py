@@ -42,7 +42,9 @@ def format_value(value: Value, decimals: int | None = None) -> str:
         return "—"
     if isinstance(value, str):
         return value
-    return f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
+    if decimals is None:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.{decimals}f}"
 
 
 def _decimals(value: Value) -> int:
@@ -52,10 +54,11 @@ def _decimals(value: Value) -> int:
 
 
 def notes(table: Table) -> list[str]:
-    """Return source, conflicts and, where we have no row, the command that makes one."""
+    """Return source, conflicts and, without comparable figures of ours, the command that measures them."""
     found = [f"Published: {table.source}.", *(f"Conflict: {conflict}" for conflict in table.conflicts)]
-    if not table.has_ours:
-        found.append(f"Our row needs weights or data: {table.command}")
+    if not table.has_comparable:
+        missing = "Our figures on the published data need" if table.has_ours else "Our row needs"
+        found.append(f"{missing} weights or data: {table.command}")
     return found
 
 
@@ -74,7 +77,7 @@ def _markdown(table: Table) -> str:
 
 def _code(note: str) -> str:
     start, separator, command = note.partition("cat-fast ")
-    return f"{start}`cat-fast {command}`" if separator and note.startswith("Our row") else note
+    return f"{start}`cat-fast {command}`" if separator and note.startswith("Our ") else note
 
 
 def _cells(cells: list[str]) -> str:
@@ -105,10 +108,10 @@ def _escape(text: str) -> str:
 def _csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "published", *table.columns])
+    writer.writerow(["table", "row", "published", *table.columns])
     for row in table.rows:
         values = ["" if value is None else value for value in row.values]
-        writer.writerow([row.name, "yes" if row.is_published else "no", *values])
+        writer.writerow([table.name, row.name, "yes" if row.is_published else "no", *values])
     return file.getvalue()
 
 
@@ -124,7 +127,7 @@ def _html(table: Table) -> str:
     style = (
         "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
         "th,td{padding:4px 10px;text-align:right;border-bottom:1px solid #ddd}"
-        "th:first-child{text-align:left}tr.ours{background:#eef6ff}"
+        "th:first-child{text-align:left;white-space:nowrap}tr.ours{background:#eef6ff}"
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,8 +1,8 @@
 """Published tables from tables.json, extended by the results of our evaluations.
 
-A result is a folder with reconstruction.json, generation.json or classification.json, and the name of its
-data set. Its figures are entered under the published columns of that data set; other data sets, and stand-in
-metrics such as `proxy-rFID-vgg16`, get columns of their own, so that nothing incomparable shares a column.
+A result is a folder with a file of `RESULTS`, and the name of its data set. Its figures are entered under the
+published columns of that data set; other data sets, and stand-in metrics such as `proxy-rFID-vgg16`, get
+columns of their own, so that nothing incomparable shares a column.
 """
 
 import json
@@ -15,7 +15,14 @@ from typing import Any
 
 from cat_fast.errors import UserError
 
-RESULTS = ("reconstruction.json", "generation.json", "classification.json", "dual.json")
+RESULTS = {
+    "reconstruction.json": "reconstruction",
+    "generation.json": "generation",
+    "classification.json": "classification",
+    "study.json": "complexity",
+    "dual.json": "dual",
+}
+"""Kind of evaluation by the name of its file."""
 Value = float | str | None
 
 
@@ -43,10 +50,21 @@ class Table:
     """Where the sources contradict each other or their own figures."""
     command: str
     """Command that measures our row."""
+    rules: Sequence[str] | None = None
+    """Rules of reconstructions that the table compares; None takes all."""
 
     @property
     def has_ours(self) -> bool:
         return not all(row.is_published for row in self.rows)
+
+    @property
+    def has_comparable(self) -> bool:
+        """True if a row of ours has a figure in a published column."""
+        return any(
+            any(row.is_published and row.values[column] is not None for row in self.rows)
+            and any(not row.is_published and row.values[column] is not None for row in self.rows)
+            for column in range(len(self.columns))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +87,7 @@ def published() -> dict[str, Table]:
                 key: entry[key]
                 for key in ("title", "source", "evaluation", "columns", "conflicts", "command")
             },
+            rules=entry.get("rules"),
             rows=[Row(name=row["name"], values=row["values"], is_published=True) for row in entry["rows"]],
         )
         for name, entry in content["tables"].items()
@@ -97,13 +116,14 @@ def read_run(spec: str) -> list[Run]:
         dataset, folder = "", spec
     path = Path(folder)
     found = []
-    for name in RESULTS:
+    for name, kind in RESULTS.items():
         if not (path / name).is_file():
             continue
         try:
             result = json.loads((path / name).read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path / name}: is not valid JSON ({error})") from error
+        result = {"evaluation": kind, **result}
         found.append(Run(dataset=dataset or _dataset_of(result), path=path, result=result))
     if not found:
         raise UserError(f"{folder}: contains no result; expected {' or '.join(RESULTS)}, of cat-fast eval")
@@ -118,6 +138,8 @@ def with_runs(table: Table, runs: Sequence[Run]) -> Table:
         if run.result.get("evaluation") != table.evaluation:
             continue
         for name, figures in _figures(run, table).items():
+            if not figures:
+                continue
             cells = ours.setdefault(f"this project, {name}", {})
             for column, value in figures.items():
                 known = {one.lower(): one for one in columns}
@@ -147,6 +169,7 @@ def _figures(run: Run, table: Table) -> dict[str, dict[str, Value]]:
         return {
             name: _reconstruction(run.dataset, column, table)
             for name, column in run.result["columns"].items()
+            if table.rules is None or column["rule"] in table.rules
         }
     if table.evaluation == "generation":
         names = ("FID", "sFID", "IS", "precision", "recall")
@@ -158,12 +181,15 @@ def _figures(run: Run, table: Table) -> dict[str, dict[str, Value]]:
                 if any(name in metric.split("-") for name in names) and not metric.endswith("-std")
             }
         }
+    if table.evaluation == "complexity":
+        return _complexity(run, table)
     if table.evaluation == "dual":
         return _dual(run, table)
     found: dict[str, dict[str, Value]] = {}
     for row in run.result.get("rows", ()):
         task = run.result["task"]
-        found[row["name"]] = {f"{run.dataset} {task} %": 100 * row["accuracy"]["value"]}
+        name = row["name"] if row["head"] == "flattened" else f"{row['name']}, {row['head']} head"
+        found[name] = {f"{run.dataset} {task} %": 100 * row["accuracy"]["value"]}
     return found
 
 
@@ -188,6 +214,16 @@ def _reconstruction(dataset: str, column: Mapping[str, Any], table: Table) -> di
     return found
 
 
+def _complexity(run: Run, table: Table) -> dict[str, dict[str, Value]]:
+    """Return the correlation of each metric; the tables of scorers and their cost have other figures."""
+    if table.name != "complexity":
+        return {}
+    return {
+        metric: {f"{run.dataset} Pearson r": figures["pearson"]["value"]}
+        for metric, figures in run.result["metrics"].items()
+    }
+
+
 def _dual(run: Run, table: Table) -> dict[str, dict[str, Value]]:
     """Return the figures of methods with tokens; the published data set is not stated, so ours are named."""
     if table.name != "dual-reconstruction":
@@ -204,8 +240,8 @@ def _dual(run: Run, table: Table) -> dict[str, dict[str, Value]]:
 
 
 def _dataset_of(result: Mapping[str, Any]) -> str:
-    for key in ("data", "reference"):
+    for key, entry in (("data", "path"), ("reference", "path"), ("settings", "images")):
         if isinstance(result.get(key), Mapping):
-            path = Path(str(result[key].get("path", "")))
+            path = Path(str(result[key].get(entry, "")))
             return path.parent.name if path.name in ("val", "train", "test", "validation") else path.stem
     return "unknown data"

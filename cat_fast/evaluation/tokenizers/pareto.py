@@ -20,6 +20,7 @@ from cat_fast.errors import UserError
 from cat_fast.evaluation.tokenizers.columns import KnownScore
 
 PATCH = 2
+TOKENS = "tokens per image"
 BUDGETS = 12
 """Number of token budgets between the highest and the lowest ratio."""
 _MARKERS = {"fixed": "s", "thresholds": "o", "budget": "^"}
@@ -145,6 +146,14 @@ def mark_dominated(points: Sequence[Point]) -> list[Point]:
     ]
 
 
+def merge_equal(points: Sequence[Point], metric: str) -> list[tuple[Point, int]]:
+    """Return the first of all points with equal tokens, FLOPs and metric, by tokens, and their number."""
+    equal: dict[tuple[str, float, float | None, float], list[Point]] = defaultdict(list)
+    for point in points:
+        equal[point.tokenizer, point.tokens, point.flops, point.metrics[metric]].append(point)
+    return sorted(((group[0], len(group)) for group in equal.values()), key=lambda pair: pair[0].tokens)
+
+
 def lower_is_better(metric: str) -> bool:
     return _LOWER_IS_BETTER.get(metric, True)
 
@@ -157,7 +166,7 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
     figure = Figure(figsize=(11, 3.6 * len(metrics)), layout="constrained")
     axes = figure.subplots(len(metrics), 2, squeeze=False)
     for row, metric in enumerate(metrics):
-        _draw(axes[row][0], points, metric, "tokens per image", [point.tokens for point in points])
+        _draw(axes[row][0], points, metric, TOKENS, [point.tokens for point in points])
         costs = [None if point.flops is None else point.flops / 1e9 for point in points]
         _draw(axes[row][1], points, metric, "GFLOP per image", costs)
     axes[0][0].legend(fontsize=8)
@@ -185,7 +194,9 @@ def _draw(ax: Any, points: Sequence[Point], metric: str, label: str, costs: Sequ
         )
     best = sorted(place for (_, _, dominated), places in groups.items() if not dominated for place in places)
     ax.plot([x for x, _ in best], [y for _, y in best], "k-", linewidth=0.6, alpha=0.5)
-    ax.set_xscale("log")
+    if label == TOKENS:
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel(label)
     ax.set_ylabel(f"{metric} ({'lower' if lower_is_better(metric) else 'higher'} is better)")
     ax.grid(alpha=0.3)

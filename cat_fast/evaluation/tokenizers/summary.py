@@ -23,6 +23,7 @@ from cat_fast.evaluation.tokenizers.run import ReconstructionRun, Results, Row
 
 PATCH = 2
 """Patch size of the DiT, for tokens."""
+PUBLISHED_SIZE = 512
 
 
 def summarize(
@@ -61,12 +62,30 @@ def summarize(
         "columns": columns,
         "tokenizers": {name: tokenizer.record() for name, tokenizer in run.tokenizers.items()},
         "networks": {"rfid": run.network.record(), "perceptual": run.perceptual.record, **tools},
+        "deviations": deviations(run, len(results.keys)),
         "intervals": (
             "95 %: percentile bootstrap over images, 1,000 resamples; rFID: jackknife over 10 groups"
         ),
         "versions": versions(),
         "timing": {"seconds": round(seconds, 2), "tokenizer_seconds_per_image": timing, **machine()},
     }
+
+
+def deviations(run: ReconstructionRun, images: int) -> list[str]:
+    """Return the differences from the published protocol, which make figures incomparable."""
+    found, features = [], run.network.network.sizes["pool"]
+    if run.network.prefix or run.network.suffix:
+        found.append("features for rFID of an offline trunk or of other weights")
+    if images <= features:
+        found.append(
+            f"{images} images for {features} features: the covariance is singular, and rFID depends on the"
+            " number of images more than on their quality"
+        )
+    if run.settings.size != PUBLISHED_SIZE:
+        found.append(f"images of {run.settings.size} px instead of {PUBLISHED_SIZE}")
+    if run.samples.split != "validation":
+        found.append(f"{run.samples.split} split instead of validation")
+    return found
 
 
 def write_images(path: Path, run: ReconstructionRun, results: Results) -> None:
@@ -170,10 +189,10 @@ def _text(originals: Sequence[Row], rows: Sequence[Row], size: int, seed: int) -
     ]
     edges = text.bin_edges(text.BINS, size)
     return {
-        "OCR-confidence": _as_json(mean_interval(read, seed)) if read else None,
+        "OCR-confidence": _as_json(mean_interval(read, seed), len(read)) if read else None,
         "OCR-pages-without-words": len(rows) - len(read),
         "OCR-confidence-originals": _mean([text.mean_confidence(row.words or []) for row in originals]),
-        "CER": _as_json(ratio_interval([e for e, _ in pairs], [c for _, c in pairs], seed))
+        "CER": _as_json(ratio_interval([e for e, _ in pairs], [c for _, c in pairs], seed), len(pairs))
         if pairs
         else None,
         "CER-originals-without-words": len(rows) - len(pairs),
@@ -200,7 +219,7 @@ def _faces(originals: Sequence[Row], rows: Sequence[Row], size: int, seed: int) 
     )
     every = [(relative, int(again), 1) for found in with_faces for relative, again in found]
     return {
-        "faces-found-again": _as_json(share),
+        "faces-found-again": _as_json(share, len(with_faces)),
         "faces": len(every),
         "images-without-faces": len(rows) - len(with_faces),
         "faces-by-relative-size": [
@@ -253,11 +272,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-def _as_json(estimate: Estimate | None) -> dict[str, Any] | None:
+def _as_json(estimate: Estimate | None, images: int = 2) -> dict[str, Any] | None:
+    """Return value and interval; no interval for the figure of a single image."""
     if estimate is None:
         return None
     interval = [estimate.low, estimate.high]
     return {
         "value": estimate.value if math.isfinite(estimate.value) else None,
-        "interval": interval if all(map(math.isfinite, interval)) else None,
+        "interval": interval if images > 1 and all(map(math.isfinite, interval)) else None,
     }

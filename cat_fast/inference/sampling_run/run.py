@@ -10,7 +10,6 @@ the same bits. The result depends neither on interruptions nor on the number of 
 """
 
 import math
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,19 +22,18 @@ import torch
 from PIL import Image
 
 from cat_fast.data.files import atomic_write, write_json
-from cat_fast.data.folder_settings import claim_folder, require_same_settings
+from cat_fast.data.folder_settings import claim_folder, require_same_settings, stored_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
-from cat_fast.data.images.writer import ImageWriter
+from cat_fast.data.images.writer import ImageWriter, is_complete_image
 from cat_fast.generator.sampling import Guidance, check_guidance_channels
 from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
 from cat_fast.inference.pipeline.folder import pipeline_digest
+from cat_fast.kernels.linear.op import DEFAULT, resolve, selected
 from cat_fast.models.execution import describe_execution, dtype_name
 
 PLAN, EXECUTION = "samples.json", "execution.json"
 _MAX_IN_GRID = 100
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"\0\0\0\0IEND\xaeB\x60\x82"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +51,17 @@ class SampleSettings:
     seed: int = 0
     """Image i is drawn from seed + i."""
     max_tokens: int = MAX_TOKENS
+
+
+def find_linear_backend(setting: str, folder: Path, device: torch.device) -> str:
+    """Return the library of matrix products for a folder: that of its images, if `setting` is "auto".
+
+    Raises:
+        UserError: unknown setting, or samples.json cannot be read.
+    """
+    if setting == "auto" and (before := stored_settings(folder / PLAN)):
+        return before["settings"].get("linear_backend") or DEFAULT
+    return resolve(setting) if device.type == "cpu" else DEFAULT
 
 
 class SampleRun:
@@ -99,6 +108,7 @@ class SampleRun:
                 "pipeline": pipeline_digest(source),
                 "device": pipeline.device.type,
                 "dtype": None if pipeline.dtype == torch.float32 else dtype_name(pipeline.dtype),
+                "linear_backend": None if selected() == DEFAULT else selected(),
             },
             "images": [
                 {
@@ -142,7 +152,7 @@ class SampleRun:
         self, batch: Sequence[int], writer: ImageWriter, on_progress: Callable[[float], None]
     ) -> int:
         """Draw a batch if an image of it is missing; write the missing ones and return their number."""
-        settings, missing = self.settings, [i for i in batch if not _is_complete(self.path(i))]
+        settings, missing = self.settings, [i for i in batch if not is_complete_image(self.path(i))]
         if not missing:
             return 0
         share = len(missing) / settings.num_inference_steps
@@ -166,7 +176,9 @@ class SampleRun:
 
     def count_missing(self, rank: int = 0, world_size: int = 1) -> int:
         """Return the number of images of one machine's batches that are not drawn yet."""
-        return sum(not _is_complete(self.path(i)) for batch in self.batches[rank::world_size] for i in batch)
+        return sum(
+            not is_complete_image(self.path(i)) for batch in self.batches[rank::world_size] for i in batch
+        )
 
     def write_grid(self) -> Path:
         """Write the first hundred images to one sheet, each above its prompt, ratio and number of tokens."""
@@ -210,18 +222,6 @@ class SampleRun:
         if isinstance(prompt, int):
             return self.pipeline.labels[prompt]
         return prompt if isinstance(prompt, str) else prompt.caption
-
-
-def _is_complete(path: Path) -> bool:
-    """Check that a PNG file exists, and is neither empty nor cut: it has its first and its last bytes."""
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_PNG_START)) != _PNG_START:
-                return False
-            file.seek(-len(_PNG_END), os.SEEK_END)
-            return file.read() == _PNG_END
-    except OSError:
-        return False
 
 
 def _format_tokens(count: int) -> str:

@@ -5,12 +5,13 @@ from typing import Any, ClassVar
 
 from cat_fast.data.images.size import height_and_width
 from cat_fast.data.sampling.ratio_sampler import RatioSamplerConfig
+from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.dual_token.grid import SIDES, Grid, as_grid
 from cat_fast.errors import UserError
 from cat_fast.training.config.deepspeed_json import GAN_ZERO_STAGES
 from cat_fast.training.config.settings import ImageDataConfig, RunConfig, require
 
-_ANY_RATIO = 8
+ANY_RATIO = 8
 """Images of the dual-token tokenizer have no ratio; the image source gets one that all of them share."""
 
 
@@ -70,7 +71,7 @@ class GuideRun(RunConfig):
     @property
     def sampler(self) -> RatioSamplerConfig:
         """The sampler of the image source: every image, without ratios."""
-        return RatioSamplerConfig(pool="all", shares={_ANY_RATIO: 1.0})
+        return RatioSamplerConfig(pool="all", shares={ANY_RATIO: 1.0})
 
 
 @dataclass(kw_only=True)
@@ -79,6 +80,14 @@ class PairDataConfig:
 
     index: str = ""
     """Image index (JSON lines) whose rows all have a caption."""
+    shards: str = ""
+    """WebDataset archives instead of an index, local or at any URL that fsspec supports, such as
+    `s3://bucket/shard-{000000..000499}.tar`. The caption is `KEY.txt`, `caption` in `KEY.json`, or in a
+    sidecar file; samples without one are skipped."""
+    image: str = ""
+    """Image to use of samples of an archive that contain several: an extension such as `input.jpg`."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """Settings for reading, shuffling and decoding archives."""
     held_out: str = ""
     """Index of held-out pairs, for evaluations; empty disables them."""
     image_size: Any = 128
@@ -89,6 +98,14 @@ class PairDataConfig:
     """Smallest side of a random crop, as a fraction of the image's short side."""
 
     def __post_init__(self) -> None:
+        require(
+            not (self.index and self.shards),
+            f"data.index={self.index} and data.shards are both set: remove one, such as data.index=''",
+        )
+        require(
+            not self.image or bool(self.shards),
+            f"data.image={self.image}: applies to data.shards only; leave it out",
+        )
         require(self.batch_size > 1, f"data.batch_size: {self.batch_size}: expected at least 2 pairs")
         require(0 < self.min_crop <= 1, f"data.min_crop: {self.min_crop} is not within (0, 1]")
         try:

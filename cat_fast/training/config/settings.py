@@ -19,6 +19,7 @@ from cat_fast.generator.diffusion import (
     TIMESTEP_DRAWS,
     WEIGHTINGS,
 )
+from cat_fast.kernels.linear.op import SETTINGS
 from cat_fast.tokenizer.losses import LossConfig
 from cat_fast.training.config.deepspeed_json import (
     GAN_ZERO_STAGES,
@@ -165,7 +166,7 @@ class EvaluationConfig:
     every_steps: int = 1000
     """Steps between evaluations: proxy-FID and proxy-KID, PSNR and perceptual distance at every ratio. 0
     disables them, and so does a shorter run. summary.json has their share of the run's time."""
-    images: int = 64
+    images: int = 32
     """Number of images, held out by `data.held_out` or `data.held_out_share`."""
 
     def __post_init__(self) -> None:
@@ -200,6 +201,11 @@ class RunConfig:
     deterministic: bool = False
     """On GPUs: true gives the same bits at every repeat of a run, at some cost; false statistical equality.
     Runs on CPUs are deterministic in any case."""
+    linear_backend: str = "mkl"
+    """Library of fp32 matrix products in linear layers on CPUs: `mkl`, torch's default; `onednn`, about twice
+    as fast on AMD processors; or `auto`, which measures both at the start of the run. They round differently,
+    so the run and its checkpoints record the choice, and a resumed run keeps it. GPUs, bf16 and compiled
+    models use torch's default."""
     accumulation_steps: int = 1
     """Batches per rank and step; gradients are averaged over them and over ranks."""
     rehearsal: bool = True
@@ -228,6 +234,8 @@ class RunConfig:
         require(bool(self.output_dir), "output_dir is missing: set the folder to write the run to")
         known = f"is not {' or '.join(PRECISIONS)}"
         require(self.precision in PRECISIONS, f"precision: {self.precision!r} {known}")
+        known = f"is not {', '.join(SETTINGS)}"
+        require(self.linear_backend in SETTINGS, f"linear_backend: {self.linear_backend!r} {known}")
         require(
             self.accumulation_steps > 0, f"accumulation_steps: {self.accumulation_steps} must be positive"
         )

@@ -13,6 +13,9 @@ from cat_fast.errors import UserError
 from cat_fast.training.config.dual_token import LanguageDataConfig
 from cat_fast.training.dual_token.pairs import read_pairs
 
+STREAMS = {"data.index": 11, "data.held_out": 14}
+"""Random stream of the guide sizes, by the setting that names the images."""
+
 
 class EncodedPair(NamedTuple):
     """A sequence and its caption."""
@@ -25,7 +28,10 @@ class EncodedPair(NamedTuple):
 def encode_pairs(path: Path, index: str, key: str, config: LanguageDataConfig, seed: int) -> None:
     """Encode the images of an index to a file, unless it is there.
 
-    The guide size of an image is drawn from the seed and its place.
+    The guide size of an image is drawn from the seed, the key and its place.
+
+    Args:
+        key: setting that names the index, one of `STREAMS`.
 
     Raises:
         UserError: the index, an image or the tokenizer cannot be used, or the file is of another tokenizer.
@@ -42,7 +48,7 @@ def encode_pairs(path: Path, index: str, key: str, config: LanguageDataConfig, s
             )
         return
     records, grids = read_pairs(index, key), config.all_grids
-    random = np.random.default_rng([seed, 0, 0, 11])
+    random = np.random.default_rng([seed, 0, 0, STREAMS[key]])
     with atomic_write(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(json.dumps(identity) + "\n")
         for record in records:

@@ -1,6 +1,5 @@
 """Training of the guide: MSE to the resized image, and the commitment of the encoder to its codes."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,24 +15,14 @@ from cat_fast.data.image_batch import ImageBatch
 from cat_fast.dual_token.codebook import usage
 from cat_fast.dual_token.grid import Grid, format_grid
 from cat_fast.dual_token.guide.model import GuideModel, GuideOutput
-from cat_fast.models.build import build_model
-from cat_fast.training.checkpoints.engine_state import (
-    load_engine,
-    parameter_count,
-    save_engine,
-    saved_bytes,
-)
-from cat_fast.training.checkpoints.initial_settings import model_settings, require_same_settings
-from cat_fast.training.checkpoints.initial_weights import load_initial_weights
-from cat_fast.training.checkpoints.space import StateBytes
-from cat_fast.training.checkpoints.write_errors import defer_write_errors
+from cat_fast.training.checkpoints.initial_settings import model_settings
 from cat_fast.training.config.dual_token import GuideRun
 from cat_fast.training.dual_token.codebook_updates import CodebookUpdates
+from cat_fast.training.dual_token.engine_task import EngineTask
 from cat_fast.training.dual_token.guide_evaluation import GuideEvaluation
 from cat_fast.training.rehearsal import LargestStep
-from cat_fast.training.runtime.collective_errors import on_each, on_main
-from cat_fast.training.runtime.ema import EMA
-from cat_fast.training.runtime.engine import in_precision, learning_rate, make_engine, set_learning_rate
+from cat_fast.training.runtime.collective_errors import on_main
+from cat_fast.training.runtime.engine import in_precision, learning_rate, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.stand_ins import stand_in_parameters
 from cat_fast.training.step import Backward
@@ -49,31 +38,18 @@ from cat_fast.training.tokenizer.image_source import (
 _TERMS = ("loss", "mse", "commitment", "codebook")
 
 
-class GuideTask:
+class GuideTask(EngineTask):
     """Implements `loop.Task` for the guide.
 
     Step s of all ranks and batches has one grid, drawn from the seed and s, so that ranks compute alike.
     """
 
+    kind, engine_name = GuideModel, "guide"
     amounts = ("images", "tokens", "data_seconds", "loader_images_per_second", "skipped_samples")
 
     def __init__(self, config: GuideRun, ranks: Ranks) -> None:
-        self.config, self.ranks = config, ranks
-        torch.manual_seed(config.seed)
-        self.model = build_model(GuideModel, config.model)
-        self.initial_weights = on_each(
-            lambda: load_initial_weights(self.model, config.initial_weights, ()), ranks
-        )
-        self.grids = config.all_grids
-        self.engine = make_engine(
-            self.model,
-            config.optimizer,
-            config.deepspeed,
-            config.accumulation_steps,
-            config.precision,
-        )
-        defer_write_errors(self.engine, ranks)
-        self.ema = EMA(self.model, config.ema_decay, ranks)
+        super().__init__(config, ranks, config.model)
+        self.config, self.grids = config, config.all_grids
         self.codebook = CodebookUpdates(
             self.model.quantizer, config.codebook, "quantizer.codebook", config.seed, ranks
         )
@@ -156,8 +132,7 @@ class GuideTask:
         )
 
     def update(self, backward: Backward, sums: Tensor) -> None:
-        self.engine.step()
-        self.ema.update()
+        super().update(backward, sums)
         self.codebook.apply(self._step, sums[len(_TERMS) :], self.ema)
 
     def _loss(self, model: Any, images: Tensor, grid: Grid) -> tuple[dict[str, Tensor], GuideOutput]:
@@ -170,21 +145,14 @@ class GuideTask:
         return terms | {"codebook": quantized.codebook}, output
 
     def save(self, folder: Path) -> None:
-        save_engine(self.engine, folder / "guide")
-        self.ema.save(folder / "ema.safetensors")
+        super().save(folder)
         save_source(self._position(), folder, self.ranks)
-        if self.ranks.is_main:
-            state = {"ema_updates": self.ema.updates, "began_with": self._initial_settings()}
-            (folder / "task.json").write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        state = json.loads((folder / "task.json").read_text())
-        require_same_settings(state["began_with"], self._initial_settings())
-        load_engine(self.engine, folder / "guide", self.ranks, "model")
+        super().load(folder)
         load_source(self.source, folder)
-        self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
-    def _initial_settings(self) -> dict[str, Any]:
+    def initial_settings(self) -> dict[str, Any]:
         held_out = make_held_out(self.config)
         return {
             **model_settings(dict(self.model.config), free=()),
@@ -211,36 +179,17 @@ class GuideTask:
             run=run,
         )
 
-    def state_bytes(self) -> StateBytes:
-        model = 4 * parameter_count(self.model)
-        return StateBytes(checkpoint=saved_bytes(self.engine) + model, model=model)
-
     def grid(self, step: int, columns: int | None = None) -> tuple[Image.Image, dict[str, float]] | None:
         """Draw the guides of held-out images at every grid, with the averaged weights."""
         if self.evaluation is None:
             return None
         title = f"after {step + 1} steps, averaged weights"
         columns = self.config.logging.grid_columns if columns is None else columns
-        return self.evaluation.draw(self._averaged(), title, columns)
+        return self.evaluation.draw(self.averaged(), title, columns)
 
     def evaluate(self) -> dict[str, float] | None:
         """Return PSNR and use of the codebook on held-out images, with the averaged weights."""
-        return None if self.evaluation is None else self.evaluation.evaluate(self._averaged())
-
-    def _averaged(self) -> GuideModel:
-        """Return a model with the averaged weights and the current codebook, on this rank's device."""
-        with torch.random.fork_rng(devices=[]):
-            averaged = build_model(GuideModel, self.config.model).to(self.ranks.device)
-        averaged.load_state_dict(self.model.state_dict() | self.ema.averaged)
-        return averaged.eval()
-
-    def export(self, folder: Path) -> None:
-        averaged = build_model(GuideModel, self.config.model) if self.ranks.is_main else None
-        if averaged is not None:
-            averaged.load_state_dict(self.model.state_dict())  # with the buffers of the codebook
-        self.ema.copy_to(averaged)
-        if averaged is not None:
-            averaged.save_pretrained(folder)
+        return None if self.evaluation is None else self.evaluation.evaluate(self.averaged())
 
     def close(self) -> None:
         """Stop the processes that read images."""

@@ -1,36 +1,25 @@
 """Training of the language model over flat sequences, in packed batches with captions as prefix."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cat_fast.dual_token.language.model import DualLanguageModel
 from cat_fast.dual_token.semantic.text_target import TextTarget, open_text_target
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
-from cat_fast.models.build import build_model
-from cat_fast.training.checkpoints.engine_state import (
-    load_engine,
-    parameter_count,
-    save_engine,
-    saved_bytes,
-)
-from cat_fast.training.checkpoints.initial_settings import model_settings, require_same_settings
-from cat_fast.training.checkpoints.initial_weights import load_initial_weights
-from cat_fast.training.checkpoints.space import StateBytes
-from cat_fast.training.checkpoints.write_errors import defer_write_errors
+from cat_fast.training.checkpoints.initial_settings import model_settings
 from cat_fast.training.config.dual_token import LanguageRun
 from cat_fast.training.dual_token.encoded_pairs import EncodedPair, encode_pairs, read_encoded
+from cat_fast.training.dual_token.engine_task import EngineTask
 from cat_fast.training.dual_token.language_evaluation import LanguageEvaluation
+from cat_fast.training.dual_token.pairs import spread
 from cat_fast.training.rehearsal import LargestStep
 from cat_fast.training.runtime.collective_errors import on_each, on_main
-from cat_fast.training.runtime.ema import EMA
-from cat_fast.training.runtime.engine import in_precision, learning_rate, make_engine, set_learning_rate
+from cat_fast.training.runtime.engine import in_precision, learning_rate, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.stand_ins import stand_in_parameters
 from cat_fast.training.runtime.step_context import describe_batch
@@ -39,13 +28,14 @@ from cat_fast.training.step import Backward
 TRAIN, HELD_OUT = "sequences.jsonl", "held_out_sequences.jsonl"
 
 
-class LanguageTask:
+class LanguageTask(EngineTask):
     """Implements `loop.Task` for the language model.
 
     Epoch e visits the sequences in a permutation drawn from the seed and e, so a step determines its batch.
     Every predicted id has the same weight.
     """
 
+    kind, engine_name = DualLanguageModel, "language"
     amounts = ("images", "tokens")
 
     def __init__(self, config: LanguageRun, ranks: Ranks) -> None:
@@ -59,15 +49,7 @@ class LanguageTask:
                 f"multiple of the {ranks.world_size} ranks"
             )
         self.target: TextTarget = on_each(lambda: open_text_target(data.text_encoder, data.max_states), ranks)
-        self.arguments = on_each(self._arguments, ranks)
-        torch.manual_seed(config.seed)
-        self.model = build_model(DualLanguageModel, self.arguments)
-        self.initial_weights = on_each(
-            lambda: load_initial_weights(self.model, config.initial_weights, ()), ranks
-        )
-        self.engine = make_engine(self.model, config.optimizer, config.deepspeed, precision=config.precision)
-        defer_write_errors(self.engine, ranks)
-        self.ema = EMA(self.model, config.ema_decay, ranks)
+        super().__init__(config, ranks, on_each(self._arguments, ranks))
         self._batch: tuple[list[EncodedPair], list[Tensor]] = ([], [])
         self.evaluation: LanguageEvaluation | None = None
         if data.held_out and 0 < config.evaluation.every_steps <= config.schedule.total_steps:
@@ -99,7 +81,8 @@ class LanguageTask:
         return arguments
 
     def _read_held_out(self) -> None:
-        pairs = read_encoded(Path(self.config.output_dir) / HELD_OUT)[: self.config.evaluation.images]
+        count = self.config.evaluation.images
+        pairs = spread(read_encoded(Path(self.config.output_dir) / HELD_OUT), count)[:count]
         self.evaluation = LanguageEvaluation(self.pairs, pairs, self.target, self.arguments["vocab_size"])
 
     def draw(self, step: int) -> Sequence[float]:
@@ -133,28 +116,11 @@ class LanguageTask:
             metrics=lambda found: {"loss": found[0].item() / totals["tokens"], **totals},
         )
 
-    def update(self, backward: Backward, sums: Tensor) -> None:
-        self.engine.step()
-        self.ema.update()
-
     def _loss(self, model: Any, pairs: Sequence[EncodedPair], texts: Sequence[Tensor]) -> Tensor:
         """Return the sum of the losses of all predicted ids."""
         return model([pair.ids for pair in pairs], list(texts)).losses.sum()
 
-    def save(self, folder: Path) -> None:
-        save_engine(self.engine, folder / "language")
-        self.ema.save(folder / "ema.safetensors")
-        if self.ranks.is_main:
-            state = {"ema_updates": self.ema.updates, "began_with": self._initial_settings()}
-            (folder / "task.json").write_text(json.dumps(state))
-
-    def load(self, folder: Path) -> None:
-        state = json.loads((folder / "task.json").read_text())
-        require_same_settings(state["began_with"], self._initial_settings())
-        load_engine(self.engine, folder / "language", self.ranks, "model")
-        self.ema.load(folder / "ema.safetensors", state["ema_updates"])
-
-    def _initial_settings(self) -> dict[str, Any]:
+    def initial_settings(self) -> dict[str, Any]:
         return {
             **model_settings(dict(self.model.config), free=()),
             "seed": self.config.seed,
@@ -177,10 +143,6 @@ class LanguageTask:
             what=f"{count} sequences", lower="data.batch_size", settings="data and model", run=run
         )
 
-    def state_bytes(self) -> StateBytes:
-        model = 4 * parameter_count(self.model)
-        return StateBytes(checkpoint=saved_bytes(self.engine) + model, model=model)
-
     def grid(self, step: int, columns: int | None = None) -> None:
         """Return None: `cat-fast dual generate` draws sheets."""
 
@@ -188,16 +150,7 @@ class LanguageTask:
         """Return bits per id of held-out sequences, with their captions, with others, and of counts."""
         if self.evaluation is None:
             return None
-        with torch.random.fork_rng(devices=[]):
-            averaged = build_model(DualLanguageModel, self.arguments).to(self.ranks.device)
-        averaged.load_state_dict(self.model.state_dict() | self.ema.averaged)
-        return self.evaluation.evaluate(averaged.eval())
-
-    def export(self, folder: Path) -> None:
-        averaged = build_model(DualLanguageModel, self.arguments) if self.ranks.is_main else None
-        self.ema.copy_to(averaged)
-        if averaged is not None:
-            averaged.save_pretrained(folder)
+        return self.evaluation.evaluate(self.averaged())
 
     def close(self) -> None:
         """Do nothing: sequences are in memory."""

@@ -1,7 +1,9 @@
-"""Image-text pairs of an index, in batches that the step determines."""
+"""Image-text pairs, from an index or from streams of shards."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -9,47 +11,106 @@ from torch import Tensor
 
 from cat_fast.data.images.index import ImageRecord, read_index
 from cat_fast.data.images.io import image_to_tensor, load_image, resize_center_crop
+from cat_fast.data.sampling.step_plan import PerRankPlan
 from cat_fast.data.streams.decoding import CropSettings, crop_pixels, crop_seed
+from cat_fast.data.streams.formats.base import Entry, Labels, Shard, ShardSet
+from cat_fast.data.streams.formats.problems import ProblemLog
+from cat_fast.data.streams.formats.remote import Remote
+from cat_fast.data.streams.formats.tar import TarShards, list_shards
+from cat_fast.data.streams.plan import Mix
+from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
-from cat_fast.training.config.dual_token import PairDataConfig
+from cat_fast.training.config.dual_token import ANY_RATIO, PairDataConfig
+from cat_fast.training.runtime.collective_errors import on_each, raise_together
 from cat_fast.training.runtime.ranks import Ranks
+from cat_fast.training.tokenizer.image_source import load_source, loader_amounts, save_source
+
+T = TypeVar("T")
 
 
 class PairBatch(NamedTuple):
-    """A rank's images of a step, and the texts of all ranks."""
+    """A rank's pairs of a step."""
 
     images: Tensor
     """(B, 3, H, W) in [-1, 1]."""
-    texts: list[str]
-    """Captions of the pairs of all ranks, W * B."""
-    own: Tensor
-    """(B,) int64: index of each image's caption among `texts`."""
+    captions: list[str]
     keys: list[str]
+    amounts: Sequence[float] = ()
+    """Values of `PairSource.amounts`."""
 
 
-class Pairs:
-    """Training pairs. Epoch e visits them in a permutation drawn from the seed and e.
+class PairSource(Protocol):
+    """Training pairs of a rank, in batches of equal size on all ranks."""
 
-    Every rank knows the pairs of all ranks, so that it reads the captions of the complete batch itself: the
-    in-batch negatives of a contrastive loss need no communication.
+    amounts: ClassVar[Sequence[str]]
+    """Names of the loader metrics of a batch, summed over ranks."""
+    identity: dict[str, Any]
+    """Settings that a resumed run must share."""
+
+    def batch(self, step: int) -> PairBatch:
+        """Return the next batch, that of a step.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        ...
+
+    def undraw(self) -> None:
+        """Restore the position from before the last batch, for a checkpoint. No batch follows."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the position to a checkpoint folder."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Resume from a checkpoint folder."""
+        ...
+
+    def close(self) -> None:
+        """Stop helper processes."""
+        ...
+
+
+def open_pairs(config: PairDataConfig, seed: int, ranks: Ranks) -> PairSource:
+    """Collective: return the pairs that a configuration describes.
 
     Raises:
-        UserError: the index cannot be read, pairs lack captions, or there are fewer than a batch.
+        UserError: they are missing, lack captions, or cannot be divided among the ranks.
     """
+    if not config.index and not config.shards:
+        raise UserError("data: no pairs; set data.index or data.shards")
+    if config.shards:
+        return StreamedPairs(config, seed, ranks)
+    return on_each(lambda: IndexedPairs(config, seed, ranks), ranks)
+
+
+class IndexedPairs:
+    """Pairs of an index. Epoch e visits captions in a permutation drawn from the seed and e.
+
+    Images with equal captions take turns by chance, one per epoch: in a batch, each would be a negative of
+    the other's text. Captions of many images also do not outweigh the others.
+
+    Raises:
+        UserError: the index cannot be read, pairs lack captions, or there are fewer captions than a batch.
+    """
+
+    amounts: ClassVar[Sequence[str]] = ()
 
     def __init__(self, config: PairDataConfig, seed: int, ranks: Ranks) -> None:
         self.config, self.seed, self.ranks = config, seed, ranks
         self.records = read_pairs(config.index, "data.index")
-        if len(self.records) < config.batch_size:
+        by_caption: dict[str, list[ImageRecord]] = {}
+        for record in self.records:
+            by_caption.setdefault(record.caption, []).append(record)
+        self._groups = list(by_caption.values())
+        if len(self._groups) < config.batch_size:
             raise UserError(
-                f"data.batch_size: {config.batch_size} is more than the {len(self.records)} pairs of "
-                f"{config.index}; lower it"
+                f"data.batch_size: {config.batch_size} is more than the {len(self._groups)} different "
+                f"captions of {config.index}; lower it"
             )
-        if config.batch_size % ranks.world_size:
-            raise UserError(
-                f"data.batch_size: {config.batch_size} pairs per step cannot be divided among "
-                f"{ranks.world_size} ranks; use a multiple"
-            )
+        _pairs_per_rank(config, ranks)
+        self.identity = {"data.index": len(self.records)}
         self._crops = CropSettings(config.crop_size, config.min_crop)
 
     def batch(self, step: int) -> PairBatch:
@@ -59,15 +120,18 @@ class Pairs:
             UserError: an image cannot be read.
         """
         size, world, rank = self.config.batch_size, self.ranks.world_size, self.ranks.rank
-        epoch, number = divmod(step, len(self.records) // size)
-        order = np.random.default_rng([self.seed, epoch, 0, 9]).permutation(len(self.records))
-        rows = [self.records[i] for i in order[number * size : (number + 1) * size]]
+        epoch, number = divmod(step, len(self._groups) // size)
+        random = np.random.default_rng([self.seed, epoch, 0, 9])
+        order = random.permutation(len(self._groups))
+        turns = random.random(len(self._groups))
+        rows = [
+            self._groups[i][int(turns[i] * len(self._groups[i]))]
+            for i in order[number * size : (number + 1) * size]
+        ]
         own = rows[rank::world]
-        images = torch.stack([self._crop(record, epoch) for record in own])
         return PairBatch(
-            images=images.float() / 127.5 - 1,
-            texts=[record.caption for record in rows],
-            own=torch.arange(rank, size, world),
+            images=_normalised(torch.stack([self._crop(record, epoch) for record in own])),
+            captions=[record.caption for record in own],
             keys=[record.key for record in own],
         )
 
@@ -75,6 +139,126 @@ class Pairs:
         rng = np.random.default_rng(crop_seed(self.seed, epoch, 1, record.key))
         # Captions may name sides, and letters must stay readable: no flips.
         return torch.from_numpy(crop_pixels(load_image(record.path), rng, False, self._crops))
+
+    def undraw(self) -> None:
+        """Do nothing: the position is the step."""
+
+    def save(self, folder: Path) -> None:
+        """Do nothing: the position is the step."""
+
+    def load(self, folder: Path) -> None:
+        """Do nothing: the position is the step."""
+
+    def close(self) -> None:
+        """Do nothing: images are read in this process."""
+
+
+class StreamedPairs:
+    """Pairs of webdataset archives, with the guarantees of `cat_fast.data.streams`: exact resume included.
+
+    Samples without a caption are skipped and counted.
+
+    Raises:
+        UserError: the archives are missing or differ between ranks.
+    """
+
+    amounts: ClassVar[Sequence[str]] = ("data_seconds", "loader_images_per_second", "skipped_samples")
+
+    def __init__(self, config: PairDataConfig, seed: int, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.identity: dict[str, Any] = {"data.index": None}  # the source compares its shards
+        problems = ProblemLog()
+        count = on_each(lambda: _pairs_per_rank(config, ranks), ranks)
+        shards = on_each(lambda: _open_shards(config, problems), ranks)
+        same = ranks.broadcast(shards.fingerprint) == shards.fingerprint
+        different = UserError("data.shards: differ from rank 0's: all ranks must see the same files")
+        raise_together(None if same else different, ranks)
+        self.source = StreamSource(
+            shards,
+            None,
+            lambda shares: PerRankPlan(shares, count, ranks.world_size, seed),
+            Mix({ANY_RATIO: 1.0}),
+            CropSettings(config.crop_size, config.min_crop, flips=False),
+            config.stream,
+            ranks.rank,
+            ranks.world_size,
+            seed,
+            problems,
+        )
+        self._position: Callable[[], dict[str, Any]] = self.source.state_dict
+        self._before_draw = self._position
+
+    def batch(self, step: int) -> PairBatch:
+        """Return the next batch.
+
+        Raises:
+            UserError: there are no usable pairs.
+        """
+        self._before_draw = self.source.snapshot()
+        batch = self.source.batch()
+        amounts = loader_amounts([batch], self.ranks.world_size)
+        return PairBatch(
+            images=_normalised(batch.images),
+            captions=list(batch.captions),
+            keys=list(batch.keys),
+            amounts=[amounts[name] for name in self.amounts],
+        )
+
+    def undraw(self) -> None:
+        self._position = self._before_draw
+
+    def save(self, folder: Path) -> None:
+        save_source(self._position(), folder, self.ranks)
+
+    def load(self, folder: Path) -> None:
+        load_source(self.source, folder)
+
+    def close(self) -> None:
+        """Stop the processes that read images."""
+        self.source.close()
+
+
+class CaptionedShards:
+    """`ShardSet` whose samples without a caption are unusable."""
+
+    def __init__(self, shards: ShardSet) -> None:
+        self.shards, self.names, self.fingerprint = shards, shards.names, shards.fingerprint
+
+    def open(self, index: int) -> Shard:
+        return _CaptionedShard(self.shards.open(index))
+
+    def labels(self, index: int) -> list[Labels] | None:
+        return self.shards.labels(index)
+
+
+class _CaptionedShard:
+    def __init__(self, shard: Shard) -> None:
+        self.shard, self.name = shard, shard.name
+
+    def entries(self, first: int) -> Iterator[Entry]:
+        for entry in self.shard.entries(first):
+            if entry.damage or entry.labels.caption.strip():
+                yield entry
+            else:
+                yield replace(entry, damage="it has no caption")
+
+
+def _open_shards(config: PairDataConfig, problems: ProblemLog) -> ShardSet:
+    remote = Remote(config.stream, problems)
+    return CaptionedShards(TarShards(list_shards(config.shards, remote), remote, problems, config.image))
+
+
+def _pairs_per_rank(config: PairDataConfig, ranks: Ranks) -> int:
+    if config.batch_size % ranks.world_size:
+        raise UserError(
+            f"data.batch_size: {config.batch_size} pairs per step cannot be divided among "
+            f"{ranks.world_size} ranks; use a multiple"
+        )
+    return config.batch_size // ranks.world_size
+
+
+def _normalised(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1
 
 
 def read_pairs(index: str, key: str) -> list[ImageRecord]:
@@ -98,7 +282,7 @@ def held_out_pairs(config: PairDataConfig, count: int) -> tuple[Tensor, list[str
         UserError: the index or an image cannot be read.
     """
     chosen: dict[str, ImageRecord] = {}
-    for record in _spread(read_pairs(config.held_out, "data.held_out"), count):
+    for record in spread(read_pairs(config.held_out, "data.held_out"), count):
         chosen.setdefault(record.caption, record)
     records = list(chosen.values())[:count]
     images = [
@@ -107,7 +291,11 @@ def held_out_pairs(config: PairDataConfig, count: int) -> tuple[Tensor, list[str
     return torch.stack(images), [record.caption for record in records]
 
 
-def _spread(records: Sequence[ImageRecord], count: int) -> list[ImageRecord]:
-    """Return the records in an order whose start is spread over the index, the same in every run."""
-    order = np.random.default_rng([count, 0, 0, 10]).permutation(len(records))
-    return [records[i] for i in order]
+def spread(pairs: Sequence[T], count: int) -> list[T]:
+    """Return pairs in an order whose start is spread over all, the same in every run.
+
+    Args:
+        count: number of pairs that will be used.
+    """
+    order = np.random.default_rng([count, 0, 0, 10]).permutation(len(pairs))
+    return [pairs[i] for i in order]

@@ -4,9 +4,11 @@ import time
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from cat_fast.dual_token.codebook import usage
 from cat_fast.dual_token.semantic.model import SemanticModel
+from cat_fast.dual_token.semantic.reverse_qformer import state_loss
 from cat_fast.dual_token.semantic.text_target import TextTarget
 from cat_fast.training.config.dual_token import PairDataConfig
 from cat_fast.training.dual_token.pairs import held_out_pairs
@@ -30,7 +32,7 @@ class SemanticEvaluation:
         """Return the metrics of a stage.
 
         Contrastive: retrieval at rank 1. Codes: the mean cosine similarity of decoded and true embeddings,
-        and of predicted and true states, and the use of the codebook.
+        the error and cosine similarity of predicted text states, and the use of the codebook.
         """
         started = time.perf_counter()
         found = self._evaluate(model, stage)
@@ -45,22 +47,21 @@ class SemanticEvaluation:
             right = (best == torch.arange(len(images), device=best.device)).float().mean().item()
             return {"held_out/retrieval_at_1": right, "held_out/candidates": float(len(images))}
         counts = torch.zeros(model.codebook_size, dtype=torch.int64)
-        decoded, states = [], []
+        decoded: list[Tensor] = []
+        states: list[Tensor] = []
         for batch in batches:
             embeddings = model.causal_embeddings(batch)
             codes = model.quantizer.nearest(model.to_code(embeddings))
             back = model.code_decoder(model.quantizer.lookup(codes))
             decoded.append(F.cosine_similarity(back, embeddings, dim=-1).mean(1))
-            states += list(model.reverse_qformer(back)[0])
+            states.append(model.reverse_qformer(back)[0])
             counts += torch.bincount(codes.flatten().cpu(), minlength=model.codebook_size)
-        similar = [
-            F.cosine_similarity(own[: len(text)], text, dim=-1).mean()
-            for own, text in zip(states, self.texts, strict=True)
-        ]
+        error, _, similarity = state_loss(torch.cat(states), None, self.texts)
         used = usage(counts)
         return {
             "held_out/embedding_cosine": torch.cat(decoded).mean().item(),
-            "held_out/state_cosine": torch.stack(similar).mean().item(),
+            "held_out/state_mse": error.item(),
+            "held_out/state_cosine": similarity.item(),
             "held_out/codes_used": used.share,
             "held_out/perplexity": used.perplexity,
         }

@@ -66,6 +66,11 @@ def test_a_score_depends_neither_on_other_captions_nor_on_their_order(scorer):
     assert require_scores(scorer, []) == []
 
 
+def test_equal_captions_of_one_call_have_equal_scores(scorer):
+    scores = require_scores(scorer, [Description("black text on a page of white paper", True, False)] * 40)
+    assert len(set(scores)) == 1
+
+
 def test_scores_follow_content_and_flags(scorer):
     low, high, dog = require_scores(scorer, [Description(caption) for caption in CAPTIONS[:3]])
     assert low.score <= 2

@@ -5,7 +5,7 @@ import threading
 import pytest
 from PIL import Image
 
-from cat_fast.data.images.writer import ImageWriter
+from cat_fast.data.images.writer import ImageWriter, is_complete_image
 from cat_fast.errors import UserError
 
 
@@ -52,3 +52,15 @@ def test_an_error_is_raised(tmp_path):
     image = Image.new("RGB", (2, 2))
     with pytest.raises(UserError), ImageWriter(threads=1) as writer:
         writer.write(tmp_path / "file" / "a.png", image, format="PNG")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_cut_and_empty_files_are_not_complete_images(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    assert not is_complete_image(path)
+    Image.effect_noise((21, 13), 90).convert("RGB").save(path)
+    assert is_complete_image(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[:3], whole[:-1], whole[: len(whole) // 2], b"\0" * len(whole)):
+        path.write_bytes(content)
+        assert not is_complete_image(path)

@@ -53,6 +53,14 @@ def test_images_are_normalised_as_blip2s():
     assert model.image_features(white).shape == (1, 17, 12)
 
 
+def test_features_of_an_untrained_vit_depend_on_the_image():
+    model, (images, _) = tiny_semantic(), pairs()
+    assert model.image_features(images).std(0).mean() > 1e-3
+    assert (
+        tiny_semantic(vision=VISION | {"initializer_range": 0.5}).config["vision"]["initializer_range"] == 0.5
+    )
+
+
 @pytest.mark.parametrize("stage", ["contrastive", "codes"])
 def test_a_stage_reaches_its_own_parameters_only(stage):
     model, (images, texts) = tiny_semantic(codebook="gradient"), pairs()

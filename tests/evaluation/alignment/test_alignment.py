@@ -1,6 +1,9 @@
 """Alignment scorers: PickScore with a tiny CLIP, and the errors of missing weights and packages."""
 
 import json
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -62,6 +65,52 @@ def test_missing_weights_and_packages_stop_clearly(tmp_path):
         open_scorer(f"hpsv2={tmp_path / 'x.pt'}", "cpu")
 
 
+@pytest.fixture
+def packages(monkeypatch):
+    """Stand-ins of the authors' packages, with their signatures; return the weights that were loaded."""
+    loaded = []
+
+    def score(img_path, prompt, cp=None, hps_version="v2.0"):
+        loaded.append(cp)
+        return [0.25 if prompt == "red" else 0.5 for _ in img_path]
+
+    class Model:
+        def score(self, prompt, image):
+            assert isinstance(image, Image.Image)
+            return -1.5 if prompt == "red" else 2.0
+
+    def load(name="ImageReward-v1.0", device="cpu", download_root=None, med_config=None):
+        if not Path(name).read_bytes():
+            raise EOFError("Ran out of input")
+        loaded.append((name, device, med_config))
+        return Model()
+
+    img_score, reward = ModuleType("hpsv2.img_score"), ModuleType("ImageReward")
+    img_score.score, reward.load = score, load
+    for name, module in (
+        ("hpsv2", ModuleType("hpsv2")),
+        ("hpsv2.img_score", img_score),
+        ("ImageReward", reward),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    return loaded
+
+
+def test_packages_of_the_authors_score_each_image_with_its_caption(packages, tmp_path):
+    for name in ("hps.pt", "ImageReward.pt", "med_config.json"):
+        (tmp_path / name).write_bytes(b"weights")
+    images = [Image.new("RGB", (4, 4))] * 2
+    scorer = open_scorer(f"hpsv2={tmp_path / 'hps.pt'}", "cpu")
+    assert scorer.score(images, ["red", "a red"]) == [0.25, 0.5]
+    assert packages == [str(tmp_path / "hps.pt")] * 2
+    scorer = open_scorer(f"imagereward={tmp_path}", "cpu")
+    assert scorer.score(images, ["red", "a red"]) == [-1.5, 2.0]
+    assert packages[-1] == (str(tmp_path / "ImageReward.pt"), "cpu", str(tmp_path / "med_config.json"))
+    (tmp_path / "ImageReward.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be loaded \(Ran out of input\)"):
+        open_scorer(f"imagereward={tmp_path}", "cpu")
+
+
 def test_command(cat_fast, clip, tmp_path):  # noqa: F811
     for name in ("a", "b"):
         Image.new("RGB", (20, 20), "red").save(tmp_path / f"{name}.png")
@@ -71,6 +120,16 @@ def test_command(cat_fast, clip, tmp_path):  # noqa: F811
     assert found["images"] == 2
     assert len(set(found["scores"]["PickScore"])) == 1
     assert "PickScore" in cat_fast("eval", "alignment", tmp_path, "--scorer", f"pickscore={clip}").stdout
+    (tmp_path / "c.png").write_bytes(b"no image")
+    (tmp_path / "c.txt").write_text("red")
+    result = cat_fast("eval", "alignment", tmp_path, "--scorer", f"pickscore={clip}", "--json")
+    assert result.exit_code == 1
+    found = parse_json(result)
+    assert found["images"] == 2
+    assert list(found["left_out"]) == [str(tmp_path / "c.png")]
+    assert "1 of 3 images failed; the others were scored" in result.stderr
+    alone = cat_fast("eval", "alignment", tmp_path / "c.png", "--scorer", f"pickscore={clip}")
+    assert_one_line_error(alone, "no image can be read")
     (tmp_path / "b.txt").unlink()
     result = cat_fast("eval", "alignment", tmp_path, "--scorer", f"pickscore={clip}")
     assert_one_line_error(result, "b.png: has no caption")

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from diffusers import VQModel
 from PIL import Image
 from torch import nn
 
@@ -14,6 +15,7 @@ from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
 from cat_fast.evaluation.dual_token.bit_budget import at_bits
 from cat_fast.evaluation.dual_token.methods import make_methods
+from cat_fast.evaluation.dual_token.movq import MoVQ
 from cat_fast.evaluation.dual_token.run import ROWS, DualRun, evaluated_images
 from cat_fast.evaluation.dual_token.summary import summarize
 from cat_fast.evaluation.dual_token.super_resolution import open_super_resolution
@@ -109,6 +111,11 @@ def test_unreadable_images_are_left_out(folder, tmp_path):
     assert result["images"] == 3
     assert list(result["left_out"]) == ["d.png"]
     assert run.sheet(2).width > 100
+    (folder / "d.png").write_bytes((folder / "a.png").read_bytes())  # repaired: measured by the next run
+    again = make_run(folder, tmp_path / "out")
+    again.run()
+    result = summarize(again, "images")
+    assert (result["images"], result["left_out"]) == (4, {})
 
 
 @pytest.mark.parametrize("image_format", ["jpeg", "webp"])
@@ -126,6 +133,72 @@ def test_files_stay_within_their_bits(image_format):
     tensor_to_image(image).save(buffer, format=image_format, quality=1)
     with Image.open(buffer) as smallest:
         assert smallest.size == (64, 64)
+
+
+def save_movq(folder, **changes):
+    """Write a MoVQ with random weights: stride 4, 32 codes."""
+    torch.manual_seed(0)
+    settings = {
+        "block_out_channels": (32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3, "layers_per_block": 1, "latent_channels": 4,
+        "num_vq_embeddings": 32, "norm_num_groups": 8, "norm_type": "spatial", "vq_embed_dim": 4,
+    }  # fmt: skip
+    VQModel(**(settings | changes)).save_pretrained(folder)
+    return folder
+
+
+def test_movq_has_as_many_tokens_as_the_guide(folder, tmp_path):
+    movq = MoVQ(save_movq(tmp_path / "movq"), "cpu")
+    assert (movq.stride, movq.bits) == (4, 5)
+    image = torch.rand(3, SIZE, SIZE) * 2 - 1
+    back = movq.reconstruct(image, (2, 3))
+    direct = movq.model(resize(image[None], (8, 12))).sample[0].clamp(-1, 1)
+    torch.testing.assert_close(back, direct)
+    latents = movq.model.encode(resize(image[None], (8, 12))).latents
+    assert latents.shape[-2:] == (2, 3)  # one code per token
+    tokenizer = DualTokenizer(tiny_guide(), max_side=8)
+    methods = {method.name: method for method in make_methods(tokenizer, GRIDS, movq=movq)}
+    assert (methods["movq 4"].tokens, methods["movq 4"].bits) == (16, 80)
+    run = DualRun(
+        evaluated_images(str(folder)), list(methods.values()), tokenizer, GRIDS, SIZE, ("mae", Distance()),
+        tmp_path / "out", {},
+    )  # fmt: skip
+    run.run()
+    result = summarize(run, "images")
+    found = result["differences"]["guide 4 - movq 4"]["psnr"]["value"]
+    psnrs = [result["methods"][f"{name} 4"]["psnr"]["value"] for name in ("guide", "movq")]
+    assert found == pytest.approx(psnrs[0] - psnrs[1], abs=1e-6)
+
+
+def test_a_folder_that_is_not_a_movq_is_refused(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder; expected the folder of a diffusers VQ"):
+        MoVQ(tmp_path / "nowhere", "cpu")
+    with pytest.raises(UserError, match="expected a MoVQ, with norm_type spatial; its norm_type is group"):
+        MoVQ(save_movq(tmp_path / "group", norm_type="group"), "cpu")
+    tiny_guide().save_pretrained(tmp_path / "guide")
+    with pytest.raises(UserError, match="expected a VQModel, got a GuideModel"):
+        MoVQ(tmp_path / "guide", "cpu")
+    damaged = save_movq(tmp_path / "damaged")
+    weights = damaged / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(UserError, match="damaged: cannot be loaded"):
+        MoVQ(damaged, "cpu")
+    (damaged / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not the config of a model"):
+        MoVQ(damaged, "cpu")
+
+
+def test_a_super_resolution_network_enlarges_the_guide(folder, tmp_path):
+    tokenizer = DualTokenizer(tiny_guide(), max_side=8)
+
+    def nearest(images, size):
+        return nn.functional.interpolate(images, size)
+
+    methods = {method.name: method for method in make_methods(tokenizer, GRIDS, upscale=nearest)}
+    image = torch.rand(3, SIZE, SIZE) * 2 - 1
+    found = methods["super-resolution 4"].reconstruct(image, 0)
+    (guide,) = tokenizer.decode_guides([tokenizer.encode(image, 4)])
+    torch.testing.assert_close(found, nearest(guide[None], (SIZE, SIZE))[0])
 
 
 def test_impossible_inputs_are_refused(folder, tmp_path):

@@ -54,6 +54,7 @@ def test_1_reconstructions_as_samples(samples):
         ("imagenet_val_512.npz", "validation"),
         ("photos", "unknown"),
         ("held_out", "validation"),
+        ("corpus/held_out.jsonl", "validation"),
         ("trains", "unknown"),
     ],
 )

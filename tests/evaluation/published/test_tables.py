@@ -78,6 +78,7 @@ def test_known_conflicts_are_recorded():
 
 def reconstruction_result(tmp_path, metric="rFID"):
     column = {
+        "rule": "adaptive",
         "metrics": {
             metric: {"value": 0.5, "interval": [0.4, 0.6]},
             "lpips_vgg": {"value": 0.125, "interval": None},
@@ -92,7 +93,7 @@ def reconstruction_result(tmp_path, metric="rFID"):
     result = {
         "evaluation": "reconstruction",
         "data": {"path": "x/coco/val"},
-        "columns": {"ours adaptive": column},
+        "columns": {"ours adaptive": column, "ours budget=64": {**column, "rule": "budget=64"}},
     }
     (tmp_path / "reconstruction.json").write_text(json.dumps(result))
     return tmp_path
@@ -122,6 +123,31 @@ def test_stand_ins_and_other_data_have_columns_of_their_own(tmp_path):
     assert table.rows[0].values[-1] is None, "published rows have no figure in our column"
 
 
+def test_the_command_is_shown_until_a_published_column_is_filled(tmp_path):
+    folder, missing = (
+        reconstruction_result(tmp_path),
+        "Our figures on the published data need weights or data: ",
+    )
+    for name, expected in (("corpus", True), ("ImageNet", False)):
+        table = with_runs(find_table("reconstruction"), read_run(f"{name}={folder}"))
+        assert (missing + "`cat-fast eval recon" in format_table(table, "markdown")) == expected
+
+
+def test_tables_take_the_rules_that_they_compare(tmp_path):
+    runs = read_run(f"COCO={reconstruction_result(tmp_path)}")
+    rows = [row.name for row in with_runs(find_table("others"), runs).rows if not row.is_published]
+    assert rows == ["this project, ours adaptive", "this project, ours budget=64"]
+    assert not with_runs(find_table("gains"), runs).has_ours
+
+
+def test_correlations_of_a_study(tmp_path):
+    study = {"settings": {"images": "coco/val"}, "metrics": {"JPEG bytes": {"pearson": {"value": 0.25}}}}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    runs = read_run(str(tmp_path))
+    assert ours(with_runs(find_table("complexity"), runs))["coco Pearson r"] == 0.25
+    assert not with_runs(find_table("scorers"), runs).has_ours
+
+
 def test_generation_and_classification_results(tmp_path):
     metrics = {"FID": 5.0, "IS-std": 1, "KID": 2}
     generation = {"evaluation": "generation", "reference": {"path": "r.npz"}, "metrics": metrics}
@@ -129,13 +155,19 @@ def test_generation_and_classification_results(tmp_path):
     classification = {
         "evaluation": "classification",
         "task": "linear",
-        "rows": [{"name": "ours", "accuracy": {"value": 0.5}}],
+        "rows": [
+            {"name": "ours 8x", "head": "flattened", "accuracy": {"value": 0.5}},
+            {"name": "ours 8x", "head": "pooled", "accuracy": {"value": 0.25}},
+        ],
     }
     (tmp_path / "classification.json").write_text(json.dumps(classification))
     runs = read_run(f"SVHN={tmp_path}")
     assert ours(with_runs(find_table("generation"), runs))["FID"] == 5.0
     assert ours(with_runs(find_table("coco"), runs))["SVHN FID"] == 5.0
-    assert ours(with_runs(find_table("classification"), runs))["SVHN linear %"] == 50
+    table = with_runs(find_table("classification"), runs)
+    column = table.columns.index("SVHN linear %")
+    found = {row.name: row.values[column] for row in table.rows if not row.is_published}
+    assert found == {"this project, ours 8x": 50, "this project, ours 8x, pooled head": 25}
 
 
 def test_dual_token_results(tmp_path):
@@ -170,8 +202,8 @@ def test_formats_hold_every_figure(tmp_path):
     table = with_runs(find_table("ldm"), read_run(f"COCO={reconstruction_result(tmp_path)}"))
     text = {kind: format_table(table, kind) for kind in FORMATS}
     rows = list(csv.reader(io.StringIO(text["csv"])))
-    assert rows[0] == ["row", "published", *table.columns]
-    assert rows[-1][:3] == ["this project, ours adaptive", "no", "0.5"]
+    assert rows[0] == ["table", "row", "published", *table.columns]
+    assert rows[-1][:4] == ["ldm", "this project, ours adaptive", "no", "0.5"]
     page = ET.fromstring(text["html"].replace("<!doctype html>", "").replace('<meta charset="utf-8">', ""))
     assert len(page.findall(".//tr")) == len(table.rows) + 1
     assert text["latex"].count(r"\\") == len(table.rows) + 1
@@ -181,4 +213,4 @@ def test_formats_hold_every_figure(tmp_path):
     assert "Our row needs weights or data: `cat-fast eval reconstruction" in format_table(
         find_table("ldm"), "markdown"
     )
-    assert all(math.isfinite(float(cell)) for row in rows[1:] for cell in row[2:] if cell)
+    assert all(math.isfinite(float(cell)) for row in rows[1:] for cell in row[3:] if cell)

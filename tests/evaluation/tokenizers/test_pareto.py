@@ -9,7 +9,7 @@ from PIL import Image
 from cat_fast.complexity import RatioThresholds
 from cat_fast.errors import UserError
 from cat_fast.evaluation.tokenizers.columns import KnownScore
-from cat_fast.evaluation.tokenizers.pareto import Point, mark_dominated, plot, sweep
+from cat_fast.evaluation.tokenizers.pareto import Point, mark_dominated, merge_equal, plot, sweep
 
 SCORES = [1, 3, 5, 7, 9, 9]
 TOKENS = {8: 64.0, 16: 16.0, 32: 4.0}
@@ -68,6 +68,11 @@ def point(tokens, flops, psnr):
 def test_domination_needs_all_of_tokens_flops_and_metric():
     points = [point(10, 5, 30), point(10, 6, 30), point(20, 4, 30), point(10, 5, 30), point(10, None, 29)]
     assert [p.dominated["PSNR"] for p in mark_dominated(points)] == [False, True, False, False, True]
+
+
+def test_equal_points_are_merged():
+    points = [point(20, 4, 30), point(10, 5, 30), point(20, 4, 30), point(20, None, 30)]
+    assert merge_equal(points, "PSNR") == [(points[1], 1), (points[0], 2), (points[3], 1)]
 
 
 def test_the_plot_is_an_image(evaluation, tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from cat_fast.data.images.io import tensor_to_image
 from cat_fast.inference.engine import EngineRequest, PackedEngine
+from cat_fast.kernels.linear.op import using
 from tests.inference.engine.mixes import check_mixes, tiny_pipeline
 from tests.inference.tiny_encoder import save_encoder
 
@@ -31,9 +32,11 @@ def with_text(encoder):
     return tiny_pipeline(encoder)
 
 
-@pytest.mark.parametrize(("count", "mixes"), [(1, 10), (2, 3)])
-def test_mixes_through_text_and_decoder(with_text, count, mixes):
-    with threads(count):
+@pytest.mark.parametrize(
+    ("count", "mixes", "backend"), [(1, 10, "mkl"), (2, 3, "mkl"), (1, 3, "onednn"), (2, 3, "onednn")]
+)
+def test_mixes_through_text_and_decoder(with_text, count, mixes, backend):
+    with threads(count), using(backend):
         check_mixes(with_text, mixes, seed=count, pool=6 * count, text=True, decode=True)
 
 
@@ -52,10 +55,12 @@ def test_mixes(dtype, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_thousand_mixes(encoder, dtype, count):
+@pytest.mark.parametrize(
+    ("dtype", "backend"), [(torch.float32, "mkl"), (torch.float32, "onednn"), (torch.bfloat16, "mkl")]
+)
+def test_a_thousand_mixes(encoder, dtype, backend, count):
     pipeline = tiny_pipeline(encoder).to(dtype)
-    with threads(count):
+    with threads(count), using(backend):
         for seed in range(10):
             check_mixes(pipeline, 25, seed=100 + seed, pool=24, text=True)
         check_mixes(pipeline, 20, seed=200, pool=24, text=True, decode=True)

@@ -5,16 +5,20 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
 from cat_fast.config import fill, read_yaml
+from cat_fast.data.images.io import image_to_tensor, load_image
+from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.dual_token.semantic.model import SemanticModel
 from cat_fast.errors import UserError
 from cat_fast.training.config.dual_token import PairDataConfig
 from cat_fast.training.config.runs import RUNS
-from cat_fast.training.dual_token.pairs import Pairs
+from cat_fast.training.dual_token.pairs import IndexedPairs, open_pairs, spread
 from cat_fast.training.runtime.ranks import Ranks
+from tests.data.streams.sets import write_tar
 from tests.dual_token.semantic.test_causal_qformer import SMALL
 from tests.inference.tiny_encoder import WORDS, save_encoder
 from tests.training.rank_processes import run_ranks
@@ -112,36 +116,110 @@ def test_codes_stage_starts_from_the_contrastive_model_and_keeps_it(data, tmp_pa
     found = json.loads((tmp_path / "whole" / "evaluation.jsonl").read_text())
     assert -1 <= found["held_out/embedding_cosine"] <= 1
     assert 0 < found["held_out/codes_used"] <= 1
-    assert "held_out/state_cosine" in found
+    assert -1 <= found["held_out/state_cosine"] <= 1
+    assert found["held_out/state_mse"] > 0
+
+
+@pytest.fixture(scope="module")
+def archives(data):
+    """The ten pairs in two archives, with an eleventh that has no caption."""
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    samples = [
+        {"__key__": f"{i:02}", "png": (data / row["path"]).read_bytes(), "txt": row["caption"].encode()}
+        for i, row in enumerate(rows)
+    ]
+    samples.insert(3, {"__key__": "silent", "png": samples[0]["png"]})
+    write_tar(data / "shards" / "0.tar", samples[:6])
+    write_tar(data / "shards" / "1.tar", samples[6:])
+    return ["data.index=''", f"data.shards={data / 'shards' / '*.tar'}", "data.stream.workers=0"]
+
+
+def test_streams_of_archives_resume_exactly(data, archives, tmp_path):
+    whole = train(data, tmp_path / "whole", 2, *archives, "schedule.total_steps=4")
+    train(data, tmp_path / "parts", 2, *archives, "schedule.total_steps=1", "checkpoint.every_steps=1")
+    parts = train(
+        data, tmp_path / "parts", 2, *archives, "schedule.total_steps=4", "checkpoint.every_steps=1"
+    )
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss", "accuracy", "images", "skipped_samples", "data_seconds"} <= lines[-1].keys()
+    assert lines[-1]["skipped_samples"] >= 1
+
+
+def test_streamed_pairs_keep_their_captions_and_are_never_flipped(data, archives):
+    config = PairDataConfig(
+        shards=str(data / "shards" / "*.tar"), image_size=16, batch_size=4, min_crop=1.0,
+        stream=StreamConfig(workers=0, shuffle_images=4),
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (data / "pairs.jsonl").read_text().splitlines()]
+    pairs = open_pairs(config, 3, Ranks())
+    for step in range(5):  # two epochs
+        batch = pairs.batch(step)
+        for image, caption, key in zip(batch.images, batch.captions, batch.keys, strict=True):
+            row = rows[int(key.rpartition(": ")[2])]
+            assert caption == row["caption"]
+            original = image_to_tensor(load_image(data / row["path"]))
+            fits = [
+                (image - F.interpolate(crop[None], (16, 16), mode="bicubic", antialias=True)[0]).abs().mean()
+                for x in range(5)
+                for crop in (original[:, :, x : x + 20], original[:, :, x : x + 20].flip(2))
+            ]
+            assert int(torch.stack(fits).argmin()) % 2 == 0  # the closest crop is not mirrored
+    pairs.close()
 
 
 def test_ranks_share_the_batch(data):
     config = PairDataConfig(index=str(data / "pairs.jsonl"), image_size=16, batch_size=4)
-    alone = Pairs(config, 3, Ranks())
-    parts = [Pairs(config, 3, Ranks(rank=rank, world_size=2)) for rank in range(2)]
+    alone = IndexedPairs(config, 3, Ranks())
+    parts = [IndexedPairs(config, 3, Ranks(rank=rank, world_size=2)) for rank in range(2)]
     for step in range(5):  # two batches per epoch
         whole = alone.batch(step)
         for rank, part in enumerate(parts):
             own = part.batch(step)
-            assert own.texts == whole.texts
             assert torch.equal(own.images, whole.images[rank::2])
-            assert [own.texts[i] for i in own.own.tolist()] == whole.texts[rank::2]
+            assert own.captions == whole.captions[rank::2]
     epoch = [key for step in range(2) for key in alone.batch(step).keys]
     assert len(set(epoch)) == 8
 
 
-def test_unusable_pairs_are_refused(data, tmp_path):
-    def open_pairs(**changes):
-        settings = {"index": str(data / "pairs.jsonl"), "batch_size": 4} | changes
-        Pairs(PairDataConfig(**settings), 0, Ranks(world_size=2))
+def test_an_epoch_has_one_image_per_caption_and_they_take_turns(data, tmp_path):
+    captions = ["rare"] * 2 + ["common"] * 8
+    lines = [{"path": str(data / f"{i}.png"), "caption": caption} for i, caption in enumerate(captions)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = PairDataConfig(index=str(tmp_path / "pairs.jsonl"), image_size=16, batch_size=2)
+    pairs = IndexedPairs(config, 0, Ranks())
+    batches = [pairs.batch(step) for step in range(60)]  # one per epoch
+    assert all(sorted(batch.captions) == ["common", "rare"] for batch in batches)
+    assert len({key for batch in batches for key in batch.keys}) == 10
 
-    with pytest.raises(UserError, match="more than the 10 pairs"):
-        open_pairs(batch_size=12)
+
+def test_held_out_pairs_are_spread_over_the_index():
+    first = spread(range(500), 50)[:50]
+    assert first == spread(range(500), 50)[:50]
+    assert len(set(first)) == 50
+    assert all(any(start <= row < start + 100 for row in first) for start in range(0, 500, 100))
+
+
+def test_unusable_pairs_are_refused(data, archives, tmp_path):
+    def refuse(**changes):
+        settings = {"index": str(data / "pairs.jsonl"), "batch_size": 4} | changes
+        IndexedPairs(PairDataConfig(**settings), 0, Ranks(world_size=2))
+
+    with pytest.raises(UserError, match="more than the 10 different captions"):
+        refuse(batch_size=12)
     with pytest.raises(UserError, match="cannot be divided among 2 ranks"):
-        open_pairs(batch_size=5)
+        refuse(batch_size=5)
     (tmp_path / "some.jsonl").write_text('{"path": "a.png", "caption": "a"}\n{"path": "b.png"}\n' * 4)
     with pytest.raises(UserError, match="has no caption"):
-        open_pairs(index=str(tmp_path / "some.jsonl"))
+        refuse(index=str(tmp_path / "some.jsonl"))
+    with pytest.raises(UserError, match=r"data\.index=.* and data\.shards are both set"):
+        refuse(shards="*.tar")
+    with pytest.raises(UserError, match=r"data\.image=input\.jpg: applies to data\.shards only"):
+        refuse(image="input.jpg")
+    with pytest.raises(UserError, match=r"set data\.index or data\.shards"):
+        open_pairs(PairDataConfig(), 0, Ranks())
+    with pytest.raises(UserError, match="nowhere"):
+        open_pairs(PairDataConfig(shards=str(tmp_path / "nowhere" / "*.tar")), 0, Ranks())
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ class Case:
     max_grad_norm: float = 1e9
     precision: str = "fp32"
     checkpointing: bool = False
+    linear_backend: str = "mkl"
 
     def run(self, folder: Path, latents: Path) -> GeneratorRun:
         """Return the configuration; write the DeepSpeed JSON to `folder`."""
@@ -53,6 +54,7 @@ class Case:
             "deepspeed": str(path),
             "precision": self.precision,
             "gradient_checkpointing": self.checkpointing,
+            "linear_backend": self.linear_backend,
             "accumulation_steps": self.accumulation_steps,
             "model": {"hidden_size": 16, "depth": 2, "num_heads": 2, "position_frame": 8},
             "optimizer": {"lr": LR, "weight_decay": 0.1, "max_grad_norm": self.max_grad_norm},
@@ -66,6 +68,7 @@ class Case:
 CASES = (
     Case("zero1", stage=1),
     Case("zero2_images", stage=2, weighting="image"),
+    Case("zero2_onednn", stage=2, linear_backend="onednn"),
     Case("zero3", stage=3),
     Case("zero3_in_pieces", stage=3, bucket=500, zero=PARTITIONED),
     Case("zero3_checkpointed", stage=3, zero=PARTITIONED, checkpointing=True),

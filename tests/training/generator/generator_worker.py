@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from cat_fast.kernels.linear.op import using
 from cat_fast.training.generator.task import GeneratorTask
 from cat_fast.training.runtime.ranks import Ranks, start, stop
 from tests.training.engine_state import forward_weights, full_state
@@ -73,6 +74,7 @@ def train(case: Case, latents: Path, out: Path, ranks: Ranks) -> None:
 def main(latents: str, out: str) -> None:
     ranks = start()
     for case in CASES:
-        train(case, Path(latents), Path(out), ranks)
+        with using(case.linear_backend):
+            train(case, Path(latents), Path(out), ranks)
     ranks.barrier()
     stop()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from cat_fast.generator import DiT
+from cat_fast.kernels.linear.op import using
 from tests.training.generator.generator_case import CASES, CHECKPOINT_STEP, STEPS, WORLD_SIZE, Case
 from tests.training.generator.plain_generator import PlainGenerator
 
@@ -27,7 +28,12 @@ def named(cases: list[Case] | tuple[Case, ...]) -> pytest.MarkDecorator:
 def plain(latents, tmp_path_factory):
     """Function that returns the state and the losses of a case in plain torch."""
     folder = tmp_path_factory.mktemp("plain")
-    return functools.cache(lambda case, **how: PlainGenerator(case, folder, latents, **how).train())
+
+    def train(case, **how):
+        with using(case.linear_backend):
+            return PlainGenerator(case, folder, latents, **how).train()
+
+    return functools.cache(train)
 
 
 @named(FP32)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import torch
 
 STATES = np.array([(-1, -1), (-1, 1), (1, -1), (1, 1)], dtype=np.float32)
 """States of the flags (text, faces): -1 for absent, 1 for present."""
@@ -41,11 +42,11 @@ class FeatureMap:
 
     def __call__(self, pooled: np.ndarray) -> np.ndarray:
         """Return the features, float32 (N, D), of pooled states, float32 (N, K)."""
-        return ((pooled - self.center) / self.spread) @ self._columns
+        return _product((pooled - self.center) / self.spread, self._columns)
 
     @cached_property
     def _columns(self) -> np.ndarray:
-        return self.projection * self.scale
+        return _aligned(self.projection * self.scale)
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,17 @@ class KernelModel:
 
     def predict(self, pooled: np.ndarray) -> np.ndarray:
         """Return the score in each of `STATES`, then both flags' values -1 to 1, float32 (N, 6)."""
-        return self.similarities(pooled) @ self.weights + self.intercepts
+        # row by row: in a product as narrow as this one, MKL rounds a row by its position
+        rows = [_product(row[None], self._weights) for row in self.similarities(pooled)]
+        return np.concatenate(rows) + self.intercepts
 
     @cached_property
     def _points(self) -> np.ndarray:
-        return restore(self.landmarks)
+        return _aligned(restore(self.landmarks))
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return _aligned(self.weights)
 
 
 UNIT = 1 / 80
@@ -89,7 +96,7 @@ def restore(stored: np.ndarray) -> np.ndarray:
 
 def gaussian_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return exp(-|a_i - b_j|²), float32 (N, M)."""
-    kernel = a @ b.T
+    kernel = _product(a, b.T)
     kernel *= 2
     kernel -= (a * a).sum(1)[:, None]
     kernel -= (b * b).sum(1)
@@ -101,6 +108,21 @@ def flag_kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the factor of the features' kernel for states of the flags, (N, 2) and (M, 2) of -1 and 1."""
     both = (a[:, :1] * a[:, 1:]) @ (b[:, :1] * b[:, 1:]).T
     return 1 + LINEAR / 2 * (a @ b.T) + PRODUCT * both
+
+
+def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a @ b by torch: on some AMD processors numpy's OpenBLAS rounds a row by its position.
+
+    MKL's rounding may depend on addresses, so a is copied to aligned memory; b should be aligned, too.
+    """
+    dtype = np.result_type(a, b)
+    first, second = (x.astype(dtype, copy=False) for x in (a, b))
+    return (torch.tensor(first) @ torch.from_numpy(second)).numpy()
+
+
+def _aligned(array: np.ndarray) -> np.ndarray:
+    """Return a copy in memory of torch, which starts at multiples of 64 bytes."""
+    return torch.tensor(array).numpy()
 
 
 def _integers(values: np.ndarray) -> np.ndarray:
