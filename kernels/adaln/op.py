@@ -26,9 +26,9 @@ def adaln(
     Raises ValueError if shapes or dtypes do not match. On the CPU, raises RuntimeError for invalid values of
     cu_seqlens; on a GPU they are not checked, since that would synchronize.
     """
-    backend = backends.choose("adaln", x)
-    shift, scale = _readable_rows(backend, x, shift, scale)
+    shift, scale = _in_stream_dtype(x, shift, scale)
     _check(x, cu_seqlens, shift=shift, scale=scale)
+    backend = backends.choose("adaln", x)
     if backend == "reference":
         return adaln_reference(x, shift, scale, cu_seqlens, eps)
     y, _mean, _rstd = ADALN(backend, x, shift, scale, cu_seqlens, eps)
@@ -49,11 +49,11 @@ def gate_residual_adaln(
     h: (T, D), of x's dtype; gate: (S, D), of the dtype of shift and scale. Under autocast, y has the dtype of
     h, in which the next linear layer computes, and x_new that of x. Everything else is as in `adaln`.
     """
-    backend = backends.choose("gate_residual_adaln", x)
-    gate, shift, scale = _readable_rows(backend, x, gate, shift, scale)
+    gate, shift, scale = _in_stream_dtype(x, gate, shift, scale)
     _check(x, cu_seqlens, gate=gate, shift=shift, scale=scale)
     if h.shape != x.shape or (h.dtype != x.dtype and not _is_autocast(x)):
         raise ValueError(f"h: expected {_format_tensor(x)} like x, got {_format_tensor(h)}")
+    backend = backends.choose("gate_residual_adaln", x)
     branch = h if backend == "triton" else h.to(x.dtype)  # Triton converts while it loads and stores
     if backend == "reference":
         x_new, y = gate_residual_adaln_reference(x, branch, gate, shift, scale, cu_seqlens, eps)
@@ -62,12 +62,9 @@ def gate_residual_adaln(
     return x_new, y.to(h.dtype)
 
 
-def _readable_rows(backend: str, x: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Under autocast, cast modulation rows to the dtype of x, the residual stream.
-
-    Triton reads them as they are: outputs of linear layers are narrower, and each cast would be a launch.
-    """
-    return tuple(t.to(x.dtype) for t in rows) if _is_autocast(x) and backend != "triton" else rows
+def _in_stream_dtype(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under autocast, cast the outputs of linear layers to the dtype of x, the residual stream."""
+    return tuple(t.to(x.dtype) for t in others) if _is_autocast(x) else others
 
 
 def _is_autocast(x: torch.Tensor) -> bool:
@@ -82,13 +79,8 @@ def _check(x: torch.Tensor, cu_seqlens: torch.Tensor, **modulation: torch.Tensor
         raise ValueError(f"cu_seqlens: expected (S + 1,) int32, got {_format_tensor(cu_seqlens)}")
     shape = (cu_seqlens.shape[0] - 1, x.shape[1])
     dtype = modulation["scale"].dtype
-    allowed = (
-        x.dtype,
-        torch.float32,
-        *([torch.get_autocast_dtype(x.device.type)] if _is_autocast(x) else []),
-    )
     for name, rows in modulation.items():
-        if rows.shape != shape or rows.dtype != dtype or dtype not in allowed:
+        if rows.shape != shape or rows.dtype != dtype or dtype not in (x.dtype, torch.float32):
             raise ValueError(
                 f"{name}: expected {tuple(shape)}, one row per sequence, all of {x.dtype} or all of "
                 f"torch.float32, got {_format_tensor(rows)}"

@@ -1,10 +1,10 @@
 """adaLN over packed tokens in Triton: kernels, and the functions that launch them.
 
-A program processes a chunk of consecutive tokens, of any sequences, a few tokens of one sequence at a time,
-whose loads and reductions overlap. It finds the first token's sequence in cu_seqlens by bisection and
-continues from there, so the host needs no lengths. In backward it writes one row of partial sums per sequence
-that overlaps its chunk. Chunk c and sequence s use row c + s, which is unique: from one overlapping pair to
-the next, c or s grows and neither shrinks. A second kernel adds up the rows of each sequence, in order.
+A program processes a chunk of consecutive tokens, of any sequences, one token after another. It finds the
+first token's sequence in cu_seqlens by bisection and continues from there, so the host needs no lengths. In
+backward it writes one row of partial sums per sequence that overlaps its chunk. Chunk c and sequence s use
+row c + s, which is unique: from one overlapping pair to the next, c or s grows and neither shrinks. A second
+kernel adds up the rows of each sequence, in order.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -15,8 +15,6 @@ import triton.language as tl
 
 from ..triton_runtime import multiprocessors, on_device_of
 
-FORWARD_TOKENS, BACKWARD_TOKENS = 2, 2
-"""Tokens that a program processes at once."""
 COMBINED_COLUMNS, COMBINED_ROWS = 64, 16
 """Columns and rows of the partial sums that a program adds up at once."""
 
@@ -90,7 +88,7 @@ def _forward(
     y = torch.empty_like(x, dtype=(x if h is None else h).dtype)
     mean = x.new_empty(tokens, dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    chunk = _chunk(x, waves=8, minimum=FORWARD_TOKENS, maximum=16, multiple=FORWARD_TOKENS)
+    chunk = _chunk(x, waves=8, minimum=1, maximum=16)
     shift, scale = _rows(shift), _rows(scale)
     gate = None if gate is None else _rows(gate)
     if x.numel():
@@ -99,8 +97,7 @@ def _forward(
                 x, None if h is None else h.contiguous(), gate, shift, scale, cu_seqlens.contiguous(),
                 x_new, y, mean, rstd, eps, tokens, cu_seqlens.shape[0] - 1, chunk, features,
                 0 if gate is None else gate.stride(0), shift.stride(0), scale.stride(0),
-                BLOCK=triton.next_power_of_2(features), ROWS=FORWARD_TOKENS, GATED=gate is not None,
-                num_warps=_warps(x),
+                BLOCK=triton.next_power_of_2(features), GATED=gate is not None, num_warps=_warps(x),
             )  # fmt: skip
     return x_new, y, mean, rstd
 
@@ -124,7 +121,7 @@ def _backward(
     dx = torch.empty_like(x)
     dh = None if h is None else torch.empty_like(x, dtype=h.dtype)
     sums = [torch.empty_like(scale, memory_format=torch.contiguous_format) for _ in range(2 + gated)]
-    chunk = _chunk(x, waves=4, minimum=8, maximum=64, multiple=BACKWARD_TOKENS)
+    chunk = _chunk(x, waves=4, minimum=8, maximum=64)
     chunks = triton.cdiv(tokens, chunk)
     partial = x.new_empty((chunks + sequences, len(sums), features), dtype=torch.float32)
     scale = _rows(scale)
@@ -136,7 +133,7 @@ def _backward(
                 None if h is None else h.contiguous(), gate, scale, cu_seqlens, mean, rstd,
                 dx, dh, partial, tokens, sequences, chunk, features,
                 0 if gate is None else gate.stride(0), scale.stride(0),
-                BLOCK=triton.next_power_of_2(features), ROWS=BACKWARD_TOKENS, GATED=gated,
+                BLOCK=triton.next_power_of_2(features), GATED=gated,
                 num_warps=_warps(x), maxnreg=_max_registers(x),
             )  # fmt: skip
         if sequences * features:
@@ -152,10 +149,9 @@ def _rows(rows: torch.Tensor) -> torch.Tensor:
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
-def _chunk(x: torch.Tensor, *, waves: int, minimum: int, maximum: int, multiple: int) -> int:
-    """Return the tokens per program for `waves` programs per multiprocessor, clamped and rounded up."""
-    chunk = min(max(triton.cdiv(x.shape[0], waves * multiprocessors(x)), minimum), maximum)
-    return triton.cdiv(chunk, multiple) * multiple
+def _chunk(x: torch.Tensor, *, waves: int, minimum: int, maximum: int) -> int:
+    """Return the tokens per program for `waves` programs per multiprocessor, clamped to the bounds."""
+    return min(max(triton.cdiv(x.shape[0], waves * multiprocessors(x)), minimum), maximum)
 
 
 def _warps(x: torch.Tensor) -> int:
@@ -187,7 +183,7 @@ def _sequence_of(token, cu_seqlens, sequences):
 @triton.jit(do_not_specialize=["tokens", "sequences", "chunk"])
 def adaln_forward_kernel(
     x, h, gate, shift, scale, cu_seqlens, x_new, y, mean, rstd, eps, tokens, sequences, chunk, features,
-    gate_stride, shift_stride, scale_stride, BLOCK: tl.constexpr, ROWS: tl.constexpr, GATED: tl.constexpr,
+    gate_stride, shift_stride, scale_stride, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)
     inside = columns < features
@@ -201,23 +197,21 @@ def adaln_forward_kernel(
         shift_row = tl.load(shift + row * shift_stride + columns, mask=inside, other=0).to(tl.float32)
         if GATED:
             gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0).to(tl.float32)
-        for first in range(token, stop, ROWS):
-            t = first + tl.arange(0, ROWS)
-            at = t[:, None].to(tl.int64) * features + columns[None, :]
-            here = (t < stop)[:, None] & inside[None, :]
-            value = tl.load(x + at, mask=here, other=0).to(tl.float32)
+        for t in range(token, stop):  # in the interpreter, t is a Python int
+            at = tl.cast(t, tl.int64) * features + columns
+            value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
             if GATED:
-                value += gate_row[None, :] * tl.load(h + at, mask=here, other=0).to(tl.float32)
+                value += gate_row * tl.load(h + at, mask=inside, other=0).to(tl.float32)
                 stored = value.to(x_new.dtype.element_ty)  # normalize the rounded value that backward reads
-                tl.store(x_new + at, stored, mask=here)
+                tl.store(x_new + at, stored, mask=inside)
                 value = stored.to(tl.float32)
-            center = tl.sum(value, 1) / features
-            distance = tl.where(inside[None, :], value - center[:, None], 0.0)
-            scaling = 1.0 / tl.sqrt(tl.sum(distance * distance, 1) / features + eps)
-            modulated = distance * scaling[:, None] * (1.0 + scale_row)[None, :] + shift_row[None, :]
-            tl.store(y + at, modulated.to(y.dtype.element_ty), mask=here)
-            tl.store(mean + t, center, mask=t < stop)
-            tl.store(rstd + t, scaling, mask=t < stop)
+            center = tl.sum(value, 0) / features
+            distance = tl.where(inside, value - center, 0.0)
+            scaling = 1.0 / tl.sqrt(tl.sum(distance * distance, 0) / features + eps)
+            modulated = distance * scaling * (1.0 + scale_row) + shift_row
+            tl.store(y + at, modulated.to(y.dtype.element_ty), mask=inside)
+            tl.store(mean + t, center)
+            tl.store(rstd + t, scaling)
         token = stop
         s += 1
 
@@ -225,7 +219,7 @@ def adaln_forward_kernel(
 @triton.jit(do_not_specialize=["tokens", "sequences", "chunk"])
 def adaln_backward_kernel(
     dx_new, dy, x, h, gate, scale, cu_seqlens, mean, rstd, dx, dh, partial, tokens, sequences, chunk,
-    features, gate_stride, scale_stride, BLOCK: tl.constexpr, ROWS: tl.constexpr, GATED: tl.constexpr,
+    features, gate_stride, scale_stride, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, BLOCK)
     inside = columns < features
@@ -239,28 +233,24 @@ def adaln_backward_kernel(
             dgate = tl.zeros([BLOCK], tl.float32)
         dshift = tl.zeros([BLOCK], tl.float32)
         dscale = tl.zeros([BLOCK], tl.float32)
-        for first in range(token, stop, ROWS):
-            t = first + tl.arange(0, ROWS)
-            at = t[:, None].to(tl.int64) * features + columns[None, :]
-            here = (t < stop)[:, None] & inside[None, :]
-            scaling = tl.load(rstd + t, mask=t < stop, other=0)[:, None]
-            center = tl.load(mean + t, mask=t < stop, other=0)[:, None]
-            xhat = (tl.load(x + at, mask=here, other=0).to(tl.float32) - center) * scaling
-            dxhat = tl.load(dy + at, mask=here, other=0).to(tl.float32)
-            dshift += tl.sum(dxhat, 0)
-            dscale += tl.sum(dxhat * xhat, 0)
+        for t in range(token, stop):  # in the interpreter, t is a Python int
+            at = tl.cast(t, tl.int64) * features + columns
+            scaling = tl.load(rstd + t)
+            xhat = (tl.load(x + at, mask=inside, other=0).to(tl.float32) - tl.load(mean + t)) * scaling
+            dxhat = tl.load(dy + at, mask=inside, other=0).to(tl.float32)
+            dshift += dxhat
+            dscale += dxhat * xhat
             scale_row = tl.load(scale + row * scale_stride + columns, mask=inside, other=0)
-            dxhat *= (1.0 + scale_row.to(tl.float32))[None, :]
-            along = tl.sum(dxhat * xhat, 1) / features
-            across = tl.sum(dxhat, 1) / features
-            gradient = scaling * (dxhat - across[:, None] - xhat * along[:, None])
+            dxhat *= 1.0 + scale_row.to(tl.float32)
+            along = tl.sum(dxhat * xhat, 0) / features
+            gradient = scaling * (dxhat - tl.sum(dxhat, 0) / features - xhat * along)
             if GATED:
-                gradient += tl.load(dx_new + at, mask=here, other=0).to(tl.float32)
-                dgate += tl.sum(gradient * tl.load(h + at, mask=here, other=0).to(tl.float32), 0)
+                gradient += tl.load(dx_new + at, mask=inside, other=0).to(tl.float32)
+                dgate += gradient * tl.load(h + at, mask=inside, other=0).to(tl.float32)
                 gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0)
-                dh_t = gate_row.to(tl.float32)[None, :] * gradient
-                tl.store(dh + at, dh_t.to(dh.dtype.element_ty), mask=here)
-            tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=here)
+                dh_t = gate_row.to(tl.float32) * gradient
+                tl.store(dh + at, dh_t.to(dh.dtype.element_ty), mask=inside)
+            tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
         kinds: tl.constexpr = 3 if GATED else 2
         sums = partial + (tl.program_id(0) + row) * kinds * features + columns
         tl.store(sums, dshift, mask=inside)

@@ -53,9 +53,4 @@ CASES = {
         ("1001_float16", 1001, torch.float16, torch.float16, UNALIGNED),
     )
     for gated in (False, True)
-} | {
-    "gate_residual_adaln.1152_autocast": Case(
-        launch=partial(launch, 1152, torch.float32, torch.bfloat16, True, torch.bfloat16),
-        budgets=budgets(MEMORY),
-    )
 }
