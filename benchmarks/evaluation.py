@@ -38,7 +38,7 @@ from cat_fast.evaluation.distances.frechet import frechet_distance
 from cat_fast.evaluation.distances.neighbours import precision_recall
 from cat_fast.evaluation.distances.statistics import FeatureStatistics, Gaussian
 from cat_fast.evaluation.features.inception import InceptionV3
-from cat_fast.evaluation.metrics import psnr, ssim
+from cat_fast.evaluation.metrics import perceptual_distances, psnr, ssim
 from cat_fast.evaluation.proxy import as_bytes
 from cat_fast.processes.signals import run_command
 from cat_fast.tokenizer.perceptual import LPIPS
@@ -119,7 +119,7 @@ def metrics(scale: int) -> dict[str, Any]:
     def run() -> None:
         psnr(x, y)
         ssim(x, y)
-        distance(x, y)
+        perceptual_distances(distance, x, y)
         network(as_bytes(y))
 
     run()

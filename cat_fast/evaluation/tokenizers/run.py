@@ -32,7 +32,7 @@ from cat_fast.errors import UserError
 from cat_fast.evaluation.features.loading import LoadedNetwork
 from cat_fast.evaluation.features.perceptual import Perceptual
 from cat_fast.evaluation.images.feature_files import Skipped
-from cat_fast.evaluation.metrics import psnr, ssim
+from cat_fast.evaluation.metrics import perceptual_distances, psnr, ssim
 from cat_fast.evaluation.proxy import as_bytes
 from cat_fast.evaluation.tokenizers.columns import Column
 from cat_fast.evaluation.tokenizers.perception import Perceived, Perception, result_of
@@ -306,7 +306,8 @@ class ReconstructionRun:
         output, x = as_bytes(y[finite]), x[finite]
         z = _as_floats(output)
         features = self._features(output)
-        distances = self.perceptual.network(z.to(self.device), x.to(self.device)).cpu()
+        pair = z.to(self.device), x.to(self.device)
+        distances = perceptual_distances(self.perceptual.network, *pair).cpu()
         metrics = zip(psnr(z, x).tolist(), ssim(z, x).tolist(), distances.tolist(), strict=True)
         kept = [n for n, usable in zip(batch, finite.tolist(), strict=True) if usable]
         for n, (decibels, structure, distance), one, image in zip(
