@@ -241,7 +241,7 @@ def language(folders: Folders) -> dict[str, Any]:
 def bounds(folders: Folders) -> dict[str, Any]:
     """Measure the slowest of a few images, on one thread, after one that is not counted.
 
-    CPU seconds count besides the elapsed ones: other work on the machine delays only the latter.
+    CPU seconds are given with the elapsed ones, which other work on the machine delays.
     """
     tokenizer, threads = folders.tokenizer(), torch.get_num_threads()
     load = os.getloadavg()[0]

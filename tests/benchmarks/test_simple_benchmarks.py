@@ -8,7 +8,8 @@ from benchmarks import checkpoints, linear, scoring, startup
 from benchmarks.shared import simple_program
 from benchmarks.training_steps import Step
 from cat_fast.complexity.scoring_run.cost import ScoringSpeed
-from cat_fast.kernels.linear.op import selected, unavailable_reason
+from cat_fast.kernels.linear.op import selected
+from tests.kernels.onednn import needs_onednn
 
 
 def test_scorers_are_compared_with_the_published_seconds(monkeypatch):
@@ -57,7 +58,7 @@ def test_checkpoints_are_summarized_by_medians():
     )
 
 
-@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+@needs_onednn
 def test_libraries_of_matrix_products_take_turns():
     order = []
     step = Step(run=lambda: order.append(selected()), images=2, tokens=32, flops=6e9, precision="fp32")

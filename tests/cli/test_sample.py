@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.generator import DiT, paper_schedule
 from cat_fast.inference import CATPipeline
-from cat_fast.kernels.linear.op import unavailable_reason
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
+from tests.kernels.onednn import needs_onednn
 
 ROOT = Path(__file__).parents[2]
 LABELS = ["clear sky", "village street", "page, newspaper"]
@@ -172,7 +172,7 @@ def test_ranks_share_the_work_and_the_last_one_writes_grid_and_npz(cat_fast, mod
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+@needs_onednn
 def test_the_library_of_matrix_products_is_recorded_and_kept(cat_fast, models, tmp_path):
     for name, option in (("ours", "onednn"), ("torchs", "mkl")):
         out = tmp_path / name

@@ -8,8 +8,7 @@ from cat_fast.errors import UserError
 from cat_fast.kernels.linear import op
 from cat_fast.kernels.linear.layer import Linear
 from cat_fast.kernels.linear.op import linear, resolve, selected, using
-
-needs_onednn = pytest.mark.skipif(op.unavailable_reason() is not None, reason=str(op.unavailable_reason()))
+from tests.kernels.onednn import needs_onednn
 
 
 def inputs(

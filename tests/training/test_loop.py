@@ -15,7 +15,7 @@ import torch
 
 from cat_fast.errors import UserError
 from cat_fast.kernels.linear import op as linear_op
-from cat_fast.kernels.linear.op import selected, unavailable_reason
+from cat_fast.kernels.linear.op import selected
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.config.settings import CheckpointConfig, RunConfig, ScheduleConfig
 from cat_fast.training.health.nan_guard import SKIPPED
@@ -24,6 +24,7 @@ from cat_fast.training.loop import EXPORT, Preempted, run
 from cat_fast.training.metrics.run_log import RunLog, read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.step import Backward
+from tests.kernels.onednn import needs_onednn
 from tests.training.rank_processes import gloo_ranks, run_ranks
 from tests.training.steps import PlainTask
 
@@ -126,7 +127,7 @@ class Products(Counter):
         return super().train_step(step)
 
 
-@pytest.mark.skipif(unavailable_reason() is not None, reason=str(unavailable_reason()))
+@needs_onednn
 def test_a_resumed_run_keeps_the_library_of_matrix_products(tmp_path, monkeypatch):
     def train(setting: str, faster: str, total: int) -> str:
         monkeypatch.setattr(linear_op, "calibrate", lambda: faster)

@@ -1,6 +1,6 @@
 """Methods of an evaluation: each reconstructs an image at its full size from a number of bits.
 
-| name | what it is |
+| name | reconstruction |
 |---|---|
 | `guide G` | the guide of G x G tokens, enlarged |
 | `downscaled G` | the image resized to the guide's size and enlarged, without codes: the limit of a guide |

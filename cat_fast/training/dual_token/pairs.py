@@ -192,7 +192,7 @@ class StreamedPairs:
         """Return the next batch.
 
         Raises:
-            UserError: there are no usable pairs.
+            UserError: no pair is usable.
         """
         self._before_draw = self.source.snapshot()
         batch = self.source.batch()

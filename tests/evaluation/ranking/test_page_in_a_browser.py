@@ -18,7 +18,7 @@ METHODS = ("best", "middle", "worst")
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Three sets whose methods differ in size, so that a test can tell them apart."""
+    """Three sets whose methods differ in size, so that a test can distinguish them."""
     folder = tmp_path_factory.mktemp("study")
     random = np.random.default_rng(0)
     for side, name in zip((64, 64, 48, 32), ("originals", *METHODS), strict=True):
