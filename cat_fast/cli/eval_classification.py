@@ -12,6 +12,7 @@ from cat_fast import console
 from cat_fast.cli.codec import DeviceOption, JsonOption, ThresholdsOption
 from cat_fast.cli.eval_generation import report_left_out
 from cat_fast.cli.eval_reconstruction import parse_baseline
+from cat_fast.cli.evaluation_options import TokenizerOption
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,16 +33,7 @@ def classification(
             show_default=False,
         ),
     ],
-    tokenizer: Annotated[
-        str,
-        typer.Option(
-            "--tokenizer",
-            "-t",
-            metavar="DIR",
-            help="Trained tokenizer: a folder, or nano or nano-fixed-16x, which ship with the package.",
-            show_default=False,
-        ),
-    ],
+    tokenizer: TokenizerOption,
     out: Annotated[
         Path,
         typer.Option(

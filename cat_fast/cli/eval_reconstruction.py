@@ -18,6 +18,7 @@ from cat_fast.cli.eval_generation import (
     parse_weights,
     report_left_out,
 )
+from cat_fast.cli.evaluation_options import TokenizerOption
 from cat_fast.errors import UserError
 
 RESULT = "reconstruction.json"
@@ -33,16 +34,7 @@ def reconstruction(
             show_default=False,
         ),
     ],
-    tokenizer: Annotated[
-        str,
-        typer.Option(
-            "--tokenizer",
-            "-t",
-            metavar="DIR",
-            help="Trained tokenizer: a folder, or nano or nano-fixed-16x, which ship with the package.",
-            show_default=False,
-        ),
-    ],
+    tokenizer: TokenizerOption,
     out: Annotated[
         Path,
         typer.Option(
