@@ -11,6 +11,7 @@ guide        PSNR per guide size and use of the codebook, on two crops per held-
 retrieval    image to text among 100 pairs of emoji, on average over draws of these pairs
 codes        similarity of decoded embeddings and of text states, and use of the codebook, on held-out emoji
 rerendering  the results of `cat-fast dual eval`
+round_trip   errors of inversion and denoising: unit-variance data, a small UNet and the nano pipeline
 language     bits per id on held-out emoji, and sampled sequences that decode
 bounds       seconds to encode and to decode an image
 
@@ -21,6 +22,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -32,6 +34,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.shared.harness import rounded
+from benchmarks.shared.inversion_round_trip import (
+    STEPS,
+    exact_error,
+    example_guides,
+    model_error,
+    save_tiny_stable_diffusion,
+    stable_diffusions_schedule,
+)
 from benchmarks.shared.simple_program import about
 from cat_fast import console
 from cat_fast.data.files import require_writable, write_json
@@ -42,6 +52,7 @@ from cat_fast.dual_token.codebook import usage
 from cat_fast.dual_token.guide.model import GuideModel
 from cat_fast.dual_token.language.model import DualLanguageModel
 from cat_fast.dual_token.language.sampling import sample
+from cat_fast.dual_token.rerender.open import open_backend
 from cat_fast.dual_token.rerender.rerender import RerenderSettings
 from cat_fast.dual_token.semantic.model import SemanticModel
 from cat_fast.dual_token.semantic.reverse_qformer import state_loss
@@ -210,6 +221,24 @@ def rerendering(folders: Folders) -> dict[str, Any]:
     return {**options, **{name: result[name] for name in kept}}
 
 
+def round_trip(folders: Folders) -> dict[str, Any]:
+    """Measure the relative error of a round trip per number of steps."""
+    schedule = stable_diffusions_schedule()
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = open_backend(str(save_tiny_stable_diffusion(Path(folder))), "cpu")
+        backends = {"tiny Stable Diffusion": tiny, "nano pipeline": open_backend("nano", "cpu")}
+        found = {
+            name: [model_error(one, example_guides(), n) for n in STEPS] for name, one in backends.items()
+        }
+    exact = {
+        "unit variance": [exact_error(schedule, "epsilon", n) for n in STEPS],
+        "unit variance, source timestep": [
+            exact_error(schedule, "epsilon", n, source_timestep=True) for n in STEPS
+        ],
+    }
+    return {"steps": list(STEPS), "errors": {**exact, **found}}
+
+
 def language(folders: Folders) -> dict[str, Any]:
     """Measure bits per id on all held-out pairs, and sample sequences for their captions."""
     folder, tokenizer = folders.stage("language"), folders.tokenizer()
@@ -274,6 +303,7 @@ PARTS: dict[str, Callable[[Folders], dict[str, Any]]] = {
     "retrieval": retrieval,
     "codes": codes,
     "rerendering": rerendering,
+    "round_trip": round_trip,
     "language": language,
     "bounds": bounds,
 }

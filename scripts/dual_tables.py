@@ -32,6 +32,7 @@ def filled(text: str) -> str:
         "semantic": semantic,
         "methods": methods,
         "differences": differences,
+        "round_trip": round_trip,
         "language": language,
         "bounds": bounds,
     }
@@ -93,14 +94,21 @@ def methods(found: Mapping[str, Any]) -> str:
 
 
 def differences(found: Mapping[str, Any]) -> str:
-    """Return the differences of the re-rendered images from the other methods, paired over images."""
+    """Return the differences of re-rendered images from other methods, paired over images."""
     part = found["rerendering"]
     distance = _distance(part)
     rows = []
     for name, row in part["differences"].items():
-        if name.startswith("re-rendered"):
+        if name.startswith(("re-rendered", "true text")):
             rows.append((name.replace(" - ", " − "), _figure(row[distance], 3), _figure(row["psnr"], 2)))
     return tables.markdown(("difference", f"{distance} distance", "PSNR in dB"), rows)
+
+
+def round_trip(found: Mapping[str, Any]) -> str:
+    """Return the errors of round trips per number of steps."""
+    part = found["round_trip"]
+    rows = [(name, *(f"{100 * error:.2f} %" for error in errors)) for name, errors in part["errors"].items()]
+    return tables.markdown(("round trip", *(f"{steps} steps" for steps in part["steps"])), rows)
 
 
 def language(found: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """`cat-fast dual eval`: guides and re-rendered images against baselines of equal size or equal bits."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,6 +12,9 @@ from cat_fast import console
 from cat_fast.cli.codec import DeviceOption, JsonOption
 from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
 from cat_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from cat_fast.evaluation.dual_token.run import EvaluatedImage
 
 RESULT = "dual.json"
 
@@ -43,6 +47,14 @@ def evaluate(
     steps: StepsOption = 50,
     strength: StrengthOption = 1.0,
     guidance: GuidanceOption = 1.0,
+    true_text: Annotated[
+        bool,
+        typer.Option(
+            "--true-text",
+            help="Also re-render with the text states of the captions of an index: the limit of the semantic"
+            " codes.",
+        ),
+    ] = False,
     super_resolution: Annotated[
         Path | None,
         typer.Option(
@@ -107,6 +119,8 @@ def evaluate(
     rendered = render and tokenizer.renderer is not None
     if rendered:
         tokenizer.backend.check_size((size, size))
+    if true_text:
+        _check_true_text(images, rendered, data)
     if too_large := [grid for grid in sides if max(tokenizer.guide.guide_size(grid)) > size]:
         raise UserError(
             f"--grids {grids}: the guide of {too_large[0][0]} x {too_large[0][1]} tokens is larger than"
@@ -114,7 +128,7 @@ def evaluate(
         )
     upscale = None if super_resolution is None else open_super_resolution(super_resolution, device)
     baseline = None if movq is None else MoVQ(movq, device)
-    methods = make_methods(tokenizer, sides, settings if rendered else None, upscale, baseline)
+    methods = make_methods(tokenizer, sides, settings if rendered else None, upscale, baseline, true_text)
     options: dict[str, Any] = {"data": data}
     if rendered:
         options |= {"steps": steps, "strength": strength, "guidance": guidance}
@@ -141,6 +155,21 @@ def evaluate(
         console.print_error(error)
     if result["left_out"]:
         raise typer.Exit(1)
+
+
+def _check_true_text(images: Sequence["EvaluatedImage"], rendered: bool, data: str) -> None:
+    """Require what the text states of captions need.
+
+    Raises:
+        UserError: no re-rendering, or an image without a caption.
+    """
+    if not rendered:
+        raise UserError("--true-text: needs re-rendering by a tokenizer with a diffusion model; leave it out")
+    if without := next((image.key for image in images if not image.caption.strip()), None):
+        raise UserError(
+            f"--true-text: {data}: {without} has no caption; use an image index with captions, or leave it"
+            " out"
+        )
 
 
 def _print(result: dict[str, Any], out: Path) -> None:

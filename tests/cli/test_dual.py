@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from cat_fast.dual_token.rerender.open import open_backend
-from cat_fast.dual_token.tokenizer import DualTokenizer
+from cat_fast.dual_token.tokenizer import DualTokenizer, Renderer
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
 from tests.dual_token.conftest import tiny_guide
 from tests.dual_token.rerender.conftest import cat_pipelines  # noqa: F401 # a fixture
@@ -211,3 +211,27 @@ def test_eval_prints_and_resumes(cat_fast, folder, photos, tmp_path):
     assert_one_line_error(cat_fast(*command, "--limit", "1"), "made with other settings")
     large = cat_fast(*command[:-6], "--grids", "16", "--size", "16", "-o", tmp_path / "f")
     assert_one_line_error(large, "larger than images of 16 px")
+
+
+def test_eval_with_the_text_of_captions(cat_fast, folder, photos, tmp_path, cat_pipelines):  # noqa: F811
+    target = open_backend(str(cat_pipelines["flow"]), "cpu").text_target
+    semantic = tiny_semantic(text_width=target.width, text_fingerprint=target.fingerprint())
+    renderer = Renderer(model=str(cat_pipelines["flow"]))
+    DualTokenizer(tiny_guide(), semantic, renderer, max_side=16).save_pretrained(tmp_path / "whole")
+    lines = [{"key": "a", "path": str(photos / "b.png"), "caption": "a red house"}]
+    index = tmp_path / "index.jsonl"
+    index.write_text(json.dumps(lines[0]))
+    command = ["dual", "eval", "--data", index, "-c", tmp_path / "whole", "--grids", "4", "--size", "64"]
+    command += ["--steps", "2", "--true-text", "--sheet", "1"]
+    result = parse_json(cat_fast(*command, "--json", "-o", tmp_path / "e"))
+    methods, differences = result["methods"], result["differences"]
+    assert methods["true text 4"]["tokens"] is None
+    name = "perceptual" if "perceptual" in methods["semantic"] else list(methods["semantic"])[5]
+    expected = methods["true text 4"][name]["value"] - methods["unconditioned 4"][name]["value"]
+    assert differences["true text 4 - unconditioned 4"][name]["value"] == pytest.approx(expected, abs=1e-4)
+    # the states of a caption, not those of the codes
+    assert methods["true text 4"]["psnr"] != methods["re-rendered 4"]["psnr"]
+    without = cat_fast(*command, "--no-render", "-o", tmp_path / "f")
+    assert_one_line_error(without, "--true-text: needs re-rendering")
+    index.write_text(json.dumps(lines[0] | {"caption": ""}))
+    assert_one_line_error(cat_fast(*command, "-o", tmp_path / "f"), "a has no caption")

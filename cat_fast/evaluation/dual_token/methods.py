@@ -9,6 +9,7 @@
 | `movq G` | MoVQ of G x G tokens, enlarged |
 | `re-rendered G` | the method of the paper |
 | `unconditioned G` | likewise without the semantic codes |
+| `true text G` | likewise with the text states of the image's caption, which the semantic codes approximate |
 | `semantic` | likewise without the guide |
 | `mean colour` | one colour per image |
 """
@@ -16,12 +17,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cat_fast.dual_token.grid import Grid
-from cat_fast.dual_token.rerender.rerender import RerenderSettings
+from cat_fast.dual_token.rerender.rerender import RerenderSettings, rerender
 from cat_fast.dual_token.resize import resize
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.dual_token.tokens import DualTokens
@@ -30,6 +32,21 @@ from cat_fast.evaluation.dual_token.movq import MoVQ
 from cat_fast.evaluation.dual_token.super_resolution import Upscale
 
 MEAN_COLOUR, SEMANTIC = "mean colour", "semantic"
+
+
+class Sample(NamedTuple):
+    """An image to reconstruct."""
+
+    image: Tensor
+    """(3, H, W) in [-1, 1]."""
+    seed: int = 0
+    """Seed of the noise, for methods that draw some."""
+    caption: str = ""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.image.shape[1], self.image.shape[2]
 
 
 @dataclass(frozen=True)
@@ -41,8 +58,8 @@ class Method:
     """Tokens per image; None for methods without tokens."""
     bits: float | None
     """Bits per image; None for methods without a code."""
-    reconstruct: Callable[[Tensor, int], Tensor | None]
-    """Maps an image (3, H, W) in [-1, 1] and a seed to its reconstruction, None if there is none."""
+    reconstruct: Callable[[Sample], Tensor | None]
+    """Returns the reconstruction (3, H, W), None if there is none."""
 
 
 def make_methods(
@@ -51,6 +68,7 @@ def make_methods(
     settings: RerenderSettings | None = None,
     upscale: Upscale | None = None,
     movq: MoVQ | None = None,
+    true_text: bool = False,
 ) -> list[Method]:
     """Return the methods to compare.
 
@@ -59,6 +77,7 @@ def make_methods(
         settings: of re-rendering; None leaves it out.
         upscale: super-resolution network; None leaves it out.
         movq: MoVQ of the same numbers of tokens; None leaves it out.
+        true_text: also re-render with the text states of the captions, the limit of the semantic codes.
     """
     methods = [Method(MEAN_COLOUR, None, None, _mean_colour)]
     for grid in grids:
@@ -86,6 +105,9 @@ def make_methods(
         if length:
             draw = partial(_rerendered, tokenizer, grid, settings)
             methods.append(Method(f"re-rendered {name}", count + length, bits + semantic_bits, draw))
+        if true_text:
+            draw = partial(_with_true_text, tokenizer, grid, settings)
+            methods.append(Method(f"true text {name}", None, None, draw))
     if length:
         alone = partial(_rerendered, tokenizer, grids[0], replace(settings, mode="semantic"))
         methods.append(Method(SEMANTIC, length, semantic_bits, alone))
@@ -97,46 +119,49 @@ def format_name(grid: Grid) -> str:
     return str(grid[0]) if grid[0] == grid[1] else f"{grid[0]}x{grid[1]}"
 
 
-def _mean_colour(image: Tensor, seed: int) -> Tensor:
-    return image.mean((1, 2), keepdim=True).expand_as(image)
+def _mean_colour(sample: Sample) -> Tensor:
+    return sample.image.mean((1, 2), keepdim=True).expand_as(sample.image)
 
 
-def _guide(tokenizer: DualTokenizer, grid: Grid, image: Tensor, seed: int) -> Tensor:
-    return _enlarged(_guide_of(tokenizer, grid, image), image)
+def _guide(tokenizer: DualTokenizer, grid: Grid, sample: Sample) -> Tensor:
+    return _enlarged(_guide_of(tokenizer, grid, sample), sample)
 
 
-def _downscaled(size: tuple[int, int], image: Tensor, seed: int) -> Tensor:
-    return _enlarged(resize(image[None], size)[0], image)
+def _downscaled(size: tuple[int, int], sample: Sample) -> Tensor:
+    return _enlarged(resize(sample.image[None], size)[0], sample)
 
 
-def _file(bits: float, image_format: str, image: Tensor, seed: int) -> Tensor | None:
-    return at_bits(image, bits, image_format)
+def _file(bits: float, image_format: str, sample: Sample) -> Tensor | None:
+    return at_bits(sample.image, bits, image_format)
 
 
-def _super_resolution(
-    tokenizer: DualTokenizer, grid: Grid, upscale: Upscale, image: Tensor, seed: int
-) -> Tensor:
-    size = image.shape[1], image.shape[2]
-    return upscale(_guide_of(tokenizer, grid, image)[None], size)[0].to(image)
+def _super_resolution(tokenizer: DualTokenizer, grid: Grid, upscale: Upscale, sample: Sample) -> Tensor:
+    return upscale(_guide_of(tokenizer, grid, sample)[None], sample.size)[0].to(sample.image)
 
 
-def _movq(movq: MoVQ, grid: Grid, image: Tensor, seed: int) -> Tensor:
-    return _enlarged(movq.reconstruct(image, grid).to(image), image)
+def _movq(movq: MoVQ, grid: Grid, sample: Sample) -> Tensor:
+    return _enlarged(movq.reconstruct(sample.image, grid).to(sample.image), sample)
 
 
-def _rerendered(
-    tokenizer: DualTokenizer, grid: Grid, settings: RerenderSettings, image: Tensor, seed: int
-) -> Tensor:
-    tokens = tokenizer.encode(image, grid)
-    size = image.shape[1], image.shape[2]
+def _rerendered(tokenizer: DualTokenizer, grid: Grid, settings: RerenderSettings, sample: Sample) -> Tensor:
+    tokens = tokenizer.encode(sample.image, grid)
     if settings.mode == "semantic":
         tokens = DualTokens(tokens.semantic, torch.empty(0, 0, dtype=torch.int64))
-    return tokenizer.decode_batch([tokens], size, settings, [seed])[0].to(image)
+    return tokenizer.decode_batch([tokens], sample.size, settings, [sample.seed])[0].to(sample.image)
 
 
-def _guide_of(tokenizer: DualTokenizer, grid: Grid, image: Tensor) -> Tensor:
-    return tokenizer.decode_guides([tokenizer.encode(image, grid)])[0].to(image)
+def _with_true_text(
+    tokenizer: DualTokenizer, grid: Grid, settings: RerenderSettings, sample: Sample
+) -> Tensor:
+    backend = tokenizer.backend
+    guide = _guide_of(tokenizer, grid, sample)[None]
+    states = backend.text_target.states([sample.caption])
+    return rerender(backend, guide, states, sample.size, settings, [sample.seed])[0].to(sample.image)
 
 
-def _enlarged(small: Tensor, image: Tensor) -> Tensor:
-    return resize(small[None], (image.shape[1], image.shape[2]))[0]
+def _guide_of(tokenizer: DualTokenizer, grid: Grid, sample: Sample) -> Tensor:
+    return tokenizer.decode_guides([tokenizer.encode(sample.image, grid)])[0].to(sample.image)
+
+
+def _enlarged(small: Tensor, sample: Sample) -> Tensor:
+    return resize(small[None], sample.size)[0]

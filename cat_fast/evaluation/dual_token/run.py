@@ -34,7 +34,7 @@ from cat_fast.data.row_file import RowFile
 from cat_fast.dual_token.grid import Grid
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
-from cat_fast.evaluation.dual_token.methods import Method, format_name
+from cat_fast.evaluation.dual_token.methods import Method, Sample, format_name
 from cat_fast.evaluation.metrics import psnr, ssim
 
 ROWS = "rows.jsonl"
@@ -47,6 +47,8 @@ class EvaluatedImage:
 
     key: str
     path: Path
+    caption: str = ""
+    """Of an image index; others have none."""
 
 
 def evaluated_images(data: str, limit: int | None = None) -> list[EvaluatedImage]:
@@ -58,7 +60,7 @@ def evaluated_images(data: str, limit: int | None = None) -> list[EvaluatedImage
     if data == PHOTOGRAPHS:
         found = [EvaluatedImage(one.path.stem, one.path) for one in photographs("held_out")]
     elif data.endswith(".jsonl"):
-        found = [EvaluatedImage(record.key, Path(record.path)) for record in read_index(data)]
+        found = [EvaluatedImage(record.key, Path(record.path), record.caption) for record in read_index(data)]
     elif not Path(data).exists():
         raise UserError(f"{data}: no such file or folder; expected images")
     else:
@@ -131,28 +133,27 @@ class DualRun:
 
     def _evaluate(self, image: EvaluatedImage) -> dict[str, Any]:
         try:
-            x = self._read(image)
-            codes = {format_name(grid): self.tokenizer.encode(x, grid) for grid in self.grids}
+            sample = self._read(image)
+            codes = {format_name(grid): self.tokenizer.encode(sample.image, grid) for grid in self.grids}
         except UserError as error:
             return {"key": image.key, "error": str(error)}
-        seed = int(sha256(image.path)[:8], 16)
         return {
             "key": image.key,
-            "methods": {method.name: self._measure(method, x, seed) for method in self.methods},
+            "methods": {method.name: self._measure(method, sample) for method in self.methods},
             "guide_codes": {name: tokens.guide.flatten().tolist() for name, tokens in codes.items()},
             "semantic_codes": next(iter(codes.values())).semantic.tolist(),
         }
 
     @torch.no_grad()
-    def _measure(self, method: Method, x: Tensor, seed: int) -> dict[str, float] | None:
+    def _measure(self, method: Method, sample: Sample) -> dict[str, float] | None:
         """Return the metrics of one reconstruction, rounded to 8 bits like a file; None without one."""
         started = time.perf_counter()
-        back = method.reconstruct(x, seed)
+        back = method.reconstruct(sample)
         if back is None:
             return None
         seconds = time.perf_counter() - started
         saved = ((back + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
-        pair = saved[None].float(), x[None].float()
+        pair = saved[None].float(), sample.image[None].float()
         return {
             "psnr": psnr(*pair).item(),
             "ssim": ssim(*pair).item(),
@@ -160,20 +161,21 @@ class DualRun:
             "seconds": round(seconds, 3),
         }
 
-    def _read(self, image: EvaluatedImage) -> Tensor:
-        crop = resize_center_crop(load_image(image.path), self.size)
-        return image_to_tensor(crop).to(self.tokenizer.device)
+    def _read(self, image: EvaluatedImage) -> Sample:
+        crop = image_to_tensor(resize_center_crop(load_image(image.path), self.size))
+        seed = int(sha256(image.path)[:8], 16)
+        return Sample(crop.to(self.tokenizer.device), seed, image.caption)
 
     def sheet(self, count: int = 8) -> Image.Image:
         """Return a sheet of the first images that could be read, one row per method."""
         shown = [image for image in self.images if "error" not in self.rows[image.key]][:count]
-        originals = [self._read(image) for image in shown]
-        rows, labels = [[_cell(x) for x in originals]], [["original"]]
+        samples = [self._read(image) for image in shown]
+        rows, labels = [[_cell(sample.image) for sample in samples]], [["original"]]
         for method in self.methods:
             cells = []
-            for image, x in zip(shown, originals, strict=True):
-                back = method.reconstruct(x, int(sha256(image.path)[:8], 16))
-                cells.append(_cell(torch.ones_like(x) if back is None else back.clamp(-1, 1)))
+            for sample in samples:
+                back = method.reconstruct(sample)
+                cells.append(_cell(torch.ones_like(sample.image) if back is None else back.clamp(-1, 1)))
             rows.append(cells)
             label = [method.name] + ([f"{method.bits:.0f} bits"] if method.bits else [])
             labels.append(label)

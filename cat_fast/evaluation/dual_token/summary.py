@@ -66,6 +66,7 @@ def _differences(
             (f"re-rendered {size}", other)
             for other in (SEMANTIC, f"unconditioned {size}", f"guide {size}", f"super-resolution {size}")
         ]
+        pairs += [(f"true text {size}", other) for other in (SEMANTIC, f"unconditioned {size}")]
     pairs += [
         (f"guide {format_name(large)}", f"guide {format_name(small)}")
         for small, large in zip(run.grids, run.grids[1:], strict=False)

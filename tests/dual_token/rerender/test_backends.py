@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from benchmarks.shared.inversion_round_trip import TEXT_LENGTH, TEXT_WIDTH
 from cat_fast.data.latents.scale import LatentScale
 from cat_fast.dual_token.rerender.cat_pipeline import CATBackend
 from cat_fast.dual_token.rerender.open import open_backend
@@ -15,7 +16,6 @@ from cat_fast.errors import UserError
 from cat_fast.generator import SampleRequest
 from cat_fast.generator.sampling import denoise_step, prepare
 from cat_fast.generator.solvers import set_steps
-from tests.dual_token.rerender.conftest import LENGTH, WIDTH
 from tests.inference.pipeline.test_text_pipeline import make_pipeline
 
 
@@ -25,7 +25,7 @@ def test_stable_diffusion_equals_diffusers(stable_diffusion):
     pipeline = StableDiffusionPipeline.from_pretrained(stable_diffusion, safety_checker=None)
     theirs, null = pipeline.encode_prompt(["a red"], "cpu", 1, True)
     states = backend.text_target.states(["a red"])
-    assert states[0].shape == (LENGTH, WIDTH)
+    assert states[0].shape == (TEXT_LENGTH, TEXT_WIDTH)
     torch.testing.assert_close(states[0][None], theirs)
     torch.manual_seed(0)
     z = torch.randn(1, 4, 8, 8)

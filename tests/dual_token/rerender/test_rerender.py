@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from benchmarks.shared.inversion_round_trip import STEPS, example_guides, model_error
 from cat_fast.dual_token.rerender.open import open_backend
-from cat_fast.dual_token.rerender.rerender import RerenderSettings, denoise, invert, rerender
+from cat_fast.dual_token.rerender.rerender import RerenderSettings, rerender
 from cat_fast.dual_token.resize import resize
 from cat_fast.errors import UserError
 
@@ -17,10 +18,7 @@ def backend(request, stable_diffusion, cat_pipelines):
 
 
 def inputs(backend, count=2):
-    torch.manual_seed(0)
-    return torch.rand(count, 3, 4, 4) * 2 - 1, backend.text_target.states(
-        ["a red house", "a blue sky"][:count]
-    )
+    return example_guides(count), backend.text_target.states(["a red house", "a blue sky"][:count])
 
 
 def settings(**changes):
@@ -28,18 +26,9 @@ def settings(**changes):
 
 
 def test_the_error_of_the_round_trip_falls_with_the_steps(backend, request):
-    guides, _ = inputs(backend, 1)
-    size = backend.default_size
-    clean = backend.encode(resize(guides, size))
     # A cosine schedule ends without signal: its last steps enlarge errors at any number of steps.
     strength = 0.8 if request.node.callspec.params["backend"] == "epsilon" else 1.0
-    errors = []
-    for steps in (20, 50, 200):
-        trajectory, inverted = backend.trajectory(steps, size, "ddim"), int(strength * steps)
-        noisy = invert(backend, trajectory, clean, inverted)
-        back = denoise(backend, trajectory, noisy, inverted, None, 1.0, [], size)
-        errors.append(((back - clean).norm() / clean.norm()).item())
-    print(f"{backend.name}: {errors}")
+    errors = [model_error(backend, example_guides(), steps, strength) for steps in STEPS]
     assert errors[0] > errors[1] > errors[2]
 
 

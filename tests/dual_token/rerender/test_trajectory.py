@@ -2,73 +2,29 @@
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler
 
+from benchmarks.shared.inversion_round_trip import exact_error, stable_diffusions_schedule
 from cat_fast.dual_token.rerender.trajectory import make_trajectory
 from cat_fast.errors import UserError
 from cat_fast.generator.diffusion import make_schedule
 
 
-def stable_diffusions_schedule():
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def exact(trajectory, kind):
-    """The exact prediction for clean latents of unit variance in every coordinate."""
-
-    def predict(z, i):
-        s = trajectory.noise_at(i)
-        if kind == "flow":
-            return (s - (1 - s)) / ((1 - s) ** 2 + s**2) * z
-        return s * z
-
-    return predict
-
-
-def round_trip(trajectory, predict, z, source_timestep=False, fixed_point=0):
-    n = trajectory.num_steps
-    for i in range(1, n + 1):
-        level = max(i - 1, 1) if source_timestep else i
-        result = trajectory.invert(z, predict(z, level), i)
-        for _ in range(fixed_point):
-            result = trajectory.invert(z, predict(result, i), i)
-        z = result
-    for i in range(n, 0, -1):
-        z = trajectory.denoise(z, predict(z, i), i, None)
-    return z
-
-
-def error(schedule, kind, steps, shift=None, **options):
-    trajectory = make_trajectory(schedule, steps, shift=shift)
-    torch.manual_seed(0)
-    z = torch.randn(1000, dtype=torch.float64)
-    back = round_trip(trajectory, exact(trajectory, kind), z, **options)
-    return ((back - z).norm() / z.norm()).item()
-
-
 def test_the_round_trip_of_unit_gaussian_data_errs_less_than_two_per_mille_at_50_steps():
-    errors = [error(stable_diffusions_schedule(), "epsilon", steps) for steps in (20, 50, 200)]
+    errors = [exact_error(stable_diffusions_schedule(), "epsilon", steps) for steps in (20, 50, 200)]
     assert errors[1] < 0.002
     assert errors[0] > errors[1] > errors[2]
 
 
 def test_the_prediction_at_the_source_timestep_errs_several_per_cent():
-    found = error(stable_diffusions_schedule(), "epsilon", 50, source_timestep=True)
+    found = exact_error(stable_diffusions_schedule(), "epsilon", 50, source_timestep=True)
     assert 0.01 < found < 0.2
 
 
 @pytest.mark.parametrize("shift", [None, 2.0])
 def test_a_flows_error_falls_with_the_steps(shift):
     schedule = make_schedule("flow")
-    errors = [error(schedule, "flow", steps, shift) for steps in (20, 50, 200)]
+    errors = [exact_error(schedule, "flow", steps, shift) for steps in (20, 50, 200)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.02
 
@@ -76,7 +32,7 @@ def test_a_flows_error_falls_with_the_steps(shift):
 @pytest.mark.parametrize(("schedule", "kind"), [("ddim", "epsilon"), ("flow", "flow")])
 def test_fixed_point_iterations_make_the_directions_inverse(schedule, kind):
     made = stable_diffusions_schedule() if schedule == "ddim" else make_schedule("flow")
-    errors = [error(made, kind, 20, fixed_point=count) for count in (0, 1, 6)]
+    errors = [exact_error(made, kind, 20, fixed_point=count) for count in (0, 1, 6)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
 

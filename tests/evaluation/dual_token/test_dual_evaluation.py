@@ -14,7 +14,7 @@ from cat_fast.dual_token.resize import resize
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
 from cat_fast.evaluation.dual_token.bit_budget import at_bits
-from cat_fast.evaluation.dual_token.methods import make_methods
+from cat_fast.evaluation.dual_token.methods import Sample, make_methods
 from cat_fast.evaluation.dual_token.movq import MoVQ
 from cat_fast.evaluation.dual_token.run import ROWS, DualRun, evaluated_images
 from cat_fast.evaluation.dual_token.summary import summarize
@@ -56,7 +56,7 @@ def test_figures_are_means_over_images(folder, tmp_path):
     result = summarize(run, "images")
     json.dumps(result)
     assert result["images"] == 3
-    originals = torch.stack([run._read(image) for image in run.images])
+    originals = torch.stack([run._read(image).image for image in run.images])
     found = result["methods"]["mean colour"]["psnr"]["value"]
     assert found == pytest.approx(mean_colour_psnr(originals).mean().item(), abs=0.05)  # 8-bit rounding
     guide = result["methods"]["guide 4"]
@@ -196,7 +196,7 @@ def test_a_super_resolution_network_enlarges_the_guide(folder, tmp_path):
 
     methods = {method.name: method for method in make_methods(tokenizer, GRIDS, upscale=nearest)}
     image = torch.rand(3, SIZE, SIZE) * 2 - 1
-    found = methods["super-resolution 4"].reconstruct(image, 0)
+    found = methods["super-resolution 4"].reconstruct(Sample(image))
     (guide,) = tokenizer.decode_guides([tokenizer.encode(image, 4)])
     torch.testing.assert_close(found, nearest(guide[None], (SIZE, SIZE))[0])
 
