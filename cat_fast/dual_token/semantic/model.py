@@ -172,7 +172,8 @@ class SemanticModel(CheckedModel):
         features = self.to_code(embeddings)
         quantized = self.quantizer(features)
         decoded = self.code_decoder(quantized.values)
-        states, lengths = self.reverse_qformer(decoded)
+        sizes = torch.tensor([len(own) for own in texts], device=decoded.device)
+        states, lengths = self.reverse_qformer(decoded, sizes)
         mse, entropy, similarity = state_loss(states, lengths, texts)
         return CodeLoss(cosine_loss(decoded, embeddings), mse, entropy, similarity, features, quantized)
 

@@ -1,8 +1,8 @@
 """Reverse Q-Former: codes -> the states of a text encoder, as the condition of a diffusion model.
 
 The paper's 77 generation embeddings are the states of Stable Diffusion's text encoder, which pads every text
-to 77 tokens. Other encoders have as many states as the text has tokens. The model then also predicts their
-number.
+to 77 tokens. Other encoders have as many states as the text has tokens. The model then predicts their number
+first. Its queries depend on it, since texts end alike, wherever they end.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,9 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 class ReverseQFormer(nn.Module):
     """Learned queries that see each other and all embeddings of an image.
 
+    With a variable length, a query is the sum of a vector for its distance from the start of the text and one
+    for that from the end, and queries see those up to the end only.
+
     Args:
         config: of the Q-Former; `encoder_hidden_size` is the width of the decoded causal embeddings.
         num_states: number of queries, the maximum number of states.
@@ -27,21 +30,37 @@ class ReverseQFormer(nn.Module):
         self, config: Blip2QFormerConfig, num_states: int, text_width: int, variable_length: bool
     ) -> None:
         super().__init__()
-        self.query_tokens = nn.Parameter(torch.randn(1, num_states, config.hidden_size) * 0.02)
+        width: int = config.hidden_size  # type: ignore[assignment]
+        self.query_tokens = nn.Parameter(torch.randn(1, num_states, width) * 0.02)
         self.qformer = Blip2QFormerModel(config)
-        self.out = nn.Linear(config.hidden_size, text_width)
-        self.length = nn.Linear(config.hidden_size, num_states) if variable_length else None
+        self.out = nn.Linear(width, text_width)
+        self.length = self.end_tokens = None
+        if variable_length:
+            source: int = config.encoder_hidden_size  # type: ignore[assignment]
+            self.length = nn.Linear(source, num_states)
+            self.end_tokens = nn.Parameter(torch.randn(num_states, width) * 0.02)
 
-    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, embeddings: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Return states (B, N, T) and, for variable lengths, logits (B, N) of the lengths 1 .. N.
 
         Args:
             embeddings: (B, L, D).
+            lengths: (B,) int64, the number of states of each text; None for the most probable. States from
+                there on have no meaning.
         """
         queries = self.query_tokens.expand(len(embeddings), -1, -1)
-        hidden = self.qformer(query_embeds=queries, encoder_hidden_states=embeddings).last_hidden_state
-        lengths = None if self.length is None else self.length(hidden.mean(1))
-        return self.out(hidden), lengths
+        if self.length is None or self.end_tokens is None:
+            return self._states(queries, embeddings, None), None
+        logits = self.length(embeddings.mean(1))
+        if lengths is None:
+            lengths = logits.argmax(1) + 1
+        before_end = lengths[:, None] - 1 - torch.arange(queries.shape[1], device=lengths.device)
+        queries = queries + self.end_tokens[before_end.clamp(min=0)]
+        return self._states(queries, embeddings, (before_end >= 0).to(queries.dtype)), logits
+
+    def _states(self, queries: Tensor, embeddings: Tensor, mask: Tensor | None) -> Tensor:
+        output = self.qformer(query_embeds=queries, attention_mask=mask, encoder_hidden_states=embeddings)
+        return self.out(output.last_hidden_state)
 
 
 def state_loss(

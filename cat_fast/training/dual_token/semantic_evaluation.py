@@ -25,6 +25,7 @@ class SemanticEvaluation:
     def __init__(self, data: PairDataConfig, count: int, target: TextTarget, device: torch.device) -> None:
         self.images, captions = held_out_pairs(data, max(count, CANDIDATES))
         self.texts = [states.to(device) for states in target.states(captions)]
+        self.sizes = torch.tensor([len(states) for states in self.texts], device=device)
         self.device = device
 
     @torch.no_grad()
@@ -32,7 +33,8 @@ class SemanticEvaluation:
         """Return the metrics of a stage.
 
         Contrastive: retrieval at rank 1. Codes: the mean cosine similarity of decoded and true embeddings,
-        the error and cosine similarity of predicted text states, and the use of the codebook.
+        the error and cosine similarity of text states predicted for their true number, the share of images
+        whose number is right, and the use of the codebook.
         """
         started = time.perf_counter()
         found = self._evaluate(model, stage)
@@ -49,12 +51,16 @@ class SemanticEvaluation:
         counts = torch.zeros(model.codebook_size, dtype=torch.int64)
         decoded: list[Tensor] = []
         states: list[Tensor] = []
-        for batch in batches:
+        exact: list[Tensor] = []
+        for batch, sizes in zip(batches, self.sizes.split(_BATCH), strict=True):
             embeddings = model.causal_embeddings(batch)
             codes = model.quantizer.nearest(model.to_code(embeddings))
             back = model.code_decoder(model.quantizer.lookup(codes))
             decoded.append(F.cosine_similarity(back, embeddings, dim=-1).mean(1))
-            states.append(model.reverse_qformer(back)[0])
+            predicted, lengths = model.reverse_qformer(back, sizes)
+            states.append(predicted)
+            if lengths is not None:
+                exact.append(lengths.argmax(1) + 1 == sizes)
             counts += torch.bincount(codes.flatten().cpu(), minlength=model.codebook_size)
         error, _, similarity = state_loss(torch.cat(states), None, self.texts)
         used = usage(counts)
@@ -62,6 +68,7 @@ class SemanticEvaluation:
             "held_out/embedding_cosine": torch.cat(decoded).mean().item(),
             "held_out/state_mse": error.item(),
             "held_out/state_cosine": similarity.item(),
+            **({"held_out/lengths_exact": torch.cat(exact).float().mean().item()} if exact else {}),
             "held_out/codes_used": used.share,
             "held_out/perplexity": used.perplexity,
         }

@@ -74,3 +74,21 @@ def test_the_reverse_direction_sees_all_codes():
     assert lengths.shape == (1, 7)
     states[0, 0].square().sum().backward()
     assert (embeddings.grad[0].abs().sum(1) > 0).all()
+
+
+def test_states_depend_on_the_length_and_end_with_it():
+    torch.manual_seed(0)
+    model = ReverseQFormer(Blip2QFormerConfig(**SMALL), 7, 10, variable_length=True).eval()
+    embeddings = torch.randn(3, 4, 12)
+    predicted, logits = model(embeddings)
+    lengths = logits.argmax(1) + 1
+    for i, length in enumerate(lengths.tolist()):
+        given, _ = model(embeddings[i : i + 1], lengths[i : i + 1])
+        torch.testing.assert_close(given[0, :length], predicted[i, :length])
+    short, _ = model(embeddings, torch.tensor([3, 3, 3]))
+    longer, _ = model(embeddings, torch.tensor([5, 5, 5]))
+    assert not torch.allclose(short[:, :3], longer[:, :3])
+    with torch.no_grad():  # queries behind the end change nothing
+        model.query_tokens[:, 3:] += 1.0
+    again, _ = model(embeddings, torch.tensor([3, 3, 3]))
+    torch.testing.assert_close(again[:, :3], short[:, :3])

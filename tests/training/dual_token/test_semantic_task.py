@@ -117,6 +117,7 @@ def test_codes_stage_starts_from_the_contrastive_model_and_keeps_it(data, tmp_pa
     assert -1 <= found["held_out/embedding_cosine"] <= 1
     assert 0 < found["held_out/codes_used"] <= 1
     assert -1 <= found["held_out/state_cosine"] <= 1
+    assert 0 <= found["held_out/lengths_exact"] <= 1
     assert found["held_out/state_mse"] > 0
 
 
