@@ -43,7 +43,7 @@ def states(model, seed, count=5, **options):
         if model.config.text_dim is not None:
             length = int(torch.randint(9, (), generator=generator))
             text = torch.randn(length, model.config.text_dim, generator=generator)
-        request = SampleRequest(label=i, ratio=ratio, grid=GRIDS[ratio], seed=seed + i)
+        request = SampleRequest(label=i % 3, ratio=ratio, grid=GRIDS[ratio], seed=seed + i)
         guidance = (1.0, 3.0)[int(torch.randint(2, (), generator=generator))]
         made.append(prepare(model, request, scheduler, guidance=guidance, text=text, **options))
     return made
