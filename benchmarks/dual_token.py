@@ -192,21 +192,40 @@ def retrieved(similarity: np.ndarray, candidates: int, draws: int) -> dict[str, 
 
 @torch.no_grad()
 def codes(folders: Folders) -> dict[str, Any]:
-    """Measure the codes of all held-out pairs; their text states also against the mean training state."""
+    """Measure the codes of all held-out pairs; their text states also against mean training states."""
     model, target = _semantic(folders, "codes")
     config = _pair_config(folders.held_out)
     evaluation = SemanticEvaluation(config, len(read_index(config.held_out)), target, torch.device("cpu"))
     found = evaluation.evaluate(model, "codes")
     _, captions = _pairs(folders.training, limit=600)
-    mean = torch.stack([states.mean(0) for states in target.states(captions)]).mean(0)
-    same = mean.expand(len(evaluation.texts), target.num_states, -1)
-    error, _, cosine = state_loss(same, None, evaluation.texts)
+    means = mean_states(target.states(captions), evaluation.sizes.tolist(), target.num_states)
+    error, _, cosine = state_loss(means, None, evaluation.texts)
     return {
         "pairs": len(evaluation.texts),
         **{name.removeprefix("held_out/"): value for name, value in found.items() if "/seconds" not in name},
         "codebook_size": model.codebook_size,
         "mean_state": {"state_mse": error.item(), "state_cosine": cosine.item()},
     }
+
+
+def mean_states(texts: Sequence[Tensor], sizes: Sequence[int], count: int) -> Tensor:
+    """Return the best constant guess (N, count, T) of texts with a given number of states.
+
+    That is the mean, at each place, over the texts of as many states, or over all states if there are none.
+
+    Args:
+        texts: states (n, T) of each text.
+        sizes: numbers of states to guess for.
+    """
+    by_size: dict[int, list[Tensor]] = {}
+    for states in texts:
+        by_size.setdefault(len(states), []).append(states)
+    everything = torch.cat(list(texts)).mean(0)
+    guesses = everything.expand(len(sizes), count, -1).clone()
+    for i, size in enumerate(sizes):
+        if size in by_size:
+            guesses[i, :size] = torch.stack(by_size[size]).mean(0)
+    return guesses
 
 
 def rerendering(folders: Folders) -> dict[str, Any]:
@@ -216,7 +235,8 @@ def rerendering(folders: Folders) -> dict[str, Any]:
         raise UserError(f"{folder}: dual.json is missing; run `cat-fast dual eval ... -o {folder}`")
     result = json.loads((folder / "dual.json").read_text(encoding="utf-8"))
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    options = {name: settings[name] for name in ("steps", "strength", "guidance") if name in settings}
+    names = ("steps", "strength", "guidance", "fixed_point")
+    options = {name: settings[name] for name in names if name in settings}
     kept = ("images", "size", "methods", "differences", "codebooks")
     return {**options, **{name: result[name] for name in kept}}
 

@@ -33,6 +33,9 @@ StrengthOption = Annotated[
     float, typer.Option(help="0 to 1: how far to invert; lower values stay closer to the guide.")
 ]
 GuidanceOption = Annotated[float, typer.Option(help="Classifier-free guidance; 1 disables it.")]
+FixedPointOption = Annotated[
+    int, typer.Option(min=0, help="Fixed-point iterations per inversion step, for an exact inversion.")
+]
 
 
 def encode(
@@ -191,9 +194,7 @@ def decode(
         str,
         typer.Option(metavar="ddim|paper", help="DDIM, or the equations 9 and 10 of the paper as printed."),
     ] = "ddim",
-    fixed_point: Annotated[
-        int, typer.Option(min=0, help="Fixed-point iterations per inversion step, for an exact inversion.")
-    ] = 0,
+    fixed_point: FixedPointOption = 0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of modes that draw noise.")] = 0,
     image_format: FormatOption = "png",
     force: Annotated[

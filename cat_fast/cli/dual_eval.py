@@ -10,7 +10,13 @@ from rich.text import Text
 
 from cat_fast import console
 from cat_fast.cli.codec import DeviceOption, DtypeOption, JsonOption, LinearBackendOption
-from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
+from cat_fast.cli.dual_codec import (
+    CheckpointOption,
+    FixedPointOption,
+    GuidanceOption,
+    StepsOption,
+    StrengthOption,
+)
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +53,7 @@ def evaluate(
     steps: StepsOption = 50,
     strength: StrengthOption = 1.0,
     guidance: GuidanceOption = 1.0,
+    fixed_point: FixedPointOption = 0,
     true_text: Annotated[
         bool,
         typer.Option(
@@ -123,7 +130,9 @@ def evaluate(
     images = evaluated_images(data, limit)
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
     tokenizer.renderer_dtype = find_dtype(dtype, tokenizer.device)
-    settings = RerenderSettings(steps=steps, strength=strength, guidance_scale=guidance)
+    settings = RerenderSettings(
+        steps=steps, strength=strength, guidance_scale=guidance, fixed_point=fixed_point
+    )
     rendered = render and tokenizer.renderer is not None
     if rendered:
         tokenizer.backend.check_size((size, size))
@@ -139,7 +148,7 @@ def evaluate(
     methods = make_methods(tokenizer, sides, settings if rendered else None, upscale, baseline, true_text)
     options: dict[str, Any] = {"data": data}
     if rendered:
-        options |= {"steps": steps, "strength": strength, "guidance": guidance}
+        options |= {"steps": steps, "strength": strength, "guidance": guidance, "fixed_point": fixed_point}
         options["renderer"] = tokenizer.backend.fingerprint()
     if super_resolution is not None:
         options["super_resolution"] = sha256(super_resolution)[:16]

@@ -10,7 +10,13 @@ from rich.text import Text
 from cat_fast import console
 from cat_fast.cli.codec import DeviceOption, DtypeOption, JsonOption, LinearBackendOption, report_errors
 from cat_fast.cli.codec_tables import format_count
-from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
+from cat_fast.cli.dual_codec import (
+    CheckpointOption,
+    FixedPointOption,
+    GuidanceOption,
+    StepsOption,
+    StrengthOption,
+)
 from cat_fast.errors import UserError
 
 _MAX_IN_SHEET = 100
@@ -60,6 +66,7 @@ def generate(
     steps: StepsOption = 50,
     strength: StrengthOption = 1.0,
     guidance: GuidanceOption = 1.0,
+    fixed_point: FixedPointOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "fp32",
     linear_backend: LinearBackendOption = "auto",
@@ -101,7 +108,9 @@ def generate(
 
     captions = [*(prompt or ()), *(read_captions(prompts) if prompts else ())]
     sampling = SamplingSettings(grids=chosen, temperature=temperature, top_k=top_k, seed=seed)
-    settings = RerenderSettings(steps=steps, strength=strength, guidance_scale=guidance)
+    settings = RerenderSettings(
+        steps=steps, strength=strength, guidance_scale=guidance, fixed_point=fixed_point
+    )
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
     tokenizer.renderer_dtype = find_dtype(dtype, tokenizer.device)
     model = load_model(DualLanguageModel, "language model", language_model, device)

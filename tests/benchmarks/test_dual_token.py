@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import dual_token
@@ -21,6 +22,15 @@ def test_retrieval_of_perfect_and_of_random_similarities():
 def test_a_model_without_distinctions_retrieves_nothing():
     found = dual_token.retrieved(np.ones((9, 9)), 9, 1)
     assert found["at_1"]["value"] == found["at_5"]["value"] == 0.0
+
+
+def test_mean_states_are_those_of_texts_of_the_same_length():
+    texts = [torch.full((2, 1), 1.0), torch.full((2, 1), 3.0), torch.tensor([[0.0], [0.0], [6.0]])]
+    found = dual_token.mean_states(texts, [2, 3, 1], 3)
+    assert found.shape == (3, 3, 1)
+    assert found[0, :2].flatten().tolist() == [2.0, 2.0]
+    assert found[1].flatten().tolist() == [0.0, 0.0, 6.0]
+    assert found[2, 0].item() == pytest.approx(2.0)  # no such text: the mean of all states
 
 
 def test_two_crops_per_image(tmp_path):
