@@ -382,6 +382,11 @@ class NestedAutoencoderKL(CheckedModel):
         z = posterior.sample() if sample_posterior else posterior.mode()
         return self._images(z, ratio, ghost_pass), posterior
 
+    def freeze_encoder(self) -> None:
+        """Train the decoder only, so that latents stay as they are."""
+        self.encoder.requires_grad_(False)
+        self.quant_conv.requires_grad_(False)
+
     def enable_tiling(
         self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None
     ) -> None:

@@ -443,6 +443,17 @@ class TokenizerRun(RunConfig):
     """Side of the random crop for the perceptual loss, in pixels, or the image's own side where that is
     smaller; 0 uses the full image."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    train_encoder: bool = True
+    """False trains the decoder only, from `initial_weights`: latents stay as they are, so encoded datasets
+    and generators that were trained on them remain valid."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.train_encoder or bool(self.initial_weights),
+            "train_encoder: false trains the decoder of a trained tokenizer; set initial_weights to its "
+            "folder",
+        )
 
 
 @dataclass(kw_only=True)

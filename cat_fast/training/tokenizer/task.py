@@ -55,6 +55,8 @@ class TokenizerTask:
         self.initial_weights = on_each(
             lambda: load_initial_weights(model, config.initial_weights, free), ranks
         )
+        if not config.train_encoder:
+            model.freeze_encoder()
         discriminator = _discriminator(config.discriminator)
         self.trainer = TokenizerTrainer(config, model, discriminator, ranks)
         self.ema = EMA(model, config.ema_decay, ranks)
@@ -122,7 +124,7 @@ class TokenizerTask:
         save_source(self._position(), folder, self.ranks)
         if self.ranks.is_main:
             state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
-            state |= {"ratio_rule": ratio_rule(self.config), "initial_weights": self.initial_weights}
+            state |= {"ratio_rule": ratio_rule(self.config)} | self._weights_settings()
             (folder / "task.json").write_text(json.dumps(state))
 
     def held_out(self) -> dict[str, Any] | None:
@@ -145,12 +147,15 @@ class TokenizerTask:
                 f"data: the ratios of the run's images were chosen by {before}, not {now}; set these keys as "
                 "before, or start a new run in another output_dir"
             )
-        require_same_settings(
-            {"initial_weights": state.get("initial_weights")}, {"initial_weights": self.initial_weights}
-        )
+        before = {"initial_weights": None, "train_encoder": True} | state
+        now = self._weights_settings()
+        require_same_settings({name: before[name] for name in now}, now)
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def _weights_settings(self) -> dict[str, Any]:
+        return {"initial_weights": self.initial_weights, "train_encoder": self.config.train_encoder}
 
     def largest_step(self) -> LargestStep:
         ratio, count = self.trainer.most_demanding(self.source.largest_batches)

@@ -131,7 +131,18 @@ def test_zero_partitions_optimizer_states():
     assert shared["optimizer"] == pytest.approx(trained, abs=16)
     assert shared["master weights"] == pytest.approx(trained / 2, abs=16)
     assert single["EMA"] == 4 * parameters(workload.model)
-    assert single["loss networks, buffers"] > 4 * sum(map(parameters, workload.frozen))
+    assert single["frozen networks, buffers"] == sum(tensor.nbytes for tensor in workload.frozen)
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_has_no_gradients_and_no_optimizer_state():
+    config = settings("model.ratios=[8]", "initial_weights=model", "train_encoder=false")
+    plan, full = plan_memory(config), plan_memory(settings("model.ratios=[8]"))
+    model = Workload(config, "cpu").model
+    fixed = parameters(model.encoder) + parameters(model.quant_conv)
+    assert full.at_rest["optimizer"] - plan.at_rest["optimizer"] == 8 * fixed
+    assert plan.at_rest["EMA"] == full.at_rest["EMA"]
+    assert plan.peak(8, 4) < 0.85 * full.peak(8, 4)
 
 
 @pytest.mark.parametrize(
