@@ -131,7 +131,7 @@ def encode_files(
     if records:
         latents = {key: latents[key] for key in records}
         made_with = describe_execution(tokenizer.device, tokenizer.dtype)
-        write_latents(out, latents, records, tokenizer=tokenizer.fingerprint(), made_with=made_with)
+        write_latents(out, latents, records, tokenizer=tokenizer.latents_fingerprint(), made_with=made_with)
     return ordered
 
 
@@ -165,7 +165,7 @@ def decode_file(
     if image_format not in IMAGE_FORMATS:
         raise UserError(f"unknown image format {image_format!r}; expected {', '.join(IMAGE_FORMATS)}")
     stored = LatentFile.open(latents)
-    fingerprint = tokenizer.fingerprint()
+    fingerprint = tokenizer.latents_fingerprint()
     if stored.tokenizer != fingerprint and not force:
         raise UserError(
             f"{latents}: encoded by tokenizer {stored.tokenizer}, but the checkpoint is {fingerprint};"

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from cat_fast.data.image_batch import ImageBatch
 from cat_fast.errors import UserError
 from cat_fast.models.build import build_model
+from cat_fast.models.load import load_tokenizer
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.checkpoints.engine_state import parameter_count, saved_bytes
@@ -57,6 +58,8 @@ class TokenizerTask:
         )
         if not config.train_encoder:
             model.freeze_encoder()
+            latents_of = on_each(lambda: _latents_of(Path(config.initial_weights)), ranks)
+            model.register_to_config(latents_of=latents_of)
         discriminator = _discriminator(config.discriminator)
         self.trainer = TokenizerTrainer(config, model, discriminator, ranks)
         self.ema = EMA(model, config.ema_decay, ranks)
@@ -184,11 +187,16 @@ class TokenizerTask:
         averaged = build_model(NestedAutoencoderKL, self.config.model) if self.ranks.is_main else None
         self.ema.copy_to(averaged)
         if averaged is not None:
+            averaged.register_to_config(latents_of=self.trainer.model.config["latents_of"])
             averaged.save_pretrained(folder)
 
     def close(self) -> None:
         """Stop the processes that read images."""
         self.source.close()
+
+
+def _latents_of(folder: Path) -> str:
+    return load_tokenizer(folder, "cpu").latents_fingerprint()
 
 
 def _discriminator(config: DiscriminatorConfig) -> StyleGANDiscriminator:

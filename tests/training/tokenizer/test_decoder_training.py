@@ -34,6 +34,7 @@ def test_latents_stay_while_the_decoder_learns_with_a_gan_on_two_ranks(tmp_path)
         if not torch.equal(before, after)
     }
     assert changed == {"decoder", "post_quant_conv"}
+    assert trained.latents_fingerprint() == first.fingerprint() != trained.fingerprint()
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     for ratio in first.ratios:
         latents = [model.encode(images, ratio).latent_dist.parameters for model in (first, trained)]
