@@ -2,11 +2,11 @@
 
     python -m benchmarks.nano_export --tokenizer RUN --corpus DIR [--generator RUN --latents DIR]
         [--name NAME] [--report FILE]
-    python -m benchmarks.nano_export --decoder RUN [--name NAME]
+    python -m benchmarks.nano_export --further RUN [--name NAME]
 
 RUN is the folder of a complete run. With --generator, the model is a pipeline. --report is the report.json of
-`make nano-report`, whose figures the cards then contain: export, measure, export again. --decoder replaces the
-tokenizer of a shipped model after a run with `train_encoder: false`.
+`make nano-report`, whose figures the cards then contain: export, measure, export again. --further replaces
+the tokenizer of a shipped model by that of a run with `train_only`.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from cat_fast.errors import UserError
 from cat_fast.inference.pipeline.assembly import assemble, read_latent_facts
 from cat_fast.models.load import load_tokenizer
 from cat_fast.processor import processor_name
+from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.checkpoints.initial_weights import RECORD
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.metrics.throughput import summarize
@@ -44,7 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Export nano models into the package.")
     run = parser.add_mutually_exclusive_group(required=True)
     run.add_argument("--tokenizer", type=Path, help="run of the tokenizer")
-    run.add_argument("--decoder", type=Path, help="run of the shipped tokenizer's decoder")
+    run.add_argument("--further", type=Path, help="run that trained half of the shipped tokenizer")
     parser.add_argument("--corpus", type=Path, help="folder of `cat-fast data corpus`")
     parser.add_argument("--generator", type=Path, help="run of the text generator")
     parser.add_argument("--latents", type=Path, help="data.latents of the generator's run")
@@ -54,8 +55,8 @@ def main() -> int:
     if given.tokenizer and not given.corpus:
         parser.error("--tokenizer needs --corpus")
     try:
-        if given.decoder:
-            replace_decoder(SHIPPED / given.name / TOKENIZER, given.decoder)
+        if given.further:
+            replace_tokenizer(SHIPPED / given.name / TOKENIZER, given.further)
         else:
             export(given)
     except UserError as error:
@@ -106,7 +107,7 @@ def export(given: argparse.Namespace) -> None:
     print(f"{folder}: {size / 2**20:.2f} MiB")
 
 
-def replace_decoder(folder: Path, run: Path) -> None:
+def replace_tokenizer(folder: Path, run: Path) -> None:
     """Replace a shipped tokenizer by one with the same latents, and add its training to the card.
 
     Raises:
@@ -116,14 +117,26 @@ def replace_decoder(folder: Path, run: Path) -> None:
     if trained.latents_fingerprint() != shipped.latents_fingerprint():
         raise UserError(
             f"{run}: its latents are those of {trained.latents_fingerprint()}, not of "
-            f"{shipped.latents_fingerprint()} as in {folder}; train with train_encoder: false"
+            f"{shipped.latents_fingerprint()} as in {folder}; train with train_only"
         )
     before, found, figures = (folder / CARD).read_text(encoding="utf-8").partition("## Figures\n")
     if not found:
         raise UserError(f"{folder / CARD}: no section Figures")
+    changed = _changed(shipped, trained)
+    if len(changed) != 1:
+        raise UserError(f"{run}: expected either encoder or decoder of {folder} to differ, got {changed}")
+    (half,) = changed
     trained.half().save_pretrained(folder)
-    lines = ["## Second training, of the decoder only", "", *_training(run), "", ""]
+    lines = [f"## Further training, of the {half} only", "", *_training(run), "", ""]
     (folder / CARD).write_text(before + "\n".join(lines) + found + figures, encoding="utf-8")
+
+
+def _changed(shipped: NestedAutoencoderKL, trained: NestedAutoencoderKL) -> list[str]:
+    """Return the halves of which trained weights, in the precision of the shipped ones, differ."""
+    before, after = shipped.half().state_dict(), trained.half().state_dict()
+    names = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    halves = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
+    return [half for half, parts in halves.items() if names & parts]
 
 
 def _sampling(report: dict[str, Any]) -> dict[str, Any]:

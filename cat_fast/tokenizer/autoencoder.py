@@ -88,8 +88,8 @@ class NestedAutoencoderKL(CheckedModel):
             which makes it a block transform coder (`cat_fast.tokenizer.transform_initialisation`).
         initial_logvar: log-variance of the posterior before training. At 0 the noise drowns the untrained
             mean, which costs short runs their first hundred steps; -6 is a standard deviation of 0.05.
-        latents_of: fingerprint of the tokenizer that had the same encoder, if only the decoder was trained
-            afterwards; its latents fit this one.
+        latents_of: fingerprint of the tokenizer from which only the encoder or the decoder was trained
+            further; each decodes latents of the other.
 
     Raises:
         ValueError: ratios that are not powers of two within the depth, widths not divisible by the groups, a
@@ -385,10 +385,10 @@ class NestedAutoencoderKL(CheckedModel):
         z = posterior.sample() if sample_posterior else posterior.mode()
         return self._images(z, ratio, ghost_pass), posterior
 
-    def freeze_encoder(self) -> None:
-        """Train the decoder only, so that latents stay as they are."""
-        self.encoder.requires_grad_(False)
-        self.quant_conv.requires_grad_(False)
+    def freeze_all_but(self, half: str) -> None:
+        """Freeze the half that is not named, `encoder` or `decoder`, so that latents still fit the other."""
+        for name in {"encoder": ("post_quant_conv", "decoder"), "decoder": ("encoder", "quant_conv")}[half]:
+            getattr(self, name).requires_grad_(False)
 
     def enable_tiling(
         self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None

@@ -443,15 +443,19 @@ class TokenizerRun(RunConfig):
     """Side of the random crop for the perceptual loss, in pixels, or the image's own side where that is
     smaller; 0 uses the full image."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-    train_encoder: bool = True
-    """False trains the decoder only, from `initial_weights`: latents stay as they are, so encoded datasets
-    and generators that were trained on them remain valid."""
+    train_only: str = ""
+    """`encoder` or `decoder` trains this half of the tokenizer in `initial_weights` and leaves the other as it
+    is, so that encoded datasets and generators remain valid. Empty trains both."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.train_encoder or bool(self.initial_weights),
-            "train_encoder: false trains the decoder of a trained tokenizer; set initial_weights to its "
+            self.train_only in ("", "encoder", "decoder"),
+            f"train_only: {self.train_only!r} is not encoder, decoder or empty",
+        )
+        require(
+            not self.train_only or bool(self.initial_weights),
+            f"train_only: {self.train_only} trains a half of a trained tokenizer; set initial_weights to its "
             "folder",
         )
 

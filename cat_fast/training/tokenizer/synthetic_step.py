@@ -44,8 +44,8 @@ class Workload:
                 resolution, config.discriminator.channel_base, config.discriminator.channel_max
             )
             self.objective = _objective(config.loss)
-        if not config.train_encoder:
-            self.model.freeze_encoder()
+        if config.train_only:
+            self.model.freeze_all_but(config.train_only)
         require_multiples(config, self.model.ratios)
         if config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()

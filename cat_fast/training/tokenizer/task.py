@@ -56,8 +56,8 @@ class TokenizerTask:
         self.initial_weights = on_each(
             lambda: load_initial_weights(model, config.initial_weights, free), ranks
         )
-        if not config.train_encoder:
-            model.freeze_encoder()
+        if config.train_only:
+            model.freeze_all_but(config.train_only)
             latents_of = on_each(lambda: _latents_of(Path(config.initial_weights)), ranks)
             model.register_to_config(latents_of=latents_of)
         discriminator = _discriminator(config.discriminator)
@@ -150,7 +150,7 @@ class TokenizerTask:
                 f"data: the ratios of the run's images were chosen by {before}, not {now}; set these keys as "
                 "before, or start a new run in another output_dir"
             )
-        before = {"initial_weights": None, "train_encoder": True} | state
+        before = {"initial_weights": None, "train_only": ""} | state
         now = self._weights_settings()
         require_same_settings({name: before[name] for name in now}, now)
         self.trainer.load(folder, state)
@@ -158,7 +158,7 @@ class TokenizerTask:
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
     def _weights_settings(self) -> dict[str, Any]:
-        return {"initial_weights": self.initial_weights, "train_encoder": self.config.train_encoder}
+        return {"initial_weights": self.initial_weights, "train_only": self.config.train_only}
 
     def largest_step(self) -> LargestStep:
         ratio, count = self.trainer.most_demanding(self.source.largest_batches)

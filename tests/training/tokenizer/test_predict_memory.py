@@ -136,7 +136,7 @@ def test_zero_partitions_optimizer_states():
 
 @pytest.mark.slow
 def test_a_frozen_encoder_has_no_gradients_and_no_optimizer_state():
-    config = settings("model.ratios=[8]", "initial_weights=model", "train_encoder=false")
+    config = settings("model.ratios=[8]", "initial_weights=model", "train_only=decoder")
     plan, full = plan_memory(config), plan_memory(settings("model.ratios=[8]"))
     model = Workload(config, "cpu").model
     fixed = parameters(model.encoder) + parameters(model.quant_conv)
