@@ -37,6 +37,13 @@ class Zero:
     """Size of the buffers for gradient reduction, which exist during the backward pass."""
 
     @classmethod
+    def of_run(cls, config: TokenizerRun, ranks: int) -> "Zero":
+        """Create from the DeepSpeed file of a run, with the defaults of runs on GPUs."""
+        deepspeed = read_deepspeed_config(config.deepspeed)
+        deepspeed.get("zero_optimization", {}).setdefault("overlap_comm", True)
+        return cls.from_config(deepspeed, ranks)
+
+    @classmethod
     def from_config(cls, deepspeed: Mapping[str, Any], ranks: int) -> "Zero":
         """Create from a DeepSpeed configuration, with DeepSpeed's defaults."""
         zero = deepspeed.get("zero_optimization", {})
@@ -110,9 +117,7 @@ def plan_memory(config: TokenizerRun, ranks: int = 1) -> MemoryPlan:
     Raises:
         UserError: the model or the DeepSpeed configuration is invalid.
     """
-    deepspeed = read_deepspeed_config(config.deepspeed)
-    deepspeed.get("zero_optimization", {}).setdefault("overlap_comm", True)  # the default on GPUs
-    zero = Zero.from_config(deepspeed, ranks)
+    zero = Zero.of_run(config, ranks)
     with FakeTensorMode():
         workload = Workload(config, "cpu")
         ratios = workload.model.ratios

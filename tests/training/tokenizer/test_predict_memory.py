@@ -104,7 +104,7 @@ def test_prediction_equals_the_allocator_peak_of_a_real_step(tmp_path):
 def test_two_small_batches_determine_larger_ones():
     config = settings("model.ratios=[8,16]")
     predicted = plan_memory(config).steps[8]
-    zero = Zero.from_config(read_deepspeed_config(config.deepspeed), ranks=1)
+    zero = Zero.of_run(config, ranks=1)
     with FakeTensorMode():
         counted = trace(Workload(config, "cpu"), 8, 7, zero)
     assert predicted.peak(7) == max(counted)
