@@ -444,8 +444,8 @@ class TokenizerRun(RunConfig):
     smaller; 0 uses the full image."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     train_only: str = ""
-    """`encoder` or `decoder` trains this half of the tokenizer in `initial_weights`, the other stays as it is,
-    so that encoded datasets and generators remain valid. Empty trains both."""
+    """`encoder` or `decoder` trains this half of the tokenizer in `initial_weights`; the other stays, so that
+    encoded datasets and generators remain valid. Empty trains both."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

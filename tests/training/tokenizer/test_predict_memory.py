@@ -8,7 +8,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.hardware import GIB, MEMORY_BYTES
-from cat_fast.training.config.deepspeed_json import read_deepspeed_config
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.tokenizer.live_bytes import LiveBytes
 from cat_fast.training.tokenizer.predict_memory import (
