@@ -21,7 +21,7 @@ from cat_fast.errors import UserError
 from . import cuda_coverage, derivatives, library
 from .varlen_attention import external
 
-NAMES = ("reference", "cpp", "triton", "cuda", "flash", "torch", "xformers")
+NAMES = ("reference", "cpp", "triton", "cuda", "flash3", "flash", "torch", "xformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Backend:
 
     op: str
     name: str
-    """One of NAMES; "flash", "torch" and "xformers" are kernels of other libraries."""
+    """One of NAMES; "flash3", "flash", "torch" and "xformers" are kernels of other libraries."""
     device: str | None = None
     """Device type it runs on; None for any."""
     dtypes: tuple[torch.dtype, ...] | None = None
@@ -44,6 +44,8 @@ class Backend:
     dimension, or None."""
     varying_gradients: bool = False
     """True if its gradients vary from call to call, whatever torch.use_deterministic_algorithms is."""
+    inference_only: str | None = None
+    """Why it is not used where gradients will be computed."""
     only_forced: str | None = None
     """Why it runs only if CAT_FAST_BACKEND forces it."""
 
@@ -68,6 +70,8 @@ class Backend:
             return f"expected {self.device} tensors, got {device.type}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"expected {' or '.join(map(str, self.dtypes))}, got {dtype}"
+        if self.inference_only is not None and training:
+            return self.inference_only
         if self.varying_gradients and training and torch.are_deterministic_algorithms_enabled():
             return "its gradients are not deterministic, and torch.use_deterministic_algorithms is on"
         for name, allowed in self.limits.items():
@@ -124,8 +128,12 @@ TABLE = (
             limits={"head_dim": range(8, 257, 8)},
             probe=probe,
             varying_gradients=name == "xformers",
+            inference_only="its gradients would use cuDNN on values of FlashAttention"
+            if name == "torch"
+            else None,
         )
         for name, probe in (
+            ("flash3", external.flash3_unavailable_reason),
             ("flash", external.flash_unavailable_reason),
             ("torch", external.torch_unavailable_reason),
             ("xformers", external.xformers_unavailable_reason),

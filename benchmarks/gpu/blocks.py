@@ -56,6 +56,7 @@ BLOCKS = (
     Block(
         name="ceilings",
         seconds=15,
+        dry_seconds=120,
         figures=("copy_bandwidth", "matmul_bfloat16", "matmul_float16", "matmul_tf32", "matmul_float32"),
     ),
     Block(
