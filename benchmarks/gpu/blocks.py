@@ -32,6 +32,8 @@ CUDA_OPERATORS = ("group_norm_silu", "scalar_attention")
 TOOLS = ("memcheck", "racecheck")
 STEPS = ("cat_xl_eager", "cat_xl_compiled")
 VAE_STEPS = tuple(f"vae_{ratio}x_{precision}" for ratio in (8, 16) for precision in ("fp32", "bf16"))
+SAMPLING_STEPS = ("sampling_step_eager", "sampling_step_captured")
+"""A step of the engine on cat_xl in bf16, without and with CUDA graphs."""
 RUNS = ("tokenizer", "generator")
 
 
@@ -101,6 +103,9 @@ BLOCKS = (
             ),
             "cat_xl_eager.synchronizations",
             "cat_xl_eager.launches",
+            *(f"{step}.{what}" for step in SAMPLING_STEPS for what in ("milliseconds", "launches")),
+            "sampling_step_captured.same_bits",
+            "sampling_noise.milliseconds",
             *(f"{step}.{what}" for step in VAE_STEPS for what in ("milliseconds", "peak_bytes")),
             *(f"vae_{ratio}x_predicted_bytes" for ratio in (8, 16)),
         ),

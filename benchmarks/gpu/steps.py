@@ -17,6 +17,7 @@ from benchmarks.gpu.blocks import VAE_STEPS
 from benchmarks.gpu.body import Context
 from benchmarks.gpu.operators import MIX
 from benchmarks.gpu.record import read_entries
+from benchmarks.gpu.sampling import count_launches, sampling_steps
 from benchmarks.gpu.workloads import CONFIGS, dit, packed_batch
 from cat_fast.generator.diffusion import diffusion_loss, make_schedule
 from cat_fast.generator.flops import META, SequenceFlops
@@ -96,6 +97,8 @@ def steps(context: Context) -> None:
     _profile(context, eager)
     del eager
     _free()
+    sampling_steps(context, device)
+    _free()
     if context.dry:
         for what in ("milliseconds", "mfu", "of_matmul", "peak_bytes"):
             context.record.skipped(f"cat_xl_compiled.{what}", "a dry run does not compile")
@@ -158,8 +161,7 @@ def _profile(context: Context, step: DiTStep) -> None:
         if cuda:
             torch.cuda.synchronize()
     averages = profiler.key_averages()
-    launches = sum(event.count for event in averages if event.key.startswith(("cudaLaunch", "cuLaunch")))
-    context.record.figure("cat_xl_eager.launches", launches, "per step")
+    context.record.figure("cat_xl_eager.launches", count_launches(profiler), "per step")
     print(averages.table(sort_by="self_cuda_time_total" if cuda else "self_cpu_time_total", row_limit=ROWS))
     profiler.export_chrome_trace(str(context.work / "trace.json"))
 

@@ -42,6 +42,9 @@ class SimulatedStages(Stages):
         self._clock.advance(max(flops, self._full) / self._rate)
         return [state.tokens for state in states]
 
+    def draw_noise(self, states: Sequence[Any]) -> None:
+        """Draw nothing: these states have no noise."""
+
     def scheduler_step(self, state: Any, prediction: torch.Tensor) -> None:
         state.solver.step += 1
         state.finished = state.solver.step >= state.solver.num_steps

@@ -26,7 +26,8 @@ class PackedText:
     cu_seqlens: torch.Tensor
     """(S + 1,) int32; text s is tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
     max_seqlen: int
-    """Length of the longest text in tokens, kept on the host to avoid device synchronization."""
+    """Length of the longest text in tokens, or a bound above it, kept on the host to avoid device
+    synchronization."""
 
     lengths: tuple[int, ...] | None = None
     """Length of each text, if it is known on the host."""
@@ -108,9 +109,10 @@ class PackedText:
                 f"text cu_seqlens: expected to increase from 0 to the {total} tokens, "
                 f"got {self.cu_seqlens.tolist()}"
             )
-        if self.max_seqlen != int(lengths.max()):
+        if self.max_seqlen < int(lengths.max()):
             raise UserError(
-                f"text max_seqlen: expected {int(lengths.max())}, the longest text, got {self.max_seqlen}"
+                f"text max_seqlen: expected at least {int(lengths.max())}, the longest text,"
+                f" got {self.max_seqlen}"
             )
 
 

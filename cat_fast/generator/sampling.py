@@ -5,31 +5,36 @@
         for state, prediction in zip(states, denoise_step(model, states), strict=True):
             scheduler_step(state, prediction)
 
-Images of one step may differ in ratio, size, timestep, scheduler, guidance and text. With `rows` set to a
-block that the machine's matrix products are invariant to, an image's bits do not depend on the others of its
-steps.
+Images of one step may differ in ratio, size, timestep, scheduler, guidance and text. With steps filled up to
+a block that the machine's matrix products are invariant to, an image's bits do not depend on the others of
+its steps.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from cat_fast.errors import UserError
+from cat_fast.generator.captured_step import predict
 from cat_fast.generator.diffusion import check_betas
 from cat_fast.generator.dit import DiT
-from cat_fast.generator.noise import CounterNoise
+from cat_fast.generator.noise import CounterNoise, Draw, draw_together
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.solvers import Solver
+from cat_fast.generator.step_pack import Filling, StepRow, join
 from cat_fast.integers import store_integers
 from cat_fast.kernels.pack.op import pack, unpack
 from cat_fast.packing import PackedSequence
-from cat_fast.packing.transfer import copy_together
 
 Guidance = float | Mapping[int, float]
 """Scale of classifier-free guidance; 1 disables it. A mapping has one scale per ratio."""
+Forward = Callable[[PackedSequence, PackedText | None], torch.Tensor]
+"""Returns the prediction (T, C), float32, for a pack."""
+NOT_FILLED = Filling()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,8 @@ class SamplingState:
     guidance_channels: int | None
     text: torch.Tensor | None
     """(L, text_dim) encoded text, without tokens for the null text; None for a model without text."""
+    noise: torch.Tensor | None = None
+    """Noise of the next scheduler step, from `draw_noise`; None to draw it then."""
 
     @property
     def finished(self) -> bool:
@@ -125,12 +132,13 @@ def prepare(
     config, device = model.config, device or model.device
     noise = noise or CounterNoise.from_seed(request.seed)
     height, width = (config.patch_size * side for side in request.grid)
-    tokens = pack([noise.normal(0, (config.in_channels, height, width))], config.patch_size)
+    (drawn,) = draw_together([Draw(noise, 0, (config.in_channels, height, width))], device)
+    tokens = pack([drawn], config.patch_size)
     if text is None and config.text_dim is not None:
         text = torch.empty(0, config.text_dim, dtype=model.dtype)
     return SamplingState(
         request=request,
-        tokens=tokens.to(device, non_blocking=True),
+        tokens=tokens,
         solver=Solver(scheduler, noise, shift=_shift(model, request)),
         guidance=guidance,
         guidance_channels=guidance_channels,
@@ -168,25 +176,45 @@ def guidance_scales(guidance: Guidance, ratios: Sequence[int]) -> list[float]:
 
 
 @torch.no_grad()
-def denoise_step(model: DiT, states: Sequence[SamplingState], *, rows: int = 1) -> list[torch.Tensor]:
+def denoise_step(
+    model: DiT,
+    states: Sequence[SamplingState],
+    *,
+    filling: Filling = NOT_FILLED,
+    forward: Forward | None = None,
+) -> list[torch.Tensor]:
     """Predict the noise (n, C), float32, of every state in one forward pass, with guidance.
 
     Args:
         model: transformer in evaluation mode.
         states: none of them finished.
-        rows: sequences, tokens and text tokens are filled up to multiples of this with null sequences.
+        filling: sizes that the pass is filled up to.
+        forward: runs the model on a pack, such as a `CapturedStep`; by default runs it eagerly.
     """
-    step = pack_step(model, states, rows)
-    predicted = model(step.packed, text=step.text, return_dict=False)[0].float()
+    step = pack_step(model, states, filling)
+    predicted = (forward or partial(predict, model))(step.packed, step.text)
     return [
         _guide(state, [predicted[part] for part in parts], model.config.in_channels)
         for state, parts in zip(states, step.parts, strict=True)
     ]
 
 
+def draw_noise(states: Sequence[SamplingState]) -> None:
+    """Draw the noise of the next scheduler step of all states at once, which launches as much as for one."""
+    draws = {
+        i: draw
+        for i, state in enumerate(states)
+        if (draw := state.solver.next_draw(tuple(state.tokens.shape))) is not None
+    }
+    if draws:
+        drawn = draw_together(list(draws.values()), states[0].tokens.device)
+        for i, noise in zip(draws, drawn, strict=True):
+            states[i].noise = noise
+
+
 def scheduler_step(state: SamplingState, prediction: torch.Tensor) -> None:
     """Advance a state by one step from the guided prediction (n, C)."""
-    state.tokens = state.solver.advance(prediction, state.tokens)
+    state.tokens, state.noise = state.solver.advance(prediction, state.tokens, state.noise), None
 
 
 class StepPack(NamedTuple):
@@ -198,24 +226,13 @@ class StepPack(NamedTuple):
     """Tokens of each state: its conditional sequence and, with guidance, the unconditional one."""
 
 
-class _Row(NamedTuple):
-    """One sequence of a pack."""
-
-    tokens: torch.Tensor
-    grid: tuple[int, int]
-    ratio: int
-    label: int
-    timestep: float
-    text: torch.Tensor | None
-
-
-def pack_step(model: DiT, states: Sequence[SamplingState], rows: int = 1) -> StepPack:
+def pack_step(model: DiT, states: Sequence[SamplingState], filling: Filling = NOT_FILLED) -> StepPack:
     """Pack the sequences of one step, each with its own timestep, label, ratio, size and text.
 
-    Sequences of equal length are adjacent. `max_seqlen` is the longest sequence, which is known on the host.
+    Sequences of equal length are adjacent.
     """
     null_class = model.config.num_classes
-    sequences: list[_Row] = []
+    rows: list[StepRow] = []
     parts: list[list[slice]] = [[] for _ in states]
     total = 0
     for i in sorted(range(len(states)), key=lambda i: states[i].request.num_tokens):
@@ -223,61 +240,10 @@ def pack_step(model: DiT, states: Sequence[SamplingState], rows: int = 1) -> Ste
         timestep, null_text = float(state.solver.timestep), None if state.text is None else state.text[:0]
         twins = ((request.label, state.text), (null_class, null_text))[: state.passes]
         for label, text in twins:
-            sequences.append(_Row(state.tokens, request.grid, request.ratio, label, timestep, text))
+            rows.append(StepRow(state.tokens, request.grid, request.ratio, label, timestep, text))
             parts[i].append(slice(total, total + request.num_tokens))
             total += request.num_tokens
-    sequences += _filling(sequences, total, null_class, rows)
-    return StepPack(*_join(sequences), parts)
-
-
-def _filling(sequences: list[_Row], tokens: int, null_class: int, rows: int) -> list[_Row]:
-    """Return null sequences that fill up sequences, tokens and text tokens to multiples of `rows`."""
-    text_tokens = sum(len(sequence.text) for sequence in sequences if sequence.text is not None)
-    count = -len(sequences) % rows
-    if count == 0 and (tokens % rows or text_tokens % rows):
-        count = rows
-    lengths, text_lengths = [1] * count, [0] * count
-    if count:
-        lengths[-1] += -(tokens + count) % rows
-        text_lengths[-1] = -text_tokens % rows
-    like = sequences[0]
-    return [
-        _Row(
-            like.tokens.new_zeros(length, like.tokens.shape[1]),
-            (1, length),
-            like.ratio,
-            null_class,
-            0.0,
-            None if like.text is None else like.text.new_zeros(text_length, like.text.shape[1]),
-        )
-        for length, text_length in zip(lengths, text_lengths, strict=True)
-    ]
-
-
-def _join(sequences: list[_Row]) -> tuple[PackedSequence, PackedText | None]:
-    device = sequences[0].tokens.device
-    lengths = torch.tensor([0] + [len(sequence.tokens) for sequence in sequences])
-    label, timestep, cu_seqlens, grid, ratio = copy_together(
-        [
-            torch.tensor([sequence.label for sequence in sequences]),
-            torch.tensor([sequence.timestep for sequence in sequences]),
-            lengths.cumsum(0, dtype=torch.int32),
-            torch.tensor([sequence.grid for sequence in sequences], dtype=torch.int32),
-            torch.tensor([sequence.ratio for sequence in sequences], dtype=torch.int32),
-        ],
-        device,
-    )
-    packed = PackedSequence(
-        tokens=torch.cat([sequence.tokens for sequence in sequences]),
-        cu_seqlens=cu_seqlens,
-        grid=grid,
-        ratio=ratio,
-        label=label,
-        timestep=timestep,
-        max_seqlen=int(lengths.max()),
-    )
-    texts = [sequence.text for sequence in sequences if sequence.text is not None]
-    return packed, PackedText.of(texts) if texts else None
+    return StepPack(*join(*filling.fill(rows, null_class)), parts)
 
 
 def _guide(state: SamplingState, predicted: list[torch.Tensor], in_channels: int) -> torch.Tensor:

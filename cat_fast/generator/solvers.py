@@ -11,7 +11,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 
 from cat_fast.errors import UserError
 from cat_fast.generator.diffusion import Schedule
-from cat_fast.generator.noise import CounterNoise
+from cat_fast.generator.noise import CounterNoise, Draw, draw_together
 
 Sampler = Literal["ddpm", "ddim", "dpm++", "euler"]
 
@@ -100,16 +100,32 @@ class Solver:
         """Timestep of the next step."""
         return self._scheduler.timesteps[self.step]
 
-    def advance(self, prediction: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Take one step from the model's prediction and the tokens, (n, C) each; return the new tokens."""
+    def next_draw(self, shape: tuple[int, ...]) -> Draw | None:
+        """Return the draw that the next step adds to tokens of `shape`; None if it adds no noise."""
+        if isinstance(self._scheduler, DDPMScheduler):
+            adds_noise = bool(self.timestep > 0)
+        else:
+            adds_noise = str(self._scheduler.config.get("algorithm_type")).startswith("sde")
+        return Draw(self._noise, self.step + 1, shape) if adds_noise else None
+
+    def advance(
+        self, prediction: torch.Tensor, tokens: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Take one step from the model's prediction and the tokens, (n, C) each; return the new tokens.
+
+        `noise` holds the values of `next_draw`, if they are drawn already.
+        """
         scheduler: Any = self._scheduler
         timestep: Any = self.timestep
+        draw = self.next_draw(tuple(tokens.shape))
+        if draw is not None and noise is None:
+            (noise,) = draw_together([draw], tokens.device)
         self.step += 1
         options: dict[str, Any] = {}
         if isinstance(scheduler, DDPMScheduler):
-            return self._ancestral_step(prediction, timestep, tokens)
-        if str(scheduler.config.get("algorithm_type")).startswith("sde"):
-            options["variance_noise"] = self._draw(tokens)[None]
+            return self._ancestral_step(prediction, timestep, tokens, noise)
+        if noise is not None:
+            options["variance_noise"] = noise[None]
         if scheduler.config.get("stochastic_sampling"):
             options["generator"] = self._noise.generator(self.step)
         return scheduler.step(prediction[None], timestep, tokens[None], **options).prev_sample[0]
@@ -128,19 +144,18 @@ class Solver:
         limit = scheduler.config.get("clip_sample_range") if scheduler.config.get("clip_sample") else None
         return clean if limit is None else clean.clamp(-limit, limit)
 
-    def _ancestral_step(self, prediction: torch.Tensor, timestep: Any, tokens: torch.Tensor) -> torch.Tensor:
+    def _ancestral_step(
+        self, prediction: torch.Tensor, timestep: Any, tokens: torch.Tensor, noise: torch.Tensor | None
+    ) -> torch.Tensor:
         """Take a DDPM step: its mean, equation (7) of Ho et al. (2020), and noise of its variance."""
         scratch = torch.Generator(tokens.device)  # not torch's default generator, which belongs to the user
         mean = self._silent.step(prediction[None], timestep, tokens[None], generator=scratch).prev_sample[0]
-        if timestep == 0:
+        if noise is None:
             return mean
         deviation: Any = self._scheduler._get_variance(timestep)
         if self._scheduler.variance_type != "fixed_small_log":
             deviation = deviation**0.5
-        return mean + deviation * self._draw(tokens)
-
-    def _draw(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self._noise.normal(self.step, tuple(tokens.shape)).to(tokens.device, non_blocking=True)
+        return mean + deviation * noise
 
 
 class _Silent(DDPMScheduler):

@@ -36,7 +36,7 @@ class PackedSequence:
     tokens: torch.Tensor
     """(T, C) float; C = patch_size^2 * latent channels, in the order of `cat_fast.kernels.pack.reference`."""
     cu_seqlens: torch.Tensor
-    """(S + 1,) int32; sequence s is tokens cu_seqlens[s] to cu_seqlens[s + 1]."""
+    """(S + 1,) int32; sequence s is tokens cu_seqlens[s] to cu_seqlens[s + 1]. It may be empty as padding."""
     grid: torch.Tensor
     """(S, 2) int32; height and width of each sequence in tokens."""
     ratio: torch.Tensor
@@ -50,7 +50,8 @@ class PackedSequence:
     key: tuple[str, ...] | None = None
     """S names, for bookkeeping."""
     max_seqlen: int = 0
-    """Length of the longest sequence, computed once to avoid later device synchronization; 0 computes it."""
+    """Length of the longest sequence, or a bound above it, kept on the host to avoid device synchronization;
+    0 computes it."""
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -199,7 +200,7 @@ class PackedSequence:
 
     def _check_values(self) -> None:
         lengths = self.cu_seqlens.diff()
-        if self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != self.num_tokens or (lengths <= 0).any():
+        if self.cu_seqlens[0] != 0 or self.cu_seqlens[-1] != self.num_tokens or (lengths < 0).any():
             raise UserError(
                 f"cu_seqlens: expected to increase from 0 to the {self.num_tokens} tokens, "
                 f"got {self.cu_seqlens.tolist()}"
@@ -211,9 +212,10 @@ class PackedSequence:
             raise UserError(
                 f"grid: expected {int(lengths[s])} tokens for sequence {s} as in cu_seqlens, got {h} x {w}"
             )
-        if self.max_seqlen and self.max_seqlen != int(lengths.max()):
+        if self.max_seqlen and self.max_seqlen < int(lengths.max()):
             raise UserError(
-                f"max_seqlen: expected {int(lengths.max())}, the longest sequence, got {self.max_seqlen}"
+                f"max_seqlen: expected at least {int(lengths.max())}, the longest sequence,"
+                f" got {self.max_seqlen}"
             )
 
 

@@ -13,6 +13,7 @@ from cat_fast.generator.diffusion import load_schedule, shift_noise
 from cat_fast.generator.noise import CounterNoise
 from cat_fast.generator.sampling import pack_step, prepare
 from cat_fast.generator.solvers import make_sampler, set_steps
+from cat_fast.generator.step_pack import Filling
 from cat_fast.packing import PackedSequence
 from tests.generator.sampling_loop import sample
 
@@ -154,7 +155,7 @@ def test_null_sequences_fill_a_pack_up_to_a_multiple_of_rows(tiny_dit, rows):
         prepare(tiny_dit, request, scheduler, guidance=guidance)
         for request, guidance in zip(REQUESTS, (1.0, 3.0, 1.0, 1.5), strict=True)
     ]
-    packed, text, parts = pack_step(tiny_dit, states, rows)
+    packed, text, parts = pack_step(tiny_dit, states, Filling(rows))
     assert text is None
     assert (len(packed) % rows, packed.num_tokens % rows) == (0, 0)
     assert packed.max_seqlen == 64 == max(packed.cu_seqlens.diff().tolist())

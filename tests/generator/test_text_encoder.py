@@ -139,7 +139,7 @@ def test_split_and_concat_of_texts_are_inverse():
         ({"cu_seqlens": torch.tensor([0], dtype=torch.int32)}, "S >= 1"),
         ({"cu_seqlens": torch.tensor([0, 1, 2], dtype=torch.int32)}, "increase from 0 to the 3 tokens"),
         ({"cu_seqlens": torch.tensor([0, 4, 3], dtype=torch.int32)}, "increase from 0 to the 3 tokens"),
-        ({"max_seqlen": 3}, "max_seqlen: expected 2, the longest text, got 3"),
+        ({"max_seqlen": 1}, "max_seqlen: expected at least 2, the longest text, got 1"),
     ],
 )
 def test_inconsistent_fields_are_rejected(change, message):

@@ -7,11 +7,14 @@ from torch.testing import assert_close
 
 from benchmarks.gpu.operators import mixes
 from benchmarks.gpu.workloads import dit, packed_batch
+from cat_fast.generator.captured_step import CapturedStep, CudaGraph
 from cat_fast.generator.diffusion import diffusion_loss, make_schedule
+from cat_fast.generator.sampling import denoise_step
 from cat_fast.inference.encoding.codec import _start_decoding
 from cat_fast.inference.encoding.ratio_batches import encode_batch
 from cat_fast.training.runtime.engine import in_precision
 from tests.cli.conftest import tiny_tokenizer
+from tests.generator.test_captured_step import BUCKETS, OnBuffers, states
 from tests.inference.engine.mixes import tiny_pipeline
 
 SAMPLING = {"num_inference_steps": 3, "scheduler": "ddim"}
@@ -78,6 +81,18 @@ def test_sampling_gives_the_images_of_the_cpu(device, dtype):
     want, got = images["cpu"], images.get(str(device), images["cpu"])
     assert torch.isfinite(got).all()
     assert (got - want).square().mean().sqrt() < (2e-2 if dtype == torch.float32 else 0.1)
+
+
+def test_captured_steps_give_the_predictions_of_eager_ones(device):
+    model = dit(device, large=device.type == "cuda").eval()
+    forward = CapturedStep(model, CudaGraph if device.type == "cuda" else OnBuffers)
+    for seed in range(4):
+        step = states(model, seed)
+        eager = denoise_step(model, step, filling=BUCKETS)
+        captured = denoise_step(model, step, filling=BUCKETS, forward=forward)
+        assert all(map(torch.equal, captured, eager))
+    assert forward.report.failure is None
+    assert forward.report.replayed > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -108,8 +108,8 @@ def test_inconsistent_fields_are_rejected():
         packed.replace(grid=torch.tensor([[8, 8], [2, 3], [4, 3], [1, 5]], dtype=torch.int32))
     with pytest.raises(UserError, match=r"grid: expected \(4, 2\) int32, got \(4, 2\) int64"):
         packed.replace(grid=packed.grid.long())
-    with pytest.raises(UserError, match="max_seqlen: expected 64, the longest sequence, got 65"):
-        packed.replace(max_seqlen=65)
+    with pytest.raises(UserError, match="max_seqlen: expected at least 64, the longest sequence, got 63"):
+        packed.replace(max_seqlen=63)
     with pytest.raises(UserError, match="label is set in 1 of 2 packs"):
         PackedSequence.concat([packed, packed.replace(label=None)])
     with pytest.raises(UserError, match="not a multiple of patch_size"):

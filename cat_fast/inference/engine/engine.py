@@ -263,11 +263,13 @@ class PackedEngine:
         ready = [entry for entry in entries if self._prepare(entry, begun)]
         self._count_waiting(ready)
         rows = sum(entry.rows for entry in ready)
+        filled_before = self.stages.filled_rows
         denoising = self.clock()
         predictions = self._denoise(ready)
         denoised = self.clock()
         if len(predictions) == len(ready) > 0:
             self.cost.measured_step(sum(entry.cost.step_flops for entry in ready), denoised - denoising)
+        self.stages.draw_noise([entry.state for entry in predictions if entry.state is not None])
         for entry in predictions:
             self._isolated(entry, self._advance, predictions[entry])
         report = StepReport(
@@ -277,6 +279,7 @@ class PackedEngine:
             requests=tuple(entry.place for entry in predictions),
             left_out=left_out,
             rows=rows,
+            filled_rows=max(rows, self.stages.filled_rows - filled_before),
             max_rows=self.max_tokens,
             seconds=self.clock() - begun,
         )

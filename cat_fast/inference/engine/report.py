@@ -30,5 +30,7 @@ class StepReport:
     """Number of unfinished requests that did not fit."""
     rows: int
     """Tokens, twins counted, padding not counted."""
+    filled_rows: int
+    """Tokens of the forward passes, padding counted."""
     max_rows: int
     seconds: float

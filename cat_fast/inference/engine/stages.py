@@ -6,18 +6,22 @@ passes through them, whether it is drawn by `CATPipeline`, on the command line o
 
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
 
 from cat_fast.data.latents.scale import LatentScale
 from cat_fast.errors import UserError
+from cat_fast.generator.captured_step import captured_step, predict
 from cat_fast.generator.dit import DiT
-from cat_fast.generator.sampling import SamplingState, denoise_step, prepare, scheduler_step
+from cat_fast.generator.packed_text import PackedText
+from cat_fast.generator.sampling import SamplingState, denoise_step, draw_noise, prepare, scheduler_step
 from cat_fast.generator.solvers import set_steps
+from cat_fast.generator.step_pack import Filling
 from cat_fast.generator.text_cache import TextCache
 from cat_fast.inference.engine.request import EngineRequest
+from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer.autoencoder import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
 
@@ -50,12 +54,26 @@ class Stages:
         rows: sequences and tokens of a step are filled up to multiples of this.
         decode_batch: images per call of the decoder; by default 8 on a GPU, else 1, because convolutions on
             the CPU gain nothing from batches.
+        buckets: fill steps up to a few sizes; by default on a GPU, where they are captured as CUDA graphs.
     """
 
-    def __init__(self, pipeline: Models, *, rows: int = ROWS, decode_batch: int | None = None) -> None:
+    def __init__(
+        self,
+        pipeline: Models,
+        *,
+        rows: int = ROWS,
+        decode_batch: int | None = None,
+        buckets: bool | None = None,
+    ) -> None:
         self.pipeline = pipeline
         self.rows = rows
         self.device = pipeline._execution_device
+        on_gpu = self.device.type == "cuda"
+        self.buckets = on_gpu if buckets is None else buckets
+        self.captured = captured_step(pipeline.transformer) if on_gpu and self.buckets else None
+        """Forward passes as CUDA graphs; None where they run eagerly."""
+        self.filled_rows = 0
+        """Tokens of all forward passes, padding counted."""
         self.decode_batch = decode_batch or (1 if self.device.type == "cpu" else 8)
         encoder = pipeline.text_encoder
         # each prompt is encoded at its own length: in a batch, its states would depend on the others
@@ -69,6 +87,11 @@ class Stages:
     @property
     def patch_size(self) -> int:
         return self.pipeline.transformer.config.patch_size
+
+    @property
+    def filling(self) -> Filling:
+        """Sizes that steps are filled up to."""
+        return Filling(self.rows, self.buckets)
 
     def check(self, request: EngineRequest) -> None:
         """Raise UserError if the scheduler cannot take as many steps."""
@@ -93,7 +116,15 @@ class Stages:
 
     def denoise_step(self, states: Sequence[SamplingState]) -> list[torch.Tensor]:
         """Return the guided prediction (n, C) of each state, from one forward pass over all of them."""
-        return denoise_step(self.pipeline.transformer, states, rows=self.rows)
+        return denoise_step(self.pipeline.transformer, states, filling=self.filling, forward=self._forward)
+
+    def _forward(self, packed: PackedSequence, text: PackedText | None) -> torch.Tensor:
+        self.filled_rows += packed.num_tokens
+        return (self.captured or partial(predict, self.pipeline.transformer))(packed, text)
+
+    def draw_noise(self, states: Sequence[SamplingState]) -> None:
+        """Draw the noise of the next scheduler step of all states at once."""
+        draw_noise(states)
 
     def scheduler_step(self, state: SamplingState, prediction: torch.Tensor) -> None:
         """Advance one state by one step."""

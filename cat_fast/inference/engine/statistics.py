@@ -22,8 +22,10 @@ class EngineStatistics:
         self.steps = 0
         self.rows = 0
         """Tokens of all steps, twins counted, padding not counted."""
+        self.filled_rows = 0
+        """Tokens of all forward passes, padding counted."""
         self.max_rows = 0
-        """Sum of the row budgets of all steps."""
+        """Sum of the row budgets of all steps, each at least its padded tokens."""
         self._waiting_rows = self._waiting_max_rows = 0
         self.tokens_finished = 0
         self.seconds_denoising = 0.0
@@ -39,6 +41,11 @@ class EngineStatistics:
     def fill(self) -> float:
         """Rows divided by the row budget, over all steps."""
         return self.rows / self.max_rows if self.max_rows else 0.0
+
+    @property
+    def padding(self) -> float:
+        """Share of padding in the tokens of all forward passes."""
+        return 1 - self.rows / self.filled_rows if self.filled_rows else 0.0
 
     @property
     def fill_waiting(self) -> float:
@@ -81,10 +88,12 @@ class EngineStatistics:
         """Count a step."""
         self.steps += 1
         self.rows += report.rows
-        self.max_rows += report.max_rows
+        max_rows = max(report.max_rows, report.filled_rows)
+        self.filled_rows += report.filled_rows
+        self.max_rows += max_rows
         if report.left_out:
             self._waiting_rows += report.rows
-            self._waiting_max_rows += report.max_rows
+            self._waiting_max_rows += max_rows
         self.seconds_denoising += in_transformer
         self.seconds_steps += seconds
 

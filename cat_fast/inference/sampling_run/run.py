@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from cat_fast.data.files import atomic_write, write_json
 from cat_fast.data.folder_settings import claim_folder, require_same_settings, stored_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
 from cat_fast.data.images.writer import ImageWriter, is_complete_image
+from cat_fast.generator.captured_step import captured_step
 from cat_fast.generator.sampling import Guidance, check_guidance_channels
 from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
@@ -167,8 +168,7 @@ class SampleRun:
         )
         # Not before: a run that fails at its first batch must not keep others from using the folder.
         claim_folder(self.folder / PLAN, self._plan, "images")
-        execution = describe_execution(self.pipeline.device, self.pipeline.dtype)
-        write_json(self.folder / EXECUTION, execution)
+        write_json(self.folder / EXECUTION, self._describe_execution())
         for i, image in zip(batch, images, strict=True):
             if i in missing:
                 writer.write(self.path(i), image, format="PNG")
@@ -217,6 +217,13 @@ class SampleRun:
                 with archive.open("arr_1.npy", "w") as file:
                     np.lib.format.write_array(file, labels)
         return path
+
+    def _describe_execution(self) -> dict[str, Any]:
+        pipeline = self.pipeline
+        graphs = captured_step(pipeline.transformer).report if pipeline.device.type == "cuda" else None
+        return describe_execution(pipeline.device, pipeline.dtype) | {
+            "cuda_graphs": None if graphs is None else graphs.to_json()
+        }
 
     def _name_of(self, prompt: Prompt) -> str:
         if isinstance(prompt, int):

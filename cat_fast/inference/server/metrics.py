@@ -82,6 +82,7 @@ class _EngineCollector(Collector):
                 "Rows / row budget of the last step",
                 report.rows / report.max_rows if report else 0,
             ),
+            ("padding", "Share of padding in the tokens of all steps", totals.padding),
             ("overhead", "Share of step time outside the transformer", totals.overhead),
             ("tokens_per_second", "Rows per second of step time", _rate(totals.rows, totals.seconds_steps)),
             ("flops_per_second", "Calibrated rate of large steps", engine.cost.flops_per_second),

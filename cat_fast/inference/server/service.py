@@ -100,7 +100,7 @@ class Service:
 
     def readiness(self) -> dict[str, Any]:
         """Return the state for /readyz."""
-        invariance = self.invariance
+        invariance, captured = self.invariance, self.engine.stages.captured
         return {
             "ready": self.ready,
             "state": "draining"
@@ -114,6 +114,7 @@ class Service:
             "model": self.settings.name,
             "device": str(self.engine.stages.device),
             "bits_independent_of_neighbours": None if invariance is None else invariance.independent,
+            "cuda_graphs": None if captured is None else captured.report.to_json(),
             "self_test": None if invariance is None else invariance.to_json(),
             "ready_after_seconds": self.ready_after,
             "flops_per_second": self.engine.cost.flops_per_second if self.engine.cost.calibrated else None,
