@@ -169,7 +169,7 @@ def choose(op: str, x: torch.Tensor, *, training: bool = False, **sizes: int) ->
     torch.compile evaluates this at tracing time and treats the result as a constant.
     """
     # operator.index turns a symbolic size of torch.compile into a number.
-    numbers = tuple((name, operator.index(n)) for name, n in sizes.items())
+    numbers = tuple([(name, operator.index(n)) for name, n in sizes.items()])
     return _choose(op, x.device, x.dtype, training, numbers)
 
 
@@ -177,17 +177,41 @@ def choose(op: str, x: torch.Tensor, *, training: bool = False, **sizes: int) ->
 def _choose(
     op: str, device: torch.device, dtype: torch.dtype, training: bool, sizes: tuple[tuple[str, int], ...]
 ) -> str:
+    state = (
+        os.environ.get("CAT_FAST_BACKEND"),
+        training and torch.are_deterministic_algorithms_enabled(),
+        external.number_of_failures(),
+    )
+    chosen = _first_that_accepts(op, device, dtype, training, sizes, state)
+    return "reference" if derivatives.transformed() else chosen
+
+
+@functools.cache  # the search takes longer than the launch of a small kernel
+def _first_that_accepts(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    training: bool,
+    sizes: tuple[tuple[str, int], ...],
+    state: tuple[object, ...],
+) -> str:
+    """Search the table; `state` is all that decides next to the arguments and can change in a process."""
     forced = forced_backend(op)
     for backend in TABLE:
         if backend.op != op or forced not in (None, backend.name):
             continue
         reason = backend.rejection_reason(device, dtype, training, dict(sizes), forced is not None)
         if reason is None:
-            return "reference" if derivatives.transformed() else backend.name
+            return backend.name
         if forced is not None:
             raise UserError(f"CAT_FAST_BACKEND={forced}: {op} cannot run on this backend: {reason}")
     available = ", ".join(backend.name for backend in TABLE if backend.op == op)
     raise UserError(f"CAT_FAST_BACKEND={forced}: {op} has no such backend: use one of {available}")
+
+
+def forget_choices() -> None:
+    """Search the table again from now on; for tests, which change what a process cannot."""
+    _first_that_accepts.cache_clear()
 
 
 def forced_backend(op: str) -> str | None:

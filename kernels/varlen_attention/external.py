@@ -293,7 +293,7 @@ def xformers_unavailable_reason(device: torch.device, dtype: torch.dtype, head_d
 def _probe_error(
     function: Any, device: torch.device, dtype: torch.dtype, head_dim: int, backward: bool = True
 ) -> str | None:
-    """Run a few sequences; return the error message, or how the result differs from the reference, or None."""
+    """Run a few sequences; return the error message, how results differ from the reference, or None."""
     tokens, longest = sum(PROBED_LENGTHS), max(PROBED_LENGTHS)
     generator = torch.Generator().manual_seed(0)
     try:
@@ -333,6 +333,11 @@ def _probe(function: Any, random: torch.Tensor, backward: bool) -> tuple[torch.T
 def failed_reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Return why an earlier call of a backend has failed there, or None."""
     return _failed.get((backend, device, dtype, head_dim))
+
+
+def number_of_failures() -> int:
+    """Return how often `set_failed` has taken away a backend."""
+    return len(_failed)
 
 
 def set_failed(backend: str, q: torch.Tensor, error: Exception) -> None:

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.gpu.blocks import EXPECTED
 from benchmarks.gpu.requirements import PRESENT, Environment
 
-pytestmark = pytest.mark.slow  # minutes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # minutes on idle cores
 BROUGHT = {
     "annotated-types", "braceexpand", "deepspeed", "diffusers", "hjson", "lpips", "omegaconf", "pydantic",
     "pydantic-core", "typing-inspection", "webdataset",
