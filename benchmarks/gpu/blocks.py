@@ -19,7 +19,7 @@ OPERATORS = (
 )
 RIVALS = {
     "group_norm_silu": ("eager", "compile"),
-    "varlen_attention": ("triton", "flash", "sdpa_padded"),
+    "varlen_attention": ("triton", "flash", "cudnn", "sdpa_padded"),
     "scalar_attention": ("sdpa",),
     "adaln": ("eager",),
     "gate_residual_adaln": ("eager", "compile"),

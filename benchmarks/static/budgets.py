@@ -18,6 +18,8 @@ class Budget:
     """Minimum number of blocks that fit a multiprocessor."""
     wide_access: bool = False
     """True if global memory must be accessed 16 bytes at a time."""
+    spill_bytes: int = 0
+    """Maximum number of bytes that a thread may spill."""
     matrix_instructions: bool = False
     """True if products must use matrix units: HMMA, or HGMMA on sm_90."""
 
@@ -29,7 +31,7 @@ class Budget:
     def violations(self, kernel: Kernel) -> list[str]:
         """Return descriptions of the limits that `kernel` exceeds."""
         found = []
-        if kernel.spill_bytes:
+        if kernel.spill_bytes > self.spill_bytes:
             found.append(f"spills {kernel.spill_bytes} bytes")
         if kernel.occupancy < self.occupancy:
             found.append(f"occupancy {kernel.occupancy:.0%} is under {self.occupancy:.0%}")

@@ -69,6 +69,7 @@ def identity(row):
     ("budget", "kernel", "message"),
     [
         ({}, {"spill_bytes": 8}, "spills 8 bytes"),
+        ({"spill_bytes": 8}, {"spill_bytes": 16}, "spills 16 bytes"),
         ({"occupancy": 0.5}, {"occupancy": 0.4}, "occupancy 40% is under 50%"),
         ({"blocks": 2}, {"blocks": 1}, "1 blocks fit"),
         ({"wide_access": True}, {"wide_accesses": 0}, "no 128-bit access"),
