@@ -10,8 +10,8 @@ from cat_fast.kernels.scalar_attention import triton as scalar_attention
 
 UNALIGNED = Budget(kind="memory-bound, heads not aligned", occupancy=0.5)
 SPILLED_BY_TRITON_3_6 = 24
-"""Bytes of the queries' gradient under its limit of 64 registers; Triton 3.8 spills none. A higher limit would
-lower the occupancy to 38 %."""
+"""Bytes of the queries' gradient under its limit of 64 registers; Triton 3.8 spills none. A higher limit
+would lower the occupancy to 38 %."""
 
 
 def launch(heads: int, dtype: torch.dtype) -> None:
