@@ -37,11 +37,12 @@ def measure(quick: bool) -> dict[str, Any]:
     return {
         "auto": calibrate(),
         "threads": torch.get_num_threads(),
-        "cases": {name: _compare(step, 1 if quick else ROUNDS) for name, step in steps.items()},
+        "cases": {name: compare(step, 1 if quick else ROUNDS) for name, step in steps.items()},
     }
 
 
-def _compare(step: Step, rounds: int) -> dict[str, Any]:
+def compare(step: Step, rounds: int) -> dict[str, Any]:
+    """Return processor seconds of a step per library, and their ratios, of alternating rounds."""
     taken: dict[str, list[float]] = {name: [] for name in SIDES}
     for number in range(rounds + 1):
         for name in SIDES if number % 2 else reversed(SIDES):

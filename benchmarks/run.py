@@ -1,6 +1,6 @@
 """Run a suite of benchmarks, one process each, and write their JSON and logs to one folder.
 
-    python -m benchmarks.run --suite cpu|gpu|quick --out DIR [--only NAME,NAME] [--again N]
+    python -m benchmarks.run --suite cpu|gpu|quick --out DIR [--only NAME,NAME] [--again N] [--plan]
 
     quick   rough figures within minutes: kernels and packing with few pairs, stragglers, bounds, claims
     cpu     everything that this machine can measure; hours on two cores
@@ -8,8 +8,11 @@
 
 Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`). A benchmark that has results of
 this machine in DIR is skipped, so that an interrupted suite resumes; delete the file to measure again.
-`run.json` in DIR lists commands, seconds and states. Exit codes: 0 all finished, 1 a benchmark failed, 2 for
-invalid usage. `python -m benchmarks.report DIR` makes the report.
+`run.json` in DIR lists commands, seconds and states, also of earlier calls. --plan runs nothing and prints a
+table of minutes: those of DIR where it has results, else estimates; with --only, the suite can then be run in
+parts. `python -m benchmarks.report DIR` makes the report.
+
+Exit codes: 0 all finished, 1 a benchmark failed, 2 for invalid usage.
 """
 
 import argparse
@@ -33,6 +36,7 @@ from cat_fast.processes.signals import run_command
 ROOT = Path(__file__).parents[1]
 FINISHED, FAILED, SKIPPED = "finished", "failed", "skipped"
 COUNTED = "counted"
+RECORD = "run.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="dispatch", minutes=1),
         Job(name="straggler", minutes=5),
         Job(name="loader", minutes=5),
-        Job(name="scoring", minutes=1),
+        Job(name="scoring", minutes=3),
         Job(name="startup", minutes=3),
         Job(name="checkpoints", minutes=2),
         Job(name="serving", minutes=120),
@@ -117,18 +121,57 @@ def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[
         about: description of the machine.
     """
     states: list[dict[str, Any]] = []
+    earlier = {state["name"]: state for state in recorded(out)}
     for number, job in enumerate(jobs):
         left = timedelta(minutes=sum(other.minutes for other in jobs[number:]))
         if (existing := _existing(job, out, about)) is not None:
             print(f"{job.name}: skipped, {existing.name} exists", flush=True)
-            states.append({**asdict(job), "state": SKIPPED, "file": existing.name})
+            before = earlier.get(job.name, {})
+            states.append({**before, **asdict(job), "state": SKIPPED, "file": existing.name})
             continue
         path = out / f"{job.name}_{job.slug(about)}_{date.today().isoformat()}.json"
         print(f"{job.name}: about {job.minutes:g} minutes, {left} left in the suite", flush=True)
         states.append(_run(job, path, out / f"{job.name}.log"))
-        write_json(out / "run.json", {"machine": dict(about), "jobs": states})
-    write_json(out / "run.json", {"machine": dict(about), "jobs": states})
+        _record(out, about, earlier, states)
+    _record(out, about, earlier, states)
     return states
+
+
+def recorded(out: Path) -> list[dict[str, Any]]:
+    """Return the states of earlier calls for a folder, which may be new.
+
+    Raises:
+        UserError: its run.json cannot be read.
+    """
+    path = out / RECORD
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["jobs"] if path.exists() else []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a record of benchmarks ({error}); delete it") from error
+
+
+def plan(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[str]:
+    """Return a table of the minutes of each job and of those that are left, one line per job."""
+    seconds = {state["name"]: state.get("seconds") for state in recorded(out)}
+    lines, left = [f"{'benchmark':<18}{'minutes':>8}  source    state"], 0.0
+    for job in jobs:
+        existing = _existing(job, out, about)
+        measured = seconds.get(job.name) if existing else None
+        minutes = job.minutes if measured is None else measured / 60
+        left += 0 if existing else minutes
+        source = "estimate" if measured is None else "measured"
+        lines.append(f"{job.name:<18}{minutes:>8.1f}  {source}  {existing.name if existing else 'missing'}")
+    return [*lines, f"{'left':<18}{left:>8.1f}"]
+
+
+def _record(
+    out: Path,
+    about: Mapping[str, Any],
+    earlier: Mapping[str, Mapping[str, Any]],
+    states: Sequence[Mapping[str, Any]],
+) -> None:
+    jobs = {**earlier, **{state["name"]: state for state in states}}
+    write_json(out / RECORD, {"machine": dict(about), "jobs": list(jobs.values())})
 
 
 def _existing(job: Job, out: Path, about: Mapping[str, Any]) -> Path | None:
@@ -172,9 +215,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="N",
         help="repeat the timed benchmarks N times in DIR/again_1 ..., for the noise band of compare",
     )
+    parser.add_argument("--plan", action="store_true", help="print the minutes of each benchmark only")
     given = parser.parse_args(arguments)
     try:
         jobs = chosen(given.suite, given.only)
+        if given.plan:
+            print("\n".join(plan(jobs, given.out, machine.describe())))
+            return 0
         try:
             given.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

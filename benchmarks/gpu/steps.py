@@ -52,7 +52,7 @@ class DiTStep:
         self.device, self.lengths = device, MIX if large else [16, 4]
         self.model = dit(device, large=large)
         if compiled:
-            self.model.compile(dynamic=True)
+            self.model.compile_repeated_blocks(dynamic=True)
         self.batch = packed_batch(self.model, self.lengths, device)
         self.schedule = make_schedule()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=device.type == "cuda")

@@ -83,7 +83,7 @@ LinearBackendOption = Annotated[
     str,
     typer.Option(
         metavar="auto|mkl|onednn",
-        help="Library of fp32 matrix products on CPUs, recorded with the images; auto takes the faster one.",
+        help="Library of fp32 matrix products on CPUs, recorded with the results; auto takes the faster one.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")]

@@ -7,7 +7,15 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DeviceOption, FormatOption, JsonOption, PhotosArgument, report_errors
+from cat_fast.cli.codec import (
+    DeviceOption,
+    DtypeOption,
+    FormatOption,
+    JsonOption,
+    LinearBackendOption,
+    PhotosArgument,
+    report_errors,
+)
 from cat_fast.cli.codec_tables import MAX_TABLE_ROWS, add_overflow_row, file_table, format_count
 
 CheckpointOption = Annotated[
@@ -60,6 +68,7 @@ def encode(
         ),
     ] = "2,4,7",
     device: DeviceOption = "auto",
+    linear_backend: LinearBackendOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Encode images to discrete tokens in one file, a line per image.
@@ -92,8 +101,10 @@ def encode(
 
     files = distinct_files(find_images(photos))  # report missing files before the slow import of torch
 
-    from cat_fast.dual_token.encoding_run import encode_files
+    from cat_fast.dual_token.encoding_run import encode_files, interrupted_execution
     from cat_fast.dual_token.tokenizer import DualTokenizer
+    from cat_fast.kernels.linear.op import using
+    from cat_fast.models.execution import find_linear_backend
 
     if size is not None:
         grids: list[Any] = [size] * len(files)
@@ -106,7 +117,8 @@ def encode(
         described = PhotoDescriptions(caption=caption, rows=rows_of_file)
         grids = grids_of_images(described, files, thresholds)
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
-    with console.progress("images") as bar:
+    backend = find_linear_backend(linear_backend, interrupted_execution(out), tokenizer.device)
+    with using(backend), console.progress("images") as bar:
         task = bar.add_task("encoding", total=len(files))
         results = encode_files(files, out, tokenizer, grids, on_done=lambda _: bar.advance(task))
     encoded = [result.record for result in results if result.record]
@@ -188,6 +200,8 @@ def decode(
         bool, typer.Option("--force", help="Decode even if another tokenizer encoded the images.")
     ] = False,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "fp32",
+    linear_backend: LinearBackendOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Decode tokens to images, one file per image, named after the original.
@@ -199,6 +213,8 @@ def decode(
     All lines are checked first: if one has codes outside the vocabulary, a wrong length, or a sequence that
     is cut, nothing is decoded. A line may also come from a language model: `{"ids": [...]}`.
 
+    --dtype is that of the diffusion model; the guide is decoded in fp32.
+
     After an interruption, the same command decodes the missing images only. The result is bit-identical to an
     uninterrupted run. An image that the diffusion model cannot draw is reported and skipped (exit code 1).
 
@@ -208,11 +224,14 @@ def decode(
 
         cat-fast dual decode holiday.jsonl -c DIR -o guides --guides
     """
-    from cat_fast.dual_token.decoding_run import DecodingRun, Rendering
+    from cat_fast.data.folder_settings import stored_settings
+    from cat_fast.dual_token.decoding_run import PLAN, DecodingRun, Rendering
     from cat_fast.dual_token.grid import parse_sides
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.token_file import read_tokens
     from cat_fast.dual_token.tokenizer import DualTokenizer, Renderer
+    from cat_fast.kernels.linear.op import using
+    from cat_fast.models.execution import find_dtype, find_linear_backend
 
     pixels = None if size is None else parse_sides(size, "--size", "pixels", "256", "192x256")
     settings = RerenderSettings(
@@ -224,14 +243,19 @@ def decode(
         mode=mode,
     )
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
+    tokenizer.renderer_dtype = find_dtype(dtype, tokenizer.device)
     if renderer is not None:
         tokenizer.renderer = Renderer(model=renderer)
     records = read_tokens(tokens, tokenizer.vocabulary, None if force else tokenizer.fingerprint())
     rendering = None
     if tokenizer.renderer is not None and not guides:
         rendering = Rendering(size=pixels, settings=settings, seed=seed)
-    run = DecodingRun(records, out, tokenizer, image_format, rendering)
-    with console.progress("images") as bar:
+    recorded = stored_settings(out / PLAN).get("settings", {})
+    with (
+        using(find_linear_backend(linear_backend, recorded, tokenizer.device)),
+        console.progress("images") as bar,
+    ):
+        run = DecodingRun(records, out, tokenizer, image_format, rendering)
         task = bar.add_task("decoding", total=len(records), completed=run.count_done())
         results = run.decode(lambda count: bar.advance(task, count))
     decoded = [result for result in results if result.file]

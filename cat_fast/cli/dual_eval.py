@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DeviceOption, JsonOption
+from cat_fast.cli.codec import DeviceOption, DtypeOption, JsonOption, LinearBackendOption
 from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
 from cat_fast.errors import UserError
 
@@ -66,6 +66,8 @@ def evaluate(
     sheet: Annotated[int, typer.Option(min=0, help="Images in sheet.png; 0 leaves it out.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "fp32",
+    linear_backend: LinearBackendOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Measure a dual-token tokenizer: PSNR, SSIM, perceptual distance, tokens, bits and codebook use.
@@ -74,6 +76,8 @@ def evaluate(
     WebP files of as many bits, where one is that small; optionally, a super-resolution network and MoVQ; and,
     with a diffusion model, the re-rendered image with its ablations. Differences between methods are paired
     over images. Every figure has a 95 % interval.
+
+    --dtype is that of the diffusion model; guides are decoded in fp32.
 
     Published figures are printed by `cat-fast eval table dual-reconstruction`. An interrupted evaluation
     resumes.
@@ -91,18 +95,22 @@ def evaluate(
     sides = list(dict.fromkeys(parse_grid(part, "--grids") for part in grids.split(",")))
 
     from cat_fast.data.files import require_writable, sha256, write_json
+    from cat_fast.data.folder_settings import stored_settings
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.tokenizer import DualTokenizer
     from cat_fast.evaluation.dual_token.methods import make_methods
     from cat_fast.evaluation.dual_token.movq import MoVQ
-    from cat_fast.evaluation.dual_token.run import DualRun, evaluated_images
+    from cat_fast.evaluation.dual_token.run import SETTINGS, DualRun, evaluated_images
     from cat_fast.evaluation.dual_token.summary import summarize
     from cat_fast.evaluation.dual_token.super_resolution import open_super_resolution
+    from cat_fast.kernels.linear.op import using
+    from cat_fast.models.execution import find_dtype, find_linear_backend
     from cat_fast.tokenizer.perceptual import perceptual_distance
 
     require_writable(out / RESULT)
     images = evaluated_images(data, limit)
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
+    tokenizer.renderer_dtype = find_dtype(dtype, tokenizer.device)
     settings = RerenderSettings(steps=steps, strength=strength, guidance_scale=guidance)
     rendered = render and tokenizer.renderer is not None
     if rendered:
@@ -123,16 +131,17 @@ def evaluate(
         options["super_resolution"] = sha256(super_resolution)[:16]
     if baseline is not None:
         options["movq"] = baseline.fingerprint()
-    run = DualRun(images, methods, tokenizer, sides, size, perceptual_distance("auto"), out, options)
-    with console.progress("images") as bar:
+    backend = find_linear_backend(linear_backend, stored_settings(out / SETTINGS), tokenizer.device)
+    with using(backend), console.progress("images") as bar:
+        run = DualRun(images, methods, tokenizer, sides, size, perceptual_distance("auto"), out, options)
         task = bar.add_task("evaluating", total=len(images))
         run.run(lambda count: bar.advance(task, count))
-    result = summarize(run, data, seed)
-    write_json(out / RESULT, result)
-    if not result["images"]:
-        raise UserError(f"{data}: no image could be read: {next(iter(result['left_out'].values()))}")
-    if sheet:
-        run.write_sheet(sheet)
+        result = summarize(run, data, seed)
+        write_json(out / RESULT, result)
+        if not result["images"]:
+            raise UserError(f"{data}: no image could be read: {next(iter(result['left_out'].values()))}")
+        if sheet:
+            run.write_sheet(sheet)
     if json_output:
         console.print_json(result)
     else:

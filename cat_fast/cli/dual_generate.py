@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DeviceOption, JsonOption, report_errors
+from cat_fast.cli.codec import DeviceOption, DtypeOption, JsonOption, LinearBackendOption, report_errors
 from cat_fast.cli.codec_tables import format_count
 from cat_fast.cli.dual_codec import CheckpointOption, GuidanceOption, StepsOption, StrengthOption
 from cat_fast.errors import UserError
@@ -61,12 +61,16 @@ def generate(
     strength: StrengthOption = 1.0,
     guidance: GuidanceOption = 1.0,
     device: DeviceOption = "auto",
+    dtype: DtypeOption = "fp32",
+    linear_backend: LinearBackendOption = "auto",
     json_output: JsonOption = False,
 ) -> None:
     """Generate images from captions: a language model writes tokens, the tokenizer decodes them.
 
     Only tokens that keep the sequence valid are sampled, so that every sequence decodes. tokens.jsonl holds
     the sequences, sheet.png the first hundred images with their captions.
+
+    --dtype is that of the diffusion model; tokens are sampled in fp32.
 
     After an interruption, the same command continues. The result is bit-identical to an uninterrupted run.
     A caption that cannot be drawn is reported and skipped (exit code 1).
@@ -82,27 +86,35 @@ def generate(
         raise UserError("no captions: give --prompt or --prompts")
 
     from cat_fast.data.files import atomic_write
+    from cat_fast.data.folder_settings import stored_settings
     from cat_fast.data.images.contact_sheet import Cell, contact_sheet
     from cat_fast.data.images.io import load_image
     from cat_fast.dual_token.decoding_run import DecodingRun, Rendering
-    from cat_fast.dual_token.language.generate import GenerationRun, SamplingSettings, read_captions
+    from cat_fast.dual_token.language.generate import PLAN, GenerationRun, SamplingSettings, read_captions
     from cat_fast.dual_token.language.model import DualLanguageModel
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.semantic.text_target import open_text_target
     from cat_fast.dual_token.tokenizer import DualTokenizer
+    from cat_fast.kernels.linear.op import using
+    from cat_fast.models.execution import find_dtype, find_linear_backend
     from cat_fast.models.load import load_model
 
     captions = [*(prompt or ()), *(read_captions(prompts) if prompts else ())]
     sampling = SamplingSettings(grids=chosen, temperature=temperature, top_k=top_k, seed=seed)
     settings = RerenderSettings(steps=steps, strength=strength, guidance_scale=guidance)
     tokenizer = DualTokenizer.from_pretrained(checkpoint, device)
+    tokenizer.renderer_dtype = find_dtype(dtype, tokenizer.device)
     model = load_model(DualLanguageModel, "language model", language_model, device)
     target = open_text_target(text_encoder, max_states)
-    writing = GenerationRun(model, tokenizer, target, captions, sampling, out)
     rendering = None
     if tokenizer.renderer is not None and not guides:
         rendering = Rendering(settings=settings, seed=seed)
-    with console.progress("images") as bar:
+    recorded = stored_settings(out / PLAN).get("settings", {})
+    with (
+        using(find_linear_backend(linear_backend, recorded, tokenizer.device)),
+        console.progress("images") as bar,
+    ):
+        writing = GenerationRun(model, tokenizer, target, captions, sampling, out)
         task = bar.add_task("writing tokens", total=len(captions), completed=writing.count_done())
         generated = writing.generate(lambda: bar.advance(task))
         records = [result.record for result in generated if result.record]

@@ -182,11 +182,12 @@ def sample(
         raise UserError(f"--scheduler {scheduler}: expected ddpm, ddim, dpm++ or euler")
     described = _read(descriptions) if descriptions else prompt
 
+    from cat_fast.data.folder_settings import stored_settings
     from cat_fast.inference.pipeline.loading import load_pipeline
-    from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings, find_linear_backend
+    from cat_fast.inference.sampling_run.run import PLAN, SampleRun, SampleSettings
     from cat_fast.kernels.linear.op import using
     from cat_fast.models.device import find_device
-    from cat_fast.models.execution import find_dtype
+    from cat_fast.models.execution import find_dtype, find_linear_backend
     from cat_fast.weights.shipped import shipped_folder
 
     pipeline, target = shipped_folder(str(pipeline)) or pipeline, find_device(device)
@@ -207,7 +208,9 @@ def sample(
         max_tokens=max_tokens,
     )
     started = time.perf_counter()
-    with using(find_linear_backend(linear_backend, out, models.device)), console.progress("images") as bars:
+    recorded = stored_settings(out / PLAN).get("settings", {})
+    backend = find_linear_backend(linear_backend, recorded, models.device)
+    with using(backend), console.progress("images") as bars:
         run = SampleRun(models, [prompts[i % len(prompts)] for i in range(total)], settings, out, pipeline)
         own = sum(map(len, run.batches[rank::world_size]))
         task = bars.add_task("drawing", total=own, completed=own - run.count_missing(rank, world_size))

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from cat_fast.complexity.sentence_package import PACKAGE, package_folder
 from cat_fast.data.files import sha256
 from cat_fast.errors import UserError
+from cat_fast.kernels.linear.layer import Linear
+from cat_fast.kernels.linear.op import processor_backend
 
 FILES = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
@@ -149,7 +151,18 @@ def _inside(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
-def _linear(weights: Mapping[str, Tensor], *names: str) -> nn.Linear:
+def frozen_linear(weight: Tensor, bias: Tensor) -> Linear:
+    """Return a linear map, (outputs, inputs) and (outputs,), that is not trained.
+
+    Its library of products is that of the processor, so that a score does not depend on the one of a run.
+    """
+    linear = Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight, linear.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
+    linear.backend = processor_backend()
+    return linear
+
+
+def _linear(weights: Mapping[str, Tensor], *names: str) -> Linear:
     """Return one linear map with the outputs of all named ones."""
     weight, bias = (
         torch.cat([weights[f"{name}.{part}"] for name in names])
@@ -157,9 +170,7 @@ def _linear(weights: Mapping[str, Tensor], *names: str) -> nn.Linear:
         else weights[f"{names[0]}.{part}"]
         for part in ("weight", "bias")
     )
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.weight, linear.bias = (nn.Parameter(value, requires_grad=False) for value in (weight, bias))
-    return linear
+    return frozen_linear(weight, bias)
 
 
 def _norm(weights: Mapping[str, Tensor], name: str, eps: float) -> nn.LayerNorm:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cat_fast.data.files import require_writable, write_json
@@ -24,7 +25,7 @@ from cat_fast.dual_token.token_file import TokenRecord
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.codec import EXECUTION, IMAGE_FORMATS
-from cat_fast.models.execution import describe_execution
+from cat_fast.models.execution import describe_execution, execution_settings
 
 PLAN = "decoded.json"
 
@@ -148,8 +149,14 @@ class DecodingRun:
             self.path(record).unlink(missing_ok=True)
         claim_folder(self.out / PLAN, self._plan, "images")
         tokenizer = self.tokenizer
-        write_json(self.out / EXECUTION, describe_execution(tokenizer.device, tokenizer.guide.dtype))
+        write_json(self.out / EXECUTION, describe_execution(tokenizer.device, self._dtype))
         self._is_claimed = True
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Dtype of the model that makes the images."""
+        tokenizer = self.tokenizer
+        return tokenizer.guide.dtype if self.rendering is None else tokenizer.renderer_dtype
 
     def _is_done(self, record: TokenRecord) -> bool:
         return self._is_claimed and is_complete_image(self.path(record))
@@ -181,6 +188,7 @@ class DecodingRun:
             "format": self.image_format,
             "device": tokenizer.device.type,
             "rendering": None if rendering is None else asdict(rendering),
+            **execution_settings(self._dtype),
         }
         if rendering is not None:
             settings["renderer"] = tokenizer.backend.fingerprint()

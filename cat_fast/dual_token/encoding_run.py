@@ -19,6 +19,7 @@ from cat_fast.dual_token.token_file import TokenRecord, from_row, to_row, write_
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
 from cat_fast.inference.encoding.latent_file import unique_keys
+from cat_fast.models.execution import execution_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,11 @@ def encode_files(
         raise UserError(f"grid: expected at most {tokenizer.max_side} tokens per side, got {largest}")
     require_writable(out)
     fingerprint = tokenizer.fingerprint()
+    execution = execution_settings(tokenizer.guide.dtype)
     keys = unique_keys([os.fsencode(file.stem).decode("utf-8", "replace") for file in files])
-    rows = RowFile(out.with_name(f".{out.name}.rows"))
-    known = _known_rows(rows, {"tokenizer": fingerprint, "images": _inputs(files, keys, grids)})
+    rows = _rows_of(out)
+    images = _inputs(files, keys, grids)
+    known = _known_rows(rows, {"tokenizer": fingerprint, "execution": execution, "images": images})
     results = []
     for file, key, grid in zip(files, keys, grids, strict=True):
         if key in known:
@@ -72,6 +75,16 @@ def encode_files(
         write_tokens(out, records, tokenizer.vocabulary)
     rows.path.unlink(missing_ok=True)
     return results
+
+
+def interrupted_execution(out: Path) -> dict[str, Any]:
+    """Return the `execution_settings` of an interrupted call for `out`; empty if there was none."""
+    found = _rows_of(out).read()
+    return found[0].get("execution", {}) if found else {}
+
+
+def _rows_of(out: Path) -> RowFile:
+    return RowFile(out.with_name(f".{out.name}.rows"))
 
 
 def _encode(

@@ -61,6 +61,7 @@ class DualTokenizer:
         guide: model of the guide.
         semantic: model of the semantic codes; without it, images have a guide only.
         renderer: diffusion model of `decode`; without it, only guides can be decoded.
+        renderer_dtype: dtype of the diffusion model; the other parts run in that of their weights.
         max_side: maximum height and width of a guide in tokens, part of the vocabulary.
     """
 
@@ -70,11 +71,12 @@ class DualTokenizer:
         semantic: SemanticModel | None = None,
         renderer: Renderer | None = None,
         *,
+        renderer_dtype: torch.dtype = torch.float32,
         max_side: int = 64,
     ) -> None:
         self.guide = guide.eval()
         self.semantic = None if semantic is None else semantic.eval()
-        self.renderer = renderer
+        self.renderer, self.renderer_dtype = renderer, renderer_dtype
         self.max_side = max_side
         self._backend: Backend | None = None
 
@@ -108,7 +110,11 @@ class DualTokenizer:
                 )
             states = 77 if self.semantic is None else self.semantic.config["num_states"]
             opened = open_backend(
-                self.renderer.model, str(self.device), ratio=self.renderer.ratio, num_states=states
+                self.renderer.model,
+                str(self.device),
+                self.renderer_dtype,
+                ratio=self.renderer.ratio,
+                num_states=states,
             )
             self._check_text(opened)
             self._backend = opened

@@ -1,12 +1,13 @@
-"""Dtype in which a trained model runs, and the record of how its outputs were computed."""
+"""Dtype and library of matrix products of a trained model, and the record of how outputs were computed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from cat_fast.errors import UserError
 from cat_fast.kernels import backends
-from cat_fast.kernels.linear.op import selected
+from cat_fast.kernels.linear.op import DEFAULT, resolve, selected
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,6 +40,31 @@ def option_of(dtype: torch.dtype) -> str:
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name under which a dtype is recorded, such as "bfloat16"."""
     return str(dtype).removeprefix("torch.")
+
+
+def find_linear_backend(setting: str, recorded: Mapping[str, Any], device: torch.device) -> str:
+    """Return the library of matrix products for a folder: that of its content, if `setting` is "auto".
+
+    Args:
+        recorded: settings of the folder's content, with `execution_settings`; empty if it has none.
+
+    Raises:
+        UserError: unknown setting, or a torch without the library.
+    """
+    if setting == "auto" and recorded:
+        return recorded.get("linear_backend") or DEFAULT
+    return resolve(setting) if device.type == "cpu" else DEFAULT
+
+
+def execution_settings(dtype: torch.dtype = torch.float32) -> dict[str, str | None]:
+    """Return the dtype and the selected library of matrix products for the settings of a folder's content.
+
+    None stands for the defaults, fp32 and torch's library.
+    """
+    return {
+        "dtype": None if dtype == torch.float32 else dtype_name(dtype),
+        "linear_backend": None if selected() == DEFAULT else selected(),
+    }
 
 
 def describe_execution(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

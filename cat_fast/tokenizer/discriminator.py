@@ -173,6 +173,8 @@ class StyleGANDiscriminator(nn.Module):
         return model
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:  # its tensor cores need channels-last; the format of the input is that of all layers
+            x = x.contiguous(memory_format=torch.channels_last)
         for side in self.block_resolutions:
             x = self.get_submodule(f"b{side}")(x)
         return self.b4(x)

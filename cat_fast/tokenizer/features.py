@@ -66,7 +66,7 @@ class ResNetFeatures(nn.Module):
 
     def _unit_features(self, x: Tensor) -> list[Tensor]:
         stages = self.network((0.5 * (x + 1) - self.mean) / self.std)
-        return [F.normalize(stages[name], dim=1) for name in STAGES]
+        return [F.normalize(stages[name].float(), dim=1) for name in STAGES]  # bf16 under autocast
 
 
 def _trunk(name: str) -> nn.Module:

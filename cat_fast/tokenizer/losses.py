@@ -60,13 +60,22 @@ class LossConfig:
 
 
 class Distance:
-    """Mean distance between images and reconstructions by a frozen network, logged under its name."""
+    """Mean distance between images and reconstructions by a frozen network, logged under its name.
 
-    def __init__(self, name: str, network: torch.nn.Module, weight: float) -> None:
-        self.name, self.network, self.weight = name, network, weight
+    Args:
+        half: compute the network's features in bf16, with channels-last tensors, and the distance in fp32.
+    """
+
+    def __init__(self, name: str, network: torch.nn.Module, weight: float, *, half: bool = False) -> None:
+        self.name, self.network, self.weight, self.half = name, network, weight, half
 
     def __call__(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        return self.network(reconstructions.float(), images.float()).mean()
+        pair = [reconstructions.float(), images.float()]
+        if not self.half:
+            return self.network(*pair).mean()
+        pair = [x.contiguous(memory_format=torch.channels_last) for x in pair]
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.network(*pair).float().mean()
 
 
 class GAN:
@@ -109,20 +118,31 @@ class TokenizerObjective:
     """Loss of the autoencoder, with the frozen networks it uses.
 
     The GAN term is added last, because its weight may depend on the sum of the others.
+
+    Args:
+        device: of the frozen networks.
+        precision: of the run; on a GPU, the frozen networks of a bf16 run compute their features in bf16.
     """
 
-    def __init__(self, config: LossConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, config: LossConfig, device: torch.device | str = "cpu", precision: str = "fp32"
+    ) -> None:
         self.l1_weight, self.kl_weight = config.l1_weight, config.kl_weight
+        self._half = precision == "bf16" and torch.device(device).type == "cuda"
         self.distances: list[Distance] = []
         if config.perceptual_weight:
             name, network = perceptual_distance(config.perceptual)
-            self.distances.append(Distance(name, network.to(device), config.perceptual_weight))
+            self.add_distance(name, network.to(device), config.perceptual_weight)
         if config.features_weight:
             features = ResNetFeatures(Path(config.features_weights), config.features_trunk).to(device)
-            self.distances.append(Distance("features", features, config.features_weight))
+            self.add_distance("features", features, config.features_weight)
         self.gan = GAN(
             config.gan_weight, config.gan_loss, config.gan_loss_starting_step, config.adaptive_gan_weight
         )
+
+    def add_distance(self, name: str, network: torch.nn.Module, weight: float) -> None:
+        """Add a term by a frozen network on the device of the objective."""
+        self.distances.append(Distance(name, network, weight, half=self._half))
 
     def __call__(
         self,

@@ -134,7 +134,7 @@ class STLPIPS(nn.Module):
         return distance
 
     def _unit_features(self, x: Tensor) -> list[Tensor]:
-        features = self.net((x - self.shift) / self.scale)
+        features = [f.float() for f in self.net((x - self.shift) / self.scale)]  # bf16 under autocast
         # The epsilon is inside the root so that the gradient of an all-zero feature stays finite.
         return [f * (f.square().sum(1, keepdim=True) + 1e-20).rsqrt() for f in features]
 

@@ -1,8 +1,8 @@
 """y = x Wᵀ + b by torch, whose products on CPUs are MKL's, or by oneDNN, which some processors run faster.
 
 MKL uses narrower instructions on AMD processors than these have. The choice holds for the process and is
-recorded by runs, their checkpoints and drawn images, because the libraries round differently. It is for fp32
-on CPUs; everything else, and compiled graphs, use torch.
+recorded by runs, their checkpoints and drawn images, because the libraries round differently; a layer may
+have its own. It is for fp32 on CPUs; everything else, and compiled graphs, use torch.
 
 Shapes: (..., K) x (N, K) -> (..., N).
 """
@@ -12,12 +12,14 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from cat_fast.errors import UserError
+from cat_fast.processor import is_amd
 
 from .. import derivatives
 
@@ -37,12 +39,17 @@ class _Process:
     backend = DEFAULT
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, backend: str | None = None
+) -> torch.Tensor:
     """Compute y = x Wᵀ + b, (..., N), for x (..., K), weight (N, K) and bias (N,), of one dtype.
 
     Derivatives beyond gradients are computed through torch's operator.
+
+    Args:
+        backend: one of `BACKENDS`; by default that of the process.
     """
-    if _Process.backend == DEFAULT or not _takes(x, weight):
+    if (backend or _Process.backend) == DEFAULT or not _takes(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _Linear.apply(x, weight, bias)
@@ -108,6 +115,15 @@ def calibrate() -> str:
                     shortest[name] = min(shortest[name], time.perf_counter() - start)
         ratios.append(shortest["mkl"] / shortest["onednn"])
     return "onednn" if statistics.median(ratios) > CLEARLY_FASTER else DEFAULT
+
+
+@cache
+def processor_backend() -> str:
+    """Return oneDNN on AMD processors, otherwise torch's default.
+
+    Depends on the machine only, unlike `calibrate`, so that all processes of a machine round alike.
+    """
+    return "onednn" if is_amd() and unavailable_reason() is None else DEFAULT
 
 
 def resolve(setting: str) -> str:

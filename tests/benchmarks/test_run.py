@@ -54,6 +54,34 @@ def test_a_failure_stops_no_other_benchmark_and_a_second_run_resumes(tmp_path, r
     assert written["jobs"][0]["command"].startswith("python -m benchmarks.kernels --json kernels_test-1t_")
 
 
+def test_a_suite_runs_in_parts_by_its_plan(tmp_path, ran, capsys, monkeypatch):
+    clock = iter(range(0, 10_000, 90))
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    out = ["--out", str(tmp_path / "new")]
+    assert run.main(["--plan", *out]) == 0
+    assert not (tmp_path / "new").exists()
+    total = sum(job.minutes for job in run.SUITES["cpu"])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["left", f"{total:.1f}"]
+    assert run.main(["--only", "packing,startup", *out]) == 0
+    assert run.main(["--only", "packing,loader", *out]) == 0
+    jobs = {job["name"]: job for job in run.recorded(tmp_path / "new")}
+    assert {name: (job["state"], job["seconds"]) for name, job in jobs.items()} == {
+        "packing": (run.SKIPPED, 90),
+        "startup": (run.FINISHED, 90),
+        "loader": (run.FINISHED, 90),
+    }
+    capsys.readouterr()
+    assert run.main(["--plan", *out]) == 0
+    rows = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines()}
+    assert rows["packing"] == rows["startup"] == rows["loader"] == ["1.5", "measured"]
+    assert rows["serving"] == ["120.0", "estimate"]
+    done = sum(job.minutes for job in run.SUITES["cpu"] if job.name in jobs)
+    assert rows["left"] == [f"{total - done:.1f}"]
+    (tmp_path / "new" / run.RECORD).write_text("[]")
+    assert run.main(["--plan", *out]) == 2
+    assert "run.json: not a record of benchmarks" in capsys.readouterr().err
+
+
 def test_timed_benchmarks_run_again_for_the_noise(tmp_path, ran):
     assert run.main(["--only", "claims,kernels", "--out", str(tmp_path), "--again", "2"]) == 0
     names = [command[2].removeprefix("benchmarks.") for command in ran.commands]

@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from benchmarks import checkpoints, linear, scoring, startup
 from benchmarks.shared import simple_program
 from benchmarks.training_steps import Step
 from cat_fast.complexity.scoring_run.cost import ScoringSpeed
+from cat_fast.kernels.linear import op
+from cat_fast.kernels.linear.layer import Linear
 from cat_fast.kernels.linear.op import selected
 from tests.kernels.onednn import needs_onednn
 
@@ -29,6 +33,28 @@ def test_scorers_are_compared_with_the_published_seconds(monkeypatch):
     assert fast["ratio_vs_published"]["by another table"] == pytest.approx(50)
     assert 0 < found["scorers"]["jpeg"]["seconds"] < 1
     assert any(line.startswith("fast: 1000 captions/s per core") for line in scoring.lines(found))
+    found["scorers"]["accurate"]["libraries"] = {
+        "mkl_over_onednn": {"median": 1.7},
+        "mkl_over_mkl": {"median": 1.0},
+    }
+    assert scoring.lines(found)[-1].startswith("accurate: 1.70 times as fast with oneDNN")
+
+
+@needs_onednn
+def test_the_scorer_is_measured_with_both_libraries(monkeypatch):
+    layer, used = Linear(4, 2), []
+    layer.backend = "mkl"
+    monkeypatch.setattr(op, "_product", lambda x, *parts: used.append("onednn") or x)
+    scorer = SimpleNamespace(
+        linears=[layer],
+        score_many=lambda rows: used.append(selected()) or layer(torch.ones(len(rows), 4)),
+        encoder=SimpleNamespace(tokens=lambda captions: [[0] * 5 for _ in captions]),
+    )
+    step = scoring.scorer_step(scorer, 10)
+    assert (step.images, step.tokens, step.flops) == (10, 50, 10 * 2 * 4 * 2)
+    with torch.no_grad():
+        linear.compare(step, 1)
+    assert used == ["mkl"] + ["mkl", "onednn", "onednn", "mkl"] * 2
 
 
 def test_the_first_round_of_start_ups_does_not_count(tmp_path, monkeypatch, capsys):
@@ -68,7 +94,7 @@ def test_checkpoints_are_summarized_by_medians():
 def test_libraries_of_matrix_products_take_turns():
     order = []
     step = Step(run=lambda: order.append(selected()), images=2, tokens=32, flops=6e9, precision="fp32")
-    found = linear._compare(step, 2)
+    found = linear.compare(step, 2)
     assert order == ["mkl", "onednn", "mkl"] * 3
     assert set(found["processor_seconds"]) == set(linear.SIDES)
     ratio = {"median": 2.0, "low": 1.9, "high": 2.1}

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from cat_fast.dual_token.language.model import DualLanguageModel
 from cat_fast.dual_token.rerender.open import open_backend
 from cat_fast.dual_token.tokenizer import DualTokenizer, Renderer
+from cat_fast.kernels.linear import op as linear_op
 from tests.cli.conftest import assert_one_line_error, parse_json
 from tests.dual_token.conftest import tiny_guide
 from tests.dual_token.rerender.conftest import cat_pipelines  # noqa: F401 # a fixture
 from tests.dual_token.semantic.test_model import tiny_semantic
+from tests.kernels.onednn import needs_onednn
 
 ROOT = Path(__file__).parents[2]
 CAPTIONS = ["a red house", "a blue sky", "newspaper page", "a house", "blue", "red page", "sky", "a page"]
@@ -56,6 +58,11 @@ def generation(parts, out, *more):
     command = ["dual", "generate", "-m", parts / "language", "-c", parts / "tokenizer", "-o", out]
     command += ["--prompts", parts / "captions.txt", "--text-encoder", (parts / "pipeline").read_text()]
     return [*command, "--grids", "2,1x3", "--steps", "2", "--json", *more]
+
+
+def evaluation(parts, photos):
+    command = ["dual", "eval", "--data", photos, "-c", parts / "tokenizer", "--grids", "2"]
+    return [*command, "--size", "64", "--steps", "1", "--sheet", "0"]
 
 
 def contents(folder):
@@ -122,6 +129,67 @@ def test_images_of_other_settings_are_refused(cat_fast, parts, tokens, tmp_path)
     tokens.write_text("\n".join(map(json.dumps, rows)))
     assert_one_line_error(cat_fast(*command), "made with other settings", "images.b")
     assert contents(tmp_path / "out") == before
+
+
+@needs_onednn
+def test_the_library_of_matrix_products_is_recorded_and_kept(
+    cat_fast, parts, photos, tokens, tmp_path, monkeypatch
+):
+    for command, plan, record in (
+        (["dual", "decode", tokens, "-c", parts / "tokenizer", "--steps", "1"], "decoded.json", "settings"),
+        (generation(parts, tmp_path)[:-1], "generated.json", "settings"),
+        (evaluation(parts, photos), "settings.json", None),
+    ):
+        out = tmp_path / plan
+        mine = [*command, "-o", out]
+        assert cat_fast(*mine, "--linear-backend", "onednn").exit_code == 0
+        stored = json.loads((out / plan).read_text())
+        assert (stored[record] if record else stored)["linear_backend"] == "onednn"
+        with monkeypatch.context() as patch:
+            used = fail_after(patch, linear_op, "_product", 10**9)
+            for file in (*out.glob("*.png"), *out.glob("*.jsonl")):
+                file.unlink()
+            assert cat_fast(*mine).exit_code == 0  # auto takes the recorded one
+        assert used
+        other = cat_fast(*mine, "--linear-backend", "mkl")
+        assert_one_line_error(other, "made with other settings", "linear_backend")
+
+
+@needs_onednn
+def test_an_interrupted_encoding_keeps_its_library(cat_fast, parts, photos, tmp_path, monkeypatch):
+    out = tmp_path / "cut.jsonl"
+    command = ["dual", "encode", photos, "-c", parts / "tokenizer", "-o", out, "--grid", "2"]
+    with monkeypatch.context() as patch:
+        fail_after(patch, DualTokenizer, "encode", 2)
+        assert cat_fast(*command, "--linear-backend", "onednn").exit_code == 130
+    for option, encoded in (("auto", 1), ("mkl", 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(linear_op, "calibrate", lambda: "mkl")
+            calls = fail_after(patch, DualTokenizer, "encode", encoded)
+            rows = tmp_path / ".cut.jsonl.rows"
+            before = rows.read_bytes()
+            assert cat_fast(*command, "--linear-backend", option).exit_code == 0
+            assert len(calls) == encoded
+            rows.write_bytes(before)
+
+
+def test_the_dtype_of_the_diffusion_model_is_recorded(cat_fast, parts, tokens, tmp_path):
+    command = ["dual", "decode", tokens, "-c", parts / "tokenizer", "--steps", "1"]
+    for name, options in (("fp32", []), ("bf16", ["--dtype", "bf16"])):
+        assert cat_fast(*command, "-o", tmp_path / name, *options).exit_code == 0
+    found, expected = (json.loads((tmp_path / n / "decoded.json").read_text()) for n in ("bf16", "fp32"))
+    assert (found["settings"].pop("dtype"), expected["settings"].pop("dtype")) == ("bfloat16", None)
+    for plan in (found, expected):
+        del plan["settings"]["renderer"]  # a hash of the weights, rounded or not
+    assert found == expected
+    assert json.loads((tmp_path / "bf16" / "execution.json").read_text())["dtype"] == "bfloat16"
+    a, b = (Image.open(tmp_path / name / "a.png").tobytes() for name in ("bf16", "fp32"))
+    assert a != b
+    assert_one_line_error(cat_fast(*command, "-o", tmp_path / "bf16"), "made with other settings", "dtype")
+    assert_one_line_error(cat_fast(*command, "-o", tmp_path / "x", "--dtype", "int8"), "--dtype int8")
+    guides = [*command, "--guides", "--dtype", "bf16", "-o", tmp_path / "guides"]
+    assert cat_fast(*guides).exit_code == 0
+    assert json.loads((tmp_path / "guides" / "execution.json").read_text())["dtype"] == "float32"
 
 
 def test_an_image_that_cannot_be_drawn_is_named_and_the_others_are_decoded(

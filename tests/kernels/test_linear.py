@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from cat_fast import processor
 from cat_fast.errors import UserError
 from cat_fast.kernels.linear import op
 from cat_fast.kernels.linear.layer import Linear
@@ -49,6 +50,34 @@ def test_the_selection_holds_within_its_block(monkeypatch):
         layer(x)
     assert selected() == "mkl"
     assert len(calls) == 1
+
+
+@needs_onednn
+def test_a_layer_may_have_its_own_library(monkeypatch):
+    monkeypatch.setattr(op, "_product", lambda x, weight, bias: x.new_full((), 7))
+    layer, x = Linear(24, 40), torch.randn(5, 24)
+    layer.backend = "onednn"
+    assert layer(x) == 7
+    layer.backend = "mkl"
+    with using("onednn"):
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize(
+    ("vendor", "missing", "expected"),
+    [("AuthenticAMD", None, "onednn"), ("GenuineIntel", None, "mkl"), ("AuthenticAMD", "no oneDNN", "mkl")],
+)
+def test_the_library_of_a_processor_needs_no_measurement(monkeypatch, tmp_path, vendor, missing, expected):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: Test 9000\n\n")
+    monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(op, "unavailable_reason", lambda: missing)
+    monkeypatch.setattr(op, "calibrate", lambda: pytest.fail("measured"))
+    assert op.processor_backend.__wrapped__() == expected
+    assert processor.processor_name() == "Test 9000"
+    cpuinfo.unlink()
+    monkeypatch.setattr(processor.platform, "processor", lambda: f"AMD64 Family 25, {vendor}")
+    assert op.processor_backend.__wrapped__() == expected
 
 
 @needs_onednn

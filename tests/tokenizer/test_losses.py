@@ -8,11 +8,13 @@ import types
 import pytest
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cat_fast.errors import UserError
 from cat_fast.tokenizer.adversarial import balance, non_saturating_discriminator
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator, random_crops
-from cat_fast.tokenizer.losses import LossConfig, TokenizerObjective
+from cat_fast.tokenizer.features import ResNetFeatures
+from cat_fast.tokenizer.losses import Distance, LossConfig, TokenizerObjective
 from cat_fast.tokenizer.perceptual import STLPIPS
 
 
@@ -221,3 +223,54 @@ def test_windows_of_non_square_images_fit_the_smaller_side(side, shape):
         windows = batch.unfold(2, expected[0], 1).unfold(3, expected[1], 1)  # (B, C, rows, columns, h, w)
         for own, crop in zip(windows, crops, strict=True):
             assert (own == crop[:, None, None]).all(dim=(0, 3, 4)).any(), "it is one window of the image"
+
+
+@pytest.mark.parametrize("network", [STLPIPS(), ResNetFeatures(None, "resnet18")], ids=["stlpips", "resnet"])
+def test_features_in_bf16_give_the_distance_and_the_gradient_of_fp32(network):
+    network.requires_grad_(False)
+    results = []
+    for half in (False, True):
+        x = images(0).requires_grad_()
+        value = Distance("features", network, 1.0, half=half)(images(1), x)
+        assert value.dtype == torch.float32
+        results.append((value.item(), *torch.autograd.grad(value, x)))
+    (exact, exact_gradient), (close, gradient) = results
+    assert close == pytest.approx(exact, rel=2e-2)
+    assert close != exact
+    assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "half"),
+    [("cuda", "bf16", True), ("cuda", "fp32", False), ("cpu", "bf16", False)],
+)
+def test_loss_networks_run_in_bf16_and_channels_last_on_gpus_only(device, precision, half, monkeypatch):
+    """Fake CUDA tensors need no GPU."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+    with FakeTensorMode():
+        without = LossConfig(perceptual_weight=0.0)
+        objective = TokenizerObjective(without, device, precision)
+        with torch.device(device):
+            objective.add_distance("features", ResNetFeatures(None, "resnet18"), 1.0)
+        (distance,) = objective.distances
+        inputs, outputs = [], []
+        distance.network.register_forward_pre_hook(lambda _module, given: inputs.extend(given))
+        for module in distance.network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(lambda _module, _inputs, out: outputs.append(out))
+        x = torch.empty(2, 3, 64, 64, device=device)
+        value = distance(x, x)
+    assert value.dtype == torch.float32
+    assert {out.dtype for out in outputs} == {torch.bfloat16 if half else torch.float32}
+    assert all(given.is_contiguous(memory_format=torch.channels_last) == half for given in inputs)
+
+
+def test_the_discriminator_is_channels_last_on_gpus():
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            discriminator = StyleGANDiscriminator(64, 512, 32)
+        inputs = []
+        discriminator.b64.register_forward_pre_hook(lambda _module, given: inputs.extend(given))
+        discriminator(torch.empty(2, 3, 64, 64, device="cuda"))
+    assert [x.is_contiguous(memory_format=torch.channels_last) for x in inputs] == [True]

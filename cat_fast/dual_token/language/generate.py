@@ -17,6 +17,7 @@ from cat_fast.dual_token.semantic.text_target import TextTarget
 from cat_fast.dual_token.token_file import TokenRecord, from_row, to_row
 from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError, first_line
+from cat_fast.models.execution import execution_settings
 from cat_fast.weights.fingerprint import fingerprint
 
 PLAN, TOKENS = "generated.json", "tokens.jsonl"
@@ -94,7 +95,8 @@ class GenerationRun:
                 "text_encoder": target.fingerprint(),
                 "num_states": target.num_states,
                 "device": model.device.type,
-            },
+            }
+            | execution_settings(model.dtype),
             "captions": list(captions),
         }
         require_same_settings(out / PLAN, self._plan, "tokens")

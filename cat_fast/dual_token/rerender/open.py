@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import torch
+
 from cat_fast.dual_token.rerender.backend import Backend
 from cat_fast.errors import UserError, first_line
 from cat_fast.models.device import find_device
@@ -10,12 +12,18 @@ from cat_fast.weights.shipped import shipped_folder
 
 
 def open_backend(
-    name: str, device: str = "auto", *, ratio: int | None = None, num_states: int = 77
+    name: str,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    *,
+    ratio: int | None = None,
+    num_states: int = 77,
 ) -> Backend:
     """Return the back end of a diffusion model.
 
     Args:
         name: a pipeline of this package (a folder, or `nano`), or a Stable Diffusion folder.
+        dtype: of the diffusion model; autoencoders of Stable Diffusion stay in fp32.
         ratio: compression ratio, for pipelines of this package.
         num_states: maximum number of text states, for the same.
 
@@ -38,11 +46,11 @@ def open_backend(
         from cat_fast.dual_token.rerender.cat_pipeline import CATBackend
         from cat_fast.inference.pipeline.loading import load_pipeline
 
-        return CATBackend(load_pipeline(name, target), name, ratio, num_states)
+        return CATBackend(load_pipeline(name, target, dtype), name, ratio, num_states)
     if kind == "StableDiffusionPipeline":
         from cat_fast.dual_token.rerender.stable_diffusion import StableDiffusionBackend
 
         if ratio is not None:
             raise UserError("ratio: applies to pipelines of this package only; leave it out")
-        return StableDiffusionBackend(folder, target)
+        return StableDiffusionBackend(folder, target, dtype)
     raise UserError(f"{name}: expected a CATPipeline or a StableDiffusionPipeline, got a {kind}")

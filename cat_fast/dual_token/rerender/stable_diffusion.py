@@ -23,12 +23,13 @@ class StableDiffusionBackend:
     Args:
         folder: folder of a `StableDiffusionPipeline`.
         device: device of its models.
+        dtype: dtype of the UNet; the autoencoder and the text encoder stay in fp32.
 
     Raises:
         UserError: a part is missing, damaged, or of another class.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         self.folder = folder
         _check_index(folder)
         try:
@@ -38,7 +39,7 @@ class StableDiffusionBackend:
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{folder}: cannot be loaded ({first_line(error)})") from error
         self.vae = vae.to(device).eval().requires_grad_(False)
-        self.unet = unet.to(device).eval().requires_grad_(False)
+        self.unet = unet.to(device, dtype).eval().requires_grad_(False)
         self._text = StableDiffusionText(folder)
         self._text.model.to(device)
         if self._text.width != self.unet.config.cross_attention_dim:

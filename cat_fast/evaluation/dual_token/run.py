@@ -36,8 +36,9 @@ from cat_fast.dual_token.tokenizer import DualTokenizer
 from cat_fast.errors import UserError
 from cat_fast.evaluation.dual_token.methods import Method, format_name
 from cat_fast.evaluation.metrics import psnr, ssim
+from cat_fast.models.execution import execution_settings
 
-ROWS = "rows.jsonl"
+SETTINGS, ROWS = "settings.json", "rows.jsonl"
 METRICS = ("psnr", "ssim", "perceptual")
 
 
@@ -111,8 +112,9 @@ class DualRun:
             "size": size,
             "perceptual": self.perceptual_name,
             **settings,
+            **execution_settings(tokenizer.renderer_dtype),
         }
-        claim_folder(out / "settings.json", identity, "an evaluation")
+        claim_folder(out / SETTINGS, identity, "an evaluation")
         self._file = RowFile(out / ROWS)
         # images that could not be read are tried again
         self.rows = {row["key"]: row for row in self._file.read() if "error" not in row}

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from cat_fast.data.files import atomic_write, write_json
-from cat_fast.data.folder_settings import claim_folder, require_same_settings, stored_settings
+from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.images.contact_sheet import Cell, contact_sheet
 from cat_fast.data.images.writer import ImageWriter, is_complete_image
 from cat_fast.generator.captured_step import captured_step
@@ -30,8 +29,7 @@ from cat_fast.generator.sampling import Guidance, check_guidance_channels
 from cat_fast.generator.solvers import Sampler, set_steps
 from cat_fast.inference.pipeline.cat_pipeline import MAX_TOKENS, CATPipeline, Prompt
 from cat_fast.inference.pipeline.folder import pipeline_digest
-from cat_fast.kernels.linear.op import DEFAULT, resolve, selected
-from cat_fast.models.execution import describe_execution, dtype_name
+from cat_fast.models.execution import describe_execution, execution_settings
 
 PLAN, EXECUTION = "samples.json", "execution.json"
 _MAX_IN_GRID = 100
@@ -52,17 +50,6 @@ class SampleSettings:
     seed: int = 0
     """Image i is drawn from seed + i."""
     max_tokens: int = MAX_TOKENS
-
-
-def find_linear_backend(setting: str, folder: Path, device: torch.device) -> str:
-    """Return the library of matrix products for a folder: that of its images, if `setting` is "auto".
-
-    Raises:
-        UserError: unknown setting, or samples.json cannot be read.
-    """
-    if setting == "auto" and (before := stored_settings(folder / PLAN)):
-        return before["settings"].get("linear_backend") or DEFAULT
-    return resolve(setting) if device.type == "cpu" else DEFAULT
 
 
 class SampleRun:
@@ -108,9 +95,8 @@ class SampleRun:
             | {
                 "pipeline": pipeline_digest(source),
                 "device": pipeline.device.type,
-                "dtype": None if pipeline.dtype == torch.float32 else dtype_name(pipeline.dtype),
-                "linear_backend": None if selected() == DEFAULT else selected(),
-            },
+            }
+            | execution_settings(pipeline.dtype),
             "images": [
                 {
                     "file": self.path(i).relative_to(folder).as_posix(),

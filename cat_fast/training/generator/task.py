@@ -111,8 +111,11 @@ class GeneratorTask:
         self.lengths = np.asarray(lengths)
         if config.gradient_checkpointing:
             model.enable_gradient_checkpointing()
-        if config.compile:
-            model.compile(dynamic=True)
+        self.compiled = config.compiles(ranks.device.type)
+        if self.compiled:
+            model.compile_repeated_blocks(dynamic=True)
+            if ranks.is_main:
+                print("each transformer block is compiled with torch.compile", flush=True)
         self.engine = make_engine(
             model, config.optimizer, config.deepspeed, self.batches_per_step, config.precision
         )
@@ -255,7 +258,7 @@ class GeneratorTask:
             discard_gradients(self.engine)
             return
         # Stand-ins and random shapes would each be compiled, which takes longer than the steps.
-        eager = torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with eager, stand_in_parameters(model):
             forward = in_precision(model, self.config.precision, device)
             self._loss(forward, packed, text).loss.backward()

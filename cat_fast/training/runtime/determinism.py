@@ -14,7 +14,10 @@ def set_determinism(deterministic: bool) -> None:
     workspace, FlashAttention's gradients and `index_add` vary by default: their sums depend on the order in
     which blocks finish. An operator without a deterministic kernel warns.
     """
-    if run_device_type() == "cpu" or not deterministic:
+    if run_device_type() == "cpu":
+        return
+    torch.backends.cudnn.benchmark = not deterministic  # times its kernels once per shape
+    if not deterministic:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(
@@ -26,4 +29,3 @@ def set_determinism(deterministic: bool) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # only for tests, and it takes time
     torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False

@@ -15,7 +15,7 @@ from cat_fast.models.build import build_model
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.tokenizer.features import ResNetFeatures
-from cat_fast.tokenizer.losses import DiscriminatorObjective, Distance, LossConfig, TokenizerObjective
+from cat_fast.tokenizer.losses import DiscriminatorObjective, LossConfig, TokenizerObjective
 from cat_fast.tokenizer.perceptual import untrained_distance
 from cat_fast.training.config.settings import OptimizerConfig, TokenizerRun
 from cat_fast.training.runtime.engine import in_precision
@@ -43,7 +43,7 @@ class Workload:
             self.discriminator = StyleGANDiscriminator(
                 resolution, config.discriminator.channel_base, config.discriminator.channel_max
             )
-            self.objective = _objective(config.loss)
+            self.objective = _objective(config.loss, self.device, config.precision)
         require_multiples(config, self.model.ratios)
         if config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -106,13 +106,14 @@ def corner_crops(batches: list[Tensor], side: int) -> list[Tensor]:
     return [images[:, :, :side, :side].contiguous() for images in batches]
 
 
-def _objective(loss: LossConfig) -> TokenizerObjective:
-    objective = TokenizerObjective(replace(loss, perceptual_weight=0.0, features_weight=0.0))
+def _objective(loss: LossConfig, device: torch.device, precision: str) -> TokenizerObjective:
+    without = replace(loss, perceptual_weight=0.0, features_weight=0.0)
+    objective = TokenizerObjective(without, device, precision)
     if loss.perceptual_weight:
-        objective.distances.append(Distance(*untrained_distance(loss.perceptual), loss.perceptual_weight))
+        objective.add_distance(*untrained_distance(loss.perceptual), loss.perceptual_weight)
     if loss.features_weight:
         features = ResNetFeatures(None, loss.features_trunk)
-        objective.distances.append(Distance("features", features, loss.features_weight))
+        objective.add_distance("features", features, loss.features_weight)
     return objective
 
 

@@ -65,7 +65,7 @@ class TokenizerTrainer:
     ) -> None:
         require_discriminator_fits(config, discriminator.resolution)
         self.config, self.ranks, self.model = config, ranks, model
-        objective = TokenizerObjective(config.loss, ranks.device)
+        objective = TokenizerObjective(config.loss, ranks.device, config.precision)
         self.losses = TokenizerLosses(objective, DiscriminatorObjective(config.loss), config.perceptual_crop)
         self.flops = TokenizerFlops(config, objective, discriminator)  # copies, so before engines wrap them
         if config.gradient_checkpointing:

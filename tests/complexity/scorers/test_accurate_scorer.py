@@ -24,6 +24,8 @@ from cat_fast.complexity.scorers.accurate.kernel_model import (
 )
 from cat_fast.complexity.scorers.accurate.scorer import ACCURATE_FILE, AccurateScorer
 from cat_fast.errors import UserError
+from cat_fast.kernels.linear.op import BACKENDS, using
+from tests.kernels.onednn import needs_onednn
 
 CAPTIONS = (
     "a plane in the sky",
@@ -64,6 +66,24 @@ def test_a_score_depends_neither_on_other_captions_nor_on_their_order(scorer):
     assert require_scores(scorer, descriptions[::-1])[::-1] == together
     assert [require_scores(scorer, [d])[0] for d in descriptions[::6]] == together[::6]
     assert require_scores(scorer, []) == []
+
+
+@needs_onednn
+def test_scores_are_those_of_either_library_of_matrix_products(scorer, monkeypatch):
+    descriptions = [row.description for row in read_rated()[::350]]
+    descriptions += [Description(d.caption) for d in descriptions]
+    found = {}
+    for backend in BACKENDS:
+        for linear in scorer.linears:
+            monkeypatch.setattr(linear, "backend", backend)
+        with using("mkl"):
+            found[backend] = require_scores(scorer, descriptions)
+        with using("onednn"):  # that of a run
+            assert require_scores(scorer, descriptions[:40]) == found[backend][:40]
+        assert require_scores(scorer, descriptions[::-1])[::-1] == found[backend]
+    for one, other in zip(*found.values(), strict=True):
+        assert one.score == other.score
+        assert one.expected == pytest.approx(other.expected, abs=5e-4)
 
 
 def test_equal_captions_of_one_call_have_equal_scores(scorer):

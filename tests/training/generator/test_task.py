@@ -415,6 +415,20 @@ def test_other_latents_have_another_digest(tmp_path):
     assert written("again") in digests
 
 
+@pytest.mark.parametrize(
+    ("changes", "device", "compiles"),
+    [
+        ([], "cuda", True),
+        ([], "cpu", False),
+        (["compile=true"], "cpu", True),
+        (["compile=false"], "cuda", False),
+        (["deepspeed=deepspeed/zero3.json"], "cuda", False),
+    ],
+)
+def test_blocks_are_compiled_on_gpus_by_default(changes, device, compiles):
+    assert config(*changes).compiles(device) == compiles
+
+
 @pytest.mark.slow
 def test_compiled_run_recompiles_at_most_once_when_lengths_change(latents, monkeypatch):
     """Full training steps with an engine, the loss and batches of changing lengths."""

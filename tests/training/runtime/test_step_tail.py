@@ -101,6 +101,7 @@ def test_a_deterministic_run_sets_every_flag(monkeypatch, device, wanted):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(determinism, "run_device_type", lambda: device)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     disabled = []
     for name in ("mem_efficient", "flash", "cudnn"):
         monkeypatch.setattr(
@@ -112,6 +113,7 @@ def test_a_deterministic_run_sets_every_flag(monkeypatch, device, wanted):
         expected = wanted and device == "cuda"
         assert torch.are_deterministic_algorithms_enabled() == expected
         assert torch.backends.cudnn.deterministic == expected
+        assert torch.backends.cudnn.benchmark == (device == "cuda" and not wanted)
         assert len(disabled) == 3 * expected
         assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) == expected
     finally:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cat_fast.complexity.description import Description
-from cat_fast.complexity.sentence_encoder import SentenceEncoder
+from cat_fast.complexity.sentence_encoder import SentenceEncoder, frozen_linear
 from cat_fast.data.images.label_fields import SCORES
+from cat_fast.kernels.linear.layer import Linear
 
 FROZEN_LAYERS = 3
 """Number of lower layers that no adapter changes."""
@@ -48,13 +49,9 @@ class LowRankLinear(nn.Module):
         """Map (N, inputs) to (N, outputs)."""
         return torch.addmm(F.linear(x, self.weight, self.bias), x @ self.down, self.up)
 
-    def merged(self) -> nn.Linear:
+    def merged(self) -> Linear:
         """Return the plain linear map with the update added to the weight."""
-        outputs, inputs = self.weight.shape
-        linear = nn.Linear(inputs, outputs, device="meta")
-        linear.weight = nn.Parameter(self.weight + (self.down @ self.up).T, requires_grad=False)
-        linear.bias = nn.Parameter(self.bias.detach(), requires_grad=False)
-        return linear
+        return frozen_linear(self.weight + (self.down @ self.up).T, self.bias.detach())
 
 
 ADAPTED = {"attend": 2 * RANK, "attended": RANK, "widen": RANK, "narrow": RANK}

@@ -24,6 +24,7 @@ from cat_fast.complexity.scorers.accurate.rating_model import RatingModel
 from cat_fast.complexity.scorers.fast.scorer import FAST_FILE, FastScorer
 from cat_fast.complexity.sentence_encoder import FILES, SentenceEncoder
 from cat_fast.errors import UserError
+from cat_fast.kernels.linear.layer import Linear
 
 ACCURATE_FILE = FAST_FILE.with_name("accurate_scorer.npz")
 """The packaged scorer, next to the fast one, which it contains by reference."""
@@ -81,6 +82,12 @@ class AccurateScorer:
     def version(self) -> str:
         """Hash of the scorer's arrays and the encoder's weights."""
         return version_of(self._arrays(), start=FILES["model.safetensors"])
+
+    @property
+    def linears(self) -> list[Linear]:
+        """Linear maps of the encoder and of its adapted layers, whose products are most of the work."""
+        parts = [self.encoder.layers, *(model.layers for model in self._models)]
+        return [module for part in parts for module in part.modules() if isinstance(module, Linear)]
 
     def score_many(self, descriptions: Sequence[Description]) -> list[Score | ScoringFailure]:
         """Score each description, in order."""
