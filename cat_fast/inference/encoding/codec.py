@@ -23,6 +23,7 @@ from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, un
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, batches_ahead, encode_by_ratio, to_device
 from cat_fast.inference.encoding.requirements import require_patches
+from cat_fast.models.decode_tier import decode_tier
 from cat_fast.models.execution import describe_execution
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
@@ -172,7 +173,8 @@ def decode_file(
             " use the checkpoint that encoded it, or pass --force to decode anyway"
         )
     require_writable(out / "image")
-    write_json(out / EXECUTION, describe_execution(tokenizer.device, tokenizer.dtype))
+    execution = describe_execution(tokenizer.device, tokenizer.dtype)
+    write_json(out / EXECUTION, execution | {"decode_tier": decode_tier(tokenizer)})
     results: dict[str, DecodedLatent] = {}
 
     def done(result: DecodedLatent) -> None:
