@@ -2,9 +2,11 @@
 
     python -m benchmarks.nano_export --tokenizer RUN --corpus DIR [--generator RUN --latents DIR]
         [--name NAME] [--report FILE]
+    python -m benchmarks.nano_export --further RUN [--name NAME]
 
 RUN is the folder of a complete run. With --generator, the model is a pipeline. --report is the report.json of
-`make nano-report`, whose figures the cards then contain: export, measure, export again.
+`make nano-report`, whose figures the cards then contain: export, measure, export again. --further replaces
+the tokenizer of a shipped model by that of a run with `train_only`.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from cat_fast.errors import UserError
 from cat_fast.inference.pipeline.assembly import assemble, read_latent_facts
 from cat_fast.models.load import load_tokenizer
 from cat_fast.processor import processor_name
+from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.checkpoints.initial_weights import RECORD
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.metrics.throughput import summarize
@@ -40,15 +43,22 @@ THRESHOLDS = RatioThresholds(2, 8)
 def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description="Export nano models into the package.")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="run of the tokenizer")
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of `cat-fast data corpus`")
+    run = parser.add_mutually_exclusive_group(required=True)
+    run.add_argument("--tokenizer", type=Path, help="run of the tokenizer")
+    run.add_argument("--further", type=Path, help="run that trained half of the shipped tokenizer")
+    parser.add_argument("--corpus", type=Path, help="folder of `cat-fast data corpus`")
     parser.add_argument("--generator", type=Path, help="run of the text generator")
     parser.add_argument("--latents", type=Path, help="data.latents of the generator's run")
     parser.add_argument("--name", choices=NAMES, default=NAMES[0])
     parser.add_argument("--report", type=Path, help="report.json of make nano-report")
     given = parser.parse_args()
+    if given.tokenizer and not given.corpus:
+        parser.error("--tokenizer needs --corpus")
     try:
-        export(given)
+        if given.further:
+            replace_tokenizer(SHIPPED / given.name / TOKENIZER, given.further)
+        else:
+            export(given)
     except UserError as error:
         print("error:", error, file=sys.stderr)
         return 2
@@ -97,6 +107,38 @@ def export(given: argparse.Namespace) -> None:
     print(f"{folder}: {size / 2**20:.2f} MiB")
 
 
+def replace_tokenizer(folder: Path, run: Path) -> None:
+    """Replace a shipped tokenizer by one with the same latents, and add its training to the card.
+
+    Raises:
+        UserError: the run's tokenizer has other latents.
+    """
+    shipped, trained = load_tokenizer(folder, "cpu"), load_tokenizer(run / "model", "cpu")
+    if trained.latents_fingerprint() != shipped.latents_fingerprint():
+        raise UserError(
+            f"{run}: its latents are those of {trained.latents_fingerprint()}, not of "
+            f"{shipped.latents_fingerprint()} as in {folder}; train with train_only"
+        )
+    before, found, figures = (folder / CARD).read_text(encoding="utf-8").partition("## Figures\n")
+    if not found:
+        raise UserError(f"{folder / CARD}: no section Figures")
+    changed = _changed(shipped, trained)
+    if len(changed) != 1:
+        raise UserError(f"{run}: expected either encoder or decoder of {folder} to differ, got {changed}")
+    (half,) = changed
+    trained.half().save_pretrained(folder)
+    lines = [f"## Further training, of the {half} only", "", *_training(run), "", ""]
+    (folder / CARD).write_text(before + "\n".join(lines) + found + figures, encoding="utf-8")
+
+
+def _changed(shipped: NestedAutoencoderKL, trained: NestedAutoencoderKL) -> list[str]:
+    """Return the halves of which trained weights, in the precision of the shipped ones, differ."""
+    before, after = shipped.half().state_dict(), trained.half().state_dict()
+    names = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    halves = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
+    return [half for half, parts in halves.items() if names & parts]
+
+
 def _sampling(report: dict[str, Any]) -> dict[str, Any]:
     """Return the number of steps and the guidance scale that a report chose; none without a report."""
     if "sampling" not in report.get("samples", {}):
@@ -120,8 +162,6 @@ def _card(
         figures: tables of the report; none before it.
         latents: number of latents that a generator was trained on, several per selected image.
     """
-    records = read_metrics(run)
-    total = summarize(records)
     lines = [f"# {title} of the nano models", ""]
     lines += [
         "## Data and licences",
@@ -145,6 +185,23 @@ def _card(
         "",
         "## Training",
         "",
+        *_training(run),
+    ]
+    lines += ["", figures_section(figures)]
+    lines += [
+        "## Limits",
+        "",
+        "Sizes and training are hundreds of times below published ones. The tokenizer blurs fine detail at",
+        "16x and 32x. The generator draws emoji at 128 px, mostly those of its training set.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _training(run: Path) -> list[str]:
+    """Return the lines of a card about a run: amounts, initial weights and curve."""
+    records = read_metrics(run)
+    total = summarize(records)
+    lines = [
         f"{total['steps']} steps, {total['images']} images, {total['hours']:.2f} hours on one core of",
         f"{processor_name()}, {total['flops'] / 1e12:.0f} TFLOP in fp32. The exported weights are the",
         "average (EMA), in fp16.",
@@ -156,14 +213,7 @@ def _card(
     for i in range(CURVE):
         part = records[i * len(records) // CURVE : (i + 1) * len(records) // CURVE]
         lines.append(f"| {part[-1]['step'] + 1} | {sum(one['loss'] for one in part) / len(part):.4f} |")
-    lines += ["", figures_section(figures)]
-    lines += [
-        "## Limits",
-        "",
-        "Sizes and training are hundreds of times below published ones. The tokenizer blurs fine detail at",
-        "16x and 32x. The generator draws emoji at 128 px, mostly those of its training set.",
-    ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 if __name__ == "__main__":

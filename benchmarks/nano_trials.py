@@ -49,6 +49,9 @@ VARIANTS: Mapping[str, Mapping[str, str]] = {
         "loss.prediction": "v_prediction",
         "loss.min_snr_gamma": "5",
     },
+    "one scale for all ratios": {"data.normalized": "per_channel"},
+    "average over fewer steps": {"ema_decay": "0.9"},
+    "no average": {"ema_decay": "0"},
 }
 """Settings that differ from the configuration."""
 BASE = "as configured"
@@ -65,6 +68,8 @@ class Batch:
     packed: PackedSequence
     text: PackedText
     noise: Tensor
+    deviation: float
+    """Root mean square over channels of the deviation of this ratio's latents over the dataset."""
 
 
 def main() -> int:
@@ -73,10 +78,13 @@ def main() -> int:
     parser.add_argument("--latents", type=Path, required=True, help="folder of cat-fast encode-shards")
     parser.add_argument("--out", type=Path, default=Path("runs/nano_trials"), help="folder of the runs")
     parser.add_argument("--steps", type=int, default=400, help="steps of each variant")
+    parser.add_argument(
+        "--only", nargs="+", choices=[n for n in VARIANTS if n != BASE], help=f"variants next to {BASE!r}"
+    )
     parser.add_argument("--json", type=Path, help="file to write the results to")
     given = parser.parse_args()
     try:
-        found = compare(given.latents, given.out, given.steps)
+        found = compare(given.latents, given.out, given.steps, given.only or list(VARIANTS))
     except UserError as error:
         print("error:", error, file=sys.stderr)
         return 2
@@ -85,22 +93,26 @@ def main() -> int:
     return 0
 
 
-def compare(latents: Path, out: Path, steps: int) -> dict[str, Any]:
-    """Train all variants; return their errors, and differences to the configured one, by ratio and level."""
+def compare(latents: Path, out: Path, steps: int, only: Sequence[str]) -> dict[str, Any]:
+    """Train the configured variant and those in `only`; return their errors by ratio and level.
+
+    The differences are those to the configured one.
+    """
     config = load_run(str(CONFIG), [f"data.latents={latents}", "data.tokenizer="])
     assert isinstance(config, GeneratorRun)
-    normalized = read_normalization(config.data.normalized, "data.normalized")
-    data = LatentDataset(latents, normalized=normalized)
     encoder = TextEncoder(config.text_encoder)
-    patch_size = config.model["patch_size"]
-    batches = {ratio: _batch(data, ratio, encoder, patch_size) for ratio in sorted(data.moments)}
     errors: dict[str, dict[int, dict[float, list[float]]]] = {}
-    for name, settings in VARIANTS.items():
+    for name in [BASE, *(name for name in VARIANTS if name in only and name != BASE)]:
+        settings = VARIANTS[name]
         model, schedule = _train(name, settings, latents, out, steps)
-        errors[name] = {
-            ratio: {level: clean_errors(model, schedule, batch, level) for level in LEVELS}
-            for ratio, batch in batches.items()
-        }
+        normalized = read_normalization(
+            settings.get("data.normalized", config.data.normalized), "data.normalized"
+        )
+        data = LatentDataset(latents, normalized=normalized)
+        errors[name] = {}
+        for ratio in sorted(data.moments):
+            batch = _batch(data, ratio, encoder, config.model["patch_size"])
+            errors[name][ratio] = {level: clean_errors(model, schedule, batch, level) for level in LEVELS}
         print(name, {ratio: f"{_mean(found):.3f}" for ratio, found in errors[name].items()}, flush=True)
     return {
         "steps": steps,
@@ -128,18 +140,20 @@ def compare(latents: Path, out: Path, steps: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def clean_errors(model: torch.nn.Module, schedule: Schedule, batch: Batch, level: float) -> list[float]:
-    """Return the mean squared error of each latent's prediction from its noisy version.
+    """Return the squared error of each latent's prediction from its noisy version, over the variance.
 
     Args:
-        level: noise level of a flow; a diffusion process gets the timestep of the nearest ratio of noise to
-            signal.
+        level: noise level of a flow of unit variance; other latents and diffusion processes get the level of
+            the nearest ratio of noise to signal.
     """
     steps = schedule.config["num_train_timesteps"]
+    noise_to_signal = level / (1 - level) * batch.deviation
     if isinstance(schedule, FlowMatchEulerDiscreteScheduler):
-        signal, noise, timestep = 1 - level, level, torch.tensor(level * steps)
+        noise = noise_to_signal / (1 + noise_to_signal)
+        signal, timestep = 1 - noise, torch.tensor(noise * steps)
     else:
         alphas: Any = schedule.alphas_cumprod
-        timestep = (((1 - alphas) / alphas).sqrt() - level / (1 - level)).abs().argmin()
+        timestep = (((1 - alphas) / alphas).sqrt() - noise_to_signal).abs().argmin()
         signal, noise = float(alphas[timestep].sqrt()), float((1 - alphas[timestep]).sqrt())
     clean = batch.packed.tokens
     noisy = signal * clean + noise * batch.noise
@@ -151,7 +165,7 @@ def clean_errors(model: torch.nn.Module, schedule: Schedule, batch: Batch, level
         estimate = (noisy - noise * predicted) / signal
     else:
         estimate = signal * noisy - noise * predicted
-    per_token = (estimate - clean).square().mean(1)
+    per_token = (estimate - clean).square().mean(1) / batch.deviation**2
     return [float(part.mean()) for part in per_token.split(batch.packed.cu_seqlens.diff().tolist())]
 
 
@@ -193,7 +207,14 @@ def _batch(data: LatentDataset, ratio: int, encoder: TextEncoder, patch_size: in
     with torch.no_grad():
         text = encoder([data.entries[i].caption or "" for i in chosen])
     noise = torch.randn(packed.tokens.shape, generator=torch.Generator().manual_seed(ratio))
-    return Batch(packed, text, noise)
+    return Batch(packed, text, noise, _deviation(data, ratio))
+
+
+def _deviation(data: LatentDataset, ratio: int) -> float:
+    moments = data.moments[ratio]
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (moments.mean, moments.std))
+    spread = data.scale.apply(mean + std, ratio) - data.scale.apply(mean, ratio)
+    return float(spread.square().mean().sqrt())
 
 
 def _per_image(by_level: Mapping[float, Sequence[float]]) -> list[float]:

@@ -1,12 +1,14 @@
 """Regression gate: count figures that do not depend on the machine, and compare them with expected.json.
 
-    python -m benchmarks.quick [--fast] [--update] [--json FILE]
+    python -m benchmarks.quick [--fast | --kernels] [--update] [--json FILE]
 
 FLOPs, bytes, numbers of operators, graph breaks, recompiled graphs, the packer's fill, peak memory, and
 registers and spills of the GPU kernels (for the listed versions of Triton). A loss of more than a kind's
 tolerance makes the exit code 1; an improvement asks to update the file. Seconds are printed, not compared.
-`--fast` takes seconds and is also a test; all of it takes four minutes on two cores. Collectives per step are
-compared by tests/training/test_collectives.py, which starts two ranks anyway.
+`--fast` takes seconds and is also a test; all of it takes four minutes on two cores. `--kernels` compiles the
+GPU kernels only, each for both architectures, with the Triton that Python finds: CONTRIBUTING.md has the
+commands for another version. Collectives per step are compared by tests/training/test_collectives.py, which
+starts two ranks anyway.
 """
 
 import argparse
@@ -40,15 +42,19 @@ def count(fast: bool) -> dict[str, float]:
     return found
 
 
-def compile_kernels() -> tuple[list[dict[str, Any]], str]:
+def compile_kernels(*, alternate: bool) -> tuple[list[dict[str, Any]], str]:
     """Compile the GPU kernels in another process; return their rows, and the compiler with its version.
+
+    Args:
+        alternate: compile each case for one of the architectures instead of both.
 
     Raises:
         UserError: a kernel does not compile, or exceeds its budget.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "static.json"
-        command = [sys.executable, "-m", "benchmarks.gpu_static", "--alternate", "--json", str(path)]
+        command = [sys.executable, "-m", "benchmarks.gpu_static", "--json", str(path)]
+        command += ["--alternate"] if alternate else []
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode or not path.exists():
             raise UserError(f"benchmarks.gpu_static failed: {(done.stderr or done.stdout).strip()[-500:]}")
@@ -72,16 +78,18 @@ def report(findings: Sequence[Finding]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--fast", action="store_true", help="only the part that takes seconds")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--fast", action="store_true", help="only the part that takes seconds")
+    part.add_argument("--kernels", action="store_true", help="only the GPU kernels, for both architectures")
     parser.add_argument("--update", action="store_true", help="write the figures to expected.json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     given = parser.parse_args(arguments)
     try:
         content = expected.read()
-        found = count(given.fast)
+        found = {} if given.kernels else count(given.fast)
         findings = expected.compare(found, content)
         if not given.fast:
-            rows, compiler = compile_kernels()
+            rows, compiler = compile_kernels(alternate=not given.kernels)
             if compiler not in content["compilers"]:
                 print(f"{compiler}: no registers are expected of this version; {expected.UPDATE} adds them")
             findings += expected.compare_kernels(rows, compiler, content)

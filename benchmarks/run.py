@@ -58,6 +58,7 @@ class Job:
 
 _COUNTED = (
     Job(name="claims", minutes=2, counted=True),
+    Job(name="launches", minutes=1, counted=True),
     Job(name="roofline", minutes=1, counted=True),
     Job(name="scaling", minutes=1, counted=True),
 )
@@ -75,6 +76,7 @@ SUITES: Mapping[str, Sequence[Job]] = {
         Job(name="autoencoder", minutes=60),
         Job(name="training_steps", minutes=10),
         Job(name="linear", minutes=5),
+        Job(name="dispatch", minutes=1),
         Job(name="straggler", minutes=5),
         Job(name="loader", minutes=5),
         Job(name="scoring", minutes=3),

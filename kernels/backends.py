@@ -21,7 +21,7 @@ from cat_fast.errors import UserError
 from . import cuda_coverage, derivatives, library
 from .varlen_attention import external
 
-NAMES = ("reference", "cpp", "triton", "cuda", "flash", "torch", "xformers")
+NAMES = ("reference", "cpp", "triton", "cuda", "flash3", "flash", "torch", "xformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Backend:
 
     op: str
     name: str
-    """One of NAMES; "flash", "torch" and "xformers" are kernels of other libraries."""
+    """One of NAMES; "flash3", "flash", "torch" and "xformers" are kernels of other libraries."""
     device: str | None = None
     """Device type it runs on; None for any."""
     dtypes: tuple[torch.dtype, ...] | None = None
@@ -44,6 +44,8 @@ class Backend:
     dimension, or None."""
     varying_gradients: bool = False
     """True if its gradients vary from call to call, whatever torch.use_deterministic_algorithms is."""
+    inference_only: str | None = None
+    """Why it is not used where gradients will be computed."""
     only_forced: str | None = None
     """Why it runs only if CAT_FAST_BACKEND forces it."""
 
@@ -68,6 +70,8 @@ class Backend:
             return f"expected {self.device} tensors, got {device.type}"
         if self.dtypes is not None and dtype not in self.dtypes:
             return f"expected {' or '.join(map(str, self.dtypes))}, got {dtype}"
+        if self.inference_only is not None and training:
+            return self.inference_only
         if self.varying_gradients and training and torch.are_deterministic_algorithms_enabled():
             return "its gradients are not deterministic, and torch.use_deterministic_algorithms is on"
         for name, allowed in self.limits.items():
@@ -124,8 +128,12 @@ TABLE = (
             limits={"head_dim": range(8, 257, 8)},
             probe=probe,
             varying_gradients=name == "xformers",
+            inference_only="its gradients would use cuDNN on values of FlashAttention"
+            if name == "torch"
+            else None,
         )
         for name, probe in (
+            ("flash3", external.flash3_unavailable_reason),
             ("flash", external.flash_unavailable_reason),
             ("torch", external.torch_unavailable_reason),
             ("xformers", external.xformers_unavailable_reason),
@@ -161,7 +169,7 @@ def choose(op: str, x: torch.Tensor, *, training: bool = False, **sizes: int) ->
     torch.compile evaluates this at tracing time and treats the result as a constant.
     """
     # operator.index turns a symbolic size of torch.compile into a number.
-    numbers = tuple((name, operator.index(n)) for name, n in sizes.items())
+    numbers = tuple([(name, operator.index(n)) for name, n in sizes.items()])
     return _choose(op, x.device, x.dtype, training, numbers)
 
 
@@ -169,17 +177,41 @@ def choose(op: str, x: torch.Tensor, *, training: bool = False, **sizes: int) ->
 def _choose(
     op: str, device: torch.device, dtype: torch.dtype, training: bool, sizes: tuple[tuple[str, int], ...]
 ) -> str:
+    state = (
+        os.environ.get("CAT_FAST_BACKEND"),
+        training and torch.are_deterministic_algorithms_enabled(),
+        external.number_of_failures(),
+    )
+    chosen = _first_that_accepts(op, device, dtype, training, sizes, state)
+    return "reference" if derivatives.transformed() else chosen
+
+
+@functools.cache  # the search takes longer than the launch of a small kernel
+def _first_that_accepts(
+    op: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    training: bool,
+    sizes: tuple[tuple[str, int], ...],
+    state: tuple[object, ...],
+) -> str:
+    """Search the table; `state` is all that decides next to the arguments and can change in a process."""
     forced = forced_backend(op)
     for backend in TABLE:
         if backend.op != op or forced not in (None, backend.name):
             continue
         reason = backend.rejection_reason(device, dtype, training, dict(sizes), forced is not None)
         if reason is None:
-            return "reference" if derivatives.transformed() else backend.name
+            return backend.name
         if forced is not None:
             raise UserError(f"CAT_FAST_BACKEND={forced}: {op} cannot run on this backend: {reason}")
     available = ", ".join(backend.name for backend in TABLE if backend.op == op)
     raise UserError(f"CAT_FAST_BACKEND={forced}: {op} has no such backend: use one of {available}")
+
+
+def forget_choices() -> None:
+    """Search the table again from now on; for tests, which change what a process cannot."""
+    _first_that_accepts.cache_clear()
 
 
 def forced_backend(op: str) -> str | None:

@@ -36,7 +36,7 @@ while read -r requirement; do
 done < "$folder/requirements.txt"
 for library in _ops _ops_cuda; do
   [[ -e cat_fast/$library.abi3.so ]] || { echo "cat_fast/$library.abi3.so is not built: run make build" >&2; exit 1; }
-  cp "cat_fast/$library.abi3.so" "$folder/"
+  strip --strip-unneeded -o "$folder/$library.abi3.so" "cat_fast/$library.abi3.so"
 done
 
 tracked=$(git ls-files -z | xargs -0 stat --format %s -- 2> /dev/null | awk '{ sum += $1 } END { print sum + 0 }')

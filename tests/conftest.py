@@ -1,6 +1,7 @@
 """Setup of every test session: signals, Triton's interpreter, threads, workers, duration warning."""
 
 import os
+import sys
 import time
 from contextlib import ExitStack
 
@@ -19,6 +20,13 @@ if not torch.cuda.is_available():
 if (threads := worker_threads()) is not None:
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of commands that tests start
+
+
+@pytest.fixture(autouse=True)
+def choices_of_backends_are_forgotten() -> None:
+    """Forget chosen backends: tests change what they depend on, such as the GPUs that are there."""
+    if (backends := sys.modules.get("cat_fast.kernels.backends")) is not None:
+        backends.forget_choices()
 
 
 def pytest_configure(config: pytest.Config) -> None:

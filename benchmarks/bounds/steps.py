@@ -180,7 +180,7 @@ def vae_step(
             "autoencoder": _size(workload.model),
             "discriminator": _size(workload.discriminator) if workload.adversarial else 0,
         }
-        frozen = sum(_size(network) for network in workload.frozen)
+        frozen = sum(tensor.numel() for tensor in workload.frozen if isinstance(tensor, nn.Parameter))
     trained = sum(parameters.values())
     item = 2 if run.precision == "bf16" else 4
     side = run.data.crop_size

@@ -19,7 +19,7 @@ OPERATORS = (
 )
 RIVALS = {
     "group_norm_silu": ("eager", "compile"),
-    "varlen_attention": ("triton", "flash", "sdpa_padded"),
+    "varlen_attention": ("triton", "flash", "cudnn", "sdpa_padded"),
     "scalar_attention": ("sdpa",),
     "adaln": ("eager",),
     "gate_residual_adaln": ("eager", "compile"),
@@ -58,6 +58,7 @@ BLOCKS = (
     Block(
         name="ceilings",
         seconds=15,
+        dry_seconds=120,
         figures=("copy_bandwidth", "matmul_bfloat16", "matmul_float16", "matmul_tf32", "matmul_float32"),
     ),
     Block(

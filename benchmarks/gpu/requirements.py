@@ -17,16 +17,10 @@ from importlib.metadata import Distribution, distribution, distributions, packag
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PRESENT = frozenset(
-    """
-    accelerate certifi charset-normalizer click execnet filelock fsspec hf-xet huggingface-hub idna iniconfig
-    jinja2 markupsafe mpmath networkx ninja numpy nvidia packaging pillow pip pluggy psutil pybind11 pygments
-    pytest pytest-xdist pyyaml regex requests safetensors setuptools sympy timm tokenizers torch torchvision
-    tqdm transformers triton typing-extensions urllib3 wheel
-    """.split()  # noqa: SIM905
-)
-"""Packages of the machine: torch 2.11 with CUDA 13.0, Python 3.12, transformers, accelerate and timm, with
-their requirements, and what builds and tests need."""
+PRESENT = frozenset((Path(__file__).parent / "present_packages.txt").read_text().split())
+"""Packages of the machine: torch 2.11 with CUDA 13.0, Python 3.12."""
+NEWER_HERE = frozenset({"httpcore2", "httpx2", "truststore"})
+"""Packages that only newer versions of the machine's packages require, such as huggingface-hub 2."""
 IN_USE = (
     "benchmarks.gpu_check",
     *(f"benchmarks.gpu.{path.stem}" for path in sorted((ROOT / "benchmarks/gpu").glob("[a-z]*.py"))),
@@ -41,12 +35,11 @@ IN_USE = (
     "deepspeed",
     "lpips",
     "pytest_timeout",
+    "webdataset",
 )
 """Modules of the check, and those that it imports when they are used."""
-
-
 MISSING = 3
-"""Exit code of an attempt that lacks a module, which is its last line of output."""
+"""Exit code of an attempt that lacks modules, whose names are its last line of output."""
 
 
 def needed() -> list[str]:
@@ -55,25 +48,10 @@ def needed() -> list[str]:
     Raises:
         ImportError: an import fails for another reason than a missing package.
     """
-    owners = packages_distributions()
-    found: set[str] = set()
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder:
         environment = Environment(Path(folder))
-        for one in distributions():
-            if (name := canonical(one.name)) in PRESENT or name.startswith(("nvidia-", "cuda-", "cat-fast")):
-                environment.add(one)
-        while True:
-            ran = environment.run("-m", "benchmarks.gpu.requirements", "--try")
-            if ran.returncode == 0:
-                return sorted(found)
-            module = ran.stdout.split()[-1] if ran.returncode == MISSING else ""
-            owner = min(map(canonical, owners.get(module.partition(".")[0], ())), default=None)
-            if owner is None or owner in found:
-                raise ImportError(
-                    f"the check does not import with {', '.join(sorted(found))}: {ran.stderr[-2000:]}"
-                )
-            found.add(owner)
-            environment.add(distribution(owner))
+        environment.add_present()
+        return environment.complete()
 
 
 class Environment:
@@ -83,6 +61,30 @@ class Environment:
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
         self.python = folder / "bin/python"
         self.packages = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+
+    def add_present(self) -> None:
+        """Link the packages of the machine that are installed here."""
+        for package in distributions():
+            if is_present(canonical(package.name)):
+                self.add(package)
+
+    def complete(self) -> list[str]:
+        """Link packages that the imports of the check lack until all succeed; return their names."""
+        owners, found = packages_distributions(), set[str]()
+        while True:
+            ran = self.run("-m", "benchmarks.gpu.requirements", "--try")
+            if ran.returncode == 0:
+                return sorted(found)
+            modules = ran.stdout.splitlines()[-1].split() if ran.returncode == MISSING else []
+            lacking = {min(map(canonical, owners.get(module.partition(".")[0], [""]))) for module in modules}
+            if not lacking or "" in lacking or lacking <= found:
+                raise ImportError(
+                    f"the check does not import with {', '.join(sorted(found)) or 'the machine alone'}: "
+                    f"{' '.join(modules) or 'exit code ' + str(ran.returncode)}: {ran.stderr[-2000:]}"
+                )
+            for name in lacking - found:
+                self.add(distribution(name))
+            found |= lacking
 
     def add(self, package: Distribution) -> None:
         """Link the modules and the metadata of a package."""
@@ -114,17 +116,28 @@ def canonical(name: str) -> str:
     return name.lower().replace("_", "-").replace(".", "-")
 
 
+def is_present(name: str) -> bool:
+    """Return True for a package of the machine, this one, and those that only newer versions require."""
+    return name in PRESENT | NEWER_HERE or name.startswith(("cat-fast", "cuda-", "nvidia-"))
+
+
 def attempt() -> int:
-    """Import all modules of the check; print the module whose absence is the first cause of a failure."""
+    """Import all modules of the check; print those whose absence is the first cause of a failure."""
+    missing, other = set(), None
     for module in IN_USE:
         try:
             importlib.import_module(module)
         except Exception as error:  # libraries wrap a failed import in errors of their own
-            missing = _missing_module(error)
-            if missing is None:
-                raise
-            print(missing)
-            return MISSING
+            name = _missing_module(error)
+            if name is None:
+                other = error  # a module that is half imported fails otherwise at its next import
+            else:
+                missing.add(name)
+    if missing:
+        print(*sorted(missing))
+        return MISSING
+    if other is not None:
+        raise other
     return 0
 
 

@@ -211,8 +211,8 @@ def _predicted(config: TokenizerRun, ratio: int, images: int) -> int:
 
     with FakeTensorMode():
         workload = Workload(replace(config, precision="fp32"), "cpu")
-        trained = sum(p.numel() for m in (workload.model, workload.discriminator) for p in m.parameters())
-        frozen = sum(p.nbytes for network in workload.frozen for p in network.parameters())
+        trained = sum(p.numel() for parameters in workload.trained.values() for p in parameters)
+        frozen = sum(tensor.nbytes for tensor in workload.frozen)
         return 12 * trained + frozen + max(trace(workload, ratio, images))
 
 

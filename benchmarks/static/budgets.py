@@ -4,7 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from packaging.version import Version
+
 from benchmarks.static.compiler import Kernel
+
+
+def tolerated_spills(triton: str) -> int:
+    """Return how many bytes a thread may spill with a version of Triton: none, but 24 with 3.6.
+
+    Version 3.6 spills 8 to 24 bytes in a few kernels under their limits of registers, which 3.8 does not.
+    Higher limits would cost occupancy with both.
+    """
+    return 24 if Version(triton) < Version("3.7") else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +37,10 @@ class Budget:
         """True if the budget depends on the kernel's instructions."""
         return self.wide_access or self.matrix_instructions
 
-    def violations(self, kernel: Kernel) -> list[str]:
-        """Return descriptions of the limits that `kernel` exceeds."""
+    def violations(self, kernel: Kernel, tolerated_spills: int = 0) -> list[str]:
+        """Return descriptions of the limits that `kernel` exceeds; see `tolerated_spills`."""
         found = []
-        if kernel.spill_bytes:
+        if kernel.spill_bytes > tolerated_spills:
             found.append(f"spills {kernel.spill_bytes} bytes")
         if kernel.occupancy < self.occupancy:
             found.append(f"occupancy {kernel.occupancy:.0%} is under {self.occupancy:.0%}")

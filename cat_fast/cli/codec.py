@@ -236,6 +236,13 @@ def decode(
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
+    tier: Annotated[
+        str,
+        typer.Option(
+            metavar="exact|fast",
+            help="fast compiles the decoder, which pays for large sets; its images agree to 60 dB or more.",
+        ),
+    ] = "exact",
     json_output: JsonOption = False,
 ) -> None:
     """Decode latents to images, one file per image, named after the original.
@@ -250,12 +257,14 @@ def decode(
     """
     from cat_fast.inference.encoding.codec import decode_file
     from cat_fast.inference.encoding.latent_file import LatentFile
+    from cat_fast.models.decode_tier import use_decode_tier
     from cat_fast.models.device import find_device
     from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
     count = len(LatentFile.open(latents).records)
     tokenizer = load_tokenizer(checkpoint, device, find_dtype(dtype, find_device(device)))
+    use_decode_tier(tokenizer, tier)
     with console.progress("images") as bar:
         task = bar.add_task("decoding", total=count)
         results = decode_file(

@@ -129,6 +129,15 @@ def select(
     no_classes: Annotated[
         bool, typer.Option("--no-classes", help="Leave out the class of each image.")
     ] = False,
+    repeat: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=N",
+            help="Write N lines of each image whose key matches, such as 'photographs/*=8', for N views per"
+            " epoch; may be repeated, and the first match counts.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a part of an image index, with one line per image and ratio if wanted.
 
@@ -140,7 +149,7 @@ def select(
         cat-fast data select corpus/train.jsonl -o emoji.jsonl --keep 'emoji/*' --ratios 8,16,32
     """
     from cat_fast.data.images.index import read_index, write_index
-    from cat_fast.data.images.selection import parse_ratios, select_records
+    from cat_fast.data.images.selection import parse_ratios, parse_repeats, select_records
 
     records = select_records(
         read_index(index, lambda where, why: err.print(f"{escape(where)}: {escape(why)}", soft_wrap=True)),
@@ -149,6 +158,7 @@ def select(
         ratios=parse_ratios(ratios) if ratios else [],
         optional_ending=optional_ending,
         keep_classes=not no_classes,
+        repeats=parse_repeats(repeat or []),
     )
     write_index(written, records, relative=True)
     out.print(f"{len(records)} lines written to {escape(str(written))}", soft_wrap=True)

@@ -136,10 +136,10 @@ def pipeline(
     facts = read_latent_facts(latents) if latents else None
     model = load_tokenizer(tokenizer, "cpu")
     if facts is not None:
-        if facts.fingerprint != model.fingerprint():
+        if facts.fingerprint != model.latents_fingerprint():
             raise UserError(
                 f"{latents} holds latents of tokenizer {facts.fingerprint}, {tokenizer} is "
-                f"{model.fingerprint()}; give the tokenizer that encoded them"
+                f"{model.latents_fingerprint()}; give the tokenizer that encoded them"
             )
         names = names or facts.class_names
         resolution = resolution or facts.resolution

@@ -35,7 +35,7 @@ def encode_crops(
     tokenizer.eval()
     with LatentShardWriter(
         folder,
-        tokenizer.fingerprint(),
+        tokenizer.latents_fingerprint(),
         resolution=resolution,
         class_names=CATEGORIES,
         scale=latent_scale(tokenizer),

@@ -51,7 +51,7 @@ _SINGLE_FILE_CONFIG = (
     "latents_std",
     "force_upcast",
 )
-_NOT_IN_FINGERPRINT = ("default_ratio", "force_upcast", "latents_mean", "latents_std")
+_NOT_IN_FINGERPRINT = ("default_ratio", "force_upcast", "latents_mean", "latents_std", "latents_of")
 _PREFERRED_RATIO = 16
 _INITIALISATIONS = {"pyramid": pyramid_initialise, "transform": transform_initialise}
 
@@ -88,6 +88,8 @@ class NestedAutoencoderKL(CheckedModel):
             which makes it a block transform coder (`cat_fast.tokenizer.transform_initialisation`).
         initial_logvar: log-variance of the posterior before training. At 0 the noise drowns the untrained
             mean, which costs short runs their first hundred steps; -6 is a standard deviation of 0.05.
+        latents_of: fingerprint of the tokenizer from which only the encoder or the decoder was trained
+            further; each decodes latents of the other.
 
     Raises:
         ValueError: ratios that are not powers of two within the depth, widths not divisible by the groups, a
@@ -124,6 +126,7 @@ class NestedAutoencoderKL(CheckedModel):
         force_upcast: bool = True,
         initialisation: str = "default",
         initial_logvar: float = 0.0,
+        latents_of: str | None = None,
     ) -> None:
         super().__init__()
         self._kept_fingerprint: str | None = None
@@ -382,6 +385,11 @@ class NestedAutoencoderKL(CheckedModel):
         z = posterior.sample() if sample_posterior else posterior.mode()
         return self._images(z, ratio, ghost_pass), posterior
 
+    def freeze_all_but(self, half: str) -> None:
+        """Freeze the half that is not named, `encoder` or `decoder`, so that latents still fit the other."""
+        for name in {"encoder": ("post_quant_conv", "decoder"), "decoder": ("encoder", "quant_conv")}[half]:
+            getattr(self, name).requires_grad_(False)
+
     def enable_tiling(
         self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None
     ) -> None:
@@ -418,7 +426,7 @@ class NestedAutoencoderKL(CheckedModel):
         self.use_slicing = False
 
     def fingerprint(self) -> str:
-        """Return 16 hex digits that identify the weights and the config; stored with latents.
+        """Return 16 hex digits that identify the weights and the config.
 
         Config entries that do not change latents are left out. After `keep_fingerprint`, it is the one of
         that time.
@@ -431,6 +439,10 @@ class NestedAutoencoderKL(CheckedModel):
             if not key.startswith("_") and key not in _NOT_IN_FINGERPRINT
         }
         return fingerprint(settings, self.state_dict())
+
+    def latents_fingerprint(self) -> str:
+        """Return the fingerprint that is stored with latents: `latents_of`, or its own."""
+        return self.config["latents_of"] or self.fingerprint()
 
     def keep_fingerprint(self) -> None:
         """Compute the fingerprint now, before a cast to another dtype: weights do not change afterwards."""

@@ -1,27 +1,29 @@
-"""varlen_attention through other libraries' CUDA kernels: FlashAttention in torch, and xformers.
+"""varlen_attention through other libraries' CUDA kernels: FlashAttention 3, that in torch, and xformers.
 
-All accept bf16 and fp16 with a head dimension that is a multiple of 8. `flash` calls aten's operators:
-FA2, or FA3 once torch.nn.attention.activate_flash_attention_impl has registered it. torch's public function
-would use cuDNN on Hopper past 128 tokens, which builds a plan per shape; so it is called with `num_splits=1`,
-which keeps FlashAttention. FlashAttention's gradients are the same at every call under
-torch.use_deterministic_algorithms, xformers' are not.
+All accept bf16 and fp16 with a head dimension that is a multiple of 8. `flash3` calls the package
+flash_attn_interface, on Hopper. `flash` calls aten's operators, which are FlashAttention 2. torch's public
+function would use cuDNN on Hopper past 128 tokens, which builds a plan per shape; so it is called with
+`num_splits=1`, which keeps FlashAttention, but in the forward pass only. FlashAttention's gradients are the
+same at every call under torch.use_deterministic_algorithms, xformers' are not.
 
-Whether a kernel runs is probed at its first use on a device, with the dtype and head dimension of the tensors
-and more than 128 tokens. xformers is not imported before that.
+Whether a kernel runs, and is right, is probed at its first use on a device, with the dtype and head dimension
+of the tensors and more than 128 tokens. No other library is imported before that.
 """
 
 import functools
+import importlib
 import importlib.util
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from cat_fast.errors import first_line
 
-from .. import derivatives
+from .. import cuda_coverage, derivatives
 from .reference import varlen_attention_reference, zero_output
 
 FAILURES = (
@@ -37,12 +39,37 @@ FAILURES = (
 """Errors for which a kernel counts as not available; the next backend of the table runs."""
 PROBED_LENGTHS = (1, 15, 200)
 """Tokens of the probe's sequences; some kernels are chosen past 128 only."""
+PROBE_TOLERANCE = 0.05
+"""Largest error of a probe, as a share of the largest value; bf16 has errors of up to 1e-2."""
 FORWARD = ("query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal")
 BACKWARD = ("grad_out", "query", "key", "value", "out", "logsumexp", *FORWARD[3:])
 """Leading arguments of aten's two FlashAttention operators, in torch 2.10 to 2.14."""
 _LOG = logging.getLogger("cat_fast.kernels")
 _failed: dict[tuple[str, torch.device, torch.dtype, int], str] = {}
 """Why a call has failed, by backend, device, dtype and head dimension."""
+
+
+def flash3_varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_k: int,
+) -> torch.Tensor:
+    """Compute softmax(q kᵀ / √D) v within each sequence with FlashAttention 3."""
+    from flash_attn_interface import flash_attn_varlen_func
+
+    if q.numel() == 0 or k.numel() == 0:
+        return zero_output(q, k, v)
+
+    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        lengths = cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        return cast(torch.Tensor, flash_attn_varlen_func(q, k, v, *lengths, deterministic=deterministic))
+
+    return _differentiable(function, q, k, v, cu_seqlens, cu_seqlens_k)
 
 
 def flash_varlen(
@@ -54,7 +81,7 @@ def flash_varlen(
     cu_seqlens_k: torch.Tensor,
     max_seqlen_k: int,
 ) -> torch.Tensor:
-    """Compute softmax(q kᵀ / √D) v within each sequence with aten's FlashAttention."""
+    """Compute the same with aten's FlashAttention."""
     if q.numel() == 0 or k.numel() == 0:
         return zero_output(q, k, v)
 
@@ -124,7 +151,10 @@ def torch_varlen(
     cu_seqlens_k: torch.Tensor,
     max_seqlen_k: int,
 ) -> torch.Tensor:
-    """Compute the same with torch.nn.attention.varlen of torch 2.14 or newer."""
+    """Compute the same with torch.nn.attention.varlen of torch 2.14 or newer.
+
+    Its backward pass does not keep `num_splits` and runs cuDNN, on statistics of FlashAttention.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     if q.numel() == 0 or k.numel() == 0:
@@ -209,8 +239,27 @@ def schema_reason(forward: Any, backward: Any) -> str | None:
 
 
 @functools.cache
+def flash3_unavailable_reason(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Return why `flash3_varlen` cannot run on a device with this dtype and head dimension, or None."""
+    if importlib.util.find_spec("flash_attn_interface") is None:
+        return "flash_attn_interface is not installed"
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = cuda_coverage.capability_of(device.index or 0)
+    if capability[0] != 9:
+        return f"expected compute capability 9.0, got {'.'.join(map(str, capability))}"
+    try:
+        importlib.import_module("flash_attn_interface")
+    except FAILURES as error:  # built for another torch, such as
+        return f"it does not load: {first_line(error)}"
+    if not hasattr(torch.ops.flash_attn_3, "_flash_attn_forward"):
+        return "this version of flash_attn_interface does not work with torch.compile"
+    return _probe_error(flash3_varlen, device, dtype, head_dim)
+
+
+@functools.cache
 def flash_unavailable_reason(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Return why `flash_varlen` cannot run on a device with this dtype and head dimension, or None."""
+    """Return why `flash_varlen` cannot run there, or None."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     try:
@@ -228,7 +277,7 @@ def torch_unavailable_reason(device: torch.device, dtype: torch.dtype, head_dim:
         return "no CUDA device"
     if importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return f"torch {torch.__version__} has no torch.nn.attention.varlen"
-    return _probe_error(torch_varlen, device, dtype, head_dim)
+    return _probe_error(torch_varlen, device, dtype, head_dim, backward=False)
 
 
 @functools.cache
@@ -241,24 +290,54 @@ def xformers_unavailable_reason(device: torch.device, dtype: torch.dtype, head_d
     return _probe_error(xformers_varlen, device, dtype, head_dim)
 
 
-def _probe_error(function: Any, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """Run forward and backward on a few sequences; return the error message, or None."""
+def _probe_error(
+    function: Any, device: torch.device, dtype: torch.dtype, head_dim: int, backward: bool = True
+) -> str | None:
+    """Run a few sequences; return the error message, how results differ from the reference, or None."""
     tokens, longest = sum(PROBED_LENGTHS), max(PROBED_LENGTHS)
+    generator = torch.Generator().manual_seed(0)
     try:
-        q = torch.zeros(tokens, 1, head_dim, dtype=dtype, device=device, requires_grad=True)
-        offsets = torch.tensor([0, *PROBED_LENGTHS]).cumsum(0, dtype=torch.int32).to(device)
-        with torch.inference_mode(False), torch.enable_grad():
-            torch.autograd.grad(function(q, q, q, offsets, longest, offsets, longest).sum(), q)
+        with unset_fake_temporarily():
+            random = torch.randn(2, tokens, 1, head_dim, generator=generator).to(device, dtype)
+            offsets = torch.tensor([0, *PROBED_LENGTHS]).cumsum(0, dtype=torch.int32).to(device)
+            lengths = offsets, longest, offsets, longest
+            found = _probe(lambda *qkv: function(*qkv, *lengths), random, backward)
+            expected = _probe(
+                lambda *qkv: varlen_attention_reference(*qkv, offsets, offsets), random.float(), backward
+            )
+            reason = _difference(found, expected)
     except FAILURES as error:
         reason = f"it fails here: {first_line(error)}"
+    if reason is not None:
         _LOG.warning("varlen_attention by %s on %s: %s", function.__name__, device, reason)
-        return reason
+    return reason
+
+
+def _difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str | None:
+    for name, ours, truth in zip(("result", "gradient"), found, expected, strict=False):
+        error = ((ours.float() - truth).abs().max() / truth.abs().max()).item()
+        if not error < PROBE_TOLERANCE:
+            return f"its {name} differs from the reference by {error:.2g} of the largest value"
     return None
+
+
+def _probe(function: Any, random: torch.Tensor, backward: bool) -> tuple[torch.Tensor, ...]:
+    """Return the attention of random values to themselves and, if `backward`, their gradient."""
+    x, grad = random
+    with torch.inference_mode(False), torch.set_grad_enabled(backward), torch.autocast("cuda", enabled=False):
+        x = x.clone().requires_grad_(backward)
+        y = function(x, x, x)
+        return (y, *torch.autograd.grad(y, x, grad)) if backward else (y,)
 
 
 def failed_reason(backend: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
     """Return why an earlier call of a backend has failed there, or None."""
     return _failed.get((backend, device, dtype, head_dim))
+
+
+def number_of_failures() -> int:
+    """Return how often `set_failed` has taken away a backend."""
+    return len(_failed)
 
 
 def set_failed(backend: str, q: torch.Tensor, error: Exception) -> None:

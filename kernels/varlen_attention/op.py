@@ -10,10 +10,15 @@ from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 from .. import backends, derivatives
 from ..autocast import autocast
 from ..registration import Operator
-from .external import FAILURES, flash_varlen, set_failed, torch_varlen, xformers_varlen
+from .external import FAILURES, flash3_varlen, flash_varlen, set_failed, torch_varlen, xformers_varlen
 from .reference import varlen_attention_reference
 
-EXTERNAL = {"flash": flash_varlen, "torch": torch_varlen, "xformers": xformers_varlen}
+EXTERNAL = {
+    "flash3": flash3_varlen,
+    "flash": flash_varlen,
+    "torch": torch_varlen,
+    "xformers": xformers_varlen,
+}
 
 
 def varlen_attention(

@@ -1,10 +1,7 @@
 """The GPU check: whatever a block does, the results of all others are kept; dry runs are not measurements."""
 
 import json
-import os
-import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -141,29 +138,3 @@ def test_unknown_blocks_are_refused(tmp_path, capsys):
         gpu_check.main(["--out", str(tmp_path), "--only", "kernel"])
     assert refused.value.code == 2
     assert "unknown block kernel: expected some of install, ceilings" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_dry_run_has_every_key_and_survives_a_planted_failure(tmp_path):
-    environment = {**os.environ, "GPU_CHECK_PLANT": "error=ceilings"}
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu_check",
-        "--dry",
-        "--out",
-        str(tmp_path),
-        "--seconds",
-        "1200",
-    ]
-    started = time.monotonic()
-    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    content = json.loads((tmp_path / "gpu_check.json").read_text())
-    assert content["dry"]
-    assert content["blocks"].keys() == EXPECTED.keys()
-    for name, block in content["blocks"].items():
-        assert block["figures"].keys() >= set(EXPECTED[name])
-    states = {name: block["state"] for name, block in content["blocks"].items()}
-    assert states.pop("ceilings") == "failed"
-    assert set(states.values()) <= {"passed", "skipped"}, ran.stdout[-3000:]
-    assert time.monotonic() - started < 1200

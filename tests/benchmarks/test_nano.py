@@ -204,7 +204,7 @@ def test_trials_find_no_error_in_an_exact_prediction(prediction):
     generator = torch.Generator().manual_seed(0)
     latents = [torch.randn(4, size, size, generator=generator) for size in (4, 2)]
     packed = PackedSequence.from_latents(latents, [8, 16], 2)
-    batch = Batch(packed, PackedText.of([torch.zeros(1, 3)] * 2), torch.randn(packed.tokens.shape))
+    batch = Batch(packed, PackedText.of([torch.zeros(1, 3)] * 2), torch.randn(packed.tokens.shape), 1.0)
     schedule = make_schedule(prediction)
 
     class Exact(torch.nn.Module):
@@ -225,3 +225,20 @@ def test_trials_find_no_error_in_an_exact_prediction(prediction):
         assert clean_errors(model, schedule, batch, level) == pytest.approx([0, 0], abs=1e-4)
     model.off = 1.0  # an error of the clean latent of at least the noise
     assert min(clean_errors(model, schedule, batch, 0.75)) > 0.4
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_trials_compare_latents_of_any_scale_at_equal_noise_to_signal_ratios(prediction):
+    packed = PackedSequence.from_latents([torch.randn(4, 4, 4)], [8], 2)
+    seen = {}
+
+    class Recorder(torch.nn.Module):
+        def forward(self, noisy, timesteps, labels, text, return_dict):
+            seen[scale] = noisy.tokens / noisy.tokens.std()
+            return (torch.zeros_like(noisy.tokens),)
+
+    for scale in (1.0, 0.5):
+        scaled = packed.replace(tokens=packed.tokens * scale)
+        text, noise = PackedText.of([torch.zeros(1, 3)]), torch.ones(packed.tokens.shape)
+        clean_errors(Recorder(), make_schedule(prediction), Batch(scaled, text, noise, scale), 0.5)
+    torch.testing.assert_close(seen[1.0], seen[0.5], atol=0.01, rtol=0)

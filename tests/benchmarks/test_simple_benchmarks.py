@@ -1,6 +1,10 @@
 """Benchmarks without baselines: scoring against published times, start-up of commands, checkpoints."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +18,8 @@ from cat_fast.kernels.linear import op
 from cat_fast.kernels.linear.layer import Linear
 from cat_fast.kernels.linear.op import selected
 from tests.kernels.onednn import needs_onednn
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_scorers_are_compared_with_the_published_seconds(monkeypatch):
@@ -95,3 +101,24 @@ def test_libraries_of_matrix_products_take_turns():
     cases = {"transformer": found | {"mkl_over_onednn": ratio, "mkl_over_mkl": dict.fromkeys(ratio, 1.0)}}
     text = linear.lines({"auto": "onednn", "threads": 1, "cases": cases})
     assert text[1].startswith("transformer: oneDNN 2.00 times as fast as MKL (1.90 to 2.10)")
+
+
+def test_both_registrations_of_an_operator_have_the_same_results():
+    """On a GPU the same operators would be launched; here they run on the CPU."""
+    code = """
+import torch
+from benchmarks import dispatch
+for name, sides in dispatch.calls().items():
+    usual, ours = (run() for run in sides.values())
+    if name == "choice_of_backend":
+        assert usual == ours, (usual, ours)
+    else:
+        torch.testing.assert_close(usual, ours, rtol=0, atol=0)
+print(dispatch.lines({"cases": {"x": dispatch._compare(sides, 2, 3)}})[0])
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CAT_FAST_BACKEND": ""}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "us as usual" in ran.stdout

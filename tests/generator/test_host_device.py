@@ -52,6 +52,21 @@ def test_a_training_step(options, prediction):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_forward_pass_of_a_training_step_on_a_fake_gpu(options):
+    """The kernels are those of a GPU. torch's backward pass needs a GPU: it is tested on meta tensors."""
+    schedule = make_schedule("flow")
+    with FakeTensorMode():
+        with torch.device("cuda"):
+            model = DiT(**MODEL, **options)
+        packed, text = on_device(torch.device("cuda"), options.get("text_dim"))
+        diffusion_loss(model, packed, None, schedule, text=text, noise_shift_tokens=64.0)
+        with NoSynchronization("cuda") as watched:
+            loss = diffusion_loss(model, packed, None, schedule, text=text, noise_shift_tokens=64.0).loss
+    assert (loss.device.type, loss.requires_grad) == ("cuda", True)
+    assert watched.launches
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_a_sampling_step_on_a_fake_gpu(options, monkeypatch):
     """Fake CUDA tensors need no GPU; the kernels are those that a GPU would run."""
     with FakeTensorMode(), torch.no_grad():

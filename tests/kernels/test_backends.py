@@ -6,6 +6,7 @@ import torch
 from cat_fast.errors import UserError
 from cat_fast.kernels import backends
 from cat_fast.kernels.backends import Backend
+from cat_fast.kernels.varlen_attention import external
 
 TABLE = (
     Backend(op="twist", name="triton", device="cuda", dtypes=backends.FLOATS),
@@ -69,3 +70,29 @@ def test_the_report_lists_constraints_and_status(table):
         ("twist", "reference", "any tensor", "cpp is forced"),
         ("turn", "reference", "any tensor", "active"),
     ]
+
+
+def test_the_table_is_searched_once_until_something_changes(monkeypatch):
+    searched = []
+    reason = Backend.rejection_reason
+
+    def rejection_reason(self, *arguments):
+        searched.append(self.name)
+        return reason(self, *arguments)
+
+    monkeypatch.setattr(Backend, "rejection_reason", rejection_reason)
+    for _ in range(3):
+        assert backends.choose("twist", FP32, width=8) == "cpp"
+    assert searched == ["triton", "cpp"]
+    monkeypatch.setenv("CAT_FAST_BACKEND", "reference")
+    assert backends.choose("twist", FP32, width=8) == "reference"
+    monkeypatch.delenv("CAT_FAST_BACKEND")
+    monkeypatch.setattr(external, "_failed", {"one": "no kernel"})
+    assert backends.choose("twist", FP32, width=8) == "cpp"
+    assert searched == ["triton", "cpp", "reference", "triton", "cpp"]
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert backends.choose("twist", FP32, training=True, width=8) == "cpp"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(searched) == 7

@@ -1,19 +1,26 @@
 """varlen_attention through FlashAttention and xformers: arguments, choice, and on a GPU results."""
 
 import dataclasses
+import importlib.machinery
+import json
 import re
 import subprocess
 import sys
+import types
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cat_fast.kernels import backends
+from cat_fast.kernels import backends, cuda_coverage
 from cat_fast.kernels.varlen_attention import external, op
 from cat_fast.kernels.varlen_attention.reference import varlen_attention_reference
 
+TABLE = backends.TABLE
 FUNCTIONS = {
+    "flash3": (external.flash3_varlen, external.flash3_unavailable_reason),
     "flash": (external.flash_varlen, external.flash_unavailable_reason),
     "torch": (external.torch_varlen, external.torch_unavailable_reason),
     "xformers": (external.xformers_varlen, external.xformers_unavailable_reason),
@@ -51,7 +58,7 @@ def test_the_operator_of_torch_accepts_our_arguments_and_differentiates(function
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_zero_tokens(name):
+def test_zero_tokens(name, flash_attn_3):
     function, _ = FUNCTIONS[name]
     leaves = [torch.empty(0, 2, 72, requires_grad=True) for _ in range(3)]
     out = function(*leaves, offsets([0, 0]), 0, offsets([0, 0]), 0)
@@ -63,51 +70,134 @@ def test_zero_tokens(name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_without_a_gpu_the_reason_is_reported(name):
     _, unavailable_reason = FUNCTIONS[name]
-    assert unavailable_reason(torch.device("cuda", 0), torch.bfloat16, 72) == "no CUDA device"
+    reason = unavailable_reason(torch.device("cuda", 0), torch.bfloat16, 72)
+    assert reason in ("no CUDA device", "flash_attn_interface is not installed")
 
 
-SCHEMA = (
-    "aten::_flash_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? cum_seq_q, "
-    "Tensor? cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, bool return_debug_mask, "
-    "*, float? scale=None, SymInt? window_size_left=None, SymInt? window_size_right=None, "
-    "Tensor? seqused_k=None, Tensor? alibi_slopes=None{more}) -> (Tensor output, Tensor softmax_logsumexp, "
-    "Tensor rng_state, Tensor unused, Tensor debug_attn_mask)"
-)
-BACKWARD = (
-    "aten::_flash_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, "
-    "Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, "
-    "bool is_causal, Tensor rng_state, Tensor unused, *, float? scale=None, SymInt? window_size_left=None, "
-    "SymInt? window_size_right=None) -> (Tensor, Tensor, Tensor)"
-)
-ADDED = {
-    "2.10": "",
-    "2.14": ", Tensor? block_table=None, int? num_splits=None",
-}
+SCHEMAS = json.loads((Path(__file__).parent / "flash_schemas.json").read_text())
+"""Schemas of aten's forward and backward operator, by version of torch; from native_functions.yaml."""
 
 
-@pytest.mark.parametrize("version", ADDED)
+def parse(schema):
+    return torch._C.parse_schema(f"aten::{schema}")
+
+
+@pytest.mark.parametrize("version", SCHEMAS)
 def test_schemas_of_supported_versions_match(version):
-    forward, backward = SCHEMA.format(more=ADDED[version]), BACKWARD
-    assert external.schema_reason(torch._C.parse_schema(forward), torch._C.parse_schema(backward)) is None
+    assert external.schema_reason(*map(parse, SCHEMAS[version])) is None
 
 
-def test_the_installed_schema_is_among_them():
+def test_the_installed_schema_is_that_of_its_version():
+    version = ".".join(torch.__version__.split(".")[:2])
+    if version not in SCHEMAS:
+        pytest.skip(f"no schemas of torch {version} are recorded")
     operators = torch.ops.aten._flash_attention_forward, torch.ops.aten._flash_attention_backward
-    installed = {str(operator.default._schema) for operator in operators}
-    assert installed <= {*(SCHEMA.format(more=more) for more in ADDED.values()), BACKWARD}
+    installed = [str(operator.default._schema) for operator in operators]
+    assert installed == [str(parse(schema)) for schema in SCHEMAS[version]]
+
+
+FORWARD, BACKWARD = SCHEMAS["2.14"]
 
 
 @pytest.mark.parametrize(
     ("forward", "backward", "reason"),
     [
-        (SCHEMA.format(more=", int chunks"), BACKWARD, "needs chunks"),
-        (SCHEMA.format(more="").replace("SymInt max_q, ", ""), BACKWARD, "unknown arguments of .*_forward"),
-        (SCHEMA.format(more=""), BACKWARD.replace("Tensor out, ", ""), "unknown arguments of .*_backward"),
+        (FORWARD.replace("int? num_splits=None", "int chunks"), BACKWARD, "needs chunks"),
+        (FORWARD.replace("SymInt max_q, ", ""), BACKWARD, "unknown arguments of .*_forward"),
+        (FORWARD, BACKWARD.replace("Tensor out, ", ""), "unknown arguments of .*_backward"),
     ],
 )
 def test_other_schemas_are_not_called(forward, backward, reason):
-    found = external.schema_reason(torch._C.parse_schema(forward), torch._C.parse_schema(backward))
-    assert re.search(reason, found)
+    assert re.search(reason, external.schema_reason(parse(forward), parse(backward)))
+
+
+def test_an_unknown_schema_falls_through_to_triton(hopper, monkeypatch):
+    """Each row's own check runs, on a simulated GPU without other libraries."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(external.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(external, "schema_reason", lambda forward, backward: "unknown arguments")
+    table = [
+        dataclasses.replace(row, probe=row.probe.__wrapped__) if row.probe else row for row in TABLE
+    ]  # without their caches
+    monkeypatch.setattr(backends, "TABLE", tuple(table))
+    assert chosen() == "triton"
+
+
+@pytest.fixture
+def flash_attn_3(monkeypatch):
+    """A package flash_attn_interface that computes the reference, on a simulated Hopper GPU.
+
+    Returns the calls' arguments, and a function that probes without a cache.
+    """
+    calls, scale = [], [1.0]
+
+    def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, deterministic=False):
+        calls.append((max_q, max_k, deterministic))
+        return scale[0] * varlen_attention_reference(q, k, v, cu_q, cu_k)
+
+    module = types.ModuleType("flash_attn_interface")
+    module.flash_attn_varlen_func = flash_attn_varlen_func
+    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn_interface", None)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
+    monkeypatch.setattr(torch.ops, "flash_attn_3", SimpleNamespace(_flash_attn_forward=1), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    capability = [(9, 0)]
+    monkeypatch.setattr(cuda_coverage, "capability_of", lambda index: capability[0])
+    probe = external.flash3_unavailable_reason.__wrapped__
+    return SimpleNamespace(
+        calls=calls,
+        scale=scale,
+        capability=capability,
+        reason=lambda: probe(torch.device("cpu"), torch.bfloat16, 72),
+    )
+
+
+def test_flash_attention_3_runs_on_hopper_only(flash_attn_3):
+    assert flash_attn_3.reason() is None
+    assert flash_attn_3.calls == [(200, 200, False)]
+    flash_attn_3.capability[0] = (8, 0)
+    assert flash_attn_3.reason() == "expected compute capability 9.0, got 8.0"
+
+
+def test_flash_attention_3_that_torch_compile_cannot_trace_is_not_used(flash_attn_3, monkeypatch):
+    monkeypatch.setattr(torch.ops, "flash_attn_3", SimpleNamespace())
+    assert "does not work with torch.compile" in flash_attn_3.reason()
+
+
+def test_a_probe_with_wrong_values_counts_as_failed(flash_attn_3, caplog):
+    flash_attn_3.scale[0] = 1.2
+    assert flash_attn_3.reason() == "its result differs from the reference by 0.2 of the largest value"
+    assert caplog.text.count("varlen_attention by flash3_varlen") == 1
+    flash_attn_3.scale[0] = float("nan")
+    assert "differs" in flash_attn_3.reason()
+
+
+def test_wrong_gradients_count_as_failed():
+    def wrong(q, k, v, cu_q, max_q, cu_k, max_k):
+        y = varlen_attention_reference(q, k, v, cu_q, cu_k)
+        return y.detach() + 2 * (y - y.detach())
+
+    arguments = torch.device("cpu"), torch.float16, 64
+    assert "its gradient differs" in external._probe_error(wrong, *arguments)
+    assert external._probe_error(wrong, *arguments, backward=False) is None
+
+
+def test_flash_attention_3_differentiates_and_honours_determinism(flash_attn_3):
+    x = torch.randn(9, 2, 72, requires_grad=True)
+    cu_seqlens = offsets([4, 5])
+    torch.use_deterministic_algorithms(True)
+    try:
+        out = external.flash3_varlen(x, x, x, cu_seqlens, 5, cu_seqlens, 5)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert flash_attn_3.calls == [(5, 5, True)]
+    expected = varlen_attention_reference(x, x, x, cu_seqlens)
+    for ours, truth in zip(
+        (out, *torch.autograd.grad(out.sum(), x)),
+        (expected, *torch.autograd.grad(expected.sum(), x)),
+        strict=True,
+    ):
+        assert torch.equal(ours, truth)
 
 
 @pytest.fixture
@@ -134,27 +224,34 @@ def chosen(index=0, training=True, head_dim=72):
 
 
 def test_flash_attention_trains_and_is_probed_where_the_tensors_are(hopper):
-    assert chosen(1) == chosen(1, training=False) == "flash"
+    assert chosen(1) == chosen(1, training=False) == "flash3"
     assert set(hopper) == {(torch.device("cuda", 1), torch.bfloat16, 72)}
     assert chosen(head_dim=63) == "reference"
 
 
-def test_a_failed_call_falls_through_once_with_a_reason(hopper, caplog):
+def fail(*names):
     q = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16, shape=(9, 2, 72))
-    for number, (name, following) in enumerate(
-        (("flash", "torch"), ("torch", "xformers"), ("xformers", "triton"))
-    ):
+    for number, name in enumerate(names):
+        external.set_failed(name, q, (IndexError, ValueError, AssertionError)[number % 3]("no kernel"))
+
+
+def test_a_failed_call_falls_through_once_with_a_reason(hopper, caplog):
+    for name, following in pairwise(("flash3", "flash", "xformers", "triton")):
         assert chosen() == name
-        external.set_failed(name, q, (IndexError, ValueError, AssertionError)[number]("no kernel"))
+        fail(name)
         assert chosen() == following
-    assert chosen(1) == "flash"
+    assert chosen(1) == "flash3"
     assert caplog.text.count("it failed here: no kernel; using the next backend") == 3
 
 
+def test_the_public_function_of_torch_does_not_train(hopper):
+    """Its backward pass would run cuDNN on the statistics of FlashAttention."""
+    fail("flash3", "flash")
+    assert (chosen(training=False), chosen()) == ("torch", "xformers")
+
+
 def test_only_kernels_with_deterministic_gradients_train_deterministically(hopper):
-    q = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16, shape=(9, 2, 72))
-    for name in ("flash", "torch"):
-        external.set_failed(name, q, ValueError("no kernel"))
+    fail("flash3", "flash", "torch")
     assert chosen() == "xformers"
     torch.use_deterministic_algorithms(True)
     try:
@@ -204,7 +301,9 @@ def test_on_a_gpu_values_and_gradients_match_float64(name, dtype):
         (qkv.double().requires_grad_(), lambda *x: varlen_attention_reference(*x, cu_seqlens)),
     ):
         out = run(*leaf.unbind(1))
-        results.append((out, *torch.autograd.grad(out.sum() + out.square().sum(), leaf)))
+        trains = name != "torch"
+        gradients = torch.autograd.grad(out.sum() + out.square().sum(), leaf) if trains else ()
+        results.append((out, *gradients))
     for ours, truth in zip(*results, strict=True):
         assert (ours.double() - truth).abs().max() <= 1e-2 * truth.abs().max()
 

@@ -138,6 +138,15 @@ def test_the_fingerprint_is_stable():
     assert model.fingerprint() == "d2b6722c068da029"
 
 
+def test_latents_fit_every_decoder_of_their_encoder():
+    model = tiny()
+    decoder = tiny(latents_of=model.fingerprint())
+    with torch.no_grad():
+        decoder.decoder.conv_out.bias[0] += 1
+    assert decoder.latents_fingerprint() == model.latents_fingerprint() == model.fingerprint()
+    assert decoder.fingerprint() != model.fingerprint()
+
+
 def test_initial_logvar_makes_the_untrained_posterior_narrow():
     posterior = tiny(initial_logvar=-6.0).encode(torch.zeros(1, 3, 64, 64), 8).latent_dist
     assert posterior.logvar.detach().mean().item() == pytest.approx(-6, abs=1.5)

@@ -1,7 +1,7 @@
 """Selection of images from an index, with a line per image and ratio."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -29,6 +29,7 @@ def select_records(
     ratios: Sequence[int] = (),
     optional_ending: str = "",
     keep_classes: bool = True,
+    repeats: Mapping[str, int] | None = None,
 ) -> list[ImageRecord]:
     """Return the records whose key matches a pattern of `keep` and none of `drop`, in order.
 
@@ -37,9 +38,11 @@ def select_records(
         ratios: each record is repeated once per entry, with this ratio and a key that ends in it; empty keeps
             records as they are.
         optional_ending: ending of captions that every other record of an image omits.
+        repeats: pattern -> number of records of each image whose key matches; the first match counts. Keys
+            of further records end in .2, .3 and so on.
 
     Raises:
-        UserError: no key matches.
+        UserError: no key matches `keep`, or a pattern of `repeats`.
     """
     chosen = [
         record
@@ -55,6 +58,8 @@ def select_records(
         )
     if not keep_classes:
         chosen = [replace(record, category="") for record in chosen]
+    if repeats:
+        chosen = _repeated(chosen, repeats)
     if not ratios:
         return chosen
     return [
@@ -62,6 +67,32 @@ def select_records(
         for record in chosen
         for number, copy in enumerate(_at_ratios(record, ratios))
     ]
+
+
+def parse_repeats(entries: Sequence[str]) -> dict[str, int]:
+    """Return the number by pattern of entries such as "photographs/*=8".
+
+    Raises:
+        UserError: an entry has no pattern or no positive integer.
+    """
+    found = {}
+    for entry in entries:
+        pattern, _, number = entry.rpartition("=")
+        if not pattern or not number.isdecimal() or int(number) == 0:
+            raise UserError(f"repeat: expected PATTERN=N, such as 'photographs/*=8', got {entry!r}")
+        found[pattern] = int(number)
+    return found
+
+
+def _repeated(records: Sequence[ImageRecord], repeats: Mapping[str, int]) -> list[ImageRecord]:
+    for pattern in repeats:
+        if not any(fnmatchcase(record.key, pattern) for record in records):
+            raise UserError(f"repeat: none of the {len(records)} selected keys matches {pattern!r}")
+    found = []
+    for record in records:
+        number = next((n for pattern, n in repeats.items() if fnmatchcase(record.key, pattern)), 1)
+        found += [record, *(replace(record, key=f"{record.key}.{copy}") for copy in range(2, number + 1))]
+    return found
 
 
 def _at_ratios(record: ImageRecord, ratios: Sequence[int]) -> list[ImageRecord]:

@@ -23,6 +23,7 @@ from cat_fast.inference.encoding.latent_file import LatentFile, LatentRecord, un
 from cat_fast.inference.encoding.photo_descriptions import PhotoDescriptions
 from cat_fast.inference.encoding.ratio_batches import ImageToEncode, batches_ahead, encode_by_ratio, to_device
 from cat_fast.inference.encoding.requirements import require_patches
+from cat_fast.models.decode_tier import decode_tier
 from cat_fast.models.execution import describe_execution
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
@@ -131,7 +132,7 @@ def encode_files(
     if records:
         latents = {key: latents[key] for key in records}
         made_with = describe_execution(tokenizer.device, tokenizer.dtype)
-        write_latents(out, latents, records, tokenizer=tokenizer.fingerprint(), made_with=made_with)
+        write_latents(out, latents, records, tokenizer=tokenizer.latents_fingerprint(), made_with=made_with)
     return ordered
 
 
@@ -165,14 +166,15 @@ def decode_file(
     if image_format not in IMAGE_FORMATS:
         raise UserError(f"unknown image format {image_format!r}; expected {', '.join(IMAGE_FORMATS)}")
     stored = LatentFile.open(latents)
-    fingerprint = tokenizer.fingerprint()
+    fingerprint = tokenizer.latents_fingerprint()
     if stored.tokenizer != fingerprint and not force:
         raise UserError(
             f"{latents}: encoded by tokenizer {stored.tokenizer}, but the checkpoint is {fingerprint};"
             " use the checkpoint that encoded it, or pass --force to decode anyway"
         )
     require_writable(out / "image")
-    write_json(out / EXECUTION, describe_execution(tokenizer.device, tokenizer.dtype))
+    execution = describe_execution(tokenizer.device, tokenizer.dtype)
+    write_json(out / EXECUTION, execution | {"decode_tier": decode_tier(tokenizer)})
     results: dict[str, DecodedLatent] = {}
 
     def done(result: DecodedLatent) -> None:

@@ -63,7 +63,7 @@ class ShardEncoder:
         class_names: Sequence[str],
     ) -> None:
         self.settings, self.images, self.tokenizer = settings, images, tokenizer
-        self.fingerprint = tokenizer.fingerprint()
+        self.fingerprint = tokenizer.latents_fingerprint()
         require_settings(settings.out, {"fingerprint": self.fingerprint})
         self.classes = {name: number for number, name in enumerate(class_names)}
         self.numbered = not any(name.isdecimal() for name in class_names)

@@ -32,7 +32,7 @@ class TokenizerIdentity(NamedTuple):
         """Return the identity of a loaded tokenizer."""
         from cat_fast.tokenizer.pipeline_config import latent_scale
 
-        return cls(tokenizer.fingerprint(), latent_scale(tokenizer).to_json())
+        return cls(tokenizer.latents_fingerprint(), latent_scale(tokenizer).to_json())
 
 
 def recorded_identity(folder: Path, checkpoint: Path) -> TokenizerIdentity | None:

@@ -50,7 +50,7 @@ def check_fit(vae: NestedAutoencoderKL, transformer: DiT, text_encoder: TextEnco
     """
     config = transformer.config
     if config.tokenizer_fingerprint is not None:
-        found = vae.fingerprint()
+        found = vae.latents_fingerprint()
         if found != config.tokenizer_fingerprint and not _is_rounded(vae):
             raise UserError(
                 f"the transformer was trained on latents of tokenizer {config.tokenizer_fingerprint}, this"

@@ -443,6 +443,21 @@ class TokenizerRun(RunConfig):
     """Side of the random crop for the perceptual loss, in pixels, or the image's own side where that is
     smaller; 0 uses the full image."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    train_only: str = ""
+    """`encoder` or `decoder` trains this half of the tokenizer in `initial_weights`; the other stays, so that
+    encoded datasets and generators remain valid. Empty trains both."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.train_only in ("", "encoder", "decoder"),
+            f"train_only: {self.train_only!r} is not encoder, decoder or empty",
+        )
+        require(
+            not self.train_only or bool(self.initial_weights),
+            f"train_only: {self.train_only} trains a half of a trained tokenizer; set initial_weights to its "
+            "folder",
+        )
 
 
 @dataclass(kw_only=True)

@@ -400,7 +400,7 @@ def _load_latents(config: GeneratorRun) -> LatentDataset:
     fingerprint = scale = None
     if data.tokenizer:
         tokenizer = load_tokenizer(Path(data.tokenizer), "cpu")
-        fingerprint, scale = tokenizer.fingerprint(), latent_scale(tokenizer)
+        fingerprint, scale = tokenizer.latents_fingerprint(), latent_scale(tokenizer)
     normalized = read_normalization(data.normalized)
     return LatentDataset(data.latents, fingerprint, normalized=normalized, tokenizer_scale=scale)
 

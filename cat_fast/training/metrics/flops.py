@@ -47,6 +47,8 @@ class TokenizerFlops:
         self.window = [min(config.perceptual_crop or side, side) for side in self.size]
         with META:
             self.autoencoder = build_model(NestedAutoencoderKL, config.model)
+        if config.train_only:
+            self.autoencoder.freeze_all_but(config.train_only)
         self.networks = [copy.deepcopy(distance.network).to(META) for distance in objective.distances]
         self.discriminator = copy.deepcopy(discriminator).to(META)
         self._of_image = cache(lambda ratio, gan: self._count(ratio, 1, gan))

@@ -8,12 +8,12 @@ every batch size exactly. Library workspaces, allocator fragmentation and the CU
 """
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cat_fast.training.config.deepspeed_json import read_deepspeed_config
@@ -35,6 +35,13 @@ class Zero:
     ranks: int
     bucket_bytes: int
     """Size of the buffers for gradient reduction, which exist during the backward pass."""
+
+    @classmethod
+    def of_run(cls, config: TokenizerRun, ranks: int) -> "Zero":
+        """Create from the DeepSpeed file of a run, with the defaults of runs on GPUs."""
+        deepspeed = read_deepspeed_config(config.deepspeed)
+        deepspeed.get("zero_optimization", {}).setdefault("overlap_comm", True)
+        return cls.from_config(deepspeed, ranks)
 
     @classmethod
     def from_config(cls, deepspeed: Mapping[str, Any], ranks: int) -> "Zero":
@@ -110,21 +117,17 @@ def plan_memory(config: TokenizerRun, ranks: int = 1) -> MemoryPlan:
     Raises:
         UserError: the model or the DeepSpeed configuration is invalid.
     """
-    deepspeed = read_deepspeed_config(config.deepspeed)
-    deepspeed.get("zero_optimization", {}).setdefault("overlap_comm", True)  # the default on GPUs
-    zero = Zero.from_config(deepspeed, ranks)
+    zero = Zero.of_run(config, ranks)
     with FakeTensorMode():
         workload = Workload(config, "cpu")
         ratios = workload.model.ratios
         steps = {ratio: _step_memory(workload, ratio, zero) for ratio in ratios}
-        trained = [_size(workload.model), _size(workload.discriminator)]
+        trained = [_size(parameters) for parameters in workload.trained.values()]
         at_rest = {
             name: sum(zero.at_rest(parameters)[name] for parameters in trained) for name in zero.at_rest(0)
         }
-        at_rest["EMA"] = 4 * trained[0]
-        frozen = [t for network in workload.frozen for t in (*network.parameters(), *network.buffers())]
-        buffers = [*workload.model.buffers(), *workload.discriminator.buffers()]
-        at_rest["loss networks, buffers"] = sum(tensor.nbytes for tensor in frozen + buffers)
+        at_rest["EMA"] = 4 * _size(workload.model.parameters())
+        at_rest["frozen networks, buffers"] = sum(tensor.nbytes for tensor in workload.frozen)
     return MemoryPlan(at_rest=at_rest, steps=steps)
 
 
@@ -132,7 +135,7 @@ def _step_memory(workload: Workload, ratio: int, zero: Zero) -> StepMemory:
     few, more = (np.array(trace(workload, ratio, count, zero)) for count in _TRACED)
     assert len(few) == len(more), "the order of operators must not depend on the batch size"
     slope = (more - few) / (_TRACED[1] - _TRACED[0])
-    minimum = max(zero.optimizer_step_bytes(_size(m)) for m in (workload.model, workload.discriminator))
+    minimum = max(zero.optimizer_step_bytes(_size(p)) for p in workload.trained.values())
     return StepMemory(few - slope * _TRACED[0], slope, minimum)
 
 
@@ -141,17 +144,17 @@ def trace(workload: Workload, ratio: int, count: int, zero: Zero | None = None) 
 
     Gradients are kept as under `zero`, or until the optimizer's step if it is None.
     """
-    modules = (workload.model, workload.discriminator, *workload.frozen)
-    existing = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    trained = workload.trained
+    existing = [*workload.frozen, *(tensor for parameters in trained.values() for tensor in parameters)]
     gc.collect()
     gc.disable()  # a collection during one of the two counts would make them differ
     try:
         with LiveBytes(existing) as bytes_:
             batch = workload.batch(ratio, count)
-            with _Gradients(workload.model, bytes_, zero):
+            with _Gradients(trained[workload.model], bytes_, zero):
                 reconstructions = workload.reconstruct(batch)
             if workload.adversarial:
-                with _Gradients(workload.discriminator, bytes_, zero):
+                with _Gradients(trained[workload.discriminator], bytes_, zero):
                     workload.discriminate(batch, reconstructions, r1=True)
             del batch, reconstructions
     finally:
@@ -160,21 +163,24 @@ def trace(workload: Workload, ratio: int, count: int, zero: Zero | None = None) 
 
 
 class _Gradients:
-    """Context that accounts for a module's gradients under ZeRO until the optimizer's step."""
+    """Context that accounts for the gradients of parameters under ZeRO until the optimizer's step."""
 
-    def __init__(self, module: nn.Module, bytes_: LiveBytes, zero: Zero | None) -> None:
-        self.module, self.bytes, self.zero = module, bytes_, zero
+    def __init__(self, parameters: Sequence[Tensor], bytes_: LiveBytes, zero: Zero | None) -> None:
+        self.parameters, self.bytes, self.zero = parameters, bytes_, zero
         self.held = 0
         self.handles: list[Any] = []
 
     def __enter__(self) -> None:
         if self.zero is not None and self.zero.stage:
-            parameters = self.module.requires_grad_(True).parameters()
-            self.handles = [p.register_post_accumulate_grad_hook(self._reduce) for p in parameters]
+            self.handles = [
+                p.requires_grad_(True).register_post_accumulate_grad_hook(self._reduce)
+                for p in self.parameters
+            ]
 
     def __exit__(self, *_: object) -> None:
         self.bytes.hold(-self.held)
-        self.module.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         for handle in self.handles:
             handle.remove()
 
@@ -182,13 +188,13 @@ class _Gradients:
         assert self.zero is not None
         partitioned = self.zero.stage == 2
         if not self.held:
-            own = self.zero.gradient_bytes(_size(self.module)) if partitioned else 0
+            own = self.zero.gradient_bytes(_size(self.parameters)) if partitioned else 0
             self.held = self.zero.bucket_bytes + own
             self.bytes.hold(self.held)
         if partitioned:  # it is in the bucket, which is reduced to the rank that updates the parameter
             parameter.grad = None
 
 
-def _size(module: nn.Module) -> int:
-    """Return the number of parameters."""
-    return sum(p.numel() for p in module.parameters())
+def _size(parameters: Iterable[Tensor]) -> int:
+    """Return the number of elements."""
+    return sum(p.numel() for p in parameters)

@@ -44,6 +44,8 @@ class Workload:
                 resolution, config.discriminator.channel_base, config.discriminator.channel_max
             )
             self.objective = _objective(config.loss, self.device, config.precision)
+        if config.train_only:
+            self.model.freeze_all_but(config.train_only)
         require_multiples(config, self.model.ratios)
         if config.gradient_checkpointing:
             self.model.enable_gradient_checkpointing()
@@ -56,9 +58,20 @@ class Workload:
         }
 
     @property
-    def frozen(self) -> list[nn.Module]:
-        """Frozen networks of the loss."""
-        return [distance.network for distance in self.objective.distances]
+    def frozen(self) -> list[Tensor]:
+        """Parameters that are not trained, and buffers, of the models and of the loss's networks."""
+        networks = [distance.network for distance in self.objective.distances]
+        fixed = [p for p in self.model.parameters() if not p.requires_grad]
+        fixed += [p for network in networks for p in network.parameters()]
+        return fixed + [b for m in (self.model, self.discriminator, *networks) for b in m.buffers()]
+
+    @property
+    def trained(self) -> dict[nn.Module, list[nn.Parameter]]:
+        """Parameters that the optimizers of the two models update."""
+        return {
+            model: [p for group in optimizer.param_groups for p in group["params"]]
+            for model, optimizer in self.optimizers.items()
+        }
 
     def batch(self, ratio: int, count: int) -> ImageBatch:
         """Return a batch of `count` random images."""
@@ -119,7 +132,7 @@ def _objective(loss: LossConfig, device: torch.device, precision: str) -> Tokeni
 
 def _adamw(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        module.parameters(),
+        [p for p in module.parameters() if p.requires_grad],
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,

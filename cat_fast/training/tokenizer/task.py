@@ -14,6 +14,7 @@ from torch.func import functional_call
 from cat_fast.data.image_batch import ImageBatch
 from cat_fast.errors import UserError
 from cat_fast.models.build import build_model
+from cat_fast.models.load import load_tokenizer
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.tokenizer.discriminator import StyleGANDiscriminator
 from cat_fast.training.checkpoints.engine_state import parameter_count, saved_bytes
@@ -55,6 +56,10 @@ class TokenizerTask:
         self.initial_weights = on_each(
             lambda: load_initial_weights(model, config.initial_weights, free), ranks
         )
+        if config.train_only:
+            model.freeze_all_but(config.train_only)
+            latents_of = on_each(lambda: _latents_of(Path(config.initial_weights)), ranks)
+            model.register_to_config(latents_of=latents_of)
         discriminator = _discriminator(config.discriminator)
         self.trainer = TokenizerTrainer(config, model, discriminator, ranks)
         self.ema = EMA(model, config.ema_decay, ranks)
@@ -122,7 +127,7 @@ class TokenizerTask:
         save_source(self._position(), folder, self.ranks)
         if self.ranks.is_main:
             state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
-            state |= {"ratio_rule": ratio_rule(self.config), "initial_weights": self.initial_weights}
+            state |= {"ratio_rule": ratio_rule(self.config)} | self._weights_settings()
             (folder / "task.json").write_text(json.dumps(state))
 
     def held_out(self) -> dict[str, Any] | None:
@@ -145,12 +150,15 @@ class TokenizerTask:
                 f"data: the ratios of the run's images were chosen by {before}, not {now}; set these keys as "
                 "before, or start a new run in another output_dir"
             )
-        require_same_settings(
-            {"initial_weights": state.get("initial_weights")}, {"initial_weights": self.initial_weights}
-        )
+        before = {"initial_weights": None, "train_only": ""} | state
+        now = self._weights_settings()
+        require_same_settings({name: before[name] for name in now}, now)
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
+
+    def _weights_settings(self) -> dict[str, Any]:
+        return {"initial_weights": self.initial_weights, "train_only": self.config.train_only}
 
     def largest_step(self) -> LargestStep:
         ratio, count = self.trainer.most_demanding(self.source.largest_batches)
@@ -179,11 +187,16 @@ class TokenizerTask:
         averaged = build_model(NestedAutoencoderKL, self.config.model) if self.ranks.is_main else None
         self.ema.copy_to(averaged)
         if averaged is not None:
+            averaged.register_to_config(latents_of=self.trainer.model.config["latents_of"])
             averaged.save_pretrained(folder)
 
     def close(self) -> None:
         """Stop the processes that read images."""
         self.source.close()
+
+
+def _latents_of(folder: Path) -> str:
+    return load_tokenizer(folder, "cpu").latents_fingerprint()
 
 
 def _discriminator(config: DiscriminatorConfig) -> StyleGANDiscriminator:

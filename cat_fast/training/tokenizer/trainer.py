@@ -42,6 +42,7 @@ NOT_APPLIED = (
     "latents_mean",
     "latents_std",
     "force_upcast",
+    "latents_of",
 )
 """Config entries of the autoencoder that other programs read, without effect on training."""
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cat_fast.data.images.index import ImageRecord, read_index, write_index
-from cat_fast.data.images.selection import parse_ratios, select_records
+from cat_fast.data.images.selection import parse_ratios, parse_repeats, select_records
 from cat_fast.errors import UserError
 
 
@@ -40,6 +40,25 @@ def test_a_line_per_ratio_and_every_other_caption_without_its_ending():
     for text in ("8,x", "", "0"):
         with pytest.raises(UserError, match="expected positive integers"):
             parse_ratios(text)
+
+
+def test_images_are_repeated_by_pattern_and_the_first_match_counts():
+    repeats = parse_repeats(["emoji/1f34e=3", "emoji/*=2"])
+    found = select_records(RECORDS, repeats=repeats)
+    assert [r.key for r in found] == [
+        "emoji/1f34e",
+        "emoji/1f34e.2",
+        "emoji/1f34e.3",
+        "emoji/1f44d-1f3fb",
+        "emoji/1f44d-1f3fb.2",
+        "stamps/cat",
+    ]
+    assert {r.caption for r in found[:3]} == {"red apple, emoji"}
+    with pytest.raises(UserError, match=r"none of the 3 selected keys matches 'flags/\*'"):
+        select_records(RECORDS, repeats={"flags/*": 2})
+    for text in ("emoji/*", "=2", "emoji/*=0", "emoji/*=x"):
+        with pytest.raises(UserError, match="expected PATTERN=N"):
+            parse_repeats([text])
 
 
 def test_the_index_is_written_with_paths_from_its_own_folder(tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cat_fast.config import fill, read_yaml
 from cat_fast.hardware import GIB, MEMORY_BYTES
-from cat_fast.training.config.deepspeed_json import read_deepspeed_config
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.tokenizer.live_bytes import LiveBytes
 from cat_fast.training.tokenizer.predict_memory import (
@@ -104,7 +103,7 @@ def test_prediction_equals_the_allocator_peak_of_a_real_step(tmp_path):
 def test_two_small_batches_determine_larger_ones():
     config = settings("model.ratios=[8,16]")
     predicted = plan_memory(config).steps[8]
-    zero = Zero.from_config(read_deepspeed_config(config.deepspeed), ranks=1)
+    zero = Zero.of_run(config, ranks=1)
     with FakeTensorMode():
         counted = trace(Workload(config, "cpu"), 8, 7, zero)
     assert predicted.peak(7) == max(counted)
@@ -131,7 +130,18 @@ def test_zero_partitions_optimizer_states():
     assert shared["optimizer"] == pytest.approx(trained, abs=16)
     assert shared["master weights"] == pytest.approx(trained / 2, abs=16)
     assert single["EMA"] == 4 * parameters(workload.model)
-    assert single["loss networks, buffers"] > 4 * sum(map(parameters, workload.frozen))
+    assert single["frozen networks, buffers"] == sum(tensor.nbytes for tensor in workload.frozen)
+
+
+@pytest.mark.slow
+def test_a_frozen_encoder_has_no_gradients_and_no_optimizer_state():
+    config = settings("model.ratios=[8]", "initial_weights=model", "train_only=decoder")
+    plan, full = plan_memory(config), plan_memory(settings("model.ratios=[8]"))
+    model = Workload(config, "cpu").model
+    fixed = parameters(model.encoder) + parameters(model.quant_conv)
+    assert full.at_rest["optimizer"] - plan.at_rest["optimizer"] == 8 * fixed
+    assert plan.at_rest["EMA"] == full.at_rest["EMA"]
+    assert plan.peak(8, 4) < 0.85 * full.peak(8, 4)
 
 
 @pytest.mark.parametrize(
