@@ -13,6 +13,8 @@ from .. import backends, derivatives
 from ..registration import Operator
 from .reference import adaln_reference, gate_residual_adaln_reference, gate_residual_reference
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 def adaln(
     x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor, cu_seqlens: torch.Tensor, eps: float
@@ -26,9 +28,9 @@ def adaln(
     Raises ValueError if shapes or dtypes do not match. On the CPU, raises RuntimeError for invalid values of
     cu_seqlens; on a GPU they are not checked, since that would synchronize.
     """
-    shift, scale = _in_stream_dtype(x, shift, scale)
-    _check(x, cu_seqlens, shift=shift, scale=scale)
     backend = backends.choose("adaln", x)
+    shift, scale = _in_stream_dtype(backend, x, shift, scale)
+    _check(x, cu_seqlens, shift=shift, scale=scale)
     if backend == "reference":
         return adaln_reference(x, shift, scale, cu_seqlens, eps)
     y, _mean, _rstd = ADALN(backend, x, shift, scale, cu_seqlens, eps)
@@ -49,11 +51,11 @@ def gate_residual_adaln(
     h: (T, D), of x's dtype; gate: (S, D), of the dtype of shift and scale. Under autocast, y has the dtype of
     h, in which the next linear layer computes, and x_new that of x. Everything else is as in `adaln`.
     """
-    gate, shift, scale = _in_stream_dtype(x, gate, shift, scale)
+    backend = backends.choose("gate_residual_adaln", x)
+    gate, shift, scale = _in_stream_dtype(backend, x, gate, shift, scale)
     _check(x, cu_seqlens, gate=gate, shift=shift, scale=scale)
     if h.shape != x.shape or (h.dtype != x.dtype and not _is_autocast(x)):
         raise ValueError(f"h: expected {_format_tensor(x)} like x, got {_format_tensor(h)}")
-    backend = backends.choose("gate_residual_adaln", x)
     branch = h if backend == "triton" else h.to(x.dtype)  # Triton converts while it loads and stores
     if backend == "reference":
         x_new, y = gate_residual_adaln_reference(x, branch, gate, shift, scale, cu_seqlens, eps)
@@ -62,9 +64,12 @@ def gate_residual_adaln(
     return x_new, y.to(h.dtype)
 
 
-def _in_stream_dtype(x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Under autocast, cast the outputs of linear layers to the dtype of x, the residual stream."""
-    return tuple(t.to(x.dtype) for t in others) if _is_autocast(x) else others
+def _in_stream_dtype(backend: str, x: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Under autocast, cast the outputs of linear layers to the dtype of x, the residual stream.
+
+    Triton converts them while it loads them, without a launch for each.
+    """
+    return tuple(t.to(x.dtype) for t in others) if _is_autocast(x) and backend != "triton" else others
 
 
 def _is_autocast(x: torch.Tensor) -> bool:
@@ -80,7 +85,8 @@ def _check(x: torch.Tensor, cu_seqlens: torch.Tensor, **modulation: torch.Tensor
     shape = (cu_seqlens.shape[0] - 1, x.shape[1])
     dtype = modulation["scale"].dtype
     for name, rows in modulation.items():
-        if rows.shape != shape or rows.dtype != dtype or dtype not in (x.dtype, torch.float32):
+        fits = dtype in (x.dtype, torch.float32) or (_is_autocast(x) and dtype in _HALF)
+        if rows.shape != shape or rows.dtype != dtype or not fits:
             raise ValueError(
                 f"{name}: expected {tuple(shape)}, one row per sequence, all of {x.dtype} or all of "
                 f"torch.float32, got {_format_tensor(rows)}"
