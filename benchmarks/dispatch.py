@@ -74,6 +74,10 @@ def operators() -> dict[str, Callable[..., torch.Tensor]]:
     return {"usual": torch.ops.launch.forward.default, "ours": partial(ours, "triton")}
 
 
+def _differentiate(run: Callable[[], torch.Tensor], leaf: torch.Tensor, grad: torch.Tensor) -> object:
+    return torch.autograd.grad(run(), leaf, grad)
+
+
 def calls() -> dict[str, dict[str, Run]]:
     """Return the calls of each case by side."""
     plain, leaf, grad = torch.ones(16), torch.ones(16, requires_grad=True), torch.ones(16)
@@ -83,7 +87,7 @@ def calls() -> dict[str, dict[str, Run]]:
     for side, call in operators().items():
         found["forward"][side] = partial(call, plain, *others)
         found["forward_of_training"][side] = run = partial(call, leaf, *others)
-        found["forward_backward"][side] = lambda run=run: torch.autograd.grad(run(), leaf, grad)
+        found["forward_backward"][side] = partial(_differentiate, run, leaf, grad)
     sizes = (("head_dim", 72),)
     state = (None, False, 0)
     arguments = "varlen_attention", torch.device("cpu"), torch.bfloat16, False, sizes, state

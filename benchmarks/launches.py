@@ -58,7 +58,8 @@ class Weights(nn.Module):
 def tail(weights: Weights) -> dict[str, Callable[[], object]]:
     """Return the parts of a step after its backward pass."""
     engine = SimpleNamespace(module=weights, optimizer=None)
-    guard = StepGuard(GuardConfig(), SimpleNamespace(device=torch.device(DEVICE)))
+    ranks: Any = SimpleNamespace(device=torch.device(DEVICE))
+    guard = StepGuard(GuardConfig(), ranks)
     losses = {"loss": torch.empty(1, device=DEVICE)}
     optimizer = torch.optim.AdamW(weights.parameters(), fused=True)
     average = EMA(weights, 0.999)

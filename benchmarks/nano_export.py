@@ -2,17 +2,18 @@
 
     python -m benchmarks.nano_export --tokenizer RUN --corpus DIR [--generator RUN --latents DIR]
         [--name NAME] [--report FILE]
-    python -m benchmarks.nano_export --further RUN [--name NAME]
+    python -m benchmarks.nano_export --further RUN … [--average N] [--name NAME]
 
 RUN is the folder of a complete run. With --generator, the model is a pipeline. --report is the report.json of
 `make nano-report`, whose figures the cards then contain: export, measure, export again. --further replaces
-the tokenizer of a shipped model by that of a run with `train_only`.
+the tokenizer of a shipped model after runs with `train_only`, in their order, by the average of the last N.
 """
 
 import argparse
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Export nano models into the package.")
     run = parser.add_mutually_exclusive_group(required=True)
     run.add_argument("--tokenizer", type=Path, help="run of the tokenizer")
-    run.add_argument("--further", type=Path, help="run that trained half of the shipped tokenizer")
+    run.add_argument(
+        "--further", type=Path, nargs="+", help="runs that trained half of the shipped tokenizer, in order"
+    )
+    parser.add_argument("--average", type=int, default=1, help="number of the last runs to average")
     parser.add_argument("--corpus", type=Path, help="folder of `cat-fast data corpus`")
     parser.add_argument("--generator", type=Path, help="run of the text generator")
     parser.add_argument("--latents", type=Path, help="data.latents of the generator's run")
@@ -56,7 +60,7 @@ def main() -> int:
         parser.error("--tokenizer needs --corpus")
     try:
         if given.further:
-            replace_tokenizer(SHIPPED / given.name / TOKENIZER, given.further)
+            replace_tokenizer(SHIPPED / given.name / TOKENIZER, given.further, given.average)
         else:
             export(given)
     except UserError as error:
@@ -107,34 +111,45 @@ def export(given: argparse.Namespace) -> None:
     print(f"{folder}: {size / 2**20:.2f} MiB")
 
 
-def replace_tokenizer(folder: Path, run: Path) -> None:
-    """Replace a shipped tokenizer by one with the same latents, and add its training to the card.
+def replace_tokenizer(folder: Path, runs: Sequence[Path], averaged: int) -> None:
+    """Replace a shipped tokenizer by one whose latents fit it, and add its trainings to the card.
+
+    Args:
+        runs: in order, each from the weights of the one before it.
+        averaged: number of the last runs whose weights are averaged.
 
     Raises:
-        UserError: the run's tokenizer has other latents.
+        UserError: there are fewer runs, the latents of one do not fit, or it did not train one half.
     """
-    shipped, trained = load_tokenizer(folder, "cpu"), load_tokenizer(run / "model", "cpu")
-    if trained.latents_fingerprint() != shipped.latents_fingerprint():
-        raise UserError(
-            f"{run}: its latents are those of {trained.latents_fingerprint()}, not of "
-            f"{shipped.latents_fingerprint()} as in {folder}; train with train_only"
-        )
+    if not 1 <= averaged <= len(runs):
+        raise UserError(f"--average {averaged}: expected 1 to {len(runs)}, the number of runs")
     before, found, figures = (folder / CARD).read_text(encoding="utf-8").partition("## Figures\n")
     if not found:
         raise UserError(f"{folder / CARD}: no section Figures")
-    changed = _changed(shipped, trained)
-    if len(changed) != 1:
-        raise UserError(f"{run}: expected either encoder or decoder of {folder} to differ, got {changed}")
-    (half,) = changed
-    trained.half().save_pretrained(folder)
-    lines = [f"## Further training, of the {half} only", "", *_training(run), "", ""]
-    (folder / CARD).write_text(before + "\n".join(lines) + found + figures, encoding="utf-8")
+    models = [load_tokenizer(one, "cpu") for one in (folder, *(run / "model" for run in runs))]
+    lines: list[str] = []
+    for run, start, trained in zip(runs, models, models[1:], strict=False):
+        if trained.latents_fingerprint() != models[0].latents_fingerprint():
+            raise UserError(f"{run}: its latents do not fit {folder}; train with train_only")
+        changed = _changed(start, trained)
+        if len(changed) != 1:
+            raise UserError(f"{run}: expected encoder or decoder to differ from its start, got {changed}")
+        lines += [f"## Further training, of the {changed[0]} only", "", *_training(run), ""]
+    if averaged > 1:
+        lines += [f"The exported weights are the mean of those of the last {averaged} trainings.", ""]
+    with torch.no_grad():
+        states = [model.state_dict() for model in models[-averaged:]]
+        mean = {name: sum(state[name] for state in states) / averaged for name in states[0]}
+    tokenizer = models[-1]
+    tokenizer.load_state_dict(mean)
+    tokenizer.half().save_pretrained(folder)
+    (folder / CARD).write_text(before + "\n".join([*lines, ""]) + found + figures, encoding="utf-8")
 
 
-def _changed(shipped: NestedAutoencoderKL, trained: NestedAutoencoderKL) -> list[str]:
-    """Return the halves of which trained weights, in the precision of the shipped ones, differ."""
-    before, after = shipped.half().state_dict(), trained.half().state_dict()
-    names = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+def _changed(before: NestedAutoencoderKL, after: NestedAutoencoderKL) -> list[str]:
+    """Return the halves whose weights differ."""
+    old, new = before.state_dict(), after.state_dict()
+    names = {name.split(".")[0] for name, value in old.items() if not torch.equal(value.float(), new[name])}
     halves = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
     return [half for half, parts in halves.items() if names & parts]
 

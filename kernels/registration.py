@@ -140,7 +140,8 @@ def _gradient(operator: Any, info: Info) -> Callable[..., Any]:
         return (*differentiate(ctx, *grads), None)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    apply = type(schema.name.replace("::", "_"), (torch.autograd.Function,), methods).apply
+    function: Any = type(schema.name.replace("::", "_"), (torch.autograd.Function,), methods)
+    apply = function.apply
 
     def differentiable(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Any:
         return apply(*arguments, keyset)

@@ -110,10 +110,11 @@ def save_tiny_stable_diffusion(root: Path) -> Path:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4, norm_num_groups=2,
     )  # fmt: skip
-    StableDiffusionPipeline(
+    pipeline: Any = StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=stable_diffusions_schedule(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(root / "pipe")  # fmt: skip
+    )  # fmt: skip
+    pipeline.save_pretrained(root / "pipe")
     return root / "pipe"
 
 

@@ -303,7 +303,9 @@ def _probe_error(
             lengths = offsets, longest, offsets, longest
             found = _probe(lambda *qkv: function(*qkv, *lengths), random, backward)
             expected = _probe(
-                lambda *qkv: varlen_attention_reference(*qkv, offsets, offsets), random.float(), backward
+                lambda q, k, v: varlen_attention_reference(q, k, v, offsets, offsets),
+                random.float(),
+                backward,
             )
             reason = _difference(found, expected)
     except FAILURES as error:

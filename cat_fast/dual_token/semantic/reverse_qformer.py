@@ -30,13 +30,13 @@ class ReverseQFormer(nn.Module):
         self, config: Blip2QFormerConfig, num_states: int, text_width: int, variable_length: bool
     ) -> None:
         super().__init__()
-        width: int = config.hidden_size  # type: ignore[assignment]
+        width: int = config.hidden_size
         self.query_tokens = nn.Parameter(torch.randn(1, num_states, width) * 0.02)
         self.qformer = Blip2QFormerModel(config)
         self.out = nn.Linear(width, text_width)
         self.length = self.end_tokens = None
         if variable_length:
-            source: int = config.encoder_hidden_size  # type: ignore[assignment]
+            source: int = config.encoder_hidden_size
             self.length = nn.Linear(source, num_states)
             self.end_tokens = nn.Parameter(torch.randn(num_states, width) * 0.02)
 
