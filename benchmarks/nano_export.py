@@ -2,18 +2,15 @@
 
     python -m benchmarks.nano_export --tokenizer RUN --corpus DIR [--generator RUN --latents DIR]
         [--name NAME] [--report FILE]
-    python -m benchmarks.nano_export --further RUN … [--average N] [--name NAME]
 
 RUN is the folder of a complete run. With --generator, the model is a pipeline. --report is the report.json of
-`make nano-report`, whose figures the cards then contain: export, measure, export again. --further replaces
-the tokenizer of a shipped model after runs with `train_only`, in their order, by the average of the last N.
+`make nano-report`, whose figures the cards then contain: export, measure, export again.
 """
 
 import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from cat_fast.errors import UserError
 from cat_fast.inference.pipeline.assembly import assemble, read_latent_facts
 from cat_fast.models.load import load_tokenizer
 from cat_fast.processor import processor_name
-from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.training.checkpoints.initial_weights import RECORD
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.metrics.throughput import summarize
@@ -44,25 +40,15 @@ THRESHOLDS = RatioThresholds(2, 8)
 def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description="Export nano models into the package.")
-    run = parser.add_mutually_exclusive_group(required=True)
-    run.add_argument("--tokenizer", type=Path, help="run of the tokenizer")
-    run.add_argument(
-        "--further", type=Path, nargs="+", help="runs that trained half of the shipped tokenizer, in order"
-    )
-    parser.add_argument("--average", type=int, default=1, help="number of the last runs to average")
-    parser.add_argument("--corpus", type=Path, help="folder of `cat-fast data corpus`")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="run of the tokenizer")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of `cat-fast data corpus`")
     parser.add_argument("--generator", type=Path, help="run of the text generator")
     parser.add_argument("--latents", type=Path, help="data.latents of the generator's run")
     parser.add_argument("--name", choices=NAMES, default=NAMES[0])
     parser.add_argument("--report", type=Path, help="report.json of make nano-report")
     given = parser.parse_args()
-    if given.tokenizer and not given.corpus:
-        parser.error("--tokenizer needs --corpus")
     try:
-        if given.further:
-            replace_tokenizer(SHIPPED / given.name / TOKENIZER, given.further, given.average)
-        else:
-            export(given)
+        export(given)
     except UserError as error:
         print("error:", error, file=sys.stderr)
         return 2
@@ -111,49 +97,6 @@ def export(given: argparse.Namespace) -> None:
     print(f"{folder}: {size / 2**20:.2f} MiB")
 
 
-def replace_tokenizer(folder: Path, runs: Sequence[Path], averaged: int) -> None:
-    """Replace a shipped tokenizer by one whose latents fit it, and add its trainings to the card.
-
-    Args:
-        runs: in order, each from the weights of the one before it.
-        averaged: number of the last runs whose weights are averaged.
-
-    Raises:
-        UserError: there are fewer runs, the latents of one do not fit, or it did not train one half.
-    """
-    if not 1 <= averaged <= len(runs):
-        raise UserError(f"--average {averaged}: expected 1 to {len(runs)}, the number of runs")
-    before, found, figures = (folder / CARD).read_text(encoding="utf-8").partition("## Figures\n")
-    if not found:
-        raise UserError(f"{folder / CARD}: no section Figures")
-    models = [load_tokenizer(one, "cpu") for one in (folder, *(run / "model" for run in runs))]
-    lines: list[str] = []
-    for run, start, trained in zip(runs, models, models[1:], strict=False):
-        if trained.latents_fingerprint() != models[0].latents_fingerprint():
-            raise UserError(f"{run}: its latents do not fit {folder}; train with train_only")
-        changed = _changed(start, trained)
-        if len(changed) != 1:
-            raise UserError(f"{run}: expected encoder or decoder to differ from its start, got {changed}")
-        lines += [f"## Further training, of the {changed[0]} only", "", *_training(run), ""]
-    if averaged > 1:
-        lines += [f"The exported weights are the mean of those of the last {averaged} trainings.", ""]
-    with torch.no_grad():
-        states = [model.state_dict() for model in models[-averaged:]]
-        mean = {name: sum(state[name] for state in states) / averaged for name in states[0]}
-    tokenizer = models[-1]
-    tokenizer.load_state_dict(mean)
-    tokenizer.half().save_pretrained(folder)
-    (folder / CARD).write_text(before + "\n".join([*lines, ""]) + found + figures, encoding="utf-8")
-
-
-def _changed(before: NestedAutoencoderKL, after: NestedAutoencoderKL) -> list[str]:
-    """Return the halves whose weights differ."""
-    old, new = before.state_dict(), after.state_dict()
-    names = {name.split(".")[0] for name, value in old.items() if not torch.equal(value.float(), new[name])}
-    halves = {"encoder": {"encoder", "quant_conv"}, "decoder": {"decoder", "post_quant_conv"}}
-    return [half for half, parts in halves.items() if names & parts]
-
-
 def _sampling(report: dict[str, Any]) -> dict[str, Any]:
     """Return the number of steps and the guidance scale that a report chose; none without a report."""
     if "sampling" not in report.get("samples", {}):
@@ -177,6 +120,8 @@ def _card(
         figures: tables of the report; none before it.
         latents: number of latents that a generator was trained on, several per selected image.
     """
+    records = read_metrics(run)
+    total = summarize(records)
     lines = [f"# {title} of the nano models", ""]
     lines += [
         "## Data and licences",
@@ -200,23 +145,6 @@ def _card(
         "",
         "## Training",
         "",
-        *_training(run),
-    ]
-    lines += ["", figures_section(figures)]
-    lines += [
-        "## Limits",
-        "",
-        "Sizes and training are hundreds of times below published ones. The tokenizer blurs fine detail at",
-        "16x and 32x. The generator draws emoji at 128 px, mostly those of its training set.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _training(run: Path) -> list[str]:
-    """Return the lines of a card about a run: amounts, initial weights and curve."""
-    records = read_metrics(run)
-    total = summarize(records)
-    lines = [
         f"{total['steps']} steps, {total['images']} images, {total['hours']:.2f} hours on one core of",
         f"{processor_name()}, {total['flops'] / 1e12:.0f} TFLOP in fp32. The exported weights are the",
         "average (EMA), in fp16.",
@@ -228,7 +156,14 @@ def _training(run: Path) -> list[str]:
     for i in range(CURVE):
         part = records[i * len(records) // CURVE : (i + 1) * len(records) // CURVE]
         lines.append(f"| {part[-1]['step'] + 1} | {sum(one['loss'] for one in part) / len(part):.4f} |")
-    return lines
+    lines += ["", figures_section(figures)]
+    lines += [
+        "## Limits",
+        "",
+        "Sizes and training are hundreds of times below published ones. The tokenizer blurs fine detail at",
+        "16x and 32x. The generator draws emoji at 128 px, mostly those of its training set.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks.nano.low_pass import low_pass
 from benchmarks.nano.pages import character_error_rate
 from benchmarks.nano.samples import Drawn, Prompts, find_nearest, recognised, sample_sheet
 from benchmarks.nano.tables import tables, to_markdown
+from benchmarks.nano_latents import optimised_psnr
 from benchmarks.nano_trials import Batch, clean_errors
 from cat_fast.data.images.index import ImageRecord
 from cat_fast.data.images.io import tensor_to_image
@@ -24,6 +25,7 @@ from cat_fast.errors import UserError
 from cat_fast.generator import PackedText, make_schedule
 from cat_fast.generator.diffusion import PREDICTIONS
 from cat_fast.packing import PackedSequence
+from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.weights.shipped import SHIPPED
 
 
@@ -242,3 +244,14 @@ def test_trials_compare_latents_of_any_scale_at_equal_noise_to_signal_ratios(pre
         text, noise = PackedText.of([torch.zeros(1, 3)]), torch.ones(packed.tokens.shape)
         clean_errors(Recorder(), make_schedule(prediction), Batch(scaled, text, noise, scale), 0.5)
     torch.testing.assert_close(seen[1.0], seen[0.5], atol=0.01, rtol=0)
+
+
+def test_optimised_latents_reconstruct_better_and_leave_the_model_as_it_is():
+    torch.manual_seed(0)
+    model = NestedAutoencoderKL.from_pretrained("nano").eval().float().requires_grad_(False)
+    before = model.fingerprint()
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    found = optimised_psnr(model, image, 8)
+    assert found == sorted(found)
+    assert found[-1] > found[0] + 0.5
+    assert model.fingerprint() == before
