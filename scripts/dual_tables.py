@@ -72,6 +72,7 @@ def semantic(found: Mapping[str, Any]) -> str:
         ("cosine of decoded and true embeddings", f"{codes['embedding_cosine']:.3f}", ""),
         ("cosine of text states", f"{codes['state_cosine']:.3f}", f"{mean['state_cosine']:.3f}"),
         ("squared error of text states", f"{codes['state_mse']:.4f}", f"{mean['state_mse']:.4f}"),
+        ("number of text states exact", f"{100 * codes['lengths_exact']:.0f} %", ""),
         (f"codes used of {codes['codebook_size']}", f"{100 * codes['codes_used']:.0f} %", ""),
         ("perplexity of the codes", f"{codes['perplexity']:.0f}", ""),
     ]
