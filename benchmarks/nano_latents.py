@@ -1,4 +1,4 @@
-"""What limits the nano tokenizer: its encoder, or the values of a latent and the decoder.
+"""Limit of the nano tokenizer: its encoder, or the values of a latent and the decoder.
 
     python -m benchmarks.nano_latents --corpus corpus --json FILE
 
@@ -30,7 +30,7 @@ RATE = 0.02
 
 def main() -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(description="What limits the nano tokenizer on photographs.")
+    parser = argparse.ArgumentParser(description="Limit of the nano tokenizer on photographs.")
     parser.add_argument("--corpus", type=Path, required=True, help="folder of `cat-fast data corpus`")
     parser.add_argument("--model", default="nano", help="tokenizer: a name, or a folder")
     parser.add_argument("--json", type=Path, help="file to write the results to")

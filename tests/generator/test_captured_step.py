@@ -23,7 +23,7 @@ GRIDS = {8: (8, 8), 16: (4, 4), 32: (2, 2)}
 
 
 class OnBuffers:
-    """What a CUDA graph does, without one: the same pass on the same buffers."""
+    """Stand-in for a CUDA graph: the same pass on the same buffers."""
 
     def __init__(self, model, packed, text, pool):
         self.model, self.buffers = model, StepBuffers(packed, text)
