@@ -32,7 +32,7 @@ def test_adapted_layers_start_as_the_encoder_and_merge_without_change(encoded):
     adapted = states
     for layer, frozen in zip(model.layers, encoded.encoder.layers[3:], strict=True):
         adapted, states = layer(adapted, real), frozen(states, real)
-    assert torch.equal(adapted[real], states[real])
+    torch.testing.assert_close(adapted[real], states[real], rtol=0, atol=1e-4)  # products by two libraries
 
     for name, value in model.adapter().items():
         if name.endswith(".up"):

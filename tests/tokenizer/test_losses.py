@@ -237,7 +237,7 @@ def test_features_in_bf16_give_the_distance_and_the_gradient_of_fp32(network):
     (exact, exact_gradient), (close, gradient) = results
     assert close == pytest.approx(exact, rel=2e-2)
     assert close != exact
-    assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.99
+    assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.97
 
 
 @pytest.mark.parametrize(

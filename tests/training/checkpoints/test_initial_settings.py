@@ -53,7 +53,12 @@ def test_entries_that_are_not_compared_do_not_change_reconstructions(state):
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     expected = tiny_tokenizer()(image, ratio=16).sample
     other = {"sample_size": 128, "default_ratio": 8, "scaling_factor": 2.0, "shift_factor": 1.0}
-    other |= {"force_upcast": False, "latents_mean": (1.0,) * 4, "latents_std": (2.0,) * 4}
+    other |= {
+        "latents_of": "a" * 16,
+        "force_upcast": False,
+        "latents_mean": (1.0,) * 4,
+        "latents_std": (2.0,) * 4,
+    }
     model = NestedAutoencoderKL(**{**tiny_tokenizer().config, **other}).eval()
     model.load_state_dict(weights)
     assert torch.equal(model(image, ratio=16).sample, expected)
