@@ -141,7 +141,7 @@ def test_a_frozen_encoder_has_no_gradients_and_no_optimizer_state():
     fixed = parameters(model.encoder) + parameters(model.quant_conv)
     assert full.at_rest["optimizer"] - plan.at_rest["optimizer"] == 8 * fixed
     assert plan.at_rest["EMA"] == full.at_rest["EMA"]
-    assert plan.peak(8, 4) < 0.85 * full.peak(8, 4)
+    assert plan.steps[8].slope.max() < full.steps[8].slope.max()  # the encoder keeps no activations
 
 
 @pytest.mark.parametrize(
