@@ -225,9 +225,12 @@ def test_windows_of_non_square_images_fit_the_smaller_side(side, shape):
             assert (own == crop[:, None, None]).all(dim=(0, 3, 4)).any(), "it is one window of the image"
 
 
-@pytest.mark.parametrize("network", [STLPIPS(), ResNetFeatures(None, "resnet18")], ids=["stlpips", "resnet"])
-def test_features_in_bf16_give_the_distance_and_the_gradient_of_fp32(network):
-    network.requires_grad_(False)
+@pytest.mark.parametrize(
+    "build", [STLPIPS, lambda: ResNetFeatures(None, "resnet18")], ids=["stlpips", "resnet"]
+)
+def test_features_in_bf16_give_the_distance_and_the_gradient_of_fp32(build):
+    torch.manual_seed(0)
+    network = build().requires_grad_(False)
     results = []
     for half in (False, True):
         x = images(0).requires_grad_()
@@ -237,7 +240,7 @@ def test_features_in_bf16_give_the_distance_and_the_gradient_of_fp32(network):
     (exact, exact_gradient), (close, gradient) = results
     assert close == pytest.approx(exact, rel=2e-2)
     assert close != exact
-    assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.97
+    assert torch.nn.functional.cosine_similarity(gradient.flatten(), exact_gradient.flatten(), dim=0) > 0.99
 
 
 @pytest.mark.parametrize(
