@@ -1,12 +1,16 @@
 """Continuous batching of mixed tokens, steps and guidance: the engine against three schedulers.
 
-    python -m benchmarks.serving --json FILE     two hours on two cores
-    python -m benchmarks.serving --quick                                    a minute, rough
-    python -m benchmarks.serving --simulate --json FILE                     a queue model, seconds
+    python -m benchmarks.serving --json FILE               two hours on two cores
+    python -m benchmarks.serving --quick                   two minutes, rough
+    python -m benchmarks.serving --simulate --json FILE    a queue model, seconds
 
 DiT-S at 256 px (256, 64 or 16 tokens), shares 6 / 49 / 45 %, steps from {5, 10, 25, 50}, guidance from
 {1, 1.5, 4}, Poisson arrivals. Time is measured while stages run and skipped while nothing is in flight. Loads
-are multiples of the capacity: the FLOP rate of the best step size, over the mean FLOPs per request.
+are multiples of the capacity, the images per second at the FLOP bound: all passes of the transformer at the
+rate of the best step size, and the decoder. Matrix products run on the library that `cat-fast serve` selects.
+
+FILE is written after each load. A run that is repeated with an existing FILE keeps its loads, if machine and
+packages are the same.
 """
 
 import argparse
@@ -46,6 +50,7 @@ from cat_fast.inference.engine import CostAware, EngineRequest, FifoPacked, Pack
 from cat_fast.inference.engine.cost import CostModel, median_seconds
 from cat_fast.inference.engine.order import Order
 from cat_fast.inference.engine.stages import Stages
+from cat_fast.kernels.linear.op import resolve, selected, using
 from cat_fast.models.build import build_model
 from cat_fast.processes.signals import run_command
 from cat_fast.tokenizer import NestedAutoencoderKL
@@ -138,15 +143,22 @@ class Bench:
     flops_per_second: float
     cost: CostModel
     """Predicts the engine's seconds."""
+    decoding: Mapping[tuple[int, tuple[int, int]], float]
+    """Seconds of the decoder per image, by ratio and grid."""
 
     def flops(self, request: EngineRequest) -> int:
         """Return the FLOPs of all steps of a request."""
         per_pass = forward_flops(self.pipeline.transformer).of(request.sample.num_tokens)
         return per_pass * request.passes * request.num_inference_steps
 
+    def least_seconds(self, request: EngineRequest) -> float:
+        """Return the seconds of a request at the FLOP bound."""
+        decoding = self.decoding.get((request.sample.ratio, request.sample.grid), 0.0)
+        return self.flops(request) / self.flops_per_second + decoding
+
     def capacity(self, requests: Sequence[EngineRequest]) -> float:
-        """Return the images per second of the FLOP bound."""
-        return self.flops_per_second / statistics.mean(map(self.flops, requests))
+        """Return the images per second at the FLOP bound."""
+        return 1 / statistics.mean(map(self.least_seconds, requests))
 
 
 Arrivals = Sequence[tuple[float, EngineRequest]]
@@ -212,8 +224,11 @@ def serve_engine(max_rows: int, order: Order) -> Serve:
                 "fill_waiting": totals.fill_waiting,
                 "overhead": totals.overhead,
                 "longest_wait": float(longest),
-                "prediction_error_alone": totals.median_error(alone=True) or 0.0,
-                "prediction_error_shared": totals.median_error(alone=False) or 0.0,
+                **{
+                    f"prediction_error_{name}": error
+                    for name, is_alone in (("alone", True), ("shared", False))
+                    if (error := totals.median_error(alone=is_alone)) is not None
+                },
             },
         )
 
@@ -235,7 +250,7 @@ def columns(
         "p95": p95,
         "p99": p99,
         "within_three_times_alone": statistics.mean(one <= 3 for one in slow),
-        "of_flop_bound": sum(map(bench.flops, requests)) / span / bench.flops_per_second,
+        "of_flop_bound": sum(map(bench.least_seconds, requests)) / span,
         **totals,
     }
 
@@ -244,13 +259,27 @@ def _kind(request: EngineRequest) -> tuple[Any, ...]:
     return request.sample.grid, request.num_inference_steps, request.passes
 
 
-def time_alone(bench: Bench, requests: Sequence[EngineRequest]) -> dict[Any, float]:
-    """Return the seconds of each kind of request on an idle engine."""
+def time_alone(bench: Bench, requests: Sequence[EngineRequest]) -> tuple[dict[Any, float], float]:
+    """Return the seconds of each kind of request on an idle engine, and the median error of predictions."""
     found: dict[Any, float] = {}
+    errors = []
     for request in requests:
         if _kind(request) not in found:
-            (seconds,), _, _ = serve_engine(max(BUDGETS), FifoPacked())(bench, [(0.0, request)])
+            (seconds,), _, totals = serve_engine(max(BUDGETS), FifoPacked())(bench, [(0.0, request)])
             found[_kind(request)] = seconds
+            errors.append(totals["prediction_error_alone"])
+    return found, statistics.median(errors)
+
+
+def decoding_times(pipeline: CATPipeline, repeats: int) -> dict[tuple[int, tuple[int, int]], float]:
+    """Measure the decoder on an image of each ratio and grid of `MIXES`."""
+    stages = Stages(pipeline)
+    found = {}
+    for ratio, side in {grid for mix in MIXES.values() for grid in mix.grids}:
+        request = EngineRequest(sample=SampleRequest(label=0, ratio=ratio, grid=(side, side), seed=0))
+        latent = stages.latent(stages.prepare(request))
+        stages.decode([latent], ratio)  # warm-up
+        found[ratio, (side, side)] = median_seconds(partial(stages.decode, [latent], ratio), repeats)
     return found
 
 
@@ -308,6 +337,8 @@ def calibrated(pipeline: CATPipeline) -> CostModel:
 def contestants(requests: Sequence[EngineRequest], alone: Mapping[Any, float]) -> dict[str, dict[str, Serve]]:
     """Return the candidates of each contestant by setting; the best one is kept."""
     mean = statistics.mean(alone[_kind(request)] for request in requests)
+    largest = max(request.passes * request.sample.num_tokens for request in requests)
+    budgets = [rows for rows in BUDGETS if rows >= largest]  # the engine never exceeds its budget
     return {
         "dynamic_batching": {
             f"rows={rows},wait={part * mean:.3g}s": serve_baseline(
@@ -322,8 +353,8 @@ def contestants(requests: Sequence[EngineRequest], alone: Mapping[Any, float]) -
         "deficit_round_robin": {
             f"rows={rows}": serve_baseline(partial(DeficitRoundRobin, rows)) for rows in BUDGETS
         },
-        "engine_fifo_packed": {f"rows={rows}": serve_engine(rows, FifoPacked()) for rows in BUDGETS},
-        "engine": {f"rows={rows}": serve_engine(rows, CostAware()) for rows in BUDGETS},
+        "engine_fifo_packed": {f"rows={rows}": serve_engine(rows, FifoPacked()) for rows in budgets},
+        "engine": {f"rows={rows}": serve_engine(rows, CostAware()) for rows in budgets},
     }
 
 
@@ -332,7 +363,7 @@ def measure(
 ) -> dict[str, Any]:
     """Tune every contestant, then measure all of them in alternating rounds, the engine twice (A/A)."""
     requests = draw_requests(MIXES[mix], count, seed=1)
-    alone = time_alone(bench, requests)
+    alone, error_alone = time_alone(bench, requests)
     per_second = load * bench.capacity(requests)
     tuning = poisson(requests[:sweep_count], per_second, seed=2)
     kept: dict[str, tuple[str, Serve]] = {}
@@ -361,12 +392,14 @@ def measure(
                 f" within 3x {shown['within_three_times_alone']:.0%}"
             )
     medians = {
-        name: {key: statistics.median(one[key] for one in found) for key in found[0]}
+        name: {key: statistics.median(one[key] for one in found if key in one) for key in found[0]}
         for name, found in runs.items()
     }
+    medians["engine"]["prediction_error_alone"] = error_alone
     return {
         "load": load,
         "requests": count,
+        "capacity_images_per_second": bench.capacity(requests),
         "settings": {name: setting for name, (setting, _) in kept.items()},
         "median": medians,
         "runs": runs,
@@ -429,21 +462,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             require_writable(given.json)
         if given.threads:
             torch.set_num_threads(given.threads)
-        results = _results(given)
+        with using(resolve("auto")):
+            _measure_all(given)
     except UserError as error:
         console.print_error(error)
         return 2
-    if given.json is not None:
-        with atomic_write(given.json) as path:
-            path.write_text(json.dumps(_rounded(results), indent=1, allow_nan=False) + "\n")
     return 0
 
 
-def _results(given: argparse.Namespace) -> dict[str, Any]:
+def _measure_all(given: argparse.Namespace) -> None:
     about = {
         "benchmark": "serving",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         **machine.describe(),
+        "linear_backend": selected(),
         "load_before": os.getloadavg()[0],
     }
     pipeline = untrained_pipeline()
@@ -458,10 +490,10 @@ def _results(given: argparse.Namespace) -> dict[str, Any]:
             pipeline=pipeline,
             flops_per_second=rate,
             cost=cost,
+            decoding={},
         )
         curve: dict[str, Any] = {"model": f"seconds = max(FLOPs, those of {SATURATED_ROWS} rows) / rate"}
         effort = {"count": 400, "rounds": 3, "sweep_count": 200}
-        kind = "predicted"
     else:
         curve = rates(pipeline, 3 if given.quick else 9)
         _progress(f"co-batching stops paying at {curve['co_batching_stops_paying_at_rows']} rows")
@@ -471,17 +503,46 @@ def _results(given: argparse.Namespace) -> dict[str, Any]:
             pipeline=pipeline,
             flops_per_second=curve["flops_per_second"],
             cost=calibrated(pipeline),
+            decoding=decoding_times(pipeline, 3 if given.quick else 9),
         )
-        effort = {"count": 100, "rounds": 3, "sweep_count": 15}
-        kind = "measured"
+        effort = {"count": 100, "rounds": 3, "sweep_count": 25}
     loads = LOADS
     if given.quick:
         effort, loads = {"count": 12, "rounds": 1, "sweep_count": 4}, {"cat": (2.0,)}
-    mixes = {
-        mix: {f"{load:g}": measure(bench, mix, load, **effort) for load in of_mix}
-        for mix, of_mix in loads.items()
+    results = {
+        "about": about,
+        "kind": "predicted" if given.simulate else "measured",
+        "effort": effort,
+        "curve": curve,
+        "decoding_seconds": {
+            f"{ratio}x, {h} x {w} tokens": value for (ratio, (h, w)), value in bench.decoding.items()
+        },
     }
-    return {"about": about | {"load_after": os.getloadavg()[0]}, "kind": kind, "curve": curve, "mixes": mixes}
+    mixes = {} if given.json is None else loads_of(given.json, results)
+    for mix, of_mix in loads.items():
+        for load in of_mix:
+            if f"{load:g}" in mixes.setdefault(mix, {}):
+                _progress(f"{mix} {load:g}x: kept from {given.json}")
+                continue
+            mixes[mix][f"{load:g}"] = measure(bench, mix, load, **effort)
+            if given.json is not None:
+                about["load_after"] = os.getloadavg()[0]
+                with atomic_write(given.json) as path:
+                    found = json.dumps(_rounded(results | {"mixes": mixes}), indent=1, allow_nan=False)
+                    path.write_text(found + "\n")
+
+
+def loads_of(file: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the loads by mix in the file of an earlier run on the same machine, with the same effort."""
+    if not file.is_file() or not file.stat().st_size:
+        return {}
+    before = json.loads(file.read_text())
+    is_same = before.get("effort") == results["effort"] and before.get("kind") == results["kind"]
+    for key in ("python", "packages", "cpu", "linear_backend"):
+        is_same &= before.get("about", {}).get(key) == results["about"][key]
+    if not is_same:
+        _progress(f"{file} is of another machine, other packages or another effort: measured again")
+    return before["mixes"] if is_same else {}
 
 
 def _rounded(value: Any) -> Any:
