@@ -265,11 +265,11 @@ def decode(
     from cat_fast.models.load import load_tokenizer
 
     check_tier(tier)
-    count = len(LatentFile.open(latents).records)
+    records = LatentFile.open(latents).records
     tokenizer = load_tokenizer(checkpoint, device, find_dtype(dtype, find_device(device)))
-    use_decode_tier(tokenizer, tier)
+    use_decode_tier(tokenizer, tier, max((record.size for record in records.values()), default=None))
     with console.progress("images") as bar:
-        task = bar.add_task("decoding", total=count)
+        task = bar.add_task("decoding", total=len(records))
         results = decode_file(
             latents,
             out,

@@ -17,18 +17,20 @@ from cat_fast.tokenizer.pipeline_config import upcast
 TIERS = ("exact", "fast")
 MIN_PSNR = 60.0
 """Least agreement of `fast` with `exact`, in dB of images in [-1, 1]."""
-_SIDES = (8, 6)
-"""Height and width of the self-test's latents; what is compiled for equal sides serves no others."""
 _COUNTS = (1, 2)
 """Numbers of images of the self-test; one image and several are compiled apart."""
 _LOG = logging.getLogger("cat_fast.models")
 
 
-def use_decode_tier(tokenizer: NestedAutoencoderKL, tier: str) -> str:
+def use_decode_tier(tokenizer: NestedAutoencoderKL, tier: str, side: int | None = None) -> str:
     """Decode in a tier from now on, and return the tier in use.
 
     `fast` compiles for each ratio, which takes from seconds to minutes. If that fails, if the tokenizer is
     offloaded, or if the images do not agree with those of `exact`, a warning is logged and `exact` is used.
+
+    Args:
+        side: side of the images to decode, in pixels; the config's `sample_size` if None. The decoder may
+            compile again for much smaller or larger ones.
 
     Raises:
         UserError: the tier is unknown.
@@ -37,7 +39,7 @@ def use_decode_tier(tokenizer: NestedAutoencoderKL, tier: str) -> str:
     tokenizer.decoder._compiled_call_impl = None
     if tier == "fast":
         try:
-            reason = "the tokenizer is offloaded" if hasattr(tokenizer, "_hf_hook") else _compile(tokenizer)
+            reason = _compile(tokenizer, side or tokenizer.config["sample_size"])
         except Exception as error:  # a compiler has many
             reason = f"the decoder does not compile: {first_line(error)}"
         if reason is not None:
@@ -58,17 +60,22 @@ def decode_tier(tokenizer: NestedAutoencoderKL) -> str:
 
 
 @torch.no_grad()
-def _compile(tokenizer: NestedAutoencoderKL) -> str | None:
-    """Compile the decoder; return how its images differ from those of `exact` by too much, or None."""
-    shape = (max(_COUNTS), tokenizer.config["latent_channels"], *_SIDES)
-    random = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    cases = list(product(tokenizer.config["ratios"], _COUNTS))
+def _compile(tokenizer: NestedAutoencoderKL, side: int) -> str | None:
+    """Compile the decoder and test it; return why it cannot be used, or None."""
+    if hasattr(tokenizer, "_hf_hook"):
+        return "the tokenizer is offloaded"
+    config, generator = tokenizer.config, torch.Generator().manual_seed(0)
     with upcast(tokenizer):
-        latents = random.to(tokenizer.device, tokenizer.dtype)
-        exact = [tokenizer.decode(latents[:count], ratio).sample for ratio, count in cases]
+        cases = []
+        for ratio, count in product(config["ratios"], _COUNTS):
+            height = max(side // ratio, 3)
+            # not square: what is compiled for equal sides serves no others
+            shape = (count, config["latent_channels"], height, height - 1)
+            latents = torch.randn(shape, generator=generator).to(tokenizer.device, tokenizer.dtype)
+            cases.append((ratio, latents, tokenizer.decode(latents, ratio).sample))
         tokenizer.decoder.compile(dynamic=True)
-        for (ratio, count), expected in zip(cases, exact, strict=True):
-            agreement = _psnr(tokenizer.decode(latents[:count], ratio).sample, expected)
+        for ratio, latents, expected in cases:
+            agreement = _psnr(tokenizer.decode(latents, ratio).sample, expected)
             if not agreement >= MIN_PSNR:
                 return (
                     f"at {ratio}x, compiled images differ by {agreement:.1f} dB,"

@@ -211,14 +211,14 @@ class CATPipeline(DiffusionPipeline):
         """Decode in a tier from now on, and return the tier in use.
 
         Args:
-            tier: "exact" runs the decoder operator by operator; "fast" compiles it, which takes from seconds
-                to minutes. If that fails, or if its images agree with those of "exact" to less than 60 dB, a
-                warning is logged and "exact" is used.
+            tier: "exact" runs the decoder operator by operator; "fast" compiles it for images of about
+                `resolution`, which takes from seconds to minutes. If that fails, or if its images agree with
+                those of "exact" to less than 60 dB, a warning is logged and "exact" is used.
 
         Raises:
             UserError: the tier is unknown.
         """
-        return use_decode_tier(self.vae, tier)
+        return use_decode_tier(self.vae, tier, self.resolution)
 
     @torch.no_grad()
     def __call__(
