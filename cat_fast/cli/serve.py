@@ -10,6 +10,7 @@ from cat_fast.errors import UserError
 
 _NEEDED = {
     "fastapi": "fastapi",
+    "fastapi_offline": "fastapi-offline",
     "uvicorn": "uvicorn",
     "prometheus_client": "prometheus-client",
     "python_multipart": "python-multipart",

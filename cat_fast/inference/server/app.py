@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi_offline import FastAPIOffline
 
 from cat_fast import __version__
 from cat_fast.complexity import Description
@@ -28,7 +29,9 @@ _REFUSALS: dict[int | str, dict[str, Any]] = dict.fromkeys(
 
 def create_app(service: Service) -> FastAPI:
     """Return the application of a service, which another thread makes ready (`Service.prepare`)."""
-    app = FastAPI(
+    app = FastAPIOffline(  # Swagger UI from the package, not from the network
+        redoc_url=None,
+        static_url="/docs/static",
         title="cat-fast",
         version=__version__,
         description="Images with as many tokens as their content needs.",

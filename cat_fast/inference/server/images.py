@@ -1,12 +1,14 @@
 """POST /v1/images/reconstructions and /v1/complexity: what an image or a description costs."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from cat_fast.complexity import Description, Score, ScoringFailure, default_scorer, require_scores
+from cat_fast.complexity.contributions import contributions
 from cat_fast.complexity.image_score import GivenLabels
 from cat_fast.complexity.image_scorers.loading import load_image_scorer
 from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
@@ -17,6 +19,9 @@ from cat_fast.inference.server.generation import encode_tensor
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import MAX_IMAGE_PIXELS
 from cat_fast.tokenizer.pipeline_config import upcast
+
+_LEAST_EFFECT = 0.05
+_SHOWN_EFFECTS = 3
 
 
 def read_image(data: bytes) -> Image.Image:
@@ -45,6 +50,8 @@ def complexity(service: Service, description: Description) -> dict[str, Any]:
     """Return score, confidence, reasons, ratio and tokens of a description."""
     scorer = default_scorer()
     (score,) = require_scores(scorer, [description])
+    if not score.reasons:
+        score = replace(score, reasons=_effects_in_words(contributions(scorer, description)))
     return _result(service, score, description, scorer.name)
 
 
@@ -87,6 +94,17 @@ def reconstruct(service: Service, image: Image.Image, description: Description |
     found["saved_tokens"] = 1 - found["tokens"] / found["fixed_16x_tokens"]
     found["saved_flops"] = 1 - chosen / fixed
     return found
+
+
+def _effects_in_words(effects: list[tuple[str, float]]) -> str:
+    """Return what raises and what lowers a score most, such as 'raised by word "crowd" (+0.6)'."""
+    parts = []
+    for verb, sign in (("raised", 1), ("lowered", -1)):
+        found = [(name, effect) for name, effect in effects if sign * effect >= _LEAST_EFFECT]
+        if found:
+            shown = ", ".join(f"{name} ({effect:+.1f})" for name, effect in found[:_SHOWN_EFFECTS])
+            parts.append(f"{verb} by {shown}")
+    return "; ".join(parts)
 
 
 def _result(service: Service, score: Score, description: Description | None, scorer: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cat_fast.inference.server.settings import MAX_BODY_BYTES, ServerSettings
 
 _MAX_CLIENTS = 10_000
 _OPEN_PATHS = ("/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
+_OPEN_FOLDER = "/docs/"
 
 
 class Limits:
@@ -85,7 +86,7 @@ class Limits:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        if scope["path"] not in _OPEN_PATHS:
+        if scope["path"] not in _OPEN_PATHS and not scope["path"].startswith(_OPEN_FOLDER):
             self._check_token(headers)
             self._check_rate((scope.get("client") or ("", 0))[0])
         length = headers.get("content-length", "0")

@@ -74,6 +74,11 @@ def test_an_image_is_compared_with_its_reconstructions(page):
     assert "of 9" in page.inner_text("#image-facts")
 
 
+def test_the_documentation_of_the_routes_loads_nothing_from_elsewhere(page, address):
+    page.goto(f"{address}/docs")
+    sync_api.expect(page.locator("#swagger-ui")).to_contain_text("/v1/images/generations")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_the_page_without_scrolling_sideways(browser, address, scheme):
     phone = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)

@@ -103,6 +103,7 @@ def test_complexity(client):
     assert simple["score"] < complex_["score"]
     assert simple["ratio"] >= complex_["ratio"]
     assert 0 <= simple["confidence"] <= 1
+    assert 'raised by word "' in complex_["reasons"], "the scorer gives no reasons: the effects of words do"
 
 
 def test_metrics_and_readiness(client, service):
