@@ -9,8 +9,8 @@ DiT-S at 256 px (256, 64 or 16 tokens), shares 6 / 49 / 45 %, steps from {5, 10,
 are multiples of the capacity, the images per second at the FLOP bound: all passes of the transformer at the
 rate of the best step size, and the decoder. Matrix products run on the library that `cat-fast serve` selects.
 
-FILE is written after each load. A run that is repeated with an existing FILE keeps its loads, if machine and
-packages are the same.
+Finished loads are kept next to FILE until all are; an interrupted run that is repeated on the same machine,
+with the same packages, measures only the others.
 """
 
 import argparse
@@ -334,28 +334,65 @@ def calibrated(pipeline: CATPipeline) -> CostModel:
     return cost
 
 
-def contestants(requests: Sequence[EngineRequest], alone: Mapping[Any, float]) -> dict[str, dict[str, Serve]]:
-    """Return the candidates of each contestant by setting; the best one is kept."""
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A way to serve, at a row budget and a waiting time in seconds."""
+
+    serve: Callable[[int, float], Serve]
+    budgets: Sequence[int] = BUDGETS
+    waits: Sequence[float] = (0.0,)
+
+
+def contestants(requests: Sequence[EngineRequest], alone: Mapping[Any, float]) -> dict[str, Contestant]:
+    """Return the contestants by name, with the settings that are tried."""
     mean = statistics.mean(alone[_kind(request)] for request in requests)
     largest = max(request.passes * request.sample.num_tokens for request in requests)
     budgets = [rows for rows in BUDGETS if rows >= largest]  # the engine never exceeds its budget
     return {
-        "dynamic_batching": {
-            f"rows={rows},wait={part * mean:.3g}s": serve_baseline(
-                partial(DynamicBatching, rows, part * mean)
-            )
-            for rows in BUDGETS
-            for part in WAITS
-        },
-        "fifo_step_batching": {
-            f"rows={rows}": serve_baseline(partial(FifoStepBatching, rows)) for rows in BUDGETS
-        },
-        "deficit_round_robin": {
-            f"rows={rows}": serve_baseline(partial(DeficitRoundRobin, rows)) for rows in BUDGETS
-        },
-        "engine_fifo_packed": {f"rows={rows}": serve_engine(rows, FifoPacked()) for rows in budgets},
-        "engine": {f"rows={rows}": serve_engine(rows, CostAware()) for rows in budgets},
+        "dynamic_batching": Contestant(
+            serve=lambda rows, wait: serve_baseline(partial(DynamicBatching, rows, wait)),
+            waits=[part * mean for part in WAITS],
+        ),
+        "fifo_step_batching": Contestant(
+            serve=lambda rows, _: serve_baseline(partial(FifoStepBatching, rows))
+        ),
+        "deficit_round_robin": Contestant(
+            serve=lambda rows, _: serve_baseline(partial(DeficitRoundRobin, rows))
+        ),
+        "engine_fifo_packed": Contestant(
+            serve=lambda rows, _: serve_engine(rows, FifoPacked()), budgets=budgets
+        ),
+        "engine": Contestant(serve=lambda rows, _: serve_engine(rows, CostAware()), budgets=budgets),
     }
+
+
+def tune(
+    contestant: Contestant, run: Callable[[Serve], dict[str, float]], goal: str
+) -> tuple[str, Serve, dict[str, dict[str, float]]]:
+    """Find the best budget without waiting, then the best waiting time at it.
+
+    Returns:
+        The setting in words, the function that serves at it, and the columns of all settings tried.
+    """
+    tried: dict[tuple[int, float], dict[str, float]] = {}
+
+    def best() -> tuple[int, float]:
+        return max(tried, key=lambda setting: (tried[setting][goal], -tried[setting]["p95"]))
+
+    for rows in contestant.budgets:
+        tried[rows, contestant.waits[0]] = run(contestant.serve(rows, contestant.waits[0]))
+    rows = best()[0]
+    for wait in contestant.waits[1:]:
+        tried[rows, wait] = run(contestant.serve(rows, wait))
+    words = {
+        setting: f"rows={setting[0]}" + f",wait={setting[1]:.3g}s" * (len(contestant.waits) > 1)
+        for setting in tried
+    }
+    return (
+        words[best()],
+        contestant.serve(*best()),
+        {words[setting]: found for setting, found in tried.items()},
+    )
 
 
 def measure(
@@ -366,18 +403,16 @@ def measure(
     alone, error_alone = time_alone(bench, requests)
     per_second = load * bench.capacity(requests)
     tuning = poisson(requests[:sweep_count], per_second, seed=2)
+    # throughput decides above capacity, the share within three times alone below it
+    goal = "images_per_second" if load > 1 else "within_three_times_alone"
     kept: dict[str, tuple[str, Serve]] = {}
     sweep: dict[str, dict[str, dict[str, float]]] = {}
-    for name, candidates in contestants(requests, alone).items():
-        scored = {
-            setting: columns(bench, tuning, serve(bench, tuning), alone)
-            for setting, serve in candidates.items()
-        }
-        # throughput decides above capacity, the share within three times alone below it
-        goal = "images_per_second" if load > 1 else "within_three_times_alone"
-        best = max(scored, key=lambda setting: (scored[setting][goal], -scored[setting]["p95"]))
-        sweep[name], kept[name] = scored, (best, candidates[best])
-        _progress(f"{mix} {load:g}x {name}: {best}")
+    for name, contestant in contestants(requests, alone).items():
+        setting, serve, sweep[name] = tune(
+            contestant, lambda serve: columns(bench, tuning, serve(bench, tuning), alone), goal
+        )
+        kept[name] = setting, serve
+        _progress(f"{mix} {load:g}x {name}: {setting}")
     kept["engine_again"] = kept["engine"]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in kept}
     for number in range(rounds):
@@ -505,7 +540,7 @@ def _measure_all(given: argparse.Namespace) -> None:
             cost=calibrated(pipeline),
             decoding=decoding_times(pipeline, 3 if given.quick else 9),
         )
-        effort = {"count": 100, "rounds": 3, "sweep_count": 25}
+        effort = {"count": 100, "rounds": 3, "sweep_count": 15}
     loads = LOADS
     if given.quick:
         effort, loads = {"count": 12, "rounds": 1, "sweep_count": 4}, {"cat": (2.0,)}
@@ -518,18 +553,26 @@ def _measure_all(given: argparse.Namespace) -> None:
             f"{ratio}x, {h} x {w} tokens": value for (ratio, (h, w)), value in bench.decoding.items()
         },
     }
-    mixes = {} if given.json is None else loads_of(given.json, results)
+    kept = None if given.json is None else given.json.with_suffix(".loads")
+    mixes = {} if kept is None else loads_of(kept, results)
     for mix, of_mix in loads.items():
         for load in of_mix:
             if f"{load:g}" in mixes.setdefault(mix, {}):
-                _progress(f"{mix} {load:g}x: kept from {given.json}")
+                _progress(f"{mix} {load:g}x: kept from {kept}")
                 continue
             mixes[mix][f"{load:g}"] = measure(bench, mix, load, **effort)
-            if given.json is not None:
-                about["load_after"] = os.getloadavg()[0]
-                with atomic_write(given.json) as path:
-                    found = json.dumps(_rounded(results | {"mixes": mixes}), indent=1, allow_nan=False)
-                    path.write_text(found + "\n")
+            if kept is not None:
+                write_results(kept, results | {"mixes": mixes})
+    if given.json is not None and kept is not None:
+        about["load_after"] = os.getloadavg()[0]
+        write_results(given.json, results | {"mixes": mixes})
+        kept.unlink()
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results atomically, with floats of four digits."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(_rounded(dict(results)), indent=1, allow_nan=False) + "\n")
 
 
 def loads_of(file: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

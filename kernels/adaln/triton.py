@@ -1,10 +1,12 @@
 """adaLN over packed tokens in Triton: kernels, and the functions that launch them.
 
-A program processes a chunk of consecutive tokens, of any sequences, one token after another. It finds the
-first token's sequence in cu_seqlens by bisection and continues from there, so the host needs no lengths. In
-backward it writes one row of partial sums per sequence that overlaps its chunk. Chunk c and sequence s use
-row c + s, which is unique: from one overlapping pair to the next, c or s grows and neither shrinks. A second
-kernel adds up the rows of each sequence, in order.
+A program processes a chunk of consecutive tokens, of any sequences, one sequence after another. It finds the
+first token's sequence in cu_seqlens by bisection and continues from there, so the host needs no lengths.
+Forward processes tiles of two tokens where they fit into registers: twice the loads in flight, and half as
+many synchronizations by reductions. A tile is within one sequence, whose last tile may be partial. In
+backward, a program processes one token at a time and writes one row of partial sums per sequence that
+overlaps its chunk. Chunk c and sequence s use row c + s, which is unique: from one overlapping pair to the
+next, c or s grows and neither shrinks. A second kernel adds up the rows of each sequence, in order.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
@@ -88,7 +90,9 @@ def _forward(
     y = torch.empty_like(x, dtype=(x if h is None else h).dtype)
     mean = x.new_empty(tokens, dtype=torch.float32)
     rstd = torch.empty_like(mean)
+    tile = 2 if _fits_registers(x) else 1
     chunk = _chunk(x, waves=8, minimum=1, maximum=16)
+    chunk = triton.cdiv(chunk, tile) * tile if chunk > 1 else 1  # 1: few tokens still occupy the entire GPU
     shift, scale = _rows(shift), _rows(scale)
     gate = None if gate is None else _rows(gate)
     if x.numel():
@@ -97,7 +101,8 @@ def _forward(
                 x, None if h is None else h.contiguous(), gate, shift, scale, cu_seqlens.contiguous(),
                 x_new, y, mean, rstd, eps, tokens, cu_seqlens.shape[0] - 1, chunk, features,
                 0 if gate is None else gate.stride(0), shift.stride(0), scale.stride(0),
-                BLOCK=triton.next_power_of_2(features), GATED=gate is not None, num_warps=_warps(x),
+                TILE=tile, BLOCK=triton.next_power_of_2(features), GATED=gate is not None,
+                num_warps=_warps(x), maxnreg=_max_registers(x),
             )  # fmt: skip
     return x_new, y, mean, rstd
 
@@ -160,13 +165,21 @@ def _warps(x: torch.Tensor) -> int:
 
 
 def _max_registers(x: torch.Tensor) -> int | None:
-    """Return the register limit per thread of backward, or None for no limit.
+    """Return the register limit per thread that gives 50 % occupancy, or None for no limit.
 
-    The limit of 64 gives 50 % occupancy. It applies to aligned tokens with 128 bits per thread, which fit
-    into 64 registers, although the compiler would use more.
+    Without a limit, the compiler would use more registers, although it needs no more.
+    """
+    return 64 if _fits_registers(x) else None
+
+
+def _fits_registers(x: torch.Tensor) -> bool:
+    """Return True if a thread handles 128 bits per token: two tokens then fit into 64 registers in forward,
+    and one in backward.
+
+    This depends on the width and dtype alone, so a token's result does not depend on the size of the pack.
     """
     token_bytes = x.shape[1] * x.element_size()
-    return 64 if token_bytes % 16 == 0 and token_bytes <= 16 * 512 else None
+    return token_bytes % 16 == 0 and token_bytes <= 16 * 512
 
 
 @triton.jit
@@ -183,9 +196,9 @@ def _sequence_of(token, cu_seqlens, sequences):
 @triton.jit(do_not_specialize=["tokens", "sequences", "chunk"])
 def adaln_forward_kernel(
     x, h, gate, shift, scale, cu_seqlens, x_new, y, mean, rstd, eps, tokens, sequences, chunk, features,
-    gate_stride, shift_stride, scale_stride, BLOCK: tl.constexpr, GATED: tl.constexpr,
+    gate_stride, shift_stride, scale_stride, TILE: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    columns = tl.arange(0, BLOCK)
+    columns = tl.arange(0, BLOCK)[None, :]
     inside = columns < features
     token = tl.program_id(0) * chunk
     end = tl.minimum(token + chunk, tokens)
@@ -197,21 +210,24 @@ def adaln_forward_kernel(
         shift_row = tl.load(shift + row * shift_stride + columns, mask=inside, other=0).to(tl.float32)
         if GATED:
             gate_row = tl.load(gate + row * gate_stride + columns, mask=inside, other=0).to(tl.float32)
-        for t in range(token, stop):  # in the interpreter, t is a Python int
-            at = tl.cast(t, tl.int64) * features + columns
-            value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
+        for first in range(token, stop, TILE):
+            t = (first + tl.arange(0, TILE))[:, None]  # [TILE, 1]
+            exists = t < stop
+            mask = exists & inside
+            at = t.to(tl.int64) * features + columns
+            value = tl.load(x + at, mask=mask, other=0).to(tl.float32)
             if GATED:
-                value += gate_row * tl.load(h + at, mask=inside, other=0).to(tl.float32)
+                value += gate_row * tl.load(h + at, mask=mask, other=0).to(tl.float32)
                 stored = value.to(x_new.dtype.element_ty)  # normalize the rounded value that backward reads
-                tl.store(x_new + at, stored, mask=inside)
+                tl.store(x_new + at, stored, mask=mask)
                 value = stored.to(tl.float32)
-            center = tl.sum(value, 0) / features
+            center = tl.sum(value, 1, keep_dims=True) / features
             distance = tl.where(inside, value - center, 0.0)
-            scaling = 1.0 / tl.sqrt(tl.sum(distance * distance, 0) / features + eps)
+            scaling = 1.0 / tl.sqrt(tl.sum(distance * distance, 1, keep_dims=True) / features + eps)
             modulated = distance * scaling * (1.0 + scale_row) + shift_row
-            tl.store(y + at, modulated.to(y.dtype.element_ty), mask=inside)
-            tl.store(mean + t, center)
-            tl.store(rstd + t, scaling)
+            tl.store(y + at, modulated.to(y.dtype.element_ty), mask=mask)
+            tl.store(mean + t, center, mask=exists)
+            tl.store(rstd + t, scaling, mask=exists)
         token = stop
         s += 1
 

@@ -117,6 +117,21 @@ def test_outputs_and_gradients_match_float64(device, lengths, features, dtype, r
     assert [t.dtype for t in got] == [dtype] * 5 + [rows_dtype]
 
 
+@pytest.mark.parametrize("features", [24, 21])  # in tiles of two tokens, and one token at a time
+def test_triton_result_does_not_depend_on_the_tokens_per_program(force, monkeypatch, features):
+    """Tiles end at the borders of odd sequences; chunks end inside of sequences and of tiles."""
+    force("adaln", "triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensors = inputs([1, 3, 0, 16, 2, 7, 0, 1, 1, 5], features, device=device)
+    results = []
+    for multiprocessors in (1, 2, 132):  # 6, 4 and 1 tokens per program in forward
+        monkeypatch.setattr("cat_fast.kernels.adaln.triton.multiprocessors", lambda x, n=multiprocessors: n)
+        results.append(outputs_and_gradients(modulated, *tensors))
+        check(results[-1], *tensors)
+    for other in results[1:]:  # all but the modulation's gradient, whose sums follow the chunks
+        assert all(torch.equal(a, b) for a, b in zip(results[0][:-1], other[:-1], strict=True))
+
+
 def test_reference_passes_gradcheck():
     x, h, modulation, cu_seqlens, _ = inputs([2, 0, 3], 4, dtype=torch.float64)
     leaves = [t.requires_grad_() for t in (x, h, modulation)]

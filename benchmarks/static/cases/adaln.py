@@ -44,13 +44,14 @@ def budgets(kind: Budget) -> Mapping[str, Budget]:
 
 CASES = {
     f"{'gate_residual_' if gated else ''}adaln.{key}": Case(
-        launch=partial(launch, features, dtype, modulation, gated), budgets=budgets(kind)
+        launch=partial(launch, features, dtype, modulation, gated, branch), budgets=budgets(kind)
     )
-    for key, features, dtype, modulation, kind in (
-        ("1152_bfloat16", 1152, torch.bfloat16, torch.bfloat16, MEMORY),
-        ("1152_bfloat16_float32_rows", 1152, torch.bfloat16, torch.float32, MEMORY),
-        ("1152_float32", 1152, torch.float32, torch.float32, MEMORY),
-        ("1001_float16", 1001, torch.float16, torch.float16, UNALIGNED),
+    for key, features, dtype, modulation, branch, kind in (
+        ("1152_bfloat16", 1152, torch.bfloat16, torch.bfloat16, None, MEMORY),
+        ("1152_bfloat16_float32_rows", 1152, torch.bfloat16, torch.float32, None, MEMORY),
+        ("1152_float32", 1152, torch.float32, torch.float32, None, MEMORY),
+        ("1152_float32_bfloat16_branch", 1152, torch.float32, torch.bfloat16, torch.bfloat16, MEMORY),
+        ("1001_float16", 1001, torch.float16, torch.float16, None, UNALIGNED),
     )
     for gated in (False, True)
 }
