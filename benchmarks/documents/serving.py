@@ -1,12 +1,9 @@
-"""Write the tables of docs/inference.md from the committed results of `benchmarks.serving`.
-
-python scripts/serving_tables.py
-"""
+"""Tables of docs/inference.md from the committed results of `benchmarks.serving`."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import tables
+from benchmarks.documents import tables
 
 DOCUMENT = tables.ROOT / "docs/inference.md"
 CONTESTANTS = {
@@ -18,11 +15,6 @@ CONTESTANTS = {
     "deficit_round_robin": "(c) deficit round robin",
 }
 MIXES = {"cat": "6/49/45", "dataset_c": "Dataset C"}
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -97,7 +89,3 @@ def rates(curve: Mapping[str, Any]) -> str:
     rate = ("rows/s", *(f"{point['rows_per_second']:,.0f}" for point in points))
     share = ("of the best FLOP rate", *(f"{point['flops_per_second'] / best:.0%}" for point in points))
     return tables.markdown(header, (rate, share))
-
-
-if __name__ == "__main__":
-    main()
