@@ -5,6 +5,7 @@ tests/generator/published.json; speed comes from the results of benchmarks/packi
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
