@@ -205,7 +205,8 @@ def serve_engine(max_rows: int, order: Order) -> Serve:
         while waiting or engine.unfinished:
             while waiting and waiting[0][0] <= clock.now():
                 _, request = waiting.pop(0)
-                handles.append(engine.submit(request))
+                with clock.running():
+                    handles.append(engine.submit(request))
                 handles[-1].add_done_callback(ended)
             if not engine.unfinished:
                 clock.advance_to(waiting[0][0])

@@ -146,8 +146,12 @@ class DeficitRoundRobin:
                 continue
             if self._deficit[kind] <= 0:
                 self._deficit[kind] += self.max_rows
-            batch = jobs[: max(1, self.max_rows // jobs[0].rows)]
-            self._deficit[kind] -= sum(job.rows for job in batch)
+            batch, rows = [jobs[0]], jobs[0].rows
+            for job in jobs[1:]:
+                if rows + job.rows <= self.max_rows:
+                    batch.append(job)
+                    rows += job.rows
+            self._deficit[kind] -= rows
             if self._deficit[kind] < batch[0].rows:
                 self._turns.rotate(-1)
             return batch
@@ -191,10 +195,9 @@ def run(
             job.last_step = step
         done = [job for job in chosen if job.steps_done == job.request.num_inference_steps]
         with clock.running():
-            for job in done:
+            for job in done:  # each ends with its own image, as in the engine
                 stages.decode([stages.latent(job.state)], job.request.sample.ratio)
-        for job in done:
-            job.finished, job.state = clock.now(), None
+                job.finished, job.state = clock.now(), None
     return jobs, {"steps": step, "fill": rows / budget if budget else 0.0}
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,9 @@ from cat_fast.complexity.sentence_package import PACKAGE
 from cat_fast.errors import UserError, first_line
 from cat_fast.generator.packed_text import PackedText
 from cat_fast.generator.text_models import PACKAGED, find_text_model, published_name
+
+_TOKENIZING = threading.Lock()
+"""Held while a tokenizer runs: each call sets its truncation and padding, which other threads would use."""
 
 
 class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define config_name
@@ -133,7 +137,8 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
             truncation: count what remains after truncation to `max_tokens`.
         """
         limit: dict[str, Any] = {"truncation": True, "max_length": self.max_tokens} if truncation else {}
-        ids = self.tokenizer(list(texts), **limit)["input_ids"]
+        with _TOKENIZING:
+            ids = self.tokenizer(list(texts), **limit)["input_ids"]
         return [len(own) if text.strip() else 0 for own, text in zip(ids, texts, strict=True)]
 
     @torch.no_grad()
@@ -150,9 +155,10 @@ class TextEncoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both define
         ):  # without special tokens, the model's input would be empty
             null = torch.empty(0, self.dim, dtype=self.model.dtype, device=self.model.device)
             return PackedText.of([null] * len(texts))
-        batch = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
+        with _TOKENIZING:
+            batch = self.tokenizer(
+                list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            )
         real = batch["attention_mask"].bool()
         device = self.model.device
         ids, mask = (batch[key].to(device, non_blocking=True) for key in ("input_ids", "attention_mask"))

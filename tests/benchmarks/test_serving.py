@@ -12,6 +12,7 @@ from benchmarks.shared.serving_baselines import (
     DeficitRoundRobin,
     DynamicBatching,
     FifoStepBatching,
+    Job,
     run,
 )
 from cat_fast.generator import SampleRequest
@@ -42,8 +43,8 @@ class OneSecond:
         return []
 
 
-def request(seed, ratio=16, steps=3):
-    sample = SampleRequest(label=0, ratio=ratio, grid=(2, 2), seed=seed)
+def request(seed, ratio=16, steps=3, side=2):
+    sample = SampleRequest(label=0, ratio=ratio, grid=(side, side), seed=seed)
     return EngineRequest(sample=sample, num_inference_steps=steps, guidance_scale=1.0)
 
 
@@ -78,6 +79,30 @@ def test_fifo_step_batching_lets_equal_requests_join():
     ends, steps = serve(FifoStepBatching(100), (0.0, request(0)), (0.1, request(1)))
     assert ends == [3.0, 4.0]
     assert steps == [[0], [0, 1], [0, 1], [1]]
+
+
+@pytest.mark.parametrize(
+    "policy", [DynamicBatching(100, wait=0.0), FifoStepBatching(100), DeficitRoundRobin(100)]
+)
+def test_a_request_ends_with_its_own_image(policy):
+    """As in the engine, not with the last image of its batch."""
+
+    class SlowDecoder(OneSecond):
+        def decode(self, latents, ratio):
+            self.clock.advance(10.0)
+            return []
+
+    clock = Clock(None)
+    jobs, _ = run(policy, SlowDecoder(clock), [(0.0, request(seed)) for seed in range(3)], clock)
+    assert [job.finished for job in jobs] == [13.0, 23.0, 33.0]
+
+
+def test_deficit_round_robin_fills_steps_of_several_sizes():
+    policy = DeficitRoundRobin(16)
+    jobs = [Job(request(seed, side=side), 0.0) for seed, side in enumerate((3, 2, 2, 1))]
+    for job in jobs:
+        policy.arrive(job)
+    assert policy.choose(0.0) == [jobs[0], jobs[1], jobs[3]]  # 9 + 4 + 1 rows; another 4 do not fit
 
 
 def test_deficit_round_robin_takes_turns():

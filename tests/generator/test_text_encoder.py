@@ -1,5 +1,7 @@
 """`TextEncoder` returns the states of each text encoded alone, and `PackedText` validates its fields."""
 
+import threading
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -99,6 +101,23 @@ def test_long_texts_are_truncated_and_unknown_folders_rejected(folder):
         TextEncoder(folder)([])
     with pytest.raises(UserError, match="text encoder"):
         TextEncoder(folder / "nothing")
+
+
+def test_a_thread_does_not_change_the_truncation_of_another(folder, monkeypatch):
+    encoder = TextEncoder(folder, max_tokens=5)
+    configure, counted = encoder.tokenizer.set_truncation_and_padding, []
+    other = threading.Thread(target=lambda: counted.extend(encoder.count_tokens(TEXTS[:1], truncation=False)))
+
+    def interrupted(**options):
+        configure(**options)
+        if threading.current_thread() is threading.main_thread():
+            other.start()
+            other.join(timeout=0.2)  # it waits for this call
+
+    monkeypatch.setattr(encoder.tokenizer, "set_truncation_and_padding", interrupted)
+    assert encoder.count_tokens(TEXTS[:1]) == [5]
+    other.join()
+    assert counted == [8]
 
 
 def test_fingerprint_changes_with_any_weight_but_not_with_dtype(folder):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cat_fast.errors import UserError
 from cat_fast.generator.sampling import SampleRequest
@@ -14,6 +15,14 @@ from cat_fast.inference.engine.statistics import EngineStatistics
 
 _LAST = 2**62
 """Number of a request that has not been submitted."""
+
+
+class Forecast(NamedTuple):
+    """Predicted time to completion of a request."""
+
+    seconds: float
+    correction: float = 1.0
+    """Factor of `seconds` by which recent requests took longer than their forecasts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,17 +77,14 @@ class Admission:
         self._max_tokens, self.coarser_after = max_tokens, coarser_after
 
     def choose(
-        self,
-        request: EngineRequest,
-        samples: Sequence[SampleRequest],
-        costs: Sequence[Cost],
-        in_flight: InFlight,
-    ) -> tuple[int, float | None]:
-        """Return which of the samples is drawn, and its predicted seconds; None without calibration.
+        self, variants: Sequence[EngineRequest], costs: Sequence[Cost], in_flight: InFlight
+    ) -> tuple[int, Forecast | None]:
+        """Return which variant of a request is drawn, and its forecast; None without calibration.
 
         A coarser one is chosen if a finer one would wait longer than the patience of the request, or miss its
         deadline.
         """
+        request = variants[0]
         if not self._cost.calibrated:
             if request.deadline is not None or (request.coarser and self.coarser_after is not None):
                 raise UserError(
@@ -86,23 +92,21 @@ class Admission:
                 )
             return 0, None
         patience = None if self.coarser_after is None else self.coarser_after * request.complexity
-        predicted = 0.0
-        for i, (sample, cost) in enumerate(zip(samples, costs, strict=True)):
-            predicted = self.forecast(request, sample, cost, in_flight)
-            late = patience is not None and predicted - cost.seconds > patience
-            late |= request.deadline is not None and predicted > request.deadline
+        found = Forecast(0.0)
+        for i, (variant, cost) in enumerate(zip(variants, costs, strict=True)):
+            found = self.forecast(variant, cost, in_flight)
+            late = patience is not None and found.seconds - cost.seconds > patience
+            late |= request.deadline is not None and found.seconds > request.deadline
             if not late:
-                return i, predicted
-        return len(samples) - 1, predicted
+                return i, found
+        return len(variants) - 1, found
 
-    def forecast(
-        self, request: EngineRequest, sample: SampleRequest, cost: Cost, in_flight: InFlight
-    ) -> float:
-        """Return the predicted seconds until a request, drawn as `sample`, would be complete."""
-        if not in_flight.entries:
-            return cost.seconds
+    def forecast(self, request: EngineRequest, cost: Cost, in_flight: InFlight) -> Forecast:
+        """Predict the time until a request would be complete if it were submitted now."""
+        if not in_flight.entries and not in_flight.decoding_seconds:
+            return Forecast(cost.seconds)
         denoising = cost.step_seconds * request.num_inference_steps
-        rows = request.passes * sample.num_tokens
+        rows = request.passes * request.sample.num_tokens
         work = Work(request.num_inference_steps, rows, cost.step_flops, cost.seconds - denoising)
         new = _Candidate(request.priority, in_flight.now, denoising, work)
         ranked: list[Entry | _Candidate] = [*in_flight.entries, new]
@@ -114,7 +118,8 @@ class Admission:
             self._cost.step_seconds,
             in_flight.decoding_seconds,
         )
-        return seconds * self._statistics.load_correction
+        correction = self._statistics.load_correction
+        return Forecast(seconds * correction, correction)
 
 
 def check_room(requests: Sequence[SampleRequest], passes: int, max_tokens: int) -> None:

@@ -46,13 +46,15 @@ class CostModel:
         self._flops = forward_flops(getattr(model, "_orig_mod", model))
         self._lock = threading.Lock()
         self._points: list[tuple[float, float]] = []
+        """(FLOPs, seconds) of measured steps, both ascending."""
+        self._calibrated = False
         self._correction = 1.0
         self._decode_seconds: dict[tuple[int, tuple[int, int]], float] = {}
 
     @property
     def calibrated(self) -> bool:
-        """True once steps of several sizes have been measured."""
-        return len(self._points) > 1
+        """True once steps have been measured by `calibrate`, or a rate is assumed."""
+        return self._calibrated
 
     @property
     def flops_per_second(self) -> float:
@@ -114,7 +116,7 @@ class CostModel:
         """Predict with a constant rate instead of measured steps; `full_step` FLOPs cost as much as fewer."""
         with self._lock:
             self._points = [(flops, flops / flops_per_second) for flops in (max(full_step, 1.0), 1e18)]
-            self._correction = 1.0
+            self._calibrated, self._correction = True, 1.0
 
     def calibrate(self, packs: Sequence[Sequence[EngineRequest]], *, repeats: int = 3) -> None:
         """Measure steps of the given packs, and the decoder on their ratios.
@@ -136,7 +138,8 @@ class CostModel:
             for state in states:
                 latents[state.request.ratio, state.request.grid] = state.latent(self._stages.patch_size)
         with self._lock:
-            self._points, self._correction = sorted(points), 1.0
+            self._points, self._correction = _ascending(points), 1.0
+            self._calibrated = True
         for (ratio, grid), latent in latents.items():
             self._stages.decode([latent], ratio)
             seconds = median_seconds(partial(self._stages.decode, [latent], ratio), repeats)
@@ -149,9 +152,19 @@ class CostModel:
             return flops / rate
         i = min(max(bisect_left(points, (flops, 0.0)), 1), len(points) - 1)
         (x0, y0), (x1, y1) = points[i - 1], points[i]
-        if flops < points[0][0] or x1 == x0:
+        if flops < points[0][0]:
             return points[0][1]  # smaller steps are filled up, and have the same overhead
         return max(y0 + (flops - x0) * (y1 - y0) / (x1 - x0), 1e-6)
+
+
+def _ascending(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return points by FLOPs, each number of them once, whose seconds do not decrease."""
+    found: list[tuple[float, float]] = []
+    for flops, seconds in sorted(points):
+        if found and flops == found[-1][0]:
+            continue
+        found.append((flops, max(seconds, found[-1][1]) if found else seconds))
+    return found
 
 
 def median_seconds(function: Callable[[], object], repeats: int) -> float:

@@ -10,7 +10,6 @@ import torch
 
 from cat_fast.generator.sampling import SampleRequest
 from cat_fast.inference.engine.cost import CostModel
-from cat_fast.inference.engine.errors import Cancelled
 from cat_fast.inference.engine.handle import EngineOutput, Preview, RequestHandle
 from cat_fast.inference.engine.stages import Stages
 from cat_fast.inference.engine.statistics import EngineStatistics
@@ -104,9 +103,11 @@ class Decoding:
         with self._lock:
             if self._stopped:
                 return []
-            for item in [item for item in self._finished if item.handle.is_cancelled]:
+            cancelled = [item for item in self._finished if item.handle.is_cancelled]
+            for item in cancelled:
                 self._finished.remove(item)
-                item.handle.fail(Cancelled(item.handle.record.steps_done, item.handle.record.steps))
+            for handle in [one for one in self._previews if one.is_cancelled or one.done()]:
+                del self._previews[handle]
             if self._finished:
                 kind = self._finished[0].kind
                 batch = [item for item in self._finished if item.kind == kind][: self._stages.decode_batch]
@@ -118,7 +119,9 @@ class Decoding:
             else:
                 batch = []
             self._in_progress = batch
-            return batch
+        for item in cancelled:  # without the lock: callbacks may call the engine
+            item.handle.drop()
+        return batch
 
     def _decode(self, batch: list[_Item]) -> None:
         start = self._clock()

@@ -10,12 +10,12 @@ texts. Bits of an image do not depend on the others in flight. `start` runs the 
 on another; `submit` may then be called from any thread, and `await handle.wait()` in an event loop.
 """
 
+import contextlib
 import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -27,7 +27,7 @@ from cat_fast.inference.engine.admission import Admission, InFlight, check_room
 from cat_fast.inference.engine.cost import CostModel
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.engine.entry import Entry
-from cat_fast.inference.engine.errors import Cancelled, DeadlineUnreachable, Draining, QueueFull
+from cat_fast.inference.engine.errors import DeadlineUnreachable, Draining, QueueFull
 from cat_fast.inference.engine.handle import RequestHandle, RequestRecord
 from cat_fast.inference.engine.order import CostAware, Order, select
 from cat_fast.inference.engine.report import StepReport
@@ -46,7 +46,8 @@ class PackedEngine:
         pipeline: a `CATPipeline`, on the device that draws.
         max_tokens: maximum number of tokens per step, with the unconditional twins of guidance.
         order: who goes first; by default short requests, with ageing.
-        max_queue: maximum number of unfinished requests; None for no limit.
+        max_queue: maximum number of unfinished requests, those that wait for the decoder included; None for
+            no limit.
         coarser_after: predicted seconds of waiting, times the complexity score, after which requests that
             allow it move to a coarser ratio, simple images first. None never moves them.
         stages: by default those of the pipeline.
@@ -103,32 +104,33 @@ class PackedEngine:
         """
         stages = self.stages
         stages.check(request)
-        samples = (request.sample, *request.coarser)
-        for sample in samples:
-            check_room([sample], request.passes, self.max_tokens)
+        variants = request.variants
+        for variant in variants:
+            check_room([variant.sample], variant.passes, self.max_tokens)
         text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
-        costs = [self.cost.cost(request, sample, text_tokens) for sample in samples]
+        costs = [self.cost.cost(variant, variant.sample, text_tokens) for variant in variants]
         with self._changed:
             if self._closing:
                 self.statistics.refused("draining")
                 raise Draining
-            if self.max_queue is not None and len(self._entries) >= self.max_queue:
+            unfinished = self.unfinished
+            if self.max_queue is not None and unfinished >= self.max_queue:
                 self.statistics.refused("queue_full")
-                raise QueueFull(
-                    len(self._entries), max(1.0, min(entry.remaining_seconds for entry in self._entries))
-                )
-            chosen, predicted = self.admission.choose(request, samples, costs, self._in_flight())
-            if request.deadline is not None and predicted is not None and predicted > request.deadline:
+                first = min((entry.remaining_seconds for entry in self._entries), default=0.0)
+                raise QueueFull(unfinished, max(1.0, first))
+            chosen, forecast = self.admission.choose(variants, costs, self._in_flight())
+            if request.deadline is not None and forecast is not None and forecast.seconds > request.deadline:
                 self.statistics.refused("deadline")
-                raise DeadlineUnreachable(request.deadline, predicted)
-            sample, cost = samples[chosen], costs[chosen]
+                raise DeadlineUnreachable(request.deadline, forecast.seconds)
+            drawn, cost = variants[chosen], costs[chosen]
             record = RequestRecord(
-                ratio=sample.ratio,
-                tokens=sample.num_tokens,
+                ratio=drawn.sample.ratio,
+                tokens=drawn.sample.num_tokens,
                 steps=request.num_inference_steps,
                 flops=cost.flops,
                 planned_ratio=request.sample.ratio if chosen else None,
-                predicted_seconds=predicted,
+                predicted_seconds=None if forecast is None else forecast.seconds,
+                load_correction=1.0 if forecast is None else forecast.correction,
                 predicted_alone_seconds=cost.seconds,
             )
             number = next(self._numbers)
@@ -136,14 +138,15 @@ class PackedEngine:
             handle.add_done_callback(self.statistics.ended)
             entry = Entry(
                 handle=handle,
-                sample=sample,
+                request=drawn,
                 cost=cost,
                 number=number,
                 arrived=self.clock(),
                 last_step=self._step,
+                alone=not unfinished,
             )
             if self._entries:
-                entry.alone = self._entries[0].alone = False  # the others are not alone already
+                self._entries[0].alone = False  # the others are not alone already
             self._entries.append(entry)
             self.statistics.submitted += 1
             self._changed.notify_all()
@@ -158,12 +161,12 @@ class PackedEngine:
         text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
         cost = self.cost.cost(request, request.sample, text_tokens)
         with self._changed:
-            return self.admission.forecast(request, request.sample, cost, self._in_flight())
+            return self.admission.forecast(request, cost, self._in_flight()).seconds
 
     @property
     def unfinished(self) -> int:
-        """Number of requests that are queued or between steps."""
-        return len(self._entries)
+        """Number of requests that are queued, between steps, or waiting for the decoder."""
+        return len(self._entries) + self._decoding.pending
 
     @property
     def waiting(self) -> int:
@@ -200,7 +203,7 @@ class PackedEngine:
         """Take no further requests, finish those in flight for up to `timeout` seconds, end the threads.
 
         Returns:
-            The requests that were not finished; each has the error `Draining`.
+            The requests that were not finished, except cancelled ones; each has the error `Draining`.
         """
         deadline = time.perf_counter() + timeout
         with self._changed:
@@ -215,10 +218,14 @@ class PackedEngine:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
-        lost = [entry.handle for entry in self._entries] + self._decoding.stop()
+        left = [entry.handle for entry in self._entries] + self._decoding.stop()
         self._entries.clear()
-        for handle in lost:
-            handle.fail(Draining())
+        lost = [handle for handle in left if not handle.is_cancelled]
+        for handle in left:
+            if handle.is_cancelled:
+                handle.drop()
+            else:
+                handle.fail(Draining())
         return lost
 
     def __enter__(self) -> Self:
@@ -246,8 +253,8 @@ class PackedEngine:
 
     def _run_step(self) -> StepReport | None:
         begun = self.clock()
+        self._drop_cancelled()
         with self._changed:
-            self._drop_cancelled()
             if not self._entries:
                 return None
             self._step += 1
@@ -269,7 +276,8 @@ class PackedEngine:
         denoised = self.clock()
         if len(predictions) == len(ready) > 0:
             self.cost.measured_step(sum(entry.cost.step_flops for entry in ready), denoised - denoising)
-        self.stages.draw_noise([entry.state for entry in predictions if entry.state is not None])
+        with contextlib.suppress(Exception):  # each scheduler step then draws its own, and fails alone
+            self.stages.draw_noise([entry.state for entry in predictions if entry.state is not None])
         for entry in predictions:
             self._isolated(entry, self._advance, predictions[entry])
         report = StepReport(
@@ -311,7 +319,7 @@ class PackedEngine:
             return True
 
         def first(entry: Entry) -> None:
-            entry.state = self.stages.prepare(replace(entry.handle.request, sample=entry.sample))
+            entry.state = self.stages.prepare(entry.request)
             entry.started = now
             entry.handle.status = "denoising"
             entry.handle.record.seconds_queued = now - entry.arrived
@@ -350,7 +358,9 @@ class PackedEngine:
         preview = every and (record.steps_done + 1) % every == 0 and record.steps_done + 1 < record.steps
         if preview and entry.handle.on_preview is not None:
             clean = state.solver.clean_estimate(prediction, state.tokens)
-            self._decoding.preview(entry.handle, state.latent(self.stages.patch_size, clean), entry.sample)
+            self._decoding.preview(
+                entry.handle, state.latent(self.stages.patch_size, clean), entry.request.sample
+            )
         self.stages.scheduler_step(state, prediction)
         record.steps_done += 1
 
@@ -361,7 +371,7 @@ class PackedEngine:
         handle.record.seconds_denoising = self.clock() - entry.started
         latent = self.stages.latent(entry.state)
         handle.status = "decoding"
-        self._decoding.add(handle, latent, entry.sample, alone=entry.alone)
+        self._decoding.add(handle, latent, entry.request.sample, alone=entry.alone)
 
     def _isolated(self, entry: Entry, function: Callable[..., None], *arguments: Any) -> bool:
         """Run a stage of one request; its error ends this request only."""
@@ -378,11 +388,11 @@ class PackedEngine:
         )
 
     def _drop_cancelled(self) -> None:
-        for entry in self._entries:
-            if entry.handle.is_cancelled and not entry.handle.done():
-                record = entry.handle.record
-                entry.handle.fail(Cancelled(record.steps_done, record.steps))
-        self._entries = [entry for entry in self._entries if not entry.handle.is_cancelled]
+        with self._changed:
+            dropped = [entry for entry in self._entries if entry.handle.is_cancelled or entry.handle.done()]
+            self._entries = [entry for entry in self._entries if entry not in dropped]
+        for entry in dropped:  # without the lock: callbacks may call the engine, and take other locks
+            entry.handle.drop()
 
 
 def _explained(error: Exception, rows: int) -> UserError:

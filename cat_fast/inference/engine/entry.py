@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from cat_fast.generator.sampling import SampleRequest, SamplingState
+from cat_fast.generator.sampling import SamplingState
 from cat_fast.inference.engine.cost import Cost
 from cat_fast.inference.engine.forecast import Work
 from cat_fast.inference.engine.handle import RequestHandle
 from cat_fast.inference.engine.report import PackedRequest
+from cat_fast.inference.engine.request import EngineRequest
 
 
 @dataclass(kw_only=True, eq=False)
@@ -14,7 +15,8 @@ class Entry:
     """An unfinished request in the engine; see `order.Waiting`."""
 
     handle: RequestHandle
-    sample: SampleRequest
+    request: EngineRequest
+    """The request at the ratio that it is drawn at."""
     cost: Cost
     number: int
     arrived: float
@@ -26,11 +28,11 @@ class Entry:
 
     @property
     def priority(self) -> int:
-        return self.handle.request.priority
+        return self.request.priority
 
     @property
     def rows(self) -> int:
-        return self.handle.request.passes * self.sample.num_tokens
+        return self.request.passes * self.request.sample.num_tokens
 
     @property
     def remaining_steps(self) -> int:
@@ -53,7 +55,7 @@ class Entry:
             id=self.handle.id,
             ratio=record.ratio,
             tokens=record.tokens,
-            passes=self.handle.request.passes,
+            passes=self.request.passes,
             step=record.steps_done,
             steps=record.steps,
         )
@@ -61,4 +63,4 @@ class Entry:
     @property
     def has_left(self) -> bool:
         """True once no further step is needed."""
-        return self.handle.status in ("decoding", "finished", "failed", "cancelled")
+        return self.handle.done() or self.handle.status == "decoding"

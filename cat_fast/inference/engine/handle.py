@@ -34,8 +34,10 @@ class RequestRecord:
     """Largest number of consecutive steps of the engine that left the request out."""
     predicted_seconds: float | None = None
     """Time to completion predicted at submission, with the load of that moment."""
+    load_correction: float = 1.0
+    """Factor of `predicted_seconds` by which recent requests took longer than their forecasts."""
     predicted_alone_seconds: float | None = None
-    """The same for an idle engine."""
+    """`predicted_seconds` of an idle engine."""
     seconds_queued: float = 0.0
     seconds_denoising: float = 0.0
     """From the start of its first step to the end of its last."""
@@ -126,6 +128,10 @@ class RequestHandle:
         """End the request with an error."""
         status: Status = "cancelled" if isinstance(error, Cancelled) else "failed"
         self._set(status, lambda: self._future.set_exception(error))
+
+    def drop(self) -> None:
+        """End the request as cancelled."""
+        self.fail(Cancelled(self.record.steps_done, self.record.steps))
 
     def _set(self, status: Status, complete: Callable[[], None]) -> None:
         with self._lock:

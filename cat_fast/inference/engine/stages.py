@@ -20,6 +20,7 @@ from cat_fast.generator.sampling import SamplingState, denoise_step, draw_noise,
 from cat_fast.generator.solvers import set_steps
 from cat_fast.generator.step_pack import Filling
 from cat_fast.generator.text_cache import TextCache
+from cat_fast.inference.engine.pace import HostPace
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer.autoencoder import NestedAutoencoderKL
@@ -75,6 +76,7 @@ class Stages:
         self.filled_rows = 0
         """Tokens of all forward passes, padding counted."""
         self.decode_batch = decode_batch or (1 if self.device.type == "cpu" else 8)
+        self._pace = HostPace(self.device)
         encoder = pipeline.text_encoder
         # each prompt is encoded at its own length: in a batch, its states would depend on the others
         self._encode = None if encoder is None else TextCache(encoder, TEXT_BYTES)
@@ -116,7 +118,11 @@ class Stages:
 
     def denoise_step(self, states: Sequence[SamplingState]) -> list[torch.Tensor]:
         """Return the guided prediction (n, C) of each state, from one forward pass over all of them."""
-        return denoise_step(self.pipeline.transformer, states, filling=self.filling, forward=self._forward)
+        predictions = denoise_step(
+            self.pipeline.transformer, states, filling=self.filling, forward=self._forward
+        )
+        self._pace.step()
+        return predictions
 
     def _forward(self, packed: PackedSequence, text: PackedText | None) -> torch.Tensor:
         self.filled_rows += packed.num_tokens

@@ -99,10 +99,10 @@ class EngineStatistics:
 
     def predicted(self, record: RequestRecord, *, alone: bool) -> None:
         """Compare the predicted time of a finished request with its time."""
-        predicted, correction = record.predicted_seconds, self.load_correction
+        predicted = record.predicted_seconds
         if not predicted or record.seconds <= 0:
             return
         with self._lock:
             self._errors[alone].append(abs(predicted - record.seconds) / record.seconds)
             if not alone:
-                self._slowdowns.append(record.seconds / (predicted / correction))
+                self._slowdowns.append(record.seconds * record.load_correction / predicted)

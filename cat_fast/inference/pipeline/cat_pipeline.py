@@ -390,7 +390,7 @@ class CATPipeline(DiffusionPipeline):
         patch = self.transformer.config.patch_size
 
         def on_step(report: StepReport) -> None:
-            if callback_on_step_end is None:
+            if callback_on_step_end is None or not report.states:  # every request of the step failed
                 return
             states, latents = report.states, "latents" in callback_on_step_end_tensor_inputs
             values = {"latents": [state.latent(patch) for state in states]} if latents else {}

@@ -68,6 +68,7 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/v1/images/generations", responses=_REFUSALS)
     async def generations(request: Request, body: GenerationBody) -> Response:
         service.require_accepting()
+        request.state.user = body.user
         planned = await asyncio.to_thread(generation.plan, service, body)
         if body.stream:
             stream = generation.events(service, planned)
@@ -92,6 +93,7 @@ def create_app(service: Service) -> FastAPI:
         has_text: Annotated[bool | None, Form()] = None,
         has_faces: Annotated[bool | None, Form()] = None,
     ) -> JSONResponse:
+        service.require_not_draining()
         data = await image.read()
 
         def work() -> dict[str, Any]:
@@ -104,6 +106,8 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/v1/complexity", responses=_REFUSALS)
     async def complexity(body: ComplexityBody) -> JSONResponse:
+        service.require_not_draining()
+
         def work() -> dict[str, Any]:
             return images.complexity(service, Description(body.description, body.has_text, body.has_faces))
 
@@ -136,14 +140,18 @@ async def _chain(first: str, others: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 async def _steps(service: Service, request: Request) -> AsyncIterator[str]:
-    """Yield the newest step of the engine, at most ten per second, until the client or the server ends."""
-    last = -1
+    """Yield the newest step of the engine, at most ten per second, until the client or the server ends.
+
+    A step is repeated once the engine is idle.
+    """
+    last = None
     while not service.draining and not await request.is_disconnected():
-        report = service.engine.last_step
-        if report is not None and report.number != last:
-            last = report.number
+        report, running = service.engine.last_step, service.engine.unfinished > 0
+        if report is not None and (report.number, running) != last:
+            last = report.number, running
             shown = {
                 "number": report.number,
+                "running": running,
                 "rows": report.rows,
                 "max_rows": report.max_rows,
                 "seconds": report.seconds,

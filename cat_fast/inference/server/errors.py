@@ -1,6 +1,7 @@
 """Errors in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,7 +56,7 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, QueueFull):
         return ApiError(
-            429, str(error), code="queue_full", headers={"Retry-After": str(max(1, round(error.retry_after)))}
+            429, str(error), code="queue_full", headers={"Retry-After": str(math.ceil(error.retry_after))}
         )
     if isinstance(error, DeadlineUnreachable):
         details = {"earliest_seconds": error.earliest}

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -95,15 +96,18 @@ def plan(service: Service, body: GenerationBody) -> Planned:
     except UserError as error:
         param = "scheduler" if str(error).startswith("scheduler") else "num_inference_steps"
         raise ApiError(400, str(error), code="invalid_value", param=param) from error
-    requests = [
-        replace(
-            common,
-            sample=sample,
-            guidance_scale=scale,
-            coarser=_coarser(service, sample, body) if body.allow_coarser else (),
+    requests = []
+    for sample, scale in zip(samples, scales, strict=True):
+        coarser = _coarser(service, sample) if body.allow_coarser else ()
+        requests.append(
+            replace(
+                common,
+                sample=sample,
+                guidance_scale=scale,
+                coarser=coarser,
+                coarser_guidance=tuple(guidance_scales(guidance, [one.ratio for one in coarser])),
+            )
         )
-        for sample, scale in zip(samples, scales, strict=True)
-    ]
     _check_tokens(service, requests)
     encoder, text = service.pipeline.text_encoder, samples[0].text
     return Planned(
@@ -170,7 +174,7 @@ async def events(service: Service, planned: Planned) -> AsyncIterator[str]:
     def on_preview(index: int, preview: Preview) -> None:
         loop.call_soon_threadsafe(queue.put_nowait, ("preview", (index, preview)))
 
-    handles = submit(service, planned, on_preview)
+    handles = await asyncio.to_thread(submit, service, planned, on_preview)
     waiting = [asyncio.ensure_future(_finished(i, handle, queue)) for i, handle in enumerate(handles)]
     try:
         for index, handle in enumerate(handles):
@@ -285,7 +289,7 @@ def _ratio_within(service: Service, tokens: int, size: tuple[int, int]) -> int:
     )  # fmt: skip
 
 
-def _coarser(service: Service, sample: SampleRequest, body: GenerationBody) -> tuple[SampleRequest, ...]:
+def _coarser(service: Service, sample: SampleRequest) -> tuple[SampleRequest, ...]:
     """Return the same image at coarser ratios, finest first."""
     found = []
     for ratio in sorted(service.pipeline.transformer.config.ratios):
@@ -310,6 +314,7 @@ def _check_tokens(service: Service, requests: list[EngineRequest]) -> None:
 
 
 def _preview_every(body: GenerationBody) -> int:
+    """Return the number of steps between previews, with which there are at most `partial_images` of them."""
     if not body.stream or body.partial_images == 0:
         return 0
-    return max(1, body.num_inference_steps // (body.partial_images + 1))
+    return math.ceil(body.num_inference_steps / (body.partial_images + 1))

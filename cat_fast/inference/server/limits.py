@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import math
 import sys
 import time
 import uuid
@@ -77,6 +78,7 @@ class Limits:
                     "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                     "request_id": identity,
                     "client": client[0],
+                    "user": scope["state"].get("user"),
                     "method": scope["method"],
                     "path": scope["path"],
                     "status": status,
@@ -118,7 +120,7 @@ class Limits:
         if len(self._rates) > _MAX_CLIENTS:
             self._rates.popitem(last=False)
         if left < 1:
-            wait = max(1, round((1 - left) * 60 / limit))
+            wait = math.ceil((1 - left) * 60 / limit)
             raise ApiError(
                 429,
                 f"more than {limit} requests per minute; retry in {wait} s",

@@ -74,7 +74,7 @@ class _EngineCollector(Collector):
         report = engine.last_step
         invariance = service.invariance
         for name, text, value in (
-            ("unfinished", "Images queued or between steps", engine.unfinished),
+            ("unfinished", "Images queued, between steps or in the decoder", engine.unfinished),
             ("queued", "Images that have not had a step", engine.waiting),
             ("fill", "Rows / row budget over all steps", totals.fill),
             (

@@ -31,9 +31,9 @@ class GenerationBody(_Body):
     response_format: Literal["b64_json"] = "b64_json"
     stream: StrictBool = Field(False, description="Send previews and images as server-sent events.")
     partial_images: Annotated[StrictInt, Field(ge=0, le=10)] = Field(
-        3, description="Number of previews per image of a stream."
+        3, description="Largest number of previews per image of a stream."
     )
-    user: StrictStr | None = Field(None, description="Written to the log.")
+    user: Annotated[StrictStr, Field(max_length=256)] | None = Field(None, description="Written to the log.")
     ratio: Literal["auto", 8, 16, 32] = Field("auto", description="Compression ratio, or auto by complexity.")
     tokens: Tokens | None = Field(None, description="Most tokens per image, in place of ratio.")
     mean_tokens: Annotated[Number, Field(gt=0)] | None = Field(

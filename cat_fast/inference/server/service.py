@@ -99,14 +99,18 @@ class Service:
 
     def require_accepting(self) -> None:
         """Raise ApiError, 503, while no images are drawn."""
-        if self.draining:
-            raise as_api_error(Draining())
+        self.require_not_draining()
         if not self.ready:
             reason = self.failure or (
                 "the server is starting: calibration and self-test take seconds, compiling for --tier fast"
                 " takes minutes"
             )
             raise ApiError(503, reason, code="not_ready", headers={"Retry-After": "5"})
+
+    def require_not_draining(self) -> None:
+        """Raise ApiError, 503, after the signal to stop."""
+        if self.draining:
+            raise as_api_error(Draining())
 
     def readiness(self) -> dict[str, Any]:
         """Return the state for /readyz."""

@@ -50,6 +50,11 @@ class ServerSettings:
             raise UserError(f"port {self.port}: expected 0 to 65535, where 0 chooses a free one")
         if self.token is not None and len(self.token) < 8:
             raise UserError("the token is shorter than 8 characters; write a longer one to the token file")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise UserError(
+                "the token has characters that a header cannot carry; write one line of ASCII characters"
+                " to the token file"
+            )
         if self.token is None and not self.insecure and not is_loopback(self.host):
             raise UserError(
                 f"host {self.host} can be reached from other machines: give --token-file, or --insecure to"

@@ -21,6 +21,7 @@ from cat_fast.inference.engine import (
     QueueFull,
 )
 from cat_fast.inference.engine.stages import Stages
+from tests.inference.engine.mixes import alone
 
 GRID = {8: (4, 4), 16: (2, 2), 32: (1, 1)}
 
@@ -137,6 +138,32 @@ def test_cancellation_takes_effect_at_the_next_step(pipeline):
     assert (totals.submitted, totals.finished, totals.cancelled, totals.failed) == (2, 1, 1, 0)
 
 
+def test_a_request_cancelled_while_another_is_dropped_ends_too(pipeline):
+    engine = PackedEngine(pipeline, 100)
+    first, second = engine.submit(request()), engine.submit(request())
+    second.add_done_callback(lambda _: first.cancel())
+    second.cancel()
+    engine.run()
+    for handle in (first, second):
+        with pytest.raises(Cancelled):
+            handle.result(timeout=0)
+    assert engine.statistics.cancelled == 2
+
+
+def test_callbacks_may_call_the_engine(pipeline):
+    """At every stage at which a request is cancelled, without a deadlock."""
+    engine = PackedEngine(pipeline, 100, on_step=lambda report: [one.cancel() for one in report.handles])
+    seen = []
+    for steps in (1, 2):  # cancelled before its decoding, and before its second step
+        handle = engine.submit(request(num_inference_steps=steps, decode=True))
+        handle.add_done_callback(lambda one: seen.append((one.status, engine.predict_seconds(request()))))
+    thread = threading.Thread(target=engine.run, daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    assert [status for status, _ in seen] == ["cancelled"] * 2
+
+
 def test_a_request_that_cannot_be_prepared_fails_alone(pipeline):
     class Broken(Stages):
         def prepare(self, request):
@@ -166,6 +193,20 @@ def test_a_latent_with_nan_fails_alone(pipeline):
     with pytest.raises(UserError, match="a latent contains NaN"):
         bad.result()
     assert torch.isfinite(good.result().latent).all()
+
+
+def test_noise_that_cannot_be_drawn_together_is_drawn_one_by_one(pipeline):
+    class Broken(Stages):
+        def draw_noise(self, states):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    drawn = []
+    for stages in (Stages(pipeline), Broken(pipeline)):
+        engine = PackedEngine(pipeline, 100, stages=stages)
+        handles = [engine.submit(request(seed=seed, scheduler="ddpm")) for seed in range(2)]
+        engine.run()
+        drawn.append([handle.result().latent for handle in handles])
+    assert all(map(torch.equal, *drawn))
 
 
 def test_a_pass_that_fails_is_narrowed_down_to_the_request_at_fault(pipeline):
@@ -223,6 +264,23 @@ def test_previews_come_every_k_steps_and_change_no_bits(pipeline):
     plain = other.submit(request(num_inference_steps=6, decode=True))
     other.run()
     assert torch.equal(plain.result().image, handles[0].result().image)
+
+
+def test_previews_of_a_cancelled_request_are_not_decoded(pipeline):
+    class Counting(Stages):
+        decoded = 0
+
+        def decode(self, latents, ratio):
+            self.decoded += len(latents)
+            return super().decode(latents, ratio)
+
+    stages = Counting(pipeline)
+    engine = PackedEngine(
+        pipeline, 100, stages=stages, on_step=lambda report: [one.cancel() for one in report.handles]
+    )
+    handle = engine.submit(request(decode=True, preview_every=1), on_preview=pytest.fail)
+    engine.run()
+    assert (handle.status, stages.decoded) == ("cancelled", 0)
 
 
 def test_accounting(pipeline):
@@ -288,6 +346,59 @@ def test_simple_images_move_to_a_coarser_ratio_first(pipeline):
     assert simple.result().latent.shape[1] == 64 // simple.record.ratio
 
 
+def test_an_image_at_a_coarser_ratio_has_the_guidance_of_that_ratio(pipeline):
+    engine = PackedEngine(pipeline, 64, coarser_after=0.0)
+    engine.cost.assume(1e9)
+    other = engine.submit(request(8))
+    wanted = request(16, guidance_scale=4.0)
+    moved = engine.submit(
+        request(8, guidance_scale=1.0, coarser=(wanted.sample,), coarser_guidance=(4.0,), decode=False)
+    )
+    assert moved.record.planned_ratio == 8
+    assert moved.record.flops == engine.cost.cost(wanted, wanted.sample, 0).flops
+    engine.run()
+    assert other.done()
+    assert torch.equal(moved.result().latent, alone(pipeline, wanted).latent)
+    with pytest.raises(UserError, match="coarser_guidance: expected 0 scales, one per coarser ratio, got 1"):
+        request(coarser_guidance=(4.0,))
+
+
+class SlowDecoder(Stages):
+    """Stages whose decoder waits for `released`."""
+
+    def __init__(self, pipeline):
+        super().__init__(pipeline)
+        self.released = threading.Event()
+
+    def decode(self, latents, ratio):
+        self.released.wait(60)
+        return super().decode(latents, ratio)
+
+
+def test_images_that_wait_for_the_decoder_count(pipeline):
+    """They take a place in the queue, and time in forecasts."""
+    stages = SlowDecoder(pipeline)
+    with PackedEngine(pipeline, 64, stages=stages, max_queue=2) as engine:
+        engine.cost.assume(1e12)
+        engine.cost.measured_decoding(16, (2, 2), 100.0)
+        handles = [engine.submit(request(seed=seed, decode=True)) for seed in range(2)]
+        while any(handle.status != "decoding" for handle in handles) or engine.waiting:
+            time.sleep(0.01)
+        try:
+            assert engine.unfinished >= 2
+            assert engine.predict_seconds(request(decode=True)) > 290
+            with pytest.raises(QueueFull) as caught:
+                engine.submit(request())
+            assert caught.value.retry_after >= 1
+            engine.max_queue = None
+            with pytest.raises(DeadlineUnreachable):
+                engine.submit(request(decode=True, deadline=200.0))
+        finally:
+            stages.released.set()
+    assert [handle.status for handle in handles] == ["finished"] * 2
+    assert engine.unfinished == 0
+
+
 def test_threads_decode_and_end(pipeline):
     before = threading.active_count()
     with PackedEngine(pipeline, 64) as engine:
@@ -308,6 +419,14 @@ def test_closing_reports_what_was_lost(pipeline):
     with pytest.raises(Draining):
         handle.result()
     assert engine.statistics.failed == 1
+
+
+def test_cancelled_requests_are_not_lost(pipeline):
+    engine = PackedEngine(pipeline, 64)
+    cancelled, lost = engine.submit(request()), engine.submit(request())
+    cancelled.cancel()
+    assert engine.close() == [lost]
+    assert (engine.statistics.cancelled, engine.statistics.failed) == (1, 1)
 
 
 def test_an_event_loop_waits_and_cancels(pipeline):

@@ -200,6 +200,7 @@ def test_a_tokenizer_in_float16_decodes_in_float32_if_its_config_asks_for_it(par
         ({"prompts": []}, "no prompts"),
         ({"prompts": [0, 1], "generator": [torch.Generator()]}, "one per image, 2 in all, got 1"),
         ({"prompts": [0], "output_type": "jpeg"}, "output_type 'jpeg': expected 'pil' or 'np'"),
+        ({"prompts": [0], "guidance_channels": 9}, r"guidance_channels: expected 1 \.\. 4, .*, got 9"),
         ({"prompts": [0], "num_inference_steps": 1001}, r"expected 1 \.\. 1000, got 1001"),
     ],
 )

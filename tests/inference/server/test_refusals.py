@@ -63,6 +63,7 @@ def check(reply, status, code, param=None):
         ({"seed": 2**64}, 400, "invalid_value", "seed"),
         ({"seed": 2**64 - 1, "n": 2}, 400, "invalid_value", "seed"),
         ({"colour": "red"}, 400, "unknown_parameter", "colour"),
+        ({"user": "x" * 257}, 400, "invalid_value", "user"),
         ({"response_format": "url"}, 400, "invalid_value", "response_format"),
         ({"model": "another"}, 404, "model_not_found", "model"),
         ({"deadline_seconds": 0}, 400, "invalid_value", "deadline_seconds"),
@@ -183,6 +184,8 @@ def test_a_full_queue_a_deadline_a_rate_and_a_drain(text_pipeline):
     service.settings.__dict__["requests_per_minute"] = 0
     service.drain()
     check(client.post(GENERATIONS, json=BODY), 503, "draining")
+    check(client.post("/v1/complexity", json={"description": "a cat"}), 503, "draining")
+    check(client.post("/v1/images/reconstructions", files={"image": ("x.png", png())}), 503, "draining")
     assert client.get("/readyz").status_code == 503
     assert client.get("/healthz").status_code == 200
 
@@ -204,6 +207,8 @@ def test_a_server_that_is_not_ready(text_pipeline):
         ({"host": "::"}, "can be reached from other machines"),
         ({"port": 70000}, "port 70000"),
         ({"token": "short"}, "shorter than 8 characters"),
+        ({"token": "pässwörter"}, "characters that a header cannot carry"),
+        ({"token": "two lines\nof text"}, "characters that a header cannot carry"),
     ],
 )
 def test_settings(settings, message):

@@ -1,6 +1,8 @@
 """Replies of the server: images, previews, reconstructions, complexity, metrics."""
 
+import asyncio
 import base64
+import contextlib
 import io
 import json
 import re
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cat_fast.inference.engine.decoding import Decoding
+from cat_fast.inference.server import generation
+from cat_fast.inference.server.app import _steps
 from cat_fast.inference.server.service import Service
 from cat_fast.inference.server.settings import ServerSettings
 from tests.fake_compiler import compile_to
@@ -80,6 +85,46 @@ def test_a_stream_of_previews(client):
     assert [done[0], done[1]] == [entry["b64_json"] for entry in whole["data"]]
     previews = [image_of(event) for event in events if event["type"].endswith("partial_image")]
     assert all(preview.size == (64, 64) for preview in previews)
+
+
+@pytest.mark.parametrize(("steps", "wanted"), [(8, 3), (7, 2), (19, 10), (30, 8), (3, 10), (5, 0)])
+def test_a_stream_has_at_most_as_many_previews_as_wanted(client, monkeypatch, steps, wanted):
+    monkeypatch.setattr(Decoding, "preview", lambda self, handle, *_: seen.append(handle.record.steps_done))
+    seen = []
+    body = BODY | {"stream": True, "num_inference_steps": steps, "partial_images": wanted}
+    assert events_of(client.post(GENERATIONS, json=body))[-1]["type"].endswith("metrics")
+    assert len(seen) <= wanted
+    assert (len(seen) > 0) == (wanted > 0)
+
+
+def test_a_stream_is_queued_next_to_the_event_loop(client, monkeypatch):
+    """A forecast with a long queue takes longer than /healthz may wait."""
+    loops, submit = [], generation.submit
+
+    def recorded(*arguments):
+        with contextlib.suppress(RuntimeError):
+            loops.append(asyncio.get_running_loop())
+        return submit(*arguments)
+
+    monkeypatch.setattr(generation, "submit", recorded)
+    for stream in (True, False):
+        assert client.post(GENERATIONS, json=BODY | {"stream": stream}).status_code == 200
+    assert loops == []
+
+
+def test_steps_are_shown_until_the_engine_is_idle(client, service):
+    client.post(GENERATIONS, json=BODY)
+
+    class Connected:
+        async def is_disconnected(self):
+            return False
+
+    async def first():
+        return await anext(_steps(service, Connected()))
+
+    shown = json.loads(asyncio.run(first()).split("data: ")[1])
+    assert shown["running"] is False
+    assert shown["requests"][0]["steps"] == 3
 
 
 def test_reconstructions(client):
@@ -153,9 +198,11 @@ def test_documentation_and_page(client):
 
 def test_every_request_is_logged_with_its_id(client, capfd):
     client.get("/healthz", headers={"x-request-id": "abc-1"})
+    client.post(GENERATIONS, json=BODY | {"user": "u-7"}, headers={"x-request-id": "abc-2"})
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     (entry,) = [line for line in lines if line["request_id"] == "abc-1"]
     assert (entry["path"], entry["status"], entry["method"]) == ("/healthz", 200, "GET")
+    assert [line["user"] for line in lines if line["request_id"] == "abc-2"] == ["u-7"]
 
 
 def test_a_client_that_disconnects_cancels_its_images(address, service):
