@@ -218,10 +218,10 @@ class PackedEngine:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join()
-        left = [entry.handle for entry in self._entries] + self._decoding.stop()
+        unfinished = [entry.handle for entry in self._entries] + self._decoding.stop()
         self._entries.clear()
-        lost = [handle for handle in left if not handle.is_cancelled]
-        for handle in left:
+        lost = [handle for handle in unfinished if not handle.is_cancelled]
+        for handle in unfinished:
             if handle.is_cancelled:
                 handle.drop()
             else:
