@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.bounds.steps import CONFIGS, transformer
 from benchmarks.shared import simple_program
+from benchmarks.shared.host_device import NoSynchronization
 from cat_fast.models.build import build_model
 from cat_fast.processes.signals import run_command
 from cat_fast.tokenizer import NestedAutoencoderKL
@@ -28,7 +29,6 @@ from cat_fast.training.config.load import load_run
 from cat_fast.training.config.settings import GuardConfig
 from cat_fast.training.health.nan_guard import StepGuard
 from cat_fast.training.runtime.ema import EMA
-from tests.host_device import NoSynchronization
 
 RUNS = ("generator/cat_xl", "tokenizer/cat_c16")
 DEVICE = "cuda"

@@ -9,8 +9,8 @@ DiT-S at 256 px (256, 64 or 16 tokens), shares 6 / 49 / 45 %, steps from {5, 10,
 are multiples of the capacity, the images per second at the FLOP bound: all passes of the transformer at the
 rate of the best step size, and the decoder. Matrix products run on the library that `cat-fast serve` selects.
 
-FILE is written after each load. A run that is repeated with an existing FILE keeps its loads, if machine and
-packages are the same.
+Finished loads are kept next to FILE until all are; an interrupted run that is repeated on the same machine,
+with the same packages, measures only the others.
 """
 
 import argparse
@@ -553,18 +553,26 @@ def _measure_all(given: argparse.Namespace) -> None:
             f"{ratio}x, {h} x {w} tokens": value for (ratio, (h, w)), value in bench.decoding.items()
         },
     }
-    mixes = {} if given.json is None else loads_of(given.json, results)
+    kept = None if given.json is None else given.json.with_suffix(".loads")
+    mixes = {} if kept is None else loads_of(kept, results)
     for mix, of_mix in loads.items():
         for load in of_mix:
             if f"{load:g}" in mixes.setdefault(mix, {}):
-                _progress(f"{mix} {load:g}x: kept from {given.json}")
+                _progress(f"{mix} {load:g}x: kept from {kept}")
                 continue
             mixes[mix][f"{load:g}"] = measure(bench, mix, load, **effort)
-            if given.json is not None:
-                about["load_after"] = os.getloadavg()[0]
-                with atomic_write(given.json) as path:
-                    found = json.dumps(_rounded(results | {"mixes": mixes}), indent=1, allow_nan=False)
-                    path.write_text(found + "\n")
+            if kept is not None:
+                write_results(kept, results | {"mixes": mixes})
+    if given.json is not None and kept is not None:
+        about["load_after"] = os.getloadavg()[0]
+        write_results(given.json, results | {"mixes": mixes})
+        kept.unlink()
+
+
+def write_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results atomically, with floats of four digits."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(_rounded(dict(results)), indent=1, allow_nan=False) + "\n")
 
 
 def loads_of(file: Path, results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

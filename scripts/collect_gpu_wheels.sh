@@ -4,8 +4,8 @@
 #   scripts/collect_gpu_wheels.sh [FOLDER]
 #
 # FOLDER (gpu_wheels, which git ignores) gets the wheels of the packages that the check imports and the machine
-# lacks, and cat_fast's libraries, which load in any Python and any torch from 2.10 on. Needs the environment of
-# `make install`; PYTHON= selects its interpreter, TARGET_PYTHON= the version of the machine (3.12).
+# lacks, and cat_fast's libraries, stripped and compressed, which load in any Python and any torch from 2.10 on.
+# Needs the environment of `make install`; PYTHON= selects its interpreter, TARGET_PYTHON= the version of the machine (3.12).
 set -euo pipefail
 
 if [[ ${1:-} == -h || ${1:-} == --help || $# -gt 1 ]]; then
@@ -36,7 +36,11 @@ while read -r requirement; do
 done < "$folder/requirements.txt"
 for library in _ops _ops_cuda; do
   [[ -e cat_fast/$library.abi3.so ]] || { echo "cat_fast/$library.abi3.so is not built: run make build" >&2; exit 1; }
-  strip --strip-unneeded -o "$folder/$library.abi3.so" "cat_fast/$library.abi3.so"
+  cp "cat_fast/$library.abi3.so" "$folder/"
+  if command -v strip > /dev/null; then
+    strip --strip-unneeded "$folder/$library.abi3.so"
+  fi
+  gzip --best --force "$folder/$library.abi3.so"
 done
 
 tracked=$(git ls-files -z | xargs -0 stat --format %s -- 2> /dev/null | awk '{ sum += $1 } END { print sum + 0 }')

@@ -148,6 +148,15 @@ def test_sub_packages_import_in_one_direction(package):
     assert find_cycle(parts) == []
 
 
+def test_benchmarks_import_no_tests():
+    files = sorted((ROOT / "benchmarks").rglob("*.py"))
+    assert files
+    found = {path: set(imports("benchmarks", path.read_text(encoding="utf-8"))) for path in files}
+    assert [
+        path.name for path, targets in found.items() if any(t.startswith("tests.") for t in targets)
+    ] == []
+
+
 def test_a_cycle_is_found():
     names = ("store.__init__", "health.guard", "health.watchdog", "metrics.log", "loop")
     store, guard, watchdog, log, loop = (f"cat_fast.training.{name}" for name in names)

@@ -21,7 +21,7 @@ RIVALS = {
     "group_norm_silu": ("eager", "compile"),
     "varlen_attention": ("triton", "flash", "cudnn", "sdpa_padded"),
     "scalar_attention": ("sdpa",),
-    "adaln": ("eager",),
+    "adaln": ("eager", "compile"),
     "gate_residual_adaln": ("eager", "compile"),
     "pack": ("eager",),
     "wide_attention": ("sdpa",),

@@ -12,8 +12,8 @@ import torch
 from benchmarks.gpu import golden_run
 from benchmarks.gpu.blocks import RUNS
 from benchmarks.gpu.body import Context
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.hardware import run_device_type
-from tests.training.runs import write_latents
 
 KILL_AFTER, SAVE_EVERY = 8, 5
 """Steps after which a run is killed, and between its checkpoints."""

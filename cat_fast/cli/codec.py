@@ -75,6 +75,14 @@ DtypeOption = Annotated[
         help="Number format of the models; auto is bf16 on GPUs that multiply in it, else fp32.",
     ),
 ]
+TierOption = Annotated[
+    str,
+    typer.Option(
+        metavar="exact|fast",
+        help="fast compiles the decoder, which pays for many images; they agree with exact's to 60 dB or"
+        " more. The tier in use is recorded with the results.",
+    ),
+]
 FormatOption = Annotated[
     str,
     typer.Option("--format", metavar="png|jpg|webp", help="Image format; jpg and webp have quality 95."),
@@ -236,13 +244,7 @@ def decode(
     batch_size: BatchSizeOption = 8,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
-    tier: Annotated[
-        str,
-        typer.Option(
-            metavar="exact|fast",
-            help="fast compiles the decoder, which pays for large sets; its images agree to 60 dB or more.",
-        ),
-    ] = "exact",
+    tier: TierOption = "exact",
     json_output: JsonOption = False,
 ) -> None:
     """Decode latents to images, one file per image, named after the original.
@@ -257,16 +259,17 @@ def decode(
     """
     from cat_fast.inference.encoding.codec import decode_file
     from cat_fast.inference.encoding.latent_file import LatentFile
-    from cat_fast.models.decode_tier import use_decode_tier
+    from cat_fast.models.decode_tier import check_tier, use_decode_tier
     from cat_fast.models.device import find_device
     from cat_fast.models.execution import find_dtype
     from cat_fast.models.load import load_tokenizer
 
-    count = len(LatentFile.open(latents).records)
+    check_tier(tier)
+    records = LatentFile.open(latents).records
     tokenizer = load_tokenizer(checkpoint, device, find_dtype(dtype, find_device(device)))
-    use_decode_tier(tokenizer, tier)
+    use_decode_tier(tokenizer, tier, max((record.size for record in records.values()), default=None))
     with console.progress("images") as bar:
-        task = bar.add_task("decoding", total=count)
+        task = bar.add_task("decoding", total=len(records))
         results = decode_file(
             latents,
             out,

@@ -1,6 +1,7 @@
 """`cat-fast info`: versions, devices and kernel backends of this installation."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
@@ -31,7 +32,11 @@ def info(
 
         cat-fast info --json > environment.json
     """
-    report = environment() | {"row_invariant_blocks": _row_invariant_blocks()}
+    report = environment()
+    report |= {
+        "row_invariant_blocks": _row_invariant_blocks(),
+        "cuda_graphs": _cuda_graphs_line(report["gpus"]),
+    }
     if json_output:
         console.print_json(report)
         return
@@ -46,6 +51,7 @@ def info(
         facts.add_row("gpu", Text(line))
     if not report["gpus"]:
         facts.add_row("gpu", "none")
+    facts.add_row("cuda graphs", Text(report["cuda_graphs"]))
     console.out.print(facts)
 
     kernels = Table("operator", "backend", "accepts", "status")
@@ -139,3 +145,13 @@ def _bits_line(blocks: dict[str, int | None]) -> str:
 
 def _gpu_line(gpu: dict[str, Any]) -> str:
     return f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability {gpu['compute_capability']}"
+
+
+def _cuda_graphs_line(gpus: Sequence[Any]) -> str:
+    """State whether sampling replays CUDA graphs, as `cat_fast.generator.captured_step` does on GPUs."""
+    from cat_fast.hardware import run_device_type
+
+    if run_device_type() == "cuda":
+        return "used: sampling replays a graph from the second step of a size on"
+    reason = "DS_ACCELERATOR=cpu selects the CPU" if gpus else "there is no GPU"
+    return f"not used: {reason}; sampling runs operator by operator"

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from cat_fast import console
-from cat_fast.cli.codec import DtypeOption, LinearBackendOption, parse_ratio
+from cat_fast.cli.codec import DtypeOption, LinearBackendOption, TierOption, parse_ratio
 from cat_fast.cli.labels import parse_labels
 from cat_fast.errors import UserError
 
@@ -150,6 +150,7 @@ def sample(
     ] = "auto",
     dtype: DtypeOption = "auto",
     linear_backend: LinearBackendOption = "auto",
+    tier: TierOption = "exact",
     json_output: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Draw images of classes or descriptions, with more tokens for more complex ones.
@@ -186,10 +187,12 @@ def sample(
     from cat_fast.inference.pipeline.loading import load_pipeline
     from cat_fast.inference.sampling_run.run import PLAN, SampleRun, SampleSettings
     from cat_fast.kernels.linear.op import using
+    from cat_fast.models.decode_tier import check_tier
     from cat_fast.models.device import find_device
     from cat_fast.models.execution import find_dtype, find_linear_backend
     from cat_fast.weights.shipped import shipped_folder
 
+    check_tier(tier)
     pipeline, target = shipped_folder(str(pipeline)) or pipeline, find_device(device)
     models = load_pipeline(pipeline, target, find_dtype(dtype, target))
     prompts: Any = described or (parse_labels(labels, models.labels, "--labels") if labels else models.labels)
@@ -206,6 +209,7 @@ def sample(
         scheduler=scheduler,  # type: ignore[arg-type] # checked above
         seed=seed,
         max_tokens=max_tokens,
+        decode_tier=tier,
     )
     started = time.perf_counter()
     recorded = stored_settings(out / PLAN).get("settings", {})

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cat_fast.cli.codec import DtypeOption, LinearBackendOption
+from cat_fast.cli.codec import DtypeOption, LinearBackendOption, TierOption
 from cat_fast.errors import UserError
 
 _NEEDED = {
@@ -62,6 +62,7 @@ def serve(
     ] = "auto",
     dtype: DtypeOption = "auto",
     linear_backend: LinearBackendOption = "auto",
+    tier: TierOption = "exact",
 ) -> None:
     """Serve a pipeline over HTTP: OpenAI's images API, reconstructions, complexity, and a page at /.
 
@@ -101,6 +102,7 @@ def serve(
         requests_per_minute=requests_per_minute,
         coarser_after=coarser_after,
         drain_seconds=drain_seconds,
+        decode_tier=tier,
     )
     if threads is not None:
         torch.set_num_threads(threads)

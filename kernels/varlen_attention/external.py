@@ -14,7 +14,7 @@ import functools
 import importlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -49,46 +49,51 @@ _failed: dict[tuple[str, torch.device, torch.dtype, int], str] = {}
 """Why a call has failed, by backend, device, dtype and head dimension."""
 
 
-def flash3_varlen(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_k: int,
-) -> torch.Tensor:
+def _adapter(attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return a library's attention with the arguments and derivatives of the operator.
+
+    Args:
+        attend: called with q, k, v, the offsets of queries and of keys, and the two longest lengths, if there
+            are tokens. It needs gradients only; further derivatives are those of the reference.
+    """
+
+    @functools.wraps(attend)
+    def adapted(
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        max_seqlen: int,
+        cu_seqlens_k: torch.Tensor,
+        max_seqlen_k: int,
+    ) -> torch.Tensor:
+        if q.numel() == 0 or k.numel() == 0:
+            return zero_output(q, k, v)
+
+        def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return attend(q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
+
+        def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            return varlen_attention_reference(q, k, v, cu_seqlens, cu_seqlens_k)
+
+        return derivatives.with_formula(formula, function, q, k, v)
+
+    return adapted
+
+
+@_adapter
+def flash3_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *lengths: Any) -> torch.Tensor:
     """Compute softmax(q kᵀ / √D) v within each sequence with FlashAttention 3."""
     from flash_attn_interface import flash_attn_varlen_func
 
-    if q.numel() == 0 or k.numel() == 0:
-        return zero_output(q, k, v)
-
-    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        lengths = cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        return cast(torch.Tensor, flash_attn_varlen_func(q, k, v, *lengths, deterministic=deterministic))
-
-    return _differentiable(function, q, k, v, cu_seqlens, cu_seqlens_k)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return cast(torch.Tensor, flash_attn_varlen_func(q, k, v, *lengths, deterministic=deterministic))
 
 
-def flash_varlen(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_k: int,
-) -> torch.Tensor:
+@_adapter
+def flash_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *lengths: Any) -> torch.Tensor:
     """Compute the same with aten's FlashAttention."""
-    if q.numel() == 0 or k.numel() == 0:
-        return zero_output(q, k, v)
-
-    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return _Flash.apply(q, k, v, cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k)
-
-    return _differentiable(function, q, k, v, cu_seqlens, cu_seqlens_k)
+    return cast(torch.Tensor, _Flash.apply(q, k, v, *lengths))
 
 
 class _Flash(torch.autograd.Function):
@@ -142,67 +147,28 @@ def _strict_determinism() -> Iterator[None]:
             torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def torch_varlen(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_k: int,
-) -> torch.Tensor:
+@_adapter
+def torch_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *lengths: Any) -> torch.Tensor:
     """Compute the same with torch.nn.attention.varlen of torch 2.14 or newer.
 
     Its backward pass does not keep `num_splits` and runs cuDNN, on statistics of FlashAttention.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    if q.numel() == 0 or k.numel() == 0:
-        return zero_output(q, k, v)
-
-    def function(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        lengths = cu_seqlens, cu_seqlens_k, max_seqlen, max_seqlen_k
-        return cast(torch.Tensor, varlen_attn(q, k, v, *lengths, num_splits=1))
-
-    return _differentiable(function, q, k, v, cu_seqlens, cu_seqlens_k)
+    return cast(torch.Tensor, varlen_attn(q, k, v, *lengths, num_splits=1))
 
 
-def _differentiable(
-    function: Any,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-) -> torch.Tensor:
-    """Return function(q, k, v), whose derivatives beyond gradients are those of the reference."""
-
-    def formula(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return varlen_attention_reference(q, k, v, cu_seqlens, cu_seqlens_k)
-
-    return derivatives.with_formula(formula, function, q, k, v)
-
-
-def xformers_varlen(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    max_seqlen: int,
-    cu_seqlens_k: torch.Tensor,
-    max_seqlen_k: int,
-) -> torch.Tensor:
+@_adapter
+def xformers_varlen(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *lengths: Any) -> torch.Tensor:
     """Compute the same with xformers.ops.memory_efficient_attention, as one sequence under a block mask."""
     from xformers.ops import memory_efficient_attention
 
-    if q.numel() == 0 or k.numel() == 0:
-        return zero_output(q, k, v)
-    mask = block_diagonal_mask(cu_seqlens, max_seqlen, cu_seqlens_k, max_seqlen_k)
-    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask)[0]
+    mask = block_diagonal_mask(*lengths)
+    return cast(torch.Tensor, memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask)[0])
 
 
 def block_diagonal_mask(
-    cu_seqlens: torch.Tensor, max_seqlen: int, cu_seqlens_k: torch.Tensor, max_seqlen_k: int
+    cu_seqlens: torch.Tensor, cu_seqlens_k: torch.Tensor, max_seqlen: int, max_seqlen_k: int
 ) -> Any:
     """Return xformers' BlockDiagonalMask for the offsets of the queries and of the keys.
 

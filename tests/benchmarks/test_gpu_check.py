@@ -1,15 +1,23 @@
 """The GPU check: whatever a block does, the results of all others are kept; dry runs are not measurements."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import compare, gpu_check
-from benchmarks.gpu.blocks import BLOCKS, EXPECTED, Block
+from benchmarks.gpu.blocks import BLOCKS, EXPECTED, OPERATORS, RIVALS, Block
 from benchmarks.gpu.body import MODULES
+from benchmarks.gpu.install import install_libraries
+from benchmarks.gpu.kernels import _rival
+from benchmarks.gpu.operators import SIZES
 from benchmarks.gpu.record import RESULTS, Recorder, gather, read_entries, require_measured
 from cat_fast.errors import UserError
 
@@ -133,8 +141,78 @@ def test_every_block_has_a_body_and_the_limits_fit():
     assert sum(block.dry_seconds for block in BLOCKS if not block.background) >= 300
 
 
+@pytest.mark.parametrize("op", [op for op in OPERATORS if "compile" in RIVALS[op]])
+def test_what_is_compiled_computes_the_operator(op, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
+    call = SIZES["toy"][op](torch.device("cpu"), torch.float64)
+    rival = replace(call, function=_rival(op, "compile", call))
+    for ours, theirs in zip(call.forward_backward(), rival.forward_backward(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_norms_have_a_compiled_rival():
+    assert all("compile" in RIVALS[op] for op in ("group_norm_silu", "adaln", "gate_residual_adaln"))
+
+
 def test_unknown_blocks_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
         gpu_check.main(["--out", str(tmp_path), "--only", "kernel"])
     assert refused.value.code == 2
     assert "unknown block kernel: expected some of install, ceilings" in capsys.readouterr().err
+
+
+LIBRARIES = ("_ops.abi3.so", "_ops_cuda.abi3.so")
+
+
+def collect(folder, path):
+    """Run the script that gathers wheels and libraries, without wheels, with the programs of a folder."""
+    python = path / "no_wheels"
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    return subprocess.run(
+        ["bash", str(ROOT / "scripts/collect_gpu_wheels.sh"), str(folder)],
+        env={**os.environ, "PYTHON": str(python), "PATH": str(path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """Folder of the programs that the script runs, without `strip`."""
+    if not all((ROOT / "cat_fast" / name).exists() for name in LIBRARIES):
+        pytest.skip("the libraries are not built")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("awk", "bash", "cp", "dirname", "find", "git", "gzip", "mkdir", "stat", "xargs"):
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
+@pytest.mark.parametrize("with_strip", [False, True])
+def test_gathered_libraries_are_stripped_and_compressed(programs, tmp_path, with_strip):
+    if with_strip:
+        if not (strip := shutil.which("strip")):
+            pytest.skip("strip is not installed")
+        (programs / "strip").symlink_to(strip)
+    gathered, package = tmp_path / "wheels", tmp_path / "package"
+    package.mkdir()
+    ran = collect(gathered, programs)
+    assert ran.returncode == 0, ran.stderr
+    install_libraries(gathered, package)
+    for name in LIBRARIES:
+        built, installed = ROOT / "cat_fast" / name, package / name
+        assert installed.stat().st_size < built.stat().st_size or not with_strip
+        assert (installed.read_bytes() == built.read_bytes()) != with_strip
+        assert (gathered / f"{name}.gz").stat().st_size < installed.stat().st_size / 2
+    code = "import sys, torch; [torch.ops.load_library(path) for path in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", code, *(str(package / name) for name in LIBRARIES)], check=True)
+
+
+def test_what_does_not_fit_on_the_machine_is_refused(programs, tmp_path):
+    gathered = tmp_path / "wheels"
+    gathered.mkdir()
+    with (gathered / "large.whl").open("wb") as file:
+        file.truncate(62 << 20)
+    ran = collect(gathered, programs)
+    assert ran.returncode == 1
+    assert "more than 62 MiB" in ran.stderr

@@ -1,9 +1,11 @@
 """The schedulers that the engine is compared with, on a clock of one second per step, and the goals."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
+from benchmarks import serving
 from benchmarks.serving import BASELINES, MIXES, draw_requests, goals, poisson
 from benchmarks.shared.serving_baselines import (
     Clock,
@@ -111,3 +113,30 @@ def test_goals_are_met_or_not():
     assert missed == ["throughput over fifo_step_batching"]
     predicted = goals(median, 2.0, predicted=True)
     assert [predicted[f"throughput over {name}"]["goal"] for name in BASELINES] == [1.1, 2.0, 1.3]
+
+
+def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monkeypatch):
+    file, measured = tmp_path / "serving.json", []
+
+    def measure(bench, mix, load, **effort):
+        if len(measured) == 2:
+            measured.append("interrupted")
+            raise KeyboardInterrupt
+        measured.append((mix, load))
+        return {"load": load}
+
+    monkeypatch.setattr(serving, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        serving.main(["--simulate", "--json", str(file)])
+    assert not file.exists(), "a file says that the run is complete"
+    assert serving.main(["--simulate", "--json", str(file)]) == 0
+    assert measured == [
+        ("cat", 0.5),
+        ("cat", 0.8),
+        "interrupted",
+        ("cat", 1.0),
+        ("cat", 2.0),
+        ("dataset_c", 0.8),
+    ]
+    assert set(json.loads(file.read_text())["mixes"]["cat"]) == {"0.5", "0.8", "1", "2"}
+    assert list(tmp_path.iterdir()) == [file]

@@ -3,6 +3,7 @@
 import platform
 from dataclasses import asdict
 
+import pytest
 import torch
 
 from cat_fast.kernels import backends, library
@@ -19,6 +20,22 @@ def test_json_has_versions_devices_and_every_backend(cat_fast):
     assert report["kernels"] == [asdict(row) for row in backends.report()]
     assert set(report["row_invariant_blocks"]) == {"float32", "bfloat16"}
     assert report["row_invariant_blocks"]["float32"] in (1, 8, 16, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected"),
+    [
+        ("cuda", 1, "used: sampling replays a graph"),
+        ("cpu", 1, "not used: DS_ACCELERATOR=cpu selects the CPU"),
+        ("cpu", 0, "not used: there is no GPU"),
+    ],
+)
+def test_the_use_of_cuda_graphs_is_stated(cat_fast, monkeypatch, device, gpus, expected):
+    monkeypatch.setattr("cat_fast.hardware.run_device_type", lambda: device)
+    found = [{"name": "GPU", "memory_gib": 80.0, "compute_capability": "9.0"}] * gpus
+    monkeypatch.setattr("cat_fast.cli.info._gpus", lambda: found)
+    assert parse_json(cat_fast("info", "--json"))["cuda_graphs"].startswith(expected)
+    assert expected in cat_fast("info").stdout
 
 
 def test_table_has_the_reason_why_a_backend_is_inactive(cat_fast, monkeypatch):

@@ -19,6 +19,7 @@ from cat_fast.complexity import Description, RatioThresholds
 from cat_fast.generator import DiT, paper_schedule
 from cat_fast.inference import CATPipeline
 from tests.cli.conftest import assert_one_line_error, parse_json, tiny_tokenizer
+from tests.fake_compiler import compile_to
 from tests.kernels.onednn import needs_onednn
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +188,22 @@ def test_the_library_of_matrix_products_is_recorded_and_kept(cat_fast, models, t
         assert json.loads((out / "execution.json").read_text())["linear_backend"] == option
     other = "onednn" if option == "mkl" else "mkl"
     assert_one_line_error(cat_fast(*options, "--linear-backend", other), "made with other settings", "linear")
+
+
+@pytest.mark.parametrize(("change", "tier"), [(1e-3, "fast"), (0.1, "exact")])
+def test_the_decode_tier_in_use_is_recorded_and_kept(cat_fast, models, tmp_path, monkeypatch, change, tier):
+    compile_to(monkeypatch, lambda images: images + change)
+    options = ["sample", "-p", models, "--out", tmp_path, *FAST]
+    result = cat_fast(*options, "--tier", "fast")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "execution.json").read_text())["decode_tier"] == tier
+    recorded = json.loads((tmp_path / "samples.json").read_text())["settings"]["decode_tier"]
+    assert recorded == (None if tier == "exact" else "fast")
+    again = cat_fast(*options)
+    if tier == "fast":
+        assert_one_line_error(again, "made with other settings", "decode_tier: 'fast'")
+    else:
+        assert again.exit_code == 0
 
 
 def test_a_killed_run_resumes_to_the_same_bits(models, tmp_path):

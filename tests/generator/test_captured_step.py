@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.shared.host_device import NoSynchronization
 from cat_fast.generator import SampleRequest, make_schedule
 from cat_fast.generator.captured_step import MAX_SIZES, CapturedStep, StepBuffers, captured_step, predict
 from cat_fast.generator.dit import DiT
@@ -16,7 +17,6 @@ from cat_fast.generator.step_pack import Filling, StepSize
 from tests.generator.conftest import TEXT_DIM
 from tests.generator.sampling_loop import sample
 from tests.generator.test_host_device import MODEL, OPTIONS, on_device
-from tests.host_device import NoSynchronization
 
 BUCKETS = Filling(16, buckets=True)
 GRIDS = {8: (8, 8), 16: (4, 4), 32: (2, 2)}

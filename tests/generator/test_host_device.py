@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.shared.host_device import NoSynchronization, Synchronized
 from cat_fast.generator import PackedText
 from cat_fast.generator.diffusion import diffusion_loss, make_schedule
 from cat_fast.generator.dit import DiT
 from cat_fast.packing import PackedSequence
 from cat_fast.packing.transfer import copy_together
-from tests.host_device import NoSynchronization, Synchronized
 
 MODEL = {"in_channels": 4, "hidden_size": 64, "depth": 2, "num_heads": 2, "num_classes": 3}
 OPTIONS = [{}, {"text_dim": 8, "pooled_text": True}, {"rope": True, "qk_norm": True, "shared_adaln": True}]

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.shared.host_device import NoSynchronization
 from cat_fast.generator import SampleRequest, make_schedule, noise
 from cat_fast.generator.noise import CounterNoise, Draw, box_muller, draw_together, philox
 from cat_fast.generator.sampling import draw_noise, prepare
 from cat_fast.generator.solvers import set_steps
-from tests.host_device import NoSynchronization
 
 DRAWS = [
     Draw(CounterNoise.from_seed(seed), counter, shape)

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.cpu_random import CpuRandomness
 from benchmarks.gpu.golden_run import differences, golden, train
-from tests.training.runs import write_latents
+from benchmarks.shared.random_latents import write_latents
 
 ROOT = Path(__file__).parents[2]
 

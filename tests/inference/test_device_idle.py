@@ -88,7 +88,9 @@ def test_sampling(device, monkeypatch, tmp_path):
     for name in ("claim_folder", "describe_execution", "write_json"):
         monkeypatch.setattr(sampling_run, name, lambda *arguments: {})
     run = object.__new__(SampleRun)
-    run.pipeline = SimpleNamespace(draw=draw, device=torch.device("cpu"), dtype=torch.float32)
+    run.pipeline = SimpleNamespace(
+        draw=draw, device=torch.device("cpu"), dtype=torch.float32, decode_tier="exact"
+    )
     run.settings, run.folder = sampling_run.SampleSettings(), tmp_path
     run.requests = list(range(BATCH * BATCHES))
     run.batches = [run.requests[i : i + BATCH] for i in range(0, len(run.requests), BATCH)]

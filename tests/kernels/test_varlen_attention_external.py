@@ -35,7 +35,7 @@ def offsets(lengths, device="cpu"):
 def test_the_mask_for_xformers_is_the_one_it_would_build_from_lengths_on_the_host(lengths):
     attn_bias = pytest.importorskip("xformers.ops.fmha.attn_bias")
     cu_seqlens, tokens = offsets(lengths), sum(lengths)
-    ours = external.block_diagonal_mask(cu_seqlens, max(lengths), cu_seqlens, max(lengths))
+    ours = external.block_diagonal_mask(cu_seqlens, cu_seqlens, max(lengths), max(lengths))
     theirs = attn_bias.BlockDiagonalMask.from_seqlens(lengths, device=torch.device("cpu"))
     for ours_info, theirs_info in ((ours.q_seqinfo, theirs.q_seqinfo), (ours.k_seqinfo, theirs.k_seqinfo)):
         assert torch.equal(ours_info.seqstart, theirs_info.seqstart)
@@ -198,6 +198,41 @@ def test_flash_attention_3_differentiates_and_honours_determinism(flash_attn_3):
         strict=True,
     ):
         assert torch.equal(ours, truth)
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """Attention whose gradients cannot be differentiated, as those of fused kernels."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, cu_seqlens):
+        ctx.save_for_backward(q, k, v, cu_seqlens)
+        return varlen_attention_reference(q, k, v, cu_seqlens)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        *qkv, cu_seqlens = ctx.saved_tensors
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in qkv]
+            out = varlen_attention_reference(*leaves, cu_seqlens)
+        return *torch.autograd.grad(out, leaves, grad), None
+
+
+def test_xformers_has_derivatives_beyond_gradients(monkeypatch):
+    xformers = types.ModuleType("xformers.ops")
+    xformers.memory_efficient_attention = lambda q, k, v, attn_bias: OnceDifferentiable.apply(
+        q[0], k[0], v[0], attn_bias
+    )[None]
+    monkeypatch.setitem(sys.modules, "xformers.ops", xformers)
+    monkeypatch.setattr(external, "block_diagonal_mask", lambda cu_seqlens, *_: cu_seqlens)
+    x = torch.randn(9, 2, 8, dtype=torch.float64, requires_grad=True)
+    cu_seqlens = offsets([4, 5])
+
+    def attention(x):
+        return external.xformers_varlen(x, x, x, cu_seqlens, 5, cu_seqlens, 5)
+
+    assert torch.autograd.gradcheck(attention, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(attention, x, fast_mode=True)
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
+from benchmarks.shared.random_latents import write_latents
 from tests.training.rank_processes import run_ranks
-from tests.training.runs import write_latents
 
 
 @pytest.fixture(scope="session")

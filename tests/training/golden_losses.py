@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.processor import processor_name
 from cat_fast.training.metrics.run_log import read_metrics
 from tests.training.rank_processes import run_ranks
-from tests.training.runs import GENERATOR, TOKENIZER, write_latents
+from tests.training.runs import GENERATOR, TOKENIZER
 
 FOLDER = Path(__file__).with_name("golden")
 STEPS = 20

@@ -6,9 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
-from cat_fast.data.latents.dataset import LatentShardWriter
 from cat_fast.training.runtime.ranks import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -40,17 +37,6 @@ GENERATOR = [
     "data.max_tokens=128",
     "data.window=16",
 ]
-
-
-def write_latents(folder: Path) -> Path:
-    """Write latents of 24 images of 128 px, 64, 16 and 4 tokens long; return the folder."""
-    generator = torch.Generator().manual_seed(0)
-    with LatentShardWriter(folder, "0" * 16, resolution=128, class_names=["a", "b"]) as writer:
-        for number in range(24):
-            ratio = (8, 16, 32)[number % 3]
-            latent = torch.randn(4, 128 // ratio, 128 // ratio, generator=generator)
-            writer.add(f"image{number}", latent, label=number % 2, ratio=ratio)
-    return folder
 
 
 def settings(kind: str, out: Path, latents: Path, *more: str) -> list[str]:

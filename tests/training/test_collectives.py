@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from benchmarks.gate import expected
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.rank_processes import run_ranks
-from tests.training.runs import GENERATOR, TOKENIZER, write_latents
+from tests.training.runs import GENERATOR, TOKENIZER
 
 KINDS = ("generator", "tokenizer")
 STEPS = 5

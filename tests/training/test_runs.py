@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.metrics.run_log import METRICS, read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.rank_processes import run_ranks
-from tests.training.runs import command, settings, start, write_latents
+from tests.training.runs import command, settings, start
 
 TRAIN = "tests.training.runs:train_as_rank"
 STEPS = 12

@@ -9,12 +9,13 @@ import time
 
 import pytest
 
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.data.folder_lock import locked
 from cat_fast.errors import UserError
 from cat_fast.train import train
 from cat_fast.training.health.run_status import summarize
 from cat_fast.training.metrics.run_log import read_metrics
-from tests.training.runs import GENERATOR, ROOT, write_latents
+from tests.training.runs import GENERATOR, ROOT
 
 
 def test_a_preset_with_another_number_of_ranks_is_rejected(tmp_path, monkeypatch):

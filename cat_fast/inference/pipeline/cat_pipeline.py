@@ -51,6 +51,7 @@ from cat_fast.inference.pipeline.components import OPTIONAL, check_classes, chec
 from cat_fast.inference.pipeline.folder import INDEX, check_folder, find_damage, find_folder
 from cat_fast.integers import to_integer
 from cat_fast.kernels.pack.op import pack
+from cat_fast.models.decode_tier import decode_tier, use_decode_tier
 from cat_fast.packing import TokenBudgetPacker
 from cat_fast.tokenizer import NestedAutoencoderKL
 from cat_fast.weights.checked_model import LOADING_OPTIONS, check_options
@@ -200,6 +201,24 @@ class CATPipeline(DiffusionPipeline):
     def default_guidance(self) -> Guidance:
         """Guidance scale of a call that gives none."""
         return self._guidance
+
+    @property
+    def decode_tier(self) -> str:
+        """Tier in which latents are decoded: "exact", or "fast" for a compiled decoder."""
+        return decode_tier(self.vae)
+
+    def use_decode_tier(self, tier: str) -> str:
+        """Decode in a tier from now on, and return the tier in use.
+
+        Args:
+            tier: "exact" runs the decoder operator by operator; "fast" compiles it for images of about
+                `resolution`, which takes from seconds to minutes. If that fails, or if its images agree with
+                those of "exact" to less than 60 dB, a warning is logged and "exact" is used.
+
+        Raises:
+            UserError: the tier is unknown.
+        """
+        return use_decode_tier(self.vae, tier, self.resolution)
 
     @torch.no_grad()
     def __call__(

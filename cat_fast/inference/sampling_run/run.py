@@ -1,7 +1,7 @@
 """Drawing of many images into a folder, in batches that a killed run does not draw again.
 
     samples.json             settings, and each image's label, ratio, tokens and seed; written before them
-    execution.json           device, dtype, versions and backends of the last call
+    execution.json           device, dtype, versions, backends and decode tier of the last call
     images/000000.png        image i, drawn from seed + i
     grid.png, samples.npz    written on request once all images are drawn
 
@@ -50,13 +50,15 @@ class SampleSettings:
     seed: int = 0
     """Image i is drawn from seed + i."""
     max_tokens: int = MAX_TOKENS
+    decode_tier: str = "exact"
+    """See `CATPipeline.use_decode_tier`."""
 
 
 class SampleRun:
     """Images of one run in one folder.
 
     Args:
-        pipeline: loaded from `source`, on the device that draws.
+        pipeline: loaded from `source`, on the device that draws; its decode tier is set.
         prompts: one per image.
         folder: created if missing; resumed if started with the same arguments.
         source: folder that `pipeline` was loaded from.
@@ -89,12 +91,14 @@ class SampleRun:
             self.requests, guidance_scale=settings.guidance_scale, max_tokens=settings.max_tokens
         )
         self.names = [self._name_of(prompt) for prompt in prompts]
+        tier = pipeline.use_decode_tier(settings.decode_tier)
         # everything that determines the bits of an image; a resumed run must match it
         self._plan = {
             "settings": asdict(settings)
             | {
                 "pipeline": pipeline_digest(source),
                 "device": pipeline.device.type,
+                "decode_tier": None if tier == "exact" else tier,
             }
             | execution_settings(pipeline.dtype),
             "images": [
@@ -208,7 +212,8 @@ class SampleRun:
         pipeline = self.pipeline
         graphs = captured_step(pipeline.transformer).report if pipeline.device.type == "cuda" else None
         return describe_execution(pipeline.device, pipeline.dtype) | {
-            "cuda_graphs": None if graphs is None else graphs.to_json()
+            "cuda_graphs": None if graphs is None else graphs.to_json(),
+            "decode_tier": pipeline.decode_tier,
         }
 
     def _name_of(self, prompt: Prompt) -> str:

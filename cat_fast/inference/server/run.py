@@ -76,7 +76,8 @@ def bind(settings: ServerSettings) -> socket.socket:
 def serve(service: Service, bound: socket.socket) -> int:
     """Serve until a signal; return the exit code, 0 after a drain.
 
-    Requests get 503 until calibration and self-test have run, which takes seconds.
+    Requests get 503 until calibration and self-test have run, which takes seconds, or minutes if the decoder
+    is compiled.
 
     Raises:
         UserError: calibration or self-test failed.

@@ -48,6 +48,8 @@ class Service:
             )
         self.invariance: Invariance | None = None
         """Result of the self-test."""
+        self.decode_tier: str | None = None
+        """Tier in which the decoder runs, once it is compiled and tested."""
         self.failure: str | None = None
         """Why the server will not become ready."""
         self.draining = False
@@ -56,7 +58,7 @@ class Service:
         self.lost: list[RequestHandle] = []
         """Requests that the drain did not finish."""
         self.ready_after: float | None = None
-        """Seconds that calibration and self-test took."""
+        """Seconds that compiling, self-test and calibration took."""
 
     @property
     def ready(self) -> bool:
@@ -74,9 +76,14 @@ class Service:
         return (width // unit) * (height // unit)
 
     def prepare(self) -> None:
-        """Run the self-test, calibrate, and start the engine; on an error, set `failure`."""
+        """Compile the decoder, run the self-test, calibrate, and start the engine.
+
+        On an error, set `failure`.
+        """
         begun = time.perf_counter()
         try:
+            with self.engine.stages.vae_lock:  # reconstructions are served meanwhile
+                self.decode_tier = self.pipeline.use_decode_tier(self.settings.decode_tier)
             self.invariance = self_test(self.engine.stages, self.settings.max_tokens)
             self.engine.cost.calibrate(self._calibration_packs())
             self.engine.start()
@@ -95,7 +102,10 @@ class Service:
         if self.draining:
             raise as_api_error(Draining())
         if not self.ready:
-            reason = self.failure or "the server is starting: calibration and self-test take seconds"
+            reason = self.failure or (
+                "the server is starting: calibration and self-test take seconds, compiling for --tier fast"
+                " takes minutes"
+            )
             raise ApiError(503, reason, code="not_ready", headers={"Retry-After": "5"})
 
     def readiness(self) -> dict[str, Any]:
@@ -113,6 +123,7 @@ class Service:
             "reason": self.failure,
             "model": self.settings.name,
             "device": str(self.engine.stages.device),
+            "decode_tier": self.decode_tier,
             "bits_independent_of_neighbours": None if invariance is None else invariance.independent,
             "cuda_graphs": None if captured is None else captured.report.to_json(),
             "self_test": None if invariance is None else invariance.to_json(),

@@ -4,6 +4,7 @@ import ipaddress
 from dataclasses import dataclass
 
 from cat_fast.errors import UserError
+from cat_fast.models.decode_tier import check_tier
 
 MAX_BODY_BYTES = 20_000_000
 MAX_IMAGE_PIXELS = 40_000_000
@@ -40,8 +41,11 @@ class ServerSettings:
     coarser_after: float | None = None
     """Predicted seconds of waiting, times the complexity score, after which requests with `allow_coarser` get
     a coarser ratio."""
+    decode_tier: str = "exact"
+    """See `CATPipeline.use_decode_tier`."""
 
     def __post_init__(self) -> None:
+        check_tier(self.decode_tier)
         if not 0 <= self.port <= 65535:
             raise UserError(f"port {self.port}: expected 0 to 65535, where 0 chooses a free one")
         if self.token is not None and len(self.token) < 8:

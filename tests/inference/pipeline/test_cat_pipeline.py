@@ -15,6 +15,7 @@ from cat_fast.generator import DiT, paper_schedule
 from cat_fast.generator.sampling import SamplingState
 from cat_fast.inference import CATPipeline
 from cat_fast.inference.pipeline import assembly
+from tests.fake_compiler import compile_to
 from tests.inference.pipeline.conftest import DESCRIPTIONS, LABELS
 
 FAST = {"num_inference_steps": 4, "scheduler": "ddim"}
@@ -53,6 +54,23 @@ def test_a_wide_image_is_not_a_transposed_tall_one(pipeline):
         for h, w in ((64, 128), (128, 64))
     )
     assert np.abs(wide - tall.transpose(1, 0, 2)).max() > 1
+
+
+def test_the_decode_tier_changes_the_decoder_only(pipeline, monkeypatch):
+    def draw(output_type):
+        generator = seeded(0, 1)
+        return pipeline(1, ratio=16, generator=generator, output_type=output_type, **FAST).images[0]
+
+    latent, exact = draw("latent"), draw("pt")
+    compile_to(monkeypatch, lambda images: images + 1e-3)
+    try:
+        assert pipeline.use_decode_tier("fast") == pipeline.decode_tier == "fast"
+        assert torch.equal(draw("latent"), latent)
+        inside = (exact > 0) & (exact < 0.99)
+        assert (draw("pt") - exact)[inside].mean().item() == pytest.approx(5e-4, rel=1e-2)
+    finally:
+        assert pipeline.use_decode_tier("exact") == pipeline.decode_tier == "exact"
+    assert torch.equal(draw("pt"), exact)
 
 
 def test_auto_spends_more_tokens_on_complex_images(pipeline):

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cat_fast.inference.server.service import Service
+from cat_fast.inference.server.settings import ServerSettings
+from tests.fake_compiler import compile_to
 from tests.inference.server.conftest import BODY, png
 
 GENERATIONS = "/v1/images/generations"
@@ -118,6 +121,27 @@ def test_metrics_and_readiness(client, service):
     state = client.get("/readyz").json()
     assert state["bits_independent_of_neighbours"] is True
     assert state["self_test"]["rows"] >= 16
+    assert state["decode_tier"] == "exact"
+
+
+def test_the_decoder_is_compiled_under_its_lock_before_the_server_is_ready(text_pipeline, monkeypatch):
+    service = Service(text_pipeline, ServerSettings(name="tiny", max_tokens=128, decode_tier="fast"))
+    seen = []
+
+    def compiled(images):
+        seen.append((service.engine.stages.vae_lock.locked(), service.ready))
+        return images
+
+    compile_to(monkeypatch, compiled)
+    assert service.readiness()["decode_tier"] is None
+    try:
+        service.prepare()
+        assert service.readiness()["decode_tier"] == "fast"
+        assert set(seen) == {(True, False)}
+        service.settings.__dict__["drain_seconds"] = 0.0
+        service.drain()
+    finally:
+        text_pipeline.use_decode_tier("exact")
 
 
 def test_documentation_and_page(client):

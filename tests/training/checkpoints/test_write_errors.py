@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.errors import UserError
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.checkpoints.write_errors import DeferredErrorWriter
 from cat_fast.training.health.run_status import summarize
 from cat_fast.training.runtime.ranks import Ranks
 from tests.training.rank_processes import gloo_ranks, run_ranks
-from tests.training.runs import command, finish, start, write_latents
+from tests.training.runs import command, finish, start
 
 
 class Writer:

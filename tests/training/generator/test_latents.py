@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.config import fill
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import GeneratorRun
@@ -12,7 +13,6 @@ from cat_fast.training.generator import task as generator_task
 from cat_fast.training.generator.task import GeneratorTask
 from cat_fast.training.runtime.ranks import Ranks
 from tests.cli.conftest import tiny_tokenizer
-from tests.training.runs import write_latents
 
 
 class ModelReached(Exception):

@@ -6,13 +6,13 @@ import threading
 import pytest
 import torch
 
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.data.latents.dataset import LatentDataset
 from cat_fast.errors import UserError
 from cat_fast.packing import PackedSequence
 from cat_fast.training.generator.packed_batches import PackedBatches
 from cat_fast.training.generator.packed_stream import PackedStream
 from cat_fast.training.runtime.ranks import Ranks
-from tests.training.runs import write_latents
 
 PREFETCH = 3
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.errors import UserError
 from cat_fast.training.config.settings import GuardConfig, OptimizerConfig
 from cat_fast.training.health.nan_guard import SKIPPED, StepGuard
@@ -19,7 +20,7 @@ from cat_fast.training.runtime.collective_errors import SharedError
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.step_context import describe_batch
 from tests.training.rank_processes import run_ranks
-from tests.training.runs import GENERATOR, TOKENIZER, write_latents
+from tests.training.runs import GENERATOR, TOKENIZER
 
 NAN, INF = float("nan"), float("inf")
 CLEAN = (0, 2, 4, 7)

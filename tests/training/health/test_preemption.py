@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.shared.random_latents import write_latents
 from cat_fast.training.checkpoints.store import CheckpointStore
 from cat_fast.training.health.heartbeat import read_heartbeats
 from cat_fast.training.health.preemption import SIGNALS, Preemption, launchers, resume_command
@@ -22,7 +23,7 @@ from cat_fast.training.metrics.run_log import read_metrics
 from cat_fast.training.runtime.ranks import Ranks
 from tests.processes.survivors import wait_for
 from tests.training.rank_processes import run_ranks, started_ranks
-from tests.training.runs import command, finish, settings, start, train_as_rank, write_latents
+from tests.training.runs import command, finish, settings, start, train_as_rank
 
 STEPS = 300
 SCHEDULE = (f"schedule.total_steps={STEPS}", "checkpoint.every_steps=1000")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.shared.host_device import NoSynchronization
 from cat_fast.hardware import GPUS
 from cat_fast.training.health import nan_guard
 from cat_fast.training.runtime import determinism, engine
 from cat_fast.training.runtime.ema import EMA
 from cat_fast.training.runtime.gradient_norm import use_norm
-from tests.host_device import NoSynchronization
 
 
 class Many(nn.Module):

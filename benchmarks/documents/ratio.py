@@ -1,14 +1,11 @@
-"""Write the tables of docs/ratios.md: costs of the rated captions, and the pairs near a budget.
-
-    python scripts/ratio_tables.py
+"""Tables of docs/ratios.md: costs of the rated captions, and the pairs near a budget.
 
 Scores are the means of the raters, whose halves round up. The published mixes are those of the sources.
 """
 
 from collections.abc import Iterable, Mapping
 
-import tables
-
+from benchmarks.documents import tables
 from cat_fast.complexity import (
     RATIOS,
     Candidate,
@@ -34,11 +31,6 @@ DOMAINS = {"faces": (17, 83, 0), "documents": (96, 4, 0), "textures": (0, 40, 60
 PUBLISHED_SHARES = {2: 0.10, 4: 0.32, 7: 0.48, 8: 0.095, 9: 0.005}
 """Published distribution: the share of scores up to 2, 3 to 4, 5 to 7, 8 and 9."""
 PUBLISHED_PAIRS = (RatioThresholds(4, 7), RatioThresholds(2, 8))
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -98,7 +90,3 @@ def _shares(percent: Iterable[float]) -> dict[int, float]:
 
 def _percent(mix: Mapping[int, float], digits: int = 0) -> str:
     return "/".join(f"{100 * share:.{digits}f}" for share in mix.values())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,18 +1,17 @@
-"""Write the tables of docs/generator.md: sizes, multiply-accumulates and speed of the DiT.
-
-    python scripts/generator_tables.py
+"""Tables of docs/generator.md: sizes, multiply-accumulates and speed of the DiT.
 
 Sizes and work are counted on the meta device and listed with the published figures of
 tests/generator/published.json; speed comes from the results of benchmarks/packing.py.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-import tables
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.documents import tables
 from cat_fast.config import fill, read_yaml
 from cat_fast.generator import DiT
 from cat_fast.generator.flops import predict_on_meta, split_flops
@@ -27,18 +26,13 @@ CONFIGURATIONS = ("cat_xl", *ORIGINAL)
 RATIOS = (8, 16, 32)
 SIDE = 512
 RIVALS = ("padded", "dense_mask", "bucketed", "fixed16")
-SIZES = {
+SIZES: Mapping[str, Mapping[str, Any]] = {
     "`cat_xl`": {},
     "with 28 blocks": {"depth": 28},
     "with 28 blocks, one modulation per block": {"depth": 28, "shared_adaln": False},
     "with `qk_norm`, `rope` and `swiglu`": {"qk_norm": True, "rope": True, "swiglu": True},
     "with text of width 768": {"text_dim": 768},
 }
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -123,7 +117,3 @@ def work(model: DiT, ratio: int) -> tuple[float, float]:
         predict_on_meta(model, int(token_count(ratio, SIDE)))
     flops = split_flops(counter)
     return flops["linear"] / 2e9, flops["attention"] / 2e9
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,13 @@
-"""Write the tables of docs/efficiency.md from the committed claims, bounds and simulations.
-
-python scripts/efficiency_tables.py
-"""
+"""Tables of docs/efficiency.md from the committed claims, bounds and simulations."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import tables
-
 from benchmarks import roofline, scaling
+from benchmarks.documents import tables
 
 DOCUMENT = tables.ROOT / "docs/efficiency.md"
 GROUPS = ("tokens", "transformer", "tokenizer", "scoring")
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -65,7 +56,3 @@ def chosen(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rows of the GPUs that the paper names: A100 for the tokenizer, H100 for the transformer."""
     names = [name for name in report["runs"] if name.endswith("H100" if "transformer" in name else "A100")]
     return {"runs": {name: report["runs"][name] for name in names}}
-
-
-if __name__ == "__main__":
-    main()

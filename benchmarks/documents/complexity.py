@@ -1,22 +1,15 @@
-"""Write the tables of the complexity study in docs/scoring_images.md from benchmarks/results.
+"""Tables of the complexity study in docs/scoring_images.md from benchmarks/results.
 
 The results complexity_1000 and complexity_712 are copies of study.json of `cat-fast eval complexity`.
-
-    python scripts/complexity_tables.py
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-import tables
+from benchmarks.documents import tables
 
 DOCUMENT = tables.ROOT / "docs/scoring_images.md"
 STUDIES = ("complexity_1000", "complexity_712")
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -128,7 +121,3 @@ def robustness(study: Mapping[str, Any]) -> str:
 def _interval(found: Mapping[str, float], sign: str = "") -> str:
     value, low, high = (f"{found[key]:{sign}.2f}" for key in ("value", "low", "high"))
     return f"{value} ({low} to {high})"
-
-
-if __name__ == "__main__":
-    main()

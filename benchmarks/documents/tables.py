@@ -2,15 +2,13 @@
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
+from benchmarks.shared.committed import committed
 
-from benchmarks.shared.committed import committed  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
@@ -20,9 +18,10 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
         ValueError: the document has no place for a table, or several.
     """
     for name, table in tables.items():
+        literal = table.replace("\\", r"\\")
         text, found = re.subn(
             rf"(<!-- {name} -->\n).*?(<!-- end -->)",
-            lambda m, t=table: m[1] + t + m[2],
+            rf"\g<1>{literal}\g<2>",
             text,
             flags=re.DOTALL,
         )

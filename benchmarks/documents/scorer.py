@@ -1,26 +1,18 @@
-"""Write the tables of docs/distilled_scorers.md from the reports of the packaged scorers.
-
-python scripts/scorer_tables.py
-"""
+"""Tables of docs/distilled_scorers.md from the reports of the packaged scorers."""
 
 import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import ratio_tables
-import tables
+
+from benchmarks.documents import ratio, tables
 
 DOCUMENT = tables.ROOT / "docs/distilled_scorers.md"
 ASSETS = tables.ROOT / "cat_fast/complexity/assets"
 TIERS = ("accurate", "fast")
 STATES = ("given", "inferred")
 TOLERANCE = 0.06  # of the shares of a mix
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -73,7 +65,7 @@ def quality(reports: Mapping[str, Any]) -> str:
 
 def mixes(reports: Mapping[str, Any]) -> str:
     """Return one row per source and domain: mixes of the raters, the tiers and the publication."""
-    published = {name: mix for name, (_, mix) in ratio_tables.SOURCES.items() if mix} | ratio_tables.DOMAINS
+    published = {name: mix for name, (_, mix) in ratio.SOURCES.items() if mix} | ratio.DOMAINS
     first = reports["accurate"]
     rows = []
     groups = [(group, name) for group in ("sources", "written_domains") for name in first[group]]
@@ -161,12 +153,8 @@ def _group(report: Mapping[str, Any], name: str) -> Any:
 
 
 def _label(source: str) -> str:
-    return _LABELS.get(source) or ratio_tables.SOURCES[source][0].partition(",")[0]
+    return _LABELS.get(source) or ratio.SOURCES[source][0].partition(",")[0]
 
 
 def _mix(shares: Iterable[float]) -> str:
     return "/".join(f"{100 * share:.0f}" for share in shares)
-
-
-if __name__ == "__main__":
-    main()

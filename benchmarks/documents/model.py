@@ -1,6 +1,4 @@
-"""Write the tables of docs/models.md: sizes, comparison of attention readings, speed.
-
-    python scripts/model_tables.py
+"""Tables of docs/models.md: sizes, comparison of attention readings, speed.
 
 Sizes are counted on the meta device and listed with the published ones of tests/tokenizer/published.json; the
 rest comes from committed benchmark results.
@@ -11,10 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tables
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.documents import tables
 from cat_fast import NestedAutoencoderKL
 from cat_fast.config import fill, read_yaml
 from cat_fast.models.build import build_model
@@ -25,11 +23,6 @@ PUBLISHED = json.loads((tables.ROOT / "tests/tokenizer/published.json").read_tex
 IMAGENET_MIX = {8: 0.06, 16: 0.49, 32: 0.45}
 """Shares of the ratios on ImageNet with the paper's thresholds."""
 READINGS = {"heads_of_1": "heads of one dimension", "one_head": "one head"}
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -172,7 +165,3 @@ def multiply_accumulates(model: Any, ratio: int, side: int = 512) -> float:
 
 def weighted(values: Mapping[int, float], shares: Mapping[int, float]) -> float:
     return sum(values[key] * share for key, share in shares.items())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,12 +1,9 @@
-"""Write the tables of docs/dual_token.md from the newest results of benchmarks/dual_token.py.
-
-python scripts/dual_tables.py
-"""
+"""Tables of docs/dual_token.md from the newest results of benchmarks/dual_token.py."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import tables
+from benchmarks.documents import tables
 
 DOCUMENT = tables.ROOT / "docs/dual_token.md"
 _METRICS = {"psnr": 2, "ssim": 3}
@@ -16,11 +13,6 @@ _NAMES = {
     "codes": "codes",
     "language": "language model",
 }
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -152,7 +144,3 @@ def _figure(row: Mapping[str, Any], digits: int, scale: float = 1) -> str:
     low, high = (scale * bound for bound in row["interval"])
     text = f"{scale * row['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
     return text.replace("-", "−")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,21 +1,13 @@
-"""Write the tables of docs/scoring_images.md from the report of the packaged image student.
-
-python scripts/image_tables.py
-"""
+"""Tables of docs/scoring_images.md from the report of the packaged image student."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import tables
+from benchmarks.documents import tables
 
 DOCUMENT = tables.ROOT / "docs/scoring_images.md"
 REPORT = tables.ROOT / "cat_fast/complexity/assets/image_student.json"
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -101,7 +93,3 @@ def detectors(report: Mapping[str, Any]) -> str:
             rows.append((_SETS[name], flag, *cells))
     header = ("images", "flag", "agreement", "found", "missed", "false positives")
     return tables.markdown(header, rows)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,20 +1,12 @@
-"""Write the tables of docs/kernels.md from the committed results of the benchmarks.
-
-python scripts/kernel_tables.py
-"""
+"""Tables of docs/kernels.md from the committed results of the benchmarks."""
 
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-import tables
+from benchmarks.documents import tables
 
 DOCUMENT = tables.ROOT / "docs/kernels.md"
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -56,7 +48,3 @@ def _costs(kernel: Mapping[str, Any]) -> str:
     shared = f", {kernel['shared_bytes'] / 1024:.0f} KiB" if kernel["shared_bytes"] else ""
     matrix = ", matrix" if kernel["matrix_instructions"] else ""
     return f"{kernel['registers']} registers{shared}, {kernel['occupancy']:.0%}{matrix}"
-
-
-if __name__ == "__main__":
-    main()

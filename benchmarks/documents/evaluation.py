@@ -1,14 +1,10 @@
-"""Write the published tables of docs/evaluation.md, with our rows from benchmarks/results.
-
-python scripts/evaluation_tables.py
-"""
+"""Write the published tables of docs/evaluation.md, with our rows from benchmarks/results."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import tables
-
+from benchmarks.documents import tables
 from cat_fast.evaluation.published.formats import format_table
 from cat_fast.evaluation.published.tables import Run, Table, published, read_run, with_runs
 
@@ -27,11 +23,6 @@ STUDIES = {"712 photographs": "complexity_712", "1,000 photographs": "complexity
 """Committed studies of `cat-fast eval complexity`, by data set."""
 OTHER_MODELS = ("latent-channels", "thresholds", "ldm", "others")
 """Tables that compare models which the committed results are not of."""
-
-
-def main() -> None:
-    """Replace the tables in place."""
-    DOCUMENT.write_text(filled(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def filled(text: str) -> str:
@@ -121,7 +112,3 @@ def committed_runs() -> list[Run]:
 def with_ours(table: Table, runs: list[Run]) -> Table:
     """Return a table with our rows, if it compares what our results are of."""
     return table if table.name in OTHER_MODELS else with_runs(table, runs)
-
-
-if __name__ == "__main__":
-    main()

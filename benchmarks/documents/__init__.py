@@ -1,0 +1,1 @@
+"""Tables of the documents; see `python -m benchmarks.documents --help`."""
