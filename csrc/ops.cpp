@@ -15,6 +15,15 @@ STABLE_TORCH_LIBRARY(cat_fast, m) {
   m.def(
       "group_norm_silu_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd,"
       " int groups, bool activation) -> (Tensor, Tensor, Tensor)");
+  // The same of x + input_bias, on CUDA only -> y, center, rstd and deviation, as in group_norm_silu/cuda.h
+  m.def(
+      "group_norm_silu_biased(Tensor x, Tensor weight, Tensor bias, Tensor input_bias, int groups, float eps,"
+      " bool activation) -> (Tensor, Tensor, Tensor, Tensor)");
+  // -> the gradients of x, weight, bias and input_bias
+  m.def(
+      "group_norm_silu_biased_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor bias, Tensor input_bias,"
+      " Tensor center, Tensor rstd, Tensor deviation, int groups, bool activation)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("scalar_attention(Tensor q, Tensor k, Tensor v) -> Tensor");
   // -> the gradients of q, k and v
   m.def("scalar_attention_backward(Tensor grad_y, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)");

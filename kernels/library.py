@@ -20,7 +20,11 @@ MIN_TORCH = Version("2.10")  # the stable ABI that setup.py targets
 DIFFERENTIABLE = ("group_norm_silu", "scalar_attention", "varlen_attention", "adaln", "gate_residual_adaln")
 OPERATORS = {  # the operators that each library must implement
     "_ops": (*DIFFERENTIABLE, *(f"{name}_backward" for name in DIFFERENTIABLE), "pack", "unpack"),
-    "_ops_cuda": tuple(f"{name}{suffix}" for name in DIFFERENTIABLE[:2] for suffix in ("", "_backward")),
+    "_ops_cuda": tuple(
+        f"{name}{suffix}"
+        for name in ("group_norm_silu", "group_norm_silu_biased", "scalar_attention")
+        for suffix in ("", "_backward")
+    ),
 }
 ADDED_ARGUMENTS = {"varlen_attention": "cu_seqlens_k"}
 """Arguments that operators lack in libraries built from older sources."""

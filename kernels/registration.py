@@ -50,8 +50,11 @@ class Operator:
     """Registered torch operators by backend: "triton", or "" for those that are compiled."""
 
     def register_compiled(self) -> None:
-        """Register cat_fast::<name> and <name>_backward if the compiled library is available."""
-        if library.load("_ops") is None:
+        """Register cat_fast::<name> and <name>_backward if the compiled library has them.
+
+        A library may be older than an operator that only GPUs run, which `library.load` does not require.
+        """
+        if library.load("_ops") is None and hasattr(torch.ops.cat_fast, self.name):
             self._register("")
 
     def register_triton(self, implementations: Callable[[], tuple[Callable[..., Any], ...]]) -> None:

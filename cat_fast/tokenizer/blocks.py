@@ -30,8 +30,28 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(num_groups, num_channels, eps=NORM_EPS)
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        return group_norm_silu(x, self.weight, self.bias, self.num_groups, self.eps, self.activation)
+    def forward(self, x: Tensor, input_bias: Tensor | None = None) -> Tensor:
+        """Normalise x, or x + input_bias (C,)."""
+        return group_norm_silu(
+            x, self.weight, self.bias, self.num_groups, self.eps, self.activation, input_bias
+        )
+
+
+class ConvBeforeNorm(nn.Conv2d):
+    """Convolution whose bias is added by the GroupNorm that follows, where that is faster.
+
+    Returns the features, and the bias that they lack or None.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        if leaves_bias_to_norm(x):
+            return self._conv_forward(x, self.weight, None), self.bias
+        return super().forward(x), None
+
+
+def leaves_bias_to_norm(x: Tensor) -> bool:
+    """Return True on GPUs, where a convolution adds its bias in a pass of its own."""
+    return x.is_cuda
 
 
 class ResnetBlock(nn.Module):
@@ -40,14 +60,14 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm_num_groups: int) -> None:
         super().__init__()
         self.norm1 = GroupNorm(norm_num_groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = ConvBeforeNorm(in_channels, out_channels, 3, padding=1)
         self.norm2 = GroupNorm(norm_num_groups, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(self.norm1(x))
-        h = self.conv2(self.norm2(h))
+        h, bias = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h, bias))
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
         return shortcut + h
 

@@ -26,30 +26,31 @@ Tiling tiling(const Shape& shape) {
 }
 
 template <typename T, int V, bool kChannelsLast, bool kActivation>
-void forward(const Shape& shape, const T* x, const float* weight, const float* bias, float eps, T* y, float* mean,
-             float* rstd, float* workspace, cudaStream_t stream) {
+void forward(const Shape& shape, const T* x, const Parameters& parameters, const float* input_bias, float eps, T* y,
+             const Statistics& statistics, float* workspace, cudaStream_t stream) {
   const auto [grid, columns] = tiling<V>(shape);
   float *means = workspace, *squares = workspace + shape.partials();
   launch(partial_moments<T, V, kChannelsLast>, grid, kThreads, stream, shape, columns, x, means, squares);
-  launch(combine_moments, dim3(shape.groups, shape.samples), kThreads, stream, shape, means, squares, eps, mean, rstd);
-  launch(normalize<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, x, weight, bias, mean,
-         rstd, y);
+  launch(combine_moments, dim3(shape.groups, shape.samples), kThreads, stream, shape, means, squares, input_bias,
+         eps, statistics);
+  launch(normalize<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, x, parameters,
+         statistics, y);
 }
 
 template <typename T, int V, bool kChannelsLast, bool kActivation>
-void backward(const Shape& shape, const T* dy, const T* x, const float* weight, const float* bias, const float* mean,
-              const float* rstd, T* dx, float* dweight, float* dbias, float* workspace, cudaStream_t stream) {
+void backward(const Shape& shape, const T* dy, const T* x, const Parameters& parameters, const Statistics& statistics,
+              T* dx, const Gradients& gradients, float* workspace, cudaStream_t stream) {
   const auto [grid, columns] = tiling<V>(shape);
   float *sums_dz = workspace, *sums_dz_distance = sums_dz + shape.partials();
   float *mean_dz = sums_dz_distance + shape.partials(), *mean_dz_xhat = mean_dz + shape.samples * shape.groups;
-  launch(partial_gradients<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, dy, x, weight,
-         bias, mean, rstd, sums_dz, sums_dz_distance);
+  launch(partial_gradients<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, dy, x,
+         parameters, statistics, sums_dz, sums_dz_distance);
   launch(combine_group_gradients, dim3(shape.groups, shape.samples), kThreads, stream, shape, sums_dz, sums_dz_distance,
-         weight, rstd, mean_dz, mean_dz_xhat);
-  launch(combine_channel_gradients, dim3(shape.channels), kThreads, stream, shape, sums_dz, sums_dz_distance, rstd,
-         dweight, dbias);
-  launch(input_gradient<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, dy, x, weight, bias,
-         mean, rstd, mean_dz, mean_dz_xhat, dx);
+         parameters.weight, statistics.rstd, mean_dz, mean_dz_xhat);
+  launch(combine_channel_gradients, dim3(shape.channels), kThreads, stream, shape, sums_dz, sums_dz_distance,
+         parameters.weight, statistics, mean_dz, mean_dz_xhat, gradients);
+  launch(input_gradient<T, V, kChannelsLast, kActivation>, grid, kThreads, stream, shape, columns, dy, x, parameters,
+         statistics, mean_dz, mean_dz_xhat, dx);
 }
 
 // Calls f.operator()<T, V, kChannelsLast, kActivation>(). V is 16 bytes of elements if every pack is within one
@@ -85,20 +86,22 @@ void dispatch(Dtype dtype, const Shape& shape, bool activation, std::initializer
 
 }  // namespace
 
-void forward_cuda(Dtype dtype, const Shape& shape, const void* x, const float* weight, const float* bias, float eps,
-                  bool activation, void* y, float* mean, float* rstd, float* workspace, void* stream) {
+void forward_cuda(Dtype dtype, const Shape& shape, const void* x, const Parameters& parameters,
+                  const float* input_bias, float eps, bool activation, void* y, const Statistics& statistics,
+                  float* workspace, void* stream) {
   dispatch(dtype, shape, activation, {x, y}, [&]<typename T, int V, bool kChannelsLast, bool kActivation>() {
-    forward<T, V, kChannelsLast, kActivation>(shape, static_cast<const T*>(x), weight, bias, eps, static_cast<T*>(y),
-                                              mean, rstd, workspace, static_cast<cudaStream_t>(stream));
+    forward<T, V, kChannelsLast, kActivation>(shape, static_cast<const T*>(x), parameters, input_bias, eps,
+                                              static_cast<T*>(y), statistics, workspace,
+                                              static_cast<cudaStream_t>(stream));
   });
 }
 
-void backward_cuda(Dtype dtype, const Shape& shape, const void* dy, const void* x, const float* weight,
-                   const float* bias, const float* mean, const float* rstd, bool activation, void* dx, float* dweight,
-                   float* dbias, float* workspace, void* stream) {
+void backward_cuda(Dtype dtype, const Shape& shape, const void* dy, const void* x, const Parameters& parameters,
+                   const Statistics& statistics, bool activation, void* dx, const Gradients& gradients,
+                   float* workspace, void* stream) {
   dispatch(dtype, shape, activation, {dy, x, dx}, [&]<typename T, int V, bool kChannelsLast, bool kActivation>() {
-    backward<T, V, kChannelsLast, kActivation>(shape, static_cast<const T*>(dy), static_cast<const T*>(x), weight,
-                                               bias, mean, rstd, static_cast<T*>(dx), dweight, dbias, workspace,
+    backward<T, V, kChannelsLast, kActivation>(shape, static_cast<const T*>(dy), static_cast<const T*>(x), parameters,
+                                               statistics, static_cast<T*>(dx), gradients, workspace,
                                                static_cast<cudaStream_t>(stream));
   });
 }

@@ -13,13 +13,33 @@ constexpr int64_t kCudaChunkElements = 16384;
 // Returns the floats of scratch memory that one call needs.
 inline int64_t workspace_size(const Shape& shape) { return 2 * shape.partials() + 2 * shape.samples * shape.groups; }
 
-// x, y: `dtype`, in the memory order of `shape`; weight, bias: (C,) fp32; mean, rstd: (N, groups) fp32.
-void forward_cuda(Dtype dtype, const Shape& shape, const void* x, const float* weight, const float* bias, float eps,
-                  bool activation, void* y, float* mean, float* rstd, float* workspace, void* stream);
+// The parameters, (C,) fp32.
+struct Parameters {
+  const float *weight, *bias;
+};
 
-// dy, dx like x; dweight, dbias: (C,) fp32.
-void backward_cuda(Dtype dtype, const Shape& shape, const void* dy, const void* x, const float* weight,
-                   const float* bias, const float* mean, const float* rstd, bool activation, void* dx, float* dweight,
-                   float* dbias, float* workspace, void* stream);
+// In fp32. rstd: (N, groups). center: the mean of each group, (N, groups); with input_bias, (N, C): that of the
+// channel's group, minus input_bias. deviation: null; with input_bias, (N, C): the mean of each channel minus that of
+// its group.
+struct Statistics {
+  float *center, *rstd, *deviation;
+
+  CAT_FAST_HOST_DEVICE bool per_channel() const { return deviation != nullptr; }
+};
+
+// The gradients of the parameters, (C,) fp32; dinput_bias is null without input_bias.
+struct Gradients {
+  float *dweight, *dbias, *dinput_bias;
+};
+
+// x, y: `dtype`, in the memory order of `shape`. input_bias, (C,) fp32, is added to x; it may be null.
+void forward_cuda(Dtype dtype, const Shape& shape, const void* x, const Parameters& parameters,
+                  const float* input_bias, float eps, bool activation, void* y, const Statistics& statistics,
+                  float* workspace, void* stream);
+
+// dy, dx like x.
+void backward_cuda(Dtype dtype, const Shape& shape, const void* dy, const void* x, const Parameters& parameters,
+                   const Statistics& statistics, bool activation, void* dx, const Gradients& gradients,
+                   float* workspace, void* stream);
 
 }  // namespace cat_fast::group_norm_silu

@@ -4,11 +4,15 @@
 // adjacent channels in channels-last memory. A thread reads V elements at once (16 bytes if alignment permits).
 // Partial results are stored at [n][chunk][channel] and added in a fixed order, without atomics, so results are
 // deterministic. Names and formulas are those of rows.h.
+//
+// With input_bias, means and distances are those of x + input_bias. x is loaded as it is: the partial means are
+// shifted before they are combined, and distance = x - center, where center = mean - input_bias.
 #pragma once
 
 #include "common/bfloat16.h"
 #include "common/float16.h"
 #include "common/launch.cuh"
+#include "group_norm_silu/cuda.h"
 #include "group_norm_silu/shape.h"
 
 namespace cat_fast::group_norm_silu {
@@ -151,51 +155,79 @@ __device__ __forceinline__ void over_group(const Shape& shape, int64_t n, int64_
   }
 }
 
+// Returns element c of input_bias, 0 if there is none.
+__device__ __forceinline__ float input_bias_at(const float* input_bias, int64_t c) {
+  return input_bias == nullptr ? 0.0f : input_bias[c];
+}
+
 // grid: (groups, samples)
 __global__ void __launch_bounds__(kThreads)
-    combine_moments(Shape shape, const float* means, const float* squares, float eps, float* mean, float* rstd) {
+    combine_moments(Shape shape, const float* means, const float* squares, const float* input_bias, float eps,
+                    Statistics statistics) {
   const int64_t g = blockIdx.x, n = blockIdx.y;
   const float size = static_cast<float>(shape.group_size());
   float sum = 0;
-  over_group(shape, n, g, [&](int64_t i, int64_t, float count) { sum += means[i] * (count / size); });
+  over_group(shape, n, g, [&](int64_t i, int64_t c, float count) {
+    sum += (means[i] + input_bias_at(input_bias, c)) * (count / size);
+  });
   const float group_mean = block_sum(sum);
   float square = 0;
-  over_group(shape, n, g, [&](int64_t i, int64_t, float count) {
-    const float distance = means[i] - group_mean;
+  over_group(shape, n, g, [&](int64_t i, int64_t c, float count) {
+    const float distance = means[i] + input_bias_at(input_bias, c) - group_mean;
     square += squares[i] + count * distance * distance;
   });
   const float variance = block_sum(square) / size;
-  if (threadIdx.x == 0) {
-    mean[n * shape.groups + g] = group_mean;
-    rstd[n * shape.groups + g] = 1.0f / sqrtf(variance + eps);
+  if (threadIdx.x == 0) statistics.rstd[n * shape.groups + g] = 1.0f / sqrtf(variance + eps);
+  if (!statistics.per_channel()) {
+    if (threadIdx.x == 0) statistics.center[n * shape.groups + g] = group_mean;
+    return;
+  }
+  for (int64_t c = g * shape.channels_per_group(); c < (g + 1) * shape.channels_per_group(); ++c) {
+    const float center = group_mean - input_bias_at(input_bias, c), positions = static_cast<float>(shape.spatial);
+    float distance = 0;
+    for (int64_t k = threadIdx.x; k < shape.chunks; k += kThreads) {
+      const float mean = means[(n * shape.chunks + k) * shape.channels + c];
+      distance += (mean - center) * (static_cast<float>(shape.positions(k)) / positions);
+    }
+    distance = block_sum(distance);
+    if (threadIdx.x == 0) {
+      statistics.center[n * shape.channels + c] = center;
+      statistics.deviation[n * shape.channels + c] = distance;
+    }
   }
 }
 
-// A thread's channel parameters in registers: with distance = x - mean, z = scale * distance + bias.
+// A thread's channel parameters in registers: with distance = x - center, z = scale * distance + bias.
 template <int V>
 struct Channels {
-  float mean[V], scale[V], bias[V];
+  float center[V], scale[V], bias[V];
 };
+
+// Returns a thread's j-th channel. Threads past the end are idle, and read the parameters of the first channels.
+template <bool kChannelsLast>
+__device__ __forceinline__ int channel_of(const Shape& shape, const Walk& w, int j) {
+  const int first = w.channel < static_cast<int>(shape.channels) ? w.channel : 0;
+  return kChannelsLast ? first + j : first;
+}
 
 // Returns the index in (N, groups) of the group of a thread's j-th channel.
 template <bool kChannelsLast>
-__device__ __forceinline__ int group_of(const Shape& shape, const Walk& w, int j) {
-  const int channels = static_cast<int>(shape.channels), groups = static_cast<int>(shape.groups);
-  const int c = kChannelsLast ? w.channel + j : w.channel;
-  return blockIdx.z * groups + (c < channels ? c / (channels / groups) : 0);  // threads past the end are idle
+__device__ __forceinline__ unsigned group_of(const Shape& shape, const Walk& w, int j) {
+  const int groups = static_cast<int>(shape.groups), per_group = static_cast<int>(shape.channels) / groups;
+  return blockIdx.z * groups + channel_of<kChannelsLast>(shape, w, j) / per_group;
 }
 
 template <int V, bool kChannelsLast>
-__device__ __forceinline__ Channels<V> channels_of(const Shape& shape, const Walk& w, const float* mean,
-                                                   const float* rstd, const float* weight, const float* bias) {
+__device__ __forceinline__ Channels<V> channels_of(const Shape& shape, const Walk& w, const Parameters& parameters,
+                                                   const Statistics& statistics) {
+  const unsigned first = blockIdx.z * static_cast<unsigned>(shape.channels);
   Channels<V> result;
   for (int j = 0; j < V; ++j) {
-    const int g = group_of<kChannelsLast>(shape, w, j);
-    const int c = kChannelsLast ? w.channel + j : w.channel;
-    const int safe = c < shape.channels ? c : 0;
-    result.mean[j] = mean[g];
-    result.scale[j] = rstd[g] * weight[safe];
-    result.bias[j] = bias[safe];
+    const int c = channel_of<kChannelsLast>(shape, w, j);
+    const unsigned g = group_of<kChannelsLast>(shape, w, j);
+    result.center[j] = statistics.center[statistics.per_channel() ? first + c : g];
+    result.scale[j] = statistics.rstd[g] * parameters.weight[c];
+    result.bias[j] = parameters.bias[c];
   }
   return result;
 }
@@ -212,15 +244,14 @@ __device__ __forceinline__ float activation_gradient(float z) {
 
 template <typename T, int V, bool kChannelsLast, bool kActivation>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    normalize(Shape shape, int columns, const T* x, const float* weight, const float* bias, const float* mean,
-              const float* rstd, T* y) {
+    normalize(Shape shape, int columns, const T* x, Parameters parameters, Statistics statistics, T* y) {
   const Walk w = walk<V, kChannelsLast>(shape, columns);
-  const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
+  const auto channel = channels_of<V, kChannelsLast>(shape, w, parameters, statistics);
   int64_t offset = w.first;
   for (int i = w.count; i > 0; --i, offset += w.stride) {
     auto values = load<V>(x + offset);
     for (int j = 0; j < V; ++j) {
-      const float z = (to_float(values.values[j]) - channel.mean[j]) * channel.scale[j] + channel.bias[j];
+      const float z = (to_float(values.values[j]) - channel.center[j]) * channel.scale[j] + channel.bias[j];
       values.values[j] = from_float<T>(kActivation ? z * sigmoid(z) : z);
     }
     store<V>(y + offset, values);
@@ -230,17 +261,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 // Computes the sums of dz and of dz * distance; the latter times rstd is the sum of dz * xhat.
 template <typename T, int V, bool kChannelsLast, bool kActivation>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    partial_gradients(Shape shape, int columns, const T* dy, const T* x, const float* weight, const float* bias,
-                      const float* mean, const float* rstd, float* sums_dz, float* sums_dz_distance) {
+    partial_gradients(Shape shape, int columns, const T* dy, const T* x, Parameters parameters, Statistics statistics,
+                      float* sums_dz, float* sums_dz_distance) {
   const Walk w = walk<V, kChannelsLast>(shape, columns);
-  const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
+  const auto channel = channels_of<V, kChannelsLast>(shape, w, parameters, statistics);
   float sum_dz[V] = {}, sum_dz_distance[V] = {};
   int64_t offset = w.first;
   for (int i = w.count; i > 0; --i, offset += w.stride) {
     const auto values = load<V>(x + offset);
     const auto gradients = load<V>(dy + offset);
     for (int j = 0; j < V; ++j) {
-      const float distance = to_float(values.values[j]) - channel.mean[j];
+      const float distance = to_float(values.values[j]) - channel.center[j];
       const float z = distance * channel.scale[j] + channel.bias[j];
       const float dz = to_float(gradients.values[j]) * activation_gradient<kActivation>(z);
       sum_dz[j] += dz;
@@ -273,38 +304,50 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Computes the gradients of weight and bias: sums over samples and chunks. grid: (channels)
+// Computes the gradients of the parameters: sums over samples and chunks. That of input_bias is the sum of dx (see
+// input_gradient), in which the sum of distance is known from the deviation of the channel's mean. grid: (channels)
 __global__ void __launch_bounds__(kThreads)
-    combine_channel_gradients(Shape shape, const float* sums_dz, const float* sums_dz_distance, const float* rstd,
-                              float* dweight, float* dbias) {
-  const int64_t g = blockIdx.x / shape.channels_per_group();
-  float dz = 0, dz_xhat = 0;
+    combine_channel_gradients(Shape shape, const float* sums_dz, const float* sums_dz_distance, const float* weight,
+                              Statistics statistics, const float* mean_dz, const float* mean_dz_xhat,
+                              Gradients gradients) {
+  const int64_t c = blockIdx.x, g = c / shape.channels_per_group();
+  float dz = 0, dz_xhat = 0, dx = 0;
   const unsigned chunks = static_cast<unsigned>(shape.chunks), count = static_cast<unsigned>(shape.samples) * chunks;
   for (unsigned i = threadIdx.x; i < count; i += kThreads) {
-    dz += sums_dz[i * shape.channels + blockIdx.x];
-    dz_xhat += sums_dz_distance[i * shape.channels + blockIdx.x] * rstd[i / chunks * shape.groups + g];
+    const int64_t n = i / chunks, group = n * shape.groups + g;
+    const float sum = sums_dz[i * shape.channels + c], rstd = statistics.rstd[group];
+    dz += sum;
+    dz_xhat += sums_dz_distance[i * shape.channels + c] * rstd;
+    if (gradients.dinput_bias != nullptr) {
+      const float deviation = statistics.deviation[n * shape.channels + c];
+      const float constant = mean_dz[group] + rstd * deviation * mean_dz_xhat[group];
+      dx += rstd * (weight[c] * sum - static_cast<float>(shape.positions(i % chunks)) * constant);
+    }
   }
   dz = block_sum(dz);
   dz_xhat = block_sum(dz_xhat);
+  dx = block_sum(dx);
   if (threadIdx.x == 0) {
-    dbias[blockIdx.x] = dz;
-    dweight[blockIdx.x] = dz_xhat;
+    gradients.dbias[c] = dz;
+    gradients.dweight[c] = dz_xhat;
+    if (gradients.dinput_bias != nullptr) gradients.dinput_bias[c] = dx;
   }
 }
 
 template <typename T, int V, bool kChannelsLast, bool kActivation>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    input_gradient(Shape shape, int columns, const T* dy, const T* x, const float* weight, const float* bias,
-                   const float* mean, const float* rstd, const float* mean_dz, const float* mean_dz_xhat, T* dx) {
+    input_gradient(Shape shape, int columns, const T* dy, const T* x, Parameters parameters, Statistics statistics,
+                   const float* mean_dz, const float* mean_dz_xhat, T* dx) {
   const Walk w = walk<V, kChannelsLast>(shape, columns);
-  const auto channel = channels_of<V, kChannelsLast>(shape, w, mean, rstd, weight, bias);
+  const auto channel = channels_of<V, kChannelsLast>(shape, w, parameters, statistics);
   // z and dx = scale * dz - rstd * (mean_dz + xhat * mean_dz_xhat) as linear functions of x, to save registers
   float shift[V], constant[V], slope[V];
   for (int j = 0; j < V; ++j) {
-    const int g = group_of<kChannelsLast>(shape, w, j);
-    shift[j] = channel.bias[j] - channel.scale[j] * channel.mean[j];
-    slope[j] = -rstd[g] * rstd[g] * mean_dz_xhat[g];
-    constant[j] = -rstd[g] * mean_dz[g] - slope[j] * channel.mean[j];
+    const unsigned g = group_of<kChannelsLast>(shape, w, j);
+    const float rstd = statistics.rstd[g];
+    shift[j] = channel.bias[j] - channel.scale[j] * channel.center[j];
+    slope[j] = -rstd * rstd * mean_dz_xhat[g];
+    constant[j] = -rstd * mean_dz[g] - slope[j] * channel.center[j];
   }
   int64_t offset = w.first;
   for (int i = w.count; i > 0; --i, offset += w.stride) {

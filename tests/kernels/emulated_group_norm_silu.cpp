@@ -8,17 +8,18 @@ extern "C" {
 
 int64_t workspace_floats(const Shape* shape) { return workspace_size(*shape); }
 
-void forward(int dtype, const Shape* shape, const void* x, const float* weight, const float* bias, float eps,
-             int activation, void* y, float* mean, float* rstd, float* workspace) {
-  forward_cuda(static_cast<Dtype>(dtype), *shape, x, weight, bias, eps, activation, y, mean, rstd,
-               workspace, nullptr);
+void forward(int dtype, const Shape* shape, const void* x, const float* weight, const float* bias,
+             const float* input_bias, float eps, int activation, void* y, float* center, float* rstd,
+             float* deviation, float* workspace) {
+  forward_cuda(static_cast<Dtype>(dtype), *shape, x, {weight, bias}, input_bias, eps, activation, y,
+               {center, rstd, deviation}, workspace, nullptr);
 }
 
 void backward(int dtype, const Shape* shape, const void* dy, const void* x, const float* weight, const float* bias,
-              const float* mean, const float* rstd, int activation, void* dx, float* dweight, float* dbias,
-              float* workspace) {
-  backward_cuda(static_cast<Dtype>(dtype), *shape, dy, x, weight, bias, mean, rstd, activation, dx,
-                dweight, dbias, workspace, nullptr);
+              float* center, float* rstd, float* deviation, int activation, void* dx, float* dweight, float* dbias,
+              float* dinput_bias, float* workspace) {
+  backward_cuda(static_cast<Dtype>(dtype), *shape, dy, x, {weight, bias}, {center, rstd, deviation}, activation, dx,
+                {dweight, dbias, dinput_bias}, workspace, nullptr);
 }
 }
 
@@ -29,12 +30,12 @@ int main() {  // run under -fsanitize=thread, which reports races by the exit st
   for (const bool channels_last : {false, true}) {
     const Shape shape{1, 8, 1200, 2, channels_last, channels_last ? 150 : 1200, channels_last ? 8 : 1};
     const size_t size = shape.samples * shape.channels * shape.spatial;
-    std::vector<float> x(size, 0.5f), y(size), dx(size), weight(8, 1.0f), bias(8), dweight(8), dbias(8);
-    std::vector<float> mean(2), rstd(2), workspace(workspace_size(shape));
-    forward(0, &shape, x.data(), weight.data(), bias.data(), 1e-5f, 1, y.data(), mean.data(), rstd.data(),
-            workspace.data());
-    backward(0, &shape, y.data(), x.data(), weight.data(), bias.data(), mean.data(), rstd.data(), 1, dx.data(),
-             dweight.data(), dbias.data(), workspace.data());
+    std::vector<float> x(size, 0.5f), y(size), dx(size), weight(8, 1.0f), bias(8), input_bias(8), dweight(8);
+    std::vector<float> dbias(8), dinput_bias(8), center(8), rstd(2), deviation(8), workspace(workspace_size(shape));
+    forward(0, &shape, x.data(), weight.data(), bias.data(), input_bias.data(), 1e-5f, 1, y.data(), center.data(),
+            rstd.data(), deviation.data(), workspace.data());
+    backward(0, &shape, y.data(), x.data(), weight.data(), bias.data(), center.data(), rstd.data(),
+             deviation.data(), 1, dx.data(), dweight.data(), dbias.data(), dinput_bias.data(), workspace.data());
   }
 }
 #endif

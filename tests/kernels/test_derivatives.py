@@ -38,6 +38,11 @@ CASES = {
         ["group_norm_silu"],
         [(1, 4, 5), (4,), (4,)],
     ),
+    "group_norm_input_bias": (
+        lambda x, w, b, input_bias: group_norm_silu(x, w, b, 2, EPS, input_bias=input_bias),
+        ["group_norm_silu"],
+        [(2, 4, 3), (4,), (4,), (4,)],
+    ),
     "scalar_attention": (scalar_attention, ["scalar_attention"], [(2, 3, 2)] * 3),
     "varlen_attention": (
         lambda q, k, v: varlen_attention(q, k, v, LENGTHS, 3),

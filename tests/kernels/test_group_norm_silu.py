@@ -54,6 +54,16 @@ CASES = [
     *(("emulated", *case) for case in EMULATED),
     *(pytest.param("cuda", *case, marks=pytest.mark.gpu) for case in EVERYTHING),
 ]
+WITH_INPUT_BIAS = [
+    *(
+        (backend, *case)
+        for backend in ("cpp", "triton")
+        for case in EVERYTHING
+        if case[0] in ((2, 64, 7, 5), (3, 6, 9, 1), (2, 8, 63), (4, 12))
+    ),
+    *(("emulated", *case) for case in EMULATED),
+    *(pytest.param("cuda", *case, marks=pytest.mark.gpu) for case in EVERYTHING),
+]
 EMULATED_DTYPES = [torch.float32, torch.bfloat16, torch.float16]  # cat_fast::group_norm_silu::Dtype
 EMULATED_CHUNK = 2048  # elements; smaller than kCudaChunkElements, so that small tensors have several chunks
 
@@ -98,17 +108,18 @@ def emulation(tmp_path_factory):
 
 @pytest.fixture
 def results(request, backend):
-    """Return a function that computes y, dx, dweight and dbias."""
+    """Return a function that computes y, dx, dweight, dbias and, with input_bias, dinput_bias."""
     if backend != "emulated":
-        return lambda x, weight, bias, grad, *arguments: value_and_gradients(
-            lambda *leaves: group_norm_silu(*leaves, *arguments), x, weight, bias, grad
+        return lambda x, weight, bias, grad, *arguments, input_bias=(): value_and_gradients(
+            lambda x, weight, bias, *input_bias: group_norm_silu(x, weight, bias, *arguments, *input_bias),
+            *(x, weight, bias, *input_bias, grad),
         )
     library = request.getfixturevalue("emulation")
-    return lambda *arguments: run_emulated(library, *arguments)
+    return lambda *arguments, **input_bias: run_emulated(library, *arguments, **input_bias)
 
 
-def run_emulated(library, x, weight, bias, grad, groups, eps, activation):
-    """Return y, dx, dweight, dbias of the emulated CUDA kernels, whose outputs are initialized with NaN."""
+def run_emulated(library, x, weight, bias, grad, groups, eps, activation, input_bias=()):
+    """Return the results of the emulated CUDA kernels, whose outputs are initialized with NaN."""
     channels_last = not x.is_contiguous()
     if channels_last:
         grad = grad.contiguous(memory_format=torch.channels_last)
@@ -117,16 +128,20 @@ def run_emulated(library, x, weight, bias, grad, groups, eps, activation):
     shape = Shape(x.shape[0], x.shape[1], spatial, groups, channels_last, chunk, -(-spatial // chunk))
     nan = float("nan")
     y, dx = torch.full_like(x, nan), torch.full_like(x, nan)
-    mean, rstd = torch.full((2, x.shape[0], groups), nan).unbind()
-    dweight, dbias = torch.full((2, x.shape[1]), nan).unbind()
+    center = torch.full((x.shape[0], x.shape[1] if input_bias else groups), nan)
+    rstd = torch.full((x.shape[0], groups), nan)
+    dweight, dbias, *dinput_bias = torch.full((2 + len(input_bias), x.shape[1]), nan).unbind()
+    deviation = [torch.full(x.shape[:2], nan) for _ in input_bias]
     workspace = torch.full((library.workspace_floats(ctypes.byref(shape)),), nan)
     scratch = pointer(workspace)
     flag, dtype = ctypes.c_int(activation), ctypes.c_int(EMULATED_DTYPES.index(x.dtype))
     parameters = pointer(weight), pointer(bias)
-    statistics = pointer(mean), pointer(rstd)
+    statistics = pointer(center), pointer(rstd), *(map(pointer, deviation) if deviation else [None])
+    gradients = *map(pointer, (dx, dweight, dbias)), *(map(pointer, dinput_bias) if dinput_bias else [None])
     first = dtype, ctypes.byref(shape)
     library.forward(
-        *first, pointer(x), *parameters, ctypes.c_float(eps), flag, pointer(y), *statistics, scratch
+        *(*first, pointer(x), *parameters, *(map(pointer, input_bias) if input_bias else [None])),
+        *(ctypes.c_float(eps), flag, pointer(y), *statistics, scratch),
     )
     workspace.fill_(nan)
     library.backward(
@@ -136,10 +151,10 @@ def run_emulated(library, x, weight, bias, grad, groups, eps, activation):
         *parameters,
         *statistics,
         flag,
-        *map(pointer, (dx, dweight, dbias)),
+        *gradients,
         scratch,
     )
-    return y, dx, dweight, dbias
+    return y, dx, dweight, dbias, *dinput_bias
 
 
 def inputs(shape, *, device, dtype=torch.float32, channels_last=False, mean=0.5):
@@ -152,22 +167,25 @@ def inputs(shape, *, device, dtype=torch.float32, channels_last=False, mean=0.5)
     return [t.to(device) for t in (x, weight, bias, grad)]
 
 
-def value_and_gradients(function, x, weight, bias, grad):
-    leaves = [t.detach().clone().requires_grad_() for t in (x, weight, bias)]
+def value_and_gradients(function, *tensors):
+    *leaves, grad = tensors
+    leaves = [t.detach().clone().requires_grad_() for t in leaves]
     y = function(*leaves)
     return y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))
 
 
-def float64_truth(x, weight, bias, grad, groups, eps, activation):
-    def formula(x, weight, bias):
+def float64_truth(x, weight, bias, grad, groups, eps, activation, input_bias=()):
+    per_channel = (1, -1, *[1] * (x.dim() - 2))
+
+    def formula(x, weight, bias, *input_bias):
+        x = sum((added.view(per_channel) for added in input_bias), x)
         grouped = x.reshape(x.shape[0], groups, -1)
         centred = grouped - grouped.mean(-1, keepdim=True)
         variance = centred.square().mean(-1, keepdim=True)
-        per_channel = (1, -1, *[1] * (x.dim() - 2))
         z = (centred / (variance + eps).sqrt()).view_as(x) * weight.view(per_channel) + bias.view(per_channel)
         return z * torch.sigmoid(z) if activation else z
 
-    doubles = [t.double().contiguous() for t in (x, weight, bias, grad)]
+    doubles = [t.double().contiguous() for t in (x, weight, bias, *input_bias, grad)]
     return value_and_gradients(formula, *doubles)
 
 
@@ -190,6 +208,24 @@ def test_value_and_gradients_match_float64(
         assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"  # also fails for NaN
     assert got[0].stride() == tensors[0].stride()
     assert got[1].stride() == tensors[0].stride()
+
+
+@pytest.mark.parametrize(
+    ("backend", "shape", "groups", "channels_last", "dtype", "activation"),
+    WITH_INPUT_BIAS,
+    indirect=["backend"],
+    ids=str,
+)
+def test_input_bias_is_added_to_the_input(results, device, shape, groups, channels_last, dtype, activation):
+    tensors = inputs(shape, device=device, dtype=dtype, channels_last=channels_last)
+    input_bias = [(torch.randn(shape[1]) * 3 - 1).to(device)]
+    got = results(*tensors, groups, 1e-5, activation, input_bias=input_bias)
+    want = float64_truth(*tensors, groups, 1e-5, activation, input_bias)
+    for name, ours, truth in zip(("y", "dx", "dweight", "dbias", "dinput_bias"), got, want, strict=True):
+        error = (ours.double() - truth).abs().max() / truth.abs().max()
+        assert error <= TOLERANCE[dtype], f"{name}: {error:.1e}"
+    assert [t.dtype for t in got] == [dtype, dtype, *[torch.float32] * 3]
+    assert got[0].stride() == tensors[0].stride()
 
 
 def test_a_mean_far_from_zero_does_not_cancel(device):
@@ -219,13 +255,15 @@ def test_a_non_finite_value_propagates(device, value):
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 4, 4), (2, 8, 0, 4)])
-def test_an_empty_batch_gives_empty_output_and_zero_gradients(device, shape):
+@pytest.mark.parametrize("biased", [False, True])
+def test_an_empty_batch_gives_empty_output_and_zero_gradients(device, shape, biased):
     x, weight, bias, grad = inputs(shape, device=device)
-    y, dx, dweight, dbias = value_and_gradients(
-        lambda *t: group_norm_silu(*t, 2, 1e-5), x, weight, bias, grad
+    y, dx, *gradients = value_and_gradients(
+        lambda x, w, b, *input_bias: group_norm_silu(x, w, b, 2, 1e-5, True, *input_bias),
+        *(x, weight, bias, *[bias] * biased, grad),
     )
     assert y.shape == dx.shape == shape
-    assert dweight.abs().sum() == dbias.abs().sum() == 0
+    assert all(gradient.abs().sum() == 0 for gradient in gradients)
 
 
 def test_gradients_may_arrive_in_another_memory_format_and_input_as_a_view(device):
@@ -259,10 +297,15 @@ def test_result_does_not_depend_on_the_number_of_threads(monkeypatch):
 def test_does_not_read_uninitialized_memory(device):
     """Allocations are filled with NaN, which exposes outputs and partial sums that are not written."""
     x, weight, bias, grad = inputs((2, 12, 37, 41), device=device)
-    plain = value_and_gradients(lambda *t: group_norm_silu(*t, 3, 1e-5), x, weight, bias, grad)
+    tensors = x, weight, bias, bias + 1, grad
+
+    def run(x, weight, bias, input_bias):
+        return group_norm_silu(x, weight, bias, 3, 1e-5, input_bias=input_bias)
+
+    plain = value_and_gradients(run, *tensors)
     torch.use_deterministic_algorithms(True)  # fills torch.empty with NaN
     try:
-        poisoned = value_and_gradients(lambda *t: group_norm_silu(*t, 3, 1e-5), x, weight, bias, grad)
+        poisoned = value_and_gradients(run, *tensors)
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.equal(a, b) for a, b in zip(plain, poisoned, strict=True))
@@ -282,6 +325,21 @@ def test_operator_is_registered_as_torch_expects(backend, device, channels_last)
     )
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_operator_with_an_input_bias_is_registered_as_torch_expects(backend, device, channels_last):
+    if backend == "cpp":
+        pytest.skip("CPUs add the bias in a pass of its own")
+    x, weight, bias, _ = inputs((2, 8, 5, 3), device=device, channels_last=channels_last)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias, bias)]
+    suffix = "_triton" if backend == "triton" else ""
+    forward = getattr(torch.ops.cat_fast, f"group_norm_silu_biased{suffix}").default
+    backward = getattr(torch.ops.cat_fast, f"group_norm_silu_biased_backward{suffix}").default
+    torch.library.opcheck(forward, (*leaves, 4, 1e-5, True))
+    center, deviation = torch.zeros(2, 2, 8, device=device).unbind()
+    statistics = center, torch.ones(2, 4, device=device), deviation
+    torch.library.opcheck(backward, (x, *[t.detach() for t in leaves], *statistics, 4, True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_autocast_leaves_the_dtype_of_the_input(device, dtype):
     x, weight, bias, grad = inputs((2, 8, 5, 3), device=device, dtype=dtype)
@@ -294,10 +352,13 @@ def test_autocast_leaves_the_dtype_of_the_input(device, dtype):
 
 def test_compiles_without_a_graph_break(device):
     x, weight, bias, _ = inputs((2, 8, 5, 3), device=device)
-    compiled = torch.compile(
-        lambda x: group_norm_silu(x, weight, bias, 4, 1e-5), backend="aot_eager", fullgraph=True
-    )
-    assert_close(compiled(x), group_norm_silu(x, weight, bias, 4, 1e-5))
+
+    def run(x, input_bias=None):
+        return group_norm_silu(x, weight, bias, 4, 1e-5, input_bias=input_bias)
+
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x), run(x))
+    assert_close(compiled(x, bias), run(x, bias))
 
 
 def test_tensors_that_no_compiled_backend_accepts_run_on_the_reference(monkeypatch):
@@ -326,7 +387,10 @@ def test_a_forced_backend_names_the_violated_constraint(monkeypatch):
 def test_reference_passes_gradcheck(activation):
     x, weight, bias, _ = (t.double().requires_grad_() for t in inputs((2, 6, 3, 2), device="cpu"))
     assert torch.autograd.gradcheck(
-        lambda *leaves: group_norm_silu_reference(*leaves, 3, 1e-5, activation), (x, weight, bias)
+        lambda x, weight, bias, *input_bias: group_norm_silu_reference(
+            x, weight, bias, 3, 1e-5, activation, *input_bias
+        ),
+        (x, weight, bias, bias.detach().clone().requires_grad_()),
     )
 
 
