@@ -188,8 +188,8 @@ def run(
             for job, prediction in zip(chosen, predictions, strict=True):
                 stages.scheduler_step(job.state, prediction)
                 job.steps_done += 1
-        for job in jobs:
-            if job.finished is None and job.arrived <= clock.now():
+        for job in jobs[: len(jobs) - len(waiting)]:  # others have arrived during the step
+            if job.finished is None:
                 job.longest_wait = max(job.longest_wait, step - job.last_step - (job in chosen))
         for job in chosen:
             job.last_step = step

@@ -97,6 +97,13 @@ def test_a_request_ends_with_its_own_image(policy):
     assert [job.finished for job in jobs] == [13.0, 23.0, 33.0]
 
 
+def test_waits_count_from_the_first_step_after_the_arrival():
+    clock = Clock(None)
+    arrivals = [(0.0, request(0, steps=5)), (1.5, request(1, ratio=32)), (4.5, request(2))]
+    jobs, _ = run(FifoStepBatching(100), OneSecond(clock), arrivals, clock)
+    assert [job.longest_wait for job in jobs] == [0, 3, 3]
+
+
 def test_deficit_round_robin_fills_steps_of_several_sizes():
     policy = DeficitRoundRobin(16)
     jobs = [Job(request(seed, side=side), 0.0) for seed, side in enumerate((3, 2, 2, 1))]

@@ -20,7 +20,7 @@ from cat_fast.inference.engine.stages import Stages
 BLOCKS = (16, 32, 64, 128)
 """Numbers of rows that are tried, in order."""
 _MAX_ROWS = 2048
-"""Largest pack of the test."""
+"""Largest pack of the test, unless a single image is larger."""
 _TEXTS = ("", "sky", "a red house by the sea, with two boats in front of it and a tree behind")
 
 
@@ -109,16 +109,16 @@ def _same_bits(stages: Stages, states: Sequence[SamplingState], max_tokens: int)
     ]
     packs.append(range(count))
     packs.append(range(count - 1, -1, -1))
-    limit = min(max_tokens, _MAX_ROWS)
+    rows_of = [state.passes * state.request.num_tokens for state in states]
+    limit = max([min(max_tokens, _MAX_ROWS), *rows_of])  # so that no pack is empty
     full = [i % count for i in range(4 * count)]  # as many as fit
     for members in [*map(list, packs), full]:
         kept: list[int] = []
         rows = 0
         for i in members:
-            needed = states[i].passes * states[i].request.num_tokens
-            if rows + needed <= limit:
+            if rows + rows_of[i] <= limit:
                 kept.append(i)
-                rows += needed
+                rows += rows_of[i]
         predictions = stages.denoise_step([states[i] for i in kept])
         if not all(torch.equal(predicted, alone[i]) for predicted, i in zip(predictions, kept, strict=True)):
             return False

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cat_fast.inference.engine import invariance
 from cat_fast.inference.engine.invariance import BLOCKS, self_test
 from cat_fast.inference.engine.stages import Stages
 
@@ -13,6 +14,11 @@ def test_bits_are_independent_on_this_machine(pipeline):
     assert found.rows in BLOCKS
     assert found.decode_batch in (1, 2)
     assert found.to_json()["dtype"] == "float32"
+
+
+def test_images_larger_than_the_packs_of_the_test(pipeline, monkeypatch):
+    monkeypatch.setattr(invariance, "_MAX_ROWS", 8)
+    assert self_test(Stages(pipeline), 200, decode_batch=1).independent
 
 
 class Sensitive(Stages):
