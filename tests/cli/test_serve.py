@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -71,7 +72,8 @@ def test_a_signal_drains_and_a_second_one_ends_at_once(tmp_path, signals):
         replies = []
         sender = threading.Thread(target=lambda: replies.append(post(address, body)), daemon=True)
         sender.start()
-        time.sleep(0.5)
+        while submitted(address) < body["n"]:
+            time.sleep(0.1)
         for _ in range(signals):
             os.kill(process.pid, signal.SIGTERM)
             time.sleep(0.3)
@@ -87,11 +89,45 @@ def test_a_signal_drains_and_a_second_one_ends_at_once(tmp_path, signals):
         process.kill()
 
 
+@pytest.mark.slow
+def test_a_signal_during_the_start_ends_with_0(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    program = """
+import torch
+from cat_fast.cli.main import main
+from cat_fast.inference.server import service
+
+def endless(*_):
+    while True:
+        torch.ones(512, 512) @ torch.ones(512, 512)
+
+service.self_test = endless
+main()
+"""
+    command = [sys.executable, "-c", program, "serve", "-p", str(tmp_path / "pipeline"), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        next(line for line in process.stderr if line.startswith("serving "))
+        time.sleep(0.3)
+        process.terminate()
+        rest = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 0, rest
+    assert json.loads(rest)["event"] == "stopped"
+
+
 def is_ready(address):
     try:
         return urllib.request.urlopen(f"{address}/readyz", timeout=5).status == 200
     except OSError:
         return False
+
+
+def submitted(address):
+    """Return the number of images that were queued."""
+    metrics = urllib.request.urlopen(f"{address}/metrics", timeout=5).read().decode()
+    return float(re.search(r'cat_fast_images_total{outcome="submitted"} (\S+)', metrics)[1])
 
 
 def post(address, body):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -94,15 +95,15 @@ def create_app(service: Service) -> FastAPI:
         has_faces: Annotated[bool | None, Form()] = None,
     ) -> JSONResponse:
         service.require_not_draining()
-        data = await image.read()
 
-        def work() -> dict[str, Any]:
+        def work(data: bytes) -> dict[str, Any]:
             read = images.read_image(data)
             given = description.strip() if description else ""
             described = Description(given, has_text, has_faces) if given else None
             return images.reconstruct(service, read, described)
 
-        return JSONResponse(await asyncio.to_thread(_translated, work))
+        with service.reconstruction():
+            return JSONResponse(await asyncio.to_thread(_translated, partial(work, await image.read())))
 
     @app.post("/v1/complexity", responses=_REFUSALS)
     async def complexity(body: ComplexityBody) -> JSONResponse:

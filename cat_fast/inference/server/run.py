@@ -74,7 +74,7 @@ def bind(settings: ServerSettings) -> socket.socket:
 
 
 def serve(service: Service, bound: socket.socket) -> int:
-    """Serve until a signal; return the exit code, 0 after a drain.
+    """Serve until a signal; return the exit code, 0 after a drain. A signal during the start ends at once.
 
     Requests get 503 until calibration and self-test have run, which takes seconds, or minutes if the decoder
     is compiled.
@@ -91,7 +91,7 @@ def serve(service: Service, bound: socket.socket) -> int:
     def failed() -> None:
         server.should_exit = True
 
-    prepare_in_background(service, failed)
+    preparing = prepare_in_background(service, failed)
     host, port = bound.getsockname()[:2]
     print(f"serving {service.settings.name} on http://{host}:{port}", file=sys.stderr, flush=True)
     asyncio.run(server.serve(sockets=[bound]))
@@ -109,4 +109,6 @@ def serve(service: Service, bound: socket.socket) -> int:
             "lost": len(service.lost),
         }
     )
+    if preparing.is_alive():  # its native code cannot be interrupted, and would abort the interpreter's end
+        os._exit(0)
     return 0

@@ -3,7 +3,8 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from cat_fast.inference.engine.invariance import Invariance, probes, self_test
 from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
 from cat_fast.inference.server.errors import ApiError, as_api_error
-from cat_fast.inference.server.settings import ServerSettings
+from cat_fast.inference.server.settings import MAX_RECONSTRUCTIONS, ServerSettings
 
 _CALIBRATION_ROWS = 1024
 """Largest step of the calibration; longer ones are extrapolated."""
@@ -53,6 +54,8 @@ class Service:
         self.failure: str | None = None
         """Why the server will not become ready."""
         self.draining = False
+        self.reconstructing = 0
+        """Number of uploads that are being reconstructed."""
         self.on_image: Callable[[RequestRecord], None] | None = None
         """Called with the record of every finished image."""
         self.lost: list[RequestHandle] = []
@@ -111,6 +114,28 @@ class Service:
         """Raise ApiError, 503, after the signal to stop."""
         if self.draining:
             raise as_api_error(Draining())
+
+    @contextmanager
+    def reconstruction(self) -> Iterator[None]:
+        """Count one upload more while it is reconstructed; for the event loop only.
+
+        Uploads hold memory, and threads that images need too.
+
+        Raises:
+            ApiError: 429, as many as allowed are being reconstructed.
+        """
+        if self.reconstructing >= MAX_RECONSTRUCTIONS:
+            raise ApiError(
+                429,
+                f"{self.reconstructing} images are being reconstructed, the limit; retry in 1 s",
+                code="queue_full",
+                headers={"Retry-After": "1"},
+            )
+        self.reconstructing += 1
+        try:
+            yield
+        finally:
+            self.reconstructing -= 1
 
     def readiness(self) -> dict[str, Any]:
         """Return the state for /readyz."""

@@ -11,6 +11,8 @@ MAX_IMAGE_PIXELS = 40_000_000
 MAX_PROMPT_CHARACTERS = 4096
 MAX_IMAGES = 10
 MAX_STEPS = 1000
+MAX_RECONSTRUCTIONS = 4
+"""Uploads that are reconstructed at the same time; further ones get 429."""
 MAX_SEED = 2**64 - 1
 
 

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from cat_fast.errors import UserError
 from cat_fast.inference.server.app import create_app
-from cat_fast.inference.server.settings import ServerSettings
+from cat_fast.inference.server.settings import MAX_RECONSTRUCTIONS, ServerSettings
 from tests.inference.engine.mixes import tiny_pipeline
 from tests.inference.server.conftest import BODY, TOKEN, make_service, png
 
@@ -127,6 +127,20 @@ def test_an_image_with_too_many_pixels_is_refused_by_its_header(client, monkeypa
         "image",
     )
     assert "80 x 60 pixels is more than" in error["message"]
+
+
+def test_more_uploads_at_once_than_the_limit(client, service, monkeypatch):
+    upload = {"files": {"image": ("x.png", png())}}
+    monkeypatch.setattr(service, "reconstructing", MAX_RECONSTRUCTIONS)
+    reply = client.post("/v1/images/reconstructions", **upload)
+    check(reply, 429, "queue_full")
+    assert reply.headers["retry-after"] == "1"
+    service.reconstructing -= 1
+    assert client.post("/v1/images/reconstructions", **upload).status_code == 200
+    check(
+        client.post("/v1/images/reconstructions", files={"image": ("x", b"")}), 415, "not_an_image", "image"
+    )
+    assert service.reconstructing == MAX_RECONSTRUCTIONS - 1
 
 
 def test_a_missing_image(client):
