@@ -119,3 +119,10 @@ def test_peak_memory_is_that_of_the_allocator():
         return b, torch.empty(1 << 19)
 
     assert peak_bytes(run) == pytest.approx(8 << 20, rel=0.01)
+
+
+def test_every_compiler_lists_the_same_kernels():
+    """Triton 3.6 is the version of the GPU check's machine."""
+    compilers = expected.read()["compilers"]
+    assert any(name.startswith("triton 3.6") for name in compilers)
+    assert len({frozenset(kernels) for kernels in compilers.values()}) == 1
