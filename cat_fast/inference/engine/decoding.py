@@ -110,7 +110,8 @@ class Decoding:
                 del self._previews[handle]
             if self._finished:
                 kind = self._finished[0].kind
-                batch = [item for item in self._finished if item.kind == kind][: self._stages.decode_batch]
+                alike = [item for item in self._finished if item.kind == kind]
+                batch = alike[: self._stages.decode_batch_of(*kind)]
                 for item in batch:
                     self._finished.remove(item)
             elif self._previews:

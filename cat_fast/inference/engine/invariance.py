@@ -47,8 +47,10 @@ class Invariance:
 def self_test(stages: Stages, max_tokens: int, *, decode_batch: int = 4) -> Invariance:
     """Find the block and the decoder batch, set them in `stages`, and return what was found.
 
+    Only latents of the shapes that were tested are decoded in batches.
+
     Args:
-        stages: their `rows` and `decode_batch` are set.
+        stages: their `rows`, `decode_batch` and `batched_shapes` are set.
         max_tokens: row budget of a step; larger row counts are not tried.
         decode_batch: largest number of images per call of the decoder.
     """
@@ -127,7 +129,8 @@ def _same_bits(stages: Stages, states: Sequence[SamplingState], max_tokens: int)
 
 def _decode_batch(stages: Stages, states: Sequence[SamplingState], limit: int) -> int:
     """Return the number of images per decoder call, up to `limit`, that gives the bits of images alone."""
-    by_kind = {(state.request.ratio, state.request.grid): state for state in states}
+    by_kind = {(state.request.ratio, state.latent(stages.patch_size).shape): state for state in states}
+    stages.batched_shapes = frozenset(by_kind)
     for batch in sorted({limit, 2}, reverse=True) if limit > 1 else ():
         stages.decode_batch = batch
         if all(_decodes_alike(stages, state, batch) for state in by_kind.values()):

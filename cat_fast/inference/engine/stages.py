@@ -76,6 +76,8 @@ class Stages:
         self.filled_rows = 0
         """Tokens of all forward passes, padding counted."""
         self.decode_batch = decode_batch or (1 if self.device.type == "cpu" else 8)
+        self.batched_shapes: frozenset[tuple[int, torch.Size]] | None = None
+        """Ratios and shapes of latents that are decoded in batches; None for all."""
         self._pace = HostPace(self.device)
         encoder = pipeline.text_encoder
         # each prompt is encoded at its own length: in a batch, its states would depend on the others
@@ -147,6 +149,11 @@ class Stages:
             raise UserError(_NOT_FINITE)
         return latent
 
+    def decode_batch_of(self, ratio: int, shape: torch.Size) -> int:
+        """Return the number of latents of a shape per call of the decoder."""
+        known = self.batched_shapes is None or (ratio, shape) in self.batched_shapes
+        return self.decode_batch if known else 1
+
     @torch.no_grad()
     def decode(self, latents: Sequence[torch.Tensor], ratio: int) -> list[torch.Tensor]:
         """Decode latents (c, h, w) of one ratio and shape; return images (3, H, W) in [-1, 1].
@@ -158,8 +165,9 @@ class Stages:
         if hasattr(vae, "_hf_hook"):  # offloaded: accelerate's hook moves the model on `forward` only
             vae._hf_hook.pre_forward(vae)
         images: list[torch.Tensor] = []
-        for start in range(0, len(latents), self.decode_batch):
-            z = self._scale.undo(torch.stack(list(latents[start : start + self.decode_batch])), ratio)
+        batch = self.decode_batch_of(ratio, latents[0].shape)
+        for start in range(0, len(latents), batch):
+            z = self._scale.undo(torch.stack(list(latents[start : start + batch])), ratio)
             with self.vae_lock, upcast(vae):
                 decoded = vae.decode(z.to(vae.dtype), ratio).sample
             if not torch.isfinite(decoded).all():

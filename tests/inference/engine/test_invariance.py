@@ -21,6 +21,29 @@ def test_images_larger_than_the_packs_of_the_test(pipeline, monkeypatch):
     assert self_test(Stages(pipeline), 200, decode_batch=1).independent
 
 
+def test_only_shapes_that_were_tested_are_decoded_in_batches(pipeline):
+    class Alike(Stages):
+        def decode(self, latents, ratio):
+            return [super(Alike, self).decode([latent], ratio)[0] for latent in latents]
+
+    stages = Alike(pipeline)
+    assert self_test(stages, 200, decode_batch=2).decode_batch == 2
+    assert stages.decode_batch_of(16, torch.Size((4, 4, 4))) == 2
+    assert stages.decode_batch_of(16, torch.Size((4, 4, 8))) == 1
+    assert stages.decode_batch_of(8, torch.Size((4, 4, 4))) == 1
+    sizes, decode = [], pipeline.vae.decode
+
+    def recorded(z, ratio):
+        sizes.append(len(z))
+        return decode(z, ratio)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pipeline.vae, "decode", recorded)
+        for height in (4, 8):
+            assert len(Stages.decode(stages, [torch.zeros(4, height, 4)] * 3, 16)) == 3
+    assert sizes == [2, 1, 1, 1, 1]
+
+
 class Sensitive(Stages):
     """A machine whose matrix products change below `limit` rows."""
 
