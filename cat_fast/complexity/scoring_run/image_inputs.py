@@ -7,6 +7,7 @@ from pathlib import Path
 from cat_fast.complexity.scoring_run.arguments import kind_by_ending
 from cat_fast.complexity.scoring_run.image_samples import ImageShards
 from cat_fast.complexity.scoring_run.inputs import (
+    SINGLE_IMAGES,
     Inputs,
     distinct_names,
     is_pattern,
@@ -93,11 +94,11 @@ class _Files:
     fingerprint = ""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths, self.keys, self.names = paths, distinct_names(paths), ["images"]
+        self.paths, self.keys, self.names = paths, distinct_names(paths), [SINGLE_IMAGES]
 
     def open(self, index: int) -> ListedShard:
         files = enumerate(zip(self.paths, self.keys, strict=True))
-        return ListedShard("images", [self._entry(*at) for at in files])
+        return ListedShard(SINGLE_IMAGES, [self._entry(*at) for at in files])
 
     def labels(self, index: int) -> list[Labels] | None:
         return None
@@ -120,7 +121,8 @@ def _open(sets: list[tuple[str, ShardSet | None]], single: list[Path], flags: Fl
     opened = open_archives(archives) if archives else None
     positions = {path: position for position, path in enumerate(archives)}
     inputs: list[ImageShards] = []
-    for name, (path, images) in zip(distinct_names(paths), sets, strict=True):
+    taken = [SINGLE_IMAGES] if single else []
+    for name, (path, images) in zip(distinct_names(paths, taken), sets, strict=True):
         if images is None:
             assert opened is not None
             prefix = "" if alone else f"{without_ending(name)}/"
@@ -131,7 +133,7 @@ def _open(sets: list[tuple[str, ShardSet | None]], single: list[Path], flags: Fl
                 count = len(images.names) * FILES_PER_SHARD  # at most
             inputs.append(ImageShards(name, images, flags, None, "" if alone else f"{name}/", count))
     if single:
-        inputs.append(ImageShards("images", _Files(single), flags, None, "", len(single)))
+        inputs.append(ImageShards(SINGLE_IMAGES, _Files(single), flags, None, "", len(single)))
     return inputs
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ _NO_CAPTION = (
     " --captioner or --scorer image_student"
 )
 _SNIFFED_BYTES = 4096
+SINGLE_IMAGES = "images"
+"""Name of the input that single images form."""
 
 
 class Inputs:
@@ -101,7 +103,7 @@ def open_inputs(
     found = _Found()
     for file in files:
         _find(file, found, problems, is_output)
-    inputs += _open(found, flags, single=not inputs)
+    inputs += _open(found, flags, [given.name for given in inputs])
     if not inputs:
         raise UserError("; ".join(problems) or "nothing to score: pass captions, or files of them")
     return Inputs(inputs, problems)
@@ -166,20 +168,22 @@ def _find_in_folder(
         problems.append(f"{shown(folder)}: {_NO_CAPTION if images else f'expected {ACCEPTED}'}")
 
 
-def _open(found: _Found, flags: Flags, single: bool) -> list[Input]:
+def _open(found: _Found, flags: Flags, others: Sequence[str]) -> list[Input]:
     """Return the readers of all files.
 
     Args:
-        single: nothing else is scored. Otherwise the keys in archives and folders start with their name.
+        others: names of the other inputs. If there are any, keys in archives and folders start with their
+            name.
     """
     paths = [Path(path) for path, _ in found.paths]
     require_distinct([*paths, *found.images])
-    single = single and len(paths) + bool(found.images) == 1
+    single = not others and len(paths) + bool(found.images) == 1
+    taken = {*others, *([SINGLE_IMAGES] if found.images else [])}
     archives = [path for path, kind in found.paths if kind == "archive"]
     shards = open_archives(archives) if archives else None
     positions = {path: position for position, path in enumerate(archives)}
     inputs: list[Input] = []
-    for name, (path, kind) in zip(distinct_names(paths), found.paths, strict=True):
+    for name, (path, kind) in zip(distinct_names(paths, taken), found.paths, strict=True):
         if isinstance(kind, FolderShards):
             inputs.append(ImageFolder(name, kind, flags, "" if single else f"{name}/"))
         elif shards and kind == "archive":
@@ -188,20 +192,23 @@ def _open(found: _Found, flags: Flags, single: bool) -> list[Input]:
         else:
             inputs.append(_READERS[kind](name, Path(path), flags))
     if found.images:
-        inputs.append(ImageFiles("images", found.images, distinct_names(found.images), flags))
+        inputs.append(ImageFiles(SINGLE_IMAGES, found.images, distinct_names(found.images), flags))
     return inputs
 
 
-def distinct_names(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path], taken: Collection[str] = ()) -> list[str]:
     """Return the names of files, preceded by as many folders as needed to distinguish them.
 
     Names depend on the real paths, not on how they are spelled, and are the same for one set of files.
+
+    Args:
+        taken: names of other inputs, none of which contains a folder.
     """
     parts = [tuple(reversed(Path(os.path.abspath(path)).parts)) for path in paths]
     lengths = [1] * len(paths)
     while True:
         names = [part[:length] for part, length in zip(parts, lengths, strict=True)]
-        repeated = {name for name, count in Counter(names).items() if count > 1}
+        repeated = {name for name, count in Counter(names).items() if count > 1 or "/".join(name) in taken}
         longer = [
             min(length + (name in repeated), len(part))
             for name, length, part in zip(names, lengths, parts, strict=True)

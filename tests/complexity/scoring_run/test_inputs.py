@@ -204,6 +204,12 @@ def test_files_named_alike_have_different_keys(tmp_path: Path) -> None:
     assert [sample.key for sample in samples(*paths)] == ["x/1/c.txt:1", "y/1/c.txt:1", "2/c.txt:1"]
     with pytest.raises(UserError, match="named twice"):
         samples(paths[0], tmp_path / "x/../x/1/c.txt")
+    assert distinct_names(paths[2:], ["c.txt"]) == ["2/c.txt"]
+    (tmp_path / "caption").write_text("two\n")
+    assert [s.key for s in samples(tmp_path / "caption", captions=["one"])] == [
+        "caption-1",
+        f"{tmp_path.name}/caption:1",
+    ]
 
 
 def test_files_without_a_known_ending_are_read_by_content(tmp_path: Path) -> None:

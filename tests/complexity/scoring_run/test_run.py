@@ -52,6 +52,19 @@ def test_a_row_per_sample_in_order(captions: Path, out: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["scores.parquet"]  # nothing else remains
 
 
+def test_a_folder_called_images_is_another_input_than_single_images(out: Path, tmp_path: Path) -> None:
+    photo = (ROOT / "tests" / "cases" / "p0.jpg").read_bytes()
+    for name in ("images/a", "images/b", "c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jpg").write_bytes(photo)
+        (tmp_path / f"{name}.txt").write_text(f"caption of {name}")
+    for _ in range(2):
+        result = score(out, tmp_path / "images", tmp_path / "c.jpg")
+        assert (result.rows, result.failed, result.problems) == (3, 0, [])
+    captions = [row["caption"] for row in rows(out)]
+    assert captions == ["caption of images/a", "caption of images/b", "caption of c"]
+
+
 _SLOW = """
 import sys
 from pathlib import Path
