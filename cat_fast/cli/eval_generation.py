@@ -264,7 +264,7 @@ def reference(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass of the network.")] = 32,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write a reference file in ADM's layout: statistics of all images, and the first 10,000 of them.
+    """Write a reference file in ADM's layout: statistics of all images, and 10,000 of them drawn at random.
 
     The file also records crop, size, number of images and weights, which `cat-fast eval generation` checks.
     The features are kept in FILE.features until the file is complete, so that an interrupted run resumes.

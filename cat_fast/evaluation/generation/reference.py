@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
@@ -107,7 +108,9 @@ def open_reference(path: Path, crop: Crop | None = None) -> Reference:
 
 
 def write_reference(path: Path, features: FeatureFiles) -> dict[str, Any]:
-    """Write the statistics and the first 10,000 images of a set in ADM's layout; return their record.
+    """Write the statistics and 10,000 images of a set in ADM's layout; return their record.
+
+    The images are drawn at random: the first ones of a folder would be those of its first classes.
 
     Raises:
         UserError: fewer than two usable images, or the file cannot be written.
@@ -124,12 +127,21 @@ def write_reference(path: Path, features: FeatureFiles) -> dict[str, Any]:
             arrays |= zip(names, (gaussian.mean.numpy(), gaussian.covariance.numpy()), strict=True)
     kept = [
         image.pixels.permute(1, 2, 0).numpy()
-        for image in features.images.read(0, min(MAX_IMAGES, features.images.count))
+        for image in features.images.pick(draw_numbers(features.images.count, MAX_IMAGES).tolist())
         if image.pixels is not None
     ]
     with atomic_write(path) as part, part.open("wb") as file:
         np.savez(file, **arrays, arr_0=np.stack(kept))  # type: ignore[arg-type]
     return record
+
+
+def draw_numbers(total: int, count: int, seed: int = 0) -> Tensor:
+    """Return `count` of the numbers below `total`, drawn without replacement, ascending; all if there are no
+    more."""
+    if total <= count:
+        return torch.arange(total)
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randperm(total, generator=draw)[:count].sort().values
 
 
 def gaussian_of(features: FeatureFiles, output: str) -> Gaussian:

@@ -18,7 +18,7 @@ from cat_fast.evaluation.distances.neighbours import precision_recall
 from cat_fast.evaluation.distances.statistics import Gaussian
 from cat_fast.evaluation.features.loading import LoadedNetwork, load_network
 from cat_fast.evaluation.generation import checks
-from cat_fast.evaluation.generation.reference import Reference, gaussian_of, stored_gaussian
+from cat_fast.evaluation.generation.reference import Reference, draw_numbers, gaussian_of, stored_gaussian
 from cat_fast.evaluation.generation.settings import ROUNDINGS, GenerationSettings
 from cat_fast.evaluation.images.feature_files import FeatureFiles
 from cat_fast.evaluation.images.sets import ImageSet
@@ -199,10 +199,7 @@ class _Figures:
 
 def _subset(features: Tensor, count: int, seed: int) -> Tensor:
     """Return `count` rows drawn without replacement, in their order, or all if there are no more."""
-    if len(features) <= count:
-        return features
-    draw = torch.Generator().manual_seed(seed)
-    return features[torch.randperm(len(features), generator=draw)[:count].sort().values]
+    return features if len(features) <= count else features[draw_numbers(len(features), count, seed)]
 
 
 def _needs_images(name: str, reference: Reference, settings: GenerationSettings) -> bool:

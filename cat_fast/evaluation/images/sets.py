@@ -1,7 +1,7 @@
 """Sets of images: a folder of image files, or an .npz file of ADM's layout."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +48,10 @@ class ImageSet(Protocol):
         """Yield the images with numbers in [first, last)."""
         ...
 
+    def pick(self, numbers: Sequence[int]) -> Iterator[ImageOrError]:
+        """Yield the images with these numbers, in ascending order."""
+        ...
+
     def record(self) -> dict[str, Any]:
         """Return the identity of the set for results, as JSON."""
         ...
@@ -76,8 +80,11 @@ class FolderImages:
         self.size = (crop.size, crop.size) if crop else self._first_size()
 
     def read(self, first: int, last: int) -> Iterator[ImageOrError]:
-        for file in self.files[first:last]:
-            yield self._load(file)
+        yield from self.pick(range(first, min(last, self.count)))
+
+    def pick(self, numbers: Sequence[int]) -> Iterator[ImageOrError]:
+        for number in numbers:
+            yield self._load(self.files[number])
 
     def record(self) -> dict[str, Any]:
         return {
@@ -136,10 +143,17 @@ class NpzImages:
         self.size = (size[0], size[1])
 
     def read(self, first: int, last: int) -> Iterator[ImageOrError]:
-        for number, pixels in enumerate(npz.read_images(self.path, first), start=first):
-            if number >= last:
+        yield from self.pick(range(first, min(last, self.count)))
+
+    def pick(self, numbers: Sequence[int]) -> Iterator[ImageOrError]:
+        if not numbers:
+            return
+        wanted, last = set(numbers), numbers[-1]
+        for number, pixels in enumerate(npz.read_images(self.path, numbers[0]), start=numbers[0]):
+            if number in wanted:
+                yield ImageOrError(f"image {number}", torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+            if number == last:
                 return
-            yield ImageOrError(f"image {number}", torch.from_numpy(pixels.copy()).permute(2, 0, 1))
 
     def record(self) -> dict[str, Any]:
         return {

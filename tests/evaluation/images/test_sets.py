@@ -10,6 +10,7 @@ from PIL import Image
 from cat_fast.errors import UserError
 from cat_fast.evaluation.features.loading import LoadedNetwork
 from cat_fast.evaluation.features.network import FeatureNetwork
+from cat_fast.evaluation.generation import reference
 from cat_fast.evaluation.images import feature_files, npz
 from cat_fast.evaluation.images.feature_files import FeatureFiles
 from cat_fast.evaluation.images.sets import Crop, open_images, square
@@ -47,6 +48,9 @@ def test_images_of_a_file_are_read_one_by_one(tmp_path, save):
     assert (found.count, found.size) == (5, (16, 16))
     read = [image.pixels.permute(1, 2, 0).numpy() for image in found.read(2, 4)]
     np.testing.assert_array_equal(read, images[2:4])
+    picked = [image.pixels.permute(1, 2, 0).numpy() for image in found.pick([0, 1, 4])]
+    np.testing.assert_array_equal(picked, images[[0, 1, 4]])
+    assert [*found.pick([])] == [*found.read(5, 9)] == []
 
 
 @pytest.mark.parametrize(
@@ -160,3 +164,18 @@ def test_other_images_or_weights_in_one_folder_are_refused(images, tmp_path):
         FeatureFiles(tmp_path / "f", open_images(tmp_path / "s.npz"), network())
     settings = json.loads((tmp_path / "f" / "settings.json").read_text())
     assert settings["count"] == 10
+
+
+def test_a_written_reference_has_images_of_the_complete_set(images, tmp_path, monkeypatch):
+    """The first images of a folder sorted by class would be those of its first classes."""
+    source, _ = images
+    monkeypatch.setattr(reference, "MAX_IMAGES", 4)
+    found = FeatureFiles(tmp_path / "f", source, network())
+    found.extract(8, "cpu")
+    reference.write_reference(tmp_path / "r.npz", found)
+    numbers = reference.draw_numbers(10, 4).tolist()
+    assert numbers == sorted(set(numbers))
+    assert numbers != [0, 1, 2, 3]
+    with np.load(tmp_path / "r.npz") as written, np.load(tmp_path / "s.npz") as given:
+        np.testing.assert_array_equal(written["arr_0"], given["arr_0"][numbers])
+    assert reference.draw_numbers(3, 4).tolist() == [0, 1, 2]
