@@ -67,12 +67,16 @@ class FeatureFiles:
         world_size: int = 1,
         on_images: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Write the missing files of one machine.
+        """Write the missing files of one machine: those whose number it has modulo `world_size`.
+
+        The share does not depend on the files that other machines have written meanwhile.
 
         Args:
             on_images: called with the number of images of each batch.
         """
-        for part in self.missing()[rank::world_size]:
+        for part in self.missing():
+            if part % world_size != rank:
+                continue
             self._write(part, batch_size, device, on_images)
 
     def load(self, output: str) -> Tensor:
