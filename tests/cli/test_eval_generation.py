@@ -130,6 +130,18 @@ def test_reference_file_gives_the_figures_of_its_folder(result, folders, tmp_pat
         assert written["metrics"][name] == pytest.approx(value, rel=1e-9)
 
 
+def test_statistics_of_another_network_stop_before_any_work(folders, tmp_path):
+    path = tmp_path / "inception.npz"
+    np.savez(path, mu=np.zeros(16), sigma=np.eye(16), arr_0=np.zeros((20, 64, 64, 3), np.uint8))
+    found = run(
+        "generation", "--samples", folders / "samples", "--reference", path, "--features", "proxy", "--out",
+        tmp_path / "o", "--allow-few-samples",
+    )  # fmt: skip
+    assert found.exit_code == 2
+    assert "mu and sigma have 16 features, proxy has 512" in " ".join(found.stderr.split())
+    assert not (tmp_path / "o" / "features").exists()
+
+
 def test_missing_weights_stop_before_any_work(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     found = run(

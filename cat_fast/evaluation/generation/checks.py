@@ -6,7 +6,7 @@ from typing import Any
 
 from cat_fast.errors import UserError
 from cat_fast.evaluation.generation.reference import Reference
-from cat_fast.evaluation.generation.settings import GenerationSettings
+from cat_fast.evaluation.generation.settings import FRECHET_OUTPUTS, GenerationSettings
 from cat_fast.evaluation.images.sets import ImageSet
 
 RECONSTRUCTION_MARK = "reconstruction.json"
@@ -58,8 +58,7 @@ def check_statistics_source(reference: Reference, settings: GenerationSettings) 
     """
     if reference.path.is_dir() or settings.images_as_statistics:
         return
-    needed = {"fid": "pool", "sfid": "spatial"}
-    for metric, output in needed.items():
+    for metric, output in FRECHET_OUTPUTS.items():
         if metric not in settings.chosen or output in reference.statistics or settings.proxy:
             continue
         if output == "spatial" and reference.statistics:

@@ -19,7 +19,7 @@ from cat_fast.evaluation.distances.statistics import Gaussian
 from cat_fast.evaluation.features.loading import LoadedNetwork, load_network
 from cat_fast.evaluation.generation import checks
 from cat_fast.evaluation.generation.reference import Reference, draw_numbers, gaussian_of, stored_gaussian
-from cat_fast.evaluation.generation.settings import ROUNDINGS, GenerationSettings
+from cat_fast.evaluation.generation.settings import FRECHET_OUTPUTS, ROUNDINGS, GenerationSettings
 from cat_fast.evaluation.images.feature_files import FeatureFiles
 from cat_fast.evaluation.images.sets import ImageSet
 from cat_fast.evaluation.provenance import machine, split_of, versions
@@ -158,13 +158,13 @@ class _Figures:
         return {f"{network.prefix}{key}{network.suffix}": value for key, value in compute(network).items()}
 
     def _fid(self, network: LoadedNetwork) -> dict[str, Any]:
-        return {"FID": self._frechet(network, "pool")}
+        return {"FID": self._frechet(network, FRECHET_OUTPUTS["fid"])}
 
     def _sfid(self, network: LoadedNetwork) -> dict[str, Any]:
-        return {"sFID": self._frechet(network, "spatial")}
+        return {"sFID": self._frechet(network, FRECHET_OUTPUTS["sfid"])}
 
     def _fd_dinov2(self, network: LoadedNetwork) -> dict[str, Any]:
-        return {"FD-DINOv2": self._frechet(network, "pool")}
+        return {"FD-DINOv2": self._frechet(network, FRECHET_OUTPUTS["fd-dinov2"])}
 
     def _is(self, network: LoadedNetwork) -> dict[str, Any]:
         score = inception_score(self.ours[network.name].load("logits"))
@@ -204,9 +204,8 @@ def _subset(features: Tensor, count: int, seed: int) -> Tensor:
 
 def _needs_images(name: str, reference: Reference, settings: GenerationSettings) -> bool:
     """Return True if a metric of network `name` needs features of the reference's images."""
-    outputs = {"fid": "pool", "sfid": "spatial"}
     return any(
-        metric in ("pr", "kid") or outputs.get(metric, "pool") not in reference.statistics or settings.proxy
+        FRECHET_OUTPUTS.get(metric) not in reference.statistics or settings.proxy
         for metric in settings.chosen
         if metric != "is" and settings.network_of(metric) == name
     )
@@ -223,8 +222,8 @@ def _check_outputs(
                 f"{reference.path}: has no images (arr_0), which {metric} needs; use a file with images, a"
                 " folder, or other --metrics"
             )
-        if metric in ("fid", "sfid") and not settings.proxy:
-            stored_gaussian(reference, networks[name], "pool" if metric == "fid" else "spatial")
+        if metric in FRECHET_OUTPUTS:
+            stored_gaussian(reference, networks[name], FRECHET_OUTPUTS[metric])
 
 
 def _protocol(settings: GenerationSettings, figures: _Figures) -> dict[str, Any]:

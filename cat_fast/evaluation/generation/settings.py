@@ -7,6 +7,8 @@ from cat_fast.errors import UserError
 from cat_fast.evaluation.features.loading import NETWORKS
 
 METRICS = ("fid", "sfid", "is", "pr", "kid", "fd-dinov2")
+FRECHET_OUTPUTS = {"fid": "pool", "sfid": "spatial", "fd-dinov2": "pool"}
+"""Output of the network that a Fréchet distance compares, by metric."""
 PROXY_METRICS = ("fid", "pr", "kid")
 """Metrics of `--features proxy`, whose trunk has neither a classifier nor sFID's layer."""
 ROUNDINGS = {

@@ -85,6 +85,8 @@ def test_4_images_of_a_reference_file_as_statistics(tmp_path):
     reference = save(tmp_path / "r.npz", arr_0=PIXELS)
     with pytest.raises(UserError, match="Its 6 images are a part of the reference"):
         checks.check_statistics_source(reference, GenerationSettings(metrics=("fid",)))
+    with pytest.raises(UserError, match="Its 6 images are a part of the reference"):
+        checks.check_statistics_source(reference, GenerationSettings(metrics=("fd-dinov2",)))
     checks.check_statistics_source(reference, GenerationSettings(metrics=("pr", "kid")))
     allowed = GenerationSettings(metrics=("fid",), images_as_statistics=True)
     checks.check_statistics_source(reference, allowed)
