@@ -46,12 +46,13 @@ def load_chosen(
         device=None if device == "auto" else device,
         api_key_env=key,
     )
+    language_model = scorer if options["escalate"] is None else options["escalate_to"] or "llm"
     load_text_scorer = partial(
         load_scorer,
         scorer or DEFAULT_SCORER,
         # A captioner in the same place uses these, too; the scorer alone would refuse them.
-        device=device if captioner != "vlm" or scorer == "llm" else None,
-        api_key_env=key if captioner != "endpoint" or scorer == "endpoint" else None,
+        device=device if captioner != "vlm" or language_model == "llm" else None,
+        api_key_env=key if captioner != "endpoint" or language_model in ("endpoint", "gguf") else None,
         **{name: options[name] for name in _OF_CAPTIONS},
     )
     sizes = options["jpeg_thresholds"]
@@ -63,6 +64,8 @@ def load_chosen(
         return load_text_scorer()
     if captioner is None or scorer == UNIFIED:
         unused = {f"--{name.replace('_', '-')}": options[name] for name in _OF_CAPTIONS}
+        unused["--device"] = of_captioner.device if captioner != "vlm" else None
+        unused["--api-key-env"] = key if captioner != "endpoint" else None
         _require_unused(scorer or DEFAULT_IMAGE_SCORER, unused)
     thresholds = JpegThresholds.parse(sizes) if sizes is not None else None
     return load_image_scorer(captioner, scorer, load_text_scorer, of_captioner, thresholds)

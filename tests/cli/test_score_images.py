@@ -6,6 +6,9 @@ from pathlib import Path
 import pyarrow.parquet
 import pytest
 
+from cat_fast.cli import score_loading
+from cat_fast.complexity.image_scorers import loading as image_loading
+from cat_fast.complexity.scorers import loading
 from tests.cli.conftest import assert_one_line_error
 from tests.complexity.scorers.stub_server import chat, serve
 
@@ -78,6 +81,11 @@ def test_an_endpoint_describes_images_and_a_scorer_scores_them(cat_fast, photos,
         (["photos", "--scorer", "unified"], ["--captioner is missing"]),
         (["photos", "--scorer", "jpeg", "--model", "m"], ["--model", "not used by --scorer jpeg"]),
         (["photos", "--scorer", "jpeg", "--captioner-url", "http://x/v1"], ["--captioner-url"]),
+        (["photos", "--scorer", "jpeg", "--device", "cuda"], ["--device", "not used by --scorer jpeg"]),
+        (
+            ["photos", "--scorer", "image_student", "--api-key-env", "KEY"],
+            ["--api-key-env", "not used by --scorer image_student"],
+        ),
         (["a cat", "--scorer", "jpeg"], ["reads images", "captions"]),
         (["a cat", "--jpeg-thresholds", "1,2"], ["--jpeg-thresholds", "not used"]),
         (["a cat", "--questions", "long"], ["--questions", "not used"]),
@@ -89,3 +97,28 @@ def test_unusable_combinations_are_one_line(cat_fast, photos, monkeypatch, argum
     monkeypatch.chdir(photos.parent)
     Path("c.txt").write_text("a cat\n")
     assert_one_line_error(cat_fast("score", *arguments), *words)
+
+
+@pytest.mark.parametrize(
+    ("captioner", "given", "expected"),
+    [
+        ("vlm", {"escalate": 0.6}, {"device": "cuda:1"}),
+        ("vlm", {"escalate": 0.6, "escalate_to": "endpoint"}, {"device": None}),
+        ("vlm", {}, {"device": None}),
+        ("endpoint", {"escalate": 0.6, "escalate_to": "endpoint"}, {"api_key_env": "KEY"}),
+        ("endpoint", {}, {"api_key_env": None}),
+    ],
+)
+def test_a_language_model_next_to_a_captioner_gets_device_and_key(
+    monkeypatch, captioner, given, expected
+) -> None:
+    monkeypatch.setattr(loading, "load_scorer", lambda name, **keywords: keywords)
+    monkeypatch.setattr(image_loading, "load_image_scorer", lambda captioner, scorer, load, *rest: load())
+    names = (
+        *("model", "base_url", "api_key_env", "prompt_file", "device", "batch_size", "escalate"),
+        *("escalate_to", "captioner_model", "captioner_url", "captioner_template"),
+        *("captioner_batch_size", "questions", "jpeg_thresholds"),
+    )
+    options = dict.fromkeys(names) | {"device": "cuda:1", "api_key_env": "KEY"} | given
+    found = score_loading.load_chosen(None, captioner, options, images=True)
+    assert {name: found[name] for name in expected} == expected
