@@ -107,7 +107,7 @@ def classification(
     from cat_fast.evaluation.classification import summary
     from cat_fast.evaluation.classification.sets import open_splits
     from cat_fast.evaluation.provenance import Stopwatch
-    from cat_fast.evaluation.tokenizers.columns import parse_columns
+    from cat_fast.evaluation.tokenizers.columns import parse_columns, require_distinct_names
     from cat_fast.evaluation.tokenizers.protocol import open_tokenizer
 
     require_writable(out / RESULT)
@@ -116,6 +116,7 @@ def classification(
     for spec in baseline or ():
         name, path, rules = parse_baseline(spec)
         columns += parse_columns(open_tokenizer(path, device, name), rules, pair)
+    require_distinct_names(columns)
     splits = open_splits(data)
     started = Stopwatch()
     work = _Work(out, splits, size, scores, epochs, batch_size, ranks, seed)

@@ -124,7 +124,7 @@ def reconstruction(
     from cat_fast.data.files import require_writable, write_json
     from cat_fast.evaluation.features.loading import load_network
     from cat_fast.evaluation.features.perceptual import load_perceptual
-    from cat_fast.evaluation.tokenizers.columns import Column, parse_columns
+    from cat_fast.evaluation.tokenizers.columns import Column, parse_columns, require_distinct_names
     from cat_fast.evaluation.tokenizers.gallery import write_gallery
     from cat_fast.evaluation.tokenizers.perception import perception
     from cat_fast.evaluation.tokenizers.protocol import open_tokenizer
@@ -143,7 +143,7 @@ def reconstruction(
     for spec in baseline or ():
         name, path, rules = parse_baseline(spec)
         columns += parse_columns(open_tokenizer(path, device, name), rules, pair)
-    _check_names(columns)
+    require_distinct_names(columns)
     samples = open_samples(data, scores, any(column.needs_scores for column in columns), split, limit)
     settings = ReconstructionSettings(
         size=size, batch_size=batch_size, ocr=ocr, faces=faces, save_images=save_images, seed=seed
@@ -177,13 +177,6 @@ def parse_baseline(spec: str) -> tuple[str, str, list[str]]:
     if not path:
         raise UserError(f"--baseline {spec}: expected [NAME=]DIR[@RULE,...]")
     return name, path, rules.split(",") if rules else []
-
-
-def _check_names(columns: list[Any]) -> None:
-    names = [column.name for column in columns]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two columns are named {name!r}; name baselines with NAME=DIR")
 
 
 _METRICS_PER_TABLE = 3

@@ -101,3 +101,10 @@ def test_arguments_are_checked(digits, tmp_path, arguments, message, fast_launch
     assert found.exit_code == 2
     assert message in " ".join(found.stderr.split())
     assert not fast_launch
+
+
+def test_columns_of_one_name_are_refused(digits, tmp_path, fast_launch):
+    found = run(digits, tmp_path, "--ratios", "8", "--baseline", f"ours={digits / 'tokenizer'}@8")
+    assert found.exit_code == 2
+    assert "two columns are named 'ours 8x'" in " ".join(found.stderr.split())
+    assert not (tmp_path / "features").exists()

@@ -104,6 +104,14 @@ def parse_columns(
     return found
 
 
+def require_distinct_names(columns: Sequence[Column]) -> None:
+    """Raise UserError if two columns have one name."""
+    names = [column.name for column in columns]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two columns are named {name!r}; name baselines with NAME=DIR")
+
+
 def _is_budget(rule: str) -> bool:
     try:
         return rule.startswith("budget=") and float(rule.removeprefix("budget=")) > 0
