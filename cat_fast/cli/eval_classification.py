@@ -13,6 +13,7 @@ from cat_fast.cli.codec import DeviceOption, JsonOption, ThresholdsOption
 from cat_fast.cli.eval_generation import report_left_out
 from cat_fast.cli.eval_reconstruction import parse_baseline
 from cat_fast.cli.evaluation_options import TokenizerOption
+from cat_fast.data.files import sha256
 from cat_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def classification(
         console.print_json(result)
     else:
         _print(result, out)
-    report_left_out(rows[0]["skipped"], len(rows[0]["skipped"]))
+    left_out = {(entry["name"], entry["why"]): entry for row in rows for entry in row["skipped"]}
+    report_left_out([*left_out.values()], len(left_out))
 
 
 class _Work:
@@ -165,6 +167,7 @@ class _Work:
         self.out, self.splits, self.size, self.scores = out, splits, size, scores
         self.epochs, self.batch_size, self.ranks, self.seed = epochs, batch_size, ranks, seed
         self.classes = splits[0].classes()
+        self._scores_digest = _digest(scores) if scores else None
 
     def linear(self, column: "Column") -> list[dict[str, Any]]:
         """Return the rows of the flattened and the pooled head on frozen latents."""
@@ -324,8 +327,15 @@ class _Work:
             "size": self.size,
             "rule": column.rule,
             "thresholds": list(column.thresholds.pair),
-            "scores": str(self.scores) if self.scores else None,
+            "scores": self._scores_digest,
         }
+
+
+def _digest(scores: Path) -> str:
+    try:
+        return sha256(scores)
+    except OSError as error:
+        raise UserError(f"--scores {scores}: cannot be read ({error.strerror}); check the path") from error
 
 
 def _slug(name: str) -> str:

@@ -1,13 +1,17 @@
 """`cat-fast eval classification` on scikit-learn's digits, enlarged."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from cat_fast.cli.main import app
+from cat_fast.training.loop import EXPORT
+from cat_fast.training.probe.task import PREDICTIONS
 from tests.cli.conftest import tiny_tokenizer
 from tests.training.rank_processes import run_ranks
 
@@ -93,6 +97,7 @@ def test_fine_tuning(digits, tmp_path, fast_launch):
     [
         (("--task", "knn"), "--task knn: expected linear or finetune"),
         (("--size", "40"), "--size 40: expected a multiple of 32"),
+        (("--scores", "missing.parquet"), "--scores missing.parquet: cannot be read (No such file"),
         (("--ratios", "budget=9"), "a budget needs all images at once"),
     ],
 )
@@ -101,6 +106,39 @@ def test_arguments_are_checked(digits, tmp_path, arguments, message, fast_launch
     assert found.exit_code == 2
     assert message in " ".join(found.stderr.split())
     assert not fast_launch
+
+
+@pytest.fixture
+def certain(monkeypatch):
+    """Heads that predict every label, without training."""
+
+    def launch(config, overrides, *, run_folder, **options):
+        test = Path(dict(part.split("=", 1) for part in overrides)["data.test"])
+        predictions = run_folder / EXPORT / PREDICTIONS
+        predictions.parent.mkdir(parents=True)
+        np.save(predictions, np.load(test / "labels.npy"))
+
+    monkeypatch.setattr("cat_fast.training.launch.launch", launch)
+
+
+def test_scores_that_change_in_their_file_are_not_taken_for_the_same(digits, tmp_path, certain):
+    train, test = (sorted(path.name for path in (digits / s).rglob("*.png")) for s in ("train", "test"))
+    scores, options = tmp_path / "scores.jsonl", ("--ratios", "8,adaptive", "--no-references")
+
+    def write(score, names):
+        rows = [{"key": Path(name).stem, "score": score} for name in names]
+        scores.write_text("\n".join(map(json.dumps, rows)))
+
+    write(2, train + test[1:])
+    found = run(digits, tmp_path / "out", *options, "--scores", str(scores))
+    assert found.exit_code == 1, "an image is left out by the second rule alone"
+    assert "no score" in found.stderr
+    row = json.loads((tmp_path / "out" / "classification.json").read_text())["rows"][2]
+    assert (row["name"], row["distribution"]) == ("ours adaptive", {"32": 1.0})
+    write(5, train + test[1:])
+    found = run(digits, tmp_path / "out", *options, "--scores", str(scores))
+    assert found.exit_code == 2
+    assert "other settings" in " ".join(found.stderr.split())
 
 
 def test_columns_of_one_name_are_refused(digits, tmp_path, fast_launch):
