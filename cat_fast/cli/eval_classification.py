@@ -323,7 +323,7 @@ class _Work:
     def _source(self, images: "LabelledSet", column: "Column") -> dict[str, Any]:
         return {
             "images": images.source,
-            "fingerprint": images.shards.fingerprint,
+            "fingerprint": images.fingerprint,
             "size": self.size,
             "rule": column.rule,
             "thresholds": list(column.thresholds.pair),

@@ -1,16 +1,19 @@
 """Labelled image sets: folders, archives and Hugging Face datasets, with their classes."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
 from cat_fast.data.images.io import decode_image
-from cat_fast.data.streams.formats.base import ShardSet
+from cat_fast.data.input_samples import file_stamp
+from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.config import StreamConfig
 from cat_fast.data.streams.formats.problems import ProblemLog
-from cat_fast.errors import UserError
+from cat_fast.errors import UserError, one_line
 from cat_fast.evaluation.tokenizers.columns import Scored
 from cat_fast.inference.encoding.shard_plan import open_images
 
@@ -36,18 +39,26 @@ class LabelledSet:
 
     def read(self) -> Iterator[Labelled]:
         """Yield all images in their order."""
-        for index in range(len(self.shards.names)):
-            for entry in self.shards.open(index).entries(0):
-                scored = Scored(entry.key, entry.labels.score, entry.labels.expected)
-                try:
-                    image: Image.Image | str = entry.damage or decode_image(entry.read())
-                except (OSError, UserError) as error:
-                    image = str(error)
-                yield Labelled(scored, entry.labels.category, image)
+        for entry in self._entries():
+            scored = Scored(entry.key, entry.labels.score, entry.labels.expected)
+            try:
+                image: Image.Image | str = entry.damage or decode_image(entry.read())
+            except (OSError, UserError) as error:
+                image = str(error)
+            yield Labelled(scored, entry.labels.category, image)
 
     def count(self) -> int:
         """Return the number of images, which takes a pass over their labels."""
-        return sum(1 for index in range(len(self.shards.names)) for _ in self.shards.open(index).entries(0))
+        return sum(1 for _ in self._entries())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash that changes with the files and labels of the images; takes such a pass, too."""
+        digest = hashlib.blake2b(self.shards.fingerprint.encode(), digest_size=8)
+        for entry in self._entries():
+            row = entry.key, entry.labels, file_stamp(entry.path)
+            digest.update(repr(row).encode(errors="surrogatepass"))
+        return digest.hexdigest()
 
     def classes(self) -> list[str]:
         """Return the class names, sorted.
@@ -55,11 +66,7 @@ class LabelledSet:
         Raises:
             UserError: an image has no class, or there is one class only.
         """
-        found = {
-            entry.labels.category
-            for index in range(len(self.shards.names))
-            for entry in self.shards.open(index).entries(0)
-        }
+        found = {entry.labels.category for entry in self._entries()}
         if "" in found:
             raise UserError(
                 f"{self.source}: an image has no class; expected a subfolder per class, or labels in archives"
@@ -67,6 +74,21 @@ class LabelledSet:
         if len(found) < 2:
             raise UserError(f"{self.source}: expected at least two classes, got {sorted(found)}")
         return sorted(found, key=lambda name: (int(name) if name.isdecimal() else -1, name))
+
+    def _entries(self) -> Iterator[Entry]:
+        """Yield all entries.
+
+        Raises:
+            UserError: a shard cannot be opened.
+        """
+        for index, name in enumerate(self.shards.names):
+            try:
+                shard = self.shards.open(index)
+            except UnreadableShard as error:
+                raise UserError(
+                    f"{self.source}: {name} cannot be opened ({one_line(error)}); restore or remove it"
+                ) from error
+            yield from shard.entries(0)
 
 
 def open_splits(data: str) -> tuple[LabelledSet, LabelledSet]:

@@ -142,6 +142,30 @@ def test_splits_are_found_or_named(tmp_path, data):
         flat.classes()
 
 
+def test_the_fingerprint_changes_with_any_image(tmp_path):
+    for category in ("a", "b"):
+        (tmp_path / category).mkdir()
+        for number in range(2):
+            Image.new("RGB", (8, 8)).save(tmp_path / category / f"{number}.png")
+
+    def fingerprint():
+        return open_splits(f"{tmp_path}::{tmp_path}")[0].fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    Image.new("RGB", (9, 9)).save(tmp_path / "b" / "1.png")
+    replaced = fingerprint()
+    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "2.png")
+    assert len({before, replaced, fingerprint()}) == 3
+
+
+def test_archives_that_cannot_be_opened_are_named(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"damaged")
+    train, _ = open_splits(f"{tmp_path / 'a.tar'}::{tmp_path / 'a.tar'}")
+    with pytest.raises(UserError, match=r"a\.tar cannot be opened"):
+        train.classes()
+
+
 @pytest.mark.parametrize(("right", "count"), [(0, 20), (7, 20), (450, 1500)])
 def test_intervals_are_wilsons(right, count):
     expected = binomtest(right, count).proportion_ci(0.95, method="wilson")
