@@ -84,7 +84,7 @@ def measure_all(
     rows = RowFile(path)
     known = {row["key"]: row for row in rows.read() if row["error"] is None}
     found: list[Measurement] = []
-    for key, read in _entries(images):
+    for key, read in image_readers(images):
         if limit is not None and len(found) == limit:
             break
         row = known.get(key)
@@ -108,7 +108,7 @@ def _measured(read: Callable[[], bytes] | str, measure: Callable[[bytes], dict[s
     return dict.fromkeys(("mse", "lpips", "signal_mse", "signal_lpips", "jpeg_bytes")) | {"error": why}
 
 
-def _entries(images: ShardSet) -> Iterator[tuple[str, Callable[[], bytes] | str]]:
+def image_readers(images: ShardSet) -> Iterator[tuple[str, Callable[[], bytes] | str]]:
     """Yield key and reader of each image, or the reason why it is unusable."""
     for index, name in enumerate(images.names):
         try:

@@ -14,9 +14,8 @@ from cat_fast.data.folder_lock import locked
 from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.images.io import decode_image
 from cat_fast.data.streams.formats.base import ShardSet
-from cat_fast.data.text_files import escape_text
 from cat_fast.errors import UserError
-from cat_fast.evaluation.complexity_study.measure import Models, measure_all, measure_image
+from cat_fast.evaluation.complexity_study.measure import Models, image_readers, measure_all, measure_image
 from cat_fast.evaluation.complexity_study.report import write_report
 from cat_fast.evaluation.complexity_study.scores import ScoreSet
 from cat_fast.evaluation.complexity_study.study import collect, summarize
@@ -77,7 +76,7 @@ def run_study(
             "scorers": {scores.name: scores.scorer for scores in score_sets},
             "unreadable": {row["key"]: row["error"] for row in found if row["error"] is not None},
         }
-        write_report(out, results, sample, _Loader(images) if gallery else None, gallery)
+        write_report(out, results, sample, ImageLoader(images) if gallery else None, gallery)
     return results
 
 
@@ -112,15 +111,11 @@ def _reconstruct(tokenizer: NestedAutoencoderKL, ratio: int, images: torch.Tenso
     return found
 
 
-class _Loader:
+class ImageLoader:
     """Loads images by key, for the few in the gallery."""
 
     def __init__(self, images: ShardSet) -> None:
-        self._readers = {
-            escape_text(entry.key): entry.read
-            for index in range(len(images.names))
-            for entry in images.open(index).entries(0)
-        }
+        self._readers = {key: read for key, read in image_readers(images) if not isinstance(read, str)}
 
     def __call__(self, key: str) -> Image.Image:
         return decode_image(self._readers[key]())

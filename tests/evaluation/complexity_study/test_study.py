@@ -1,6 +1,7 @@
 """The study of complexity: best ratios, correlations, agreement, and a run on the packaged photographs."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 import scipy.stats
 
 from cat_fast.complexity import RatioThresholds
+from cat_fast.data.images.io import load_image
 from cat_fast.data.photographs import photographs
 from cat_fast.errors import UserError
 from cat_fast.evaluation.complexity_study.best_ratio import best_ratios, share_losing_less
+from cat_fast.evaluation.complexity_study.images import open_study_images
+from cat_fast.evaluation.complexity_study.measure import measure_all
+from cat_fast.evaluation.complexity_study.run import ImageLoader
 from cat_fast.evaluation.complexity_study.scores import ScoreSet
 from cat_fast.evaluation.complexity_study.statistics import agreement, difference, estimate, pearson, spearman
 from cat_fast.evaluation.complexity_study.study import JPEG, collect, disagreements, fitted_ratios, summarize
@@ -122,6 +127,20 @@ def test_files_without_scores_are_refused(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="not a file of scores"):
         ScoreSet.read(str(tmp_path / "other.parquet"))
+
+
+def test_the_gallery_leaves_out_archives_that_cannot_be_opened(tmp_path: Path) -> None:
+    photo = photographs()[0].path
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        archive.add(photo, "k.jpg")
+    (tmp_path / "b.tar").write_bytes(b"damaged")
+    images = open_study_images(str(tmp_path))
+    rows = measure_all(images, tmp_path / "rows.jsonl", lambda content: {"error": None})
+    assert [(row["key"], row["error"] is None) for row in rows] == [
+        ("k", True),
+        (str(tmp_path / "b.tar"), False),
+    ]
+    assert ImageLoader(images)("k").size == load_image(photo).size
 
 
 def test_the_command_studies_the_photographs(cat_fast, checkpoint, tmp_path: Path) -> None:  # noqa: F811
