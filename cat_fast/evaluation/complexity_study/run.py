@@ -66,8 +66,9 @@ def run_study(
             have scores.
     """
     with locked(out, "studying complexity"):
-        models, name, target = _load(settings, device)
-        claim_folder(out / "settings.json", asdict(settings), "a study of complexity")
+        models, name, target, weights = _load(settings, device)
+        identity = asdict(settings) | {"distance": name, "weights": weights}
+        claim_folder(out / "settings.json", identity, "a study of complexity")
         measure = partial(measure_image, models=models, size=settings.size, device=target)
         found = measure_all(images, out / MEASUREMENTS, measure, limit, on_done)
         sample = collect(found, score_sets, thresholds or default_thresholds())
@@ -80,12 +81,15 @@ def run_study(
     return results
 
 
-def _load(settings: StudySettings, device: str) -> tuple[Models, str, torch.device]:
+def _load(settings: StudySettings, device: str) -> tuple[Models, str, torch.device, list[str]]:
+    """Return the models, the name of the distance, the device, and the fingerprint of each tokenizer."""
     at: dict[int, Any] = {}
+    weights: list[str] = []
     target = torch.device("cpu")
     for source in settings.checkpoints:
         tokenizer = load_tokenizer(Path(source), device)
         target = next(tokenizer.parameters()).device
+        weights.append(tokenizer.fingerprint())
         for ratio in tokenizer.ratios:
             if ratio in at:
                 raise UserError(f"--checkpoint {source}: the ratio {ratio}x is that of an earlier one, too")
@@ -101,9 +105,10 @@ def _load(settings: StudySettings, device: str) -> tuple[Models, str, torch.devi
     signal = next(iter(at.values()))
     if settings.signal is not None:
         tokenizer = load_tokenizer(Path(settings.signal), device)
+        weights.append(tokenizer.fingerprint())
         signal = partial(_reconstruct, tokenizer, min(tokenizer.ratios))
     name, distance = perceptual_distance(settings.distance)
-    return Models(at, signal, distance.to(target)), name, target
+    return Models(at, signal, distance.to(target)), name, target, weights
 
 
 def _reconstruct(tokenizer: NestedAutoencoderKL, ratio: int, images: torch.Tensor) -> torch.Tensor:

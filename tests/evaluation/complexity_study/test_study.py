@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import scipy.stats
+import torch
 
 from cat_fast.complexity import RatioThresholds
 from cat_fast.data.images.io import load_image
@@ -20,7 +21,7 @@ from cat_fast.evaluation.complexity_study.run import ImageLoader
 from cat_fast.evaluation.complexity_study.scores import ScoreSet
 from cat_fast.evaluation.complexity_study.statistics import agreement, difference, estimate, pearson, spearman
 from cat_fast.evaluation.complexity_study.study import JPEG, collect, disagreements, fitted_ratios, summarize
-from tests.cli.conftest import cat_fast, checkpoint  # noqa: F401 # fixtures
+from tests.cli.conftest import cat_fast, checkpoint, tiny_tokenizer  # noqa: F401 # fixtures
 
 RATIOS = np.array([8, 16, 32])
 
@@ -141,6 +142,23 @@ def test_the_gallery_leaves_out_archives_that_cannot_be_opened(tmp_path: Path) -
         (str(tmp_path / "b.tar"), False),
     ]
     assert ImageLoader(images)("k").size == load_image(photo).size
+
+
+def test_a_tokenizer_that_was_trained_further_is_another_study(cat_fast, tmp_path: Path) -> None:  # noqa: F811
+    folder = tmp_path / "tokenizer"
+    scores = write_scores(tmp_path / "s.parquet", {p.key: 1.0 + i % 9 for i, p in enumerate(photographs())})
+    command = ["eval", "complexity", "--images", "photographs", "--scores", scores, "--out", tmp_path / "o"]
+    command += ["--checkpoint", folder, "--size", "32", "--gallery", "0", "--limit", "10"]
+    command += ["--distance", "st_lpips_alex"]
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(folder)
+    assert cat_fast(*command).exit_code == 0
+    with torch.no_grad():
+        tokenizer.decoder.conv_out.bias += 0.1
+    tokenizer.save_pretrained(folder)
+    result = cat_fast(*command)
+    assert result.exit_code == 2
+    assert "a study of complexity made with other settings (weights" in " ".join(result.stderr.split())
 
 
 def test_the_command_studies_the_photographs(cat_fast, checkpoint, tmp_path: Path) -> None:  # noqa: F811
