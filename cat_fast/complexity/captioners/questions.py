@@ -119,7 +119,7 @@ def parse_answer(reply: ModelReply) -> bool:
     Raises:
         UserError: the reply does not begin with an answer.
     """
-    text = _without_thoughts(reply.text)
+    text = _one_line(reply)
     if answer := _ANSWER.match(text):
         return answer["word"].lower() == "yes"
     if statement := _STATEMENT.match(text):
@@ -133,7 +133,7 @@ def read_caption(reply: ModelReply) -> str:
     Raises:
         UserError: the reply is empty.
     """
-    text = _without_thoughts(reply.text).strip('"“”').strip()
+    text = _one_line(reply).strip('"“”').strip()
     if not any(letter.isalnum() for letter in text):
         raise UserError("the model's caption is empty")
     if not reply.complete and (whole := re.match(r".+[.!?](?=\s)", text)):
@@ -141,10 +141,18 @@ def read_caption(reply: ModelReply) -> str:
     return text
 
 
-def _without_thoughts(text: str) -> str:
-    """Return a reply on one line, without the thoughts of a reasoning model."""
+def without_thoughts(text: str) -> str:
+    """Return a reply without the thoughts of a reasoning model.
+
+    Raises:
+        UserError: they do not end.
+    """
     opening, closing = THOUGHT
-    text = " ".join(valid_text(text).rpartition(closing)[2].split())
+    text = text.rpartition(closing)[2]
     if opening in text:
         raise UserError("the model's thoughts did not end; allow longer replies, or another model")
     return text
+
+
+def _one_line(reply: ModelReply) -> str:
+    return " ".join(without_thoughts(valid_text(reply.text)).split())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from PIL import Image
 
 from cat_fast.complexity.captioners.base import MAX_SIDE, shrink
-from cat_fast.complexity.captioners.questions import parse_answer, read_caption
+from cat_fast.complexity.captioners.questions import parse_answer, read_caption, without_thoughts
 from cat_fast.complexity.captioners.vision_model import VisionModel
 from cat_fast.complexity.description import Description
 from cat_fast.complexity.image_score import GivenLabels, ImageScore
@@ -108,11 +108,12 @@ def parse_description(reply: ModelReply) -> Description:
     Raises:
         UserError: a line is missing or not valid.
     """
+    text = without_thoughts(reply.text)
     found: dict[str, str] = {}
     for name, pattern in _FIELDS.items():
-        match = pattern.search(reply.text)
+        match = pattern.search(text)
         if not match:
-            raise UserError(f"the reply has no line {name!r}: {' '.join(reply.text.split())[:80]!r}")
+            raise UserError(f"the reply has no line {name!r}: {' '.join(text.split())[:80]!r}")
         found[name] = match[1]
     return Description(
         read_caption(ModelReply(found["Caption"])),

@@ -176,6 +176,15 @@ def test_unified_describes_and_scores_in_one_call(stub: Stub) -> None:
     assert body["regex"] == unified_pattern(9)
 
 
+def test_unified_takes_no_description_from_thoughts(stub: Stub) -> None:
+    thoughts = "<think>\n" + unified("A draft.", score="2", faces="yes") + "\nNo faces after all.</think>\n"
+    stub.answer = lambda path, body: chat(thoughts + unified("A wall."))
+    (result,) = UnifiedScorer(EndpointVision("m", f"{stub.url}/v1")).score_images([RED])
+    assert isinstance(result, ImageScore)
+    assert result.description == Description("A wall.", True, False)
+    assert result.score.score == 4
+
+
 def test_unified_asks_once_more_and_records_failures(stub: Stub) -> None:
     def answer(path: str, body: dict[str, Any]) -> dict[str, Any] | Raw:
         colour, prompt = colour_and_prompt(body)
