@@ -74,7 +74,7 @@ def read_tokens(path: Path, vocabulary: Vocabulary, tokenizer: str | None) -> li
             contain, another tokenizer wrote it, or a key occurs twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # U+2028 and the like are part of a line
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a token file of `cat-fast dual encode`") from None
     except (OSError, UnicodeDecodeError) as error:
