@@ -5,6 +5,7 @@ DIR/000000.npz          features of images 0..511, their numbers, and the images
 """
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,30 +82,31 @@ class FeatureFiles:
 
     def load(self, output: str) -> Tensor:
         """Return the features of all usable images in their order, (N, size) float32."""
-        found = [torch.from_numpy(arrays[output]) for arrays in self._read()]
+        found = [*self.blocks(output)]
         return torch.cat(found) if found else torch.empty(0, self.network.network.sizes[output])
 
     def blocks(self, output: str) -> Iterator[Tensor]:
         """Yield the features file by file, as `load`."""
-        for arrays in self._read():
-            yield torch.from_numpy(arrays[output])
+        yield from map(torch.from_numpy, self._read(output))
 
     def skipped(self) -> list[Skipped]:
         """Return the images left out, with reasons."""
-        return [Skipped(*entry) for arrays in self._read() for entry in json.loads(str(arrays["skipped"]))]
+        return [Skipped(*entry) for rows in self._read("skipped") for entry in json.loads(str(rows))]
 
-    def _read(self) -> Iterator[Any]:
+    def _read(self, name: str) -> Iterator[np.ndarray]:
+        """Yield an array of each file."""
         for part in self.parts:
             path = self._path(part)
             try:
                 with np.load(path, allow_pickle=False) as arrays:
-                    yield arrays
+                    found = arrays[name]
             except FileNotFoundError:
                 raise UserError(f"{path} is missing: run the same command again") from None
-            except (OSError, ValueError) as error:
+            except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
                 raise UserError(
                     f"{path} is damaged ({first_line(error)}); delete it and run again"
                 ) from error
+            yield found
 
     def _write(
         self, part: int, batch_size: int, device: str | torch.device, on_images: Callable[[int], None]

@@ -143,6 +143,17 @@ def test_features_resume_and_leave_out_what_is_not_finite(images, tmp_path):
     assert [entry.name for entry in again.skipped()] == ["image 3"]
 
 
+@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: data.replace(b"NUMPY", b"MUNPY")])
+def test_damaged_features_are_named(images, tmp_path, damage):
+    source, _ = images
+    found = FeatureFiles(tmp_path / "f", source, network())
+    found.extract(8, "cpu")
+    path = tmp_path / "f" / "000001.npz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"000001\.npz is damaged .*; delete it and run again"):
+        found.load("pool")
+
+
 def test_machines_share_the_files_whenever_they_start(images, tmp_path):
     source, _ = images
     for rank in range(2):
