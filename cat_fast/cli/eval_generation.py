@@ -204,9 +204,9 @@ def generation(
         tasks: dict[str, Any] = {}
 
         def on_progress(name: str, done: int, total: int) -> None:
-            task = tasks.setdefault(name, None) or bars.add_task(name, total=total)
-            tasks[name] = task
-            bars.advance(task, done)
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=total)
+            bars.advance(tasks[name], done)
 
         if pipeline is not None:
             from cat_fast.evaluation.generation.drawing import Drawing, draw_samples

@@ -41,6 +41,8 @@ def ratios_within_budget(
     costs = token_costs(levels, resolution, patch_size)
     require_budget(mean_tokens, levels, costs, resolution)
     count = len(complexities)
+    if not count:
+        return []
     order = np.argsort(-np.asarray(complexities, dtype=np.float64), kind="stable")
     wanted = None if preferred is None else np.asarray(preferred, dtype=np.int64)[order]
     cuts = cut_within_budget(

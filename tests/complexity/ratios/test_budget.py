@@ -16,6 +16,11 @@ ALL = (4, 8, 16, 32, 64)
 TOKENS = {ratio: tokens_per_image(ratio, 512, ratios=ALL) for ratio in ALL}
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_images_have_no_ratios():
+    assert ratios_within_budget([], 197, preferred=[]) == []
+
+
 @settings(deadline=None)
 @given(
     complexities=st.lists(st.floats(1, 9), min_size=1, max_size=6),
