@@ -35,6 +35,24 @@ def label_rows(file: Path | IO[bytes], keys: Collection[str]) -> Iterator[dict[s
             existing = table.schema_arrow.names
             columns = [name for name in (*keys, *LABELS) if name in existing]
             for batch in table.iter_batches(_BATCH, columns=columns):
-                yield from batch.to_pylist()
+                yield from _rows(batch)
     except pyarrow.ArrowException as error:
         raise OSError(str(error)) from error
+
+
+def _rows(batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
+    """Return the rows of a batch; text that is not UTF-8 remains bytes, which no label accepts."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = [[_value(scalar) for scalar in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        if isinstance(scalar, pyarrow.ListScalar | pyarrow.LargeListScalar):
+            return [_value(item) for item in scalar.values]
+        return scalar.as_buffer().to_pybytes()

@@ -195,6 +195,16 @@ def test_a_folder_of_caption_files_is_read_in_order(tmp_path: Path) -> None:
         samples(tmp_path / "more.txt", is_output=is_output)
 
 
+def test_text_in_parquet_that_is_not_utf8_is_an_error_of_its_row(tmp_path: Path) -> None:
+    captions = pyarrow.array([b"one", b"caf\xe9", b"three"]).view(pyarrow.string())
+    lists = pyarrow.ListArray.from_arrays([0, 1, 2, 3], captions)
+    for column in (captions, lists):
+        pyarrow.parquet.write_table(pyarrow.table({"caption": column}), tmp_path / "c.parquet")
+        found = samples(tmp_path / "c.parquet")
+        assert [sample.identity[1] for sample in found] == ["one", None, "three"]
+        assert "row 1: caption: expected text" in str(found[1].error)
+
+
 def test_files_named_alike_have_different_keys(tmp_path: Path) -> None:
     for folder in ("x/1", "y/1", "y/2"):
         (tmp_path / folder).mkdir(parents=True)
