@@ -12,7 +12,7 @@ from cat_fast.complexity import Description
 from cat_fast.errors import UserError
 from cat_fast.evaluation.generation.checks import check_scale_recorded
 from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
-from cat_fast.inference.pipeline.folder import pipeline_digest
+from cat_fast.inference.pipeline.folder import find_folder, pipeline_digest
 from cat_fast.inference.sampling_run.run import SampleRun, SampleSettings
 
 COCO_IMAGES = 5_000
@@ -54,8 +54,9 @@ def draw_samples(
         UserError: the pipeline cannot be used, lacks the scale of its latents, or, for COCO, is not
             conditioned on text.
     """
-    _check_scale(drawing.pipeline)
-    pipeline = CATPipeline.from_pretrained(drawing.pipeline).to(device)
+    folder = find_folder(str(drawing.pipeline), {})  # also of "nano", which ships with the package
+    _check_scale(folder)
+    pipeline = CATPipeline.from_pretrained(folder).to(device)
     prompts: list[Any]
     if drawing.coco is not None:
         if pipeline.text_encoder is None:
@@ -74,7 +75,7 @@ def draw_samples(
         guidance_scale=drawing.guidance,
         seed=drawing.seed,
     )
-    run = SampleRun(pipeline, prompts, settings, out, drawing.pipeline)
+    run = SampleRun(pipeline, prompts, settings, out, folder)
     done = 0.0
 
     def on_share(share: float) -> None:
@@ -92,10 +93,10 @@ def draw_samples(
                 key: str(value) if isinstance(value, Path) else value
                 for key, value in asdict(drawing).items()
             },
-            "digest": pipeline_digest(drawing.pipeline),
+            "digest": pipeline_digest(folder),
             "count": len(prompts),
             "mean_tokens": sum(tokens) / len(tokens),
-            "latent_scale": _scale(drawing.pipeline),
+            "latent_scale": _scale(folder),
         }
     }
     if drawing.coco is not None:

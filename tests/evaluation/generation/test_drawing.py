@@ -1,6 +1,7 @@
 """Samples drawn from a pipeline, of classes and of COCO captions."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,6 +76,14 @@ def test_classes_take_turns_and_machines_share(folders, tmp_path):
     assert shares[-1] is not None
     plan = json.loads((tmp_path / "out" / "samples.json").read_text())
     assert [image["label"] for image in plan["images"]] == [0, 1, 0]
+
+
+def test_a_shipped_pipeline_is_drawn_from_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawing = Drawing(pipeline=Path("nano"), count=1, steps=1, ratio="32", guidance=1.0)
+    entries = draw_samples(drawing, tmp_path / "out", CPU)
+    assert entries["pipeline"]["pipeline"] == "nano"
+    assert set(entries["pipeline"]["latent_scale"]) == {"shift_factor", "scaling_factor"}
 
 
 def test_a_pipeline_without_the_scale_of_its_latents_is_refused(folders, tmp_path):
