@@ -1,6 +1,5 @@
 """Generation of token records from captions, by a language model and its tokenizer."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from cat_fast.data.files import require_writable
 from cat_fast.data.folder_settings import claim_folder, require_same_settings
 from cat_fast.data.row_file import RowFile
+from cat_fast.data.text_files import parse_object, text_lines
 from cat_fast.dual_token.grid import Grid
 from cat_fast.dual_token.language.model import DualLanguageModel
 from cat_fast.dual_token.language.sampling import sample
@@ -176,22 +176,17 @@ def read_captions(path: Path) -> list[str]:
     Raises:
         UserError: the file cannot be read, or has no captions.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({first_line(error)}); expected captions") from error
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
+    for number, line in text_lines(path):
+        caption: Any = line
         if path.suffix == ".jsonl":
             try:
-                line = json.loads(line)["caption"]
-            except (ValueError, KeyError, TypeError) as error:
+                caption = parse_object(line)["caption"]
+            except (ValueError, KeyError) as error:
                 raise UserError(f"{path}: line {number}: expected a caption ({first_line(error)})") from error
-        if not isinstance(line, str) or not line.strip():
-            raise UserError(f"{path}: line {number}: expected a caption, got {line!r}")
-        found.append(line)
+        if not isinstance(caption, str) or not caption.strip():
+            raise UserError(f"{path}: line {number}: expected a caption, got {caption!r}")
+        found.append(caption)
     if not found:
         raise UserError(f"{path}: contains no captions")
     return found

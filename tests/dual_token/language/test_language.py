@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cat_fast.dual_token.language.counts import Counts
+from cat_fast.dual_token.language.generate import read_captions
 from cat_fast.dual_token.language.model import DualLanguageModel
 from cat_fast.dual_token.language.sampling import sample
 from cat_fast.dual_token.sequence import Grammar, Vocabulary
@@ -138,3 +139,11 @@ def test_counts():
     np.testing.assert_allclose(found, [-math.log2(3 / 6), -math.log2(2 / 6)])
     best = counts.best_bits([[0, 1, 1]], "bigram")
     assert best[0].sum() <= counts.bigram_bits([0, 1, 1], 1.0).sum()
+
+
+@pytest.mark.parametrize("name", ["captions.txt", "captions.jsonl"])
+def test_captions_may_follow_a_byte_order_mark_and_contain_line_separators(tmp_path, name):
+    captions = ["a red\u2028house", "a blue\x85sky"]
+    lines = captions if name.endswith(".txt") else [f'{{"caption": "{one}"}}' for one in captions]
+    (tmp_path / name).write_bytes("\ufeff".encode() + "\r\n\n".join(lines).encode())
+    assert read_captions(tmp_path / name) == captions
