@@ -292,7 +292,11 @@ def _has_caption(photo: Path) -> bool:
 def list_files(folder: Path) -> list[Path]:
     """Return the files in a folder and its subfolders, sorted; not those of unfinished scores."""
     found = walk_files(folder)
-    return sorted(path for path in found if not any(part.endswith(PARTIAL) for part in path.parent.parts))
+    return sorted(
+        path
+        for path in found
+        if not any(part.endswith(PARTIAL) for part in path.relative_to(folder).parent.parts)
+    )
 
 
 def without_ending(name: str) -> str:

@@ -205,6 +205,14 @@ def test_text_in_parquet_that_is_not_utf8_is_an_error_of_its_row(tmp_path: Path)
         assert "row 1: caption: expected text" in str(found[1].error)
 
 
+def test_only_unfinished_scores_inside_a_folder_are_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "download.partial" / "captions"
+    (folder / "s.parquet.partial").mkdir(parents=True)
+    (folder / "c.txt").write_text("one\n")
+    (folder / "s.parquet.partial" / "d.txt").write_text("two\n")
+    assert [identity[1] for identity in identities(folder)] == ["one"]
+
+
 def test_files_named_alike_have_different_keys(tmp_path: Path) -> None:
     for folder in ("x/1", "y/1", "y/2"):
         (tmp_path / folder).mkdir(parents=True)
