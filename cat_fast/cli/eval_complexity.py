@@ -101,8 +101,8 @@ def complexity(
     chosen = RatioThresholds.parse(thresholds) if thresholds is not None else None
     score_sets = [ScoreSet.read(argument) for argument in scores]
     names = [found.name for found in score_sets]
-    if len(set(names)) < len(names):
-        raise UserError(f"--scores: two files are named {names[0]}; name them, as in --scores NAME=FILE")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--scores: two files are named {repeated[0]}; name them, as in --scores NAME=FILE")
     require_writable(out / "study.json")
     opened = open_study_images(images)
     settings = StudySettings(

@@ -144,6 +144,26 @@ def test_the_gallery_leaves_out_archives_that_cannot_be_opened(tmp_path: Path) -
     assert ImageLoader(images)("k").size == load_image(photo).size
 
 
+def test_files_of_one_scorer_need_names(cat_fast, tmp_path: Path) -> None:  # noqa: F811
+    write_scores(tmp_path / "a.parquet", {"k": 1.0}, "other 1")
+    write_scores(tmp_path / "b.parquet", {"k": 1.0})
+    command = [
+        "eval",
+        "complexity",
+        "--images",
+        "photographs",
+        "--checkpoint",
+        tmp_path,
+        "--out",
+        tmp_path / "o",
+    ]
+    for name in ("a", "b", "b"):
+        command += ["--scores", tmp_path / f"{name}.parquet"]
+    result = cat_fast(*command)
+    assert result.exit_code == 2
+    assert "two files are named stub;" in " ".join(result.stderr.split())
+
+
 def test_a_tokenizer_that_was_trained_further_is_another_study(cat_fast, tmp_path: Path) -> None:  # noqa: F811
     folder = tmp_path / "tokenizer"
     scores = write_scores(tmp_path / "s.parquet", {p.key: 1.0 + i % 9 for i, p in enumerate(photographs())})
