@@ -5,7 +5,7 @@ A new tokenizer is a class with the members of `ImageTokenizer` and a branch in 
 
 import copy
 import json
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cat_fast.errors import UserError, one_line
 from cat_fast.models.load import load_tokenizer
 from cat_fast.tokenizer.pipeline_config import upcast
+from cat_fast.weights.fingerprint import fingerprint
 
 FLOPS_UNIT = "floating-point operations of encoder and decoder per image; a multiply-accumulate is two"
 
@@ -127,6 +128,11 @@ class DiffusersTokenizer:
     def _forward(self, model: Any, x: Tensor) -> Tensor:
         return model.decode(_latent(model.encode(x))).sample
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        settings = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
+        return fingerprint(settings, self.model.state_dict())
+
     def _ratio(self) -> int:
         config = self.model.config
         widths = config.get("encoder_block_out_channels") or config["block_out_channels"]
@@ -141,6 +147,7 @@ class DiffusersTokenizer:
             "name": self.name,
             "path": str(self.source),
             "class": self.kind,
+            "fingerprint": self._fingerprint,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "latents": "mode of the posterior" if self.kind == "AutoencoderKL" else "deterministic",
         }

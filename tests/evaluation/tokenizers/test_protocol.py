@@ -64,6 +64,12 @@ def test_diffusers_folders(folders, images, name, ratio, kind):
     assert found.positions(ratio, 64) == latent.shape[2] * latent.shape[3]
     torch.testing.assert_close(found.reconstruct(images, ratio), found.model.decode(latent).sample)
     assert found.flops(ratio, 64) > 0
+    again = open_tokenizer(str(folders / name), "cpu")
+    assert again.record() == found.record()
+    next(again.model.parameters()).add_(1)
+    trained = open_tokenizer(str(folders / name), "cpu")
+    trained.model.load_state_dict(again.model.state_dict())
+    assert trained.record() != found.record(), "a resumed evaluation must not take them for the same"
 
 
 class StandIn(torch.nn.Module):
