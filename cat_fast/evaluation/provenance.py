@@ -60,7 +60,8 @@ def split_of(path: Path) -> str:
 
     The last name counts, so `data/train/val2017` is validation.
     """
-    for part in reversed(path.resolve().parts):
+    parts = path.resolve().parts
+    for part in reversed(parts[2:] if parts[:2] == ("/", "dev") else parts):  # not /dev/shm
         stem = Path(part).stem.lower().replace("-", "_")
         words = stem.split("_")
         names = {stem, *words, *(word.rstrip("0123456789") for word in words)}

@@ -1,6 +1,7 @@
 """The pitfalls that users of FID met, each refused or recorded."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,11 @@ def test_1_reconstructions_as_samples(samples):
 )
 def test_2_split_is_recorded(path, split, tmp_path):
     assert split_of(tmp_path / path) == split or split == "unknown"
+
+
+def test_2_the_folder_of_devices_is_not_a_split():
+    assert split_of(Path("/dev/shm/photos")) == "unknown"
+    assert split_of(Path("/dev/shm/val/photos")) == "validation"
 
 
 def test_3_reference_of_another_size_or_crop(samples, tmp_path):
