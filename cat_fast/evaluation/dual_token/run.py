@@ -29,6 +29,7 @@ from cat_fast.data.images.io import (
     resize_center_crop,
     tensor_to_image,
 )
+from cat_fast.data.input_samples import file_stamp
 from cat_fast.data.photographs import photographs
 from cat_fast.data.row_file import RowFile
 from cat_fast.dual_token.grid import Grid
@@ -118,8 +119,13 @@ class DualRun:
         }
         claim_folder(out / SETTINGS, identity, "an evaluation")
         self._file = RowFile(out / ROWS)
-        # images that could not be read are tried again
-        self.rows = {row["key"]: row for row in self._file.read() if "error" not in row}
+        # images that could not be read are tried again, and those whose file has changed
+        stamps = {image.key: _stamp(image) for image in images}
+        self.rows = {
+            row["key"]: row
+            for row in self._file.read()
+            if "error" not in row and row.get("stamp") == stamps.get(row["key"])
+        }
 
     def run(self, on_done: Callable[[int], None] = lambda count: None) -> None:
         """Evaluate the images that have no row yet; each is written when it is done."""
@@ -141,6 +147,7 @@ class DualRun:
             return {"key": image.key, "error": str(error)}
         return {
             "key": image.key,
+            "stamp": _stamp(image),
             "methods": {method.name: self._measure(method, sample) for method in self.methods},
             "guide_codes": {name: tokens.guide.flatten().tolist() for name, tokens in codes.items()},
             "semantic_codes": next(iter(codes.values())).semantic.tolist(),
@@ -189,6 +196,11 @@ class DualRun:
         with atomic_write(path) as part:
             self.sheet(count).save(part, format="PNG")
         return path
+
+
+def _stamp(image: EvaluatedImage) -> list[int | None]:
+    """Return size and time of an image's file, as JSON."""
+    return [*file_stamp(str(image.path))]
 
 
 def _cell(image: Tensor) -> Cell:

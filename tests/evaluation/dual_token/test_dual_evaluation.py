@@ -103,6 +103,16 @@ def test_an_interrupted_evaluation_resumes(folder, tmp_path, monkeypatch):
         make_run(folder, tmp_path / "parts", strength=0.5)
 
 
+def test_an_image_that_was_replaced_is_measured_again(folder, tmp_path):
+    make_run(folder, tmp_path / "out").run()
+    tensor_to_image(torch.zeros(3, 60, 50)).save(folder / "b.png")
+    again = make_run(folder, tmp_path / "out")
+    assert sorted(again.rows) == ["a.png", "c.png"]
+    again.run()
+    assert sorted(make_run(folder, tmp_path / "out").rows) == ["a.png", "b.png", "c.png"]
+    assert again.rows["b.png"]["methods"]["mean colour"]["psnr"] > 40
+
+
 def test_unreadable_images_are_left_out(folder, tmp_path):
     (folder / "d.png").write_bytes(b"no image")
     run = make_run(folder, tmp_path / "out")
