@@ -10,6 +10,7 @@ from cat_fast.complexity import jpeg_bytes
 from cat_fast.complexity.signals.jpeg_size import JPEG_SIDE
 from cat_fast.complexity.signals.reconstruction_error import Distance, Reconstruct, reconstruction_errors
 from cat_fast.data.images.io import decode_image, image_to_bytes, image_to_tensor, resize_center_crop
+from cat_fast.data.input_samples import file_stamp
 from cat_fast.data.row_file import RowFile
 from cat_fast.data.streams.formats.base import ShardSet, UnreadableShard
 from cat_fast.data.text_files import escape_text
@@ -20,6 +21,8 @@ class Measurement(TypedDict):
     """Measurements of an image; all None but `error` if it cannot be read."""
 
     key: str
+    stamp: list[int | None]
+    """Size and time of the image's file; None for both within an archive."""
     mse: dict[str, float] | None
     """Mean squared error per ratio, of pixels in [0, 1]."""
     lpips: dict[str, float] | None
@@ -75,7 +78,7 @@ def measure_all(
     """Measure all images; return the measurements in order.
 
     Measurements are appended to `path`, one JSON line per image. Images that it contains already are not
-    measured again, except those that could not be read.
+    measured again, except those that could not be read, or whose file has changed.
 
     Args:
         limit: number of images after which to stop; None for all.
@@ -84,12 +87,12 @@ def measure_all(
     rows = RowFile(path)
     known = {row["key"]: row for row in rows.read() if row["error"] is None}
     found: list[Measurement] = []
-    for key, read in image_readers(images):
+    for key, stamp, read in image_readers(images):
         if limit is not None and len(found) == limit:
             break
         row = known.get(key)
-        if row is None:
-            row = {"key": key} | _measured(read, measure)
+        if row is None or row.get("stamp") != stamp:
+            row = {"key": key, "stamp": stamp} | _measured(read, measure)
             rows.append(row)
         found.append(cast(Measurement, row))
         on_done()
@@ -108,13 +111,13 @@ def _measured(read: Callable[[], bytes] | str, measure: Callable[[bytes], dict[s
     return dict.fromkeys(("mse", "lpips", "signal_mse", "signal_lpips", "jpeg_bytes")) | {"error": why}
 
 
-def image_readers(images: ShardSet) -> Iterator[tuple[str, Callable[[], bytes] | str]]:
-    """Yield key and reader of each image, or the reason why it is unusable."""
+def image_readers(images: ShardSet) -> Iterator[tuple[str, list[int | None], Callable[[], bytes] | str]]:
+    """Yield key, size and time of its file, and reader of each image, or the reason why it is unusable."""
     for index, name in enumerate(images.names):
         try:
             shard = images.open(index)
         except UnreadableShard as error:
-            yield name, f"cannot be opened ({one_line(error)})"
+            yield name, [None, None], f"cannot be opened ({one_line(error)})"
             continue
         for entry in shard.entries(0):
-            yield escape_text(entry.key), entry.damage or entry.read
+            yield escape_text(entry.key), [*file_stamp(entry.path)], entry.damage or entry.read

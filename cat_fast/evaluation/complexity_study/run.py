@@ -120,7 +120,7 @@ class ImageLoader:
     """Loads images by key, for the few in the gallery."""
 
     def __init__(self, images: ShardSet) -> None:
-        self._readers = {key: read for key, read in image_readers(images) if not isinstance(read, str)}
+        self._readers = {key: read for key, _, read in image_readers(images) if not isinstance(read, str)}
 
     def __call__(self, key: str) -> Image.Image:
         return decode_image(self._readers[key]())

@@ -144,6 +144,26 @@ def test_the_gallery_leaves_out_archives_that_cannot_be_opened(tmp_path: Path) -
     assert ImageLoader(images)("k").size == load_image(photo).size
 
 
+def test_only_new_and_replaced_images_are_measured_again(tmp_path: Path) -> None:
+    folder, calls = tmp_path / "images", []
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.jpg").write_bytes(photographs()[0].path.read_bytes())
+
+    def measure() -> list[str]:
+        calls.clear()
+        images = open_study_images(str(folder))
+        rows = measure_all(images, tmp_path / "rows.jsonl", lambda content: {"error": calls.append(content)})
+        return [row["key"] for row in rows]
+
+    assert (measure(), len(calls)) == (["a.jpg", "b.jpg"], 2)
+    assert (measure(), len(calls)) == (["a.jpg", "b.jpg"], 0)
+    other = photographs()[1].path.read_bytes()
+    (folder / "a.jpg").write_bytes(other)
+    assert measure() == ["a.jpg", "b.jpg"]
+    assert calls == [other]
+
+
 def test_files_of_one_scorer_need_names(cat_fast, tmp_path: Path) -> None:  # noqa: F811
     write_scores(tmp_path / "a.parquet", {"k": 1.0}, "other 1")
     write_scores(tmp_path / "b.parquet", {"k": 1.0})
