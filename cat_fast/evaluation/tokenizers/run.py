@@ -28,6 +28,7 @@ from cat_fast.complexity.ratios.policy import ratio_of_image
 from cat_fast.data.files import atomic_write
 from cat_fast.data.folder_settings import claim_folder
 from cat_fast.data.images.io import image_to_bytes, resize_center_crop
+from cat_fast.data.input_samples import hash_name
 from cat_fast.errors import UserError
 from cat_fast.evaluation.features.loading import LoadedNetwork
 from cat_fast.evaluation.features.perceptual import Perceptual
@@ -143,6 +144,7 @@ class ReconstructionRun:
                     raise UserError(f"--size {settings.size}: {expected}")
         identity = {
             "samples": samples.fingerprint(),
+            "files": hash_name(repr(samples.stamps)),
             "columns": [column.name for column in columns],
             "thresholds": [list(column.thresholds.pair) for column in columns],
             "tokenizers": [tokenizer.record() for tokenizer in self.tokenizers.values()],

@@ -9,7 +9,7 @@ from PIL import Image
 
 from cat_fast.complexity.ratios.image_ratios import PHOTOGRAPHS, index_photographs
 from cat_fast.data.images.io import decode_image
-from cat_fast.data.input_samples import hash_name
+from cat_fast.data.input_samples import file_stamp, hash_name
 from cat_fast.data.photographs import photographs
 from cat_fast.data.streams.formats.base import Entry, ShardSet, UnreadableShard
 from cat_fast.data.streams.formats.image_files import RecordShards
@@ -35,6 +35,8 @@ class Samples:
     """Shard and number within it of each image."""
     skipped: list[Skipped]
     """Images without a score, and unreadable shards."""
+    stamps: list[tuple[int | None, int | None]]
+    """Size and time of the file of each image; None for both within an archive."""
 
     def read(self, first: int, last: int) -> Iterator[tuple[Scored, Image.Image | str]]:
         """Yield the images with numbers in [first, last) as RGB, or why they cannot be read."""
@@ -94,6 +96,7 @@ def open_samples(
     scored: list[Scored] = []
     places: list[tuple[int, int]] = []
     skipped: list[Skipped] = []
+    stamps: list[tuple[int | None, int | None]] = []
     seen: set[str] = set()
     for index, name in enumerate(shards.names):
         if limit is not None and len(scored) == limit:
@@ -117,10 +120,11 @@ def open_samples(
             seen.add(key)
             scored.append(Scored(key, score, expected))
             places.append((index, entry.number))
+            stamps.append(file_stamp(entry.path))
     if not scored:
         why = f"; {skipped[0].name}: {skipped[0].why}" if skipped else ""
         raise UserError(f"{data}: no image can be evaluated{why}")
-    return Samples(data, split or found_split, shards, scored, places, skipped)
+    return Samples(data, split or found_split, shards, scored, places, skipped, stamps)
 
 
 def read_scores(path: Path) -> Mapping[str, tuple[int, float | None]]:
