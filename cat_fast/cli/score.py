@@ -278,6 +278,8 @@ def score(
         "captioner_batch_size": captioner_batch_size,
         "questions": questions,
         "jpeg_thresholds": jpeg_thresholds,
+        "has_text": has_text,
+        "has_faces": has_faces,
     }
     loaded = load_chosen(scorer, captioner, options, images=pixels)
     effects = _effects_of(loaded) if explain else None

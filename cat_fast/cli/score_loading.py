@@ -66,6 +66,10 @@ def load_chosen(
         unused = {f"--{name.replace('_', '-')}": options[name] for name in _OF_CAPTIONS}
         unused["--device"] = of_captioner.device if captioner != "vlm" else None
         unused["--api-key-env"] = key if captioner != "endpoint" else None
+        unused |= {
+            "--has-text/--no-text": options["has_text"],
+            "--has-faces/--no-faces": options["has_faces"],
+        }
         _require_unused(scorer or DEFAULT_IMAGE_SCORER, unused)
     thresholds = JpegThresholds.parse(sizes) if sizes is not None else None
     return load_image_scorer(captioner, scorer, load_text_scorer, of_captioner, thresholds)

@@ -81,6 +81,7 @@ def test_an_endpoint_describes_images_and_a_scorer_scores_them(cat_fast, photos,
         (["photos", "--scorer", "unified"], ["--captioner is missing"]),
         (["photos", "--scorer", "jpeg", "--model", "m"], ["--model", "not used by --scorer jpeg"]),
         (["photos", "--scorer", "jpeg", "--captioner-url", "http://x/v1"], ["--captioner-url"]),
+        (["photos", "--scorer", "jpeg", "--no-text"], ["--no-text", "not used by --scorer jpeg"]),
         (["photos", "--scorer", "jpeg", "--device", "cuda"], ["--device", "not used by --scorer jpeg"]),
         (
             ["photos", "--scorer", "image_student", "--api-key-env", "KEY"],
@@ -117,7 +118,7 @@ def test_a_language_model_next_to_a_captioner_gets_device_and_key(
     names = (
         *("model", "base_url", "api_key_env", "prompt_file", "device", "batch_size", "escalate"),
         *("escalate_to", "captioner_model", "captioner_url", "captioner_template"),
-        *("captioner_batch_size", "questions", "jpeg_thresholds"),
+        *("captioner_batch_size", "questions", "jpeg_thresholds", "has_text", "has_faces"),
     )
     options = dict.fromkeys(names) | {"device": "cuda:1", "api_key_env": "KEY"} | given
     found = score_loading.load_chosen(None, captioner, options, images=True)
