@@ -46,8 +46,11 @@ def measure(
         seed: of the bootstrap.
 
     Raises:
-        UserError: no image can be read.
+        UserError: no image can be read, or two scorers have one name.
     """
+    names = [scorer.name for scorer in scorers]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"--scorer: {repeated[0]} is given twice; score with one weight file at a time")
     scores: dict[str, list[float]] = {scorer.name: [] for scorer in scorers}
     left_out: dict[str, str] = {}
     for start in range(0, len(images), batch_size):

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from cat_fast.errors import UserError
+from cat_fast.evaluation.alignment.run import Captioned, measure
 from cat_fast.evaluation.alignment.scorers import open_scorer
 from tests.cli.conftest import assert_one_line_error, cat_fast, parse_json  # noqa: F401 # a fixture
 
@@ -63,6 +64,14 @@ def test_missing_weights_and_packages_stop_clearly(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"")
     with pytest.raises(UserError, match="pip install hpsv2"):
         open_scorer(f"hpsv2={tmp_path / 'x.pt'}", "cpu")
+
+
+def test_two_scorers_of_one_name_are_refused(clip, tmp_path):
+    """Their scores would be averaged."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    scorers = [open_scorer(f"pickscore={clip}", "cpu") for _ in range(2)]
+    with pytest.raises(UserError, match="PickScore is given twice"):
+        measure([Captioned(tmp_path / "a.png", "red")], scorers)
 
 
 @pytest.fixture
