@@ -7,6 +7,7 @@
 | `imagereward` | folder with ImageReward.pt and med_config.json | image-reward |
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,10 +79,13 @@ class HPSv2:
         if not weights.is_file():
             raise UserError(f"hpsv2={weights}: no such file; expected HPS_v2.1_compressed.pt")
         try:
-            from hpsv2.img_score import score
+            package: Any = importlib.import_module("hpsv2.img_score")
         except ImportError as error:
             raise UserError("hpsv2: the package is missing: pip install hpsv2") from error
-        self._score, self.weights = score, weights
+        package.device = str(
+            find_device(device)
+        )  # a variable of the module, by default a GPU if there is one
+        self._score, self.weights = package.score, weights
 
     def score(self, images: Sequence[Image.Image], captions: Sequence[str]) -> list[float]:
         pairs = zip(images, captions, strict=True)

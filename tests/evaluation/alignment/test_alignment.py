@@ -112,6 +112,7 @@ def test_packages_of_the_authors_score_each_image_with_its_caption(packages, tmp
     scorer = open_scorer(f"hpsv2={tmp_path / 'hps.pt'}", "cpu")
     assert scorer.score(images, ["red", "a red"]) == [0.25, 0.5]
     assert packages == [str(tmp_path / "hps.pt")] * 2
+    assert sys.modules["hpsv2.img_score"].device == "cpu"
     scorer = open_scorer(f"imagereward={tmp_path}", "cpu")
     assert scorer.score(images, ["red", "a red"]) == [-1.5, 2.0]
     assert packages[-1] == (str(tmp_path / "ImageReward.pt"), "cpu", str(tmp_path / "med_config.json"))
