@@ -7,6 +7,7 @@ arrays.json   written last: class names, images left out, and the identity of th
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,12 +71,26 @@ def is_complete(folder: Path, source: Mapping[str, Any]) -> bool:
 def writing(
     folder: Path, count: int, shape: Sequence[int], dtype: Any, source: Mapping[str, Any]
 ) -> Iterator["ArrayWriter"]:
-    """Write arrays of at most `count` images, and their record at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).unlink(missing_ok=True)
-    writer = ArrayWriter(folder, count, shape, dtype)
+    """Write arrays of at most `count` images, and their record at the end.
+
+    Raises:
+        UserError: they cannot be written, such as on a full disk; no image is read then.
+    """
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RECORD).unlink(missing_ok=True)
+        writer = ArrayWriter(folder, count, shape, dtype)
     yield writer
-    writer.finish(source)
+    with _writable(folder):
+        writer.finish(source)
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
 
 
 class ArrayWriter:
@@ -86,9 +101,14 @@ class ArrayWriter:
         self.classes: Sequence[str] = ()
         self.skipped: list[dict[str, str]] = []
         """Images left out: {"name", "why"}."""
-        self._inputs = np.lib.format.open_memmap(
-            folder / ".inputs.part.npy", mode="w+", dtype=dtype, shape=(count, *shape)
-        )
+        part = folder / ".inputs.part.npy"
+        self._inputs = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=(count, *shape))
+        try:
+            with part.open("rb+") as file:  # a full disk would end the process at a page of the map
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+        except OSError:
+            part.unlink()
+            raise
         self._labels: list[int] = []
         self._ratios: list[int] = []
 

@@ -1,6 +1,8 @@
 """Features of probes: padding, pixels of equal width, untrained encoders, arrays and intervals."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -128,6 +130,16 @@ def test_unfinished_arrays_are_not_read(tmp_path):
     context.__enter__().add(np.zeros(3), 0, 8)
     with pytest.raises(UserError, match="no labelled arrays"):
         read_arrays(tmp_path)
+
+
+def test_a_full_disk_is_one_line_before_any_image_is_read(tmp_path, monkeypatch):
+    def full(file, start, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        writing(tmp_path / "a", 2, (3,), np.float32, {}).__enter__()
+    assert not any((tmp_path / "a").iterdir())
 
 
 def test_splits_are_found_or_named(tmp_path, data):
