@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MAX_LISTED = 10
 _PIPELINE = "Drawing from a pipeline"
+_COUNT, _STEPS, _GUIDANCE = 50_000, 250, 1.5
 
 CropOption = Annotated[
     int | None,
@@ -119,13 +120,13 @@ def generation(
     ] = None,
     count: Annotated[
         int, typer.Option(min=2, help="Number of samples to draw.", rich_help_panel=_PIPELINE)
-    ] = 50_000,
+    ] = _COUNT,
     steps: Annotated[
         int, typer.Option(min=1, help="Number of steps of the scheduler.", rich_help_panel=_PIPELINE)
-    ] = 250,
+    ] = _STEPS,
     guidance: Annotated[
         float, typer.Option(help="Classifier-free guidance scale.", rich_help_panel=_PIPELINE)
-    ] = 1.5,
+    ] = _GUIDANCE,
     ratio: Annotated[
         str,
         typer.Option(metavar="8|16|32|auto", help="Ratio of all images, or auto.", rich_help_panel=_PIPELINE),
@@ -174,6 +175,19 @@ def generation(
         raise UserError("expected --samples or --pipeline, got " + ("both" if samples else "neither"))
     if coco is not None and pipeline is None:
         raise UserError("--coco draws captions from a text-conditioned pipeline: pass --pipeline DIR")
+    of_drawing = {
+        "--count": count != _COUNT,
+        "--steps": steps != _STEPS,
+        "--guidance": guidance != _GUIDANCE,
+        "--ratio": ratio != "auto",
+        "--mean-tokens": mean_tokens is not None,
+    }
+    if pipeline is None and (unused := [name for name, given in of_drawing.items() if given]):
+        raise UserError(f"{unused[0]}: applies to samples drawn from --pipeline DIR; leave it out")
+    if pipeline is not None and rounding != "unknown":
+        raise UserError(
+            "--rounding: applies to --samples; those of --pipeline are rounded to the nearest level"
+        )
     if rank >= world_size:
         raise UserError(f"--rank {rank}: ranks of --world-size {world_size} are 0 to {world_size - 1}")
     parsed_weights, square = parse_weights(weights), parse_crop(crop, crop_mode)

@@ -158,6 +158,9 @@ def test_missing_weights_stop_before_any_work(folders, tmp_path, monkeypatch):
     [
         ((), "expected --samples or --pipeline, got neither"),
         (("--samples", "x", "--coco", "captions.json"), "--coco draws captions"),
+        (("--samples", "x", "--count", "5000"), "--count: applies to samples drawn from --pipeline"),
+        (("--samples", "x", "--mean-tokens", "99"), "--mean-tokens: applies to samples drawn from"),
+        (("--pipeline", "x", "--rounding", "adm"), "--rounding: applies to --samples"),
         (("--samples", "x", "--weights", "inception"), "expected NETWORK=PATH"),
         (("--samples", "x", "--features", "clip"), "expected published or proxy"),
         (("--pipeline", "x", "--ratio", "12"), "--ratio 12: expected 8, 16, 32 or auto"),
