@@ -331,6 +331,8 @@ def parse_crop(size: int | None, mode: str) -> "Crop | None":
     if mode not in ("center", "adm"):
         raise UserError(f"--crop-mode {mode}: expected center or adm")
     if size is None:
+        if mode != "center":
+            raise UserError(f"--crop-mode {mode}: applies to --crop SIZE; give both, or leave it out")
         return None
     from cat_fast.evaluation.images.sets import Crop
 

@@ -161,6 +161,7 @@ def test_missing_weights_stop_before_any_work(folders, tmp_path, monkeypatch):
         (("--samples", "x", "--count", "5000"), "--count: applies to samples drawn from --pipeline"),
         (("--samples", "x", "--mean-tokens", "99"), "--mean-tokens: applies to samples drawn from"),
         (("--pipeline", "x", "--rounding", "adm"), "--rounding: applies to --samples"),
+        (("--samples", "x", "--crop-mode", "adm"), "--crop-mode adm: applies to --crop SIZE"),
         (("--samples", "x", "--weights", "inception"), "expected NETWORK=PATH"),
         (("--samples", "x", "--features", "clip"), "expected published or proxy"),
         (("--pipeline", "x", "--ratio", "12"), "--ratio 12: expected 8, 16, 32 or auto"),
