@@ -231,6 +231,7 @@ def decode(
     from cat_fast.dual_token.rerender.rerender import RerenderSettings
     from cat_fast.dual_token.token_file import read_tokens
     from cat_fast.dual_token.tokenizer import DualTokenizer, Renderer
+    from cat_fast.errors import UserError
     from cat_fast.kernels.linear.op import using
     from cat_fast.models.execution import find_dtype, find_linear_backend
 
@@ -251,6 +252,11 @@ def decode(
     rendering = None
     if tokenizer.renderer is not None and not guides:
         rendering = Rendering(size=pixels, settings=settings, seed=seed)
+    elif pixels is not None:
+        raise UserError(
+            f"--size {size}: guides have {tokenizer.guide.scale} pixels per token and side; leave it out, or"
+            " name a diffusion model with --renderer"
+        )
     recorded = stored_settings(out / PLAN).get("settings", {})
     with (
         using(find_linear_backend(linear_backend, recorded, tokenizer.device)),

@@ -102,6 +102,9 @@ def test_damaged_files_folders_and_options_are_refused(cat_fast, folder, photos,
     assert_one_line_error(
         cat_fast("dual", "decode", tmp_path / "x.jsonl", "-c", folder, *out), "no such file"
     )
+    cat_fast("dual", "encode", photos, "-c", folder, "-o", tmp_path / "t.jsonl", "--grid", "4")
+    sized = cat_fast("dual", "decode", tmp_path / "t.jsonl", "-c", folder, *out, "--size", "256")
+    assert_one_line_error(sized, "--size 256: guides have 2 pixels per token and side")
     (tmp_path / "half.jsonl").write_text('{"ids": [1, 2')
     half = cat_fast("dual", "decode", tmp_path / "half.jsonl", "-c", folder, *out)
     assert_one_line_error(half, "line 1: not valid JSON")
