@@ -105,6 +105,11 @@ class StreamSource:
         )
 
     @property
+    def _shuffle(self) -> list[int]:
+        """Settings that determine the images of a shuffle buffer."""
+        return [self.config.shuffle_images, self.config.shuffle_megabytes]
+
+    @property
     def _decoders(self) -> int:
         return 1 if self.cache is not None else max(1, self.config.workers)
 
@@ -124,6 +129,7 @@ class StreamSource:
                 "plan": plan,
                 "positions": {str(ratio): list(astuple(at)) for ratio, at in positions.items()},
                 "left": replace(assignment, partial_epochs=unfinished).state_dict(),
+                "shuffle": self._shuffle,
                 "skipped": skipped,
             }
 
@@ -132,8 +138,8 @@ class StreamSource:
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """Resume from the states of all ranks of a run, in rank order.
 
-        On the same number of ranks, reading continues at the exact image; else see
-        `ShardAssignment.reassign`.
+        On the same number of ranks, reading continues at the exact image; with another size of the shuffle
+        buffers, at the start of each ratio's current buffer. Else see `ShardAssignment.reassign`.
 
         Raises:
             UserError: the states are for other shards or other ratios.
@@ -144,8 +150,10 @@ class StreamSource:
         before = [{int(f): Position(*at) for f, at in state["positions"].items()} for state in states]
         assignment = ShardAssignment(self.shard_count, len(states), self.seed)
         if len(states) == self.world_size:
-            mine = states[self.rank]
-            self._start(assignment.with_state(mine["left"]), before[self.rank], mine["skipped"])
+            mine, at = states[self.rank], before[self.rank]
+            if mine.get("shuffle", self._shuffle) != self._shuffle:  # the buffers have other images
+                at = {ratio: replace(position, taken=0) for ratio, position in at.items()}
+            self._start(assignment.with_state(mine["left"]), at, mine["skipped"])
         else:
             # Ranks that are past a partial epoch no longer store it.
             left = {ratio: fields for state in states for ratio, fields in state["left"].items()}

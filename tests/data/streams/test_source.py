@@ -222,6 +222,21 @@ def test_on_another_number_of_ranks_the_epoch_resumes_without_finished_shards(tm
     assert batches(again, range(7, 11)) == first[0][4:]
 
 
+@pytest.mark.parametrize("images", [2, 5, 12])
+def test_with_another_shuffle_buffer_a_resumed_run_skips_no_image(tmp_path, images):
+    shards = tar_set(write_shards(tmp_path, [[8] * 7, [8] * 5]))
+    for stop in range(1, 12):
+        before = make_source(shards, batch_size=1, shares={8: 1.0}, shuffle_images=3)
+        keys = [key for _, (key,), *_ in batches(before, range(stop))]
+        after = make_source(shards, batch_size=1, shares={8: 1.0}, shuffle_images=images)
+        after.load_state_dict([state_of(before)])
+        while after.state_dict()["positions"]["8"][0] == 0:  # the epoch
+            keys += [key for _, (key,), *_ in batches(after, range(1))]
+        assert len(set(keys)) == 12, (stop, keys)
+        # and repeats those used of the buffer in progress; the next epoch may have begun
+        assert len(keys) <= 12 + 2 + 1
+
+
 def test_the_state_does_not_grow_with_the_run(folder):
     stream = make_source(tar_set(folder), shuffle_images=1000)
     batches(stream, range(100))
