@@ -1,9 +1,12 @@
 """Configuration dataclasses validate themselves; errors name the invalid key."""
 
+import json
+
 import pytest
 
 from cat_fast.config import fill
 from cat_fast.errors import UserError
+from cat_fast.training.config.deepspeed_json import read_deepspeed_config
 from cat_fast.training.config.runs import RUNS
 
 BASE = {"output_dir": "somewhere"}
@@ -81,3 +84,21 @@ def test_crops_are_squares_or_have_a_height_and_a_width(given, size):
 def test_generator_accepts_zero_3():
     config = fill(RUNS["generator"], {"task": "generator", **BASE}, ["deepspeed=deepspeed/zero3.json"])
     assert config.deepspeed == "deepspeed/zero3.json"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "instead"),
+    [
+        ("gradient_clipping", 0.5, "optimizer.max_grad_norm"),
+        ("train_batch_size", "auto", "data"),
+        ("train_micro_batch_size_per_gpu", 8, "data"),
+        ("gradient_accumulation_steps", 2, "accumulation_steps"),
+        ("optimizer", {"type": "AdamW"}, "optimizer"),
+        ("scheduler", {"type": "WarmupLR"}, "schedule"),
+    ],
+)
+def test_deepspeed_settings_that_the_run_determines_are_refused(tmp_path, key, value, instead):
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, key: value}))
+    with pytest.raises(UserError, match=f"^deepspeed: .*own.json sets {key}; .* {instead}"):
+        read_deepspeed_config(str(path))
