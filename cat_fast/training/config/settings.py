@@ -49,6 +49,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr: {self.lr} must be positive")
         require(len(self.betas) == 2, f"optimizer.betas: expected two numbers, got {self.betas}")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas: {self.betas} are not within [0, 1)",
+        )
+        require(self.weight_decay >= 0, f"optimizer.weight_decay: {self.weight_decay} is negative")
+        require(self.eps >= 0, f"optimizer.eps: {self.eps} is negative")
         require(self.max_grad_norm > 0, f"optimizer.max_grad_norm: {self.max_grad_norm} must be positive")
 
 
@@ -229,6 +235,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed: {self.seed} is negative")
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
         require(self.world_size >= 0, f"world_size: {self.world_size} is negative")
         require(bool(self.output_dir), "output_dir is missing: set the folder to write the run to")
@@ -429,6 +436,20 @@ class DiscriminatorConfig:
     channel_max: int = 512
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The discriminator's own optimizer."""
+
+    def __post_init__(self) -> None:
+        if self.pretrained:
+            return
+        side = self.resolution
+        require(
+            side >= 8 and side & (side - 1) == 0,
+            f"discriminator.resolution: {side} is not a power of two of at least 8, such as 64",
+        )
+        require(
+            self.channel_base >= side,
+            f"discriminator.channel_base: {self.channel_base} must be at least the resolution, {side}",
+        )
+        require(self.channel_max > 0, f"discriminator.channel_max: {self.channel_max} must be positive")
 
 
 @dataclass(kw_only=True)
