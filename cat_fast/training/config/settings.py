@@ -639,3 +639,8 @@ class ProbeRun(RunConfig):
             self.accumulation_steps == 1,
             f"accumulation_steps: {self.accumulation_steps}: a probe's batch is data.batch_size; set it to 1",
         )
+        require(
+            not self.initial_weights,
+            f"initial_weights: {self.initial_weights}: a probe does not start from another run; remove the "
+            "key, and to train the encoder of a tokenizer, set finetune",
+        )
