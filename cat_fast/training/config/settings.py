@@ -189,6 +189,8 @@ class RunConfig:
     """Settings that all runs share; each task adds its own sections."""
 
     zero_stages: ClassVar[tuple[int, ...]] = ZERO_STAGES
+    checkpoints_gradients: ClassVar[bool] = True
+    """The task supports `gradient_checkpointing`."""
     task: str
     """Model to train, a key of `cat_fast.training.config.runs.RUNS`, such as `tokenizer` or `generator`."""
     output_dir: str
@@ -245,6 +247,10 @@ class RunConfig:
         require(self.linear_backend in SETTINGS, f"linear_backend: {self.linear_backend!r} {known}")
         require(
             self.accumulation_steps > 0, f"accumulation_steps: {self.accumulation_steps} must be positive"
+        )
+        require(
+            self.checkpoints_gradients or not self.gradient_checkpointing,
+            "gradient_checkpointing: not supported by this task; set it to false",
         )
         read_deepspeed_config(self.deepspeed, self.zero_stages)
 
@@ -626,6 +632,7 @@ class ProbeRun(RunConfig):
     """Settings of a run that trains a linear classification head, on fixed features or with the encoder."""
 
     zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    checkpoints_gradients: ClassVar[bool] = False
     data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
     finetune: str = ""
     """Folder of a tokenizer whose encoder is trained together with the head; the arrays are then images.

@@ -94,6 +94,20 @@ def test_generator_accepts_zero_3():
     assert config.deepspeed == "deepspeed/zero3.json"
 
 
+@pytest.mark.parametrize("task", sorted(RUNS))
+def test_gradient_checkpointing_is_refused_where_it_would_have_no_effect(task):
+    def load() -> bool:
+        return fill(
+            RUNS[task], {"task": task, **BASE}, ["gradient_checkpointing=true"]
+        ).gradient_checkpointing
+
+    if task in ("tokenizer", "generator"):
+        assert load()
+    else:
+        with pytest.raises(UserError, match=r"gradient_checkpointing: not supported .*; set it to false"):
+            load()
+
+
 @pytest.mark.parametrize(
     ("key", "value", "instead"),
     [
