@@ -647,6 +647,10 @@ class ProbeRun(RunConfig):
             f"accumulation_steps: {self.accumulation_steps}: a probe's batch is data.batch_size; set it to 1",
         )
         require(
+            self.logging.grid_every_steps == 0,
+            "logging.grid_every_steps: a probe draws no images; set it to 0",
+        )
+        require(
             not self.initial_weights,
             f"initial_weights: {self.initial_weights}: a probe does not start from another run; remove the "
             "key, and to train the encoder of a tokenizer, set finetune",

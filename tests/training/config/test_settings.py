@@ -73,6 +73,7 @@ def test_invalid_shared_settings_are_rejected(task, override, message):
         ("tokenizer", "discriminator.channel_base=128", "discriminator.channel_base: 128 must be at least"),
         ("tokenizer", "discriminator.channel_max=0", "discriminator.channel_max: 0 must be positive"),
         ("generator", "data.max_tokens=0", "data.max_tokens"),
+        ("probe", "logging.grid_every_steps=10", "logging.grid_every_steps: a probe draws no images"),
         ("probe", "initial_weights=model", "initial_weights: .* set finetune"),
         ("generator", "logging.grid_every_steps=10", "has no tokenizer to draw grids with"),
         ("generator", "loss.weighting=pixel", r"loss\.weighting: 'pixel' is not token, image"),
