@@ -60,7 +60,7 @@ class StreamSource:
         self.open_shards = OpenShards(
             shards, rating, self.pool, problems, 2 * len(self.ratios), config.unreadable == "stop"
         )
-        self.fingerprint = shards.fingerprint
+        self.fingerprint, self.extent = shards.fingerprint, shards.extent
         self.shard_count = len(shards.names)
         assignment = ShardAssignment(self.shard_count, world_size, seed)
         self._start(assignment, dict.fromkeys(self.ratios, Position()), skipped=0)
@@ -125,7 +125,11 @@ class StreamSource:
         def state() -> dict[str, Any]:
             unfinished = {r: p for r, p in assignment.partial_epochs.items() if p.epoch >= positions[r].epoch}
             return {
-                "shards": {"count": self.shard_count, "fingerprint": self.fingerprint},
+                "shards": {
+                    "count": self.shard_count,
+                    "fingerprint": self.fingerprint,
+                    "extent": self.extent,
+                },
                 "plan": plan,
                 "positions": {str(ratio): list(astuple(at)) for ratio, at in positions.items()},
                 "left": replace(assignment, partial_epochs=unfinished).state_dict(),
@@ -235,7 +239,9 @@ class StreamSource:
                 "example with checkpoint.resume=never"
             )
         shards = state["shards"]
-        if shards["fingerprint"] != self.fingerprint:
+        # checkpoints of earlier versions have no extent
+        before = shards["fingerprint"], shards.get("extent", self.extent)
+        if before != (self.fingerprint, self.extent):
             raise UserError(
                 f"the checkpoint is for {shards['count']} other shards than these {self.shard_count}, or for "
                 "other images or ratios; use the same shards in the same order, or start a new run"
