@@ -40,6 +40,8 @@ def read_deepspeed_config(name: str, stages: Collection[int] = ZERO_STAGES) -> d
                 config = json.loads(path.read_text())
             except ValueError as error:
                 raise UserError(f"deepspeed: {path} is not valid JSON ({error})") from error
+            if not isinstance(config, dict):
+                raise UserError(f"deepspeed: {path}: expected a JSON object, got {config!r}")
             _check(config, str(path), stages)
             return config
     raise UserError(f"deepspeed: {name} is neither a file nor a packaged config (deepspeed/zero1.json, …)")

@@ -125,3 +125,10 @@ def test_deepspeed_settings_that_the_run_determines_are_refused(tmp_path, key, v
     path.write_text(json.dumps({"zero_optimization": {"stage": 2}, key: value}))
     with pytest.raises(UserError, match=f"^deepspeed: .*own.json sets {key}; .* {instead}"):
         read_deepspeed_config(str(path))
+
+
+def test_a_deepspeed_file_without_an_object_is_refused(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text("[]")
+    with pytest.raises(UserError, match=r"^deepspeed: .*own.json: expected a JSON object"):
+        read_deepspeed_config(str(path))
