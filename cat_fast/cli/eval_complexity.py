@@ -131,8 +131,10 @@ def complexity(
 
 
 def _count(images: "ShardSet") -> int | None:
-    extent: int | None = getattr(images, "extent", None)
-    return extent if not hasattr(images, "starts") else None  # the extent of an index is its size in bytes
+    """Return the number of images, None if it is not known before they are read."""
+    from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards, RecordShards
+
+    return images.extent if isinstance(images, FolderShards | IndexShards | RecordShards) else None
 
 
 def _print(results: dict[str, Any]) -> None:

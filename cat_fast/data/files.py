@@ -109,11 +109,11 @@ def _link(part: Path, path: Path) -> bool:
 
 
 def _create_part(path: Path) -> Path:
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; expected a file name")
-    if path.exists() and not path.is_file():  # such as /dev/null, which renaming would replace
-        raise UserError(f"{path}: is a device or pipe; expected a file name")
     try:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; expected a file name")
+        if path.exists() and not path.is_file():  # such as /dev/null, which renaming would replace
+            raise UserError(f"{path}: is a device or pipe; expected a file name")
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not tempfile: its files, and so the result, would be readable by their owner only.
         part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(4)}.part")

@@ -1,6 +1,8 @@
 """Lock of a folder for one process at a time, with the process that holds it."""
 
+import errno
 import fcntl
+import logging
 import os
 import socket
 import time
@@ -14,13 +16,17 @@ from cat_fast.errors import UserError
 LOCK = ".lock"
 _TIMEOUT_SECONDS = 1.0
 """`is_locked` of another process holds the lock for a moment."""
+_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""Errors of file systems without locks, such as Lustre mounted without `flock` and some NFS."""
+_LOG = logging.getLogger("cat_fast.data")
 
 
 @contextmanager
 def locked(folder: Path, work: str) -> Iterator[None]:
     """Lock a folder, which is created if missing.
 
-    The lock is released when the process ends, for whatever reason.
+    The lock is released when the process ends, for whatever reason. On a file system without locks, a warning
+    is logged instead.
 
     Args:
         work: activity of this process in the folder, for the error message of others, such as "training".
@@ -37,7 +43,15 @@ def locked(folder: Path, work: str) -> Iterator[None]:
             "fix its permissions or choose another folder"
         ) from error
     with file:
-        _wait_for(file, fcntl.LOCK_EX, folder, work)
+        try:
+            _wait_for(file, fcntl.LOCK_EX, folder, work)
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            _LOG.warning(
+                "%s: its file system does not support locks (%s); make sure that no other process is %s here",
+                *(folder, error.strerror, work),
+            )
         file.truncate(0)
         file.write(f"{os.getpid()} {socket.gethostname()}\n")
         file.flush()
@@ -64,6 +78,16 @@ def is_locked(folder: Path) -> bool:
             return not _try_lock(file, fcntl.LOCK_SH)
     except OSError:
         return False
+
+
+def supports_locks(folder: Path) -> bool:
+    """Return False if the file system of a folder that was locked does not support locks."""
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            _try_lock(file, fcntl.LOCK_SH)
+    except OSError as error:
+        return error.errno not in _UNSUPPORTED
+    return True
 
 
 def _wait_for(file: IO[str], kind: int, folder: Path, work: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -112,9 +112,17 @@ def write_shards(
         yield WrittenShard(path, len(chosen), missing)
 
 
-def member_name(key: str) -> str:
-    """Return a key without the characters that have a meaning in webdataset names: dots and slashes."""
-    return re.sub(r"[^\w-]", "_", key)
+def member_name(key: str, taken: Collection[str]) -> str:
+    """Return a key without the characters that have a meaning in webdataset names: dots and slashes.
+
+    Args:
+        taken: names of the samples before it; a number keeps its name different from them.
+    """
+    plain = name = re.sub(r"[^\w-]", "_", key)
+    number = len(taken)
+    while name in taken:
+        name, number = f"{plain}_{number}", number + 1
+    return name
 
 
 def _claim_records(folder: Path, records: Sequence[ImageRecord]) -> None:
@@ -176,8 +184,7 @@ def _write(path: Path, records: list[ImageRecord], scoring: Scoring) -> list[Sam
     ):
         for record, scored in zip(records, scoring(records), strict=True):
             suffix = Path(record.path).suffix.lower()
-            name = member_name(record.key)
-            name = f"{name}_{len(rows)}" if name in names else name
+            name = member_name(record.key, names)
             image, sample = _read(record, suffix)
             samples.append(sample)
             if image is None:

@@ -176,7 +176,8 @@ def _refusal(
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     changes = [f"lower {step.lower}"]
-    changes += ["set gradient_checkpointing=true"] * (not config.gradient_checkpointing)
+    if config.checkpoints_gradients and not config.gradient_checkpointing:
+        changes.append("set gradient_checkpointing=true")
     changes += ["set precision=bf16"] * (config.precision == "fp32")
     return UserError(
         f"rehearsal of a step of {step.what}: it needs more than the {format_bytes(memory)} of memory "

@@ -87,6 +87,11 @@ def test_an_unwritable_path_is_reported(tmp_path, use):
         use(tmp_path)
 
 
+def test_a_name_that_the_file_system_refuses_is_reported(tmp_path):
+    with pytest.raises(UserError, match=r"x: cannot be written \(File name too long\)"):
+        require_writable(tmp_path / ("x" * 300))
+
+
 def test_a_pipe_or_device_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe: is a device or pipe; expected a file name"):

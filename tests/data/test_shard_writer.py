@@ -177,3 +177,17 @@ def test_an_index_on_disk_equals_one_in_memory(index):
     assert list(lines) == read_index(index)
     with pytest.raises(UserError, match="no such file"):
         IndexLines(index.with_name("none"))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_keys_that_look_like_numbered_duplicates_stay_apart(tmp_path, seed):
+    path = tmp_path / "image.png"
+    path.write_bytes(image(0))
+    records = [
+        ImageRecord(key=key, path=str(path), caption=f"{n}", has_text=None, has_faces=None, score=5, ratio=16)
+        for n, key in enumerate(["a", "a", "a_1", "a_2", "a_3"])
+    ]
+    list(write_shards(records, tmp_path / "out", per_shard=5, seed=seed))
+    entries = list(tar_set(tmp_path / "out").open(0).entries(0))
+    assert len({entry.key for entry in entries}) == 5
+    assert {entry.labels.caption for entry in entries} == {"0", "1", "2", "3", "4"}

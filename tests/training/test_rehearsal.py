@@ -195,6 +195,12 @@ def test_what_would_fail_late_is_refused_before_step_0(tmp_path, name, error, me
     assert state.state == "failed"
 
 
+def test_gradient_checkpointing_is_not_advised_where_it_has_no_effect(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunConfig, "checkpoints_gradients", False)
+    with pytest.raises(UserError, match=r"lower data\.batch_size, or set precision=bf16$"):
+        run(Recorder({"largest step": OUT_OF_MEMORY}), settings(tmp_path), Ranks())
+
+
 @pytest.mark.parametrize(
     ("name", "make", "message"),
     [

@@ -95,6 +95,7 @@ class _Files:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths, self.keys, self.names = paths, distinct_names(paths), [SINGLE_IMAGES]
+        self.extent = len(paths)
 
     def open(self, index: int) -> ListedShard:
         files = enumerate(zip(self.paths, self.keys, strict=True))

@@ -25,6 +25,8 @@ INDICES = {"train": "train.jsonl", "held_out": "held_out.jsonl"}
 
 _ROW = ("caption", "group", "category", "has_text", "has_faces", "split")
 """Fields of a `CorpusImage` that are stored."""
+_UNPACKED = ".unpacked-"
+"""Prefix of the temporary folders of unpacked packages."""
 Progress = Callable[[str, int], None]
 """Receives a description of the current step, and images written since the last call."""
 
@@ -70,6 +72,8 @@ def build_corpus(
     require_source(packages, folder / "packages", given)
     report = CorpusReport()
     with locked(folder, "building the corpus"):
+        for stale in folder.glob(f"{_UNPACKED}*"):  # left by a killed process
+            shutil.rmtree(stale, ignore_errors=True)
         pending = [source for source in sources if not _is_complete(folder, source)]
         require_space(folder, disk_needed(pending, downloads=given is None))
         for source in pending:
@@ -144,7 +148,7 @@ def _build_source(
     target.mkdir(parents=True)
     problems: dict[str, str] = {}
     rows = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacked-") as unpacked:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_UNPACKED) as unpacked:
         for name, file in files.items():
             unpack(file, Path(unpacked) / name, source.patterns)
         for image in source.images(Path(unpacked), problems.__setitem__):

@@ -70,8 +70,7 @@ def _write_tar(
     names: set[str] = set()
     with part.open("wb") as file, TarWriter(file, encoder=False, mtime=0, format="PAX_FORMAT") as archive:
         for entry in entries:
-            name = member_name(entry.key)
-            name = f"{name}_{len(names)}" if name in names else name
+            name = member_name(entry.key, names)
             names.add(name)
             array = io.BytesIO()
             np.save(array, latents[entry.key].numpy(), allow_pickle=False)

@@ -28,7 +28,7 @@ class TrainingShards:
 
     def __init__(self, shards: ShardSet, held_out: HeldOut) -> None:
         self.shards, self.held_out = shards, held_out
-        self.names, self.fingerprint = shards.names, shards.fingerprint
+        self.names, self.fingerprint, self.extent = shards.names, shards.fingerprint, shards.extent
 
     def open(self, index: int) -> Shard:
         return FilteredShard(self.shards.open(index), lambda key: key not in self.held_out)

@@ -73,8 +73,11 @@ class WorkerPool:
                 self.restart(generation)
 
     def run_alone(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Run a task in a process of its own and return the result; `TaskFailure` if it crashes twice."""
+        """Run a task in a process of its own and return the result; `TaskFailure` if it crashes twice
+        or the pool is closed."""
         with self._alone_lock:
+            if self._closed:  # which has cancelled the task
+                return TaskFailure("the pool is closed")
             for _ in range(2):  # the first process may have been killed from outside
                 self._alone = self._alone or _start(1)
                 try:
@@ -86,7 +89,7 @@ class WorkerPool:
     def restart(self, generation: int) -> None:
         """Replace the processes, unless those of `generation` have been replaced already."""
         with self._lock:
-            if generation == self._generation and self._executor is not None:
+            if generation == self._generation and self._executor is not None and not self._closed:
                 self._executor.shutdown(wait=False, cancel_futures=True)
                 self._executor = _start(self.workers)
                 self._generation += 1

@@ -60,7 +60,7 @@ class StreamSource:
         self.open_shards = OpenShards(
             shards, rating, self.pool, problems, 2 * len(self.ratios), config.unreadable == "stop"
         )
-        self.fingerprint = shards.fingerprint
+        self.fingerprint, self.extent = shards.fingerprint, shards.extent
         self.shard_count = len(shards.names)
         assignment = ShardAssignment(self.shard_count, world_size, seed)
         self._start(assignment, dict.fromkeys(self.ratios, Position()), skipped=0)
@@ -105,6 +105,11 @@ class StreamSource:
         )
 
     @property
+    def _shuffle(self) -> list[int]:
+        """Settings that determine the images of a shuffle buffer."""
+        return [self.config.shuffle_images, self.config.shuffle_megabytes]
+
+    @property
     def _decoders(self) -> int:
         return 1 if self.cache is not None else max(1, self.config.workers)
 
@@ -120,10 +125,15 @@ class StreamSource:
         def state() -> dict[str, Any]:
             unfinished = {r: p for r, p in assignment.partial_epochs.items() if p.epoch >= positions[r].epoch}
             return {
-                "shards": {"count": self.shard_count, "fingerprint": self.fingerprint},
+                "shards": {
+                    "count": self.shard_count,
+                    "fingerprint": self.fingerprint,
+                    "extent": self.extent,
+                },
                 "plan": plan,
                 "positions": {str(ratio): list(astuple(at)) for ratio, at in positions.items()},
                 "left": replace(assignment, partial_epochs=unfinished).state_dict(),
+                "shuffle": self._shuffle,
                 "skipped": skipped,
             }
 
@@ -132,8 +142,8 @@ class StreamSource:
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """Resume from the states of all ranks of a run, in rank order.
 
-        On the same number of ranks, reading continues at the exact image; else see
-        `ShardAssignment.reassign`.
+        On the same number of ranks, reading continues at the exact image; with another size of the shuffle
+        buffers, at the start of each ratio's current buffer. Else see `ShardAssignment.reassign`.
 
         Raises:
             UserError: the states are for other shards or other ratios.
@@ -144,8 +154,10 @@ class StreamSource:
         before = [{int(f): Position(*at) for f, at in state["positions"].items()} for state in states]
         assignment = ShardAssignment(self.shard_count, len(states), self.seed)
         if len(states) == self.world_size:
-            mine = states[self.rank]
-            self._start(assignment.with_state(mine["left"]), before[self.rank], mine["skipped"])
+            mine, at = states[self.rank], before[self.rank]
+            if mine.get("shuffle", self._shuffle) != self._shuffle:  # the buffers have other images
+                at = {ratio: replace(position, taken=0) for ratio, position in at.items()}
+            self._start(assignment.with_state(mine["left"]), at, mine["skipped"])
         else:
             # Ranks that are past a partial epoch no longer store it.
             left = {ratio: fields for state in states for ratio, fields in state["left"].items()}
@@ -227,7 +239,9 @@ class StreamSource:
                 "example with checkpoint.resume=never"
             )
         shards = state["shards"]
-        if shards["fingerprint"] != self.fingerprint:
+        # checkpoints of earlier versions have no extent
+        before = shards["fingerprint"], shards.get("extent", self.extent)
+        if before != (self.fingerprint, self.extent):
             raise UserError(
                 f"the checkpoint is for {shards['count']} other shards than these {self.shard_count}, or for "
                 "other images or ratios; use the same shards in the same order, or start a new run"

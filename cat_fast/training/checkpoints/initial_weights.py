@@ -53,8 +53,18 @@ def load_initial_weights(model: nn.Module, folder: str, free: Collection[str]) -
 
 
 def weights_digest(folder: Path) -> str:
-    """Return 16 hex digits that identify the weight files of a model's folder."""
-    hashes = [sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    """Return 16 hex digits that identify the weight files of a model's folder.
+
+    Raises:
+        UserError: it has none, such as the name of a model in the hub's cache.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files:
+        raise UserError(
+            f"initial_weights: {folder}: expected a folder with weights (*.safetensors or *.bin); for a "
+            "model of the hub, give its folder in the cache"
+        )
+    hashes = [sha256(path) for path in files]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
 

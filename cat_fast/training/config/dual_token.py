@@ -45,6 +45,7 @@ class GuideRun(RunConfig):
     """Settings of a training run of the guide, on crops of which each step uses one grid."""
 
     zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    checkpoints_gradients: ClassVar[bool] = False
     data: ImageDataConfig = field(default_factory=ImageDataConfig)
     grids: list[Any] = field(default_factory=lambda: list(SIDES))
     """Grids to train on, drawn per step: tokens per side, or [height, width]. All have the aspect ratio of
@@ -128,6 +129,7 @@ class SemanticRun(RunConfig):
     """
 
     zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    checkpoints_gradients: ClassVar[bool] = False
     stage: str = "contrastive"
     """`contrastive` or `codes`."""
     data: PairDataConfig = field(default_factory=PairDataConfig)
@@ -215,6 +217,7 @@ class LanguageRun(RunConfig):
     """Settings of a training run of the language model over flat sequences."""
 
     zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    checkpoints_gradients: ClassVar[bool] = False
     data: LanguageDataConfig = field(default_factory=LanguageDataConfig)
 
     def __post_init__(self) -> None:

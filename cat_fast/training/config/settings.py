@@ -49,6 +49,12 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optimizer.lr: {self.lr} must be positive")
         require(len(self.betas) == 2, f"optimizer.betas: expected two numbers, got {self.betas}")
+        require(
+            all(0 <= beta < 1 for beta in self.betas),
+            f"optimizer.betas: {self.betas} are not within [0, 1)",
+        )
+        require(self.weight_decay >= 0, f"optimizer.weight_decay: {self.weight_decay} is negative")
+        require(self.eps >= 0, f"optimizer.eps: {self.eps} is negative")
         require(self.max_grad_norm > 0, f"optimizer.max_grad_norm: {self.max_grad_norm} must be positive")
 
 
@@ -183,6 +189,8 @@ class RunConfig:
     """Settings that all runs share; each task adds its own sections."""
 
     zero_stages: ClassVar[tuple[int, ...]] = ZERO_STAGES
+    checkpoints_gradients: ClassVar[bool] = True
+    """The task supports `gradient_checkpointing`."""
     task: str
     """Model to train, a key of `cat_fast.training.config.runs.RUNS`, such as `tokenizer` or `generator`."""
     output_dir: str
@@ -229,6 +237,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        require(self.seed >= 0, f"seed: {self.seed} is negative")
         require(0 <= self.ema_decay < 1, f"ema_decay: {self.ema_decay} is not within [0, 1)")
         require(self.world_size >= 0, f"world_size: {self.world_size} is negative")
         require(bool(self.output_dir), "output_dir is missing: set the folder to write the run to")
@@ -238,6 +247,10 @@ class RunConfig:
         require(self.linear_backend in SETTINGS, f"linear_backend: {self.linear_backend!r} {known}")
         require(
             self.accumulation_steps > 0, f"accumulation_steps: {self.accumulation_steps} must be positive"
+        )
+        require(
+            self.checkpoints_gradients or not self.gradient_checkpointing,
+            "gradient_checkpointing: not supported by this task; set it to false",
         )
         read_deepspeed_config(self.deepspeed, self.zero_stages)
 
@@ -430,6 +443,20 @@ class DiscriminatorConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The discriminator's own optimizer."""
 
+    def __post_init__(self) -> None:
+        if self.pretrained:
+            return
+        side = self.resolution
+        require(
+            side >= 8 and side & (side - 1) == 0,
+            f"discriminator.resolution: {side} is not a power of two of at least 8, such as 64",
+        )
+        require(
+            self.channel_base >= side,
+            f"discriminator.channel_base: {self.channel_base} must be at least the resolution, {side}",
+        )
+        require(self.channel_max > 0, f"discriminator.channel_max: {self.channel_max} must be positive")
+
 
 @dataclass(kw_only=True)
 class TokenizerRun(RunConfig):
@@ -605,6 +632,7 @@ class ProbeRun(RunConfig):
     """Settings of a run that trains a linear classification head, on fixed features or with the encoder."""
 
     zero_stages: ClassVar[tuple[int, ...]] = GAN_ZERO_STAGES
+    checkpoints_gradients: ClassVar[bool] = False
     data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
     finetune: str = ""
     """Folder of a tokenizer whose encoder is trained together with the head; the arrays are then images.
@@ -617,4 +645,13 @@ class ProbeRun(RunConfig):
         require(
             self.accumulation_steps == 1,
             f"accumulation_steps: {self.accumulation_steps}: a probe's batch is data.batch_size; set it to 1",
+        )
+        require(
+            self.logging.grid_every_steps == 0,
+            "logging.grid_every_steps: a probe draws no images; set it to 0",
+        )
+        require(
+            not self.initial_weights,
+            f"initial_weights: {self.initial_weights}: a probe does not start from another run; remove the "
+            "key, and to train the encoder of a tokenizer, set finetune",
         )

@@ -156,6 +156,7 @@ class GuideTask(EngineTask):
         held_out = make_held_out(self.config)
         return {
             **model_settings(dict(self.model.config), free=()),
+            "seed": self.config.seed,
             "grids": [list(grid) for grid in self.grids],
             "data.held_out_share": None if held_out is None else asdict(held_out),
             "initial_weights": self.initial_weights,

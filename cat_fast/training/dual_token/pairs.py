@@ -222,7 +222,8 @@ class CaptionedShards:
     """`ShardSet` whose samples without a caption are unusable."""
 
     def __init__(self, shards: ShardSet) -> None:
-        self.shards, self.names, self.fingerprint = shards, shards.names, shards.fingerprint
+        self.shards, self.names = shards, shards.names
+        self.fingerprint, self.extent = shards.fingerprint, shards.extent
 
     def open(self, index: int) -> Shard:
         return _CaptionedShard(self.shards.open(index))

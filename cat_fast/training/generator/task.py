@@ -437,6 +437,15 @@ def _check_fit(config: GeneratorRun, latents: LatentDataset, model: DiT, lengths
             f"data.max_tokens: {data.max_tokens} is less than the longest sequence, {max(lengths)} tokens; "
             "raise it"
         )
+    patch = model.config.patch_size
+    sides = entries.shapes[:, 1:]
+    uneven = (sides % patch).any(axis=1)
+    if uneven.any():
+        first = entries[int(uneven.argmax())]
+        raise UserError(
+            f"model.patch_size: {patch} does not divide latents of {first.shape[1]} × {first.shape[2]} at "
+            f"{first.ratio}x: use a divisor of {np.gcd.reduce(sides.ravel())}"
+        )
     mean = sum(lengths) / len(lengths)
     if data.window * mean < data.max_tokens:
         raise UserError(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cat_fast.data.files import atomic_write
-from cat_fast.data.folder_lock import is_locked, locked
+from cat_fast.data.folder_lock import is_locked, locked, supports_locks
 from cat_fast.errors import UserError
 from cat_fast.training.health.heartbeat import HEARTBEATS, last_heartbeat
 
@@ -168,9 +168,9 @@ def summarize(folder: Path) -> RunSummary | None:
 
 def _classify(folder: Path, status: RunStatus, age: float) -> tuple[str, str]:
     """Return state and reason of a run whose status file has the state running."""
-    is_remote = status.host != socket.gethostname()
-    # Some network file systems do not share locks between hosts.
-    if is_locked(folder) or (is_remote and age < _SILENT_AFTER_SECONDS):
+    # Some network file systems do not share locks between hosts, or have none.
+    is_unlockable = status.host != socket.gethostname() or not supports_locks(folder)
+    if is_locked(folder) or (is_unlockable and age < _SILENT_AFTER_SECONDS):
         return "running", f"no heartbeat for {age:.0f} s" if age > _SILENT_AFTER_SECONDS else ""
     failure = read_failure(folder)
     return ("failed", failure) if failure else ("killed", "it exited without recording a reason")

@@ -1,7 +1,7 @@
 """Training of a classification head on labelled arrays."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +21,7 @@ from cat_fast.training.checkpoints.write_errors import defer_write_errors
 from cat_fast.training.config.settings import ProbeRun
 from cat_fast.training.probe.model import Probe
 from cat_fast.training.rehearsal import LargestStep
-from cat_fast.training.runtime.engine import learning_rate, make_engine, set_learning_rate
+from cat_fast.training.runtime.engine import in_precision, learning_rate, make_engine, set_learning_rate
 from cat_fast.training.runtime.ranks import Ranks
 from cat_fast.training.runtime.stand_ins import stand_in_parameters
 from cat_fast.training.step import Backward
@@ -103,7 +103,7 @@ class ProbeTask:
     def update(self, backward: Backward, sums: Tensor) -> None:
         self.engine.step()
 
-    def _loss(self, model: torch.nn.Module, batch: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _loss(self, model: Callable[..., Any], batch: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return the sum of the images' losses, and the number of right answers."""
         rows = batch if len(batch) else np.zeros(1, np.int64)  # a rank without images joins with weight 0
         inputs, ratios, labels = _load(self.train, rows, self.ranks.device)
@@ -134,8 +134,9 @@ class ProbeTask:
         count = min(len(self.train), self.config.data.batch_size)
 
         def run() -> None:
+            forward = in_precision(self.model, self.config.precision, self.ranks.device)
             with stand_in_parameters(self.model):
-                self._loss(self.model, np.arange(count))[0].backward()
+                self._loss(forward, np.arange(count))[0].backward()
 
         return LargestStep(
             what=f"{count} images", lower="data.batch_size", settings="data and finetune", run=run

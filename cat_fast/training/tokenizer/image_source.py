@@ -48,7 +48,8 @@ def make_source(config: ImageRun, ranks: Ranks) -> StreamSource:
         shards: ShardSet = _make_record_shards(config, ranks)
     else:
         shards = on_each(lambda: _open_training_shards(config, problems), ranks)
-    same = ranks.broadcast(shards.fingerprint) == shards.fingerprint
+    identity = shards.fingerprint, shards.extent
+    same = ranks.broadcast(identity) == identity
     different = UserError("the images differ from rank 0's: all ranks must see the same files")
     raise_together(None if same else different, ranks)
     policy = _policy(data)

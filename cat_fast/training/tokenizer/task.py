@@ -127,7 +127,7 @@ class TokenizerTask:
         save_source(self._position(), folder, self.ranks)
         if self.ranks.is_main:
             state |= {"ema_updates": self.ema.updates, "held_out": self.held_out()}
-            state |= {"ratio_rule": ratio_rule(self.config)} | self._weights_settings()
+            state |= {"ratio_rule": ratio_rule(self.config)} | self._initial_settings()
             (folder / "task.json").write_text(json.dumps(state))
 
     def held_out(self) -> dict[str, Any] | None:
@@ -150,15 +150,22 @@ class TokenizerTask:
                 f"data: the ratios of the run's images were chosen by {before}, not {now}; set these keys as "
                 "before, or start a new run in another output_dir"
             )
-        before = {"initial_weights": None, "train_only": ""} | state
-        now = self._weights_settings()
+        # checkpoints of earlier versions record less
+        before = {"initial_weights": None, "train_only": "", "seed": self.config.seed} | state
+        now = self._initial_settings()
         require_same_settings({name: before[name] for name in now}, now)
         self.trainer.load(folder, state)
         load_source(self.source, folder)
         self.ema.load(folder / "ema.safetensors", state["ema_updates"])
 
-    def _weights_settings(self) -> dict[str, Any]:
-        return {"initial_weights": self.initial_weights, "train_only": self.config.train_only}
+    def _initial_settings(self) -> dict[str, Any]:
+        """Return settings that a resumed run cannot change; the seed determines the order of the images."""
+        config = self.config
+        return {
+            "initial_weights": self.initial_weights,
+            "train_only": config.train_only,
+            "seed": config.seed,
+        }
 
     def largest_step(self) -> LargestStep:
         ratio, count = self.trainer.most_demanding(self.source.largest_batches)

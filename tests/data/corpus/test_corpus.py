@@ -133,8 +133,10 @@ def test_a_rerun_keeps_what_is_complete_and_rebuilds_what_was_cut_short(tmp_path
         build_corpus(out, given=pin.folder, only=["stamps"])
     assert not (out / "train.jsonl").exists()
     monkeypatch.undo()
+    (out / ".unpacked-killed/usr").mkdir(parents=True)  # of a build that was killed
     pin("tuxpaint-stamps-default", FILES)
     build_corpus(out, given=pin.folder, only=["stamps"])
+    assert not list(out.glob(".unpacked*"))
     before = {p: p.stat().st_mtime_ns for p in (out / "images").rglob("*.png")}
     monkeypatch.setattr(build, "unpack", lambda *_: pytest.fail("a complete source is unpacked again"))
     build_corpus(out, given=pin.folder, only=["stamps"])

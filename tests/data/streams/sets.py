@@ -117,7 +117,7 @@ class MemoryShards:
     def __init__(self, ratios: Sequence[Sequence[int]]) -> None:
         self.ratios = ratios
         self.names = [f"shard {n}" for n in range(len(ratios))]
-        self.fingerprint = fingerprint_of(self.names)
+        self.fingerprint, self.extent = fingerprint_of(self.names), len(self.names)
         self.opened: Counter[int] = Counter()
         self.read: Counter[str] = Counter()
 

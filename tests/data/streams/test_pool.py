@@ -113,3 +113,10 @@ def test_workers_end_when_their_parent_is_killed():
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "the workers outlive their parent"
         time.sleep(0.05)
+
+
+def test_a_closed_pool_starts_no_process():
+    pool = WorkerPool(1)
+    pool.close()  # while a thread waits for the result of a task, which is cancelled
+    assert isinstance(pool.run_alone(abs, (-1,)), TaskFailure)
+    assert pool._alone is None

@@ -15,6 +15,8 @@ from cat_fast.data.images.random_crop import random_crop
 from cat_fast.data.streams import source as source_module
 from cat_fast.data.streams.decoding import CropSettings, crop_seed
 from cat_fast.data.streams.formats.base import Rating
+from cat_fast.data.streams.formats.image_files import FolderShards, IndexShards
+from cat_fast.data.streams.source import StreamSource
 from cat_fast.errors import UserError
 from tests.data.streams.sets import batches, image, make_source, state_of, tar_set, write_shards
 
@@ -222,6 +224,21 @@ def test_on_another_number_of_ranks_the_epoch_resumes_without_finished_shards(tm
     assert batches(again, range(7, 11)) == first[0][4:]
 
 
+@pytest.mark.parametrize("images", [2, 5, 12])
+def test_with_another_shuffle_buffer_a_resumed_run_skips_no_image(tmp_path, images):
+    shards = tar_set(write_shards(tmp_path, [[8] * 7, [8] * 5]))
+    for stop in range(1, 12):
+        before = make_source(shards, batch_size=1, shares={8: 1.0}, shuffle_images=3)
+        keys = [key for _, (key,), *_ in batches(before, range(stop))]
+        after = make_source(shards, batch_size=1, shares={8: 1.0}, shuffle_images=images)
+        after.load_state_dict([state_of(before)])
+        while after.state_dict()["positions"]["8"][0] == 0:  # the epoch
+            keys += [key for _, (key,), *_ in batches(after, range(1))]
+        assert len(set(keys)) == 12, (stop, keys)
+        # and repeats those used of the buffer in progress; the next epoch may have begun
+        assert len(keys) <= 12 + 2 + 1
+
+
 def test_the_state_does_not_grow_with_the_run(folder):
     stream = make_source(tar_set(folder), shuffle_images=1000)
     batches(stream, range(100))
@@ -245,6 +262,26 @@ def test_other_shards_or_ratios_are_rejected_and_moved_shards_accepted(folder, t
         make_source(tar_set(moved)).load_state_dict([state])
     with pytest.raises(UserError, match=r"the ratios \[8, 16, 32\], the data has \[8, 16\]"):
         make_source(tar_set(folder), shares={8: 1.0, 16: 1.0}).load_state_dict([state])
+
+
+@pytest.mark.parametrize("kind", [FolderShards, IndexShards])
+def test_images_added_to_a_folder_or_index_are_noticed(tmp_path, kind):
+    index = tmp_path / "index.jsonl"
+
+    def source() -> StreamSource:
+        index.write_text("".join(f'{{"path": "{path.name}"}}\n' for path in sorted(tmp_path.glob("*.png"))))
+        shards = kind(tmp_path if kind is FolderShards else index)
+        return make_source(shards, rating=None, shares={16: 1.0})
+
+    for number in range(3, 8):
+        (tmp_path / f"{number}.png").write_bytes(image(number))
+    state = state_of(source())
+    source().load_state_dict([state])
+    (tmp_path / "4b.png").write_bytes(image(8))
+    with pytest.raises(UserError, match="or for other images or ratios"):
+        source().load_state_dict([state])
+    del state["shards"]["extent"]  # of an earlier version
+    source().load_state_dict([state])
 
 
 def test_colours_change_on_request(folder):

@@ -1,14 +1,21 @@
 """Settings that a resumed tokenizer run cannot change; `test_task` has those of the generator's."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from cat_fast.config import fill, read_yaml
 from cat_fast.errors import UserError
 from cat_fast.tokenizer import NestedAutoencoderKL
+from cat_fast.training.config.dual_token import GuideRun
+from cat_fast.training.config.settings import TokenizerRun
+from cat_fast.training.dual_token.guide_task import GuideTask
+from cat_fast.training.tokenizer.task import TokenizerTask
 from cat_fast.training.tokenizer.trainer import TokenizerTrainer
 from tests.cli.conftest import tiny_tokenizer
+from tests.training.runs import ROOT, TOKENIZER
 
 
 def trainer(**changes: object) -> TokenizerTrainer:
@@ -65,3 +72,31 @@ def test_entries_that_are_not_compared_do_not_change_reconstructions(state):
     compared = {name.removeprefix("model.") for name in state["began_with"]}
     entries = {name for name in model.config if not name.startswith("_")}
     assert compared == entries - other.keys()
+
+
+def test_another_seed_which_reads_other_images_is_refused_on_resume(tmp_path):
+    def task(*overrides: str) -> TokenizerTask:
+        task = TokenizerTask.__new__(TokenizerTask)  # without engines: settings are compared first
+        path, *tiny = TOKENIZER
+        task.config = fill(TokenizerRun, read_yaml(ROOT / path), [*tiny, "output_dir=unused", *overrides])
+        task.initial_weights = None
+        return task
+
+    saved = {"held_out": None, **task()._initial_settings()}
+    (tmp_path / "task.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"^seed: expected 0, as at the start of the run, got 1"):
+        task("seed=1").load(tmp_path)
+    (tmp_path / "task.json").write_text('{"held_out": null}')  # of an earlier version
+    with pytest.raises(AttributeError, match="trainer"):  # the next step of loading
+        task("seed=1").load(tmp_path)
+
+
+def test_another_seed_of_a_guide_is_refused_on_resume():
+    task = GuideTask.__new__(GuideTask)
+    task.config, task.grids, task.initial_weights = (
+        GuideRun(task="dual_guide", output_dir="o"),
+        [(8, 8)],
+        None,
+    )
+    task.model = SimpleNamespace(config={})
+    assert task.initial_settings()["seed"] == 0

@@ -1,6 +1,7 @@
 """A run starts from the weights of a trained model with the same settings, and records them."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,11 @@ import torch
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT
 from cat_fast.tokenizer import NestedAutoencoderKL
-from cat_fast.training.checkpoints.initial_weights import describe_initial_weights, load_initial_weights
+from cat_fast.training.checkpoints.initial_weights import (
+    describe_initial_weights,
+    load_initial_weights,
+    weights_digest,
+)
 from cat_fast.training.tokenizer.trainer import NOT_APPLIED
 from tests.cli.conftest import tiny_tokenizer
 
@@ -69,3 +74,14 @@ def test_a_folder_without_such_a_model_is_refused(tmp_path):
     for folder, message in (("nowhere", "no such folder"), ("tokenizer", "NestedAutoencoderKL")):
         with pytest.raises(UserError, match=f"initial_weights: .*{message}"):
             load_initial_weights(dit(), str(tmp_path / folder), ())
+
+
+def test_weights_of_either_format_are_told_apart(tmp_path):
+    digests = set()
+    for name in ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.safetensors"):
+        for content in ("one", "other"):
+            (tmp_path / name).write_text(f"{name}: {content}")
+            digests.add(weights_digest(tmp_path))
+    assert len(digests) == 4
+    with pytest.raises(UserError, match=r"^initial_weights: someone/model: expected a folder with weights"):
+        weights_digest(Path("someone/model"))  # a name in the hub's cache

@@ -201,6 +201,7 @@ def test_text_encoder_without_captions_is_refused(tmp_path, bert):
         (["model.num_classes=1"], r"model\.num_classes is 1, but the latents have class 1: remove the key"),
         (["model.scaling_factor=1"], r"model\.scaling_factor: the latents, .*data\.normalized=none"),
         (["data.max_tokens=63"], r"63 is less than the longest sequence, 64 tokens"),
+        (["model.patch_size=8"], r"patch_size: 8 does not divide latents of 4 × 4 at 32x: .* divisor of 4"),
         (["data.window=4"], r"4 latents, with 28 tokens on average, do not fill .* use at least 6"),
         (["compile=true", "deepspeed=deepspeed/zero3.json"], "compile: not supported with ZeRO 3"),
     ],

@@ -1,5 +1,7 @@
 """State of a run as seen from outside: status file, lock, heartbeats and recorded failure."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -151,3 +153,18 @@ def test_a_status_of_a_newer_version_can_be_read(tmp_path):
     values = json.loads((tmp_path / STATUS).read_text()) | {"of_a_newer_version": 1}
     (tmp_path / STATUS).write_text(json.dumps(values))
     assert summarize(tmp_path)
+
+
+def test_a_file_system_without_locks_does_not_keep_a_run_from_starting(tmp_path, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    require_unlocked(tmp_path, "training")
+    with lock_folder(tmp_path):
+        begin(tmp_path)
+        assert summarize(tmp_path).state == "running"  # by its last update
+    assert "does not support locks" in caplog.text
+    values = json.loads((tmp_path / STATUS).read_text()) | {"updated": now() - 1000}
+    (tmp_path / STATUS).write_text(json.dumps(values))
+    assert summarize(tmp_path).state == "killed"

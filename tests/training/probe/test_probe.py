@@ -121,3 +121,18 @@ def test_unusable_arrays_are_refused(arrays, tmp_path):
     run.data.test = str(tmp_path / "other")
     with pytest.raises(UserError, match="same classes and sizes"):
         ProbeTask(run, Ranks())
+
+
+def test_the_rehearsal_runs_in_the_precision_of_the_run():
+    task, seen = ProbeTask.__new__(ProbeTask), []
+    task.config = ProbeRun(task="probe", output_dir="unused", precision="bf16")
+    task.ranks, task.train, task.model = Ranks(), range(4), torch.nn.Linear(2, 2)
+
+    def loss(model, batch):
+        logits = model(torch.ones(len(batch), 2))
+        seen.append(logits.dtype)
+        return logits.float().sum(), torch.zeros(())
+
+    task._loss = loss
+    task.largest_step().run()
+    assert seen == [torch.bfloat16]

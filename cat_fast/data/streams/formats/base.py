@@ -78,6 +78,9 @@ class ShardSet(Protocol):
     names: list[str]
     fingerprint: str
     """Hash of the data set's identity (`fingerprint_of`), which a resumed run compares."""
+    extent: int
+    """Number of images, if the names of the shards do not determine it; else the number of shards. A resumed
+    run compares it, too."""
 
     def open(self, index: int) -> Shard:
         """Open a shard.

@@ -60,7 +60,7 @@ class HubShards:
             found = found.cast_column(self.column, datasets.Image(decode=False))
         self.dataset = found
         self.names = [f"{path}/{split}-{n:05d}" for n in range(found.num_shards)]
-        self.fingerprint = fingerprint_of(self.names)
+        self.fingerprint, self.extent = fingerprint_of(self.names), len(self.names)
         self.config, self.problems = config, problems
         self.lock = threading.Lock()
 

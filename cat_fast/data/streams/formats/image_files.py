@@ -1,7 +1,4 @@
-"""Images in separate files, from an image index of any length or a folder; consecutive files form a shard.
-
-The `extent` of a set grows with its number of images, which the names of its shards do not determine.
-"""
+"""Images in separate files, from an image index of any length or a folder; consecutive files form a shard."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -32,18 +29,20 @@ class IndexShards:
         self.path, self.problems, self.scoring = Path(path), problems or ProblemLog(), scoring
         self.starts: list[tuple[int, int]] = []
         """Line number and offset in bytes of each shard."""
+        self.extent = 0
         for image, (line, offset, _) in enumerate(index_lines(self.path)):
             if image % FILES_PER_SHARD == 0:
                 self.starts.append((line, offset))
+            self.extent = image + 1
         if not self.starts:
             raise UserError(f"image index {self.path} contains no images")
-        self.extent = self.path.stat().st_size
+        self._end = self.path.stat().st_size
         self.names = [f"{self.path.name}, lines from {line}" for line, _ in self.starts]
         self.fingerprint = fingerprint_of(self.names)
 
     def open(self, index: int) -> "ListedShard":
         first, start = self.starts[index]
-        stop = self.starts[index + 1][1] if index + 1 < len(self.starts) else self.extent
+        stop = self.starts[index + 1][1] if index + 1 < len(self.starts) else self._end
         try:
             with self.path.open("rb") as file:
                 file.seek(start)

@@ -90,7 +90,7 @@ class TarShards:
     def __init__(self, names: list[str], remote: Remote, problems: ProblemLog, image: str = "") -> None:
         self.names, self.remote, self.problems = names, remote, problems
         self.image = image.lower().lstrip(".")
-        self.fingerprint = fingerprint_of(names)
+        self.fingerprint, self.extent = fingerprint_of(names), len(names)
 
     def open(self, index: int) -> "TarShard":
         name = self.names[index]
