@@ -403,7 +403,8 @@ def measure(
     requests = draw_requests(MIXES[mix], count, seed=1)
     alone, error_alone = time_alone(bench, requests)
     per_second = load * bench.capacity(requests)
-    tuning = poisson(requests[:sweep_count], per_second, seed=2)
+    # above capacity the best budget shows only once a queue has grown
+    tuning = poisson(requests[: count // 2 if load > 1 else sweep_count], per_second, seed=2)
     # throughput decides above capacity, the share within three times alone below it
     goal = "images_per_second" if load > 1 else "within_three_times_alone"
     kept: dict[str, tuple[str, Serve]] = {}
@@ -476,9 +477,11 @@ def goals(
                 found[f"{column} over {name}"] = (value, 0.6, value <= 0.6)
         value = median["engine_fifo_packed"]["p99"] / b["p99"]
         found["p99 of the FIFO order over fifo_step_batching"] = (value, 1.0, value <= 1.0)
-        for column, goal in (("prediction_error_alone", 0.1), ("prediction_error_shared", 0.25)):
-            found[column] = (ours[column], goal, ours[column] <= goal)
-    found["overhead"] = (ours["overhead"], 0.05, ours["overhead"] < 0.05)
+        if not predicted:
+            for column, goal in (("prediction_error_alone", 0.1), ("prediction_error_shared", 0.25)):
+                found[column] = (ours[column], goal, ours[column] <= goal)
+    if not predicted:  # simulated stages take no time besides their steps
+        found["overhead"] = (ours["overhead"], 0.05, ours["overhead"] < 0.05)
     return {name: {"value": value, "goal": goal, "met": met} for name, (value, goal, met) in found.items()}
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 
 NAMES = (
     "complexity", "dual", "efficiency", "evaluation", "generator", "image", "kernel", "model", "ratio",
-    "scorer",
+    "scorer", "serving",
 )  # fmt: skip
 
 
