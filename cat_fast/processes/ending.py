@@ -17,7 +17,7 @@ import psutil
 STOP = signal.SIGUSR1
 GRACE_SECONDS = 60.0
 _EXIT_SECONDS = 10.0
-"""Time for the other processes to exit by themselves once all has been saved, with their exit codes."""
+"""Time for the other processes to exit by themselves, with their exit codes, once those that save have."""
 _POLL_SECONDS = 0.05
 
 Find = Callable[[], Collection[int]]
@@ -80,7 +80,7 @@ def _stop(find: Find) -> None:
         stopped |= saving
         if not stopped:
             return
-        if not saving:
+        if stopped.isdisjoint(remaining):  # Python drops its handlers before it has exited
             deadline = min(deadline, time.monotonic() + _EXIT_SECONDS)
         time.sleep(_POLL_SECONDS)
 
