@@ -480,7 +480,7 @@ def goals(
         if not predicted:
             for column, goal in (("prediction_error_alone", 0.1), ("prediction_error_shared", 0.25)):
                 found[column] = (ours[column], goal, ours[column] <= goal)
-    if not predicted:  # simulated stages take no time besides their steps
+    if not predicted:  # simulated time passes in steps only
         found["overhead"] = (ours["overhead"], 0.05, ours["overhead"] < 0.05)
     return {name: {"value": value, "goal": goal, "met": met} for name, (value, goal, met) in found.items()}
 

@@ -160,7 +160,7 @@ def test_an_interrupted_run_measures_only_the_loads_that_are_left(tmp_path, monk
     monkeypatch.setattr(serving, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
         serving.main(["--simulate", "--json", str(file)])
-    assert not file.exists(), "a file says that the run is complete"
+    assert not file.exists(), "the file exists only once the run is complete"
     assert serving.main(["--simulate", "--json", str(file)]) == 0
     assert measured == [
         ("cat", 0.5),

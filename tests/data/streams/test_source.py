@@ -235,7 +235,7 @@ def test_with_another_shuffle_buffer_a_resumed_run_skips_no_image(tmp_path, imag
         while after.state_dict()["positions"]["8"][0] == 0:  # the epoch
             keys += [key for _, (key,), *_ in batches(after, range(1))]
         assert len(set(keys)) == 12, (stop, keys)
-        # and repeats those used of the buffer in progress; the next epoch may have begun
+        # and repeats those used of the buffer in progress; the next epoch may be in progress
         assert len(keys) <= 12 + 2 + 1
 
 
