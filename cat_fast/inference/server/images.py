@@ -46,11 +46,16 @@ def read_image(data: bytes) -> Image.Image:
         raise ApiError(400, f"image: {error}", code="invalid_image", param="image") from error
 
 
-def complexity(service: Service, description: Description) -> dict[str, Any]:
-    """Return score, confidence, reasons, ratio and tokens of a description."""
+def complexity(service: Service, description: Description, *, explain: bool = False) -> dict[str, Any]:
+    """Return score, confidence, reasons, ratio and tokens of a description.
+
+    Args:
+        explain: give the effects of words as the reasons of a scorer without its own, which takes one more
+            score per word.
+    """
     scorer = default_scorer()
     (score,) = require_scores(scorer, [description])
-    if not score.reasons:
+    if explain and not score.reasons:
         score = replace(score, reasons=_effects_in_words(contributions(scorer, description)))
     return _result(service, score, description, scorer.name)
 
@@ -67,7 +72,11 @@ def image_complexity(service: Service, image: Image.Image) -> dict[str, Any]:
 @torch.no_grad()
 def reconstruct(service: Service, image: Image.Image, description: Description | None) -> dict[str, Any]:
     """Return an image's complexity and its reconstructions at every ratio."""
-    found = image_complexity(service, image) if description is None else complexity(service, description)
+    found = (
+        image_complexity(service, image)
+        if description is None
+        else complexity(service, description, explain=True)
+    )
     pipeline = service.pipeline
     vae: Any = pipeline.vae
     cropped = image_to_tensor(resize_center_crop(image, pipeline.resolution))
@@ -104,7 +113,7 @@ def _effects_in_words(effects: list[tuple[str, float]]) -> str:
         if found:
             shown = ", ".join(f"{name} ({effect:+.1f})" for name, effect in found[:_SHOWN_EFFECTS])
             parts.append(f"{verb} by {shown}")
-    return "; ".join(parts)
+    return "; ".join(parts) or "no single word changes it"
 
 
 def _result(service: Service, score: Score, description: Description | None, scorer: str) -> dict[str, Any]:
