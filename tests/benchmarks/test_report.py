@@ -30,7 +30,7 @@ def test_a_report_shows_every_result_and_says_what_is_not_measured(tmp_path, cap
         "gpus": dict.fromkeys(sheets),
         "kernels": rows,
         "steps": {},
-        "compiled": {},
+        "compiled": [],
     }
     for name, content in (("kernels", kernels), ("claims", claims), ("roofline", bounds)):
         (tmp_path / f"{name}_amd-epyc-2t_2026-11-29.json").write_text(json.dumps(content))
