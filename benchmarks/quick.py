@@ -12,6 +12,7 @@ starts two ranks anyway.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from typing import Any
 from benchmarks.gate import expected
 from benchmarks.gate.expected import IMPROVEMENT, LOSS, NEW, Finding
 from benchmarks.gate.figures import FAST, SLOW
-from benchmarks.static.report import read_kernels, triton_version
+from benchmarks.static.report import kernels_of
 from cat_fast import console
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
@@ -58,7 +59,8 @@ def compile_kernels(*, alternate: bool) -> tuple[list[dict[str, Any]], str]:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode or not path.exists():
             raise UserError(f"benchmarks.gpu_static failed: {(done.stderr or done.stdout).strip()[-500:]}")
-        return read_kernels(path), f"triton {triton_version(path)}"
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return kernels_of(content), f"triton {content['about']['triton']}"
 
 
 def report(findings: Sequence[Finding]) -> int:

@@ -16,7 +16,7 @@ def to_report(rows: Sequence[Mapping[str, Any]], triton: str) -> dict[str, Any]:
     return {
         "about": {"benchmark": "gpu_static", "triton": triton},
         "columns": columns,
-        "instructions": list(counted),
+        NESTED: list(counted),
         "kernels": [[_cell(name, row[name]) for name in columns] for row in rows],
     }
 
@@ -31,18 +31,17 @@ def write(report: Mapping[str, Any], path: Path) -> None:
 
 
 def read_kernels(path: Path) -> list[dict[str, Any]]:
+    """Return the compiled kernels of a file as dictionaries."""
+    return kernels_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def kernels_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the compiled kernels of a report as dictionaries."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    rows = [dict(zip(content["columns"], row, strict=True)) for row in content["kernels"]]
+    rows = [dict(zip(report["columns"], row, strict=True)) for row in report["kernels"]]
     for row in rows:
         if row.get(NESTED) is not None:
-            row[NESTED] = dict(zip(content["instructions"], row[NESTED], strict=True))
+            row[NESTED] = dict(zip(report[NESTED], row[NESTED], strict=True))
     return rows
-
-
-def triton_version(path: Path) -> str:
-    """Return the version of Triton that compiled the kernels of a report."""
-    return str(json.loads(path.read_text(encoding="utf-8"))["about"]["triton"])
 
 
 def _cell(name: str, value: Any) -> Any:

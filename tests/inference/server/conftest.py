@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -61,6 +62,13 @@ def client(service):
 @pytest.fixture(scope="module")
 def address(service):
     """Address of the service on loopback."""
+    with listening(service) as address:
+        yield address
+
+
+@contextmanager
+def listening(service):
+    """Serve on a free port of loopback within a block; yield the address."""
     import uvicorn
 
     bound = bind(service.settings)
@@ -77,6 +85,8 @@ def address(service):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
