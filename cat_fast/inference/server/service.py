@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,8 @@ class Service:
         """Number of uploads that are being reconstructed."""
         self.on_image: Callable[[RequestRecord], None] | None = None
         """Called with the record of every finished image."""
+        self.refusals: Counter[str] = Counter()
+        """Number of requests for images that were not accepted, by the code of the error."""
         self.lost: list[RequestHandle] = []
         """Requests that the drain did not finish."""
         self.ready_after: float | None = None
@@ -159,6 +162,10 @@ class Service:
             "ready_after_seconds": self.ready_after,
             "flops_per_second": self.engine.cost.flops_per_second if self.engine.cost.calibrated else None,
         }
+
+    def refused(self, code: str) -> None:
+        """Count a request for images that was not accepted; for the event loop only."""
+        self.refusals[code] += 1
 
     def ended(self, handle: RequestHandle) -> None:
         """Pass on the record of a finished image."""
