@@ -21,6 +21,7 @@ from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
 from cat_fast.inference.server.errors import ApiError, as_api_error
 from cat_fast.inference.server.settings import MAX_RECONSTRUCTIONS, ServerSettings
+from cat_fast.kernels.linear.op import selected
 
 _CALIBRATION_ROWS = 1024
 """Largest step of the calibration; longer ones are extrapolated."""
@@ -155,6 +156,7 @@ class Service:
             "reason": self.failure,
             "model": self.settings.name,
             "device": str(self.engine.stages.device),
+            "linear_backend": selected() if self.engine.stages.device.type == "cpu" else None,
             "decode_tier": self.decode_tier,
             "bits_independent_of_neighbours": None if invariance is None else invariance.independent,
             "cuda_graphs": None if captured is None else captured.report.to_json(),

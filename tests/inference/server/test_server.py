@@ -180,7 +180,7 @@ def test_metrics_and_readiness(client, service):
     state = client.get("/readyz").json()
     assert state["bits_independent_of_neighbours"] is True
     assert state["self_test"]["rows"] >= 16
-    assert state["decode_tier"] == "exact"
+    assert (state["decode_tier"], state["linear_backend"]) == ("exact", "mkl")
 
 
 def test_the_decoder_is_compiled_under_its_lock_before_the_server_is_ready(text_pipeline, monkeypatch):
