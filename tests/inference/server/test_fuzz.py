@@ -60,15 +60,15 @@ def test_mutated_uploads(unlimited, monkeypatch):
 
 def saved(mode, kind="PNG", size=(40, 30)):
     file = io.BytesIO()
-    Image.open(io.BytesIO(png(size))).convert(mode).save(file, kind)
+    Image.new(mode, size).save(file, kind)
     return file.getvalue()
 
 
 def test_unusual_images_are_reconstructed(unlimited):
     """Scorer and tokenizer take whatever can be decoded."""
     client = TestClient(create_app(unlimited), raise_server_exceptions=False)
-    unusual = [saved(mode) for mode in ("1", "L", "LA", "P", "RGBA", "I")]
-    unusual += [saved("CMYK", "JPEG"), saved("P", "GIF"), saved("F", "TIFF"), saved("LAB", "TIFF")]
+    unusual = [saved(mode) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")]
+    unusual += [saved("CMYK", "JPEG"), saved("P", "GIF"), saved("YCbCr", "TIFF")]
     unusual += [png(size) for size in ((1, 1), (1, 300), (300, 1), (3000, 2))]
     for i, data in enumerate(unusual):
         reply = client.post(RECONSTRUCTIONS, files={"image": ("x", data)})
@@ -80,16 +80,16 @@ def test_mutated_uploads_that_can_be_decoded_are_reconstructed(unlimited):
     rng = random.Random(1)
     kinds = [png(format=kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
     decodable = 0
-    for i in range(200):
+    for i in range(300):
         data = mutated(rng, kinds[i % len(kinds)])
         with contextlib.suppress(ApiError):
             read_image(data)
             decodable += 1
             reply = client.post(RECONSTRUCTIONS, files={"image": ("x", data)})
             assert reply.status_code == 200, (i, reply.text)
-        if decodable == 12:
+        if decodable == 30:
             break
-    assert decodable == 12
+    assert decodable == 30
 
 
 @pytest.mark.slow
