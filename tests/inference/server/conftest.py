@@ -62,13 +62,14 @@ def client(service):
 
 @pytest.fixture(scope="module")
 def address(service):
-    with listening(service) as found:
-        yield found
+    """Address of the service on loopback."""
+    with listening(service) as address:
+        yield address
 
 
 @contextmanager
 def listening(service):
-    """Yield the address of a service on loopback."""
+    """Serve on a free port of loopback within a block; yield the address."""
     import uvicorn
 
     bound = bind(service.settings)
@@ -85,6 +86,8 @@ def listening(service):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

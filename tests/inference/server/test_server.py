@@ -137,6 +137,8 @@ def test_reconstructions(client):
     assert [one["tokens"] for one in found["reconstructions"]] == [16, 4, 1]
     assert all(image_of(one).size == (64, 64) for one in found["reconstructions"])
     assert found["description"] is None
+    assert found["reasons"].startswith("compared with an average image: ")
+    assert "lowered by textures and parts" in found["reasons"]
     assert 1 <= found["score"] <= 9
     assert found["ratio"] in (8, 16, 32)
     page = {"description": "a newspaper page with columns of text, tables and many photographs"}
