@@ -21,10 +21,11 @@ TOKEN = "a token of the test"
 BODY = {"prompt": "a red house", "num_inference_steps": 3, "seed": 5}
 
 
-def make_service(pipeline, **changes):
-    """Return a ready service; the caller ends it with `drain`."""
+def make_service(pipeline, *, prepared=True, **changes):
+    """Return a service, ready unless `prepared` is False; the caller ends it with `drain`."""
     service = Service(pipeline, ServerSettings(**{"name": "tiny", "port": 0, "max_tokens": 128} | changes))
-    service.prepare()
+    if prepared:
+        service.prepare()
     return service
 
 
