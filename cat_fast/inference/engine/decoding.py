@@ -158,8 +158,9 @@ class Decoding:
                     item.handle.on_preview = None
 
     def _complete(self, item: _Item, image: torch.Tensor | None) -> None:
-        record = item.handle.record
+        record, deadline = item.handle.record, item.handle.request.deadline
         record.seconds_decoding = self._clock() - item.queued
+        record.deadline_missed = deadline is not None and record.seconds > deadline
         self._statistics.predicted(record, alone=item.alone)
         item.handle.finish(EngineOutput(latent=item.latent, image=image, record=record))
 

@@ -130,6 +130,56 @@ def test_a_full_queue_refuses_and_frees_up(pipeline):
     assert engine.statistics.refusals == {"queue_full": 1}
 
 
+def test_requests_submitted_together_are_queued_all_or_none(pipeline):
+    engine = PackedEngine(pipeline, 100, max_queue=2)
+    engine.submit(request())
+    with pytest.raises(QueueFull, match="1 requests are unfinished, the limit is 2"):
+        engine.submit_all([request(seed=seed) for seed in range(2)])
+    with pytest.raises(UserError, match="3 images at once can never fit the queue, which holds 2"):
+        engine.submit_all([request(seed=seed) for seed in range(3)])
+    assert engine.unfinished == engine.statistics.submitted == 1
+    assert engine.statistics.refusals == {"queue_full": 2}
+    engine.run()
+    handles = engine.submit_all([request(seed=seed) for seed in range(2)])
+    engine.run()
+    assert [handle.id for handle in handles] == [1, 2]
+    assert all(
+        torch.equal(handle.result().latent, alone(pipeline, handle.request).latent) for handle in handles
+    )
+
+
+def test_the_earliest_time_of_requests_submitted_together_is_that_of_the_last(pipeline):
+    engine = PackedEngine(pipeline, 32)  # one of them per step
+    engine.cost.assume(1e9)
+    seconds = engine.predict_seconds(request(8))
+    with pytest.raises(DeadlineUnreachable) as caught:
+        engine.submit_all([request(8, seed=seed, deadline=2.5 * seconds) for seed in range(3)])
+    assert caught.value.earliest == pytest.approx(3 * seconds)
+    assert engine.statistics.refusals == {"deadline": 3}
+    brief = request(8, num_inference_steps=1)
+    with pytest.raises(DeadlineUnreachable) as caught:  # it goes first, although it comes last
+        engine.submit_all([request(8, deadline=1.2 * seconds), brief])
+    assert caught.value.earliest == pytest.approx(4 / 3 * seconds)
+    assert engine.unfinished == engine.statistics.submitted == 0
+    handles = engine.submit_all([request(8, deadline=1.4 * seconds), brief])
+    engine.run()
+    assert all(handle.status == "finished" for handle in handles)
+
+
+def test_a_deadline_that_later_requests_break_is_recorded(pipeline):
+    now = [0.0]
+
+    def slow(_):
+        now[0] += 10.0
+
+    engine = PackedEngine(pipeline, 100, clock=lambda: now[0], on_step=slow)
+    engine.cost.assume(1e12)
+    handles = [engine.submit(request(deadline=deadline)) for deadline in (29.0, 31.0, None)]
+    engine.run()
+    assert [handle.result().record.deadline_missed for handle in handles] == [True, False, False]
+    assert engine.statistics.deadlines_missed == 1
+
+
 def test_cancellation_takes_effect_at_the_next_step(pipeline):
     engine = PackedEngine(pipeline, 100)
     kept, dropped = engine.submit(request(8)), engine.submit(request(16))
