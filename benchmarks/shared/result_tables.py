@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks import roofline, scaling
 from benchmarks.documents import efficiency, serving
 from benchmarks.documents.tables import markdown
+from benchmarks.static.report import kernels_of
 
 Content = Mapping[str, Any]
 
@@ -214,7 +215,7 @@ def gpu_static(content: Content) -> list[str]:
         return row["case"].split(".")[0], row["name"], row["architecture"]
 
     rows = []
-    for (op, name, architecture), group in groupby(sorted(content["kernels"], key=key), key=key):
+    for (op, name, architecture), group in groupby(sorted(kernels_of(content), key=key), key=key):
         kernels = list(group)
         violations = sorted({text for row in kernels for text in row["violations"]})
         rows.append(
