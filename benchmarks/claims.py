@@ -5,9 +5,9 @@
 Each row has the published figure, ours counted from architecture and mixes (independent of the machine), a
 figure measured here where a result has one, and the reason of a difference. Measured figures come from the
 newest results in DIR, else from the committed ones; each names its file. The reviewers' table compares
-memory and time of CAT with fixed 8x, 16x and 32x for encoding, training and generating: counted memory, bounds
-and predictions for GPUs from data sheets, and measured figures where results have them. `--quick` leaves out
-that table and the shares of scoring, which take a minute.
+memory and time of CAT with fixed 8x, 16x and 32x for encoding, training and generating: counted memory,
+bounds and predictions for GPUs from data sheets, and measured figures where results have them. `--quick` leaves
+out that table and the rows of scoring, which take a minute.
 """
 
 import argparse

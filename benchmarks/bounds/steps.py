@@ -120,15 +120,10 @@ def dit_step(
 
 def transformer(config: str, changes: Mapping[str, Any] | None = None) -> DiT:
     """Return the transformer of a file in configs/generator on the meta device, for 16 latent channels."""
-    with META:
-        return build_model(DiT, {**transformer_arguments(config), **(changes or {})})
-
-
-def transformer_arguments(config: str) -> dict[str, Any]:
-    """Return the arguments of the model of a file in configs/generator, for 16 latent channels."""
     run = load_run(str(CONFIGS / f"generator/{config}.yaml"), [])
     assert isinstance(run, GeneratorRun)
-    return {"in_channels": 16, **run.model}
+    with META:
+        return build_model(DiT, {"in_channels": 16, **run.model, **(changes or {})})
 
 
 def transformer_calls(model: DiT, lengths: Sequence[int], *, backward: bool) -> list[Call]:

@@ -92,9 +92,8 @@ def _transformer_training(ratio: int, sheets: Mapping[str, DataSheet], assumed: 
     step = dit_step("cat_xl", "cat_xl", [tokens] * (TOKENS // tokens), 16)
     yield "GFLOPs", step.flops / step.images / 1e9
     yield STATES, costs.training_states(autoencoder=step.parameters["transformer"]) / 2**20
-    some = 2048 // tokens
-    few, more = (costs.transformer_training_memory(tokens, images) for images in (some, 2 * some))
-    yield "activation MiB", (more - few) / some / 2**20
+    kept = costs.transformer_activation_bytes(transformer("cat_xl"), tokens)
+    yield "activation MiB", kept / 2**20
     yield from _step_times(step, sheets, assumed)
 
 

@@ -18,16 +18,15 @@ from benchmarks.bounds.data_sheets import DataSheet
 from benchmarks.bounds.steps import (
     BF16,
     CONFIGS,
+    FP32,
     META,
     transformer,
-    transformer_arguments,
     transformer_calls,
 )
 from benchmarks.bounds.trace import Call, Trace, require_operators
 from cat_fast import NestedAutoencoderKL
 from cat_fast.generator import DiT
 from cat_fast.models.build import build_model
-from cat_fast.packing import PackedSequence
 from cat_fast.training.config.load import load_run
 from cat_fast.training.config.settings import TokenizerRun
 from cat_fast.training.tokenizer.live_bytes import LiveBytes
@@ -88,26 +87,22 @@ def training_memory(config: str, ratio: int, images: int) -> int:
         return max(trace_memory(Workload(run, "cpu"), ratio, images))
 
 
-@cache
-def transformer_training_memory(tokens: int, images: int, config: str = "cat_xl") -> int:
-    """Return the peak bytes of a step's tensors under bf16 autocast, without weights and optimizer states.
+def transformer_activation_bytes(model: DiT, tokens: int, item: int = BF16, stream: int = FP32) -> int:
+    """Return the bytes that all blocks keep for the backward pass on one image, by formula.
 
-    They are those of the operators for CPUs, which keep branches in fp32. Sequences are packed.
+    Both norms keep the residual stream and the branch, and the linear layers their inputs; attention keeps q, k
+    and v besides, and GELU its input.
+
+    Args:
+        model: a diffusion transformer.
+        tokens: of the image.
+        item: bytes per number of branches and products.
+        stream: bytes per number of the residual stream.
     """
-    with FakeTensorMode():
-        model = build_model(DiT, transformer_arguments(config))
-        packed = PackedSequence(
-            tokens=torch.empty(images * tokens, model.config.patch_size**2 * model.config.in_channels),
-            cu_seqlens=torch.empty(images + 1, dtype=torch.int32),
-            grid=torch.empty(images, 2, dtype=torch.int32),
-            ratio=torch.empty(images, dtype=torch.int32),
-            max_seqlen=tokens,
-        )
-        ones = torch.empty(images, dtype=torch.int64)
-        gc.collect()
-        with LiveBytes(list(model.parameters())) as live, torch.autocast("cpu", torch.bfloat16):
-            model(packed, ones, ones, return_dict=False)[0].sum().backward()
-    return live.peak
+    width = model.config.hidden_size
+    hidden = int(width * model.config.mlp_ratio)
+    kept = 2 * (stream + item) * width + item * (6 * width + 2 * hidden)
+    return model.config.depth * tokens * kept
 
 
 def training_states(autoencoder: int, discriminator: int = 0) -> int:

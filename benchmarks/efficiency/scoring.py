@@ -58,7 +58,7 @@ def second_rows(results: Results) -> list[Row]:
             unit="s per image",
             published=seconds,
             measured=_seconds("accurate", "caption", results),
-            explanation="Published on a GPU, from the image on unless it is by an LLM alone; ours scores a given "
+            explanation="Published on a GPU, with the description unless by an LLM alone; ours scores a given "
             "caption.",
         )
         for name, seconds in content["published_seconds"].items()

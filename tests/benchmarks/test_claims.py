@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import claims
+from benchmarks import claims, packing
 from benchmarks.bounds.data_sheets import read_sheets
 from benchmarks.efficiency import comparison, costs
 from benchmarks.efficiency.comparison import IMAGENET
@@ -13,6 +13,7 @@ from benchmarks.efficiency.row import Results, counted_cell, measured_cell
 from benchmarks.efficiency.scoring import second_rows, share_rows
 from benchmarks.shared.committed import committed
 from cat_fast.errors import UserError
+from cat_fast.training.tokenizer.live_bytes import LiveBytes
 
 SHEETS, ASSUMED = read_sheets()
 
@@ -123,9 +124,17 @@ def test_generating_shares_a_pack_of_many_images():
 
 def test_memory_of_training_is_that_of_states_and_images():
     assert costs.training_states(autoencoder=10, discriminator=1) == 11 * (4 + 4 + 8) + 10 * 4
-    few, more = (costs.transformer_training_memory(64, images) for images in (2, 4))
-    per_token = (more - few) / 2 / 64
-    assert 26 * 34 * 1152 < per_token < 2 * 26 * 34 * 1152  # 34 bytes per feature and block on a GPU
+    arguments = {"in_channels": 4, "hidden_size": 64, "depth": 8, "num_heads": 2, "class_dropout_prob": 0.0}
+    model = packing.build(arguments)
+    live = {}
+    for images in (1, 3):
+        batch = packing.make_batch([256] * images, arguments)
+        with LiveBytes(list(model.parameters())) as counted:
+            sample = model(batch.packed).sample
+        live[images] = counted.live
+        del sample
+    kept = costs.transformer_activation_bytes(model, 256, item=4, stream=4)
+    assert (live[3] - live[1]) / 2 == pytest.approx(kept, rel=0.1)
 
 
 @pytest.mark.parametrize("names", [("fixed_16x", "mix"), ()])
