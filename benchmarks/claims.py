@@ -6,8 +6,8 @@ Each row has the published figure, ours counted from architecture and mixes (ind
 figure measured here where a result has one, and the reason of a difference. Measured figures come from the
 newest results in DIR, else from the committed ones; each names its file. The reviewers' table compares
 memory and time of CAT with fixed 8x, 16x and 32x for encoding, training and generating: counted memory,
-bounds and predictions for GPUs from data sheets, and measured figures where results have them. `--quick` leaves
-out that table and the rows of scoring, which take a minute.
+bounds and predictions for GPUs from data sheets, and measured figures where results have them. `--quick`
+leaves out that table and the rows of scoring, which take a minute.
 """
 
 import argparse
@@ -301,8 +301,8 @@ def lines(report: Mapping[str, Any]) -> list[str]:
     for use, figures in report.get("comparison", {}).items():
         text.append(use)
         for name, values in figures.items():
-            cells = ", ".join(f"{column} {value:,.4g}" for column, value in values.items())
-            text.append(f"  {name}: {cells}")
+            columns = ", ".join(f"{column} {value:,.4g}" for column, value in values.items())
+            text.append(f"  {name}: {columns}")
     return text
 
 

@@ -90,8 +90,8 @@ def training_memory(config: str, ratio: int, images: int) -> int:
 def transformer_activation_bytes(model: DiT, tokens: int, item: int = BF16, stream: int = FP32) -> int:
     """Return the bytes that all blocks keep for the backward pass on one image, by formula.
 
-    Both norms keep the residual stream and the branch, and the linear layers their inputs; attention keeps q, k
-    and v besides, and GELU its input.
+    Both norms keep the residual stream and the branch, and the linear layers their inputs; attention keeps q,
+    k and v besides, and GELU its input.
 
     Args:
         model: a diffusion transformer.

@@ -58,8 +58,8 @@ def second_rows(results: Results) -> list[Row]:
             unit="s per image",
             published=seconds,
             measured=_seconds("accurate", "caption", results),
-            explanation="Published on a GPU, with the description unless by an LLM alone; ours scores a given "
-            "caption.",
+            explanation="Published on a GPU, and with the description unless by an LLM alone; ours scores a "
+            "given caption.",
         )
         for name, seconds in content["published_seconds"].items()
     ]

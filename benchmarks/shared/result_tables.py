@@ -112,12 +112,13 @@ def launches(content: Content) -> list[str]:
             run,
             f"{case['tensors']}",
             f"{case['per_tensor']['all']:,}",
+            f"{case['foreach']['all']:,}",
             f"{case['ours']['all']:,}",
             ", ".join(f"{part} {count}" for part, count in case["ours"].items() if part != "all"),
         )
         for run, case in content["cases"].items()
     ]
-    header = ("configuration", "tensors", "operators, one call per tensor", "ours", "of which")
+    header = ("configuration", "tensors", "operators, one call per tensor", "foreach", "ours", "of which")
     return [markdown(header, rows)]
 
 
