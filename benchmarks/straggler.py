@@ -69,7 +69,7 @@ def simulate(
     busy, total, batches = 0.0, 0.0, []
     for step in range(steps):
         parts = plan.plan(step, drawn)
-        seconds = np.array([cost(part.ratio, part.images) for part in parts])
+        seconds = np.array([cost(part.ratio, part.images) for part in parts], dtype=float)
         seconds *= np.maximum(0.0, 1 + jitter * noise.standard_normal(len(parts)))
         busy += seconds.sum()
         total += seconds.max() * len(parts)
