@@ -36,8 +36,8 @@ test-gpu: $(PACKAGE) ## Run tests that require a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
 bench: $(PACKAGE) ## Run all benchmarks of this machine, four hours on two cores; writes runs/bench and its report
-	$(BIN)/python -m benchmarks.run --suite cpu --out runs/bench
-	$(BIN)/python -m benchmarks.report runs/bench
+	$(BIN)/python -m benchmarks.run --suite cpu --out runs/bench; code=$$?; \
+	$(BIN)/python -m benchmarks.report runs/bench && exit $$code
 
 bench-quick: $(PACKAGE) ## Compare counted figures with benchmarks/expected.json, four minutes
 	$(BIN)/python -m benchmarks.quick

@@ -1,24 +1,29 @@
 """Compare two folders or files of results, and report regressions beyond the noise.
 
-    python -m benchmarks.compare A B [--noise FILE,FILE ...] [--json FILE]
+    python -m benchmarks.compare A B [--noise DIR,DIR ...] [--json FILE]
 
-A is the former and B the newer result. Compared are the times of ours per case. The noise band of a case
-comes from A/A rounds, results of the same code and machine as A: those that `--noise` names, or else the
-folders A/again_* of `benchmarks.run --again`. The band is the largest deviation of their times from A's.
-Without rounds, it is the distance of the quartiles from the median in A and B. A case regresses if B takes
-longer than A by more than its band and by more than 2 %. Exit codes: 0 no regression, 1 a regression, 2 for
-invalid usage or results that are not comparable.
+A is the former and B the newer result; of folders, the newest result of each benchmark. `FIGURES` lists what
+is compared: times, ratios to baselines, rates, waits. The noise band of a figure is the larger of two: the
+distance of the quartiles from the median in A and B, and the largest deviation from A of A/A rounds, results
+of the same code and machine as A. `--noise` names the rounds, else they are A/again_* of `benchmarks.run
+--again`. A figure without quartiles has a band of 5 % at least. A figure regresses if B is worse than A by
+more than its band and by more than 2 %.
+
+Figures of A that are wrong or missing in B, and benchmarks that failed in B, count as regressions. Results of
+other machines, arguments or efforts, and cases of other details, are not compared, and are listed.
+
+Exit codes: 0 no regression, 1 a regression, 2 for invalid usage or if nothing could be compared.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared.committed import NAME
+from benchmarks.run import FAILED, recorded
+from benchmarks.shared.committed import NAME, newest, read
 from cat_fast import console
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
@@ -26,118 +31,285 @@ from cat_fast.processes.signals import run_command
 
 LEAST = 0.02
 """Relative change below which nothing is reported."""
-FASTER, SLOWER, SAME = "faster", "slower", "same"
+WITHOUT_QUARTILES = 0.05
+"""Least band of figures that were measured once."""
+BETTER, WORSE, SAME = "better", "worse", "same"
+LOWER, HIGHER = "lower", "higher"
+"""The better direction of a figure."""
+
+Keys = tuple[str, ...]
+"""Keys from the top of a file to a figure."""
+TIMED: Mapping[Keys, str] = {
+    ("cases", "*", "seconds", "ours"): LOWER,
+    ("cases", "*", "ratios", "*"): HIGHER,
+}
+SERVED: Mapping[Keys, str] = {
+    ("mixes", "*", "*", "median", "engine", name): direction
+    for name, direction in (
+        ("images_per_second", HIGHER),
+        ("within_three_times_alone", HIGHER),
+        ("p50", LOWER),
+        ("p95", LOWER),
+        ("p99", LOWER),
+    )
+}
+FIGURES: Mapping[str, Mapping[Keys, str]] = {
+    "kernels": TIMED,
+    "packing": TIMED,
+    "autoencoder": TIMED,
+    "loader": TIMED,
+    "training_steps": TIMED,
+    "linear": {
+        ("cases", "*", "processor_seconds", "mkl"): LOWER,
+        ("cases", "*", "processor_seconds", "onednn"): LOWER,
+        ("cases", "*", "mkl_over_onednn"): HIGHER,
+    },
+    "dispatch": {
+        ("cases", "*", "processor_microseconds", "ours"): LOWER,
+        ("cases", "*", "usual_over_ours"): HIGHER,
+    },
+    "startup": {("seconds", "*"): LOWER},
+    "checkpoints": {("checkpoints", "*", "save_seconds"): LOWER, ("checkpoints", "*", "load_seconds"): LOWER},
+    "scoring": {("scorers", "*", "seconds"): LOWER},
+    "straggler": {("cases", "*", "wait"): LOWER},
+    "serving": SERVED,
+    "serving_simulation": SERVED,
+}
+"""Figures of each benchmark: paths in its file, `*` for any key, and the better direction. Counted benchmarks
+have none; `benchmarks.quick` compares counts."""
+MEASURED_DETAILS = ("images_per_second",)
+"""Entries of a case's details that are measured."""
+DETAILS = ("images", "tokens", "precision")
+"""Entries of a case that describe its work, next to its details."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a result."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def spread(self) -> float:
+        """Relative distance of the quartiles from the median."""
+        if self.low == self.high:
+            return WITHOUT_QUARTILES / 2
+        return max(_apart(self.high, self.median), _apart(self.median, self.low))
 
 
 @dataclass(frozen=True)
 class Change:
-    """Time of one case in two results."""
+    """One figure in two results."""
 
     case: str
     before: float
-    """Seconds per call."""
     after: float
     band: float
     """Relative change that noise explains."""
     from_rounds: bool
     """True if the band comes from A/A rounds."""
+    direction: str = LOWER
 
     @property
     def relative(self) -> float:
-        """Relative change of the time; positive is slower."""
-        return self.after / self.before - 1
+        """Relative change of the figure."""
+        return _apart(self.after, self.before)
 
     @property
     def verdict(self) -> str:
-        """One of FASTER, SLOWER and SAME."""
+        """One of BETTER, WORSE and SAME."""
         limit = max(self.band, LEAST)
-        if self.relative > limit:
-            return SLOWER
-        # the same factor in the other direction
-        return FASTER if 1 / (1 + self.relative) - 1 > limit else SAME
+        rise, fall = self.relative, _apart(self.before, self.after)
+        loss, gain = (rise, fall) if self.direction == LOWER else (fall, rise)
+        return WORSE if loss > limit else BETTER if gain > limit else SAME
 
 
-def load(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the results of a file or folder by benchmark.
+@dataclass
+class Comparison:
+    """Findings on one benchmark."""
+
+    changes: list[Change] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """What is wrong, missing or failed in B."""
+    not_compared: list[str] = field(default_factory=list)
+    """Cases or results, with the reason."""
+
+    @property
+    def regressions(self) -> int:
+        """Number of failures and of figures that are worse."""
+        return len(self.failures) + sum(change.verdict == WORSE for change in self.changes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Results of a file or folder by benchmark, and the states of its run."""
+
+    results: Mapping[str, Mapping[str, Any]]
+    jobs: Mapping[str, Mapping[str, Any]]
+
+
+def load(path: Path) -> Source:
+    """Read the results of a file or folder.
 
     Raises:
-        UserError: the path is missing, or a file is not valid JSON or that of a dry run.
+        UserError: the path is missing, a file is invalid, or there are no results.
     """
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    found = {}
-    for file in files:
-        match = NAME.fullmatch(file.name)
-        if path.is_dir() and match is None:
-            continue
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}") from error
-        except ValueError as error:
-            raise UserError(f"{file}: it is not valid JSON ({error})") from error
-        if content.get("dry"):
-            raise UserError(f"{file}: figures of a dry run are not measurements; run the check on a GPU")
-        found[content.get("about", {}).get("benchmark") or (match["model"] if match else file.stem)] = content
-    if not found:
+    if path.is_dir():
+        files = newest(path.glob("*.json"))
+        jobs = {job["name"]: job for job in recorded(path)}
+    else:
+        match = NAME.fullmatch(path.name)
+        files, jobs = {match["model"] if match else path.stem: path}, {}
+    if not files and not jobs:
         raise UserError(f"{path}: expected results named MODEL_MACHINE_DATE.json, found none")
-    return found
+    return Source({name: read(file) for name, file in files.items() if name != "run"}, jobs)
 
 
 def compare(
-    before: Mapping[str, Any], after: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]] = ()
-) -> list[Change]:
-    """Return the change of every case that both results have."""
-    old, new = timed(before), timed(after)
-    changes = []
-    for case in old:
-        if case in new:
-            again = [timed(one)[case]["median"] for one in rounds if case in timed(one)]
-            band = noise_band(old[case], new[case], again)
-            changes.append(Change(case, old[case]["median"], new[case]["median"], band, bool(again)))
-    return changes
-
-
-def timed(results: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """Return median and quartiles of the seconds per call of ours, by case; wrong cases have none."""
-    cases = results.get("cases", {})
-    return {
-        key: case["seconds"]["ours"]
-        for key, case in cases.items()
-        if isinstance(case, Mapping) and "ours" in case.get("seconds", {})
+    name: str, before: Mapping[str, Any], after: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]] = ()
+) -> Comparison:
+    """Compare all figures of two results of a benchmark."""
+    found = Comparison()
+    wrong = {key for key, case in _cases(after).items() if not case.get("right", True)}
+    found.failures += [f"{key}: wrong or failed in B" for key in sorted(wrong)]
+    other = {
+        key for key in _cases(before) if key in _cases(after) and _work(before, key) != _work(after, key)
     }
+    found.not_compared += [
+        f"{key}: other work in B: {_difference(before, after, key)}" for key in sorted(other)
+    ]
+    old, new = figures(name, before), figures(name, after)
+    again = [figures(name, one) for one in rounds]
+    for keys, (figure, direction) in old.items():
+        shown = " ".join(keys[1:])
+        if keys[1] in wrong or keys[1] in other:
+            continue
+        if keys not in new:
+            found.failures.append(f"{shown}: missing in B")
+            continue
+        others = [one[keys][0].median for one in again if keys in one]
+        band, from_rounds = noise_band(figure, new[keys][0], others)
+        found.changes.append(Change(shown, figure.median, new[keys][0].median, band, from_rounds, direction))
+    found.not_compared += [f"{' '.join(keys[1:])}: missing in A" for keys in new if keys not in old]
+    return found
 
 
-def noise_band(old: Mapping[str, float], new: Mapping[str, float], again: Sequence[float]) -> float:
-    """Return the relative change that noise explains."""
-    if again:
-        return max(max(other / old["median"], old["median"] / other) - 1 for other in again)
-    spreads = (max(one["high"] / one["median"], one["median"] / one["low"]) - 1 for one in (old, new))
-    return sum(spreads)
+def figures(name: str, content: Mapping[str, Any]) -> dict[Keys, tuple[Figure, str]]:
+    """Return the figures of a result with their better direction, by their keys; wrong cases have none."""
+    found = {}
+    for pattern, direction in FIGURES[name].items():
+        for keys, value in _walk(content, pattern):
+            if isinstance(value, Mapping):
+                found[keys] = Figure(value["median"], value["low"], value["high"]), direction
+            elif value is not None:
+                found[keys] = Figure(value, value, value), direction
+    return found
 
 
-def require_comparable(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> None:
-    """Raise a UserError if two results were measured on different machines."""
+def _walk(content: Any, pattern: Keys) -> Iterator[tuple[Keys, Any]]:
+    """Yield keys and values that match a pattern."""
+    if not pattern:
+        yield (), content
+    elif isinstance(content, Mapping):
+        for key in content if pattern[0] == "*" else content.keys() & {pattern[0]}:
+            for rest, value in _walk(content[key], pattern[1:]):
+                yield (key, *rest), value
+
+
+def _cases(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    cases = content.get("cases", {})
+    return {key: case for key, case in cases.items() if isinstance(case, Mapping)}
+
+
+def _work(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the description of a case's work."""
+    case = _cases(content)[key]
+    details = {k: v for k, v in case.get("details", {}).items() if k not in MEASURED_DETAILS}
+    return details | {name: case[name] for name in DETAILS if name in case}
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> str:
+    old, new = _work(before, key), _work(after, key)
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {old.get(name)} and {new.get(name)}" for name in differing)
+
+
+def noise_band(old: Figure, new: Figure, again: Sequence[float]) -> tuple[float, bool]:
+    """Return the relative change that noise explains, and True if A/A rounds give it."""
+    quartiles = old.spread + new.spread
+    rounds = max((max(_apart(one, old.median), _apart(old.median, one)) for one in again), default=0.0)
+    return max(quartiles, rounds), rounds > quartiles
+
+
+def _apart(one: float, other: float) -> float:
+    """Return how much larger one figure is than another, relative to the other."""
+    return one / other - 1 if other else float("inf") if one else 0.0
+
+
+def why_not_comparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Return why two results cannot be compared, None if they can."""
     for key in ("cpu", "gpus"):
         old, new = (content.get("about", {}).get(key) for content in (before, after))
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             old, new = ({k: one.get(k) for k in ("processor", "threads")} for one in (old, new))
         if old != new:
-            raise UserError(
-                f"{name}: measured on different machines ({key} {old} and {new}); compare results of one"
-            )
+            return f"measured on different machines ({key} {old} and {new})"
+    old, new = (_effort(content) for content in (before, after))
+    return None if old == new else f"measured with different efforts ({old} and {new})"
 
 
-def lines(name: str, changes: Sequence[Change]) -> list[str]:
-    """Format the changes of a benchmark, regressions first."""
-    order = {SLOWER: 0, FASTER: 1, SAME: 2}
-    text = [name]
-    for change in sorted(changes, key=lambda change: (order[change.verdict], -change.relative)):
+def _effort(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what changes the meaning of the figures: more pairs within the same limits do not."""
+    about = content.get("about", {})
+    effort = content.get("effort") or about.get("effort") or {}
+    kept = {key: value for key, value in effort.items() if key not in ("max_pairs", "seconds")}
+    kept.pop("longest_extra_run", None)
+    return {"without": [], **kept, "quick": about.get("quick", False)}
+
+
+def compare_all(before: Source, after: Source, rounds: Sequence[Source]) -> dict[str, Comparison]:
+    """Compare every benchmark of two sources."""
+    found = {}
+    for name in sorted({*before.results, *after.results, *after.jobs}):
+        found[name] = comparison = Comparison()
+        if after.jobs.get(name, {}).get("state") == FAILED:
+            comparison.failures.append("failed in B")
+        elif name not in FIGURES:
+            comparison.not_compared.append("it has no figures to compare")
+        elif name not in before.results:
+            comparison.not_compared.append("A has no result")
+        elif name not in after.results:
+            if name in after.jobs:
+                comparison.failures.append(f"{after.jobs[name]['state']} in B")
+            else:
+                comparison.not_compared.append("B has no result")
+        else:
+            old, new = before.results[name], after.results[name]
+            arguments = [source.jobs.get(name, {}).get("arguments") for source in (before, after)]
+            reason = why_not_comparable(old, new)
+            if None not in arguments and arguments[0] != arguments[1]:
+                reason = f"measured with different arguments ({arguments[0]} and {arguments[1]})"
+            if reason:
+                comparison.not_compared.append(reason)
+                continue
+            others = [one.results[name] for one in rounds if name in one.results]
+            found[name] = compare(name, old, new, [o for o in others if not why_not_comparable(old, o)])
+    return found
+
+
+def lines(name: str, found: Comparison) -> list[str]:
+    """Format the findings on a benchmark, regressions first."""
+    order = {WORSE: 0, BETTER: 1, SAME: 2}
+    text = [name, *(f"  FAILED  {why}" for why in found.failures)]
+    for change in sorted(found.changes, key=lambda change: (order[change.verdict], -abs(change.relative))):
         source = "A/A" if change.from_rounds else "quartiles"
         text.append(
-            f"  {change.verdict:<6} {change.relative:+7.1%} (noise {change.band:.1%} by {source})  "
-            f"{change.case}: {change.before * 1e3:.4g} to {change.after * 1e3:.4g} ms"
+            f"  {change.verdict:<7} {change.relative:+7.1%} (noise {change.band:.1%} by {source})  "
+            f"{change.case}: {change.before:.4g} to {change.after:.4g}, {change.direction} is better"
         )
-    return text
+    return text + [f"  not compared: {why}" for why in found.not_compared]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -145,37 +317,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("before", type=Path, metavar="A")
     parser.add_argument("after", type=Path, metavar="B")
-    parser.add_argument("--noise", default="", metavar="FILES", help="A/A rounds, comma-separated")
+    parser.add_argument("--noise", default="", metavar="PATHS", help="A/A rounds, comma-separated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the changes to FILE")
     given = parser.parse_args(arguments)
     try:
         before, after = load(given.before), load(given.after)
         named = [Path(name) for name in given.noise.split(",") if name]
-        rounds = [load(path) for path in named or sorted(given.before.glob("again_*"))]
-        shared = [name for name in before if name in after]
-        if not shared:
-            raise UserError(f"{given.before} and {given.after} have no benchmark in common")
-        found = {}
-        for name in shared:
-            others = [one[name] for one in rounds if name in one]
-            for other in (after[name], *others):
-                require_comparable(before[name], other, name)
-            found[name] = compare(before[name], after[name], others)
+        again = [path for path in sorted(given.before.glob("again_*")) if newest(path.glob("*.json"))]
+        found = compare_all(before, after, [load(path) for path in named or again])
     except UserError as error:
         console.print_error(error)
         return 2
-    for name, changes in found.items():
-        print("\n".join(lines(name, changes)))
-    slower = sum(change.verdict == SLOWER for changes in found.values() for change in changes)
-    total = sum(map(len, found.values()))
-    print(f"{total} cases, {slower} slower beyond the noise")
+    for name, comparison in found.items():
+        print("\n".join(lines(name, comparison)))
+    total = sum(len(comparison.changes) for comparison in found.values())
+    regressions = sum(comparison.regressions for comparison in found.values())
+    print(f"{total} figures compared, {regressions} regressions")
     if given.json:
-        rows = {
-            name: [asdict(c) | {"relative": c.relative, "verdict": c.verdict} for c in changes]
-            for name, changes in found.items()
-        }
-        write_json(given.json, rows)
-    return 1 if slower else 0
+        write_json(given.json, {name: as_json(comparison) for name, comparison in found.items()})
+    if regressions:
+        return 1
+    if not total:
+        console.print_error(UserError(f"{given.before} and {given.after} have no figures to compare"))
+        return 2
+    return 0
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    """Return the findings on a benchmark as JSON values."""
+    changes = [asdict(one) | {"relative": one.relative, "verdict": one.verdict} for one in found.changes]
+    return asdict(found) | {"changes": changes}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ exit code 1. tests/kernels/test_cuda_binary.py checks the CUDA C++ kernels.
 """
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
@@ -27,7 +26,10 @@ if __name__ == "__main__":
 from benchmarks.static.budgets import tolerated_spills
 from benchmarks.static.cases import CASES
 from benchmarks.static.compiler import compile_launched
-from cat_fast.data.files import atomic_write
+from benchmarks.static.report import to_report, write
+from cat_fast import console
+from cat_fast.data.files import atomic_write, require_writable
+from cat_fast.errors import UserError
 from cat_fast.processes.signals import run_command
 from cat_fast.processes.worker import follow_parent
 
@@ -69,8 +71,8 @@ def alternating(keys: Sequence[str]) -> list[tuple[str, int]]:
     return jobs
 
 
-def main() -> int:
-    """Compile all cases, print one line per kernel, and write the JSON."""
+def main(given: Sequence[str] | None = None) -> int:
+    """Compile all cases, print one line per kernel, and write the JSON. Return 2 for invalid usage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--only", default="", help="only the cases whose key contains this text")
@@ -79,20 +81,28 @@ def main() -> int:
         action="store_true",
         help="one architecture per case, alternating; instructions only where a budget needs them",
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     chosen = [key for key in CASES if arguments.only in key]
+    try:
+        if not chosen:
+            known = ", ".join(sorted({key.split(".")[0] for key in CASES}))
+            raise UserError(f"--only {arguments.only}: no case matches; cases start with {known}")
+        if arguments.json is not None:
+            require_writable(arguments.json)
+    except UserError as error:
+        console.print_error(error)
+        return 2
     jobs = alternating(chosen) if arguments.alternate else [(key, a) for key in chosen for a in ARCHITECTURES]
     rows = []
-    workers = min(len(os.sched_getaffinity(0)), max(1, len(jobs)))
+    workers = min(len(os.sched_getaffinity(0)), len(jobs))
     with ProcessPoolExecutor(workers, initializer=follow_parent) as pool:
         for found in pool.map(partial(measure, count_all=not arguments.alternate), *zip(*jobs, strict=True)):
             for row in found:
                 rows.append(row)
                 print(line(row), flush=True)
     if arguments.json is not None:
-        report = {"about": {"triton": version("triton")}, "kernels": rows}
         with atomic_write(arguments.json) as path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
+            write(to_report(rows, version("triton")), path)
     broken = [row for row in rows if row["violations"]]
     print(f"{len(rows)} kernels compiled, {len(broken)} over budget")
     return 1 if broken else 0

@@ -24,6 +24,7 @@ from typing import Any
 from benchmarks.gate import expected
 from benchmarks.gate.expected import IMPROVEMENT, LOSS, NEW, Finding
 from benchmarks.gate.figures import FAST, SLOW
+from benchmarks.static.report import kernels_of
 from cat_fast import console
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
@@ -59,7 +60,7 @@ def compile_kernels(*, alternate: bool) -> tuple[list[dict[str, Any]], str]:
         if done.returncode or not path.exists():
             raise UserError(f"benchmarks.gpu_static failed: {(done.stderr or done.stdout).strip()[-500:]}")
         content = json.loads(path.read_text(encoding="utf-8"))
-    return content["kernels"], f"triton {content['about']['triton']}"
+    return kernels_of(content), f"triton {content['about']['triton']}"
 
 
 def report(findings: Sequence[Finding]) -> int:

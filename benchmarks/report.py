@@ -1,16 +1,24 @@
-"""Report of a folder of results: report.html, report.md and plots.
+"""Report of a folder of results: report.md, report.html and plots.
 
     python -m benchmarks.report DIR [--out DIR]
 
-DIR is written by `python -m benchmarks.run`, or benchmarks/results. For each benchmark, the newest result is
-shown: times and speed-ups of measured cases, counted claims, and bounds. Figures that are not measured are
-marked as counted, bound or predicted.
+DIR is written by `python -m benchmarks.run`, or benchmarks/results. Of each benchmark, the newest result is
+shown with its file, command, machine, commit and load. Failed and missing benchmarks of the suite are listed
+first. Figures that are not measured are marked as counted, bound or predicted. Links to results and plots are
+relative, so that report.md can be read where it is committed.
 """
 
 import argparse
+import ast
 import html
+import io
+import os
+import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +26,14 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.colors import to_rgb
+from PIL import Image
 
-from benchmarks import roofline
-from benchmarks.compare import load
-from benchmarks.shared.committed import machine_slug
+from benchmarks.documents.tables import markdown
+from benchmarks.run import FINISHED, MISSING, SUITES, recorded
+from benchmarks.shared import machine
+from benchmarks.shared.committed import NAME, machine_slug, newest, read
+from benchmarks.shared.result_tables import TABLES
 from cat_fast import console
 from cat_fast.data.files import atomic_write
 from cat_fast.errors import UserError
@@ -31,145 +43,264 @@ STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"
     "td,th{border-bottom:1px solid #ddd;padding:.25em .7em;text-align:left;white-space:nowrap}"
-    "td:nth-child(n+2){font-variant-numeric:tabular-nums}pre{overflow-x:auto;background:#f6f6f6;padding:1em}"
-    "img{max-width:100%}.note{color:#666}"
+    "td:nth-child(n+2){font-variant-numeric:tabular-nums}img{max-width:100%}"
 )
-Table = tuple[Sequence[str], list[Sequence[str]]]
+NATURE = {
+    "claims": "Counted figures do not depend on the machine; measured ones name their file. In the comparison"
+    " with fixed ratios, bounds and predictions are from data sheets.",
+    "roofline": "Bounds and predictions from data sheets; nothing here was measured but in columns named so.",
+    "scaling": "Predicted from data sheets, not measured.",
+    "launches": "Counted; independent of the machine.",
+    "gpu_static": "Read from compiled code; nothing ran on a GPU.",
+    "serving_simulation": "Predicted by a queue model, not measured.",
+    "straggler": "Costs of steps are measured; the ranks are simulated.",
+}
+"""Origin of the figures of benchmarks that do not only measure."""
+DESCRIBED_BY = {"serving_simulation": "serving"}
+"""Script of results that are named otherwise."""
+MAX_ROWS = 30
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
+PALETTE = [
+    *((grey, grey, grey) for grey in (0, 85, 136, 200, 255)),
+    *(tuple(255 * part for part in to_rgb(colour)) for colour in COLOURS),
+]
+"""Colours of a plot's file: few, so that it is small."""
 
 
-def sections(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, Table | str]]:
-    """Yield (title, note, table or text) per benchmark."""
-    for name, content in results.items():
-        about = content.get("about", {})
-        if name == "claims":
-            note = "Counted figures do not depend on the machine; measured ones name their file."
-            yield "Efficiency claims", note, claim_table(content)
-        elif name == "roofline":
-            note = (
-                "Bounds and predictions from data sheets; nothing here was measured but in columns named so."
-            )
-            tables = [*roofline.lines(content), "", *roofline.compiled_lines(content)]
-            yield "Bounds on GPUs", note, "\n".join(tables)
-        elif any("seconds" in case for case in content.get("cases", {}).values()):
-            where = machine_slug(about) if "cpu" in about else "an unnamed machine"
-            yield name, f"Measured on {where}, {about.get('date', 'no date')}.", case_table(content)
-        else:
-            figures = {k: v for k, v in content.items() if isinstance(v, int | float | str)}
-            if not figures:
-                continue
-            scalars: list[Sequence[str]] = [(key, _cell(value)) for key, value in figures.items()]
-            yield name, about.get("date", ""), (("figure", "value"), scalars)
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Newest result of a benchmark."""
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Description of the machine and the run; empty where the benchmark writes none."""
+        return self.content.get("about", {})
+
+    @property
+    def machine(self) -> str:
+        """Short name of the machine."""
+        match = NAME.fullmatch(self.path.name)
+        return machine_slug(self.about) if "cpu" in self.about else match["machine"] if match else "unknown"
+
+    @property
+    def date(self) -> str:
+        match = NAME.fullmatch(self.path.name)
+        return self.about.get("date") or (match["date"] if match else "no date")
 
 
-def case_table(content: Mapping[str, Any]) -> Table:
-    """Return milliseconds, speed-ups, rates and peak memory of each case."""
-    rows: list[Sequence[str]] = []
-    for key, case in content["cases"].items():
-        if not case.get("right", True):
-            rows.append((key, "WRONG", "", "", ""))
+def results_in(folder: Path) -> dict[str, Result]:
+    """Return the newest result of each benchmark.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    found = {
+        name: Result(path=path, content=read(path))
+        for name, path in newest(folder.glob("*.json")).items()
+        if name != "run"
+    }
+    if not found:
+        raise UserError(f"{folder}: expected results named MODEL_MACHINE_DATE.json, found none")
+    return found
+
+
+def compose(folder: Path, out: Path, plots: Mapping[str, str]) -> str:
+    """Return the report in Markdown.
+
+    Args:
+        folder: folder of results.
+        out: folder of the report, to which links are relative.
+        plots: file names of the plots by benchmark.
+    """
+    results, jobs = results_in(folder), recorded(folder)
+    text = ["# Benchmarks", _headline(results)]
+    text += ["## Machines", machines(results)]
+    text += ["## Runs", run_states(results, jobs)]
+    states = {job["name"]: job for job in jobs}
+    for name in sorted(set(results) & set(TABLES), key=list(TABLES).index):
+        result = results[name]
+        text += [f"## {name}", f"{description(name)} {NATURE.get(name, 'Measured.')}"]
+        text += [origin(result, states.get(name, {}), out), *tables(name, result)]
+        if name in plots:
+            text.append(f"![Speed-ups of {name}]({plots[name]})")
+    others = [
+        (f"[{name}]({_link(result.path, out)})", result.machine, result.date)
+        for name, result in results.items()
+        if name not in TABLES
+    ]
+    if others:
+        note = "Results that no suite measures; the documents of their subjects have the tables."
+        text += ["## Other results", note, markdown(("result", "machine", "date"), others)]
+    return "\n\n".join(block.strip() for block in text) + "\n"
+
+
+def _headline(results: Mapping[str, Result]) -> str:
+    commits = sorted({result.about["commit"] for result in results.values() if result.about.get("commit")})
+    of = f"Results of commits {', '.join(commits)}." if commits else "The results record no commit."
+    return (
+        f"Written by `python -m benchmarks.report` at commit {machine.commit() or 'unknown'}, "
+        f"{date.today().isoformat()}. {of} Ranges in parentheses are quartiles."
+    )
+
+
+def machines(results: Mapping[str, Result]) -> str:
+    """Return one row per machine and set of packages, with the results that came from it."""
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name, result in results.items():
+        about = result.about if "cpu" in result.about else result.content.get("machine", {})
+        if "cpu" not in about:
             continue
-        ratios = ", ".join(f"{r['median']:.3g} x {name}" for name, r in case.get("ratios", {}).items())
-        rates = ", ".join(f"{value:.4g} {name}/s" for name, value in case.get("rates", {}).items())
-        peak = (case.get("peak_bytes") or {}).get("ours")
-        rows.append(
-            (
-                key,
-                f"{case['seconds']['ours']['median'] * 1e3:.4g}",
-                ratios,
-                rates,
-                "" if peak is None else f"{peak / 2**20:.0f}",
-            )
-        )
-    return ("case", "ms", "as fast as", "rate", "peak MiB"), rows
+        cpu = about["cpu"]
+        gpus = ", ".join(str(gpu["name"] if isinstance(gpu, Mapping) else gpu) for gpu in about["gpus"])
+        packages = ", ".join(f"{package} {v}" for package, v in about["packages"].items() if v)
+        features = cpu.get("instruction_set") or cpu["capability"]
+        row = (f"{cpu['processor']}, {features}", f"{cpu['threads']}", gpus or "none", about["python"])
+        groups[*row, packages].append(name)
+    rows = [(*row, ", ".join(names)) for row, names in groups.items()]
+    return markdown(("processor", "threads", "GPUs", "Python", "packages", "results"), rows)
 
 
-def claim_table(content: Mapping[str, Any]) -> Table:
-    """Return published, counted and measured figures of each claim."""
-    rows: list[Sequence[str]] = [
+def run_states(results: Mapping[str, Result], jobs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the state of each benchmark of the suite, those with a problem first."""
+    known = {job["name"] for job in jobs} | set(results)
+    absent = [] if jobs else [job.name for job in SUITES["cpu"] if job.name not in known]
+    listed = [*jobs, *({"name": name, "state": MISSING} for name in absent)]
+    rows = [
         (
-            row["claim"],
-            row["unit"],
-            _cell(row["published"]),
-            _cell(row["counted"]),
-            "" if row["measured"] is None else f"{row['measured']['value']:.4g} ({row['measured']['file']})",
-            row["explanation"],
+            job["name"],
+            job["state"] + (", kept from an earlier call" if job.get("kept") else ""),
+            f"{job['seconds'] / 60:.1f}" if job.get("seconds") is not None else "",
+            f"{job['exit_code']}" if job.get("exit_code") else "",
         )
-        for group in content["claims"].values()
-        for row in group
+        for job in sorted(listed, key=lambda job: job["state"] == FINISHED)
     ]
-    return ("claim", "unit", "published", "counted", "measured", "difference"), rows
+    if not rows:
+        return "Every benchmark of the suite has a result."
+    return markdown(("benchmark", "state", "minutes", "exit code"), rows)
 
 
-def plot(content: Mapping[str, Any], title: str, path: Path) -> bool:
-    """Draw the speed-ups of all cases over their baselines; return False if there are none."""
-    bars = [
-        (f"{key} vs {name}", ratio["median"], ratio["low"], ratio["high"])
+def description(name: str) -> str:
+    """Return the first paragraph of the benchmark's docstring."""
+    script = Path(__file__).with_name(f"{DESCRIBED_BY.get(name, name)}.py")
+    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+def origin(result: Result, job: Mapping[str, Any], out: Path) -> str:
+    """Return a line with file, machine, date, commit, load and command of a result."""
+    about = result.about
+    parts = [f"File [{result.path.name}]({_link(result.path, out)})", f"{result.machine}, {result.date}"]
+    parts += [f"commit {about['commit']}"] if about.get("commit") else []
+    if "load_before" in about:
+        loads = (about.get(name) for name in ("load_before", "load_after"))
+        parts.append("load " + " to ".join(f"{load:.3g}" for load in loads if load is not None))
+    if job.get("file") == result.path.name:
+        parts += [f"`{job['command']}`", f"{job['seconds']:,.0f} s"]
+    return "; ".join(parts) + "."
+
+
+def tables(name: str, result: Result) -> list[str]:
+    """Return the tables of a result, or a sentence on one that has another format."""
+    try:
+        return TABLES[name](result.content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return [f"The file has another format ({type(error).__name__}: {error}); measure again."]
+
+
+def plot(content: Mapping[str, Any], title: str) -> bytes | None:
+    """Return a PNG of the speed-ups over each baseline, None if there are none.
+
+    Up to `MAX_ROWS` cases have a row each; of more, those of the same first word share one.
+    """
+    cases = {
+        key: case["ratios"]
         for key, case in content.get("cases", {}).items()
-        for name, ratio in (case.get("ratios") or {}).items()
-    ]
-    if not bars:
-        return False
-    figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.24 * len(bars)), layout="constrained")
-    labels, medians, lows, highs = zip(*reversed(bars), strict=True)
-    spread = [[m - low for m, low in zip(medians, lows, strict=True)],
-              [high - m for m, high in zip(medians, highs, strict=True)]]  # fmt: skip
-    axes.barh(labels, medians, xerr=spread, color="#4477aa", height=0.6, error_kw={"elinewidth": 0.8})
-    axes.axvline(1.0, color="#cc3311", linewidth=1)
+        if isinstance(case, Mapping) and case.get("ratios")
+    }
+    if not cases:
+        return None
+    rows = {key: key if len(cases) <= MAX_ROWS else key.split(".")[0] for key in cases}
+    places = {row: -number for number, row in enumerate(dict.fromkeys(rows.values()))}
+    baselines = list(dict.fromkeys(name for ratios in cases.values() for name in ratios))
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.22 * len(places)), layout="constrained")
+    for number, name in enumerate(baselines):
+        found = [(places[rows[key]], ratios[name]) for key, ratios in cases.items() if name in ratios]
+        y = [place - 0.08 * (number - (len(baselines) - 1) / 2) for place, _ in found]
+        colour = COLOURS[number % len(COLOURS)]
+        axes.hlines(y, [r["low"] for _, r in found], [r["high"] for _, r in found], colour)
+        axes.plot([r["median"] for _, r in found], y, "o", color=colour, markersize=4, label=f"over {name}")
+    axes.axvline(1, color="#888", linewidth=1)
+    axes.set_yticks(list(places.values()), list(places), fontsize=8)
     axes.set_xscale("log")
-    axes.set_xlabel("times as fast as the baseline (median and quartiles)")
-    axes.set_title(title)
-    axes.tick_params(axis="y", labelsize=7)
-    figure.savefig(path, dpi=110)
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in TICKS if low <= tick <= high], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title(f"{title}: speed-ups, medians and quartiles", fontsize=10)
+    axes.legend(fontsize=8, loc="best")
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, dpi=66)
     pyplot.close(figure)
-    return True
+    image = Image.open(drawn).convert("RGB")
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([int(value) for colour in PALETTE for value in colour])
+    reduced = image.quantize(palette=palette, dither=Image.Dither.NONE)
+    reduced.save(small, format="PNG", optimize=True)
+    return small.getvalue()
 
 
-def write(results: Mapping[str, Mapping[str, Any]], out: Path) -> list[Path]:
-    """Write the report and its plots; return the files."""
+def as_html(text: str) -> str:
+    """Convert the report's Markdown: headings, tables, images and paragraphs."""
     page = [f"<!doctype html><meta charset=utf-8><title>Benchmarks</title><style>{STYLE}</style>"]
-    page.append("<h1>Benchmarks</h1>")
-    text, files = ["# Benchmarks"], []
-    for title, note, body in sections(results):
-        page += [f"<h2>{html.escape(title)}</h2>", f"<p class=note>{html.escape(note)}</p>"]
-        text += ["", f"## {title}", "", note, ""]
-        if isinstance(body, str):
-            tables = body.split("\n\n")
-            page += [_html_table(_parse(table)) for table in tables]
-            text.append(body)
+    for block in text.strip().split("\n\n"):
+        if block.startswith("|"):
+            page.append(_html_table(block))
+        elif block.startswith("#"):
+            marks, _, title = block.partition(" ")
+            page.append(f"<h{len(marks)}>{_inline(title)}</h{len(marks)}>")
         else:
-            page.append(_html_table(body))
-            text += _markdown(body)
-        image = out / f"{title.replace(' ', '_')}.png"
-        if title in results and plot(results[title], title, image):
-            page.append(f'<img src="{image.name}" alt="Speed-ups of {html.escape(title)}">')
-            text += ["", f"![Speed-ups of {title}]({image.name})"]
-            files.append(image)
-    for name, content in (("report.html", "\n".join(page)), ("report.md", "\n".join(text))):
-        with atomic_write(out / name) as part:
-            part.write_text(content + "\n", encoding="utf-8")
-        files.append(out / name)
-    return files
+            page.append(f"<p>{_inline(block)}</p>")
+    return "\n".join(page) + "\n"
 
 
-def _markdown(table: Table) -> list[str]:
-    header, rows = table
-    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
-
-
-def _parse(markdown: str) -> Table:
-    header, _, *rows = [line.strip("| ").split(" | ") for line in markdown.strip().splitlines()]
-    return header, [[cell.replace("`", "") for cell in row] for row in rows]
-
-
-def _html_table(table: Table) -> str:
-    header, rows = table
-    head = "".join(f"<th>{html.escape(cell)}" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
+def _html_table(table: str) -> str:
+    header, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines())
+    head = "".join(f"<th>{_inline(cell)}" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{_inline(cell)}" for cell in row) for row in rows)
     return f"<table><tr>{head}{body}</table>"
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, int | float) else str(value)
+def _inline(text: str) -> str:
+    text = html.escape(text)
+    text = re.sub(r"!\[(.*?)\]\((.*?)\)", r'<img src="\2" alt="\1">', text)
+    text = re.sub(r"\[(.*?)\]\((.*?)\)", r'<a href="\2">\1</a>', text)
+    return re.sub(r"`(.*?)`", r"<code>\1</code>", text)
+
+
+def _link(path: Path, out: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
+
+
+def write(folder: Path, out: Path) -> Iterator[Path]:
+    """Write the plots and the report, and yield each file."""
+    plots = {}
+    for name, result in results_in(folder).items():
+        if name in TABLES and (drawn := plot(result.content, name)):
+            plots[name] = f"report_{name}.png"
+            yield _written(out / plots[name], drawn)
+    text = compose(folder, out, plots)
+    yield _written(out / "report.html", as_html(text).encode())
+    yield _written(out / "report.md", text.encode())
+
+
+def _written(path: Path, content: bytes) -> Path:
+    with atomic_write(path) as part:
+        part.write_bytes(content)
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -178,11 +309,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of results")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the report; DIR by default")
     given = parser.parse_args(arguments)
+    out = given.out or given.folder
     try:
-        results = load(given.folder)
-        out = given.out or given.folder
+        results_in(given.folder)
         out.mkdir(parents=True, exist_ok=True)
-        for path in write(results, out):
+        for path in write(given.folder, out):
             print(path)
     except (UserError, OSError) as error:
         console.print_error(error)

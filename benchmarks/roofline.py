@@ -3,12 +3,13 @@
     python -m benchmarks.roofline --json FILE [--markdown FILE] [--measured FILE]
 
 No GPU is needed, and without one no figure is a measurement. "Bound" is the time that no implementation can
-beat: compulsory bytes at the peak bandwidth, or multiplications at the peak of the matrix units, whichever
-takes longer. "Predicted" is the time of our operators one after another at assumed shares of these peaks
-(`benchmarks/data/gpus.json`). Launches, synchronization and communication are in neither. `--measured` reads
-the JSON of `python -m benchmarks.gpu_check`, and fills in measured times and fractions of the bound: of all
-kernels, and of the step `cat_xl.check`. Registers, occupancy and instructions of the compiled kernels come
-from the newest committed gpu_static results.
+beat that starts with cold caches and computes products directly: compulsory bytes at the peak bandwidth, or
+multiplications at the peak of the matrix units, whichever takes longer. "Predicted" is the time of our
+operators one after another at assumed shares of these peaks (`benchmarks/data/gpus.json`). Launches, casts
+of weights, synchronization and communication are in neither. `--measured` reads the JSON of
+`python -m benchmarks.gpu_check`, and fills in measured times and fractions of the bound: of all kernels, and
+of the steps named `check`. Registers, occupancy and instructions of the compiled kernels come from the newest
+committed gpu_static results.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bounds.data_sheets import FILE, Assumptions, DataSheet, read_sheets
+from benchmarks.bounds.data_sheets import FILE, Assumptions, DataSheet, name_of, read_sheets
 from benchmarks.bounds.kernels import MIX, Work, works
 from benchmarks.shared.committed import committed
 from benchmarks.shared.harness import rounded
+from benchmarks.static.report import read_kernels
 from cat_fast import console
 from cat_fast.data.files import atomic_write, require_writable
 from cat_fast.errors import UserError
@@ -32,8 +34,15 @@ RANKS = {"dit": 16, "vae": 64}
 PAPER_IMAGES = 8
 """Images per GPU of the tokenizer's run."""
 PAPER_TOKENS = 16_384
-MEASURED_STEPS = {"cat_xl.check": "cat_xl_compiled.milliseconds"}
+CHECKED_RATIOS = (8, 16)
+CHECK_OVERRIDES = ("discriminator.pretrained=",)
+MEASURED_STEPS = {
+    "cat_xl.check": "cat_xl_compiled.milliseconds",
+    **{f"cat_c16.check_{ratio}x": f"vae_{ratio}x_bf16.milliseconds" for ratio in CHECKED_RATIOS},
+}
 """Figures of `benchmarks.gpu_check` by the step of the same work: one GPU, without ZeRO."""
+COMPILED_ARCHITECTURE = 90
+COMPILED_COLUMNS = ("op", "name", "case", "registers", "occupancy", "instructions")
 
 
 def steps() -> dict[str, Any]:
@@ -52,6 +61,9 @@ def steps() -> dict[str, Any]:
     for ratio in (8, 16, 32):
         name = f"cat_c16.{ratio}x"
         found[name] = vae_step(name, "cat_c16", ratio, PAPER_IMAGES, RANKS["vae"])
+    for ratio in CHECKED_RATIOS:
+        name = f"cat_c16.check_{ratio}x"
+        found[name] = vae_step(name, "cat_c16", ratio, PAPER_IMAGES, 1, CHECK_OVERRIDES)
     return found
 
 
@@ -67,7 +79,6 @@ def kernel_row(work: Work, sheets: Mapping[str, DataSheet], assumed: Assumptions
         "flops": work.flops,
         "executed_flops": work.executed,
         "flops_per_byte": work.intensity,
-        "limited_by": {name: _limit(work.intensity, sheet, work.dtype) for name, sheet in sheets.items()},
         "bound_ms": {
             name: 1e3 * sheet.seconds(work.flops, work.compulsory, work.dtype)
             for name, sheet in sheets.items()
@@ -82,12 +93,6 @@ def kernel_row(work: Work, sheets: Mapping[str, DataSheet], assumed: Assumptions
 
 def step_row(step: Any, sheets: Mapping[str, DataSheet], assumed: Assumptions) -> dict[str, Any]:
     """Return the work of a training step on one rank, and its times in milliseconds by GPU."""
-
-    def predicted(sheet: DataSheet) -> float:
-        shares = assumed.matrix_share, assumed.memory_share
-        return sum(sheet.seconds(call.flops, call.moved, step.dtype, *shares) for call in step.calls)
-
-    intensity = step.flops / step.compulsory
     return {
         "dtype": step.dtype,
         "images": step.images,
@@ -98,62 +103,69 @@ def step_row(step: Any, sheets: Mapping[str, DataSheet], assumed: Assumptions) -
         "moved_bytes": step.moved,
         "operators": len(step.calls),
         "by_kind": step.by_kind(),
-        "flops_per_byte": intensity,
-        "limited_by": {name: _limit(intensity, sheet, step.dtype) for name, sheet in sheets.items()},
-        "bound_ms": {
-            name: 1e3 * sheet.seconds(step.flops, step.compulsory, step.dtype)
-            for name, sheet in sheets.items()
+        "flops_per_byte": step.flops / step.compulsory,
+        "bound_ms": {name: 1e3 * max(step.bound_seconds(sheet)) for name, sheet in sheets.items()},
+        "predicted_ms": {
+            name: 1e3 * step.predicted_seconds(sheet, assumed) for name, sheet in sheets.items()
         },
-        "predicted_ms": {name: 1e3 * predicted(sheet) for name, sheet in sheets.items()},
     }
 
 
-def _limit(intensity: float, sheet: DataSheet, dtype: str) -> str:
-    return "arithmetic" if intensity > sheet.ridge(dtype) else "memory"
-
-
-def compiled(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the compiled kernels of gpu_static by operator: registers, occupancy and instructions."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def compiled(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return each kernel of gpu_static at the case with the most registers, for COMPILED_ARCHITECTURE."""
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
-        kept = ("case", "name", "architecture", "registers", "spill_bytes", "occupancy", "instructions")
-        found.setdefault(row["case"].split(".")[0], []).append({key: row.get(key) for key in kept})
-    return found
+        if row["architecture"] != COMPILED_ARCHITECTURE:
+            continue
+        op = row["case"].split(".")[0]
+        known = worst.get((op, row["name"]))
+        if known is None or row["registers"] > known["registers"]:
+            given = {"op": op, **row}
+            worst[op, row["name"]] = {column: given[column] for column in COMPILED_COLUMNS}
+    return list(worst.values())
 
 
-def add_measured(report: dict[str, Any], content: Mapping[str, Any], source: str) -> None:
+def add_measured(report: dict[str, Any], content: Any, source: str) -> None:
     """Add measured milliseconds and the fraction of the bound to the rows of a report, in place.
 
     Raises:
-        UserError: the file is of a dry run, has no GPU with a data sheet, or has no figure of a row.
+        UserError: the file is of another benchmark or a dry run, its GPU has no data sheet, or it has no
+            figure of a row.
     """
+    if not (isinstance(content, Mapping) and isinstance(content.get("blocks"), Mapping)):
+        raise UserError(f"{source}: expected the gpu_check.json of python -m benchmarks.gpu_check")
     if content.get("dry", False):
         raise UserError(f"{source}: figures of a dry run are not measurements; run the check on a GPU")
     gpu = str(content.get("machine", {}).get("gpu", ""))
-    name = next((known for known in report["gpus"] if known in gpu), None)
+    sheets, _ = read_sheets()
+    name = name_of(gpu, sheets)
     if name is None:
-        known = ", ".join(report["gpus"])
+        known = ", ".join(f"{key} ({sheet.cuda_name})" for key, sheet in sheets.items())
         raise UserError(f"{source}: no data sheet of {gpu or 'its GPU'}; expected one of {known}")
-    blocks = content.get("blocks", {})
     figures = {
         figure: values
         for block in ("kernels", "steps")
-        for figure, values in blocks.get(block, {}).get("figures", {}).items()
+        for figure, values in content["blocks"].get(block, {}).get("figures", {}).items()
     }
     added = 0
     for row in report["kernels"]:
         figure = figures.get(f"{row['op']}.{row['pass']}.milliseconds", {})
-        if figure.get("value") and figure.get("dtype") == row["dtype"]:
+        if figure.get("value") and _same(figure, dtype=row["dtype"], shape=row["shape"]):
             row |= _measured(row, name, figure["value"])
             added += 1
     for key, row in report["steps"].items():
         figure = figures.get(MEASURED_STEPS.get(key, ""), {})
-        if figure.get("value"):
+        work = {"images": row["images"], "parameters": sum(row["parameters"].values())}
+        if figure.get("value") and _same(figure, **work):
             row |= _measured(row, name, figure["value"])
             added += 1
     if not added:
-        raise UserError(f"{source}: no figure belongs to a kernel or step of this report")
+        raise UserError(f"{source}: no figure has the sizes of a kernel or step of this report")
     report["measured_on"] = gpu
+
+
+def _same(figure: Mapping[str, Any], **work: Any) -> bool:
+    return all(figure.get(key) == value for key, value in work.items())
 
 
 def _measured(row: Mapping[str, Any], name: str, milliseconds: float) -> dict[str, Any]:
@@ -163,18 +175,18 @@ def _measured(row: Mapping[str, Any], name: str, milliseconds: float) -> dict[st
 def build() -> dict[str, Any]:
     """Return the complete report without measured figures."""
     sheets, assumed = read_sheets()
-    static = json.loads(committed("gpu_static").read_text(encoding="utf-8"))
+    static = committed("gpu_static")
     return {
         "about": {
             "benchmark": "roofline",
             "measured": "nothing: bounds and predictions from data sheets",
             "data_sheets": FILE.name,
             "assumptions": vars(assumed),
-            "gpu_static": committed("gpu_static").name,
+            "gpu_static": static.name,
         },
         "gpus": {name: vars(sheet) for name, sheet in sheets.items()},
         "kernels": [kernel_row(work, sheets, assumed) for work in works()],
-        "compiled": compiled(static["kernels"]),
+        "compiled": compiled(read_kernels(static)),
         "steps": {name: step_row(step, sheets, assumed) for name, step in steps().items()},
     }
 
@@ -216,26 +228,18 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def compiled_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table of the compiled kernels, each at the case with the most registers, for sm_90."""
-    worst: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for op, rows in report["compiled"].items():
-        for row in rows:
-            if row["architecture"] != 90:
-                continue
-            known = worst.setdefault((op, row["name"]), row)
-            if row["registers"] > known["registers"]:
-                worst[op, row["name"]] = row
+    """Yield a table of the compiled kernels."""
     yield from _table(
         ["kernel", "case", "registers", "occupancy", "instructions"],
         [
             [
-                f"`{op}` `{name}`",
+                f"`{row['op']}` `{row['name']}`",
                 row["case"],
                 f"{row['registers']}",
                 f"{row['occupancy']:.0%}",
                 instruction_shares(row["instructions"]),
             ]
-            for (op, name), row in worst.items()
+            for row in report["compiled"]
         ],
     )
 

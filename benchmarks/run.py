@@ -6,13 +6,18 @@
     cpu     everything that this machine can measure; hours on two cores
     gpu     what a GPU machine measures, and the bounds of its kernels
 
-Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`). A benchmark that has results of
-this machine in DIR is skipped, so that an interrupted suite resumes; delete the file to measure again.
-`run.json` in DIR lists commands, seconds and states, also of earlier calls. --plan runs nothing and prints a
-table of minutes: those of DIR where it has results, else estimates; with --only, the suite can then be run in
-parts. `python -m benchmarks.report DIR` makes the report.
+Files are named MODEL_MACHINE_DATE.json (`benchmarks/shared/committed.py`). Results of this machine in DIR are
+kept if they were measured with the same arguments, or with none; delete a file to measure again. An
+interrupted benchmark resumes with its missing cases where it can. `run.json` in DIR lists commands, seconds
+and states, also of earlier calls. --plan runs nothing and prints a table of minutes: those of DIR where it
+has results, else estimates; with --only, the suite can then be run in parts.
+`python -m benchmarks.report DIR` makes the report.
 
-Exit codes: 0 all finished, 1 a benchmark failed, 2 for invalid usage.
+No suite has the benchmarks that need models or data (evaluation, serving_load, scorers, detectors,
+dual_token, nano_*), that train models (attention_readings), or that check a rented GPU within minutes
+(gpu_check).
+
+Exit codes: 0 all finished, 1 a benchmark failed or finished with misses, 2 for invalid usage.
 """
 
 import argparse
@@ -20,23 +25,32 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.shared import machine
-from benchmarks.shared.committed import NAME, machine_slug
+from benchmarks.shared.committed import NAME, machine_slug, newest, read
 from cat_fast import console
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
+from cat_fast.processes.group import running
 from cat_fast.processes.signals import run_command
 
 ROOT = Path(__file__).parents[1]
-FINISHED, FAILED, SKIPPED = "finished", "failed", "skipped"
+FINISHED, MISSES, FAILED = "finished", "finished with misses", "failed"
+INTERRUPTED, MISSING = "interrupted", "missing"
+"""States of a benchmark. One with misses has results, but some were wrong or missed their goal."""
 COUNTED = "counted"
 RECORD = "run.json"
+END_SECONDS = 10.0
+"""Time that an interrupted benchmark has to remove its temporary files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +64,8 @@ class Job:
     """Approximate duration on two cores, for the time left."""
     counted: bool = False
     """True if its figures do not depend on the machine; its file is then named after none."""
+    resumes: bool = False
+    """True if it writes its file after each case and has --keep, as those of `shared.program`."""
 
     def slug(self, about: Mapping[str, Any]) -> str:
         """Return the second part of the file's name, from a description of the machine."""
@@ -57,43 +73,47 @@ class Job:
 
 
 _COUNTED = (
-    Job(name="claims", minutes=2, counted=True),
     Job(name="launches", minutes=1, counted=True),
     Job(name="roofline", minutes=1, counted=True),
     Job(name="scaling", minutes=1, counted=True),
 )
+_CLAIMS = Job(name="claims", minutes=2, counted=True)
 SUITES: Mapping[str, Sequence[Job]] = {
     "quick": (
-        Job(name="kernels", arguments=("--quick",), minutes=1),
-        Job(name="packing", arguments=("--quick",), minutes=1),
-        Job(name="straggler", arguments=("--quick",), minutes=1),
         *_COUNTED,
+        Job(name="kernels", arguments=("--quick",), minutes=1, resumes=True),
+        Job(name="packing", arguments=("--quick",), minutes=1, resumes=True),
+        Job(name="straggler", arguments=("--quick",), minutes=1),
+        _CLAIMS,
     ),
     "cpu": (
         *_COUNTED,
-        Job(name="kernels", minutes=10),
-        Job(name="packing", minutes=30),
-        Job(name="autoencoder", minutes=60),
+        Job(name="kernels", minutes=5, resumes=True),
+        Job(name="packing", minutes=30, resumes=True),
+        Job(name="autoencoder", minutes=60, resumes=True),
         Job(name="training_steps", minutes=10),
         Job(name="linear", minutes=5),
         Job(name="dispatch", minutes=1),
         Job(name="straggler", minutes=5),
-        Job(name="loader", minutes=5),
+        Job(name="loader", minutes=5, resumes=True),
         Job(name="scoring", minutes=3),
         Job(name="startup", minutes=3),
         Job(name="checkpoints", minutes=2),
+        Job(name="scaling_validation", minutes=30),
         Job(name="serving", minutes=120),
-        Job(name="gpu_static", minutes=5),
+        Job(name="gpu_static", minutes=5, counted=True),
+        _CLAIMS,
     ),
     "gpu": (
         *_COUNTED,
-        Job(name="kernels", minutes=5),
-        Job(name="packing", minutes=10),
-        Job(name="autoencoder", minutes=20),
+        Job(name="kernels", minutes=5, resumes=True),
+        Job(name="packing", minutes=10, resumes=True),
+        Job(name="autoencoder", minutes=20, resumes=True),
         Job(name="training_steps", minutes=5),
         Job(name="straggler", minutes=5),
-        Job(name="loader", minutes=5),
+        Job(name="loader", minutes=5, resumes=True),
         Job(name="serving", minutes=20),
+        _CLAIMS,
     ),
 }
 
@@ -115,48 +135,68 @@ def chosen(suite: str, only: str) -> list[Job]:
 
 
 def run_suite(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Run the jobs one after another; return and write their states.
+    """Run the jobs that have no results yet, one after another; return and write the states of all.
 
     Args:
         about: description of the machine.
     """
-    states: list[dict[str, Any]] = []
-    earlier = {state["name"]: state for state in recorded(out)}
-    for number, job in enumerate(jobs):
-        left = timedelta(minutes=sum(other.minutes for other in jobs[number:]))
-        if (existing := _existing(job, out, about)) is not None:
-            print(f"{job.name}: skipped, {existing.name} exists", flush=True)
-            before = earlier.get(job.name, {})
-            states.append({**before, **asdict(job), "state": SKIPPED, "file": existing.name})
-            continue
-        path = out / f"{job.name}_{job.slug(about)}_{date.today().isoformat()}.json"
+    states = {state["name"]: state for state in recorded(out)}
+    kept = {job.name: path for job in jobs if (path := _existing(job, out, about, states))}
+    for job in jobs:
+        if job.name in kept:
+            file = kept[job.name]
+            if states.get(job.name, {}).get("file") != file.name:
+                states[job.name] = {**asdict(job), "state": FINISHED, "file": file.name}
+            states[job.name]["kept"] = True
+            print(f"{job.name}: {_why_kept(file, about)}", flush=True)
+        elif states.get(job.name, {}).get("state") not in (FAILED, INTERRUPTED):
+            states[job.name] = {**asdict(job), "state": MISSING}
+    waiting = [job for job in jobs if job.name not in kept]
+    for number, job in enumerate(waiting):
+        left = timedelta(minutes=sum(other.minutes for other in waiting[number:]))
         print(f"{job.name}: about {job.minutes:g} minutes, {left} left in the suite", flush=True)
-        states.append(_run(job, path, out / f"{job.name}.log"))
-        _record(out, about, earlier, states)
-    _record(out, about, earlier, states)
-    return states
+        try:
+            states[job.name] = _run(job, out, about, states[job.name])
+        except KeyboardInterrupt as interrupt:
+            states[job.name] = {**states[job.name], "state": INTERRUPTED}
+            interrupt.add_note(f"{job.name} was ended; finished results are in {out}; repeat to resume")
+            raise
+        finally:
+            _record(out, about, states)
+    _record(out, about, states)
+    return [states[job.name] for job in jobs]
+
+
+def _record(out: Path, about: Mapping[str, Any], states: Mapping[str, Mapping[str, Any]]) -> None:
+    write_json(out / RECORD, {"machine": dict(about), "jobs": list(states.values())})
 
 
 def recorded(out: Path) -> list[dict[str, Any]]:
     """Return the states of earlier calls for a folder, which may be new.
 
+    The record is run.json, or the newest run_MACHINE_DATE.json among committed results.
+
     Raises:
-        UserError: its run.json cannot be read.
+        UserError: it cannot be read.
     """
     path = out / RECORD
+    path = path if path.exists() else newest(out.glob("run_*.json")).get("run", path)
+    if not path.exists():
+        return []
+    content = read(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["jobs"] if path.exists() else []
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return [{"name": job["name"], "state": job["state"], **job} for job in content["jobs"]]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not a record of benchmarks ({error}); delete it") from error
 
 
 def plan(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[str]:
     """Return a table of the minutes of each job and of those that are left, one line per job."""
-    seconds = {state["name"]: state.get("seconds") for state in recorded(out)}
+    states = {state["name"]: state for state in recorded(out)}
     lines, left = [f"{'benchmark':<18}{'minutes':>8}  source    state"], 0.0
     for job in jobs:
-        existing = _existing(job, out, about)
-        measured = seconds.get(job.name) if existing else None
+        existing = _existing(job, out, about, states)
+        measured = states.get(job.name, {}).get("seconds") if existing else None
         minutes = job.minutes if measured is None else measured / 60
         left += 0 if existing else minutes
         source = "estimate" if measured is None else "measured"
@@ -164,42 +204,73 @@ def plan(jobs: Sequence[Job], out: Path, about: Mapping[str, Any]) -> list[str]:
     return [*lines, f"{'left':<18}{left:>8.1f}"]
 
 
-def _record(
-    out: Path,
-    about: Mapping[str, Any],
-    earlier: Mapping[str, Mapping[str, Any]],
-    states: Sequence[Mapping[str, Any]],
-) -> None:
-    jobs = {**earlier, **{state["name"]: state for state in states}}
-    write_json(out / RECORD, {"machine": dict(about), "jobs": list(jobs.values())})
-
-
-def _existing(job: Job, out: Path, about: Mapping[str, Any]) -> Path | None:
-    for path in sorted(out.glob(f"{job.name}_{job.slug(about)}_*.json")):
+def _existing(
+    job: Job, out: Path, about: Mapping[str, Any], states: Mapping[str, Mapping[str, Any]]
+) -> Path | None:
+    """Return the newest results with the job's arguments or with none; those without a record have none."""
+    state = states.get(job.name, {})
+    for path in sorted(out.glob(f"{job.name}_{job.slug(about)}_*.json"), reverse=True):
         match = NAME.fullmatch(path.name)
-        if match and match["model"] == job.name:
+        arguments = state.get("arguments", ()) if state.get("file") == path.name else ()
+        if match and match["model"] == job.name and tuple(arguments) in ((), job.arguments):
             return path
     return None
 
 
-def _run(job: Job, path: Path, log: Path) -> dict[str, Any]:
-    """Run one benchmark; its file gets its name only if it finished."""
-    part = path.with_suffix(".part")
-    command = [sys.executable, "-m", f"benchmarks.{job.name}", "--json", str(part), *job.arguments]
+def _why_kept(path: Path, about: Mapping[str, Any]) -> str:
+    commit = read(path).get("about", {}).get("commit")
+    other = f", of commit {commit}" if commit != about.get("commit") else ""
+    return f"kept: {path.name}{other}; delete it to measure again"
+
+
+def _run(job: Job, out: Path, about: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one benchmark; its file gets its name only if it is complete."""
+    path = out / f"{job.name}_{job.slug(about)}_{date.today().isoformat()}.json"
+    # without the date, so that what is kept there survives midnight
+    part = out / f"{job.name}_{job.slug(about)}{''.join(job.arguments)}.part"
+    log = out / f"{job.name}.log"
+    resumed = job.resumes and _is_from(part, about)
+    if not resumed:
+        part.unlink(missing_ok=True)
+    arguments = [*job.arguments, *(["--keep"] if resumed else [])]
+    command = [sys.executable, "-m", f"benchmarks.{job.name}", "--json", str(part), *arguments]
     start = time.monotonic()
-    with log.open("w", encoding="utf-8") as output:
-        code = subprocess.run(
-            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False
-        ).returncode
-    seconds = round(time.monotonic() - start, 1)
-    state = FINISHED if code == 0 and part.exists() else FAILED
-    if state == FINISHED:
+    code = _execute(command, log)
+    seconds = round(time.monotonic() - start + (before.get("seconds", 0) if resumed else 0), 1)
+    state = FAILED
+    if code in (0, 1) and part.exists() and not read(part).get("about", {}).get("missing"):
+        state = MISSES if code else FINISHED
         part.rename(path)
-    else:
-        print(f"{job.name}: failed with exit code {code}; see {log}", flush=True)
+    if code:
+        print(f"{job.name}: {state}, exit code {code}; see {log}", flush=True)
     shown = ["python", *command[1:4], path.name, *job.arguments]
     found = {"state": state, "seconds": seconds, "exit_code": code, "command": " ".join(shown)}
-    return {**asdict(job), **found, "file": path.name if state == FINISHED else None}
+    return {**asdict(job), **found, "file": None if state == FAILED else path.name}
+
+
+def _is_from(part: Path, about: Mapping[str, Any]) -> bool:
+    """Return True if an unfinished file was measured on this machine, at this commit."""
+    if not part.exists():
+        return False
+    found = read(part).get("about", {})
+    return all(found.get(name) == value for name, value in about.items())
+
+
+def _execute(command: Sequence[str], log: Path) -> int:
+    """Run a command in a process group of its own; return its exit code."""
+    with (
+        log.open("w", encoding="utf-8") as output,
+        running(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT) as guard,
+    ):
+        try:
+            return guard.wait()
+        except KeyboardInterrupt:
+            with suppress(psutil.Error):
+                children = psutil.Process(guard.pid).children()
+                for child in children:
+                    child.terminate()
+                psutil.wait_procs(children, timeout=END_SECONDS)
+            raise
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,14 +290,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         jobs = chosen(given.suite, given.only)
+        about = machine.describe()
         if given.plan:
-            print("\n".join(plan(jobs, given.out, machine.describe())))
+            print("\n".join(plan(jobs, given.out, about)))
             return 0
         try:
             given.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--out {given.out}: {error.strerror}") from error
-        about = machine.describe()
         states = run_suite(jobs, given.out, about)
         for number in range(1, given.again + 1):
             folder = given.out / f"again_{number}"
@@ -235,9 +306,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         console.print_error(error)
         return 2
-    counts = [sum(state["state"] == kind for state in states) for kind in (FINISHED, SKIPPED, FAILED)]
-    print(json.dumps(dict(zip((FINISHED, SKIPPED, FAILED), counts, strict=True))))
-    return 1 if counts[2] else 0
+    counts = Counter(state["state"] for state in states)
+    kept = sum(state.get("kept", False) for state in states)
+    print(json.dumps({**{kind: counts[kind] for kind in (FINISHED, MISSES, FAILED)}, "kept": kept}))
+    return 1 if counts[MISSES] or counts[FAILED] else 0
 
 
 if __name__ == "__main__":

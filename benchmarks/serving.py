@@ -403,8 +403,7 @@ def measure(
     requests = draw_requests(MIXES[mix], count, seed=1)
     alone, error_alone = time_alone(bench, requests)
     per_second = load * bench.capacity(requests)
-    # above capacity the best budget shows only once a queue has grown
-    tuning = poisson(requests[: count // 2 if load > 1 else sweep_count], per_second, seed=2)
+    tuning = poisson(requests[:sweep_count], per_second, seed=2)
     # throughput decides above capacity, the share within three times alone below it
     goal = "images_per_second" if load > 1 else "within_three_times_alone"
     kept: dict[str, tuple[str, Serve]] = {}
@@ -544,7 +543,8 @@ def _measure_all(given: argparse.Namespace) -> None:
             cost=calibrated(pipeline),
             decoding=decoding_times(pipeline, 3 if given.quick else 9),
         )
-        effort = {"count": 100, "rounds": 3, "sweep_count": 15}
+        # a queue grows, and shares differ by more than noise, only with enough requests
+        effort = {"count": 100, "rounds": 3, "sweep_count": 50}
     loads = LOADS
     if given.quick:
         effort, loads = {"count": 12, "rounds": 1, "sweep_count": 4}, {"cat": (2.0,)}

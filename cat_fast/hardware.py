@@ -48,7 +48,7 @@ GPUS = {  # keyed by the name that CUDA reports
     "H200 NVL": Gpu(4800e9, 835e12, 60e12),
     "GH200 480GB": Gpu(4000e9, 989e12, 67e12),
     "GH200 144G HBM3e": Gpu(4900e9, 989e12, 67e12),
-    "B200": Gpu(7700e9, 2250e12, 75e12),
+    "B200": Gpu(8000e9, 2250e12, 75e12),
     "A10": Gpu(600e9, 125e12, 31.2e12),
     "A40": Gpu(696e9, 149.7e12, 37.4e12),
     "L4": Gpu(300e9, 121e12, 30.3e12),

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from PIL import Image
 
 from cat_fast.kernels.scalar_attention.op import scalar_attention
 from cat_fast.kernels.scalar_attention.reference import scalar_attention_reference
@@ -32,6 +33,9 @@ def main() -> None:
     draw_interpolation(left)
     draw_operator(right)
     figure.savefig(OUT, dpi=80)
+    with Image.open(OUT) as plot:
+        few_colours = plot.convert("RGB").quantize(64)
+    few_colours.save(OUT, optimize=True)
 
 
 def draw_interpolation(axes: Axes) -> None:

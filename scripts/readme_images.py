@@ -24,7 +24,7 @@ PROMPTS = ("smiling face with sunglasses", "red apple", "light bulb", "red heart
 SIDE, GAP, TEXT = 236, 8, 15
 FRAMES = {"8": "#c2410c", "16": "#0369a1", "32": "#4d7c0f"}
 """Colours of the report."""
-QUALITY = 88
+QUALITY = 78
 
 
 def main() -> None:

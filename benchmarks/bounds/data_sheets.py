@@ -1,9 +1,16 @@
-"""Peaks of GPUs by their data sheets (`benchmarks/data/gpus.json`), and times that follow from them."""
+"""Peaks of GPUs by their data sheets, and times that follow from them.
+
+Peaks and bandwidths are those of `cat_fast.hardware.GPUS`, which runs report their utilization by;
+`benchmarks/data/gpus.json` adds memory, NVLink and sources.
+"""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from cat_fast.hardware import GPUS, gpu_of
 
 FILE = Path(__file__).parents[1] / "data/gpus.json"
 MATRIX_FORMATS = {"bfloat16": "bfloat16", "float16": "bfloat16", "float32": "tf32"}
@@ -15,10 +22,11 @@ class DataSheet:
     """One GPU, with the source of its figures."""
 
     model: str
+    cuda_name: str
+    """Key of `cat_fast.hardware.GPUS`."""
     architecture: int
     bfloat16_flops: float
     tf32_flops: float
-    float32_flops: float
     bytes_per_second: float
     memory_bytes: float
     nvlink_bytes_per_second: float
@@ -66,7 +74,7 @@ def read_sheets(path: Path = FILE) -> tuple[Mapping[str, DataSheet], Assumptions
         ValueError: a figure is not positive, or a share exceeds 1.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
-    sheets = {name: DataSheet(**values) for name, values in content["gpus"].items()}
+    sheets = {name: _sheet(values) for name, values in content["gpus"].items()}
     assumptions = Assumptions(**content["assumptions"])
     for name, sheet in sheets.items():
         for key, value in vars(sheet).items():
@@ -75,3 +83,19 @@ def read_sheets(path: Path = FILE) -> tuple[Mapping[str, DataSheet], Assumptions
     if not (0 < assumptions.matrix_share <= 1 and 0 < assumptions.memory_share <= 1):
         raise ValueError(f"{path}: expected shares between 0 and 1, got {assumptions}")
     return sheets, assumptions
+
+
+def name_of(gpu: str, sheets: Mapping[str, DataSheet]) -> str | None:
+    """Return the name of the sheet of a GPU as CUDA calls it, or None if that very model has no sheet."""
+    known = gpu_of(gpu)
+    return next((name for name, sheet in sheets.items() if GPUS[sheet.cuda_name] is known), None)
+
+
+def _sheet(values: Mapping[str, Any]) -> DataSheet:
+    gpu = GPUS[values["cuda_name"]]
+    return DataSheet(
+        **values,
+        bfloat16_flops=gpu.flops_per_second("bfloat16"),
+        tf32_flops=gpu.flops_per_second("tf32"),
+        bytes_per_second=gpu.bytes_per_second,
+    )

@@ -1,17 +1,22 @@
 """Tables of docs/kernels.md from the committed results of the benchmarks."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
 from benchmarks.documents import tables
+from benchmarks.shared.committed import committed
+from benchmarks.static.report import read_kernels
 
 DOCUMENT = tables.ROOT / "docs/kernels.md"
 
 
 def filled(text: str) -> str:
     """Return the document with tables made from the results."""
-    made = {"speed": speed(tables.results("kernels")), "static": static(tables.results("gpu_static"))}
+    made = {
+        "speed": speed(tables.results("kernels")),
+        "static": static(read_kernels(committed("gpu_static"))),
+    }
     return tables.fill(text, made)
 
 
@@ -27,14 +32,14 @@ def speed(results: Mapping[str, Any]) -> str:
     return tables.markdown(("operator", "shape", "pass", "ms", "as fast as", "error"), rows)
 
 
-def static(results: Mapping[str, Any]) -> str:
+def static(compiled: Iterable[Mapping[str, Any]]) -> str:
     """Return one row per kernel: registers, shared memory and occupancy on both architectures."""
 
     def key(row: Mapping[str, Any]) -> tuple[str, str]:
         return row["case"], row["name"]
 
     rows = []
-    for (case, name), group in groupby(sorted(results["kernels"], key=key), key=key):
+    for (case, name), group in groupby(sorted(compiled, key=key), key=key):
         kernels = list(group)
         worst = {
             a: max((k for k in kernels if k["architecture"] == a), key=lambda k: k["registers"])

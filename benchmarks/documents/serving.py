@@ -82,10 +82,12 @@ def goals(mixes: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def rates(curve: Mapping[str, Any]) -> str:
-    """Return the rate of the transformer by rows per step."""
+    """Return the rate of the transformer by rows per step, and where more rows stop paying."""
     points = curve["points"]
     best = max(point["flops_per_second"] for point in points)
     header = ("rows per step", *(f"{point['rows']:,}" for point in points))
     rate = ("rows/s", *(f"{point['rows_per_second']:,.0f}" for point in points))
     share = ("of the best FLOP rate", *(f"{point['flops_per_second'] / best:.0%}" for point in points))
-    return tables.markdown(header, (rate, share))
+    enough = f"{curve['co_batching_stops_paying_at_rows']:,}"
+    end = f"Co-batching stops paying at {enough} rows: larger steps are at most 5 % faster per FLOP."
+    return f"{tables.markdown(header, (rate, share))}\n{end}\n"

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from benchmarks.bounds.kernels import shapes
 from benchmarks.gpu.blocks import OPERATORS, PASSES, RIVALS
 from benchmarks.gpu.body import Context
 from benchmarks.gpu.operators import SIZES, Call
@@ -91,6 +92,7 @@ def _time(
         "high": 1e3 * high,
         "backend": backend,
         "dtype": str(call.inputs[0].dtype).removeprefix("torch."),
+        "shape": None if context.dry else shapes()[op],
     }
     context.record.figure(f"{op}.{name}.milliseconds", 1e3 * seconds, "ms", **details)
     context.record.figure(f"{op}.{name}.same_again", ratio_of_medians(times, "again", "ours"), "ratio")

@@ -13,6 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.bounds.kernels import (
+    HEAD_DIM,
+    HEADS,
+    LATENT_CHANNELS,
+    MIX,
+    NORM_SHAPE,
+    SCALAR_ATTENTION_SHAPE,
+    WIDE_ATTENTION_SHAPE,
+    moved_bytes,
+)
 from cat_fast.kernels.adaln.op import adaln, gate_residual_adaln
 from cat_fast.kernels.group_norm_silu.op import group_norm_silu
 from cat_fast.kernels.pack.op import pack
@@ -84,8 +94,7 @@ def group_norm_silu_call(
             inputs=(x, weight, bias),
             grads=(grad,),
             last=lambda: make(x[-1:], grad[-1:]),
-            # Forward reads x twice and writes y; backward reads x and dy twice and writes dx.
-            bytes_moved={"forward": 3 * x.nbytes, "forward_backward": 8 * x.nbytes},
+            bytes_moved=moved_bytes("group_norm_silu", x.numel(), x.itemsize),
         )
 
     return make(x, grad)
@@ -103,7 +112,7 @@ def scalar_attention_call(shape: tuple[int, int, int], device: torch.device, dty
             inputs=(q, k, v),
             grads=(grad,),
             last=lambda: make([t[-1:] for t in tensors]),
-            bytes_moved={"forward": 4 * q.nbytes, "forward_backward": 11 * q.nbytes},
+            bytes_moved=moved_bytes("scalar_attention", q.numel(), q.itemsize),
         )
 
     return make((q, k, v, grad))
@@ -148,15 +157,14 @@ def _adaln(
 ) -> Call:
     gate, shift, scale, *_ = rows.chunk(6, dim=1)
     options = {"cu_seqlens": _offsets(lengths, x.device), "eps": EPS}
-    last = lengths[-1]
-    moved = {"forward": 4, "forward_backward": 4 + 6} if gated else {"forward": 2, "forward_backward": 2 + 3}
+    last, op = lengths[-1], "gate_residual_adaln" if gated else "adaln"
     return Call(
-        op="gate_residual_adaln" if gated else "adaln",
+        op=op,
         function=partial(gate_residual_adaln if gated else adaln, **options),
         inputs=(x, h, gate, shift, scale) if gated else (x, shift, scale),
         grads=tuple(grads) if gated else (grads[0],),
         last=lambda: _adaln(x[-last:], h[-last:], [g[-last:] for g in grads], rows[-1:], [last], gated),
-        bytes_moved={name: count * x.nbytes for name, count in moved.items()},
+        bytes_moved=moved_bytes(op, x.numel(), x.itemsize),
     )
 
 
@@ -179,7 +187,7 @@ def _pack(latents: Sequence[Tensor], grad: Tensor) -> Call:
         inputs=(latents[-1], *latents[:-1]),
         grads=(grad,),
         last=lambda: _pack(latents[-1:], grad[-tokens:]),
-        bytes_moved={"forward": 2 * grad.nbytes, "forward_backward": 4 * grad.nbytes},
+        bytes_moved=moved_bytes("pack", grad.numel(), grad.itemsize),
     )
 
 
@@ -202,8 +210,6 @@ def wide_attention_call(shape: tuple[int, ...], device: torch.device, dtype: tor
     return make((q, k, v, grad))
 
 
-MIX = [64] * 64 + [256] * 32 + [1024] * 4
-"""16,384 tokens of all ratios at 512 px."""
 SIZES: Mapping[str, Mapping[str, Callable[[torch.device, torch.dtype], Call]]] = {
     "toy": {
         "group_norm_silu": partial(group_norm_silu_call, (2, 8, 4, 4)),
@@ -224,13 +230,13 @@ SIZES: Mapping[str, Mapping[str, Callable[[torch.device, torch.dtype], Call]]] =
         "wide_attention": partial(wide_attention_call, (2, 77, 2, 320)),
     },
     "chip": {
-        "group_norm_silu": partial(group_norm_silu_call, (8, 128, 256, 256)),
-        "scalar_attention": partial(scalar_attention_call, (8, 4096, 512)),
-        "varlen_attention": partial(varlen_attention_call, MIX, 16, 72),
-        "adaln": partial(adaln_call, MIX, 1152, gated=False),
-        "gate_residual_adaln": partial(adaln_call, MIX, 1152, gated=True),
-        "pack": partial(pack_call, 16, [int(math.sqrt(4 * length)) for length in MIX]),
-        "wide_attention": partial(wide_attention_call, (4, 4096, 1, 512)),
+        "group_norm_silu": partial(group_norm_silu_call, NORM_SHAPE),
+        "scalar_attention": partial(scalar_attention_call, SCALAR_ATTENTION_SHAPE),
+        "varlen_attention": partial(varlen_attention_call, MIX, HEADS, HEAD_DIM),
+        "adaln": partial(adaln_call, MIX, HEADS * HEAD_DIM, gated=False),
+        "gate_residual_adaln": partial(adaln_call, MIX, HEADS * HEAD_DIM, gated=True),
+        "pack": partial(pack_call, LATENT_CHANNELS, [int(math.sqrt(4 * length)) for length in MIX]),
+        "wide_attention": partial(wide_attention_call, WIDE_ATTENTION_SHAPE),
     },
     "huge": {
         "group_norm_silu": partial(group_norm_silu_call, (33, 64, 1024, 1024)),

@@ -13,9 +13,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.bounds.kernels import MIX
 from benchmarks.gpu.blocks import VAE_STEPS
 from benchmarks.gpu.body import Context
-from benchmarks.gpu.operators import MIX
 from benchmarks.gpu.record import read_entries
 from benchmarks.gpu.sampling import count_launches, sampling_steps
 from benchmarks.gpu.workloads import CONFIGS, dit, packed_batch
@@ -113,7 +113,15 @@ def steps(context: Context) -> None:
 def _time_dit(context: Context, name: str, step: DiTStep, flops: int, ceilings: dict[str, float]) -> None:
     seconds, peak = _time(step, step.device)
     record, gpu = context.record, gpu_in_use()
-    record.figure(f"{name}.milliseconds", 1e3 * seconds, "ms", flops=flops, tokens=sum(step.lengths))
+    record.figure(
+        f"{name}.milliseconds",
+        1e3 * seconds,
+        "ms",
+        flops=flops,
+        tokens=sum(step.lengths),
+        images=len(step.lengths),
+        parameters=sum(p.numel() for p in step.model.parameters()),
+    )
     record.figure(f"{name}.peak_bytes", peak, "B")
     if gpu is None:
         record.skipped(f"{name}.mfu", "the data sheet of this device is not known")
@@ -187,7 +195,10 @@ def _vae_steps(context: Context, device: torch.device) -> None:
             ratio, precision = int(name.split("_")[1][:-1]), name.split("_")[2]
             workload = Workload(replace(config, precision=precision), device)
             seconds, peak = _time(partial(workload.step, workload.batch(ratio, images)), device)
-            context.record.figure(f"{name}.milliseconds", 1e3 * seconds, "ms", images=images)
+            trained = sum(p.numel() for parameters in workload.trained.values() for p in parameters)
+            context.record.figure(
+                f"{name}.milliseconds", 1e3 * seconds, "ms", images=images, parameters=trained
+            )
             context.record.figure(f"{name}.peak_bytes", peak, "B")
             del workload
         except Exception as error:  # one step must not cost the others

@@ -1,7 +1,8 @@
-"""Names of results: MODEL_MACHINE_DATE.json, after the benchmark, where and when it ran."""
+"""Files of results: MODEL_MACHINE_DATE.json, after the benchmark, where and when it ran."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,36 @@ def committed(model: str, folder: Path = FOLDER) -> Path:
     Raises:
         UserError: there are none.
     """
-    found = [path for path in folder.glob(f"{model}_*.json") if _parts(path)["model"] == model]
-    if not found:
+    found = newest(folder.glob(f"{model}_*.json")).get(model)
+    if found is None:
         raise UserError(f"{folder}: there are no results of {model}; run python -m benchmarks.{model}")
-    return max(found, key=lambda path: (_parts(path)["date"], path.name))
+    return found
+
+
+def newest(files: Iterable[Path]) -> dict[str, Path]:
+    """Return the newest results of each benchmark, by the model in their names; other files are ignored."""
+    named = [path for path in files if NAME.fullmatch(path.name)]
+    ordered = sorted(named, key=lambda path: (_parts(path)["date"], path.name))
+    return {_parts(path)["model"]: path for path in ordered}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read the results of a benchmark.
+
+    Raises:
+        UserError: the file is missing, not a JSON object, or from a dry run.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: it is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    if content.get("dry"):
+        raise UserError(f"{path}: figures of a dry run are not measurements; run the check on a GPU")
+    return content
 
 
 def machine_slug(about: Mapping[str, Any]) -> str:

@@ -7,7 +7,8 @@ A benchmark is a script with a dictionary from key to a function that sets up a 
     "cases"                       under each key: errors, seconds per call, ratios, pairs, peak memory, work
     "about"                       machine, versions, effort, load of the machine before and after
 
-A case with a wrong result has no ratio, and the program exits with 1.
+A case with a wrong result has no ratio. A baseline that raises is left out and named under "failures", as is
+a case of which ours raises. The program then exits with 1.
 """
 
 import math
@@ -81,12 +82,12 @@ class Effort:
     max_pairs: int
     seconds: float
     longest_extra_run: float = math.inf
-    """Contestants slower than this, in seconds, do not run again for their peak memory."""
+    """Baselines slower than this, in seconds, run in timed turns only: their peak memory is not measured."""
     without: tuple[str, ...] = ()
     """Suffixes of the names of baselines to skip."""
 
 
-FULL = Effort(min_pairs=7, max_pairs=101, seconds=10.0)
+FULL = Effort(min_pairs=7, max_pairs=31, seconds=5.0, longest_extra_run=10.0)
 QUICK = Effort(min_pairs=1, max_pairs=9, seconds=0.3, longest_extra_run=0.4, without=("compile",))
 """Without torch.compile, which takes half a minute to compile."""
 TURN_SECONDS = 0.005
@@ -127,6 +128,8 @@ class Result:
     of_expected: Mapping[str, float] = field(default_factory=dict)
     """Median ratio over the expected one, by baseline."""
     pairs: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Error of each contestant that raised; such a baseline has no other figures."""
     peak_bytes: Mapping[str, int | None] = field(default_factory=dict)
     """Peak increase of memory in use during a call; None if the system does not report it."""
     work: Mapping[str, float] = field(default_factory=dict)
@@ -143,9 +146,21 @@ class Result:
         return not self.wrong()
 
     def wrong(self) -> dict[str, float]:
-        """Return contestants that are not correct, with their errors; NaN counts as wrong."""
+        """Return contestants that are not correct, with their errors; NaN or no result counts as wrong."""
         slack = dict.fromkeys(self.errors, self.slack) | {"ours": 1.0}
-        return {name: e for name, e in self.errors.items() if not e <= self.tolerance * slack[name]}
+        found = {name: e for name, e in self.errors.items() if not e <= self.tolerance * slack[name]}
+        return found if "ours" in self.errors else found | {"ours": math.nan}
+
+
+def failed(error: Exception, name: str = "ours") -> Result:
+    """Return the result of a case that raised."""
+    return Result(errors={}, tolerance=0.0, slack=1.0, failures={name: _reason(error)})
+
+
+def _reason(error: Exception) -> str:
+    """Format an error on one line, without the trace that some carry."""
+    first = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first}"[:200]
 
 
 def matmul_rate(dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
@@ -181,38 +196,43 @@ def measure(
 ) -> Result:
     """Check all contestants of a case, then time ours against each baseline in pairs of turns.
 
+    Peak memory is measured last, since that returns freed memory to the system.
+
     `rate_of(dtype, clock)` returns the reference rate of arithmetic in FLOP/s; tests pass a constant.
     """
     baselines = {name: c for name, c in case.baselines.items() if not name.endswith(effort.without)}
-    everyone = {"ours": case.ours, **baselines}
     truth = case.truth()
-    errors, first = {}, {}
-    for name, contestant in everyone.items():
+    errors, first, failures = {}, {}, {}
+    for name, contestant in {"ours": case.ours, **baselines}.items():
         start = clock()
-        result = (contestant.rehearsal or contestant.run)()
-        machine.synchronize()
-        first[name] = clock() - start
-        errors[name] = error_of(contestant.outputs(result), contestant.truth() if contestant.truth else truth)
-    checked = Result(errors=errors, tolerance=case.tolerance, slack=case.slack, details=case.details)
+        try:
+            result = (contestant.rehearsal or contestant.run)()
+            machine.synchronize()
+            first[name] = clock() - start
+            errors[name] = error_of(
+                contestant.outputs(result), contestant.truth() if contestant.truth else truth
+            )
+        except Exception as error:
+            if name == "ours":
+                raise
+            failures[name] = _reason(error)
+    checked = Result(
+        errors=errors, tolerance=case.tolerance, slack=case.slack, failures=failures, details=case.details
+    )
     if not checked.right:
         return checked
     del truth
 
-    # A second run measures peak memory without compilation, and the number of calls per turn.
-    peaks: dict[str, int | None] = {}
-    calls = {}
-    for name, contestant in everyone.items():
-        if first[name] > effort.longest_extra_run:
-            peaks[name], calls[name] = None, 1
-            continue
-        taken: list[float] = []
-
-        def timed(contestant: Contestant = contestant, taken: list[float] = taken) -> None:
-            taken.append(seconds_per_call(contestant.run, 1, clock))
-
-        peaks[name] = machine.peak_bytes(timed)
-        calls[name] = max(1, math.ceil(TURN_SECONDS / max(taken[0], 1e-6)))
-
+    baselines = {name: c for name, c in baselines.items() if name not in failures}
+    everyone = {"ours": case.ours, **baselines}
+    slow = {name for name in baselines if first[name] > effort.longest_extra_run}
+    # A second run measures the number of calls per turn without compilation, and warms up.
+    calls = {
+        name: 1
+        if name in slow
+        else max(1, math.ceil(TURN_SECONDS / max(seconds_per_call(contestant.run, 1, clock), 1e-6)))
+        for name, contestant in everyone.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in everyone}
     ratios = {}
     for name in baselines:
@@ -222,6 +242,13 @@ def measure(
         times[name] = [theirs for _, theirs in pairs]
         more = case.ours.count / baselines[name].count
         ratios[name] = Spread.of([more * theirs / ours for ours, theirs in pairs])
+    if not baselines:  # all have failed
+        turn = partial(seconds_per_call, case.ours.run, calls["ours"], clock)
+        times["ours"] = [seconds for pair in take_turns([turn, turn], effort, clock) for seconds in pair]
+    peaks = {
+        name: None if name in slow else machine.peak_bytes(contestant.run)
+        for name, contestant in everyone.items()
+    }
     seconds = {name: Spread.of(values) for name, values in times.items()}
     return replace(
         checked,
@@ -309,6 +336,8 @@ def _work(
 
 def lines(key: str, result: Result) -> list[str]:
     """Format a result: one line per baseline, then one of facts; no ratio if a result is wrong."""
+    if "ours" in result.failures:
+        return [f"{key}: FAILED: {result.failures['ours']}"]
     if not result.right:
         wrong = ", ".join(f"{name} has an error of {error:.1e}" for name, error in result.wrong().items())
         return [f"{key}: WRONG: {wrong}, limit {result.tolerance:.0e}; not timed"]
@@ -320,6 +349,7 @@ def lines(key: str, result: Result) -> list[str]:
             f"{result.pairs[name]} pairs): {milliseconds['ours']:.2f} ms against {milliseconds[name]:.2f}"
             + (f", {result.of_expected[name]:.0%} of expected" if name in result.of_expected else "")
         )
+    text += [f"  {name} FAILED: {why}" for name, why in result.failures.items()]
     facts = [f"error {result.errors['ours']:.1e}"]
     work = result.work
     if "bytes_moved" in work:

@@ -2,8 +2,10 @@
 
 import ctypes
 import platform
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,35 @@ import torch
 
 from cat_fast.cli.info import environment
 
+ROOT = Path(__file__).parents[2]
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def describe() -> dict[str, Any]:
-    """Return processor, GPUs, threads and versions, without host names, custom kernel names or paths."""
+    """Return processor, GPUs, threads, versions and commit, without host names, kernel names or paths."""
     found = environment()
     # The reasons why other backends are inactive may contain paths.
     active = [f"{row['op']}.{row['backend']}" for row in found["kernels"] if row["status"] == "active"]
-    return found | {"kernels": active, "platform": f"{platform.system()} {platform.machine()}"}
+    system = f"{platform.system()} {platform.machine()}"
+    return found | {"kernels": active, "platform": system, "commit": commit()}
+
+
+@cache
+def commit(root: Path = ROOT) -> str | None:
+    """Return the short hash of the checked-out commit, with `+` if files differ; None outside of git."""
+    found = _git(root, "rev-parse", "--short", "HEAD", "--show-prefix")
+    if found is None or len(found.split()) != 1:  # a folder inside another repository has a prefix
+        return None
+    return found.strip() + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def synchronize() -> None:

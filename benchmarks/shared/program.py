@@ -4,6 +4,7 @@ import argparse
 import gc
 import json
 import os
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +25,12 @@ def main(
     quick_cases: Mapping[str, Callable[[], harness.Case]] | None = None,
     facts: Callable[[], Mapping[str, Any]] = dict,
 ) -> int:
-    """Run a benchmark's command line. Return the exit code: 1 if a result was wrong, 2 for invalid usage.
+    """Run a benchmark's command line. Return the exit code: 1 if a result was wrong or failed, 2 for invalid
+    usage.
 
     `full` is the effort without --quick. `quick_cases` are the cases for --quick, if different. `facts`
     computes and prints additional contents of the file. The file is written after each case, so that --keep
-    can resume an interrupted run.
+    can resume an interrupted run; its `about` then lists the missing cases.
     """
     parser = argparse.ArgumentParser(description=f"Benchmark of {benchmark}: correctness, then speed.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
@@ -39,7 +41,7 @@ def main(
     parser.add_argument(
         "--keep",
         action="store_true",
-        help="keep the results in FILE; measure only missing or wrong ones, or those of --only",
+        help="keep the results in FILE; measure only missing, wrong or failed ones, or those of --only",
     )
     given = parser.parse_args(arguments)
     if given.quick and quick_cases is not None:
@@ -52,9 +54,14 @@ def main(
             )
         if given.json is not None:
             require_writable(given.json)
-        kept = _kept(given.json, benchmark) if given.keep else {}
+        effort = harness.QUICK if given.quick else full
+        kept = _kept(given.json, benchmark, effort) if given.keep else {}
         if not given.only:
-            right = {key for key, found in kept.get("cases", {}).items() if found["right"]}
+            right = {
+                key
+                for key, found in kept.get("cases", {}).items()
+                if found["right"] and not found.get("failures")
+            }
             chosen = {key: setup for key, setup in chosen.items() if key not in right}
 
         found = facts()
@@ -66,11 +73,11 @@ def main(
                 with atomic_write(given.json) as path:
                     path.write_text(json.dumps(written, indent=2, allow_nan=False) + "\n")
 
-        results = run(chosen, harness.QUICK if given.quick else full, save)
+        results = run(chosen, effort, save)
     except UserError as error:
         console.print_error(error)
         return 2
-    return 0 if all(result.right for result in results.values()) else 1
+    return 0 if all(result.right and not result.failures for result in results.values()) else 1
 
 
 def run(
@@ -80,7 +87,8 @@ def run(
 ) -> dict[str, harness.Result]:
     """Measure and print the cases in turn, and call `save` after each with all results so far.
 
-    The second argument of `save` describes the machine, versions and effort.
+    A case that raises is recorded as failed, and the others are measured. The second argument of `save`
+    describes the machine, versions, effort and missing cases.
     """
     about = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -90,22 +98,28 @@ def run(
     }
     results = {}
     for key, setup in cases.items():
-        results[key] = harness.measure(setup(), effort)
+        try:
+            results[key] = harness.measure(setup(), effort)
+        except Exception as error:
+            traceback.print_exc()
+            results[key] = harness.failed(error)
         gc.collect()  # free the tensors of one case before the next
         for line in harness.lines(key, results[key]):
             print(line, flush=True)
-        save(results, about | {"load_after": os.getloadavg()[0]})
+        missing = {"missing": left} if (left := [key for key in cases if key not in results]) else {}
+        save(results, about | {"load_after": os.getloadavg()[0]} | missing)
     return results
 
 
-def _kept(path: Path | None, benchmark: str) -> dict[str, Any]:
-    """Return the results of an earlier call of this benchmark on the same machine and versions."""
+def _kept(path: Path | None, benchmark: str, effort: harness.Effort) -> dict[str, Any]:
+    """Return the results of an earlier call of this benchmark with the same machine, versions and effort."""
     if path is None:
         raise UserError("--keep: give the file with --json")
     if not path.exists():
         return {}
     found = json.loads(path.read_text())
-    now = {"benchmark": benchmark, **machine.describe()}
+    described = {"benchmark": benchmark, "effort": vars(effort), **machine.describe()}
+    now = json.loads(json.dumps(harness.rounded(described)))
     differing = [name for name, value in now.items() if found["about"].get(name) != value]
     if differing:
         raise UserError(

@@ -46,7 +46,8 @@ def main(
     print("\n".join(lines(found)))
     if given.json:
         with atomic_write(given.json) as part:
-            content = rounded({**found, "about": about(benchmark, load)})
+            quick = {"quick": True} if given.quick else {}
+            content = rounded({**found, "about": about(benchmark, load) | quick})
             part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return 0
 

@@ -29,13 +29,14 @@ CLASSES = {
     "special": ("MUFU",),
     "shuffle": ("SHFL", "REDUX"),
     "global": ("LDG", "STG", "RED", "ATOM", "UTMALDG", "UTMASTG"),
-    "shared": ("LDS", "STS", "STSM"),
+    "shared": ("LDS", "STS", "ATOMS"),
     "local": ("LDL", "STL"),
     "barrier": ("BAR", "WARPSYNC", "DEPBAR", "LDGDEPBAR", "SYNCS"),
     "float": ("FADD", "FMUL", "FFMA", "FMNMX", "FSETP", "FSEL", "FSET", "HADD2", "HMUL2", "HFMA2", "HSETP2"),
     "conversion": ("F2F", "F2FP", "F2I", "I2F", "I2FP"),
 }
-"""Classes of instructions by the first letters of their names; all others are `other`."""
+"""Classes of instructions by the longest of these that their names start with; all others are `other`."""
+_CLASS_OF = {prefix: kind for kind, names in CLASSES.items() for prefix in names}
 WIDE_ACCESS = re.compile(r"\b(?:LDG|STG|LDGSTS)\.E\S*\.128|\bUTMALDG|\bUTMASTG")
 
 
@@ -148,7 +149,8 @@ def instruction_mix(code: str) -> dict[str, int]:
     found: Counter[str] = Counter(dict.fromkeys((*CLASSES, "other"), 0))
     for name in INSTRUCTION.findall(code):
         if name != "NOP":
-            found[next((kind for kind, names in CLASSES.items() if name.startswith(names)), "other")] += 1
+            prefix = max((known for known in _CLASS_OF if name.startswith(known)), key=len, default=None)
+            found["other" if prefix is None else _CLASS_OF[prefix]] += 1
     return dict(found)
 
 

@@ -1,57 +1,113 @@
 """The suite runs each benchmark in a process, keeps what finished, and resumes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import run
+from cat_fast.processes.signals import Interrupted
 
 ROOT = Path(__file__).parents[2]
-MACHINE = {"cpu": {"processor": "Test", "threads": 1}, "gpus": []}
+MACHINE = {"cpu": {"processor": "Test", "threads": 1}, "gpus": [], "commit": "abc1234"}
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """Replaces the processes: a benchmark writes its file unless it is in the set `broken`."""
-    found = SimpleNamespace(commands=[], broken=set())
+    """Replaces the processes: a benchmark writes its file and exits with its code in `codes`, else with 0.
 
-    def start(command, stdout, **options):
+    Those in the set `broken` write nothing, or only some cases if they resume.
+    """
+    found = SimpleNamespace(commands=[], codes={}, broken=set())
+
+    def execute(command, log):
         found.commands.append(command)
         name = command[2].removeprefix("benchmarks.")
-        stdout.write("log\n")
-        if name not in found.broken:
-            Path(command[4]).write_text("{}")
-        return SimpleNamespace(returncode=int(name in found.broken))
+        log.write_text("log\n")
+        missing = {"missing": ["b"]} if name in found.broken else {}
+        if name not in found.broken or name in ("kernels", "packing"):
+            Path(command[4]).write_text(json.dumps({"about": {**MACHINE, **missing}}))
+        return found.codes.get(name, 1 if name in found.broken else 0)
 
-    monkeypatch.setattr(run.subprocess, "run", start)
+    monkeypatch.setattr(run, "_execute", execute)
     monkeypatch.setattr(run.machine, "describe", lambda: MACHINE)
     return found
+
+
+def names(found):
+    return [command[2].removeprefix("benchmarks.") for command in found.commands]
+
+
+def states(folder):
+    return {job["name"]: job["state"] for job in run.recorded(folder)}
 
 
 def test_every_job_of_every_suite_is_a_benchmark():
     for jobs in run.SUITES.values():
         for job in jobs:
-            assert (ROOT / f"benchmarks/{job.name}.py").exists(), job.name
+            script = (ROOT / f"benchmarks/{job.name}.py").read_text()
+            assert job.resumes == ("program.main(" in script and "simple_program" not in script), job.name
+        assert jobs[-1].name == "claims", "it reads the other results"
 
 
 def test_a_failure_stops_no_other_benchmark_and_a_second_run_resumes(tmp_path, ran, capsys):
-    ran.broken = {"packing"}
+    ran.broken = {"packing", "straggler"}
     command = ["--suite", "quick", "--out", str(tmp_path)]
     assert run.main(command) == 1
-    written = json.loads((tmp_path / "run.json").read_text())
-    states = {job["name"]: job["state"] for job in written["jobs"]}
-    assert states.pop("packing") == run.FAILED
-    assert set(states.values()) == {run.FINISHED}
-    assert not list(tmp_path.glob("*.part"))
-    assert "failed with exit code 1" in capsys.readouterr().out
+    found = states(tmp_path)
+    assert found.pop("packing") == found.pop("straggler") == run.FAILED
+    assert set(found.values()) == {run.FINISHED}
+    assert "packing: failed, exit code 1" in capsys.readouterr().out
     ran.broken, ran.commands[:] = set(), []
     assert run.main(command) == 0
-    assert [command[2] for command in ran.commands] == ["benchmarks.packing"]
-    assert "--quick" in ran.commands[0]
+    assert names(ran) == ["packing", "straggler"]
+    assert [ran.commands[0][-2:], ran.commands[1][-1:]] == [["--quick", "--keep"], ["--quick"]]
+    assert not list(tmp_path.glob("*.part"))
+    printed = capsys.readouterr().out
+    assert "packing: about 1 minutes, 0:02:00 left in the suite" in printed
+    assert '"kept": 5' in printed
     assert [path.name[:15] for path in tmp_path.glob("claims*.json")] == ["claims_counted_"]
-    assert written["jobs"][0]["command"].startswith("python -m benchmarks.kernels --json kernels_test-1t_")
+    kernels = next(job for job in run.recorded(tmp_path) if job["name"] == "kernels")
+    assert kernels["command"].startswith("python -m benchmarks.kernels --json kernels_test-1t_")
+
+
+def test_what_an_interrupted_benchmark_measured_at_another_commit_is_not_resumed(tmp_path, ran, monkeypatch):
+    ran.broken = {"kernels"}
+    assert run.main(["--only", "kernels", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(run.machine, "describe", lambda: MACHINE | {"commit": "def5678"})
+    assert run.main(["--only", "kernels", "--out", str(tmp_path)]) == 1
+    assert not any("--keep" in command for command in ran.commands)
+
+
+def test_results_with_misses_are_kept(tmp_path, ran, capsys):
+    ran.codes = {"scaling_validation": 1, "startup": 2}
+    command = ["--only", "scaling_validation,startup", "--out", str(tmp_path)]
+    assert run.main(command) == 1
+    assert states(tmp_path) == {"scaling_validation": run.MISSES, "startup": run.FAILED}
+    assert len(list(tmp_path.glob("scaling_validation_test-1t_*.json"))) == 1
+    ran.codes = {}
+    assert run.main(command) == 1
+    assert names(ran)[2:] == ["startup"]
+    assert states(tmp_path) == {"scaling_validation": run.MISSES, "startup": run.FINISHED}
+
+
+def test_rough_results_are_not_taken_for_complete_ones(tmp_path, ran, capsys, monkeypatch):
+    out = ["--out", str(tmp_path)]
+    run.main(["--suite", "quick", "--only", "kernels", *out])
+    run.main(["--suite", "cpu", "--only", "kernels", *out])
+    assert [command[5:] for command in ran.commands] == [["--quick"], []]
+    monkeypatch.setattr(run.machine, "describe", lambda: MACHINE | {"commit": "def5678"})
+    capsys.readouterr()
+    for suite in ("quick", "cpu"):
+        run.main(["--suite", suite, "--only", "kernels", *out])
+    assert len(ran.commands) == 2
+    printed = capsys.readouterr().out
+    assert printed.count(".json, of commit abc1234; delete it to measure again") == 2
 
 
 def test_a_suite_runs_in_parts_by_its_plan(tmp_path, ran, capsys, monkeypatch):
@@ -65,10 +121,10 @@ def test_a_suite_runs_in_parts_by_its_plan(tmp_path, ran, capsys, monkeypatch):
     assert run.main(["--only", "packing,startup", *out]) == 0
     assert run.main(["--only", "packing,loader", *out]) == 0
     jobs = {job["name"]: job for job in run.recorded(tmp_path / "new")}
-    assert {name: (job["state"], job["seconds"]) for name, job in jobs.items()} == {
-        "packing": (run.SKIPPED, 90),
-        "startup": (run.FINISHED, 90),
-        "loader": (run.FINISHED, 90),
+    assert {name: (job["state"], job.get("kept", False), job["seconds"]) for name, job in jobs.items()} == {
+        "packing": (run.FINISHED, True, 90),
+        "startup": (run.FINISHED, False, 90),
+        "loader": (run.FINISHED, False, 90),
     }
     capsys.readouterr()
     assert run.main(["--plan", *out]) == 0
@@ -77,22 +133,70 @@ def test_a_suite_runs_in_parts_by_its_plan(tmp_path, ran, capsys, monkeypatch):
     assert rows["serving"] == ["120.0", "estimate"]
     done = sum(job.minutes for job in run.SUITES["cpu"] if job.name in jobs)
     assert rows["left"] == [f"{total - done:.1f}"]
-    (tmp_path / "new" / run.RECORD).write_text("[]")
-    assert run.main(["--plan", *out]) == 2
-    assert "run.json: not a record of benchmarks" in capsys.readouterr().err
+    for text in ("[]", '{"jobs": [1]}'):
+        (tmp_path / "new" / run.RECORD).write_text(text)
+        assert run.main(["--plan", *out]) == 2
+        assert "run.json: " in capsys.readouterr().err
 
 
 def test_timed_benchmarks_run_again_for_the_noise(tmp_path, ran):
-    assert run.main(["--only", "claims,kernels", "--out", str(tmp_path), "--again", "2"]) == 0
-    names = [command[2].removeprefix("benchmarks.") for command in ran.commands]
-    assert names == ["claims", "kernels", "kernels", "kernels"]
+    assert run.main(["--only", "gpu_static,kernels", "--out", str(tmp_path), "--again", "2"]) == 0
+    assert names(ran) == ["gpu_static", "kernels", "kernels", "kernels"]
     assert len(list(tmp_path.glob("again_*/kernels_*.json"))) == 2
 
 
 def test_single_benchmarks_are_chosen_by_name(tmp_path, ran, capsys):
     assert run.main(["--only", "serving,kernels", "--out", str(tmp_path)]) == 0
-    assert [command[2] for command in ran.commands] == ["benchmarks.serving", "benchmarks.kernels"]
+    assert names(ran) == ["serving", "kernels"]
     assert run.main(["--only", "speed", "--out", str(tmp_path)]) == 2
     assert "--only speed: expected some of autoencoder" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert run.main(["--only", "kernels", "--out", str(tmp_path / "file")]) == 2
+
+
+def test_an_interruption_is_recorded_with_what_has_not_run(tmp_path, ran, monkeypatch):
+    def interrupt(command, log):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(run, "_execute", interrupt)
+    with pytest.raises(Interrupted) as caught:
+        run.main(["--only", "kernels,startup", "--out", str(tmp_path)])
+    assert states(tmp_path) == {"kernels": run.INTERRUPTED, "startup": run.MISSING}
+    assert "kernels was ended; finished results are in" in caught.value.__notes__[0]
+
+
+def test_a_signal_lets_the_benchmark_end_by_itself(tmp_path):
+    """Its temporary files are removed, and no process remains."""
+    benchmark = """
+import pathlib, sys, time
+from cat_fast.processes.signals import run_command
+
+def main():
+    pathlib.Path(sys.argv[1]).touch()
+    try:
+        time.sleep(60)
+    finally:
+        pathlib.Path(sys.argv[1]).unlink()
+
+sys.exit(run_command(main))
+"""
+    program = f"""
+import sys
+from pathlib import Path
+from benchmarks.run import _execute
+from cat_fast.processes.signals import run_command
+
+command = [sys.executable, "-c", {benchmark!r}, {str(tmp_path / "temporary")!r}]
+sys.exit(run_command(lambda: _execute(command, Path({str(tmp_path / "log")!r}))))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE)
+    for _ in range(600):
+        if (tmp_path / "temporary").exists():
+            break
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            continue
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert not (tmp_path / "temporary").exists()

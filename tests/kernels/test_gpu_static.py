@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import gpu_static
 from benchmarks.gate import expected
 from benchmarks.shared.committed import committed
 from benchmarks.static.budgets import Budget, tolerated_spills
 from benchmarks.static.compiler import Kernel
+from benchmarks.static.report import kernels_of, read_kernels, to_report, write
 
 ROOT = Path(__file__).parents[2]
 FRUGAL = Kernel(
@@ -47,18 +49,38 @@ def test_every_triton_kernel_stays_within_its_budget(tmp_path, option):
     """
     ran, report = compile_all(tmp_path, *([option] if option else []))
     assert ran.returncode == 0, ran.stdout
-    assert not [row for row in report["kernels"] if row["violations"]]
-    compiler = f"triton {report['about']['triton']}"
-    findings = expected.compare_kernels(report["kernels"], compiler, expected.read())
+    kernels = kernels_of(report)
+    assert not [row for row in kernels if row["violations"]]
+    findings = expected.compare_kernels(kernels, f"triton {report['about']['triton']}", expected.read())
     assert not [f.line() for f in findings if f.verdict in (expected.LOSS, expected.NEW)]
-    known = json.loads(committed("gpu_static").read_text())
-    listed, found = (list(map(identity, given["kernels"])) for given in (known, report))
+    known = read_kernels(committed("gpu_static"))
+    listed, found = (list(map(identity, given)) for given in (known, kernels))
     if option is None:
         assert found == listed
     else:
         assert set(found) < set(listed)
         assert {row[0] for row in found} == {row[0] for row in listed}
         assert {row[1:] for row in found} == {row[1:] for row in listed}, "a kernel lacks an architecture"
+
+
+def test_a_text_that_no_case_contains_is_refused(tmp_path, capsys):
+    for arguments, message in (
+        (["--only", "adalm"], "--only adalm: no case matches; cases start with adaln"),
+        (["--only", "adaln", "--json", str(tmp_path)], str(tmp_path)),
+    ):
+        assert gpu_static.main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_reports_are_read_as_written(tmp_path):
+    mix = {"matrix": 1, "other": 2}
+    rows = [
+        {"case": "a", "registers": 3, "instructions": mix},
+        {"case": "b", "registers": 4, "instructions": None},
+    ]
+    write(to_report(rows, "3.8.0"), tmp_path / "static.json")
+    assert read_kernels(tmp_path / "static.json") == rows
+    assert json.loads((tmp_path / "static.json").read_text())["about"]["triton"] == "3.8.0"
 
 
 def identity(row):

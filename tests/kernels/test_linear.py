@@ -111,18 +111,25 @@ def test_second_derivatives_and_transforms():
 
 @needs_onednn
 @pytest.mark.parametrize("threads", [1, 2])
-def test_rows_do_not_depend_on_the_others_in_blocks_of_sixteen(threads):
+@pytest.mark.parametrize(
+    ("rows", "size", "outputs"),
+    [
+        *((320, *shape) for shape in ((192, 576), (384, 384), (768, 192))),
+        (64, 1152, 4608),  # the largest model's
+        (64, 4608, 1152),
+    ],
+)
+def test_rows_do_not_depend_on_the_others_in_blocks_of_sixteen(threads, rows, size, outputs):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad(), using("onednn"):
-            for size, outputs in ((192, 576), (384, 384), (768, 192)):
-                x = torch.randn(320, size, generator=generator)
-                weight = torch.randn(outputs, size, generator=generator)
-                expected = linear(x, weight)
-                for rows in range(16, 320, 16):
-                    assert torch.equal(linear(x[-rows:], weight), expected[-rows:])
+            x = torch.randn(rows, size, generator=generator)
+            weight = torch.randn(outputs, size, generator=generator)
+            expected = linear(x, weight)
+            for kept in range(16, rows, 16):
+                assert torch.equal(linear(x[-kept:], weight), expected[-kept:])
     finally:
         torch.set_num_threads(before)
 

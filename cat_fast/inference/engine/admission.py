@@ -1,13 +1,14 @@
 """Decisions before work starts: does a request fit, when will it finish, at which ratio is it drawn."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from cat_fast.errors import UserError
 from cat_fast.generator.sampling import SampleRequest
 from cat_fast.inference.engine.cost import Cost, CostModel
 from cat_fast.inference.engine.entry import Entry
+from cat_fast.inference.engine.errors import DeadlineUnreachable
 from cat_fast.inference.engine.forecast import Work, finish_seconds
 from cat_fast.inference.engine.order import Order
 from cat_fast.inference.engine.request import EngineRequest
@@ -33,6 +34,10 @@ class InFlight:
     decoding_seconds: float
     """Predicted seconds until the decoder is idle."""
     now: float
+
+    def plus(self, entries: Sequence[Entry]) -> "InFlight":
+        """Return the engine with further requests."""
+        return replace(self, entries=[*self.entries, *entries])
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,44 @@ class Admission:
         rows = request.passes * request.sample.num_tokens
         work = Work(request.num_inference_steps, rows, cost.step_flops, cost.seconds - denoising)
         new = _Candidate(request.priority, in_flight.now, denoising, work)
-        ranked: list[Entry | _Candidate] = [*in_flight.entries, new]
-        ranked.sort(key=lambda one: (-one.priority, self._order.key(one, in_flight.now), one.number))
+        return self._finish(new, [*in_flight.entries, new], in_flight)
+
+    def check_deadlines(self, entries: Sequence[Entry], in_flight: InFlight) -> None:
+        """Check the deadlines of requests that are submitted together, each delayed by the others.
+
+        Args:
+            entries: with the forecasts of `choose`.
+            in_flight: the engine without them.
+
+        Raises:
+            DeadlineUnreachable: one of them would miss its deadline; with the time of the last of them.
+        """
+        deadlines = [entry.request.deadline for entry in entries]
+        if not any(deadlines):
+            return
+        if len(entries) == 1:
+            seconds = [entries[0].handle.record.predicted_seconds or 0.0]
+        else:
+            together = [*in_flight.entries, *entries]
+            seconds = [self._finish(entry, together, in_flight).seconds for entry in entries]
+        missed = [
+            deadline
+            for deadline, needed in zip(deadlines, seconds, strict=True)
+            if deadline is not None and needed > deadline
+        ]
+        if missed:
+            raise DeadlineUnreachable(min(missed), max(seconds))
+
+    def _finish(
+        self, one: "Entry | _Candidate", unfinished: Sequence["Entry | _Candidate"], in_flight: InFlight
+    ) -> Forecast:
+        """Predict the time until `one` of all unfinished requests is complete."""
+        ranked = sorted(
+            unfinished, key=lambda one: (-one.priority, self._order.key(one, in_flight.now), one.number)
+        )
         seconds = finish_seconds(
             [one.work for one in ranked],
-            ranked.index(new),
+            ranked.index(one),
             self._max_tokens,
             self._cost.step_seconds,
             in_flight.decoding_seconds,

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
+from cat_fast.errors import UserError
 from cat_fast.generator.sampling import SampleRequest
+from cat_fast.hardware import is_out_of_memory
 from cat_fast.inference.engine.cost import CostModel
 from cat_fast.inference.engine.handle import EngineOutput, Preview, RequestHandle
 from cat_fast.inference.engine.stages import Stages
@@ -125,16 +127,23 @@ class Decoding:
         return batch
 
     def _decode(self, batch: list[_Item]) -> None:
+        """Decode a batch; failures are narrowed down by halving it."""
         start = self._clock()
         try:
             images = self._stages.decode([item.latent for item in batch], batch[0].sample.ratio)
         except Exception as error:
+            memory = is_out_of_memory(error)
             if len(batch) == 1:
                 if batch[0].preview_step is None:
-                    batch[0].handle.fail(error)
+                    batch[0].handle.fail(_explained(error, batch[0]) if memory else error)
                 return
-            for item in batch:  # the error belongs to one of them
-                self._decode([item])
+            images = None
+        if images is None:  # not in the handler, whose error holds the tensors of the failed call
+            if memory and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+            half = len(batch) // 2
+            self._decode(batch[:half])
+            self._decode(batch[half:])
             return
         seconds = (self._clock() - start) / len(batch)
         self._statistics.seconds_decoding += seconds * len(batch)
@@ -149,7 +158,17 @@ class Decoding:
                     item.handle.on_preview = None
 
     def _complete(self, item: _Item, image: torch.Tensor | None) -> None:
-        record = item.handle.record
+        record, deadline = item.handle.record, item.handle.request.deadline
         record.seconds_decoding = self._clock() - item.queued
+        record.deadline_missed = deadline is not None and record.seconds > deadline
         self._statistics.predicted(record, alone=item.alone)
         item.handle.finish(EngineOutput(latent=item.latent, image=image, record=record))
+
+
+def _explained(error: Exception, item: _Item) -> UserError:
+    height, width = (side * item.sample.ratio for side in item.latent.shape[1:])
+    made = UserError(
+        f"out of memory while decoding a single image of {width} x {height} pixels; choose a smaller size"
+    )
+    made.__cause__ = error
+    return made

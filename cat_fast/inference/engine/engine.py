@@ -11,20 +11,19 @@ on another; `submit` may then be called from any thread, and `await handle.wait(
 """
 
 import contextlib
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 
 from cat_fast.errors import UserError
 from cat_fast.hardware import is_out_of_memory
 from cat_fast.inference.engine.admission import Admission, InFlight, check_room
-from cat_fast.inference.engine.cost import CostModel
+from cat_fast.inference.engine.cost import Cost, CostModel
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.engine.entry import Entry
 from cat_fast.inference.engine.errors import DeadlineUnreachable, Draining, QueueFull
@@ -80,7 +79,7 @@ class PackedEngine:
         self.statistics = EngineStatistics()
         self.last_step: StepReport | None = None
         self._encoder = pipeline.text_encoder
-        self._numbers = itertools.count()
+        self._next_number = 0
         self._entries: list[Entry] = []
         self._changed = threading.Condition()
         self._step = 0
@@ -102,55 +101,47 @@ class PackedEngine:
             UserError: the request cannot be drawn by this engine.
             QueueFull, DeadlineUnreachable, Draining: it is not accepted now.
         """
-        stages = self.stages
-        stages.check(request)
-        variants = request.variants
-        for variant in variants:
-            check_room([variant.sample], variant.passes, self.max_tokens)
-        text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
-        costs = [self.cost.cost(variant, variant.sample, text_tokens) for variant in variants]
+        return self.submit_all([request], on_previews=[on_preview])[0]
+
+    def submit_all(
+        self,
+        requests: Sequence[EngineRequest],
+        *,
+        on_previews: Sequence[Callable[[Any], None] | None] | None = None,
+    ) -> list[RequestHandle]:
+        """Queue all requests or none; see `submit`.
+
+        Args:
+            on_previews: receiver of the previews of each request.
+
+        Raises:
+            UserError: one of them cannot be drawn by this engine, or there are more than the queue can hold.
+            QueueFull, DeadlineUnreachable, Draining: they are not accepted now.
+        """
+        self.check_number(len(requests))
+        callbacks = on_previews or [None] * len(requests)
+        checked = [self._check(request) for request in requests]
         with self._changed:
-            if self._closing:
-                self.statistics.refused("draining")
-                raise Draining
-            unfinished = self.unfinished
-            if self.max_queue is not None and unfinished >= self.max_queue:
-                self.statistics.refused("queue_full")
-                first = min((entry.remaining_seconds for entry in self._entries), default=0.0)
-                raise QueueFull(unfinished, max(1.0, first))
-            chosen, forecast = self.admission.choose(variants, costs, self._in_flight())
-            if request.deadline is not None and forecast is not None and forecast.seconds > request.deadline:
-                self.statistics.refused("deadline")
-                raise DeadlineUnreachable(request.deadline, forecast.seconds)
-            drawn, cost = variants[chosen], costs[chosen]
-            record = RequestRecord(
-                ratio=drawn.sample.ratio,
-                tokens=drawn.sample.num_tokens,
-                steps=request.num_inference_steps,
-                flops=cost.flops,
-                planned_ratio=request.sample.ratio if chosen else None,
-                predicted_seconds=None if forecast is None else forecast.seconds,
-                load_correction=1.0 if forecast is None else forecast.correction,
-                predicted_alone_seconds=cost.seconds,
-            )
-            number = next(self._numbers)
-            handle = RequestHandle(id=number, request=request, record=record, on_preview=on_preview)
-            handle.add_done_callback(self.statistics.ended)
-            entry = Entry(
-                handle=handle,
-                request=drawn,
-                cost=cost,
-                number=number,
-                arrived=self.clock(),
-                last_step=self._step,
-                alone=not unfinished,
-            )
-            if self._entries:
+            try:
+                entries = self._admit(checked, callbacks)
+            except (QueueFull, DeadlineUnreachable, Draining) as refusal:
+                self.statistics.refused(refusal.reason, len(requests))
+                raise
+            self._next_number += len(entries)
+            if self._entries and entries:
                 self._entries[0].alone = False  # the others are not alone already
-            self._entries.append(entry)
-            self.statistics.submitted += 1
+            self._entries += entries
+            self.statistics.submitted += len(entries)
             self._changed.notify_all()
-        return handle
+        return [entry.handle for entry in entries]
+
+    def check_number(self, requests: int) -> None:
+        """Raise UserError if this many requests can never be in the queue together."""
+        if self.max_queue is not None and requests > self.max_queue:
+            raise UserError(
+                f"{requests} images at once can never fit the queue, which holds {self.max_queue}; ask for at"
+                f" most {self.max_queue}"
+            )
 
     async def generate(self, request: EngineRequest) -> Any:
         """Submit a request and wait for its output; cancelling this coroutine cancels the request."""
@@ -382,6 +373,58 @@ class PackedEngine:
             return False
         return True
 
+    def _check(self, request: EngineRequest) -> "_Checked":
+        """Check a request, and compute its costs; needs no lock."""
+        self.stages.check(request)
+        variants = request.variants
+        for variant in variants:
+            check_room([variant.sample], variant.passes, self.max_tokens)
+        text_tokens = 0 if self._encoder is None else self._encoder.count_tokens([request.sample.text])[0]
+        costs = [self.cost.cost(variant, variant.sample, text_tokens) for variant in variants]
+        return _Checked(request, variants, costs)
+
+    def _admit(
+        self, checked: Sequence["_Checked"], on_previews: Sequence[Callable[[Any], None] | None]
+    ) -> list[Entry]:
+        """Return the entries of requests that are accepted together, in order; under the lock."""
+        if self._closing:
+            raise Draining
+        unfinished = self.unfinished
+        if self.max_queue is not None and unfinished + len(checked) > self.max_queue:
+            first = min((entry.remaining_seconds for entry in self._entries), default=0.0)
+            raise QueueFull(unfinished, self.max_queue, max(1.0, first))
+        in_flight = self._in_flight()
+        entries: list[Entry] = []
+        for (request, variants, costs), on_preview in zip(checked, on_previews, strict=True):
+            chosen, forecast = self.admission.choose(variants, costs, in_flight.plus(entries))
+            drawn, cost = variants[chosen], costs[chosen]
+            record = RequestRecord(
+                ratio=drawn.sample.ratio,
+                tokens=drawn.sample.num_tokens,
+                steps=request.num_inference_steps,
+                flops=cost.flops,
+                planned_ratio=request.sample.ratio if chosen else None,
+                predicted_seconds=None if forecast is None else forecast.seconds,
+                load_correction=1.0 if forecast is None else forecast.correction,
+                predicted_alone_seconds=cost.seconds,
+            )
+            number = self._next_number + len(entries)
+            handle = RequestHandle(id=number, request=request, record=record, on_preview=on_preview)
+            handle.add_done_callback(self.statistics.ended)
+            entries.append(
+                Entry(
+                    handle=handle,
+                    request=drawn,
+                    cost=cost,
+                    number=number,
+                    arrived=self.clock(),
+                    last_step=self._step,
+                    alone=not unfinished and len(checked) == 1,
+                )
+            )
+        self.admission.check_deadlines(entries, in_flight)
+        return entries
+
     def _in_flight(self) -> InFlight:
         return InFlight(
             entries=self._entries, decoding_seconds=self._decoding.backlog_seconds, now=self.clock()
@@ -393,6 +436,14 @@ class PackedEngine:
             self._entries = [entry for entry in self._entries if entry not in dropped]
         for entry in dropped:  # without the lock: callbacks may call the engine, and take other locks
             entry.handle.drop()
+
+
+class _Checked(NamedTuple):
+    """A request that this engine can draw, with the cost of each of its variants."""
+
+    request: EngineRequest
+    variants: tuple[EngineRequest, ...]
+    costs: list[Cost]
 
 
 def _explained(error: Exception, rows: int) -> UserError:

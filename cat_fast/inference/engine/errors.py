@@ -2,10 +2,14 @@
 
 
 class QueueFull(RuntimeError):
-    """The limit of unfinished requests is reached."""
+    """The limit of unfinished requests would be exceeded."""
 
-    def __init__(self, unfinished: int, retry_after: float) -> None:
-        super().__init__(f"{unfinished} requests are unfinished, the limit; retry in {retry_after:.0f} s")
+    reason = "queue_full"
+
+    def __init__(self, unfinished: int, limit: int, retry_after: float) -> None:
+        super().__init__(
+            f"{unfinished} requests are unfinished, the limit is {limit}; retry in {retry_after:.0f} s"
+        )
         self.retry_after = retry_after
         """Predicted seconds until one of them finishes."""
 
@@ -13,16 +17,20 @@ class QueueFull(RuntimeError):
 class DeadlineUnreachable(RuntimeError):
     """The request would finish after its deadline."""
 
+    reason = "deadline"
+
     def __init__(self, deadline: float, earliest: float) -> None:
         super().__init__(
             f"the deadline of {deadline:.3g} s cannot be met; the earliest possible time is {earliest:.3g} s"
         )
         self.earliest = earliest
-        """Predicted seconds until the request finishes."""
+        """Predicted seconds until it finishes; of several submitted together, the last of them."""
 
 
 class Draining(RuntimeError):
     """The engine finishes what it has and takes no further requests."""
+
+    reason = "draining"
 
     def __init__(self) -> None:
         super().__init__("the engine is shutting down and takes no further requests")

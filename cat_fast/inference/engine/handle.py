@@ -44,6 +44,9 @@ class RequestRecord:
     seconds_decoding: float = 0.0
     """From the end of its last step, waiting for the decoder included."""
 
+    deadline_missed: bool = False
+    """True if it was complete only after its deadline, which is checked at submission."""
+
     @property
     def seconds(self) -> float:
         return self.seconds_queued + self.seconds_denoising + self.seconds_decoding

@@ -27,8 +27,8 @@ from cat_fast.tokenizer.autoencoder import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
 
 ROWS = 16
-"""Block that fp32 matrix products of MKL and OpenBLAS are invariant to: other numbers of rows below 16 take
-another path. `invariance.self_test` checks it."""
+"""Block whose multiples, as numbers of rows, round each row of an fp32 matrix product alike with MKL,
+OpenBLAS and oneDNN. MKL and OpenBLAS take another path below 16 rows. `invariance.self_test` checks it."""
 TEXT_BYTES = 16 << 20
 _NOT_FINITE = (
     "a latent contains NaN or infinite values; lower guidance_scale, or check the pipeline's weights"

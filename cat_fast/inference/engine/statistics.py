@@ -28,6 +28,8 @@ class EngineStatistics:
         """Sum of the row budgets of all steps, each at least its padded tokens."""
         self._waiting_rows = self._waiting_max_rows = 0
         self.tokens_finished = 0
+        self.deadlines_missed = 0
+        """Number of finished requests that took longer than their deadline: later ones went first."""
         self.seconds_denoising = 0.0
         """In the transformer."""
         self.seconds_steps = 0.0
@@ -68,10 +70,10 @@ class EngineStatistics:
         with self._lock:
             return median(self._errors[alone]) if self._errors[alone] else None
 
-    def refused(self, reason: str) -> None:
-        """Count a refused request."""
+    def refused(self, reason: str, count: int) -> None:
+        """Count refused requests."""
         with self._lock:
-            self.refusals[reason] += 1
+            self.refusals[reason] += count
 
     def ended(self, handle: RequestHandle) -> None:
         """Count a request that is done."""
@@ -79,6 +81,7 @@ class EngineStatistics:
             if handle.status == "finished":
                 self.finished += 1
                 self.tokens_finished += handle.record.tokens
+                self.deadlines_missed += handle.record.deadline_missed
             elif handle.status == "failed":
                 self.failed += 1
             else:

@@ -19,7 +19,7 @@ from cat_fast.inference.server.limits import Limits
 from cat_fast.inference.server.metrics import ServerMetrics
 from cat_fast.inference.server.schemas import ComplexityBody, GenerationBody
 from cat_fast.inference.server.service import Service
-from cat_fast.inference.server.settings import MAX_PROMPT_CHARACTERS
+from cat_fast.inference.server.settings import GENERATIONS, MAX_PROMPT_CHARACTERS, RECONSTRUCTIONS
 
 _STEPS_PER_SECOND = 10
 _ERROR: dict[str, Any] = {"description": "Refused; the body is {error: {message, type, param, code}}"}
@@ -39,7 +39,9 @@ def create_app(service: Service) -> FastAPI:
     )
     measured = ServerMetrics(service)
     service.on_image = measured.observe_image
-    app.add_middleware(Limits, settings=service.settings, observe=measured.observe_http)
+    app.add_middleware(
+        Limits, settings=service.settings, observe=measured.observe_http, refused=service.refused
+    )
     errors.install(app)
     page = files("cat_fast.inference.server").joinpath("templates/page.html").read_text(encoding="utf-8")
 
@@ -66,7 +68,7 @@ def create_app(service: Service) -> FastAPI:
         entry = {"id": service.settings.name, "object": "model", "owned_by": "cat-fast"}
         return {"object": "list", "data": [entry | {"details": service.describe()}]}
 
-    @app.post("/v1/images/generations", responses=_REFUSALS)
+    @app.post(GENERATIONS, responses=_REFUSALS)
     async def generations(request: Request, body: GenerationBody) -> Response:
         service.require_accepting()
         request.state.user = body.user
@@ -76,6 +78,7 @@ def create_app(service: Service) -> FastAPI:
             first = await anext(stream)  # refusals must precede the reply's status
             return StreamingResponse(_chain(first, stream), media_type="text/event-stream")
         handles = await asyncio.to_thread(generation.submit, service, planned)
+        setattr(request.state, errors.ACCEPTED, True)
         reply = asyncio.ensure_future(generation.reply(planned, handles))
         gone = asyncio.ensure_future(_disconnected(request))
         try:
@@ -87,7 +90,7 @@ def create_app(service: Service) -> FastAPI:
             gone.cancel()
             reply.cancel()
 
-    @app.post("/v1/images/reconstructions", responses=_REFUSALS)
+    @app.post(RECONSTRUCTIONS, responses=_REFUSALS)
     async def reconstructions(
         image: Annotated[UploadFile, File(description="JPEG, PNG or WebP, at most 40 megapixels")],
         description: Annotated[str | None, Form(max_length=MAX_PROMPT_CHARACTERS)] = None,

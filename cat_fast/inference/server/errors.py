@@ -21,6 +21,13 @@ _TYPES = {
 }
 
 
+INTERNAL_ERROR = "internal_error"
+REFUSAL = "refusal"
+"""Name in a request's state: the code of the error, if the request was not accepted."""
+ACCEPTED = "accepted"
+"""Name in a request's state: True once its images are queued."""
+
+
 class ApiError(Exception):
     """A refusal with its HTTP status."""
 
@@ -67,25 +74,31 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(503, str(error), code="draining", headers={"Retry-After": "60"})
     if isinstance(error, UserError):
         return ApiError(400, str(error), code="invalid_value")
-    return ApiError(500, f"the image could not be drawn ({one_line(error)})", code="internal_error")
+    return ApiError(500, f"the image could not be drawn ({one_line(error)})", code=INTERNAL_ERROR)
 
 
 def install(app: FastAPI) -> None:
     """Answer every exception of an application in OpenAI's shape."""
 
-    @app.exception_handler(ApiError)
-    async def refused(_: Request, error: ApiError) -> JSONResponse:
+    def answer(request: Request, error: ApiError) -> JSONResponse:
+        if not getattr(request.state, ACCEPTED, False):
+            setattr(request.state, REFUSAL, error.code)
         return error.response()
 
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:
+        return answer(request, error)
+
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _of_validation(error).response()
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(request, _of_validation(error))
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
         code = codes.get(error.status_code, "invalid_request")
-        return ApiError(error.status_code, str(error.detail), code=code, headers=error.headers).response()
+        found = ApiError(error.status_code, str(error.detail), code=code, headers=error.headers)
+        return answer(request, found)
 
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> JSONResponse:

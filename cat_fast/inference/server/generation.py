@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,6 +55,10 @@ def plan(service: Service, body: GenerationBody) -> Planned:
             code="model_not_found",
             param="model",
         )
+    try:
+        service.engine.check_number(body.n)
+    except UserError as error:
+        raise ApiError(400, str(error), code="invalid_value", param="n") from error
     given = [name for name in ("tokens", "mean_tokens") if getattr(body, name) is not None]
     if body.ratio != "auto":
         given.insert(0, "ratio")
@@ -127,22 +132,14 @@ def submit(
     Raises:
         ApiError: 422, 429 or 503.
     """
-    handles: list[RequestHandle] = []
+    previews = [on_preview and partial(on_preview, index) for index in range(len(planned.requests))]
     try:
         service.require_accepting()
-        for index, request in enumerate(planned.requests):
-
-            def preview(one: Preview, index: int = index) -> None:
-                assert on_preview is not None
-                on_preview(index, one)
-
-            handle = service.engine.submit(request, on_preview=preview if on_preview else None)
-            handle.add_done_callback(service.ended)
-            handles.append(handle)
+        handles = service.engine.submit_all(planned.requests, on_previews=previews)
     except Exception as error:
-        for handle in handles:
-            handle.cancel()
         raise as_api_error(error) from error
+    for handle in handles:
+        handle.add_done_callback(service.ended)
     return handles
 
 

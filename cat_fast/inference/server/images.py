@@ -9,8 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from cat_fast.complexity import Description, Score, ScoringFailure, default_scorer, require_scores
 from cat_fast.complexity.contributions import contributions
-from cat_fast.complexity.image_score import GivenLabels
-from cat_fast.complexity.image_scorers.loading import load_image_scorer
+from cat_fast.complexity.image_scorers.student.scorer import image_student
 from cat_fast.data.images.io import decode_image, image_to_tensor, resize_center_crop
 from cat_fast.errors import UserError
 from cat_fast.generator.flops import forward_flops
@@ -56,17 +55,20 @@ def complexity(service: Service, description: Description, *, explain: bool = Fa
     scorer = default_scorer()
     (score,) = require_scores(scorer, [description])
     if explain and not score.reasons:
-        score = replace(score, reasons=_effects_in_words(contributions(scorer, description)))
+        score = replace(score, reasons=_effects_in_words(contributions(scorer, description), "word"))
     return _result(service, score, description, scorer.name)
 
 
 def image_complexity(service: Service, image: Image.Image) -> dict[str, Any]:
-    """Return the same of an image without a description, by the default scorer of images."""
-    scorer = load_image_scorer(None, None, default_scorer)
-    (found,) = scorer.score_images([scorer.prepare(image)], [GivenLabels()])
+    """Return the same of an image without a description; the reasons are effects of its pixels' features."""
+    scorer = image_student()
+    prepared = scorer.prepare(image)
+    (found,) = scorer.score_images([prepared])
     if isinstance(found, ScoringFailure):
         raise ApiError(400, f"image: {found.error}", code="invalid_image", param="image")
-    return _result(service, found.score, found.description, scorer.name)
+    effects = _effects_in_words(scorer.contributions(prepared), "group of features")
+    score = replace(found.score, reasons=f"compared with an average image: {effects}")
+    return _result(service, score, found.description, scorer.name)
 
 
 @torch.no_grad()
@@ -105,15 +107,19 @@ def reconstruct(service: Service, image: Image.Image, description: Description |
     return found
 
 
-def _effects_in_words(effects: list[tuple[str, float]]) -> str:
-    """Return what raises and what lowers a score most, such as 'raised by word "crowd" (+0.6)'."""
+def _effects_in_words(effects: list[tuple[str, float]], kind: str) -> str:
+    """Return what raises and what lowers a score most, such as 'raised by word "crowd" (+0.6)'.
+
+    Args:
+        kind: name of one part of the input that has an effect.
+    """
     parts = []
     for verb, sign in (("raised", 1), ("lowered", -1)):
         found = [(name, effect) for name, effect in effects if sign * effect >= _LEAST_EFFECT]
         if found:
             shown = ", ".join(f"{name} ({effect:+.1f})" for name, effect in found[:_SHOWN_EFFECTS])
             parts.append(f"{verb} by {shown}")
-    return "; ".join(parts) or "no single word changes it"
+    return "; ".join(parts) or f"no single {kind} changes it"
 
 
 def _result(service: Service, score: Score, description: Description | None, scorer: str) -> dict[str, Any]:

@@ -14,8 +14,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cat_fast.inference.server.errors import ApiError
-from cat_fast.inference.server.settings import MAX_BODY_BYTES, ServerSettings
+from cat_fast.inference.server.errors import ACCEPTED, INTERNAL_ERROR, REFUSAL, ApiError
+from cat_fast.inference.server.settings import (
+    GENERATIONS,
+    MAX_BODY_BYTES,
+    MAX_JSON_BYTES,
+    RECONSTRUCTIONS,
+    ServerSettings,
+)
 
 _MAX_CLIENTS = 10_000
 _OPEN_PATHS = ("/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json")
@@ -29,6 +35,7 @@ class Limits:
         app: the application.
         settings: token and rate.
         observe: called with route, status and seconds of every request.
+        refused: called with the code of every request for images that is not accepted.
         log: writes a line.
     """
 
@@ -37,9 +44,11 @@ class Limits:
         app: ASGIApp,
         settings: ServerSettings,
         observe: Callable[[str, int, float], None],
+        refused: Callable[[str], None],
         log: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        self._app, self._settings, self._observe = app, settings, observe
+        self._app, self._settings = app, settings
+        self._observe, self._refused = observe, refused
         self._log = log or log_line
         self._rates: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
@@ -63,12 +72,20 @@ class Limits:
 
         try:
             self._check(scope)
-            await self._app(scope, self._counted(receive), send_with_id)
+            await self._app(scope, _counted(receive, _limit(scope)), send_with_id)
         except ApiError as error:
             if started:
                 raise
+            scope["state"][REFUSAL] = error.code
             await error.response()(scope, receive, send_with_id)
+        except Exception:  # answered outside of all middleware
+            if not scope["state"].get(ACCEPTED):
+                scope["state"][REFUSAL] = INTERNAL_ERROR
+            raise
         finally:
+            code = scope["state"].get(REFUSAL)
+            if code is not None and scope["path"] == GENERATIONS:
+                self._refused(code)
             seconds = time.perf_counter() - begun
             route = getattr(scope.get("route"), "path", "other")
             self._observe(route, status, seconds)
@@ -91,9 +108,9 @@ class Limits:
         if scope["path"] not in _OPEN_PATHS and not scope["path"].startswith(_OPEN_FOLDER):
             self._check_token(headers)
             self._check_rate((scope.get("client") or ("", 0))[0])
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            raise _too_large()
+        length, limit = headers.get("content-length", "0"), _limit(scope)
+        if not length.isdecimal() or int(length) > limit:
+            raise _too_large(limit)
 
     def _check_token(self, headers: Headers) -> None:
         expected = self._settings.token
@@ -128,30 +145,32 @@ class Limits:
                 headers={"Retry-After": str(wait)},
             )
 
-    @staticmethod
-    def _counted(receive: Receive) -> Receive:
-        """Refuse a body of unknown length once it exceeds the limit."""
-        total = 0
-
-        async def counted() -> Message:
-            nonlocal total
-            message = await receive()
-            total += len(message.get("body", b""))
-            if total > MAX_BODY_BYTES:  # FastAPI passes on nothing else while it reads a body
-                raise HTTPException(413, _too_large().message)
-            return message
-
-        return counted
-
 
 def log_line(entry: dict[str, Any]) -> None:
     """Write an entry of the log as one JSON line."""
     print(json.dumps(entry), file=sys.stderr, flush=True)
 
 
-def _too_large() -> ApiError:
-    return ApiError(
-        413,
-        f"the body is larger than {MAX_BODY_BYTES / 1e6:.0f} MB; send a smaller image",
-        code="body_too_large",
-    )
+def _counted(receive: Receive, limit: int) -> Receive:
+    """Refuse a body of unknown length once it exceeds the limit."""
+    total = 0
+
+    async def counted() -> Message:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:  # FastAPI passes on nothing else while it reads a body
+            raise HTTPException(413, _too_large(limit).message)
+        return message
+
+    return counted
+
+
+def _limit(scope: Scope) -> int:
+    """Return the largest body of a route in bytes."""
+    return MAX_BODY_BYTES if scope["path"] == RECONSTRUCTIONS else MAX_JSON_BYTES
+
+
+def _too_large(limit: int) -> ApiError:
+    advice = "send a smaller image" if limit == MAX_BODY_BYTES else "send a shorter text"
+    return ApiError(413, f"the body is larger than {limit / 1e6:.0f} MB; {advice}", code="body_too_large")

@@ -59,9 +59,11 @@ class _EngineCollector(Collector):
         for outcome in ("submitted", "finished", "cancelled", "failed"):
             images.add_metric([outcome], getattr(totals, outcome))
         yield images
-        refused = CounterMetricFamily("cat_fast_refused", "Images not accepted", labels=["reason"])
-        for reason, count in sorted(dict(totals.refusals).items()):
-            refused.add_metric([reason], count)
+        refused = CounterMetricFamily(
+            "cat_fast_refused", "Requests for images that were not accepted, by error code", labels=["code"]
+        )
+        for code, count in sorted(dict(service.refusals).items()):
+            refused.add_metric([code], count)
         yield refused
         errors = GaugeMetricFamily(
             "cat_fast_prediction_error", "Median relative error of predicted seconds", labels=["load"]
@@ -97,6 +99,11 @@ class _EngineCollector(Collector):
         for name, text, value in (
             ("steps", "Steps of the engine", totals.steps),
             ("rows", "Tokens of all steps, twins counted", totals.rows),
+            (
+                "deadline_missed",
+                "Finished images that took longer than their deadline",
+                totals.deadlines_missed,
+            ),
             ("tokens", "Tokens of finished images", totals.tokens_finished),
             ("denoising_seconds", "Time in the transformer", totals.seconds_denoising),
             ("decoding_seconds", "Time in the decoder", totals.seconds_decoding),

@@ -105,7 +105,7 @@ def serve(service: Service, bound: socket.socket) -> int:
             "finished": totals.finished,
             "cancelled": totals.cancelled,
             "failed": totals.failed,
-            "refused": dict(totals.refusals),
+            "refused": dict(service.refusals),
             "lost": len(service.lost),
         }
     )

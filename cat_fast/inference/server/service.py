@@ -3,6 +3,7 @@
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ from cat_fast.inference.engine.request import EngineRequest
 from cat_fast.inference.pipeline.cat_pipeline import CATPipeline
 from cat_fast.inference.server.errors import ApiError, as_api_error
 from cat_fast.inference.server.settings import MAX_RECONSTRUCTIONS, ServerSettings
+from cat_fast.kernels.linear.op import selected
 
 _CALIBRATION_ROWS = 1024
 """Largest step of the calibration; longer ones are extrapolated."""
@@ -58,6 +60,8 @@ class Service:
         """Number of uploads that are being reconstructed."""
         self.on_image: Callable[[RequestRecord], None] | None = None
         """Called with the record of every finished image."""
+        self.refusals: Counter[str] = Counter()
+        """Number of requests for images that were not accepted, by the code of the error."""
         self.lost: list[RequestHandle] = []
         """Requests that the drain did not finish."""
         self.ready_after: float | None = None
@@ -152,6 +156,7 @@ class Service:
             "reason": self.failure,
             "model": self.settings.name,
             "device": str(self.engine.stages.device),
+            "linear_backend": selected() if self.engine.stages.device.type == "cpu" else None,
             "decode_tier": self.decode_tier,
             "bits_independent_of_neighbours": None if invariance is None else invariance.independent,
             "cuda_graphs": None if captured is None else captured.report.to_json(),
@@ -159,6 +164,10 @@ class Service:
             "ready_after_seconds": self.ready_after,
             "flops_per_second": self.engine.cost.flops_per_second if self.engine.cost.calibrated else None,
         }
+
+    def refused(self, code: str) -> None:
+        """Count a request for images that was not accepted; for the event loop only."""
+        self.refusals[code] += 1
 
     def ended(self, handle: RequestHandle) -> None:
         """Pass on the record of a finished image."""

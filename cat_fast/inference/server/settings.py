@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from cat_fast.errors import UserError
 from cat_fast.models.decode_tier import check_tier
 
+GENERATIONS = "/v1/images/generations"
+RECONSTRUCTIONS = "/v1/images/reconstructions"
 MAX_BODY_BYTES = 20_000_000
+"""Of uploads."""
+MAX_JSON_BYTES = 1_000_000
+"""Of other bodies: parsing a larger one would hold up the event loop, whatever the thread."""
 MAX_IMAGE_PIXELS = 40_000_000
 MAX_PROMPT_CHARACTERS = 4096
 MAX_IMAGES = 10

@@ -72,12 +72,54 @@ def toy(**changes):
     return lambda: case(Clock(), **changes)
 
 
-def test_turns_alternate_and_everybody_is_checked_and_warmed_up_first():
+def test_turns_alternate_after_check_and_warm_up_and_peak_memory_comes_last():
+    """Measuring the peak returns freed memory to the system, for which the next call would pay."""
     clock = Clock()
     harness.measure(case(clock), EFFORT, clock)
-    checked, warmed = clock.order[:2], clock.order[2:4]
-    assert checked == warmed == ["ours", "eager"]
-    assert clock.order[4:] == ["ours", "eager", "eager", "ours", "ours", "eager"]
+    checked, warmed, last = clock.order[:2], clock.order[2:4], clock.order[10:]
+    assert checked == warmed == last == ["ours", "eager"]
+    assert clock.order[4:10] == ["ours", "eager", "eager", "ours", "ours", "eager"]
+
+
+def test_slow_baselines_run_in_turns_only_and_ours_keeps_its_peak():
+    clock = Clock()
+    result = harness.measure(
+        case(clock, ours=(3.0,)), replace(EFFORT, min_pairs=1, max_pairs=1, longest_extra_run=2.0), clock
+    )
+    assert clock.order == ["ours", "eager", "ours", "ours", "eager", "ours"]
+    assert result.peak_bytes["eager"] is None
+    assert result.ratios["eager"].median == 1.0
+
+
+def fails():
+    raise RuntimeError("out of memory\nframe 1\nframe 2")
+
+
+def test_a_baseline_that_raises_is_recorded_and_the_others_are_timed():
+    clock = Clock()
+    given = case(clock)
+    broken = Contestant(run=fails, outputs=lambda y: [y])
+    both = replace(given, baselines={"compile": broken, **given.baselines})
+    result = harness.measure(both, EFFORT, clock)
+    assert result.right
+    assert result.failures == {"compile": "RuntimeError: out of memory"}
+    assert set(result.ratios) == {"eager"}
+    assert "compile FAILED: RuntimeError: out of memory" in "\n".join(harness.lines("k", result))
+    result = harness.measure(replace(given, baselines={"compile": broken}), EFFORT, clock)
+    assert result.seconds["ours"].median == 1.0
+
+
+def test_a_case_that_raises_does_not_end_the_others(run_program):
+    code, printed, written = run_program({"broken": fails, "whole": toy()})
+    assert code == 1
+    assert "broken: FAILED: RuntimeError: out of memory" in printed.out
+    assert written["cases"]["broken"]["right"] is False
+    assert written["cases"]["whole"]["right"] is True
+    assert "missing" not in written["about"]
+    code, printed, written = run_program({"broken": toy(), "whole": toy()}, "--keep")
+    assert code == 0
+    assert "whole" not in printed.out
+    assert written["cases"]["broken"]["right"] is True
 
 
 def test_the_ratio_is_the_median_over_pairs_and_not_the_ratio_of_medians():
@@ -248,6 +290,26 @@ def test_the_file_names_neither_the_host_nor_a_path(monkeypatch):
     assert not [text for text in strings(described) if platform.release() in text]
 
 
+def test_the_commit_is_recorded_only_of_this_repository(tmp_path, monkeypatch):
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path, check=True, capture_output=True,
+        )  # fmt: skip
+
+    assert machine.commit.__wrapped__(tmp_path) is None
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "file").write_text("1")
+    git("init")
+    git("add", "file")
+    git("commit", "-m", "first")
+    clean = machine.commit.__wrapped__(tmp_path)
+    assert clean.isalnum()
+    assert machine.commit.__wrapped__(tmp_path / "inner") is None
+    (tmp_path / "file").write_text("2")
+    assert machine.commit.__wrapped__(tmp_path) == f"{clean}+"
+
+
 def strings(value):
     if isinstance(value, Mapping):
         return [text for inner in value.values() for text in strings(inner)]
@@ -268,6 +330,9 @@ def test_only_chooses_cases_and_an_empty_choice_is_refused(run_program):
 def test_an_interrupted_benchmark_resumes_with_missing_cases(run_program, monkeypatch):
     """--keep measures what FILE lacks or has wrong, or --only names; a file of another machine is refused."""
     cases = {"a.forward": toy(), "b.forward": toy(), "c.forward": toy()}
+    seen = []
+    program.run(cases, EFFORT, lambda results, about: seen.append(about.get("missing")))
+    assert seen == [["b.forward", "c.forward"], ["c.forward"], None]
     run_program(cases, "--only", "b.")
     _, _, first = run_program({**cases, "a.forward": toy(ours_off_by=1.0)}, "--keep", "--only", "a.")
     code, printed, second = run_program(cases, "--keep")
@@ -280,10 +345,11 @@ def test_an_interrupted_benchmark_resumes_with_missing_cases(run_program, monkey
     _, _, third = run_program(cases, "--keep", "--only", "c.")
     assert third["cases"]["c.forward"] != second["cases"]["c.forward"]
     assert third["cases"]["a.forward"] == second["cases"]["a.forward"]
-    monkeypatch.setattr(machine, "describe", lambda: {"cpu": "another"})
+    monkeypatch.setattr(harness, "QUICK", replace(harness.QUICK, max_pairs=2))
+    monkeypatch.setattr(machine, "describe", lambda: {"cpu": "another", "commit": "0000000"})
     code, printed, _ = run_program(cases, "--keep")
     assert code == 2
-    assert "was measured with another cpu; measure again without --keep" in printed.err
+    assert "was measured with another effort, cpu, commit; measure again without --keep" in printed.err
 
 
 def test_quick_may_measure_other_cases_and_facts_stand_in_the_file(tmp_path):

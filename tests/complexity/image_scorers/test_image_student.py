@@ -73,6 +73,22 @@ def test_scores_depend_on_the_image_alone(photos: list[Image.Image]) -> None:
     assert found.description is None
 
 
+def test_contributions_are_effects_of_groups_of_features_on_the_score(photos: list[Image.Image]) -> None:
+    student = image_student()
+    assert sorted(i for group in low_level.GROUPS.values() for i in group) == [*range(low_level.COUNT)]
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    busy, plain = (
+        dict(student.contributions(student.prepare(image)))
+        for image in (Image.fromarray(noise), Image.new("RGB", (64, 48), "navy"))
+    )
+    assert busy.keys() == plain.keys() == {"textures and parts", *low_level.GROUPS}
+    assert plain["textures and parts"] < -0.05
+    effects = student.contributions(student.prepare(photos[0]))
+    magnitudes = [abs(effect) for _, effect in effects]
+    assert magnitudes == sorted(magnitudes, reverse=True)
+    assert 0.05 < magnitudes[0] < 8
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1)])
 def test_narrow_images_are_scored(size: tuple[int, int]) -> None:
     student = image_student()

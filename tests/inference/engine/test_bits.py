@@ -10,6 +10,9 @@ from cat_fast.inference.engine import EngineRequest, PackedEngine
 from cat_fast.kernels.linear.op import using
 from tests.inference.engine.mixes import check_mixes, tiny_pipeline
 from tests.inference.tiny_encoder import save_encoder
+from tests.kernels.onednn import needs_onednn
+
+FLOW = {"prediction": "flow", "rope": True, "swiglu": True}
 
 
 @contextmanager
@@ -33,7 +36,13 @@ def with_text(encoder):
 
 
 @pytest.mark.parametrize(
-    ("count", "mixes", "backend"), [(1, 10, "mkl"), (2, 3, "mkl"), (1, 3, "onednn"), (2, 3, "onednn")]
+    ("count", "mixes", "backend"),
+    [
+        (1, 10, "mkl"),
+        (2, 3, "mkl"),
+        pytest.param(1, 3, "onednn", marks=needs_onednn),
+        pytest.param(2, 3, "onednn", marks=needs_onednn),
+    ],
 )
 def test_mixes_through_text_and_decoder(with_text, count, mixes, backend):
     with threads(count), using(backend):
@@ -41,44 +50,60 @@ def test_mixes_through_text_and_decoder(with_text, count, mixes, backend):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "options"),
+    ("dtype", "backend", "options"),
     [
-        (torch.float32, {"num_heads": 4}),  # head dimension 16: SDPA instead of the C++ kernel
-        (torch.float32, {"prediction": "flow", "rope": True, "swiglu": True}),
-        (torch.bfloat16, {"shared_adaln": True, "qk_norm": True}),
+        (torch.float32, "mkl", {"num_heads": 4}),  # head dimension 16: SDPA instead of the C++ kernel
+        (torch.float32, "mkl", FLOW),
+        pytest.param(torch.float32, "onednn", FLOW, marks=needs_onednn),
+        (torch.bfloat16, "mkl", {"shared_adaln": True, "qk_norm": True}),
     ],
 )
-def test_mixes(dtype, options):
+def test_mixes(dtype, backend, options):
     pipeline = tiny_pipeline(**options).to(dtype)
-    check_mixes(pipeline, 6, seed=3, pool=10, flow="prediction" in options)
+    with using(backend):
+        check_mixes(pipeline, 6, seed=3, pool=10, flow="prediction" in options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
-    ("dtype", "backend"), [(torch.float32, "mkl"), (torch.float32, "onednn"), (torch.bfloat16, "mkl")]
+    ("case", "dtype", "backend", "options"),
+    [
+        (0, torch.float32, "mkl", {}),
+        pytest.param(1, torch.float32, "onednn", {}, marks=needs_onednn),
+        (2, torch.bfloat16, "mkl", {}),
+        (3, torch.float32, "mkl", FLOW),
+        pytest.param(4, torch.float32, "onednn", FLOW, marks=needs_onednn),
+    ],
 )
-def test_a_thousand_mixes(encoder, dtype, backend, count):
-    pipeline = tiny_pipeline(encoder).to(dtype)
+def test_a_thousand_mixes(encoder, case, dtype, backend, options, count):
+    """1,000 mixes per number of threads over all cases, whose seeds differ; 100 are decoded.
+
+    Takes about two minutes.
+    """
+    pipeline = tiny_pipeline(encoder, **options).to(dtype)
+    mix = {"pool": 24, "text": True, "flow": options is FLOW}
     with threads(count), using(backend):
-        for seed in range(10):
-            check_mixes(pipeline, 25, seed=100 + seed, pool=24, text=True)
-        check_mixes(pipeline, 20, seed=200, pool=24, text=True, decode=True)
+        for i in range(9):
+            check_mixes(pipeline, 20, seed=100 * case + i, **mix)
+        check_mixes(pipeline, 20, seed=100 * case + 99, **mix, decode=True)
 
 
-def test_the_png_is_the_same_alone_and_in_a_call_of_many(with_text):
+@pytest.mark.parametrize("backend", ["mkl", pytest.param("onednn", marks=needs_onednn)])
+def test_the_png_is_the_same_alone_and_in_a_call_of_many(with_text, backend):
     options = {"num_inference_steps": 3, "scheduler": "ddpm", "guidance_scale": 2.0}
     prompts = ["a red house", "0", "a blue sky a newspaper page", "a newspaper page"]
-    requests = with_text.plan(prompts, seed=7)
-    together = with_text.draw(requests, **options)
-    assert len({request.num_tokens for request in requests}) > 1
-    for request, image in zip(requests, together, strict=True):
-        (own,) = with_text.draw([request], **options)
-        assert own.tobytes() == image.tobytes()
-        engine = PackedEngine(with_text, 64)
-        handle = engine.submit(EngineRequest(sample=request, **options))
-        engine.run()
-        assert tensor_to_image(handle.result().image).tobytes() == own.tobytes()
+    with using(backend):
+        requests = with_text.plan(prompts, seed=7)
+        together = with_text.draw(requests, **options)
+        assert len({request.num_tokens for request in requests}) > 1
+        for request, image in zip(requests, together, strict=True):
+            (own,) = with_text.draw([request], **options)
+            assert own.tobytes() == image.tobytes()
+            engine = PackedEngine(with_text, 64)
+            handle = engine.submit(EngineRequest(sample=request, **options))
+            engine.run()
+            assert tensor_to_image(handle.result().image).tobytes() == own.tobytes()
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cat_fast.errors import UserError
 from cat_fast.generator import DiT, SampleRequest
+from cat_fast.generator.step_pack import SHORTEST
 from cat_fast.inference.engine import (
     Cancelled,
     DeadlineUnreachable,
@@ -61,13 +63,18 @@ def test_one_pass_mixes_ratios_steps_schedulers_and_guidance(pipeline, passes):
     assert len(passes) == 4
 
 
-def test_the_longest_sequence_of_a_pack_is_not_its_total(pipeline, passes):
-    engine = PackedEngine(pipeline, 200)
-    for ratio in (8, 16, 16, 32):
+@pytest.mark.parametrize(("buckets", "bound"), [(False, 16), (True, SHORTEST)])
+def test_the_longest_sequence_of_a_pack_is_not_its_total(pipeline, passes, buckets, bound):
+    """It is an integer of the host: the exact length, or the smallest bucket of lengths that has room."""
+    engine = PackedEngine(pipeline, 400, stages=Stages(pipeline, buckets=buckets))
+    for ratio in (8, 8, 8, 8, 16, 32):
         engine.submit(request(ratio))
     engine.run()
+    assert len(passes) == 3
     for packed in passes:
-        assert packed.max_seqlen == int(packed.cu_seqlens.diff().max()) == 16 < packed.num_tokens
+        assert type(packed.max_seqlen) is int
+        assert int(packed.cu_seqlens[: 2 * 6 + 1].diff().max()) == 16
+        assert int(packed.cu_seqlens.diff().max()) <= packed.max_seqlen == bound < packed.num_tokens
 
 
 def test_a_request_joins_the_next_step(pipeline):
@@ -121,6 +128,56 @@ def test_a_full_queue_refuses_and_frees_up(pipeline):
     engine.submit(request())
     assert all(handle.done() for handle in handles)
     assert engine.statistics.refusals == {"queue_full": 1}
+
+
+def test_requests_submitted_together_are_queued_all_or_none(pipeline):
+    engine = PackedEngine(pipeline, 100, max_queue=2)
+    engine.submit(request())
+    with pytest.raises(QueueFull, match="1 requests are unfinished, the limit is 2"):
+        engine.submit_all([request(seed=seed) for seed in range(2)])
+    with pytest.raises(UserError, match="3 images at once can never fit the queue, which holds 2"):
+        engine.submit_all([request(seed=seed) for seed in range(3)])
+    assert engine.unfinished == engine.statistics.submitted == 1
+    assert engine.statistics.refusals == {"queue_full": 2}
+    engine.run()
+    handles = engine.submit_all([request(seed=seed) for seed in range(2)])
+    engine.run()
+    assert [handle.id for handle in handles] == [1, 2]
+    assert all(
+        torch.equal(handle.result().latent, alone(pipeline, handle.request).latent) for handle in handles
+    )
+
+
+def test_the_earliest_time_of_requests_submitted_together_is_that_of_the_last(pipeline):
+    engine = PackedEngine(pipeline, 32)  # one of them per step
+    engine.cost.assume(1e9)
+    seconds = engine.predict_seconds(request(8))
+    with pytest.raises(DeadlineUnreachable) as caught:
+        engine.submit_all([request(8, seed=seed, deadline=2.5 * seconds) for seed in range(3)])
+    assert caught.value.earliest == pytest.approx(3 * seconds)
+    assert engine.statistics.refusals == {"deadline": 3}
+    brief = request(8, num_inference_steps=1)
+    with pytest.raises(DeadlineUnreachable) as caught:  # it goes first, although it comes last
+        engine.submit_all([request(8, deadline=1.2 * seconds), brief])
+    assert caught.value.earliest == pytest.approx(4 / 3 * seconds)
+    assert engine.unfinished == engine.statistics.submitted == 0
+    handles = engine.submit_all([request(8, deadline=1.4 * seconds), brief])
+    engine.run()
+    assert all(handle.status == "finished" for handle in handles)
+
+
+def test_a_deadline_that_later_requests_break_is_recorded(pipeline):
+    now = [0.0]
+
+    def slow(_):
+        now[0] += 10.0
+
+    engine = PackedEngine(pipeline, 100, clock=lambda: now[0], on_step=slow)
+    engine.cost.assume(1e12)
+    handles = [engine.submit(request(deadline=deadline)) for deadline in (29.0, 31.0, None)]
+    engine.run()
+    assert [handle.result().record.deadline_missed for handle in handles] == [True, False, False]
+    assert engine.statistics.deadlines_missed == 1
 
 
 def test_cancellation_takes_effect_at_the_next_step(pipeline):
@@ -246,6 +303,103 @@ def test_out_of_memory_halves_the_batch_and_continues(pipeline):
     assert engine.statistics.out_of_memory > 0
     with pytest.raises(UserError, match="out of memory with a single image of 32 tokens per step"):
         big.result()
+
+
+@pytest.fixture
+def decoded(pipeline, monkeypatch):
+    """The ratio and the number of images of every call of the decoder."""
+    calls, decode = [], pipeline.vae.decode
+
+    def recorded(z, ratio):
+        calls.append((ratio, len(z)))
+        return decode(z, ratio)
+
+    monkeypatch.setattr(pipeline.vae, "decode", recorded)
+    return calls
+
+
+def test_finished_latents_are_decoded_in_batches_of_one_ratio(pipeline, decoded):
+    engine = PackedEngine(pipeline, 400, stages=Stages(pipeline, decode_batch=3))
+    requests = [request(ratio, seed, decode=True) for seed, ratio in enumerate((16, 8, 16, 32, 16, 8, 16))]
+    handles = [engine.submit(one) for one in requests]
+    engine.run()
+    assert sorted(decoded) == [(8, 2), (16, 1), (16, 3), (32, 1)]
+    for one, handle in zip(requests, handles, strict=True):
+        torch.testing.assert_close(handle.result().image, alone(pipeline, one).image, atol=1e-5, rtol=0)
+
+
+def test_an_image_that_cannot_be_decoded_fails_alone(pipeline):
+    class Broken(Stages):
+        at_fault = None
+
+        def latent(self, state, tokens=None):
+            latent = super().latent(state, tokens)
+            if state.request.seed == 13:
+                self.at_fault = latent
+            return latent
+
+        def decode(self, latents, ratio):
+            if any(latent is self.at_fault for latent in latents):
+                raise RuntimeError("broken decoder")
+            return super().decode(latents, ratio)
+
+    engine = PackedEngine(pipeline, 100, stages=Broken(pipeline, decode_batch=4))
+    handles = [engine.submit(request(seed=seed, decode=True)) for seed in (1, 2, 13, 4)]
+    engine.run()
+    assert [handle.status for handle in handles] == ["finished", "finished", "failed", "finished"]
+    with pytest.raises(RuntimeError, match="broken decoder"):
+        handles[2].result()
+    assert (engine.statistics.finished, engine.statistics.failed, engine.unfinished) == (3, 1, 0)
+
+
+class SmallDecoder(Stages):
+    """Stages whose decoder has memory for `limit` images."""
+
+    def __init__(self, pipeline, limit):
+        super().__init__(pipeline, decode_batch=4)
+        self.limit, self.activations, self.held = limit, None, []
+
+    def decode(self, latents, ratio):
+        if self.activations is not None:
+            self.held.append(self.activations() is not None)
+        if len(latents) > self.limit:
+            activations = torch.zeros(1)
+            self.activations = weakref.ref(activations)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().decode(latents, ratio)
+
+
+def test_a_decoder_out_of_memory_halves_its_batch_and_holds_no_tensors_of_the_failed_call(pipeline):
+    stages = SmallDecoder(pipeline, 1)
+    engine = PackedEngine(pipeline, 100, stages=stages)
+    handles = [engine.submit(request(seed=seed, decode=True)) for seed in range(4)]
+    engine.run()
+    assert [handle.status for handle in handles] == ["finished"] * 4
+    assert stages.held == [False] * 6
+
+
+def test_an_image_that_the_decoder_has_no_memory_for_fails_with_its_size(pipeline):
+    engine = PackedEngine(pipeline, 100, stages=SmallDecoder(pipeline, 0))
+    handle = engine.submit(request(decode=True))
+    engine.run()
+    with pytest.raises(UserError, match="out of memory while decoding a single image of 64 x 64 pixels"):
+        handle.result()
+
+
+def test_a_preview_that_cannot_be_decoded_is_left_out(pipeline):
+    class Broken(Stages):
+        calls = 0
+
+        def decode(self, latents, ratio):
+            self.calls += 1
+            if self.calls == 1:
+                raise RuntimeError("broken decoder")
+            return super().decode(latents, ratio)
+
+    engine, seen = PackedEngine(pipeline, 100, stages=Broken(pipeline)), []
+    handle = engine.submit(request(preview_every=1, decode=True), on_preview=seen.append)
+    engine.run()
+    assert ([preview.step for preview in seen], handle.status) == ([2], "finished")
 
 
 def test_previews_come_every_k_steps_and_change_no_bits(pipeline):

@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ TOKEN = "a token of the test"
 BODY = {"prompt": "a red house", "num_inference_steps": 3, "seed": 5}
 
 
-def make_service(pipeline, **changes):
-    """Return a ready service; the caller ends it with `drain`."""
+def make_service(pipeline, *, prepared=True, **changes):
+    """Return a service, ready unless `prepared` is False; the caller ends it with `drain`."""
     service = Service(pipeline, ServerSettings(**{"name": "tiny", "port": 0, "max_tokens": 128} | changes))
-    service.prepare()
+    if prepared:
+        service.prepare()
     return service
 
 
@@ -61,6 +63,13 @@ def client(service):
 @pytest.fixture(scope="module")
 def address(service):
     """Address of the service on loopback."""
+    with listening(service) as address:
+        yield address
+
+
+@contextmanager
+def listening(service):
+    """Serve on a free port of loopback within a block; yield the address."""
     import uvicorn
 
     bound = bind(service.settings)
@@ -77,6 +86,8 @@ def address(service):
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -1,15 +1,19 @@
 """No input makes the server answer with a 5xx: Schemathesis on its own OpenAPI, and mutated image uploads."""
 
+import contextlib
+import io
 import random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from PIL import Image
 from starlette.testclient import TestClient
 
 from cat_fast.inference.server.app import create_app
+from cat_fast.inference.server.errors import ApiError
+from cat_fast.inference.server.images import read_image
+from cat_fast.inference.server.settings import RECONSTRUCTIONS
 from tests.inference.server.conftest import make_service, png
-
-RECONSTRUCTIONS = "/v1/images/reconstructions"
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,40 @@ def upload_mutations(unlimited, monkeypatch, count):
 
 def test_mutated_uploads(unlimited, monkeypatch):
     assert upload_mutations(unlimited, monkeypatch, 60) == {200, 400, 415}
+
+
+def saved(mode, kind="PNG", size=(40, 30)):
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind)
+    return file.getvalue()
+
+
+def test_unusual_images_are_reconstructed(unlimited):
+    """Scorer and tokenizer take whatever can be decoded."""
+    client = TestClient(create_app(unlimited), raise_server_exceptions=False)
+    unusual = [saved(mode) for mode in ("1", "L", "LA", "P", "RGBA", "I;16")]
+    unusual += [saved("CMYK", "JPEG"), saved("P", "GIF"), saved("YCbCr", "TIFF")]
+    unusual += [png(size) for size in ((1, 1), (1, 300), (300, 1), (3000, 2))]
+    for i, data in enumerate(unusual):
+        reply = client.post(RECONSTRUCTIONS, files={"image": ("x", data)})
+        assert reply.status_code == 200, (i, reply.text)
+
+
+def test_mutated_uploads_that_can_be_decoded_are_reconstructed(unlimited):
+    client = TestClient(create_app(unlimited), raise_server_exceptions=False)
+    rng = random.Random(1)
+    kinds = [png(format=kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+    decodable = 0
+    for i in range(300):
+        data = mutated(rng, kinds[i % len(kinds)])
+        with contextlib.suppress(ApiError):
+            read_image(data)
+            decodable += 1
+            reply = client.post(RECONSTRUCTIONS, files={"image": ("x", data)})
+            assert reply.status_code == 200, (i, reply.text)
+        if decodable == 30:
+            break
+    assert decodable == 30
 
 
 @pytest.mark.slow

@@ -1,217 +1,261 @@
 """Requests that are refused before they are queued, each in OpenAI's error shape."""
 
 import json
-import time
+import struct
+import threading
+import zlib
 
 import pytest
 from starlette.testclient import TestClient
 
 from cat_fast.errors import UserError
+from cat_fast.inference.engine import EngineRequest
 from cat_fast.inference.server.app import create_app
-from cat_fast.inference.server.settings import MAX_RECONSTRUCTIONS, ServerSettings
+from cat_fast.inference.server.settings import (
+    GENERATIONS,
+    MAX_RECONSTRUCTIONS,
+    RECONSTRUCTIONS,
+    ServerSettings,
+)
 from tests.inference.engine.mixes import tiny_pipeline
 from tests.inference.server.conftest import BODY, TOKEN, make_service, png
 
-GENERATIONS = "/v1/images/generations"
-CODES = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}
+TYPES = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}
+JSON = {"content-type": "application/json"}
+LONG = {"num_inference_steps": 1000, "scheduler": "ddpm", "ratio": 8}
+VALUE = "invalid_value"
+MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+LONG_UPLOAD = MULTIPART | {"content-length": "20000001"}
 
 
-def check(reply, status, code, param=None):
+def header_of_png(width, height):
+    """Return a PNG file of one row whose header claims another size."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(bytes(1 + 3 * width))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def body(**changes):
+    """Send a request for images; `json.dumps` writes NaN too."""
+    return lambda client: client.post(GENERATIONS, content=json.dumps(BODY | changes), headers=JSON)
+
+
+def body_with(authorization):
+    return lambda client: client.post(GENERATIONS, json=BODY, headers={"authorization": authorization})
+
+
+def content(data, path=GENERATIONS, **headers):
+    """Send bytes, or chunks of them."""
+    return lambda client: client.post(path, content=data() if callable(data) else data, headers=headers)
+
+
+def upload(data):
+    return lambda client: client.post(RECONSTRUCTIONS, files={"image": ("x.png", data)})
+
+
+def get(path):
+    return lambda client: client.get(path)
+
+
+def describe(times=1):
+    """Send a description, at most `times` times, until it is refused; return the last reply."""
+
+    def send(client):
+        replies = (client.post("/v1/complexity", json={"description": "a cat"}) for _ in range(times))
+        return next(reply for reply in replies if reply.status_code != 200)
+
+    return send
+
+
+def unread():
+    pytest.fail("the body was read")
+    yield b""
+
+
+def chunks(count):
+    return lambda: (b"x" * 1_000_000 for _ in range(count))
+
+
+# Identity, settings and state of the service, request, status, code, parameter.
+REFUSALS = [
+    ("prompt 7", {}, body(prompt=7), 400, VALUE, "prompt"),
+    ("prompt None", {}, body(prompt=None), 400, VALUE, "prompt"),
+    ("prompt empty", {}, body(prompt=""), 400, VALUE, "prompt"),
+    ("prompt blank", {}, body(prompt="  \n"), 400, VALUE, "prompt"),
+    ("prompt of 4097 characters", {}, body(prompt="x" * 4097), 400, VALUE, "prompt"),
+    ("n 0", {}, body(n=0), 400, VALUE, "n"),
+    ("n 11", {}, body(n=11), 400, VALUE, "n"),
+    ("n True", {}, body(n=True), 400, VALUE, "n"),
+    ("n 2.5", {}, body(n=2.5), 400, VALUE, "n"),
+    ("size 64x72", {}, body(size="64x72"), 400, "invalid_size", "size"),
+    ("size 256x64", {}, body(size="256x64"), 400, "invalid_size", "size"),
+    ("size large", {}, body(size="large"), 400, VALUE, "size"),
+    ("size 0x64", {}, body(size="0x64"), 400, VALUE, "size"),
+    ("ratio 16 and tokens 4", {}, body(ratio=16, tokens=4), 400, VALUE, "tokens"),
+    ("ratio 16 and mean_tokens 4.0", {}, body(ratio=16, mean_tokens=4.0), 400, VALUE, "mean_tokens"),
+    ("tokens 16 and mean_tokens 4.0", {}, body(tokens=16, mean_tokens=4.0), 400, VALUE, "mean_tokens"),
+    ("ratio 4", {}, body(ratio=4), 400, VALUE, "ratio"),
+    ("ratio True", {}, body(ratio=True), 400, VALUE, "ratio"),
+    ("tokens 0", {}, body(tokens=0), 400, VALUE, "tokens"),
+    ("size 128x128 and tokens 3", {}, body(size="128x128", tokens=3), 400, VALUE, "tokens"),
+    ("mean_tokens 0.5", {}, body(mean_tokens=0.5), 400, VALUE, "mean_tokens"),
+    ("num_inference_steps 0", {}, body(num_inference_steps=0), 400, VALUE, "num_inference_steps"),
+    ("num_inference_steps 1001", {}, body(num_inference_steps=1001), 400, VALUE, "num_inference_steps"),
+    (
+        "num_inference_steps 1000 and scheduler dpm++",
+        {},
+        body(num_inference_steps=1000, scheduler="dpm++"),
+        400,
+        VALUE,
+        "num_inference_steps",
+    ),
+    ("scheduler euler", {}, body(scheduler="euler"), 400, VALUE, "scheduler"),
+    ("scheduler heun", {}, body(scheduler="heun"), 400, VALUE, "scheduler"),
+    ("guidance_scale nan", {}, body(guidance_scale=float("nan")), 400, VALUE, "guidance_scale"),
+    ("guidance_scale inf", {}, body(guidance_scale=float("inf")), 400, VALUE, "guidance_scale"),
+    ("guidance_scale high", {}, body(guidance_scale="high"), 400, VALUE, "guidance_scale"),
+    ("seed -1", {}, body(seed=-1), 400, VALUE, "seed"),
+    ("seed of 65 bits", {}, body(seed=2**64), 400, VALUE, "seed"),
+    ("last seed of 65 bits", {}, body(seed=2**64 - 1, n=2), 400, VALUE, "seed"),
+    ("colour red", {}, body(colour="red"), 400, "unknown_parameter", "colour"),
+    ("user of 257 characters", {}, body(user="x" * 257), 400, VALUE, "user"),
+    ("response_format url", {}, body(response_format="url"), 400, VALUE, "response_format"),
+    ("model another", {}, body(model="another"), 404, "model_not_found", "model"),
+    ("deadline_seconds 0", {}, body(deadline_seconds=0), 400, VALUE, "deadline_seconds"),
+    ("prompt missing", {}, content(b'{"n": 1}', **JSON), 400, VALUE, "prompt"),
+    ("prompt that is no class", {"classes": True}, body(), 400, "unknown_class", "prompt"),
+    ("n above the queue", {"max_queue": 2}, body(n=3), 400, VALUE, "n"),
+    ("not JSON", {}, content(b"{", **JSON), 400, "invalid_json", None),
+    ("not text", {}, content(b"\xff\xfe", **JSON), 400, "invalid_json", None),
+    ("JSON but not an object", {}, content(b"[1]", **JSON), 400, VALUE, None),
+    ("method", {}, get(GENERATIONS), 405, "method_not_allowed", None),
+    ("path", {}, get("/v1/nothing"), 404, "not_found", None),
+    ("text as image", {}, upload(b"GIF is not here"), 415, "not_an_image", "image"),
+    ("document as image", {}, upload(b"%PDF-1.4"), 415, "not_an_image", "image"),
+    ("empty image", {}, upload(b""), 415, "not_an_image", "image"),
+    ("cut PNG", {}, upload(png()[:2000]), 400, "invalid_image", "image"),
+    ("cut JPEG", {}, upload(png(format="JPEG")[:2000]), 400, "invalid_image", "image"),
+    ("40.1 megapixels", {}, upload(header_of_png(8020, 5000)), 400, "invalid_image", "image"),
+    ("image missing", {}, content(b"", RECONSTRUCTIONS), 400, VALUE, "image"),
+    ("long upload", {}, content(unread, RECONSTRUCTIONS, **LONG_UPLOAD), 413, "body_too_large", None),
+    (
+        "long upload in chunks",
+        {},
+        content(chunks(21), RECONSTRUCTIONS, **MULTIPART),
+        413,
+        "body_too_large",
+        None,
+    ),
+    ("long JSON", {}, content(unread, **JSON, **{"content-length": "1000001"}), 413, "body_too_large", None),
+    ("long JSON in chunks", {}, content(chunks(2), **JSON), 413, "body_too_large", None),
+    ("no token", {"token": TOKEN}, body(), 401, "invalid_api_key", None),
+    ("wrong token", {"token": TOKEN}, body_with("Bearer wrong"), 401, "invalid_api_key", None),
+    ("token of another scheme", {"token": TOKEN}, body_with(TOKEN), 401, "invalid_api_key", None),
+    ("rate", {"requests_per_minute": 6}, describe(100), 429, "rate_limit_exceeded", None),
+    ("full queue", {"max_queue": 2, "occupied": True}, body(n=2), 429, "queue_full", None),
+    ("too many uploads", {"uploads": MAX_RECONSTRUCTIONS}, upload(png()), 429, "queue_full", None),
+    ("deadline", {}, body(**LONG, deadline_seconds=1e-3), 422, "deadline_unreachable", "deadline_seconds"),
+    ("starting", {"starting": True}, body(), 503, "not_ready", None),
+    ("images while draining", {"draining": True}, body(), 503, "draining", None),
+    ("description while draining", {"draining": True}, describe(), 503, "draining", None),
+    ("upload while draining", {"draining": True}, upload(png()), 503, "draining", None),
+]
+
+
+@pytest.fixture(scope="module")
+def services(text_pipeline):
+    """Return the service of settings and a state, made at its first use."""
+    made, held = {}, threading.Event()
+
+    def find(given):
+        key = tuple(given.items())
+        if key not in made:
+            made[key] = arranged(**given)
+        return made[key]
+
+    def arranged(*, classes=False, occupied=False, uploads=0, starting=False, draining=False, **settings):
+        pipeline = tiny_pipeline() if classes else text_pipeline
+        service = make_service(pipeline, prepared=not starting, **settings)
+        if occupied:  # until the end
+            service.engine.on_step = lambda _: held.wait()
+            sample = pipeline.plan(["a red house"], ratio=8)[0]
+            service.engine.submit(EngineRequest(sample=sample, num_inference_steps=1000))
+        if draining:
+            service.drain()
+        service.reconstructing = uploads
+        return service
+
+    yield find
+    held.set()
+    for service in made.values():
+        service.settings.__dict__["drain_seconds"] = 0.0
+        service.drain()
+
+
+@pytest.mark.parametrize(
+    ("given", "send", "status", "code", "param"),
+    [pytest.param(*row, id=name) for name, *row in REFUSALS],
+)
+def test_refusals(services, given, send, status, code, param):
+    """Each is refused in OpenAI's shape before anything is queued or decoded, and counted."""
+    service = services(given)
+    client = TestClient(create_app(service))
+    submitted, refused = service.engine.statistics.submitted, service.refusals[code]
+    reply = send(client)
     assert reply.status_code == status, reply.text
     error = reply.json()["error"]
-    assert set(error) >= {"message", "type", "param", "code"}
     assert (error["code"], error["param"]) == (code, param), error
-    assert error["type"] == CODES.get(status, "invalid_request_error")
+    assert error["type"] == TYPES.get(status, "invalid_request_error")
     assert error["message"]
     assert reply.headers["x-request-id"]
-    return error
+    if status == 401:
+        assert reply.headers["www-authenticate"] == "Bearer"
+    if status in (429, 503):
+        assert int(reply.headers["retry-after"]) >= 1
+    if status == 422:
+        assert error["earliest_seconds"] > 1e-3
+    assert service.engine.statistics.submitted == submitted
+    assert service.refusals[code] == refused + (reply.request.url.path == GENERATIONS)
 
 
-@pytest.mark.parametrize(
-    ("change", "status", "code", "param"),
-    [
-        ({"prompt": 7}, 400, "invalid_value", "prompt"),
-        ({"prompt": None}, 400, "invalid_value", "prompt"),
-        ({"prompt": ""}, 400, "invalid_value", "prompt"),
-        ({"prompt": "  \n"}, 400, "invalid_value", "prompt"),
-        ({"prompt": "x" * 4097}, 400, "invalid_value", "prompt"),
-        ({"n": 0}, 400, "invalid_value", "n"),
-        ({"n": 11}, 400, "invalid_value", "n"),
-        ({"n": True}, 400, "invalid_value", "n"),
-        ({"n": 2.5}, 400, "invalid_value", "n"),
-        ({"size": "64x72"}, 400, "invalid_size", "size"),
-        ({"size": "256x64"}, 400, "invalid_size", "size"),
-        ({"size": "large"}, 400, "invalid_value", "size"),
-        ({"size": "0x64"}, 400, "invalid_value", "size"),
-        ({"ratio": 16, "tokens": 4}, 400, "invalid_value", "tokens"),
-        ({"ratio": 16, "mean_tokens": 4.0}, 400, "invalid_value", "mean_tokens"),
-        ({"tokens": 16, "mean_tokens": 4.0}, 400, "invalid_value", "mean_tokens"),
-        ({"ratio": 4}, 400, "invalid_value", "ratio"),
-        ({"ratio": True}, 400, "invalid_value", "ratio"),
-        ({"tokens": 0}, 400, "invalid_value", "tokens"),
-        ({"size": "128x128", "tokens": 3}, 400, "invalid_value", "tokens"),
-        ({"mean_tokens": 0.5}, 400, "invalid_value", "mean_tokens"),
-        ({"num_inference_steps": 0}, 400, "invalid_value", "num_inference_steps"),
-        ({"num_inference_steps": 1001}, 400, "invalid_value", "num_inference_steps"),
-        ({"num_inference_steps": 1000, "scheduler": "dpm++"}, 400, "invalid_value", "num_inference_steps"),
-        ({"scheduler": "euler"}, 400, "invalid_value", "scheduler"),
-        ({"scheduler": "heun"}, 400, "invalid_value", "scheduler"),
-        ({"guidance_scale": float("nan")}, 400, "invalid_value", "guidance_scale"),
-        ({"guidance_scale": float("inf")}, 400, "invalid_value", "guidance_scale"),
-        ({"guidance_scale": "high"}, 400, "invalid_value", "guidance_scale"),
-        ({"seed": -1}, 400, "invalid_value", "seed"),
-        ({"seed": 2**64}, 400, "invalid_value", "seed"),
-        ({"seed": 2**64 - 1, "n": 2}, 400, "invalid_value", "seed"),
-        ({"colour": "red"}, 400, "unknown_parameter", "colour"),
-        ({"user": "x" * 257}, 400, "invalid_value", "user"),
-        ({"response_format": "url"}, 400, "invalid_value", "response_format"),
-        ({"model": "another"}, 404, "model_not_found", "model"),
-        ({"deadline_seconds": 0}, 400, "invalid_value", "deadline_seconds"),
-    ],
-)
-def test_generations(client, service, change, status, code, param):
-    before = service.engine.statistics.submitted
-    body = json.dumps({**BODY, **change})
-    check(
-        client.post(GENERATIONS, content=body, headers={"content-type": "application/json"}),
-        status,
-        code,
-        param,
-    )
-    assert service.engine.statistics.submitted == before
+def test_messages_of_refusals(services):
+    """Refusals that the client can avoid name what it can do."""
+    for given, send, words in (
+        ({"classes": True}, body(), "the closest are ['0', '1', '2']"),
+        ({"max_queue": 2}, body(n=3), "3 images at once can never fit the queue, which holds 2"),
+        ({}, upload(header_of_png(8020, 5000)), "8020 x 5000 pixels is more than"),
+        ({"max_queue": 2, "occupied": True}, body(n=2), "1 requests are unfinished, the limit is 2"),
+    ):
+        assert words in send(TestClient(create_app(services(given)))).json()["error"]["message"]
 
 
-def test_a_missing_prompt_and_a_body_that_is_not_json(client):
-    check(client.post(GENERATIONS, json={"n": 1}), 400, "invalid_value", "prompt")
-    headers = {"content-type": "application/json"}
-    check(client.post(GENERATIONS, content=b"{", headers=headers), 400, "invalid_json")
-    check(client.post(GENERATIONS, content=b"\xff\xfe", headers=headers), 400, "invalid_json")
-    check(client.post(GENERATIONS, json=[1]), 400, "invalid_value")
-    check(client.get(GENERATIONS), 405, "method_not_allowed")
-    check(client.get("/v1/nothing"), 404, "not_found")
-
-
-def test_a_prompt_that_is_no_class_of_a_class_conditional_pipeline():
-    service = make_service(tiny_pipeline())
-    try:
-        client = TestClient(create_app(service))
-        error = check(client.post(GENERATIONS, json=BODY), 400, "unknown_class", "prompt")
-        assert "the closest are ['0', '1', '2']" in error["message"]
-        assert client.post(GENERATIONS, json=BODY | {"prompt": "1"}).status_code == 200
-    finally:
-        service.drain()
-
-
-@pytest.mark.parametrize(
-    ("data", "status", "code"),
-    [
-        (b"GIF is not here", 415, "not_an_image"),
-        (b"", 415, "not_an_image"),
-        (png()[:2000], 400, "invalid_image"),
-        (png(format="JPEG")[:2000], 400, "invalid_image"),
-        (b"%PDF-1.4", 415, "not_an_image"),
-    ],
-)
-def test_images(client, data, status, code):
-    check(client.post("/v1/images/reconstructions", files={"image": ("x.png", data)}), status, code, "image")
-
-
-def test_an_image_with_too_many_pixels_is_refused_by_its_header(client, monkeypatch):
-    data = png()
-    monkeypatch.setattr("cat_fast.inference.server.images.MAX_IMAGE_PIXELS", 4000)
-    monkeypatch.setattr("PIL.Image.Image.load", lambda *_: pytest.fail("decoded"))
-    error = check(
-        client.post("/v1/images/reconstructions", files={"image": ("x.png", data)}),
-        400,
-        "invalid_image",
-        "image",
-    )
-    assert "80 x 60 pixels is more than" in error["message"]
-
-
-def test_more_uploads_at_once_than_the_limit(client, service, monkeypatch):
-    upload = {"files": {"image": ("x.png", png())}}
-    monkeypatch.setattr(service, "reconstructing", MAX_RECONSTRUCTIONS)
-    reply = client.post("/v1/images/reconstructions", **upload)
-    check(reply, 429, "queue_full")
-    assert reply.headers["retry-after"] == "1"
-    service.reconstructing -= 1
-    assert client.post("/v1/images/reconstructions", **upload).status_code == 200
-    check(
-        client.post("/v1/images/reconstructions", files={"image": ("x", b"")}), 415, "not_an_image", "image"
-    )
-    assert service.reconstructing == MAX_RECONSTRUCTIONS - 1
-
-
-def test_a_missing_image(client):
-    check(client.post("/v1/images/reconstructions", data={}), 400, "invalid_value", "image")
-
-
-def test_a_body_too_large_is_refused_before_it_is_read(client):
-    def body():
-        pytest.fail("the body was read")
-        yield b""
-
-    headers = {"content-length": "20000001", "content-type": "application/json"}
-    check(client.post(GENERATIONS, content=body(), headers=headers), 413, "body_too_large")
-
-
-def test_a_body_of_unknown_length_is_cut_off(client):
-    chunks = (b"x" * 1_000_000 for _ in range(25))
-    check(client.post(GENERATIONS, content=chunks), 413, "body_too_large")
-
-
-def test_a_token_is_required_and_compared(text_pipeline):
-    service = make_service(text_pipeline, token=TOKEN)
-    try:
-        client = TestClient(create_app(service))
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
-            reply = client.post(GENERATIONS, json=BODY, headers=headers)
-            check(reply, 401, "invalid_api_key")
-            assert reply.headers["www-authenticate"] == "Bearer"
-        right = {"authorization": f"Bearer {TOKEN}"}
-        assert client.post(GENERATIONS, json=BODY, headers=right).status_code == 200
-        for path in ("/", "/healthz", "/readyz", "/metrics"):
+def test_what_is_allowed_where_others_are_refused(services):
+    right = TestClient(create_app(services({"token": TOKEN})))
+    assert body_with(f"Bearer {TOKEN}")(right).status_code == 200
+    draining = TestClient(create_app(services({"draining": True})))
+    starting = TestClient(create_app(services({"starting": True})))
+    assert [client.get("/readyz").status_code for client in (right, draining, starting)] == [200, 503, 503]
+    assert starting.get("/readyz").json()["state"] == "starting"
+    for client in (right, draining, starting):
+        for path in ("/", "/healthz", "/metrics"):
             assert client.get(path).status_code == 200
-    finally:
-        service.drain()
+    classes = TestClient(create_app(services({"classes": True})))
+    assert body(prompt="1")(classes).status_code == 200
 
 
-def test_a_full_queue_a_deadline_a_rate_and_a_drain(text_pipeline):
-    service = make_service(text_pipeline, max_queue=1, requests_per_minute=6)
+def test_uploads_that_ended_make_room_for_others(services):
+    service = services({"uploads": MAX_RECONSTRUCTIONS})
     client = TestClient(create_app(service))
-    slow = BODY | {"num_inference_steps": 1000, "scheduler": "ddpm", "ratio": 8}
-    reply = client.post(GENERATIONS, json=slow | {"n": 2})
-    check(reply, 429, "queue_full")
-    assert int(reply.headers["retry-after"]) >= 1
-    while service.engine.unfinished:  # the first of the two is cancelled
-        time.sleep(0.01)
-    error = check(
-        client.post(GENERATIONS, json=slow | {"deadline_seconds": 1e-3}), 422, "deadline_unreachable",
-        "deadline_seconds",
-    )  # fmt: skip
-    assert error["earliest_seconds"] > 1e-3
-    replies = (client.post("/v1/complexity", json={"description": "a cat"}) for _ in range(100))
-    reply = next(reply for reply in replies if reply.status_code != 200)
-    check(reply, 429, "rate_limit_exceeded")
-    assert int(reply.headers["retry-after"]) >= 1
-    service.settings.__dict__["requests_per_minute"] = 0
-    service.drain()
-    check(client.post(GENERATIONS, json=BODY), 503, "draining")
-    check(client.post("/v1/complexity", json={"description": "a cat"}), 503, "draining")
-    check(client.post("/v1/images/reconstructions", files={"image": ("x.png", png())}), 503, "draining")
-    assert client.get("/readyz").status_code == 503
-    assert client.get("/healthz").status_code == 200
-
-
-def test_a_server_that_is_not_ready(text_pipeline):
-    from cat_fast.inference.server.service import Service
-
-    service = Service(text_pipeline, ServerSettings(name="tiny", max_tokens=64))
-    client = TestClient(create_app(service))
-    reply = client.post(GENERATIONS, json=BODY)
-    check(reply, 503, "not_ready")
-    assert client.get("/readyz").json()["state"] == "starting"
+    service.reconstructing -= 1
+    assert upload(png())(client).status_code == 200
+    assert upload(b"")(client).status_code == 415
+    assert service.reconstructing == MAX_RECONSTRUCTIONS - 1
+    service.reconstructing += 1
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,26 @@ import base64
 import contextlib
 import io
 import json
+import os
 import re
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
+from cat_fast.inference.engine import EngineRequest
 from cat_fast.inference.engine.decoding import Decoding
 from cat_fast.inference.server import generation
-from cat_fast.inference.server.app import _steps
+from cat_fast.inference.server.app import _steps, create_app
 from cat_fast.inference.server.service import Service
-from cat_fast.inference.server.settings import ServerSettings
+from cat_fast.inference.server.settings import GENERATIONS, RECONSTRUCTIONS, ServerSettings
 from tests.fake_compiler import compile_to
-from tests.inference.server.conftest import BODY, png
-
-GENERATIONS = "/v1/images/generations"
+from tests.inference.server.conftest import BODY, TOKEN, listening, make_service, png
 
 
 def image_of(entry):
@@ -129,20 +132,22 @@ def test_steps_are_shown_until_the_engine_is_idle(client, service):
 
 def test_reconstructions(client):
     files = {"image": ("x.png", png((200, 100)), "image/png")}
-    found = client.post("/v1/images/reconstructions", files=files).json()
+    found = client.post(RECONSTRUCTIONS, files=files).json()
     assert [one["ratio"] for one in found["reconstructions"]] == [8, 16, 32]
     assert [one["tokens"] for one in found["reconstructions"]] == [16, 4, 1]
     assert all(image_of(one).size == (64, 64) for one in found["reconstructions"])
     assert found["description"] is None
+    assert found["reasons"].startswith("compared with an average image: ")
+    assert "lowered by textures and parts" in found["reasons"]
     assert 1 <= found["score"] <= 9
     assert found["ratio"] in (8, 16, 32)
     page = {"description": "a newspaper page with columns of text, tables and many photographs"}
-    found = client.post("/v1/images/reconstructions", files=files, data=page).json()
+    found = client.post(RECONSTRUCTIONS, files=files, data=page).json()
     assert (found["ratio"], found["tokens"]) == (8, 16)
     assert found["score"] >= 7
     assert found["reasons"] == "no single word changes it", "at the upper end of the scale"
     page = {"description": "a crowded street market with hundreds of people, signs and goods"}
-    found = client.post("/v1/images/reconstructions", files=files, data=page).json()
+    found = client.post(RECONSTRUCTIONS, files=files, data=page).json()
     assert 'raised by word "' in found["reasons"], "the scorer gives no reasons: the effects of words do"
     assert found["saved_tokens"] == pytest.approx(1 - 16 / 4)
 
@@ -165,11 +170,19 @@ def test_metrics_and_readiness(client, service):
     assert float(values['cat_fast_images_total{outcome="finished"}']) == totals.finished > 0
     assert float(values["cat_fast_ready"]) == float(values["cat_fast_bits_independent"]) == 1
     assert float(values['cat_fast_image_seconds_count{stage="total"}']) > 0
+    assert float(values['cat_fast_prediction_error{load="alone"}']) >= 0
+    assert float(values["cat_fast_tokens_per_second"]) > 0
+    assert 0 < float(values["cat_fast_fill"]) <= 1
+    assert float(values["cat_fast_queued"]) == float(values["cat_fast_unfinished"]) == 0
+    assert float(values["cat_fast_deadline_missed_total"]) == totals.deadlines_missed
+    code, refused = "deadline_unreachable", client.post(GENERATIONS, json=BODY | {"deadline_seconds": 1e-9})
+    assert refused.status_code == 422
+    assert f'cat_fast_refused_total{{code="{code}"}} 1.0' in client.get("/metrics").text
     assert 'cat_fast_http_seconds_count{route="/v1/images/generations",status="200"}' in values
     state = client.get("/readyz").json()
     assert state["bits_independent_of_neighbours"] is True
     assert state["self_test"]["rows"] >= 16
-    assert state["decode_tier"] == "exact"
+    assert (state["decode_tier"], state["linear_backend"]) == ("exact", "mkl")
 
 
 def test_the_decoder_is_compiled_under_its_lock_before_the_server_is_ready(text_pipeline, monkeypatch):
@@ -194,7 +207,7 @@ def test_the_decoder_is_compiled_under_its_lock_before_the_server_is_ready(text_
 
 def test_documentation_and_page(client):
     paths = client.get("/openapi.json").json()["paths"]
-    assert {GENERATIONS, "/v1/images/reconstructions", "/v1/complexity"} <= set(paths)
+    assert {GENERATIONS, RECONSTRUCTIONS, "/v1/complexity"} <= set(paths)
     page = client.get("/").text
     assert not re.findall(r"(?:src|href)=\"https?:", page), "the page must not load anything from elsewhere"
 
@@ -208,8 +221,64 @@ def test_every_request_is_logged_with_its_id(client, capfd):
     assert [line["user"] for line in lines if line["request_id"] == "abc-2"] == ["u-7"]
 
 
-def test_a_client_that_disconnects_cancels_its_images(address, service):
-    body = json.dumps(BODY | {"num_inference_steps": 1000, "scheduler": "ddpm", "n": 2}).encode()
+@pytest.mark.parametrize("stream", [False, True])
+def test_images_that_the_drain_does_not_finish_are_reported_as_lost(text_pipeline, stream):
+    service = make_service(text_pipeline, drain_seconds=0.0)
+    body = BODY | {"num_inference_steps": 1000, "scheduler": "ddpm", "n": 2, "stream": stream}
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(TestClient(create_app(service)).post, GENERATIONS, json=body)
+        while service.engine.unfinished < 2 or service.engine.waiting:
+            time.sleep(0.01)
+        service.drain()
+        reply = pending.result()
+    assert reply.status_code == (200 if stream else 503)
+    error = events_of(reply)[-1]["error"] if stream else reply.json()["error"]
+    assert error["code"] == "draining"
+    assert "images were lost after" in error["message"]
+    assert [one["steps"] for one in error["lost"]] == [1000, 1000]
+    assert len(service.lost) == 2
+    assert service.refusals == {}, "they had been accepted"
+
+
+def test_a_service_leaves_no_thread_and_no_file_open(text_pipeline):
+    def serve():
+        service = make_service(text_pipeline)
+        for stream in (False, True):
+            reply = TestClient(create_app(service)).post(GENERATIONS, json=BODY | {"n": 2, "stream": stream})
+            assert reply.status_code == 200
+        service.drain()
+        return sorted(thread.name for thread in threading.enumerate()), len(os.listdir("/proc/self/fd"))
+
+    before = serve()  # opens what the process keeps
+    assert serve() == before
+
+
+def test_under_load_an_image_that_may_be_coarser_is(text_pipeline):
+    service = make_service(text_pipeline, coarser_after=0.0)
+
+    def until_accepted(_):
+        while service.engine.statistics.submitted < 2:
+            time.sleep(0.005)
+
+    service.engine.on_step = until_accepted
+    sample = text_pipeline.plan(["a red house"], ratio=8)[0]
+    other = service.engine.submit(EngineRequest(sample=sample, num_inference_steps=100))
+    body = BODY | {"ratio": 8, "allow_coarser": True}
+    try:
+        reply = TestClient(create_app(service)).post(GENERATIONS, json=body).json()
+        (image,) = reply["metrics"]["images"]
+        assert image["planned_ratio"] == 8
+        assert image["ratio"] > 8
+    finally:
+        other.cancel()
+        service.drain()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_disconnects_cancels_its_images(address, service, stream):
+    """As the page's Cancel does with a stream."""
+    changes = {"num_inference_steps": 1000, "scheduler": "ddpm", "n": 2, "stream": stream}
+    body = json.dumps(BODY | changes).encode()
     host, port = address.removeprefix("http://").split(":")
     before = service.engine.statistics.cancelled
     with socket.create_connection((host, int(port))) as connection:
@@ -244,3 +313,22 @@ def test_the_openai_client_drives_it(address):
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(model="tiny", prompt="a red house", extra_body={"colour": "red"})
     assert (caught.value.code, caught.value.param) == ("unknown_parameter", "colour")
+
+
+def test_the_openai_client_sends_a_token_and_is_told_to_wait(text_pipeline):
+    openai = pytest.importorskip("openai")
+    service = make_service(text_pipeline, token=TOKEN, requests_per_minute=2)
+    with listening(service) as address:
+        clients = [
+            openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0) for key in ("wrong", TOKEN)
+        ]
+        with pytest.raises(openai.AuthenticationError):
+            clients[0].models.list()
+        options = {"num_inference_steps": 2}
+        for _ in range(2):
+            assert clients[1].images.generate(prompt="a red house", extra_body=options).data[0].b64_json
+        with pytest.raises(openai.RateLimitError) as caught:
+            clients[1].images.generate(prompt="a red house", extra_body=options)
+    service.drain()
+    assert caught.value.code == "rate_limit_exceeded"
+    assert int(caught.value.response.headers["retry-after"]) >= 1

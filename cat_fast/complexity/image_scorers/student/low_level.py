@@ -14,8 +14,16 @@ _BORDER = 16
 _LEVELS = 4
 SIDE = _SIDES[-1]
 """Side of the centre square that the features are of."""
-COUNT = len(_SIDES) * (len(_QUALITIES) + 1) + 15
+_SIZES = len(_SIDES) * (len(_QUALITIES) + 1)
+COUNT = _SIZES + 15
 """Number of features."""
+GROUPS = {
+    "size as a JPEG": [*range(_SIZES)],
+    "brightness and contrast": [_SIZES, _SIZES + 1, _SIZES + 4],
+    "colours": [_SIZES + 2, _SIZES + 3, _SIZES + 9],
+    "edges": [*range(_SIZES + 5, _SIZES + 9), *range(_SIZES + 10, COUNT)],
+}
+"""Indices of the features per property of the image."""
 
 
 def low_level_features(square: Image.Image) -> np.ndarray:

@@ -12,6 +12,7 @@ from PIL import Image
 from cat_fast.complexity.array_file import read_arrays, save_arrays, version_of
 from cat_fast.complexity.image_score import GivenLabels, ImageScore
 from cat_fast.complexity.image_scorers.student import features as image_features
+from cat_fast.complexity.image_scorers.student import low_level
 from cat_fast.complexity.image_scorers.student.features import Features
 from cat_fast.complexity.image_scorers.student.model import Regression, RegressionArrays
 from cat_fast.complexity.image_scorers.student.trunk import Trunk
@@ -21,6 +22,8 @@ from cat_fast.data.images.label_fields import SCORES
 STUDENT_FILE = Path(__file__).parents[2] / "assets" / "image_student.npz"
 """The packaged student."""
 _TRUNK = "trunk/"
+_TEXTURES = "textures and parts"
+"""Name of the features of the convolutions in `ImageStudent.contributions`."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,26 @@ class ImageStudent:
     ) -> list[ImageScore | ScoringFailure]:
         """Score each prepared image, in order."""
         return [ImageScore(self._score(image_features.compute(image, self.trunk))) for image in images]
+
+    def contributions(self, image: Image.Image) -> list[tuple[str, float]]:
+        """Return (group of features, change of the expected score by it) pairs, largest magnitude first.
+
+        A group's change is against its mean over the training images.
+
+        Args:
+            image: from `prepare`.
+        """
+        found, means = image_features.compute(image, self.trunk), self.regression.arrays
+        without = {_TEXTURES: Features(means.trunk_mean, found.low)}
+        for name, group in low_level.GROUPS.items():
+            low = found.low.copy()
+            low[group] = means.low_mean[group]
+            without[name] = Features(found.trunk, low)
+        cases = [found, *without.values()]
+        rows = Features(np.stack([case.trunk for case in cases]), np.stack([case.low for case in cases]))
+        expected, *others = self.calibration.expected(self.regression.predict(rows)).tolist()
+        effects = [(name, expected - other) for name, other in zip(without, others, strict=True)]
+        return sorted(effects, key=lambda effect: -abs(effect[1]))
 
     def _score(self, found: Features) -> Score:
         rows = Features(found.trunk[None], found.low[None])
