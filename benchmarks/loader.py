@@ -59,6 +59,7 @@ def case(folder: Path, workers: int, images: int = IMAGES, side: int = 512) -> h
         baselines={name: harness.Contestant(run=run, outputs=_sorted) for name, run in baselines.items()},
         truth=lambda: _sorted(_webdataset(shards, 0, settings)()),
         tolerance=0.0,
+        single_process=False,
         rates={"images": images, "images_per_worker": images / workers},
         details={"workers": workers, "images": images, "side": side},
     )

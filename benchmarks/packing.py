@@ -37,7 +37,9 @@ AUTOCAST = DEVICE == "cuda"
 DTYPE = torch.bfloat16 if AUTOCAST else torch.float32
 MODEL = {"in_channels": 16, "hidden_size": 768, "depth": 2, "num_heads": 12, "class_dropout_prob": 0.0}
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
-EFFORT = harness.Effort(min_pairs=3, max_pairs=15, seconds=10.0)
+EFFORT = harness.Effort(
+    min_pairs=3, max_pairs=15, seconds=10.0, longest_extra_run=10.0, longest_repeated_turn=20.0
+)
 """One step takes seconds."""
 GRADIENTS = ("x_embedder.proj.weight", "blocks.0.attn.qkv.weight", "final_layer.linear.weight")
 """Parameters whose gradients are compared between steps."""

@@ -41,7 +41,9 @@ def test_a_run_with_other_settings_is_not_reused(tmp_path):
     attention_readings.require_same_settings(folder, settings)
     folder.mkdir()
     attention_readings.require_same_settings(folder, settings)
-    with pytest.raises(UserError, match=r"one_head_0 was trained with other settings .*total_steps=4, .*total_steps=400"):
+    with pytest.raises(
+        UserError, match=r"one_head_0 was trained with other settings .*total_steps=4, .*total_steps=400"
+    ):
         attention_readings.require_same_settings(folder, ["seed=0", "schedule.total_steps=4"])
 
 
