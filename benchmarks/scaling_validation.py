@@ -3,13 +3,18 @@
     python -m benchmarks.scaling_validation --json FILE [--rounds N]
 
 The parameters come from runs on one process (KNOWN: seconds = fixed + a * images and FLOPs by ratio + b *
-parameters) and from a micro-benchmark of the link between two processes. The model then predicts steps on two
-processes under ZeRO 1, 2 and 3 for three configurations that it has not seen: another batch, another mix and
-another width. Measurements run in alternating rounds; a row passes if their median is within 15 % of the
-prediction. All rows are shown. Exit codes: 0 all pass, 1 a miss. Takes about half an hour on two idle cores.
+parameters), from the time of AdamW, and from micro-benchmarks of the collectives between two processes. The
+model then predicts steps on two processes under ZeRO 1, 2 and 3 for three configurations that it has not
+seen: another batch, another mix and another width. Measurements run in alternating rounds, each with its own
+seed. A prediction is that of the ratios which the sampler draws in the measured steps. A row passes if the
+median of its rounds is within 15 % of the prediction's median. All rows are shown, including failed ones.
+
+FILE is written after each run. The same command resumes an incomplete FILE and repeats the runs that failed.
+Exit codes: 0 all pass, 1 a miss or a failed run. Takes about half an hour on two idle cores.
 """
 
 import argparse
+import json
 import os
 import statistics
 import sys
@@ -21,9 +26,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
-from benchmarks.cluster.model import Link, communication, slowest_of
-from benchmarks.cluster.processes import CONFIG, Setting, measure_link, step_seconds
+from benchmarks.cluster.model import communicate
+from benchmarks.cluster.processes import (
+    CONFIG,
+    Setting,
+    measure_link,
+    measure_optimizer,
+    step_seconds,
+)
+from benchmarks.cluster.zero import CONTROL, FP32, Exchange, exchanges
 from benchmarks.shared.simple_program import about
 from cat_fast import console
 from cat_fast.config import read_yaml
@@ -34,7 +47,6 @@ from cat_fast.processes.signals import run_command
 TOLERANCE = 0.15
 ROUNDS = 3
 STAGES = (1, 2, 3)
-BUCKET = 50_000_000
 RATIOS = (8, 16, 32)
 KNOWN = (
     *(Setting(name=f"{ratio}x, 2 images", batch=2, shares={ratio: 1.0}) for ratio in RATIOS),
@@ -48,15 +60,17 @@ UNSEEN = (
     Setting(name="another width", batch=2, width=2, shares={16: 1.0}),
 )
 """Configurations that are predicted on two processes."""
+RANKS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Counted work of a setting: FLOPs of a step per image and ratio, and trained parameters."""
+    """Counted work of a setting."""
 
     flops: Mapping[int, float]
-    parameters: int
-    layers: int
+    """Of a step per image, by ratio."""
+    tensors: Sequence[int]
+    """Elements of each trained tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,45 +80,87 @@ class StepCost:
     fixed: float
     per_flop: float
     per_parameter: float
+    sharded: float = 0.0
+    """Part of `per_parameter` that ranks share under ZeRO: the optimizer's update."""
 
-    def seconds(self, size: Size, ratio: int, batch: int, share: float = 1.0) -> float:
-        """Return the seconds at one ratio; the optimizer updates a share of the parameters."""
-        updated = self.per_parameter * size.parameters * share
-        return self.fixed + self.per_flop * size.flops[ratio] * batch + updated
+    def seconds(self, size: Size, ratio: int, batch: int, ranks: int = 1) -> float:
+        """Return the seconds of a rank's step at one ratio."""
+        per_parameter = self.per_parameter - self.sharded + self.sharded / ranks
+        return self.fixed + self.per_flop * size.flops[ratio] * batch + per_parameter * sum(size.tensors)
 
 
-def fit_step(measured: Sequence[tuple[Setting, Size, float]]) -> StepCost:
-    """Fit the cost of a step to runs of one ratio on one process, by least relative squares."""
+@dataclass(frozen=True)
+class MeasuredLink:
+    """Link between two processes: seconds of a call and per byte of the complete tensor, by collective."""
+
+    costs: Mapping[str, tuple[float, float]]
+
+    def seconds(self, exchange: Exchange) -> float:
+        """Return the time of all calls of an exchange."""
+        latency, per_byte = self.costs[exchange.collective]
+        return exchange.calls * latency + per_byte * FP32 * exchange.elements
+
+
+def fit_step(measured: Sequence[tuple[Setting, Size, float]], optimizer: Mapping[int, float]) -> StepCost:
+    """Fit the cost of a step to runs of one ratio on one process, by least squares of relative errors.
+
+    Args:
+        measured: settings, their counted work and the seconds of a step.
+        optimizer: seconds of AdamW by number of parameters.
+    """
     rows, seconds = [], []
     for setting, size, taken in measured:
         (ratio,) = setting.shares
-        rows.append([1.0, size.flops[ratio] * setting.batch, size.parameters])
+        rows.append([1.0, size.flops[ratio] * setting.batch, sum(size.tensors)])
         seconds.append(taken)
-    weights = 1 / np.array(seconds)
-    columns = np.array(rows) * weights[:, None]
-    scale = np.abs(columns).max(axis=0)
-    found = np.linalg.lstsq(columns / scale, np.ones(len(rows)), rcond=None)[0] / scale
-    fixed, per_flop, per_parameter = np.maximum(found, 0.0)
-    return StepCost(fixed=float(fixed), per_flop=float(per_flop), per_parameter=float(per_parameter))
+    fixed, per_flop, per_parameter = _least_squares(rows, seconds)
+    _, update = _least_squares([[1.0, size] for size in optimizer], list(optimizer.values()))
+    return StepCost(
+        fixed=fixed, per_flop=per_flop, per_parameter=per_parameter, sharded=min(update, per_parameter)
+    )
 
 
-def fit_link(seconds: Mapping[int, float]) -> Link:
-    """Fit bandwidth and latency to all-reduces between two processes.
+def fit_link(seconds: Mapping[str, Mapping[int, float]]) -> MeasuredLink:
+    """Fit latency and seconds per byte to each collective, measured by the elements of the complete tensor.
 
-    An all-reduce of n elements between two ranks sends 4 n bytes per rank.
+    Raises:
+        UserError: larger tensors did not take longer.
     """
-    sizes = np.array(sorted(seconds), dtype=float)
-    times = np.array([seconds[int(size)] for size in sizes])
-    columns = np.stack([np.ones_like(sizes), 4 * sizes], axis=1) / times[:, None]
-    latency, per_byte = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)[0]
-    return Link(bytes_per_second=float(1 / per_byte), seconds_per_collective=float(max(0.0, latency)))
+    costs = {}
+    for name, by_size in seconds.items():
+        latency, per_byte = _least_squares([[1.0, FP32 * size] for size in by_size], list(by_size.values()))
+        if per_byte <= 0:
+            raise UserError(
+                f"link: {name} of more elements did not take longer; repeat it on an idle machine"
+            )
+        costs[name] = latency, per_byte
+    return MeasuredLink(costs)
 
 
-def predict(setting: Setting, size: Size, stage: int, cost: StepCost, link: Link, ranks: int = 2) -> float:
-    """Return the predicted seconds of a step on several processes."""
-    costs = {ratio: cost.seconds(size, ratio, setting.batch, 1 / ranks) for ratio in setting.shares}
-    computing = slowest_of(costs, setting.shares, ranks)
-    return computing + communication([size.parameters], ranks, stage, link, BUCKET, size.layers)
+def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
+    """Return the non-negative coefficients with the least squares of relative errors."""
+    columns = np.array(rows, dtype=float) / np.array(values)[:, None]
+    scale = np.abs(columns).max(axis=0)
+    found, _ = nnls(columns / scale, np.ones(len(values)))
+    return [float(value) for value in found / scale]
+
+
+def predict(
+    setting: Setting,
+    size: Size,
+    stage: int,
+    cost: StepCost,
+    link: MeasuredLink,
+    seed: int,
+    ranks: int = RANKS,
+) -> float:
+    """Return the predicted mean seconds of the measured steps of a run on several processes."""
+    slowest = [
+        max(cost.seconds(size, ratio, setting.batch, ranks) for ratio in draw)
+        for draw in setting.draws(ranks, seed)
+    ]
+    found = [*exchanges(size.tensors, stage), CONTROL]
+    return statistics.fmean(slowest) + communicate(found, link).exposed
 
 
 def count_size(setting: Setting) -> Size:
@@ -124,60 +180,130 @@ def count_size(setting: Setting) -> Size:
         with FlopCounterMode(display=False) as counter:
             model(image, ratio).sample.sum().backward()
         flops[ratio] = float(counter.get_total_flops())
-    layers = sum(1 for module in model.modules() if any(True for _ in module.parameters(recurse=False)))
-    return Size(flops=flops, parameters=sum(p.numel() for p in model.parameters()), layers=layers)
+    return Size(flops=flops, tensors=[p.numel() for p in model.parameters()])
 
 
-def validate(
-    run: Callable[[Setting, int, int], float],
-    link_seconds: Mapping[int, float],
-    size_of: Callable[[Setting], Size] = count_size,
-    rounds: int = ROUNDS,
-    progress: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """Return the parameters and one row per configuration and stage.
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run."""
+
+    setting: Setting
+    ranks: int
+    stage: int
+    round: int = 0
+    """Also the seed."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting.name}, ZeRO {self.stage}, {self.ranks} ranks, round {self.round}"
+
+
+def plan(rounds: int) -> list[Cell]:
+    """Return all runs in their order."""
+    cells = [Cell(setting=setting, ranks=1, stage=1) for setting in KNOWN]
+    for number in range(rounds):
+        pairs = list(product(UNSEEN, STAGES))
+        for setting, stage in pairs if number % 2 == 0 else reversed(pairs):
+            cells.append(Cell(setting=setting, ranks=RANKS, stage=stage, round=number))
+    return cells
+
+
+Runs = dict[str, dict[str, Any]]
+"""By the name of a cell: its `seconds`, or the `error` that ended it."""
+
+
+def measure(
+    cells: Sequence[Cell], runs: Runs, run: Callable[[Cell], float], save: Callable[[], None]
+) -> None:
+    """Measure the cells that `runs` lacks or that failed, and save after each.
 
     Args:
-        run: (setting, ranks, stage) -> measured seconds of a step.
-        link_seconds: seconds of all-reduces by number of elements.
-        size_of: counted work of a setting.
-        rounds: number of alternating rounds over all rows.
-        progress: called with a description before each run.
+        cells: in the order of the runs.
+        runs: earlier results, to which new ones are added.
+        run: returns the seconds of a step. A RuntimeError is recorded.
+        save: called after each run.
+    """
+    for cell in cells:
+        if "seconds" in runs.get(cell.name, {}):
+            continue
+        try:
+            runs[cell.name] = {"seconds": run(cell)}
+        except RuntimeError as error:
+            runs[cell.name] = {"error": str(error)[-500:]}
+        save()
+
+
+def report(
+    cells: Sequence[Cell],
+    runs: Runs,
+    link_seconds: Mapping[str, Mapping[int, float]],
+    optimizer_seconds: Mapping[int, float],
+    size_of: Callable[[Setting], Size] = count_size,
+) -> dict[str, Any]:
+    """Return the fitted parameters, and one row per configuration and stage.
+
+    Raises:
+        UserError: a run on one process failed, or the link cannot be fitted.
     """
     known = []
-    for setting in KNOWN:
-        progress(f"one process: {setting.name}")
-        known.append((setting, size_of(setting), run(setting, 1, 1)))
-    cost, link = fit_step(known), fit_link(link_seconds)
-    cells = list(product(UNSEEN, STAGES))
+    for cell in cells:
+        if cell.ranks == 1:
+            if "error" in runs[cell.name]:
+                raise UserError(f"{cell.name}: {runs[cell.name]['error']}; the same command repeats it")
+            known.append((cell.setting, size_of(cell.setting), runs[cell.name]["seconds"]))
+    cost, link = fit_step(known, optimizer_seconds), fit_link(link_seconds)
     sizes = {setting.name: size_of(setting) for setting in UNSEEN}
-    taken: dict[tuple[str, int], list[float]] = {(setting.name, stage): [] for setting, stage in cells}
-    for number in range(rounds):
-        for setting, stage in cells if number % 2 == 0 else reversed(cells):
-            progress(f"two processes, round {number + 1}: {setting.name}, ZeRO {stage}")
-            taken[setting.name, stage].append(run(setting, 2, stage))
-    rows = []
-    for setting, stage in cells:
-        predicted = predict(setting, sizes[setting.name], stage, cost, link)
-        measured = statistics.median(taken[setting.name, stage])
-        error = predicted / measured - 1
-        rows.append(
-            {
-                "configuration": setting.name,
-                "stage": stage,
-                "predicted": predicted,
-                "measured": measured,
-                "rounds": taken[setting.name, stage],
-                "error": error,
-                "within": abs(error) <= TOLERANCE,
-            }
+    rows = [
+        _row([cell for cell in cells if cell.ranks > 1 and (cell.setting, cell.stage) == (setting, stage)],
+             runs, sizes[setting.name], cost, link)
+        for setting, stage in product(UNSEEN, STAGES)
+    ]  # fmt: skip
+    return {"step": asdict(cost), "link": dict(link.costs), "rows": rows}
+
+
+def _row(cells: Sequence[Cell], runs: Runs, size: Size, cost: StepCost, link: MeasuredLink) -> dict[str, Any]:
+    first = cells[0]
+    row: dict[str, Any] = {"configuration": first.setting.name, "stage": first.stage, "within": False}
+    predicted = [predict(cell.setting, size, cell.stage, cost, link, cell.round) for cell in cells]
+    row["predicted"] = statistics.median(predicted)
+    if errors := [found["error"] for cell in cells if "error" in (found := runs[cell.name])]:
+        return row | {"failed": errors[0]}
+    taken = [runs[cell.name]["seconds"] for cell in cells]
+    row["measured"] = statistics.median(taken)
+    row["error"] = row["predicted"] / row["measured"] - 1
+    row["within"] = abs(row["error"]) <= TOLERANCE
+    return row | {"rounds": [list(pair) for pair in zip(predicted, taken, strict=True)]}
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """Format a row as text."""
+    text = f"{row['configuration']}, ZeRO {row['stage']}: predicted {row['predicted'] * 1e3:.1f} ms, "
+    if "failed" in row:
+        return f"{text}FAILED: {row['failed'].splitlines()[-1]}"
+    verdict = "ok" if row["within"] else "MISS"
+    return f"{text}measured {row['measured'] * 1e3:.1f} ms ({row['error']:+.0%}) {verdict}"
+
+
+def read_runs(path: Path | None, machine: Mapping[str, Any]) -> Runs:
+    """Return the runs of an incomplete file, or none.
+
+    Raises:
+        UserError: the file is not one of this program, or of another machine.
+    """
+    if path is None or not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        earlier, runs = content["about"], content["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected results of scaling_validation ({error!r}); remove it") from error
+    if "rows" in content and not any("error" in run for run in runs.values()):
+        return {}  # complete: measured again
+    if differing := [key for key in ("cpu", "packages") if earlier.get(key) != machine[key]]:
+        raise UserError(
+            f"{path}: measured with another {' and '.join(differing)}; remove it to measure again"
         )
-    return {
-        "step": asdict(cost),
-        "link": asdict(link),
-        "one_process": [{"configuration": setting.name, "seconds": seconds} for setting, _, seconds in known],
-        "rows": rows,
-    }
+    return dict(runs)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -186,33 +312,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to FILE")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="alternating rounds over all rows")
     given = parser.parse_args(arguments)
+    load = os.getloadavg()[0]
     try:
         if given.rounds < 1:
             raise UserError(f"--rounds must be at least 1, got {given.rounds}")
         if given.json:
             require_writable(given.json)
-        load = os.getloadavg()[0]
-        with tempfile.TemporaryDirectory() as folder:
-            count = iter(range(10**6))
-            found = validate(
-                lambda setting, ranks, stage: step_seconds(
-                    setting, Path(folder) / str(next(count)), ranks, stage
-                ),
-                measure_link(),
-                rounds=given.rounds,
-                progress=lambda text: print(text, flush=True),
-            )
+        runs = read_runs(given.json, about("scaling_validation", load))
+        cells = plan(given.rounds)
+
+        def save(more: Mapping[str, Any] | None = None) -> None:
+            if given.json:
+                described = about("scaling_validation", load)
+                write_json(given.json, {**(more or {}), "runs": runs, "about": described})
+
+        def run(cell: Cell) -> float:
+            print(cell.name, flush=True)
+            with tempfile.TemporaryDirectory() as folder:
+                return step_seconds(cell.setting, Path(folder) / "run", cell.ranks, cell.stage, cell.round)
+
+        measure(cells, runs, run, save)
+        found = report(cells, runs, measure_link(), measure_optimizer())
+        save(found)
     except UserError as error:
         console.print_error(error)
         return 2
-    for row in found["rows"]:
-        verdict = "ok" if row["within"] else "MISS"
-        print(
-            f"{row['configuration']}, ZeRO {row['stage']}: predicted {row['predicted'] * 1e3:.1f} ms, "
-            f"measured {row['measured'] * 1e3:.1f} ms ({row['error']:+.0%}) {verdict}"
-        )
-    if given.json:
-        write_json(given.json, {**found, "about": about("scaling_validation", load)})
+    print("\n".join(map(line, found["rows"])))
     return 0 if all(row["within"] for row in found["rows"]) else 1
 
 

@@ -4,7 +4,8 @@
     python scripts/page_images.py http://127.0.0.1:8000
 
 docs/images/page_prompt.jpg shows a prompt while its image is drawn, among images of other clients;
-docs/images/page_image.jpg an image with its reconstructions, in dark mode. Needs Chromium.
+docs/images/page_image.jpg an image with its reconstructions, in dark mode; docs/images/page_phone.jpg a
+drawn image on a phone. Needs Chromium.
 """
 
 import argparse
@@ -24,7 +25,7 @@ OTHERS = (("penguin", 8), ("rainbow", 16), ("light bulb", 32), ("red heart", 16)
 """Prompts of other clients and their ratios."""
 PHOTOGRAPH = ROOT / "cat_fast/data/photographs/astronaut.jpg"
 DESCRIPTION = "A smiling astronaut in an orange space suit in front of an American flag."
-QUALITY = 82
+QUALITY = 72
 TIMEOUT = 120_000
 """In milliseconds."""
 
@@ -42,6 +43,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         photograph_prompt(browser, address)
         photograph_image(browser, address)
+        photograph_phone(browser, address)
         browser.close()
 
 
@@ -80,6 +82,21 @@ def photograph_image(browser: sync_api.Browser, address: str) -> None:
     page.wait_for_selector("#three figure:nth-child(3) img")
     panel = page.locator("section[aria-labelledby=h-image]")
     panel.screenshot(path=IMAGES / "page_image.jpg", type="jpeg", quality=QUALITY)
+    page.close()
+
+
+def photograph_phone(browser: sync_api.Browser, address: str) -> None:
+    """Draw a prompt on a phone, and photograph the image and its facts."""
+    page = browser.new_page(viewport={"width": 390, "height": 700})
+    page.set_default_timeout(TIMEOUT)
+    page.goto(address)
+    page.fill("#prompt", PROMPT)
+    page.fill("#seed", "7")
+    page.focus("#prompt")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#stage img[alt='{PROMPT}']")
+    page.evaluate("document.getElementById('go').scrollIntoView()")
+    page.screenshot(path=IMAGES / "page_phone.jpg", type="jpeg", quality=QUALITY)
     page.close()
 
 

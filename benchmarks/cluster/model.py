@@ -1,60 +1,44 @@
 """Time of a training step on several ranks, and of a run with failures.
 
-    step    = slowest rank's computing + communication + waiting for data
-    traffic = 2 P bytes per rank and engine under ZeRO 1 and 2 (reduce-scatter of gradients, all-gather of
-              weights), 3 P under ZeRO 3 (weights twice), each times (ranks - 1) / ranks, in fp32
+    step = slowest rank's computing + communication that is not hidden + waiting for data
 
-The presets do not overlap communication with the backward pass (`overlap_comm: false`), so it adds up.
+On GPUs the reduction of all buckets but the last runs during the backward pass (`overlap_comm`, which engines
+set on several ranks), and hides behind it up to its time. On CPUs nothing overlaps.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from typing import Protocol
 
 import numpy as np
 
-FP32 = 4
-TRAFFIC = {0: 2, 1: 2, 2: 2, 3: 3}
-"""Volume per step by ZeRO stage, in sizes of the weights; stage 0 reduces and gathers the gradients."""
+from benchmarks.cluster.zero import Exchange
+
+
+class Link(Protocol):
+    """Link between ranks."""
+
+    def seconds(self, exchange: Exchange) -> float:
+        """Return the time of all calls of an exchange."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
-    """Link between ranks."""
+class Communication:
+    """Seconds per step of one engine's collectives."""
 
-    bytes_per_second: float
-    seconds_per_collective: float
-
-
-def traffic_bytes(parameters: int, ranks: int, stage: int) -> float:
-    """Return the bytes that a rank sends per step for one engine."""
-    return TRAFFIC[stage] * FP32 * parameters * (ranks - 1) / ranks
+    exposed: float
+    """Added to the step."""
+    hidden: float
+    """During the backward pass."""
 
 
-def collectives(parameters: int, stage: int, bucket: int, layers: int) -> int:
-    """Return the number of collectives per step of one engine.
-
-    Args:
-        parameters: trained parameters.
-        stage: ZeRO stage; stage 3 gathers weights layer by layer, forward and backward.
-        bucket: elements per bucket of gradients.
-        layers: number of modules with weights.
-    """
-    reductions = ceil(parameters / bucket)
-    return reductions + (2 * layers if stage == 3 else 1)
-
-
-def communication(
-    parameters: Sequence[int], ranks: int, stage: int, link: Link, bucket: int, layers: int
-) -> float:
-    """Return the seconds per step of all engines."""
-    if ranks == 1:
-        return 0.0
-    return sum(
-        traffic_bytes(count, ranks, stage) / link.bytes_per_second
-        + collectives(count, stage, bucket, layers) * link.seconds_per_collective
-        for count in parameters
-    )
+def communicate(exchanges: Sequence[Exchange], link: Link, backward: float = 0.0) -> Communication:
+    """Return the time of collectives, of which some hide behind `backward` seconds of computing."""
+    overlapping = sum(link.seconds(exchange) for exchange in exchanges if exchange.overlaps)
+    others = sum(link.seconds(exchange) for exchange in exchanges if not exchange.overlaps)
+    hidden = min(overlapping, backward)
+    return Communication(exposed=others + overlapping - hidden, hidden=hidden)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +53,22 @@ class Failures:
     """Time between checkpoints."""
     restart_seconds: float
 
-    @property
-    def useful(self) -> float:
-        """Share of time that makes progress: a failure loses half an interval and a restart, on average."""
-        writing = self.checkpoint_seconds / (self.interval_seconds + self.checkpoint_seconds)
-        lost = (self.interval_seconds / 2 + self.restart_seconds) / (3600 * self.hours_between)
-        return max(0.0, 1 - writing) / (1 + lost)
+    def hours(self, progress: float) -> dict[str, float]:
+        """Return the expected hours and failures of a run of `progress` hours of steps.
+
+        A failure loses half the time since a checkpoint, on average, and a restart.
+        """
+        checkpoints = progress * self.checkpoint_seconds / self.interval_seconds
+        failures = (progress + checkpoints) / self.hours_between
+        lost = failures * self.interval_seconds / 2 / 3600
+        restarts = failures * self.restart_seconds / 3600
+        return {
+            "failures": failures,
+            "lost_hours": lost,
+            "restart_hours": restarts,
+            "checkpoint_hours": checkpoints,
+            "hours": progress + checkpoints + lost + restarts,
+        }
 
 
 def simulate_failures(failures: Failures, hours: float, seed: int = 0) -> float:

@@ -1,6 +1,6 @@
-"""Runs of the tokenizer's training on one or two processes, and the bandwidth of the link between two.
+"""Runs of the tokenizer's training on one or two processes, and micro-benchmarks of the link and of AdamW.
 
-Everything goes through the real training command, so that a step includes all that a run does.
+Everything that trains goes through the real training command, so that a step includes all that a run does.
 """
 
 import json
@@ -10,11 +10,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from cat_fast.data.sampling.step_plan import PerRankPlan
 from cat_fast.processes.group import running
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,11 @@ CONFIG = ROOT / "configs/tokenizer/nano.yaml"
 SKIPPED_STEPS = 3
 """First steps, which also set up."""
 LINK_SIZES = (1 << 12, 1 << 18, 1 << 22, 1 << 24)
-"""Elements of the all-reduces that measure the link."""
+"""Elements of the collectives that measure the link."""
+COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather")
+OPTIMIZER_SIZES = (1 << 18, 1 << 22)
+"""Elements of the tensors whose updates are timed."""
+REPEATS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +48,19 @@ class Setting:
         """Channels of the blocks."""
         return [32 * self.width] * 4 + [64 * self.width] * 2
 
-    def overrides(self, folder: Path, stage: int) -> list[str]:
+    def draws(self, ranks: int, seed: int) -> list[tuple[int, ...]]:
+        """Return the ratios of all ranks in each measured step of a run with this seed."""
+        plan = PerRankPlan(self.shares, self.batch, ranks, seed)
+        return [
+            tuple(share.ratio for share in plan.plan(step, {})) for step in range(SKIPPED_STEPS, self.steps)
+        ]
+
+    def overrides(self, folder: Path, stage: int, seed: int) -> list[str]:
         """Return the settings of the run; GAN and networks in the loss are off, so that ZeRO 3 works."""
         shares = ", ".join(f"{ratio}: {self.shares.get(ratio, 0.0)}" for ratio in (8, 16, 32))
         return [
             f"output_dir={folder}",
+            f"seed={seed}",
             f"deepspeed=deepspeed/zero{stage}.json",
             f"model.block_out_channels={self.channels}",
             "model.initialisation=default",
@@ -66,23 +79,45 @@ class Setting:
         ]
 
 
-def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int) -> float:
-    """Return the median seconds of a step of a run on one thread per process.
+def step_seconds(setting: Setting, folder: Path, ranks: int, stage: int, seed: int) -> float:
+    """Return the mean seconds of a step of a run on one thread per process.
 
     Raises:
         RuntimeError: a process failed.
     """
-    command = [sys.executable, "-m", "cat_fast.train", str(CONFIG), *setting.overrides(folder, stage)]
+    command = [sys.executable, "-m", "cat_fast.train", str(CONFIG), *setting.overrides(folder, stage, seed)]
     _run_ranks(command, ranks)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     seconds = [json.loads(line)["seconds"] for line in lines]
-    return statistics.median(seconds[SKIPPED_STEPS:])
+    return typical_seconds(seconds[SKIPPED_STEPS:], setting.draws(ranks, seed))
 
 
-def measure_link() -> dict[int, float]:
-    """Return the median seconds of an all-reduce between two processes, by number of fp32 elements."""
-    output = _run_ranks([sys.executable, "-m", "benchmarks.cluster.processes"], 2)
-    return {int(size): float(seconds) for size, seconds in json.loads(output).items()}
+def typical_seconds(seconds: Sequence[float], draws: Sequence[tuple[int, ...]]) -> float:
+    """Return the mean over steps of the median of all steps with the same ratios.
+
+    A step that was disturbed then counts as much as the others, and the mix of ratios stays that of the run.
+    """
+    kinds = [tuple(sorted(draw)) for draw in draws]
+    medians = {
+        kind: statistics.median(taken for taken, other in zip(seconds, kinds, strict=True) if other == kind)
+        for kind in kinds
+    }
+    return statistics.fmean(medians[kind] for kind in kinds)
+
+
+def measure_link() -> dict[str, dict[int, float]]:
+    """Return the median seconds of each collective between two processes, by number of fp32 elements."""
+    output = json.loads(_run_ranks([sys.executable, "-m", "benchmarks.cluster.processes", "link"], 2))
+    return {
+        name: {int(size): float(seconds) for size, seconds in by_size.items()}
+        for name, by_size in output.items()
+    }
+
+
+def measure_optimizer() -> dict[int, float]:
+    """Return the median seconds of AdamW's update of one flat tensor, as under ZeRO, by its elements."""
+    output = json.loads(_run_ranks([sys.executable, "-m", "benchmarks.cluster.processes", "optimizer"], 1))
+    return {int(size): float(seconds) for size, seconds in output.items()}
 
 
 def _run_ranks(command: Sequence[str], ranks: int) -> str:
@@ -122,25 +157,59 @@ def _run_ranks(command: Sequence[str], ranks: int) -> str:
 
 
 def _link_rank() -> None:
-    """Time all-reduces on one of two ranks; rank 0 prints the medians."""
+    """Time collectives on one of two ranks; rank 0 prints the medians."""
     import torch
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     found = {}
-    for size in LINK_SIZES:
-        tensor, seconds = torch.ones(size), []
-        for _ in range(9):
-            torch.distributed.barrier()
-            start = time.perf_counter()
-            torch.distributed.all_reduce(tensor)
-            seconds.append(time.perf_counter() - start)
-            tensor.fill_(1.0)
-        found[size] = statistics.median(seconds)
+    for name in COLLECTIVES:
+        found[name] = {size: _median_seconds(_collective(name, size)) for size in LINK_SIZES}
     if torch.distributed.get_rank() == 0:
         print(json.dumps(found), flush=True)
     torch.distributed.destroy_process_group()
 
 
+def _collective(name: str, size: int) -> Callable[[], object]:
+    """Return a function that runs a collective on complete tensors of `size` elements, after a barrier."""
+    import torch
+    from torch import distributed
+
+    complete, half = torch.zeros(size), torch.zeros(size // 2)
+    runs: dict[str, Callable[[], object]] = {
+        "all_reduce": lambda: distributed.all_reduce(complete),
+        "reduce_scatter": lambda: distributed.reduce_scatter_tensor(half, complete),
+        "all_gather": lambda: distributed.all_gather_into_tensor(complete, half),
+    }
+    return runs[name]
+
+
+def _median_seconds(run: Callable[[], object]) -> float:
+    """Return the median time of a function, which all ranks start together."""
+    import torch
+
+    seconds = []
+    for _ in range(REPEATS):
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _time_optimizer() -> None:
+    """Time AdamW on one thread and print the medians."""
+    import torch
+
+    torch.set_num_threads(1)
+    found = {}
+    for size in OPTIMIZER_SIZES:
+        weights = torch.zeros(size, requires_grad=True)
+        weights.grad = torch.zeros(size)
+        found[size] = _median_seconds(torch.optim.AdamW([weights]).step)
+    print(json.dumps(found), flush=True)
+
+
 if __name__ == "__main__":
-    _link_rank()
+    {"link": _link_rank, "optimizer": _time_optimizer}[sys.argv[1]]()

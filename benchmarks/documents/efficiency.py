@@ -55,4 +55,4 @@ def comparison(uses: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
 def chosen(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the rows of the GPUs that the paper names: A100 for the tokenizer, H100 for the transformer."""
     names = [name for name in report["runs"] if name.endswith("H100" if "transformer" in name else "A100")]
-    return {"runs": {name: report["runs"][name] for name in names}}
+    return {"columns": report["columns"], "runs": {name: report["runs"][name] for name in names}}

@@ -51,6 +51,8 @@ FIGURES = [
      "workers_2.ratio_vs_one_process", 1),
     ("docs/data.md", "With one worker, it read {} times as many as either", ".2f", "loader",
      "workers_1.ratio_vs_webdataset", 1),
+    ("docs/efficiency.md", "the loader, {} images per second and core", ".1f", "loader",
+     "cases/workers_2/details/images_per_second", 0.5),
     ("docs/distilled_scorers.md", "in one call, {} times as many as the scorer", ".1f", "scorers",
      "fast.over_former/in_one_call", 1),
     ("docs/distilled_scorers.md", "replaced, {} times one by one", ".1f", "scorers",

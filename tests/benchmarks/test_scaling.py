@@ -1,50 +1,143 @@
-"""The model of training on many GPUs: formulas, simulation, and validation on a made-up machine."""
+"""The model of training on many GPUs: traffic, links, simulation and the command's table."""
 
 import json
+import warnings
+from collections import Counter
+from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import scaling, scaling_validation
+from benchmarks import scaling
 from benchmarks.bounds.data_sheets import read_sheets
-from benchmarks.cluster import links, processes
+from benchmarks.cluster import links, simulation, work, zero
 from benchmarks.cluster.model import (
     Failures,
-    Link,
-    collectives,
-    communication,
+    communicate,
     simulate_failures,
     slowest_of,
-    traffic_bytes,
     waiting_for_data,
 )
-from benchmarks.scaling_validation import Size, StepCost
-from cat_fast.data.sampling.cost_table import Cost
+from benchmarks.cluster.zero import Exchange, exchanges
+from benchmarks.shared.committed import committed
+from cat_fast.data.sampling.cost_table import Cost, CostTable
+from cat_fast.errors import UserError
+from tests.training.rank_processes import run_ranks
 
 NODES, ASSUMED = links.read_links()
 SHEETS, _ = read_sheets()
-COSTS = {8: Cost(0.01, 0.2), 16: Cost(0.01, 0.12), 32: Cost(0.01, 0.1)}
-WORK = scaling.Work(
-    seconds=COSTS,
-    parameters=[190_000_000, 28_000_000],
-    activation_bytes={8: 5e9, 16: 4e9, 32: 3.5e9},
-    layers=200,
+WORK = work.Work(
+    engines=[
+        work.Engine(name="autoencoder", tensors=[38_000_000] * 5),
+        work.Engine(name="discriminator", tensors=[28_000_000]),
+    ],
+    seconds={8: Cost(0.01, 0.2), 16: Cost(0.01, 0.12), 32: Cost(0.01, 0.1)},
+    launches={8: 100, 16: 100, 32: 100},
+    optimizer_seconds=0.064,
+    activations={ratio: work.Activations(1e9, slope) for ratio, slope in ((8, 4e9), (16, 3e9), (32, 2e9))},
 )
-RUNS = {run.name: run for run in scaling.RUNS}
+RUNS = {run.name: run for run in simulation.RUNS}
 
 
-def simulate(name, ranks, stage=2, gpu="A100", work=WORK):
-    return scaling.simulate_run(RUNS[name], work, NODES[gpu], SHEETS[gpu], ranks, stage, ASSUMED, 20)
+def cluster(gpu: str = "A100") -> simulation.Cluster:
+    return simulation.Cluster(node=NODES[gpu], sheet=SHEETS[gpu], assumed=ASSUMED, loader_rate=100.0)
 
 
-def test_zero_3_sends_half_as_much_again_and_one_rank_sends_nothing():
-    assert traffic_bytes(100, 2, 1) == traffic_bytes(100, 2, 2) == 2 * 4 * 100 / 2
-    assert traffic_bytes(100, 4, 3) == 3 * 4 * 100 * 3 / 4
-    link = Link(bytes_per_second=1e9, seconds_per_collective=1e-3)
-    assert communication([10**6], 1, 3, link, 10**6, 5) == 0
-    assert communication([10**6], 2, 2, link, 10**6, 5) == pytest.approx(4e6 / 1e9 + 2e-3)
-    assert collectives(120, 2, 50, 9) == 3 + 1
-    assert collectives(120, 3, 50, 9) == 3 + 18
+def simulate(name, ranks, stage=2, gpu="A100", costs=WORK):
+    return simulation.simulate_run(RUNS[name], costs, cluster(gpu), ranks, stage)
+
+
+def sent(tensors, stage, accumulation=1):
+    return sum(one.sent_bytes(2) for one in exchanges(tensors, stage, accumulation))
+
+
+def test_stages_1_and_2_send_three_sizes_of_the_weights_and_stage_3_two():
+    tensors, size, norm = [60_000_000, 30_000_000], 4 * 90_000_000, 4
+    half = 1 / 2  # (ranks - 1) / ranks
+    assert sent(tensors, 1) == sent(tensors, 2) == 3 * size * half + norm
+    assert sent(tensors, 3) == 2 * size * half + norm
+    assert sent(tensors, 1, accumulation=2) == 3 * size * half + norm
+    assert sent(tensors, 2, accumulation=2) == (2 * 2 + 1) * size * half + norm
+    assert sent(tensors, 3, accumulation=2) == 2 * 2 * size * half + norm
+
+
+def test_stage_3_gathers_weights_twice_that_are_reused_late():
+    assert sent([100_000_000] * 7, 3) == 4 * (700_000_000 + 900_000_000) / 2 + 4
+    assert zero.resident_elements([100_000_000] * 7 + [50_000]) == 500_050_000
+
+
+def test_all_buckets_but_the_last_overlap_with_the_backward_pass():
+    first, second, *_ = exchanges([40_000_000, 30_000_000, 30_000_000], 1)
+    assert (first.elements, first.calls, first.overlaps) == (40_000_000, 1, False)
+    assert (second.elements, second.calls, second.overlaps) == (60_000_000, 2, True)
+
+
+def test_the_collectives_are_those_of_deepspeed(tmp_path):
+    run_ranks("tests.benchmarks.test_scaling:count_on_rank", 2, tmp_path)
+    for stage in (1, 2, 3):
+        found = json.loads((tmp_path / f"{stage}.json").read_text())
+        calls, elements = Counter(), Counter()
+        for one in exchanges(found.pop("tensors"), stage, accumulation=2):
+            calls[one.collective] += one.calls
+            elements[one.collective] += one.elements
+        assert found == {name: [calls[name], elements[name]] for name in calls}
+
+
+def count_on_rank(folder: str) -> None:
+    """Count the collectives of a step of two backward passes on one of two ranks, by stage."""
+    warnings.simplefilter("ignore", FutureWarning)
+    from cat_fast.training.config.settings import OptimizerConfig
+    from cat_fast.training.runtime.engine import make_engine
+    from cat_fast.training.runtime.ranks import start, stop
+
+    counts: dict[str, list[int]] = {}
+    for name, function in list(vars(torch.distributed).items()):
+        if isinstance(function, FunctionType) and name.startswith(("all_", "reduce", "broadcast")):
+            setattr(torch.distributed, name, counted(name, function, counts))
+    ranks = start()
+    for stage in (1, 2, 3):
+        model = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.Linear(400, 400))
+        tensors = [parameter.numel() for parameter in model.parameters()]
+        optimizer = OptimizerConfig(lr=1e-3, max_grad_norm=1.0)
+        engine = make_engine(model, optimizer, f"deepspeed/zero{stage}.json", accumulation_steps=2)
+        for _ in range(3):  # the first ones set up
+            counts.clear()
+            for _ in range(2):
+                engine.backward(engine(torch.ones(2, 400)).sum())
+                engine.step()
+        if ranks.is_main:
+            (Path(folder) / f"{stage}.json").write_text(json.dumps({"tensors": tensors, **counts}))
+    stop()
+
+
+def counted(name, function, counts):
+    """Return the function, which counts its calls and the elements of its largest tensors."""
+
+    def run(*given, **named):
+        sizes = [one.numel() for one in (*given, *named.values()) if isinstance(one, torch.Tensor)]
+        kind = name.removesuffix("_into_tensor").removesuffix("_tensor")
+        calls, elements = counts.get(kind, (0, 0))
+        counts[kind] = [calls + 1, elements + max(sizes, default=0)]
+        return function(*given, **named)
+
+    return run
+
+
+def test_communication_hides_behind_the_backward_pass_up_to_its_time():
+    class Constant:
+        def seconds(self, exchange):
+            return 0.1 * exchange.calls
+
+    found = [
+        Exchange(collective="all_reduce", elements=1, calls=3, overlaps=True),
+        Exchange(collective="all_gather", elements=1, calls=1),
+    ]
+    for backward, exposed in ((0.0, 0.4), (0.2, 0.2), (9.0, 0.1)):
+        part = communicate(found, Constant(), backward)
+        assert part.exposed == pytest.approx(exposed)
+        assert part.exposed + part.hidden == pytest.approx(0.4)
 
 
 def test_a_ring_over_nodes_is_as_fast_as_their_adapters():
@@ -54,9 +147,25 @@ def test_a_ring_over_nodes_is_as_fast_as_their_adapters():
     assert all("https://" in node.source for node in NODES.values())
 
 
+def test_a_collective_takes_the_hops_of_the_fastest_algorithm_and_its_bytes():
+    def microseconds(exchange, ranks):
+        return 1e6 * links.NcclLink(NODES["A100"], ranks, ASSUMED).seconds(exchange)
+
+    large = Exchange(collective="all_reduce", elements=50_000_000, calls=1)
+    # A ring of 16: 28 hops over NVLink, 2 over the network, and 375 MB at 70 % of 200 GB/s.
+    assert microseconds(large, 16) == pytest.approx(8.4 + 28 * 3.4 + 2 * 14 + 375e6 / 140e9 * 1e6)
+    # A tree over 128 nodes: 14 hops within a node, 14 between nodes, at 92 % of the bandwidth.
+    bytes_ = 2 * 4 * 50e6 * 1023 / 1024
+    tree = 8.4 + 14 * 4 + 14 * 14 + bytes_ / (0.92 * 140e9) * 1e6
+    assert microseconds(large, 1024) == pytest.approx(tree)
+    # Only rings gather: 1023 hops, 127 of them between nodes.
+    small = Exchange(collective="all_gather", elements=2, calls=2)
+    assert microseconds(small, 1024) == pytest.approx(2 * (6.6 + 896 * 0.6 + 127 * 2.7), rel=1e-3)
+
+
 def test_invalid_links_are_refused(tmp_path):
     content = json.loads(links.FILE.read_text())
-    content["assumptions"]["link_share"] = 1.2
+    content["assumptions"]["link_share"]["value"] = 1.2
     (tmp_path / "links.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"link_share must be at most 1, got 1\.2"):
         links.read_links(tmp_path / "links.json")
@@ -73,8 +182,13 @@ def test_failures_cost_half_an_interval_and_a_restart():
     failures = Failures(
         hours_between=10.0, checkpoint_seconds=20.0, interval_seconds=1800.0, restart_seconds=300.0
     )
+    found = failures.hours(500.0)
+    assert found["checkpoint_hours"] == pytest.approx(500 / 90)
+    assert found["failures"] == pytest.approx(50 + 50 / 90)
+    assert found["lost_hours"] == pytest.approx(found["failures"] / 4)
+    assert found["restart_hours"] == pytest.approx(found["failures"] / 12)
     hours = np.mean([simulate_failures(failures, 500.0, seed) for seed in range(20)])
-    assert 500 / failures.useful == pytest.approx(hours, rel=0.01)
+    assert found["hours"] == pytest.approx(hours, rel=0.01)
     never = Failures(
         hours_between=1e12, checkpoint_seconds=0.0, interval_seconds=1800.0, restart_seconds=300.0
     )
@@ -88,74 +202,149 @@ def test_data_delays_a_step_only_where_loading_is_slower():
 
 def test_a_balanced_sampler_waits_less_and_parts_of_a_step_add_up():
     alone, balanced = simulate("tokenizer", 64), simulate("tokenizer, balanced", 64)
-    assert balanced["waiting_for_ranks"] < 0.03 < alone["waiting_for_ranks"]
+    assert balanced["ranks_wait_ms"] < 0.03 * balanced["step_ms"] < alone["ranks_wait_ms"]
     assert balanced["gpu_hours"] < alone["gpu_hours"]
-    parts = ("computing", "waiting_for_ranks", "communicating", "waiting_for_data")
-    assert sum(alone[part] for part in parts) == pytest.approx(1)
+    parts = ("computing_ms", "ranks_wait_ms", "communication_ms", "data_wait_ms")
+    assert sum(alone[part] for part in parts) == pytest.approx(alone["step_ms"])
+    # 0.01 s and 8 images at 0.1196 s each, and a 64th of the optimizer
+    assert alone["computing_ms"] == pytest.approx(10 + 8 * (20 + 57.6 + 42) + 1)
     assert alone["steps"] == 1_000_000
     assert alone["cost"] == pytest.approx(1.5 * alone["gpu_hours"])
+    assert alone["nvlink_gb"] == pytest.approx(3 * 4 * 0.218 * 63 / 64, rel=1e-6)
+    assert alone["second_engine_gb"] == pytest.approx(3 * 4 * 0.028 * 63 / 64, rel=1e-6)
+    assert 0 < alone["second_engine_ms"] < alone["communication_ms"]
 
 
 def test_more_gpus_than_images_enlarge_the_global_batch():
     row = simulate("tokenizer", 1024)
-    assert (row["batch_per_rank"], row["steps"]) == (1, 500_000)
+    assert (row["batch"], row["steps"]) == (1, 500_000)
     assert not row["global_batch_of_the_paper"]
     assert simulate("tokenizer", 512)["global_batch_of_the_paper"]
 
 
-def test_the_best_stage_is_the_fastest_that_fits():
-    large = scaling.Work(
-        seconds={16: Cost(0.0, 0.01)}, parameters=[12 * 10**9], activation_bytes={16: 1e8}, layers=30
+def test_batches_that_do_not_fit_are_accumulated():
+    one, two = simulate("tokenizer", 8, stage=1), simulate("tokenizer", 8, stage=2)
+    # 64 images per rank; 16 take 65 GB of 72, 32 take 129.
+    assert (one["batch"], one["accumulation"], one["fits"]) == (16, 4, True)
+    assert one["network_gb"] == 0
+    assert two["nvlink_gb"] == pytest.approx(3 * one["nvlink_gb"], rel=1e-3)  # 4 reductions: 4 * 2 + 1
+    # Under stage 1 ranks wait for each other once per step, under stage 2 after each batch.
+    assert 0 < one["ranks_wait_ms"] < two["ranks_wait_ms"]
+
+
+def test_the_transformer_takes_the_batches_of_its_configuration():
+    costs = work.Work(
+        engines=[work.Engine(name="transformer", tensors=[10_000_000])],
+        seconds={16: Cost(0.0, 0.01)},
+        launches={16: 10_000},
+        optimizer_seconds=0.0,
+        activations={16: work.Activations(0.0, 1e8)},
+    )
+    row = simulate("transformer", 8, 1, costs=costs)
+    assert (row["batch"], row["accumulation"]) == (64, 2)
+    assert (row["computing_ms"], row["host_bound"]) == (pytest.approx(1280), False)
+    row = simulate("transformer", 64, 1, costs=costs)
+    assert (row["batch"], row["accumulation"]) == (16, 1)
+    assert simulate("transformer", 128, 1, costs=costs)["batch"] == 16
+
+
+def test_a_batch_takes_at_least_the_time_to_launch_its_operators():
+    assert WORK.batch_seconds(8, 2, 1e-6) == pytest.approx(0.41)
+    assert WORK.batch_seconds(8, 2, 1e-2) == pytest.approx(1.0)
+
+
+def test_memory_adds_weights_optimizer_gradients_buckets_and_activations():
+    costs = work.Work(
+        engines=[work.Engine(name="model", tensors=[100_000_000])],
+        seconds={16: Cost(0.0, 1.0)},
+        launches={16: 1},
+        optimizer_seconds=0.0,
+        activations={16: work.Activations(1e9, 2e9)},
+        frozen_bytes=5e8,
+    )
+    counts, activations = {16: 2}, 5e9
+    ema, buckets, frozen = 0.4e9, 2 * 0.2e9, 0.5e9
+    at_rest = 0.4e9 + 0.1e9 + 0.2e9  # weights, a fourth of the master weights, and of two moments
+    common = at_rest + ema + buckets + frozen + activations
+    assert work.memory_bytes(costs, counts, 4, 1) == common + 0.4e9
+    assert work.memory_bytes(costs, counts, 4, 2) == common + 0.1e9
+    partitioned = 4 * 0.1e9 + 0.1e9 + 0.1e9  # weights, master weights, two moments; average; gradients
+    assert work.memory_bytes(costs, counts, 4, 3) == partitioned + 0.4e9 + 0.2e9 + frozen + activations
+
+
+def test_the_best_stage_is_the_fastest_that_fits_and_ties_are_marked():
+    large = work.Work(
+        engines=[work.Engine(name="transformer", tensors=[100_000_000] * 120)],
+        seconds={16: Cost(0.0, 0.01)},
+        launches={16: 1},
+        optimizer_seconds=0.0,
+        activations={16: work.Activations(0.0, 1e8)},
     )
     rows = [simulate("transformer", 64, stage, "H100", large) for stage in (1, 2, 3)]
     assert [row["fits"] for row in rows] == [False, False, True]
-    assert scaling.best(rows)["stage"] == 3
-    assert scaling.best(rows[:2]) is None
+    assert [row["stage"] for row in simulation.best(rows)] == [3]
+    assert simulation.best(rows[:2]) == []
     small = [simulate("tokenizer", 64, stage) for stage in (1, 2)]
-    assert scaling.best(small)["stage"] in (1, 2)
-    report = {"runs": {"transformer": {"best": {"64": scaling.best(rows), "8": None}}}}
+    assert [row["stage"] for row in simulation.best(small)] == [1, 2]
+    report = {
+        "columns": list(small[0]),
+        "runs": {
+            "tokenizer": {
+                "best_stages": {"64": [1, 2], "8": []},
+                "rows": [list(row.values()) for row in small],
+            }
+        },
+    }
     text = list(scaling.lines(report))
-    assert text[2].startswith("| transformer | 64 | 3 |")
+    assert text[2].startswith("| tokenizer | 64 | 1 = 2 | 8 |")
     assert "does not fit" in text[3]
+    assert {line.count("|") for line in text} == {text[0].count("|")}
 
 
-def toy_size(setting):
-    work = setting.width**2 * 1e9
-    return Size(flops={8: 2 * work, 16: 1.2 * work, 32: work}, parameters=setting.width**2 * 10**6, layers=50)
+def table(**changes):
+    about = {
+        "device": "cuda",
+        "side": 512,
+        "precision": "bf16",
+        "machine": {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]},
+        **changes,
+    }
+    return CostTable(costs=WORK.seconds, about=about)
 
 
-@pytest.mark.slow
-def test_steps_and_the_link_are_measured_on_two_processes(tmp_path):
-    setting = processes.Setting(name="small", batch=1, shares={16: 1.0}, steps=6)
-    assert 0 < processes.step_seconds(setting, tmp_path / "run", 2, 2) < 60
-    link = scaling_validation.fit_link(processes.measure_link())
-    assert link.bytes_per_second > 1e7
-    with pytest.raises(RuntimeError, match="failed on rank"):
-        processes.step_seconds(setting, tmp_path / "other", 2, 9)  # no such stage
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"device": "cpu"}, "expected device cuda, got cpu"),
+        ({"side": 256}, "expected side 512, got 256"),
+        ({"precision": "fp32"}, "expected precision bf16, got fp32"),
+        ({"machine": {"gpus": ["Tesla T4"]}}, "expected costs measured on one of A100, .*, got Tesla T4"),
+    ],
+)
+def test_a_table_of_another_machine_or_size_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        work.measured_on(table(**changes), list(NODES), "--table t.json")
 
 
-def test_the_validation_recovers_a_machine_that_follows_the_model():
-    truth = StepCost(fixed=0.02, per_flop=2e-11, per_parameter=5e-9)
-    link = Link(bytes_per_second=2e9, seconds_per_collective=1e-4)
-    runs = []
+def test_a_measured_table_applies_to_its_gpu_only():
+    assert work.measured_on(table(), list(NODES), "t.json") == "H100"
+    found = work.measured_work(WORK, table(), "measured: t.json")
+    assert found.source == "measured: t.json"
+    assert found.batch_seconds(16, 1, 1.0) == pytest.approx(0.13)  # launches are in the measured time
 
-    def run(setting, ranks, stage):
-        runs.append((setting.name, ranks, stage))
-        if ranks == 1:
-            (ratio,) = setting.shares
-            return truth.seconds(toy_size(setting), ratio, setting.batch)
-        slower = 1.5 if setting.name == "another width" and stage == 3 else 1.0
-        return slower * scaling_validation.predict(setting, toy_size(setting), stage, truth, link)
 
-    measured = {size: 1e-4 + 4 * size / 2e9 for size in (1 << 12, 1 << 20, 1 << 24)}
-    found = scaling_validation.validate(run, measured, toy_size)
-    assert found["step"]["per_flop"] == pytest.approx(2e-11, rel=1e-3)
-    assert found["link"]["bytes_per_second"] == pytest.approx(2e9, rel=1e-3)
-    missed = [(row["configuration"], row["stage"]) for row in found["rows"] if not row["within"]]
-    assert missed == [("another width", 3)]
-    assert len(found["rows"]) == 9
-    assert all(len(row["rounds"]) == 3 for row in found["rows"])
-    unseen = {setting.name for setting in scaling_validation.UNSEEN}
-    assert not {name for name, ranks, _ in runs if ranks == 1} & unseen
-    two = [entry for entry in runs if entry[1] == 2]
-    assert two[:9] == two[9:18][::-1] == two[18:]
+def test_the_loaders_rate_is_that_of_its_committed_results():
+    rate, source = scaling.loader_rate()
+    details = json.loads(committed("loader").read_text())["cases"]["workers_2"]["details"]
+    assert rate == details["images_per_second"] / 2
+    assert source.endswith(committed("loader").name)
+
+
+def test_the_committed_results_are_small_and_name_every_source():
+    path = committed("scaling")
+    assert path.stat().st_size < 100_000
+    report = json.loads(path.read_text())
+    assert all(one["source"] for one in report["about"]["assumptions"].values())
+    assert all(node["price_source"] == "assumed" for node in report["nodes"].values())
+    assert all(len(row) == len(report["columns"]) for run in report["runs"].values() for row in run["rows"])
+    assert all(all(run["best_stages"].values()) for run in report["runs"].values())

@@ -1,0 +1,166 @@
+"""Validation of the scaling model, on a made-up machine whose times are worked out by hand."""
+
+import json
+
+import pytest
+
+from benchmarks.cluster import processes
+from benchmarks.cluster.processes import Setting, typical_seconds
+from benchmarks.scaling_validation import (
+    KNOWN,
+    UNSEEN,
+    Cell,
+    Size,
+    fit_link,
+    fit_step,
+    line,
+    measure,
+    plan,
+    read_runs,
+    report,
+)
+from cat_fast.errors import UserError
+
+COLLECTIVES = {
+    # 0.1 ms and 1 ns per byte; reduce-scatter 1.5 ns, all-gather 0.5 ns
+    name: {size: 1e-4 + 4 * size * per_byte for size in (1 << 12, 1 << 20, 1 << 24)}
+    for name, per_byte in (("all_reduce", 1e-9), ("reduce_scatter", 1.5e-9), ("all_gather", 0.5e-9))
+}
+OPTIMIZER = {size: size * 2e-9 for size in (1 << 18, 1 << 22)}
+ONE_PROCESS = {  # ms: 20 + 20 per GFLOP + 5 per million parameters
+    "8x, 2 images": 20 + 80 + 5,
+    "16x, 2 images": 20 + 48 + 5,
+    "32x, 2 images": 20 + 40 + 5,
+    "8x, 6 images": 20 + 240 + 5,
+    "16x, 6 images": 20 + 144 + 5,
+    "32x, 6 images": 20 + 120 + 5,
+    "16x, 2 images, width 3": 20 + 9 * 48 + 9 * 5,
+}
+COMMUNICATION = {  # ms: three all-reduces of 4 or 8 bytes take 0.3
+    1: 0.3 + 0.1 + 4 + 0.1 + 2,
+    2: 0.3 + 0.1 + 4 + 0.1 + 2,
+    3: 0.3 + 0.1 + 6 + 0.1 + 2,
+}
+
+
+def toy_size(setting: Setting) -> Size:
+    """Return 2, 1.2 and 1 GFLOP per image, and a million parameters in one tensor, by the width squared."""
+    scale = setting.width**2
+    return Size(flops={8: 2e9 * scale, 16: 1.2e9 * scale, 32: 1e9 * scale}, tensors=[1_000_000 * scale])
+
+
+def one_process(cell: Cell) -> float:
+    return ONE_PROCESS[cell.setting.name] / 1e3
+
+
+def test_a_prediction_is_the_time_that_the_formulas_give_by_hand():
+    cells = plan(rounds=1)
+    runs = {cell.name: {"seconds": one_process(cell) if cell.ranks == 1 else 1.0} for cell in cells}
+    found = report(cells, runs, COLLECTIVES, OPTIMIZER, toy_size)
+    assert found["step"]["per_flop"] == pytest.approx(20e-12, rel=1e-3)
+    assert found["step"]["sharded"] == pytest.approx(2e-9, rel=1e-3)
+    assert found["link"]["reduce_scatter"] == pytest.approx((1e-4, 1.5e-9), rel=1e-3)
+    predicted = {(row["configuration"], row["stage"]): 1e3 * row["predicted"] for row in found["rows"]}
+    parameters = 5 - 2 / 2  # two ranks share the optimizer's 2 ms
+    for stage, talking in COMMUNICATION.items():
+        batch = 20 + 4 * 24 + parameters + talking
+        assert predicted["another batch", stage] == pytest.approx(batch, rel=1e-3)
+        # four times the FLOPs, parameters and bytes
+        width = 20 + 4 * 48 + 4 * parameters + 4 * (talking - 0.5) + 0.5
+        assert predicted["another width", stage] == pytest.approx(width, rel=1e-3)
+    mix = next(setting for setting in UNSEEN if setting.name == "another mix")
+    slow = sum(8 in draw for draw in mix.draws(2, 0))
+    steps = mix.steps - processes.SKIPPED_STEPS
+    assert 0 < slow < steps
+    expected = 20 + (slow * 160 + (steps - slow) * 80) / steps + parameters + COMMUNICATION[1]
+    assert predicted["another mix", 1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_rows_show_misses_and_failed_runs():
+    cells = plan(rounds=3)
+    runs = {}
+
+    def run(cell):
+        if cell.ranks == 1:
+            return one_process(cell)
+        if cell.setting.name == "another width" and cell.stage == 3:
+            raise RuntimeError("failed on rank 1: out of memory")
+        by_hand = 20 + 4 * 24 + 4 + COMMUNICATION[cell.stage]
+        return by_hand / 1e3 * (1.2 if cell.stage == 2 else 1.1)
+
+    saved = []
+    measure(cells, runs, run, lambda: saved.append(len(runs)))
+    assert saved == list(range(1, len(cells) + 1))
+    rows = report(cells, runs, COLLECTIVES, OPTIMIZER, toy_size)["rows"]
+    found = {(row["configuration"], row["stage"]): row for row in rows}
+    assert len(rows) == 9
+    assert found["another batch", 1]["within"]
+    assert len(found["another batch", 1]["rounds"]) == 3
+    assert not found["another batch", 2]["within"]
+    assert line(found["another batch", 2]).endswith("(-17%) MISS")
+    assert line(found["another width", 3]).endswith("FAILED: failed on rank 1: out of memory")
+
+
+def test_rounds_alternate_and_have_their_own_draws():
+    two = [cell for cell in plan(3) if cell.ranks == 2]
+    order = [(cell.setting.name, cell.stage) for cell in two]
+    assert order[:9] == order[9:18][::-1] == order[18:]
+    assert not {cell.setting.name for cell in two} & {setting.name for setting in KNOWN}
+    mix = next(setting for setting in UNSEEN if setting.name == "another mix")
+    assert mix.draws(2, 0) != mix.draws(2, 1)
+    assert len(mix.draws(2, 0)) == mix.steps - processes.SKIPPED_STEPS
+
+
+def test_only_missing_and_failed_runs_are_repeated(tmp_path):
+    cells = plan(rounds=1)
+    runs = {cells[0].name: {"seconds": 1.0}, cells[1].name: {"error": "no port"}}
+    path = tmp_path / "validation.json"
+    about = {"cpu": {"threads": 2}, "packages": {"torch": "2"}}
+    path.write_text(json.dumps({"about": about, "runs": runs}))
+    again = read_runs(path, about)
+    ran = []
+    measure(cells, again, lambda cell: ran.append(cell.name) or 1.0, lambda: None)
+    assert ran == [cell.name for cell in cells[1:]]
+    with pytest.raises(UserError, match="measured with another cpu"):
+        read_runs(path, {**about, "cpu": {"threads": 4}})
+    path.write_text(json.dumps({"about": about, "runs": again, "rows": []}))
+    assert read_runs(path, about) == {}
+    assert read_runs(None, about) == {}
+
+
+def test_a_failed_run_on_one_process_leaves_no_prediction():
+    cells = plan(rounds=1)
+    runs = {cell.name: {"seconds": 1.0} for cell in cells} | {cells[0].name: {"error": "killed"}}
+    with pytest.raises(UserError, match="8x, 2 images, ZeRO 1, 1 ranks, round 0: killed; the same command"):
+        report(cells, runs, COLLECTIVES, OPTIMIZER, toy_size)
+
+
+def test_negative_coefficients_are_fitted_again_and_a_free_link_is_refused():
+    measured = [
+        (setting, toy_size(setting), 1e-11 * toy_size(setting).flops[16] * setting.batch - 1e-3)
+        for setting in (Setting(name=str(n), batch=n, shares={16: 1.0}) for n in (1, 2, 8))
+    ]
+    cost = fit_step(measured, OPTIMIZER)
+    assert cost.fixed == cost.per_parameter == cost.sharded == 0
+    ratios = [1e-11 * 1.2e9 * n / taken for (*_, taken), n in zip(measured, (1, 2, 8), strict=True)]
+    expected = 1e-11 * sum(ratios) / sum(ratio**2 for ratio in ratios)
+    assert cost.per_flop == pytest.approx(expected)
+    with pytest.raises(UserError, match="link: all_reduce of more elements did not take longer"):
+        fit_link({"all_reduce": {1 << 12: 2e-3, 1 << 20: 1e-3}})
+
+
+def test_a_disturbed_step_does_not_count_and_the_mix_is_kept():
+    draws = [(8, 32), (32, 8), (8, 8), (32, 8), (32, 32)]
+    # three steps of 8x and 32x, whose median is 2
+    assert typical_seconds([2.0, 9.0, 3.0, 2.0, 1.0], draws) == pytest.approx((3 * 2 + 3 + 1) / 5)
+
+
+@pytest.mark.slow
+def test_steps_and_the_link_are_measured_on_two_processes(tmp_path):
+    setting = Setting(name="small", batch=1, shares={16: 1.0}, steps=6)
+    assert 0 < processes.step_seconds(setting, tmp_path / "run", 2, 2, 0) < 60
+    link = fit_link(processes.measure_link())
+    assert set(link.costs) == set(processes.COLLECTIVES)
+    assert all(seconds > 0 for seconds in processes.measure_optimizer().values())
+    with pytest.raises(RuntimeError, match="failed on rank"):
+        processes.step_seconds(setting, tmp_path / "other", 2, 9, 0)  # no such stage
