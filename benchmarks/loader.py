@@ -3,9 +3,8 @@
     python -m benchmarks.loader --json FILE
 
 The baselines do the same work on the same archives: webdataset's pipeline in torch's DataLoader with the same
-number of processes, and our loader decoding in the training process. One call is one epoch, from its first
-image to its last batch: nobody reads ahead into the next one. Memory is not measured, as most of it is that
-of the processes.
+number of processes, and our loader decoding in the training process. One call is one epoch, without reading
+ahead into the next one. Memory is not measured, as most of it is that of the processes.
 """
 
 import os

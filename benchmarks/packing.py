@@ -236,7 +236,7 @@ def make_batch(lengths: Sequence[int], arguments: Mapping[str, Any], side: int =
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What the mixes share: the model, the sizes of batches, and the baseline at 16x."""
+    """The parts that all mixes share: the model, the sizes of batches, and the baseline at 16x."""
 
     arguments: Mapping[str, Any]
     """Of the model."""
