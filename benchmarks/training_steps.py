@@ -93,13 +93,19 @@ def groups(quick: bool) -> list[Group]:
     """Return all cases. Each group's model is built when it is measured, since all do not fit in memory."""
     nano = Group(
         setup=partial(TokenizerTraining, "nano"),
-        steps={f"tokenizer.nano.{ratio}x": lambda t, ratio=ratio: t.step(ratio, 4) for ratio in RATIOS},
+        steps={
+            f"tokenizer.nano.{ratio}x": partial(TokenizerTraining.step, ratio=ratio, images=4)
+            for ratio in RATIOS
+        },
     )
     own = {"transformer.dit_s": packing.compose_lengths(MIXES["197"], SMALL if quick else MAX_TOKENS)}
     compared = {} if quick else {f"train.transformer.{name}": n for name, n in batches(MAX_TOKENS).items()}
     small = Group(
         setup=partial(TransformerTraining, "dit_s"),
-        steps={name: lambda t, n=lengths: t.step(n) for name, lengths in (own | compared).items()},
+        steps={
+            name: partial(TransformerTraining.step, lengths=lengths)
+            for name, lengths in (own | compared).items()
+        },
     )
     return [nano, small] if quick else [nano, small, *_large()]
 
@@ -111,7 +117,9 @@ def _large() -> list[Group]:
     return [
         Group(
             setup=partial(TokenizerTraining, "cat_c16", ["discriminator.pretrained="]),
-            steps={step(ratio): lambda t, ratio=ratio: t.step(ratio, images) for ratio in RATIOS},
+            steps={
+                step(ratio): partial(TokenizerTraining.step, ratio=ratio, images=images) for ratio in RATIOS
+            },
             totals={"train.tokenizer.mix": {step(ratio): share for ratio, share in SHARES.items()}},
         ),
         Group(
@@ -121,8 +129,11 @@ def _large() -> list[Group]:
         Group(
             setup=partial(Generation, "dit_s"),
             steps={
-                **{f"denoise.{name}": lambda g, n=n: g.denoise(n) for name, n in batches(MAX_TOKENS).items()},
-                **{f"decode.{ratio}x": lambda g, ratio=ratio: g.decode(ratio) for ratio in RATIOS},
+                **{
+                    f"denoise.{name}": partial(Generation.denoise, lengths=n)
+                    for name, n in batches(MAX_TOKENS).items()
+                },
+                **{f"decode.{ratio}x": partial(Generation.decode, ratio=ratio) for ratio in RATIOS},
             },
             totals={
                 **{f"generate.fixed_{f}x": {f"denoise.fixed_{f}x": STEPS, f"decode.{f}x": 1} for f in RATIOS},
@@ -152,8 +163,8 @@ def measure(group: Group, rounds: int) -> Iterator[dict[str, Row]]:
         rows = {name: figures(step, taken[name]) for name, step in steps.items()}
         rows |= {name: total(parts, steps, taken) for name, parts in group.totals.items()}
         for name, row in rows.items():
-            peak = [peaks[part] for part in group.totals.get(name, {name: 1})]
-            row["peak_bytes"] = {"ours": None if None in peak else max(peak)}
+            known = [peak for part in group.totals.get(name, {name: 1}) if (peak := peaks[part]) is not None]
+            row["peak_bytes"] = {"ours": max(known, default=None)}
         yield rows
         if number + 1 >= MIN_ROUNDS and time.perf_counter() - start > LONG:
             return

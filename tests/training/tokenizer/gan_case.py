@@ -98,9 +98,8 @@ def ratio_of(step: int, rank: int, part: int = 0) -> int:
 EVERYTHING = {"r1_weight": 1.0, "r1_every_steps": 3, "lecam_weight": 0.1}
 CASES = (
     Case("zero1", stage=1, saved=True),
-    Case("zero1_onednn", stage=1, linear_backend="onednn", saved=True),
     Case("zero1_small_buckets", stage=1, bucket=2_000),
-    Case("zero2", stage=2),
+    Case("zero2_onednn", stage=2, linear_backend="onednn", saved=True),
     Case("zero2_small_buckets", stage=2, bucket=2_000),
     Case("zero2_checkpointed", stage=2, bucket=2_000, checkpointing=True),
     Case("zero1_regularised_clipped", stage=1, loss=EVERYTHING, max_grad_norm=0.05),

@@ -89,8 +89,8 @@ def test_they_equal_one_undivided_batch_up_to_rounding(name, gans, plain):
 
 def test_unused_blocks_still_decay(gans, plain):
     """Unused blocks get zero gradients, so their moments and weights decay; skipping them would differ."""
-    (state,) = states(gans, BY_NAME["zero2"], "straight")
-    skipped, _ = plain(BY_NAME["zero2"], skip_idle=True)
+    (state,) = states(gans, BY_NAME["zero2_onednn"], "straight")
+    skipped, _ = plain(BY_NAME["zero2_onednn"], skip_idle=True)
     different = {name for name, value in skipped.items() if not torch.equal(state[name], value)}
     for kind in ("weight", "exp_avg", "exp_avg_sq"):
         assert any(name.startswith(f"model.{kind}.decoder.channel_matching.2.") for name in different)
