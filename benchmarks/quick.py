@@ -4,11 +4,12 @@
 
 FLOPs, bytes, numbers of operators, graph breaks, recompiled graphs, the packer's fill, peak memory, and
 registers and spills of the GPU kernels (for the listed versions of Triton). A loss of more than a kind's
-tolerance makes the exit code 1; an improvement asks to update the file. Seconds are printed, not compared.
-`--fast` takes seconds and is also a test; all of it takes four minutes on two cores. `--kernels` compiles the
-GPU kernels only, each for both architectures, with the Triton that Python finds: CONTRIBUTING.md has the
-commands for another version. Collectives per step are compared by tests/training/test_collectives.py, which
-starts two ranks anyway.
+tolerance makes the exit code 1, as does a figure that is new or no longer counted; an improvement asks to
+update the file. Seconds are printed, not compared. `--fast` takes seconds and is also a test; all of it takes
+four minutes on two cores. `--kernels` compiles the GPU kernels only, each for both architectures, with the
+Triton that Python finds: CONTRIBUTING.md has the commands for another version. `--update` compiles for both
+architectures too, writes the file, lists what it accepts, and exits with 0. Collectives per step are compared
+by `make test` only (tests/training/test_collectives.py), which starts two ranks anyway.
 """
 
 import argparse
@@ -17,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gate import expected
-from benchmarks.gate.expected import IMPROVEMENT, LOSS, NEW, Finding
+from benchmarks.gate.expected import FAILURES, IMPROVEMENT, Finding
 from benchmarks.gate.figures import FAST, SLOW
 from benchmarks.static.report import kernels_of
 from cat_fast import console
@@ -64,16 +66,19 @@ def compile_kernels(*, alternate: bool) -> tuple[list[dict[str, Any]], str]:
 
 
 def report(findings: Sequence[Finding]) -> int:
-    """Print all losses, improvements and new figures; return the exit code."""
-    for verdict in (LOSS, NEW, IMPROVEMENT):
+    """Print all findings that differ, and their numbers; return the exit code."""
+    for verdict in (*FAILURES, IMPROVEMENT):
         for finding in findings:
             if finding.verdict == verdict:
                 print(finding.line())
-    counts = {kind: sum(f.verdict == kind for f in findings) for kind in (LOSS, NEW, IMPROVEMENT)}
-    print(f"{len(findings)} figures, {counts[LOSS]} losses, {counts[IMPROVEMENT]} improvements")
-    if counts[IMPROVEMENT]:
-        print(f"figures have improved: record them with {expected.UPDATE}")
-    return 1 if counts[LOSS] or counts[NEW] else 0
+    print(f"{len(findings)} figures: {differences(findings)}")
+    return int(any(finding.verdict in FAILURES for finding in findings))
+
+
+def differences(findings: Sequence[Finding]) -> str:
+    """Return the number of findings by verdict."""
+    counts = Counter(finding.verdict for finding in findings)
+    return ", ".join(f"{counts[verdict]} {verdict}" for verdict in (*FAILURES, IMPROVEMENT))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,22 +93,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         content = expected.read()
         found = {} if given.kernels else count(given.fast)
-        findings = expected.compare(found, content)
+        complete = not (given.fast or given.kernels)
+        findings = expected.compare(found, content, complete=complete)
         if not given.fast:
-            rows, compiler = compile_kernels(alternate=not given.kernels)
+            rows, compiler = compile_kernels(alternate=not (given.kernels or given.update))
             if compiler not in content["compilers"]:
-                print(f"{compiler}: no registers are expected of this version; {expected.UPDATE} adds them")
+                print(f"registers not compared: {expected.FILE.name} lists no {compiler}")
             findings += expected.compare_kernels(rows, compiler, content)
             if given.update:
-                kernels = content["compilers"].setdefault(compiler, {})
-                kernels |= expected.kernel_figures(rows)
+                content["compilers"][compiler] = expected.kernel_figures(rows)
         if given.json:
             write_json(given.json, {"about": {"benchmark": "quick"}, "figures": found})
         code = report(findings)
         if given.update:
-            expected.update(content, found)
-            print(f"wrote {expected.FILE.name}")
+            expected.update(content, found, complete=complete)
+            print(f"wrote {expected.FILE.name}; accepted: {differences(findings)}")
             return 0
+        if any(finding.verdict == IMPROVEMENT for finding in findings):
+            print(f"figures have improved: record them with {expected.UPDATE}")
     except UserError as error:
         console.print_error(error)
         return 2

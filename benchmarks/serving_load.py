@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import io
+import itertools
 import json
 import os
 import random
@@ -58,6 +59,7 @@ RESIDENT_BYTES = 2 << 30
 HEALTH_P99 = 0.1
 SOAK_GROWTH_BYTES = 20_000_000
 SOAK_WORKERS = 4
+SOAK_KINDS = ("valid", "upload", "valid", "cancelled", "valid", "malformed", "valid", "valid", "valid")
 WARM_UP = 16
 """Requests at once before a soak, more than the server has threads for them."""
 DRAIN_SECONDS = 60
@@ -309,7 +311,8 @@ async def soak(server: Server, minutes: float) -> dict[str, Any]:
         await server.ready(client)
         random_requests = Requests(client, 1)
         await random_requests.find_settings()
-        outcomes = {kind: Counter[str]() for kind in ("valid", "upload", "cancelled", "malformed")}
+        outcomes = {kind: Counter[str]() for kind in SOAK_KINDS}
+        kinds = itertools.cycle(SOAK_KINDS)
         running, busy = asyncio.Event(), 0
         begun = time.perf_counter()
 
@@ -321,7 +324,7 @@ async def soak(server: Server, minutes: float) -> dict[str, Any]:
             while time.perf_counter() - begun < 60 * minutes:
                 await running.wait()
                 busy += 1
-                await send(random_requests.rng.choice([*["valid"] * 6, "upload", "cancelled", "malformed"]))
+                await send(next(kinds))
                 busy -= 1
 
         async def sample(minute: float) -> dict[str, Any]:

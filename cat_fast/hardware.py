@@ -1,4 +1,4 @@
-"""Device of a run, known GPUs, errors of exhausted memory, and rounding of matrix products."""
+"""Device of a run, known GPUs, and errors of exhausted memory."""
 
 import os
 from dataclasses import dataclass
@@ -9,10 +9,6 @@ from cat_fast.errors import UserError
 
 GIB = 2**30
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "could not create a memory")
-_BLOCKS = (1, 8, 16, 32, 64)
-_PRODUCTS = ((192, 576), (384, 384), (768, 192))
-"""Inputs and outputs of the layers that `row_invariant_block` tries."""
-_MOST_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -96,34 +92,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return True for an allocation that failed on a CPU or GPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
         fragment in str(error) for fragment in _OUT_OF_MEMORY
-    )
-
-
-def row_invariant_block(dtype: torch.dtype, device: str = "cpu") -> int | None:
-    """Return the block whose multiples, as numbers of rows, round each row alike; None if there is none.
-
-    Libraries choose kernels by the number of rows. 1 means that a row's bits never depend on the others.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for block in _BLOCKS:
-        if all(
-            _rounds_alike(inputs, outputs, block, dtype, device, generator) for inputs, outputs in _PRODUCTS
-        ):
-            return block
-    return None
-
-
-def _rounds_alike(
-    inputs: int, outputs: int, block: int, dtype: torch.dtype, device: str, generator: torch.Generator
-) -> bool:
-    x = torch.randn(_MOST_ROWS, inputs, generator=generator).to(device, dtype)
-    weight = torch.randn(outputs, inputs, generator=generator).to(device, dtype)
-    expected = torch.nn.functional.linear(x, weight)
-    counts = {block, 2 * block, 3 * block, _MOST_ROWS // 2 // block * block} | (
-        {2, 5, 7} if block == 1 else set()
-    )
-    return all(
-        torch.equal(torch.nn.functional.linear(x[-rows:], weight), expected[-rows:])
-        for rows in counts
-        if rows <= _MOST_ROWS
     )

@@ -1,11 +1,11 @@
-"""GPUs are looked up by the exact names that CUDA reports; device of runs; rounding of matrix products."""
+"""GPUs are looked up by the exact names that CUDA reports; device of runs."""
 
 import pytest
 import torch
 
 from cat_fast.complexity.scorers.language_model.loading import choose_device
 from cat_fast.errors import UserError
-from cat_fast.hardware import GPUS, gpu_of, row_invariant_block, run_device_type
+from cat_fast.hardware import GPUS, gpu_of, run_device_type
 from cat_fast.models.device import find_device
 from cat_fast.training.launch import default_ranks
 from cat_fast.training.runtime import step_context
@@ -54,27 +54,6 @@ def test_similar_names_are_not_matched(name):
 def test_every_name_matches_exactly_one_entry():
     for name in GPUS:
         assert [known for known in GPUS if f" NVIDIA {name}".endswith(f" {known}")] == [name]
-
-
-def test_matrix_products_of_this_machine_are_invariant_in_some_block():
-    block = row_invariant_block(torch.float32)
-    assert block in (1, 8, 16, 32, 64)
-    x, weight = torch.randn(8 * block, 384), torch.randn(100, 384)
-    full = torch.nn.functional.linear(x, weight)
-    for rows in range(block, 8 * block, block):
-        assert torch.equal(torch.nn.functional.linear(x[:rows], weight), full[:rows])
-
-
-def test_products_that_depend_on_the_number_of_rows_are_found(monkeypatch):
-    linear = torch.nn.functional.linear
-
-    def sensitive(x, weight):
-        return linear(x, weight) + (1 if len(x) < 32 else 0)
-
-    monkeypatch.setattr(torch.nn.functional, "linear", sensitive)
-    assert row_invariant_block(torch.float32) == 32
-    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, weight: linear(x, weight) + len(x))
-    assert row_invariant_block(torch.float32) is None
 
 
 @pytest.mark.parametrize(

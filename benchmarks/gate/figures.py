@@ -1,9 +1,10 @@
 """Figures of the gate. Names start with their kind, which has a tolerance in `expected.json`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import packing
 from benchmarks.bounds.trace import Trace
@@ -60,20 +61,31 @@ def transformer_step() -> Figures:
 
 def tokenizer_step() -> Figures:
     """Return operators, bytes and peak memory of a training step of the autoencoder, by ratio."""
-    torch.manual_seed(0)
-    model = NestedAutoencoderKL(**VAE)
-    model = nn.Module.to(model, memory_format=torch.channels_last)
-    images = torch.rand(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    model, images = _tokenizer(), _images(2)
     found: Figures = {}
     for ratio in (8, 32):
 
         def run(ratio: int = ratio) -> None:
             model.zero_grad(set_to_none=True)
-            reconstructed, posterior = model.reconstruct(images, ratio, sample_posterior=False)
-            (reconstructed.square().mean() + posterior.kl().mean()).backward()
+            _reconstruct(model, images, ratio).backward()
 
         found |= _step(f"tokenizer_{ratio}x", run)
     return found
+
+
+def _tokenizer() -> NestedAutoencoderKL:
+    torch.manual_seed(0)
+    return nn.Module.to(NestedAutoencoderKL(**VAE), memory_format=torch.channels_last)
+
+
+def _images(count: int) -> Tensor:
+    return torch.rand(count, 3, 64, 64).to(memory_format=torch.channels_last)
+
+
+def _reconstruct(model: NestedAutoencoderKL, images: Tensor, ratio: int) -> Tensor:
+    """Return a loss of the reconstructed images and the posterior."""
+    reconstructed, posterior = model.reconstruct(images, ratio, sample_posterior=False)
+    return reconstructed.square().mean() + posterior.kl().mean()
 
 
 def packer() -> Figures:
@@ -90,23 +102,39 @@ def packer_at_scale() -> Figures:
     }
 
 
-def compilation() -> Figures:
+def transformer_compilation() -> Figures:
     """Return graph breaks, and graphs compiled after the first batch when lengths change."""
+    compiled = torch.compile(packing.build(DIT), backend="aot_eager", dynamic=True)
+
+    def loss(lengths: Sequence[int]) -> Tensor:
+        return compiled(packing.make_batch(lengths, DIT).packed).sample.sum()
+
+    batches = (LENGTHS, [256, 1024, 64, 64], [1024, 64], [64] * 9)
+    return _graphs("transformer", [partial(loss, lengths) for lengths in batches], first=1)
+
+
+def tokenizer_compilation() -> Figures:
+    """Return graph breaks, and graphs compiled after the first batch of each ratio for other batch sizes."""
+    compiled = torch.compile(partial(_reconstruct, _tokenizer()), backend="eager", dynamic=True)
+    batches = [(_images(count), ratio) for count in (2, 3) for ratio in (8, 32)]
+    return _graphs("tokenizer", [partial(compiled, *batch) for batch in batches], first=2)
+
+
+def _graphs(name: str, losses: Sequence[Callable[[], Tensor]], first: int) -> Figures:
+    """Return graph breaks of compiled steps, and the graphs compiled after the `first` ones."""
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    model = packing.build(DIT)
-    compiled = torch.compile(model, backend="aot_eager", dynamic=True)
     graphs = []
-    for lengths in (LENGTHS, [256, 1024, 64, 64], [1024, 64], [64] * 9):
-        compiled(packing.make_batch(lengths, DIT).packed).sample.sum().backward()
+    for loss in losses:
+        loss().backward()
         graphs.append(counters["stats"]["unique_graphs"])
-    found = {
-        "graph_breaks.transformer": float(sum(counters["graph_break"].values())),
-        "recompiles.transformer": float(graphs[-1] - graphs[0]),
-    }
+    breaks = sum(counters["graph_break"].values())
     torch._dynamo.reset()
-    return found
+    return {
+        f"graph_breaks.{name}": float(breaks),
+        f"recompiles.{name}": float(graphs[-1] - graphs[first - 1]),
+    }
 
 
 FAST: Mapping[str, Callable[[], Figures]] = {
@@ -119,7 +147,8 @@ FAST: Mapping[str, Callable[[], Figures]] = {
 SLOW: Mapping[str, Callable[[], Figures]] = {
     "tokenizer_flops": tokenizer_flops,
     "packer_at_scale": packer_at_scale,
-    "compilation": compilation,
+    "transformer_compilation": transformer_compilation,
+    "tokenizer_compilation": tokenizer_compilation,
 }
 """Minutes together with the compilation of the GPU kernels; run by `make bench-quick`."""
 

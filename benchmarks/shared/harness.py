@@ -81,13 +81,13 @@ class Effort:
     min_pairs: int
     max_pairs: int
     seconds: float
-    longest_extra_run: float = math.inf
+    longest_extra_run: float = 10.0
     """Baselines slower than this, in seconds, run in timed turns only: their peak memory is not measured."""
     without: tuple[str, ...] = ()
     """Suffixes of the names of baselines to skip."""
 
 
-FULL = Effort(min_pairs=7, max_pairs=31, seconds=5.0, longest_extra_run=10.0)
+FULL = Effort(min_pairs=7, max_pairs=31, seconds=5.0)
 QUICK = Effort(min_pairs=1, max_pairs=9, seconds=0.3, longest_extra_run=0.4, without=("compile",))
 """Without torch.compile, which takes half a minute to compile."""
 TURN_SECONDS = 0.005

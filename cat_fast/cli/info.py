@@ -33,8 +33,10 @@ def info(
         cat-fast info --json > environment.json
     """
     report = environment()
+    backend, blocks = _row_invariant_blocks()
     report |= {
-        "row_invariant_blocks": _row_invariant_blocks(),
+        "linear_backend": backend,
+        "row_invariant_blocks": blocks,
         "cuda_graphs": _cuda_graphs_line(report["gpus"]),
     }
     if json_output:
@@ -46,7 +48,7 @@ def info(
         facts.add_row(name, installed or Text("not installed", style="yellow"))
     facts.add_row("platform", report["platform"])
     facts.add_row("cpu", Text(_cpu_line(report["cpu"])))
-    facts.add_row("bits", Text(_bits_line(report["row_invariant_blocks"])))
+    facts.add_row("bits", Text(_bits_line(backend, blocks)))
     for line in map(_gpu_line, report["gpus"]):
         facts.add_row("gpu", Text(line))
     if not report["gpus"]:
@@ -87,16 +89,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _row_invariant_blocks() -> dict[str, int | None]:
-    """Return the blocks of rows within which matrix products on this CPU round alike, by dtype."""
+def _row_invariant_blocks() -> tuple[str, dict[str, int | None]]:
+    """Return the library of products that `auto` selects, and its blocks of rows that round alike."""
     import torch
 
-    from cat_fast.hardware import row_invariant_block
+    from cat_fast.kernels.linear.op import resolve, using
+    from cat_fast.kernels.linear.rounding import row_invariant_block
 
-    return {
-        str(dtype).removeprefix("torch."): row_invariant_block(dtype)
-        for dtype in (torch.float32, torch.bfloat16)
-    }
+    backend = resolve("auto")
+    with using(backend):
+        return backend, {
+            str(dtype).removeprefix("torch."): row_invariant_block(dtype)
+            for dtype in (torch.float32, torch.bfloat16)
+        }
 
 
 def _version(package: str) -> str | None:
@@ -134,13 +139,13 @@ def _cpu_line(cpu: dict[str, Any]) -> str:
     return f"{cpu['processor']}; {cpu['threads']} threads; torch uses {cpu['capability']}; {ours}; {features}"
 
 
-def _bits_line(blocks: dict[str, int | None]) -> str:
+def _bits_line(backend: str, blocks: dict[str, int | None]) -> str:
     """State whether bits of an image on this CPU depend on others of its batch."""
     found = [
         f"{dtype} {'dependent' if block is None else f'independent in blocks of {block} rows'}"
         for dtype, block in blocks.items()
     ]
-    return "matrix products of a row and its neighbours: " + ", ".join(found)
+    return f"matrix products of a row and its neighbours, with {backend}: " + ", ".join(found)
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:

@@ -108,9 +108,8 @@ def serve(
         torch.set_num_threads(threads)
     bound = bind(settings)  # a port in use is reported before the models are loaded
     target = find_device(device)
-    service = Service(load_pipeline(pipeline, target, find_dtype(dtype, target)), settings)
     with using(resolve(linear_backend)):
-        code = run(service, bound)
+        code = run(Service(load_pipeline(pipeline, target, find_dtype(dtype, target)), settings), bound)
     if code:
         raise typer.Exit(code)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cat_fast.kernels import backends, library
+from cat_fast.kernels.linear.op import BACKENDS
 from tests.cli.conftest import parse_json
 
 
@@ -18,6 +19,7 @@ def test_json_has_versions_devices_and_every_backend(cat_fast):
     assert len(report["gpus"]) == torch.cuda.device_count()
     assert report["cpu"]["instruction_set"] == library.instruction_set()
     assert report["kernels"] == [asdict(row) for row in backends.report()]
+    assert report["linear_backend"] in BACKENDS
     assert set(report["row_invariant_blocks"]) == {"float32", "bfloat16"}
     assert report["row_invariant_blocks"]["float32"] in (1, 8, 16, 32, 64)
 
@@ -32,6 +34,7 @@ def test_json_has_versions_devices_and_every_backend(cat_fast):
 )
 def test_the_use_of_cuda_graphs_is_stated(cat_fast, monkeypatch, device, gpus, expected):
     monkeypatch.setattr("cat_fast.hardware.run_device_type", lambda: device)
+    monkeypatch.setattr("cat_fast.kernels.linear.op.calibrate", lambda: "mkl")  # time
     found = [{"name": "GPU", "memory_gib": 80.0, "compute_capability": "9.0"}] * gpus
     monkeypatch.setattr("cat_fast.cli.info._gpus", lambda: found)
     assert parse_json(cat_fast("info", "--json"))["cuda_graphs"].startswith(expected)

@@ -1,14 +1,17 @@
 """Linear layers by oneDNN: equal to torch's, with all derivatives, and only where they apply."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from cat_fast import processor
 from cat_fast.errors import UserError
-from cat_fast.kernels.linear import op
+from cat_fast.kernels.linear import op, rounding
 from cat_fast.kernels.linear.layer import Linear
 from cat_fast.kernels.linear.op import linear, resolve, selected, using
+from cat_fast.kernels.linear.rounding import row_invariant_block
 from tests.kernels.onednn import needs_onednn
 
 
@@ -156,3 +159,35 @@ def test_unknown_names_and_a_torch_without_onednn_are_refused(monkeypatch):
     assert resolve("auto") == "mkl"
     with pytest.raises(UserError, match="onednn is not available: torch was built without oneDNN; use mkl"):
         resolve("onednn")
+
+
+@pytest.mark.parametrize("backend", ["mkl", pytest.param("onednn", marks=needs_onednn)])
+def test_products_round_alike_in_some_block(backend):
+    with torch.no_grad(), using(backend):
+        block = row_invariant_block(torch.float32)
+        assert block in (1, 8, 16, 32, 64)
+        x, weight = torch.randn(8 * block, 384), torch.randn(100, 384)
+        full = linear(x, weight)
+        for rows in range(block, 8 * block, block):
+            assert torch.equal(linear(x[:rows], weight), full[:rows])
+
+
+def test_the_block_is_found_once_per_library_dtype_and_number_of_threads(monkeypatch):
+    tried = []
+
+    def sensitive(x, weight, backend):
+        tried.append(backend)
+        return F.linear(x, weight) + (1 if len(x) < 32 else 0)
+
+    monkeypatch.setattr(rounding, "linear", sensitive)
+    monkeypatch.setattr(rounding, "_block", cache(rounding._block.__wrapped__))
+    assert row_invariant_block(torch.float32) == 32
+    count = len(tried)
+    assert set(tried) == {"mkl"}
+    assert row_invariant_block(torch.float32) == 32
+    assert len(tried) == count
+    monkeypatch.setattr(rounding, "selected", lambda: "onednn")
+    assert row_invariant_block(torch.float32) == 32
+    assert set(tried) == {"mkl", "onednn"}
+    monkeypatch.setattr(rounding, "linear", lambda x, weight, backend: F.linear(x, weight) + len(x))
+    assert row_invariant_block(torch.bfloat16) is None

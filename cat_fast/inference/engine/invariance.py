@@ -19,8 +19,6 @@ from cat_fast.inference.engine.stages import Stages
 
 BLOCKS = (16, 32, 64, 128)
 """Numbers of rows that are tried, in order."""
-_MAX_ROWS = 2048
-"""Largest pack of the test, unless a single image is larger."""
 _TEXTS = ("", "sky", "a red house by the sea, with two boats in front of it and a tree behind")
 
 
@@ -51,7 +49,7 @@ def self_test(stages: Stages, max_tokens: int, *, decode_batch: int = 4) -> Inva
 
     Args:
         stages: their `rows`, `decode_batch` and `batched_shapes` are set.
-        max_tokens: row budget of a step; larger row counts are not tried.
+        max_tokens: row budget of a step, which the largest pack that is tried fills.
         decode_batch: largest number of images per call of the decoder.
     """
     samples = probes(stages)
@@ -112,15 +110,18 @@ def _same_bits(stages: Stages, states: Sequence[SamplingState], max_tokens: int)
     packs.append(range(count))
     packs.append(range(count - 1, -1, -1))
     rows_of = [state.passes * state.request.num_tokens for state in states]
-    limit = max([min(max_tokens, _MAX_ROWS), *rows_of])  # so that no pack is empty
-    full = [i % count for i in range(4 * count)]  # as many as fit
-    for members in [*map(list, packs), full]:
+    repeated = [i % count for i in range(count * (1 + max_tokens // sum(rows_of)))]
+    limited = [(members, max_tokens) for members in [*map(list, packs), repeated]]
+    limited += [(repeated, max_tokens // 2), (repeated, max_tokens // 4)]
+    for members, limit in limited:
         kept: list[int] = []
         rows = 0
         for i in members:
             if rows + rows_of[i] <= limit:
                 kept.append(i)
                 rows += rows_of[i]
+        if not kept:
+            continue
         predictions = stages.denoise_step([states[i] for i in kept])
         if not all(torch.equal(predicted, alone[i]) for predicted, i in zip(predictions, kept, strict=True)):
             return False

@@ -22,13 +22,14 @@ from cat_fast.generator.step_pack import Filling
 from cat_fast.generator.text_cache import TextCache
 from cat_fast.inference.engine.pace import HostPace
 from cat_fast.inference.engine.request import EngineRequest
+from cat_fast.kernels.linear.rounding import row_invariant_block
 from cat_fast.packing import PackedSequence
 from cat_fast.tokenizer.autoencoder import NestedAutoencoderKL
 from cat_fast.tokenizer.pipeline_config import upcast
 
 ROWS = 16
-"""Block whose multiples, as numbers of rows, round each row of an fp32 matrix product alike with MKL,
-OpenBLAS and oneDNN. MKL and OpenBLAS take another path below 16 rows. `invariance.self_test` checks it."""
+"""Smallest block that steps are filled up to: fp32 matrix products of MKL and OpenBLAS take another path
+below 16 rows, and element-wise kernels another one below a vector."""
 TEXT_BYTES = 16 << 20
 _NOT_FINITE = (
     "a latent contains NaN or infinite values; lower guidance_scale, or check the pipeline's weights"
@@ -52,7 +53,8 @@ class Stages:
 
     Args:
         pipeline: a `CATPipeline`.
-        rows: sequences and tokens of a step are filled up to multiples of this.
+        rows: sequences and tokens of a step are filled up to multiples of this; by default a block in which
+            the matrix products of this machine round alike. `invariance.self_test` tries it with the models.
         decode_batch: images per call of the decoder; by default 8 on a GPU, else 1, because convolutions on
             the CPU gain nothing from batches.
         buckets: fill steps up to a few sizes; by default on a GPU, where they are captured as CUDA graphs.
@@ -62,13 +64,13 @@ class Stages:
         self,
         pipeline: Models,
         *,
-        rows: int = ROWS,
+        rows: int | None = None,
         decode_batch: int | None = None,
         buckets: bool | None = None,
     ) -> None:
         self.pipeline = pipeline
-        self.rows = rows
         self.device = pipeline._execution_device
+        self.rows = rows or _row_block(pipeline.transformer.dtype, self.device)
         on_gpu = self.device.type == "cuda"
         self.buckets = on_gpu if buckets is None else buckets
         self.captured = captured_step(pipeline.transformer) if on_gpu and self.buckets else None
@@ -177,3 +179,9 @@ class Stages:
                 )
             images += decoded
         return images
+
+
+def _row_block(dtype: torch.dtype, device: torch.device) -> int:
+    """Return a block of rows in which products round alike, ROWS if there is none."""
+    found = row_invariant_block(dtype) if device.type == "cpu" else None
+    return max(ROWS, found or ROWS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cat_fast.inference.engine import invariance
+from cat_fast.inference.engine import stages as module
 from cat_fast.inference.engine.invariance import BLOCKS, self_test
 from cat_fast.inference.engine.stages import Stages
 
@@ -16,9 +16,25 @@ def test_bits_are_independent_on_this_machine(pipeline):
     assert found.to_json()["dtype"] == "float32"
 
 
-def test_images_larger_than_the_packs_of_the_test(pipeline, monkeypatch):
-    monkeypatch.setattr(invariance, "_MAX_ROWS", 8)
-    assert self_test(Stages(pipeline), 200, decode_batch=1).independent
+@pytest.mark.parametrize(("found", "rows"), [(1, 16), (8, 16), (32, 32), (64, 64), (None, 16)])
+def test_steps_are_filled_up_to_the_block_of_this_machine(pipeline, monkeypatch, found, rows):
+    monkeypatch.setattr(module, "row_invariant_block", lambda dtype: found)
+    assert Stages(pipeline).rows == rows
+    assert Stages(pipeline, rows=8).rows == 8
+
+
+@pytest.mark.parametrize("max_tokens", [2, 8, 3000])
+def test_the_largest_pack_of_the_test_fills_the_row_budget(pipeline, max_tokens):
+    seen = []
+
+    class Recording(Stages):
+        def denoise_step(self, states):
+            seen.append(sum(state.passes * state.request.num_tokens for state in states))
+            return super().denoise_step(states)
+
+    assert self_test(Recording(pipeline), max_tokens, decode_batch=1).independent
+    assert 0.9 * max_tokens < max(seen) <= max_tokens
+    assert min(seen) > 0
 
 
 def test_only_shapes_that_were_tested_are_decoded_in_batches(pipeline):
