@@ -37,6 +37,7 @@ import psutil
 
 from benchmarks.shared import machine
 from benchmarks.shared.committed import NAME, machine_slug, newest, read
+from benchmarks.shared.program import differences
 from cat_fast import console
 from cat_fast.data.files import write_json
 from cat_fast.errors import UserError
@@ -250,10 +251,7 @@ def _run(job: Job, out: Path, about: Mapping[str, Any], before: Mapping[str, Any
 
 def _is_from(part: Path, about: Mapping[str, Any]) -> bool:
     """Return True if an unfinished file was measured on this machine, at this commit."""
-    if not part.exists():
-        return False
-    found = read(part).get("about", {})
-    return all(found.get(name) == value for name, value in about.items())
+    return part.exists() and not differences(read(part), about)
 
 
 def _execute(command: Sequence[str], log: Path) -> int:

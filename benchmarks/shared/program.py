@@ -118,14 +118,18 @@ def _kept(path: Path | None, benchmark: str, effort: harness.Effort) -> dict[str
     if not path.exists():
         return {}
     found = json.loads(path.read_text())
-    described = {"benchmark": benchmark, "effort": vars(effort), **machine.describe()}
-    now = json.loads(json.dumps(harness.rounded(described)))
-    differing = [name for name, value in now.items() if found["about"].get(name) != value]
-    if differing:
+    now = {"benchmark": benchmark, "effort": vars(effort), **machine.describe()}
+    if differing := differences(found, now):
         raise UserError(
             f"--keep: {path} was measured with another {', '.join(differing)}; measure again without --keep"
         )
     return found
+
+
+def differences(found: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of the entries of `now` that the file's description of its run does not have."""
+    written = json.loads(json.dumps(harness.rounded(now)))
+    return [name for name, value in written.items() if found.get("about", {}).get(name) != value]
 
 
 def _merged(kept: Mapping[str, Any], written: dict[str, Any], order: Iterable[str]) -> dict[str, Any]:
