@@ -7,8 +7,8 @@ have shapes but no memory, in the sizes of a published configuration. A mode of 
 that write to the device, and fails where the host would wait for it. Clipping, AdamW and averages are also
 counted in two usual forms: with `foreach`, torch's default on GPUs, in which each makes one call for many
 tensors, and with a call per tensor. Neither has a guard. One call for many tensors is one or several kernels
-on a GPU, so these are not numbers of kernels. The backward pass does not differ. The presets use ZeRO 2, whose
-optimizer in DeepSpeed runs on flat buffers: this is the tail of `zero_optimization.stage: 0`.
+on a GPU, so these are not numbers of kernels. The backward pass does not differ. The presets use ZeRO 2,
+whose optimizer runs on flat buffers: this is the tail without ZeRO.
 """
 
 import sys
@@ -72,7 +72,7 @@ def tail(weights: Weights) -> dict[str, Callable[[], object]]:
 
 
 def usual_tail(weights: Weights, *, foreach: bool) -> dict[str, Callable[[], object]]:
-    """Return clipping, AdamW and averages in torch's calls: for many tensors if `foreach`, else per tensor."""
+    """Return clipping, AdamW and averages by torch, with calls for many tensors if `foreach`."""
     parameters = list(weights.all)
     averaged = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, foreach=foreach)

@@ -27,6 +27,12 @@ TOKENIZER_IMAGES, TOKENS = 8, 16_384
 """Images of a rank's step of the tokenizer, and tokens of a rank's step of the transformer."""
 GENERATING = "generating, 250 steps with guidance"
 TRAINING_TOKENIZER, TRAINING_TRANSFORMER = "training the tokenizer", "training the transformer"
+MEASURED_STEPS = {
+    TRAINING_TOKENIZER: ("train.tokenizer", "CAT's tokenizer"),
+    TRAINING_TRANSFORMER: ("train.transformer", "DiT-S/2"),
+    GENERATING: ("generate", "DiT-S/2"),
+}
+"""Cases of `benchmarks.training_steps`, and the model that they measure."""
 STATES = "weights, gradients, AdamW, EMA, MiB"
 Figures = Iterator[tuple[str, float]]
 
@@ -166,9 +172,9 @@ def _measured_steps(results: Results) -> Iterator[tuple[str, dict[str, dict[str,
     if results.path("training_steps") is None:
         return
     _, content = results.read("training_steps")
-    where = f"measured on {machine_slug(content['about'])}"
+    machine = machine_slug(content["about"])
     columns = {**{f"fixed_{ratio}x": f"{ratio}x" for ratio in costs.RATIOS}, "mix": "CAT"}
-    for use, prefix in ((TRAINING_TRANSFORMER, "train.transformer"), (GENERATING, "generate")):
+    for use, (prefix, model) in MEASURED_STEPS.items():
         cases = {
             column: content["cases"][f"{prefix}.{name}"]
             for name, column in columns.items()
@@ -176,12 +182,8 @@ def _measured_steps(results: Results) -> Iterator[tuple[str, dict[str, dict[str,
         }
         if not cases:
             continue
+        where = f"measured on {machine} with {model}"
         figures = {f"{where}, ms": {column: 1e3 / case["rates"]["images"] for column, case in cases.items()}}
-        peaks = {
-            column: case["peak_bytes"]["ours"] / 2**20
-            for column, case in cases.items()
-            if "peak_bytes" in case
-        }
-        if peaks:
-            figures[f"{where}, MiB of the step"] = peaks
-        yield use, figures
+        peaks = {column: case.get("peak_bytes", {}).get("ours") for column, case in cases.items()}
+        known = {column: peak / 2**20 for column, peak in peaks.items() if peak is not None}
+        yield use, figures | ({f"{where}, MiB of the step": known} if known else {})

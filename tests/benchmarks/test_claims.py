@@ -148,7 +148,7 @@ def test_measured_steps_of_fixed_ratios_are_shown_where_they_exist(tmp_path, nam
     found = dict(comparison._measured_steps(Results(tmp_path)))
     times = {"16x": 250.0, "CAT": 250.0}
     peaks = {"16x": 3.0, "CAT": 3.0}
-    where = "measured on amd-epyc-2t"
+    where = "measured on amd-epyc-2t with DiT-S/2"
     assert found == (
         {"training the transformer": {f"{where}, ms": times, f"{where}, MiB of the step": peaks}}
         if names
