@@ -6,8 +6,9 @@ from functools import cache
 from typing import Any
 
 from benchmarks.bounds.data_sheets import Assumptions, DataSheet, read_sheets
-from benchmarks.bounds.steps import CONFIGS, dit_step, transformer, vae_step
+from benchmarks.bounds.steps import CONFIGS, dit_step, predicted_seconds, transformer, vae_step
 from benchmarks.cluster.zero import BUCKET, FP32, resident_elements
+from benchmarks.efficiency.costs import transformer_activation_bytes
 from benchmarks.packing import compose_lengths
 from benchmarks.shared.mixes import MAX_TOKENS, MIXES
 from cat_fast.data.sampling.cost_table import Cost, CostTable
@@ -144,7 +145,6 @@ def measured_on(table: CostTable, gpus: Collection[str], source: str) -> str:
 class _Counted:
     """Counted work of a run: operators of a batch by ratio, and what it holds in memory."""
 
-    dtype: str
     images: int
     calls: Mapping[int, Sequence[Any]]
     update: Sequence[Any]
@@ -156,8 +156,7 @@ class _Counted:
 
 def _predicted(counted: _Counted, sheet: DataSheet, shares: Assumptions) -> Work:
     def seconds(calls: Sequence[Any]) -> float:
-        reached = shares.matrix_share, shares.memory_share
-        return sum(sheet.seconds(call.flops, call.moved, counted.dtype, *reached) for call in calls)
+        return predicted_seconds(calls, sheet, shares)
 
     return Work(
         engines=counted.engines,
@@ -185,7 +184,6 @@ def _tokenizer() -> _Counted:
         activations = {ratio: _activations(workload, ratio) for ratio in RATIOS}
         frozen = sum(tensor.nbytes for tensor in workload.frozen)
     return _Counted(
-        dtype=steps[8].dtype,
         images=images,
         calls={ratio: [call for call in step.calls if call.name != "adamw"] for ratio, step in steps.items()},
         update=[call for call in steps[8].calls if call.name == "adamw"],
@@ -207,12 +205,8 @@ def _activations(workload: Workload, ratio: int) -> Activations:
 def _transformer() -> _Counted:
     step = dit_step("dit", TRANSFORMER, compose_lengths(MIXES["197"], MAX_TOKENS), 1)
     model = transformer(TRANSFORMER)
-    config = model.config
-    # What a block keeps per token and feature in bf16: norms, q, k, v, attention, projections, and the MLP's
-    # hidden layer twice.
-    kept = 34 * UNIT_TOKENS * config.hidden_size * config.depth
+    kept = transformer_activation_bytes(model, UNIT_TOKENS)
     return _Counted(
-        dtype=step.dtype,
         images=MAX_TOKENS // UNIT_TOKENS,
         calls={16: [call for call in step.calls if call.name != "adamw"]},
         update=[call for call in step.calls if call.name == "adamw"],
